@@ -1,0 +1,37 @@
+# make demo | test | lint | clean. Every target makes .venv itself; a second call installs nothing.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+DEMO   ?= runs/demo
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test lint format clean install
+
+install: $(STAMP)
+
+# The stamp is younger than what it depends on exactly when the installation is up to date.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test,report]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(RUN) -m launch.build_dataset --dataset=digits --data_dir=$(DEMO)/data
+	$(RUN) -m launch.pretrain --config=configs/demo.py --config.data.path=$(DEMO)/data/digits/1.0.0 --workdir=$(DEMO)/conclugen
+	$(RUN) -m launch.probe --workdir=$(DEMO)/conclugen --output=$(DEMO)/label_efficiency
+
+test: $(STAMP)
+	$(RUN) -m pytest
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(STAMP)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .coverage

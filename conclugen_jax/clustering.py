@@ -1,0 +1,181 @@
+"""k-means on the device: queue of fused vectors, initial centroids, Lloyd iterations (method section 3, Eq. 8-9).
+
+No gradient flows through anything here.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from conclugen_jax.losses import unit_rows
+
+METRICS = ("cosine", "euclidean")
+INITIALISATIONS = ("random", "kmeans++", "warm")
+
+
+class KMeans(NamedTuple):
+    """Result of k-means.
+
+    Attributes:
+      centroids: [num_clusters, dim], means of the raw (not normalised) points of each cluster.
+      assignments: int32 [n], the clusters that the centroids are the means of.
+      iterations: int32 scalar, Lloyd iterations done.
+    """
+
+    centroids: jax.Array
+    assignments: jax.Array
+    iterations: jax.Array
+
+
+def push(queue: jax.Array, fused: jax.Array) -> jax.Array:
+    """Put a batch at the front of the queue and drop the oldest rows.
+
+    Args:
+      queue: [length, dim], newest rows first.
+      fused: [n, dim], n <= length.
+
+    Returns:
+      [length, dim].
+    """
+    if queue.ndim != 2 or fused.ndim != 2 or queue.shape[1] != fused.shape[1] or fused.shape[0] > queue.shape[0]:
+        raise ValueError(f"push needs a queue [length >= n, dim] for rows [n, dim], got {queue.shape} and {fused.shape}")
+    return jnp.concatenate([fused, queue[: queue.shape[0] - fused.shape[0]]])
+
+
+def initial_centroids(
+    key: jax.Array,
+    points: jax.Array,
+    num_clusters: int,
+    *,
+    method: str = "random",
+    metric: str = "cosine",
+    previous: jax.Array | None = None,
+) -> jax.Array:
+    """Centroids that Lloyd starts from.
+
+    Args:
+      key: random key; the same on all devices, so that all start alike.
+      points: [n, dim], n >= num_clusters.
+      num_clusters: number of centroids.
+      method: ``random`` (distinct rows, as the authors' code at every step), ``kmeans++`` (rows drawn one by one in
+        proportion to their distance from the nearest centroid so far), or ``warm`` (``previous``, and random rows
+        as long as those are all zero).
+      metric: ``cosine`` or ``euclidean``; concerns ``kmeans++``.
+      previous: [num_clusters, dim]; needed for ``warm``.
+
+    Returns:
+      [num_clusters, dim].
+    """
+    if method not in INITIALISATIONS:
+        raise ValueError(f"method must be one of {INITIALISATIONS}, got {method!r}")
+    if points.shape[0] < num_clusters:
+        raise ValueError(f"{num_clusters} clusters need as many points, got points of shape {points.shape}")
+    points = jax.lax.stop_gradient(points)
+    if method == "kmeans++":
+        return _plus_plus(key, points, num_clusters, metric)
+    rows = jax.random.choice(key, points.shape[0], (num_clusters,), replace=False)
+    if method == "warm":
+        return jnp.where(jnp.any(previous != 0), previous, points[rows])
+    return points[rows]
+
+
+def lloyd(
+    points: jax.Array,
+    init_centroids: jax.Array,
+    *,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    metric: str = "cosine",
+    weights: jax.Array | None = None,
+) -> KMeans:
+    """Lloyd's algorithm.
+
+    Each iteration assigns every point to its nearest centroid (highest cosine similarity, or least squared
+    distance), then moves each centroid to the mean of its raw points. A centroid without points becomes the zero
+    vector, whose cosine similarity with every point is 0: it wins points back once all other similarities are
+    negative. Ties go to the lowest index.
+
+    Args:
+      points: [n, dim].
+      init_centroids: [num_clusters, dim].
+      max_iterations: at most so many iterations; >= 1.
+      tolerance: stop once the squared shifts of all centroids sum to at most this.
+      metric: ``cosine`` or ``euclidean``.
+      weights: [n], >= 0, how much each point counts in the means; ``None``: 1 each.
+
+    Returns:
+      KMeans(centroids, assignments, iterations). The assignments are those made just before the last move.
+
+    Raises:
+      ValueError: shapes that do not fit together, an unknown metric, or no iteration.
+    """
+    if points.ndim != 2 or init_centroids.ndim != 2 or points.shape[1] != init_centroids.shape[1]:
+        raise ValueError(
+            f"lloyd needs points [n, dim] and centroids [num_clusters, dim], got {points.shape} and {init_centroids.shape}"
+        )
+    if metric not in METRICS or max_iterations < 1:
+        raise ValueError(f"lloyd needs a metric of {METRICS} and max_iterations >= 1, got {metric!r}, {max_iterations}")
+    if weights is not None and weights.shape != points.shape[:1]:
+        raise ValueError(f"lloyd: weights must be [{points.shape[0]}], got {weights.shape}")
+    points, centroids = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (points, init_centroids))
+    weights = jnp.ones(points.shape[0]) if weights is None else weights
+    compared = unit_rows(points) if metric == "cosine" else points
+
+    def iterate(carry):
+        centroids, _, iterations, _ = carry
+        assignments = nearest(compared, centroids, metric=metric)
+        moved = _weighted_means(points, weights, assignments, centroids.shape[0])
+        shift = jnp.sum(jnp.square(moved - centroids))
+        return moved, assignments, iterations + 1, shift
+
+    def unfinished(carry):
+        _, _, iterations, shift = carry
+        return (iterations < max_iterations) & (shift > tolerance)
+
+    start = (centroids, jnp.zeros(points.shape[0], jnp.int32), jnp.int32(0), jnp.float32(jnp.inf))
+    centroids, assignments, iterations, _ = jax.lax.while_loop(unfinished, iterate, start)
+    return KMeans(centroids, assignments, iterations)
+
+
+def nearest(points: jax.Array, centroids: jax.Array, *, metric: str) -> jax.Array:
+    """Index of the nearest centroid of each point: [n, dim], [num_clusters, dim] -> int32 [n].
+
+    With ``cosine`` the points' lengths do not matter, so they need not be normalised.
+    """
+    if metric == "cosine":
+        scores = points @ unit_rows(centroids).T
+    else:
+        scores = points @ centroids.T - 0.5 * jnp.sum(jnp.square(centroids), axis=1)[None, :]
+    return jnp.argmax(scores, axis=1).astype(jnp.int32)
+
+
+def _weighted_means(points, weights, assignments, num_clusters):
+    member = (assignments[:, None] == jnp.arange(num_clusters)[None, :]) * weights[:, None]
+    # "highest": a mean must not be rounded to TF32 or bfloat16; these products are tiny.
+    sums = jnp.matmul(member.T, points, precision="highest")
+    counts = member.sum(axis=0)[:, None]
+    return jnp.where(counts > 0, sums / jnp.where(counts > 0, counts, 1), 0)
+
+
+def _plus_plus(key, points, num_clusters, metric):
+    compared = unit_rows(points) if metric == "cosine" else points
+    n = points.shape[0]
+
+    def distances(row):
+        if metric == "cosine":
+            return jnp.maximum(1 - compared @ compared[row], 0)
+        return jnp.sum(jnp.square(compared - compared[row][None, :]), axis=1)
+
+    def draw(carry, key):
+        nearest_distance, row = carry
+        nearest_distance = jnp.minimum(nearest_distance, distances(row))
+        # All points at distance zero: any row is as good as any other.
+        logits = jnp.log(jnp.where(jnp.any(nearest_distance > 0), nearest_distance, 1.0))
+        next_row = jax.random.categorical(key, logits)
+        return (nearest_distance, next_row), row
+
+    keys = jax.random.split(key, num_clusters + 1)
+    first = jax.random.randint(keys[0], (), 0, n)
+    _, rows = jax.lax.scan(draw, (jnp.full(n, jnp.inf), first), keys[1:])
+    return points[rows]

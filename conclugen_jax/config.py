@@ -1,0 +1,213 @@
+"""Configurations as data: JSON in and out, differences between two, and refusal of impossible values.
+
+A configuration is an ``ml_collections.ConfigDict``; which keys exist is declared by the configuration files, not here.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from conclugen_jax import clustering, optimizer
+from conclugen_jax.errors import ConclugenError
+
+CHOICES = {
+    "precision": ("float32", "tensorfloat32", "bfloat16"),
+    "data.tier": ("auto", "device", "host", "shards"),
+    "data.verify": ("hash", "size"),
+    "model.projection_sharing": ("shared", "separate"),
+    "loss.reduction": ("sum", "mean"),
+    "loss.contrastive_pairs": ("all", "circle"),
+    "loss.clustering_target": ("joint", "individual"),
+    "clustering.queue_reset": ("epoch", "never"),
+    "clustering.initialisation": clustering.INITIALISATIONS,
+    "clustering.metric": clustering.METRICS,
+    "optimizer.name": optimizer.OPTIMIZERS,
+    "schedule.granularity": ("epoch", "step"),
+    "downstream.protocol": ("linear_evaluation", "supervised"),
+    "downstream.class_weights": ("inverse_frequency", "none"),
+}
+
+# key -> (least, most) value allowed, both included; None: no bound.
+RANGES = {
+    "seed": (0, 2**31 - 1),
+    "data.device_table_gib": (0, None),
+    "data.host_table_gib": (0, None),
+    "model.representation_dim": (8, None),
+    "model.projection_dim": (1, None),
+    "model.reconstruction_dim": (1, None),
+    "model.norm_momentum": (0, 1),
+    "model.norm_epsilon": (1e-12, None),
+    "loss.contrastive_weight": (0, None),
+    "loss.clustering_weight": (0, None),
+    "loss.reconstruction_weight": (0, None),
+    "loss.contrastive_margin": (0, 10),
+    "loss.clustering_margin": (0, 10),
+    "clustering.num_clusters": (2, None),
+    "clustering.start_epoch": (0, None),
+    "clustering.queue_batches": (0, None),
+    "clustering.max_iterations": (1, None),
+    "clustering.tolerance": (0, None),
+    "optimizer.learning_rate": (0, 1e3),
+    "optimizer.weight_decay": (0, None),
+    "optimizer.b1": (0, 0.999999),
+    "optimizer.b2": (0, 0.9999999),
+    "optimizer.eps": (1e-16, None),
+    "schedule.warmup_epochs": (0, None),
+    "schedule.warmup_start": (0, 1),
+    "schedule.period_epochs": (1, None),
+    "schedule.period_multiplier": (1, 1000),
+    "schedule.minimum": (0, None),
+    "train.batch_size": (2, None),
+    "train.num_epochs": (1, None),
+    "train.steps_per_dispatch": (1, None),
+    "train.log_every_steps": (1, None),
+    "checkpoint.every_epochs": (1, None),
+    "checkpoint.keep_newest": (1, None),
+    "checkpoint.keep_best": (0, None),
+    "downstream.dropout_rate": (0, 0.999),
+    "downstream.threshold": (0, 1),
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse values that are impossible whatever the data: each message names key, value and what is allowed.
+
+    Raises:
+      ConclugenError: the first such value.
+    """
+    flat = dict(flatten(config.to_dict()))
+    for key, allowed in CHOICES.items():
+        if flat[key] not in allowed:
+            raise ConclugenError(f"config.{key} is {flat[key]!r}; it must be one of {', '.join(map(repr, allowed))}")
+    for key, (least, most) in RANGES.items():
+        value = flat[key]
+        # "not (a <= b)" also refuses NaN.
+        if not (least <= value and (most is None or value <= most)):
+            bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+            raise ConclugenError(f"config.{key} is {value}; it must be {bounds}")
+    if not config.data.modalities or len(set(config.data.modalities)) != len(config.data.modalities):
+        raise ConclugenError(
+            f"config.data.modalities is {tuple(config.data.modalities)}; name at least one modality, each once"
+        )
+    if not config.data.path:
+        raise ConclugenError(
+            "config.data.path is empty; name the folder of a built data set, --config.data.path=DATA_DIR/NAME/VERSION "
+            "(python -m launch.build_dataset makes one)"
+        )
+    if config.model.representation_dim % 8:
+        raise ConclugenError(
+            f"config.model.representation_dim is {config.model.representation_dim}; it must be a multiple of 8"
+        )
+
+
+def check_objective(config: ConfigDict) -> None:
+    """Refuse an objective that cannot be trained: no term, or a contrastive term on one modality."""
+    weights = config.loss.contrastive_weight, config.loss.clustering_weight, config.loss.reconstruction_weight
+    if not any(weights):
+        raise ConclugenError(
+            "config.loss: all three weights are 0, so there is nothing to train; raise one of contrastive_weight, "
+            "clustering_weight, reconstruction_weight"
+        )
+    if config.loss.contrastive_weight and len(config.data.modalities) < 2:
+        raise ConclugenError(
+            f"config.data.modalities is {tuple(config.data.modalities)}: the contrastive loss needs two modalities; "
+            "name another or set config.loss.contrastive_weight=0"
+        )
+
+
+def check_model(config: ConfigDict) -> None:
+    """Refuse a bottleneck for a modality that is not trained on, unless it is the default that simply does not apply."""
+    unknown = set(config.model.bottleneck) - set(config.data.modalities) - {"audio"}
+    if unknown:
+        raise ConclugenError(
+            f"config.model.bottleneck names {min(unknown)!r}, which is not among config.data.modalities "
+            f"{tuple(config.data.modalities)}; remove it"
+        )
+
+
+def check_batches(config: ConfigDict, *, num_examples: int, num_devices: int) -> None:
+    """Refuse a batch that the devices cannot share or that the split cannot fill."""
+    batch_size = config.train.batch_size
+    if batch_size % num_devices:
+        lower = batch_size // num_devices * num_devices
+        near = f"{lower} or {lower + num_devices}" if lower else f"{num_devices}"
+        raise ConclugenError(
+            f"config.train.batch_size is {batch_size}, which {num_devices} devices cannot share equally; set it to {near}"
+        )
+    if batch_size > num_examples:
+        raise ConclugenError(
+            f"config.train.batch_size is {batch_size} but the split {config.data.train_split!r} has only {num_examples} "
+            f"usable examples; set it to at most {num_examples // num_devices * num_devices}"
+        )
+
+
+def check_clustering(config: ConfigDict, *, steps_per_epoch: int) -> None:
+    """Refuse clustering that could never take part, or that has fewer points than clusters."""
+    if not config.loss.clustering_weight:
+        return
+    section = config.clustering
+    if section.queue_reset == "epoch" and section.queue_batches >= steps_per_epoch:
+        raise ConclugenError(
+            f"config.clustering.queue_batches is {section.queue_batches} but an epoch has only {steps_per_epoch} steps, so "
+            "the queue, emptied at each epoch, would never count; set it lower or config.clustering.queue_reset='never'"
+        )
+    points = (section.queue_batches + 1) * config.train.batch_size
+    if points < section.num_clusters:
+        raise ConclugenError(
+            f"config.clustering.num_clusters is {section.num_clusters} but k-means sees only {points} points (queue and "
+            "batch); set fewer clusters or a larger batch"
+        )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf, tuples as lists."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The whole configuration as indented JSON, keys sorted."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str, source: str) -> ConfigDict:
+    """Read :func:`to_json`'s output; nothing in it is executed.
+
+    Args:
+      text: the JSON.
+      source: its file, for messages.
+
+    Raises:
+      ConclugenError: not JSON, or not an object of sections.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ConclugenError(f"{source}: not valid JSON at line {e.lineno}: {e.msg}; restore the file or use a new workdir") from e
+    if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict) or not isinstance(tree.get("data"), dict):
+        raise ConclugenError(f"{source}: not the configuration of a run; it needs the sections 'data' and 'model'")
+    return ConfigDict(_lists_to_tuples(tree)).lock()
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """One line ``key: old -> new`` for every key whose value differs or that only one side has."""
+    before, after = dict(flatten(old.to_dict())), dict(flatten(new.to_dict()))
+    missing = "(absent)"
+    return [
+        f"config.{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
+        for key in sorted({*before, *after})
+        if before.get(key, missing) != after.get(key, missing)
+    ]
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _lists_to_tuples(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_lists_to_tuples(v) for v in value)
+    return value

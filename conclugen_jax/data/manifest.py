@@ -1,0 +1,210 @@
+"""The manifest beside the shards: what the files must be, what the columns mean, statistics of the features."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax.data.sources import LABEL_KINDS, LabelSpec
+from conclugen_jax.errors import ConclugenError
+
+FILE = "manifest.json"
+FORMAT = "conclugen_jax features"
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Content of ``manifest.json``.
+
+    Attributes:
+      name: of the data set.
+      version: of the data set.
+      description: one sentence.
+      licence: of the data.
+      modalities: modality -> size of its feature vector.
+      label: kind and names of the labels.
+      splits: split -> {num_examples, present: {modality: count}, label_counts: [count per class or label]}.
+      statistics: modality -> {mean, std}, each a list [dim], over the rows of the first split that have the modality.
+      files: file name -> {sha256, bytes, records}; ``records`` only for shards.
+      source: where the examples came from, with their fingerprint.
+    """
+
+    name: str
+    version: str
+    description: str
+    licence: str
+    modalities: dict[str, int]
+    label: LabelSpec
+    splits: dict[str, dict[str, Any]]
+    statistics: dict[str, dict[str, list[float]]]
+    files: dict[str, dict[str, Any]]
+    source: dict[str, Any]
+
+    def to_json(self) -> str:
+        """JSON text of the manifest."""
+        tree = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return json.dumps(tree, indent=1) + "\n"
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest, and through the hashes in it of every file of the data set."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def standardization(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and divisor of each feature, float32 [dim] each; a column that never varies is divided by 1.
+
+        A deviation at the level of rounding (1e-6 of the mean's size) counts as constant.
+        """
+        mean = np.asarray(self.statistics[modality]["mean"], np.float64)
+        std = np.asarray(self.statistics[modality]["std"], np.float64)
+        scale = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, 1.0)
+        return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def read(folder: str | Path) -> Manifest:
+    """Read the manifest of a built data set.
+
+    Raises:
+      ConclugenError: there is none, or it is not a manifest of this format.
+    """
+    mend = "name the folder DATA_DIR/NAME/VERSION that python -m launch.build_dataset printed"
+    return read_file(Path(folder) / FILE, missing=mend)
+
+
+def read_file(path: Path, *, missing: str) -> Manifest:
+    """Read a manifest by its file name.
+
+    Args:
+      path: of the JSON file.
+      missing: the way out if there is no such file, for the message.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConclugenError(f"{path}: no such file; {missing}") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConclugenError(f"{path}: cannot be read ({e}); build the data set anew") from e
+    try:
+        tree = json.loads(text)
+        if tree["format"] != FORMAT or tree["format_version"] != FORMAT_VERSION:
+            raise ConclugenError(
+                f"{path}: format {tree['format']!r} version {tree['format_version']}, expected {FORMAT!r} version "
+                f"{FORMAT_VERSION}; build the data set anew with this release"
+            )
+        fields = {field.name: tree[field.name] for field in dataclasses.fields(Manifest)}
+        fields["label"] = LabelSpec(tree["label"]["kind"], tuple(tree["label"]["names"]))
+        manifest = Manifest(**fields)
+        _check(manifest)
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as e:
+        raise ConclugenError(f"{path}: damaged manifest ({type(e).__name__}: {e}); build the data set anew") from e
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    if manifest.label.kind not in LABEL_KINDS:
+        raise ValueError(f"label kind {manifest.label.kind!r}")
+    for modality, dim in manifest.modalities.items():
+        for statistic in ("mean", "std"):
+            values = np.asarray(manifest.statistics[modality][statistic], np.float64)
+            if values.shape != (dim,) or not np.isfinite(values).all():
+                raise ValueError(f"{statistic} of {modality!r} is not {dim} finite numbers")
+    for name, facts in manifest.files.items():
+        if Path(name).name != name or not isinstance(facts["bytes"], int) or len(facts["sha256"]) != 64:
+            raise ValueError(f"entry of file {name!r}")
+    for facts in manifest.splits.values():
+        if facts["num_examples"] < 0 or set(facts["present"]) != set(manifest.modalities):
+            raise ValueError("counts of a split")
+
+
+def verify(folder: str | Path, manifest: Manifest, *, level: str = "hash") -> None:
+    """Compare every file with the manifest.
+
+    Args:
+      folder: of the data set.
+      manifest: as read from it.
+      level: ``size`` (existence and size) or ``hash`` (also SHA-256).
+
+    Raises:
+      ConclugenError: the first file that is missing, of another size, or changed.
+    """
+    rebuild = "restore it from a copy or build the data set anew with --overwrite"
+    for name, expected in manifest.files.items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise ConclugenError(f"{path}: file is missing; {rebuild}")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise ConclugenError(f"{path}: {size} bytes, the manifest says {expected['bytes']}; {rebuild}")
+    if level == "hash":
+        for name, expected in manifest.files.items():
+            path = Path(folder) / name
+            if sha256(path) != expected["sha256"]:
+                raise ConclugenError(f"{path}: content differs from the manifest (SHA-256); {rebuild}")
+
+
+def describe_files(folder: Path, records: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Facts of every file in a folder, for the manifest; ``records``: shard name -> number of records."""
+    facts = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != FILE):
+        facts[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+        if path.name in records:
+            facts[path.name]["records"] = records[path.name]
+    return facts
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as e:
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
+
+
+class Statistics:
+    """Running mean and deviation of vectors, float64, one pass (Chan, Golub and LeVeque, 1983)."""
+
+    def __init__(self, dim: int, block: int = 256):
+        self.count, self.mean, self.squares = 0, np.zeros(dim), np.zeros(dim)
+        self._block, self._pending = block, []
+
+    def add(self, row: np.ndarray) -> None:
+        """Take in one vector [dim]."""
+        self._pending.append(row)
+        if len(self._pending) == self._block:
+            self._merge()
+
+    def _merge(self) -> None:
+        if not self._pending:
+            return
+        rows = np.asarray(self._pending, np.float64)
+        self._pending = []
+        mean, n = rows.mean(axis=0), len(rows)
+        delta, total = mean - self.mean, self.count + n
+        self.squares += np.square(rows - mean).sum(axis=0) + np.square(delta) * (self.count * n / total)
+        self.mean += delta * (n / total)
+        self.count = total
+
+    def result(self) -> dict[str, list[float]]:
+        """``mean`` and ``std`` (population), each a list [dim]; zeros and ones if there was no row."""
+        self._merge()
+        if not self.count:
+            return {"mean": [0.0] * len(self.mean), "std": [1.0] * len(self.mean)}
+        return {"mean": self.mean.tolist(), "std": np.sqrt(self.squares / self.count).tolist()}
+
+
+def choose(available: Iterable[str], wanted: Iterable[str], *, what: str, where: str) -> list[str]:
+    """The wanted names, all of which must be available.
+
+    Raises:
+      ConclugenError: names the first that is not, and those there are.
+    """
+    available, wanted = list(available), list(wanted)
+    for name in wanted:
+        if name not in available:
+            raise ConclugenError(f"{where} has no {what} {name!r}; it has {', '.join(map(repr, available)) or 'none'}")
+    return wanted

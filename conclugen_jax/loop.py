@@ -1,0 +1,155 @@
+"""What pretraining and downstream training share: dispatches of many steps, and the feed of batches to them."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from conclugen_jax import parallel
+from conclugen_jax.data import batches
+from conclugen_jax.train_state import TrainState
+from conclugen_jax.types import Metrics
+
+
+class Dispatch(NamedTuple):
+    """Consecutive steps of one epoch that the device does without the host.
+
+    Attributes:
+      epoch: counted from 0.
+      first_step_in_epoch: first step, counted from the epoch's start.
+      num_steps: how many.
+      end_step: steps done in the run once this dispatch is.
+      ends_epoch: it holds the epoch's last step.
+    """
+
+    epoch: int
+    first_step_in_epoch: int
+    num_steps: int
+    end_step: int
+    ends_epoch: bool
+
+
+def take_rows(table: Any, batch: Any) -> Any:
+    """The rows of a batch: out of the table on the device if there is one, else the batch itself."""
+    if table is None:
+        return batch
+    return jax.tree.map(lambda x: x.at[batch].get(mode="promise_in_bounds"), table)
+
+
+def make_dispatch(step: Callable[..., tuple[TrainState, Metrics]]) -> Callable:
+    """Many steps in one program: ``(state, table, batches [steps, ...]) -> (state, metrics [steps])``."""
+
+    def dispatch(state: TrainState, table: Any, stacked: Any) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda carry, batch: step(carry, take_rows(table, batch)), state, stacked)
+
+    return dispatch
+
+
+def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:
+    """How an epoch's steps are cut into dispatches: equal ones if that costs little, so that one program serves all."""
+    least = math.ceil(steps_per_epoch / most)
+    for count in range(least, 2 * least + 1):
+        if steps_per_epoch % count == 0:
+            return [steps_per_epoch // count] * count
+    full, tail = divmod(steps_per_epoch, most)
+    return [most] * full + [tail]
+
+
+def plan(first_step: int, steps_per_epoch: int, train: ConfigDict) -> list[Dispatch]:
+    """All dispatches from a step to the end of the run.
+
+    Args:
+      first_step: steps done already; where a run resumes, an end of one of its dispatches.
+      steps_per_epoch: whole batches in an epoch.
+      train: ``num_epochs`` and ``steps_per_dispatch``.
+    """
+    dispatches = []
+    for epoch in range(first_step // steps_per_epoch, train.num_epochs):
+        start = 0
+        for length in dispatch_lengths(steps_per_epoch, train.steps_per_dispatch):
+            end = epoch * steps_per_epoch + start + length
+            if end > first_step:
+                dispatches.append(Dispatch(epoch, start, length, end, start + length == steps_per_epoch))
+            start += length
+    return dispatches
+
+
+def is_due(dispatch: Dispatch, config: ConfigDict) -> bool:
+    """Whether a checkpoint follows: every so many epochs and at the run's end."""
+    done = dispatch.epoch + 1
+    return dispatch.ends_epoch and (done % config.checkpoint.every_epochs == 0 or done == config.train.num_epochs)
+
+
+def open_rows(
+    config: ConfigDict, dataset: batches.Dataset, split: str, modalities: Sequence[str]
+) -> batches.RowSource:
+    """The rows of a split, kept where the configuration says."""
+    return batches.open_split(
+        dataset,
+        split,
+        modalities,
+        tier=config.data.tier,
+        device_table_gib=config.data.device_table_gib,
+        host_table_gib=config.data.host_table_gib,
+    )
+
+
+def feed(
+    rows: batches.RowSource,
+    config: ConfigDict,
+    devices: Sequence[jax.Device],
+    dispatches: Sequence[Dispatch],
+    keys: Sequence[str] = ("features", "present"),
+) -> Iterator[tuple[Dispatch, Any, Any]]:
+    """Dispatches with what their program takes: (dispatch, table on the device or ``None``, batches).
+
+    A thread prepares batches and their transfer while the device works. Batches are indices [devices, steps, n] with
+    a device table, rows [devices, steps, n, ...] without one.
+    """
+    table = None
+    if rows.tier == "device":
+        table = parallel.replicate({key: rows.table[key] for key in keys}, devices)
+
+    def batch_of(dispatch: Dispatch) -> Any:
+        indices = batches.batch_indices(
+            rows.usable,
+            seed=config.seed,
+            epoch=dispatch.epoch,
+            first_step=dispatch.first_step_in_epoch,
+            num_steps=dispatch.num_steps,
+            batch_size=config.train.batch_size,
+        )
+        if table is not None:
+            return parallel.shard(parallel.split_rows(indices, len(devices), axis=1), devices)
+        flat = rows.rows(indices.reshape(-1))
+        stacked = batches.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), {k: flat[k] for k in keys})
+        return parallel.shard(parallel.split_rows(stacked, len(devices), axis=1), devices)
+
+    for dispatch, stacked in zip(dispatches, batches.prefetch(batch_of, dispatches), strict=True):
+        yield dispatch, table, stacked
+
+
+def evaluate(
+    forward: Callable, variables: Any, rows: batches.RowSource, batch_size: int, num_devices: int
+) -> np.ndarray:
+    """Outputs of a mapped forward function for all usable rows of a split, in order: each row once.
+
+    Args:
+      forward: from :func:`conclugen_jax.parallel.map_forward`; takes (variables, {features, present}).
+      variables: on the devices.
+      rows: of the split.
+      batch_size: rows per call; a multiple of ``num_devices``.
+      num_devices: how many share a batch.
+
+    Returns:
+      Tree of arrays [num_usable, ...].
+    """
+    parts = []
+    for indices, count in batches.evaluation_batches(rows.usable, batch_size):
+        batch = {k: v for k, v in rows.rows(indices).items() if k in ("features", "present")}
+        outputs = parallel.merge_rows(forward(variables, parallel.split_rows(batch, num_devices)))
+        parts.append(jax.tree.map(lambda x, n=count: x[:n], outputs))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

@@ -1,0 +1,211 @@
+"""The losses of ConCluGen: pure functions, arrays in, scalar out.
+
+Equation numbers are those of Halawa et al., "Multi-Task Multi-Modal Self-Supervised Learning for Facial Expression
+Recognition", 2024 (arXiv 2404.10904). All sums run in float32. With ``axis_name`` the arrays are this device's rows
+and every loss is the mean over the rows of all devices: the same scalar on each.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from conclugen_jax import parallel
+
+
+def masked_margin_softmax(
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    margin: float = 1e-3,
+    valid: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Contrast every row of one modality with all rows of another, both ways.
+
+    With S = a b^T, the loss of a row is ``-log(exp(S_ii - margin) / (exp(S_ii - margin) + sum_{j != i} exp(S_ij)))``;
+    that of a column likewise. There is no temperature.
+
+    Args:
+      a: [n, dim], unit rows of this device.
+      b: [n, dim], unit rows; row i belongs to the same example as row i of ``a``.
+      margin: subtracted from the similarity of each true pair.
+      valid: boolean [n], rows that have both modalities. An invalid row is neither positive nor negative and gets no
+        gradient. ``None``: all.
+      axis_name: mapped axis over which the batch is split; negatives are then the rows of all devices.
+
+    Returns:
+      Scalar: mean over the valid rows of row loss plus column loss; 0 where no row is valid.
+
+    Raises:
+      ValueError: the shapes of ``a`` and ``b`` differ, are not [n, dim], or ``valid`` is not [n].
+
+    References:
+      Eq. 2-4; Ilharco et al., "Large-scale representation learning from visually grounded untranscribed speech", 2019.
+    """
+    _check_pair("masked_margin_softmax", a, b, valid)
+    n = a.shape[0]
+    valid = parallel.all_valid(n, valid)
+    a, b = (jnp.where(valid[:, None], x, 0).astype(jnp.float32) for x in (a, b))
+    all_b, all_valid = parallel.gather(b, axis_name), parallel.gather(valid, axis_name)
+    own = parallel.device_index(axis_name) * n + jnp.arange(n)
+    is_own = own[:, None] == jnp.arange(all_b.shape[0])[None, :]
+    similarity = a @ all_b.T - margin * is_own
+    positive = jnp.sum(a * b, axis=1) - margin
+    # Unit rows: |S| <= 1, so exp cannot overflow and columns need no maximum over devices.
+    weights = jnp.where(valid[:, None] & all_valid[None, :], jnp.exp(similarity), 0)
+    row_sums = weights.sum(axis=1)
+    column_sums = parallel.own_rows(parallel.total(weights.sum(axis=0), axis_name), n, axis_name)
+    row_loss = _log_where(valid, row_sums) + _log_where(valid, column_sums) - 2 * positive
+    return _masked_mean(row_loss, valid, axis_name)
+
+
+def info_nce(
+    view_a: jax.Array, view_b: jax.Array, *, temperature: float, axis_name: str | None = None
+) -> jax.Array:
+    """Tell the other view of the same example from all other views of the batch.
+
+    Args:
+      view_a: [n, dim], first views; normalised inside.
+      view_b: [n, dim], second views.
+      temperature: divides the cosine similarities; > 0.
+      axis_name: mapped axis over which the batch is split; negatives are then the views of all devices.
+
+    Returns:
+      Scalar: mean over all 2 n views (both views of each example serve as anchor).
+
+    Raises:
+      ValueError: the shapes differ or are not [n, dim].
+
+    References:
+      Eq. 1; Chen et al., "A simple framework for contrastive learning of visual representations", 2020.
+    """
+    _check_pair("info_nce", view_a, view_b, None)
+    n = view_a.shape[0]
+    a, b = unit_rows(view_a), unit_rows(view_b)
+    views = jnp.concatenate([parallel.gather(a, axis_name), parallel.gather(b, axis_name)])
+    own = parallel.device_index(axis_name) * n + jnp.arange(n)
+    columns = jnp.arange(views.shape[0])[None, :]
+
+    def anchor_loss(anchors: jax.Array, others: jax.Array, own_columns: jax.Array) -> jax.Array:
+        similarity = anchors @ views.T / temperature
+        similarity = jnp.where(own_columns[:, None] == columns, -jnp.inf, similarity)
+        return jax.nn.logsumexp(similarity, axis=1) - jnp.sum(anchors * others, axis=1) / temperature
+
+    losses = anchor_loss(a, b, own) + anchor_loss(b, a, own + views.shape[0] // 2)
+    return _masked_mean(losses / 2, jnp.ones(n, bool), axis_name)
+
+
+def clustering_loss(
+    fused: jax.Array,
+    centroids: jax.Array,
+    assignments: jax.Array,
+    *,
+    margin: float = 1e-3,
+    margin_in_denominator: bool = False,
+    valid: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Pull each vector towards the centroid of its cluster and away from the other centroids.
+
+    The loss of a row is ``-log(exp(R_i . C_c(i) - margin) / sum_k exp(R_i . C_k))``.
+
+    Args:
+      fused: [n, dim], cluster logits averaged over modalities.
+      centroids: [num_clusters, dim]; no gradient flows into them.
+      assignments: integer [n], the cluster of each row.
+      margin: subtracted from the similarity to the own centroid.
+      margin_in_denominator: subtract it in the denominator's own term too, as the authors' code does; the paper's
+        Eq. 10 has it in the numerator only.
+      valid: boolean [n], rows that count. ``None``: all.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar: mean over the valid rows; 0 where no row is valid.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+
+    References:
+      Eq. 8-10.
+    """
+    n, dim = _check_rows("clustering_loss: fused", fused)
+    if centroids.ndim != 2 or centroids.shape[1] != dim or assignments.shape != (n,):
+        raise ValueError(
+            f"clustering_loss: fused {fused.shape} needs centroids [num_clusters, {dim}] and assignments [{n}], "
+            f"got {centroids.shape} and {assignments.shape}"
+        )
+    valid = _check_valid("clustering_loss", n, valid)
+    fused = jnp.where(valid[:, None], fused, 0).astype(jnp.float32)
+    similarity = fused @ jax.lax.stop_gradient(centroids).astype(jnp.float32).T
+    is_own = assignments[:, None] == jnp.arange(centroids.shape[0])[None, :]
+    own = jnp.sum(jnp.where(is_own, similarity, 0), axis=1) - margin
+    if margin_in_denominator:
+        similarity = similarity - margin * is_own
+    return _masked_mean(jax.nn.logsumexp(similarity, axis=1) - own, valid, axis_name)
+
+
+def reconstruction_loss(
+    predicted: jax.Array,
+    target: jax.Array,
+    *,
+    valid: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Mean squared error between decoded and original features of one modality.
+
+    Args:
+      predicted: [n, dim].
+      target: [n, dim]; no gradient flows into it.
+      valid: boolean [n], rows that have the modality. ``None``: all.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar: mean over valid rows and features of the squared difference (no factor one half); 0 where no row is
+      valid.
+
+    Raises:
+      ValueError: the shapes differ or are not [n, dim].
+
+    References:
+      Eq. 6.
+    """
+    _check_pair("reconstruction_loss", predicted, target, valid)
+    valid = parallel.all_valid(predicted.shape[0], valid)
+    predicted, target = (jnp.where(valid[:, None], x, 0).astype(jnp.float32) for x in (predicted, target))
+    squared = jnp.square(predicted - jax.lax.stop_gradient(target))
+    return _masked_mean(squared.mean(axis=1), valid, axis_name)
+
+
+def unit_rows(x: jax.Array) -> jax.Array:
+    """Rows divided by their length, [n, dim] -> float32 [n, dim]; a zero row stays zero, with a finite gradient."""
+    x = x.astype(jnp.float32)
+    squared = jnp.sum(jnp.square(x), axis=1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+def _masked_mean(values: jax.Array, valid: jax.Array, axis_name: str | None) -> jax.Array:
+    """Sum of the valid values of all devices over their count."""
+    count = parallel.total(valid.sum(), axis_name)
+    return parallel.total(jnp.where(valid, values, 0).sum(), axis_name) / jnp.maximum(count, 1)
+
+
+def _log_where(valid: jax.Array, sums: jax.Array) -> jax.Array:
+    """log of sums that are positive wherever the row is valid; 0 elsewhere, without a NaN in the gradient."""
+    return jnp.log(jnp.where(valid, sums, 1))
+
+
+def _check_rows(what: str, x: jax.Array) -> tuple[int, int]:
+    if x.ndim != 2:
+        raise ValueError(f"{what} must be [n, dim], got shape {x.shape}")
+    return x.shape
+
+
+def _check_pair(name: str, a: jax.Array, b: jax.Array, valid: jax.Array | None) -> None:
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(f"{name} needs two arrays of one shape [n, dim], got {a.shape} and {b.shape}")
+    _check_valid(name, a.shape[0], valid)
+
+
+def _check_valid(name: str, n: int, valid: jax.Array | None) -> jax.Array:
+    if valid is not None and valid.shape != (n,):
+        raise ValueError(f"{name}: valid must be [{n}], one flag per row, got shape {valid.shape}")
+    return parallel.all_valid(n, valid)

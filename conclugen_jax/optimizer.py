@@ -1,0 +1,149 @@
+"""AdamW, the learning rate schedule, and freezing by parameter path (method section 4)."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+OPTIMIZERS = ("adamw", "sgd")
+
+
+def learning_rate_schedule(
+    peak: float,
+    *,
+    steps_per_epoch: int,
+    warmup_epochs: int = 5,
+    warmup_start: float = 0.1,
+    period_epochs: int = 20,
+    period_multiplier: int = 2,
+    minimum: float = 1e-6,
+    granularity: str = "epoch",
+) -> Callable[[jax.Array | int], jax.Array]:
+    """Linear warm-up, then cosine annealing with warm restarts that go on for ever.
+
+    Args:
+      peak: highest rate, reached at the end of the warm-up and at every restart.
+      steps_per_epoch: optimizer steps in an epoch.
+      warmup_epochs: epochs of linear warm-up; 0 for none.
+      warmup_start: rate of the first epoch, as a share of ``peak``.
+      period_epochs: length of the first cosine period (T_0).
+      period_multiplier: each period is so many times as long as the one before (T_mult); an integer >= 1.
+      minimum: rate at the end of a period (eta_min).
+      granularity: ``epoch`` (constant within an epoch, as the authors' code) or ``step`` (continuous).
+
+    Returns:
+      Function of the step (0 is the first) that gives the rate, float32 scalar.
+
+    References:
+      Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, Eq. 5.
+    """
+    if granularity not in ("epoch", "step"):
+        raise ValueError(f"granularity must be 'epoch' or 'step', got {granularity!r}")
+    starts = _period_starts(period_epochs, period_multiplier)
+
+    def rate(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, jnp.int32)
+        epoch = step // steps_per_epoch
+        since = epoch - warmup_epochs  # whole epochs after the warm-up: exact in integers
+        fraction = 0.0 if granularity == "epoch" else (step % steps_per_epoch) / steps_per_epoch
+        warm = warmup_start + (1 - warmup_start) * (epoch + fraction) / max(warmup_epochs, 1)
+        if period_multiplier == 1:
+            start, length = since // period_epochs * period_epochs, period_epochs
+        else:
+            start = starts[jnp.searchsorted(starts, jnp.maximum(since, 0), side="right") - 1]
+            length = start * (period_multiplier - 1) + period_epochs
+        progress = (since - start + fraction) / length
+        annealed = minimum + (peak - minimum) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return jnp.where(since < 0, peak * warm, annealed).astype(jnp.float32)
+
+    return rate
+
+
+def _period_starts(first: int, multiplier: int) -> jax.Array:
+    """First epoch of every period as far as int32 reaches, warm-up not counted; each is as long as all before plus the first."""
+    starts, length = [0], first
+    while multiplier > 1 and starts[-1] + length < 2**31 // multiplier:
+        starts.append(starts[-1] + length)
+        length *= multiplier
+    return jnp.asarray(starts, jnp.int32)
+
+
+def make_optimizer(
+    schedule: Callable[[jax.Array | int], jax.Array],
+    *,
+    name: str = "adamw",
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    trainable: Sequence[str] = (".*",),
+) -> optax.GradientTransformation:
+    """AdamW (or plain SGD) on the parameters whose path matches, nothing on the others.
+
+    Args:
+      schedule: step -> learning rate.
+      name: ``adamw`` or ``sgd`` (no momentum, decoupled weight decay likewise).
+      weight_decay: decoupled decay, on every trained parameter, biases included (as PyTorch's AdamW).
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      eps: added to the root of the second moment.
+      trainable: regular expressions, matched against the whole path ``a/b/c``; a parameter that matches none keeps
+        its value bit for bit and has no moments.
+    """
+    if name == "adamw":
+        optimizer = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    elif name == "sgd":
+        optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule))
+    else:
+        raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {name!r}")
+    if tuple(trainable) == (".*",):
+        return optimizer
+    patterns = [re.compile(p) for p in trainable]
+
+    def label(path: str) -> str:
+        return "train" if any(p.fullmatch(path) for p in patterns) else "freeze"
+
+    def labels(params: Any) -> Any:
+        return map_paths(label, params)
+
+    return optax.multi_transform({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
+
+
+def map_paths(fn: Callable[[str], Any], tree: Any) -> Any:
+    """Replace every leaf by ``fn(path)``, the path written ``a/b/c``."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: fn(path_name(path)), tree)
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Write a JAX key path as ``a/b/c``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def from_config(
+    config: ConfigDict, steps_per_epoch: int, trainable: Sequence[str] = (".*",)
+) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
+    """Optimizer and learning rate schedule of a configuration."""
+    schedule = learning_rate_schedule(
+        config.optimizer.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=config.schedule.warmup_epochs,
+        warmup_start=config.schedule.warmup_start,
+        period_epochs=config.schedule.period_epochs,
+        period_multiplier=config.schedule.period_multiplier,
+        minimum=config.schedule.minimum,
+        granularity=config.schedule.granularity,
+    )
+    optimizer = make_optimizer(
+        schedule,
+        name=config.optimizer.name,
+        weight_decay=config.optimizer.weight_decay,
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+        eps=config.optimizer.eps,
+        trainable=trainable,
+    )
+    return optimizer, schedule

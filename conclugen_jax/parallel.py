@@ -1,0 +1,100 @@
+"""Everything that knows about devices: the mapped step, collectives, replication.
+
+Functions that take ``axis_name`` work alike on one device (``None``: no collective) and inside a mapped step.
+A loss built from these collectives is the same scalar on every device; the mean over devices of its gradients is
+then the gradient of that scalar (the transpose of a sum over devices is again a sum over devices).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "devices"
+
+MATMUL_PRECISION = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
+"""config.precision -> precision of float32 matrix products. GPUs would use TensorFloat-32 unasked. The bfloat16 mode
+casts the networks' operands itself and leaves the few float32 products (similarities) to the hardware's default."""
+
+
+def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """Rows of all devices in device order: [n, ...] -> [n * devices, ...]."""
+    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
+
+def total(x: Any, axis_name: str | None) -> Any:
+    """Sum over devices of every leaf of a tree."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def mean(x: Any, axis_name: str | None) -> Any:
+    """Mean over devices of every leaf of a tree."""
+    return x if axis_name is None else jax.lax.pmean(x, axis_name)
+
+
+def device_index(axis_name: str | None) -> jax.Array | int:
+    """Position of this device on the axis; 0 without an axis."""
+    return 0 if axis_name is None else jax.lax.axis_index(axis_name)
+
+
+def own_rows(gathered: jax.Array, num_rows: int, axis_name: str | None) -> jax.Array:
+    """This device's rows of a gathered array: the inverse of :func:`gather`."""
+    if axis_name is None:
+        return gathered
+    return jax.lax.dynamic_slice_in_dim(gathered, device_index(axis_name) * num_rows, num_rows)
+
+
+def map_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """Compile ``step(state, table, batches) -> (state, metrics)`` for several devices.
+
+    The state and the table are the same on every device and never grow a device axis; ``batches`` carries one
+    leading axis of size ``len(devices)``. The state is donated. What comes back must be equal on all devices: that
+    is what the test "one device equals eight" checks, since only the first device's copy is kept.
+    """
+    return jax.pmap(
+        step, axis_name=AXIS, devices=list(devices), in_axes=(None, None, 0), out_axes=None, donate_argnums=0
+    )
+
+
+def map_forward(forward: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """Compile ``forward(variables, batch) -> outputs``: variables replicated, rows split over devices."""
+    return jax.pmap(forward, axis_name=AXIS, devices=list(devices), in_axes=(None, 0))
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Put one copy of every leaf on every device."""
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+    return jax.device_put(tree, sharding)
+
+
+def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Put part i of the leading axis of every leaf on device i."""
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+    return jax.device_put(tree, sharding)
+
+
+def split_rows(tree: Any, num_devices: int, axis: int = 0) -> Any:
+    """Cut an axis of every leaf into consecutive parts, one per device, and put that axis first.
+
+    ``axis=0``: [n, ...] -> [devices, n / devices, ...]; ``axis=1``: [steps, n, ...] -> [devices, steps, n / devices, ...].
+    """
+
+    def split(x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x)
+        parts = x.reshape(*x.shape[:axis], num_devices, x.shape[axis] // num_devices, *x.shape[axis + 1 :])
+        return np.moveaxis(parts, axis, 0)
+
+    return jax.tree.map(split, tree)
+
+
+def merge_rows(tree: Any) -> Any:
+    """[devices, n, ...] on devices -> [devices * n, ...] on the host."""
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+
+
+def all_valid(num_rows: int, valid: jax.Array | None) -> jax.Array:
+    """The mask itself, or all rows valid: boolean [n]."""
+    return jnp.ones(num_rows, bool) if valid is None else valid

@@ -1,0 +1,457 @@
+"""Pretraining: objective -> step -> dispatch -> run (method sections 3 and 4).
+
+The way down: :func:`pretrain` runs dispatches, a dispatch scans :func:`pretrain_step` over batches, the step takes
+the gradient of :func:`pretrain_loss`, which sums the terms of ``losses.py``.
+"""
+
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from conclugen_jax import (
+    checkpoint,
+    clustering,
+    loop,
+    losses,
+    model as model_lib,
+    optimizer as optimizer_lib,
+    parallel,
+    progress,
+    signals,
+    train_state,
+    workdir as workdir_lib,
+)
+from conclugen_jax import config as config_lib
+from conclugen_jax.data import batches
+from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.train_state import TrainState
+from conclugen_jax.types import Metrics
+
+# --- objective ------------------------------------------------------------------------------------------------------
+
+
+class Clustered(NamedTuple):
+    """What the clustering of one step leaves behind.
+
+    Attributes:
+      loss: scalar, L_Clu; 0 as long as the queue is not full.
+      active: boolean scalar, the queue was full.
+      queue: with this batch at the front.
+      queue_batches: batches in it.
+      kmeans: result over queue and batch.
+    """
+
+    loss: jax.Array
+    active: jax.Array
+    queue: jax.Array
+    queue_batches: jax.Array
+    kmeans: clustering.KMeans
+
+
+def contrastive_term(
+    projections: Mapping[str, jax.Array], present: Mapping[str, jax.Array], *, config: ConfigDict, axis_name: str | None
+) -> jax.Array:
+    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5)."""
+    return sum(
+        losses.masked_margin_softmax(
+            projections[a],
+            projections[b],
+            margin=config.loss.contrastive_margin,
+            valid=present[a] & present[b],
+            axis_name=axis_name,
+        )
+        for a, b in modality_pairs(list(projections), config.loss.contrastive_pairs)
+    )
+
+
+def modality_pairs(modalities: Sequence[str], which: str) -> list[tuple[str, str]]:
+    """``all`` pairs, or the ``circle`` of neighbours that the authors' code uses; the two agree up to three."""
+    if which == "all" or len(modalities) < 4:
+        return list(itertools.combinations(modalities, 2))
+    return list(zip(modalities, [*modalities[1:], modalities[0]], strict=True))
+
+
+def reconstruction_term(
+    outputs: model_lib.ModelOutputs, present: Mapping[str, jax.Array], *, axis_name: str | None
+) -> jax.Array:
+    """L_Rec: mean squared error summed over modalities (Eq. 7)."""
+    return sum(
+        losses.reconstruction_loss(predicted, outputs.inputs[m], valid=present[m], axis_name=axis_name)
+        for m, predicted in outputs.reconstructions.items()
+    )
+
+
+def fuse(cluster_logits: Mapping[str, jax.Array], present: Mapping[str, jax.Array]) -> jax.Array:
+    """Mean over the modalities that each row has (Eq. 8): modality -> [n, K] -> [n, K]."""
+    count = sum(present[m].astype(jnp.float32) for m in cluster_logits)
+    kept = sum(jnp.where(present[m][:, None], g, 0) for m, g in cluster_logits.items())
+    return kept / jnp.maximum(count, 1)[:, None]
+
+
+def clustering_term(
+    cluster_logits: Mapping[str, jax.Array],
+    present: Mapping[str, jax.Array],
+    state: TrainState,
+    key: jax.Array,
+    *,
+    config: ConfigDict,
+    steps_per_epoch: int,
+    axis_name: str | None,
+) -> Clustered:
+    """L_Clu: k-means over the queue and this batch, then the margin softmax towards the own centroid (Eq. 8-10).
+
+    The fused vectors of all devices are gathered and every device runs the same k-means, so all agree on it.
+    """
+    section = config.clustering
+    fused = fuse(cluster_logits, present)
+    all_fused = parallel.gather(jax.lax.stop_gradient(fused), axis_name)
+    filled = state.queue_batches
+    if section.queue_reset == "epoch":
+        filled = jnp.where(state.step % steps_per_epoch == 0, 0, filled)
+    points = jnp.concatenate([state.queue, all_fused])
+    start = clustering.initial_centroids(
+        key, points, section.num_clusters, method=section.initialisation, metric=section.metric, previous=state.centroids
+    )
+    kmeans = clustering.lloyd(
+        points, start, max_iterations=section.max_iterations, tolerance=section.tolerance, metric=section.metric
+    )
+    assignments = parallel.own_rows(kmeans.assignments[state.queue.shape[0] :], fused.shape[0], axis_name)
+
+    def towards_centroid(vectors: jax.Array, valid: jax.Array) -> jax.Array:
+        return losses.clustering_loss(
+            vectors,
+            kmeans.centroids,
+            assignments,
+            margin=config.loss.clustering_margin,
+            margin_in_denominator=config.loss.margin_in_denominator,
+            valid=valid,
+            axis_name=axis_name,
+        )
+
+    if config.loss.clustering_target == "joint":
+        any_present = functools.reduce(jnp.logical_or, [present[m] for m in cluster_logits])
+        loss = towards_centroid(fused, any_present)
+    else:
+        loss = sum(towards_centroid(g, present[m]) for m, g in cluster_logits.items())
+    active = filled >= section.queue_batches
+    return Clustered(
+        loss=jnp.where(active, loss, 0),
+        active=active,
+        queue=clustering.push(state.queue, all_fused) if section.queue_batches else state.queue,
+        queue_batches=jnp.minimum(filled + 1, section.queue_batches),
+        kmeans=kmeans,
+    )
+
+
+def pretrain_loss(
+    params: Any,
+    state: TrainState,
+    batch: Mapping[str, Mapping[str, jax.Array]],
+    key: jax.Array,
+    *,
+    model: model_lib.ConCluGen,
+    config: ConfigDict,
+    steps_per_epoch: int,
+    cluster: bool,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, tuple[Metrics, Any, Clustered | None]]:
+    """The objective: weighted sum (or mean) of L_MMS, L_Clu and L_Rec (Eq. 11-13).
+
+    Args:
+      params: what the gradient is taken of.
+      state: everything else.
+      batch: ``features`` and ``present``, this device's rows.
+      key: random key of the step, the same on all devices.
+      model: the network.
+      config: sections ``loss`` and ``clustering``.
+      steps_per_epoch: where the queue is emptied.
+      cluster: whether the start epoch of clustering is reached.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Loss over the global batch, and (metrics, updated batch_stats, clustering or ``None``).
+    """
+    outputs, updates = model.apply(
+        {**state.variables(), "params": params},
+        batch["features"],
+        present=batch["present"],
+        train=True,
+        mutable=["batch_stats"],
+    )
+    present, weights = batch["present"], config.loss
+    terms, counted, clustered = {}, [], None
+    if weights.contrastive_weight:
+        terms["loss/contrastive"] = contrastive_term(outputs.projections, present, config=config, axis_name=axis_name)
+        counted.append((weights.contrastive_weight, terms["loss/contrastive"], True))
+    if weights.clustering_weight and cluster:
+        clustered = clustering_term(
+            outputs.cluster_logits,
+            present,
+            state,
+            key,
+            config=config,
+            steps_per_epoch=steps_per_epoch,
+            axis_name=axis_name,
+        )
+        terms["loss/clustering"] = clustered.loss
+        counted.append((weights.clustering_weight, clustered.loss, clustered.active))
+    if weights.reconstruction_weight:
+        terms["loss/reconstruction"] = reconstruction_term(outputs, present, axis_name=axis_name)
+        counted.append((weights.reconstruction_weight, terms["loss/reconstruction"], True))
+    loss = sum((weight * term for weight, term, _ in counted), jnp.float32(0))
+    if weights.reduction == "mean":
+        loss = loss / jnp.maximum(sum(jnp.asarray(active, jnp.float32) for *_, active in counted), 1)
+    return loss, ({"loss": loss, **terms}, updates.get("batch_stats", {}), clustered)
+
+
+# --- step -----------------------------------------------------------------------------------------------------------
+
+
+def pretrain_step(
+    state: TrainState,
+    batch: Mapping[str, Mapping[str, jax.Array]],
+    *,
+    model: model_lib.ConCluGen,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    config: ConfigDict,
+    steps_per_epoch: int,
+    cluster: bool,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step; the metrics are those of the state before it."""
+    key = jax.random.fold_in(state.rng, state.step)
+    loss_fn = functools.partial(
+        pretrain_loss, model=model, config=config, steps_per_epoch=steps_per_epoch, cluster=cluster, axis_name=axis_name
+    )
+    (_, (metrics, batch_stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, state, batch, key
+    )
+    grads = parallel.mean(grads, axis_name)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics["gradient_norm"] = optax.global_norm(grads)
+    metrics["learning_rate"] = schedule(state.step)
+    new_state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    if clustered is not None:
+        sizes = jnp.bincount(clustered.kmeans.assignments, length=config.clustering.num_clusters)
+        metrics["kmeans/iterations"] = jnp.where(clustered.active, clustered.kmeans.iterations, 0)
+        metrics["kmeans/largest_cluster"] = sizes.max() / sizes.sum()
+        metrics["kmeans/empty_clusters"] = (sizes == 0).sum()
+        new_state = new_state.replace(
+            queue=clustered.queue,
+            queue_batches=clustered.queue_batches,
+            centroids=jnp.where(clustered.active, clustered.kmeans.centroids, state.centroids),
+        )
+    return new_state, metrics
+
+
+# --- run ------------------------------------------------------------------------------------------------------------
+
+
+def pretrain(
+    config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None
+) -> TrainState:
+    """Train, or go on training, the run in a workdir until its last epoch.
+
+    Args:
+      config: see ``configs/base.py``.
+      workdir: takes ``config.json``, ``data.json``, ``metrics.jsonl`` and ``checkpoints/``. Repeating the call with the
+        same configuration resumes an interrupted run from exactly where its newest checkpoint stands.
+      devices: to train on; ``None``: all.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ConclugenError: an impossible configuration, bad data, or a workdir that cannot be used.
+      Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+    """
+    devices = list(devices or jax.devices())
+    config_lib.check(config)
+    config_lib.check_objective(config)
+    dataset = batches.open_dataset(config.data.path, verify=config.data.verify)
+    rows = loop.open_rows(config, dataset, config.data.train_split, config.data.modalities)
+    config_lib.check_model(config)
+    config_lib.check_batches(config, num_examples=len(rows.usable), num_devices=len(devices))
+    steps_per_epoch = len(rows.usable) // config.train.batch_size
+    config_lib.check_clustering(config, steps_per_epoch=steps_per_epoch)
+    with (
+        workdir_lib.claim(workdir) as folder,
+        signals.caught() as stop,
+        jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
+    ):
+        workdir_lib.settle(folder, config, dataset.manifest)
+        return _run(config, folder, rows, dataset.manifest, steps_per_epoch, devices, stop)
+
+
+def _run(
+    config: ConfigDict,
+    workdir: Path,
+    rows: batches.RowSource,
+    manifest: Manifest,
+    steps_per_epoch: int,
+    devices: Sequence[jax.Device],
+    stop: signals.Stop,
+) -> TrainState:
+    model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
+    optimizer, schedule = optimizer_lib.from_config(config, steps_per_epoch)
+    saved = checkpoint.Checkpoints(
+        workdir, keep_newest=config.checkpoint.keep_newest, keep_best=config.checkpoint.keep_best
+    )
+    try:
+        state, info = _start(config, model, optimizer, manifest, saved)
+        first_step, total_steps = int(state.step), config.train.num_epochs * steps_per_epoch
+        log = workdir_lib.MetricsLog(workdir, first_step)
+        programs = {
+            cluster: parallel.map_step(
+                loop.make_dispatch(
+                    functools.partial(
+                        pretrain_step,
+                        model=model,
+                        optimizer=optimizer,
+                        schedule=schedule,
+                        config=config,
+                        steps_per_epoch=steps_per_epoch,
+                        cluster=cluster,
+                        axis_name=parallel.AXIS,
+                    )
+                ),
+                devices,
+            )
+            for cluster in (False, True)
+        }
+        title = f"pretrain {workdir.name}"
+        with progress.Display(
+            title, total_steps=total_steps, steps_per_epoch=steps_per_epoch, first_step=first_step
+        ) as display:
+            display.say(
+                f"{title}: {len(rows.usable)} examples, {steps_per_epoch} steps per epoch, {len(devices)} "
+                f"{devices[0].platform} device(s), {rows.tier} table, "
+                + (f"resuming after step {first_step}" if first_step else "from random weights")
+            )
+            recorder = _Recorder(config, log, display, steps_per_epoch, info)
+            state = parallel.replicate(state, devices)
+            feed = loop.feed(rows, config, devices, loop.plan(first_step, steps_per_epoch, config.train))
+            for dispatch, table, stacked in feed:
+                cluster = dispatch.epoch >= config.clustering.start_epoch
+                state, metrics = programs[cluster](state, table, stacked)
+                recorder.take(dispatch, metrics)
+                if loop.is_due(dispatch, config) or stop.signal:
+                    recorder.flush()
+                    saved.save(dispatch.end_step, state, recorder.info(), loss=recorder.mean_loss(cluster, dispatch))
+                if stop.signal:
+                    saved.wait()
+                    display.say(f"stopped after step {dispatch.end_step}; repeat the command to resume")
+                    raise signals.Interrupted(stop.signal)
+            recorder.flush()
+            display.say(f"done: {int(state.step)} steps; checkpoints in {workdir / checkpoint.FOLDER}")
+        log.close()
+        return state
+    finally:
+        saved.close()
+
+
+def _start(
+    config: ConfigDict,
+    model: model_lib.ConCluGen,
+    optimizer: optax.GradientTransformation,
+    manifest: Manifest,
+    saved: checkpoint.Checkpoints,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Where the weights come from: 1. the run's newest checkpoint; 2. else random, by the seed."""
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    fresh = functools.partial(_fresh, config, model, optimizer, manifest, init_key, run_key)
+    if saved.steps():
+        return saved.restore(saved.find("newest"), jax.eval_shape(fresh))
+    return fresh(), {"epoch_loss_sum": 0.0, "epoch_steps": 0}
+
+
+def _fresh(config, model, optimizer, manifest, init_key, run_key) -> TrainState:
+    uses_queue = config.loss.clustering_weight > 0
+    return train_state.create(
+        model_lib.initial_variables(model, init_key, manifest),
+        optimizer,
+        run_key,
+        queue_length=config.clustering.queue_batches * config.train.batch_size if uses_queue else 0,
+        num_clusters=config.clustering.num_clusters,
+    )
+
+
+class _Recorder:
+    """Turns the metrics of dispatches into log lines, one dispatch late, so that the device never waits for the host."""
+
+    def __init__(self, config, log, display, steps_per_epoch, info):
+        self._config, self._log, self._display, self._steps_per_epoch = config, log, display, steps_per_epoch
+        self._loss_sum, self._loss_steps = info["epoch_loss_sum"], info["epoch_steps"]
+        self._pending: tuple[loop.Dispatch, Any] | None = None
+        self._time = time.monotonic()
+
+    def take(self, dispatch: loop.Dispatch, metrics: Any) -> None:
+        """Note the metrics of a dispatch that has been sent off; those of the one before are written."""
+        self.flush()
+        self._pending = dispatch, metrics
+
+    def flush(self) -> None:
+        """Write what is pending.
+
+        Raises:
+          ConclugenError: a loss that is not finite; the state that gave it is never saved.
+        """
+        if self._pending is None:
+            return
+        (dispatch, metrics), self._pending = self._pending, None
+        metrics = {name: np.asarray(values) for name, values in metrics.items()}
+        now = time.monotonic()
+        rate = dispatch.num_steps * self._config.train.batch_size / (now - self._time)
+        self._time = now
+        records = [self._record(dispatch, metrics, i, rate) for i in range(dispatch.num_steps)]
+        self._check_finite(records)
+        if dispatch.first_step_in_epoch == 0:
+            self._loss_sum, self._loss_steps = 0.0, 0
+        self._loss_sum += float(metrics["loss"].astype(np.float64).sum())
+        self._loss_steps += dispatch.num_steps
+        self._log.write([r for r in records if r["step"] % self._config.train.log_every_steps == 0])
+        shown = {k: v for k, v in records[-1].items() if k.startswith("loss")}
+        self._display.update(dispatch.end_step, {**shown, "examples/s": rate})
+
+    def info(self) -> dict[str, Any]:
+        """What a checkpoint needs to know besides the state."""
+        return {"epoch_loss_sum": self._loss_sum, "epoch_steps": self._loss_steps}
+
+    def mean_loss(self, cluster: bool, dispatch: loop.Dispatch) -> float | None:
+        """Mean loss of a whole epoch, once the objective has all its terms; else ``None``."""
+        complete = dispatch.end_step % self._steps_per_epoch == 0
+        final = cluster or not self._config.loss.clustering_weight
+        return self._loss_sum / self._loss_steps if complete and final else None
+
+    def _record(self, dispatch, metrics, i, rate) -> dict[str, Any]:
+        record = {"step": dispatch.end_step - dispatch.num_steps + i + 1, "epoch": dispatch.epoch}
+        record |= {name: values[i].item() for name, values in metrics.items()}
+        if record.get("kmeans/iterations") == 0:  # the queue was not full: no clustering took place
+            record = {k: v for k, v in record.items() if not k.startswith("kmeans/") and k != "loss/clustering"}
+        return {**record, "examples_per_second": round(rate, 1)}
+
+    def _check_finite(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
+                terms = ", ".join(f"{k} {v:.4g}" for k, v in record.items() if k.startswith("loss") or k == "gradient_norm")
+                raise ConclugenError(
+                    f"step {record['step']}: the loss or its gradient is not finite ({terms}); the checkpoint before it is kept; "
+                    "lower config.optimizer.learning_rate or look at the features (config.data.standardize=True)"
+                )

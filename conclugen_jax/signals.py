@@ -1,0 +1,42 @@
+"""SIGINT and SIGTERM ask a run to stop at its next safe point; a second one ends it at once."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+
+class Interrupted(SystemExit):
+    """A run was asked to stop and did, with a checkpoint; the exit code is 128 + the signal's number."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+
+
+class Stop:
+    """Whether a signal has come: ``signal`` is its number, 0 as long as there was none."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[Stop]:
+    """Note SIGINT and SIGTERM instead of dying of them, while the context lasts (main thread only)."""
+    stop = Stop()
+
+    def note(number: int, _frame: object) -> None:
+        if stop.signal:
+            os._exit(128 + number)
+        stop.signal = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

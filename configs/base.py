@@ -1,0 +1,93 @@
+"""Every configuration key with its meaning and unit, at the paper's values (method sections 2-4).
+
+Variants import this file and override a few keys; a command line overrides any key: --config.train.batch_size=512.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of initialisation, batch order, k-means starts and dropout
+    config.precision = "float32"  # float32 | tensorfloat32 | bfloat16: of matrix products; parameters are float32
+
+    config.data = data = ConfigDict()
+    data.path = ""  # folder of a built data set, DATA_DIR/NAME/VERSION
+    data.modalities = ("video", "audio", "text")  # those to train on, by the data set's names
+    data.train_split = "train"  # split to train on
+    data.validation_split = "validation"  # split that chooses the best epoch (downstream)
+    data.test_split = "test"  # split that is scored (downstream)
+    data.standardize = False  # to zero mean, unit deviation by the data set's statistics; constant columns to zero
+    data.tier = "auto"  # auto | device | host | shards: where the rows are kept
+    data.device_table_gib = 16.0  # auto: a split up to this size, GiB, is kept on every device
+    data.host_table_gib = 64.0  # auto: a split up to this size, GiB, is kept in host memory
+    data.verify = "hash"  # hash | size: how files are checked against the manifest before a run
+
+    config.model = model = ConfigDict()
+    model.bottleneck = ("audio",)  # modalities whose gated unit works at the input's size
+    model.representation_dim = 4096  # R, units
+    model.projection_dim = 512  # P, units
+    model.reconstruction_dim = 1024  # H, hidden units of a decoder
+    model.projection_sharing = "shared"  # shared (authors' code) | separate (paper)
+    model.projection_relu = True  # relu after the projection's last Linear (authors' code)
+    model.decoder_relu = False  # relu after the decoder's last Linear (authors' code: True)
+    model.norm_momentum = 0.9  # share of BatchNorm's running averages kept at a step
+    model.norm_epsilon = 1e-5  # added to BatchNorm's variance
+
+    config.loss = loss = ConfigDict()
+    loss.contrastive_weight = 1.0  # of L_MMS; 0 leaves the term and its networks out
+    loss.clustering_weight = 1.0  # of L_Clu; likewise
+    loss.reconstruction_weight = 1.0  # of L_Rec; likewise
+    loss.reduction = "sum"  # sum (paper) | mean (authors' code: of the weighted terms)
+    loss.contrastive_pairs = "all"  # all | circle (authors' code for more than three modalities)
+    loss.contrastive_margin = 1e-3  # delta in L_MMS
+    loss.clustering_margin = 1e-3  # delta in L_Clu
+    loss.margin_in_denominator = False  # subtract delta in L_Clu's denominator too (authors' code: True)
+    loss.clustering_target = "joint"  # joint (the fused vector) | individual (each modality, summed)
+
+    config.clustering = clustering = ConfigDict()
+    clustering.num_clusters = 8  # K
+    clustering.start_epoch = 12  # first epoch, counted from 0, whose objective has L_Clu
+    clustering.queue_batches = 4  # batches of fused vectors kept; L_Clu counts once the queue is full
+    clustering.queue_reset = "epoch"  # epoch (emptied at each epoch's start) | never
+    clustering.initialisation = "random"  # random | kmeans++ | warm (from the last step's centroids)
+    clustering.metric = "cosine"  # cosine | euclidean
+    clustering.max_iterations = 100  # Lloyd iterations per step, at most
+    clustering.tolerance = 1e-4  # stop once the squared shifts of the centroids sum to this
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"  # adamw | sgd
+    optimizer.learning_rate = 9e-5  # peak rate
+    optimizer.weight_decay = 3.2e-4  # decoupled, on all trained parameters
+    optimizer.b1 = 0.9  # decay of the first moment
+    optimizer.b2 = 0.999  # decay of the second moment
+    optimizer.eps = 1e-8  # added to the root of the second moment
+
+    config.schedule = schedule = ConfigDict()
+    schedule.warmup_epochs = 5  # epochs of linear warm-up
+    schedule.warmup_start = 0.1  # share of the peak rate in the first epoch
+    schedule.period_epochs = 20  # length of the first cosine period (T_0)
+    schedule.period_multiplier = 2  # each period is so many times as long as the last (T_mult)
+    schedule.minimum = 1e-6  # rate at the end of a period (eta_min)
+    schedule.granularity = "epoch"  # epoch (constant within one, authors' code) | step
+
+    config.train = train = ConfigDict()
+    train.batch_size = 4096  # examples per step over all devices; a multiple of the number of devices
+    train.num_epochs = 100  # passes over the training split; its last incomplete batch is dropped
+    train.steps_per_dispatch = 50  # steps that run on the device between two looks from the host, at most
+    train.log_every_steps = 1  # a line in metrics.jsonl every so many steps
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_epochs = 1  # epochs between two checkpoints; the last epoch always has one
+    checkpoint.keep_newest = 2  # newest checkpoints kept
+    checkpoint.keep_best = 1  # kept besides: those of least mean training loss since clustering joined
+
+    config.downstream = downstream = ConfigDict()
+    downstream.protocol = "linear_evaluation"  # linear_evaluation | supervised (the same network from random weights)
+    downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation)
+    downstream.checkpoint_step = "newest"  # newest | best | a step number
+    downstream.modalities = ()  # whose representations are concatenated; empty: all of the model's
+    downstream.dropout_rate = 0.5  # share of representation units set to zero while training
+    downstream.class_weights = "inverse_frequency"  # inverse_frequency | none
+    downstream.threshold = 0.5  # probability from which a label of a multi-label task is predicted
+    return config.lock()

@@ -1,0 +1,26 @@
+"""ConCluGen on the embedded digits: the whole method, sized for two CPU cores.
+
+Command:  make demo
+Hardware: two CPU cores. Time: not measured yet.
+Score:    not measured yet.
+"""
+
+from configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.data.modalities = ("pixels", "fourier", "profiles")
+    config.data.standardize = True
+    config.model.bottleneck = ()
+    config.model.representation_dim = 512
+    config.model.projection_dim = 128
+    config.model.reconstruction_dim = 256
+    config.clustering.num_clusters = 10
+    config.clustering.start_epoch = 12
+    config.clustering.queue_batches = 2  # an epoch has only four steps
+    config.optimizer.learning_rate = 1e-3
+    config.train.batch_size = 350
+    config.train.num_epochs = 60
+    config.checkpoint.every_epochs = 20
+    return config
