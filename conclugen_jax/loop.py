@@ -133,9 +133,9 @@ def feed(
 
 
 def evaluate(
-    forward: Callable, variables: Any, rows: batches.RowSource, batch_size: int, num_devices: int
-) -> np.ndarray:
-    """Outputs of a mapped forward function for all usable rows of a split, in order: each row once.
+    forward: Callable, variables: Any, rows: batches.RowSource, *, batch_size: int, num_devices: int
+) -> tuple[Any, dict[str, Any]]:
+    """Outputs of a mapped forward function for all rows of a split, each row once, in order.
 
     Args:
       forward: from :func:`conclugen_jax.parallel.map_forward`; takes (variables, {features, present}).
@@ -145,11 +145,28 @@ def evaluate(
       num_devices: how many share a batch.
 
     Returns:
-      Tree of arrays [num_usable, ...].
+      (tree of arrays [num_examples, ...], {``present``, ``label``} of the same rows).
     """
     parts = []
-    for indices, count in batches.evaluation_batches(rows.usable, batch_size):
-        batch = {k: v for k, v in rows.rows(indices).items() if k in ("features", "present")}
-        outputs = parallel.merge_rows(forward(variables, parallel.split_rows(batch, num_devices)))
-        parts.append(jax.tree.map(lambda x, n=count: x[:n], outputs))
+    for indices, count in batches.evaluation_batches(np.arange(rows.num_examples), batch_size):
+        batch = rows.rows(indices)
+        inputs = {"features": batch["features"], "present": batch["present"]}
+        outputs = parallel.merge_rows(forward(variables, parallel.split_rows(inputs, num_devices)))
+        facts = {"present": batch["present"], "label": batch["label"]}
+        parts.append(jax.tree.map(lambda x, n=count: x[:n], (outputs, facts)))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def records(dispatch: Dispatch, metrics: Metrics) -> list[dict[str, Any]]:
+    """One record per step of a dispatch for ``metrics.jsonl``; waits for the device.
+
+    Args:
+      dispatch: what was sent off.
+      metrics: name -> [num_steps].
+    """
+    values = {name: np.asarray(x).tolist() for name, x in metrics.items()}
+    first = dispatch.end_step - dispatch.num_steps + 1
+    return [
+        {"step": first + i, "epoch": dispatch.epoch, **{name: x[i] for name, x in values.items()}}
+        for i in range(dispatch.num_steps)
+    ]

@@ -7,6 +7,7 @@ and every loss is the mean over the rows of all devices: the same scalar on each
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from conclugen_jax import parallel
 
@@ -173,6 +174,63 @@ def reconstruction_loss(
     predicted, target = (jnp.where(valid[:, None], x, 0).astype(jnp.float32) for x in (predicted, target))
     squared = jnp.square(predicted - jax.lax.stop_gradient(target))
     return _masked_mean(squared.mean(axis=1), valid, axis_name)
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, class_weights: jax.Array, axis_name: str | None = None
+) -> jax.Array:
+    """Softmax cross-entropy in which every row counts with the weight of its class.
+
+    Args:
+      logits: [n, num_classes].
+      labels: integer [n].
+      class_weights: [num_classes], >= 0.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar: weighted sum over rows divided by the sum of their weights; 0 where all weights are 0.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+    """
+    n, num_classes = _check_rows("cross_entropy: logits", logits)
+    if labels.shape != (n,) or class_weights.shape != (num_classes,):
+        raise ValueError(
+            f"cross_entropy: logits {logits.shape} need labels [{n}] and class_weights [{num_classes}], got {labels.shape} "
+            f"and {class_weights.shape}"
+        )
+    weights = class_weights[labels]
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    total = parallel.total(weights.sum(), axis_name)
+    return parallel.total((weights * losses).sum(), axis_name) / jnp.where(total > 0, total, 1)
+
+
+def multi_label_cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, positive_weights: jax.Array, axis_name: str | None = None
+) -> jax.Array:
+    """Sigmoid cross-entropy per label, the positive side of each label weighted.
+
+    Args:
+      logits: [n, num_labels].
+      labels: 0 or 1, [n, num_labels].
+      positive_weights: [num_labels], factor of the loss where the label is present.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar: mean over rows and labels.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+    """
+    _check_pair("multi_label_cross_entropy", logits, labels, None)
+    if positive_weights.shape != logits.shape[1:]:
+        raise ValueError(
+            f"multi_label_cross_entropy: logits {logits.shape} need positive_weights [{logits.shape[1]}], got "
+            f"{positive_weights.shape}"
+        )
+    losses = optax.losses.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels)
+    weights = jnp.where(labels > 0, positive_weights[None, :], 1)
+    return _masked_mean((weights * losses).mean(axis=1), jnp.ones(logits.shape[0], bool), axis_name)
 
 
 def unit_rows(x: jax.Array) -> jax.Array:

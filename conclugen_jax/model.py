@@ -330,11 +330,13 @@ class Classifier(nn.Module):
       num_outputs: classes, or labels of a multi-label task.
       dropout_rate: share of representation units set to zero while training.
       dtype: type of the matrix product; the parameters stay float32.
+      axis_name: mapped axis over which the batch is split.
     """
 
     num_outputs: int
     dropout_rate: float
     dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -342,13 +344,27 @@ class Classifier(nn.Module):
         representations: Mapping[str, jax.Array],
         *,
         present: Mapping[str, jax.Array],
-        train: bool = False,
+        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Map modality -> [n, R] to float32 logits [n, num_outputs]; an absent modality's units are zero."""
+        """Logits of the classes or labels.
+
+        Args:
+          representations: modality -> [n, R].
+          present: modality -> boolean [n]; the units of an absent modality are zero.
+          dropout_key: the same on all devices; ``None``: no dropout.
+
+        Returns:
+          float32 [n, num_outputs].
+        """
         # Sorted: the order must not depend on whether the dict has passed through a compiled function.
         parts = [jnp.where(present[m][:, None], representations[m], 0) for m in sorted(representations)]
         x = jnp.concatenate(parts, axis=1)
-        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+        if dropout_key is not None and self.dropout_rate:
+            # Drawn for the whole batch, so that the number of devices changes nothing.
+            shape = (x.shape[0] * parallel.device_count(self.axis_name), x.shape[1])
+            kept = jax.random.bernoulli(dropout_key, 1 - self.dropout_rate, shape)
+            kept = parallel.own_rows(kept, x.shape[0], self.axis_name)
+            x = jnp.where(kept, x / (1 - self.dropout_rate), 0)
         return linear(self.num_outputs, x.shape[1], dtype=self.dtype, name="linear")(x).astype(jnp.float32)
 
 

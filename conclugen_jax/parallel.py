@@ -40,6 +40,11 @@ def device_index(axis_name: str | None) -> jax.Array | int:
     return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
+def device_count(axis_name: str | None) -> int:
+    """Number of devices on the axis; 1 without an axis."""
+    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
 def own_rows(gathered: jax.Array, num_rows: int, axis_name: str | None) -> jax.Array:
     """This device's rows of a gathered array: the inverse of :func:`gather`."""
     if axis_name is None:

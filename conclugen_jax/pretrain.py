@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -240,7 +239,7 @@ def pretrain_step(
     )
     grads = parallel.mean(grads, axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics["gradient_norm"] = optax.global_norm(grads)
+    metrics["gradient_norm"] = optax.tree.norm(grads)
     metrics["learning_rate"] = schedule(state.step)
     new_state = state.replace(
         step=state.step + 1,
@@ -416,17 +415,17 @@ class _Recorder:
         if self._pending is None:
             return
         (dispatch, metrics), self._pending = self._pending, None
-        metrics = {name: np.asarray(values) for name, values in metrics.items()}
+        records = [_without_idle_clustering(r) for r in loop.records(dispatch, metrics)]
         now = time.monotonic()
         rate = dispatch.num_steps * self._config.train.batch_size / (now - self._time)
         self._time = now
-        records = [self._record(dispatch, metrics, i, rate) for i in range(dispatch.num_steps)]
-        self._check_finite(records)
+        _check_finite(records)
         if dispatch.first_step_in_epoch == 0:
             self._loss_sum, self._loss_steps = 0.0, 0
-        self._loss_sum += float(metrics["loss"].astype(np.float64).sum())
+        self._loss_sum += sum(r["loss"] for r in records)
         self._loss_steps += dispatch.num_steps
-        self._log.write([r for r in records if r["step"] % self._config.train.log_every_steps == 0])
+        logged = [r for r in records if r["step"] % self._config.train.log_every_steps == 0]
+        self._log.write([{**r, "examples_per_second": round(rate, 1)} for r in logged])
         shown = {k: v for k, v in records[-1].items() if k.startswith("loss")}
         self._display.update(dispatch.end_step, {**shown, "examples/s": rate})
 
@@ -440,18 +439,19 @@ class _Recorder:
         final = cluster or not self._config.loss.clustering_weight
         return self._loss_sum / self._loss_steps if complete and final else None
 
-    def _record(self, dispatch, metrics, i, rate) -> dict[str, Any]:
-        record = {"step": dispatch.end_step - dispatch.num_steps + i + 1, "epoch": dispatch.epoch}
-        record |= {name: values[i].item() for name, values in metrics.items()}
-        if record.get("kmeans/iterations") == 0:  # the queue was not full: no clustering took place
-            record = {k: v for k, v in record.items() if not k.startswith("kmeans/") and k != "loss/clustering"}
-        return {**record, "examples_per_second": round(rate, 1)}
 
-    def _check_finite(self, records: list[dict[str, Any]]) -> None:
-        for record in records:
-            if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
-                terms = ", ".join(f"{k} {v:.4g}" for k, v in record.items() if k.startswith("loss") or k == "gradient_norm")
-                raise ConclugenError(
-                    f"step {record['step']}: the loss or its gradient is not finite ({terms}); the checkpoint before it is kept; "
-                    "lower config.optimizer.learning_rate or look at the features (config.data.standardize=True)"
-                )
+def _without_idle_clustering(record: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what says nothing while the queue is not full: no k-means iteration, no clustering took place."""
+    if record.get("kmeans/iterations") != 0:
+        return record
+    return {k: v for k, v in record.items() if not k.startswith("kmeans/") and k != "loss/clustering"}
+
+
+def _check_finite(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
+            terms = [f"{k} {v:.4g}" for k, v in record.items() if k.startswith("loss") or k == "gradient_norm"]
+            raise ConclugenError(
+                f"step {record['step']}: the loss or its gradient is not finite ({', '.join(terms)}); the checkpoint before it "
+                "is kept; lower config.optimizer.learning_rate or set config.data.standardize=True in a new workdir"
+            )

@@ -55,6 +55,7 @@ class RowSource(Protocol):
     """Rows of one split by index."""
 
     tier: str
+    num_examples: int
     usable: np.ndarray  # int64, the rows that have at least one of the modalities, in the split's order
 
     def rows(self, indices: np.ndarray) -> Rows:
@@ -111,15 +112,20 @@ class HostTable:
 
     tier = "host"
 
-    def __init__(self, stream: ShardStream):
-        n = stream.num_examples
-        self.usable = stream.usable
-        self.table: Rows | None = None
+    def __init__(self, table: Rows, usable: np.ndarray):
+        self.table, self.usable = table, usable
+        self.num_examples = len(table["label"])
+
+    @classmethod
+    def read(cls, stream: ShardStream) -> "HostTable":
+        """Fill a table from the shards, a chunk at a time."""
+        n, table = stream.num_examples, None
         for start in range(0, n, CHUNK_ROWS):
             chunk = stream.rows(np.arange(start, min(start + CHUNK_ROWS, n)))
-            if self.table is None:
-                self.table = map_arrays(lambda x: np.empty((n, *x.shape[1:]), x.dtype), chunk)
-            fill(self.table, chunk, start)
+            if table is None:
+                table = map_arrays(lambda x: np.empty((n, *x.shape[1:]), x.dtype), chunk)
+            fill(table, chunk, start)
+        return cls(table, stream.usable)
 
     def rows(self, indices: np.ndarray) -> Rows:
         """Rows at the given indices, in that order."""
@@ -130,6 +136,9 @@ class DeviceTable(HostTable):
     """A host table that the training loop moves to the device once; batches are then indices only."""
 
     tier = "device"
+
+
+TABLES = {"host": HostTable, "device": DeviceTable}
 
 
 def open_split(
@@ -159,12 +168,16 @@ def open_split(
         raise ConclugenError(
             f"data set {dataset.path}: no row of split {split!r} has any of the modalities {list(modalities)}; name others"
         )
-    if tier == "auto":
-        gib = stream.num_examples * sum(dataset.manifest.modalities[m] for m in stream.modalities) * 4 / 2**30
-        tier = "device" if gib <= device_table_gib else "host" if gib <= host_table_gib else "shards"
-    if tier == "shards":
-        return stream
-    return (DeviceTable if tier == "device" else HostTable)(stream)
+    gib = stream.num_examples * sum(dataset.manifest.modalities[m] for m in stream.modalities) * 4 / 2**30
+    tier = choose_tier(tier, gib, device_table_gib=device_table_gib, host_table_gib=host_table_gib)
+    return stream if tier == "shards" else TABLES[tier].read(stream)
+
+
+def choose_tier(tier: str, gib: float, *, device_table_gib: float, host_table_gib: float) -> str:
+    """``tier`` itself, or for ``auto`` the first of device, host and shards that holds ``gib`` GiB."""
+    if tier != "auto":
+        return tier
+    return "device" if gib <= device_table_gib else "host" if gib <= host_table_gib else "shards"
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:

@@ -1,0 +1,71 @@
+"""Scores of a whole split, weighted as the paper's tables are (method section 5)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix, precision_recall_fscore_support
+
+
+def single_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy, F1, precision and recall of one class per example, each class weighted by its number of examples.
+
+    Weighted recall equals plain accuracy. A class that is never predicted has precision 0.
+
+    Args:
+      labels: integer [n], n >= 1.
+      predictions: integer [n].
+      names: of the classes.
+
+    Returns:
+      ``accuracy``, ``f1``, ``precision``, ``recall``; ``confusion_matrix`` [class][predicted class], counts;
+      ``per_class``: name -> {precision, recall, f1, support}.
+    """
+    _check(labels, predictions, 1)
+    classes = np.arange(len(names))
+    matrix = confusion_matrix(labels, predictions, labels=classes)
+    scores = _weighted(labels, predictions, classes, names)
+    return {"accuracy": scores["recall"], **scores, "confusion_matrix": matrix.tolist()}
+
+
+def multi_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy, F1, precision and recall of any number of labels per example, weighted by the labels' positives.
+
+    Accuracy of a label is (tp + tn) / n; the mean over labels weighs each by its share of all positives. A label
+    that is never predicted has precision 0. Without any positive all scores are 0.
+
+    Args:
+      labels: 0 or 1, [n, num_labels], n >= 1.
+      predictions: 0 or 1, [n, num_labels].
+      names: of the labels.
+
+    Returns:
+      ``accuracy``, ``f1``, ``precision``, ``recall``; ``confusion_matrix`` [label][present][predicted], counts;
+      ``per_class``: name -> {accuracy, precision, recall, f1, support}.
+    """
+    _check(labels, predictions, 2)
+    labels, predictions = labels.astype(int), predictions.astype(int)
+    matrices = multilabel_confusion_matrix(labels, predictions, labels=np.arange(len(names)))
+    scores = _weighted(labels, predictions, np.arange(len(names)), names)
+    accuracy = (labels == predictions).mean(axis=0)
+    support = labels.sum(axis=0)
+    for name, value in zip(names, accuracy, strict=True):
+        scores["per_class"][name]["accuracy"] = float(value)
+    weighted = float(np.average(accuracy, weights=support)) if support.any() else 0.0
+    return {"accuracy": weighted, **scores, "confusion_matrix": matrices.tolist()}
+
+
+def _weighted(labels, predictions, classes, names) -> dict[str, Any]:
+    arguments = {"labels": classes, "zero_division": 0}
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, average="weighted", **arguments)
+    each = precision_recall_fscore_support(labels, predictions, average=None, **arguments)
+    per_class = {
+        name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
+        for name, p, r, f, s in zip(names, *each, strict=True)
+    }
+    return {"f1": float(f1), "precision": float(precision), "recall": float(recall), "per_class": per_class}
+
+
+def _check(labels: np.ndarray, predictions: np.ndarray, ndim: int) -> None:
+    if labels.shape != predictions.shape or labels.ndim != ndim or not len(labels):
+        raise ValueError(f"labels and predictions must be of one shape with {ndim} axes, got {labels.shape}, {predictions.shape}")

@@ -1,0 +1,167 @@
+"""What a checkpoint has learned: load it, compute representations, fit scikit-learn probes on few labels."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from conclugen_jax import checkpoint, parallel
+from conclugen_jax import model as model_lib
+from conclugen_jax import workdir as workdir_lib
+from conclugen_jax.data import batches
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.model import ConCluGen
+
+
+def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, dict[str, Any], ConfigDict]:
+    """The network of a pretraining run.
+
+    Args:
+      workdir: of the run.
+      which: ``newest``, ``best`` or a step.
+
+    Returns:
+      (model, variables, config): ``model.apply(variables, features)`` runs all heads,
+      ``model.apply(variables, features, method="represent")`` the representations alone. Standardisation, if the
+      run used it, is part of the model: features go in raw.
+
+    Raises:
+      ConclugenError: no run or no checkpoint there, or one that does not fit its own configuration.
+    """
+    config, manifest = workdir_lib.read_config(workdir), workdir_lib.read_data(workdir)
+    model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities})
+    saved = checkpoint.Checkpoints(workdir, read_only=True)
+    try:
+        step = saved.find(which)
+        tree, _ = saved.restore_tree(step)
+    finally:
+        saved.close()
+    template = jax.eval_shape(functools.partial(model_lib.initial_variables, model, jax.random.key(0), manifest))
+    found = {name: tree.get(name, {}) for name in template}
+    return model, checkpoint.from_tree(found, template, source=f"{workdir} step {step}"), config
+
+
+def untrained(config: ConfigDict, workdir: str | Path) -> tuple[ConCluGen, dict[str, Any]]:
+    """The network of a run as it was before its first step: same sizes, same seed, same standardisation."""
+    manifest = workdir_lib.read_data(workdir)
+    model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities})
+    init_key, _ = jax.random.split(jax.random.key(config.seed))
+    return model, model_lib.initial_variables(model, init_key, manifest)
+
+
+def represent(
+    model: ConCluGen, variables: Mapping[str, Any], features: Mapping[str, np.ndarray], *, batch_size: int = 1024
+) -> dict[str, np.ndarray]:
+    """Representations of any rows.
+
+    Args:
+      model: as loaded.
+      variables: as loaded.
+      features: modality -> [n, dim] raw features; any of the model's modalities.
+      batch_size: rows computed at a time.
+
+    Returns:
+      modality -> float32 [n, representation_dim].
+
+    Raises:
+      ValueError: a modality that the model does not know, or features of another size.
+    """
+    forward = _forward(model.clone(axis_name=None))
+    n = len(next(iter(features.values())))
+    parts = []
+    for indices, count in batches.evaluation_batches(np.arange(n), min(batch_size, n)):
+        outputs = forward(variables, {m: np.asarray(x, np.float32)[indices] for m, x in features.items()})
+        parts.append({m: np.asarray(x, np.float32)[:count] for m, x in outputs.items()})
+    return {m: np.concatenate([part[m] for part in parts]) for m in parts[0]}
+
+
+def _forward(model: ConCluGen):
+    return jax.jit(functools.partial(model.apply, method="represent"))
+
+
+class LabelEfficiency(NamedTuple):
+    """Accuracy of one kind of vectors against the number of labels.
+
+    Attributes:
+      name: of the vectors.
+      num_labels: labels per class; 0 stands for all.
+      accuracy: of each draw of labels, on the test split.
+    """
+
+    name: str
+    num_labels: int
+    accuracy: list[float]
+
+
+def label_efficiency(
+    vectors: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    train_labels: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    labels_per_class: Sequence[int] = (2, 5, 20, 0),
+    num_draws: int = 5,
+    seed: int = 0,
+) -> list[LabelEfficiency]:
+    """Logistic regression on few labels, the same labels for every kind of vectors.
+
+    Vectors are standardised by the whole (unlabelled) training split; the regression is scikit-learn's with its
+    default L2 penalty (C = 1); nothing is chosen by a score.
+
+    Args:
+      vectors: name -> (training vectors [n, dim], test vectors [m, dim]).
+      train_labels: integer [n].
+      test_labels: integer [m].
+      labels_per_class: how many labels of each class are used; 0: all.
+      num_draws: random draws of the labelled rows.
+      seed: of the draws.
+
+    Raises:
+      ConclugenError: a class has fewer labels than asked for.
+    """
+    draws = {
+        k: [draw_labels(train_labels, k, seed=seed + draw) for draw in range(num_draws)] for k in labels_per_class
+    }
+    results = []
+    for name, (train, test) in vectors.items():
+        scaler = StandardScaler().fit(train)
+        train, test = scaler.transform(train), scaler.transform(test)
+        for k, rows_of_draws in draws.items():
+            # All labels are the same rows at every draw: fitted once.
+            distinct = rows_of_draws if k else rows_of_draws[:1]
+            scores = [
+                LogisticRegression(max_iter=2000).fit(train[rows], train_labels[rows]).score(test, test_labels)
+                for rows in distinct
+            ]
+            results.append(LabelEfficiency(name, k, [float(s) for s in scores] * (1 if k else num_draws)))
+    return results
+
+
+def draw_labels(labels: np.ndarray, num_per_class: int, *, seed: int) -> np.ndarray:
+    """Row indices of ``num_per_class`` random examples of every class (0: all rows), ascending.
+
+    Raises:
+      ConclugenError: a class has fewer examples.
+    """
+    if num_per_class == 0:
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    rows = []
+    for value in np.unique(labels):
+        members = np.flatnonzero(labels == value)
+        if len(members) < num_per_class:
+            raise ConclugenError(
+                f"class {value} has {len(members)} labelled examples, {num_per_class} per class were asked for; ask for fewer"
+            )
+        rows.append(rng.choice(members, num_per_class, replace=False))
+    return np.sort(np.concatenate(rows))
+
+
+def split_vectors(dataset: batches.Dataset, split: str, modalities: Sequence[str]) -> batches.HostTable:
+    """All rows of a split in host memory."""
+    return batches.open_split(dataset, split, modalities, tier="host")

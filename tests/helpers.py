@@ -1,0 +1,107 @@
+"""Pieces that several tests use."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from configs import base
+from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
+
+
+def close(actual: Any, expected: Any, relative: float = 1e-4) -> bool:
+    """Largest difference relative to the largest expected value: the yardstick of the golden numbers."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    scale = max(np.abs(expected).max(initial=0), 1e-6)
+    return bool(np.abs(actual - expected).max(initial=0) <= relative * scale)
+
+
+def tree_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """Arrays whose key begins with ``prefix/`` as nested float32 dicts."""
+    flat = {k.removeprefix(f"{prefix}/"): jnp.asarray(v, jnp.float32) for k, v in arrays.items() if k.startswith(f"{prefix}/")}
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    """Leaves by path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(
+            jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        )
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    """Two trees are equal bit for bit."""
+    a, b = flat(a), flat(b)
+    assert a.keys() == b.keys()
+    different = [k for k in a if a[k].dtype != b[k].dtype or a[k].tobytes() != b[k].tobytes()]
+    assert not different, different
+
+
+def log_without_times(workdir) -> list[dict[str, Any]]:
+    """metrics.jsonl less what depends on the clock."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "examples_per_second"} for r in records]
+
+
+class Faces:
+    """A small source of random examples: three modalities, four classes, some modalities missing by choice."""
+
+    def __init__(
+        self, num: Sequence[int] = (64, 24, 24), *, kind: str = "single", missing: float = 0.0, seed: int = 0, name: str = "faces"
+    ):
+        names = ("calm", "happy", "sad", "angry") if kind != "none" else ()
+        self.spec = DatasetSpec(
+            name=name,
+            version="1.0.0",
+            description="Random vectors.",
+            licence="none",
+            modalities={"video": 24, "audio": 16, "text": 12},
+            label=LabelSpec(kind, names),
+            splits=("train", "validation", "test"),
+        )
+        self._num, self._kind, self._missing, self._seed = dict(zip(self.spec.splits, num, strict=True)), kind, missing, seed
+
+    def fingerprint(self) -> str:
+        return f"{self._num} {self._kind} {self._missing} {self._seed}"
+
+    def examples(self, split: str) -> Iterator[Example]:
+        rng = np.random.default_rng([self._seed, self.spec.splits.index(split)])
+        centers = np.random.default_rng(self._seed).normal(size=(4, 52)) * 2
+        for i in range(self._num[split]):
+            y = int(rng.integers(4))
+            parts = np.split((centers[y] + rng.normal(size=52)).astype(np.float32), [24, 40])
+            features = dict(zip(self.spec.modalities, parts, strict=True))
+            if rng.random() < self._missing:
+                del features["text"]
+            label = {"single": y, "multi": [int(y == c or rng.random() < 0.3) for c in range(4)], "none": None}[self._kind]
+            yield Example(id=f"{split}{i}", features=features, label=label, group=f"speaker{i % 5}")
+
+
+def tiny_config(path: str = "", **changes: Any):
+    """The base configuration at a size that compiles and runs in seconds, for the data of :class:`Faces`."""
+    config = base.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.path": str(path),
+            "model.representation_dim": 32,
+            "model.projection_dim": 16,
+            "model.reconstruction_dim": 12,
+            "clustering.num_clusters": 4,
+            "clustering.start_epoch": 2,
+            "clustering.queue_batches": 1,
+            "optimizer.learning_rate": 1e-3,
+            "train.batch_size": 16,
+            "train.num_epochs": 4,
+            "train.steps_per_dispatch": 2,
+            **{k.replace("__", "."): v for k, v in changes.items()},
+        }
+    )
+    return config
