@@ -1,9 +1,10 @@
 """What a checkpoint has learned: load it, compute representations, fit scikit-learn probes on few labels."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -85,7 +86,8 @@ def _forward(model: ConCluGen):
     return jax.jit(functools.partial(model.apply, method="represent"))
 
 
-class LabelEfficiency(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class LabelEfficiency:
     """Accuracy of one kind of vectors against the number of labels.
 
     Attributes:
@@ -97,6 +99,23 @@ class LabelEfficiency(NamedTuple):
     name: str
     num_labels: int
     accuracy: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Label efficiency of a run.
+
+    Attributes:
+      protocol: how the numbers were made, in words.
+      workdir: of the run.
+      data: name, version and hash of the labelled data.
+      results: one per kind of vectors and number of labels.
+    """
+
+    protocol: str
+    workdir: str
+    data: dict[str, str]
+    results: list[LabelEfficiency]
 
 
 def label_efficiency(
@@ -162,6 +181,66 @@ def draw_labels(labels: np.ndarray, num_per_class: int, *, seed: int) -> np.ndar
     return np.sort(np.concatenate(rows))
 
 
-def split_vectors(dataset: batches.Dataset, split: str, modalities: Sequence[str]) -> batches.HostTable:
-    """All rows of a split in host memory."""
-    return batches.open_split(dataset, split, modalities, tier="host")
+def label_efficiency_of_run(
+    workdir: str | Path,
+    *,
+    which: str | int = "newest",
+    data: str | Path | None = None,
+    labels_per_class: Sequence[int] = (2, 5, 20, 0),
+    num_draws: int = 5,
+    seed: int = 0,
+) -> Report:
+    """Raw features, the untrained network and a checkpoint side by side; see :func:`label_efficiency`.
+
+    Args:
+      workdir: of a pretraining run.
+      which: checkpoint, see :func:`load`.
+      data: folder of a labelled data set with the run's modalities; ``None``: the run's own.
+      labels_per_class: how many labels of each class are used; 0: all.
+      num_draws: random draws of the labelled rows.
+      seed: of the draws.
+
+    Raises:
+      ConclugenError: the data has not one class per example, or lacks the run's modalities.
+    """
+    model, variables, config = load(workdir, which)
+    dataset = batches.open_dataset(data or config.data.path)
+    manifest = dataset.manifest
+    if manifest.label.kind != "single":
+        raise ConclugenError(
+            f"{dataset.path}: labels of kind {manifest.label.kind!r}; label efficiency needs one class per example"
+        )
+    train, test = (
+        batches.open_split(dataset, split, config.data.modalities, tier="host").table
+        for split in (config.data.train_split, config.data.test_split)
+    )
+    fresh_model, fresh_variables = untrained(config, workdir)
+
+    def vectors(of: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        return tuple(concatenated(of(split["features"]), split["present"]) for split in (train, test))
+
+    kinds = {
+        "raw features": vectors(lambda x: x),
+        "untrained network": vectors(lambda x: represent(fresh_model, fresh_variables, x)),
+        f"pretrained ({Path(workdir).name})": vectors(lambda x: represent(model, variables, x)),
+    }
+    results = label_efficiency(
+        kinds,
+        train["label"],
+        test["label"],
+        labels_per_class=labels_per_class,
+        num_draws=num_draws,
+        seed=seed,
+    )
+    protocol = (
+        f"Accuracy on {len(test['label'])} test examples of {manifest.name} {manifest.version}: scikit-learn logistic regression "
+        f"(L2, C = 1) on standardised vectors, mean and standard deviation over {num_draws} draws of the labels (all labels: "
+        "one fit)."
+    )
+    data_facts = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
+    return Report(protocol, str(workdir), data_facts, results)
+
+
+def concatenated(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All modalities side by side in the order of their names, zeros where absent: [n, sum of dims]."""
+    return np.concatenate([np.where(present[m][:, None], vectors[m], 0) for m in sorted(vectors)], axis=1)

@@ -1,0 +1,131 @@
+"""What every launcher shares: flags with helpful errors, --help with all configuration keys, exit codes."""
+
+import difflib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from conclugen_jax.errors import ConclugenError
+
+FLAGS = flags.FLAGS
+BASE_CONFIG = Path(__file__).parent.parent / "configs" / "base.py"
+
+
+def define_config() -> None:
+    """The flag --config=FILE, whose keys --config.KEY=VALUE override."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Configuration file; override a key with --config.SECTION.KEY=VALUE", lock_config=True
+    )
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse flags and call ``main``.
+
+    A mistake of the user ends in one sentence on standard error and exit code 2; --help explains everything and
+    exits with 0.
+    """
+    try:
+        if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
+            print(_help(main))
+            return
+        _parse(sys.argv)
+        main()
+    except ConclugenError as e:
+        _fail(e)
+    except OSError as e:
+        _fail(f"{e.filename or 'input or output'}: {e.strerror or e}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def required(name: str) -> str:
+    """Value of a flag that must be given."""
+    value = FLAGS[name].value
+    if value in (None, ""):
+        raise ConclugenError(f"--{name} is missing; see --help")
+    return value
+
+
+def config():
+    """The configuration with the command line's overrides."""
+    if FLAGS["config"].value is None:
+        raise ConclugenError("--config is missing; name a configuration file such as --config=configs/demo.py")
+    return FLAGS.config
+
+
+def _parse(argv: list[str]) -> None:
+    try:
+        rest = FLAGS(argv)[1:]
+    except flags.Error as e:
+        raise ConclugenError(f"{_first_line(e)}; see --help") from e
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise ConclugenError(_explain_override(argv, e)) from e
+    except OSError as e:
+        raise ConclugenError(f"--config: {e.filename or e}: {e.strerror or 'cannot be read'}; name a configuration file") from e
+    if rest:
+        raise ConclugenError(f"{rest[0]!r} is not a flag; write --flag=value, see --help")
+
+
+def _explain_override(argv: list[str], error: Exception) -> str:
+    """Which --config.KEY of the command line is to blame for an exception of ml_collections, and what it should be."""
+    known = dict(_keys(_load(argv)))
+    for arg in argv:
+        key, _, value = arg.lstrip("-").partition("=")
+        if not key.startswith("config."):
+            continue
+        key = key.removeprefix("config.")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean config.{near[0]}?" if near else ""
+            return f"config.{key} is not a configuration key{hint} (all keys: --help)"
+        if isinstance(error, (TypeError, ValueError)) and (repr(value) in str(error) or value in str(error) or key in str(error)):
+            return f"config.{key}={value}: expected a value like {known[key]!r} ({type(known[key]).__name__})"
+    return f"the command line cannot be used ({_first_line(error)}); see --help"
+
+
+def _load(argv: list[str]):
+    """The configuration file of a command line without overrides."""
+    path = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config=")), "")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    try:
+        values(["", f"--config={path}"])
+        return values["config"].value
+    except Exception as e:
+        raise ConclugenError(f"--config={path}: cannot be loaded ({type(e).__name__}: {_first_line(e)})") from e
+
+
+def _keys(config, prefix: str = ""):
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _help(main: Callable[[], None]) -> str:
+    module = sys.modules[main.__module__]
+    lines = [module.__doc__.strip(), "", "Flags:"]
+    own = FLAGS.get_flags_for_module(module) + (
+        FLAGS.get_flags_for_module(sys.modules[__name__]) if "config" in FLAGS else []
+    )
+    lines += [f"  --{flag.name}  {flag.help}" for flag in own]
+    if "config" in FLAGS:
+        body = BASE_CONFIG.read_text(encoding="utf-8").split("config = ConfigDict()\n")[1].split("return")[0]
+        keys = [line.strip() for line in body.splitlines() if "#" in line]
+        lines += ["", "Configuration keys with their defaults; override one with --config.SECTION.KEY=VALUE, a tuple as"]
+        lines += ["--config.data.modalities=\"('video','text')\":", ""]
+        lines += [f"  {'' if key.startswith('config.') else 'config.'}{key}" for key in keys]
+    return "\n".join(lines)
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _fail(message: object) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,75 @@
+"""Label efficiency of a checkpoint: python -m launch.probe --workdir=PRETRAINING_RUN --output=TABLE
+
+Linear evaluation with few labels per class, for raw features, the same network untrained, and the checkpoint; each the
+mean and standard deviation over several draws of the labels. Writes TABLE.json and TABLE.md and prints the table.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from conclugen_jax import probe
+from conclugen_jax import workdir as workdir_lib
+from conclugen_jax.errors import ConclugenError
+from launch import app
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a pretraining run")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "newest", "newest, best or a step")
+DATA = flags.DEFINE_string("data", None, "Folder of a labelled data set; default: the one of the run")
+OUTPUT = flags.DEFINE_string("output", None, "Path of the table without its ending")
+LABELS = flags.DEFINE_list("labels", ["2", "5", "20", "all"], "Labels per class")
+DRAWS = flags.DEFINE_integer("draws", 10, "Random draws of the labelled examples", lower_bound=2)
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws", lower_bound=0)
+
+
+def main() -> None:
+    """Compute the table, write it, print it."""
+    output = Path(app.required("output"))
+    bad = [text for text in LABELS.value if text != "all" and not (text.isdigit() and int(text))]
+    if bad:
+        raise ConclugenError(f"--labels: {bad[0]!r} is neither a number of labels per class nor 'all'")
+    report = probe.label_efficiency_of_run(
+        app.required("workdir"),
+        which=CHECKPOINT.value,
+        data=DATA.value,
+        labels_per_class=[0 if text == "all" else int(text) for text in LABELS.value],
+        num_draws=DRAWS.value,
+        seed=SEED.value,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    workdir_lib.write_atomically(output.with_suffix(".json"), json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+    columns, rows = cells(report)
+    markdown = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+    workdir_lib.write_atomically(output.with_suffix(".md"), "\n".join([*markdown, "", report.protocol, ""]))
+    table = Table(title="accuracy on the test split by labels per class", caption=report.protocol)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(f"saved as {output.with_suffix('.md')} and {output.with_suffix('.json')}", soft_wrap=True)
+
+
+def cells(report: probe.Report) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table as text."""
+    labels = list(dict.fromkeys(result.num_labels for result in report.results))
+    rows = []
+    for name in dict.fromkeys(result.name for result in report.results):
+        scores = {result.num_labels: result.accuracy for result in report.results if result.name == name}
+        rows.append([name, *(_cell(k, scores[k]) for k in labels)])
+    return ["vectors", *(f"{k} labels" if k else "all labels" for k in labels)], rows
+
+
+def _cell(num_labels: int, accuracy: list[float]) -> str:
+    mean = f"{np.mean(accuracy):.3f}"
+    return f"{mean} ± {np.std(accuracy):.3f}" if num_labels else mean  # all labels: nothing is drawn
+
+
+if __name__ == "__main__":
+    app.run(main)
