@@ -123,17 +123,18 @@ def lloyd(
     compared = unit_rows(points) if metric == "cosine" else points
 
     def iterate(carry):
-        centroids, _, iterations, _ = carry
+        centroids, before, iterations, _ = carry
         assignments = nearest(compared, centroids, metric=metric)
         moved = _weighted_means(points, weights, assignments, centroids.shape[0])
-        shift = jnp.sum(jnp.square(moved - centroids))
+        # Equal assignments have equal means: the shift is 0, also where the compiler rounds the two means differently.
+        shift = jnp.where(jnp.any(assignments != before), jnp.sum(jnp.square(moved - centroids)), 0)
         return moved, assignments, iterations + 1, shift
 
     def unfinished(carry):
         _, _, iterations, shift = carry
         return (iterations < max_iterations) & (shift > tolerance)
 
-    start = (centroids, jnp.zeros(points.shape[0], jnp.int32), jnp.int32(0), jnp.float32(jnp.inf))
+    start = (centroids, jnp.full(points.shape[0], -1, jnp.int32), jnp.int32(0), jnp.float32(jnp.inf))
     centroids, assignments, iterations, _ = jax.lax.while_loop(unfinished, iterate, start)
     return KMeans(centroids, assignments, iterations)
 

@@ -1,0 +1,168 @@
+"""k-means: by hand, against scikit-learn, and what it promises about queue, empty clusters and ties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans as SklearnKMeans
+
+from conclugen_jax import clustering
+
+
+def blobs(seed=0, n=60, k=3, d=4):
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(k, d)) * 4
+    return (centers[rng.integers(k, size=n)] + rng.normal(size=(n, d))).astype(np.float32)
+
+
+def inertia(points, result):
+    """Sum of 1 - cosine similarity to the direction of the own cluster's mean, on normalised points."""
+    points = points / np.linalg.norm(points, axis=1, keepdims=True)
+    centroids = np.asarray(result.centroids)
+    centroids = centroids / np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
+    return float((1 - (points * centroids[np.asarray(result.assignments)]).sum(1)).sum())
+
+
+def test_four_points_by_hand():
+    points = jnp.array([[2.0, 0.0], [4.0, 0.2], [0.0, 1.0], [0.1, 3.0]])
+    result = clustering.lloyd(points, points[jnp.array([0, 2])])
+    np.testing.assert_array_equal(result.assignments, [0, 0, 1, 1])
+    # Means of the raw points, not of their directions.
+    np.testing.assert_allclose(result.centroids, [[3.0, 0.1], [0.05, 2.0]], rtol=1e-6)
+    # First iteration moves the centroids, the second finds nothing to move.
+    assert result.iterations == 2
+
+
+def test_euclidean_equals_scikit_learn():
+    points = blobs()
+    start = points[[0, 20, 40]]
+    ours = clustering.lloyd(points, start, metric="euclidean", tolerance=0.0)
+    theirs = SklearnKMeans(3, init=start, n_init=1, algorithm="lloyd", tol=0).fit(points)
+    np.testing.assert_array_equal(ours.assignments, theirs.labels_)
+    np.testing.assert_allclose(ours.centroids, theirs.cluster_centers_, rtol=1e-4, atol=1e-5)
+
+
+def test_cosine_on_normalised_points_equals_scikit_learn_assignments():
+    # On unit vectors, one assignment step by angle to unit centroids is the Euclidean one.
+    points = blobs(1)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    start = points[[0, 20, 40]]
+    ours = clustering.lloyd(points, start, max_iterations=1)
+    theirs = SklearnKMeans(3, init=start, n_init=1, max_iter=1, tol=0).fit(points)
+    distances = np.square(points[:, None] - start[None]).sum(-1)
+    np.testing.assert_array_equal(ours.assignments, distances.argmin(1))
+    assert theirs.n_iter_ == ours.iterations == 1
+
+
+def test_inertia_never_rises_on_normalised_points():
+    for seed in range(5):
+        points = np.random.default_rng(seed).normal(size=(80, 3)).astype(np.float32)
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        values = [
+            inertia(points, clustering.lloyd(points, points[:5], max_iterations=i, tolerance=0.0)) for i in range(1, 12)
+        ]
+        assert all(after <= before + 1e-4 for before, after in zip(values, values[1:], strict=False)), values
+        assert values[-1] < values[0]
+
+
+def test_an_empty_cluster_becomes_the_zero_vector_and_can_win_points_back():
+    points = jnp.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1]])
+    start = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+    result = clustering.lloyd(points, start)
+    np.testing.assert_array_equal(result.assignments, [0, 0, 0])
+    np.testing.assert_array_equal(result.centroids[1], [0, 0])
+    # From a zero centroid: a point that all other centroids look away from has similarity 0 > negative with it.
+    points = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+    result = clustering.lloyd(points, jnp.array([[1.0, 0.0], [0.0, 0.0]]))
+    np.testing.assert_array_equal(result.assignments, [0, 1])
+    np.testing.assert_allclose(result.centroids, points)
+
+
+def test_tolerance_and_iteration_limit():
+    points = blobs(2)
+    assert clustering.lloyd(points, points[:3], max_iterations=1).iterations == 1
+    assert clustering.lloyd(points, points[:3], tolerance=1e9).iterations == 1
+    # Unit points: with raw lengths, means of points and angles to them may chase each other for ever.
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    free = clustering.lloyd(points, points[:3], tolerance=0.0)
+    assert 1 < free.iterations < 100
+    again = clustering.lloyd(points, free.centroids, tolerance=1e-4)
+    assert again.iterations == 1
+    np.testing.assert_array_equal(again.assignments, free.assignments)
+
+
+def test_weights_count_points_and_zero_leaves_them_out():
+    points = blobs(3)
+    weights = np.ones(60, np.float32)
+    weights[50:] = 0
+    kept = clustering.lloyd(points[:50], points[:3])
+    weighted = clustering.lloyd(points, points[:3], weights=weights)
+    np.testing.assert_allclose(weighted.centroids, kept.centroids, rtol=1e-5)
+    doubled = clustering.lloyd(np.concatenate([points, points[:7]]), points[:3])
+    weights = np.ones(60, np.float32)
+    weights[:7] = 2
+    np.testing.assert_allclose(
+        clustering.lloyd(points, points[:3], weights=weights).centroids, doubled.centroids, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_no_gradient_flows_through():
+    points = jnp.asarray(blobs(4))
+    grad = jax.grad(lambda p: clustering.lloyd(p, p[:3], max_iterations=3).centroids.sum())(points)
+    assert not np.any(np.asarray(grad))
+
+
+def test_push_puts_the_newest_first_and_drops_the_oldest():
+    queue = jnp.zeros((5, 1))
+    queue = clustering.push(queue, jnp.array([[1.0], [2.0]]))
+    queue = clustering.push(queue, jnp.array([[3.0], [4.0]]))
+    queue = clustering.push(queue, jnp.array([[5.0], [6.0]]))
+    np.testing.assert_array_equal(queue[:, 0], [5, 6, 3, 4, 1])
+
+
+@pytest.mark.parametrize("method", ["random", "kmeans++", "warm"])
+def test_initial_centroids_are_distinct_rows(method):
+    points = jnp.asarray(blobs(5))
+    start = clustering.initial_centroids(
+        jax.random.key(0), points, 3, method=method, previous=jnp.zeros((3, 4))
+    )
+    rows = [int(np.flatnonzero((np.asarray(points) == row).all(1))[0]) for row in np.asarray(start)]
+    assert len(set(rows)) == 3
+    other = clustering.initial_centroids(
+        jax.random.key(1), points, 3, method=method, previous=jnp.zeros((3, 4))
+    )
+    assert not np.array_equal(start, other)
+
+
+def test_warm_start_takes_the_previous_centroids():
+    previous = jnp.ones((3, 4))
+    points = jnp.asarray(blobs(5))
+    start = clustering.initial_centroids(jax.random.key(0), points, 3, method="warm", previous=previous)
+    np.testing.assert_array_equal(start, previous)
+
+
+def test_plus_plus_finds_far_clusters_more_often_than_chance():
+    # Two tight bundles, one of them with a single point: random rows miss it, kmeans++ cannot.
+    points = jnp.concatenate([jnp.tile(jnp.array([[1.0, 0.0]]), (50, 1)), jnp.array([[0.0, 1.0]])])
+    for metric in clustering.METRICS:
+        for seed in range(10):
+            start = clustering.initial_centroids(jax.random.key(seed), points, 2, method="kmeans++", metric=metric)
+            assert {tuple(row) for row in np.asarray(start).tolist()} == {(1.0, 0.0), (0.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: clustering.lloyd(jnp.ones((3, 2)), jnp.ones((2, 3))),
+        lambda: clustering.lloyd(jnp.ones((3, 2)), jnp.ones((2, 2)), metric="manhattan"),
+        lambda: clustering.lloyd(jnp.ones((3, 2)), jnp.ones((2, 2)), max_iterations=0),
+        lambda: clustering.lloyd(jnp.ones((3, 2)), jnp.ones((2, 2)), weights=jnp.ones(2)),
+        lambda: clustering.push(jnp.ones((3, 2)), jnp.ones((4, 2))),
+        lambda: clustering.push(jnp.ones((3, 2)), jnp.ones((1, 3))),
+        lambda: clustering.initial_centroids(jax.random.key(0), jnp.ones((3, 2)), 4),
+        lambda: clustering.initial_centroids(jax.random.key(0), jnp.ones((3, 2)), 2, method="farthest"),
+    ],
+)
+def test_impossible_arguments_are_refused(call):
+    with pytest.raises(ValueError, match=r"lloyd|push|clusters need|method must be"):
+        call()
