@@ -22,7 +22,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     A checkpoint is a tree of arrays (the state, without any device layout, so that another number of devices can go
-    on with it) and a JSON object. Committed ones survive a kill at any moment.
+    on with it) and a JSON object. Committed ones survive a kill at any moment. A context manager.
     """
 
     def __init__(self, workdir: str | Path, *, keep_newest: int = 1, keep_best: int = 0, read_only: bool = False):
@@ -122,7 +122,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         """Wait, then release the manager's threads."""
         try:
             self.wait()
@@ -143,11 +146,11 @@ class Checkpoints:
 
 
 def to_tree(state: Any) -> dict[str, Any]:
-    """A state as nested dicts of NumPy arrays of its own; random keys as their numbers, empty branches left out."""
+    """A state as nested dicts of NumPy arrays of its own; random keys as their numbers, nothing empty."""
     tree = flax.serialization.to_state_dict(jax.tree.map(_raw, state, is_leaf=_is_key))
     flat = traverse_util.flatten_dict(tree)
     # A copy: on a CPU np.asarray would look into a buffer that the next step is about to reuse.
-    return traverse_util.unflatten_dict({path: np.array(x, copy=True) for path, x in flat.items()})
+    return traverse_util.unflatten_dict({path: np.array(x, copy=True) for path, x in flat.items() if x.size})
 
 
 def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
@@ -160,7 +163,8 @@ def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
     raw_template = jax.tree.map(_raw_like, template, is_leaf=_is_key)
     expected = traverse_util.flatten_dict(flax.serialization.to_state_dict(raw_template), sep="/", keep_empty_nodes=True)
     found = traverse_util.flatten_dict(dict(tree), sep="/")
-    wanted = {path: x for path, x in expected.items() if x is not traverse_util.empty_node}
+    wanted = {path: x for path, x in expected.items() if x is not traverse_util.empty_node and x.size}
+    empty = {path: np.zeros(x.shape, x.dtype) for path, x in expected.items() if path not in wanted and hasattr(x, "shape")}
     wrong = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
     wrong += [f"{path} is not part of this model" for path in sorted(found.keys() - wanted.keys())]
     wrong += [
@@ -171,7 +175,7 @@ def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ConclugenError(f"{source}: the checkpoint does not fit the model: {wrong[0]}{more}; use the configuration it was made with")
-    filled = traverse_util.unflatten_dict({**expected, **{path: found[path] for path in wanted}}, sep="/")
+    filled = traverse_util.unflatten_dict({**expected, **empty, **{path: found[path] for path in wanted}}, sep="/")
     restored = flax.serialization.from_state_dict(raw_template, filled)
     return jax.tree.map(
         lambda like, x: jax.random.wrap_key_data(x) if _is_key(like) else x, template, restored, is_leaf=_is_key

@@ -210,18 +210,16 @@ def _run(
     optimizer, schedule = optimizer_lib.from_config(config, run.steps_per_epoch, trainable)
     step = functools.partial(downstream_step, task=task, optimizer=optimizer, schedule=schedule)
     state = _fresh_state(config, task, variables, modalities, optimizer)
-    log = workdir_lib.MetricsLog(workdir, step=0)
     title = f"{config.downstream.protocol} {workdir.name}"
     total_steps = config.train.num_epochs * run.steps_per_epoch
-    with progress.Display(title, total_steps=total_steps, steps_per_epoch=run.steps_per_epoch) as display:
+    with (
+        workdir_lib.MetricsLog(workdir, step=0) as log,
+        progress.Display(title, total_steps=total_steps, steps_per_epoch=run.steps_per_epoch) as display,
+    ):
         display.say(f"{title}: {len(splits['train'].usable)} examples, modalities {', '.join(modalities)}")
         best = _fit(run, step, state, log, display, stop)
-    log.close()
-    saved = checkpoint.Checkpoints(workdir)
-    try:
+    with checkpoint.Checkpoints(workdir) as saved:
         saved.save((best.epoch + 1) * run.steps_per_epoch, best.weights, {"best_epoch": best.epoch})
-    finally:
-        saved.close()
     result = {
         "protocol": config.downstream.protocol,
         "encoder": origin,

@@ -49,13 +49,20 @@ def make_dispatch(step: Callable[..., tuple[TrainState, Metrics]]) -> Callable:
 
 
 def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:
-    """How an epoch's steps are cut into dispatches: equal ones if that costs little, so that one program serves all."""
+    """How an epoch's steps are cut into dispatches of at most ``most`` steps.
+
+    Equal lengths need one compiled program; where a divisor greater than half of ``most`` gives them, it is taken.
+    Else the lengths differ by one.
+    """
     least = math.ceil(steps_per_epoch / most)
-    for count in range(least, 2 * least + 1):
-        if steps_per_epoch % count == 0:
-            return [steps_per_epoch // count] * count
-    full, tail = divmod(steps_per_epoch, most)
-    return [most] * full + [tail]
+    for count in range(least, steps_per_epoch + 1):
+        length, rest = divmod(steps_per_epoch, count)
+        if 2 * length <= most:
+            break
+        if rest == 0:
+            return [length] * count
+    length, longer = divmod(steps_per_epoch, least)
+    return [length + 1] * longer + [length] * (least - longer)
 
 
 def plan(first_step: int, steps_per_epoch: int, train: ConfigDict) -> list[Dispatch]:

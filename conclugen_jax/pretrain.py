@@ -310,35 +310,14 @@ def _run(
 ) -> TrainState:
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
     optimizer, schedule = optimizer_lib.from_config(config, steps_per_epoch)
-    saved = checkpoint.Checkpoints(
-        workdir, keep_newest=config.checkpoint.keep_newest, keep_best=config.checkpoint.keep_best
-    )
-    try:
+    programs = _programs(config, model, optimizer, schedule, steps_per_epoch, devices)
+    title = f"pretrain {workdir.name}"
+    keep = {"keep_newest": config.checkpoint.keep_newest, "keep_best": config.checkpoint.keep_best}
+    with checkpoint.Checkpoints(workdir, **keep) as saved:
         state, info = _start(config, model, optimizer, manifest, saved)
         first_step, total_steps = int(state.step), config.train.num_epochs * steps_per_epoch
-        log = workdir_lib.MetricsLog(workdir, first_step)
-        programs = {
-            cluster: parallel.map_step(
-                loop.make_dispatch(
-                    functools.partial(
-                        pretrain_step,
-                        model=model,
-                        optimizer=optimizer,
-                        schedule=schedule,
-                        config=config,
-                        steps_per_epoch=steps_per_epoch,
-                        cluster=cluster,
-                        axis_name=parallel.AXIS,
-                    )
-                ),
-                devices,
-            )
-            for cluster in (False, True)
-        }
-        title = f"pretrain {workdir.name}"
-        with progress.Display(
-            title, total_steps=total_steps, steps_per_epoch=steps_per_epoch, first_step=first_step
-        ) as display:
+        shown = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "first_step": first_step}
+        with workdir_lib.MetricsLog(workdir, first_step) as log, progress.Display(title, **shown) as display:
             display.say(
                 f"{title}: {len(rows.usable)} examples, {steps_per_epoch} steps per epoch, {len(devices)} "
                 f"{devices[0].platform} device(s), {rows.tier} table, "
@@ -359,11 +338,26 @@ def _run(
                     display.say(f"stopped after step {dispatch.end_step}; repeat the command to resume")
                     raise signals.Interrupted(stop.signal)
             recorder.flush()
-            display.say(f"done: {int(state.step)} steps; checkpoints in {workdir / checkpoint.FOLDER}")
-        log.close()
-        return state
-    finally:
-        saved.close()
+            saved.wait()
+            display.say(f"done: {total_steps} steps; checkpoints in {workdir / checkpoint.FOLDER}")
+    return state
+
+
+def _programs(config, model, optimizer, schedule, steps_per_epoch, devices) -> dict[bool, Callable]:
+    """The compiled dispatch before (``False``) and after (``True``) clustering joins the objective."""
+    step = functools.partial(
+        pretrain_step,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        config=config,
+        steps_per_epoch=steps_per_epoch,
+        axis_name=parallel.AXIS,
+    )
+    return {
+        cluster: parallel.map_step(loop.make_dispatch(functools.partial(step, cluster=cluster)), devices)
+        for cluster in (False, True)
+    }
 
 
 def _start(

@@ -37,12 +37,9 @@ def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, d
     """
     config, manifest = workdir_lib.read_config(workdir), workdir_lib.read_data(workdir)
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities})
-    saved = checkpoint.Checkpoints(workdir, read_only=True)
-    try:
+    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         step = saved.find(which)
         tree, _ = saved.restore_tree(step)
-    finally:
-        saved.close()
     template = jax.eval_shape(functools.partial(model_lib.initial_variables, model, jax.random.key(0), manifest))
     found = {name: tree.get(name, {}) for name in template}
     return model, checkpoint.from_tree(found, template, source=f"{workdir} step {step}"), config

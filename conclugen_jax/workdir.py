@@ -131,7 +131,7 @@ class MetricsLog:
     """``metrics.jsonl``: one JSON object a line, in the order of steps.
 
     Opened at a step, it drops what a killed run wrote beyond the checkpoint of that step, so that the resumed run
-    neither doubles nor misses a line.
+    neither doubles nor misses a line. A context manager: the file is closed however the run ends.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -148,8 +148,10 @@ class MetricsLog:
         except OSError as e:
             raise ConclugenError(f"{self._path}: cannot be written ({e.strerror}); free space and repeat the command to resume") from e
 
-    def close(self) -> None:
-        """Sync to the disk and close."""
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         with contextlib.suppress(OSError):
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     loss.clustering_target = "joint"  # joint (the fused vector) | individual (each modality, summed)
 
     config.clustering = clustering = ConfigDict()
-    clustering.num_clusters = 8  # K
+    clustering.num_clusters = 8  # K, number of centroids
     clustering.start_epoch = 12  # first epoch, counted from 0, whose objective has L_Clu
     clustering.queue_batches = 4  # batches of fused vectors kept; L_Clu counts once the queue is full
     clustering.queue_reset = "epoch"  # epoch (emptied at each epoch's start) | never

@@ -83,11 +83,13 @@ def test_metrics_of_all_steps(runs):
 
 def test_every_gradient(runs):
     for path, grad in runs[1][2].items():
-        if path == "projection/fc1/bias":  # zero in exact arithmetic
+        if path == "projection/fc1/bias":  # zero in exact arithmetic: BatchNorm follows
             assert np.abs(runs[8][2][path]).max() < 1e-6
-        else:
-            assert np.abs(grad).max() > 0, path
-            assert close(runs[8][2][path], grad, 1e-5), path
+            continue
+        # The part of this gradient that comes through BatchNorm cancels to zero, less rounding.
+        tolerance = 1e-4 if path == "representation/audio/expand/bias" else 1e-5
+        assert np.abs(grad).max() > 0, path
+        assert close(runs[8][2][path], grad, tolerance), path
 
 
 def test_running_averages(runs):

@@ -1,0 +1,196 @@
+"""Configurations: every file loads, every key is used and documented, impossible values are refused with the reason."""
+
+import ast
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from conclugen_jax import config as config_lib
+from conclugen_jax.errors import ConclugenError
+from configs import base
+from tests.helpers import tiny_config
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_loads_is_locked_and_possible(name):
+    config = load(name)
+    assert config.is_locked
+    config.data.path = "somewhere"
+    config_lib.check(config)
+    config_lib.check_objective(config)
+    assert {k for k, _ in config_lib.flatten(config.to_dict())} == {
+        k for k, _ in config_lib.flatten(base.get_config().to_dict())
+    }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_opens_with_its_command(name):
+    doc = importlib.import_module(f"configs.{name}").__doc__
+    assert name == "base" or re.search(r"^Command:", doc, re.MULTILINE), doc
+
+
+def test_paper_scale_values():
+    config = load("conclugen")
+    expected = {
+        "model.representation_dim": 4096,
+        "model.projection_dim": 512,
+        "model.reconstruction_dim": 1024,
+        "clustering.num_clusters": 8,
+        "clustering.start_epoch": 12,
+        "clustering.queue_batches": 4,
+        "clustering.max_iterations": 100,
+        "clustering.tolerance": 1e-4,
+        "loss.contrastive_margin": 1e-3,
+        "loss.clustering_margin": 1e-3,
+        "loss.reduction": "sum",
+        "loss.margin_in_denominator": False,
+        "model.projection_sharing": "shared",
+        "model.projection_relu": True,
+        "model.decoder_relu": False,
+        "optimizer.learning_rate": 9e-5,
+        "optimizer.weight_decay": 3.2e-4,
+        "schedule.warmup_epochs": 5,
+        "schedule.period_epochs": 20,
+        "schedule.period_multiplier": 2,
+        "schedule.minimum": 1e-6,
+        "train.batch_size": 4096,
+    }
+    flat = dict(config_lib.flatten(config.to_dict()))
+    assert {k: flat[k] for k in expected} == expected
+
+
+def used_keys():
+    """``section.key`` of every attribute chain ``config.section.key`` or ``section_alias.key`` in the code."""
+    text = "\n".join(p.read_text() for p in (ROOT / "conclugen_jax").rglob("*.py") if p.name != "config.py")
+    return {ast.unparse(n) for n in ast.walk(ast.parse(text_without_future(text))) if isinstance(n, ast.Attribute)}
+
+
+def text_without_future(text):
+    return text.replace("from __future__ import annotations", "")
+
+
+def test_every_key_is_read_by_code():
+    used = used_keys()
+    names = {chain.rsplit(".", 2)[-2] + "." + chain.rsplit(".", 1)[-1] for chain in used if chain.count(".") >= 1}
+    aliases = {"loss": "weights", "clustering": "section", "model": "section", "train": "train"}
+    for key, _ in config_lib.flatten(base.get_config().to_dict()):
+        section, _, leaf = key.rpartition(".")
+        wanted = {f"{section or 'config'}.{leaf}", f"{aliases.get(section, section)}.{leaf}"}
+        if leaf.endswith("_split"):
+            continue  # chosen by name: getattr(config.data, f"{name}_split"), see the test below
+        assert wanted & names, f"config.{key} is read by no code"
+
+
+def test_split_keys_are_read():
+    text = (ROOT / "conclugen_jax" / "downstream.py").read_text()
+    assert 'getattr(config.data, f"{name}_split")' in text
+    assert {"train_split", "validation_split", "test_split"} <= set(base.get_config().data)
+
+
+def test_every_key_has_its_meaning_beside_it():
+    for line in (ROOT / "configs" / "base.py").read_text().splitlines():
+        if re.match(r"\s+\w+(\.\w+)+ = (?!.*ConfigDict\(\))", line):
+            assert re.search(r"#\s\S.{5,}", line), line
+
+
+IMPOSSIBLE = [
+    ("precision", "float16", "'float32', 'tensorfloat32', 'bfloat16'"),
+    ("loss.contrastive_weight", -1.0, "at least 0"),
+    ("loss.clustering_weight", float("nan"), "at least 0"),
+    ("optimizer.learning_rate", float("inf"), "between 0"),
+    ("train.batch_size", 0, "at least 2"),
+    ("train.num_epochs", 0, "at least 1"),
+    ("clustering.num_clusters", 1, "at least 2"),
+    ("clustering.initialisation", "lucky", "'random', 'kmeans++', 'warm'"),
+    ("downstream.dropout_rate", 1.0, "between 0 and 0.999"),
+    ("model.representation_dim", 100, "multiple of 8"),
+    ("data.modalities", (), "at least one modality"),
+    ("data.modalities", ("video", "video"), "each once"),
+    ("data.path", "", "build_dataset"),
+    ("schedule.period_multiplier", 0, "between 1"),
+    ("seed", -1, "between 0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), IMPOSSIBLE, ids=[f"{k}={v}" for k, v, _ in IMPOSSIBLE])
+def test_impossible_values_are_refused_by_key(key, value, message):
+    config = tiny_config("somewhere")
+    config_lib.check(config)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConclugenError, match=re.escape(message)) as e:
+        config_lib.check(config)
+    assert f"config.{key}" in str(e.value)
+
+
+def test_every_choice_and_range_is_of_a_key():
+    flat = dict(config_lib.flatten(base.get_config().to_dict()))
+    assert set(config_lib.CHOICES) | set(config_lib.RANGES) <= set(flat)
+    assert all(flat[k] in allowed for k, allowed in config_lib.CHOICES.items())
+    numbers = {k for k, v in flat.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    assert numbers == set(config_lib.RANGES), "every number has a range"
+
+
+def test_objectives_that_train_nothing_are_refused():
+    config = tiny_config(loss__contrastive_weight=0.0, loss__clustering_weight=0.0, loss__reconstruction_weight=0.0)
+    with pytest.raises(ConclugenError, match="nothing to train"):
+        config_lib.check_objective(config)
+    config = tiny_config(data__modalities=("video",))
+    with pytest.raises(ConclugenError, match="two modalities"):
+        config_lib.check_objective(config)
+
+
+def test_batches_that_cannot_be_shared_or_filled_are_refused():
+    config = tiny_config(train__batch_size=18)
+    with pytest.raises(ConclugenError, match="8 devices cannot share equally; set it to 16 or 24"):
+        config_lib.check_batches(config, num_examples=100, num_devices=8)
+    with pytest.raises(ConclugenError, match="only 17 usable examples; set it to at most 16"):
+        config_lib.check_batches(config, num_examples=17, num_devices=2)
+    config_lib.check_batches(config, num_examples=18, num_devices=2)
+
+
+def test_clustering_that_can_never_count_is_refused():
+    config = tiny_config(clustering__queue_batches=4)
+    with pytest.raises(ConclugenError, match="queue_reset='never'"):
+        config_lib.check_clustering(config, steps_per_epoch=4)
+    config_lib.check_clustering(config, steps_per_epoch=5)
+    config.clustering.num_clusters = 100
+    with pytest.raises(ConclugenError, match="80 points"):
+        config_lib.check_clustering(config, steps_per_epoch=5)
+    config.loss.clustering_weight = 0.0
+    config_lib.check_clustering(config, steps_per_epoch=1)
+
+
+def test_json_round_trip_keeps_types_and_is_data_only():
+    config = tiny_config("path", data__modalities=("a", "b"))
+    text = config_lib.to_json(config)
+    again = config_lib.from_json(text, "config.json")
+    assert again.to_dict() == config.to_dict()
+    assert isinstance(again.data.modalities, tuple)
+    assert json.loads(text)["data"]["modalities"] == ["a", "b"]
+    for bad in ("{", "[]", '{"model": 3}', "!!python/object/apply:os.system ['true']"):
+        with pytest.raises(ConclugenError, match=r"config\.json"):
+            config_lib.from_json(bad, "config.json")
+
+
+def test_differences_name_every_changed_key():
+    old, new = tiny_config("x"), tiny_config("x", train__batch_size=32, optimizer__learning_rate=0.5)
+    assert config_lib.differences(old, old.copy_and_resolve_references()) == []
+    assert config_lib.differences(old, new) == [
+        "config.optimizer.learning_rate: 0.001 -> 0.5",
+        "config.train.batch_size: 16 -> 32",
+    ]
+    assert config_lib.differences(ConfigDict({"a": 1}), ConfigDict({"b": 1})) == [
+        "config.a: 1 -> (absent)",
+        "config.b: (absent) -> 1",
+    ]

@@ -1,0 +1,74 @@
+"""Imports go one way, data knows no JAX, numerics know no Flax, and the package never imports a configuration file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "conclugen_jax"
+ORDER = [
+    {"errors", "types"},
+    {"data.sources"},
+    {"data.digits", "data.manifest"},
+    {"data.builders"},
+    {"data.batches"},
+    {"parallel"},
+    {"losses", "optimizer"},
+    {"clustering", "metrics", "signals", "progress"},
+    {"model", "config"},
+    {"train_state", "checkpoint", "workdir"},
+    {"loop"},
+    {"probe"},
+    {"pretrain", "downstream"},
+]
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imports(path):
+    """Full names of all modules a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_one_way(path):
+    own = name_of(path)
+    assert own in LEVEL, f"{own}: give it a place in the order of imports"
+    for module in imports(path):
+        other = module.removeprefix("conclugen_jax.")
+        if other in LEVEL and module != other:
+            assert LEVEL[other] < LEVEL[own], f"{own} imports {other}"
+
+
+def test_boundaries():
+    for path in MODULES:
+        own, roots = name_of(path), {module.split(".")[0] for module in imports(path)}
+        assert not roots & {"configs", "launch", "tests", "tensorflow", "pickle", "clu"}, own
+        if own.startswith("data."):
+            assert not roots & {"jax", "flax", "optax", "orbax"}, own
+        if own in ("losses", "clustering", "metrics"):
+            assert "flax" not in roots, own
+        if own != "parallel":
+            assert "pmap" not in path.read_text(), f"{own}: pmap belongs to parallel.py"
+
+
+def test_reading_data_loads_neither_jax_nor_tensorflow():
+    code = (
+        "import sys; import conclugen_jax.data.batches, conclugen_jax.data.digits\n"
+        "sys.exit(', '.join({'jax', 'flax', 'tensorflow'} & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,43 @@
+"""Scores: worked by hand, and the corner cases of whole splits."""
+
+import numpy as np
+import pytest
+
+from conclugen_jax import metrics
+
+
+def test_single_label_by_hand():
+    labels, predictions = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 0])
+    scores = metrics.single_label_scores(labels, predictions, ["a", "b", "c"])
+    # a: tp 2 of 3, predicted 4; b: tp 1 of 2, predicted 2; c: never predicted.
+    assert scores["recall"] == scores["accuracy"] == pytest.approx(3 / 6)
+    assert scores["precision"] == pytest.approx((3 * 2 / 4 + 2 * 1 / 2 + 0) / 6)
+    f1 = [2 * 2 / (3 + 4), 2 * 1 / (2 + 2), 0]
+    assert scores["f1"] == pytest.approx((3 * f1[0] + 2 * f1[1]) / 6)
+    assert scores["confusion_matrix"] == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
+    assert scores["per_class"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}
+
+
+def test_multi_label_by_hand():
+    labels = np.array([[1, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]])
+    predictions = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 1, 0]])
+    scores = metrics.multi_label_scores(labels, predictions, ["x", "y", "z"])
+    # Positives 2, 1, 1. (tp + tn) / n: x 2/4, y 3/4, z 3/4.
+    assert scores["accuracy"] == pytest.approx((2 * 2 / 4 + 3 / 4 + 3 / 4) / 4)
+    # x: tp 1, predicted 2; y: tp 1, predicted 2; z: never predicted, precision 0.
+    assert scores["precision"] == pytest.approx((2 * 1 / 2 + 1 / 2 + 0) / 4)
+    assert scores["recall"] == pytest.approx((2 * 1 / 2 + 1 + 0) / 4)
+    assert scores["f1"] == pytest.approx((2 * 1 / 2 + 2 / 3 + 0) / 4)
+    assert scores["confusion_matrix"][0] == [[1, 1], [1, 1]]
+    assert scores["per_class"]["z"]["accuracy"] == pytest.approx(3 / 4)
+
+
+def test_corner_cases():
+    # A class absent from the split has no weight, one row is a split, and no positive at all gives zeros, no warning.
+    scores = metrics.single_label_scores(np.array([1]), np.array([1]), ["a", "b"])
+    assert scores["accuracy"] == scores["f1"] == 1
+    none = metrics.multi_label_scores(np.zeros((2, 2)), np.ones((2, 2)), ["a", "b"])
+    assert none["accuracy"] == none["f1"] == none["precision"] == none["recall"] == 0
+    for bad in [(np.zeros(0), np.zeros(0)), (np.zeros(2), np.zeros(3)), (np.zeros((2, 1)), np.zeros((2, 1)))]:
+        with pytest.raises(ValueError, match="one shape"):
+            metrics.single_label_scores(*bad, ["a"])

@@ -1,0 +1,306 @@
+"""Pretraining runs: resume bit for bit, the log, refusal of other configurations and data, terms of the objective."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conclugen_jax import checkpoint, loop, losses, pretrain, signals
+from conclugen_jax import workdir as workdir_lib
+from conclugen_jax.data import builders
+from conclugen_jax.errors import ConclugenError
+from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
+
+DEVICES = jax.devices()[:2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return builders.build(Faces(missing=0.3), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def config(data):
+    return tiny_config(data, checkpoint__keep_newest=100, data__standardize=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory):
+    """Runs that nothing interrupted, by tier: four epochs of four steps, clustering from the third epoch on."""
+    runs = {}
+
+    def run(tier):
+        if tier not in runs:
+            workdir = tmp_path_factory.mktemp(tier)
+            runs[tier] = pretrain.pretrain(with_tier(config, tier), workdir, devices=DEVICES), workdir
+        return runs[tier]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(uninterrupted):
+    return uninterrupted("device")
+
+
+def with_tier(config, tier):
+    config = config.copy_and_resolve_references()
+    config.data.tier = tier
+    return config
+
+
+def test_the_log_has_every_step_once_and_the_right_terms(whole):
+    state, workdir = whole
+    records = log_without_times(workdir)
+    assert [r["step"] for r in records] == list(range(1, 17))
+    assert [r["epoch"] for r in records] == [e for e in range(4) for _ in range(4)]
+    assert int(state.step) == 16
+    for r in records:
+        # Clustering: from epoch 2 on, and never in the first step of an epoch, when the queue has just been emptied.
+        clustered = r["epoch"] >= 2 and (r["step"] - 1) % 4 >= 1
+        assert ("loss/clustering" in r) == ("kmeans/iterations" in r) == clustered, r
+        terms = r["loss/contrastive"] + r["loss/reconstruction"] + r.get("loss/clustering", 0)
+        assert r["loss"] == pytest.approx(terms, rel=1e-6)
+        assert r["gradient_norm"] > 0
+    assert records[0]["learning_rate"] == pytest.approx(1e-4)
+    assert records[4]["learning_rate"] == pytest.approx(2.8e-4)
+    assert all("examples_per_second" in json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines())
+
+
+def test_standardisation_comes_from_the_manifest(whole, data):
+    state, workdir = whole
+    mean, scale = workdir_lib.read_data(workdir).standardization("audio")
+    np.testing.assert_array_equal(state.feature_stats["audio"]["mean"], mean)
+    np.testing.assert_array_equal(state.feature_stats["audio"]["scale"], scale)
+
+
+@pytest.mark.parametrize(
+    ("tier", "stop_after"), [("device", 6), ("device", 8), ("device", 10), ("host", 10), ("shards", 10)]
+)
+def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, config, tmp_path, monkeypatch, tier, stop_after):
+    expected, expected_dir = uninterrupted(tier)
+    config = with_tier(config, tier)
+    take = pretrain._Recorder.take
+
+    def take_then_kill(self, dispatch, metrics):
+        take(self, dispatch, metrics)
+        if dispatch.end_step == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain._Recorder, "take", take_then_kill)
+        with pytest.raises(signals.Interrupted) as stopped:
+            pretrain.pretrain(config, tmp_path, devices=DEVICES)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert [r["step"] for r in log_without_times(tmp_path)] == list(range(1, stop_after + 1))
+    state = pretrain.pretrain(config, tmp_path, devices=DEVICES)
+    assert_same_bits(state, expected)
+    assert log_without_times(tmp_path) == log_without_times(expected_dir)
+    best = [checkpoint.Checkpoints(d, read_only=True).find("best") for d in (tmp_path, expected_dir)]
+    assert best[0] == best[1]
+
+
+def test_tiers_train_alike(uninterrupted):
+    losses_of = {
+        t: [r["loss"] for r in log_without_times(uninterrupted(t)[1])] for t in ("device", "host", "shards")
+    }
+    np.testing.assert_allclose(losses_of["host"], losses_of["device"], rtol=1e-4)
+    assert losses_of["host"] == losses_of["shards"]
+
+
+def test_killed_run_drops_what_it_logged_beyond_its_checkpoint(whole, config, tmp_path):
+    expected, expected_dir = whole
+    workdir = shutil.copytree(expected_dir, tmp_path / "run")
+    # As after kill -9 in epoch 3: the newest checkpoint is that of step 8, the log has gone on, its last line is cut.
+    for step in (12, 16):
+        shutil.rmtree(workdir / checkpoint.FOLDER / str(step))
+    log = workdir / "metrics.jsonl"
+    log.write_text("\n".join(log.read_text().splitlines()[:11])[:-20])
+    state = pretrain.pretrain(config, workdir, devices=DEVICES)
+    assert_same_bits(state, expected)
+    assert log_without_times(workdir) == log_without_times(expected_dir)
+
+
+def test_finished_run_is_returned_as_it_is(whole, config, tmp_path):
+    expected, expected_dir = whole
+    workdir = shutil.copytree(expected_dir, tmp_path / "run")
+    assert_same_bits(pretrain.pretrain(config, workdir, devices=DEVICES), expected)
+    assert log_without_times(workdir) == log_without_times(expected_dir)
+
+
+def test_resume_on_another_number_of_devices_goes_on_with_the_same_batches(whole, config, tmp_path):
+    expected, expected_dir = whole
+    workdir = shutil.copytree(expected_dir, tmp_path / "run")
+    for step in (12, 16):
+        shutil.rmtree(workdir / checkpoint.FOLDER / str(step))
+    pretrain.pretrain(config, workdir, devices=jax.devices()[:8])
+    for ours, theirs in zip(log_without_times(workdir), log_without_times(expected_dir), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_best_checkpoint_is_of_an_epoch_with_the_whole_objective(whole):
+    _, workdir = whole
+    saved = checkpoint.Checkpoints(workdir, read_only=True)
+    assert saved.steps() == [4, 8, 12, 16]
+    means = {e: np.mean([r["loss"] for r in log_without_times(workdir) if r["epoch"] == e]) for e in (2, 3)}
+    assert saved.find("best") == (min(means, key=means.get) + 1) * 4
+
+
+def test_changed_configuration_is_refused_with_the_differences(whole, config, tmp_path):
+    workdir = shutil.copytree(whole[1], tmp_path / "run")
+    changed = config.copy_and_resolve_references()
+    changed.optimizer.learning_rate, changed.train.num_epochs = 0.5, 9
+    with pytest.raises(ConclugenError, match=r"learning_rate: 0\.001 -> 0\.5; config\.train\.num_epochs: 4 -> 9"):
+        pretrain.pretrain(changed, workdir, devices=DEVICES)
+
+
+def test_changed_data_is_refused(config, tmp_path):
+    data = builders.build(Faces(), tmp_path / "data")
+    config = config.copy_and_resolve_references()
+    config.data.path, config.train.num_epochs = str(data), 1
+    pretrain.pretrain(config, tmp_path / "run", devices=DEVICES)
+    builders.build(Faces(seed=5), tmp_path / "data", overwrite=True)
+    with pytest.raises(ConclugenError, match=r"faces 1\.0\.0 has changed"):
+        pretrain.pretrain(config, tmp_path / "run", devices=DEVICES)
+
+
+def test_workdir_in_use_is_refused_with_its_owner(config, tmp_path):
+    with (
+        workdir_lib.claim(tmp_path),
+        pytest.raises(ConclugenError, match=rf"in use by process {os.getpid()} on .* since 20"),
+    ):
+        pretrain.pretrain(config, tmp_path, devices=DEVICES)
+    with workdir_lib.claim(tmp_path):
+        pass  # free again
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.modalities": ("video", "smell")}, "no modality 'smell'"),
+        ({"data.train_split": "dev"}, "no split 'dev'"),
+        ({"train.batch_size": 17}, "2 devices cannot share"),
+        ({"train.batch_size": 1000}, "only 64 usable examples"),
+        ({"model.bottleneck": ("landmarks",)}, "bottleneck names 'landmarks'"),
+        ({"clustering.queue_batches": 4}, "queue_reset"),
+        ({"data.path": "/nowhere"}, "nowhere"),
+    ],
+)
+def test_impossible_runs_are_refused_before_the_workdir_exists(config, tmp_path, changes, message):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ConclugenError, match=message):
+        pretrain.pretrain(config, tmp_path / "run", devices=DEVICES)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.optimizer.learning_rate, config.schedule.warmup_start = 1e3, 1.0
+    config.optimizer.name, config.optimizer.weight_decay = "sgd", 0.0
+    with pytest.raises(ConclugenError, match=r"step \d+: the loss or its gradient is not finite.*learning_rate"):
+        pretrain.pretrain(config, tmp_path, devices=DEVICES)
+    for step in checkpoint.Checkpoints(tmp_path, read_only=True).steps():
+        with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+            tree, _ = saved.restore_tree(step)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
+
+
+VARIANTS = {
+    "mean": {"loss.reduction": "mean", "loss.contrastive_weight": 2.0},
+    "individual": {"loss.clustering_target": "individual"},
+    "denominator": {"loss.margin_in_denominator": True},
+    "separate": {"model.projection_sharing": "separate", "model.decoder_relu": True},
+    "never": {"clustering.queue_reset": "never", "clustering.initialisation": "kmeans++"},
+    "warm": {"clustering.initialisation": "warm", "clustering.metric": "euclidean"},
+    "no queue": {"clustering.queue_batches": 0},
+    "two": {"data.modalities": ("audio", "text")},
+    "contrastive": {"loss.clustering_weight": 0.0, "loss.reconstruction_weight": 0.0},
+    "generative": {"loss.clustering_weight": 0.0, "loss.contrastive_weight": 0.0, "data.modalities": ("text",)},
+    "bfloat16": {"precision": "bfloat16"},
+    "tensorfloat32": {"precision": "tensorfloat32"},
+    "log": {"train.log_every_steps": 3, "schedule.granularity": "step"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_choice_trains(config, tmp_path, name):
+    config = config.copy_and_resolve_references()
+    short = {"train.num_epochs": 2, "clustering.start_epoch": 0, "schedule.warmup_epochs": 0}
+    config.update_from_flattened_dict({**short, "optimizer.learning_rate": 3e-3, **VARIANTS[name]})
+    state = pretrain.pretrain(config, tmp_path, devices=DEVICES[:1])
+    records = log_without_times(tmp_path)
+    first, last = records[0], records[-1]
+    assert all(np.isfinite(v) for r in records for v in r.values())
+    term = "loss/reconstruction" if "loss/reconstruction" in first else "loss/contrastive"
+    assert last[term] < first[term]
+    clustered = [r["step"] for r in records if "loss/clustering" in r]
+    if config.loss.clustering_weight:
+        assert clustered == {"never": [2, 3, 4, 5, 6, 7, 8], "no queue": list(range(1, 9)), "log": [3, 6]}.get(
+            name, [2, 3, 4, 6, 7, 8]
+        )
+    if name == "mean":
+        terms = 2 * last["loss/contrastive"] + last["loss/clustering"] + last["loss/reconstruction"]
+        assert last["loss"] == pytest.approx(terms / 3, rel=1e-6)
+        # Two terms only while the queue is not full.
+        assert first["loss"] == pytest.approx(first["loss/contrastive"] + first["loss/reconstruction"] / 2, rel=1e-6)
+    if name == "log":
+        assert [r["step"] for r in records] == [3, 6]
+    if name == "contrastive":
+        assert set(state.params) == {"representation", "projection"}
+
+
+def test_modality_pairs():
+    assert pretrain.modality_pairs(["a", "b", "c"], "circle") == pretrain.modality_pairs(["a", "b", "c"], "all")
+    assert pretrain.modality_pairs(list("abcd"), "circle") == [("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")]
+    assert len(pretrain.modality_pairs(list("abcd"), "all")) == 6
+
+
+def test_fused_is_the_mean_over_present_modalities():
+    logits = {"a": jnp.array([[2.0], [2.0], [5.0]]), "b": jnp.array([[4.0], [jnp.nan], [7.0]])}
+    present = {"a": jnp.array([True, True, False]), "b": jnp.array([True, False, False])}
+    np.testing.assert_array_equal(pretrain.fuse(logits, present), [[3.0], [2.0], [0.0]])
+
+
+def test_individual_clustering_is_the_sum_over_modalities(monkeypatch):
+    config = tiny_config(loss__clustering_target="individual", clustering__queue_batches=1)
+    rng = np.random.default_rng(0)
+    logits = {m: jnp.asarray(rng.normal(size=(16, 4)), jnp.float32) for m in ("a", "b")}
+    present = {m: jnp.ones(16, bool) for m in logits}
+    state = dataclasses.make_dataclass("S", ["queue", "queue_batches", "centroids", "step"])(
+        jnp.asarray(rng.normal(size=(16, 4)), jnp.float32), jnp.int32(1), jnp.zeros((4, 4)), jnp.int32(1)
+    )
+    got = pretrain.clustering_term(
+        logits, present, state, jax.random.key(0), config=config, steps_per_epoch=9, axis_name=None
+    )
+    own = got.kmeans.assignments[16:]
+    expected = sum(losses.clustering_loss(g, got.kmeans.centroids, own) for g in logits.values())
+    assert float(got.loss) == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_allclose(got.queue, (logits["a"] + logits["b"]) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "most", "expected"),
+    [(4, 50, [4]), (100, 50, [50, 50]), (130, 50, [26] * 5), (35, 50, [35]), (7, 3, [3, 2, 2]), (51, 50, [26, 25]), (5, 2, [2, 2, 1]), (5, 1, [1] * 5)],
+)
+def test_dispatches_cover_the_epoch_with_few_programs(steps, most, expected):
+    lengths = loop.dispatch_lengths(steps, most)
+    assert lengths == expected
+    assert sum(lengths) == steps
+    assert max(lengths) <= most
+
+
+def test_plan_resumes_at_any_dispatch():
+    train = tiny_config(train__num_epochs=3, train__steps_per_dispatch=2).train
+    everything = loop.plan(0, 5, train)
+    assert [d.num_steps for d in everything[:3]] == [2, 2, 1]
+    assert [d.end_step for d in everything] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+    assert [d.end_step for d in everything if d.ends_epoch] == [5, 10, 15]
+    for i, dispatch in enumerate(everything):
+        assert loop.plan(dispatch.end_step, 5, train) == everything[i + 1 :]
