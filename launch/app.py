@@ -1,6 +1,7 @@
 """What every launcher shares: flags with helpful errors, --help with all configuration keys, exit codes."""
 
 import difflib
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,16 +58,26 @@ def config():
 
 
 def _parse(argv: list[str]) -> None:
+    path = _config_path(argv)
+    if path is not None and not Path(path).is_file():
+        raise ConclugenError(f"--config={path}: no such file; name a configuration file such as configs/demo.py")
     try:
         rest = FLAGS(argv)[1:]
     except flags.Error as e:
         raise ConclugenError(f"{_first_line(e)}; see --help") from e
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise ConclugenError(_explain_override(argv, e)) from e
-    except OSError as e:
-        raise ConclugenError(f"--config: {e.filename or e}: {e.strerror or 'cannot be read'}; name a configuration file") from e
     if rest:
         raise ConclugenError(f"{rest[0]!r} is not a flag; write --flag=value, see --help")
+
+
+def _config_path(argv: list[str]) -> str | None:
+    """Value of --config on a command line, if it is there."""
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and name == "config":
+            return value if equals else following
+    return None
 
 
 def _explain_override(argv: list[str], error: Exception) -> str:
@@ -87,13 +98,12 @@ def _explain_override(argv: list[str], error: Exception) -> str:
 
 
 def _load(argv: list[str]):
-    """The configuration file of a command line without overrides."""
-    path = next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config=")), "")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    """The configuration of the file that a command line names, without overrides."""
+    path = _config_path(argv)
+    if path is None:
+        raise ConclugenError("--config is missing; name a configuration file such as --config=configs/demo.py")
     try:
-        values(["", f"--config={path}"])
-        return values["config"].value
+        return runpy.run_path(path)["get_config"]()
     except Exception as e:
         raise ConclugenError(f"--config={path}: cannot be loaded ({type(e).__name__}: {_first_line(e)})") from e
 

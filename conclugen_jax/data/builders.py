@@ -4,6 +4,7 @@ TensorFlow Datasets runs here without TensorFlow. Shards appear under their fina
 """
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -126,11 +127,12 @@ def _write(source: Source, scratch: Path) -> Path:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads; there are none
             builder.download_and_prepare()
     except Exception as e:
-        # TFDS wraps what a generator raises; ours is the one that tells the row.
-        for cause in _causes(e):
-            if isinstance(cause, (ConclugenError, OSError)):
-                raise cause from None
-        raise
+        # TFDS wraps what a source raises; the original says more. All else comes from writing.
+        for split in checked.values():
+            if split.error is not None:
+                raise split.error from None
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
+        raise OSError(errno.EIO, reason, os.fspath(scratch.parent)) from e
     folder = Path(os.fspath(builder.data_path))
     for name, split in checked.items():
         presence = np.array(split.presence, bool).reshape(-1, len(spec.modalities))
@@ -163,15 +165,22 @@ class _CheckedSplit:
         self.statistics = {m: manifest_lib.Statistics(dim) for m, dim in spec.modalities.items()} if collect else {}
         self.presence: list[list[bool]] = []
         self.label_counts = np.zeros(len(spec.label.names), np.int64)
+        self.error: Exception | None = None  # what the source or a check raised
         self._ids: dict[str, int] = {}
 
     def records(self, examples: Iterator[Example]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Key and TFDS record of every example."""
         row = -1
-        for row, example in enumerate(examples):
-            yield row, self._record(row, example)
-        if row < 0:
-            raise ConclugenError(f"split {self.split!r} of data set {self.spec.name!r} has no examples; leave the split out")
+        try:
+            for row, example in enumerate(examples):
+                yield row, self._record(row, example)
+            if row < 0:
+                raise ConclugenError(
+                    f"split {self.split!r} of data set {self.spec.name!r} has no examples; leave the split out"
+                )
+        except Exception as e:
+            self.error = e
+            raise
 
     def counts(self) -> dict[str, Any]:
         """The manifest's entry of this split."""
@@ -282,9 +291,3 @@ def _remove_debris(parent: Path) -> None:
         pid = path.name.split("-")[1]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _causes(e: BaseException | None) -> Iterator[BaseException]:
-    while e is not None:
-        yield e
-        e = e.__cause__ or e.__context__

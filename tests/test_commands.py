@@ -1,0 +1,210 @@
+"""The public commands, as a user types them: the whole way at tiny size, and mistakes that end in one sentence."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conclugen_jax.data import builders
+from tests.helpers import Faces, log_without_times
+
+ROOT = Path(__file__).parent.parent
+TINY = """
+from tests import helpers
+
+def get_config():
+    return helpers.tiny_config()
+"""
+
+
+def run(*arguments, code=0, env=None, **options):
+    """Run ``python -m launch.X ...`` and check its exit code; a mistake must end in one line, without a traceback."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **(env or {})}
+    result = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        **options,
+    )
+    assert result.returncode == code, (result.returncode, result.stdout, result.stderr)
+    if code == 2:
+        assert "Traceback" not in result.stderr
+        assert result.stderr.strip().splitlines()[-1].startswith("error: "), result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the digits, a tiny configuration for them, and one for the random faces."""
+    folder = tmp_path_factory.mktemp("commands")
+    run("launch.build_dataset", "--dataset=digits", f"--data_dir={folder}/data")
+    digits = TINY.replace(
+        "tiny_config()",
+        f"tiny_config({str(folder / 'data/digits/1.0.0')!r}, data__modalities=('pixels', 'fourier', 'profiles'), "
+        "data__standardize=True, train__batch_size=200, train__num_epochs=3, train__steps_per_dispatch=3, "
+        "clustering__start_epoch=1, checkpoint__keep_newest=100, model__bottleneck=())",
+    )
+    (folder / "digits.py").write_text(digits)
+    faces = builders.build(Faces(), folder / "data")
+    (folder / "faces.py").write_text(TINY.replace("tiny_config()", f"tiny_config({str(faces)!r})"))
+    return folder
+
+
+def test_build_pretrain_interrupt_resume_evaluate(place):
+    config = f"--config={place}/digits.py"
+    whole, broken = place / "whole", place / "broken"
+    done = run("launch.pretrain", config, f"--workdir={whole}")
+    assert "done: 21 steps" in done.stderr
+    # Interrupt a second run as soon as it has logged something; wherever that is, it must go on from there.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.pretrain", config, f"--workdir={broken}"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = broken / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    # Meanwhile nobody else gets the workdir.
+    if process.poll() is None:
+        refused = run("launch.pretrain", config, f"--workdir={broken}", code=2)
+        assert f"in use by process {process.pid}" in refused.stderr
+        process.send_signal(signal.SIGTERM)
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode in (0, 128 + signal.SIGTERM), stderr
+    run("launch.pretrain", config, f"--workdir={broken}")
+    assert log_without_times(broken) == log_without_times(whole)
+
+    linear = [f"--config.downstream.checkpoint={broken}", "--config.train.num_epochs=5", "--config.optimizer.learning_rate=0.01"]
+    result = run("launch.downstream", config, *linear, f"--workdir={place}/linear")
+    assert "linear_evaluation on digits" in result.stdout
+    scores = json.loads((place / "linear" / "result.json").read_text())
+    assert f"{100 * scores['test']['accuracy']:.2f}" in result.stdout
+    assert scores["test"]["accuracy"] > 0.5
+    probed = run("launch.probe", f"--workdir={broken}", f"--output={place}/table", "--labels=2,all", "--draws=2")
+    table = json.loads((place / "table.json").read_text())
+    assert [r["num_labels"] for r in table["results"]] == [2, 0] * 3
+    assert "pretrained (broken)" in probed.stdout
+    assert (place / "table.md").read_text().startswith("| vectors | 2 labels | all labels |")
+
+
+def test_kill_9_loses_nothing_but_time(place):
+    config, workdir = f"--config={place}/digits.py", place / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.pretrain", config, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list((workdir / "checkpoints").glob("[0-9]*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    run("launch.pretrain", config, f"--workdir={workdir}")
+    assert log_without_times(workdir) == log_without_times(place / "whole")
+
+
+@pytest.mark.parametrize("launcher", ["build_dataset", "pretrain", "downstream", "probe"])
+def test_help_explains_and_exits_cleanly(launcher):
+    result = run(f"launch.{launcher}", "--help")
+    assert f"python -m launch.{launcher}" in result.stdout
+    if launcher in ("pretrain", "downstream"):
+        assert "config.train.batch_size = 4096  # examples per step" in result.stdout
+        assert "--config.SECTION.KEY=VALUE" in result.stdout
+
+
+MISTAKES = {
+    "unknown key": (["--config.train.batchsize=16"], "config.train.batchsize is not a configuration key; did you mean config.train.batch_size?"),
+    "unknown section": (["--config.training.batch_size=16"], "did you mean config.train.batch_size?"),
+    "wrong type": (["--config.train.batch_size=many"], "config.train.batch_size=many"),
+    "negative weight": (["--config.loss.contrastive_weight=-1"], "config.loss.contrastive_weight is -1.0; it must be at least 0"),
+    "unknown modality": (["--config.data.modalities=('video','smell')"], "no modality 'smell'"),
+    "unknown choice": (["--config.precision=float8"], "'float32', 'tensorfloat32', 'bfloat16'"),
+    "batch over devices": (["--config.train.batch_size=18"], "4 devices cannot share equally; set it to 16 or 20"),
+    "no data": (["--config.data.path=/nowhere"], "/nowhere"),
+    "unknown flag": (["--steps=3"], "Unknown command line flag 'steps'"),
+    "stray word": (["train"], "'train' is not a flag"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_end_in_one_sentence_before_anything_is_written(place, tmp_path, name):
+    extra, message = MISTAKES[name]
+    start = time.monotonic()
+    result = run(
+        "launch.pretrain",
+        f"--config={place}/faces.py",
+        f"--workdir={tmp_path}/run",
+        *extra,
+        code=2,
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+    )
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch.pretrain", "--workdir=x"], "--config is missing"),
+        (["launch.pretrain", "--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
+        (["launch.pretrain", "--config=configs/demo.py", "--config.data.path=x"], "--workdir is missing"),
+        (["launch.build_dataset", "--dataset=mnist", "--data_dir=x"], "--dataset=mnist is unknown; there are digits"),
+        (["launch.build_dataset", "--dataset=digits"], "--data_dir is missing"),
+        (["launch.probe", "--workdir=/nowhere", "--output=x"], "/nowhere/config.json"),
+        (["launch.probe", "--workdir=x", "--output=x", "--labels=2,few"], "'few' is neither"),
+        (["launch.probe", "--workdir=x", "--output=x", "--draws=one"], "draws"),
+    ],
+)
+def test_missing_or_impossible_arguments(arguments, message):
+    assert message in run(*arguments, code=2).stderr
+
+
+def test_damaged_shard_is_named(place, tmp_path):
+    data = shutil.copytree(place / "data/faces/1.0.0", tmp_path / "data")
+    shard = next(data.glob("*train*array_record*"))
+    os.truncate(shard, shard.stat().st_size - 1)
+    result = run(
+        "launch.pretrain", f"--config={place}/faces.py", f"--config.data.path={data}", f"--workdir={tmp_path}/run", code=2
+    )
+    assert shard.name in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdir_that_cannot_be_written(place, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("launch.pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/file/run", code=2)
+    assert "cannot be written" in result.stderr
+    assert "--workdir" in result.stderr
+
+
+def limit_file_size():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+
+def test_full_disk_ends_build_and_run_in_one_sentence(place, tmp_path):
+    # No file may grow beyond 30 kB: as on a full disk, writes fail in the middle.
+    build = ["launch.build_dataset", "--dataset=digits", f"--data_dir={tmp_path}/data"]
+    assert "cannot write the data set" in run(*build, code=2, preexec_fn=limit_file_size).stderr
+    assert not list((tmp_path / "data").iterdir())
+    train = ["launch.pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/run"]
+    result = run(*train, code=2, preexec_fn=limit_file_size)
+    assert f"{tmp_path}/run" in result.stderr
+    run("launch.pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/run")  # space again: it goes on
