@@ -161,10 +161,14 @@ def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
         named.
     """
     raw_template = jax.tree.map(_raw_like, template, is_leaf=_is_key)
-    expected = traverse_util.flatten_dict(flax.serialization.to_state_dict(raw_template), sep="/", keep_empty_nodes=True)
+    expected = traverse_util.flatten_dict(
+        flax.serialization.to_state_dict(raw_template), sep="/", keep_empty_nodes=True
+    )
     found = traverse_util.flatten_dict(dict(tree), sep="/")
     wanted = {path: x for path, x in expected.items() if x is not traverse_util.empty_node and x.size}
-    empty = {path: np.zeros(x.shape, x.dtype) for path, x in expected.items() if path not in wanted and hasattr(x, "shape")}
+    empty = {
+        path: np.zeros(x.shape, x.dtype) for path, x in expected.items() if path not in wanted and hasattr(x, "shape")
+    }
     wrong = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
     wrong += [f"{path} is not part of this model" for path in sorted(found.keys() - wanted.keys())]
     wrong += [
@@ -174,11 +178,16 @@ def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
     ]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise ConclugenError(f"{source}: the checkpoint does not fit the model: {wrong[0]}{more}; use the configuration it was made with")
+        raise ConclugenError(
+            f"{source}: the checkpoint does not fit the model: {wrong[0]}{more}; use the configuration it was made with"
+        )
     filled = traverse_util.unflatten_dict({**expected, **empty, **{path: found[path] for path in wanted}}, sep="/")
     restored = flax.serialization.from_state_dict(raw_template, filled)
     return jax.tree.map(
-        lambda like, x: jax.random.wrap_key_data(x) if _is_key(like) else x, template, restored, is_leaf=_is_key
+        lambda like, x: jax.random.wrap_key_data(x) if _is_key(like) else x,
+        template,
+        restored,
+        is_leaf=_is_key,
     )
 
 

@@ -1,4 +1,4 @@
-"""k-means on the device: queue of fused vectors, initial centroids, Lloyd iterations (method section 3, Eq. 8-9).
+"""k-means on the device: queue of fused vectors, initial centroids, Lloyd iterations.
 
 No gradient flows through anything here.
 """
@@ -39,7 +39,9 @@ def push(queue: jax.Array, fused: jax.Array) -> jax.Array:
       [length, dim].
     """
     if queue.ndim != 2 or fused.ndim != 2 or queue.shape[1] != fused.shape[1] or fused.shape[0] > queue.shape[0]:
-        raise ValueError(f"push needs a queue [length >= n, dim] for rows [n, dim], got {queue.shape} and {fused.shape}")
+        raise ValueError(
+            f"push needs a queue [length >= n, dim] for rows [n, dim], got {queue.shape} and {fused.shape}"
+        )
     return jnp.concatenate([fused, queue[: queue.shape[0] - fused.shape[0]]])
 
 

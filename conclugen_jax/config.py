@@ -188,7 +188,9 @@ def from_json(text: str, source: str) -> ConfigDict:
     try:
         tree = json.loads(text)
     except json.JSONDecodeError as e:
-        raise ConclugenError(f"{source}: not valid JSON at line {e.lineno}: {e.msg}; restore the file or use a new workdir") from e
+        raise ConclugenError(
+            f"{source}: not valid JSON at line {e.lineno}: {e.msg}; restore the file or use a new workdir"
+        ) from e
     if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict) or not isinstance(tree.get("data"), dict):
         raise ConclugenError(f"{source}: not the configuration of a run; it needs the sections 'data' and 'model'")
     return ConfigDict(_lists_to_tuples(tree)).lock()

@@ -17,22 +17,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax import (
-    checkpoint,
-    loop,
-    losses,
-    metrics as metrics_lib,
-    model as model_lib,
-    optimizer as optimizer_lib,
-    parallel,
-    probe,
-    progress,
-    signals,
-    train_state,
-    workdir as workdir_lib,
-)
+from conclugen_jax import checkpoint, loop, losses, parallel, probe, progress, signals, train_state
 from conclugen_jax import config as config_lib
-from conclugen_jax.data import batches, manifest as manifest_lib
+from conclugen_jax import metrics as metrics_lib
+from conclugen_jax import model as model_lib
+from conclugen_jax import optimizer as optimizer_lib
+from conclugen_jax import workdir as workdir_lib
+from conclugen_jax.data import batches
+from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.train_state import TrainState
@@ -66,7 +58,10 @@ class Task(NamedTuple):
         """float32 [n, num_outputs] from ``features`` and ``present`` of a batch."""
         inputs = batch["features"]
         if self.encode:
-            variables = {"params": {"representation": params["representation"]}, "feature_stats": feature_stats}
+            variables = {
+                "params": {"representation": params["representation"]},
+                "feature_stats": feature_stats,
+            }
             inputs = self.encoder.apply(variables, inputs, method="represent")
         return self.classifier.apply(
             {"params": params["classifier"]}, inputs, present=batch["present"], dropout_key=dropout_key
@@ -190,7 +185,11 @@ class Best(NamedTuple):
 
 
 def _run(
-    config: ConfigDict, workdir: Path, dataset: batches.Dataset, devices: Sequence[jax.Device], stop: signals.Stop
+    config: ConfigDict,
+    workdir: Path,
+    dataset: batches.Dataset,
+    devices: Sequence[jax.Device],
+    stop: signals.Stop,
 ) -> dict[str, Any]:
     manifest = dataset.manifest
     encoder, variables, origin = _encoder(config, manifest)

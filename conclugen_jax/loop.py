@@ -90,9 +90,7 @@ def is_due(dispatch: Dispatch, config: ConfigDict) -> bool:
     return dispatch.ends_epoch and (done % config.checkpoint.every_epochs == 0 or done == config.train.num_epochs)
 
 
-def open_rows(
-    config: ConfigDict, dataset: batches.Dataset, split: str, modalities: Sequence[str]
-) -> batches.RowSource:
+def open_rows(config: ConfigDict, dataset: batches.Dataset, split: str, modalities: Sequence[str]) -> batches.RowSource:
     """The rows of a split, kept where the configuration says."""
     return batches.open_split(
         dataset,

@@ -59,9 +59,7 @@ def masked_margin_softmax(
     return _masked_mean(row_loss, valid, axis_name)
 
 
-def info_nce(
-    view_a: jax.Array, view_b: jax.Array, *, temperature: float, axis_name: str | None = None
-) -> jax.Array:
+def info_nce(view_a: jax.Array, view_b: jax.Array, *, temperature: float, axis_name: str | None = None) -> jax.Array:
     """Tell the other view of the same example from all other views of the batch.
 
     Args:

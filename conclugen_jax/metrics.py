@@ -1,4 +1,4 @@
-"""Scores of a whole split, weighted as the paper's tables are (method section 5)."""
+"""Scores of a whole split, weighted as the paper's tables are."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -68,4 +68,6 @@ def _weighted(labels, predictions, classes, names) -> dict[str, Any]:
 
 def _check(labels: np.ndarray, predictions: np.ndarray, ndim: int) -> None:
     if labels.shape != predictions.shape or labels.ndim != ndim or not len(labels):
-        raise ValueError(f"labels and predictions must be of one shape with {ndim} axes, got {labels.shape}, {predictions.shape}")
+        raise ValueError(
+            f"labels and predictions must be of one shape with {ndim} axes, got {labels.shape}, {predictions.shape}"
+        )

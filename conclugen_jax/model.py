@@ -1,4 +1,4 @@
-"""The networks of the method (method section 2) as Flax modules: heads on frozen features, and a classifier.
+"""The networks of the method as Flax modules: heads on frozen features, and a classifier.
 
 Sizes: n rows, feature_dims[m] inputs of modality m, R representation_dim, P projection_dim, K num_clusters,
 H reconstruction_dim.
@@ -157,9 +157,7 @@ class SeparateProjections(nn.Module):
     def __call__(
         self, representations: Mapping[str, jax.Array], present: Mapping[str, jax.Array], train: bool
     ) -> dict[str, jax.Array]:
-        return {
-            m: ProjectionHead(**self.head, name=m)(x, present.get(m), train) for m, x in representations.items()
-        }
+        return {m: ProjectionHead(**self.head, name=m)(x, present.get(m), train) for m, x in representations.items()}
 
 
 class Decoder(nn.Module):
@@ -324,7 +322,7 @@ class ConCluGen(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Dropout and one Linear on the concatenated representations (method section 3, downstream).
+    """Dropout and one Linear on the concatenated representations.
 
     Attributes:
       num_outputs: classes, or labels of a multi-label task.

@@ -1,4 +1,4 @@
-"""AdamW, the learning rate schedule, and freezing by parameter path (method section 4)."""
+"""AdamW, the learning rate schedule, and freezing by parameter path."""
 
 import re
 from collections.abc import Callable, Sequence

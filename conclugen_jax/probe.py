@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from conclugen_jax import checkpoint, parallel
+from conclugen_jax import checkpoint
 from conclugen_jax import model as model_lib
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import batches
@@ -54,7 +54,11 @@ def untrained(config: ConfigDict, workdir: str | Path) -> tuple[ConCluGen, dict[
 
 
 def represent(
-    model: ConCluGen, variables: Mapping[str, Any], features: Mapping[str, np.ndarray], *, batch_size: int = 1024
+    model: ConCluGen,
+    variables: Mapping[str, Any],
+    features: Mapping[str, np.ndarray],
+    *,
+    batch_size: int = 1024,
 ) -> dict[str, np.ndarray]:
     """Representations of any rows.
 
@@ -140,9 +144,7 @@ def label_efficiency(
     Raises:
       ConclugenError: a class has fewer labels than asked for.
     """
-    draws = {
-        k: [draw_labels(train_labels, k, seed=seed + draw) for draw in range(num_draws)] for k in labels_per_class
-    }
+    draws = {k: [draw_labels(train_labels, k, seed=seed + draw) for draw in range(num_draws)] for k in labels_per_class}
     results = []
     for name, (train, test) in vectors.items():
         scaler = StandardScaler().fit(train)
@@ -213,7 +215,9 @@ def label_efficiency_of_run(
     )
     fresh_model, fresh_variables = untrained(config, workdir)
 
-    def vectors(of: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    def vectors(
+        of: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
+    ) -> tuple[np.ndarray, np.ndarray]:
         return tuple(concatenated(of(split["features"]), split["present"]) for split in (train, test))
 
     kinds = {

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PLAIN_SECONDS = 10.0
 """At most one plain line in so many seconds, besides the first and the last."""
@@ -15,7 +22,15 @@ PLAIN_SECONDS = 10.0
 class Display:
     """Shows the newest metrics of a run; use it as a context manager."""
 
-    def __init__(self, title: str, *, total_steps: int, steps_per_epoch: int, first_step: int = 0, file: TextIO | None = None):
+    def __init__(
+        self,
+        title: str,
+        *,
+        total_steps: int,
+        steps_per_epoch: int,
+        first_step: int = 0,
+        file: TextIO | None = None,
+    ):
         self._console = Console(file=file or sys.stderr, highlight=False)
         self._steps_per_epoch, self._total = steps_per_epoch, total_steps
         self._start, self._first_step = time.monotonic(), first_step

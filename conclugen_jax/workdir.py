@@ -146,7 +146,9 @@ class MetricsLog:
             self._file.writelines(json.dumps(record) + "\n" for record in records)
             self._file.flush()
         except OSError as e:
-            raise ConclugenError(f"{self._path}: cannot be written ({e.strerror}); free space and repeat the command to resume") from e
+            raise ConclugenError(
+                f"{self._path}: cannot be written ({e.strerror}); free space and repeat the command to resume"
+            ) from e
 
     def __enter__(self) -> "MetricsLog":
         return self

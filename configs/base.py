@@ -1,4 +1,4 @@
-"""Every configuration key with its meaning and unit, at the paper's values (method sections 2-4).
+"""Every configuration key with its meaning and unit, at the paper's values.
 
 Variants import this file and override a few keys; a command line overrides any key: --config.train.batch_size=512.
 """

@@ -1,4 +1,4 @@
-"""Linear evaluation of a pretraining checkpoint, with the paper's rates for MELD (method section 4).
+"""Linear evaluation of a pretraining checkpoint, with the paper's rates for MELD.
 
 Command:  python -m launch.downstream --config=configs/linear_evaluation.py --config.data.path=DATA/meld/1.0.0
               --config.downstream.checkpoint=PRETRAINING_RUN --workdir=RUN

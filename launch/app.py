@@ -92,7 +92,9 @@ def _explain_override(argv: list[str], error: Exception) -> str:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"; did you mean config.{near[0]}?" if near else ""
             return f"config.{key} is not a configuration key{hint} (all keys: --help)"
-        if isinstance(error, (TypeError, ValueError)) and (repr(value) in str(error) or value in str(error) or key in str(error)):
+        if isinstance(error, (TypeError, ValueError)) and (
+            repr(value) in str(error) or value in str(error) or key in str(error)
+        ):
             return f"config.{key}={value}: expected a value like {known[key]!r} ({type(known[key]).__name__})"
     return f"the command line cannot be used ({_first_line(error)}); see --help"
 
@@ -126,7 +128,10 @@ def _help(main: Callable[[], None]) -> str:
     if "config" in FLAGS:
         body = BASE_CONFIG.read_text(encoding="utf-8").split("config = ConfigDict()\n")[1].split("return")[0]
         keys = [line.strip() for line in body.splitlines() if "#" in line]
-        lines += ["", "Configuration keys with their defaults; override one with --config.SECTION.KEY=VALUE, a tuple as"]
+        lines += [
+            "",
+            "Configuration keys with their defaults; override one with --config.SECTION.KEY=VALUE, a tuple as",
+        ]
         lines += ["--config.data.modalities=\"('video','text')\":", ""]
         lines += [f"  {'' if key.startswith('config.') else 'config.'}{key}" for key in keys]
     return "\n".join(lines)

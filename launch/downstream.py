@@ -20,7 +20,9 @@ SCORES = ("accuracy", "f1", "precision", "recall")
 def main() -> None:
     """Train, choose the best epoch, print the scores."""
     result = downstream.downstream(app.config(), app.required("workdir"))
-    table = Table(title=f"{result['protocol']} on {result['data']['name']}, epoch {result['best_epoch'] + 1}, weighted scores")
+    table = Table(
+        title=f"{result['protocol']} on {result['data']['name']}, epoch {result['best_epoch'] + 1}, weighted scores"
+    )
     for column in ("split", *SCORES):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in ("validation", "test"):

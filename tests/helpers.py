@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from configs import base
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
+from configs import base
 
 
 def close(actual: Any, expected: Any, relative: float = 1e-4) -> bool:
@@ -23,7 +23,11 @@ def close(actual: Any, expected: Any, relative: float = 1e-4) -> bool:
 
 def tree_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
     """Arrays whose key begins with ``prefix/`` as nested float32 dicts."""
-    flat = {k.removeprefix(f"{prefix}/"): jnp.asarray(v, jnp.float32) for k, v in arrays.items() if k.startswith(f"{prefix}/")}
+    flat = {
+        k.removeprefix(f"{prefix}/"): jnp.asarray(v, jnp.float32)
+        for k, v in arrays.items()
+        if k.startswith(f"{prefix}/")
+    }
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -55,7 +59,13 @@ class Faces:
     """A small source of random examples: three modalities, four classes, some modalities missing by choice."""
 
     def __init__(
-        self, num: Sequence[int] = (64, 24, 24), *, kind: str = "single", missing: float = 0.0, seed: int = 0, name: str = "faces"
+        self,
+        num: Sequence[int] = (64, 24, 24),
+        *,
+        kind: str = "single",
+        missing: float = 0.0,
+        seed: int = 0,
+        name: str = "faces",
     ):
         names = ("calm", "happy", "sad", "angry") if kind != "none" else ()
         self.spec = DatasetSpec(
@@ -67,7 +77,12 @@ class Faces:
             label=LabelSpec(kind, names),
             splits=("train", "validation", "test"),
         )
-        self._num, self._kind, self._missing, self._seed = dict(zip(self.spec.splits, num, strict=True)), kind, missing, seed
+        self._num, self._kind, self._missing, self._seed = (
+            dict(zip(self.spec.splits, num, strict=True)),
+            kind,
+            missing,
+            seed,
+        )
 
     def fingerprint(self) -> str:
         return f"{self._num} {self._kind} {self._missing} {self._seed}"
@@ -81,7 +96,11 @@ class Faces:
             features = dict(zip(self.spec.modalities, parts, strict=True))
             if rng.random() < self._missing:
                 del features["text"]
-            label = {"single": y, "multi": [int(y == c or rng.random() < 0.3) for c in range(4)], "none": None}[self._kind]
+            label = {
+                "single": y,
+                "multi": [int(y == c or rng.random() < 0.3) for c in range(4)],
+                "none": None,
+            }[self._kind]
             yield Example(id=f"{split}{i}", features=features, label=label, group=f"speaker{i % 5}")
 
 

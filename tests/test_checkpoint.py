@@ -75,7 +75,10 @@ def test_no_checkpoint_is_said_plainly(tmp_path):
     [
         (lambda p: {**p, "c": jnp.ones(1)}, r"params/c is missing"),
         (lambda p: {"a": p["a"]}, r"params/b is not part of this model"),
-        (lambda p: {**p, "a": {"kernel": jnp.ones((3, 4))}}, r"params/a/kernel is float32\[3, 2\], expected float32\[3, 4\]"),
+        (
+            lambda p: {**p, "a": {"kernel": jnp.ones((3, 4))}},
+            r"params/a/kernel is float32\[3, 2\], expected float32\[3, 4\]",
+        ),
         (lambda p: {**p, "b": jnp.int32(0)}, r"params/b is float32\[\], expected int32\[\]"),
     ],
 )

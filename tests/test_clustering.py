@@ -1,5 +1,7 @@
 """k-means: by hand, against scikit-learn, and what it promises about queue, empty clusters and ties."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +63,7 @@ def test_inertia_never_rises_on_normalised_points():
         values = [
             inertia(points, clustering.lloyd(points, points[:5], max_iterations=i, tolerance=0.0)) for i in range(1, 12)
         ]
-        assert all(after <= before + 1e-4 for before, after in zip(values, values[1:], strict=False)), values
+        assert all(after <= before + 1e-4 for before, after in itertools.pairwise(values)), values
         assert values[-1] < values[0]
 
 
@@ -102,7 +104,10 @@ def test_weights_count_points_and_zero_leaves_them_out():
     weights = np.ones(60, np.float32)
     weights[:7] = 2
     np.testing.assert_allclose(
-        clustering.lloyd(points, points[:3], weights=weights).centroids, doubled.centroids, rtol=1e-4, atol=1e-5
+        clustering.lloyd(points, points[:3], weights=weights).centroids,
+        doubled.centroids,
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -123,14 +128,10 @@ def test_push_puts_the_newest_first_and_drops_the_oldest():
 @pytest.mark.parametrize("method", ["random", "kmeans++", "warm"])
 def test_initial_centroids_are_distinct_rows(method):
     points = jnp.asarray(blobs(5))
-    start = clustering.initial_centroids(
-        jax.random.key(0), points, 3, method=method, previous=jnp.zeros((3, 4))
-    )
+    start = clustering.initial_centroids(jax.random.key(0), points, 3, method=method, previous=jnp.zeros((3, 4)))
     rows = [int(np.flatnonzero((np.asarray(points) == row).all(1))[0]) for row in np.asarray(start)]
     assert len(set(rows)) == 3
-    other = clustering.initial_centroids(
-        jax.random.key(1), points, 3, method=method, previous=jnp.zeros((3, 4))
-    )
+    other = clustering.initial_centroids(jax.random.key(1), points, 3, method=method, previous=jnp.zeros((3, 4)))
     assert not np.array_equal(start, other)
 
 

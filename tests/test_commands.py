@@ -26,7 +26,13 @@ def get_config():
 
 def run(*arguments, code=0, env=None, **options):
     """Run ``python -m launch.X ...`` and check its exit code; a mistake must end in one line, without a traceback."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **(env or {})}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(ROOT),
+        **(env or {}),
+    }
     result = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
@@ -88,7 +94,11 @@ def test_build_pretrain_interrupt_resume_evaluate(place):
     run("launch.pretrain", config, f"--workdir={broken}")
     assert log_without_times(broken) == log_without_times(whole)
 
-    linear = [f"--config.downstream.checkpoint={broken}", "--config.train.num_epochs=5", "--config.optimizer.learning_rate=0.01"]
+    linear = [
+        f"--config.downstream.checkpoint={broken}",
+        "--config.train.num_epochs=5",
+        "--config.optimizer.learning_rate=0.01",
+    ]
     result = run("launch.downstream", config, *linear, f"--workdir={place}/linear")
     assert "linear_evaluation on digits" in result.stdout
     scores = json.loads((place / "linear" / "result.json").read_text())
@@ -128,13 +138,22 @@ def test_help_explains_and_exits_cleanly(launcher):
 
 
 MISTAKES = {
-    "unknown key": (["--config.train.batchsize=16"], "config.train.batchsize is not a configuration key; did you mean config.train.batch_size?"),
+    "unknown key": (
+        ["--config.train.batchsize=16"],
+        "config.train.batchsize is not a configuration key; did you mean config.train.batch_size?",
+    ),
     "unknown section": (["--config.training.batch_size=16"], "did you mean config.train.batch_size?"),
     "wrong type": (["--config.train.batch_size=many"], "config.train.batch_size=many"),
-    "negative weight": (["--config.loss.contrastive_weight=-1"], "config.loss.contrastive_weight is -1.0; it must be at least 0"),
+    "negative weight": (
+        ["--config.loss.contrastive_weight=-1"],
+        "config.loss.contrastive_weight is -1.0; it must be at least 0",
+    ),
     "unknown modality": (["--config.data.modalities=('video','smell')"], "no modality 'smell'"),
     "unknown choice": (["--config.precision=float8"], "'float32', 'tensorfloat32', 'bfloat16'"),
-    "batch over devices": (["--config.train.batch_size=18"], "4 devices cannot share equally; set it to 16 or 20"),
+    "batch over devices": (
+        ["--config.train.batch_size=18"],
+        "4 devices cannot share equally; set it to 16 or 20",
+    ),
     "no data": (["--config.data.path=/nowhere"], "/nowhere"),
     "unknown flag": (["--steps=3"], "Unknown command line flag 'steps'"),
     "stray word": (["train"], "'train' is not a flag"),
@@ -165,7 +184,10 @@ def test_mistakes_end_in_one_sentence_before_anything_is_written(place, tmp_path
         (["launch.pretrain", "--workdir=x"], "--config is missing"),
         (["launch.pretrain", "--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
         (["launch.pretrain", "--config=configs/demo.py", "--config.data.path=x"], "--workdir is missing"),
-        (["launch.build_dataset", "--dataset=mnist", "--data_dir=x"], "--dataset=mnist is unknown; there are digits"),
+        (
+            ["launch.build_dataset", "--dataset=mnist", "--data_dir=x"],
+            "--dataset=mnist is unknown; there are digits",
+        ),
         (["launch.build_dataset", "--dataset=digits"], "--data_dir is missing"),
         (["launch.probe", "--workdir=/nowhere", "--output=x"], "/nowhere/config.json"),
         (["launch.probe", "--workdir=x", "--output=x", "--labels=2,few"], "'few' is neither"),
@@ -181,7 +203,11 @@ def test_damaged_shard_is_named(place, tmp_path):
     shard = next(data.glob("*train*array_record*"))
     os.truncate(shard, shard.stat().st_size - 1)
     result = run(
-        "launch.pretrain", f"--config={place}/faces.py", f"--config.data.path={data}", f"--workdir={tmp_path}/run", code=2
+        "launch.pretrain",
+        f"--config={place}/faces.py",
+        f"--config.data.path={data}",
+        f"--workdir={tmp_path}/run",
+        code=2,
     )
     assert shard.name in result.stderr
     assert not (tmp_path / "run").exists()

@@ -103,7 +103,11 @@ def test_standardisation_is_safe_for_constant_columns(tmp_path):
 def test_digits_are_the_documented_ones(tmp_path):
     dataset = batches.open_dataset(builders.build(digits.Digits(), tmp_path))
     manifest = dataset.manifest
-    assert {s: f["num_examples"] for s, f in manifest.splits.items()} == {"train": 1400, "validation": 200, "test": 400}
+    assert {s: f["num_examples"] for s, f in manifest.splits.items()} == {
+        "train": 1400,
+        "validation": 200,
+        "test": 400,
+    }
     assert manifest.splits["test"]["label_counts"] == [40] * 10
     ids = []
     for split in manifest.splits:
@@ -130,7 +134,10 @@ def test_building_again_writes_nothing_and_other_examples_are_refused(tmp_path):
 
 
 BAD = {
-    "nan": (lambda e: e.features["audio"].__setitem__(2, np.nan), r"row 3, id 'train3', modality 'audio'.*NaN.*column 2"),
+    "nan": (
+        lambda e: e.features["audio"].__setitem__(2, np.nan),
+        r"row 3, id 'train3', modality 'audio'.*NaN.*column 2",
+    ),
     "infinite": (lambda e: e.features["video"].__setitem__(0, -np.inf), r"row 3.*'video'.*infinite"),
     "too large": (lambda e: {"features": {"video": np.full(24, 1e300)}}, r"row 3.*infinite in float32"),
     "label high": (lambda e: {"label": 4}, r"row 3.*label 4.*0 to 3"),
@@ -345,7 +352,10 @@ def test_rows_without_any_chosen_modality_are_not_trained_on(folder):
 
 @pytest.mark.parametrize(
     ("split", "modalities", "message"),
-    [("dev", ("video",), "no split 'dev'"), ("train", ("smell",), "no modality 'smell'; it has 'video', 'audio', 'text'")],
+    [
+        ("dev", ("video",), "no split 'dev'"),
+        ("train", ("smell",), "no modality 'smell'; it has 'video', 'audio', 'text'"),
+    ],
 )
 def test_unknown_split_or_modality(folder, split, modalities, message):
     with pytest.raises(ConclugenError, match=message):
@@ -400,8 +410,7 @@ def test_prefetch_keeps_order_passes_errors_on_and_ends_its_thread():
 
     seen = []
     with pytest.raises(RuntimeError, match="row 3"):
-        for x in batches.prefetch(fail, range(10)):
-            seen.append(x)  # noqa: PERF402
+        seen.extend(batches.prefetch(fail, range(10)))
     assert seen == [0, 1, 2]
     half = batches.prefetch(lambda x: x, range(1000))
     assert next(half) == 0

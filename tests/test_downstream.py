@@ -109,7 +109,9 @@ def test_supervised_trains_the_encoder_too(folder, data):
     key, _ = jax.random.split(jax.random.key(config.seed))
     fresh = model_lib.initial_variables(model, key, batches.open_dataset(data).manifest)
     moved = jax.tree.map(
-        lambda a, b: bool(np.any(np.asarray(a) != b)), fresh["params"]["representation"], tree["params"]["representation"]
+        lambda a, b: bool(np.any(np.asarray(a) != b)),
+        fresh["params"]["representation"],
+        tree["params"]["representation"],
     )
     assert all(jax.tree.leaves(moved))
     assert_same_bits(jax.tree.map(np.asarray, fresh["feature_stats"]), tree["feature_stats"])
@@ -125,7 +127,9 @@ def test_frozen_parameters_stay_bit_for_bit(monkeypatch, folder, data, pretraine
     encoder, variables, _ = downstream._encoder(config, manifest)
     task = downstream._task(config, manifest, encoder, encode=True)
     state = downstream._fresh_state(config, task, variables, ["video", "audio", "text"], optimizer)
-    rows = batches.open_split(batches.open_dataset(data), "train", config.data.modalities, tier="host").rows(np.arange(16))
+    rows = batches.open_split(batches.open_dataset(data), "train", config.data.modalities, tier="host").rows(
+        np.arange(16)
+    )
     task = task._replace(classifier=task.classifier.clone(axis_name=None))
     after, _ = jax.jit(
         lambda s, b: downstream.downstream_step(s, b, task=task, optimizer=optimizer, schedule=schedule)

@@ -19,7 +19,7 @@ ORDER = [
     {"clustering", "metrics", "signals", "progress"},
     {"model", "config"},
     {"train_state", "checkpoint", "workdir"},
-    {"loop"},
+    {"loop", "objective"},
     {"probe"},
     {"pretrain", "downstream"},
 ]

@@ -86,7 +86,11 @@ def test_against_numpy(margin):
     assert close(losses.masked_margin_softmax(a, b, margin=margin, valid=valid), numpy_mms(a, b, margin, valid), 1e-5)
     x, y = rng.normal(size=(2, 9, 4))
     assert close(losses.info_nce(x, y, temperature=0.07), numpy_info_nce(x, y, 0.07), 1e-5)
-    fused, centroids, assignments = rng.normal(size=(17, 3)), rng.normal(size=(3, 3)), rng.integers(3, size=17)
+    fused, centroids, assignments = (
+        rng.normal(size=(17, 3)),
+        rng.normal(size=(3, 3)),
+        rng.integers(3, size=17),
+    )
     for both in (False, True):
         value = losses.clustering_loss(
             fused, centroids, assignments, margin=margin, margin_in_denominator=both, valid=valid
@@ -167,9 +171,7 @@ def test_split_over_devices_it_is_the_loss_of_the_whole_batch(name, num_devices)
     np.testing.assert_allclose(values, np.full(num_devices, expected), rtol=1e-6)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         # Every device holds the gradient of the sum of all devices' (equal) losses: divide by their number.
-        np.testing.assert_allclose(
-            np.asarray(grad).reshape(16, 6) / num_devices, expected_grad, rtol=1e-5, atol=1e-7
-        )
+        np.testing.assert_allclose(np.asarray(grad).reshape(16, 6) / num_devices, expected_grad, rtol=1e-5, atol=1e-7)
 
 
 def test_unit_rows_have_a_finite_gradient_at_zero():
@@ -183,13 +185,22 @@ def test_unit_rows_have_a_finite_gradient_at_zero():
     [
         (lambda: losses.masked_margin_softmax(jnp.ones((3, 2)), jnp.ones((4, 2))), ["(3, 2)", "(4, 2)"]),
         (lambda: losses.masked_margin_softmax(jnp.ones(3), jnp.ones(3)), ["(3,)"]),
-        (lambda: losses.masked_margin_softmax(jnp.ones((3, 2)), jnp.ones((3, 2)), valid=jnp.ones(4, bool)), ["(4,)", "[3]"]),
+        (
+            lambda: losses.masked_margin_softmax(jnp.ones((3, 2)), jnp.ones((3, 2)), valid=jnp.ones(4, bool)),
+            ["(4,)", "[3]"],
+        ),
         (lambda: losses.info_nce(jnp.ones((3, 2)), jnp.ones((3, 3)), temperature=1.0), ["(3, 2)", "(3, 3)"]),
-        (lambda: losses.clustering_loss(jnp.ones((3, 2)), jnp.ones((4, 3)), jnp.zeros(3, int)), ["(3, 2)", "(4, 3)"]),
+        (
+            lambda: losses.clustering_loss(jnp.ones((3, 2)), jnp.ones((4, 3)), jnp.zeros(3, int)),
+            ["(3, 2)", "(4, 3)"],
+        ),
         (lambda: losses.clustering_loss(jnp.ones((3, 2)), jnp.ones((4, 2)), jnp.zeros(2, int)), ["(2,)"]),
         (lambda: losses.clustering_loss(jnp.ones(3), jnp.ones((4, 2)), jnp.zeros(3, int)), ["(3,)"]),
         (lambda: losses.reconstruction_loss(jnp.ones((3, 2)), jnp.ones((3, 1))), ["(3, 2)", "(3, 1)"]),
-        (lambda: losses.cross_entropy(jnp.ones((3, 2)), jnp.zeros(4, int), class_weights=jnp.ones(2)), ["(3, 2)", "(4,)"]),
+        (
+            lambda: losses.cross_entropy(jnp.ones((3, 2)), jnp.zeros(4, int), class_weights=jnp.ones(2)),
+            ["(3, 2)", "(4,)"],
+        ),
         (
             lambda: losses.multi_label_cross_entropy(jnp.ones((3, 2)), jnp.ones((3, 2)), positive_weights=jnp.ones(3)),
             ["(3, 2)", "(3,)"],

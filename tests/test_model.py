@@ -30,7 +30,9 @@ def shapes(model):
 
 
 def flat_shapes(tree):
-    return {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def test_parameter_paths_are_the_documented_ones():
@@ -109,7 +111,10 @@ def test_initial_weights_are_uniform_within_one_over_root_of_inputs():
 
 def test_batch_norm_equals_the_one_of_flax_when_all_rows_are_valid():
     x = np.random.default_rng(0).normal(2, 3, size=(12, 5)).astype(np.float32)
-    ours, theirs = BatchNorm(0.9, 1e-5, None), nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5)
+    ours, theirs = (
+        BatchNorm(0.9, 1e-5, None),
+        nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5),
+    )
     variables = ours.init(jax.random.key(0), x, None, True)
     variables["params"]["scale"] += 0.5
     y, updates = ours.apply(variables, x, None, True, mutable=["batch_stats"])
@@ -117,14 +122,10 @@ def test_batch_norm_equals_the_one_of_flax_when_all_rows_are_valid():
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(updates["batch_stats"]["mean"], expected_updates["batch_stats"]["mean"], rtol=1e-5)
     # PyTorch's running variance is the unbiased one: n / (n - 1) times the batch's.
-    np.testing.assert_allclose(
-        updates["batch_stats"]["var"], 0.9 + 0.1 * x.var(axis=0, ddof=1), rtol=1e-5
-    )
+    np.testing.assert_allclose(updates["batch_stats"]["var"], 0.9 + 0.1 * x.var(axis=0, ddof=1), rtol=1e-5)
     still = ours.apply({**variables, **updates}, x, None, False)
     stats = jax.tree.map(np.asarray, updates["batch_stats"])
-    np.testing.assert_allclose(
-        still, (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * 1.5, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(still, (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * 1.5, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])
@@ -212,7 +213,9 @@ def test_classifier_concatenates_present_representations_and_drops_units():
     kernel, bias = variables["params"]["linear"]["kernel"], variables["params"]["linear"]["bias"]
     joined = np.array([[2, 2, 1, 1, 1]] * 4, np.float32)
     joined[2, :2] = 0
-    np.testing.assert_allclose(classifier.apply(variables, x, present=present), joined @ kernel + bias[None, :], rtol=1e-5)
+    np.testing.assert_allclose(
+        classifier.apply(variables, x, present=present), joined @ kernel + bias[None, :], rtol=1e-5
+    )
     dropped = classifier.apply(variables, x, present=present, dropout_key=jax.random.key(1))
     kept = np.asarray(jax.random.bernoulli(jax.random.key(1), 0.5, (4, 5)))
     np.testing.assert_allclose(dropped, (2 * joined * kept) @ kernel + bias[None, :], rtol=1e-5, atol=1e-6)
@@ -226,6 +229,7 @@ def test_dropout_does_not_depend_on_the_number_of_devices():
     expected = alone.apply(variables, x, present=present, dropout_key=jax.random.key(1))
     shared = Classifier(num_outputs=2, dropout_rate=0.5, axis_name=parallel.AXIS)
     y = jax.pmap(
-        lambda x, p: shared.apply(variables, x, present=p, dropout_key=jax.random.key(1)), axis_name=parallel.AXIS
+        lambda x, p: shared.apply(variables, x, present=p, dropout_key=jax.random.key(1)),
+        axis_name=parallel.AXIS,
     )(*parallel.split_rows((x, present), 8))
     np.testing.assert_allclose(np.asarray(y).reshape(8, 2), expected, rtol=1e-5, atol=1e-6)

@@ -42,14 +42,20 @@ def train(config, table, indices, num_devices):
     state = train_state.create(
         variables, make, jax.random.key(2), queue_length=2 * N, num_clusters=config.clustering.num_clusters
     )
-    keywords = {"model": model, "config": config, "steps_per_epoch": 1000, "cluster": True, "axis_name": parallel.AXIS}
+    keywords = {
+        "model": model,
+        "config": config,
+        "steps_per_epoch": 1000,
+        "cluster": True,
+        "axis_name": parallel.AXIS,
+    }
     step = functools.partial(pretrain.pretrain_step, optimizer=make, schedule=schedule, **keywords)
     program = parallel.map_step(loop.make_dispatch(step), devices)
     placed = parallel.replicate(table, devices)
 
     # One step taken apart, from a state with a full queue in the middle of an epoch.
     def gradient(state, table, batch):
-        loss_fn = functools.partial(pretrain.pretrain_loss, **keywords)
+        loss_fn = functools.partial(objective.pretrain_loss, **keywords)
         rows = loop.take_rows(table, batch)
         (loss, (_, stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state, rows, jax.random.key(3)
@@ -57,7 +63,11 @@ def train(config, table, indices, num_devices):
         return parallel.mean(grads, parallel.AXIS), stats, clustered.kmeans, loss
 
     mapped = jax.pmap(
-        gradient, axis_name=parallel.AXIS, devices=devices, in_axes=(None, None, 0), out_axes=(None, None, None, 0)
+        gradient,
+        axis_name=parallel.AXIS,
+        devices=devices,
+        in_axes=(None, None, 0),
+        out_axes=(None, None, None, 0),
     )
     queue = jax.random.normal(jax.random.key(4), state.queue.shape)
     full = parallel.replicate(state.replace(step=jnp.int32(5), queue=queue, queue_batches=jnp.int32(2)), devices)

@@ -107,9 +107,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, config, tmp
 
 
 def test_tiers_train_alike(uninterrupted):
-    losses_of = {
-        t: [r["loss"] for r in log_without_times(uninterrupted(t)[1])] for t in ("device", "host", "shards")
-    }
+    losses_of = {t: [r["loss"] for r in log_without_times(uninterrupted(t)[1])] for t in ("device", "host", "shards")}
     np.testing.assert_allclose(losses_of["host"], losses_of["device"], rtol=1e-4)
     assert losses_of["host"] == losses_of["shards"]
 
@@ -222,7 +220,11 @@ VARIANTS = {
     "no queue": {"clustering.queue_batches": 0},
     "two": {"data.modalities": ("audio", "text")},
     "contrastive": {"loss.clustering_weight": 0.0, "loss.reconstruction_weight": 0.0},
-    "generative": {"loss.clustering_weight": 0.0, "loss.contrastive_weight": 0.0, "data.modalities": ("text",)},
+    "generative": {
+        "loss.clustering_weight": 0.0,
+        "loss.contrastive_weight": 0.0,
+        "data.modalities": ("text",),
+    },
     "bfloat16": {"precision": "bfloat16"},
     "tensorfloat32": {"precision": "tensorfloat32"},
     "log": {"train.log_every_steps": 3, "schedule.granularity": "step"},
@@ -243,9 +245,11 @@ def test_every_choice_trains(config, tmp_path, name):
     assert means[1] < means[0] or name == "log"
     clustered = [r["step"] for r in records if "loss/clustering" in r]
     if config.loss.clustering_weight:
-        assert clustered == {"never": [2, 3, 4, 5, 6, 7, 8], "no queue": list(range(1, 9)), "log": [3, 6]}.get(
-            name, [2, 3, 4, 6, 7, 8]
-        )
+        assert clustered == {
+            "never": [2, 3, 4, 5, 6, 7, 8],
+            "no queue": list(range(1, 9)),
+            "log": [3, 6],
+        }.get(name, [2, 3, 4, 6, 7, 8])
     if name == "mean":
         terms = 2 * last["loss/contrastive"] + last["loss/clustering"] + last["loss/reconstruction"]
         assert last["loss"] == pytest.approx(terms / 3, rel=1e-6)
@@ -258,15 +262,15 @@ def test_every_choice_trains(config, tmp_path, name):
 
 
 def test_modality_pairs():
-    assert pretrain.modality_pairs(["a", "b", "c"], "circle") == pretrain.modality_pairs(["a", "b", "c"], "all")
-    assert pretrain.modality_pairs(list("abcd"), "circle") == [("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")]
-    assert len(pretrain.modality_pairs(list("abcd"), "all")) == 6
+    assert objective.modality_pairs(["a", "b", "c"], "circle") == objective.modality_pairs(["a", "b", "c"], "all")
+    assert objective.modality_pairs(list("abcd"), "circle") == [("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")]
+    assert len(objective.modality_pairs(list("abcd"), "all")) == 6
 
 
 def test_fused_is_the_mean_over_present_modalities():
     logits = {"a": jnp.array([[2.0], [2.0], [5.0]]), "b": jnp.array([[4.0], [jnp.nan], [7.0]])}
     present = {"a": jnp.array([True, True, False]), "b": jnp.array([True, False, False])}
-    np.testing.assert_array_equal(pretrain.fuse(logits, present), [[3.0], [2.0], [0.0]])
+    np.testing.assert_array_equal(objective.fuse(logits, present), [[3.0], [2.0], [0.0]])
 
 
 def test_individual_clustering_is_the_sum_over_modalities(monkeypatch):
@@ -277,7 +281,7 @@ def test_individual_clustering_is_the_sum_over_modalities(monkeypatch):
     state = dataclasses.make_dataclass("S", ["queue", "queue_batches", "centroids", "step"])(
         jnp.asarray(rng.normal(size=(16, 4)), jnp.float32), jnp.int32(1), jnp.zeros((4, 4)), jnp.int32(1)
     )
-    got = pretrain.clustering_term(
+    got = objective.clustering_term(
         logits, present, state, jax.random.key(0), config=config, steps_per_epoch=9, axis_name=None
     )
     own = got.kmeans.assignments[16:]
@@ -288,7 +292,16 @@ def test_individual_clustering_is_the_sum_over_modalities(monkeypatch):
 
 @pytest.mark.parametrize(
     ("steps", "most", "expected"),
-    [(4, 50, [4]), (100, 50, [50, 50]), (130, 50, [26] * 5), (35, 50, [35]), (7, 3, [3, 2, 2]), (51, 50, [26, 25]), (5, 2, [2, 2, 1]), (5, 1, [1] * 5)],
+    [
+        (4, 50, [4]),
+        (100, 50, [50, 50]),
+        (130, 50, [26] * 5),
+        (35, 50, [35]),
+        (7, 3, [3, 2, 2]),
+        (51, 50, [26, 25]),
+        (5, 2, [2, 2, 1]),
+        (5, 1, [1] * 5),
+    ],
 )
 def test_dispatches_cover_the_epoch_with_few_programs(steps, most, expected):
     lengths = loop.dispatch_lengths(steps, most)

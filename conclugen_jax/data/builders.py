@@ -196,11 +196,15 @@ class _CheckedSplit:
         if not example.id:
             raise ConclugenError(f"{where}: empty id; every example needs one")
         if example.id in self._ids:
-            raise ConclugenError(f"{where}: the same id as row {self._ids[example.id]}; ids must be unique within a split")
+            raise ConclugenError(
+                f"{where}: the same id as row {self._ids[example.id]}; ids must be unique within a split"
+            )
         self._ids[example.id] = row
         spare = set(example.features) - set(self.spec.modalities)
         if spare:
-            raise ConclugenError(f"{where}: unknown modality {min(spare)!r}; the data set has {list(self.spec.modalities)}")
+            raise ConclugenError(
+                f"{where}: unknown modality {min(spare)!r}; the data set has {list(self.spec.modalities)}"
+            )
         if not example.features:
             raise ConclugenError(f"{where}: no modality is present; drop the example")
         vectors = {m: self._vector(f"{where}, modality {m!r}", m, x) for m, x in example.features.items()}

@@ -54,7 +54,11 @@ def pack(folder: str | Path, target: str | Path) -> None:
         numeral with its class in the last column.
       target: the npz file to write; 140 / 20 / 40 numerals of each class go to train / validation / test.
     """
-    files = {"pixels": ("mfeat-pix.csv", np.uint8), "fourier": ("mfeat-fou.csv", np.float32), "profiles": ("mfeat-fac.csv", np.uint16)}
+    files = {
+        "pixels": ("mfeat-pix.csv", np.uint8),
+        "fourier": ("mfeat-fou.csv", np.float32),
+        "profiles": ("mfeat-fac.csv", np.uint16),
+    }
     arrays, label = {}, None
     for modality, (name, dtype) in files.items():
         table = np.loadtxt(Path(folder) / name, delimiter=",", skiprows=1, dtype=np.float64)

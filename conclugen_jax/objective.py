@@ -1,0 +1,202 @@
+"""The pretraining objective: L_MMS, L_Clu and L_Rec over a batch, and their weighted sum (Eq. 5-13)."""
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from conclugen_jax import clustering, losses, parallel
+from conclugen_jax import model as model_lib
+from conclugen_jax.train_state import TrainState
+from conclugen_jax.types import Metrics
+
+
+class Clustered(NamedTuple):
+    """What the clustering of one step leaves behind.
+
+    Attributes:
+      loss: scalar, L_Clu; 0 as long as the queue is not full.
+      active: boolean scalar, the queue was full.
+      queue: with this batch at the front.
+      queue_batches: batches in it.
+      kmeans: result over queue and batch.
+    """
+
+    loss: jax.Array
+    active: jax.Array
+    queue: jax.Array
+    queue_batches: jax.Array
+    kmeans: clustering.KMeans
+
+
+def contrastive_term(
+    projections: Mapping[str, jax.Array],
+    present: Mapping[str, jax.Array],
+    *,
+    config: ConfigDict,
+    axis_name: str | None,
+) -> jax.Array:
+    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5)."""
+    return sum(
+        losses.masked_margin_softmax(
+            projections[a],
+            projections[b],
+            margin=config.loss.contrastive_margin,
+            valid=present[a] & present[b],
+            axis_name=axis_name,
+        )
+        for a, b in modality_pairs(list(projections), config.loss.contrastive_pairs)
+    )
+
+
+def modality_pairs(modalities: Sequence[str], which: str) -> list[tuple[str, str]]:
+    """``all`` pairs, or the ``circle`` of neighbours that the authors' code uses; the two agree up to three."""
+    if which == "all" or len(modalities) < 4:
+        return list(itertools.combinations(modalities, 2))
+    return list(zip(modalities, [*modalities[1:], modalities[0]], strict=True))
+
+
+def reconstruction_term(
+    outputs: model_lib.ModelOutputs, present: Mapping[str, jax.Array], *, axis_name: str | None
+) -> jax.Array:
+    """L_Rec: mean squared error summed over modalities (Eq. 7)."""
+    return sum(
+        losses.reconstruction_loss(predicted, outputs.inputs[m], valid=present[m], axis_name=axis_name)
+        for m, predicted in outputs.reconstructions.items()
+    )
+
+
+def fuse(cluster_logits: Mapping[str, jax.Array], present: Mapping[str, jax.Array]) -> jax.Array:
+    """Mean over the modalities that each row has (Eq. 8): modality -> [n, K] -> [n, K]."""
+    count = sum(present[m].astype(jnp.float32) for m in cluster_logits)
+    kept = sum(jnp.where(present[m][:, None], g, 0) for m, g in cluster_logits.items())
+    return kept / jnp.maximum(count, 1)[:, None]
+
+
+def clustering_term(
+    cluster_logits: Mapping[str, jax.Array],
+    present: Mapping[str, jax.Array],
+    state: TrainState,
+    key: jax.Array,
+    *,
+    config: ConfigDict,
+    steps_per_epoch: int,
+    axis_name: str | None,
+) -> Clustered:
+    """L_Clu: k-means over the queue and this batch, then the margin softmax towards the own centroid (Eq. 8-10).
+
+    The fused vectors of all devices are gathered and every device runs the same k-means, so all agree on it.
+    """
+    section = config.clustering
+    fused = fuse(cluster_logits, present)
+    all_fused = parallel.gather(jax.lax.stop_gradient(fused), axis_name)
+    filled = state.queue_batches
+    if section.queue_reset == "epoch":
+        filled = jnp.where(state.step % steps_per_epoch == 0, 0, filled)
+    points = jnp.concatenate([state.queue, all_fused])
+    start = clustering.initial_centroids(
+        key,
+        points,
+        section.num_clusters,
+        method=section.initialisation,
+        metric=section.metric,
+        previous=state.centroids,
+    )
+    kmeans = clustering.lloyd(
+        points,
+        start,
+        max_iterations=section.max_iterations,
+        tolerance=section.tolerance,
+        metric=section.metric,
+    )
+    assignments = parallel.own_rows(kmeans.assignments[state.queue.shape[0] :], fused.shape[0], axis_name)
+
+    def towards_centroid(vectors: jax.Array, valid: jax.Array) -> jax.Array:
+        return losses.clustering_loss(
+            vectors,
+            kmeans.centroids,
+            assignments,
+            margin=config.loss.clustering_margin,
+            margin_in_denominator=config.loss.margin_in_denominator,
+            valid=valid,
+            axis_name=axis_name,
+        )
+
+    if config.loss.clustering_target == "joint":
+        any_present = functools.reduce(jnp.logical_or, [present[m] for m in cluster_logits])
+        loss = towards_centroid(fused, any_present)
+    else:
+        loss = sum(towards_centroid(g, present[m]) for m, g in cluster_logits.items())
+    active = filled >= section.queue_batches
+    return Clustered(
+        loss=jnp.where(active, loss, 0),
+        active=active,
+        queue=clustering.push(state.queue, all_fused) if section.queue_batches else state.queue,
+        queue_batches=jnp.minimum(filled + 1, section.queue_batches),
+        kmeans=kmeans,
+    )
+
+
+def pretrain_loss(
+    params: Any,
+    state: TrainState,
+    batch: Mapping[str, Mapping[str, jax.Array]],
+    key: jax.Array,
+    *,
+    model: model_lib.ConCluGen,
+    config: ConfigDict,
+    steps_per_epoch: int,
+    cluster: bool,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, tuple[Metrics, Any, Clustered | None]]:
+    """The objective: weighted sum (or mean) of L_MMS, L_Clu and L_Rec (Eq. 11-13).
+
+    Args:
+      params: what the gradient is taken of.
+      state: everything else.
+      batch: ``features`` and ``present``, this device's rows.
+      key: random key of the step, the same on all devices.
+      model: the network.
+      config: sections ``loss`` and ``clustering``.
+      steps_per_epoch: where the queue is emptied.
+      cluster: whether the start epoch of clustering is reached.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Loss over the global batch, and (metrics, updated batch_stats, clustering or ``None``).
+    """
+    outputs, updates = model.apply(
+        {**state.variables(), "params": params},
+        batch["features"],
+        present=batch["present"],
+        train=True,
+        mutable=["batch_stats"],
+    )
+    present, weights = batch["present"], config.loss
+    terms, counted, clustered = {}, [], None
+    if weights.contrastive_weight:
+        terms["loss/contrastive"] = contrastive_term(outputs.projections, present, config=config, axis_name=axis_name)
+        counted.append((weights.contrastive_weight, terms["loss/contrastive"], True))
+    if weights.clustering_weight and cluster:
+        clustered = clustering_term(
+            outputs.cluster_logits,
+            present,
+            state,
+            key,
+            config=config,
+            steps_per_epoch=steps_per_epoch,
+            axis_name=axis_name,
+        )
+        terms["loss/clustering"] = clustered.loss
+        counted.append((weights.clustering_weight, clustered.loss, clustered.active))
+    if weights.reconstruction_weight:
+        terms["loss/reconstruction"] = reconstruction_term(outputs, present, axis_name=axis_name)
+        counted.append((weights.reconstruction_weight, terms["loss/reconstruction"], True))
+    loss = sum((weight * term for weight, term, _ in counted), jnp.float32(0))
+    if weights.reduction == "mean":
+        loss = loss / jnp.maximum(sum(jnp.asarray(active, jnp.float32) for *_, active in counted), 1)
+    return loss, ({"loss": loss, **terms}, updates.get("batch_stats", {}), clustered)
