@@ -123,9 +123,8 @@ def main() -> None:
             t["seconds_per_step_median"] / o["seconds_per_step_median"]
             for o, t in zip(results["ours"], results["torch"], strict=True)
         ]
-        print(
-            f"torch / ours: median of {len(ratios)} pairs {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}"
-        )
+        median, least, most = statistics.median(ratios), min(ratios), max(ratios)
+        print(f"torch / ours: median of {len(ratios)} pairs {median:.2f}, from {least:.2f} to {most:.2f}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def learning_rate_schedule(
 
 
 def _period_starts(first: int, multiplier: int) -> jax.Array:
-    """First epoch of every period as far as int32 reaches, warm-up not counted; each is as long as all before plus the first."""
+    """First epoch of every period as far as int32 reaches, warm-up not counted."""
     starts, length = [0], first
     while multiplier > 1 and starts[-1] + length < 2**31 // multiplier:
         starts.append(starts[-1] + length)

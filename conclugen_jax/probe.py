@@ -234,9 +234,9 @@ def label_efficiency_of_run(
         seed=seed,
     )
     protocol = (
-        f"Accuracy on {len(test['label'])} test examples of {manifest.name} {manifest.version}: scikit-learn logistic regression "
-        f"(L2, C = 1) on standardised vectors, mean and standard deviation over {num_draws} draws of the labels (all labels: "
-        "one fit)."
+        f"Accuracy on {len(test['label'])} test examples of {manifest.name} {manifest.version}: scikit-learn logistic "
+        f"regression (L2, C = 1) on standardised vectors, mean and standard deviation over {num_draws} draws of the "
+        "labels (all labels: one fit)."
     )
     data_facts = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
     return Report(protocol, str(workdir), data_facts, results)

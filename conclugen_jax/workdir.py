@@ -45,7 +45,8 @@ def claim(workdir: str | Path) -> Iterator[Path]:
         except OSError:
             lock.seek(0)
             raise ConclugenError(
-                f"{workdir}: in use by {lock.read().strip() or 'another process'}; wait for it, stop it, or choose another --workdir"
+                f"{workdir}: in use by {lock.read().strip() or 'another process'}; wait for it, stop it, or "
+                "choose another --workdir"
             ) from None
         try:
             _write_owner(lock)

@@ -179,7 +179,7 @@ def test_multi_labels_are_zero_or_one(tmp_path):
 
 
 def test_an_empty_split_is_refused(tmp_path):
-    with pytest.raises(ConclugenError, match="split 'validation'.*no examples"):
+    with pytest.raises(ConclugenError, match=r"split 'validation'.*no examples"):
         builders.build(Faces((10, 0, 5)), tmp_path)
     assert not list(tmp_path.iterdir())
 

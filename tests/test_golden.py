@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from conclugen_jax import clustering, losses, optimizer, pretrain, train_state
+from conclugen_jax import clustering, losses, objective, optimizer, pretrain, train_state
 from conclugen_jax.model import ConCluGen
 from tests.helpers import close, flat, tiny_config, tree_of
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import loop, optimizer, parallel, pretrain, train_state
+from conclugen_jax import loop, objective, optimizer, parallel, pretrain, train_state
 from conclugen_jax import model as model_lib
 from conclugen_jax.data import batches
 from tests.helpers import assert_same_bits, close, flat, tiny_config

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, loop, losses, pretrain, signals
+from conclugen_jax import checkpoint, loop, losses, objective, pretrain, signals
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError

@@ -240,7 +240,8 @@ def prefetch(make: Callable[[Any], Any], items: Sequence[Any], depth: int = 2) -
     def put(result: tuple[str, Any]) -> None:
         while not stop.is_set():
             try:
-                return results.put(result, timeout=0.1)
+                results.put(result, timeout=0.1)
+                return
             except queue.Full:
                 continue
 
