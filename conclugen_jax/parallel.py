@@ -1,6 +1,7 @@
 """Everything that knows about devices: the mapped step, collectives, replication.
 
-Functions that take ``axis_name`` work alike on one device (``None``: no collective) and inside a mapped step.
+Functions that take ``axis_name`` work alike on one device (``None``, or an axis of one device: no collective, which
+would copy its operands for nothing) and inside a step mapped over several.
 A loss built from these collectives is the same scalar on every device; the mean over devices of its gradients is
 then the gradient of that scalar (the transpose of a sum over devices is again a sum over devices).
 """
@@ -20,29 +21,29 @@ MATMUL_PRECISION = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfl
 casts the networks' operands itself and leaves the few float32 products (similarities) to the hardware's default."""
 
 
+def device_count(axis_name: str | None) -> int:
+    """Number of devices on the axis; 1 without an axis."""
+    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
 def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
     """Rows of all devices in device order: [n, ...] -> [n * devices, ...]."""
-    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+    return jax.lax.all_gather(x, axis_name, tiled=True) if device_count(axis_name) > 1 else x
 
 
 def total(x: Any, axis_name: str | None) -> Any:
     """Sum over devices of every leaf of a tree."""
-    return x if axis_name is None else jax.lax.psum(x, axis_name)
+    return jax.lax.psum(x, axis_name) if device_count(axis_name) > 1 else x
 
 
 def mean(x: Any, axis_name: str | None) -> Any:
     """Mean over devices of every leaf of a tree."""
-    return x if axis_name is None else jax.lax.pmean(x, axis_name)
+    return jax.lax.pmean(x, axis_name) if device_count(axis_name) > 1 else x
 
 
 def device_index(axis_name: str | None) -> jax.Array | int:
     """Position of this device on the axis; 0 without an axis."""
     return 0 if axis_name is None else jax.lax.axis_index(axis_name)
-
-
-def device_count(axis_name: str | None) -> int:
-    """Number of devices on the axis; 1 without an axis."""
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def own_rows(gathered: jax.Array, num_rows: int, axis_name: str | None) -> jax.Array:
