@@ -5,6 +5,10 @@ import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests, and the commands they run, compile the same programs again and again: once is enough.
+_cache = tempfile.TemporaryDirectory(prefix="conclugen_jax-tests-", ignore_cleanup_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 from pathlib import Path
 
@@ -14,11 +18,6 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-
-# Tests compile the same programs again and again: once is enough. The cache lives as long as the session.
-_cache = tempfile.TemporaryDirectory(prefix="conclugen_jax-tests-", ignore_cleanup_errors=True)
-jax.config.update("jax_compilation_cache_dir", _cache.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -24,7 +23,7 @@ def get_config():
 """
 
 
-def run(*arguments, code=0, env=None, **options):
+def run(*arguments, code=0, env=None, prefix=()):
     """Run ``python -m launch.X ...`` and check its exit code; a mistake must end in one line, without a traceback."""
     environment = {
         **os.environ,
@@ -34,14 +33,13 @@ def run(*arguments, code=0, env=None, **options):
         **(env or {}),
     }
     result = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
+        [*prefix, sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
-        **options,
     )
     assert result.returncode == code, (result.returncode, result.stdout, result.stderr)
     if code == 2:
@@ -220,17 +218,13 @@ def test_workdir_that_cannot_be_written(place, tmp_path):
     assert "--workdir" in result.stderr
 
 
-def limit_file_size():
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
-
 def test_full_disk_ends_build_and_run_in_one_sentence(place, tmp_path):
-    # No file may grow beyond 30 kB: as on a full disk, writes fail in the middle.
+    # No file may grow beyond 30 KiB: as on a full disk, writes fail in the middle.
+    full = ["bash", "-c", 'trap "" XFSZ; ulimit -f 30; exec "$@"', "full"]
     build = ["launch.build_dataset", "--dataset=digits", f"--data_dir={tmp_path}/data"]
-    assert "cannot write the data set" in run(*build, code=2, preexec_fn=limit_file_size).stderr
+    assert "cannot write the data set" in run(*build, code=2, prefix=full).stderr
     assert not list((tmp_path / "data").iterdir())
     train = ["launch.pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/run"]
-    result = run(*train, code=2, preexec_fn=limit_file_size)
+    result = run(*train, code=2, prefix=full)
     assert f"{tmp_path}/run" in result.stderr
     run("launch.pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/run")  # space again: it goes on
