@@ -223,7 +223,7 @@ def label_efficiency_of_run(
     kinds = {
         "raw features": vectors(lambda x: x),
         "untrained network": vectors(lambda x: represent(fresh_model, fresh_variables, x)),
-        f"pretrained ({Path(workdir).name})": vectors(lambda x: represent(model, variables, x)),
+        f"{Path(workdir).name}, pretrained": vectors(lambda x: represent(model, variables, x)),
     }
     results = label_efficiency(
         kinds,
@@ -234,7 +234,7 @@ def label_efficiency_of_run(
         seed=seed,
     )
     protocol = (
-        f"Accuracy on {len(test['label'])} test examples of {manifest.name} {manifest.version}: scikit-learn logistic "
+        f"Accuracy in % on {len(test['label'])} test examples of {manifest.name} {manifest.version}: scikit-learn logistic "
         f"regression (L2, C = 1) on standardised vectors, mean and standard deviation over {num_draws} draws of the "
         "labels (all labels: one fit)."
     )

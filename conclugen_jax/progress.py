@@ -33,7 +33,7 @@ class Display:
     ):
         self._console = Console(file=file or sys.stderr, highlight=False)
         self._steps_per_epoch, self._total = steps_per_epoch, total_steps
-        self._start, self._first_step = time.monotonic(), first_step
+        self._measured_from: tuple[float, int] | None = None  # time and step of the first update: compilation is over
         self._last_line = float("-inf")
         self._bar = None
         if self._console.is_terminal:
@@ -71,11 +71,13 @@ class Display:
             self._bar.update(self._task, completed=step, numbers="  ".join(shown))
             return
         now = time.monotonic()
+        if self._measured_from is None:
+            self._measured_from = now, step
         if now - self._last_line >= PLAIN_SECONDS or step >= self._total:
             self._last_line = now
-            done = step - self._first_step
-            remaining = (now - self._start) * (self._total - step) / done if done else 0.0
-            self.say("  ".join([f"step {step}/{self._total}", *shown, f"ETA {_clock(remaining)}"]))
+            since, first = self._measured_from
+            left = [f"ETA {_clock((now - since) * (self._total - step) / (step - first))}"] if step > first else []
+            self.say("  ".join([f"step {step}/{self._total}", *shown, *left]))
 
 
 def _short(value: float) -> str:

