@@ -212,7 +212,7 @@ def _run(
     title = f"{config.downstream.protocol} {workdir.name}"
     total_steps = config.train.num_epochs * run.steps_per_epoch
     with (
-        workdir_lib.MetricsLog(workdir, step=0) as log,
+        workdir_lib.MetricsLog(workdir, step=0, tensorboard=config.train.tensorboard) as log,
         progress.Display(title, total_steps=total_steps, steps_per_epoch=run.steps_per_epoch) as display,
     ):
         display.say(f"{title}: {len(splits['train'].usable)} examples, modalities {', '.join(modalities)}")

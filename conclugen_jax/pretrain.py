@@ -128,7 +128,10 @@ def _run(
         state, info = _start(config, model, optimizer, manifest, saved)
         first_step, total_steps = int(state.step), config.train.num_epochs * steps_per_epoch
         shown = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "first_step": first_step}
-        with workdir_lib.MetricsLog(workdir, first_step) as log, progress.Display(title, **shown) as display:
+        with (
+            workdir_lib.MetricsLog(workdir, first_step, tensorboard=config.train.tensorboard) as log,
+            progress.Display(title, **shown) as display,
+        ):
             display.say(
                 f"{title}: {len(rows.usable)} examples, {steps_per_epoch} steps per epoch, {len(devices)} "
                 f"{devices[0].platform} device(s), {rows.tier} table, "

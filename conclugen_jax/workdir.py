@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conclugen_jax import config as config_lib
+from conclugen_jax import trackers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
@@ -135,14 +137,15 @@ class MetricsLog:
     neither doubles nor misses a line. A context manager: the file is closed however the run ends.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, *, tensorboard: bool = False):
+        self._mirror = trackers.TensorBoard(workdir, step) if tensorboard else None
         self._path = workdir / METRICS
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
         write_atomically(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, records: list[dict[str, Any]]) -> None:
-        """Append records and hand them to the operating system."""
+        """Append records and hand them to the operating system; a mirror that fails is dropped with a warning."""
         try:
             self._file.writelines(json.dumps(record) + "\n" for record in records)
             self._file.flush()
@@ -150,15 +153,27 @@ class MetricsLog:
             raise ConclugenError(
                 f"{self._path}: cannot be written ({e.strerror}); free space and repeat the command to resume"
             ) from e
+        if self._mirror is not None:
+            try:
+                self._mirror.write(records)
+            except Exception as e:  # whatever it is, it must not end the run
+                logging.warning("TensorBoard files are no longer written (%s); %s is complete", e, self._path)
+                self._mirror = None
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        with contextlib.suppress(OSError):
+        if self._mirror is not None:
+            self._mirror.close()
+        try:
             self._file.flush()
             os.fsync(self._file.fileno())
-        self._file.close()
+        except OSError:
+            pass  # a failed write has been reported by write(); nothing more can be saved here
+        finally:
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def _lines(self) -> list[str]:
         """Complete lines; a line that a kill cut short is dropped."""

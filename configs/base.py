@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     train.num_epochs = 100  # passes over the training split; its last incomplete batch is dropped
     train.steps_per_dispatch = 50  # steps that run on the device between two looks from the host, at most
     train.log_every_steps = 1  # a line in metrics.jsonl every so many steps
+    train.tensorboard = False  # write the same to WORKDIR/tensorboard too; needs the extra 'tensorboard'
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_epochs = 1  # epochs between two checkpoints; the last epoch always has one

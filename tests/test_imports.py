@@ -16,7 +16,7 @@ ORDER = [
     {"data.batches"},
     {"parallel"},
     {"losses", "optimizer"},
-    {"clustering", "metrics", "signals", "progress"},
+    {"clustering", "metrics", "signals", "progress", "trackers"},
     {"model", "config"},
     {"train_state", "checkpoint", "workdir"},
     {"loop", "objective"},

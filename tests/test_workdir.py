@@ -1,0 +1,101 @@
+"""The folder of a run: log, mirrors, lock, and what a person sees of progress."""
+
+import io
+import json
+import logging
+import struct
+
+import pytest
+
+from conclugen_jax import progress, trackers
+from conclugen_jax import workdir as workdir_lib
+from conclugen_jax.errors import ConclugenError
+
+
+def event_steps(folder, tag):
+    """Steps of a scalar in TensorBoard event files, read by their framing: length, crc, payload, crc."""
+    steps = []
+    for path in sorted(folder.glob("events*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            payload, data = data[12 : 12 + length], data[16 + length :]
+            if tag.encode() in payload:
+                position = payload.index(b"\x10") + 1  # field 2 of an event: its step, small here
+                steps.append(payload[position])
+    return steps
+
+
+def test_tensorboard_mirrors_the_log(tmp_path):
+    with workdir_lib.MetricsLog(tmp_path, 0, tensorboard=True) as log:
+        log.write([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
+    assert event_steps(tmp_path / trackers.FOLDER, "loss") == [1, 2]
+
+
+def test_a_failing_mirror_warns_once_and_the_log_goes_on(tmp_path, monkeypatch, caplog):
+    def fail(self, records):
+        raise RuntimeError("disk gone")
+
+    monkeypatch.setattr(trackers.TensorBoard, "write", fail)
+    with caplog.at_level(logging.WARNING), workdir_lib.MetricsLog(tmp_path, 0, tensorboard=True) as log:
+        log.write([{"step": 1}])
+        log.write([{"step": 2}])
+    assert [r.getMessage().count("disk gone") for r in caplog.records] == [1]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_missing_tensorboard_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    with pytest.raises(ConclugenError, match="pip install tensorboardX"):
+        trackers.TensorBoard(tmp_path, 0)
+
+
+def test_log_keeps_whole_lines_up_to_its_step(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1}\ngarbage\n{"step": "x"}\n[]\n{"step": 2}\n{"step": 3}\n{"step": 4')
+    with workdir_lib.MetricsLog(tmp_path, 2) as opened:
+        opened.write([{"step": 3, "loss": 0.5}])
+    assert [json.loads(line) for line in log.read_text().splitlines()] == [
+        {"step": 1},
+        {"step": 2},
+        {"step": 3, "loss": 0.5},
+    ]
+
+
+def test_plain_lines_when_piped():
+    out = io.StringIO()
+    with progress.Display("run", total_steps=8, steps_per_epoch=4, file=out) as display:
+        for step in (2, 4, 6, 8):
+            display.update(step, {"loss": 12.34567, "examples/s": 12345.6})
+    lines = out.getvalue().splitlines()
+    # The first, and the last: all within ten seconds.
+    assert lines[0] == "step 2/8  epoch 1/2  loss 12.35  examples/s 12,346"
+    assert lines[1].startswith("step 8/8  epoch 2/2  loss 12.35  examples/s 12,346  ETA 0:00:00")
+    assert len(lines) == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Terminal()
+    with progress.Display("my run", total_steps=8, steps_per_epoch=4, first_step=4, file=out) as display:
+        display.say("a line that stays")
+        display.update(6, {"loss": 1.5, "loss/clustering": 0.25, "examples/s": 10.0})
+    shown = out.getvalue()
+    for piece in (
+        "my run",
+        "6/8",
+        "epoch 2/2",
+        "loss 1.5",
+        "clustering 0.25",
+        "examples/s 10",
+        "ETA",
+        "a line that stays",
+    ):
+        assert piece in shown, piece
