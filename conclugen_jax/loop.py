@@ -92,10 +92,13 @@ def is_due(dispatch: Dispatch, config: ConfigDict) -> bool:
 
 def open_rows(config: ConfigDict, dataset: batches.Dataset, split: str, modalities: Sequence[str]) -> batches.RowSource:
     """The rows of a split, kept where the configuration says."""
-    return batches.open_split(
-        dataset,
-        split,
-        modalities,
+    return load_rows(config, batches.ShardStream(dataset, split, modalities))
+
+
+def load_rows(config: ConfigDict, stream: batches.ShardStream) -> batches.RowSource:
+    """The rows of a split that is open, kept where the configuration says."""
+    return batches.load(
+        stream,
         tier=config.data.tier,
         device_table_gib=config.data.device_table_gib,
         host_table_gib=config.data.host_table_gib,

@@ -96,10 +96,10 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.D
     config_lib.check(config)
     config_lib.check_objective(config)
     dataset = batches.open_dataset(config.data.path, verify=config.data.verify)
-    rows = loop.open_rows(config, dataset, config.data.train_split, config.data.modalities)
+    stream = batches.ShardStream(dataset, config.data.train_split, config.data.modalities)
     config_lib.check_model(config)
-    config_lib.check_batches(config, num_examples=len(rows.usable), num_devices=len(devices))
-    steps_per_epoch = len(rows.usable) // config.train.batch_size
+    config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=len(devices))
+    steps_per_epoch = len(stream.usable) // config.train.batch_size
     config_lib.check_clustering(config, steps_per_epoch=steps_per_epoch)
     with (
         workdir_lib.claim(workdir) as folder,
@@ -107,6 +107,7 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.D
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
         workdir_lib.settle(folder, config, dataset.manifest)
+        rows = loop.load_rows(config, stream)
         return _run(config, folder, rows, dataset.manifest, steps_per_epoch, devices, stop)
 
 

@@ -22,7 +22,8 @@ class TensorBoard:
             import tensorboardX
         except ImportError as e:
             raise ConclugenError(
-                "config.train.tensorboard is True but tensorboardX is not installed; pip install tensorboardX or set it to False"
+                "config.train.tensorboard is True but tensorboardX is not installed; pip install tensorboardX or set the "
+                "key to False"
             ) from e
         self._writer = tensorboardX.SummaryWriter(str(workdir / FOLDER), purge_step=step + 1)
 

@@ -72,7 +72,6 @@ class ShardStream:
         where = f"data set {dataset.path}"
         manifest_lib.choose(manifest.splits, [split], what="split", where=where)
         self.modalities = tuple(manifest_lib.choose(manifest.modalities, modalities, what="modality", where=where))
-        self.label_dim = len(manifest.label.names) if manifest.label.kind == "multi" else 0
         self.label_kind = manifest.label.kind
         self.num_examples = manifest.splits[split]["num_examples"]
         self.source = _data_source(dataset, split)
@@ -80,10 +79,14 @@ class ShardStream:
             raise ConclugenError(
                 f"{where}: split {split!r} has {len(self.source)} records, the manifest says {self.num_examples}; build it anew"
             )
-        presence = np.load(dataset.path / builders.PRESENCE.format(split=split), allow_pickle=False)
         columns = [list(manifest.modalities).index(m) for m in self.modalities]
-        self.presence = presence[:, columns]
+        self.presence = _read_presence(dataset, split, len(manifest.modalities), self.num_examples)[:, columns]
         self.usable = np.flatnonzero(self.presence.any(axis=1))
+        if not self.usable.size:
+            raise ConclugenError(
+                f"{where}: no row of split {split!r} has any of the modalities {list(modalities)}; name others"
+            )
+        self.gib = self.num_examples * sum(manifest.modalities[m] for m in self.modalities) * 4 / 2**30
 
     def rows(self, indices: np.ndarray) -> Rows:
         """Rows at the given indices, in that order."""
@@ -142,34 +145,35 @@ TABLES = {"host": HostTable, "device": DeviceTable}
 
 
 def open_split(
-    dataset: Dataset,
-    split: str,
-    modalities: Sequence[str],
-    *,
-    tier: str = "auto",
-    device_table_gib: float = 0.0,
-    host_table_gib: float = 0.0,
+    dataset: Dataset, split: str, modalities: Sequence[str], *, tier: str = "auto", **limits: float
 ) -> RowSource:
-    """Choose where the rows of a split are kept.
+    """Rows of a split, kept where :func:`load` says.
 
     Args:
       dataset: as opened.
       split: its name.
       modalities: those to read, in this order.
-      tier: ``device``, ``host``, ``shards``, or ``auto``: the first of these whose limit holds the split.
-      device_table_gib: limit of the device table, GiB.
-      host_table_gib: limit of the host table, GiB.
+      tier: see :func:`load`.
+      **limits: see :func:`load`.
 
     Raises:
       ConclugenError: unknown split or modality, or a split without usable rows.
     """
-    stream = ShardStream(dataset, split, modalities)
-    if not stream.usable.size:
-        raise ConclugenError(
-            f"data set {dataset.path}: no row of split {split!r} has any of the modalities {list(modalities)}; name others"
-        )
-    gib = stream.num_examples * sum(dataset.manifest.modalities[m] for m in stream.modalities) * 4 / 2**30
-    tier = choose_tier(tier, gib, device_table_gib=device_table_gib, host_table_gib=host_table_gib)
+    return load(ShardStream(dataset, split, modalities), tier=tier, **limits)
+
+
+def load(
+    stream: ShardStream, *, tier: str = "auto", device_table_gib: float = 0.0, host_table_gib: float = 0.0
+) -> RowSource:
+    """Fill the table of a split, or leave the rows in the shards.
+
+    Args:
+      stream: the split.
+      tier: ``device``, ``host``, ``shards``, or ``auto``: the first of these whose limit holds the split.
+      device_table_gib: limit of the device table, GiB.
+      host_table_gib: limit of the host table, GiB.
+    """
+    tier = choose_tier(tier, stream.gib, device_table_gib=device_table_gib, host_table_gib=host_table_gib)
     return stream if tier == "shards" else TABLES[tier].read(stream)
 
 
@@ -281,6 +285,20 @@ def fill(table: Rows, chunk: Rows, start: int) -> None:
         for modality, x in value.items() if isinstance(value, dict) else [(None, value)]:
             target = table[key] if modality is None else table[key][modality]
             target[start : start + len(x)] = x
+
+
+def _read_presence(dataset: Dataset, split: str, num_modalities: int, num_examples: int) -> np.ndarray:
+    """Bool [num_examples, num_modalities], memory-mapped: nothing is read before its header has been checked."""
+    path, shape = dataset.path / builders.PRESENCE.format(split=split), (num_examples, num_modalities)
+    try:
+        presence = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError) as e:
+        raise ConclugenError(f"{path}: cannot be read ({e}); build the data set anew") from e
+    if presence.dtype != bool or presence.shape != shape:
+        raise ConclugenError(
+            f"{path}: {presence.dtype} of shape {presence.shape}, expected bool of shape {shape}; build the data set anew"
+        )
+    return np.asarray(presence)
 
 
 def _data_source(dataset: Dataset, split: str) -> Any:
