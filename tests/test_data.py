@@ -273,6 +273,13 @@ def test_size_check_finds_truncation_but_trusts_content(copy):
         batches.open_dataset(copy, verify="size")
 
 
+class Bomb:
+    """Unpickling this ends the tests."""
+
+    def __reduce__(self):
+        return os._exit, (13,)
+
+
 def spoil_manifest(copy, change):
     path = copy / manifest_lib.FILE
     tree = json.loads(path.read_text())
@@ -311,6 +318,20 @@ def test_manifest_that_is_no_json_or_absent(copy):
 def test_wrong_record_count_is_found(copy):
     spoil_manifest(copy, lambda t: t["splits"]["train"].update(num_examples=63))
     with pytest.raises(ConclugenError, match="64 records, the manifest says 63"):
+        batches.open_split(batches.open_dataset(copy), "train", ("video",))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.ones((64, 2), bool), np.ones((63, 3), bool), np.ones((64, 3)), np.array([[Bomb()] * 3] * 64, object)],
+    ids=["narrow", "short", "floats", "objects"],
+)
+def test_presence_flags_of_another_shape_or_kind_are_refused_unexecuted(copy, array):
+    path = copy / "presence-train.npy"
+    np.save(path, array, allow_pickle=True)
+    facts = {"sha256": manifest_lib.sha256(path), "bytes": path.stat().st_size}
+    spoil_manifest(copy, lambda t: t["files"].update({path.name: facts}))
+    with pytest.raises(ConclugenError, match="presence-train"):
         batches.open_split(batches.open_dataset(copy), "train", ("video",))
 
 
