@@ -1,6 +1,7 @@
 """Checkpoints in a workdir, by Orbax: written in the background, restored only if they fit exactly."""
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -143,6 +144,16 @@ class Checkpoints:
             raise ConclugenError(
                 f"{self.workdir / FOLDER}: {what} ({reason}); free space or mend the folder and repeat the command to resume"
             ) from e
+
+
+def fingerprint(tree: Any) -> str:
+    """SHA-256 over paths, types, shapes and bytes of all arrays of a tree."""
+    digest = hashlib.sha256()
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(x)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def to_tree(state: Any) -> dict[str, Any]:

@@ -125,6 +125,12 @@ def downstream(
     where = f"data set {config.data.path}"
     for split in (config.data.train_split, config.data.validation_split, config.data.test_split):
         manifest_lib.choose(manifest.splits, [split], what="split", where=where)
+    encoder = _encoder(config, manifest)
+    splits = ("train", "validation", "test")
+    streams = {
+        name: batches.ShardStream(dataset, getattr(config.data, f"{name}_split"), encoder.modalities) for name in splits
+    }
+    config_lib.check_batches(config, num_examples=len(streams["train"].usable), num_devices=len(devices))
     with (
         workdir_lib.claim(workdir) as folder,
         signals.caught() as stop,
@@ -132,8 +138,25 @@ def downstream(
     ):
         workdir_lib.settle(folder, config, manifest)
         if (folder / RESULT).exists():
-            return json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return _run(config, folder, dataset, devices, stop)
+            return _finished(folder / RESULT, encoder)
+        rows = {name: loop.load_rows(config, stream) for name, stream in streams.items()}
+        return _run(config, folder, manifest, encoder, rows, devices, stop)
+
+
+def _finished(path: Path, encoder: "_Encoder") -> dict[str, Any]:
+    """The result of a run that is finished already, if it is of the same weights."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        same = result["encoder"] == encoder.origin
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise ConclugenError(f"{path}: damaged ({type(e).__name__}); delete it to run again") from e
+    if not same:
+        raise ConclugenError(
+            f"{path}: made with other weights (step {result['encoder'].get('step')} of the pretraining run, now step "
+            f"{encoder.origin['step']}); choose another --workdir, or name that step as config.downstream.checkpoint_step"
+        )
+    progress.say(f"{path}: finished already, nothing was trained")
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,43 +210,37 @@ class Best(NamedTuple):
 def _run(
     config: ConfigDict,
     workdir: Path,
-    dataset: batches.Dataset,
+    manifest: Manifest,
+    encoder: "_Encoder",
+    splits: Mapping[str, batches.RowSource],
     devices: Sequence[jax.Device],
     stop: signals.Stop,
 ) -> dict[str, Any]:
-    manifest = dataset.manifest
-    encoder, variables, origin = _encoder(config, manifest)
-    modalities = _modalities(config, encoder, manifest)
-    splits = {
-        name: loop.open_rows(config, dataset, getattr(config.data, f"{name}_split"), modalities)
-        for name in ("train", "validation", "test")
-    }
-    config_lib.check_batches(config, num_examples=len(splits["train"].usable), num_devices=len(devices))
     trainable = TRAINABLE[config.downstream.protocol]
     encode = "representation/.*" in trainable
     if not encode:
-        splits = {name: _represented(encoder, variables, rows, config, devices) for name, rows in splits.items()}
-    task = _task(config, manifest, encoder, encode)
+        splits = {name: _represented(encoder, rows, config, devices) for name, rows in splits.items()}
+    task = _task(config, manifest, encoder.model, encode)
     forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
     run = _Run(config, manifest.label.names, task, splits, devices, forward)
     optimizer, schedule = optimizer_lib.from_config(config, run.steps_per_epoch, trainable)
     step = functools.partial(downstream_step, task=task, optimizer=optimizer, schedule=schedule)
-    state = _fresh_state(config, task, variables, modalities, optimizer)
+    state = _fresh_state(config, task, encoder, optimizer)
     title = f"{config.downstream.protocol} {workdir.name}"
     total_steps = config.train.num_epochs * run.steps_per_epoch
     with (
         workdir_lib.MetricsLog(workdir, step=0, tensorboard=config.train.tensorboard) as log,
         progress.Display(title, total_steps=total_steps, steps_per_epoch=run.steps_per_epoch) as display,
     ):
-        display.say(f"{title}: {len(splits['train'].usable)} examples, modalities {', '.join(modalities)}")
+        display.say(f"{title}: {len(splits['train'].usable)} examples, modalities {', '.join(encoder.modalities)}")
         best = _fit(run, step, state, log, display, stop)
     with checkpoint.Checkpoints(workdir) as saved:
         saved.save((best.epoch + 1) * run.steps_per_epoch, best.weights, {"best_epoch": best.epoch})
     result = {
         "protocol": config.downstream.protocol,
-        "encoder": origin,
+        "encoder": encoder.origin,
         "data": {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()},
-        "modalities": modalities,
+        "modalities": encoder.modalities,
         "classes": list(manifest.label.names),
         "num_train_examples": len(splits["train"].usable),
         "best_epoch": best.epoch,
@@ -266,54 +283,70 @@ def _fit(
     return best
 
 
-def _encoder(config: ConfigDict, manifest: Manifest) -> tuple[model_lib.ConCluGen, dict[str, Any], dict[str, Any]]:
+class _Encoder(NamedTuple):
+    """The representation network.
+
+    Attributes:
+      model: computes representations.
+      variables: its parameters and feature statistics.
+      modalities: whose representations are used.
+      origin: where the weights come from, for the result: workdir, step, seed, hash of the parameters.
+    """
+
+    model: model_lib.ConCluGen
+    variables: dict[str, Any]
+    modalities: list[str]
+    origin: dict[str, Any]
+
+
+def _encoder(config: ConfigDict, manifest: Manifest) -> _Encoder:
     """Where the weights come from: 1. the named pretraining checkpoint; 2. random, for the supervised baseline."""
+    source, step = None, 0
     if config.downstream.protocol == "linear_evaluation":
-        if not config.downstream.checkpoint:
+        source = config.downstream.checkpoint
+        if not source:
             raise ConclugenError(
                 "config.downstream.checkpoint is empty; linear evaluation needs the workdir of a pretraining run "
                 "(the supervised baseline is --config.downstream.protocol=supervised)"
             )
-        model, variables, trained = probe.load(config.downstream.checkpoint, config.downstream.checkpoint_step)
-        return model, variables, {"workdir": str(config.downstream.checkpoint), "seed": trained.seed}
-    dims = {m: manifest.modalities[m] for m in _chosen(config, manifest)}
-    model = model_lib.from_config(config, dims).clone(heads=())
-    key, _ = jax.random.split(jax.random.key(config.seed))
-    return model, model_lib.initial_variables(model, key, manifest), {"workdir": None, "seed": config.seed}
+        step = probe.find_step(source, config.downstream.checkpoint_step)
+        model, variables, trained = probe.load(source, step)
+        seed = trained.seed
+    else:
+        where, wanted = f"data set {config.data.path}", config.downstream.modalities or config.data.modalities
+        names = manifest_lib.choose(manifest.modalities, wanted, what="modality", where=where)
+        model = model_lib.from_config(config, {m: manifest.modalities[m] for m in names}).clone(heads=())
+        key, _ = jax.random.split(jax.random.key(config.seed))
+        variables, seed = model_lib.initial_variables(model, key, manifest), config.seed
+    origin = {"workdir": source, "step": step, "seed": seed, "sha256": checkpoint.fingerprint(variables["params"])}
+    return _Encoder(model, variables, _modalities(config, model, manifest), origin)
 
 
-def _chosen(config: ConfigDict, manifest: Manifest) -> list[str]:
-    names = config.downstream.modalities or config.data.modalities
-    return manifest_lib.choose(manifest.modalities, names, what="modality", where=f"data set {config.data.path}")
-
-
-def _modalities(config: ConfigDict, encoder: model_lib.ConCluGen, manifest: Manifest) -> list[str]:
+def _modalities(config: ConfigDict, model: model_lib.ConCluGen, manifest: Manifest) -> list[str]:
     """Modalities whose representations are used: those asked for, or all of the encoder's."""
-    known = dict(encoder.feature_dims)
+    known = dict(model.feature_dims)
     where = f"checkpoint {config.downstream.checkpoint}"
     names = manifest_lib.choose(known, config.downstream.modalities or known, what="modality", where=where)
     manifest_lib.choose(manifest.modalities, names, what="modality", where=f"data set {config.data.path}")
     for m in names:
         if known[m] != manifest.modalities[m]:
             raise ConclugenError(
-                f"data set {config.data.path} has {manifest.modalities[m]} features of modality {m!r}, {where} was trained on "
-                f"{known[m]}; use features of the same extractor"
+                f"data set {config.data.path} has {manifest.modalities[m]} features of modality {m!r}, {where} was "
+                f"trained on {known[m]}; use features of the same extractor"
             )
     return names
 
 
 def _represented(
-    encoder: model_lib.ConCluGen,
-    variables: Mapping[str, Any],
-    rows: batches.RowSource,
-    config: ConfigDict,
-    devices: Sequence[jax.Device],
+    encoder: _Encoder, rows: batches.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
 ) -> batches.HostTable:
     """The split with representations in place of features, computed once."""
-    forward = parallel.map_forward(lambda v, batch: encoder.apply(v, batch["features"], method="represent"), devices)
+    forward = parallel.map_forward(
+        lambda v, batch: encoder.model.apply(v, batch["features"], method="represent"), devices
+    )
     representations, facts = loop.evaluate(
         forward,
-        parallel.replicate(variables, devices),
+        parallel.replicate(encoder.variables, devices),
         rows,
         batch_size=config.train.batch_size,
         num_devices=len(devices),
@@ -335,23 +368,19 @@ def _task(config: ConfigDict, manifest: Manifest, encoder: model_lib.ConCluGen, 
 
 
 def _fresh_state(
-    config: ConfigDict,
-    task: Task,
-    variables: Mapping[str, Any],
-    modalities: Sequence[str],
-    optimizer: optax.GradientTransformation,
+    config: ConfigDict, task: Task, encoder: _Encoder, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """A random classifier, on top of the encoder's parameters where those are trained too."""
     _, run_key = jax.random.split(jax.random.key(config.seed))
     init_key, run_key = jax.random.split(run_key)
-    zeros = {m: jnp.zeros((1, task.encoder.representation_dim)) for m in modalities}
-    present = {m: jnp.ones(1, bool) for m in modalities}
+    zeros = {m: jnp.zeros((1, encoder.model.representation_dim)) for m in encoder.modalities}
+    present = {m: jnp.ones(1, bool) for m in encoder.modalities}
     classifier = task.classifier.clone(axis_name=None)
     params = {"classifier": classifier.init(init_key, zeros, present=present)["params"]}
     feature_stats = {}
     if task.encode:
-        params["representation"] = variables["params"]["representation"]
-        feature_stats = variables.get("feature_stats", {})
+        params["representation"] = encoder.variables["params"]["representation"]
+        feature_stats = encoder.variables.get("feature_stats", {})
     return train_state.create({"params": params, "feature_stats": feature_stats}, optimizer, run_key)
 
 

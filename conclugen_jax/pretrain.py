@@ -4,6 +4,7 @@ The way down: :func:`pretrain` runs dispatches, a dispatch scans :func:`pretrain
 the gradient of ``objective.pretrain_loss``, which sums the terms of ``losses.py``.
 """
 
+import collections
 import functools
 import math
 import time
@@ -135,19 +136,25 @@ def _run(
         ):
             display.say(
                 f"{title}: {len(rows.usable)} examples, {steps_per_epoch} steps per epoch, {len(devices)} "
-                f"{devices[0].platform} device(s), {rows.tier} table, "
-                + (f"resuming after step {first_step}" if first_step else "from random weights")
+                f"{devices[0].platform} device(s), {rows.tier} table, " + _beginning(first_step, total_steps)
             )
             recorder = _Recorder(config, log, display, steps_per_epoch, info)
-            state = parallel.replicate(state, devices)
+            state, compiled = parallel.replicate(state, devices), set()
             feed = loop.feed(rows, config, devices, loop.plan(first_step, steps_per_epoch, config.train))
             for dispatch, table, stacked in feed:
                 cluster = dispatch.epoch >= config.clustering.start_epoch
+                compiles = (cluster, dispatch.num_steps) not in compiled
+                if compiles:
+                    recorder.flush()
                 state, metrics = programs[cluster](state, table, stacked)
+                if compiles:
+                    compiled.add((cluster, dispatch.num_steps))
+                    recorder.restart_clock()
                 recorder.take(dispatch, metrics)
                 if loop.is_due(dispatch, config) or stop.signal:
                     recorder.flush()
                     saved.save(dispatch.end_step, state, recorder.info(), loss=recorder.mean_loss(cluster, dispatch))
+                    recorder.restart_clock()
                 if stop.signal:
                     saved.wait()
                     display.say(f"stopped after step {dispatch.end_step}; repeat the command to resume")
@@ -156,6 +163,12 @@ def _run(
             saved.wait()
             display.say(f"done: {total_steps} steps; checkpoints in {workdir / checkpoint.FOLDER}")
     return state
+
+
+def _beginning(first_step: int, total_steps: int) -> str:
+    if first_step == total_steps:
+        return "finished already"
+    return f"resuming after step {first_step}" if first_step else "from random weights"
 
 
 def _programs(config, model, optimizer, schedule, steps_per_epoch, devices) -> dict[bool, Callable]:
@@ -208,6 +221,12 @@ class _Recorder:
         self._config, self._log, self._display, self._steps_per_epoch = config, log, display, steps_per_epoch
         self._loss_sum, self._loss_steps = info["epoch_loss_sum"], info["epoch_steps"]
         self._pending: tuple[loop.Dispatch, Any] | None = None
+        # (steps, seconds) of the last dispatches; one alone may be seen late, since the host looks when it can.
+        self._speed: collections.deque[tuple[int, float]] = collections.deque(maxlen=20)
+        self._time = time.monotonic()
+
+    def restart_clock(self) -> None:
+        """Leave what has just passed (compilation, a checkpoint) out of the examples per second."""
         self._time = time.monotonic()
 
     def take(self, dispatch: loop.Dispatch, metrics: Any) -> None:
@@ -226,8 +245,10 @@ class _Recorder:
         (dispatch, metrics), self._pending = self._pending, None
         records = [_without_idle_clustering(r) for r in loop.records(dispatch, metrics)]
         now = time.monotonic()
-        rate = dispatch.num_steps * self._config.train.batch_size / (now - self._time)
+        self._speed.append((dispatch.num_steps, now - self._time))
         self._time = now
+        steps_per_second = sum(steps for steps, _ in self._speed) / sum(seconds for _, seconds in self._speed)
+        rate = steps_per_second * self._config.train.batch_size
         _check_finite(records)
         if dispatch.first_step_in_epoch == 0:
             self._loss_sum, self._loss_steps = 0.0, 0
@@ -236,7 +257,7 @@ class _Recorder:
         logged = [r for r in records if r["step"] % self._config.train.log_every_steps == 0]
         self._log.write([{**r, "examples_per_second": round(rate, 1)} for r in logged])
         shown = {k: v for k, v in records[-1].items() if k.startswith("loss")}
-        self._display.update(dispatch.end_step, {**shown, "examples/s": rate})
+        self._display.update(dispatch.end_step, {**shown, "examples/s": rate}, steps_per_second=steps_per_second)
 
     def info(self) -> dict[str, Any]:
         """What a checkpoint needs to know besides the state."""

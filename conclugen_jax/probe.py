@@ -45,6 +45,12 @@ def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, d
     return model, checkpoint.from_tree(found, template, source=f"{workdir} step {step}"), config
 
 
+def find_step(workdir: str | Path, which: str | int) -> int:
+    """Step of the ``newest`` or ``best`` checkpoint of a run, or of the one named."""
+    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+        return saved.find(which)
+
+
 def untrained(config: ConfigDict, workdir: str | Path) -> tuple[ConCluGen, dict[str, Any]]:
     """The network of a run as it was before its first step: same sizes, same seed, same standardisation."""
     manifest = workdir_lib.read_data(workdir)
@@ -65,17 +71,21 @@ def represent(
     Args:
       model: as loaded.
       variables: as loaded.
-      features: modality -> [n, dim] raw features; any of the model's modalities.
+      features: modality -> [n, dim] raw features; any of the model's modalities, the same rows in each. Where a row
+        lacks a modality put zeros, and leave its representation out afterwards (:func:`concatenated` does).
       batch_size: rows computed at a time.
 
     Returns:
       modality -> float32 [n, representation_dim].
 
     Raises:
-      ValueError: a modality that the model does not know, or features of another size.
+      ValueError: a modality that the model does not know, features of another size, or no rows.
     """
+    lengths = {m: len(x) for m, x in features.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"represent needs one or more modalities with the same rows, at least one, got rows {lengths}")
     forward = _forward(model.clone(axis_name=None))
-    n = len(next(iter(features.values())))
+    n = next(iter(lengths.values()))
     parts = []
     for indices, count in batches.evaluation_batches(np.arange(n), min(batch_size, n)):
         outputs = forward(variables, {m: np.asarray(x, np.float32)[indices] for m, x in features.items()})

@@ -5,18 +5,18 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 PLAIN_SECONDS = 10.0
 """At most one plain line in so many seconds, besides the first and the last."""
+
+
+def say(line: str) -> None:
+    """A line on standard error, outside any display."""
+    print(line, file=sys.stderr)
 
 
 class Display:
@@ -33,51 +33,42 @@ class Display:
     ):
         self._console = Console(file=file or sys.stderr, highlight=False)
         self._steps_per_epoch, self._total = steps_per_epoch, total_steps
-        self._measured_from: tuple[float, int] | None = None  # time and step of the first update: compilation is over
         self._last_line = float("-inf")
-        self._bar = None
+        self._live = None
         if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._task = self._bar.add_task(title, total=total_steps, completed=first_step, numbers="")
+            columns = [TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn()]
+            self._bar = Progress(*columns, TextColumn("{task.fields[when]}"), console=self._console, expand=True)
+            self._task = self._bar.add_task(title, total=total_steps, completed=first_step, when="compiling")
+            self._numbers = Text(no_wrap=True, overflow="ellipsis")
+            self._live = Live(Group(self._bar, self._numbers), console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> "Display":
-        if self._bar is not None:
-            self._bar.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def say(self, line: str) -> None:
         """A line that stays."""
         self._console.print(line, markup=False, soft_wrap=True)
 
-    def update(self, step: int, numbers: Mapping[str, float]) -> None:
-        """The newest metrics, after ``step`` steps."""
+    def update(self, step: int, numbers: Mapping[str, float], *, steps_per_second: float | None = None) -> None:
+        """The newest metrics, after ``step`` steps; with the speed, the time that is left."""
         epochs = -(-self._total // self._steps_per_epoch)
-        shown = [f"epoch {min(-(-step // self._steps_per_epoch), epochs)}/{epochs}"]
-        shown += [f"{name.removeprefix('loss/')} {_short(value)}" for name, value in numbers.items()]
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, numbers="  ".join(shown))
+        epoch = f"epoch {min(-(-step // self._steps_per_epoch), epochs)}/{epochs}"
+        shown = "  ".join(f"{name.removeprefix('loss/')} {_short(value)}" for name, value in numbers.items())
+        eta = f"  ETA {_clock((self._total - step) / steps_per_second)}" if steps_per_second else ""
+        if self._live is not None:
+            self._bar.update(self._task, completed=step, when=epoch + eta)
+            self._numbers.plain = f"  {shown}"
             return
         now = time.monotonic()
-        if self._measured_from is None:
-            self._measured_from = now, step
         if now - self._last_line >= PLAIN_SECONDS or step >= self._total:
             self._last_line = now
-            since, first = self._measured_from
-            left = [f"ETA {_clock((now - since) * (self._total - step) / (step - first))}"] if step > first else []
-            self.say("  ".join([f"step {step}/{self._total}", *shown, *left]))
+            self.say(f"step {step}/{self._total}  {epoch}  {shown}{eta}")
 
 
 def _short(value: float) -> str:

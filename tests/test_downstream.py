@@ -99,6 +99,19 @@ def test_finished_run_is_returned_without_training(linear):
     assert (workdir / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_result_of_other_weights_is_not_passed_off(linear, pretrained, tmp_path):
+    result, workdir, config = linear
+    assert result["encoder"]["step"] == 12
+    run, done = shutil.copytree(pretrained, tmp_path / "run"), shutil.copytree(workdir, tmp_path / "done")
+    shutil.rmtree(run / "checkpoints" / "12")  # as if pretraining had not come so far yet
+    config = config.copy_and_resolve_references()
+    config.downstream.checkpoint = str(run)
+    for name in ("config.json", "result.json"):
+        (done / name).write_text((done / name).read_text().replace(str(pretrained), str(run)))
+    with pytest.raises(ConclugenError, match=r"result\.json: made with other weights \(step 12 .* now step 8\)"):
+        downstream.downstream(config, done, devices=DEVICES)
+
+
 def test_supervised_trains_the_encoder_too(folder, data):
     config = settings(data, "", downstream__protocol="supervised", train__num_epochs=3)
     result = downstream.downstream(config, folder / "supervised", devices=DEVICES)
@@ -124,9 +137,9 @@ def test_frozen_parameters_stay_bit_for_bit(monkeypatch, folder, data, pretraine
     trainable = downstream.TRAINABLE["supervised"]
     optimizer, schedule = downstream.optimizer_lib.from_config(config, 4, trainable)
     manifest = batches.open_dataset(data).manifest
-    encoder, variables, _ = downstream._encoder(config, manifest)
-    task = downstream._task(config, manifest, encoder, encode=True)
-    state = downstream._fresh_state(config, task, variables, ["video", "audio", "text"], optimizer)
+    encoder = downstream._encoder(config, manifest)
+    task = downstream._task(config, manifest, encoder.model, encode=True)
+    state = downstream._fresh_state(config, task, encoder, optimizer)
     rows = batches.open_split(batches.open_dataset(data), "train", config.data.modalities, tier="host").rows(
         np.arange(16)
     )
@@ -194,6 +207,7 @@ def test_what_does_not_fit_is_refused(folder, data, pretrained):
     cases = [
         (settings(wide, pretrained), r"20 features of modality 'audio'.*trained on 16"),
         (settings(unlabelled, pretrained), "no labels"),
+        (settings(data, pretrained, train__batch_size=4096), "only 64 usable examples"),
         (settings(data, ""), r"downstream\.checkpoint is empty"),
         (settings(data, folder / "nothing"), "no run here"),
         (settings(data, pretrained, downstream__checkpoint_step="7"), r"no checkpoint '7'"),
@@ -203,7 +217,7 @@ def test_what_does_not_fit_is_refused(folder, data, pretrained):
     for i, (config, message) in enumerate(cases):
         with pytest.raises(ConclugenError, match=message):
             downstream.downstream(config, folder / f"refused{i}", devices=DEVICES)
-        assert not (folder / f"refused{i}" / "result.json").exists()
+        assert not (folder / f"refused{i}").exists(), "a refused run must not occupy its workdir"
 
 
 def test_load_gives_what_training_left(pretrained):

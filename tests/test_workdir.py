@@ -66,10 +66,10 @@ def test_plain_lines_when_piped():
     out = io.StringIO()
     with progress.Display("run", total_steps=8, steps_per_epoch=4, file=out) as display:
         for step in (2, 4, 6, 8):
-            display.update(step, {"loss": 12.34567, "examples/s": 12345.6})
+            display.update(step, {"loss": 12.34567, "examples/s": 12345.6}, steps_per_second=0.05)
     lines = out.getvalue().splitlines()
     # The first, and the last: all within ten seconds.
-    assert lines[0] == "step 2/8  epoch 1/2  loss 12.35  examples/s 12,346"
+    assert lines[0] == "step 2/8  epoch 1/2  loss 12.35  examples/s 12,346  ETA 0:02:00"
     assert lines[1].startswith("step 8/8  epoch 2/2  loss 12.35  examples/s 12,346  ETA 0:00:00")
     assert len(lines) == 2
 
@@ -86,7 +86,7 @@ def test_bar_on_a_terminal(monkeypatch):
     out = Terminal()
     with progress.Display("my run", total_steps=8, steps_per_epoch=4, first_step=4, file=out) as display:
         display.say("a line that stays")
-        display.update(6, {"loss": 1.5, "loss/clustering": 0.25, "examples/s": 10.0})
+        display.update(6, {"loss": 1.5, "loss/clustering": 0.25, "examples/s": 10.0}, steps_per_second=1.0)
     shown = out.getvalue()
     for piece in (
         "my run",
