@@ -36,7 +36,8 @@ class Checkpoints:
           read_only: nothing is created, written or deleted.
         """
         self.workdir = Path(workdir)
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it touches
+        for name in ("absl", "asyncio"):  # Orbax reports every file it touches, and its failures more than once
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         policies = [checkpoint_managers.LatestN(keep_newest)]
         if keep_best:
             policies.append(
@@ -55,7 +56,10 @@ class Checkpoints:
         folder = (self.workdir / FOLDER).absolute()
         if read_only and not folder.is_dir():
             raise ConclugenError(f"{self.workdir}: no checkpoint here; name the workdir of a run that has saved one")
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        if folder.exists() and not folder.is_dir():
+            raise ConclugenError(f"{folder}: in the way of the checkpoints; remove it or choose another --workdir")
+        with self._errors("the checkpoints cannot be opened", "mend the folder or choose another --workdir"):
+            self._manager = ocp.CheckpointManager(folder, options=options)
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, oldest first."""
@@ -75,7 +79,7 @@ class Checkpoints:
         if which == "best":
             best = self._manager.best_step()
             return steps[-1] if best is None else best
-        if str(which).isdigit() and int(which) in steps:
+        if str(which) in map(str, steps):
             return int(which)
         raise ConclugenError(
             f"{self.workdir}: no checkpoint {which!r}; there are 'newest', 'best' and the steps {', '.join(map(str, steps))}"
@@ -92,9 +96,13 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        args = ocp.args.Composite(state=ocp.args.StandardSave(to_tree(state)), info=ocp.args.JsonSave(dict(info)))
+        tree = to_tree(state)
+        record = {"step": step, "sha256": fingerprint(tree), "info": dict(info)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record))
         metrics = None if loss is None else {"loss": float(loss)}
-        with self._errors(f"checkpoint of step {step} cannot be written"):
+        with self._errors(
+            f"checkpoint of step {step} cannot be written", "free space and repeat the command to resume"
+        ):
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
@@ -105,21 +113,31 @@ class Checkpoints:
           template: tree of arrays or of ``jax.ShapeDtypeStruct`` with the structure wanted.
 
         Raises:
-          ConclugenError: the checkpoint cannot be read, or a path is missing, spare, or of another shape or type.
+          ConclugenError: the checkpoint cannot be read, is not what was saved, or a path is missing, spare, or of
+            another shape or type.
         """
         tree, info = self.restore_tree(step)
         return from_tree(tree, template, source=f"{self.workdir} step {step}"), info
 
     def restore_tree(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The state of a step as nested dicts of NumPy arrays, and its JSON object."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(), info=ocp.args.JsonRestore())
-        with self._errors(f"checkpoint of step {step} cannot be read"):
+        """The state of a step as nested dicts of NumPy arrays, compared with its hash, and its JSON object."""
+        older = [s for s in self.steps() if s < step]
+        way_out = f"delete {self.workdir / FOLDER / str(step)} " + (
+            f"to go on from step {older[-1]}" if older else "to start anew"
+        )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+        with self._errors(f"checkpoint of step {step} cannot be read", way_out):
             restored = self._manager.restore(step, args=args)
-        return restored["state"], restored["info"]
+            record, tree = restored["record"], restored["state"]
+            if record["step"] != step or record["sha256"] != fingerprint(tree):
+                raise ConclugenError(
+                    f"{self.workdir / FOLDER}: checkpoint of step {step} is not what was saved; {way_out}"
+                )
+            return tree, record["info"]
 
     def wait(self) -> None:
         """Return once everything saved so far is committed."""
-        with self._errors("a checkpoint cannot be written"):
+        with self._errors("a checkpoint cannot be written", "free space and repeat the command to resume"):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -134,16 +152,14 @@ class Checkpoints:
             self._manager.close()
 
     @contextlib.contextmanager
-    def _errors(self, what: str):
+    def _errors(self, what: str, way_out: str):
         try:
             yield
         except ConclugenError:
             raise
         except Exception as e:  # Orbax and TensorStore raise many kinds
-            reason = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
-            raise ConclugenError(
-                f"{self.workdir / FOLDER}: {what} ({reason}); free space or mend the folder and repeat the command to resume"
-            ) from e
+            reason = (str(e).strip() or type(e).__name__).splitlines()[0][:120]
+            raise ConclugenError(f"{self.workdir / FOLDER}: {what} ({type(e).__name__}: {reason}); {way_out}") from e
 
 
 def fingerprint(tree: Any) -> str:

@@ -147,9 +147,9 @@ def nearest(points: jax.Array, centroids: jax.Array, *, metric: str) -> jax.Arra
     With ``cosine`` the points' lengths do not matter, so they need not be normalised.
     """
     if metric == "cosine":
-        scores = points @ unit_rows(centroids).T
+        scores = jnp.matmul(points, unit_rows(centroids).T, precision="highest")
     else:
-        scores = points @ centroids.T - 0.5 * jnp.sum(jnp.square(centroids), axis=1)[None, :]
+        scores = jnp.matmul(points, centroids.T, precision="highest") - 0.5 * jnp.square(centroids).sum(axis=1)[None, :]
     return jnp.argmax(scores, axis=1).astype(jnp.int32)
 
 

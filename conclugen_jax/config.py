@@ -34,9 +34,9 @@ RANGES = {
     "seed": (0, 2**31 - 1),
     "data.device_table_gib": (0, None),
     "data.host_table_gib": (0, None),
-    "model.representation_dim": (8, None),
-    "model.projection_dim": (1, None),
-    "model.reconstruction_dim": (1, None),
+    "model.representation_dim": (8, 2**20),
+    "model.projection_dim": (1, 2**20),
+    "model.reconstruction_dim": (1, 2**20),
     "model.norm_momentum": (0, 1),
     "model.norm_epsilon": (1e-12, None),
     "loss.contrastive_weight": (0, None),
@@ -44,28 +44,28 @@ RANGES = {
     "loss.reconstruction_weight": (0, None),
     "loss.contrastive_margin": (0, 10),
     "loss.clustering_margin": (0, 10),
-    "clustering.num_clusters": (2, None),
-    "clustering.start_epoch": (0, None),
-    "clustering.queue_batches": (0, None),
-    "clustering.max_iterations": (1, None),
+    "clustering.num_clusters": (2, 2**20),
+    "clustering.start_epoch": (0, 10**6),
+    "clustering.queue_batches": (0, 10**4),
+    "clustering.max_iterations": (1, 10**6),
     "clustering.tolerance": (0, None),
     "optimizer.learning_rate": (0, 1e3),
     "optimizer.weight_decay": (0, None),
     "optimizer.b1": (0, 0.999999),
     "optimizer.b2": (0, 0.9999999),
     "optimizer.eps": (1e-16, None),
-    "schedule.warmup_epochs": (0, None),
+    "schedule.warmup_epochs": (0, 10**6),
     "schedule.warmup_start": (0, 1),
-    "schedule.period_epochs": (1, None),
+    "schedule.period_epochs": (1, 10**6),
     "schedule.period_multiplier": (1, 1000),
     "schedule.minimum": (0, None),
-    "train.batch_size": (2, None),
-    "train.num_epochs": (1, None),
-    "train.steps_per_dispatch": (1, None),
-    "train.log_every_steps": (1, None),
-    "checkpoint.every_epochs": (1, None),
-    "checkpoint.keep_newest": (1, None),
-    "checkpoint.keep_best": (0, None),
+    "train.batch_size": (2, 2**24),
+    "train.num_epochs": (1, 10**6),
+    "train.steps_per_dispatch": (1, 10**5),
+    "train.log_every_steps": (1, 10**9),
+    "checkpoint.every_epochs": (1, 10**6),
+    "checkpoint.keep_newest": (1, 10**6),
+    "checkpoint.keep_best": (0, 10**6),
     "downstream.dropout_rate": (0, 0.999),
     "downstream.threshold": (0, 1),
 }
@@ -78,6 +78,7 @@ def check(config: ConfigDict) -> None:
       ConclugenError: the first such value.
     """
     flat = dict(flatten(config.to_dict()))
+    check_modalities(config.data.modalities)
     for key, allowed in CHOICES.items():
         if flat[key] not in allowed:
             raise ConclugenError(f"config.{key} is {flat[key]!r}; it must be one of {', '.join(map(repr, allowed))}")
@@ -87,10 +88,6 @@ def check(config: ConfigDict) -> None:
         if not (least <= value and (most is None or value <= most)):
             bounds = f"at least {least}" if most is None else f"between {least} and {most}"
             raise ConclugenError(f"config.{key} is {value}; it must be {bounds}")
-    if not config.data.modalities or len(set(config.data.modalities)) != len(config.data.modalities):
-        raise ConclugenError(
-            f"config.data.modalities is {tuple(config.data.modalities)}; name at least one modality, each once"
-        )
     if not config.data.path:
         raise ConclugenError(
             "config.data.path is empty; name the folder of a built data set, --config.data.path=DATA_DIR/NAME/VERSION "
@@ -99,6 +96,15 @@ def check(config: ConfigDict) -> None:
     if config.model.representation_dim % 8:
         raise ConclugenError(
             f"config.model.representation_dim is {config.model.representation_dim}; it must be a multiple of 8"
+        )
+
+
+def check_modalities(names: Sequence[str]) -> None:
+    """Refuse a list of modalities that is empty, has a name twice, or came as one word from the command line."""
+    if not names or len(set(names)) != len(names) or not all(isinstance(m, str) and m.isidentifier() for m in names):
+        raise ConclugenError(
+            f"config.data.modalities is {tuple(names)}; name at least one modality, each once, as in "
+            "--config.data.modalities=\"('video','text')\""
         )
 
 
@@ -115,10 +121,7 @@ def check_objective(config: ConfigDict) -> None:
             f"config.data.modalities is {tuple(config.data.modalities)}: the contrastive loss needs two modalities; "
             "name another or set config.loss.contrastive_weight=0"
         )
-
-
-def check_model(config: ConfigDict) -> None:
-    """Refuse a bottleneck for a modality that is not trained on, unless it is the default that simply does not apply."""
+    # The base configuration names audio; it simply does not apply to data without.
     unknown = set(config.model.bottleneck) - set(config.data.modalities) - {"audio"}
     if unknown:
         raise ConclugenError(
@@ -148,6 +151,17 @@ def check_clustering(config: ConfigDict, *, steps_per_epoch: int) -> None:
     if not config.loss.clustering_weight:
         return
     section = config.clustering
+    if section.start_epoch >= config.train.num_epochs:
+        raise ConclugenError(
+            f"config.clustering.start_epoch is {section.start_epoch} but config.train.num_epochs is "
+            f"{config.train.num_epochs}, so clustering would never join; start it earlier, train longer, or set "
+            "config.loss.clustering_weight=0"
+        )
+    if not (config.loss.contrastive_weight or config.loss.reconstruction_weight or section.start_epoch == 0):
+        raise ConclugenError(
+            f"config.clustering.start_epoch is {section.start_epoch}, but clustering is the only term: nothing would be "
+            "trained before; set it to 0"
+        )
     if section.queue_reset == "epoch" and section.queue_batches >= steps_per_epoch:
         raise ConclugenError(
             f"config.clustering.queue_batches is {section.queue_batches} but an epoch has only {steps_per_epoch} steps, so "
@@ -187,10 +201,8 @@ def from_json(text: str, source: str) -> ConfigDict:
     """
     try:
         tree = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise ConclugenError(
-            f"{source}: not valid JSON at line {e.lineno}: {e.msg}; restore the file or use a new workdir"
-        ) from e
+    except (ValueError, RecursionError) as e:
+        raise ConclugenError(f"{source}: not valid JSON ({e}); restore the file or use a new workdir") from e
     if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict) or not isinstance(tree.get("data"), dict):
         raise ConclugenError(f"{source}: not the configuration of a run; it needs the sections 'data' and 'model'")
     return ConfigDict(_lists_to_tuples(tree)).lock()

@@ -195,7 +195,7 @@ class _Run:
         if self.task.kind == "single":
             return metrics_lib.single_label_scores(facts["label"], logits.argmax(axis=1), self.names)
         probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
-        predictions = probabilities >= self.config.downstream.threshold
+        predictions = probabilities > self.config.downstream.threshold
         return metrics_lib.multi_label_scores(facts["label"], predictions, self.names)
 
 
@@ -318,6 +318,7 @@ def _encoder(config: ConfigDict, manifest: Manifest) -> _Encoder:
         model = model_lib.from_config(config, {m: manifest.modalities[m] for m in names}).clone(heads=())
         key, _ = jax.random.split(jax.random.key(config.seed))
         variables, seed = model_lib.initial_variables(model, key, manifest), config.seed
+    model = model.clone(dtype=model_lib.DTYPES[config.precision])
     origin = {"workdir": source, "step": step, "seed": seed, "sha256": checkpoint.fingerprint(variables["params"])}
     return _Encoder(model, variables, _modalities(config, model, manifest), origin)
 

@@ -1,7 +1,7 @@
 """What pretraining and downstream training share: dispatches of many steps, and the feed of batches to them."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,23 +65,21 @@ def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:
     return [length + 1] * longer + [length] * (least - longer)
 
 
-def plan(first_step: int, steps_per_epoch: int, train: ConfigDict) -> list[Dispatch]:
-    """All dispatches from a step to the end of the run.
+def plan(first_step: int, steps_per_epoch: int, train: ConfigDict) -> Iterator[Dispatch]:
+    """All dispatches from a step to the end of the run, one by one.
 
     Args:
       first_step: steps done already; where a run resumes, an end of one of its dispatches.
       steps_per_epoch: whole batches in an epoch.
       train: ``num_epochs`` and ``steps_per_dispatch``.
     """
-    dispatches = []
     for epoch in range(first_step // steps_per_epoch, train.num_epochs):
         start = 0
         for length in dispatch_lengths(steps_per_epoch, train.steps_per_dispatch):
             end = epoch * steps_per_epoch + start + length
             if end > first_step:
-                dispatches.append(Dispatch(epoch, start, length, end, start + length == steps_per_epoch))
+                yield Dispatch(epoch, start, length, end, start + length == steps_per_epoch)
             start += length
-    return dispatches
 
 
 def is_due(dispatch: Dispatch, config: ConfigDict) -> bool:
@@ -109,7 +107,7 @@ def feed(
     rows: batches.RowSource,
     config: ConfigDict,
     devices: Sequence[jax.Device],
-    dispatches: Sequence[Dispatch],
+    dispatches: Iterable[Dispatch],
     keys: Sequence[str] = ("features", "present"),
 ) -> Iterator[tuple[Dispatch, Any, Any]]:
     """Dispatches with what their program takes: (dispatch, table on the device or ``None``, batches).
@@ -136,7 +134,9 @@ def feed(
         stacked = batches.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), {k: flat[k] for k in keys})
         return parallel.shard(parallel.split_rows(stacked, len(devices), axis=1), devices)
 
-    for dispatch, stacked in zip(dispatches, batches.prefetch(batch_of, dispatches), strict=True):
+    # Rows take memory on the device, indices hardly any.
+    depth = 1 if table is None else 2
+    for dispatch, stacked in batches.prefetch(lambda d: (d, batch_of(d)), dispatches, depth):
         yield dispatch, table, stacked
 
 

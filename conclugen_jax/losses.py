@@ -49,7 +49,7 @@ def masked_margin_softmax(
     all_b, all_valid = parallel.gather(b, axis_name), parallel.gather(valid, axis_name)
     own = parallel.device_index(axis_name) * n + jnp.arange(n)
     is_own = own[:, None] == jnp.arange(all_b.shape[0])[None, :]
-    similarity = a @ all_b.T - margin * is_own
+    similarity = _products(a, all_b) - margin * is_own
     positive = jnp.sum(a * b, axis=1) - margin
     # Unit rows: |S| <= 1, so exp cannot overflow and columns need no maximum over devices.
     weights = jnp.where(valid[:, None] & all_valid[None, :], jnp.exp(similarity), 0)
@@ -85,7 +85,7 @@ def info_nce(view_a: jax.Array, view_b: jax.Array, *, temperature: float, axis_n
     columns = jnp.arange(views.shape[0])[None, :]
 
     def anchor_loss(anchors: jax.Array, others: jax.Array, own_columns: jax.Array) -> jax.Array:
-        similarity = anchors @ views.T / temperature
+        similarity = _products(anchors, views) / temperature
         similarity = jnp.where(own_columns[:, None] == columns, -jnp.inf, similarity)
         return jax.nn.logsumexp(similarity, axis=1) - jnp.sum(anchors * others, axis=1) / temperature
 
@@ -134,7 +134,7 @@ def clustering_loss(
         )
     valid = _check_valid("clustering_loss", n, valid)
     fused = jnp.where(valid[:, None], fused, 0).astype(jnp.float32)
-    similarity = fused @ jax.lax.stop_gradient(centroids).astype(jnp.float32).T
+    similarity = _products(fused, jax.lax.stop_gradient(centroids).astype(jnp.float32))
     is_own = assignments[:, None] == jnp.arange(centroids.shape[0])[None, :]
     own = jnp.sum(jnp.where(is_own, similarity, 0), axis=1) - margin
     if margin_in_denominator:
@@ -236,6 +236,11 @@ def unit_rows(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
     squared = jnp.sum(jnp.square(x), axis=1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+def _products(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b^T in full float32 whatever the networks use: the margin is smaller than a bfloat16 step near 1."""
+    return jnp.matmul(a, b.T, precision="highest")
 
 
 def _masked_mean(values: jax.Array, valid: jax.Array, axis_name: str | None) -> jax.Array:

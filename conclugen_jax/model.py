@@ -17,6 +17,9 @@ from ml_collections import ConfigDict
 from conclugen_jax import losses, parallel
 from conclugen_jax.data.manifest import Manifest
 
+DTYPES = {"float32": jnp.float32, "tensorfloat32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""config.precision -> type of the networks' matrix products."""
+
 HEADS = ("projection", "clustering", "decoder")
 
 
@@ -390,7 +393,7 @@ def from_config(config: ConfigDict, feature_dims: Mapping[str, int], axis_name: 
         standardize=config.data.standardize,
         norm_momentum=section.norm_momentum,
         norm_epsilon=section.norm_epsilon,
-        dtype=jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32,
+        dtype=DTYPES[config.precision],
         axis_name=axis_name,
     )
 

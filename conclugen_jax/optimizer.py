@@ -81,7 +81,8 @@ def make_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     trainable: Sequence[str] = (".*",),
-) -> optax.GradientTransformation:
+    idle: Sequence[str] = (),
+) -> optax.GradientTransformationExtraArgs:
     """AdamW (or plain SGD) on the parameters whose path matches, nothing on the others.
 
     Args:
@@ -93,24 +94,35 @@ def make_optimizer(
       eps: added to the root of the second moment.
       trainable: regular expressions, matched against the whole path ``a/b/c``; a parameter that matches none keeps
         its value bit for bit and has no moments.
+      idle: expressions likewise, for parameters of a term that does not always take part: ``update(..., active=False)``
+        passes them over, as PyTorch passes over a parameter without a gradient. The learning rate goes on all the same.
     """
-    if name == "adamw":
-        optimizer = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
-    elif name == "sgd":
-        optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule))
-    else:
+    if name not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {name!r}")
-    if tuple(trainable) == (".*",):
-        return optimizer
-    patterns = [re.compile(p) for p in trainable]
+    parts = [optax.scale_by_adam(b1=b1, b2=b2, eps=eps)] if name == "adamw" else []
+    parts.append(optax.add_decayed_weights(weight_decay))
+    rate = optax.scale_by_learning_rate(schedule)
+    if tuple(trainable) == (".*",) and not idle:
+        return optax.chain(*parts, rate)
+    kinds = {"train": optax.chain(*parts), "idle": _while_active(optax.chain(*parts)), "freeze": optax.set_to_zero()}
 
     def label(path: str) -> str:
-        return "train" if any(p.fullmatch(path) for p in patterns) else "freeze"
+        if not any(re.fullmatch(p, path) for p in trainable):
+            return "freeze"
+        return "idle" if any(re.fullmatch(p, path) for p in idle) else "train"
 
-    def labels(params: Any) -> Any:
-        return map_paths(label, params)
+    return optax.chain(optax.multi_transform(kinds, lambda params: map_paths(label, params)), rate)
 
-    return optax.multi_transform({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
+
+def _while_active(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Leave parameters, moments and counters alone at steps where ``active`` is false, as if there were no such step."""
+
+    def update(grads, state, params=None, *, active=True, **_):
+        updates, moved = inner.update(grads, state, params)
+        updates = jax.tree.map(lambda x: jnp.where(active, x, 0), updates)
+        return updates, jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def map_paths(fn: Callable[[str], Any], tree: Any) -> Any:
@@ -125,7 +137,7 @@ def path_name(path: Sequence[Any]) -> str:
 
 def from_config(
     config: ConfigDict, steps_per_epoch: int, trainable: Sequence[str] = (".*",)
-) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
+) -> tuple[optax.GradientTransformationExtraArgs, Callable[[jax.Array], jax.Array]]:
     """Optimizer and learning rate schedule of a configuration."""
     schedule = learning_rate_schedule(
         config.optimizer.learning_rate,
@@ -145,5 +157,13 @@ def from_config(
         b2=config.optimizer.b2,
         eps=config.optimizer.eps,
         trainable=trainable,
+        idle=idle_parameters(config),
     )
     return optimizer, schedule
+
+
+def idle_parameters(config: ConfigDict) -> tuple[str, ...]:
+    """Parameters that only the clustering term trains."""
+    if not config.loss.clustering_weight:
+        return ()
+    return ("clustering/.*",) if config.loss.contrastive_weight else ("clustering/.*", "projection/.*")

@@ -6,6 +6,7 @@ the gradient of ``objective.pretrain_loss``, which sums the terms of ``losses.py
 
 import collections
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,8 @@ def pretrain_step(
         state.params, state, batch, key
     )
     grads = parallel.mean(grads, axis_name)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    active = clustered.active if clustered is not None else False
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, active=active)
     metrics["gradient_norm"] = optax.tree.norm(grads)
     metrics["learning_rate"] = schedule(state.step)
     new_state = state.replace(
@@ -95,10 +97,9 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.D
     """
     devices = list(devices or jax.devices())
     config_lib.check(config)
-    config_lib.check_objective(config)
     dataset = batches.open_dataset(config.data.path, verify=config.data.verify)
     stream = batches.ShardStream(dataset, config.data.train_split, config.data.modalities)
-    config_lib.check_model(config)
+    config_lib.check_objective(config)
     config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=len(devices))
     steps_per_epoch = len(stream.usable) // config.train.batch_size
     config_lib.check_clustering(config, steps_per_epoch=steps_per_epoch)
@@ -138,7 +139,7 @@ def _run(
                 f"{title}: {len(rows.usable)} examples, {steps_per_epoch} steps per epoch, {len(devices)} "
                 f"{devices[0].platform} device(s), {rows.tier} table, " + _beginning(first_step, total_steps)
             )
-            recorder = _Recorder(config, log, display, steps_per_epoch, info)
+            recorder = _Recorder(config, log, display, info)
             state, compiled = parallel.replicate(state, devices), set()
             feed = loop.feed(rows, config, devices, loop.plan(first_step, steps_per_epoch, config.train))
             for dispatch, table, stacked in feed:
@@ -151,14 +152,15 @@ def _run(
                     compiled.add((cluster, dispatch.num_steps))
                     recorder.restart_clock()
                 recorder.take(dispatch, metrics)
-                if loop.is_due(dispatch, config) or stop.signal:
+                stopping = stop.signal
+                if loop.is_due(dispatch, config) or stopping:
                     recorder.flush()
-                    saved.save(dispatch.end_step, state, recorder.info(), loss=recorder.mean_loss(cluster, dispatch))
+                    saved.save(dispatch.end_step, state, recorder.info(), loss=recorder.mean_loss(dispatch))
                     recorder.restart_clock()
-                if stop.signal:
+                if stopping:
                     saved.wait()
                     display.say(f"stopped after step {dispatch.end_step}; repeat the command to resume")
-                    raise signals.Interrupted(stop.signal)
+                    raise signals.Interrupted(stopping)
             recorder.flush()
             saved.wait()
             display.say(f"done: {total_steps} steps; checkpoints in {workdir / checkpoint.FOLDER}")
@@ -217,8 +219,8 @@ def _fresh(config, model, optimizer, manifest, init_key, run_key) -> TrainState:
 class _Recorder:
     """Turns the metrics of dispatches into log lines, one dispatch late, so that the device never waits for the host."""
 
-    def __init__(self, config, log, display, steps_per_epoch, info):
-        self._config, self._log, self._display, self._steps_per_epoch = config, log, display, steps_per_epoch
+    def __init__(self, config, log, display, info):
+        self._config, self._log, self._display = config, log, display
         self._loss_sum, self._loss_steps = info["epoch_loss_sum"], info["epoch_steps"]
         self._pending: tuple[loop.Dispatch, Any] | None = None
         # (steps, seconds) of the last dispatches; one alone may be seen late, since the host looks when it can.
@@ -238,7 +240,7 @@ class _Recorder:
         """Write what is pending.
 
         Raises:
-          ConclugenError: a loss that is not finite; the state that gave it is never saved.
+          ConclugenError: a loss that is not finite; the steps before it are logged, the state after it is never saved.
         """
         if self._pending is None:
             return
@@ -249,13 +251,15 @@ class _Recorder:
         self._time = now
         steps_per_second = sum(steps for steps, _ in self._speed) / sum(seconds for _, seconds in self._speed)
         rate = steps_per_second * self._config.train.batch_size
-        _check_finite(records)
+        finite = list(itertools.takewhile(_is_finite, records))
+        logged = [r for r in finite if r["step"] % self._config.train.log_every_steps == 0]
+        self._log.write([{**r, "examples_per_second": round(rate, 1)} for r in logged])
+        if len(finite) < len(records):
+            raise ConclugenError(_not_finite(records[len(finite)]))
         if dispatch.first_step_in_epoch == 0:
             self._loss_sum, self._loss_steps = 0.0, 0
         self._loss_sum += sum(r["loss"] for r in records)
         self._loss_steps += dispatch.num_steps
-        logged = [r for r in records if r["step"] % self._config.train.log_every_steps == 0]
-        self._log.write([{**r, "examples_per_second": round(rate, 1)} for r in logged])
         shown = {k: v for k, v in records[-1].items() if k.startswith("loss")}
         self._display.update(dispatch.end_step, {**shown, "examples/s": rate}, steps_per_second=steps_per_second)
 
@@ -263,11 +267,16 @@ class _Recorder:
         """What a checkpoint needs to know besides the state."""
         return {"epoch_loss_sum": self._loss_sum, "epoch_steps": self._loss_steps}
 
-    def mean_loss(self, cluster: bool, dispatch: loop.Dispatch) -> float | None:
-        """Mean loss of a whole epoch, once the objective has all its terms; else ``None``."""
-        complete = dispatch.end_step % self._steps_per_epoch == 0
-        final = cluster or not self._config.loss.clustering_weight
-        return self._loss_sum / self._loss_steps if complete and final else None
+    def mean_loss(self, dispatch: loop.Dispatch) -> float | None:
+        """Mean loss of a whole epoch, once the objective has all its terms; else ``None``.
+
+        With a queue that is never emptied the first clustered epoch alone has steps without the term: left out too.
+        """
+        first = 0
+        if self._config.loss.clustering_weight:
+            first = self._config.clustering.start_epoch + (self._config.clustering.queue_reset == "never")
+        complete = dispatch.ends_epoch and dispatch.epoch >= first
+        return self._loss_sum / self._loss_steps if complete else None
 
 
 def _without_idle_clustering(record: dict[str, Any]) -> dict[str, Any]:
@@ -277,11 +286,14 @@ def _without_idle_clustering(record: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record.items() if not k.startswith("kmeans/") and k != "loss/clustering"}
 
 
-def _check_finite(records: list[dict[str, Any]]) -> None:
-    for record in records:
-        if not math.isfinite(record["loss"]) or not math.isfinite(record["gradient_norm"]):
-            terms = [f"{k} {v:.4g}" for k, v in record.items() if k.startswith("loss") or k == "gradient_norm"]
-            raise ConclugenError(
-                f"step {record['step']}: the loss or its gradient is not finite ({', '.join(terms)}); the checkpoint before it "
-                "is kept; lower config.optimizer.learning_rate or set config.data.standardize=True in a new workdir"
-            )
+def _is_finite(record: dict[str, Any]) -> bool:
+    return math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"])
+
+
+def _not_finite(record: dict[str, Any]) -> str:
+    terms = [f"{k} {v:.4g}" for k, v in record.items() if k.startswith("loss") or k == "gradient_norm"]
+    return (
+        f"step {record['step']}: the loss or its gradient is not finite ({', '.join(terms)}); lower "
+        "config.optimizer.learning_rate or set config.data.standardize=True, in a new workdir: the checkpoints here may "
+        "already be on the way to it"
+    )

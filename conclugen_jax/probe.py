@@ -16,6 +16,7 @@ from conclugen_jax import checkpoint
 from conclugen_jax import model as model_lib
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import batches
+from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.model import ConCluGen
 
@@ -36,6 +37,12 @@ def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, d
       ConclugenError: no run or no checkpoint there, or one that does not fit its own configuration.
     """
     config, manifest = workdir_lib.read_config(workdir), workdir_lib.read_data(workdir)
+    manifest_lib.choose(
+        manifest.modalities,
+        config.data.modalities,
+        what="modality",
+        where=f"{workdir}, which is no pretraining run: its data",
+    )
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities})
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         step = saved.find(which)
@@ -88,7 +95,9 @@ def represent(
     n = next(iter(lengths.values()))
     parts = []
     for indices, count in batches.evaluation_batches(np.arange(n), min(batch_size, n)):
-        outputs = forward(variables, {m: np.asarray(x, np.float32)[indices] for m, x in features.items()})
+        batch = {m: np.asarray(x, np.float32)[indices] for m, x in features.items()}
+        with jax.default_matmul_precision("highest"):  # a GPU would round float32 products to TensorFloat-32
+            outputs = forward(variables, batch)
         parts.append({m: np.asarray(x, np.float32)[:count] for m, x in outputs.items()})
     return {m: np.concatenate([part[m] for part in parts]) for m in parts[0]}
 

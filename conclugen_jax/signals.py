@@ -30,6 +30,7 @@ def caught() -> Iterator[Stop]:
         if stop.signal:
             os._exit(128 + number)
         stop.signal = number
+        os.write(2, b"stopping after the steps under way; once more to stop at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

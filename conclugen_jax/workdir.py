@@ -97,6 +97,10 @@ def settle(workdir: Path, config: ConfigDict, data: Manifest) -> None:
                 "restore that data set to resume or choose another --workdir"
             )
         return
+    if any(workdir.glob("checkpoints/[0-9]*")):
+        raise ConclugenError(
+            f"{workdir / CONFIG}: missing, but there are checkpoints; restore it or choose another --workdir"
+        )
     write_atomically(workdir / DATA, data.to_json())
     write_atomically(workdir / CONFIG, config_lib.to_json(config))
 
@@ -126,7 +130,8 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(f.fileno())
         os.replace(scratch, path)
     except OSError as e:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
         raise ConclugenError(f"{path}: cannot be written ({e.strerror}); free space or choose another --workdir") from e
 
 

@@ -90,5 +90,5 @@ def get_config() -> ConfigDict:
     downstream.modalities = ()  # whose representations are concatenated; empty: all of the model's
     downstream.dropout_rate = 0.5  # share of representation units set to zero while training
     downstream.class_weights = "inverse_frequency"  # inverse_frequency | none
-    downstream.threshold = 0.5  # probability from which a label of a multi-label task is predicted
+    downstream.threshold = 0.5  # probability above which a label of a multi-label task is predicted
     return config.lock()

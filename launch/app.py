@@ -2,10 +2,12 @@
 
 import difflib
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -28,6 +30,7 @@ def run(main: Callable[[], None]) -> None:
     A mistake of the user ends in one sentence on standard error and exit code 2; --help explains everything and
     exits with 0.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
             print(_help(main))
@@ -36,6 +39,10 @@ def run(main: Callable[[], None]) -> None:
         main()
     except ConclugenError as e:
         _fail(e)
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        _fail(f"out of memory ({_first_line(e)}); lower config.train.batch_size or the sizes in config.model")
     except OSError as e:
         _fail(f"{e.filename or 'input or output'}: {e.strerror or e}")
     except KeyboardInterrupt:
@@ -61,11 +68,15 @@ def _parse(argv: list[str]) -> None:
     path = _config_path(argv)
     if path is not None and not Path(path).is_file():
         raise ConclugenError(f"--config={path}: no such file; name a configuration file such as configs/demo.py")
+    if path is not None and "config" in FLAGS:
+        _load(argv)
+    elif any(arg.startswith("--config.") for arg in argv) and "config" in FLAGS:
+        raise ConclugenError("--config is missing; name a configuration file such as --config=configs/demo.py")
     try:
         rest = FLAGS(argv)[1:]
-    except flags.Error as e:
+    except flags.UnrecognizedFlagError as e:
         raise ConclugenError(f"{_first_line(e)}; see --help") from e
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as e:
         raise ConclugenError(_explain_override(argv, e)) from e
     if rest:
         raise ConclugenError(f"{rest[0]!r} is not a flag; write --flag=value, see --help")
@@ -73,11 +84,12 @@ def _parse(argv: list[str]) -> None:
 
 def _config_path(argv: list[str]) -> str | None:
     """Value of --config on a command line, if it is there."""
+    path = None
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = arg.lstrip("-").partition("=")
         if arg.startswith("-") and name == "config":
-            return value if equals else following
-    return None
+            path = value if equals else following
+    return path
 
 
 def _explain_override(argv: list[str], error: Exception) -> str:
@@ -92,9 +104,7 @@ def _explain_override(argv: list[str], error: Exception) -> str:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"; did you mean config.{near[0]}?" if near else ""
             return f"config.{key} is not a configuration key{hint} (all keys: --help)"
-        if isinstance(error, (TypeError, ValueError)) and (
-            repr(value) in str(error) or value in str(error) or key in str(error)
-        ):
+        if repr(value) in str(error) or value in str(error) or key in str(error):
             return f"config.{key}={value}: expected a value like {known[key]!r} ({type(known[key]).__name__})"
     return f"the command line cannot be used ({_first_line(error)}); see --help"
 
@@ -105,9 +115,19 @@ def _load(argv: list[str]):
     if path is None:
         raise ConclugenError("--config is missing; name a configuration file such as --config=configs/demo.py")
     try:
-        return runpy.run_path(path)["get_config"]()
-    except Exception as e:
-        raise ConclugenError(f"--config={path}: cannot be loaded ({type(e).__name__}: {_first_line(e)})") from e
+        config = runpy.run_path(path)["get_config"]()
+        keys, known = set(dict(_keys(config))), set(dict(_keys(runpy.run_path(str(BASE_CONFIG))["get_config"]())))
+    except (Exception, SystemExit) as e:
+        raise ConclugenError(
+            f"--config={path}: cannot be loaded ({type(e).__name__}: {_first_line(e)}); it must define get_config(), see "
+            "configs/demo.py"
+        ) from e
+    if keys != known:
+        wrong = [f"lacks config.{k}" for k in sorted(known - keys)] + [
+            f"has config.{k}, unknown to configs/base.py" for k in keys - known
+        ]
+        raise ConclugenError(f"--config={path}: {wrong[0]}; start from configs/base.py and override its keys")
+    return config
 
 
 def _keys(config, prefix: str = ""):

@@ -19,20 +19,28 @@ from conclugen_jax.errors import ConclugenError
 from launch import app
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a pretraining run")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "newest", "newest, best or a step")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "newest", "newest, best or a step; default: newest")
 DATA = flags.DEFINE_string("data", None, "Folder of a labelled data set; default: the one of the run")
 OUTPUT = flags.DEFINE_string("output", None, "Path of the table without its ending")
-LABELS = flags.DEFINE_list("labels", ["2", "5", "20", "all"], "Labels per class")
-DRAWS = flags.DEFINE_integer("draws", 10, "Random draws of the labelled examples", lower_bound=2)
+LABELS = flags.DEFINE_list(
+    "labels", ["2", "5", "20", "all"], "Labels per class, default 2,5,20,all; one class per example only"
+)
+DRAWS = flags.DEFINE_integer("draws", 10, "Random draws of the labelled examples, default 10", lower_bound=2)
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws", lower_bound=0)
 
 
 def main() -> None:
     """Compute the table, write it, print it."""
     output = Path(app.required("output"))
-    bad = [text for text in LABELS.value if text != "all" and not (text.isdigit() and int(text))]
+    bad = [text for text in LABELS.value if text != "all" and not (text.isascii() and text.isdecimal() and int(text))]
+    if not LABELS.value:
+        raise ConclugenError("--labels is empty; name numbers of labels per class, or all")
     if bad:
         raise ConclugenError(f"--labels: {bad[0]!r} is neither a number of labels per class nor 'all'")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConclugenError(f"--output={output}: {e.strerror}; choose another path") from e
     report = probe.label_efficiency_of_run(
         app.required("workdir"),
         which=CHECKPOINT.value,
@@ -41,11 +49,10 @@ def main() -> None:
         num_draws=DRAWS.value,
         seed=SEED.value,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    workdir_lib.write_atomically(output.with_suffix(".json"), json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+    workdir_lib.write_atomically(Path(f"{output}.json"), json.dumps(dataclasses.asdict(report), indent=1) + "\n")
     columns, rows = cells(report)
     markdown = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
-    workdir_lib.write_atomically(output.with_suffix(".md"), "\n".join([*markdown, "", report.protocol, ""]))
+    workdir_lib.write_atomically(Path(f"{output}.md"), "\n".join([*markdown, "", report.protocol, ""]))
     table = Table(title="accuracy in % by labels per class", caption=report.protocol)
     for column in columns:
         table.add_column(column, no_wrap=column != columns[0])

@@ -89,6 +89,38 @@ def test_what_does_not_fit_exactly_is_refused(change, message):
         checkpoint.from_tree(tree, template, source="run")
 
 
+def test_a_flipped_bit_is_found_and_the_way_out_named(tmp_path):
+    with checkpoint.Checkpoints(tmp_path, keep_newest=2) as saved:
+        for step in (1, 2):
+            saved.save(step, {"x": jnp.arange(5000.0) + step}, {})
+    folder = tmp_path / checkpoint.FOLDER / "2"
+    found = 0
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size > 2000):
+        original = path.read_bytes()
+        for position in range(200, len(original), len(original) // 4):
+            path.write_bytes(original[:position] + bytes([original[position] ^ 4]) + original[position + 1 :])
+            with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+                try:
+                    tree, _ = saved.restore_tree(2)
+                    assert np.array_equal(tree["x"], np.arange(5000) + 2), "restored silently wrong"
+                except ConclugenError as e:
+                    assert f"delete {folder} to go on from step 1" in str(e)  # noqa: PT017
+                    found += 1
+        path.write_bytes(original)
+    assert found
+
+
+def test_a_checkpoint_under_another_step_is_refused(tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        saved.save(1, state(1), {})
+    (tmp_path / checkpoint.FOLDER / "1").rename(tmp_path / checkpoint.FOLDER / "3")
+    with (
+        checkpoint.Checkpoints(tmp_path, read_only=True) as saved,
+        pytest.raises(ConclugenError, match="step 3 is not what was saved; delete .* to start anew"),
+    ):
+        saved.restore_tree(3)
+
+
 def test_leftovers_of_a_killed_save_are_ignored(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as saved:
         saved.save(1, state(1), {})

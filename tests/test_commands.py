@@ -196,6 +196,27 @@ def test_missing_or_impossible_arguments(arguments, message):
     assert message in run(*arguments, code=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:", "SyntaxError"),
+        ("x = 1", "it must define get_config()"),
+        ("raise RuntimeError('no')", "RuntimeError: no"),
+        ("import sys; sys.exit(3)", "SystemExit"),
+        ("def get_config():\n    return 3", "cannot be loaded"),
+        (
+            "from configs import base\ndef get_config():\n    c = base.get_config().unlock()\n    del c.seed\n    return c",
+            "lacks config.seed",
+        ),
+    ],
+)
+def test_bad_configuration_files(tmp_path, text, message):
+    (tmp_path / "bad.py").write_text(text)
+    result = run("launch.pretrain", f"--config={tmp_path}/bad.py", f"--workdir={tmp_path}/run", code=2)
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_damaged_shard_is_named(place, tmp_path):
     data = shutil.copytree(place / "data/faces/1.0.0", tmp_path / "data")
     shard = next(data.glob("*train*array_record*"))

@@ -109,14 +109,17 @@ IMPOSSIBLE = [
     ("loss.contrastive_weight", -1.0, "at least 0"),
     ("loss.clustering_weight", float("nan"), "at least 0"),
     ("optimizer.learning_rate", float("inf"), "between 0"),
-    ("train.batch_size", 0, "at least 2"),
-    ("train.num_epochs", 0, "at least 1"),
-    ("clustering.num_clusters", 1, "at least 2"),
+    ("train.batch_size", 0, "between 2"),
+    ("train.num_epochs", 0, "between 1"),
+    ("clustering.num_clusters", 1, "between 2"),
     ("clustering.initialisation", "lucky", "'random', 'kmeans++', 'warm'"),
     ("downstream.dropout_rate", 1.0, "between 0 and 0.999"),
     ("model.representation_dim", 100, "multiple of 8"),
     ("data.modalities", (), "at least one modality"),
     ("data.modalities", ("video", "video"), "each once"),
+    ("data.modalities", ("video,text",), "('video','text')"),
+    ("train.num_epochs", 10**23, "between 1"),
+    ("model.representation_dim", 8 * 10**12, "between 8"),
     ("data.path", "", "build_dataset"),
     ("schedule.period_multiplier", 0, "between 1"),
     ("seed", -1, "between 0"),
@@ -169,6 +172,12 @@ def test_clustering_that_can_never_count_is_refused():
         config_lib.check_clustering(config, steps_per_epoch=5)
     config.loss.clustering_weight = 0.0
     config_lib.check_clustering(config, steps_per_epoch=1)
+    config = tiny_config(clustering__start_epoch=4)
+    with pytest.raises(ConclugenError, match=r"start_epoch is 4 but config\.train\.num_epochs is 4"):
+        config_lib.check_clustering(config, steps_per_epoch=5)
+    config = tiny_config(loss__contrastive_weight=0.0, loss__reconstruction_weight=0.0)
+    with pytest.raises(ConclugenError, match="the only term"):
+        config_lib.check_clustering(config, steps_per_epoch=5)
 
 
 def test_json_round_trip_keeps_types_and_is_data_only():

@@ -145,7 +145,10 @@ BAD = {
     "label missing": (lambda e: {"label": None}, r"row 3.*label None"),
     "label fraction": (lambda e: {"label": 1.5}, r"row 3.*label 1.5"),
     "duplicate": (lambda e: {"id": "train1"}, r"row 3, id 'train1': the same id as row 1"),
-    "no id": (lambda e: {"id": ""}, r"row 3.*empty id"),
+    "id with newline": (lambda e: {"id": "a\nb"}, r"row 3.*printable"),
+    "id of bytes": (lambda e: {"id": b"x"}, r"row 3.*printable str"),
+    "group": (lambda e: {"group": 7}, r"row 3.*group must be a printable str"),
+    "no id": (lambda e: {"id": ""}, r"row 3.*id must be a printable str of 1 to 1000"),
     "size": (lambda e: {"features": {"video": np.zeros(23)}}, r"row 3.*'video'.*\(23,\).*\(24,\)"),
     "objects": (lambda e: {"features": {"video": np.array([None] * 24)}}, r"row 3.*object"),
     "text": (lambda e: {"features": {"video": np.array(["x"] * 24)}}, r"row 3.*real numbers"),
@@ -200,6 +203,27 @@ def test_impossible_descriptions_are_refused(tmp_path, changes, message):
     with pytest.raises(ConclugenError, match=message):
         builders.build(source, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_replacement_keeps_the_old_data_set(tmp_path, monkeypatch):
+    folder = builders.build(Faces(), tmp_path)
+    replace = os.replace
+
+    def fail(source, target):
+        if ".building" in str(source):
+            raise OSError(28, "No space left on device", str(target))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(ConclugenError, match="No space left"):
+            builders.build(Faces(seed=1), tmp_path, overwrite=True)
+    batches.open_dataset(folder)
+    assert builders.build(Faces(), tmp_path) == folder
+    # Killed between the two moves: the next build puts the old one back.
+    folder.rename(folder.with_name(".replaced-1.0.0"))
+    assert builders.build(Faces(), tmp_path) == folder
+    assert [p.name for p in folder.parent.iterdir()] == ["1.0.0"]
 
 
 def test_a_killed_build_leaves_only_what_the_next_one_removes(tmp_path):
@@ -299,6 +323,11 @@ def spoil_manifest(copy, change):
         (lambda t: t["label"].update(kind="pairs"), "damaged"),
         (lambda t: t["files"].update({"../../etc/passwd": {"sha256": "0" * 64, "bytes": 1}}), "damaged"),
         (lambda t: t["splits"]["train"].update(num_examples=-1), "damaged"),
+        (lambda t: t["splits"]["train"].update(num_examples=64.0), "damaged"),
+        (lambda t: t["splits"]["train"].update(label_counts=[1]), "damaged"),
+        (lambda t: t.update(files={}), "damaged"),
+        (lambda t: t["modalities"].update(text=12.0), "damaged"),
+        (lambda t: t["statistics"]["text"].update(mean=[1e300] * 12), "damaged"),
     ],
 )
 def test_damaged_manifests_are_refused(copy, change, message):

@@ -154,6 +154,22 @@ def test_frozen_parameters_stay_bit_for_bit(monkeypatch, folder, data, pretraine
         assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(np.asarray(a != b))), part, before)))
 
 
+def test_dropout_differs_from_step_to_step(data, pretrained):
+    config = settings(data, pretrained)
+    optimizer, schedule = downstream.optimizer_lib.from_config(config, 4, ("nothing",))
+    manifest = batches.open_dataset(data).manifest
+    encoder = downstream._encoder(config, manifest)
+    task = downstream._task(config, manifest, encoder.model, encode=False)
+    task = task._replace(classifier=task.classifier.clone(axis_name=None))
+    state = downstream._fresh_state(config, task, encoder, optimizer)
+    x = {m: np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32) for m in encoder.modalities}
+    batch = {"features": x, "present": {m: np.ones(16, bool) for m in x}, "label": np.arange(16) % 4}
+    step = jax.jit(lambda s: downstream.downstream_step(s, batch, task=task, optimizer=optimizer, schedule=schedule))
+    first, metrics = step(state)
+    _, later = step(first)
+    assert metrics["loss"] == step(state)[1]["loss"] != later["loss"]
+
+
 def test_number_of_devices_changes_nothing_but_rounding(folder, linear):
     result, _, config = linear
     alone = downstream.downstream(config, folder / "alone", devices=jax.devices()[:1])
@@ -243,7 +259,9 @@ def test_load_refuses_a_configuration_of_other_sizes(pretrained, tmp_path):
 
 
 def test_untrained_network_is_the_one_before_the_first_step(folder, data):
-    config = tiny_config(data, train__num_epochs=1, optimizer__learning_rate=0.0, optimizer__weight_decay=0.0)
+    config = tiny_config(
+        data, train__num_epochs=1, clustering__start_epoch=0, optimizer__learning_rate=0.0, optimizer__weight_decay=0.0
+    )
     config.schedule.minimum = 0.0
     state = pretrain.pretrain(config, folder / "still", devices=DEVICES)
     _, variables = probe.untrained(config, folder / "still")

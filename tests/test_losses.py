@@ -148,7 +148,17 @@ def test_order_of_the_batch_does_not_matter(name):
     assert not np.isclose(value, CALLS[name](a, b[order], valid, None), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*CALLS, "info_nce"])
+WEIGHTED = {
+    "cross_entropy": lambda a, b, axis: losses.cross_entropy(
+        a, jnp.argmax(b, axis=1), class_weights=jnp.array([0.1, 1, 2, 5, 0, 9]), axis_name=axis
+    ),
+    "multi_label_cross_entropy": lambda a, b, axis: losses.multi_label_cross_entropy(
+        a, (b > 0).astype(jnp.float32), positive_weights=jnp.array([0.1, 1, 2, 5, 0, 9]), axis_name=axis
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*CALLS, *WEIGHTED, "info_nce"])
 @pytest.mark.parametrize("num_devices", [2, 8])
 def test_split_over_devices_it_is_the_loss_of_the_whole_batch(name, num_devices):
     rng = np.random.default_rng(4)
@@ -159,7 +169,7 @@ def test_split_over_devices_it_is_the_loss_of_the_whole_batch(name, num_devices)
     def call(a, b, valid, axis):
         if name == "info_nce":
             return losses.info_nce(a, b, temperature=0.2, axis_name=axis)
-        return CALLS[name](a, b, valid, axis)
+        return WEIGHTED[name](a, b, axis) if name in WEIGHTED else CALLS[name](a, b, valid, axis)
 
     expected, expected_grads = jax.value_and_grad(call, argnums=(0, 1))(a, b, valid, None)
     mapped = jax.pmap(

@@ -1,6 +1,7 @@
 """Pretraining runs: resume bit for bit, the log, refusal of other configurations and data, terms of the objective."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, loop, losses, objective, pretrain, signals
+from conclugen_jax import checkpoint, loop, losses, objective, optimizer, pretrain, signals, train_state
+from conclugen_jax import model as model_lib
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
@@ -102,8 +104,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, config, tmp
     state = pretrain.pretrain(config, tmp_path, devices=DEVICES)
     assert_same_bits(state, expected)
     assert log_without_times(tmp_path) == log_without_times(expected_dir)
-    best = [checkpoint.Checkpoints(d, read_only=True).find("best") for d in (tmp_path, expected_dir)]
-    assert best[0] == best[1]
+    ours, theirs = (checkpoint.Checkpoints(d, read_only=True) for d in (tmp_path, expected_dir))
+    assert ours.find("best") == theirs.find("best")
+    for step in theirs.steps():  # the sum of the epoch's losses goes on where it stood
+        assert ours.restore_tree(step)[1] == theirs.restore_tree(step)[1]
 
 
 def test_tiers_train_alike(uninterrupted):
@@ -161,7 +165,7 @@ def test_changed_configuration_is_refused_with_the_differences(whole, config, tm
 def test_changed_data_is_refused(config, tmp_path):
     data = builders.build(Faces(), tmp_path / "data")
     config = config.copy_and_resolve_references()
-    config.data.path, config.train.num_epochs = str(data), 1
+    config.data.path, config.train.num_epochs, config.clustering.start_epoch = str(data), 1, 0
     pretrain.pretrain(config, tmp_path / "run", devices=DEVICES)
     builders.build(Faces(seed=5), tmp_path / "data", overwrite=True)
     with pytest.raises(ConclugenError, match=r"faces 1\.0\.0 has changed"):
@@ -261,6 +265,113 @@ def test_every_choice_trains(config, tmp_path, name):
         assert set(state.params) == {"representation", "projection"}
 
 
+def one_step(config, state, batch, model, optimizer, cluster=True):
+    step = functools.partial(
+        pretrain.pretrain_step,
+        model=model,
+        optimizer=optimizer,
+        schedule=lambda _: jnp.float32(0),
+        config=config,
+        steps_per_epoch=100,
+        cluster=cluster,
+    )
+    return jax.jit(step)(state, batch)
+
+
+@pytest.fixture
+def small():
+    """Configuration, model, state with a full queue, and a batch in which many rows lack text or audio."""
+    config = tiny_config(clustering__start_epoch=0)
+    dims, rng = {"video": 24, "audio": 16, "text": 12}, np.random.default_rng(0)
+    model = model_lib.from_config(config, dims)
+    make, _ = optimizer.from_config(config, 100)
+    variables = model_lib.initial_variables(model, jax.random.key(0), None)
+    state = train_state.create(variables, make, jax.random.key(1), queue_length=16, num_clusters=4)
+    queue = jnp.asarray(rng.normal(size=(16, 4)), jnp.float32)
+    state = state.replace(step=jnp.int32(1), queue=queue, queue_batches=jnp.int32(1))
+    present = {"video": np.ones(16, bool), "audio": np.arange(16) % 3 > 0, "text": np.arange(16) < 9}
+    features = {m: rng.normal(size=(16, d)).astype(np.float32) for m, d in dims.items()}
+    return config, model, state, {"features": features, "present": present}, make
+
+
+@pytest.mark.parametrize("target", ["joint", "individual"])
+def test_what_stands_in_absent_rows_changes_nothing(small, target):
+    config, model, state, batch, _ = small
+    config.loss.clustering_target = target
+
+    def everything(features):
+        loss_fn = functools.partial(
+            objective.pretrain_loss, model=model, config=config, steps_per_epoch=100, cluster=True
+        )
+        rows = {"features": features, "present": batch["present"]}
+        (loss, (terms, stats, clustered)), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
+            state.params, state, rows, jax.random.key(2)
+        )
+        return {"loss": loss, "terms": terms, "stats": stats, "queue": clustered.queue, "grads": grads}
+
+    zeros, garbage = (
+        {m: np.where(batch["present"][m][:, None], x, fill) for m, x in batch["features"].items()}
+        for fill in (np.float32(0), np.float32(1e3))
+    )
+    assert_same_bits(everything(zeros), everything(garbage))
+
+
+def test_terms_are_those_of_the_rows_that_are_there(small):
+    config, model, state, batch, _ = small
+    present = batch["present"]
+    outputs, _ = model.apply(state.variables(), batch["features"], present=present, train=True, mutable=["batch_stats"])
+    contrastive = objective.contrastive_term(outputs.projections, present, config=config, axis_name=None)
+    expected = 0
+    for a, b in (("video", "audio"), ("video", "text"), ("audio", "text")):
+        both = present[a] & present[b]
+        expected += losses.masked_margin_softmax(outputs.projections[a][both], outputs.projections[b][both])
+    np.testing.assert_allclose(contrastive, expected, rtol=1e-5)
+    reconstruction = objective.reconstruction_term(outputs, present, axis_name=None)
+    by_hand = [
+        np.square(np.asarray(outputs.reconstructions[m]) - batch["features"][m])[present[m]].mean() for m in present
+    ]
+    np.testing.assert_allclose(reconstruction, sum(by_hand), rtol=1e-5)
+
+
+def test_a_modality_absent_from_the_whole_batch_gives_no_nan(small):
+    config, model, state, batch, make = small
+    batch["present"]["text"][:] = False
+    after, metrics = one_step(config, state, batch, model, make)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, after.params, after.batch_stats)))
+
+
+def test_k_means_starts_elsewhere_at_every_step(small):
+    config, model, state, batch, make = small
+    config.clustering.max_iterations = 1
+    first, _ = one_step(config, state, batch, model, make)
+    again, _ = one_step(config, state, batch, model, make)
+    later, _ = one_step(config, state.replace(step=jnp.int32(2)), batch, model, make)
+    np.testing.assert_array_equal(first.centroids, again.centroids)
+    assert not np.array_equal(first.centroids, later.centroids)
+
+
+def test_clustering_head_waits_for_its_first_gradient_as_in_pytorch(small):
+    config, model, state, batch, _ = small
+    config.optimizer.weight_decay = 0.5
+    make, _ = optimizer.from_config(config, 100)
+    state = state.replace(opt_state=make.init(state.params))
+    waiting = state
+    for cluster, filled in ((False, 1), (True, 0)):  # before the start epoch; with the queue not full
+        waiting = waiting.replace(queue_batches=jnp.int32(filled))
+        waiting, _ = one_step(config, waiting, batch, model, make, cluster=cluster)
+    assert_same_bits(waiting.params["clustering"], state.params["clustering"])
+    assert not np.array_equal(
+        waiting.params["projection"]["fc2"]["kernel"], state.params["projection"]["fc2"]["kernel"]
+    )
+    moved, _ = one_step(config, waiting.replace(queue_batches=jnp.int32(1)), batch, model, make)
+    rate = 1e-4  # of the first epoch: a tenth of the peak
+    kernel = np.asarray(state.params["clustering"]["kernel"])
+    step = (np.asarray(moved.params["clustering"]["kernel"]) - kernel) / rate + 0.5 * kernel
+    # Adam's very first step has size 1 wherever the gradient is not negligible.
+    assert np.quantile(np.abs(step), 0.2) == pytest.approx(1, abs=0.02)
+    assert np.abs(step).max() < 1.02
+
+
 def test_modality_pairs():
     assert objective.modality_pairs(["a", "b", "c"], "circle") == objective.modality_pairs(["a", "b", "c"], "all")
     assert objective.modality_pairs(list("abcd"), "circle") == [("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")]
@@ -312,9 +423,9 @@ def test_dispatches_cover_the_epoch_with_few_programs(steps, most, expected):
 
 def test_plan_resumes_at_any_dispatch():
     train = tiny_config(train__num_epochs=3, train__steps_per_dispatch=2).train
-    everything = loop.plan(0, 5, train)
+    everything = list(loop.plan(0, 5, train))
     assert [d.num_steps for d in everything[:3]] == [2, 2, 1]
     assert [d.end_step for d in everything] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
     assert [d.end_step for d in everything if d.ends_epoch] == [5, 10, 15]
     for i, dispatch in enumerate(everything):
-        assert loop.plan(dispatch.end_step, 5, train) == everything[i + 1 :]
+        assert list(loop.plan(dispatch.end_step, 5, train)) == everything[i + 1 :]

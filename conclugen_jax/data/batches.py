@@ -7,7 +7,7 @@ the number of devices and wherever the rows are kept (device table, host table, 
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,7 +72,7 @@ class ShardStream:
         where = f"data set {dataset.path}"
         manifest_lib.choose(manifest.splits, [split], what="split", where=where)
         self.modalities = tuple(manifest_lib.choose(manifest.modalities, modalities, what="modality", where=where))
-        self.label_kind = manifest.label.kind
+        self.label_kind, self.where = manifest.label.kind, f"{where}, split {split!r}"
         self.num_examples = manifest.splits[split]["num_examples"]
         self.source = _data_source(dataset, split)
         if len(self.source) != self.num_examples:
@@ -90,7 +90,7 @@ class ShardStream:
 
     def rows(self, indices: np.ndarray) -> Rows:
         """Rows at the given indices, in that order."""
-        records = self.source.__getitems__([int(i) for i in indices])
+        records = self._records(indices)
         return {
             "features": {m: np.stack([r["features"][m] for r in records]) for m in self.modalities},
             "present": {m: self.presence[indices, c] for c, m in enumerate(self.modalities)},
@@ -99,8 +99,15 @@ class ShardStream:
 
     def names(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids and groups of the rows, two string arrays."""
-        records = self.source.__getitems__([int(i) for i in indices])
+        records = self._records(indices)
         return tuple(np.array([r[key].decode() for r in records]) for key in ("id", "group"))
+
+    def _records(self, indices: np.ndarray) -> list[Any]:
+        try:
+            return self.source.__getitems__([int(i) for i in indices])
+        except Exception as e:  # array_record and TFDS raise many kinds for content that is not what was written
+            reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+            raise ConclugenError(f"{self.where}: a record cannot be read ({reason}); build the data set anew") from e
 
     def _labels(self, records: Sequence[Any]) -> np.ndarray:
         if self.label_kind == "single":
@@ -236,7 +243,7 @@ def evaluation_batches(indices: np.ndarray, batch_size: int) -> Iterator[tuple[n
         yield filled, len(part)
 
 
-def prefetch(make: Callable[[Any], Any], items: Sequence[Any], depth: int = 2) -> Iterator[Any]:
+def prefetch(make: Callable[[Any], Any], items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
     """``map(make, items)`` computed by a thread up to ``depth`` items ahead; an exception appears where it is due."""
     results: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()

@@ -21,6 +21,9 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, Example, Source
 from conclugen_jax.errors import ConclugenError
 
+MOST_NAME = 1000
+"""Characters of an id or a group, at most."""
+
 PRESENCE = "presence-{split}.npy"
 """Beside the shards: bool [num_examples, modalities in the manifest's order], read without decoding a record."""
 
@@ -94,13 +97,14 @@ def build(source: Source, data_dir: str | Path, *, overwrite: bool = False) -> P
     _check_spec(spec)
     data_dir = Path(data_dir)
     target = data_dir / spec.name / spec.version
+    _restore_interrupted_swap(target)
+    _remove_debris(data_dir)
     if target.exists() and not overwrite:
         _check_same(target, source)
         return target
     scratch = None
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        _remove_debris(data_dir)
         scratch = Path(tempfile.mkdtemp(prefix=f".building-{os.getpid()}-", dir=data_dir))
         built = _write(source, scratch)
         target.parent.mkdir(exist_ok=True)
@@ -130,7 +134,7 @@ def _write(source: Source, scratch: Path) -> Path:
         # TFDS wraps what a source raises; the original says more. All else comes from writing.
         for split in checked.values():
             if split.error is not None:
-                raise split.error from None
+                raise split.error.with_traceback(None) from None
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
         raise OSError(errno.EIO, reason, os.fspath(scratch.parent)) from e
     folder = Path(os.fspath(builder.data_path))
@@ -192,9 +196,12 @@ class _CheckedSplit:
         }
 
     def _record(self, row: int, example: Example) -> dict[str, Any]:
-        where = f"split {self.split!r}, row {row}, id {example.id!r}"
-        if not example.id:
-            raise ConclugenError(f"{where}: empty id; every example needs one")
+        if not isinstance(example, Example):
+            raise ConclugenError(f"split {self.split!r}, row {row}: a {type(example).__name__}, expected an Example")
+        where = f"split {self.split!r}, row {row}, id {str(example.id)[:100]!r}"
+        for name, text, least in (("id", example.id, 1), ("group", example.group, 0)):
+            if not isinstance(text, str) or not least <= len(text) <= MOST_NAME or not text.isprintable():
+                raise ConclugenError(f"{where}: {name} must be a printable str of {least} to {MOST_NAME} characters")
         if example.id in self._ids:
             raise ConclugenError(
                 f"{where}: the same id as row {self._ids[example.id]}; ids must be unique within a split"
@@ -273,20 +280,44 @@ def _check_spec(spec: DatasetSpec) -> None:
 
 def _check_same(target: Path, source: Source) -> None:
     """A data set that is there already must be intact and of the same source."""
+    if not (target / manifest_lib.FILE).is_file():
+        raise ConclugenError(
+            f"{target}: in the way, and no data set; remove it, pass --overwrite or choose another --data_dir"
+        )
     present = manifest_lib.read(target)
     if present.source.get("fingerprint") != source.fingerprint():
         raise ConclugenError(
-            f"{target}: holds a data set made from other examples; pass --overwrite to replace it or choose another --data_dir"
+            f"{target}: holds a data set made from other examples; pass --overwrite (overwrite=True) to replace it or "
+            "choose another --data_dir"
         )
     manifest_lib.verify(target, present)
 
 
 def _swap(built: Path, target: Path) -> None:
-    """Put the finished folder in place; an old one is moved aside first and deleted after."""
+    """Put the finished folder in place; an old one is moved aside first, back if that fails, and deleted after."""
+    old = _aside(target)
     if target.exists():
-        old = built.parent / "replaced"
         os.replace(target, old)
-    os.replace(built, target)
+    try:
+        os.replace(built, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".replaced-{target.name}")
+
+
+def _restore_interrupted_swap(target: Path) -> None:
+    """After a kill in the middle of a replacement the old data set is back in place, or gone if the new one is."""
+    old = _aside(target)
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    elif old.exists():
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_debris(parent: Path) -> None:

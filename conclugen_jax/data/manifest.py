@@ -99,7 +99,7 @@ def read_file(path: Path, *, missing: str) -> Manifest:
         fields["label"] = LabelSpec(tree["label"]["kind"], tuple(tree["label"]["names"]))
         manifest = Manifest(**fields)
         _check(manifest)
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         raise ConclugenError(f"{path}: damaged manifest ({type(e).__name__}: {e}); build the data set anew") from e
     return manifest
 
@@ -108,16 +108,27 @@ def _check(manifest: Manifest) -> None:
     if manifest.label.kind not in LABEL_KINDS:
         raise ValueError(f"label kind {manifest.label.kind!r}")
     for modality, dim in manifest.modalities.items():
+        if type(dim) is not int or dim < 1:
+            raise ValueError(f"size of {modality!r}")
         for statistic in ("mean", "std"):
             values = np.asarray(manifest.statistics[modality][statistic], np.float64)
-            if values.shape != (dim,) or not np.isfinite(values).all():
-                raise ValueError(f"{statistic} of {modality!r} is not {dim} finite numbers")
+            if values.shape != (dim,) or not (np.abs(values) < np.finfo(np.float32).max).all():
+                raise ValueError(f"{statistic} of {modality!r} is not {dim} finite float32 numbers")
     for name, facts in manifest.files.items():
         if Path(name).name != name or not isinstance(facts["bytes"], int) or len(facts["sha256"]) != 64:
             raise ValueError(f"entry of file {name!r}")
-    for facts in manifest.splits.values():
-        if facts["num_examples"] < 0 or set(facts["present"]) != set(manifest.modalities):
-            raise ValueError("counts of a split")
+    for split, facts in manifest.splits.items():
+        counts = [facts["num_examples"], *facts["present"].values(), *facts["label_counts"]]
+        complete = set(facts["present"]) == set(manifest.modalities) and len(facts["label_counts"]) == len(
+            manifest.label.names
+        )
+        if not complete or not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"counts of split {split!r}")
+        shards = [
+            f.get("records") for name, f in manifest.files.items() if name.startswith(f"{manifest.name}-{split}.")
+        ]
+        if not shards or f"presence-{split}.npy" not in manifest.files:
+            raise ValueError(f"files of split {split!r} are not listed")
 
 
 def verify(folder: str | Path, manifest: Manifest, *, level: str = "hash") -> None:
