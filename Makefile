@@ -34,4 +34,4 @@ format: $(STAMP)
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .coverage

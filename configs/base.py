@@ -13,11 +13,11 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.path = ""  # folder of a built data set, DATA_DIR/NAME/VERSION
-    data.modalities = ("video", "audio", "text")  # those to train on, by the data set's names
+    data.modalities = ("video", "audio", "text")  # those to train on; linear evaluation takes its checkpoint's instead
     data.train_split = "train"  # split to train on
     data.validation_split = "validation"  # split that chooses the best epoch (downstream)
     data.test_split = "test"  # split that is scored (downstream)
-    data.standardize = False  # to zero mean, unit deviation by the data set's statistics; constant columns to zero
+    data.standardize = False  # to zero mean, unit deviation by the training data; linear evaluation: as its checkpoint
     data.tier = "auto"  # auto | device | host | shards: where the rows are kept
     data.device_table_gib = 16.0  # auto: a split up to this size, GiB, is kept on every device
     data.host_table_gib = 64.0  # auto: a split up to this size, GiB, is kept in host memory
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.bottleneck = ("audio",)  # modalities whose gated unit works at the input's size
-    model.representation_dim = 4096  # R, units
+    model.representation_dim = 4096  # R, units, a multiple of 8; linear evaluation takes all sizes from its checkpoint
     model.projection_dim = 512  # P, units
     model.reconstruction_dim = 1024  # H, hidden units of a decoder
     model.projection_sharing = "shared"  # shared (authors' code) | separate (paper)
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     config.clustering = clustering = ConfigDict()
     clustering.num_clusters = 8  # K, number of centroids
     clustering.start_epoch = 12  # first epoch, counted from 0, whose objective has L_Clu
-    clustering.queue_batches = 4  # batches of fused vectors kept; L_Clu counts once the queue is full
+    clustering.queue_batches = 4  # batches of fused vectors kept, fewer than an epoch has; L_Clu counts once it is full
     clustering.queue_reset = "epoch"  # epoch (emptied at each epoch's start) | never
     clustering.initialisation = "random"  # random | kmeans++ | warm (from the last step's centroids)
     clustering.metric = "cosine"  # cosine | euclidean
@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
     checkpoint.keep_best = 1  # kept besides: those of least mean training loss since clustering joined
 
     config.downstream = downstream = ConfigDict()
-    downstream.protocol = "linear_evaluation"  # linear_evaluation | supervised (the same network from random weights)
+    downstream.protocol = "linear_evaluation"  # linear_evaluation | supervised (network of data.* and model.*, random weights)
     downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation)
     downstream.checkpoint_step = "newest"  # newest | best | a step number
     downstream.modalities = ()  # whose representations are concatenated; empty: all of the model's

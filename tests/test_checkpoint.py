@@ -116,7 +116,7 @@ def test_a_checkpoint_under_another_step_is_refused(tmp_path):
     (tmp_path / checkpoint.FOLDER / "1").rename(tmp_path / checkpoint.FOLDER / "3")
     with (
         checkpoint.Checkpoints(tmp_path, read_only=True) as saved,
-        pytest.raises(ConclugenError, match="step 3 is not what was saved; delete .* to start anew"),
+        pytest.raises(ConclugenError, match=r"step 3 is not what was saved; delete .* to start anew"),
     ):
         saved.restore_tree(3)
 

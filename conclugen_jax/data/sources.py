@@ -53,7 +53,7 @@ class Example:
       id: unique within its split.
       features: modality -> float vector [dim]; a modality that is absent here is not a key.
       label: class index (single), 0/1 per label (multi), or None.
-      group: what must not be torn apart by a split, such as the speaker; may be empty.
+      group: what a split should not tear apart, such as the speaker; stored with the record, may be empty.
     """
 
     id: str
@@ -68,7 +68,7 @@ class Source(Protocol):
     spec: DatasetSpec
 
     def fingerprint(self) -> str:
-        """Hash that changes when the examples do."""
+        """Text that changes when the examples do, such as a hash of the source files."""
 
     def examples(self, split: str) -> Iterator[Example]:
         """The examples of a split, always in the same order."""
