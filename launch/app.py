@@ -77,6 +77,8 @@ def _parse(argv: list[str]) -> None:
     except flags.UnrecognizedFlagError as e:
         raise ConclugenError(f"{_first_line(e)}; see --help") from e
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as e:
+        if path is None:
+            raise ConclugenError(f"{_first_line(e)}; see --help") from e
         raise ConclugenError(_explain_override(argv, e)) from e
     if rest:
         raise ConclugenError(f"{rest[0]!r} is not a flag; write --flag=value, see --help")

@@ -21,7 +21,7 @@ def main() -> None:
     """Train, choose the best epoch, print the scores."""
     result = downstream.downstream(app.config(), app.required("workdir"))
     table = Table(
-        title=f"{result['protocol']} on {result['data']['name']}, epoch {result['best_epoch'] + 1}, weighted scores"
+        title=f"{result['protocol']} on {result['data']['name']}, best epoch {result['best_epoch'] + 1}, weighted scores in %"
     )
     for column in ("split", *SCORES):
         table.add_column(column, justify="left" if column == "split" else "right")

@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_refused(folder, data, pretrained):
         (settings(unlabelled, pretrained), "no labels"),
         (settings(data, pretrained, train__batch_size=4096), "only 64 usable examples"),
         (settings(data, ""), r"downstream\.checkpoint is empty"),
-        (settings(data, folder / "nothing"), "no run here"),
+        (settings(data, folder / "nothing"), "nothing: no checkpoint here"),
         (settings(data, pretrained, downstream__checkpoint_step="7"), r"no checkpoint '7'"),
         (settings(data, pretrained, downstream__modalities=("smell",)), "no modality 'smell'"),
         (settings(data, pretrained, data__test_split="exam"), "no split 'exam'"),
