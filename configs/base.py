@@ -84,9 +84,7 @@ def get_config() -> ConfigDict:
     checkpoint.keep_best = 1  # kept besides: those of least mean training loss since clustering joined
 
     config.downstream = downstream = ConfigDict()
-    downstream.protocol = (
-        "linear_evaluation"  # linear_evaluation | supervised (network of data.* and model.*, random weights)
-    )
+    downstream.protocol = "linear_evaluation"  # linear_evaluation | supervised (the same from random weights)
     downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation)
     downstream.checkpoint_step = "newest"  # newest | best | a step number
     downstream.modalities = ()  # whose representations are concatenated; empty: all of the model's
