@@ -88,13 +88,8 @@ def is_due(dispatch: Dispatch, config: ConfigDict) -> bool:
     return dispatch.ends_epoch and (done % config.checkpoint.every_epochs == 0 or done == config.train.num_epochs)
 
 
-def open_rows(config: ConfigDict, dataset: batches.Dataset, split: str, modalities: Sequence[str]) -> batches.RowSource:
-    """The rows of a split, kept where the configuration says."""
-    return load_rows(config, batches.ShardStream(dataset, split, modalities))
-
-
 def load_rows(config: ConfigDict, stream: batches.ShardStream) -> batches.RowSource:
-    """The rows of a split that is open, kept where the configuration says."""
+    """The rows of a split, kept where the configuration says."""
     return batches.load(
         stream,
         tier=config.data.tier,
