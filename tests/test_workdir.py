@@ -21,8 +21,8 @@ def event_steps(folder, tag):
             (length,) = struct.unpack("<Q", data[:8])
             payload, data = data[12 : 12 + length], data[16 + length :]
             if tag.encode() in payload:
-                position = payload.index(b"\x10") + 1  # field 2 of an event: its step, small here
-                steps.append(payload[position])
+                assert payload[0] == 0x09 and payload[9] == 0x10  # field 1: eight bytes of wall time; field 2: the step
+                steps.append(payload[10])  # a varint, one byte for the small steps here
     return steps
 
 
