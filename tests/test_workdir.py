@@ -21,7 +21,7 @@ def event_steps(folder, tag):
             (length,) = struct.unpack("<Q", data[:8])
             payload, data = data[12 : 12 + length], data[16 + length :]
             if tag.encode() in payload:
-                assert payload[0] == 0x09 and payload[9] == 0x10  # field 1: eight bytes of wall time; field 2: the step
+                assert payload[9] == 0x10  # after field 1, eight bytes of wall time, comes field 2: the step
                 steps.append(payload[10])  # a varint, one byte for the small steps here
     return steps
 
