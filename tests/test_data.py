@@ -345,7 +345,11 @@ def test_manifest_that_is_no_json_or_absent(copy):
 
 
 def test_wrong_record_count_is_found(copy):
-    spoil_manifest(copy, lambda t: t["splits"]["train"].update(num_examples=63))
+    def spoil(tree):
+        tree["splits"]["train"].update(num_examples=63)
+        next(f for name, f in tree["files"].items() if "-train." in name).update(records=63)
+
+    spoil_manifest(copy, spoil)
     with pytest.raises(ConclugenError, match="64 records, the manifest says 63"):
         batches.open_split(batches.open_dataset(copy), "train", ("video",))
 

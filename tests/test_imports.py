@@ -10,8 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "conclugen_jax"
 ORDER = [
     {"errors", "types"},
-    {"data.sources"},
-    {"data.digits", "data.manifest"},
+    {"data.sources", "data.pooling"},
+    {"data.digits", "data.manifest", "data.csd", "data.mmsa", "data.features", "data.annotations"},
+    {"data.records", "data.corpora"},
+    {"data.workers", "data.findings", "data.formats"},
     {"data.builders"},
     {"data.batches"},
     {"parallel"},

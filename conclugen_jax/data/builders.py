@@ -1,90 +1,63 @@
-"""One TFDS builder for every source: checked examples -> array_record shards + manifest, all or nothing.
+"""One builder for every source: checked examples -> TFDS array_record shards + manifest, all or nothing.
 
-TensorFlow Datasets runs here without TensorFlow. Shards appear under their final name only when complete.
+TensorFlow Datasets runs here without TensorFlow. The parts of a data set are written by one process, by several, or by
+Apache Beam workers, all through :func:`conclugen_jax.data.records.write_part`; a data set appears under its final name
+only when complete.
 """
 
 import contextlib
-import errno
+import csv
 import io
+import itertools
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from conclugen_jax.data import findings, workers
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, Example, Source
+from conclugen_jax.data.records import Part, record_features
+from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
 from conclugen_jax.errors import ConclugenError
-
-MOST_NAME = 1000
-"""Characters of an id or a group, at most."""
 
 PRESENCE = "presence-{split}.npy"
 """Beside the shards: bool [num_examples, modalities in the manifest's order], read without decoding a record."""
 
+DROPPED = "dropped.csv"
+"""Beside the shards where ``drop_bad`` left examples out: split, row, id, reason."""
 
-class FeatureVectors(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Records of feature vectors, presence flags, label, id and group, described by a :class:`DatasetSpec`."""
-
-    VERSION = tfds.core.Version("0.0.0")
-    name = "feature_vectors"
-    url_infos = {}  # noqa: RUF012  nothing is downloaded; TFDS would look for checksums beside the class
-
-    def __init__(self, spec: DatasetSpec, splits: dict[str, Any], data_dir: Path):
-        self.spec, self.splits = spec, splits
-        self.name, self.VERSION = spec.name, tfds.core.Version(spec.version)
-        super().__init__(data_dir=os.fspath(data_dir), file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.spec.description,
-            features=record_features(self.spec),
-            disable_shuffling=True,  # records keep the source's order
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager
-        return self.splits
-
-    def _generate_examples(self) -> Iterator[Any]:
-        raise NotImplementedError("the examples come from the source given at construction")
+SHARD_BYTES = 128 * 2**20
+"""Size at which a split is cut into shards, before compression."""
 
 
-def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
-    """TFDS features of one record."""
-
-    def scalar(dtype):
-        return tfds.features.Tensor(shape=(), dtype=dtype)
-
-    def vector(dim):
-        return tfds.features.Tensor(shape=(dim,), dtype=np.float32, encoding=tfds.features.Encoding.BYTES)
-
-    record = {
-        "id": tfds.features.Text(),
-        "group": tfds.features.Text(),
-        "features": {m: vector(dim) for m, dim in spec.modalities.items()},
-        "present": {m: scalar(np.bool_) for m in spec.modalities},
-    }
-    if spec.label.kind == "single":
-        record["label"] = scalar(np.int64)
-    elif spec.label.kind == "multi":
-        record["label"] = vector(len(spec.label.names))
-    return tfds.features.FeaturesDict(record)
-
-
-def build(source: Source, data_dir: str | Path, *, overwrite: bool = False) -> Path:
+def build(
+    source: Source,
+    data_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    drop_bad: bool = False,
+    strict: bool = False,
+    num_workers: int = 1,
+    beam: Sequence[str] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Path:
     """Write a data set's shards and manifest.
 
     Args:
       source: the examples.
       data_dir: parent of the data sets; the files go to ``data_dir/NAME/VERSION``.
       overwrite: replace a data set that is there already.
+      drop_bad: leave out, count and list examples with NaN or infinite values or without any modality; else refuse.
+      strict: refuse what is only a warning otherwise: ids or groups that several splits have in common.
+      num_workers: processes that read and write; more than one only for a source that can be read in parts.
+      beam: pipeline options of Apache Beam, which then runs the workers; they must see ``data_dir`` and the source.
+      progress: called with the number of examples done and of all examples (None where unknown).
 
     Returns:
       The folder of the data set. If it is there already, intact and made from the same examples, nothing is written.
@@ -95,20 +68,28 @@ def build(source: Source, data_dir: str | Path, *, overwrite: bool = False) -> P
     """
     spec = source.spec
     _check_spec(spec)
-    data_dir = Path(data_dir)
+    data_dir = Path(data_dir).absolute()
     target = data_dir / spec.name / spec.version
     _restore_interrupted_swap(target)
     _remove_debris(data_dir)
+    read_from = source.fingerprint()
+    fingerprint = read_from + (" drop_bad" if drop_bad else "")
     if target.exists() and not overwrite:
-        _check_same(target, source)
+        _check_same(target, fingerprint, strict=strict)
         return target
     scratch = None
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".building-{os.getpid()}-", dir=data_dir))
-        built = _write(source, scratch)
+        jobs = _jobs(source, scratch)
+        parts = workers.run(jobs, num_workers=num_workers, beam=beam, progress=progress, total=_total(source))
+        folder = scratch / spec.name / spec.version
+        folder.mkdir(parents=True)
+        _finish(source, parts, folder, fingerprint=fingerprint, drop_bad=drop_bad, strict=strict)
+        if source.fingerprint() != read_from:
+            raise ConclugenError(f"data set {spec.name!r}: the source changed while it was read; build again")
         target.parent.mkdir(exist_ok=True)
-        _swap(built, target)
+        _swap(folder, target)
     except OSError as e:
         raise ConclugenError(
             f"{e.filename or data_dir}: cannot write the data set ({e.strerror or e}); free space or choose another --data_dir"
@@ -119,32 +100,70 @@ def build(source: Source, data_dir: str | Path, *, overwrite: bool = False) -> P
     return target
 
 
-def _write(source: Source, scratch: Path) -> Path:
-    """Shards and manifest in a scratch folder; returns the folder of the data set."""
+def _total(source: Source) -> int | None:
+    if not isinstance(source, PartedSource):
+        return None
+    return sum(source.num_examples(split) for split in source.spec.splits)
+
+
+def _jobs(source: Source, scratch: Path) -> Iterator[workers.Job]:
+    """What is to be written, cut into parts of about the size of a shard."""
     spec = source.spec
-    checked = {split: _CheckedSplit(spec, split, collect=split == spec.splits[0]) for split in spec.splits}
-    builder = FeatureVectors(
-        spec, {name: split.records(source.examples(name)) for name, split in checked.items()}, scratch
-    )
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads; there are none
-            builder.download_and_prepare()
-    except Exception as e:
-        # TFDS wraps what a source raises; the original says more. All else comes from writing.
-        for split in checked.values():
-            if split.error is not None:
-                raise split.error.with_traceback(None) from None
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
-        raise OSError(errno.EIO, reason, os.fspath(scratch.parent)) from e
-    folder = Path(os.fspath(builder.data_path))
-    for name, split in checked.items():
-        presence = np.array(split.presence, bool).reshape(-1, len(spec.modalities))
-        np.save(folder / PRESENCE.format(split=name), presence, allow_pickle=False)
-    records = {}
-    for name in spec.splits:
-        info = builder.info.splits[name]
-        records |= {Path(path).name: length for path, length in zip(info.filepaths, info.shard_lengths, strict=True)}
+    row_bytes = 4 * sum(dim * spec.variants.get(m, 1) for m, dim in spec.modalities.items())
+    rows = max(1, SHARD_BYTES // row_bytes)
+    for split in spec.splits:
+        if isinstance(source, PartedSource):
+            n = source.num_examples(split)
+            ranges = [(start, min(start + rows, n)) for start in range(0, n, rows)]
+            pieces = ((start, source.part(split, start, stop)) for start, stop in ranges)
+        else:
+            pieces = _pieces(source.examples(split), rows)
+        for number, (start, examples) in enumerate(pieces):
+            yield workers.Job(
+                spec, split, start, examples, scratch / f"{split}-{number:05d}", first_split=split == spec.splits[0]
+            )
+
+
+def _pieces(examples: Iterator[Any], rows: int) -> Iterator[tuple[int, Iterator[Any]]]:
+    """Consecutive pieces of an iterator, each used up before the next is asked for."""
+    examples = iter(examples)
+    for start in itertools.count(step=rows):
+        first = list(itertools.islice(examples, 1))
+        if not first:
+            return
+        yield start, itertools.chain(first, itertools.islice(examples, rows - 1))
+
+
+def _finish(
+    source: Source,
+    parts: dict[str, list[tuple[Path, Part]]],
+    folder: Path,
+    *,
+    fingerprint: str,
+    drop_bad: bool,
+    strict: bool,
+) -> None:
+    """Everything that needs all parts: refusals, final names, metadata of TFDS, manifest."""
+    spec = source.spec
+    parts = {split: parts.get(split, []) for split in spec.splits}
+    findings.refuse_bad(parts, drop_bad=drop_bad)
+    for split, entries in parts.items():
+        if not sum(len(part.rows) for _, part in entries):
+            raise ConclugenError(f"split {split!r} of data set {spec.name!r} has no examples; leave the split out")
+    findings.refuse_duplicates(spec, parts)
+    warnings = findings.leaks(spec, parts)
+    if strict and warnings:
+        raise ConclugenError(f"data set {spec.name!r}: {'; '.join(warnings)}; mend the splits or build without --strict")
+    records = _place(spec, parts, folder)
+    _write_sidecars(spec, parts, folder)
+    statistics = {m: manifest_lib.Statistics(dim) for m, dim in spec.modalities.items()}
+    for _, part in parts[spec.splits[0]]:
+        for m, s in part.statistics.items():
+            statistics[m].merge(**s.state())
+    converted: dict[str, int] = {}
+    for _, part in itertools.chain(*parts.values()):
+        for key, n in part.converted.items():
+            converted[key] = converted.get(key, 0) + n
     manifest = manifest_lib.Manifest(
         name=spec.name,
         version=spec.version,
@@ -152,113 +171,71 @@ def _write(source: Source, scratch: Path) -> Path:
         licence=spec.licence,
         modalities=dict(spec.modalities),
         label=spec.label,
-        splits={name: split.counts() for name, split in checked.items()},
-        statistics={m: s.result() for m, s in checked[spec.splits[0]].statistics.items()},
+        targets=dict(spec.targets),
+        variants={m: n for m, n in spec.variants.items() if n > 1},
+        splits={split: _counts(spec, entries) for split, entries in parts.items()},
+        statistics={m: s.result() for m, s in statistics.items()},
         files=manifest_lib.describe_files(folder, records),
-        source={"fingerprint": source.fingerprint()},
+        source={**getattr(source, "provenance", dict)(), "converted": converted, "fingerprint": fingerprint},
+        warnings=warnings,
     )
     (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
-    return folder
 
 
-class _CheckedSplit:
-    """Passes examples on as records, refuses bad ones, and counts while they go by."""
+def _place(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> dict[str, int]:
+    """Move the parts to their final names, write what TFDS needs to read them; returns records by file name."""
+    records, infos = {}, []
+    for split, entries in parts.items():
+        filled = [(path, len(part.rows)) for path, part in entries if len(part.rows)]
+        size = 0
+        for i, (path, n) in enumerate(filled):
+            name = f"{spec.name}-{split}.array_record-{i:05d}-of-{len(filled):05d}"
+            os.replace(path, folder / name)
+            records[name] = n
+            size += (folder / name).stat().st_size
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=[n for _, n in filled], num_bytes=size))
+    with contextlib.redirect_stdout(io.StringIO()):
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder,
+            features=record_features(spec),
+            split_infos=infos,
+            version=spec.version,
+            description=spec.description,
+            check_data=False,
+            disable_shuffling=True,  # records keep the source's order
+        )
+    return records
 
-    def __init__(self, spec: DatasetSpec, split: str, *, collect: bool):
-        self.spec, self.split = spec, split
-        self.statistics = {m: manifest_lib.Statistics(dim) for m, dim in spec.modalities.items()} if collect else {}
-        self.presence: list[list[bool]] = []
-        self.label_counts = np.zeros(len(spec.label.names), np.int64)
-        self.error: Exception | None = None  # what the source or a check raised
-        self._ids: dict[str, int] = {}
 
-    def records(self, examples: Iterator[Example]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Key and TFDS record of every example."""
-        row = -1
-        try:
-            for row, example in enumerate(examples):
-                yield row, self._record(row, example)
-            if row < 0:
-                raise ConclugenError(
-                    f"split {self.split!r} of data set {self.spec.name!r} has no examples; leave the split out"
-                )
-        except Exception as e:
-            self.error = e
-            raise
+def _write_sidecars(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> None:
+    dropped = []
+    for split, entries in parts.items():
+        presence = np.concatenate([part.presence for _, part in entries])
+        np.save(folder / PRESENCE.format(split=split), presence, allow_pickle=False)
+        dropped += [(split, *bad) for _, part in entries for bad in part.bad]
+    if dropped:
+        with (folder / DROPPED).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("split", "row", "id", "reason"), *dropped])
 
-    def counts(self) -> dict[str, Any]:
-        """The manifest's entry of this split."""
-        present = np.array(self.presence, bool).reshape(-1, len(self.spec.modalities)).sum(axis=0)
-        return {
-            "num_examples": len(self.presence),
-            "present": {m: int(n) for m, n in zip(self.spec.modalities, present, strict=True)},
-            "label_counts": self.label_counts.tolist(),
-        }
 
-    def _record(self, row: int, example: Example) -> dict[str, Any]:
-        if not isinstance(example, Example):
-            raise ConclugenError(f"split {self.split!r}, row {row}: a {type(example).__name__}, expected an Example")
-        where = f"split {self.split!r}, row {row}, id {str(example.id)[:100]!r}"
-        for name, text, least in (("id", example.id, 1), ("group", example.group, 0)):
-            if not isinstance(text, str) or not least <= len(text) <= MOST_NAME or not text.isprintable():
-                raise ConclugenError(f"{where}: {name} must be a printable str of {least} to {MOST_NAME} characters")
-        if example.id in self._ids:
-            raise ConclugenError(
-                f"{where}: the same id as row {self._ids[example.id]}; ids must be unique within a split"
-            )
-        self._ids[example.id] = row
-        spare = set(example.features) - set(self.spec.modalities)
-        if spare:
-            raise ConclugenError(
-                f"{where}: unknown modality {min(spare)!r}; the data set has {list(self.spec.modalities)}"
-            )
-        if not example.features:
-            raise ConclugenError(f"{where}: no modality is present; drop the example")
-        vectors = {m: self._vector(f"{where}, modality {m!r}", m, x) for m, x in example.features.items()}
-        self.presence.append([m in vectors for m in self.spec.modalities])
-        for m, x in vectors.items():
-            if m in self.statistics:
-                self.statistics[m].add(x)
-        record = {
-            "id": example.id,
-            "group": example.group,
-            "features": {m: vectors.get(m, np.zeros(dim, np.float32)) for m, dim in self.spec.modalities.items()},
-            "present": {m: m in vectors for m in self.spec.modalities},
-        }
-        if self.spec.label.kind != "none":
-            record["label"] = self._label(where, example.label)
-        return record
-
-    def _vector(self, where: str, modality: str, x: Any) -> np.ndarray:
-        x = np.asarray(x)
-        dim = self.spec.modalities[modality]
-        if x.dtype == object or x.dtype.kind not in "fiub" or x.shape != (dim,):
-            raise ConclugenError(f"{where}: {x.dtype} of shape {x.shape}, expected real numbers of shape ({dim},)")
-        with np.errstate(over="ignore"):
-            x = x.astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(x))
-        if bad.size:
-            raise ConclugenError(
-                f"{where}: {bad.size} of {dim} values are NaN or infinite in float32 (first at column {bad[0]}); "
-                "mend the features or drop the example"
-            )
-        return x
-
-    def _label(self, where: str, label: Any) -> Any:
-        names = self.spec.label.names
-        if self.spec.label.kind == "single":
-            if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < len(names):
-                raise ConclugenError(f"{where}: label {label!r}, expected an integer from 0 to {len(names) - 1}")
-            self.label_counts[label] += 1
-            return int(label)
-        values = np.asarray(label, np.float32) if label is not None else np.zeros(0, np.float32)
-        if values.shape != (len(names),) or not np.isin(values, (0, 1)).all():
-            raise ConclugenError(f"{where}: label {label!r}, expected {len(names)} values 0 or 1 ({', '.join(names)})")
-        self.label_counts += values.astype(np.int64)
-        return values
+def _counts(spec: DatasetSpec, entries: list[tuple[Path, Part]]) -> dict[str, Any]:
+    """The manifest's entry of a split."""
+    present = sum(part.presence.sum(axis=0) for _, part in entries)
+    counts = {name: sum(part.label_counts[name] for _, part in entries).tolist() for name in ("", *spec.targets)}
+    return {
+        "num_examples": sum(len(part.rows) for _, part in entries),
+        "present": {m: int(n) for m, n in zip(spec.modalities, present, strict=True)},
+        "label_counts": counts.pop(""),
+        "target_counts": counts,
+        "dropped": sum(len(part.bad) for _, part in entries),
+    }
 
 
 def _check_spec(spec: DatasetSpec) -> None:
+    def label_fault(label: LabelSpec) -> bool:
+        named = label.kind in ("single", "multi")
+        return label.kind not in LABEL_KINDS or bool(label.names) != named or len(set(label.names)) < len(label.names)
+
     if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name) or not re.fullmatch(r"\d+\.\d+\.\d+", spec.version):
         raise ConclugenError(
             f"data set {spec.name!r} version {spec.version!r}: the name takes lower case letters, digits and '_', the "
@@ -269,27 +246,34 @@ def _check_spec(spec: DatasetSpec) -> None:
         raise ConclugenError(
             f"data set {spec.name!r}: modalities {dict(spec.modalities)}; names take letters, digits and '_', sizes are >= 1"
         )
-    if spec.label.kind not in LABEL_KINDS or bool(spec.label.names) != (spec.label.kind != "none"):
+    for name, label in {"label": spec.label, **spec.targets}.items():
+        if label_fault(label) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or (label.kind == "none" and name != "label"):
+            raise ConclugenError(
+                f"data set {spec.name!r}: {name} of kind {label.kind!r} with names {label.names}; kinds are "
+                f"{LABEL_KINDS}, 'single' and 'multi' have names, each once"
+            )
+    if any(n < 1 or m not in spec.modalities for m, n in spec.variants.items()):
+        raise ConclugenError(f"data set {spec.name!r}: variants {dict(spec.variants)}; modality -> a number >= 1")
+    if not spec.splits or not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", split) for split in spec.splits):
         raise ConclugenError(
-            f"data set {spec.name!r}: label kind {spec.label.kind!r} with names {spec.label.names}; kinds are {LABEL_KINDS}, "
-            "and all but 'none' have names"
+            f"data set {spec.name!r} has no split, or one that is not of letters, digits and '_': {list(spec.splits)}"
         )
-    if not spec.splits:
-        raise ConclugenError(f"data set {spec.name!r} has no split; it needs at least one, to train on")
 
 
-def _check_same(target: Path, source: Source) -> None:
+def _check_same(target: Path, fingerprint: str, *, strict: bool) -> None:
     """A data set that is there already must be intact and of the same source."""
     if not (target / manifest_lib.FILE).is_file():
         raise ConclugenError(
             f"{target}: in the way, and no data set; remove it, pass --overwrite or choose another --data_dir"
         )
     present = manifest_lib.read(target)
-    if present.source.get("fingerprint") != source.fingerprint():
+    if present.source.get("fingerprint") != fingerprint:
         raise ConclugenError(
             f"{target}: holds a data set made from other examples; pass --overwrite (overwrite=True) to replace it or "
             "choose another --data_dir"
         )
+    if strict and present.warnings:
+        raise ConclugenError(f"{target}: {'; '.join(present.warnings)}; mend the splits or build without --strict")
     manifest_lib.verify(target, present)
 
 
@@ -324,5 +308,15 @@ def _remove_debris(parent: Path) -> None:
     """Scratch folders of builds that were killed; those of running processes stay."""
     for path in parent.glob(".building-*"):
         pid = path.name.split("-")[1]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        if pid.isdigit() and not _is_running(int(pid)):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

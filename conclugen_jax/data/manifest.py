@@ -14,7 +14,7 @@ from conclugen_jax.errors import ConclugenError
 
 FILE = "manifest.json"
 FORMAT = "conclugen_jax features"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +28,14 @@ class Manifest:
       licence: of the data.
       modalities: modality -> size of its feature vector.
       label: kind and names of the labels.
-      splits: split -> {num_examples, present: {modality: count}, label_counts: [count per class or label]}.
+      targets: kind and names of further targets, by name.
+      variants: modality -> number of vectors per example in the first split, where there are several.
+      splits: split -> {num_examples, present: {modality: count}, label_counts: [count per class or label],
+        target_counts: {target: [count per class or label]}, dropped: number of bad examples left out}.
       statistics: modality -> {mean, std}, each a list [dim], over the rows of the first split that have the modality.
       files: file name -> {sha256, bytes, records}; ``records`` only for shards.
       source: where the examples came from, with their fingerprint.
+      warnings: sentences on what is suspicious, such as a speaker in two splits.
     """
 
     name: str
@@ -40,10 +44,13 @@ class Manifest:
     licence: str
     modalities: dict[str, int]
     label: LabelSpec
+    targets: dict[str, LabelSpec]
+    variants: dict[str, int]
     splits: dict[str, dict[str, Any]]
     statistics: dict[str, dict[str, list[float]]]
     files: dict[str, dict[str, Any]]
     source: dict[str, Any]
+    warnings: list[str]
 
     def to_json(self) -> str:
         """JSON text of the manifest."""
@@ -97,6 +104,7 @@ def read_file(path: Path, *, missing: str) -> Manifest:
             )
         fields = {field.name: tree[field.name] for field in dataclasses.fields(Manifest)}
         fields["label"] = LabelSpec(tree["label"]["kind"], tuple(tree["label"]["names"]))
+        fields["targets"] = {k: LabelSpec(t["kind"], tuple(t["names"])) for k, t in tree["targets"].items()}
         manifest = Manifest(**fields)
         _check(manifest)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
@@ -105,8 +113,9 @@ def read_file(path: Path, *, missing: str) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    if manifest.label.kind not in LABEL_KINDS:
-        raise ValueError(f"label kind {manifest.label.kind!r}")
+    for label in (manifest.label, *manifest.targets.values()):
+        if label.kind not in LABEL_KINDS:
+            raise ValueError(f"label kind {label.kind!r}")
     for modality, dim in manifest.modalities.items():
         if type(dim) is not int or dim < 1:
             raise ValueError(f"size of {modality!r}")
@@ -117,18 +126,28 @@ def _check(manifest: Manifest) -> None:
     for name, facts in manifest.files.items():
         if Path(name).name != name or not isinstance(facts["bytes"], int) or len(facts["sha256"]) != 64:
             raise ValueError(f"entry of file {name!r}")
+    if any(type(n) is not int or n < 1 or m not in manifest.modalities for m, n in manifest.variants.items()):
+        raise ValueError(f"variants {manifest.variants}")
+    targets = {name: len(target.names) for name, target in manifest.targets.items()}
     for split, facts in manifest.splits.items():
-        counts = [facts["num_examples"], *facts["present"].values(), *facts["label_counts"]]
-        complete = set(facts["present"]) == set(manifest.modalities) and len(facts["label_counts"]) == len(
-            manifest.label.names
-        )
+        target_counts = facts["target_counts"]
+        counts = [facts["num_examples"], facts["dropped"], *facts["present"].values(), *facts["label_counts"]]
+        counts += [count for each in target_counts.values() for count in each]
+        complete = set(facts["present"]) == set(manifest.modalities)
+        complete &= len(facts["label_counts"]) == len(manifest.label.names)
+        complete &= {name: len(each) for name, each in target_counts.items()} == targets
         if not complete or not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"counts of split {split!r}")
-        shards = [
-            f.get("records") for name, f in manifest.files.items() if name.startswith(f"{manifest.name}-{split}.")
-        ]
+        shards = shard_names(manifest, split)
         if not shards or f"presence-{split}.npy" not in manifest.files:
             raise ValueError(f"files of split {split!r} are not listed")
+        if sum(manifest.files[name]["records"] for name in shards) != facts["num_examples"]:
+            raise ValueError(f"records of the shards of split {split!r} do not add up")
+
+
+def shard_names(manifest: Manifest, split: str) -> list[str]:
+    """Names of a split's shard files, in order."""
+    return sorted(name for name in manifest.files if name.startswith(f"{manifest.name}-{split}.array_record-"))
 
 
 def verify(folder: str | Path, manifest: Manifest, *, level: str = "hash") -> None:
@@ -187,22 +206,33 @@ class Statistics:
         """Take in one vector [dim]."""
         self._pending.append(row)
         if len(self._pending) == self._block:
-            self._merge()
+            self._flush()
 
-    def _merge(self) -> None:
+    def _flush(self) -> None:
         if not self._pending:
             return
         rows = np.asarray(self._pending, np.float64)
         self._pending = []
-        mean, n = rows.mean(axis=0), len(rows)
-        delta, total = mean - self.mean, self.count + n
-        self.squares += np.square(rows - mean).sum(axis=0) + np.square(delta) * (self.count * n / total)
-        self.mean += delta * (n / total)
-        self.count = total
+        mean = rows.mean(axis=0)
+        self.merge(count=len(rows), mean=mean, squares=np.square(rows - mean).sum(axis=0))
+
+    def state(self) -> dict[str, Any]:
+        """``count``, ``mean`` [dim] and ``squares`` [dim], as :meth:`merge` takes them."""
+        self._flush()
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def merge(self, *, count: int, mean: np.ndarray, squares: np.ndarray) -> None:
+        """Take in the state of another object, of other rows."""
+        self._flush()
+        if count:
+            delta, total = mean - self.mean, self.count + int(count)
+            self.squares = self.squares + squares + np.square(delta) * (self.count * int(count) / total)
+            self.mean = self.mean + delta * (int(count) / total)
+            self.count = total
 
     def result(self) -> dict[str, list[float]]:
         """``mean`` and ``std`` (population), each a list [dim]; zeros and ones if there was no row."""
-        self._merge()
+        self._flush()
         if not self.count:
             return {"mean": [0.0] * len(self.mean), "std": [1.0] * len(self.mean)}
         return {"mean": self.mean.tolist(), "std": np.sqrt(self.squares / self.count).tolist()}

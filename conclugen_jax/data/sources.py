@@ -1,12 +1,19 @@
 """What a source of examples is: a description of the data set and an iterator over each split."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-LABEL_KINDS = ("single", "multi", "none")
+LABEL_KINDS = ("single", "multi", "value", "none")
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Names that splits have in files -> the names that they get."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +21,9 @@ class LabelSpec:
     """What is to be predicted.
 
     Attributes:
-      kind: ``single`` (one class per example), ``multi`` (any number of labels), ``none``.
-      names: of the classes or labels, in the order of their index.
+      kind: ``single`` (one class per example), ``multi`` (any number of labels), ``value`` (a real number, such as
+        sentiment from -3 to 3), ``none``.
+      names: of the classes or labels, in the order of their index; empty for ``value`` and ``none``.
     """
 
     kind: str
@@ -34,6 +42,10 @@ class DatasetSpec:
       modalities: modality -> size of its feature vector.
       label: kind and names of the labels.
       splits: names, the one to train on first.
+      targets: further things to predict, by name; examples that lack one hold NaN (``value``) or -1 (``single``).
+      variants: modality -> number of feature vectors stored for each example of the first split, such as those of
+        augmented clips; 1 where not named, and in the other splits.
+      shared_groups: the corpus has the same groups in several splits by design, so that is no reason for a warning.
     """
 
     name: str
@@ -43,6 +55,9 @@ class DatasetSpec:
     modalities: Mapping[str, int]
     label: LabelSpec
     splits: Sequence[str]
+    targets: Mapping[str, LabelSpec] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    shared_groups: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +65,19 @@ class Example:
     """One utterance.
 
     Attributes:
-      id: unique within its split.
-      features: modality -> float vector [dim]; a modality that is absent here is not a key.
-      label: class index (single), 0/1 per label (multi), or None.
+      id: unique within its split, best within the data set.
+      features: modality -> float vector [dim], or [variants, dim] where the spec says so; a modality that is absent
+        here is not a key.
+      label: class index (single), 0/1 per label (multi), a number (value), or None.
       group: what a split should not tear apart, such as the speaker; stored with the record, may be empty.
+      targets: label of each further target of the spec; one that is left out is unknown.
     """
 
     id: str
     features: Mapping[str, np.ndarray]
-    label: int | Sequence[int] | None = None
+    label: int | float | Sequence[int] | None = None
     group: str = ""
+    targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -72,3 +90,49 @@ class Source(Protocol):
 
     def examples(self, split: str) -> Iterator[Example]:
         """The examples of a split, always in the same order."""
+
+
+@runtime_checkable
+class PartedSource(Source, Protocol):
+    """A source whose splits can be cut into parts, which several processes then read at the same time."""
+
+    def num_examples(self, split: str) -> int:
+        """Number of examples of a split."""
+
+    def part(self, split: str, start: int, stop: int) -> Iterable[Example]:
+        """Rows ``start`` to ``stop`` of a split, as something that can be sent to another process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """What is known of the examples of one split besides their features: columns of n rows.
+
+    Attributes:
+      ids: n names, unique within the split.
+      groups: n names, empty where unknown.
+      label: int64 [n] (single), float32 [n, labels] of 0 and 1 (multi), float32 [n] (value), or None.
+      targets: the same for each further target.
+      keys: n keys by which features are found, such as a file's name without its ending, or (video, start, end) with
+        times in seconds.
+    """
+
+    ids: Sequence[str]
+    groups: Sequence[str]
+    label: np.ndarray | None
+    targets: Mapping[str, np.ndarray]
+    keys: Sequence[Any]
+
+
+class Features(Protocol):
+    """The feature vectors of one modality, found by key."""
+
+    dim: int
+
+    def files(self) -> Iterable[Any]:
+        """Paths of the files that are read, for the fingerprint."""
+
+    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[Any]:
+        """For each key a place that ``read`` understands, None where the modality is known to be absent."""
+
+    def read(self, place: Any) -> np.ndarray | None:
+        """The vector [dim] (or [variants, dim]) at a place; None if there is none after all."""

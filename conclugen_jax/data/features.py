@@ -1,0 +1,373 @@
+"""Feature vectors of one modality as files hold them: a file per clip, a matrix with ids, a Parquet column."""
+
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax.data.pooling import pool
+from conclugen_jax.data.sources import SPLIT_NAMES, Features
+from conclugen_jax.errors import ConclugenError
+
+
+def read_npy(path: Path) -> np.ndarray | None:
+    """Array of an npy file, None if there is no such file.
+
+    The size that the header declares is compared with the file's before memory is taken, and objects are refused:
+    nothing in the file is executed.
+
+    Raises:
+      ConclugenError: not an npy file, truncated, or holding Python objects.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); mend the file or its permissions") from e
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except (ValueError, EOFError, SyntaxError, RecursionError, MemoryError) as e:
+        raise ConclugenError(f"{path}: not an npy file ({e}); write it with numpy.save") from e
+    if dtype.hasobject:
+        raise ConclugenError(f"{path}: holds Python objects, which are not read; save a plain array of numbers")
+    if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(data) - file.tell():
+        raise ConclugenError(f"{path}: holds fewer or more bytes than its header declares; it is damaged, write it anew")
+    array = np.frombuffer(data, dtype, offset=file.tell())
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+
+
+class FolderFeatures:
+    """One npy file per clip, ``FOLDER/KEY.npy`` or ``FOLDER/SPLIT/KEY.npy``: [dim] or [time, dim]."""
+
+    def __init__(self, folder: Path, *, how: str):
+        """Look which clips there are; ``how``: the pooling over time.
+
+        Raises:
+          ConclugenError: no folder, or no npy file in it.
+        """
+        self.folder, self.how = folder, how
+        self.splits = _split_folders(folder)
+        first = next((p for f in self.splits.values() for p in _npy_files(f)), None)
+        if first is None:
+            raise ConclugenError(f"{folder}: no .npy files, neither in it nor in folders named train, validation, test")
+        self.dim = len(self.read(first))
+
+    def names(self) -> dict[str, list[str]]:
+        """split -> names of its files without ending, sorted; the split is "" where there are no split folders."""
+        return {split: sorted(p.name[:-4] for p in _npy_files(f)) for split, f in self.splits.items()}
+
+    def files(self) -> Iterable[Path]:
+        """All files, sorted."""
+        return (path for f in self.splits.values() for path in sorted(_npy_files(f)))
+
+    def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
+        """Paths; whether there is a file shows when it is read."""
+        folder = self.splits.get(split, self.splits.get(""))
+        if folder is None:
+            return [None] * len(keys)
+        for key in keys:
+            if "/" in key or "\\" in key or "\0" in key or key in (".", ".."):
+                raise ConclugenError(f"{folder}: {key!r} is no name of a file; ids name files without folder and ending")
+        return [f"{folder}{os.sep}{key}.npy" for key in keys]
+
+    def read(self, place: str | Path) -> np.ndarray | None:
+        """The vector [dim] of a file, None if there is no such file."""
+        x = read_npy(Path(place))
+        return None if x is None else pool(x, self.how, str(place))
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    try:
+        found = sorted(p for p in folder.iterdir() if p.name in SPLIT_NAMES and p.is_dir())
+    except OSError as e:
+        raise ConclugenError(f"{folder}: cannot be read ({e.strerror}); name a folder of .npy files") from e
+    splits = {SPLIT_NAMES[p.name]: p for p in found}
+    if len(splits) < len(found):
+        raise ConclugenError(f"{folder}: two folders for the same split ({', '.join(p.name for p in found)})")
+    return splits or {"": folder}
+
+
+def _npy_files(folder: Path) -> Iterable[Path]:
+    return (Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(".npy"))
+
+
+class MatrixFeatures:
+    """One array [n, dim] or [n, time, dim] with n ids: ``NAME.npy`` and ``NAME.txt``, or an npz file.
+
+    An npy file is memory-mapped; arrays of an npz file are read whole, by each process.
+    """
+
+    def __init__(self, path: Path, *, how: str, key: str | None = None, ids: Path | None = None):
+        """Open a matrix.
+
+        Args:
+          path: of the npy or npz file.
+          how: pooling over time.
+          key: of the array in an npz file; beside it lie ``id`` or ``ids``, and ``KEY_lengths`` if steps are padded.
+          ids: text file with an id a line; ``NAME.txt`` or ``ids.txt`` beside the npy file by default. Lengths of padded
+            sequences lie beside it in ``NAME_lengths.npy``.
+
+        Raises:
+          ConclugenError: files that are missing, damaged or do not fit each other.
+        """
+        self.path, self.key, self.how = path, key, how
+        self._arrays: tuple[np.ndarray, np.ndarray | None] | None = None
+        self.ids_path = None if path.suffix == ".npz" else ids or self._find_ids()
+        names = self._npz_ids() if self.ids_path is None else _read_ids(self.ids_path)
+        array, _ = self._open()
+        if len(names) != len(array):
+            raise ConclugenError(f"{path}: {len(array)} rows but {len(names)} ids in {self.ids_path or path}")
+        self.positions = {name: row for row, name in enumerate(names)}
+        if len(self.positions) < len(names):
+            twice = next(name for row, name in enumerate(names) if self.positions[name] != row)
+            raise ConclugenError(f"{self.ids_path or path}: id {twice!r} is there twice; each row needs an id of its own")
+        if not names:
+            raise ConclugenError(f"{path}: no rows; leave the modality out")
+        self.dim = array.shape[-1]
+
+    def names(self) -> dict[str, list[str]]:
+        """The ids, in the file's order, as of one split."""
+        return {"": list(self.positions)}
+
+    def files(self) -> Iterable[Path]:
+        """The matrix, its ids and its lengths."""
+        beside = [] if self.path.suffix == ".npz" else [self.ids_path, self._lengths_path()]
+        return [self.path, *(p for p in beside if p is not None and p.exists())]
+
+    def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
+        """Row of each key: of ``SPLIT/KEY`` if there is one, else of ``KEY``."""
+        return [self.positions.get(f"{split}/{key}", self.positions.get(key)) for key in keys]
+
+    def read(self, place: int) -> np.ndarray:
+        """The vector [dim] of a row."""
+        array, lengths = self._open()
+        length = None if lengths is None else int(lengths[place])
+        return pool(np.array(array[place]), self.how, f"{self.path}, row {place}", length=length)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without the open arrays and the ids, which only :meth:`locate` needs."""
+        return {**self.__dict__, "_arrays": None, "positions": {}}
+
+    def _find_ids(self) -> Path:
+        for candidate in (self.path.with_suffix(".txt"), self.path.parent / "ids.txt"):
+            if candidate.is_file():
+                return candidate
+        raise ConclugenError(f"{self.path}: no ids; put one id a line in {self.path.with_suffix('.txt').name} beside it")
+
+    def _lengths_path(self) -> Path:
+        return self.path.with_name(self.path.stem + "_lengths.npy")
+
+    def _npz_ids(self) -> list[str]:
+        arrays = npz_arrays(self.path)
+        ids = arrays.get("ids", arrays.get("id"))
+        if ids is None or ids.ndim != 1 or ids.dtype.kind not in "USiu":
+            raise ConclugenError(f"{self.path}: no array 'ids' of one id a row; it has {', '.join(arrays)}")
+        return [str(x) for x in (np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids)]
+
+    def _open(self) -> tuple[np.ndarray, np.ndarray | None]:
+        if self._arrays is None:
+            if self.path.suffix == ".npz":
+                arrays = npz_arrays(self.path)
+                if self.key not in arrays:
+                    raise ConclugenError(f"{self.path}: no array {self.key!r}; it has {', '.join(arrays)}")
+                array, lengths = arrays[self.key], arrays.get(f"{self.key}_lengths")
+            else:
+                array, lengths = _map_npy(self.path), read_npy(self._lengths_path())
+            if array.ndim not in (2, 3) or array.dtype.kind not in "fiub" or 0 in array.shape[1:]:
+                raise ConclugenError(
+                    f"{self.path}: {array.dtype} of shape {array.shape}, expected numbers of shape (n, dim) or (n, time, dim)"
+                )
+            if lengths is not None and (lengths.shape != array.shape[:1] or lengths.dtype.kind not in "iu"):
+                raise ConclugenError(f"{self.path}: lengths of shape {lengths.shape}, expected {len(array)} integers")
+            self._arrays = array, lengths if array.ndim == 3 else None
+        return self._arrays
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError, SyntaxError, RecursionError, OverflowError) as e:
+        raise ConclugenError(f"{path}: cannot be read as an npy file of numbers ({e}); write it with numpy.save") from e
+
+
+def _read_ids(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConclugenError(f"{path}: cannot be read ({e}); expected UTF-8 text with one id a line") from e
+
+
+def npz_arrays(path: Path) -> Mapping[str, np.ndarray]:
+    """All arrays of an npz file; nothing in it is executed.
+
+    Raises:
+      ConclugenError: no npz file, or one with Python objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as e:  # zipfile, zlib and NumPy raise many kinds for damaged files
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ConclugenError(f"{path}: cannot be read as an npz file of plain arrays ({reason})") from e
+
+
+class ParquetFeatures:
+    """A column of number lists in a Parquet file, beside a column ``id``."""
+
+    def __init__(self, path: Path, *, how: str, column: str):
+        """Open a column.
+
+        Raises:
+          ConclugenError: no Parquet file, or without such a column.
+        """
+        self.path, self.column, self.how = path, column, how
+        self._file: Any = None
+        self._group: tuple[int, Any] = (-1, None)
+        names = parquet_column(path, "id")
+        self.positions = {str(name): row for row, name in enumerate(names)}
+        if len(self.positions) < len(names):
+            raise ConclugenError(f"{path}: an id is there twice; each row needs an id of its own")
+        first = next((x for x in (self.read(row) for row in range(len(names))) if x is not None), None)
+        if first is None:
+            raise ConclugenError(f"{path}: column {column!r} is empty in every row; leave the modality out")
+        self.dim = len(first)
+
+    def names(self) -> dict[str, list[str]]:
+        """The ids, in the file's order, as of one split."""
+        return {"": list(self.positions)}
+
+    def files(self) -> Iterable[Path]:
+        """The file."""
+        return [self.path]
+
+    def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
+        """Row of each key."""
+        return [self.positions.get(f"{split}/{key}", self.positions.get(key)) for key in keys]
+
+    def read(self, place: int) -> np.ndarray | None:
+        """The vector [dim] of a row, None where the column is null there."""
+        values = self._value(place)
+        if values is None:
+            return None
+        where = f"{self.path}, row {place}, column {self.column!r}"
+        try:
+            x = np.asarray(values)
+        except ValueError as e:
+            raise ConclugenError(f"{where}: lists of different lengths; expected (dim,) or (time, dim)") from e
+        return pool(x, self.how, where)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without the open file and the ids, which only :meth:`locate` needs."""
+        return {**self.__dict__, "_file": None, "_group": (-1, None), "positions": {}}
+
+    def _value(self, row: int) -> Any:
+        """Rows are asked for in order, so that one row group is decoded at a time."""
+        if self._file is None:
+            self._file = open_parquet(self.path)
+            sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+            self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if self._group[0] != group:
+            try:
+                self._group = group, self._file.read_row_group(group, columns=[self.column]).column(self.column)
+            except (OSError, KeyError, ValueError) as e:
+                raise ConclugenError(f"{self.path}: column {self.column!r} cannot be read ({e})") from e
+        value = self._group[1][row - int(self._starts[group])]
+        return value.as_py()
+
+
+def open_parquet(path: Path) -> Any:
+    """A ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+      ConclugenError: pyarrow is missing, or the file is no Parquet file.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError as e:
+        raise ConclugenError(f"{path}: Parquet needs pyarrow; pip install pyarrow") from e
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, ValueError) as e:
+        raise ConclugenError(f"{path}: cannot be read as a Parquet file ({e})") from e
+
+
+def parquet_column(path: Path, column: str) -> list[Any]:
+    """All values of a column.
+
+    Raises:
+      ConclugenError: no such column.
+    """
+    file = open_parquet(path)
+    names = file.schema_arrow.names
+    if column not in names:
+        raise ConclugenError(f"{path}: no column {column!r}; it has {', '.join(names)}")
+    return file.read(columns=[column]).column(column).to_pylist()
+
+
+class ConcatFeatures:
+    """Several vectors of one clip as one, such as 2D and 3D frame features; absent where one of them is."""
+
+    def __init__(self, pieces: Sequence[Features]):
+        self.pieces, self.dim = pieces, sum(piece.dim for piece in pieces)
+
+    def names(self) -> dict[str, list[str]]:
+        """Those of the first piece."""
+        return self.pieces[0].names()
+
+    def files(self) -> Iterable[Path]:
+        """Those of all pieces."""
+        return (path for piece in self.pieces for path in piece.files())
+
+    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple | None]:
+        """One place in each piece."""
+        places = zip(*(piece.locate(split, keys) for piece in self.pieces), strict=True)
+        return [None if None in place else place for place in places]
+
+    def read(self, place: tuple) -> np.ndarray | None:
+        """The vectors one after the other [dim]."""
+        vectors = [piece.read(part) for piece, part in zip(self.pieces, place, strict=True)]
+        return None if any(x is None for x in vectors) else np.concatenate(vectors)
+
+
+class VariantFeatures:
+    """Several stored variants of each clip of the first split; of the other splits, variant 0."""
+
+    def __init__(self, variants: Sequence[Features], *, first_split: str):
+        self.variants, self.first_split, self.dim = variants, first_split, variants[0].dim
+
+    def names(self) -> dict[str, list[str]]:
+        """Those of the first variant."""
+        return self.variants[0].names()
+
+    def files(self) -> Iterable[Path]:
+        """Those of all variants."""
+        return (path for variant in self.variants for path in variant.files())
+
+    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple | None]:
+        """Places in every variant that counts for the split."""
+        used = self.variants if split == self.first_split else self.variants[:1]
+        places = zip(*(variant.locate(split, keys) for variant in used), strict=True)
+        return [None if None in place else place for place in places]
+
+    def read(self, place: tuple) -> np.ndarray | None:
+        """[variants, dim]; None if none is there.
+
+        Raises:
+          ConclugenError: some are there and some are not, or they differ in size.
+        """
+        vectors = [variant.read(part) for variant, part in zip(self.variants, place, strict=False)]
+        if all(x is None for x in vectors):
+            return None
+        for part, x in zip(place, vectors, strict=True):
+            if x is None or len(x) != self.dim:
+                fault = "is missing" if x is None else f"has {len(x)} values"
+                raise ConclugenError(f"{part}: this variant {fault}, another has {self.dim}; complete the variants")
+        return np.stack(vectors)

@@ -1,0 +1,299 @@
+"""Examples -> checked TFDS records -> one part of a split on disk, with everything that was counted on the way.
+
+A part is what one process writes: a file of its own, so that parts may be made in any order, anywhere.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer, file_adapters
+
+from conclugen_jax.data.manifest import Statistics
+from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
+from conclugen_jax.errors import ConclugenError
+
+MOST_NAME = 1000
+"""Characters of an id or a group, at most."""
+
+
+def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
+    """TFDS features of one record."""
+
+    def scalar(dtype):
+        return tfds.features.Tensor(shape=(), dtype=dtype)
+
+    def vector(*shape):
+        return tfds.features.Tensor(shape=shape, dtype=np.float32, encoding=tfds.features.Encoding.BYTES)
+
+    def target(label: LabelSpec):
+        if label.kind == "multi":
+            return vector(len(label.names))
+        return scalar(np.int64 if label.kind == "single" else np.float32)
+
+    record = {
+        "id": tfds.features.Text(),
+        "group": tfds.features.Text(),
+        "features": {
+            m: vector(None, dim) if spec.variants.get(m, 1) > 1 else vector(dim) for m, dim in spec.modalities.items()
+        },
+        "present": {m: scalar(np.bool_) for m in spec.modalities},
+    }
+    if spec.label.kind != "none":
+        record["label"] = target(spec.label)
+    if spec.targets:
+        record["targets"] = {name: target(label) for name, label in spec.targets.items()}
+    return tfds.features.FeaturesDict(record)
+
+
+@dataclasses.dataclass
+class Part:
+    """What a written part holds.
+
+    Attributes:
+      rows: int64 [n], the source's row of each record.
+      presence: bool [n, modalities].
+      ids: uint64 [n], hashes of the ids.
+      groups: uint64 [n], hashes of the groups, 0 where empty.
+      label_counts: the main label's first, then the further targets'; int64 [names] each.
+      statistics: modality -> running statistics, of the first split.
+      bad: (row, id, reason) of each example that was left out.
+      converted: number of vectors that were not float32, by "modality dtype".
+    """
+
+    rows: np.ndarray
+    presence: np.ndarray
+    ids: np.ndarray
+    groups: np.ndarray
+    label_counts: dict[str, np.ndarray]
+    statistics: dict[str, Statistics]
+    bad: list[tuple[int, str, str]]
+    converted: dict[str, int]
+
+    def save(self, path: Path) -> None:
+        """Write to an npz file; :meth:`load` reads it."""
+        texts = {"bad": self.bad, "converted": self.converted, "targets": list(self.label_counts)}
+        arrays = {name: getattr(self, name) for name in ("rows", "presence", "ids", "groups")}
+        arrays |= {f"counts/{name}": counts for name, counts in self.label_counts.items()}
+        for m, s in self.statistics.items():
+            arrays |= {f"statistics/{m}/{k}": np.asarray(v) for k, v in s.state().items()}
+        np.savez(path, texts=np.array(json.dumps(texts)), **arrays)
+
+    @classmethod
+    def load(cls, path: Path, spec: DatasetSpec) -> "Part":
+        """Read what :meth:`save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            texts, statistics = json.loads(str(file["texts"])), {}
+            for m, dim in spec.modalities.items():
+                if f"statistics/{m}/count" in file:
+                    statistics[m] = Statistics(dim)
+                    statistics[m].merge(**{k: file[f"statistics/{m}/{k}"] for k in ("count", "mean", "squares")})
+            return cls(
+                **{name: file[name] for name in ("rows", "presence", "ids", "groups")},
+                label_counts={name: file[f"counts/{name}"] for name in texts["targets"]},
+                statistics=statistics,
+                bad=[tuple(entry) for entry in texts["bad"]],
+                converted=texts["converted"],
+            )
+
+
+def write_part(
+    spec: DatasetSpec, split: str, first_row: int, examples: Iterable[Example], path: Path, *, first_split: bool
+) -> Part:
+    """Check examples, write them as TFDS records to one array_record file, and count.
+
+    Args:
+      spec: of the data set.
+      split: that the examples belong to.
+      first_row: the source's row of the first example.
+      examples: to be written, in order.
+      path: of the file; none is left where no example was good.
+      first_split: whether statistics are to be taken, and variants expected.
+
+    Returns:
+      Facts of the part. Examples with NaN or infinite values or without any modality are not written but listed as bad.
+
+    Raises:
+      ConclugenError: any other fault of an example.
+      OSError: the file cannot be written.
+    """
+    checker = _Checker(spec, split, first_split=first_split)
+    serialize = _serializer(spec)
+    failure: list[Exception] = []
+
+    def records() -> Iterator[tuple[int, bytes]]:
+        try:
+            for row, example in enumerate(examples, first_row):
+                record = checker.record(row, example)
+                if record is not None:
+                    yield row, serialize(record)
+        except Exception as e:
+            failure.append(e)
+            raise
+
+    try:
+        file_adapters.ArrayRecordFileAdapter.write_examples(path, records())
+    except Exception as e:
+        if failure:  # of the source or of a check; all else comes from writing
+            raise failure[0].with_traceback(None) from None
+        if isinstance(e, OSError):
+            raise
+        raise OSError(5, (str(e).strip() or type(e).__name__).splitlines()[0][:300], str(path)) from e
+    if not checker.rows:
+        path.unlink()
+    return checker.part()
+
+
+def _serializer(spec: DatasetSpec) -> Any:
+    features = record_features(spec)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    return lambda record: serializer.serialize_example(features.encode_example(record))
+
+
+def name_hash(text: str) -> int:
+    """64 bits of a hash of a name, 0 for an empty one."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") if text else 0
+
+
+class _Bad(Exception):
+    """An example that may be dropped."""
+
+
+class _Checker:
+    """Turns examples into records, refuses bad ones, and counts while they go by."""
+
+    def __init__(self, spec: DatasetSpec, split: str, *, first_split: bool):
+        self.spec, self.split = spec, split
+        self.variants = {m: spec.variants.get(m, 1) if first_split else 1 for m in spec.modalities}
+        self.statistics = {m: Statistics(dim) for m, dim in spec.modalities.items()} if first_split else {}
+        self.rows: list[int] = []
+        self.presence: list[list[bool]] = []
+        self.ids: list[int] = []
+        self.groups: list[int] = []
+        self.label_counts = {"": np.zeros(len(spec.label.names), np.int64)}
+        self.label_counts |= {name: np.zeros(len(t.names), np.int64) for name, t in spec.targets.items()}
+        self.bad: list[tuple[int, str, str]] = []
+        self.converted: Counter[str] = Counter()
+
+    def part(self) -> Part:
+        """Everything counted so far."""
+        return Part(
+            rows=np.array(self.rows, np.int64),
+            presence=np.array(self.presence, bool).reshape(-1, len(self.spec.modalities)),
+            ids=np.array(self.ids, np.uint64),
+            groups=np.array(self.groups, np.uint64),
+            label_counts=self.label_counts,
+            statistics=self.statistics,
+            bad=self.bad,
+            converted=dict(self.converted),
+        )
+
+    def record(self, row: int, example: Example) -> dict[str, Any] | None:
+        """TFDS record of an example, None if it is bad."""
+        if not isinstance(example, Example):
+            raise ConclugenError(f"split {self.split!r}, row {row}: a {type(example).__name__}, expected an Example")
+        where = f"split {self.split!r}, row {row}, id {str(example.id)[:100]!r}"
+        for name, text, least in (("id", example.id, 1), ("group", example.group, 0)):
+            if not isinstance(text, str) or not least <= len(text) <= MOST_NAME or not text.isprintable():
+                raise ConclugenError(f"{where}: {name} must be a printable str of {least} to {MOST_NAME} characters")
+        spare = set(example.features) - set(self.spec.modalities)
+        if spare:
+            raise ConclugenError(
+                f"{where}: unknown modality {min(spare)!r}; the data set has {list(self.spec.modalities)}"
+            )
+        try:
+            if not example.features:
+                raise _Bad("no modality is present")
+            vectors = {m: self._vector(f"{where}, modality {m!r}", m, x) for m, x in example.features.items()}
+        except _Bad as e:
+            self.bad.append((row, example.id, str(e)))
+            return None
+        record = {
+            "id": example.id,
+            "group": example.group,
+            "features": {m: vectors[m] if m in vectors else self._absent(m) for m in self.spec.modalities},
+            "present": {m: m in vectors for m in self.spec.modalities},
+        }
+        if self.spec.label.kind != "none":
+            record["label"] = self._label(where, self.spec.label, example.label, self.label_counts[""])
+        if self.spec.targets:
+            record["targets"] = self._targets(where, example)
+        self._count(row, example, vectors)
+        return record
+
+    def _count(self, row: int, example: Example, vectors: dict[str, np.ndarray]) -> None:
+        self.rows.append(row)
+        self.ids.append(name_hash(example.id))
+        self.groups.append(name_hash(example.group))
+        self.presence.append([m in vectors for m in self.spec.modalities])
+        for m, x in vectors.items():
+            if m in self.statistics:
+                for variant in np.atleast_2d(x):
+                    self.statistics[m].add(variant)
+
+    def _absent(self, modality: str) -> np.ndarray:
+        dim, variants = self.spec.modalities[modality], self.variants[modality]
+        stacked = self.spec.variants.get(modality, 1) > 1
+        return np.zeros((variants, dim) if stacked else dim, np.float32)
+
+    def _vector(self, where: str, modality: str, x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        dim, variants = self.spec.modalities[modality], self.variants[modality]
+        stacked = self.spec.variants.get(modality, 1) > 1
+        if stacked and variants == 1 and x.ndim == 1:
+            x = x[None]
+        shape = (variants, dim) if stacked else (dim,)
+        if x.dtype == object or x.dtype.kind not in "fiub" or x.shape != shape:
+            raise ConclugenError(f"{where}: {x.dtype} of shape {x.shape}, expected real numbers of shape {shape}")
+        if x.dtype != np.float32:
+            self.converted[f"{modality} {x.dtype}"] += 1
+        with np.errstate(over="ignore"):
+            y = x.astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(y))
+        if bad.size:
+            raise _Bad(
+                f"modality {modality!r}: {bad.size} of {y.size} values are NaN or infinite in float32 "
+                f"(first at column {bad[0] % dim})"
+            )
+        return y
+
+    def _label(self, where: str, spec: LabelSpec, label: Any, counts: np.ndarray) -> Any:
+        if spec.kind == "single":
+            if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < len(spec.names):
+                raise ConclugenError(f"{where}: label {label!r}, expected an integer from 0 to {len(spec.names) - 1}")
+            counts[label] += 1
+            return int(label)
+        try:
+            values = np.asarray(label, np.float32) if label is not None else np.zeros(0, np.float32)
+        except (TypeError, ValueError):
+            values = np.zeros(0, np.float32)
+        if spec.kind == "value":
+            if values.shape != () or not np.isfinite(values):
+                raise ConclugenError(f"{where}: label {label!r}, expected a finite number")
+            return np.float32(values)
+        if values.shape != (len(spec.names),) or not np.isin(values, (0, 1)).all():
+            raise ConclugenError(
+                f"{where}: label {label!r}, expected {len(spec.names)} values 0 or 1 ({', '.join(spec.names)})"
+            )
+        counts += values.astype(np.int64)
+        return values
+
+    def _targets(self, where: str, example: Example) -> dict[str, Any]:
+        spare = set(example.targets) - set(self.spec.targets)
+        if spare:
+            raise ConclugenError(f"{where}: unknown target {min(spare)!r}; the data set has {list(self.spec.targets)}")
+        result = {}
+        for name, spec in self.spec.targets.items():
+            value = example.targets.get(name)
+            if value is None:
+                unknown = {"single": -1, "value": np.float32(np.nan), "multi": np.full(len(spec.names), np.nan)}
+                result[name] = np.asarray(unknown[spec.kind], np.int64 if spec.kind == "single" else np.float32)
+            else:
+                result[name] = self._label(f"{where}, target {name!r}", spec, value, self.label_counts[name])
+        return result

@@ -1,0 +1,166 @@
+"""Who writes the parts of a data set: this process, several, or Apache Beam workers."""
+
+import concurrent.futures
+import concurrent.futures.process
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from conclugen_jax.data.records import Part, write_part
+from conclugen_jax.data.sources import DatasetSpec, Example
+from conclugen_jax.errors import ConclugenError
+
+AHEAD = 2
+"""Jobs that wait for each process; a job holds the ids and labels of its part, so that more would cost memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One part to be written: see :func:`conclugen_jax.data.records.write_part`."""
+
+    spec: DatasetSpec
+    split: str
+    first_row: int
+    examples: Iterable[Example]
+    path: Path
+    first_split: bool
+
+    def run(self) -> Part:
+        """Write the part."""
+        return write_part(
+            self.spec, self.split, self.first_row, self.examples, self.path, first_split=self.first_split
+        )
+
+
+def run(
+    jobs: Iterator[Job],
+    *,
+    num_workers: int,
+    beam: Sequence[str] | None,
+    progress: Callable[[int, int | None], None] | None,
+    total: int | None,
+) -> dict[str, list[tuple[Path, Part]]]:
+    """Write all parts.
+
+    Args:
+      jobs: in the order of the records; those of a source that is no :class:`PartedSource` must be run one by one.
+      num_workers: processes.
+      beam: pipeline options, or None for no Beam.
+      progress: called after each part with the number of examples done, and ``total``.
+      total: number of examples, None for a source that cannot be read in parts.
+
+    Returns:
+      split -> (file, facts) of each part, in order.
+    """
+    if total is None and (beam is not None or num_workers > 1):
+        beam, num_workers = _only_in_one_process(beam), 1
+    if beam is not None:
+        results = _run_beam(jobs, beam)
+    elif num_workers > 1:
+        results = _run_processes(jobs, num_workers)
+    else:
+        results = ((job, job.run()) for job in jobs)
+    parts: dict[str, list[tuple[Path, Part]]] = {}
+    done = 0
+    for job, part in results:
+        parts.setdefault(job.split, []).append((job.path, part))
+        done += len(part.rows) + len(part.bad)
+        if progress is not None:
+            progress(done, total)
+    return parts
+
+
+def _only_in_one_process(beam: Sequence[str] | None) -> None:
+    if beam is not None:
+        raise ConclugenError(
+            "this source cannot be read in parts, which Beam needs; give it num_examples(split) and part(split, start, "
+            "stop), or build without --beam"
+        )
+
+
+def _run_processes(jobs: Iterator[Job], num_workers: int) -> Iterator[tuple[Job, Part]]:
+    """Results in order. Fresh processes, not forks: a fork of a process with threads may hang."""
+    context = multiprocessing.get_context("spawn")
+    executor = concurrent.futures.ProcessPoolExecutor(
+        num_workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+    )
+    waiting: list[tuple[Job, concurrent.futures.Future]] = []
+    try:
+        for job in jobs:
+            waiting.append((_lighter(job), executor.submit(Job.run, job)))
+            if len(waiting) >= num_workers * (1 + AHEAD):
+                yield _result(waiting)
+        while waiting:
+            yield _result(waiting)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _lighter(job: Job) -> Job:
+    return dataclasses.replace(job, examples=())
+
+
+def _result(waiting: list[tuple[Job, concurrent.futures.Future]]) -> tuple[Job, Part]:
+    job, future = waiting.pop(0)
+    try:
+        return job, future.result()
+    except concurrent.futures.process.BrokenProcessPool as e:
+        raise ConclugenError(
+            f"split {job.split!r}, part at row {job.first_row}: a worker process was killed, perhaps for want of memory; "
+            "build with a smaller --num_workers"
+        ) from e
+
+
+def _end_with(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end soon after it, were it killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_beam(jobs: Iterator[Job], options: Sequence[str]) -> Iterator[tuple[Job, Part]]:
+    """One element per part; each worker leaves its facts beside its part, since Beam returns nothing."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as e:
+        raise ConclugenError(
+            "--beam needs Apache Beam, in an environment of its own: pip install 'conclugen_jax[beam]'"
+        ) from e
+    jobs = list(jobs)
+    pipeline = beam.Pipeline(options=PipelineOptions(list(options)))
+    _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(run_and_save)
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as e:
+        # Beam wraps what a worker raises; a sentence of ours is at the end of it.
+        for cause in _causes(e):
+            if isinstance(cause, ConclugenError | OSError):
+                raise cause from None
+        raise
+    return ((_lighter(job), Part.load(_facts(job), job.spec)) for job in jobs)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def run_and_save(job: Job) -> None:
+    """Write a part, and its facts beside it."""
+    job.run().save(_facts(job))
+
+
+def _facts(job: Job) -> Path:
+    return job.path.with_name(job.path.name + ".npz")
