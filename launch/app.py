@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -39,14 +38,15 @@ def run(main: Callable[[], None]) -> None:
         main()
     except ConclugenError as e:
         _fail(e)
-    except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        _fail(f"out of memory ({_first_line(e)}); lower config.train.batch_size or the sizes in config.model")
     except OSError as e:
         _fail(f"{e.filename or 'input or output'}: {e.strerror or e}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as e:
+        # by name, so that launchers that need no JAX do not load it
+        if type(e).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        _fail(f"out of memory ({_first_line(e)}); lower config.train.batch_size or the sizes in config.model")
 
 
 def required(name: str) -> str:

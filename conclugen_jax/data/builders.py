@@ -153,7 +153,9 @@ def _finish(
     findings.refuse_duplicates(spec, parts)
     warnings = findings.leaks(spec, parts)
     if strict and warnings:
-        raise ConclugenError(f"data set {spec.name!r}: {'; '.join(warnings)}; mend the splits or build without --strict")
+        raise ConclugenError(
+            f"data set {spec.name!r}: {'; '.join(warnings)}; mend the splits or build without --strict"
+        )
     records = _place(spec, parts, folder)
     _write_sidecars(spec, parts, folder)
     statistics = {m: manifest_lib.Statistics(dim) for m, dim in spec.modalities.items()}
@@ -247,7 +249,11 @@ def _check_spec(spec: DatasetSpec) -> None:
             f"data set {spec.name!r}: modalities {dict(spec.modalities)}; names take letters, digits and '_', sizes are >= 1"
         )
     for name, label in {"label": spec.label, **spec.targets}.items():
-        if label_fault(label) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or (label.kind == "none" and name != "label"):
+        if (
+            label_fault(label)
+            or not re.fullmatch(r"[a-z][a-z0-9_]*", name)
+            or (label.kind == "none" and name != "label")
+        ):
             raise ConclugenError(
                 f"data set {spec.name!r}: {name} of kind {label.kind!r} with names {label.names}; kinds are "
                 f"{LABEL_KINDS}, 'single' and 'multi' have names, each once"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.data.pooling import pool
-from conclugen_jax.data.sources import SPLIT_NAMES, Features
+from conclugen_jax.data.sources import SPLIT_NAMES, Features, name_hash
 from conclugen_jax.errors import ConclugenError
 
 
@@ -38,16 +38,41 @@ def read_npy(path: Path) -> np.ndarray | None:
     if dtype.hasobject:
         raise ConclugenError(f"{path}: holds Python objects, which are not read; save a plain array of numbers")
     if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(data) - file.tell():
-        raise ConclugenError(f"{path}: holds fewer or more bytes than its header declares; it is damaged, write it anew")
+        raise ConclugenError(
+            f"{path}: holds fewer or more bytes than its header declares; it is damaged, write it anew"
+        )
     array = np.frombuffer(data, dtype, offset=file.tell())
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+
+
+class Index:
+    """Rows by name, in 16 bytes a name: names are told apart by 64 bits of their hash."""
+
+    def __init__(self, names: Sequence[str], where: str):
+        hashes = np.array([name_hash(name) for name in names], np.uint64)
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+        twice = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
+        if twice.size:
+            name = names[self._order[twice[0]]]
+            raise ConclugenError(f"{where}: id {name!r} is there twice; each row needs an id of its own")
+
+    def rows(self, split: str, keys: Sequence[str]) -> list[int | None]:
+        """Row of the name ``SPLIT/KEY`` if there is one, else of ``KEY``, else None."""
+        plain, within = self._find(keys), self._find([f"{split}/{key}" for key in keys])
+        return [None if row < 0 else int(row) for row in np.where(within >= 0, within, plain)]
+
+    def _find(self, names: Sequence[str]) -> np.ndarray:
+        hashes = np.array([name_hash(name) for name in names], np.uint64)
+        at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        return np.where(self._hashes[at] == hashes, self._order[at], -1)
 
 
 class FolderFeatures:
     """One npy file per clip, ``FOLDER/KEY.npy`` or ``FOLDER/SPLIT/KEY.npy``: [dim] or [time, dim]."""
 
     def __init__(self, folder: Path, *, how: str):
-        """Look which clips there are; ``how``: the pooling over time.
+        """Look which clips there are; ``how``: the pooling over time, none allowed if empty.
 
         Raises:
           ConclugenError: no folder, or no npy file in it.
@@ -63,9 +88,9 @@ class FolderFeatures:
         """split -> names of its files without ending, sorted; the split is "" where there are no split folders."""
         return {split: sorted(p.name[:-4] for p in _npy_files(f)) for split, f in self.splits.items()}
 
-    def files(self) -> Iterable[Path]:
+    def files(self) -> Iterable[str]:
         """All files, sorted."""
-        return (path for f in self.splits.values() for path in sorted(_npy_files(f)))
+        return (path for f in self.splits.values() for path in sorted(map(os.fspath, _npy_files(f))))
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
         """Paths; whether there is a file shows when it is read."""
@@ -74,13 +99,21 @@ class FolderFeatures:
             return [None] * len(keys)
         for key in keys:
             if "/" in key or "\\" in key or "\0" in key or key in (".", ".."):
-                raise ConclugenError(f"{folder}: {key!r} is no name of a file; ids name files without folder and ending")
+                raise ConclugenError(
+                    f"{folder}: {key!r} is no name of a file; ids name files without folder and ending"
+                )
         return [f"{folder}{os.sep}{key}.npy" for key in keys]
 
     def read(self, place: str | Path) -> np.ndarray | None:
         """The vector [dim] of a file, None if there is no such file."""
         x = read_npy(Path(place))
-        return None if x is None else pool(x, self.how, str(place))
+        if x is None:
+            return None
+        if not self.how and x.ndim != 1:
+            raise ConclugenError(
+                f"{place}: shape {x.shape}, expected one vector per clip; these are no pooled features"
+            )
+        return pool(x, self.how or "mean", str(place))
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
@@ -124,17 +157,14 @@ class MatrixFeatures:
         array, _ = self._open()
         if len(names) != len(array):
             raise ConclugenError(f"{path}: {len(array)} rows but {len(names)} ids in {self.ids_path or path}")
-        self.positions = {name: row for row, name in enumerate(names)}
-        if len(self.positions) < len(names):
-            twice = next(name for row, name in enumerate(names) if self.positions[name] != row)
-            raise ConclugenError(f"{self.ids_path or path}: id {twice!r} is there twice; each row needs an id of its own")
         if not names:
             raise ConclugenError(f"{path}: no rows; leave the modality out")
+        self._index = Index(names, str(self.ids_path or path))
         self.dim = array.shape[-1]
 
     def names(self) -> dict[str, list[str]]:
         """The ids, in the file's order, as of one split."""
-        return {"": list(self.positions)}
+        return {"": self._npz_ids() if self.ids_path is None else _read_ids(self.ids_path)}
 
     def files(self) -> Iterable[Path]:
         """The matrix, its ids and its lengths."""
@@ -143,7 +173,7 @@ class MatrixFeatures:
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
         """Row of each key: of ``SPLIT/KEY`` if there is one, else of ``KEY``."""
-        return [self.positions.get(f"{split}/{key}", self.positions.get(key)) for key in keys]
+        return self._index.rows(split, keys)
 
     def read(self, place: int) -> np.ndarray:
         """The vector [dim] of a row."""
@@ -153,13 +183,15 @@ class MatrixFeatures:
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: without the open arrays and the ids, which only :meth:`locate` needs."""
-        return {**self.__dict__, "_arrays": None, "positions": {}}
+        return {**self.__dict__, "_arrays": None, "_index": None}
 
     def _find_ids(self) -> Path:
         for candidate in (self.path.with_suffix(".txt"), self.path.parent / "ids.txt"):
             if candidate.is_file():
                 return candidate
-        raise ConclugenError(f"{self.path}: no ids; put one id a line in {self.path.with_suffix('.txt').name} beside it")
+        raise ConclugenError(
+            f"{self.path}: no ids; put one id a line in {self.path.with_suffix('.txt').name} beside it"
+        )
 
     def _lengths_path(self) -> Path:
         return self.path.with_name(self.path.stem + "_lengths.npy")
@@ -230,10 +262,8 @@ class ParquetFeatures:
         self.path, self.column, self.how = path, column, how
         self._file: Any = None
         self._group: tuple[int, Any] = (-1, None)
-        names = parquet_column(path, "id")
-        self.positions = {str(name): row for row, name in enumerate(names)}
-        if len(self.positions) < len(names):
-            raise ConclugenError(f"{path}: an id is there twice; each row needs an id of its own")
+        names = self.names()[""]
+        self._index = Index(names, str(path))
         first = next((x for x in (self.read(row) for row in range(len(names))) if x is not None), None)
         if first is None:
             raise ConclugenError(f"{path}: column {column!r} is empty in every row; leave the modality out")
@@ -241,15 +271,15 @@ class ParquetFeatures:
 
     def names(self) -> dict[str, list[str]]:
         """The ids, in the file's order, as of one split."""
-        return {"": list(self.positions)}
+        return {"": [str(name) for name in parquet_column(self.path, "id")]}
 
     def files(self) -> Iterable[Path]:
         """The file."""
         return [self.path]
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
-        """Row of each key."""
-        return [self.positions.get(f"{split}/{key}", self.positions.get(key)) for key in keys]
+        """Row of each key: of ``SPLIT/KEY`` if there is one, else of ``KEY``."""
+        return self._index.rows(split, keys)
 
     def read(self, place: int) -> np.ndarray | None:
         """The vector [dim] of a row, None where the column is null there."""
@@ -265,7 +295,7 @@ class ParquetFeatures:
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: without the open file and the ids, which only :meth:`locate` needs."""
-        return {**self.__dict__, "_file": None, "_group": (-1, None), "positions": {}}
+        return {**self.__dict__, "_file": None, "_group": (-1, None), "_index": None}
 
     def _value(self, row: int) -> Any:
         """Rows are asked for in order, so that one row group is decoded at a time."""

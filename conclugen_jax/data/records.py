@@ -4,7 +4,6 @@ A part is what one process writes: a file of its own, so that parts may be made 
 """
 
 import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer, file_adapters
 
 from conclugen_jax.data.manifest import Statistics
-from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
+from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec, name_hash
 from conclugen_jax.errors import ConclugenError
 
 MOST_NAME = 1000
@@ -154,11 +153,6 @@ def _serializer(spec: DatasetSpec) -> Any:
     features = record_features(spec)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     return lambda record: serializer.serialize_example(features.encode_example(record))
-
-
-def name_hash(text: str) -> int:
-    """64 bits of a hash of a name, 0 for an empty one."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") if text else 0
 
 
 class _Bad(Exception):

@@ -1,6 +1,7 @@
 """What a source of examples is: a description of the data set and an iterator over each split."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -136,3 +137,8 @@ class Features(Protocol):
 
     def read(self, place: Any) -> np.ndarray | None:
         """The vector [dim] (or [variants, dim]) at a place; None if there is none after all."""
+
+
+def name_hash(text: str) -> int:
+    """64 bits of a hash of a name, 0 for an empty one."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") if text else 0

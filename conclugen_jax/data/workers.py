@@ -32,9 +32,7 @@ class Job:
 
     def run(self) -> Part:
         """Write the part."""
-        return write_part(
-            self.spec, self.split, self.first_row, self.examples, self.path, first_split=self.first_split
-        )
+        return write_part(self.spec, self.split, self.first_row, self.examples, self.path, first_split=self.first_split)
 
 
 def run(

@@ -1,0 +1,313 @@
+"""Labels, splits and groups as files and names hold them -> columns of each split."""
+
+import csv
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax.data.corpora import Corpus, dropped
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, LabelSpec
+from conclugen_jax.errors import ConclugenError
+
+KEY = "\0key"
+"""Entry of a row that holds the key of its features, where that is not its id; no column of a file is called so."""
+
+
+class Columns:
+    """Annotations of all splits while they are collected, row by row."""
+
+    def __init__(self, label: LabelSpec, targets: Mapping[str, LabelSpec]):
+        self.label, self.targets = label, targets
+        self._rows: dict[str, tuple[list, list, list, list, dict[str, list]]] = {}
+
+    def add(self, split: str, id: str, *, key: Any = None, group: str = "", label: Any = None, **targets: Any) -> None:
+        """One row; ``key`` is the id unless given."""
+        ids, groups, labels, keys, others = self._rows.setdefault(
+            split, ([], [], [], [], {t: [] for t in self.targets})
+        )
+        ids.append(id)
+        groups.append(group)
+        labels.append(label)
+        keys.append(id if key is None else key)
+        for name, column in others.items():
+            column.append(targets.get(name))
+
+    def result(self) -> dict[str, Annotations]:
+        """Columns of each split; train, validation and test come first, in that order."""
+        known = list(dict.fromkeys(SPLIT_NAMES.values()))
+        order = sorted(self._rows, key=lambda s: (known.index(s) if s in known else len(known), s))
+        result = {}
+        for split in order:
+            ids, groups, labels, keys, others = self._rows[split]
+            columns = {name: _array(self.targets[name], values) for name, values in others.items()}
+            result[split] = Annotations(ids, groups, _array(self.label, labels), columns, keys)
+        return result
+
+
+def _array(spec: LabelSpec, values: Sequence[Any]) -> np.ndarray | None:
+    """A column; unknown is -1 (single) or NaN (value)."""
+    if spec.kind == "none":
+        return None
+    if spec.kind == "single":
+        return np.array([-1 if v is None else v for v in values], np.int64)
+    if spec.kind == "value":
+        return np.array([np.nan if v is None else v for v in values], np.float32)
+    return np.array(values, np.float32).reshape(len(values), len(spec.names))
+
+
+class CsvTable:
+    """Rows of a csv file, read anew each time they are iterated over: (where, columns)."""
+
+    def __init__(self, path: Path):
+        """Read the header.
+
+        The file is UTF-8 or, where it is not, Windows-1252.
+
+        Raises:
+          ConclugenError: no csv file, or no header.
+        """
+        self.path = path
+        try:
+            path.read_bytes().decode("utf-8-sig")
+            self._encoding = "utf-8-sig"
+        except UnicodeDecodeError:
+            self._encoding = "cp1252"
+        except OSError as e:
+            raise ConclugenError(f"{path}: cannot be read ({e.strerror}); name a csv file") from e
+        self.names = [name.strip() for name in next(self._cells(), (0, []))[1]]
+        if not self.names or "" in self.names or len(set(self.names)) < len(self.names):
+            raise ConclugenError(f"{path}: its first line must name the columns, each once; it is {self.names}")
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Rows below the header; blank lines are passed over."""
+        for line, cells in itertools.islice(self._cells(), 1, None):
+            if len(cells) != len(self.names):
+                raise ConclugenError(
+                    f"{self.path}, line {line}: {len(cells)} cells, the header has {len(self.names)}; quote cells with commas"
+                )
+            yield f"{self.path}, line {line}", dict(zip(self.names, cells, strict=True))
+
+    def _cells(self) -> Iterator[tuple[int, list[str]]]:
+        with self.path.open(encoding=self._encoding, errors="replace", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            try:
+                for cells in reader:
+                    if cells:
+                        yield reader.line_num, cells
+            except csv.Error as e:
+                raise ConclugenError(f"{self.path}, line {reader.line_num}: not csv ({e}); mend the file") from e
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which columns of a table mean what.
+
+    Attributes:
+      label: columns: none; one; or one of 0 and 1 per label.
+      kind: of the label; guessed from the values if empty.
+      classes: names in order; those found, sorted, if empty.
+      targets: columns of further targets.
+    """
+
+    label: tuple[str, ...] = ()
+    kind: str = ""
+    classes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+
+Rows = Iterable[tuple[str, Mapping[str, str]]]
+"""Where each row stands, for messages, and its columns as text; iterated over more than once."""
+
+
+def from_table(rows: Rows, layout: Layout, *, where: str) -> Columns:
+    """Annotations from a table with columns ``id``, perhaps ``split`` (else all is ``train``) and ``group``, and labels.
+
+    Args:
+      rows: of the table.
+      layout: meaning of the columns.
+      where: the table's file, for messages.
+    """
+    names = [name for name in next(iter(rows), ("", {}))[1] if name != KEY]
+    if not names:
+        raise ConclugenError(f"{where}: no rows below the header")
+    for column in ("id", *layout.label, *layout.targets):
+        if column not in names:
+            raise ConclugenError(f"{where}: no column {column!r}; it has {', '.join(names)}")
+    label, read = _label_reader(rows, layout.label, layout.kind, layout.classes, where)
+    targets = {name: _label_reader(rows, (name,), "", (), where) for name in layout.targets}
+    columns = Columns(label, {name: spec for name, (spec, _) in targets.items()})
+    for line, row in rows:
+        columns.add(
+            split_name(row.get("split", "train"), line),
+            row["id"],
+            key=row.get(KEY),
+            group=row.get("group", ""),
+            label=read(line, row),
+            **{name: reader(line, row) for name, (_, reader) in targets.items()},
+        )
+    return columns
+
+
+def split_name(text: str, where: str) -> str:
+    """The name that a split gets: train, validation, test, or its own."""
+    name = SPLIT_NAMES.get(text.strip().lower(), text.strip())
+    if not name.replace("_", "a").isalnum() or not name.isascii():
+        raise ConclugenError(f"{where}: split {text!r}; names are of letters, digits and '_'")
+    return name
+
+
+def _label_reader(rows: Rows, columns: Sequence[str], kind: str, classes: Sequence[str], where: str):
+    """Kind and names of a label, and a function (line, row) -> label."""
+    if not columns:
+        return LabelSpec("none"), lambda line, row: None
+    if len(columns) > 1 or kind == "multi":
+        return LabelSpec("multi", tuple(columns)), lambda line, row: [_number(line, row, c, (0, 1)) for c in columns]
+    (column,) = columns
+    values = {row[column].strip() for _, row in rows}
+    if kind == "value" or (not kind and not classes and _are_numbers(values) and not _are_indices(values)):
+        return LabelSpec("value"), lambda line, row: _number(line, row, column)
+    if "" in values:
+        line = next(line for line, row in rows if not row[column].strip())
+        raise ConclugenError(f"{line}: column {column!r} is empty; give every row a label, or build without labels")
+    if not classes and _are_indices(values):
+        classes = [str(i) for i in range(max(int(v) for v in values) + 1)]
+        if len(classes) > 10_000:
+            raise ConclugenError(
+                f"{where}: column {column!r} has class numbers up to {len(classes) - 1}; name the classes"
+            )
+    names = tuple(classes) if classes else tuple(sorted(values))
+    index = {name: i for i, name in enumerate(names)}
+
+    def read(line: str, row: Mapping[str, str]) -> int:
+        value = row[column].strip()
+        if value in index:
+            return index[value]
+        if value.isdecimal() and int(value) < len(names):
+            return int(value)
+        raise ConclugenError(f"{line}: {column} {value!r} is none of the classes {', '.join(names)}")
+
+    return LabelSpec("single", names), read
+
+
+def _are_indices(values: Iterable[str]) -> bool:
+    return all(v.isdecimal() and v.isascii() for v in values)
+
+
+def _are_numbers(values: Iterable[str]) -> bool:
+    try:
+        return all(np.isfinite(float(v)) for v in values)
+    except ValueError:
+        return False
+
+
+def _number(line: str, row: Mapping[str, str], column: str, allowed: Sequence[float] | None = None) -> float:
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value) or (allowed is not None and value not in allowed):
+        expected = "a finite number" if allowed is None else f"one of {', '.join(map(str, allowed))}"
+        raise ConclugenError(f"{line}: {column} {row[column]!r}, expected {expected}")
+    return value
+
+
+def corpus_table(corpus: Corpus, name: str, rows: Rows, *, where: str) -> Columns:
+    """Annotations of a corpus from a table with its classes by name (or index), one column per label, or a number.
+
+    Columns: ``id``; ``split``; ``group`` or ``speaker``; ``label`` or ``emotion`` (single), the labels' names (multi),
+    ``label`` or ``sentiment`` (value); further targets by name. MELD's own csv files are understood as they are.
+    """
+    columns = Columns(corpus.label, corpus.targets)
+    for line, row in rows:
+        row = {key.lower(): value for key, value in row.items()}
+        key, split = row.get("id"), row.get("split")
+        if key is None and "dialogue_id" in row:
+            key = f"dia{row['dialogue_id']}_utt{row['utterance_id']}"
+        if key is None or split is None:
+            raise ConclugenError(f"{where}: no column {'id' if key is None else 'split'!r}; it has {', '.join(row)}")
+        split = split_name(split, line)
+        if key in dropped(corpus, split):
+            continue
+        columns.add(
+            split,
+            f"{split}_{key}" if corpus.names_repeat else key,
+            key=row.get(KEY, key),
+            group=row.get("group", row.get("speaker", "")).strip(),
+            label=_corpus_label(line, row, corpus.label, ("label", "emotion", "sentiment"), corpus.label_names),
+            **{t: _corpus_label(line, row, spec, (t,), {}) for t, spec in corpus.targets.items() if t in row},
+        )
+    return columns
+
+
+def _corpus_label(
+    line: str, row: Mapping[str, str], spec: LabelSpec, names: Sequence[str], others: Mapping[str, int]
+) -> Any:
+    if spec.kind == "none":
+        return None
+    if spec.kind == "multi":
+        missing = next((n for n in spec.names if n not in row), None)
+        if missing:
+            raise ConclugenError(f"{line}: no column {missing!r}; expected one each for {', '.join(spec.names)}")
+        return [float(_number(line, row, n) > 0) for n in spec.names]
+    column = next((n for n in names if n in row), None)
+    if column is None:
+        raise ConclugenError(f"{line}: no column {names[0]!r} for the label; the table has {', '.join(row)}")
+    if spec.kind == "value":
+        return _number(line, row, column)
+    value = row[column].strip()
+    index = {n: i for i, n in enumerate(spec.names)} | dict(others)
+    if value.lower() in index:
+        return index[value.lower()]
+    if value.isdecimal() and int(value) < len(spec.names):
+        return int(value)
+    raise ConclugenError(f"{line}: {column} {value!r} is none of {', '.join(spec.names)}")
+
+
+def from_names(corpus: Corpus, name: str, names: Mapping[str, Iterable[str]]) -> Columns:
+    """Annotations from the utterances' names alone, by split; a corpus without splits gets one, called ``""``."""
+    if corpus.named is None:
+        raise ConclugenError(f"{name}: no labels; add a labels.csv with columns id, split, group and the labels")
+    columns = Columns(corpus.label, corpus.targets)
+    for split, keys in names.items():
+        for key in keys:
+            known = corpus.named(key)
+            columns.add(split, key, group=known.group, label=known.label)
+    return columns
+
+
+def by_group(annotations: Annotations, num_folds: int, fold: int, *, where: str) -> dict[str, Annotations]:
+    """Cut one split into train, validation and test such that no group is in two of them.
+
+    Groups are sorted and cut into ``num_folds`` runs of nearly equal length. Run ``fold`` is the test split, the one
+    before (the last before the first) the validation split, the others the training split.
+
+    Raises:
+      ConclugenError: fewer than three folds, fewer groups than folds, or rows without group.
+    """
+    groups = sorted(set(annotations.groups))
+    if num_folds < 3 or not 0 <= fold < num_folds or len(groups) < num_folds or "" in groups:
+        raise ConclugenError(
+            f"{where}: fold {fold} of {num_folds} over {len(groups)} groups; there must be 3 folds at least, as many groups "
+            "as folds, a group for every row, and folds count from 0"
+        )
+    runs = np.array_split(np.array(groups, dtype=object), num_folds)
+    split_of = dict.fromkeys(groups, "train")
+    split_of |= dict.fromkeys(runs[fold - 1], "validation")
+    split_of |= dict.fromkeys(runs[fold], "test")
+    splits = np.array([split_of[group] for group in annotations.groups], dtype=object)
+    return {split: take(annotations, np.flatnonzero(splits == split)) for split in ("train", "validation", "test")}
+
+
+def take(annotations: Annotations, rows: np.ndarray) -> Annotations:
+    """Some rows of a split."""
+    return Annotations(
+        ids=[annotations.ids[i] for i in rows],
+        groups=[annotations.groups[i] for i in rows],
+        label=None if annotations.label is None else annotations.label[rows],
+        targets={name: column[rows] for name, column in annotations.targets.items()},
+        keys=[annotations.keys[i] for i in rows],
+    )

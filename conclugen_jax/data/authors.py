@@ -1,0 +1,187 @@
+"""The tree that the authors' code reads: ``processed/DATASET/features/...`` with annotations in YAML."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conclugen_jax.data import annotations as annotations_lib
+from conclugen_jax.data.annotations import Columns
+from conclugen_jax.data.corpora import Corpus, dropped
+from conclugen_jax.data.features import ConcatFeatures, FolderFeatures, VariantFeatures
+from conclugen_jax.data.requests import Found, Request, union
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features
+from conclugen_jax.errors import ConclugenError
+
+MODALITIES = {"video": ("frames_2d", "frames_3d"), "audio": ("audio_spectrograms",), "text": ("texts",)}
+"""modality -> kinds of folders whose vectors make it up."""
+
+FOLDER = re.compile(r"(?P<kind>frames_2d|frames_3d|audio_spectrograms|texts)(_\d+)?(_cropped)?(_\d+)?(?P<aug>_aug)?")
+
+
+def open_authors(request: Request) -> Found:
+    """Open ``request.source``, the folder that holds ``features/``.
+
+    Training clips may be stored in several variants (``..._aug/aug1``, ``aug2``, ...); the other splits lie in ``aug1``.
+
+    Raises:
+      ConclugenError: not one of the authors' data sets, several folders for one kind of features, no annotations.
+    """
+    corpus = request.corpus
+    if corpus is None:
+        raise ConclugenError(
+            "format 'authors' needs --dataset to be one of the corpora; the files do not say which it is"
+        )
+    folders = _folders(request.source / "features")
+    features: dict[str, Features] = {}
+    for modality, kinds in MODALITIES.items():
+        pieces = [_open_folder(folders[kind]) for kind in kinds if kind in folders]
+        if pieces and len(pieces) < len(kinds):
+            raise ConclugenError(
+                f"{request.source}: {modality!r} needs {' and '.join(kinds)}, one is missing in features/"
+            )
+        if pieces:
+            features[modality] = _concatenated(pieces)
+    if not features:
+        raise ConclugenError(
+            f"{request.source}: no frames_2d..., audio_spectrograms... or texts... in features/"
+        )
+    if corpus.named is not None:  # the names say as much as the annotations, at a hundredth of the time
+        names = union(features)
+        if len(corpus.splits) < 2:
+            names = {"train": names.get("train", [])}
+        return Found(features, annotations_lib.from_names(corpus, request.dataset, names).result())
+    file = _annotations_file(request.source, cropped=any("_cropped" in f.name for f in folders.values()))
+    return Found(features, _read_annotations(file, corpus), label_files=[file])
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    """kind -> its folder; where there are augmented features those beside them are raw material."""
+    found: dict[str, list[tuple[bool, Path]]] = {}
+    for path in sorted(p for p in root.iterdir() if p.is_dir()):
+        match = FOLDER.fullmatch(path.name)
+        if match:
+            found.setdefault(match["kind"], []).append((bool(match["aug"]), path))
+    result = {}
+    for kind, entries in found.items():
+        best = [path for aug, path in entries if aug] or [path for _, path in entries]
+        if len(best) > 1:
+            raise ConclugenError(
+                f"{root}: {', '.join(p.name for p in best)} are all {kind}; leave one, or name it with --modality NAME=PATH"
+            )
+        result[kind] = best[0]
+    return result
+
+
+def _open_folder(folder: Path) -> FolderFeatures | VariantFeatures:
+    variants = [p for p in folder.iterdir() if re.fullmatch(r"aug\d+", p.name)]
+    if not variants:
+        return FolderFeatures(folder, how="")
+    variants.sort(key=lambda p: int(p.name[3:]))
+    return VariantFeatures([FolderFeatures(p, how="") for p in variants], first_split="train")
+
+
+def _concatenated(pieces: list[FolderFeatures | VariantFeatures]) -> Features:
+    """2D and 3D features of the same variant side by side."""
+    if len(pieces) == 1:
+        return pieces[0]
+    numbers = {len(p.variants) if isinstance(p, VariantFeatures) else 0 for p in pieces}
+    if len(numbers) > 1:
+        raise ConclugenError(
+            f"{_name(pieces[0])} and {_name(pieces[1])} have different numbers of variants; complete them"
+        )
+    if numbers == {0}:
+        return ConcatFeatures(pieces)
+    return VariantFeatures(
+        [ConcatFeatures(same) for same in zip(*(p.variants for p in pieces), strict=True)], first_split="train"
+    )
+
+
+def _name(piece: FolderFeatures | VariantFeatures) -> Path:
+    return piece.variants[0].folder.parent if isinstance(piece, VariantFeatures) else piece.folder
+
+
+def _annotations_file(source: Path, *, cropped: bool) -> Path:
+    names = ["annotations_cropped.yaml", "annotations.yaml"]
+    for name in names if cropped else names[::-1]:
+        if (source / name).is_file():
+            return source / name
+    raise ConclugenError(f"{source}: neither annotations_cropped.yaml nor annotations.yaml; put it beside features/")
+
+
+def _read_annotations(path: Path, corpus: Corpus) -> dict[str, Annotations]:
+    tree = _load_yaml(path)
+    columns = Columns(corpus.label, corpus.targets)
+    for name, entries in tree.items():
+        if name not in SPLIT_NAMES or not isinstance(entries, Mapping):
+            raise ConclugenError(
+                f"{path}: {name!r} with a {type(entries).__name__}, expected splits that map ids to fields"
+            )
+        split = SPLIT_NAMES[name]
+        for key, fields in entries.items():
+            where = f"{path}: {name}/{key}"
+            if not isinstance(fields, Mapping):
+                raise ConclugenError(f"{where}: a {type(fields).__name__}, expected fields such as emotions")
+            if key in dropped(corpus, split):
+                continue
+            group = fields.get("video") or fields.get("person_id") or ""
+            columns.add(
+                split,
+                f"{split}_{key}" if corpus.names_repeat else key,
+                key=key,
+                group=str(group),
+                **_labels(where, fields, corpus),
+            )
+    return columns.result()
+
+
+def _labels(where: str, fields: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
+    """``label`` and further targets of one utterance."""
+    result = {}
+    if corpus.label.kind == "multi":
+        values = fields.get("emotions")
+        if not isinstance(values, list) or len(values) != len(corpus.label.names):
+            raise ConclugenError(f"{where}: emotions {values!r}, expected {len(corpus.label.names)} numbers")
+        result["label"] = [float(_number(where, v) > 0) for v in values]
+    elif corpus.label.kind == "single":
+        result["label"] = _index(where, fields.get("emotions"), len(corpus.label.names))
+    elif corpus.label.kind == "value":
+        result["label"] = _number(where, fields.get("sentiment"))
+    for name, spec in corpus.targets.items():
+        value = fields.get(name)
+        if value is not None:
+            # the published sentiment of a class counts from -1
+            result[name] = _number(where, value) if spec.kind == "value" else _index(where, value, len(spec.names), -1)
+    return result
+
+
+def _number(where: str, text: Any) -> float:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if value != value or abs(value) == float("inf"):
+        raise ConclugenError(f"{where}: {text!r}, expected a finite number")
+    return value
+
+
+def _index(where: str, text: Any, num: int, first: int = 0) -> int:
+    value = _number(where, text) - first
+    if value not in range(num):
+        raise ConclugenError(f"{where}: {text!r}, expected a whole number from {first} to {num - 1 + first}")
+    return int(value)
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    """Scalars stay text: YAML would read the id 100178_1 as a number. Nothing in the file is executed."""
+    import yaml
+
+    try:
+        with path.open("rb") as file:
+            tree = yaml.load(file, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise ConclugenError(f"{path}: cannot be read as YAML ({reason})") from e
+    if not isinstance(tree, dict):
+        raise ConclugenError(f"{path}: a {type(tree).__name__}, expected splits that map ids to fields")
+    return tree

@@ -1,0 +1,147 @@
+"""What is true of each published corpus: classes in the order of its data, groups, splits, what to leave out."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+
+from conclugen_jax.data.sources import DatasetSpec, LabelSpec
+from conclugen_jax.errors import ConclugenError
+
+MOSEI_EMOTIONS = ("happiness", "sadness", "anger", "surprise", "disgust", "fear")
+"""In the order of the published label files. (The authors' configuration names the fourth Fear and the sixth Surprise.)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """What an utterance's name says about it: its label, None if nothing, and its group."""
+
+    label: int | None
+    group: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A published corpus.
+
+    Attributes:
+      description: one sentence.
+      licence: of the data.
+      label: kind and names of the labels, in the order of their index in the published files.
+      targets: further things to predict.
+      label_names: other names of classes in published files -> index.
+      splits: that it comes with; empty if it has none.
+      named: what an utterance's name says, None if names say nothing.
+      names_repeat: the same names stand for other utterances in other splits, so that ids get the split in front.
+      shared_groups: groups are in several splits by design.
+      drop: split -> names of utterances that are broken in the published data.
+      expected: where the features are from -> split (or "all") -> number of examples, for comparison.
+    """
+
+    description: str
+    licence: str
+    label: LabelSpec
+    targets: Mapping[str, LabelSpec] = dataclasses.field(default_factory=dict)
+    label_names: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    splits: tuple[str, ...] = ("train", "validation", "test")
+    named: Callable[[str], Named] | None = None
+    names_repeat: bool = False
+    shared_groups: bool = False
+    drop: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def spec(self, name: str, version: str, modalities: Mapping[str, int], splits, variants) -> DatasetSpec:
+        """Description of a data set of this corpus."""
+        return DatasetSpec(
+            name=name,
+            version=version,
+            description=self.description,
+            licence=self.licence,
+            modalities=modalities,
+            label=self.label,
+            splits=splits,
+            targets=self.targets,
+            variants=variants,
+            shared_groups=self.shared_groups,
+        )
+
+
+def _voxceleb2(name: str) -> Named:
+    """``IDENTITY_YOUTUBE_CLIP``; the part in the middle may hold underscores itself."""
+    if not re.fullmatch(r"id\d+_.+_\d+", name):
+        raise ConclugenError(f"voxceleb2: {name!r} is no name like id00012_21Uxsk56VDQ_00001")
+    return Named(None, name.split("_", 1)[0])
+
+
+CAER_CLASSES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+
+
+def _caer(name: str) -> Named:
+    """``CLASS_FILE``."""
+    found = {"Angry": 0, **{c: i for i, c in enumerate(CAER_CLASSES)}}.get(name.split("_", 1)[0])
+    if found is None or "_" not in name:
+        raise ConclugenError(f"caer: {name!r} does not begin with one of {', '.join(CAER_CLASSES)} and '_'")
+    return Named(found, "")
+
+
+def _ravdess(name: str) -> Named:
+    """``MODALITY-CHANNEL-EMOTION-INTENSITY-STATEMENT-REPETITION-ACTOR``."""
+    if not re.fullmatch(r"\d\d-\d\d-0[1-8](-\d\d){4}", name):
+        raise ConclugenError(f"ravdess: {name!r} is no name like 01-01-06-01-02-01-12")
+    return Named(int(name[6:8]) - 1, f"actor{name[-2:]}")
+
+
+CORPORA: dict[str, Corpus] = {
+    "voxceleb2": Corpus(
+        description="VoxCeleb2: utterances of celebrities in interviews, for pretraining; no labels.",
+        licence="CC BY 4.0 (metadata); the videos belong to their owners; Chung, Nagrani and Zisserman, Interspeech 2018",
+        label=LabelSpec("none"),
+        splits=("train",),
+        named=_voxceleb2,
+        expected={"train": 534_616},
+    ),
+    "caer": Corpus(
+        description="CAER: clips of TV shows with the emotion of the person shown.",
+        licence="for research, on request; Lee et al., ICCV 2019",
+        label=LabelSpec("single", ("anger", "disgust", "fear", "happy", "neutral", "sad", "surprise")),
+        label_names={"angry": 0},
+        named=_caer,
+        expected={"all": 13_175},
+    ),
+    "meld": Corpus(
+        description="MELD: utterances of the TV series Friends with emotion and sentiment.",
+        licence="GPL-3.0; Poria et al., ACL 2019",
+        label=LabelSpec("single", ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")),
+        targets={"sentiment": LabelSpec("single", ("negative", "neutral", "positive"))},
+        names_repeat=True,
+        shared_groups=True,  # the same actors throughout
+        drop={"train": frozenset({"dia110_utt7", "dia125_utt3"}), "validation": frozenset({"dia110_utt7"})},
+        expected={"all": 13_302},
+    ),
+    "cmu_mosei": Corpus(
+        description="CMU-MOSEI: opinion videos, cut into segments, with six emotions and sentiment.",
+        licence="for research; Bagher Zadeh et al., ACL 2018; the videos belong to their owners",
+        label=LabelSpec("multi", MOSEI_EMOTIONS),
+        targets={"sentiment": LabelSpec("value")},
+        drop={"": frozenset({"9cxlcpbmrH0_6", "2cwNG0YuwtQ_6"})},
+        expected={"all": 22_853},
+    ),
+    "cmu_mosi": Corpus(
+        description="CMU-MOSI: opinion videos, cut into segments, with sentiment from -3 to 3.",
+        licence="for research; Zadeh et al., IEEE Intelligent Systems 2016; the videos belong to their owners",
+        label=LabelSpec("value"),
+        expected={"all": 2_199},
+    ),
+    "ravdess": Corpus(
+        description="RAVDESS: 24 actors speak two sentences with eight emotions.",
+        licence="CC BY-NC-SA 4.0; Livingstone and Russo, PLoS ONE 2018",
+        label=LabelSpec("single", ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")),
+        splits=(),
+        named=_ravdess,
+        expected={"all": 1_440},
+    ),
+}
+
+
+def dropped(corpus: Corpus, split: str) -> frozenset[str]:
+    """Names of a split's utterances that are to be left out."""
+    return corpus.drop.get(split, frozenset()) | corpus.drop.get("", frozenset())

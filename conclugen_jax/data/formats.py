@@ -1,0 +1,163 @@
+"""Which of the known layouts a folder or file has, and how it is opened as a source."""
+
+import os
+from collections.abc import Mapping
+
+from conclugen_jax.data import annotations as annotations_lib
+from conclugen_jax.data import authors, corpus_csd, tables
+from conclugen_jax.data.corpora import CORPORA
+from conclugen_jax.data.features import VariantFeatures
+from conclugen_jax.data.joined import JoinedSource
+from conclugen_jax.data.pooling import POOLS
+from conclugen_jax.data.requests import Found, Request, is_feature_folder, open_features
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec
+from conclugen_jax.errors import ConclugenError
+
+GENERIC = "features"
+"""Name of the data set that its files alone describe."""
+
+DEFAULT_FOLDS = (6, 5)
+"""Of a corpus without splits of its own: RAVDESS with actors 1-16, 17-20 and 21-24."""
+
+
+def open_source(request: Request) -> JoinedSource:
+    """Open the files that a user named.
+
+    Raises:
+      ConclugenError: an unknown data set or format, or files that are not what the format asks for.
+    """
+    if request.dataset not in (*CORPORA, GENERIC):
+        raise ConclugenError(f"data set {request.dataset!r} is unknown; there are {', '.join((*CORPORA, GENERIC))}")
+    if request.pool not in POOLS:
+        raise ConclugenError(f"pooling {request.pool!r} is unknown; there are {', '.join(POOLS)}")
+    if request.source is None and not request.modalities:
+        raise ConclugenError("no source; name a folder or file with --source, or modalities with --modality NAME=PATH")
+    if request.source is not None and not request.source.exists():
+        raise ConclugenError(f"{request.source}: no such file or folder; name the features with --source")
+    if request.corpus is None and not request.name:
+        raise ConclugenError("the data set needs a name of its own; give it with --name")
+    kind = recognise(request) if request.format == "auto" else request.format
+    if kind not in FORMATS:
+        raise ConclugenError(f"format {kind!r} is unknown; there are auto, {', '.join(FORMATS)}")
+    found = FORMATS[kind](request)
+    if found.columns is None:
+        found = tables.annotate(request, found)
+    named = {m: open_features(path, request.pool) for m, path in request.modalities.items()} if kind != "csd" else {}
+    features = {**found.features, **named}
+    for modality in request.only:
+        if modality not in features:
+            raise ConclugenError(f"no modality {modality!r}; there are {', '.join(features) or 'none'}")
+    features = {m: features[m] for m in request.only or features}
+    if not features:
+        raise ConclugenError(
+            f"{request.source}: no features found in format {kind!r}; name them with --modality NAME=PATH"
+        )
+    columns, folds = _folds(request, found)
+    return JoinedSource(
+        _spec(request, found, features, columns, folds),
+        columns,
+        features,
+        label_files=found.label_files,
+        facts={
+            "dataset": request.dataset,
+            "format": kind,
+            "path": os.fspath(request.source.absolute()) if request.source else "",
+            "modalities": dict(request.modalities),
+            "pool": request.pool,
+            "folds": list(folds) if folds else None,
+            **found.facts,
+        },
+    )
+
+
+def _folds(request: Request, found: Found) -> tuple[Mapping[str, Annotations], tuple[int, int] | None]:
+    """Annotations in their final splits."""
+    corpus, folds = request.corpus, request.folds
+    if folds is None and corpus is not None and not corpus.splits:
+        folds = DEFAULT_FOLDS
+    if folds is None:
+        return found.columns, None
+    if len(found.columns) > 1:
+        raise ConclugenError(
+            f"the data have splits ({', '.join(found.columns)}) already; leave --num_folds and --fold out"
+        )
+    (annotations,) = found.columns.values()
+    return annotations_lib.by_group(annotations, *folds, where=request.name or request.dataset), folds
+
+
+def _spec(request: Request, found: Found, features, columns, folds) -> DatasetSpec:
+    corpus = request.corpus
+    name = request.name or request.dataset
+    if folds and request.folds:
+        name += f"_fold{folds[1]}of{folds[0]}"
+    modalities = {m: f.dim for m, f in features.items()}
+    variants = {m: len(f.variants) for m, f in features.items() if isinstance(f, VariantFeatures)}
+    splits = tuple(columns)
+    if "train" in splits:
+        splits = ("train", *(s for s in splits if s != "train"))
+    if corpus is not None:
+        return corpus.spec(name, request.version, modalities, splits, variants)
+    return DatasetSpec(
+        name=name,
+        version=request.version,
+        description=f"Features from {request.source.name if request.source else 'several files'}.",
+        licence="not stated",
+        modalities=modalities,
+        label=found.label,
+        splits=splits,
+        targets=found.targets,
+        variants=variants,
+    )
+
+
+def recognise(request: Request) -> str:
+    """Name of the format of a source.
+
+    Raises:
+      ConclugenError: none of the known ones, or a pickle.
+    """
+    source = request.source
+    if source is None:
+        return "csd" if any(".csd" in path for path in request.modalities.values()) else "table"
+    if source.suffix in (".pkl", ".pickle"):
+        raise ConclugenError(
+            f"{source}: a pickle can execute code when it is read; convert it first: python -m launch.convert_mmsa --help"
+        )
+    if source.is_file():
+        kind = {".npz": "npz", ".parquet": "parquet", ".csd": "csd"}.get(source.suffix)
+        if kind is None:
+            raise ConclugenError(f"{source}: not a format that is read (.npz, .parquet, .csd, or a folder)")
+        return kind
+    try:
+        entries = {p.name: p for p in source.iterdir()}
+    except OSError as e:
+        raise ConclugenError(f"{source}: cannot be read ({e.strerror}); check its permissions") from e
+    if "features" in entries and entries["features"].is_dir():
+        return "authors"
+    if any(name.endswith(".csd") for name in entries):
+        return "csd"
+    if "metadata.csv" in entries or any((source / s / "metadata.csv").is_file() for s in SPLIT_NAMES if s in entries):
+        return "metadata"
+    if any(name.endswith(".parquet") for name in entries):
+        return "parquet"
+    if any(name.endswith(".npy") for name in entries) or any(is_feature_folder(p) for p in entries.values()):
+        return "table"
+    if request.modalities:
+        return "table"
+    if any(name.endswith((".pkl", ".pickle")) for name in entries):
+        raise ConclugenError(f"{source}: holds pickles, which are not read; see python -m launch.convert_mmsa --help")
+    raise ConclugenError(
+        f"{source}: no known layout (it holds {', '.join(sorted(entries)[:5]) or 'nothing'}); docs/datasets/features.md shows "
+        "the one to use, --format names one"
+    )
+
+
+FORMATS = {
+    "authors": authors.open_authors,
+    "csd": corpus_csd.open_csd,
+    "table": tables.open_table,
+    "npz": tables.open_npz,
+    "parquet": tables.open_parquet_table,
+    "metadata": tables.open_metadata,
+}
+"""Name of each format -> what opens it."""

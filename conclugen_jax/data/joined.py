@@ -1,0 +1,111 @@
+"""A source made of two halves: annotations that say which examples there are, and features found by their keys."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from conclugen_jax.data.sources import Annotations, DatasetSpec, Example, Features
+from conclugen_jax.errors import ConclugenError
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Some rows of a split, light enough to be sent to another process."""
+
+    spec: DatasetSpec
+    annotations: Annotations
+    features: Mapping[str, Features]
+    places: Mapping[str, Any]
+
+    def __iter__(self) -> Iterator[Example]:
+        """The examples; a modality without features is absent."""
+        rows, single = self.annotations, self.spec.label.kind == "single"
+        for i, name in enumerate(rows.ids):
+            vectors = {}
+            for modality, places in self.places.items():
+                x = None if places[i] is None else self.features[modality].read(places[i])
+                if x is not None:
+                    vectors[modality] = x
+            label = None if rows.label is None else int(rows.label[i]) if single else rows.label[i]
+            yield Example(name, vectors, label, rows.groups[i], dict(self._targets(i)))
+
+    def _targets(self, i: int) -> Iterator[tuple[str, Any]]:
+        for name, column in self.annotations.targets.items():
+            value = column[i]
+            if self.spec.targets[name].kind == "single":
+                if value >= 0:
+                    yield name, int(value)
+            elif value == value:  # NaN stands for unknown
+                yield name, value
+
+
+class JoinedSource:
+    """Source of annotated features; it can be read in parts."""
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        annotations: Mapping[str, Annotations],
+        features: Mapping[str, Features],
+        *,
+        label_files: Iterable[Path] = (),
+        facts: Mapping[str, Any] | None = None,
+    ):
+        """Join.
+
+        Args:
+          spec: its splits are keys of ``annotations``, its modalities those of ``features``.
+          annotations: columns of each split.
+          features: of each modality.
+          label_files: that the annotations were read from.
+          facts: where all this came from, for the manifest.
+        """
+        self.spec, self.annotations, self.features = spec, annotations, features
+        self._label_files, self._facts = sorted(label_files), dict(facts or {})
+
+    def num_examples(self, split: str) -> int:
+        """Number of annotated rows."""
+        return len(self.annotations[split].ids)
+
+    def examples(self, split: str) -> Iterator[Example]:
+        """All examples of a split in the order of the annotations."""
+        return iter(self.part(split, 0, self.num_examples(split)))
+
+    def part(self, split: str, start: int, stop: int) -> Piece:
+        """Rows ``start`` to ``stop`` of a split."""
+        all_rows, part = self.annotations[split], slice(start, stop)
+        rows = Annotations(
+            ids=all_rows.ids[part],
+            groups=all_rows.groups[part],
+            label=None if all_rows.label is None else all_rows.label[part],
+            targets={name: column[part] for name, column in all_rows.targets.items()},
+            keys=all_rows.keys[part],
+        )
+        places = {m: features.locate(split, rows.keys) for m, features in self.features.items()}
+        return Piece(self.spec, dataclasses.replace(rows, keys=()), self.features, places)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the examples come from, for the manifest."""
+        return self._facts
+
+    def fingerprint(self) -> str:
+        """Hash of the options, of the label files' content, and of name, size and time of every feature file."""
+        digest = hashlib.sha256(json.dumps([self._facts, repr(self.spec)], sort_keys=True).encode())
+        for path in self._label_files:
+            try:
+                digest.update(path.read_bytes())
+            except OSError as e:
+                raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it was there a moment ago") from e
+        for modality, features in self.features.items():
+            digest.update(f"\0{modality}\0".encode())
+            for path in features.files():
+                try:
+                    facts = os.stat(path)
+                except OSError as e:
+                    raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it was there a moment ago") from e
+                digest.update(f"{os.path.basename(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+        return digest.hexdigest()

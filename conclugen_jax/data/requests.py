@@ -1,0 +1,111 @@
+"""What a user asks to be built, and what the reader of a format finds for it."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from conclugen_jax.data.annotations import Layout
+from conclugen_jax.data.corpora import CORPORA, Corpus
+from conclugen_jax.data.features import FolderFeatures, MatrixFeatures, ParquetFeatures
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec
+from conclugen_jax.errors import ConclugenError
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a user wants to build.
+
+    Attributes:
+      dataset: a key of :data:`conclugen_jax.data.corpora.CORPORA`, or ``features``.
+      source: file or folder, None if every modality is named.
+      format: ``auto`` or a key of :data:`conclugen_jax.data.formats.FORMATS`.
+      name: of the built data set; the corpus' by default.
+      version: of the built data set.
+      modalities: modality -> path of its features, beside or instead of those found in the source.
+      only: modalities to build, all where empty.
+      labels: csv files (or a ``.csd`` file) instead of those in the source.
+      layout: which columns mean what; only for ``features``.
+      pool: how sequences are reduced over time.
+      folds: (number of folds, fold) to split by group; None for the splits that the data have.
+    """
+
+    dataset: str
+    source: Path | None = None
+    format: str = "auto"
+    name: str = ""
+    version: str = "1.0.0"
+    modalities: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    only: tuple[str, ...] = ()
+    labels: tuple[Path, ...] = ()
+    layout: Layout = dataclasses.field(default_factory=Layout)
+    pool: str = "mean"
+    folds: tuple[int, int] | None = None
+
+    @property
+    def corpus(self) -> Corpus | None:
+        """Facts of the corpus, None for ``features``."""
+        return CORPORA.get(self.dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What the reader of a format found.
+
+    Attributes:
+      features: of each modality.
+      columns: annotations of each split; None if the format's own files hold none.
+      label: kind and names, where the corpus does not say.
+      targets: likewise.
+      label_files: that the annotations were read from.
+      facts: for the manifest.
+    """
+
+    features: Mapping[str, Features]
+    columns: Mapping[str, Annotations] | None = None
+    label: LabelSpec | None = None
+    targets: Mapping[str, LabelSpec] = dataclasses.field(default_factory=dict)
+    label_files: Sequence[Path] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def open_features(path: str, pool: str) -> Features:
+    """Features of one modality from a path as users write it.
+
+    A folder of npy files; ``FILE.npy`` with ``FILE.txt``; ``FILE.npz:ARRAY``; ``FILE.parquet:COLUMN``.
+    """
+    file, _, key = path.partition(":")
+    place = Path(file)
+    if not place.exists():
+        raise ConclugenError(f"{file}: no such file or folder; name features with --modality NAME=PATH")
+    if place.is_dir():
+        return FolderFeatures(place, how=pool)
+    if place.suffix == ".npy":
+        return MatrixFeatures(place, how=pool)
+    if place.suffix == ".npz":
+        return MatrixFeatures(place, how=pool, key=key or "features")
+    if place.suffix == ".parquet":
+        return ParquetFeatures(place, how=pool, column=key or "features")
+    raise ConclugenError(f"{path}: expected a folder, FILE.npy, FILE.npz:ARRAY or FILE.parquet:COLUMN")
+
+
+def is_feature_folder(path: Path) -> bool:
+    """Whether npy files lie in a folder, or in folders named like splits in it."""
+    if not path.is_dir():
+        return False
+    folders = [path, *(path / name for name in SPLIT_NAMES if (path / name).is_dir())]
+    return any(entry.name.endswith(".npy") for folder in folders for entry in os.scandir(folder))
+
+
+def union(features: Mapping[str, Features]) -> dict[str, list[str]]:
+    """split -> names that at least one modality has, sorted."""
+    names: dict[str, set[str]] = {}
+    for each in features.values():
+        for split, keys in each.names().items():
+            names.setdefault(split, set()).update(keys)
+    if "" in names and len(names) > 1:
+        raise ConclugenError(
+            "some modalities lie in split folders and some do not; add a labels.csv that says who is where"
+        )
+    return {split: sorted(keys) for split, keys in names.items()}

@@ -1,0 +1,255 @@
+"""Tables of features with ids, as arrays, folders, Parquet or listed in a metadata.csv, and their labels."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax.data import annotations as annotations_lib
+from conclugen_jax.data import csd
+from conclugen_jax.data.annotations import Columns, CsvTable
+from conclugen_jax.data.corpora import Corpus, dropped
+from conclugen_jax.data.features import (
+    FolderFeatures,
+    MatrixFeatures,
+    ParquetFeatures,
+    npz_arrays,
+    open_parquet,
+    parquet_column,
+    read_npy,
+)
+from conclugen_jax.data.pooling import pool
+from conclugen_jax.data.requests import Found, Request, is_feature_folder, open_features, union
+from conclugen_jax.data.sources import SPLIT_NAMES, Features, LabelSpec
+from conclugen_jax.errors import ConclugenError
+
+
+def open_table(request: Request) -> Found:
+    """``MODALITY.npy`` with ``MODALITY.txt``, or a folder ``MODALITY`` of npy files, for each modality; ``labels.csv``."""
+    features: dict[str, Features] = {}
+    for path in sorted(request.source.iterdir()) if request.source else []:
+        if path.suffix == ".npy" and not path.stem.endswith("_lengths"):
+            features[path.stem] = MatrixFeatures(path, how=request.pool)
+        elif is_feature_folder(path):
+            features[path.name] = FolderFeatures(path, how=request.pool)
+    return Found(features)
+
+
+def open_npz(request: Request) -> Found:
+    """One npz file: arrays ``ids``, one [n, dim] or [n, time, dim] per modality, and columns such as ``label`` [n]."""
+    arrays = npz_arrays(request.source)
+    columns = {k: a for k, a in arrays.items() if a.ndim == 1 and not k.endswith("_lengths")}
+    features = {
+        k: MatrixFeatures(request.source, how=request.pool, key=k)
+        for k, a in arrays.items()
+        if a.ndim in (2, 3) and a.dtype.kind in "fiub" and k not in request.layout.label
+    }
+    if "ids" in columns:
+        columns["id"] = columns.pop("ids")
+    rows = [
+        (f"{request.source}, row {i}", {k: str(a[i]) for k, a in columns.items()})
+        for i in range(len(columns.get("id", ())))
+    ]
+    return _from_rows(request, features, rows, [request.source])
+
+
+def open_parquet_table(request: Request) -> Found:
+    """A Parquet file: a column ``id``, a column of number lists per modality, columns such as ``split`` and ``label``."""
+    source = request.source
+    if source.is_dir():
+        files = sorted(source.glob("*.parquet"))
+        if len(files) != 1:
+            raise ConclugenError(f"{source}: {len(files)} Parquet files; name one file that holds all rows")
+        (source,) = files
+    import pyarrow.types
+
+    schema = open_parquet(source).schema_arrow
+    lists = [f.name for f in schema if pyarrow.types.is_nested(f.type)]
+    columns = {f.name: parquet_column(source, f.name) for f in schema if f.name not in lists}
+    features = {name: ParquetFeatures(source, how=request.pool, column=name) for name in lists}
+    rows = [
+        (f"{source}, row {i}", {k: "" if column[i] is None else str(column[i]) for k, column in columns.items()})
+        for i in range(len(columns.get("id", ())))
+    ]
+    return _from_rows(request, features, rows, [source])
+
+
+def _from_rows(request: Request, features: Mapping[str, Features], rows: Sequence, files: Sequence[Path]) -> Found:
+    """Annotations that stand in the file of the features itself."""
+    if request.labels:
+        return Found(features)
+    if not rows:
+        raise ConclugenError(f"{files[0]}: no column 'id', or no rows; each row needs an id")
+    corpus = request.corpus
+    if corpus is not None and corpus.named is not None and "split" not in rows[0][1]:
+        return Found(features)
+    return _read_rows(request, Found(features), rows, files)
+
+
+def annotate(request: Request, found: Found) -> Found:
+    """Annotations from ``labels.csv``, from files that the user named, or from the utterances' names."""
+    corpus = request.corpus
+    files = list(request.labels)
+    if not files and request.source is not None and request.source.is_dir():
+        files = [p for p in [request.source / "labels.csv"] if p.is_file()]
+        files = files or sorted(p for p in request.source.glob("*.csv") if corpus is not None)
+    if files:
+        tables = [CsvTable(path) for path in files]
+        if request.dataset in csd.LABEL_COLUMNS and "start_time" in tables[0].names:
+            columns, _ = csd.read_label_csv(files, request.dataset, drop=dropped(corpus, ""))
+            by_id = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
+            return dataclasses.replace(found, columns=by_id, label_files=files)
+        return _read_rows(request, found, _Chain(tables), files)
+    if corpus is not None:
+        return _from_names(request, found, corpus)
+    columns = Columns(LabelSpec("none"), {})
+    for split, names in union(found.features).items():
+        for name in names:
+            columns.add(split or "train", name)
+    return dataclasses.replace(found, columns=columns.result(), label=LabelSpec("none"))
+
+
+class _Chain:
+    """The rows of several csv files; where they say nothing of splits, the files' names do."""
+
+    def __init__(self, tables: Sequence[CsvTable]):
+        self._tables = tables
+
+    def __iter__(self):
+        for table in self._tables:
+            words = re.split(r"[^a-z]+", table.path.stem.lower())
+            split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+            for where, row in table:
+                yield where, row if "split" in row or split is None else {**row, "split": split}
+
+
+def _read_rows(request: Request, found: Found, rows: Iterable, files: Sequence[Path]) -> Found:
+    corpus, where = request.corpus, os.fspath(files[0])
+    if corpus is not None:
+        columns = annotations_lib.corpus_table(corpus, request.dataset, rows, where=where)
+        return dataclasses.replace(found, columns=columns.result(), label_files=files)
+    layout = request.layout
+    names = next(iter(rows), ("", {}))[1]
+    if not layout.label and "label" in names:
+        layout = dataclasses.replace(layout, label=("label",))
+    columns = annotations_lib.from_table(rows, layout, where=where)
+    return dataclasses.replace(
+        found,
+        columns=columns.result(),
+        label=columns.label,
+        targets=columns.targets,
+        label_files=files,
+    )
+
+
+def _from_names(request: Request, found: Found, corpus: Corpus) -> Found:
+    features = found.features or {m: open_features(p, request.pool) for m, p in request.modalities.items()}
+    names = union(features)
+    if len(corpus.splits) < 2 and len(names) > 1:
+        # RAVDESS comes with one set of names under several split folders; VoxCeleb2 with one split.
+        names = {"": sorted(set().union(*names.values()))}
+    if "" in names and len(corpus.splits) > 1:
+        raise ConclugenError(
+            f"{request.dataset}: nothing says which split an utterance is in; use folders train, validation and test, or a "
+            "labels.csv with columns id, split and label"
+        )
+    names = {split or "train": [n for n in keys if n not in dropped(corpus, split)] for split, keys in names.items()}
+    columns = annotations_lib.from_names(corpus, request.dataset, names)
+    return dataclasses.replace(found, columns=columns.result())
+
+
+class ListedFeatures:
+    """npy files that a table lists: [dim] or [time, dim] each. Keys are rows of relative paths, one per modality."""
+
+    def __init__(self, root: Path, column: int, paths: Sequence[str], *, how: str):
+        self.root, self.column, self.how = root, column, how
+        self._paths = sorted({path for path in paths if path})
+        if not self._paths:
+            raise ConclugenError(f"{root}: a column of metadata.csv lists no file; leave it out")
+        self.dim = len(self._read(self._paths[0]))
+
+    def names(self) -> dict[str, list[str]]:
+        """All paths, as of one split."""
+        return {"": list(self._paths)}
+
+    def files(self) -> Iterable[str]:
+        """All files."""
+        return (f"{self.root}{os.sep}{path}" for path in self._paths)
+
+    def locate(self, split: str, keys: Sequence[tuple[str, ...]]) -> Sequence[str | None]:
+        """Relative paths; an empty cell is an absent modality."""
+        return [key[self.column] or None for key in keys]
+
+    def read(self, place: str) -> np.ndarray:
+        """The vector [dim] of a file, which must be there since the table lists it."""
+        return self._read(place)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without the list of all files."""
+        return {**self.__dict__, "_paths": []}
+
+    def _read(self, place: str) -> np.ndarray:
+        x = read_npy(self.root / place)
+        if x is None:
+            raise ConclugenError(f"{self.root / place}: no such file, but metadata.csv lists it; leave its cell empty")
+        return pool(x, self.how, str(self.root / place))
+
+
+def open_metadata(request: Request) -> Found:
+    """``metadata.csv`` beside the files it lists, in the source or in a folder for each split.
+
+    Columns: ``MODALITY_file_name`` for each modality, or ``file_name`` for one called ``features``; ``id`` (else the
+    file's name without ending); labels, ``group`` and ``split`` as in every table.
+    """
+    source = request.source
+    tables = {"": source / "metadata.csv"} if (source / "metadata.csv").is_file() else {}
+    folders = sorted(p for p in source.iterdir() if p.name in SPLIT_NAMES and (p / "metadata.csv").is_file())
+    tables |= {p.name: p / "metadata.csv" for p in folders}
+    if (len(tables) != 1 and "" in tables) or not tables:
+        raise ConclugenError(
+            f"{source}: expected one metadata.csv in it, or one in each folder train, validation, test"
+        )
+    rows, columns = [], None
+    for folder, path in tables.items():
+        table = CsvTable(path)
+        files = {_modality(n): n for n in table.names if n == "file_name" or n.endswith("_file_name")}
+        if not files or (columns is not None and list(files) != list(columns)):
+            raise ConclugenError(f"{path}: no column file_name or MODALITY_file_name, or not those of the other splits")
+        columns = files
+        rows += [(where, _listed(where, row, files, folder)) for where, row in table]
+    features = {
+        m: ListedFeatures(source, i, [row[annotations_lib.KEY][i] for _, row in rows], how=request.pool)
+        for i, m in enumerate(columns)
+    }
+    return _read_rows(request, Found(features), rows, list(tables.values()))
+
+
+def _modality(column: str) -> str:
+    return column.removesuffix("_file_name") if column != "file_name" else "features"
+
+
+def _listed(where: str, row: Mapping[str, str], files: Mapping[str, str], folder: str) -> dict[str, Any]:
+    """A row with its paths, relative to the source and inside it, its id and its split."""
+    paths = tuple(_inside(where, row[column], folder) for column in files.values())
+    first = next((path for path in paths if path), None)
+    if first is None:
+        raise ConclugenError(f"{where}: no file in any of the columns {', '.join(files.values())}; drop the row")
+    return {
+        **row,
+        annotations_lib.KEY: paths,
+        "id": row.get("id") or PurePosixPath(first).stem,
+        "split": row.get("split") or folder or "train",
+    }
+
+
+def _inside(where: str, text: str, folder: str) -> str:
+    path = PurePosixPath(folder, text.strip())
+    if not text.strip():
+        return ""
+    if path.is_absolute() or ".." in path.parts or "\\" in text or "\0" in text:
+        raise ConclugenError(f"{where}: file name {text!r} leads out of the folder; list files below it, without '..'")
+    return str(path)

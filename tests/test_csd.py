@@ -1,0 +1,518 @@
+"""CMU-MultimodalSDK files: which steps make up a vector, labels and folds, every refusal, the published samples."""
+
+import builtins
+import csv
+import os
+import pickle
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conclugen_jax.data import csd
+from conclugen_jax.data.csd import CsdFeatures, read_folds, read_label_csv, read_labels
+from conclugen_jax.data.sources import Features
+from conclugen_jax.errors import ConclugenError
+
+h5py = pytest.importorskip("h5py")
+
+SHARED = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+MOSI_WORDS = SHARED / "cmu_mosi_csd" / "CMU_MOSI_ModifiedTimestampedWords.csd"
+MOSEI_TABLES = sorted((SHARED / "cmu_mosei_labels").glob("*.csv"))
+
+TRAIN, VALIDATION, TEST, DIGITS = "-3g5yACwYnA", "-571d8cVauQ", "-6rXp3zJ3kc", "100178"
+"""Videos of CMU-MOSEI."""
+
+
+def write_csd(path, entries, *, root="some sequence", dtype=np.float32):
+    """A file as the SDK deploys it; ``entries``: name -> (features, intervals)."""
+    with h5py.File(path, "w") as file:
+        data = file.create_group(f"{root}/data")
+        for name, (features, intervals) in entries.items():
+            group = data.create_group(name)
+            group["features"] = np.asarray(features, dtype) if dtype is not None else features
+            group["intervals"] = np.asarray(intervals, np.float64)
+        file.create_dataset(f"{root}/metadata/root name", (1,), dtype=h5py.string_dtype())[0] = root
+    return path
+
+
+def write_labels(path, videos, width=7):
+    """Label rows whose first value counts up from 0 in each video."""
+    entries = {}
+    for video, n in videos.items():
+        rows = np.zeros((n, width))
+        rows[:, 0] = np.arange(n)
+        entries[video] = rows, [(10 * i, 10 * i + 5) for i in range(n)]
+    return write_csd(path, entries, root="All Labels")
+
+
+def write_table(path, rows, header="video,start_time,end_time,sentiment,happy,sad,anger,surprise,disgust,fear,text"):
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+STEPS = [[1.0, 10.0], [2.0, 20.0], [4.0, 40.0], [8.0, 80.0]]
+SECONDS = [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [3.0, 4.0]]
+
+
+@pytest.fixture
+def features(tmp_path):
+    path = write_csd(
+        tmp_path / "audio.csd", {"a": (STEPS, SECONDS), "7": (STEPS[::-1], SECONDS), "gap": (STEPS[:2], SECONDS[:2])}
+    )
+    return CsdFeatures(path)
+
+
+# Folds
+
+
+@pytest.mark.parametrize(
+    ("corpus", "counts"),
+    [
+        ("cmu_mosei", {"train": 2249, "validation": 300, "test": 678}),
+        ("cmu_mosi", {"train": 52, "validation": 10, "test": 31}),
+    ],
+)
+def test_folds_are_the_standard_ones(corpus, counts):
+    folds = read_folds(corpus)
+    assert Counter(folds.values()) == counts
+    assert all(type(video) is str and video for video in folds)
+
+
+def test_folds_keep_ids_of_digits_and_dashes_as_text():
+    folds = read_folds("cmu_mosei")
+    assert folds[DIGITS] == "train"
+    assert folds["-3g5yACwYnA"] == "train"
+    assert sum(video.isdigit() for video in folds) > 100
+    with pytest.raises(ConclugenError, match=r"corpus 'iemocap' .* cmu_mosei, cmu_mosi"):
+        read_folds("iemocap")
+
+
+# Features
+
+
+def test_features_have_the_protocol_of_features(features):
+    reader: Features = features
+    assert reader.dim == 2
+    assert [p.name for p in reader.files()] == ["audio.csd"]
+    key = ("a", 0.0, 2.0, 0)
+    assert reader.locate("train", [key, ("b", 0.0, 1.0, 0)]) == [key, None]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0.0, 4.0, [15 / 4, 150 / 4]),
+        (1.0, 3.0, [3, 30]),  # touches the first and the last step
+        (0.5, 1.5, [1.5, 15]),  # half of each: the same weight as a whole
+        (0.9, 2.0, [1.5, 15]),  # a tenth of the first step counts like the whole second
+        (1.25, 1.5, [2, 20]),  # inside one step
+        (1.0 - 5e-6, 2.0 + 5e-6, [2, 20]),  # an overlap of rounding only
+        (1.0 - 5e-5, 2.0, [1.5, 15]),
+        (-3.0, 0.5, [1, 10]),  # published labels have negative starts
+        (3.5, 100.0, [8, 80]),
+        (4.0, 5.0, None),
+        (2.5, 2.5, None),
+    ],
+)
+def test_vector_is_the_mean_of_the_steps_that_overlap(features, start, end, expected):
+    x = features.read(("a", start, end, 0))
+    if expected is None:
+        assert x is None
+    else:
+        assert x.dtype == np.float32
+        np.testing.assert_allclose(x, expected, rtol=1e-6)
+
+
+def test_zero_length_steps_never_count(tmp_path):
+    path = write_csd(tmp_path / "x.csd", {"a": ([[1], [50], [3]], [[0, 1], [0.5, 0.5], [1, 2]])})
+    np.testing.assert_array_equal(CsdFeatures(path).read(("a", 0.0, 2.0, 0)), [2])
+    assert CsdFeatures(path).read(("a", 0.5, 0.5, 0)) is None
+
+
+@pytest.mark.parametrize(("how", "expected"), [("mean", [14 / 3]), ("max", [8]), ("last", [4])])
+def test_unsorted_and_overlapping_steps_are_put_in_order_of_start(tmp_path, how, expected):
+    entry = ([[4], [100], [8], [2], [100]], [[2, 3], [9, 10], [0.5, 1.5], [0, 2.5], [5, 6]])
+    path = write_csd(tmp_path / "x.csd", {"a": entry})
+    np.testing.assert_allclose(CsdFeatures(path, pool=how).read(("a", 0.0, 4.0, 0)), expected, rtol=1e-6)
+
+
+def test_only_the_steps_of_the_example_are_read(tmp_path, monkeypatch):
+    n = 1000
+    intervals = np.stack([np.arange(n), np.arange(n) + 1], axis=1)
+    path = write_csd(tmp_path / "x.csd", {"a": (np.arange(n)[:, None], intervals)})
+    asked = []
+    values = csd._Sequence.values
+    monkeypatch.setattr(csd._Sequence, "values", lambda s, name, which: asked.append(which) or values(s, name, which))
+    assert CsdFeatures(path).read(("a", 500.0, 503.0, 0)) == [501]
+    assert asked == [slice(500, 503)]
+
+
+def test_files_of_one_modality_are_concatenated_in_the_order_given(tmp_path, features):
+    other = write_csd(tmp_path / "pitch.csd", {"a": ([[5.0], [7.0]], [[0, 2], [2, 4]]), "gap": ([[1.0]], [[2, 9]])})
+    first = next(iter(features.files()))
+    both, swapped = CsdFeatures([first, other]), CsdFeatures([other, first])
+    assert both.dim == swapped.dim == 3
+    assert list(both.files()) == [first, other]
+    np.testing.assert_array_equal(both.read(("a", 0.0, 2.0, 0)), [1.5, 15, 5])
+    np.testing.assert_array_equal(swapped.read(("a", 0.0, 2.0, 0)), [5, 1.5, 15])
+    assert both.locate("test", [("7", 0.0, 1.0, 0)]) == [None]  # not in the second file
+    assert both.read(("7", 0.0, 1.0, 0)) is None
+    assert both.read(("gap", 0.0, 2.0, 0)) is None  # no step of the second file overlaps
+
+
+def test_ids_of_digits_are_names_not_numbers(features):
+    assert features.locate("train", [("7", 0.0, 1.0, 0)]) == [("7", 0.0, 1.0, 0)]
+    np.testing.assert_array_equal(features.read(("7", 0.0, 1.0, 0)), [8, 80])
+
+
+def test_minus_infinity_is_read_as_zero_and_counted_but_nothing_else(tmp_path):
+    x = [[-np.inf, 2, np.nan, np.inf], [4, -np.inf, 1, 1], [-np.inf, 0, 0, 0]]
+    reader = CsdFeatures(write_csd(tmp_path / "x.csd", {"a": (x, [[0, 1], [1, 2], [2, 3]])}))
+    np.testing.assert_array_equal(reader.read(("a", 0.0, 2.0, 0)), [2, 1, np.nan, np.inf])
+    assert reader.replaced == 2
+    np.testing.assert_array_equal(reader.read(("a", 2.0, 3.0, 1)), [0, 0, 0, 0])
+    assert reader.replaced == 3
+
+
+def test_integer_features_are_averaged(tmp_path):
+    path = write_csd(tmp_path / "x.csd", {"a": ([[1], [2]], [[0, 1], [1, 2]])}, dtype=np.int64)
+    np.testing.assert_array_equal(CsdFeatures(path).read(("a", 0.0, 2.0, 0)), [1.5])
+
+
+def test_aligned_entries_are_found_by_row_and_pooled_whole(tmp_path):
+    entries = {
+        "a[0]": ([[1], [3]], [[0, 2], [2, 5]]),
+        "a[2]": ([[9]], [[20.001, 24.999]]),
+        "b": ([[5], [7]], [[0, 2], [2, 5]]),
+    }
+    reader = CsdFeatures(write_csd(tmp_path / "x.csd", entries))
+    keys = [("a", 0.0, 5.0, 0), ("a", 10.0, 15.0, 1), ("a", 20.0, 25.0, 2), ("b", 0.0, 2.0, 0)]
+    assert reader.locate("train", keys) == [keys[0], None, keys[2], keys[3]]
+    assert [reader.read(k).tolist() for k in (keys[0], keys[2], keys[3])] == [[2], [9], [5]]
+    assert reader.read(keys[1]) is None
+
+
+def test_entries_aligned_to_something_else_are_refused(tmp_path):
+    path = write_csd(tmp_path / "x.csd", {"a[1]": ([[1]], [[0.3, 0.6]])})  # the second word, not the second label row
+    with pytest.raises(ConclugenError, match=r"video 'a\[1\]': from 0.300 to 0.600 s, but row 1 .* 10.000 to 15.000 s"):
+        CsdFeatures(path).read(("a", 10.0, 15.0, 1))
+
+
+def test_a_reader_can_be_sent_to_another_process(features):
+    key = ("a", 1.0, 3.0, 0)
+    before = features.read(key)  # opens the file and fills what is kept
+    sent = pickle.dumps(features)
+    assert b"h5py" not in sent
+    assert len(sent) < 1000
+    copy = pickle.loads(sent)
+    np.testing.assert_array_equal(copy.read(key), before)
+    assert copy.locate("train", [key, ("z", 0.0, 1.0, 0)]) == [key, None]
+
+
+# Labels
+
+
+def test_labels_of_mosei(tmp_path):
+    rows = np.array([[1.5, 0.33, 0, 0, 0, 0, 3], [-3, 0, 1, 0, 2, 0, 0], [0, 0, 0, 0, 0, 0, 0]])
+    entries = {
+        TEST: (rows[:1], [[-0.4, 3.2]]),
+        DIGITS: (rows[1:2], [[0, 5]]),
+        TRAIN: (rows, [[8, 14], [0, 5], [20, 21]]),
+        "not_in_a_fold": (rows[:2], [[0, 1], [1, 2]]),
+    }
+    splits, outside = read_labels(write_csd(tmp_path / "labels.csd", entries, root="All Labels"), "cmu_mosei")
+    assert outside == 2
+    assert list(splits) == ["train", "test"]
+    train = splits["train"]
+    assert train.ids == [f"{TRAIN}_0", f"{TRAIN}_1", f"{TRAIN}_2", f"{DIGITS}_0"]
+    assert train.groups == [TRAIN] * 3 + [DIGITS]
+    assert train.keys == [(TRAIN, 8.0, 14.0, 0), (TRAIN, 0.0, 5.0, 1), (TRAIN, 20.0, 21.0, 2), (DIGITS, 0.0, 5.0, 0)]
+    none, sad_and_surprised = [0] * 6, [0, 1, 0, 1, 0, 0]
+    np.testing.assert_array_equal(train.label, [[1, 0, 0, 0, 0, 1], sad_and_surprised, none, sad_and_surprised])
+    np.testing.assert_array_equal(train.targets["sentiment"], np.float32([1.5, -3, 0, -3]))
+    assert train.label.dtype == train.targets["sentiment"].dtype == np.float32
+    assert csd.EMOTIONS[1::2] == ("sad", "surprise", "fear")
+    assert splits["test"].keys == [(TEST, -0.4, 3.2, 0)]
+
+
+def test_labels_of_mosi(tmp_path):
+    path = write_labels(tmp_path / "labels.csd", {"03bSnISJMiM": 3}, width=1)
+    splits, outside = read_labels(path, "cmu_mosi")
+    assert (list(splits), outside) == (["train"], 0)
+    np.testing.assert_array_equal(splits["train"].label, np.float32([0, 1, 2]))
+    assert splits["train"].label.dtype == np.float32
+    assert splits["train"].targets == {}
+
+
+def test_more_than_ten_rows_stay_in_the_order_of_rows(tmp_path):
+    path = write_labels(tmp_path / "labels.csd", {TRAIN: 12})
+    train = read_labels(path, "cmu_mosei")[0]["train"]
+    assert [key[3] for key in train.keys] == list(range(12))
+    np.testing.assert_array_equal(train.targets["sentiment"], np.arange(12))
+
+
+def test_dropped_ids_leave_the_other_row_numbers_alone(tmp_path):
+    path = write_labels(tmp_path / "labels.csd", {TRAIN: 3, VALIDATION: 1})
+    splits, outside = read_labels(path, "cmu_mosei", drop={f"{TRAIN}_1", f"{VALIDATION}_0", "absent_4"})
+    assert outside == 0
+    assert list(splits) == ["train"]
+    assert splits["train"].ids == [f"{TRAIN}_0", f"{TRAIN}_2"]
+    np.testing.assert_array_equal(splits["train"].targets["sentiment"], [0, 2])
+
+
+def test_label_table_gives_the_same_as_the_label_sequence(tmp_path):
+    zeros = ",0" * 5
+    tables = [
+        write_table(
+            tmp_path / "b.csv",
+            [f'{TRAIN},8,14,1.5,0.33{zeros},"one, two"', f"else,0,1,0,0{zeros},x", f"{TRAIN},0,5,-3,0{zeros},"],
+        ),
+        write_table(tmp_path / "a.csv", [f"{DIGITS},0.5,5,0,1{zeros},y", f"{TRAIN},20,21,2,0{zeros},z"]),
+    ]
+    raw = tables[1].read_bytes()
+    tables[1].write_bytes(b"\xef\xbb\xbf" + raw)  # as Excel writes it
+    one = [1.5, 0.33, 0, 0, 0, 0, 0], [-3] + [0] * 6, [2] + [0] * 6
+    entries = {
+        TRAIN: (one, [[8, 14], [0, 5], [20, 21]]),
+        DIGITS: ([[0, 1] + [0] * 5], [[0.5, 5]]),
+        "else": ([[0] * 7], [[0, 1]]),
+    }
+    expected, outside = read_labels(write_csd(tmp_path / "labels.csd", entries), "cmu_mosei")
+    actual, left_out = read_label_csv(tables, "cmu_mosei")
+    assert left_out == outside == 1
+    assert actual.keys() == expected.keys() == {"train"}
+    a, e = actual["train"], expected["train"]
+    assert (a.ids, a.groups, a.keys) == (e.ids, e.groups, e.keys)
+    np.testing.assert_array_equal(a.label, e.label)
+    np.testing.assert_array_equal(a.targets["sentiment"], e.targets["sentiment"])
+    assert read_label_csv(tables[1], "cmu_mosei", drop=[f"{DIGITS}_0"])[0]["train"].ids == [f"{TRAIN}_0"]
+
+
+def test_label_table_columns_are_found_by_name(tmp_path):
+    path = write_table(
+        tmp_path / "t.csv", ["2,03bSnISJMiM,x,1,-1.5"], header="end_time,video,text,start_time,sentiment"
+    )
+    train = read_label_csv(path, "cmu_mosi")[0]["train"]
+    assert train.keys == [("03bSnISJMiM", 1.0, 2.0, 0)]
+    np.testing.assert_array_equal(train.label, [-1.5])
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("content", [b"", b"not HDF5 at all", b"\x89HDF\r\n\x1a\n" + b"\0" * 50])
+@pytest.mark.parametrize("read", [CsdFeatures, lambda p: read_labels(p, "cmu_mosei")], ids=["features", "labels"])
+def test_files_that_are_not_hdf5_are_refused(tmp_path, content, read):
+    path = tmp_path / "x.csd"
+    path.write_bytes(content)
+    with pytest.raises(ConclugenError, match=r"x\.csd: cannot be read as a \.csd file"):
+        read(path)
+
+
+def test_a_missing_file_a_folder_and_no_file_are_refused(tmp_path):
+    with pytest.raises(ConclugenError, match=r"none\.csd: no such file"):
+        CsdFeatures(tmp_path / "none.csd")
+    with pytest.raises(ConclugenError, match="cannot be read"):
+        CsdFeatures(tmp_path)
+    with pytest.raises(ConclugenError, match=r"no \.csd file is named"):
+        CsdFeatures([])
+
+
+def test_a_truncated_file_is_refused_at_whatever_moment_it_shows(tmp_path):
+    whole = write_csd(tmp_path / "x.csd", {"a": (np.ones((500, 4)), np.stack([np.arange(500)] * 2, 1))}).read_bytes()
+    for size in range(0, len(whole), 97):
+        path = tmp_path / f"{size}.csd"
+        path.write_bytes(whole[:size])
+        with pytest.raises(ConclugenError, match="cannot be read"):
+            CsdFeatures(path).read(("a", 0.0, 1.0, 0))
+
+
+@pytest.mark.slow
+def test_damaged_bytes_end_in_a_sentence_or_in_values(tmp_path):
+    """In files as small as this nearly all bytes are structure."""
+    whole = write_csd(tmp_path / "x.csd", {TRAIN: (np.ones((3, 7)), SECONDS[:3])}).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for i in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole), size=4):
+            damaged[place] = rng.integers(256)
+        path = tmp_path / f"{i}.csd"
+        path.write_bytes(damaged)
+        try:
+            CsdFeatures(path).read((TRAIN, 0.0, 2.0, 0))
+            read_labels(path, "cmu_mosei")
+        except ConclugenError as e:
+            refused += 1
+            assert str(path) in str(e)
+    assert 0 < refused < 300
+
+
+def test_files_of_another_layout_are_refused(tmp_path):
+    path = tmp_path / "x.csd"
+    with h5py.File(path, "w") as file:
+        file["table"] = np.zeros(3)
+    with pytest.raises(ConclugenError, match="group /NAME/data with an entry per video, found no group"):
+        CsdFeatures(path)
+    with h5py.File(path, "w") as file:
+        file["root/metadata/x"] = 1
+    with pytest.raises(ConclugenError, match="found '/root' with 'metadata'"):
+        CsdFeatures(path)
+    write_csd(path, {})
+    with pytest.raises(ConclugenError, match="found '/some sequence' with 'data', 'metadata'"):
+        CsdFeatures(path)
+    with h5py.File(path, "w") as file:
+        file["root/data/a/features"] = np.zeros((2, 3))
+    with pytest.raises(ConclugenError, match="video 'a': no features and intervals"):
+        CsdFeatures(path)
+
+
+@pytest.mark.parametrize(
+    ("features", "intervals", "message"),
+    [
+        (np.zeros((3, 2)), np.zeros((2, 2)), r"features \(3, 2\) and intervals \(2, 2\)"),
+        (np.zeros((3, 0)), np.zeros((3, 2)), r"features \(3, 0\)"),
+        (np.zeros(3), np.zeros((3, 2)), r"features \(3,\)"),
+        (np.zeros((3, 2, 2)), np.zeros((3, 2)), r"features \(3, 2, 2\)"),
+        (np.zeros((3, 2)), np.zeros((3, 3)), r"intervals \(3, 3\)"),
+        (np.zeros((2, 2)), [[0, 1], [2, 1.5]], r"video 'a', step 1: interval from 2.0 to 1.5 s"),
+        (np.zeros((2, 2)), [[np.nan, 1], [1, 2]], r"video 'a', step 0: interval from nan to 1.0 s"),
+        (np.zeros((2, 2)), [[0, np.inf], [1, 2]], r"video 'a', step 0: interval from 0.0 to inf s"),
+        (np.array([[b"so"], [b"sp"]]), SECONDS[:2], r"type \|S2, expected numbers; words or phones need word vectors"),
+        (np.array([["so"], ["sp"]], object), SECONDS[:2], "words or phones need word vectors"),
+    ],
+)
+def test_faulty_entries_are_refused_by_name(tmp_path, features, intervals, message):
+    path = write_csd(tmp_path / "x.csd", {"a": (features, intervals)}, dtype=None)
+    with pytest.raises(ConclugenError, match=message):
+        CsdFeatures(path)
+    with pytest.raises(ConclugenError, match=message):
+        read_labels(path, "cmu_mosei")
+
+
+def test_every_video_must_have_the_width_of_the_first(tmp_path):
+    path = write_csd(tmp_path / "x.csd", {"a": ([[1, 2]], [[0, 1]]), "b": ([[1, 2, 3]], [[0, 1]])})
+    reader = CsdFeatures(path)
+    assert reader.read(("a", 0.0, 1.0, 0)).tolist() == [1, 2]
+    with pytest.raises(ConclugenError, match="video 'b': vectors of size 3, those of the file's first video have 2"):
+        reader.read(("b", 0.0, 1.0, 0))
+
+
+def test_unknown_pooling_is_refused(features):
+    with pytest.raises(ConclugenError, match="pooling 'median' is unknown"):
+        CsdFeatures(features.files(), pool="median")
+
+
+def test_labels_of_the_wrong_width_are_refused(tmp_path):
+    seven = write_labels(tmp_path / "7.csd", {"03bSnISJMiM": 2})
+    with pytest.raises(ConclugenError, match=r"video '03bSnISJMiM': label rows of width 7, those of cmu_mosi have 1"):
+        read_labels(seven, "cmu_mosi")
+    six = write_labels(tmp_path / "6.csd", {TRAIN: 2}, width=6)
+    with pytest.raises(ConclugenError, match=r"width 6, those of cmu_mosei have 7 \(sentiment, happy, sad, anger"):
+        read_labels(six, "cmu_mosei")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_labels_must_be_finite(tmp_path, value):
+    rows = np.zeros((3, 7))
+    rows[1, 4] = value
+    path = write_csd(tmp_path / "x.csd", {TRAIN: (rows, SECONDS[:3])}, dtype=np.float64)
+    with pytest.raises(ConclugenError, match=f"video '{TRAIN}', label row 1: NaN or infinite"):
+        read_labels(path, "cmu_mosei")
+
+
+def test_labels_of_another_corpus_are_refused(tmp_path):
+    path = write_labels(tmp_path / "x.csd", {"elsewhere": 3, f"{TRAIN}[0]": 1})
+    with pytest.raises(ConclugenError, match=r"standard folds of cmu_mosei, 4 of others; .* not aligned"):
+        read_labels(path, "cmu_mosei")
+    with pytest.raises(ConclugenError, match="corpus 'pom' has no standard folds"):
+        read_labels(path, "pom")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (f"{TRAIN},0,1,x,0,0,0,0,0,0,", "line 2: sentiment is 'x', expected a finite number"),
+        (f"{TRAIN},0,1,0,0,0,0,0,0,nan,", "line 2: fear is 'nan', expected a finite number"),
+        (f"{TRAIN},,1,0,0,0,0,0,0,0,", "line 2: start_time is '', expected a finite number"),
+        (f"{TRAIN},0,1,1e39,0,0,0,0,0,0,", "line 2: NaN or infinite as a float32 label"),
+        (f"{TRAIN},2,1,0,0,0,0,0,0,0,", "line 2: ends at 1.0 s, before its start at 2.0 s"),
+        (f"{TRAIN},0,1,0,0,0,0,0,0,0,one, two", "line 2: 12 cells, the header has 11"),
+        ("elsewhere,0,1,0,0,0,0,0,0,0,", "no rows of videos in the standard folds of cmu_mosei, 1 of others"),
+    ],
+)
+def test_faulty_rows_of_tables_are_refused_by_line(tmp_path, row, message):
+    with pytest.raises(ConclugenError, match=f"t\\.csv(, |: ){re.escape(message)}"):
+        read_label_csv(write_table(tmp_path / "t.csv", [row]), "cmu_mosei")
+
+
+def test_tables_without_the_columns_are_refused(tmp_path):
+    path = write_table(tmp_path / "t.csv", [f"{TRAIN},0,1,0"], header="video,start_time,end_time,sentiment")
+    with pytest.raises(ConclugenError, match="no column 'happy'; it has video, start_time, end_time, sentiment"):
+        read_label_csv(path, "cmu_mosei")
+    with pytest.raises(ConclugenError, match=r"none\.csv"):
+        read_label_csv(tmp_path / "none.csv", "cmu_mosei")
+
+
+def test_without_h5py_the_message_says_what_to_install(features, monkeypatch):
+    real = builtins.__import__
+
+    def fake(name, *args, **kwargs):
+        if name == "h5py":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", fake)
+    with pytest.raises(ConclugenError, match="pip install h5py"):
+        CsdFeatures(features.files())
+
+
+# Published samples
+
+
+@pytest.mark.skipif(not MOSI_WORDS.is_file(), reason="no sample of CMU-MOSI beside the repository")
+def test_published_words_of_mosi_open_and_are_refused_as_features():
+    sequence, folds = csd._Sequence(MOSI_WORDS), read_folds("cmu_mosi")
+    assert sequence.names() == frozenset(folds)
+    assert len(folds) == 93
+    with pytest.raises(ConclugenError, match=r"type \|S12, expected numbers; words or phones need word vectors"):
+        CsdFeatures(MOSI_WORDS)
+
+
+@pytest.mark.skipif(not MOSI_WORDS.is_file(), reason="no sample of CMU-MOSI beside the repository")
+def test_published_intervals_of_mosi_give_the_mean_length_of_words(tmp_path):
+    """Real times with the length of each word as its only feature, against plain loops."""
+    entries = {}
+    with h5py.File(MOSI_WORDS) as file:
+        for video, entry in next(iter(file.values()))["data"].items():
+            words = entry["features"][:, 0]
+            entries[video] = [[len(w)] for w in words], entry["intervals"][:]
+    reader = CsdFeatures(write_csd(tmp_path / "lengths.csd", entries))
+    rng = np.random.default_rng(0)
+    for video, (lengths, times) in list(entries.items())[::10]:
+        start = float(rng.uniform(0, times[-1, 1]))
+        end = start + 3.3
+        inside = [x for (x,), (a, b) in zip(lengths, times, strict=True) if a < end and b > start]
+        x = reader.read((video, start, end, 0))
+        assert (x is None) == (not inside)
+        if inside:
+            np.testing.assert_allclose(x, [np.mean(inside)], rtol=1e-6)
+
+
+@pytest.mark.skipif(len(MOSEI_TABLES) != 2, reason="no label tables of CMU-MOSEI beside the repository")
+def test_published_label_tables_of_mosei():
+    splits, outside = read_label_csv(MOSEI_TABLES, "cmu_mosei")
+    assert outside == 0
+    assert {split: len(a.ids) for split, a in splits.items()} == {"validation": 1861, "test": 4653}
+    assert splits["validation"].label.sum(axis=0).tolist() == [1003, 517, 337, 200, 280, 174]
+    assert splits["test"].label.sum(axis=0).tolist() == [2501, 1129, 1071, 440, 805, 385]
+    for annotations in splits.values():
+        assert len(set(annotations.ids)) == len(annotations.ids)
+        assert np.abs(annotations.targets["sentiment"]).max() == 3
+    with MOSEI_TABLES[0].open(encoding="utf-8", newline="") as file:
+        row = next(csv.DictReader(file))
+    key = (row["video"], float(row["start_time"]), float(row["end_time"]), 0)
+    assert key in splits["test"].keys
