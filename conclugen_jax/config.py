@@ -34,6 +34,7 @@ RANGES = {
     "seed": (0, 2**31 - 1),
     "data.device_table_gib": (0, None),
     "data.host_table_gib": (0, None),
+    "data.host_cache_gib": (0, None),
     "model.representation_dim": (8, 2**20),
     "model.projection_dim": (1, 2**20),
     "model.reconstruction_dim": (1, 2**20),

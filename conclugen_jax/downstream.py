@@ -23,7 +23,7 @@ from conclugen_jax import metrics as metrics_lib
 from conclugen_jax import model as model_lib
 from conclugen_jax import optimizer as optimizer_lib
 from conclugen_jax import workdir as workdir_lib
-from conclugen_jax.data import batches
+from conclugen_jax.data import batches, host_table, shards
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
@@ -118,7 +118,7 @@ def downstream(
     """
     devices = list(devices or jax.devices())
     config_lib.check(config)
-    dataset = batches.open_dataset(config.data.path, verify=config.data.verify)
+    dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
     manifest = dataset.manifest
     if manifest.label.kind == "none":
         raise ConclugenError(f"{config.data.path}: the data set has no labels; a downstream run needs them")
@@ -128,7 +128,7 @@ def downstream(
     encoder = _encoder(config, manifest)
     splits = ("train", "validation", "test")
     streams = {
-        name: batches.ShardStream(dataset, getattr(config.data, f"{name}_split"), encoder.modalities) for name in splits
+        name: shards.ShardStream(dataset, getattr(config.data, f"{name}_split"), encoder.modalities) for name in splits
     }
     config_lib.check_batches(config, num_examples=len(streams["train"].usable), num_devices=len(devices))
     with (
@@ -175,7 +175,7 @@ class _Run:
     config: ConfigDict
     names: Sequence[str]
     task: Task
-    splits: Mapping[str, batches.RowSource]
+    splits: Mapping[str, shards.RowSource]
     devices: Sequence[jax.Device]
     forward: Callable
 
@@ -212,7 +212,7 @@ def _run(
     workdir: Path,
     manifest: Manifest,
     encoder: "_Encoder",
-    splits: Mapping[str, batches.RowSource],
+    splits: Mapping[str, shards.RowSource],
     devices: Sequence[jax.Device],
     stop: signals.Stop,
 ) -> dict[str, Any]:
@@ -339,8 +339,8 @@ def _modalities(config: ConfigDict, model: model_lib.ConCluGen, manifest: Manife
 
 
 def _represented(
-    encoder: _Encoder, rows: batches.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
-) -> batches.HostTable:
+    encoder: _Encoder, rows: shards.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
+) -> host_table.HostTable:
     """The split with representations in place of features, computed once."""
     forward = parallel.map_forward(
         lambda v, batch: encoder.model.apply(v, batch["features"], method="represent"), devices

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax import parallel
-from conclugen_jax.data import batches
+from conclugen_jax import parallel, progress
+from conclugen_jax.data import batches, host_table, shards
 from conclugen_jax.train_state import TrainState
 from conclugen_jax.types import Metrics
 
@@ -88,18 +88,21 @@ def is_due(dispatch: Dispatch, config: ConfigDict) -> bool:
     return dispatch.ends_epoch and (done % config.checkpoint.every_epochs == 0 or done == config.train.num_epochs)
 
 
-def load_rows(config: ConfigDict, stream: batches.ShardStream) -> batches.RowSource:
+def load_rows(config: ConfigDict, stream: shards.ShardStream) -> shards.RowSource:
     """The rows of a split, kept where the configuration says."""
-    return batches.load(
-        stream,
-        tier=config.data.tier,
-        device_table_gib=config.data.device_table_gib,
-        host_table_gib=config.data.host_table_gib,
-    )
+    with progress.Counter(f"reading {stream.split}") as counter:
+        return batches.load(
+            stream,
+            tier=config.data.tier,
+            device_table_gib=config.data.device_table_gib,
+            host_table_gib=config.data.host_table_gib,
+            host_cache_gib=config.data.host_cache_gib,
+            progress=counter,
+        )
 
 
 def feed(
-    rows: batches.RowSource,
+    rows: shards.RowSource,
     config: ConfigDict,
     devices: Sequence[jax.Device],
     dispatches: Iterable[Dispatch],
@@ -112,7 +115,7 @@ def feed(
     """
     table = None
     if rows.tier == "device":
-        table = parallel.replicate({key: rows.table[key] for key in keys}, devices)
+        table = parallel.replicate_by_rows({key: rows.table[key] for key in keys}, devices)
 
     def batch_of(dispatch: Dispatch) -> Any:
         indices = batches.batch_indices(
@@ -126,7 +129,7 @@ def feed(
         if table is not None:
             return parallel.shard(parallel.split_rows(indices, len(devices), axis=1), devices)
         flat = rows.rows(indices.reshape(-1))
-        stacked = batches.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), {k: flat[k] for k in keys})
+        stacked = host_table.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), {k: flat[k] for k in keys})
         return parallel.shard(parallel.split_rows(stacked, len(devices), axis=1), devices)
 
     # Rows take memory on the device, indices hardly any.
@@ -136,7 +139,7 @@ def feed(
 
 
 def evaluate(
-    forward: Callable, variables: Any, rows: batches.RowSource, *, batch_size: int, num_devices: int
+    forward: Callable, variables: Any, rows: shards.RowSource, *, batch_size: int, num_devices: int
 ) -> tuple[Any, dict[str, Any]]:
     """Outputs of a mapped forward function for all rows of a split, each row once, in order.
 

@@ -76,6 +76,31 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.device_put(tree, sharding)
 
 
+def replicate_by_rows(tree: Any, devices: Sequence[jax.Device], *, chunk_bytes: int = 2**26) -> Any:
+    """Like :func:`replicate` for tables [n, ...] on the host, a chunk of rows at a time.
+
+    The host needs no more than a chunk beside the tables, which may be memory-mapped files larger than its memory.
+    """
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+    fill = jax.jit(
+        lambda table, chunk, start: jax.lax.dynamic_update_slice_in_dim(table, chunk, start, 0),
+        donate_argnums=0,
+        out_shardings=sharding,
+    )
+
+    def put(x: np.ndarray) -> jax.Array:
+        rows = max(1, chunk_bytes // max(1, x[:1].nbytes))
+        if len(x) <= rows:
+            return jax.device_put(np.asarray(x), sharding)
+        table = jax.jit(lambda: jnp.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), out_shardings=sharding)()
+        for start in range(0, len(x), rows):
+            start = min(start, len(x) - rows)  # chunks of one size need one program; the last two may overlap
+            table = fill(table, jax.device_put(np.array(x[start : start + rows]), sharding), start)
+        return table.block_until_ready()
+
+    return jax.tree.map(put, tree)
+
+
 def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Put part i of the leading axis of every leaf on device i."""
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))

@@ -23,7 +23,7 @@ from conclugen_jax import config as config_lib
 from conclugen_jax import model as model_lib
 from conclugen_jax import optimizer as optimizer_lib
 from conclugen_jax import workdir as workdir_lib
-from conclugen_jax.data import batches
+from conclugen_jax.data import shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.train_state import TrainState
@@ -97,8 +97,8 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.D
     """
     devices = list(devices or jax.devices())
     config_lib.check(config)
-    dataset = batches.open_dataset(config.data.path, verify=config.data.verify)
-    stream = batches.ShardStream(dataset, config.data.train_split, config.data.modalities)
+    dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
+    stream = shards.ShardStream(dataset, config.data.train_split, config.data.modalities)
     config_lib.check_objective(config)
     config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=len(devices))
     steps_per_epoch = len(stream.usable) // config.train.batch_size
@@ -116,7 +116,7 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.D
 def _run(
     config: ConfigDict,
     workdir: Path,
-    rows: batches.RowSource,
+    rows: shards.RowSource,
     manifest: Manifest,
     steps_per_epoch: int,
     devices: Sequence[jax.Device],

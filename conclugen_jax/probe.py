@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from conclugen_jax import checkpoint
 from conclugen_jax import model as model_lib
 from conclugen_jax import workdir as workdir_lib
-from conclugen_jax.data import batches
+from conclugen_jax.data import batches, shards
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.model import ConCluGen
@@ -222,7 +222,7 @@ def label_efficiency_of_run(
       ConclugenError: the data has not one class per example, or lacks the run's modalities.
     """
     model, variables, config = load(workdir, which)
-    dataset = batches.open_dataset(data or config.data.path)
+    dataset = shards.open_dataset(data or config.data.path)
     manifest = dataset.manifest
     if manifest.label.kind != "single":
         raise ConclugenError(

@@ -71,6 +71,46 @@ class Display:
             self.say(f"step {step}/{self._total}  {epoch}  {shown}{eta}")
 
 
+class Counter:
+    """Examples done, rate and time left of work that may be over in a moment; use it as a context manager."""
+
+    def __init__(self, title: str, file: TextIO | None = None):
+        self._console = Console(file=file or sys.stderr, highlight=False)
+        self._title, self._start = title, time.monotonic()
+        self._said, self._bar, self._task = self._start, None, None
+
+    def __enter__(self) -> "Counter":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Show that ``done`` of ``total`` examples (None: unknown how many) are done; nothing in the first second."""
+        now = time.monotonic()
+        rate = done / max(now - self._start, 1e-9)
+        if now - self._start < 1.0:
+            return
+        if self._console.is_terminal:
+            self._show(done, total, rate)
+        elif now - self._said >= PLAIN_SECONDS or (done == total and self._said > self._start):
+            self._said = now
+            eta = f"/{total:,}" if total else ""
+            eta += f", {rate:,.0f} examples/s" + (f", ETA {_clock((total - done) / rate)}" if total else "")
+            self._console.print(f"{self._title}: {done:,}{eta}", markup=False, soft_wrap=True)
+
+    def _show(self, done: int, total: int | None, rate: float) -> None:
+        if self._bar is None:
+            pieces = [TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[numbers]}")]
+            self._bar = Progress(*pieces, console=self._console, expand=True, transient=True)
+            self._task = self._bar.add_task(self._title, total=total, numbers="")
+            self._bar.start()
+        numbers = f"{done:,}" + (f"/{total:,}" if total else "") + f"  {rate:,.0f} examples/s"
+        numbers += f"  ETA {_clock((total - done) / rate)}" if total else ""
+        self._bar.update(self._task, completed=done, numbers=numbers)
+
+
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 

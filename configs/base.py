@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     data.tier = "auto"  # auto | device | host | shards: where the rows are kept
     data.device_table_gib = 16.0  # auto: a split up to this size, GiB, is kept on every device
     data.host_table_gib = 64.0  # auto: a split up to this size, GiB, is kept in host memory
+    data.host_cache_gib = 0.25  # tables from this size on, GiB, are memory-mapped files beside the shards, made once
     data.verify = "hash"  # hash | size: how files are checked against the manifest before a run
 
     config.model = model = ConfigDict()

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from absl import flags
 
+from conclugen_jax import progress
 from conclugen_jax.data import builders, digits, formats
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
-from launch import app, build_progress
+from launch import app
 
 DATASET = flags.DEFINE_string("dataset", None, f"Which data set: digits, {', '.join(CORPORA)}, or features: any other")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that holds the data sets; made if needed")
@@ -54,7 +55,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch folder is removed on the way out
     source = _source(app.required("dataset"))
     workers = NUM_WORKERS.value or os.cpu_count()
-    with build_progress.Progress() as progress:
+    with progress.Counter(f"building {source.spec.name}") as counter:
         folder = builders.build(
             source,
             app.required("data_dir"),
@@ -63,7 +64,7 @@ def main() -> None:
             strict=STRICT.value,
             num_workers=workers,
             beam=BEAM_OPTIONS.value if BEAM.value else None,
-            progress=progress,
+            progress=counter,
         )
     for line in describe(folder):
         print(line)

@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from conclugen_jax.data import batches, builders, digits
+from conclugen_jax.data import batches, builders, digits, shards
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.sources import Example
 from conclugen_jax.errors import ConclugenError
@@ -32,10 +32,10 @@ def copy(folder, tmp_path):
 @pytest.mark.parametrize("kind", ["single", "multi", "none"])
 def test_round_trip_of_values_presence_labels_ids_and_groups(tmp_path, kind):
     source = Faces((40, 6, 5), kind=kind, missing=0.5)
-    dataset = batches.open_dataset(builders.build(source, tmp_path))
+    dataset = shards.open_dataset(builders.build(source, tmp_path))
     for split in source.spec.splits:
         examples = list(source.examples(split))
-        stream = batches.ShardStream(dataset, split, ("text", "video"))
+        stream = shards.ShardStream(dataset, split, ("text", "video"))
         rows = stream.rows(np.arange(len(examples)))
         ids, groups = stream.names(np.arange(len(examples)))
         assert list(rows["features"]) == ["text", "video"]
@@ -101,7 +101,7 @@ def test_standardisation_is_safe_for_constant_columns(tmp_path):
 
 
 def test_digits_are_the_documented_ones(tmp_path):
-    dataset = batches.open_dataset(builders.build(digits.Digits(), tmp_path))
+    dataset = shards.open_dataset(builders.build(digits.Digits(), tmp_path))
     manifest = dataset.manifest
     assert {s: f["num_examples"] for s, f in manifest.splits.items()} == {
         "train": 1400,
@@ -111,7 +111,7 @@ def test_digits_are_the_documented_ones(tmp_path):
     assert manifest.splits["test"]["label_counts"] == [40] * 10
     ids = []
     for split in manifest.splits:
-        stream = batches.ShardStream(dataset, split, ("pixels",))
+        stream = shards.ShardStream(dataset, split, ("pixels",))
         every = np.arange(stream.num_examples)
         rows, (names, _) = stream.rows(every), stream.names(every)
         assert rows["features"]["pixels"].shape == (len(every), 240)
@@ -218,7 +218,7 @@ def test_a_failed_replacement_keeps_the_old_data_set(tmp_path, monkeypatch):
         patch.setattr(os, "replace", fail)
         with pytest.raises(ConclugenError, match="No space left"):
             builders.build(Faces(seed=1), tmp_path, overwrite=True)
-    batches.open_dataset(folder)
+    shards.open_dataset(folder)
     assert builders.build(Faces(), tmp_path) == folder
     # Killed between the two moves: the next build puts the old one back.
     folder.rename(folder.with_name(".replaced-1.0.0"))
@@ -277,7 +277,7 @@ def test_damaged_shards_are_found_and_named(copy, kind):
     path = next(copy.glob("*train*array_record*"))
     DAMAGE[kind](path)
     with pytest.raises(ConclugenError, match=r"array_record.*--overwrite"):
-        batches.open_dataset(copy)
+        shards.open_dataset(copy)
 
 
 def test_every_file_is_covered(folder, tmp_path):
@@ -285,16 +285,16 @@ def test_every_file_is_covered(folder, tmp_path):
         copy = shutil.copytree(folder, tmp_path / name)
         damage_flip(copy / name)
         with pytest.raises(ConclugenError, match=name):
-            batches.open_dataset(copy)
+            shards.open_dataset(copy)
 
 
 def test_size_check_finds_truncation_but_trusts_content(copy):
     path = next(copy.glob("*train*array_record*"))
     damage_flip(path)
-    batches.open_dataset(copy, verify="size")
+    shards.open_dataset(copy, verify="size")
     os.truncate(path, 100)
     with pytest.raises(ConclugenError, match="100 bytes"):
-        batches.open_dataset(copy, verify="size")
+        shards.open_dataset(copy, verify="size")
 
 
 class Bomb:
@@ -333,15 +333,15 @@ def spoil_manifest(copy, change):
 def test_damaged_manifests_are_refused(copy, change, message):
     spoil_manifest(copy, change)
     with pytest.raises(ConclugenError, match=message):
-        batches.open_dataset(copy)
+        shards.open_dataset(copy)
 
 
 def test_manifest_that_is_no_json_or_absent(copy):
     (copy / manifest_lib.FILE).write_text('{"format": "concl')
     with pytest.raises(ConclugenError, match="damaged manifest"):
-        batches.open_dataset(copy)
+        shards.open_dataset(copy)
     with pytest.raises(ConclugenError, match="build_dataset"):
-        batches.open_dataset(copy / "nowhere")
+        shards.open_dataset(copy / "nowhere")
 
 
 def test_wrong_record_count_is_found(copy):
@@ -351,7 +351,7 @@ def test_wrong_record_count_is_found(copy):
 
     spoil_manifest(copy, spoil)
     with pytest.raises(ConclugenError, match="64 records, the manifest says 63"):
-        batches.open_split(batches.open_dataset(copy), "train", ("video",))
+        batches.open_split(shards.open_dataset(copy), "train", ("video",))
 
 
 @pytest.mark.parametrize(
@@ -365,11 +365,11 @@ def test_presence_flags_of_another_shape_or_kind_are_refused_unexecuted(copy, ar
     facts = {"sha256": manifest_lib.sha256(path), "bytes": path.stat().st_size}
     spoil_manifest(copy, lambda t: t["files"].update({path.name: facts}))
     with pytest.raises(ConclugenError, match="presence-train"):
-        batches.open_split(batches.open_dataset(copy), "train", ("video",))
+        batches.open_split(shards.open_dataset(copy), "train", ("video",))
 
 
 def test_three_tiers_give_the_same_rows(folder):
-    dataset = batches.open_dataset(folder)
+    dataset = shards.open_dataset(folder)
     indices = np.random.default_rng(0).integers(64, size=40)
     sources = {t: batches.open_split(dataset, "train", ("text", "audio"), tier=t) for t in ("device", "host", "shards")}
     assert [s.tier for s in sources.values()] == ["device", "host", "shards"]
@@ -385,7 +385,7 @@ def test_three_tiers_give_the_same_rows(folder):
 
 
 def test_tier_is_chosen_by_size(folder):
-    dataset = batches.open_dataset(folder)
+    dataset = shards.open_dataset(folder)
     gib = 64 * 24 * 4 / 2**30
 
     def tier(device, host):
@@ -397,7 +397,7 @@ def test_tier_is_chosen_by_size(folder):
 
 
 def test_rows_without_any_chosen_modality_are_not_trained_on(folder):
-    dataset = batches.open_dataset(folder)
+    dataset = shards.open_dataset(folder)
     only_text = batches.open_split(dataset, "train", ("text",), tier="host")
     np.testing.assert_array_equal(only_text.usable, np.flatnonzero(only_text.table["present"]["text"]))
     assert 0 < len(only_text.usable) < 64
@@ -413,7 +413,7 @@ def test_rows_without_any_chosen_modality_are_not_trained_on(folder):
 )
 def test_unknown_split_or_modality(folder, split, modalities, message):
     with pytest.raises(ConclugenError, match=message):
-        batches.open_split(batches.open_dataset(folder), split, modalities)
+        batches.open_split(shards.open_dataset(folder), split, modalities)
 
 
 def test_epoch_order_is_a_permutation_fixed_for_ever():

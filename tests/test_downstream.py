@@ -9,7 +9,7 @@ import pytest
 
 from conclugen_jax import checkpoint, downstream, pretrain, probe
 from conclugen_jax import model as model_lib
-from conclugen_jax.data import batches, builders
+from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces, assert_same_bits, tiny_config
 
@@ -83,7 +83,7 @@ def test_scores_are_those_of_the_saved_classifier(linear, data, pretrained):
     model, variables, _ = probe.load(pretrained)
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         tree, _ = saved.restore_tree(saved.find("newest"))
-    table = batches.open_split(batches.open_dataset(data), "test", config.data.modalities, tier="host").table
+    table = batches.open_split(shards.open_dataset(data), "test", config.data.modalities, tier="host").table
     representations = probe.represent(model, variables, table["features"])
     classifier = model_lib.Classifier(num_outputs=4, dropout_rate=0.5)
     logits = classifier.apply({"params": tree["params"]["classifier"]}, representations, present=table["present"])
@@ -120,7 +120,7 @@ def test_supervised_trains_the_encoder_too(folder, data):
         tree, _ = saved.restore_tree(saved.find("newest"))
     model = model_lib.from_config(config, {"video": 24, "audio": 16, "text": 12}).clone(heads=())
     key, _ = jax.random.split(jax.random.key(config.seed))
-    fresh = model_lib.initial_variables(model, key, batches.open_dataset(data).manifest)
+    fresh = model_lib.initial_variables(model, key, shards.open_dataset(data).manifest)
     moved = jax.tree.map(
         lambda a, b: bool(np.any(np.asarray(a) != b)),
         fresh["params"]["representation"],
@@ -136,11 +136,11 @@ def test_frozen_parameters_stay_bit_for_bit(monkeypatch, folder, data, pretraine
     config = settings(data, "", downstream__protocol="supervised", train__num_epochs=1)
     trainable = downstream.TRAINABLE["supervised"]
     optimizer, schedule = downstream.optimizer_lib.from_config(config, 4, trainable)
-    manifest = batches.open_dataset(data).manifest
+    manifest = shards.open_dataset(data).manifest
     encoder = downstream._encoder(config, manifest)
     task = downstream._task(config, manifest, encoder.model, encode=True)
     state = downstream._fresh_state(config, task, encoder, optimizer)
-    rows = batches.open_split(batches.open_dataset(data), "train", config.data.modalities, tier="host").rows(
+    rows = batches.open_split(shards.open_dataset(data), "train", config.data.modalities, tier="host").rows(
         np.arange(16)
     )
     task = task._replace(classifier=task.classifier.clone(axis_name=None))
@@ -157,7 +157,7 @@ def test_frozen_parameters_stay_bit_for_bit(monkeypatch, folder, data, pretraine
 def test_dropout_differs_from_step_to_step(data, pretrained):
     config = settings(data, pretrained)
     optimizer, schedule = downstream.optimizer_lib.from_config(config, 4, ("nothing",))
-    manifest = batches.open_dataset(data).manifest
+    manifest = shards.open_dataset(data).manifest
     encoder = downstream._encoder(config, manifest)
     task = downstream._task(config, manifest, encoder.model, encode=False)
     task = task._replace(classifier=task.classifier.clone(axis_name=None))
@@ -197,7 +197,7 @@ def test_multi_label(folder, pretrained):
 
 def test_class_weights_by_hand(data):
     config = tiny_config(data)
-    manifest = batches.open_dataset(data).manifest
+    manifest = shards.open_dataset(data).manifest
     counts = np.array([10, 0, 5, 1])
     manifest.splits["train"].update(label_counts=counts.tolist(), num_examples=16)
     np.testing.assert_allclose(downstream.class_weights(config, manifest), [16 / 40, 0, 16 / 20, 16 / 4])

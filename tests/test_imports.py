@@ -18,6 +18,8 @@ ORDER = [
     {"data.tables", "data.authors", "data.corpus_csd"},
     {"data.formats"},
     {"data.builders"},
+    {"data.shards"},
+    {"data.host_table"},
     {"data.batches"},
     {"parallel"},
     {"losses", "optimizer"},

@@ -9,7 +9,7 @@ import pytest
 
 from conclugen_jax import loop, objective, optimizer, parallel, pretrain, train_state
 from conclugen_jax import model as model_lib
-from conclugen_jax.data import batches
+from conclugen_jax.data import host_table
 from tests.helpers import assert_same_bits, close, flat, tiny_config
 
 DIMS = {"video": 24, "audio": 16, "text": 12}
@@ -142,7 +142,7 @@ def test_batches_and_their_order_do_not_depend_on_the_number_of_devices(table):
         "present": {"video": np.ones(50, bool)},
         "label": np.arange(50),
     }
-    source = (batches.DeviceTable if table else batches.HostTable)(rows, np.arange(50))
+    source = (host_table.DeviceTable if table else host_table.HostTable)(rows, np.arange(50))
     seen = {}
     for count in (1, 2, 8):
         devices = jax.devices()[:count]

@@ -43,9 +43,7 @@ def open_authors(request: Request) -> Found:
         if pieces:
             features[modality] = _concatenated(pieces)
     if not features:
-        raise ConclugenError(
-            f"{request.source}: no frames_2d..., audio_spectrograms... or texts... in features/"
-        )
+        raise ConclugenError(f"{request.source}: no frames_2d..., audio_spectrograms... or texts... in features/")
     if corpus.named is not None:  # the names say as much as the annotations, at a hundredth of the time
         names = union(features)
         if len(corpus.splits) < 2:

@@ -4,149 +4,16 @@ The order of examples is a function of (seed, epoch) alone: the position in the 
 the number of devices and wherever the rows are kept (device table, host table, or the shards on disk).
 """
 
-import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from conclugen_jax.data import builders
-from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.manifest import Manifest
-from conclugen_jax.errors import ConclugenError
-from conclugen_jax.types import Rows
-
-CHUNK_ROWS = 1024  # records decoded at a time while a table is filled
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A built data set whose files were compared with its manifest.
-
-    Attributes:
-      path: its folder.
-      manifest: content of its manifest.
-    """
-
-    path: Path
-    manifest: Manifest
-
-
-def open_dataset(path: str | Path, *, verify: str = "hash") -> Dataset:
-    """Read and verify the manifest of a built data set.
-
-    Args:
-      path: the folder ``DATA_DIR/NAME/VERSION``.
-      verify: ``hash`` or ``size``, see :func:`conclugen_jax.data.manifest.verify`.
-
-    Raises:
-      ConclugenError: no data set there, or a file that differs from the manifest.
-    """
-    manifest = manifest_lib.read(path)
-    manifest_lib.verify(path, manifest, level=verify)
-    return Dataset(Path(path), manifest)
-
-
-class RowSource(Protocol):
-    """Rows of one split by index."""
-
-    tier: str
-    num_examples: int
-    usable: np.ndarray  # int64, the rows that have at least one of the modalities, in the split's order
-
-    def rows(self, indices: np.ndarray) -> Rows:
-        """Rows at the given indices, in that order."""
-
-
-class ShardStream:
-    """Rows read from the shards when they are asked for: random access, nothing kept."""
-
-    tier = "shards"
-
-    def __init__(self, dataset: Dataset, split: str, modalities: Sequence[str]):
-        manifest = dataset.manifest
-        where = f"data set {dataset.path}"
-        manifest_lib.choose(manifest.splits, [split], what="split", where=where)
-        self.modalities = tuple(manifest_lib.choose(manifest.modalities, modalities, what="modality", where=where))
-        self.label_kind, self.where = manifest.label.kind, f"{where}, split {split!r}"
-        self.num_examples = manifest.splits[split]["num_examples"]
-        self.source = _data_source(dataset, split)
-        if len(self.source) != self.num_examples:
-            raise ConclugenError(
-                f"{where}: split {split!r} has {len(self.source)} records, the manifest says {self.num_examples}; build it anew"
-            )
-        columns = [list(manifest.modalities).index(m) for m in self.modalities]
-        self.presence = _read_presence(dataset, split, len(manifest.modalities), self.num_examples)[:, columns]
-        self.usable = np.flatnonzero(self.presence.any(axis=1))
-        if not self.usable.size:
-            raise ConclugenError(
-                f"{where}: no row of split {split!r} has any of the modalities {list(modalities)}; name others"
-            )
-        self.gib = self.num_examples * sum(manifest.modalities[m] for m in self.modalities) * 4 / 2**30
-
-    def rows(self, indices: np.ndarray) -> Rows:
-        """Rows at the given indices, in that order."""
-        records = self._records(indices)
-        return {
-            "features": {m: np.stack([r["features"][m] for r in records]) for m in self.modalities},
-            "present": {m: self.presence[indices, c] for c, m in enumerate(self.modalities)},
-            "label": self._labels(records),
-        }
-
-    def names(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and groups of the rows, two string arrays."""
-        records = self._records(indices)
-        return tuple(np.array([r[key].decode() for r in records]) for key in ("id", "group"))
-
-    def _records(self, indices: np.ndarray) -> list[Any]:
-        try:
-            return self.source.__getitems__([int(i) for i in indices])
-        except Exception as e:  # array_record and TFDS raise many kinds for content that is not what was written
-            reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-            raise ConclugenError(f"{self.where}: a record cannot be read ({reason}); build the data set anew") from e
-
-    def _labels(self, records: Sequence[Any]) -> np.ndarray:
-        if self.label_kind == "single":
-            return np.array([r["label"] for r in records], np.int64)
-        if self.label_kind == "multi":
-            return np.stack([r["label"] for r in records])
-        return np.zeros((len(records), 0), np.float32)
-
-
-class HostTable:
-    """All rows of a split in host memory, one contiguous array per modality."""
-
-    tier = "host"
-
-    def __init__(self, table: Rows, usable: np.ndarray):
-        self.table, self.usable = table, usable
-        self.num_examples = len(table["label"])
-
-    @classmethod
-    def read(cls, stream: ShardStream) -> "HostTable":
-        """Fill a table from the shards, a chunk at a time."""
-        n, table = stream.num_examples, None
-        for start in range(0, n, CHUNK_ROWS):
-            chunk = stream.rows(np.arange(start, min(start + CHUNK_ROWS, n)))
-            if table is None:
-                table = map_arrays(lambda x: np.empty((n, *x.shape[1:]), x.dtype), chunk)
-            fill(table, chunk, start)
-        return cls(table, stream.usable)
-
-    def rows(self, indices: np.ndarray) -> Rows:
-        """Rows at the given indices, in that order."""
-        return map_arrays(lambda x: x[indices], self.table)
-
-
-class DeviceTable(HostTable):
-    """A host table that the training loop moves to the device once; batches are then indices only."""
-
-    tier = "device"
-
+from conclugen_jax.data import host_table
+from conclugen_jax.data.host_table import DeviceTable, HostTable
+from conclugen_jax.data.shards import Dataset, RowSource, ShardStream
 
 TABLES = {"host": HostTable, "device": DeviceTable}
 
@@ -170,7 +37,13 @@ def open_split(
 
 
 def load(
-    stream: ShardStream, *, tier: str = "auto", device_table_gib: float = 0.0, host_table_gib: float = 0.0
+    stream: ShardStream,
+    *,
+    tier: str = "auto",
+    device_table_gib: float = 0.0,
+    host_table_gib: float = 0.0,
+    host_cache_gib: float = float("inf"),
+    progress: Callable[[int, int], None] | None = None,
 ) -> RowSource:
     """Fill the table of a split, or leave the rows in the shards.
 
@@ -179,9 +52,14 @@ def load(
       tier: ``device``, ``host``, ``shards``, or ``auto``: the first of these whose limit holds the split.
       device_table_gib: limit of the device table, GiB.
       host_table_gib: limit of the host table, GiB.
+      host_cache_gib: from this size on, GiB, a table is kept in memory-mapped files beside the shards, made once.
+      progress: called with the rows read and all rows while a table is filled.
     """
     tier = choose_tier(tier, stream.gib, device_table_gib=device_table_gib, host_table_gib=host_table_gib)
-    return stream if tier == "shards" else TABLES[tier].read(stream)
+    if tier == "shards":
+        return stream
+    read = host_table.mapped if stream.gib >= host_cache_gib else host_table.read
+    return TABLES[tier](read(stream, progress=progress), stream.usable)
 
 
 def choose_tier(tier: str, gib: float, *, device_table_gib: float, host_table_gib: float) -> str:
@@ -279,39 +157,3 @@ def prefetch(make: Callable[[Any], Any], items: Iterable[Any], depth: int = 2) -
     finally:
         stop.set()
         thread.join()
-
-
-def map_arrays(fn: Callable[[np.ndarray], np.ndarray], rows: Rows) -> Rows:
-    """Apply a function to every array of some rows."""
-    return {k: {m: fn(x) for m, x in v.items()} if isinstance(v, dict) else fn(v) for k, v in rows.items()}
-
-
-def fill(table: Rows, chunk: Rows, start: int) -> None:
-    """Write consecutive rows into a table from row ``start`` on."""
-    for key, value in chunk.items():
-        for modality, x in value.items() if isinstance(value, dict) else [(None, value)]:
-            target = table[key] if modality is None else table[key][modality]
-            target[start : start + len(x)] = x
-
-
-def _read_presence(dataset: Dataset, split: str, num_modalities: int, num_examples: int) -> np.ndarray:
-    """Bool [num_examples, num_modalities], memory-mapped: nothing is read before its header has been checked."""
-    path, shape = dataset.path / builders.PRESENCE.format(split=split), (num_examples, num_modalities)
-    try:
-        presence = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError) as e:
-        raise ConclugenError(f"{path}: cannot be read ({e}); build the data set anew") from e
-    if presence.dtype != bool or presence.shape != shape:
-        raise ConclugenError(
-            f"{path}: {presence.dtype} of shape {presence.shape}, expected bool of shape {shape}; build the data set anew"
-        )
-    return np.asarray(presence)
-
-
-def _data_source(dataset: Dataset, split: str) -> Any:
-    try:
-        return tfds.builder_from_directory(dataset.path).as_data_source(split)
-    except Exception as e:  # TFDS raises many kinds; the files were verified, so whatever it is concerns their content
-        raise ConclugenError(
-            f"{dataset.path}: split {split!r} cannot be opened ({type(e).__name__}: {str(e).splitlines()[0]}); build it anew"
-        ) from e

@@ -127,9 +127,7 @@ def read_label_csv(
             numbers = _numbers([cells[name] for name in columns], columns, line)
             start, end = numbers[:2].tolist()
             if end < start:
-                raise ConclugenError(
-                    f"{line}: ends at {end} s, before its start at {start} s; mend the row"
-                )
+                raise ConclugenError(f"{line}: ends at {end} s, before its start at {start} s; mend the row")
             video = cells["video"].strip()
             key = (video, start, end, counts[video])
             counts[video] += 1

@@ -213,9 +213,11 @@ class _Machine:
             raise _Refused(f"an array said to have {size * dtype.dtype.itemsize} bytes has {held}")
         if not size:
             return np.empty(shape, dtype.dtype)
-        array = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
-        array.flags.writeable = False
-        return array
+        if dtype.dtype.kind == "U" and np.frombuffer(data, dtype.dtype.str[0] + "u4").max() > 0x10FFFF:
+            raise _Refused(
+                "text that is not Unicode"
+            )  # NumPy believes the bytes, Python's str must not be made of them
+        return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
     def charge(self, n: int) -> None:
         """Count copied bytes: all copies together are smaller than the file unless one piece is copied many times."""
