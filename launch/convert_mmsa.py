@@ -4,6 +4,7 @@ The file is a pickle, a format that can carry programs. This command reads it as
 wants to be told all the same that you know where the file comes from. docs/datasets/mmsa.md says what is written.
 """
 
+import signal
 import sys
 
 from absl import flags
@@ -24,6 +25,7 @@ MODALITIES = flags.DEFINE_list(
 
 def main() -> None:
     """Convert and say what was converted."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch folder is removed on the way out
     source, output = app.required("source"), app.required("output")
     if not TRUST_PICKLE.value:
         raise ConclugenError(

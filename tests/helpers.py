@@ -1,16 +1,24 @@
 """Pieces that several tests use."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import traverse_util
 
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
 from configs import base
+
+SHARED_DATA = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+"""Real files that may not be copied into the project; tests on them are left out where they are not."""
+
+needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no folder of real data (CONCLUGEN_SHARED)")
 
 
 def close(actual: Any, expected: Any, relative: float = 1e-4) -> bool:

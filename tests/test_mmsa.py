@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conclugen_jax.data import mmsa, pickles
@@ -337,7 +337,7 @@ def test_refused_with_one_sentence_and_nothing_is_left(tmp_path, tree, message):
 
 def test_values_outside_the_valid_steps_do_not_matter(tmp_path):
     text = split(["a", "b", "c"])["text"]
-    text[0, 3] = np.nan  # padding of BERT
+    text[0, 3] = np.array([0x7F800001], np.uint32).view(np.float32)  # padding; a number whose conversion warns
     mmsa.convert(save(tmp_path / "a.pkl", aligned(text=text)), tmp_path / "out")
     assert tables(tmp_path / "out")[0]["text"]["v_1$_$10"] == TEXT[0]
 
@@ -406,7 +406,7 @@ def calls():
         "open": Reduced(open, (MARKER, "w")),
         "eval": Reduced(eval, (f"open({MARKER!r}, 'w')",)),
         "exec": Reduced(exec, (f"open({MARKER!r}, 'w')",)),
-        "getattr": Reduced(getattr, (os, "system")),
+        "getattr": Reduced(getattr, (Path, "cwd")),
         "import": Reduced(__import__, ("os",)),
         "numpy_load": Reduced(np.load, ("x.npy", None, True)),
         "numpy_memmap": Reduced(np.memmap, (MARKER, "u1", "w+", 0, (3,))),
@@ -435,10 +435,7 @@ def calls():
 @pytest.mark.parametrize("name", calls())
 def test_nothing_is_called(tmp_path, monkeypatch, name, protocol):
     monkeypatch.chdir(tmp_path)
-    try:
-        path = save(tmp_path / "a.pkl", {**aligned(), "config": calls()[name]}, protocol)
-    except (pickle.PicklingError, TypeError) as e:
-        pytest.skip(str(e))
+    path = save(tmp_path / "a.pkl", {**aligned(), "config": calls()[name]}, protocol)
     with pytest.raises(ConclugenError, match="nothing in the file was executed") as e:
         mmsa.convert(path, tmp_path / "out")
     assert "\n" not in str(e.value)
@@ -655,7 +652,7 @@ def damaged(draw):
     return bytes(content)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None)
 @given(
     content=st.one_of(
         damaged(), st.lists(st.sampled_from(PIECES), max_size=40).map(lambda x: b"\x80\x04" + b"".join(x))

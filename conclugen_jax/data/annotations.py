@@ -215,7 +215,7 @@ def _number(line: str, row: Mapping[str, str], column: str, allowed: Sequence[fl
     return value
 
 
-def corpus_table(corpus: Corpus, name: str, rows: Rows, *, where: str) -> Columns:
+def corpus_table(corpus: Corpus, rows: Rows, *, where: str) -> Columns:
     """Annotations of a corpus from a table with its classes by name (or index), one column per label, or a number.
 
     Columns: ``id``; ``split``; ``group`` or ``speaker``; ``label`` or ``emotion`` (single), the labels' names (multi),
@@ -267,10 +267,8 @@ def _corpus_label(
     raise ConclugenError(f"{line}: {column} {value!r} is none of {', '.join(spec.names)}")
 
 
-def from_names(corpus: Corpus, name: str, names: Mapping[str, Iterable[str]]) -> Columns:
-    """Annotations from the utterances' names alone, by split; a corpus without splits gets one, called ``""``."""
-    if corpus.named is None:
-        raise ConclugenError(f"{name}: no labels; add a labels.csv with columns id, split, group and the labels")
+def from_names(corpus: Corpus, names: Mapping[str, Iterable[str]]) -> Columns:
+    """Annotations from the utterances' names alone, by split, for a corpus whose names say enough."""
     columns = Columns(corpus.label, corpus.targets)
     for split, keys in names.items():
         for key in keys:

@@ -48,7 +48,7 @@ def open_authors(request: Request) -> Found:
         names = union(features)
         if len(corpus.splits) < 2:
             names = {"train": names.get("train", [])}
-        return Found(features, annotations_lib.from_names(corpus, request.dataset, names).result())
+        return Found(features, annotations_lib.from_names(corpus, names).result())
     file = _annotations_file(request.source, cropped=any("_cropped" in f.name for f in folders.values()))
     return Found(features, _read_annotations(file, corpus), label_files=[file])
 

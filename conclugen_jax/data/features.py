@@ -86,11 +86,11 @@ class FolderFeatures:
 
     def names(self) -> dict[str, list[str]]:
         """split -> names of its files without ending, sorted; the split is "" where there are no split folders."""
-        return {split: sorted(p.name[:-4] for p in _npy_files(f)) for split, f in self.splits.items()}
+        return {s: sorted(os.path.basename(p)[:-4] for p in _npy_files(f)) for s, f in self.splits.items()}
 
     def files(self) -> Iterable[str]:
         """All files, sorted."""
-        return (path for f in self.splits.values() for path in sorted(map(os.fspath, _npy_files(f))))
+        return (path for f in self.splits.values() for path in sorted(_npy_files(f)))
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
         """Paths; whether there is a file shows when it is read."""
@@ -127,8 +127,9 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     return splits or {"": folder}
 
 
-def _npy_files(folder: Path) -> Iterable[Path]:
-    return (Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(".npy"))
+def _npy_files(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.path for entry in entries if entry.name.endswith(".npy")]
 
 
 class MatrixFeatures:
@@ -401,3 +402,29 @@ class VariantFeatures:
                 fault = "is missing" if x is None else f"has {len(x)} values"
                 raise ConclugenError(f"{part}: this variant {fault}, another has {self.dim}; complete the variants")
         return np.stack(vectors)
+
+
+class OfSplit:
+    """Features whose files all lie in one split, whatever split their rows are put in."""
+
+    def __init__(self, features: Features, split: str):
+        self.features, self.split, self.dim = features, split, features.dim
+
+    def files(self) -> Iterable[Path]:
+        """Those of the features."""
+        return self.features.files()
+
+    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[Any]:
+        """Places in the split where the files lie."""
+        return self.features.locate(self.split, keys)
+
+    def read(self, place: Any) -> np.ndarray | None:
+        """The vector [dim] at a place."""
+        return self.features.read(place)
+
+
+def all_from(features: Features, split: str) -> Features:
+    """Features that are looked for in one split, also for rows of others."""
+    if isinstance(features, VariantFeatures):
+        return VariantFeatures([OfSplit(v, split) for v in features.variants], first_split=features.first_split)
+    return OfSplit(features, split)

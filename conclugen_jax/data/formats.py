@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data import authors, corpus_csd, tables
 from conclugen_jax.data.corpora import CORPORA
-from conclugen_jax.data.features import VariantFeatures
+from conclugen_jax.data.features import VariantFeatures, all_from
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.pooling import POOLS
 from conclugen_jax.data.requests import Found, Request, is_feature_folder, open_features
@@ -53,6 +53,9 @@ def open_source(request: Request) -> JoinedSource:
             f"{request.source}: no features found in format {kind!r}; name them with --modality NAME=PATH"
         )
     columns, folds = _folds(request, found)
+    if folds:
+        (stored,) = found.columns
+        features = {m: all_from(f, stored) for m, f in features.items()}
     return JoinedSource(
         _spec(request, found, features, columns, folds),
         columns,

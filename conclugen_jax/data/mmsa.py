@@ -54,6 +54,7 @@ class _Table:
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
+@np.errstate(all="ignore")  # what is not finite is refused where it matters, not warned of
 def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str] | None = None) -> dict[str, Any]:
     """Write the tables of a feature dictionary.
 
@@ -256,7 +257,7 @@ def _mask(source: Path, split: _Split, modality: str, x: np.ndarray) -> np.ndarr
         shape = tokens.shape if isinstance(tokens, np.ndarray) else type(tokens).__name__
         raise ConclugenError(f"{where} is {shape}, expected {expected} as 'text' has; leave text out with --modalities")
     mask = tokens[:, 1]
-    if not np.isin(mask, (0, 1)).all():
+    if not ((mask == 0) | (mask == 1)).all():
         raise ConclugenError(f"{where}[:, 1] is not a mask of 0 and 1; leave text out with --modalities")
     return mask != 0
 
@@ -302,8 +303,7 @@ def _pool(
         valid = filled
     if not (valid & filled).any():
         return None
-    with np.errstate(all="ignore"):  # what is not finite is refused
-        vector = x[valid].mean(axis=0).astype(np.float32)
+    vector = x[valid].mean(axis=0).astype(np.float32)
     if not np.isfinite(vector).all():
         column = int((~np.isfinite(vector)).argmax())
         raise ConclugenError(f"{where}: feature {column} is not a finite float32 number in every step; mend the file")

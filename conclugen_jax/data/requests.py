@@ -95,7 +95,7 @@ def is_feature_folder(path: Path) -> bool:
     if not path.is_dir():
         return False
     folders = [path, *(path / name for name in SPLIT_NAMES if (path / name).is_dir())]
-    return any(entry.name.endswith(".npy") for folder in folders for entry in os.scandir(folder))
+    return any(name.endswith(".npy") for folder in folders for name in os.listdir(folder))
 
 
 def union(features: Mapping[str, Features]) -> dict[str, list[str]]:

@@ -130,7 +130,7 @@ class _Chain:
 def _read_rows(request: Request, found: Found, rows: Iterable, files: Sequence[Path]) -> Found:
     corpus, where = request.corpus, os.fspath(files[0])
     if corpus is not None:
-        columns = annotations_lib.corpus_table(corpus, request.dataset, rows, where=where)
+        columns = annotations_lib.corpus_table(corpus, rows, where=where)
         return dataclasses.replace(found, columns=columns.result(), label_files=files)
     layout = request.layout
     names = next(iter(rows), ("", {}))[1]
@@ -147,19 +147,21 @@ def _read_rows(request: Request, found: Found, rows: Iterable, files: Sequence[P
 
 
 def _from_names(request: Request, found: Found, corpus: Corpus) -> Found:
+    if corpus.named is None:
+        raise ConclugenError(
+            f"{request.dataset}: no labels; add a labels.csv with columns id, split, group and the labels"
+        )
     features = found.features or {m: open_features(p, request.pool) for m, p in request.modalities.items()}
     names = union(features)
-    if len(corpus.splits) < 2 and len(names) > 1:
-        # RAVDESS comes with one set of names under several split folders; VoxCeleb2 with one split.
-        names = {"": sorted(set().union(*names.values()))}
-    if "" in names and len(corpus.splits) > 1:
+    if len(corpus.splits) < 2:
+        names = {"train": names.get("train", names.get("", []))}
+    elif "" in names:
         raise ConclugenError(
             f"{request.dataset}: nothing says which split an utterance is in; use folders train, validation and test, or a "
             "labels.csv with columns id, split and label"
         )
-    names = {split or "train": [n for n in keys if n not in dropped(corpus, split)] for split, keys in names.items()}
-    columns = annotations_lib.from_names(corpus, request.dataset, names)
-    return dataclasses.replace(found, columns=columns.result())
+    names = {split: [n for n in keys if n not in dropped(corpus, split)] for split, keys in names.items()}
+    return dataclasses.replace(found, columns=annotations_lib.from_names(corpus, names).result())
 
 
 class ListedFeatures:
