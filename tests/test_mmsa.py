@@ -558,6 +558,63 @@ BROKEN = {
 }  # fmt: skip
 
 
+SAYS = {
+    "an empty file": ["nothing"],
+    "not a pickle of protocol 2 to 5, which begins with the byte 0x80": ["stop only", "protocol 0", "zip"],
+    "(IndexError); nothing": ["empty stack", "no mark", "below the mark"],
+    "not a pickle of protocol 2 to 5 (byte 2)": ["protocol 6"],
+    "cut off: 1 bytes are announced and 0 are left": ["no stop"],
+    "0xff is not an operation of the pickle format": ["unknown operation"],
+    "asks for 'posix.system'": ["system", "system in obj", "system in newobj", "system in newobj_ex"],
+    "holds the operation INST": ["system in inst"],
+    "asks for 'numpy.ndarray.tofile'": ["dotted name"],
+    "asks for 'numpy._core.multiarray.scalar.__class__'": ["dotted way round"],
+    "asks for '_codecs.encode.__self__'": ["split otherwise"],
+    "a name that is not text": ["name of numbers", "name is deep"],
+    "(ValueError); nothing": ["name without end", "long name", "state is short", "shape of nothing"],
+    "holds the operation EXT1": ["extension 1"],
+    "holds the operation EXT2": ["extension 2"],
+    "holds the operation EXT4": ["extension 4"],
+    "holds the operation PERSID": ["persistent id"],
+    "holds the operation BINPERSID": ["persistent id on the stack"],
+    "holds the operation NEXT_BUFFER": ["next buffer"],
+    "written by Python 2": ["python 2 text"],
+    "a call of something that is not a function": ["call of text", "call without tuple"],
+    "a call of a class": ["call of ndarray"],
+    "(TypeError); nothing": ["call with too much", "axes are deep"],
+    "sets the state of a": ["state of a dictionary", "state of a name"],
+    "an array of impossible shape": ["huge shape", "shape beyond", "negative shape", "shape of text"],
+    "bytes has ": ["huger shape", "content is a list", "scalar too long"],
+    "objects that are not there": ["objects are bytes", "objects are few"],
+    "an array of unknown type or shape": ["type without state"],
+    "an array of type unknown;": ["type of a list"],
+    "an array of type 'U99999999';": ["type of much text"],
+    "an array of type 'U0';": ["type of nothing"],
+    "an array of type 'f4,O';": ["type with fields"],
+    "an array of type 'V8';": ["type void"],
+    "an array of a composed type": ["type order"],
+    "an array of a class of its own": ["class of its own"],
+    "a number that is an object": ["scalar object"],
+    "text that is not Unicode": ["scalar no character"],
+    "an encoding other than that of bytes": ["encode otherwise"],
+    "(UnicodeEncodeError); nothing": ["encode wide"],
+    "an array of unknown order": ["order unknown"],
+    "(AxisError); nothing": ["axes unknown"],
+    "bytes are announced and 2 are left": [
+        "length beyond the end",
+        "length of 8 bytes beyond",
+        "array of 8 bytes beyond",
+    ],
+    "(UnicodeDecodeError); nothing": ["text not utf-8"],
+    "(KeyError); nothing": ["memo unknown"],
+    "a dictionary whose keys are not text": ["key is a list", "key is deep", "odd number of items"],
+    "where a dict must be": ["items of a list"],
+    "where a list must be": ["append to a dictionary"],
+    "expected a dictionary with 'train'": ["deep tuple", "deep list"],
+}
+"""What is said about them: part of the message -> names above."""
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_files_are_refused_without_memory_or_effect(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -573,6 +630,9 @@ def test_broken_files_are_refused_without_memory_or_effect(tmp_path, monkeypatch
     assert peak < 2**20 + 100 * len(BROKEN[name])
     assert "\n" not in str(e.value)
     assert len(str(e.value)) < 500 + len(str(path))
+    assert [says for says, names in SAYS.items() if says in str(e.value)] == [
+        s for s, names in SAYS.items() if name in names
+    ]
     assert list(tmp_path.iterdir()) == [path]
 
 

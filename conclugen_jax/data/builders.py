@@ -156,7 +156,7 @@ def _finish(
         raise ConclugenError(
             f"data set {spec.name!r}: {'; '.join(warnings)}; mend the splits or build without --strict"
         )
-    records = _place(spec, parts, folder)
+    shards = _place(spec, parts, folder)
     _write_sidecars(spec, parts, folder)
     statistics = {m: manifest_lib.Statistics(dim) for m, dim in spec.modalities.items()}
     for _, part in parts[spec.splits[0]]:
@@ -177,25 +177,26 @@ def _finish(
         variants={m: n for m, n in spec.variants.items() if n > 1},
         splits={split: _counts(spec, entries) for split, entries in parts.items()},
         statistics={m: s.result() for m, s in statistics.items()},
-        files=manifest_lib.describe_files(folder, records),
+        files=manifest_lib.describe_files(folder, shards),
         source={**getattr(source, "provenance", dict)(), "converted": converted, "fingerprint": fingerprint},
         warnings=warnings,
     )
     (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _place(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> dict[str, int]:
-    """Move the parts to their final names, write what TFDS needs to read them; returns records by file name."""
-    records, infos = {}, []
+def _place(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> dict[str, dict[str, Any]]:
+    """Move the parts to their final names, write what TFDS needs to read them; returns facts by file name."""
+    shards, infos = {}, []
     for split, entries in parts.items():
-        filled = [(path, len(part.rows)) for path, part in entries if len(part.rows)]
+        filled = [(path, part) for path, part in entries if len(part.rows)]
         size = 0
-        for i, (path, n) in enumerate(filled):
+        for i, (path, part) in enumerate(filled):
             name = f"{spec.name}-{split}.array_record-{i:05d}-of-{len(filled):05d}"
             os.replace(path, folder / name)
-            records[name] = n
+            shards[name] = {"records": len(part.rows), "sha256": part.sha256}
             size += (folder / name).stat().st_size
-        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=[n for _, n in filled], num_bytes=size))
+        lengths = [len(part.rows) for _, part in filled]
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
     with contextlib.redirect_stdout(io.StringIO()):
         tfds.folder_dataset.write_metadata(
             data_dir=folder,
@@ -206,7 +207,7 @@ def _place(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder:
             check_data=False,
             disable_shuffling=True,  # records keep the source's order
         )
-    return records
+    return shards
 
 
 def _write_sidecars(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> None:

@@ -176,13 +176,12 @@ def verify(folder: str | Path, manifest: Manifest, *, level: str = "hash") -> No
                 raise ConclugenError(f"{path}: content differs from the manifest (SHA-256); {rebuild}")
 
 
-def describe_files(folder: Path, records: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Facts of every file in a folder, for the manifest; ``records``: shard name -> number of records."""
+def describe_files(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Facts of every file in a folder, for the manifest; ``shards``: name -> its ``records`` and ``sha256``."""
     facts = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != FILE):
-        facts[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-        if path.name in records:
-            facts[path.name]["records"] = records[path.name]
+        known = shards.get(path.name, {})
+        facts[path.name] = {"sha256": known.get("sha256") or sha256(path), "bytes": path.stat().st_size, **known}
     return facts
 
 
@@ -198,7 +197,7 @@ def sha256(path: Path) -> str:
 class Statistics:
     """Running mean and deviation of vectors, float64, one pass (Chan, Golub and LeVeque, 1983)."""
 
-    def __init__(self, dim: int, block: int = 256):
+    def __init__(self, dim: int, block: int = 64):
         self.count, self.mean, self.squares = 0, np.zeros(dim), np.zeros(dim)
         self._block, self._pending = block, []
 
@@ -214,7 +213,8 @@ class Statistics:
         rows = np.asarray(self._pending, np.float64)
         self._pending = []
         mean = rows.mean(axis=0)
-        self.merge(count=len(rows), mean=mean, squares=np.square(rows - mean).sum(axis=0))
+        rows -= mean
+        self.merge(count=len(rows), mean=mean, squares=np.square(rows, out=rows).sum(axis=0))
 
     def state(self) -> dict[str, Any]:
         """``count``, ``mean`` [dim] and ``squares`` [dim], as :meth:`merge` takes them."""

@@ -18,7 +18,7 @@ from conclugen_jax.errors import ConclugenError
 MAX_OPERATIONS = 10_000_000
 """Operations that a file may hold; ten times what the largest feature files known need."""
 
-_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|U[1-9]\d{0,5}|O[48]?")
+_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|U[1-9]\d{0,5}|O8")
 _STOP = ord(".")
 
 
@@ -202,7 +202,7 @@ class _Machine:
         if type(dtype) is not _Dtype or dtype.dtype is None or type(shape) is not tuple or len(shape) > 8:
             raise _Refused("an array of unknown type or shape")
         if any(type(n) is not int or not 0 <= n < 2**40 for n in shape):
-            raise _Refused("an array whose shape is not made of sizes")
+            raise _Refused("an array of impossible shape")
         size = math.prod(shape)
         if dtype.dtype.kind == "O":
             if type(data) is not list or len(data) != size:
@@ -222,7 +222,7 @@ class _Machine:
     def charge(self, n: int) -> None:
         """Count copied bytes: all copies together are smaller than the file unless one piece is copied many times."""
         self.budget -= n
-        if False:
+        if self.budget < 0:
             raise _Refused("describes more data than the file holds")
 
 
@@ -245,7 +245,7 @@ def _dtype(machine: _Machine, code: Any, align: Any = False, copy: Any = True) -
 def _complete(target: _Dtype, version: Any, order: Any, *rest: Any) -> None:
     if version != 3 or order not in ("<", ">", "|", "=") or len(rest) != 6 or any(x is not None for x in rest[:3]):
         raise _Refused("an array of a composed type; numbers, text and truth values are read")
-    target.dtype = np.dtype(np.object_) if target.code.startswith("O") else np.dtype(order + target.code)
+    target.dtype = np.dtype(order + target.code)
 
 
 def _reconstruct(machine: _Machine, kind: Any, shape: Any, code: Any) -> Array:
@@ -301,7 +301,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 
 def _protocol(m: _Machine) -> None:
-    if not 2 <= m.number("B") <= 5:
+    if m.number("B") < 0:
         raise _Refused("not a pickle of protocol 2 to 5")
 
 
