@@ -344,7 +344,9 @@ def test_loss_and_gradients_are_those_without_the_absent_rows(small):
 
     def without(params):
         outputs = [
-            model.apply({**state.variables(), "params": params}, {m: x[rows[m]]}, train=True, mutable=["batch_stats"])[0]
+            model.apply({**state.variables(), "params": params}, {m: x[rows[m]]}, train=True, mutable=["batch_stats"])[
+                0
+            ]
             for m, x in features.items()
         ]
         projections = {m: o.projections[m] for m, o in zip(features, outputs, strict=True)}
@@ -356,7 +358,9 @@ def test_loss_and_gradients_are_those_without_the_absent_rows(small):
             loss += losses.reconstruction_loss(o.reconstructions[m], jnp.asarray(features[m][rows[m]]))
         return loss
 
-    (loss, grads), (expected, expected_grads) = (jax.jit(jax.value_and_grad(f))(state.params) for f in (masked, without))
+    (loss, grads), (expected, expected_grads) = (
+        jax.jit(jax.value_and_grad(f))(state.params) for f in (masked, without)
+    )
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert not present["text"].all()
     for path, gradient in flat(grads).items():

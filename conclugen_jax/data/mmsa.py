@@ -333,7 +333,7 @@ def _write(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".converting-{os.getpid()}-", dir=output.parent))
-        folder = scratch / "tables"  # a temporary folder is private, this one need not be
+        folder = scratch / "a"; folder.parent.chmod(0o700)  # a temporary folder is private, this one need not be
         folder.mkdir()
         for m, table in tables.items():
             np.save(folder / f"{m}.npy", np.stack(table.rows))

@@ -301,7 +301,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 
 def _protocol(m: _Machine) -> None:
-    if m.number("B") < 0:
+    if not 2 <= m.number("B") <= 5:
         raise _Refused("not a pickle of protocol 2 to 5")
 
 

@@ -1,0 +1,129 @@
+"""Tables: the same rows wherever they are kept, files made once, remade when damaged or of other data."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from conclugen_jax import parallel
+from conclugen_jax.data import batches, builders, host_table, shards
+from conclugen_jax.errors import ConclugenError
+from tests.helpers import Faces, assert_same_bits
+from tests.test_records import Parted
+
+MODALITIES = ("text", "audio")
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return shards.open_dataset(builders.build(Parted((64, 10, 10), missing=0.4, variants=2), tmp_path / "data"))
+
+
+def stream(dataset, modalities=MODALITIES, **kwargs):
+    return shards.ShardStream(dataset, "train", modalities, **kwargs)
+
+
+def cache(dataset):
+    return dataset.path / host_table.FOLDER / "train"
+
+
+def test_every_tier_gives_the_same_rows_bit_for_bit(dataset, monkeypatch):
+    monkeypatch.setattr(host_table, "CHUNK_ROWS", 7)
+    modalities = ("text", "video")
+    sources = [
+        batches.load(stream(dataset, modalities), tier=tier, host_cache_gib=limit)
+        for tier in ("device", "host", "shards")
+        for limit in (0.0, 1.0)
+    ]
+    for epoch in range(2):
+        for step in range(3):
+            (indices,) = batches.batch_indices(
+                sources[0].usable, seed=3, epoch=epoch, first_step=step, num_steps=1, batch_size=16
+            )
+            expected = sources[-1].rows(indices)
+            for source in sources[:-1]:
+                assert_same_bits(source.rows(indices), expected)
+            table = parallel.replicate_by_rows(
+                {k: sources[0].table[k] for k in ("features", "present")}, jax.devices()[:2], chunk_bytes=500
+            )
+            on_device = jax.tree.map(lambda x, i=indices: np.asarray(x)[i], table)
+            assert_same_bits(on_device, {k: expected[k] for k in ("features", "present")})
+
+
+def test_a_table_is_written_once_and_mapped_after(dataset):
+    first = batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
+    assert all(isinstance(x, np.memmap) for x in first.table["features"].values())
+    before = {p.name: p.stat().st_mtime_ns for p in cache(dataset).iterdir()}
+    assert set(before) == {f"{name}.{end}" for name in (*MODALITIES, "label.main") for end in ("npy", "json")}
+    calls = []
+    batches.load(stream(dataset), tier="host", host_cache_gib=0.0, progress=lambda *done: calls.append(done))
+    assert {p.name: p.stat().st_mtime_ns for p in cache(dataset).iterdir()} == before
+    assert not calls
+    # another modality and another target are added
+    other = stream(dataset, ("video",), target="age")
+    added = batches.load(other, tier="host", host_cache_gib=0.0, progress=lambda *done: calls.append(done))
+    np.testing.assert_array_equal(added.table["label"], other.rows(np.arange(64))["label"])
+    assert calls == [(64, 64)]
+
+
+DAMAGE = {
+    "flipped bit": lambda p: p.write_bytes(p.read_bytes()[:-1] + bytes([p.read_bytes()[-1] ^ 1])),
+    "truncated": lambda p: p.write_bytes(p.read_bytes()[:-8]),
+    "deleted": lambda p: p.unlink(),
+    "facts": lambda p: p.with_suffix(".json").write_text("{"),
+    "of other data": lambda p: p.with_suffix(".json").write_text(
+        json.dumps(json.loads(p.with_suffix(".json").read_text()) | {"manifest": "0" * 64})
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_table_that_does_not_fit_is_made_anew(dataset, kind, caplog):
+    expected = stream(dataset).rows(np.arange(64))
+    batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
+    DAMAGE[kind](cache(dataset) / "audio.npy")
+    again = batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
+    assert_same_bits(again.rows(np.arange(64)), expected)
+    assert kind == "deleted" or "audio.npy: damaged, or of other data" in caplog.text
+    assert not [p for p in cache(dataset).iterdir() if p.name.startswith(".")]
+
+
+def test_a_rebuilt_data_set_has_no_old_table(tmp_path):
+    source = Faces((20, 5, 5))
+    dataset = shards.open_dataset(builders.build(source, tmp_path))
+    batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
+    dataset = shards.open_dataset(builders.build(Faces((20, 5, 5), seed=1), tmp_path, overwrite=True))
+    table = batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
+    assert_same_bits(table.rows(np.arange(20)), stream(dataset).rows(np.arange(20)))
+
+
+def test_where_nothing_can_be_written_the_table_is_in_memory(dataset, monkeypatch, caplog):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(host_table, "_reserve", full)
+    table = batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
+    assert not isinstance(table.table["features"]["audio"], np.memmap)
+    assert_same_bits(table.rows(np.arange(64)), stream(dataset).rows(np.arange(64)))
+    assert "cannot be kept there (No space left on device)" in caplog.text
+    assert not list(cache(dataset).iterdir())
+
+
+def test_targets_are_labels_on_request(dataset):
+    assert stream(dataset, target="age").rows(np.arange(3))["label"].tolist() == [7.0, 0.25, 0.5]
+    assert stream(dataset, target="mood").rows(np.arange(4))["label"].tolist() == [0, -1, -1, 1]
+    with pytest.raises(ConclugenError, match="no target 'height'; it has 'age', 'mood'"):
+        stream(dataset, target="height")
+
+
+def test_a_device_table_is_filled_by_chunks(monkeypatch):
+    """The host hands over no more than a chunk at a time, so that the table is never there twice."""
+    sizes, put = [], jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda x, *args: sizes.append(x.nbytes) or put(x, *args))
+    table = {"wide": np.arange(1000.0 * 7, dtype=np.float32).reshape(1000, 7), "flag": np.arange(1000) % 3 == 0}
+    filled = parallel.replicate_by_rows(table, jax.devices()[:2], chunk_bytes=2800)
+    assert len(sizes) == 10 + 1
+    assert max(sizes) == 2800
+    assert_same_bits(filled, table)
+    assert {d for x in filled.values() for d in x.devices()} == set(jax.devices()[:2])

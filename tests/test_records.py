@@ -1,0 +1,318 @@
+"""Records and parts: what TFDS itself reads, parts by several processes, and tables of random shapes."""
+
+import csv
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conclugen_jax.data import builders, formats, records, shards, workers
+from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.annotations import Layout
+from conclugen_jax.data.requests import Request
+from conclugen_jax.data.sources import LabelSpec, PartedSource
+from conclugen_jax.errors import ConclugenError
+from tests.helpers import Faces
+
+
+class Parted(Faces):
+    """Random faces that can be read in parts, with a further target, stored variants and missing modalities."""
+
+    def __init__(self, *args, variants=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.spec = dataclasses.replace(
+            self.spec,
+            targets={"age": LabelSpec("value"), "mood": LabelSpec("single", ("low", "high"))},
+            variants={"video": variants},
+        )
+
+    def num_examples(self, split):
+        return self._num[split]
+
+    def part(self, split, start, stop):
+        return list(self.examples(split))[start:stop]
+
+    def examples(self, split):
+        for i, e in enumerate(super().examples(split)):
+            if split == "train" and self.spec.variants["video"] > 1:
+                e.features["video"] = np.stack([e.features["video"] + v for v in range(self.spec.variants["video"])])
+            yield dataclasses.replace(e, targets={"age": i / 4} if i % 3 else {"age": 7, "mood": i % 2})
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Shards of nine examples."""
+    monkeypatch.setattr(builders, "SHARD_BYTES", 9 * 4 * 52)
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "none"])
+@pytest.mark.parametrize("variants", [1, 3])
+def test_tfds_reads_every_field(tmp_path, kind, variants):
+    source = Parted((20, 5, 5), kind=kind, missing=0.4, variants=variants)
+    folder = builders.build(source, tmp_path)
+    reader = tfds.builder_from_directory(folder)
+    for split in source.spec.splits:
+        data = reader.as_data_source(split)
+        examples = list(source.examples(split))
+        assert len(data) == len(examples)
+        for found, expected in zip(data, examples, strict=True):
+            assert found["id"].decode() == expected.id
+            assert found["group"].decode() == expected.group
+            for m in source.spec.modalities:
+                assert found["present"][m] == (m in expected.features)
+                x = expected.features.get(m, np.zeros(found["features"][m].shape))
+                if variants > 1 and m == "video" and split != "train":
+                    x = x.reshape(1, -1)
+                np.testing.assert_array_equal(found["features"][m], x)
+                assert found["features"][m].dtype == np.float32
+            assert found["targets"]["mood"] == expected.targets.get("mood", -1)
+            assert found["targets"]["age"] == np.float32(expected.targets["age"])
+            assert ("label" in found) == (kind != "none")
+            if kind != "none":
+                np.testing.assert_array_equal(found["label"], expected.label)
+
+
+def test_serialised_as_tfds_would(tmp_path):
+    from tensorflow_datasets.core import example_serializer
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    source = Parted((6, 1, 1), kind="multi", missing=0.5, variants=2)
+    features = records.record_features(source.spec)
+    theirs = example_serializer.ExampleSerializer(features.get_serialized_info())
+    checker = records._Checker(source.spec, "train", first_split=True)
+    for row, example in enumerate(source.examples("train")):
+        record = checker.record(row, example)
+        parse = tf_example_pb2.Example.FromString
+        assert parse(records.serialize(record)) == parse(theirs.serialize_example(features.encode_example(record)))
+
+
+def test_parts_by_several_processes_are_the_same_data_set(tmp_path, small_shards):
+    source = Parted((60, 24, 24), missing=0.3)
+    assert isinstance(source, PartedSource)
+    assert not isinstance(Faces(), PartedSource)
+    seen = []
+    one = builders.build(source, tmp_path / "one", progress=lambda done, total: seen.append((done, total)))
+    two = builders.build(source, tmp_path / "two", num_workers=2)
+    assert manifest_lib.read(one) == manifest_lib.read(two)
+    assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in two.iterdir()}
+    assert len(manifest_lib.shard_names(manifest_lib.read(one), "train")) == 7
+    assert seen[0] == (9, 108)
+    assert seen[-1] == (108, 108)
+    rows = shards.ShardStream(shards.open_dataset(two), "train", ["audio"]).rows(np.arange(60))
+    for i, example in enumerate(source.examples("train")):
+        np.testing.assert_array_equal(rows["features"]["audio"][i], example.features["audio"])
+
+
+def test_a_source_that_is_only_an_iterator_is_cut_into_the_same_shards(tmp_path, small_shards):
+    class Plain(Faces):
+        pass
+
+    class Cut(Faces):
+        num_examples, part = Parted.num_examples, Parted.part
+
+    plain, cut = (builders.build(kind((40, 3, 9)), tmp_path / kind.__name__, num_workers=2) for kind in (Plain, Cut))
+    assert manifest_lib.read(plain) == manifest_lib.read(cut)
+    assert len(manifest_lib.shard_names(manifest_lib.read(plain), "train")) == 5
+
+
+class Killer:
+    """Examples that kill the process that reads them."""
+
+    def __iter__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Refused:
+    """Examples that cannot be read."""
+
+    def __iter__(self):
+        raise ConclugenError("clip7.npy: it is damaged")
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [(Killer, "worker process was killed.*--num_workers"), (Refused, "^clip7.npy: it is damaged$")],
+)
+def test_what_happens_in_a_worker_ends_in_a_sentence(tmp_path, small_shards, examples, message):
+    class Bad(Parted):
+        def part(self, split, start, stop):
+            return examples() if start == 27 else super().part(split, start, stop)
+
+    with pytest.raises(ConclugenError, match=message):
+        builders.build(Bad(), tmp_path, num_workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_facts_of_a_part_survive_the_disk(tmp_path):
+    source = Parted((30, 1, 1), kind="multi", missing=0.4)
+    examples = list(source.examples("train"))
+    examples[4].features["audio"][2] = np.nan
+    examples[6].features["audio"] = examples[6].features["audio"].astype(np.float64)
+    job = workers.Job(source.spec, "train", 5, examples, tmp_path / "part", first_split=True)
+    part = job.run()
+    part.save(tmp_path / "facts.npz")
+    again = records.Part.load(tmp_path / "facts.npz", source.spec)
+    assert part.bad == again.bad
+    assert part.bad[0][:2] == (9, "train4")
+    assert part.converted == again.converted == {"audio float64": 1}
+    assert part.sha256 == again.sha256 == manifest_lib.sha256(tmp_path / "part")
+    for name in ("rows", "presence", "ids", "groups"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(again, name))
+        assert getattr(part, name).dtype == getattr(again, name).dtype
+    for name, counts in part.label_counts.items():
+        np.testing.assert_array_equal(counts, again.label_counts[name])
+    for m, s in part.statistics.items():
+        assert s.result() == again.statistics[m].result()
+
+
+BEAM = """
+import sys
+from conclugen_jax.data import builders
+from tests.test_records import Parted
+builders.SHARD_BYTES = 9 * 4 * 52
+print(builders.build(Parted((60, 24, 24), missing=0.3), sys.argv[1], beam=["--runner=DirectRunner"]))
+"""
+
+
+def test_beam_builds_the_same_data_set(tmp_path, small_shards):
+    """In an environment with Apache Beam, which lowers NumPy; elsewhere its absence is said."""
+    python = os.environ.get("CONCLUGEN_BEAM_PYTHON", sys.executable)
+    command = [python, "-c", BEAM, str(tmp_path / "beam")]
+    root = Path(__file__).parents[1]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    if "No module named 'apache_beam'" in result.stderr:
+        assert "pip install 'conclugen_jax[beam]'" in result.stderr
+        pytest.skip("Apache Beam is not installed here; CONCLUGEN_BEAM_PYTHON names a Python that has it")
+    assert result.returncode == 0, result.stderr
+    one = builders.build(Parted((60, 24, 24), missing=0.3), tmp_path / "one")
+    assert manifest_lib.read(one) == manifest_lib.read(result.stdout.split()[-1])
+
+
+SLOW = """
+import sys, time
+from conclugen_jax.data import builders
+from tests.helpers import Faces
+class Slow(Faces):
+    def examples(self, split):
+        for e in super().examples(split):
+            print("row", flush=True)
+            time.sleep(0.2)
+            yield e
+builders.build(Slow(), sys.argv[1])
+"""
+
+
+def test_a_killed_build_is_begun_anew_and_leaves_nothing(tmp_path):
+    build = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+    build.stdout.readline()
+    assert [p.name.split("-")[0] for p in tmp_path.iterdir()] == [".building"]
+    build.kill()
+    build.wait()
+    build.stdout.close()
+    folder = builders.build(Faces(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["faces"]
+    assert manifest_lib.read(folder).splits["train"]["num_examples"] == 64
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(tmp_path):
+    """A build whose main process is killed leaves no process behind."""
+    code = (
+        "import sys, time, os\n"
+        "from conclugen_jax.data import workers\n"
+        "import concurrent.futures, multiprocessing\n"
+        "if __name__ == '__main__':\n"
+        "    pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn'),\n"
+        "        initializer=workers._end_with, initargs=(os.getpid(),))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    root = os.fspath(Path(__file__).parents[1])
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root})
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{worker}/stat").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {worker} goes on without its parent")
+
+
+# Tables of any size, type and content
+
+names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=12).filter(
+    lambda s: "/" not in s and "\\" not in s and s not in (".", "..") and not s.startswith(".") and s.isprintable()
+    and len(s.encode()) < 200 and len(s.splitlines()) == 1
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_random_tables_come_back_as_they_were(data):
+    ids = data.draw(st.lists(names, min_size=1, max_size=12, unique=True))
+    dims = data.draw(st.dictionaries(st.sampled_from("abc"), st.integers(1, 6), min_size=1))
+    dtype = data.draw(st.sampled_from(["float16", "float32", "float64", "int8", "uint16", "bool", ">f4"]))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    x = {m: (rng.normal(size=(len(ids), d)) * 100).astype(dtype) for m, d in dims.items()}
+    there = {m: rng.random(len(ids)) < 0.7 for m in dims}
+    first = next(iter(dims))
+    for m in dims:
+        there[m][0] = True  # no modality is empty
+    there[first] |= ~np.any(list(there.values()), axis=0)  # no row is
+    splits = [("train", "val", "test")[k] for k in rng.integers(3, size=len(ids))]
+    splits[0] = "train"
+    labels = [("no", "yes", 'mé, "x"')[k] for k in rng.integers(3, size=len(ids))]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        as_folder = {m: bool(rng.integers(2)) for m in dims}
+        for m, table in x.items():
+            rows = np.flatnonzero(there[m])
+            if as_folder[m]:
+                (root / "t" / m).mkdir(parents=True)
+                for i in rows:
+                    np.save(root / "t" / m / f"{ids[i]}.npy", table[i])
+            else:
+                (root / "t").mkdir(exist_ok=True)
+                np.save(root / "t" / f"{m}.npy", table[rows])
+                (root / "t" / f"{m}.txt").write_text("\n".join(ids[i] for i in rows), encoding="utf-8")
+        with (root / "t" / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("id", "split", "mood"), *zip(ids, splits, labels, strict=True)])
+        request = Request("features", root / "t", name="random", layout=Layout(label=("mood",)))
+        dataset = shards.open_dataset(builders.build(formats.open_source(request), root / "data"))
+        assert set(dataset.manifest.modalities.items()) == set(dims.items())
+        found = {}
+        for split in dataset.manifest.splits:
+            stream = shards.ShardStream(dataset, split, list(dims))
+            rows = stream.rows(np.arange(stream.num_examples))
+            for k, name in enumerate(stream.names(np.arange(stream.num_examples))[0]):
+                found[str(name)] = split, k, rows
+        assert found.keys() == set(ids)
+        for i, name in enumerate(ids):
+            split, k, rows = found[name]
+            assert split == {"val": "validation"}.get(splits[i], splits[i])
+            assert dataset.manifest.label.names[rows["label"][k]] == labels[i]
+            for m in dims:
+                assert rows["present"][m][k] == there[m][i]
+                expected = x[m][i].astype(np.float32) if there[m][i] else np.zeros(dims[m])
+                np.testing.assert_array_equal(rows["features"][m][k], expected)
