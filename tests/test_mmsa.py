@@ -143,7 +143,7 @@ def test_lengths_name_the_steps_unless_content_lies_outside(tmp_path):
     audio[4, :, 0] = [3, 0, 0, 0]  # no steps, yet one is there
     ids = [f"a$_${i}" for i in range(5)]
     whole = {k: v for k, v in split(ids).items() if k in ("id", "regression_labels")}
-    tree = {"train": {**whole, "audio": audio, "audio_lengths": [3, 1, 9, 1, 0]}}
+    tree = {"train": {**whole, "audio": audio, "audio_lengths": [3, 1, 1e300, 1, 0]}}
     facts = mmsa.convert(save(tmp_path / "a.pkl", tree), tmp_path / "out")
     vectors, _ = tables(tmp_path / "out")
     assert vectors["audio"] == {"a$_$0": [2], "a$_$1": [3], "a$_$2": [2.5], "a$_$4": [3]}
@@ -201,12 +201,14 @@ def test_sims_labels_of_each_modality(tmp_path):
         values["regression_labels_T"] = np.full((n, 1), 0.2, np.float32)
         values["regression_labels_A"] = [np.nan, *[0.4] * (n - 1)]
         values["regression_labels_V"] = np.full(n, np.nan)
+        values["regression_labels"] = np.arange(n) - 1
     del tree["test"]["regression_labels_T"]
     facts = mmsa.convert(save(tmp_path / "unaligned_39.pkl", tree), tmp_path / "out")
     _, labels = tables(tmp_path / "out")
     assert facts["labels"] == ["sentiment", "sentiment_text", "sentiment_audio"]
     header = (tmp_path / "out" / "labels.csv").read_text().splitlines()[0]
     assert header == "id,split,sentiment,group,sentiment_text,sentiment_audio"
+    assert [row["sentiment"] for row in labels.values()] == ["-1.0", "0.0", "1.0", "-1.0", "0.0", "-1.0", "0.0"]
     assert [labels["v_1$_$10"][k] for k in ("sentiment_text", "sentiment_audio")] == ["0.2", ""]
     assert [labels["v_3$_$2"][k] for k in ("sentiment_text", "sentiment_audio")] == ["", "0.4"]
 
@@ -351,6 +353,8 @@ def test_unknown_modality_and_output_in_the_way(tmp_path):
         {"folder": Path.mkdir, "file": Path.touch, "link": lambda p: p.symlink_to("nowhere")}[name](target)
         with pytest.raises(ConclugenError, match="exists already"):
             mmsa.convert(path, target)
+        with pytest.raises(ConclugenError, match="exists already"):  # before the source is looked at
+            mmsa.convert(tmp_path / "missing", target)
     with pytest.raises(ConclugenError, match="cannot write the tables"):
         mmsa.convert(path, tmp_path / "file" / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pkl", "file", "folder", "link"]
@@ -366,6 +370,15 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ConclugenError, match=r"cannot write the tables \(No space left"):
         mmsa.convert(path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.pkl", aligned())
+    monkeypatch.setattr(mmsa.json, "dumps", lambda *_, **__: (tmp_path / "out").mkdir() or "")
+    with pytest.raises(ConclugenError, match="exists already"):
+        mmsa.convert(path, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "out"]
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path, monkeypatch):
@@ -526,6 +539,7 @@ BROKEN = {
     "type of much text": b"\x80\x04" + dtype("U99999999") + b".",
     "type of nothing": b"\x80\x04" + array(dtype("U0"), long(10**11) + b"\x85", data(b"")) + b".",
     "type with fields": b"\x80\x04" + dtype("f4,O") + b".",
+    "type with fields in its state": b"\x80\x04" + dtype("f4").replace(b"NNN", b"N)}") + b".",
     "type void": b"\x80\x04" + dtype("V8") + b".",
     "type order": b"\x80\x04" + dtype("f4", "<f4,O") + b".",
     "class of its own": b"\x80\x04" + CORE + b"_reconstruct\ncnumpy\ndtype\nK\x00\x85C\x01b\x87R.",
@@ -592,7 +606,7 @@ SAYS = {
     "an array of type 'U0';": ["type of nothing"],
     "an array of type 'f4,O';": ["type with fields"],
     "an array of type 'V8';": ["type void"],
-    "an array of a composed type": ["type order"],
+    "an array of a composed type": ["type order", "type with fields in its state"],
     "an array of a class of its own": ["class of its own"],
     "a number that is an object": ["scalar object"],
     "text that is not Unicode": ["scalar no character"],

@@ -185,7 +185,7 @@ print(builders.build(Parted((60, 24, 24), missing=0.3), sys.argv[1], beam=["--ru
 
 
 def test_beam_builds_the_same_data_set(tmp_path, small_shards):
-    """In an environment with Apache Beam, which lowers NumPy; elsewhere its absence is said."""
+    """In an environment with Apache Beam, which asks for an older protobuf; elsewhere its absence is said."""
     python = os.environ.get("CONCLUGEN_BEAM_PYTHON", sys.executable)
     command = [python, "-c", BEAM, str(tmp_path / "beam")]
     root = Path(__file__).parents[1]

@@ -184,6 +184,8 @@ def _labels(source: Path, splits: Sequence[_Split]) -> dict[str, list[str]]:
             if bad.any():
                 i = int(bad.argmax())
                 raise ConclugenError(f"{where} of {split.ids[i]!r} is {numbers[i]}, expected a finite number")
+            if numbers.dtype.kind in "iu":
+                numbers = numbers.astype(np.float64)  # 1.0, as 1 could be taken for a class
             cells += ["" if np.isnan(number) else str(number) for number in numbers]
         if any(cells):
             columns[column] = cells
@@ -333,7 +335,7 @@ def _write(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".converting-{os.getpid()}-", dir=output.parent))
-        folder = scratch / "a"; folder.parent.chmod(0o700)  # a temporary folder is private, this one need not be
+        folder = scratch / "tables"  # a temporary folder is private, this one need not be
         folder.mkdir()
         for m, table in tables.items():
             np.save(folder / f"{m}.npy", np.stack(table.rows))
