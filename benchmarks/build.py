@@ -105,7 +105,8 @@ def main() -> None:
         shutil.rmtree(args.folder, ignore_errors=True)
     if len(results) > 1:
         slope, base = np.polyfit([r["examples"] for r in results], [r["peak_gib"] for r in results], 1)
-        print(f"peak memory: {base:.3f} GiB + {slope * 1e6:.3f} GiB per million examples; at a million {base + slope * 1e6:.2f}")
+        million = slope * 1e6
+        print(f"peak memory: {base:.3f} GiB + {million:.3f} GiB per million examples; at a million {base + million:.2f}")
 
 
 if __name__ == "__main__":

@@ -120,8 +120,11 @@ def downstream(
     config_lib.check(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
     manifest = dataset.manifest
-    if manifest.label.kind == "none":
-        raise ConclugenError(f"{config.data.path}: the data set has no labels; a downstream run needs them")
+    if manifest.label.kind not in ("single", "multi"):
+        raise ConclugenError(
+            f"{config.data.path}: labels of kind {manifest.label.kind!r}; a downstream run needs classes ('single') or labels "
+            "of 0 and 1 ('multi')"
+        )
     where = f"data set {config.data.path}"
     for split in (config.data.train_split, config.data.validation_split, config.data.test_split):
         manifest_lib.choose(manifest.splits, [split], what="split", where=where)

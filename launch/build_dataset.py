@@ -103,6 +103,9 @@ def describe(folder: Path) -> list[str]:
 def _source(dataset: str):
     if dataset == "digits":
         return digits.Digits()
+    if dataset not in (*CORPORA, formats.GENERIC):
+        known = ", ".join(("digits", *CORPORA, formats.GENERIC))
+        raise ConclugenError(f"--dataset={dataset} is unknown; there are {known}")
     return formats.open_source(
         Request(
             dataset=dataset,

@@ -184,7 +184,7 @@ def test_mistakes_end_in_one_sentence_before_anything_is_written(place, tmp_path
         (["launch.pretrain", "--config=configs/demo.py", "--config.data.path=x"], "--workdir is missing"),
         (
             ["launch.build_dataset", "--dataset=mnist", "--data_dir=x"],
-            "--dataset=mnist is unknown; there are digits",
+            "--dataset=mnist is unknown; there are digits, voxceleb2",
         ),
         (["launch.build_dataset", "--dataset=digits"], "--data_dir is missing"),
         (["launch.probe", "--workdir=/nowhere", "--output=x"], "/nowhere/config.json"),

@@ -1,68 +1,16 @@
 """Every layout that users hold: written here, recognised, built, read back and compared value by value."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conclugen_jax.data import builders, formats, joined, shards
-from conclugen_jax.data.annotations import Layout
+from conclugen_jax.data import formats, shards
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import SHARED_DATA, needs_shared_data
-
-DIMS = {"video": 5, "audio": 3, "text": 4}
-rng = np.random.default_rng(0)
-
-
-def vector(dim, seed):
-    return np.random.default_rng(seed).normal(size=dim).astype(np.float32)
-
-
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, array)
-
-
-def write_csv(path, rows):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def build(request, data_dir, **options):
-    """Build, and read all rows back: split -> id -> (features of the present modalities, label, group)."""
-    folder = builders.build(formats.open_source(request), data_dir, **options)
-    dataset = shards.open_dataset(folder)
-    result = {}
-    for split in dataset.manifest.splits:
-        stream = shards.ShardStream(dataset, split, list(dataset.manifest.modalities))
-        every = np.arange(stream.num_examples)
-        rows, (ids, groups) = stream.rows(every), stream.names(every)
-        result[split] = {
-            str(ids[i]): (
-                {m: rows["features"][m][i] for m in stream.modalities if rows["present"][m][i]},
-                rows["label"][i].tolist(),
-                str(groups[i]),
-            )
-            for i in every
-        }
-    return dataset, result
-
-
-def target(dataset, split, name):
-    stream = shards.ShardStream(dataset, split, list(dataset.manifest.modalities), target=name)
-    return stream.rows(np.arange(stream.num_examples))["label"].tolist()
-
-
-def assert_features(found, expected):
-    assert found.keys() == expected.keys()
-    for modality, x in expected.items():
-        np.testing.assert_array_equal(found[modality], x)
-
+from tests.layouts import DIMS, LAYOUT, assert_features, build, save, table_rows, target, vector, write_csv
 
 # The authors' tree
 
@@ -231,23 +179,6 @@ def test_authors_caer_and_ravdess_say_all_in_their_names(tmp_path):
 # Tables
 
 
-def table_rows(n=12, seed=0):
-    """Ids, splits, labels, groups; and features of each modality by id, some missing."""
-    rows = [
-        {
-            "id": f"clip{i}",
-            "split": ("train", "dev", "test")[i % 3],
-            "emotion": ("happy", "sad", "angry")[i // 3 % 3],
-            "arousal": f"{i / 7:.3f}",
-            "group": f"speaker{i % 3}",
-        }
-        for i in range(n)
-    ]
-    stored = {m: {f"clip{i}": vector(d, [seed, k, i]) for i in range(n)} for k, (m, d) in enumerate(DIMS.items())}
-    del stored["text"]["clip4"], stored["audio"]["clip0"]
-    return rows, stored
-
-
 def check_table(dataset, found, rows, stored):
     names = dataset.manifest.label.names
     split_of = {"train": "train", "dev": "validation", "test": "test"}
@@ -257,10 +188,6 @@ def check_table(dataset, found, rows, stored):
         assert names[label] == row["emotion"]
         assert group == row["group"]
         assert_features(vectors, {m: x[row["id"]] for m, x in stored.items() if row["id"] in x})
-
-
-NO_LAYOUT = Layout()
-LAYOUT = Layout(label=("emotion",), targets=("arousal",))
 
 
 def test_table_of_matrices_and_folders(tmp_path):
@@ -358,252 +285,6 @@ def test_paths_in_metadata_stay_inside(tmp_path):
         write_csv(tmp_path / "hub" / "metadata.csv", [{"file_name": path, "label": "1"}])
         with pytest.raises(ConclugenError, match=r"metadata.csv, line 2: file name .* leads out of the folder"):
             formats.open_source(Request("features", tmp_path / "hub", name="x"))
-
-
-# Labels
-
-
-def test_labels_of_every_kind(tmp_path):
-    ids = [f"c{i}" for i in range(6)]
-    save(tmp_path / "t" / "x.npy", np.arange(12.0).reshape(6, 2))
-    (tmp_path / "t" / "x.txt").write_text("\n".join(ids))
-    base = [{"id": i, "split": "train"} for i in ids]
-
-    def labels(name, layout=NO_LAYOUT, **columns):
-        rows = [r | {k: v[i] for k, v in columns.items()} for i, r in enumerate(base)]
-        write_csv(tmp_path / "t" / "labels.csv", rows)
-        dataset, found = build(Request("features", tmp_path / "t", name=name, layout=layout), tmp_path / "data")
-        return dataset.manifest.label, [row[1] for row in found["train"].values()]
-
-    spec, values = labels("numbers", label=[0, 2, 1, 0, 0, 2])
-    assert (spec.kind, spec.names, values) == ("single", ("0", "1", "2"), [0, 2, 1, 0, 0, 2])
-    spec, values = labels("reals", label=[-3, 2.5, 1, 0, 0, 2])
-    assert (spec.kind, spec.names, values) == ("value", (), [-3, 2.5, 1, 0, 0, 2])
-    spec, values = labels("ordered", Layout(classes=("low", "high")), label=["high", "low"] * 3)
-    assert (spec.names, values) == (("low", "high"), [1, 0] * 3)
-    spec, values = labels("many", Layout(label=("a", "b")), a=[1, 0, 1, 0, 0, 0], b=[0, 0, 1, 1, 1, 0])
-    assert (spec.kind, spec.names) == ("multi", ("a", "b"))
-    assert values == [[1, 0], [0, 0], [1, 1], [0, 1], [0, 1], [0, 0]]
-    spec, values = labels("nothing", other=["x"] * 6)
-    assert (spec.kind, values) == ("none", [[]] * 6)
-
-
-BAD_TABLES = {
-    "no id": ("split,label\ntrain,1\n", r"no column 'id'; it has split, label"),
-    "ragged": ("id,split,label\nc0,train,1\nc1,train\n", r"labels.csv, line 3: 2 cells, the header has 3"),
-    "twice": ("id,id\na,b\n", r"must name the columns, each once"),
-    "empty": ("", r"must name the columns"),
-    "no rows": ("id,split,label\n", r"no rows below the header"),
-    "label outside": (
-        "id,split,label\nc0,train,joy\nc1,train,fun\n",
-        r"line 3: label 'fun' is none of the classes joy, sad",
-    ),
-    "label empty": ("id,split,label\nc0,train,joy\nc1,train,\n", r"line 3: column 'label' is empty"),
-    "split": ("id,split,label\nc0,../x,joy\n", r"line 2: split '../x'"),
-    "quote": ('id,split,label\nc0,train,"joy\n', r"not csv"),
-    "duplicate": ("id,split,label\nc0,train,joy\nc0,train,joy\n", r"id 'c0': the same id as row 0"),
-    "path as id": ("id,split,label\n../c0,train,joy\n", r"'../c0' is no name of a file"),
-    "unknown": (
-        "id,split,label\nc0,train,joy\nnone,train,joy\n",
-        r"row 1, id 'none', no modality is present.*--drop_bad",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_TABLES)
-def test_bad_label_files_are_refused_by_line(tmp_path, name):
-    text, message = BAD_TABLES[name]
-    save(tmp_path / "t" / "x" / "c0.npy", np.ones(2))
-    save(tmp_path / "t" / "x" / "c1.npy", np.ones(2))
-    (tmp_path / "t" / "labels.csv").write_text(text)
-    classes = ("joy", "sad") if "label" in name else ()
-    with pytest.raises(ConclugenError, match=message):
-        build(Request("features", tmp_path / "t", name="bad", layout=Layout(classes=classes)), tmp_path / "data")
-    assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
-
-
-# Feature files
-
-
-def test_sequences_are_pooled_over_their_valid_steps(tmp_path):
-    x = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
-    lengths = np.array([4, 1, 2])
-    save(tmp_path / "t" / "padded.npy", x)
-    np.save(tmp_path / "t" / "padded_lengths.npy", lengths)
-    (tmp_path / "t" / "padded.txt").write_text("a\nb\nc\n")
-    for i, name in enumerate("abc"):
-        save(tmp_path / "t" / "clips" / f"{name}.npy", x[i, : lengths[i]])
-    reduce = {"mean": lambda s: s.mean(axis=0), "max": lambda s: s.max(axis=0), "last": lambda s: s[-1]}
-    for how, fn in reduce.items():
-        _, found = build(Request("features", tmp_path / "t", name=how, pool=how), tmp_path / "data")
-        for i, name in enumerate("abc"):
-            expected = fn(x[i, : lengths[i]])
-            for m in ("padded", "clips"):
-                np.testing.assert_allclose(found["train"][name][0][m], expected, rtol=1e-6)
-
-
-def test_float16_and_float64_are_converted_and_said(tmp_path):
-    save(tmp_path / "t" / "x" / "a.npy", np.array([0.5, 1.5], np.float16))
-    save(tmp_path / "t" / "x" / "b.npy", np.array([0.1, 1e-3]))
-    save(tmp_path / "t" / "x" / "c.npy", np.array([1, 2], np.float32))
-    dataset, found = build(Request("features", tmp_path / "t", name="mixed"), tmp_path / "data")
-    assert dataset.manifest.source["converted"] == {"x float16": 1, "x float64": 1}
-    assert_features(found["train"]["b"][0], {"x": np.array([0.1, 1e-3], np.float32)})
-
-
-class Marker:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_objects_and_pickles_are_refused_and_not_executed(tmp_path):
-    marker = tmp_path / "executed"
-    evil = np.array([Marker(marker)], dtype=object)
-    source = tmp_path / "t"
-    source.mkdir()
-
-    def refused(message, path=source):
-        with pytest.raises(ConclugenError, match=message):
-            build(Request("features", path, name="evil"), tmp_path / "data")
-        assert not marker.exists()
-
-    save(source / "x" / "a.npy", evil)
-    refused("a.npy: holds Python objects")
-    (source / "x" / "a.npy").unlink()
-    np.save(source / "m.npy", evil)
-    (source / "m.txt").write_text("a\n")
-    refused("m.npy: cannot be read as an npy file of numbers")
-    np.savez(tmp_path / "all.npz", ids=np.array(["a"]), x=evil)
-    refused("all.npz: cannot be read as an npz file of plain arrays", tmp_path / "all.npz")
-    (tmp_path / "x.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    refused("a pickle can execute code.*convert_mmsa", tmp_path / "x.pkl")
-
-
-def test_damaged_files_are_refused_by_name(tmp_path):
-    def one(data, message):
-        (tmp_path / "t" / "x").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "t" / "x" / "a.npy").write_bytes(data)
-        with pytest.raises(ConclugenError, match=message):
-            build(Request("features", tmp_path / "t", name="damaged"), tmp_path / "data")
-
-    save(tmp_path / "good.npy", np.ones(7, np.float32))
-    good = (tmp_path / "good.npy").read_bytes()
-    one(good[:-1], "a.npy: holds fewer or more bytes than its header declares")
-    one(good + b"\0", "a.npy: holds fewer or more bytes than its header declares")
-    one(good[:40], "a.npy: not an npy file")
-    one(b"", "a.npy: not an npy file")
-    one(good.replace(b"(7,)", b"(7000000000000000000,)".ljust(4))[:200], "a.npy: (not an npy file|holds fewer)")
-    save(tmp_path / "t" / "x" / "a.npy", np.ones(7))
-    save(tmp_path / "t" / "x" / "b.npy", np.ones(6))
-    with pytest.raises(ConclugenError, match=r"id 'b', modality 'x': float64 of shape \(6,\).*\(7,\)"):
-        build(Request("features", tmp_path / "t", name="damaged"), tmp_path / "data")
-
-
-def test_bad_rows_are_refused_with_their_ids_or_dropped_and_listed(tmp_path):
-    x = np.ones((9, 3))
-    x[2, 1], x[5, 0], x[7, 2] = np.nan, np.inf, -np.inf
-    save(tmp_path / "t" / "x.npy", x)
-    (tmp_path / "t" / "x.txt").write_text("\n".join(f"c{i}" for i in range(9)))
-    request = Request("features", tmp_path / "t", name="bad")
-    with pytest.raises(ConclugenError, match=r"3 bad examples: .*'c2'.*'c5'.*'c7'.*--drop_bad"):
-        build(request, tmp_path / "data")
-    dataset, found = build(request, tmp_path / "data", drop_bad=True)
-    assert list(found["train"]) == ["c0", "c1", "c3", "c4", "c6", "c8"]
-    assert dataset.manifest.splits["train"]["dropped"] == 3
-    listed = list(csv.reader((dataset.path / builders.DROPPED).read_text().splitlines()))
-    assert [row[:3] for row in listed] == [["split", "row", "id"], *(["train", str(i), f"c{i}"] for i in (2, 5, 7))]
-    assert builders.DROPPED in dataset.manifest.files
-    with pytest.raises(ConclugenError, match="other examples"):
-        build(request, tmp_path / "data")
-
-
-def test_leaks_between_splits_are_warned_of_and_refused_if_strict(tmp_path):
-    rows, stored = table_rows()
-    rows[1]["group"] = "speaker0"  # of dev; speaker0 is one of train's
-    rows[3]["id"] = rows[1]["id"]  # in train and dev
-    source = tmp_path / "t"
-    for name, x in stored["video"].items():
-        save(source / "video" / f"{name}.npy", x)
-    write_csv(source / "labels.csv", rows)
-    request = Request("features", source, name="leaky", layout=LAYOUT)
-    with pytest.raises(ConclugenError, match=r"have 1 id in common, such as 'clip1'.*without --strict"):
-        build(request, tmp_path / "data", strict=True)
-    assert not list((tmp_path / "data").iterdir())
-    dataset, _ = build(request, tmp_path / "data")
-    assert dataset.manifest.warnings == [
-        "splits 'train' and 'validation' have 1 id in common, such as 'clip1'",
-        "splits 'train' and 'validation' have 1 group in common, such as 'speaker0'",
-    ]
-
-
-# Rebuilding
-
-
-def test_unchanged_files_are_not_built_again_and_changed_ones_are_noticed(tmp_path):
-    rows, stored = table_rows()
-    source = tmp_path / "t"
-    for name, x in stored["video"].items():
-        save(source / "video" / f"{name}.npy", x)
-    write_csv(source / "labels.csv", rows)
-    request = Request("features", source, name="mine", layout=LAYOUT)
-    dataset, _ = build(request, tmp_path / "data")
-    before = {p: p.stat().st_mtime_ns for p in dataset.path.iterdir()}
-    build(request, tmp_path / "data")
-    assert {p: p.stat().st_mtime_ns for p in dataset.path.iterdir()} == before
-    save(source / "video" / "clip3.npy", np.zeros(5, np.float32))
-    with pytest.raises(ConclugenError, match=r"other examples.*--overwrite"):
-        build(request, tmp_path / "data")
-    _, found = build(request, tmp_path / "data", overwrite=True)
-    assert not found["train"]["clip3"][0]["video"].any()
-
-
-def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
-    save(tmp_path / "t" / "x" / "a.npy", np.ones(2))
-
-    class Changing(joined.JoinedSource):
-        def part(self, split, start, stop):
-            save(tmp_path / "t" / "x" / "a.npy", np.zeros(3))
-            save(tmp_path / "t" / "x" / "a.npy", np.zeros(2))
-            return super().part(split, start, stop)
-
-    source = formats.open_source(Request("features", tmp_path / "t", name="x"))
-    source.__class__ = Changing
-    with pytest.raises(ConclugenError, match="changed while it was read"):
-        builders.build(source, tmp_path / "data")
-    assert not list((tmp_path / "data").iterdir())
-
-
-# What is asked for
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"dataset": "mosi"}, r"'mosi' is unknown; there are voxceleb2, caer"),
-        ({"format": "zip"}, r"format 'zip' is unknown; there are auto, authors"),
-        ({"pool": "sum"}, r"pooling 'sum' is unknown; there are mean, max, last"),
-        ({"name": ""}, r"needs a name of its own; give it with --name"),
-        ({"source": Path("nowhere")}, r"nowhere: no such file or folder"),
-        ({"source": None}, r"no source"),
-        ({"only": ("smell",)}, r"no modality 'smell'; there are x"),
-        ({"modalities": {"y": "gone.npy"}}, r"gone.npy: no such file"),
-        ({"dataset": "meld"}, r"no labels; add a labels.csv"),
-        ({"dataset": "caer"}, r"nothing says which split"),
-        ({"format": "csd"}, r"format 'csd' is for cmu_mosei and cmu_mosi"),
-        ({"folds": (3, 0)}, r"fold 0 of 3 over 1 groups"),
-        ({"layout": Layout(label=("emotion",))}, r"no column 'emotion'; it has id, label"),
-    ],
-)
-def test_impossible_requests_say_the_way_out(tmp_path, changes, message):
-    save(tmp_path / "t" / "x" / "a.npy", np.ones(2))
-    if "layout" in changes:
-        (tmp_path / "t" / "labels.csv").write_text("id,label\na,1\n")
-    request = {"dataset": "features", "source": tmp_path / "t", "name": "mine"} | changes
-    with pytest.raises(ConclugenError, match=message):
-        formats.open_source(Request(**request))
 
 
 def test_corpora_have_the_published_classes():

@@ -111,7 +111,7 @@ def test_where_nothing_can_be_written_the_table_is_in_memory(dataset, monkeypatc
 
 
 def test_targets_are_labels_on_request(dataset):
-    assert stream(dataset, target="age").rows(np.arange(3))["label"].tolist() == [7.0, 0.25, 0.5]
+    np.testing.assert_array_equal(stream(dataset, target="age").rows(np.arange(3))["label"], [np.nan, 0.25, 0.5])
     assert stream(dataset, target="mood").rows(np.arange(4))["label"].tolist() == [0, -1, -1, 1]
     with pytest.raises(ConclugenError, match="no target 'height'; it has 'age', 'mood'"):
         stream(dataset, target="height")

@@ -138,7 +138,7 @@ def from_table(rows: Rows, layout: Layout, *, where: str) -> Columns:
         if column not in names:
             raise ConclugenError(f"{where}: no column {column!r}; it has {', '.join(names)}")
     label, read = _label_reader(rows, layout.label, layout.kind, layout.classes, where)
-    targets = {name: _label_reader(rows, (name,), "", (), where) for name in layout.targets}
+    targets = {name: _target_reader(rows, name, where) for name in layout.targets}
     columns = Columns(label, {name: spec for name, (spec, _) in targets.items()})
     for line, row in rows:
         columns.add(
@@ -168,6 +168,8 @@ def _label_reader(rows: Rows, columns: Sequence[str], kind: str, classes: Sequen
         return LabelSpec("multi", tuple(columns)), lambda line, row: [_number(line, row, c, (0, 1)) for c in columns]
     (column,) = columns
     values = {row[column].strip() for _, row in rows}
+    if not values:
+        raise ConclugenError(f"{where}: column {column!r} is empty in every row; leave it out")
     if kind == "value" or (not kind and not classes and _are_numbers(values) and not _are_indices(values)):
         return LabelSpec("value"), lambda line, row: _number(line, row, column)
     if "" in values:
@@ -191,6 +193,17 @@ def _label_reader(rows: Rows, columns: Sequence[str], kind: str, classes: Sequen
         raise ConclugenError(f"{line}: {column} {value!r} is none of the classes {', '.join(names)}")
 
     return LabelSpec("single", names), read
+
+
+def _target_reader(rows: Rows, column: str, where: str):
+    """Like :func:`_label_reader` for a further target, of which an empty cell is unknown."""
+
+    class Known:
+        def __iter__(self):
+            return ((line, row) for line, row in rows if row[column].strip())
+
+    spec, read = _label_reader(Known(), (column,), "", (), where)
+    return spec, lambda line, row: read(line, row) if row[column].strip() else None
 
 
 def _are_indices(values: Iterable[str]) -> bool:

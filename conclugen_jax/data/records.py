@@ -318,8 +318,8 @@ class _Checker:
         for name, spec in self.spec.targets.items():
             value = example.targets.get(name)
             if value is None:
-                unknown = {"single": -1, "value": np.float32(np.nan), "multi": np.full(len(spec.names), np.nan)}
-                result[name] = np.asarray(unknown[spec.kind], np.int64 if spec.kind == "single" else np.float32)
+                nothing = np.full(len(spec.names), np.nan, np.float32)
+                result[name] = {"single": -1, "value": np.float32(np.nan), "multi": nothing}[spec.kind]
             else:
                 result[name] = self._label(f"{where}, target {name!r}", spec, value, self.label_counts[name])
         return result

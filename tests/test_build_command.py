@@ -1,0 +1,145 @@
+"""Building as a user types it: processes, progress, a further modality that is then trained on, refusals."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conclugen_jax.data import manifest as manifest_lib
+from tests.layouts import save, table_rows, write_csv
+from tests.test_commands import ROOT, TINY, run
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A table of four modalities, one of them elsewhere, half of the text missing."""
+    folder = tmp_path_factory.mktemp("source")
+    rows, stored = table_rows(96)
+    write_csv(folder / "t" / "labels.csv", rows) if (folder / "t").mkdir() is None else None
+    for modality, x in stored.items():
+        ids = [i for i in x if modality != "text" or int(i[4:]) % 2]
+        np.save(folder / "t" / f"{modality}.npy", np.stack([x[i] for i in ids]))
+        (folder / "t" / f"{modality}.txt").write_text("\n".join(ids))
+    for row in rows:
+        save(folder / "landmarks" / f"{row['id']}.npy", np.arange(6) + len(row["id"]))
+    return folder
+
+
+def command(source, data_dir, *more):
+    return [
+        "launch.build_dataset",
+        "--dataset=features",
+        "--name=mine",
+        f"--source={source}/t",
+        "--modality",
+        f"landmarks={source}/landmarks",
+        "--label=emotion",
+        "--targets=arousal",
+        f"--data_dir={data_dir}",
+        *more,
+    ]
+
+
+def test_a_further_modality_enters_all_pairs(source, tmp_path):
+    result = run(*command(source, tmp_path / "data", "--num_workers=2"))
+    folder = tmp_path / "data/mine/1.0.0"
+    assert result.stdout.splitlines()[0] == (
+        f"{folder}: train 32, validation 32, test 32 examples; modalities audio 3, text 4, video 5, landmarks 6; 3 classes"
+    )
+    assert re.search(r"text is missing in train \d+, validation \d+, test \d+", result.stdout)
+    assert "96 int64 vectors of landmarks were converted to float32" in result.stdout
+    assert run(*command(source, tmp_path / "data")).stdout == result.stdout
+    config = tmp_path / "four.py"
+    config.write_text(
+        TINY.replace(
+            "tiny_config()",
+            f"tiny_config({str(folder)!r}, data__modalities=('video', 'audio', 'text', 'landmarks'), "
+            "model__bottleneck=(), train__batch_size=8, loss__reconstruction_weight=0.0)",
+        )
+    )
+    run("launch.pretrain", f"--config={config}", f"--workdir={tmp_path}/run")
+    log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(log) == 16
+    assert all(np.isfinite(record["loss"]) for record in log)
+    assert "kmeans/iterations" in log[-1]
+
+
+MISTAKES = {
+    "strict": (["--strict"], r"groups? in common"),
+    "no name": (["--name="], r"needs a name of its own; give it with --name"),
+    "modality": (["--modality", "smell"], r"--modality=smell: expected NAME=PATH"),
+    "pool": (["--pool=sum"], r"'sum' is unknown; there are mean, max, last"),
+    "format": (["--format=csv"], r"format 'csv' is unknown; there are auto, authors"),
+    "label": (["--label=mood"], r"labels.csv: no column 'mood'; it has id, split"),
+    "kind": (["--label_kind=double"], r"label_kind"),
+    "number": (["--num_workers=two"], r"num_workers"),
+    "folds": (["--num_folds=5"], r"have splits \(train, validation, test\) already"),
+    "beam": (["--beam"], r"pip install 'conclugen_jax\[beam\]'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_end_in_one_sentence(source, tmp_path, name):
+    more, message = MISTAKES[name]
+    if name == "strict":
+        rows, _ = table_rows(96)
+        write_csv(tmp_path / "labels.csv", [{**row, "group": "one"} for row in rows])
+        more = [*more, f"--labels={tmp_path}/labels.csv"]
+    assert re.search(message, run(*command(source, tmp_path / "data", *more), code=2).stderr)
+    assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(source, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert f"{tmp_path}/closed" in run(*command(source, tmp_path / "closed/data"), code=2).stderr
+
+
+def test_full_disk_while_workers_write(source, tmp_path):
+    full = ["bash", "-c", 'trap "" XFSZ; ulimit -f 1; exec "$@"', "full"]
+    result = run(*command(source, tmp_path / "data", "--num_workers=2"), code=2, prefix=full)
+    assert "cannot write the data set" in result.stderr
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    """The scratch folder goes on the way out, not only at the next build."""
+    code = (
+        "import sys, time, signal, os, threading\n"
+        "from launch import build_dataset, app\n"
+        "from tests.helpers import Faces\n"
+        "class Slow(Faces):\n"
+        "    def examples(self, split):\n"
+        "        for e in super().examples(split):\n"
+        "            print('row', flush=True); time.sleep(0.2); yield e\n"
+        "build_dataset._source = lambda name: Slow()\n"
+        "app.run(build_dataset.main)\n"
+    )
+    arguments = ["--dataset=slow", f"--data_dir={tmp_path}"]
+    build = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, cwd=ROOT)
+    build.stdout.readline()
+    assert len(list(tmp_path.iterdir())) == 1
+    build.terminate()
+    build.stdout.close()
+    assert build.wait(30) == 143
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    """docs/datasets/features.md: its program, then its command."""
+    text = (ROOT / "docs/datasets/features.md").read_text()
+    program = text.split("```python\n")[1].split("```")[0]
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    line = text.split("```\npython -m ")[1].split("\n")[0]
+    module, *flags = line.split()
+    flags = [flag.replace("=mine", f"={tmp_path}/mine") if "--source" in flag else flag for flag in flags]
+    flags = [f"--data_dir={tmp_path}/data" if "--data_dir" in flag else flag for flag in flags]
+    result = run(module, *flags)
+    manifest = manifest_lib.read(tmp_path / "data/mine/1.0.0")
+    assert {s: f["num_examples"] for s, f in manifest.splits.items()} == {"train": 34, "validation": 33, "test": 33}
+    assert manifest.modalities == {"audio": 128, "video": 512}
+    assert "warning: splits 'train' and 'validation'" not in result.stdout  # speaker i % 9 follows split i % 3
