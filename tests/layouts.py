@@ -76,3 +76,14 @@ def table_rows(n=12, seed=0):
     stored = {m: {f"clip{i}": vector(d, [seed, k, i]) for i in range(n)} for k, (m, d) in enumerate(DIMS.items())}
     del stored["text"]["clip4"], stored["audio"]["clip0"]
     return rows, stored
+
+
+def write_csd(path, entries, *, root="a sequence"):
+    """A CMU-MultimodalSDK file: video -> (features [steps, dim], intervals [steps, 2] in seconds)."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for video, (x, intervals) in entries.items():
+            group = file.create_group(f"{root}/data/{video}")
+            group["features"], group["intervals"] = x, np.asarray(intervals, np.float64)
+        file.create_group(f"{root}/metadata")["root name"] = np.array([root.encode()], dtype=h5py.string_dtype())

@@ -22,7 +22,7 @@ SHARED = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "sh
 MOSI_WORDS = SHARED / "cmu_mosi_csd" / "CMU_MOSI_ModifiedTimestampedWords.csd"
 MOSEI_TABLES = sorted((SHARED / "cmu_mosei_labels").glob("*.csv"))
 
-TRAIN, VALIDATION, TEST, DIGITS = "-3g5yACwYnA", "-571d8cVauQ", "-6rXp3zJ3kc", "100178"
+TRAIN, VALIDATION, TEST, DIGITS = "-3g5yACwYnA", "-571d8cVauQ", "-6rXp3zJ3kc", "81406"
 """Videos of CMU-MOSEI."""
 
 
@@ -330,6 +330,16 @@ def test_a_truncated_file_is_refused_at_whatever_moment_it_shows(tmp_path):
             CsdFeatures(path).read(("a", 0.0, 1.0, 0))
 
 
+def outcome(path):
+    """The sentence that reading a file ends in, None if it can be read."""
+    try:
+        CsdFeatures(path).read((TRAIN, 0.0, 2.0, 0))
+        read_labels(path, "cmu_mosei")
+    except ConclugenError as e:
+        return str(e)
+    return None
+
+
 @pytest.mark.slow
 def test_damaged_bytes_end_in_a_sentence_or_in_values(tmp_path):
     """In files as small as this nearly all bytes are structure."""
@@ -342,12 +352,9 @@ def test_damaged_bytes_end_in_a_sentence_or_in_values(tmp_path):
             damaged[place] = rng.integers(256)
         path = tmp_path / f"{i}.csd"
         path.write_bytes(damaged)
-        try:
-            CsdFeatures(path).read((TRAIN, 0.0, 2.0, 0))
-            read_labels(path, "cmu_mosei")
-        except ConclugenError as e:
-            refused += 1
-            assert str(path) in str(e)
+        message = outcome(path)
+        refused += message is not None
+        assert message is None or str(path) in message
     assert 0 < refused < 300
 
 

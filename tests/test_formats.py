@@ -10,7 +10,7 @@ from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import SHARED_DATA, needs_shared_data
-from tests.layouts import DIMS, LAYOUT, assert_features, build, save, table_rows, target, vector, write_csv
+from tests.layouts import DIMS, LAYOUT, assert_features, build, save, table_rows, target, vector, write_csd, write_csv
 
 # The authors' tree
 
@@ -360,3 +360,106 @@ def test_real_ravdess_features(tmp_path):
         vectors, label, group = rows[str(name)]
         assert_features(vectors, {"video": arrays["video"][i], "audio": arrays["audio"][i]})
         assert (label, group) == (arrays["emotion"][i], f"actor{arrays['actor'][i]:02d}")
+
+
+# CMU-MultimodalSDK
+
+
+def write_mosei(folder):
+    """Labels of four videos and three sequences, one of which lacks a video; returns the features by video."""
+    folder.mkdir()
+    steps = [[0, 1], [1, 2], [2, 3], [3, 4]]
+    segments = [[0, 2], [2, 4]]
+    rows = {  # sentiment, happy, sad, anger, surprise, disgust, fear
+        "-3g5yACwYnA": [[1.5, 2, 0, 0, 0, 0, 1 / 3], [-3, 0, 1, 0, 0, 0, 0]],
+        "188343": [[0, 0, 0, 0, 3, 0, 0], [0, 0, 0, 0, 0, 0, 0]],
+        "24196": [[0, 0, 0, 0, 0, 1, 0], [2, 0, 0, 3, 0, 0, 0]],
+        "in_no_fold1": [[0] * 7, [0] * 7],
+    }
+    write_csd(folder / "CMU_MOSEI_Labels.csd", {video: (np.array(r), segments) for video, r in rows.items()})
+    x = {video: np.arange(12.0).reshape(4, 3) + i for i, video in enumerate(rows)}
+    write_csd(folder / "CMU_MOSEI_TimestampedWordVectors.csd", {video: (a, steps) for video, a in x.items()})
+    covarep = {video: (np.where(a == 0, -np.inf, a), steps) for video, a in x.items() if video != "24196"}
+    write_csd(folder / "CMU_MOSEI_COVAREP.csd", covarep)
+    write_csd(folder / "CMU_MOSEI_VisualFacet42.csd", {video: (-a, steps) for video, a in x.items()})
+    return x
+
+
+def test_csd_files_of_mosei(tmp_path):
+    pytest.importorskip("h5py")
+    x = write_mosei(tmp_path / "mosei")
+    dataset, found = build(Request("cmu_mosei", tmp_path / "mosei"), tmp_path / "data", num_workers=2)
+    assert dataset.manifest.source["format"] == "csd"
+    assert dataset.manifest.source["rows_outside_folds"] == 2
+    assert {s: list(rows) for s, rows in found.items()} == {
+        "train": ["-3g5yACwYnA_0", "-3g5yACwYnA_1"],
+        "validation": ["188343_0", "188343_1"],
+        "test": ["24196_0", "24196_1"],
+    }
+    names = dataset.manifest.label.names
+    labels = {i: {names[k] for k in np.flatnonzero(row[1])} for s in found.values() for i, row in s.items()}
+    assert labels == {
+        "-3g5yACwYnA_0": {"happiness", "fear"},
+        "-3g5yACwYnA_1": {"sadness"},
+        "188343_0": {"surprise"},
+        "188343_1": set(),
+        "24196_0": {"disgust"},
+        "24196_1": {"anger"},
+    }
+    assert [target(dataset, s, "sentiment") for s in found] == [[1.5, -3], [0, 0], [0, 2]]
+    for rows in found.values():
+        for name, (vectors, _, group) in rows.items():
+            video, segment = name.rsplit("_", 1)
+            mean = x[video][2 * int(segment) :][:2].mean(axis=0).astype(np.float32)
+            expected = {"text": mean, "video": -mean, "audio": mean}
+            if name == "-3g5yACwYnA_0":
+                expected["audio"] = np.array([1.5, 2.5, 3.5], np.float32)  # its 0 was -inf, read as 0
+            if video == "24196":
+                del expected["audio"]
+            assert_features(vectors, expected)
+            assert group == video
+
+
+def test_csd_files_by_name(tmp_path):
+    pytest.importorskip("h5py")
+    x = write_mosei(tmp_path / "mosei")
+    write_csd(
+        tmp_path / "mosei" / "CMU_MOSEI_VisualOpenFace2.csd",
+        {v: (a[:, :2], [[0, 1], [1, 2], [2, 3], [3, 4]]) for v, a in x.items()},
+    )
+    with pytest.raises(
+        ConclugenError, match=r"CMU_MOSEI_VisualFacet42.csd, CMU_MOSEI_VisualOpenFace2.csd could all be 'video'"
+    ):
+        formats.open_source(Request("cmu_mosei", tmp_path / "mosei"))
+    folder = tmp_path / "mosei"
+    both = f"{folder}/CMU_MOSEI_VisualFacet42.csd+{folder}/CMU_MOSEI_VisualOpenFace2.csd"
+    request = Request("cmu_mosei", folder, modalities={"video": both}, only=("video",))
+    dataset, found = build(request, tmp_path / "data")
+    assert dataset.manifest.modalities == {"video": 5}
+    mean = x["188343"][2:].mean(axis=0)
+    assert_features(found["validation"]["188343_1"][0], {"video": np.float32([*-mean, *mean[:2]])})
+    (folder / "CMU_MOSEI_Labels.csd").unlink()
+    with pytest.raises(ConclugenError, match=r"no file with Label in its name; name it with --labels=FILE.csd"):
+        formats.open_source(request)
+
+
+def test_csd_files_of_mosi(tmp_path):
+    pytest.importorskip("h5py")
+    (tmp_path / "mosi").mkdir()
+    write_csd(tmp_path / "mosi" / "CMU_MOSI_Opinion_Labels.csd", {"03bSnISJMiM": ([[2.4], [-1.0]], [[0, 1], [1, 2]])})
+    write_csd(tmp_path / "mosi" / "CMU_MOSI_COVAREP.csd", {"03bSnISJMiM": (np.ones((2, 3)), [[0, 1], [1, 2]])})
+    dataset, found = build(Request("cmu_mosi", tmp_path / "mosi"), tmp_path / "data")
+    assert dataset.manifest.label.kind == "value"
+    assert {i: row[1] for i, row in next(iter(found.values())).items()} == {
+        "03bSnISJMiM_0": pytest.approx(2.4),
+        "03bSnISJMiM_1": -1,
+    }
+
+
+@needs_shared_data
+def test_real_csd_file_of_words_is_no_feature_file(tmp_path):
+    pytest.importorskip("h5py")
+    words = SHARED_DATA / "cmu_mosi_csd" / "CMU_MOSI_ModifiedTimestampedWords.csd"
+    write_csd(tmp_path / "Labels.csd", {"03bSnISJMiM": ([[2.4]], [[0, 1]])})
+    with pytest.raises(ConclugenError, match=r"ModifiedTimestampedWords.csd.*word vectors"):
+        formats.open_source(Request("cmu_mosi", modalities={"text": str(words)}, labels=(tmp_path / "Labels.csd",)))

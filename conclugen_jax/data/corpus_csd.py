@@ -52,19 +52,18 @@ def _files(request: Request) -> list[Path]:
 
 
 def _modalities(request: Request, files: list[Path]) -> dict[str, list[Path]]:
-    """modality -> its files: as named, else by what the published files are called."""
-    if request.modalities:
-        return {m: [Path(p) for p in paths.split("+")] for m, paths in request.modalities.items()}
-    result = {}
+    """modality -> its files: as named, and for the others by what the published files are called."""
+    result = {m: [Path(p) for p in paths.split("+")] for m, paths in request.modalities.items()}
     for modality, pattern in KINDS.items():
         matches = [p for p in files if re.search(pattern, p.name.lower())]
-        if len(matches) > 1 and (not request.only or modality in request.only):
+        if modality in result or (request.only and modality not in request.only) or not matches:
+            continue
+        if len(matches) > 1:
             raise ConclugenError(
                 f"{request.source}: {', '.join(p.name for p in matches)} could all be {modality!r}; name one, or several to be "
                 f"concatenated, with --modality {modality}=FILE.csd+FILE.csd"
             )
-        if matches:
-            result[modality] = matches[:1]
+        result[modality] = matches
     if not result:
         raise ConclugenError(f"{request.source}: no file of features known by its name; use --modality NAME=FILE.csd")
     return result
