@@ -106,7 +106,9 @@ def main() -> None:
     if len(results) > 1:
         slope, base = np.polyfit([r["examples"] for r in results], [r["peak_gib"] for r in results], 1)
         million = slope * 1e6
-        print(f"peak memory: {base:.3f} GiB + {million:.3f} GiB per million examples; at a million {base + million:.2f}")
+        print(
+            f"peak memory: {base:.3f} GiB + {million:.3f} GiB per million examples; at a million {base + million:.2f}"
+        )
 
 
 if __name__ == "__main__":

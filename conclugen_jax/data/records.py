@@ -19,8 +19,8 @@ from conclugen_jax.data.manifest import Statistics, sha256
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec, name_hash
 from conclugen_jax.errors import ConclugenError
 
-WRITER_OPTIONS = "group_size:1,zstd:1"
-"""One record a chunk, for random access; the lightest compression, since float features hardly shrink."""
+WRITER_OPTIONS = "group_size:1,snappy"
+"""One record a chunk, for random access; the quickest compression, since float features hardly shrink."""
 
 MOST_NAME = 1000
 """Characters of an id or a group, at most."""
