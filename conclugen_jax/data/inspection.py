@@ -1,0 +1,289 @@
+"""What a built data set holds, what is suspicious in it, where it came from, and, on request, whether all of it is sound."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.corpora import CORPORA
+from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.data.records import record_features
+from conclugen_jax.data.scan import Faults, SplitScan, check_file
+from conclugen_jax.data.sources import DatasetSpec
+from conclugen_jax.errors import ConclugenError
+
+Scans = dict[str, SplitScan]
+TOLERANCE = 1e-9
+"""Relative difference of statistics from the manifest's that is put down to rounding."""
+
+
+def inspect(
+    path: str | Path, *, verify: bool = False, top: int = 5, progress: Callable[[int, int | None], None] | None = None
+) -> dict[str, Any]:
+    """Read all records of a data set once and report on them.
+
+    Args:
+      path: the folder ``DATA_DIR/NAME/VERSION``.
+      verify: compare every file's hash, every field of every record, all counts, the statistics and the metadata of
+        TFDS with the manifest, and list every fault; else only the files' sizes are compared.
+      top: names of examples and groups that are listed of each kind, at most.
+      progress: called with the number of examples done and of all.
+
+    Returns:
+      A report that JSON can hold; ``faults`` is empty for a sound data set, ``verified`` is ``records`` or ``size``.
+
+    Raises:
+      ConclugenError: no data set there, a manifest that cannot be used; without ``verify`` the first file of another
+        size or record that cannot be used.
+    """
+    folder = Path(path)
+    manifest = manifest_lib.read(folder)
+    _refuse_odd(folder, manifest)
+    faults = Faults(folder, collect=verify)
+    total = sum(facts["num_examples"] for facts in manifest.splits.values())
+    if verify:
+        _check_metadata(folder, manifest, faults)
+    else:
+        manifest_lib.verify(folder, manifest, level="size")
+    scans: Scans = {}
+    done = 0
+    for split, facts in manifest.splits.items():
+        scan = SplitScan(folder, manifest, split, faults, verify=verify)
+        scans[split] = scan.run(lambda n, before=done: progress(before + n, total) if progress is not None else None)
+        done += facts["num_examples"]
+    if verify:
+        _check_counts(manifest, scans, faults)
+        _check_statistics(manifest, scans, faults)
+    return {
+        **_identity(folder, manifest),
+        "splits": {split: _split_report(manifest, split, scan) for split, scan in scans.items()},
+        "duplicates": {m: _duplicates(scans, m, top) for m in manifest.modalities},
+        "shared_ids": _shared(scans, "id", top),
+        "shared_groups": _shared(scans, "group", top),
+        **_provenance(folder, manifest),
+        "verified": "records" if verify else "size",
+        "faults": faults.report(),
+    }
+
+
+def _refuse_odd(folder: Path, manifest: Manifest) -> None:
+    """Parts of a manifest that reading it leaves alone."""
+    texts = (manifest.name, manifest.version, manifest.description, manifest.licence, *manifest.warnings)
+    records = [facts.get("records", 0) for facts in manifest.files.values()]
+    sound = all(isinstance(text, str) for text in texts) and isinstance(manifest.source, dict)
+    sound &= all(type(n) is int and n >= 0 for n in records)
+    if not sound or not manifest.splits or not manifest.modalities:
+        raise ConclugenError(f"{folder / manifest_lib.FILE}: damaged manifest; build the data set anew")
+
+
+def _identity(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    def label(spec):
+        return {"kind": spec.kind, "names": list(spec.names)}
+
+    return {
+        "path": str(folder),
+        "name": manifest.name,
+        "version": manifest.version,
+        "description": manifest.description,
+        "licence": manifest.licence,
+        "modalities": manifest.modalities,
+        "variants": manifest.variants,
+        "label": label(manifest.label),
+        "targets": {name: label(spec) for name, spec in manifest.targets.items()},
+    }
+
+
+def _split_report(manifest: Manifest, split: str, scan: SplitScan) -> dict[str, Any]:
+    modalities = list(manifest.modalities)
+    kinds, counts = np.unique(scan.present, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    combinations = {"+".join(m for m, p in zip(modalities, kinds[i], strict=True) if p): int(counts[i]) for i in order}
+    missing = (~scan.present).sum(axis=0).tolist()
+    return {
+        "num_examples": len(scan.rows),
+        "dropped": manifest.splits[split]["dropped"],
+        "groups": int(np.unique(scan.groups[scan.groups != 0]).size),
+        "label": scan.labels[""].report(),
+        "targets": {name: scan.labels[name].report() for name in manifest.targets},
+        "missing": dict(zip(modalities, missing, strict=True)),
+        "combinations": combinations,
+        "features": {m: tally.report() for m, tally in scan.features.items()},
+    }
+
+
+def _sorted(hashes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes [n, several] other than 0 in ascending order, with the row of each, in ascending order where they tie."""
+    several = np.repeat(rows, hashes.shape[1])[hashes.ravel() != 0]
+    flat = hashes.ravel()[hashes.ravel() != 0]
+    order = np.lexsort((several, flat))
+    flat, several = flat[order], several[order]
+    new = np.ones(len(flat), bool)
+    new[1:] = (flat[1:] != flat[:-1]) | (several[1:] != several[:-1])
+    return flat[new], several[new]
+
+
+def _within(entries: tuple[np.ndarray, np.ndarray], top: int) -> tuple[int, int, list[tuple[int, int]]]:
+    """Rows that share a hash with another row, shared hashes, and the first two rows of the most frequent ones."""
+    hashes, rows = entries
+    values, starts, counts = np.unique(hashes, return_index=True, return_counts=True)
+    shared = np.flatnonzero(counts > 1)
+    num_rows = np.unique(rows[np.isin(hashes, values[shared])]).size
+    first = shared[np.lexsort((rows[starts[shared]], -counts[shared]))][:top]
+    return int(num_rows), len(shared), [(int(rows[starts[i]]), int(rows[starts[i] + 1])) for i in first]
+
+
+def _across(
+    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], top: int
+) -> tuple[int, list[int], list[tuple[int, int]]]:
+    """Hashes that two splits share, the number of rows of each that have one, and the first few pairs of rows."""
+    common = np.intersect1d(a[0], b[0])
+    num_rows = [int(np.unique(rows[np.isin(hashes, common)]).size) for hashes, rows in (a, b)]
+    first_a, first_b = (rows[np.searchsorted(hashes, common)] for hashes, rows in (a, b))
+    order = np.argsort(first_a, kind="stable")[:top]
+    return len(common), num_rows, [(int(first_a[i]), int(first_b[i])) for i in order]
+
+
+def _duplicates(scans: Scans, modality: str, top: int) -> dict[str, Any]:
+    """Examples with identical vectors of a modality (other than zero ones), within splits and across them."""
+    entries = {split: _sorted(scan.features[modality].hashes(), scan.rows) for split, scan in scans.items()}
+    within, across = {}, []
+    for split, scan in scans.items():
+        rows, vectors, pairs = _within(entries[split], top)
+        if vectors:
+            names = [[scan.shards.text(row, "id") for row in pair] for pair in pairs]
+            within[split] = {"vectors": vectors, "rows": rows, "pairs": names}
+    for a, b in itertools.combinations(scans, 2):
+        vectors, rows, pairs = _across(entries[a], entries[b], top)
+        if vectors:
+            names = [[scans[a].shards.text(i, "id"), scans[b].shards.text(j, "id")] for i, j in pairs]
+            rows = dict(zip((a, b), rows, strict=True))
+            across.append({"splits": [a, b], "vectors": vectors, "rows": rows, "pairs": names})
+    return {"within": within, "across": across}
+
+
+def _shared(scans: Scans, key: str, top: int) -> list[dict[str, Any]]:
+    """Ids or groups that pairs of splits have in common."""
+    entries = {split: _sorted(getattr(scan, f"{key}s")[:, None], scan.rows) for split, scan in scans.items()}
+    found = []
+    for a, b in itertools.combinations(scans, 2):
+        count, rows, pairs = _across(entries[a], entries[b], top)
+        if count:
+            names = [scans[a].shards.text(row, key) for row, _ in pairs]
+            found.append(
+                {"splits": [a, b], "count": count, "rows": dict(zip((a, b), rows, strict=True)), "names": names}
+            )
+    return found
+
+
+def _provenance(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    corpus = CORPORA.get(str(manifest.source.get("dataset")))
+    expected = {}
+    for split, n in corpus.expected.items() if corpus is not None else ():
+        found = sum(facts["num_examples"] for name, facts in manifest.splits.items() if split in ("all", name))
+        expected[split] = {"expected": n, "found": found}
+    files = {name: {k: v for k, v in facts.items() if k != "sha256"} for name, facts in manifest.files.items()}
+    on_disk = {entry.name for entry in folder.iterdir() if entry.is_file()}
+    return {
+        "shared_groups_by_design": corpus is not None and corpus.shared_groups,
+        "warnings": manifest.warnings,
+        "source": manifest.source,
+        "expected": expected,
+        "files": files,
+        "unlisted_files": sorted(on_disk - set(files) - {manifest_lib.FILE}),
+        "total_bytes": sum(facts["bytes"] for facts in files.values()),
+        "num_shards": sum("records" in facts for facts in files.values()),
+        "fingerprint": manifest.fingerprint(),
+    }
+
+
+def _check_metadata(folder: Path, manifest: Manifest, faults: Faults) -> None:
+    """Files beside the shards, other than those that a split's scan checks, and what TFDS makes of them."""
+    ours = {f"presence-{split}.npy" for split in manifest.splits}
+    ours |= {name for split in manifest.splits for name in manifest_lib.shard_names(manifest, split)}
+    for name in manifest.files:
+        if name not in ours:
+            check_file(folder, manifest, name, faults)
+    readable = True
+    for name in ("dataset_info.json", "features.json"):
+        if name not in manifest.files:
+            faults.add(manifest_lib.FILE, f"{name}, which TFDS needs, is not listed")
+        try:
+            json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            faults.add(name, "cannot be read as JSON")
+            readable = False
+    if readable:
+        _check_tfds(folder, manifest, faults)
+
+
+def _check_tfds(folder: Path, manifest: Manifest, faults: Faults) -> None:
+    try:
+        info = tfds.builder_from_directory(folder).info
+        found = {split: (sorted(s.filenames), list(s.shard_lengths)) for split, s in info.splits.items()}
+        features = str(info.features.to_json())
+    except Exception as e:  # TFDS raises many kinds
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        faults.add("dataset_info.json", f"TFDS cannot open the data set with it and features.json ({reason})")
+        return
+    for split in dict.fromkeys((*manifest.splits, *found)):
+        names = manifest_lib.shard_names(manifest, split) if split in manifest.splits else []
+        if found.get(split, ([], [])) != (names, [manifest.files[name]["records"] for name in names]):
+            faults.add("dataset_info.json", f"shards of split {split!r} are said otherwise than in the manifest")
+    fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(DatasetSpec) if field.name in _KEPT}
+    if features != str(record_features(DatasetSpec(**fields, splits=tuple(manifest.splits))).to_json()):
+        faults.add("features.json", "fields of the records are said otherwise than in the manifest")
+
+
+_KEPT = ("name", "version", "description", "licence", "modalities", "label", "targets", "variants")
+
+
+def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
+    """Counts of the records against the manifest's, where all records could be read."""
+    for split, scan in scans.items():
+        if not scan.complete:
+            continue
+        facts = manifest.splits[split]
+        pairs = [
+            (f"present of {m}", [facts["present"][m]], [int(scan.present[:, c].sum())])
+            for c, m in enumerate(manifest.modalities)
+        ]
+        pairs.append(("label_counts", facts["label_counts"], scan.labels[""].counts.tolist()))
+        for name in manifest.targets:
+            pairs.append((f"target_counts of {name}", facts["target_counts"][name], scan.labels[name].counts.tolist()))
+        for what, said, counted in pairs:
+            if said != counted:
+                faults.add(
+                    manifest_lib.FILE, f"split {split!r}: {what} {_listed(said)}, the records have {_listed(counted)}"
+                )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _check_statistics(manifest: Manifest, scans: Scans, faults: Faults) -> None:
+    """Mean and deviation of the first split's vectors against the manifest's, where all of them could be read."""
+    first = next(iter(scans.values()))
+    if not first.complete:
+        return
+    for m, tally in first.features.items():
+        counted, said = tally.statistics(), manifest.statistics[m]
+        size = np.maximum(*(np.abs(np.asarray(counted[key])) for key in ("mean", "std")))
+        for key in ("mean", "std"):
+            found, expected = np.asarray(counted[key]), np.asarray(said[key], np.float64)
+            # what rounding alone leaves of a constant column's deviation, or of a mean of zero, is no fault
+            room = TOLERANCE * np.abs(found) + 1e-13 * size
+            wrong = np.flatnonzero(~(np.abs(found - expected) <= room))
+            if wrong.size:
+                c = wrong[0]
+                faults.add(
+                    manifest_lib.FILE,
+                    f"{key} of {m}: {wrong.size} columns differ from the records' (column {c}: {expected[c]!r}, the "
+                    f"records have {found[c]!r})",
+                )
