@@ -78,6 +78,7 @@ def _refuse_odd(folder: Path, manifest: Manifest) -> None:
     records = [facts.get("records", 0) for facts in manifest.files.values()]
     sound = all(isinstance(text, str) for text in texts) and isinstance(manifest.source, dict)
     sound &= all(type(n) is int and n >= 0 for n in records)
+    sound &= not any(text in json.dumps(manifest.source) for text in ("NaN", "Infinity"))
     if not sound or not manifest.splits or not manifest.modalities:
         raise ConclugenError(f"{folder / manifest_lib.FILE}: damaged manifest; build the data set anew")
 
@@ -226,7 +227,7 @@ def _check_tfds(folder: Path, manifest: Manifest, faults: Faults) -> None:
     try:
         info = tfds.builder_from_directory(folder).info
         found = {split: (sorted(s.filenames), list(s.shard_lengths)) for split, s in info.splits.items()}
-        features = str(info.features.to_json())
+        features = info.features.to_json()
     except Exception as e:  # TFDS raises many kinds
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
         faults.add("dataset_info.json", f"TFDS cannot open the data set with it and features.json ({reason})")
@@ -235,8 +236,10 @@ def _check_tfds(folder: Path, manifest: Manifest, faults: Faults) -> None:
         names = manifest_lib.shard_names(manifest, split) if split in manifest.splits else []
         if found.get(split, ([], [])) != (names, [manifest.files[name]["records"] for name in names]):
             faults.add("dataset_info.json", f"shards of split {split!r} are said otherwise than in the manifest")
-    fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(DatasetSpec) if field.name in _KEPT}
-    if features != str(record_features(DatasetSpec(**fields, splits=tuple(manifest.splits))).to_json()):
+    fields = {
+        field.name: getattr(manifest, field.name) for field in dataclasses.fields(DatasetSpec) if field.name in _KEPT
+    }
+    if features != record_features(DatasetSpec(**fields, splits=tuple(manifest.splits))).to_json():
         faults.add("features.json", "fields of the records are said otherwise than in the manifest")
 
 
