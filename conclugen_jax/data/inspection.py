@@ -78,7 +78,10 @@ def _refuse_odd(folder: Path, manifest: Manifest) -> None:
     records = [facts.get("records", 0) for facts in manifest.files.values()]
     sound = all(isinstance(text, str) for text in texts) and isinstance(manifest.source, dict)
     sound &= all(type(n) is int and n >= 0 for n in records)
-    sound &= not any(text in json.dumps(manifest.source) for text in ("NaN", "Infinity"))
+    try:
+        json.dumps(manifest.source, allow_nan=False)
+    except ValueError:
+        sound = False
     if not sound or not manifest.splits or not manifest.modalities:
         raise ConclugenError(f"{folder / manifest_lib.FILE}: damaged manifest; build the data set anew")
 

@@ -170,7 +170,7 @@ def _both(rows: Mapping[str, int]) -> tuple[str, str]:
 
 
 def _pairs(pairs: Sequence[Sequence[str]]) -> str:
-    return ", ".join(f"{a} = {b}" for a, b in pairs)
+    return ", ".join(f"{a}={b}" for a, b in pairs)
 
 
 def _origin(report: Report) -> Iterator[RenderableType]:
