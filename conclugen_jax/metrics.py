@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, f1_score, multilabel_confusion_matrix, precision_recall_fscore_support
 
 
 def single_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
@@ -53,6 +53,37 @@ def multi_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Seque
         scores["per_class"][name]["accuracy"] = float(value)
     weighted = float(np.average(accuracy, weights=support)) if support.any() else 0.0
     return {"accuracy": weighted, **scores, "confusion_matrix": matrices.tolist()}
+
+
+def value_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """The usual scores of sentiment from -3 to 3 (CMU-MOSI, CMU-MOSEI).
+
+    Args:
+      labels: real [n], n >= 1.
+      predictions: real [n].
+
+    Returns:
+      ``mae``: mean absolute error; ``correlation``: Pearson's, 0 where either side does not vary; ``accuracy_7``: of
+      values rounded to -3..3; ``accuracy_2``, ``f1_2``: negative against not negative, over all rows; ``accuracy_2_nonzero``,
+      ``f1_2_nonzero``: negative against positive, over rows whose label is not 0 (0 if there are none). F1 is weighted by
+      class occurrence.
+    """
+    _check(labels, predictions, 1)
+    labels, predictions = labels.astype(np.float64), predictions.astype(np.float64)
+    steps = [np.clip(np.round(x), -3, 3) for x in (labels, predictions)]
+    varies = labels.std() > 0 and predictions.std() > 0
+    scores = {
+        "mae": float(np.abs(labels - predictions).mean()),
+        "correlation": float(np.corrcoef(labels, predictions)[0, 1]) if varies else 0.0,
+        "accuracy_7": float((steps[0] == steps[1]).mean()),
+    }
+    nonzero = labels != 0
+    sides = {"": (labels >= 0, predictions >= 0), "_nonzero": (labels[nonzero] > 0, predictions[nonzero] > 0)}
+    for suffix, (truth, guess) in sides.items():
+        f1 = f1_score(truth, guess, average="weighted", zero_division=0) if truth.size else 0.0
+        scores[f"accuracy_2{suffix}"] = float((truth == guess).mean()) if truth.size else 0.0
+        scores[f"f1_2{suffix}"] = float(f1)
+    return scores
 
 
 def _weighted(labels, predictions, classes, names) -> dict[str, Any]:

@@ -32,6 +32,23 @@ def test_multi_label_by_hand():
     assert scores["per_class"]["z"]["accuracy"] == pytest.approx(3 / 4)
 
 
+def test_values_by_hand():
+    labels, predictions = np.array([-3, -0.4, 0, 0, 1.6, 3]), np.array([-3.4, 0.2, -0.1, 0.4, 1.4, 9])
+    scores = metrics.value_scores(labels, predictions)
+    assert scores["mae"] == pytest.approx((0.4 + 0.6 + 0.1 + 0.4 + 0.2 + 6) / 6)
+    assert scores["correlation"] == pytest.approx(np.corrcoef(labels, predictions)[0, 1])
+    # Rounded: -3 0 0 0 2 3 against -3 0 0 0 1 3 (9 is clipped).
+    assert scores["accuracy_7"] == pytest.approx(5 / 6)
+    # Not negative: 0 0 1 1 1 1 against 0 1 0 1 1 1; both classes: F1 of the negative 1/2, of the other 3/4.
+    assert scores["accuracy_2"] == pytest.approx(4 / 6)
+    assert scores["f1_2"] == pytest.approx((2 * 1 / 2 + 4 * 3 / 4) / 6)
+    # Without the zeros: - - + + against - + + +.
+    assert scores["accuracy_2_nonzero"] == pytest.approx(3 / 4)
+    assert scores["f1_2_nonzero"] == pytest.approx((2 * 2 / 3 + 2 * 4 / 5) / 4)
+    constant = metrics.value_scores(np.zeros(3), np.ones(3))
+    assert constant["correlation"] == constant["accuracy_2_nonzero"] == constant["f1_2_nonzero"] == 0
+
+
 def test_corner_cases():
     # A class absent from the split has no weight, one row is a split, and no positive at all gives zeros, no warning.
     scores = metrics.single_label_scores(np.array([1]), np.array([1]), ["a", "b"])
