@@ -25,7 +25,8 @@ CHOICES = {
     "clustering.metric": clustering.METRICS,
     "optimizer.name": optimizer.OPTIMIZERS,
     "schedule.granularity": ("epoch", "step"),
-    "downstream.protocol": ("linear_evaluation", "supervised"),
+    "downstream.protocol": ("linear_evaluation", "fine_tuning", "supervised"),
+    "downstream.fusion": ("concat", "mean"),
     "downstream.class_weights": ("inverse_frequency", "none"),
 }
 
@@ -69,6 +70,8 @@ RANGES = {
     "checkpoint.keep_best": (0, 10**6),
     "downstream.dropout_rate": (0, 0.999),
     "downstream.threshold": (0, 1),
+    "downstream.encoder_rate": (0, 1e6),
+    "downstream.early_stopping_epochs": (0, 10**6),
 }
 
 

@@ -1,7 +1,7 @@
-"""Downstream training: a classifier on representations, frozen (linear evaluation) or trained with it (supervised).
+"""Downstream training: a classifier on representations, frozen (linear evaluation) or trained with it.
 
-The two protocols are one code path, told apart by where the encoder's weights come from and which parameters are
-trained. A frozen encoder is run once per split; training then reads its representations.
+Linear evaluation, fine-tuning and the supervised baseline are one code path, told apart by where the encoder's weights
+come from and which parameters are trained. A frozen encoder is run once per split; training then reads its representations.
 """
 
 import dataclasses
@@ -17,62 +17,22 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax import checkpoint, loop, losses, parallel, probe, progress, signals, train_state
+from conclugen_jax import checkpoint, loop, parallel, probe, progress, signals, train_state
 from conclugen_jax import config as config_lib
-from conclugen_jax import metrics as metrics_lib
 from conclugen_jax import model as model_lib
 from conclugen_jax import optimizer as optimizer_lib
+from conclugen_jax import task as task_lib
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import batches, host_table, shards
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.task import TRAINABLE, Task
 from conclugen_jax.train_state import TrainState
 from conclugen_jax.types import Metrics
 
 RESULT = "result.json"
-TRAINABLE = {"linear_evaluation": ("classifier/.*",), "supervised": ("classifier/.*", "representation/.*")}
-"""Protocol -> parameters that are trained; all others stay as they are, bit for bit."""
-
-
-class Task(NamedTuple):
-    """What is predicted, and from what.
-
-    Attributes:
-      encoder: the representation network.
-      classifier: what is trained on its representations.
-      encode: whether features still have to be encoded; ``False``: they are representations already.
-      kind: ``single`` or ``multi``.
-      weights: [num_outputs], of the classes, or of the positive side of each label.
-    """
-
-    encoder: model_lib.ConCluGen
-    classifier: model_lib.Classifier
-    encode: bool
-    kind: str
-    weights: np.ndarray
-
-    def logits(
-        self, params: Any, feature_stats: Any, batch: Mapping[str, Any], dropout_key: jax.Array | None = None
-    ) -> jax.Array:
-        """float32 [n, num_outputs] from ``features`` and ``present`` of a batch."""
-        inputs = batch["features"]
-        if self.encode:
-            variables = {
-                "params": {"representation": params["representation"]},
-                "feature_stats": feature_stats,
-            }
-            inputs = self.encoder.apply(variables, inputs, method="represent")
-        return self.classifier.apply(
-            {"params": params["classifier"]}, inputs, present=batch["present"], dropout_key=dropout_key
-        )
-
-    def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """Scalar, over the global batch."""
-        weights, axis_name = jnp.asarray(self.weights), self.classifier.axis_name
-        if self.kind == "single":
-            return losses.cross_entropy(logits, labels, class_weights=weights, axis_name=axis_name)
-        return losses.multi_label_cross_entropy(logits, labels, positive_weights=weights, axis_name=axis_name)
 
 
 def downstream_step(
@@ -120,18 +80,17 @@ def downstream(
     config_lib.check(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
     manifest = dataset.manifest
-    if manifest.label.kind not in ("single", "multi"):
-        raise ConclugenError(
-            f"{config.data.path}: labels of kind {manifest.label.kind!r}; a downstream run needs classes ('single') or labels "
-            "of 0 and 1 ('multi')"
-        )
+    label = _label(config, manifest)
     where = f"data set {config.data.path}"
     for split in (config.data.train_split, config.data.validation_split, config.data.test_split):
         manifest_lib.choose(manifest.splits, [split], what="split", where=where)
     encoder = _encoder(config, manifest)
     splits = ("train", "validation", "test")
     streams = {
-        name: shards.ShardStream(dataset, getattr(config.data, f"{name}_split"), encoder.modalities) for name in splits
+        name: shards.ShardStream(
+            dataset, getattr(config.data, f"{name}_split"), encoder.modalities, target=config.downstream.target
+        )
+        for name in splits
     }
     config_lib.check_batches(config, num_examples=len(streams["train"].usable), num_devices=len(devices))
     with (
@@ -143,7 +102,18 @@ def downstream(
         if (folder / RESULT).exists():
             return _finished(folder / RESULT, encoder)
         rows = {name: loop.load_rows(config, stream) for name, stream in streams.items()}
-        return _run(config, folder, manifest, encoder, rows, devices, stop)
+        return _run(config, folder, manifest, label, encoder, rows, devices, stop)
+
+
+def _label(config: ConfigDict, manifest: Manifest) -> LabelSpec:
+    """What is to be predicted."""
+    where, target = f"data set {config.data.path}", config.downstream.target
+    if target:
+        manifest_lib.choose(manifest.targets, [target], what="target", where=where)
+    label = manifest.targets[target] if target else manifest.label
+    if label.kind == "none":
+        raise ConclugenError(f"{config.data.path}: the data set has no labels; a downstream run needs them")
+    return label
 
 
 def _finished(path: Path, encoder: "_Encoder") -> dict[str, Any]:
@@ -168,15 +138,13 @@ class _Run:
 
     Attributes:
       config: of the run.
-      names: of the classes or labels.
       task: what is predicted, and from what.
       splits: ``train``, ``validation`` and ``test`` rows.
       devices: that share a batch.
-      forward: compiled logits, for evaluation.
+      forward: compiled outputs, for evaluation.
     """
 
     config: ConfigDict
-    names: Sequence[str]
     task: Task
     splits: Mapping[str, shards.RowSource]
     devices: Sequence[jax.Device]
@@ -187,7 +155,7 @@ class _Run:
         return len(self.splits["train"].usable) // self.config.train.batch_size
 
     def scores(self, weights: Mapping[str, Any], split: str) -> dict[str, Any]:
-        """All scores of a split, from the predictions of all its examples."""
+        """All scores of a split, from the predictions for all its examples that have a label."""
         logits, facts = loop.evaluate(
             self.forward,
             parallel.replicate(weights, self.devices),
@@ -195,18 +163,19 @@ class _Run:
             batch_size=self.config.train.batch_size,
             num_devices=len(self.devices),
         )
-        if self.task.kind == "single":
-            return metrics_lib.single_label_scores(facts["label"], logits.argmax(axis=1), self.names)
-        probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
-        predictions = probabilities > self.config.downstream.threshold
-        return metrics_lib.multi_label_scores(facts["label"], predictions, self.names)
+        known = task_lib.known(self.task.label, facts["label"])
+        if not known.any():
+            raise ConclugenError(
+                f"{self.config.data.path}: no example of the {split} split has the label; name another"
+            )
+        return self.task.scores(logits[known], facts["label"][known])
 
 
 class Best(NamedTuple):
-    """The epoch of best validation accuracy, the earliest of equals, and its weights on the host."""
+    """The epoch of best validation scores, the earliest of equals, and its weights on the host."""
 
     epoch: int
-    accuracy: float
+    scores: dict[str, Any]
     weights: dict[str, Any]
 
 
@@ -214,6 +183,7 @@ def _run(
     config: ConfigDict,
     workdir: Path,
     manifest: Manifest,
+    label: LabelSpec,
     encoder: "_Encoder",
     splits: Mapping[str, shards.RowSource],
     devices: Sequence[jax.Device],
@@ -223,10 +193,14 @@ def _run(
     encode = "representation/.*" in trainable
     if not encode:
         splits = {name: _represented(encoder, rows, config, devices) for name, rows in splits.items()}
-    task = _task(config, manifest, encoder.model, encode)
+    labels = task_lib.labels_of(splits["train"])
+    splits["train"].usable = np.intersect1d(splits["train"].usable, np.flatnonzero(task_lib.known(label, labels)))
+    config_lib.check_batches(config, num_examples=len(splits["train"].usable), num_devices=len(devices))
+    task = task_lib.create(config, label, encoder.model, encode, labels[splits["train"].usable], parallel.AXIS)
     forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
-    run = _Run(config, manifest.label.names, task, splits, devices, forward)
-    optimizer, schedule = optimizer_lib.from_config(config, run.steps_per_epoch, trainable)
+    run = _Run(config, task, splits, devices, forward)
+    rates = {"representation/.*": config.downstream.encoder_rate}
+    optimizer, schedule = optimizer_lib.from_config(config, run.steps_per_epoch, trainable, rates)
     step = functools.partial(downstream_step, task=task, optimizer=optimizer, schedule=schedule)
     state = _fresh_state(config, task, encoder, optimizer)
     title = f"{config.downstream.protocol} {workdir.name}"
@@ -244,7 +218,9 @@ def _run(
         "encoder": encoder.origin,
         "data": {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()},
         "modalities": encoder.modalities,
-        "classes": list(manifest.label.names),
+        "target": config.downstream.target,
+        "kind": label.kind,
+        "classes": list(label.names),
         "num_train_examples": len(splits["train"].usable),
         "best_epoch": best.epoch,
         "validation": run.scores(best.weights, "validation"),
@@ -267,22 +243,28 @@ def _fit(
     state = parallel.replicate(state, run.devices)
     dispatches = loop.plan(0, run.steps_per_epoch, run.config.train)
     keys = ("features", "present", "label")
-    best = None
+    task, best, lowest, since = run.task, None, float("inf"), 0
     for dispatch, table, stacked in loop.feed(run.splits["train"], run.config, run.devices, dispatches, keys):
         state, metrics = program(state, table, stacked)
         records = loop.records(dispatch, metrics)
         if dispatch.ends_epoch:
             weights = {"params": state.params, "feature_stats": state.feature_stats}
-            accuracy = run.scores(weights, "validation")["accuracy"]
-            records[-1]["validation/accuracy"] = accuracy
-            if best is None or accuracy > best.accuracy:
+            scores = run.scores(weights, "validation")
+            records[-1] |= {"validation/loss": scores["loss"], f"validation/{task.measure}": scores[task.measure]}
+            if best is None or task.is_better(scores, best.scores):
                 # A copy on the host: the next dispatch takes the state's memory.
-                best = Best(dispatch.epoch, accuracy, jax.tree.map(lambda x: np.array(x, copy=True), weights))
-            display.update(dispatch.end_step, {"loss": records[-1]["loss"], "validation accuracy": accuracy})
+                best = Best(dispatch.epoch, scores, jax.tree.map(lambda x: np.array(x, copy=True), weights))
+            since = 0 if scores["loss"] < lowest else since + 1
+            lowest = min(lowest, scores["loss"])
+            shown = {"loss": records[-1]["loss"], f"validation {task.measure}": scores[task.measure]}
+            display.update(dispatch.end_step, shown)
         every = run.config.train.log_every_steps
-        log.write([r for r in records if r["step"] % every == 0 or "validation/accuracy" in r])
+        log.write([r for r in records if r["step"] % every == 0 or "validation/loss" in r])
         if stop.signal:
             raise signals.Interrupted(stop.signal)
+        if dispatch.ends_epoch and since == run.config.downstream.early_stopping_epochs > 0:
+            display.say(f"stopped after epoch {dispatch.epoch + 1}: no lower validation loss for {since} epochs")
+            break
     return best
 
 
@@ -305,12 +287,12 @@ class _Encoder(NamedTuple):
 def _encoder(config: ConfigDict, manifest: Manifest) -> _Encoder:
     """Where the weights come from: 1. the named pretraining checkpoint; 2. random, for the supervised baseline."""
     source, step = None, 0
-    if config.downstream.protocol == "linear_evaluation":
+    if config.downstream.protocol != "supervised":
         source = config.downstream.checkpoint
         if not source:
             raise ConclugenError(
-                "config.downstream.checkpoint is empty; linear evaluation needs the workdir of a pretraining run "
-                "(the supervised baseline is --config.downstream.protocol=supervised)"
+                "config.downstream.checkpoint is empty; linear evaluation and fine-tuning need the workdir of a pretraining "
+                "run (the supervised baseline is --config.downstream.protocol=supervised)"
             )
         step = probe.find_step(source, config.downstream.checkpoint_step)
         model, variables, trained = probe.load(source, step)
@@ -361,16 +343,6 @@ def _represented(
     return batches.TABLES[tier]({"features": representations, **facts}, rows.usable)
 
 
-def _task(config: ConfigDict, manifest: Manifest, encoder: model_lib.ConCluGen, encode: bool) -> Task:
-    classifier = model_lib.Classifier(
-        num_outputs=len(manifest.label.names),
-        dropout_rate=config.downstream.dropout_rate,
-        dtype=encoder.dtype,
-        axis_name=parallel.AXIS,
-    )
-    return Task(encoder, classifier, encode, manifest.label.kind, class_weights(config, manifest))
-
-
 def _fresh_state(
     config: ConfigDict, task: Task, encoder: _Encoder, optimizer: optax.GradientTransformation
 ) -> TrainState:
@@ -386,20 +358,3 @@ def _fresh_state(
         params["representation"] = encoder.variables["params"]["representation"]
         feature_stats = encoder.variables.get("feature_stats", {})
     return train_state.create({"params": params, "feature_stats": feature_stats}, optimizer, run_key)
-
-
-def class_weights(config: ConfigDict, manifest: Manifest) -> np.ndarray:
-    """Weights by the training split's label counts, float32 [num_outputs].
-
-    ``inverse_frequency``: n / (num_classes * n_c) for single labels, so that classes weigh alike and the mean over
-    examples is 1; negatives / positives for the positive side of each label of a multi-label task. A class without
-    examples has weight 0, a label without positives weight 1.
-    """
-    facts = manifest.splits[config.data.train_split]
-    counts, n = np.asarray(facts["label_counts"], np.float64), facts["num_examples"]
-    if config.downstream.class_weights == "none":
-        return np.ones(len(counts), np.float32)
-    safe = np.maximum(counts, 1)
-    if manifest.label.kind == "single":
-        return np.where(counts > 0, n / (len(counts) * safe), 0).astype(np.float32)
-    return np.where(counts > 0, (n - counts) / safe, 1).astype(np.float32)

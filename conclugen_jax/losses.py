@@ -231,6 +231,26 @@ def multi_label_cross_entropy(
     return _masked_mean((weights * losses).mean(axis=1), jnp.ones(logits.shape[0], bool), axis_name)
 
 
+def absolute_error(predicted: jax.Array, target: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """Mean absolute error of numbers.
+
+    Args:
+      predicted: [n].
+      target: [n].
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar: mean over rows.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+    """
+    if predicted.ndim != 1 or predicted.shape != target.shape:
+        raise ValueError(f"absolute_error needs two arrays of one shape [n], got {predicted.shape} and {target.shape}")
+    errors = jnp.abs(predicted.astype(jnp.float32) - target)
+    return _masked_mean(errors, jnp.ones(len(errors), bool), axis_name)
+
+
 def unit_rows(x: jax.Array) -> jax.Array:
     """Rows divided by their length, [n, dim] -> float32 [n, dim]; a zero row stays zero, with a finite gradient."""
     x = x.astype(jnp.float32)

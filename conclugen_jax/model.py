@@ -325,17 +325,19 @@ class ConCluGen(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Dropout and one Linear on the concatenated representations.
+    """Dropout and one Linear on the joined representations.
 
     Attributes:
-      num_outputs: classes, or labels of a multi-label task.
+      num_outputs: classes, or labels of a multi-label task, or 1.
       dropout_rate: share of representation units set to zero while training.
+      fusion: ``concat``: the modalities side by side; ``mean``: over those that a row has.
       dtype: type of the matrix product; the parameters stay float32.
       axis_name: mapped axis over which the batch is split.
     """
 
     num_outputs: int
     dropout_rate: float
+    fusion: str = "concat"
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -359,7 +361,10 @@ class Classifier(nn.Module):
         """
         # Sorted: the order must not depend on whether the dict has passed through a compiled function.
         parts = [jnp.where(present[m][:, None], representations[m], 0) for m in sorted(representations)]
-        x = jnp.concatenate(parts, axis=1)
+        if self.fusion == "concat":
+            x = jnp.concatenate(parts, axis=1)
+        else:
+            x = sum(parts) / jnp.maximum(sum(p.astype(jnp.float32) for p in present.values()), 1)[:, None]
         if dropout_key is not None and self.dropout_rate:
             # Drawn for the whole batch, so that the number of devices changes nothing.
             shape = (x.shape[0] * parallel.device_count(self.axis_name), x.shape[1])

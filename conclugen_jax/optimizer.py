@@ -1,7 +1,7 @@
 """AdamW, the learning rate schedule, and freezing by parameter path."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +82,7 @@ def make_optimizer(
     eps: float = 1e-8,
     trainable: Sequence[str] = (".*",),
     idle: Sequence[str] = (),
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW (or plain SGD) on the parameters whose path matches, nothing on the others.
 
@@ -96,12 +97,15 @@ def make_optimizer(
         its value bit for bit and has no moments.
       idle: expressions likewise, for parameters of a term that does not always take part: ``update(..., active=False)``
         passes them over, as PyTorch passes over a parameter without a gradient. The learning rate goes on all the same.
+      rates: expression -> factor of the learning rate of the parameters that match it; 1 for the others.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {name!r}")
     parts = [optax.scale_by_adam(b1=b1, b2=b2, eps=eps)] if name == "adamw" else []
     parts.append(optax.add_decayed_weights(weight_decay))
     rate = optax.scale_by_learning_rate(schedule)
+    if rates and set(rates.values()) != {1.0}:
+        rate = optax.chain(rate, _scaled(rates))
     if tuple(trainable) == (".*",) and not idle:
         return optax.chain(*parts, rate)
     kinds = {"train": optax.chain(*parts), "idle": _while_active(optax.chain(*parts)), "freeze": optax.set_to_zero()}
@@ -112,6 +116,17 @@ def make_optimizer(
         return "idle" if any(re.fullmatch(p, path) for p in idle) else "train"
 
     return optax.chain(optax.multi_transform(kinds, lambda params: map_paths(label, params)), rate)
+
+
+def _scaled(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiply the updates of the parameters that match an expression."""
+
+    def factor(path: Sequence[Any]) -> float:
+        return next((rate for p, rate in rates.items() if re.fullmatch(p, path_name(path))), 1.0)
+
+    return optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(lambda path, x: x * factor(path), updates)
+    )
 
 
 def _while_active(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -136,7 +151,10 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def from_config(
-    config: ConfigDict, steps_per_epoch: int, trainable: Sequence[str] = (".*",)
+    config: ConfigDict,
+    steps_per_epoch: int,
+    trainable: Sequence[str] = (".*",),
+    rates: Mapping[str, float] | None = None,
 ) -> tuple[optax.GradientTransformationExtraArgs, Callable[[jax.Array], jax.Array]]:
     """Optimizer and learning rate schedule of a configuration."""
     schedule = learning_rate_schedule(
@@ -158,6 +176,7 @@ def from_config(
         eps=config.optimizer.eps,
         trainable=trainable,
         idle=idle_parameters(config),
+        rates=rates,
     )
     return optimizer, schedule
 

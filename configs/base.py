@@ -85,10 +85,14 @@ def get_config() -> ConfigDict:
     checkpoint.keep_best = 1  # kept besides: those of least mean training loss since clustering joined
 
     config.downstream = downstream = ConfigDict()
-    downstream.protocol = "linear_evaluation"  # linear_evaluation | supervised (the same from random weights)
-    downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation)
+    downstream.protocol = "linear_evaluation"  # linear_evaluation | fine_tuning (F too) | supervised (from random weights)
+    downstream.target = ""  # name of a further target to predict; empty: the main label
+    downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation, fine-tuning)
     downstream.checkpoint_step = "newest"  # newest | best | a step number
-    downstream.modalities = ()  # whose representations are concatenated; empty: all of the model's
+    downstream.modalities = ()  # whose representations are joined; empty: all of the model's
+    downstream.fusion = "concat"  # concat (paper) | mean: how the representations of the modalities are joined
+    downstream.encoder_rate = 1.0  # learning rate of F as a share of optimizer.learning_rate (fine-tuning, supervised)
+    downstream.early_stopping_epochs = 0  # stop after so many epochs without a lower validation loss; 0: never
     downstream.dropout_rate = 0.5  # share of representation units set to zero while training
     downstream.class_weights = "inverse_frequency"  # inverse_frequency | none
     downstream.threshold = 0.5  # probability above which a label of a multi-label task is predicted

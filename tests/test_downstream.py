@@ -1,5 +1,6 @@
 """Downstream runs and probes: what is trained and what stays, scores of whole splits, and what does not fit."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, downstream, pretrain, probe
+from conclugen_jax import checkpoint, downstream, parallel, pretrain, probe, task
 from conclugen_jax import model as model_lib
 from conclugen_jax.data import batches, builders, shards
+from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces, assert_same_bits, tiny_config
 
@@ -130,22 +132,21 @@ def test_supervised_trains_the_encoder_too(folder, data):
     assert_same_bits(jax.tree.map(np.asarray, fresh["feature_stats"]), tree["feature_stats"])
 
 
-def test_frozen_parameters_stay_bit_for_bit(monkeypatch, folder, data, pretrained):
+def test_frozen_parameters_stay_bit_for_bit(data):
     # The encoder is put among the parameters of a run that trains the classifier only.
-    monkeypatch.setitem(downstream.TRAINABLE, "supervised", ("classifier/.*", "representation/text/.*"))
     config = settings(data, "", downstream__protocol="supervised", train__num_epochs=1)
-    trainable = downstream.TRAINABLE["supervised"]
+    trainable = ("classifier/.*", "representation/text/.*")
     optimizer, schedule = downstream.optimizer_lib.from_config(config, 4, trainable)
     manifest = shards.open_dataset(data).manifest
     encoder = downstream._encoder(config, manifest)
-    task = downstream._task(config, manifest, encoder.model, encode=True)
-    state = downstream._fresh_state(config, task, encoder, optimizer)
+    made = task.create(config, manifest.label, encoder.model, True, np.arange(8) % 4, parallel.AXIS)
+    state = downstream._fresh_state(config, made, encoder, optimizer)
     rows = batches.open_split(shards.open_dataset(data), "train", config.data.modalities, tier="host").rows(
         np.arange(16)
     )
-    task = task._replace(classifier=task.classifier.clone(axis_name=None))
+    made = made._replace(classifier=made.classifier.clone(axis_name=None))
     after, _ = jax.jit(
-        lambda s, b: downstream.downstream_step(s, b, task=task, optimizer=optimizer, schedule=schedule)
+        lambda s, b: downstream.downstream_step(s, b, task=made, optimizer=optimizer, schedule=schedule)
     )(state, rows)
     for m in ("video", "audio"):
         assert_same_bits(after.params["representation"][m], state.params["representation"][m])
@@ -159,12 +160,11 @@ def test_dropout_differs_from_step_to_step(data, pretrained):
     optimizer, schedule = downstream.optimizer_lib.from_config(config, 4, ("nothing",))
     manifest = shards.open_dataset(data).manifest
     encoder = downstream._encoder(config, manifest)
-    task = downstream._task(config, manifest, encoder.model, encode=False)
-    task = task._replace(classifier=task.classifier.clone(axis_name=None))
-    state = downstream._fresh_state(config, task, encoder, optimizer)
+    made = task.create(config, manifest.label, encoder.model, False, np.arange(8) % 4, None)
+    state = downstream._fresh_state(config, made, encoder, optimizer)
     x = {m: np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32) for m in encoder.modalities}
     batch = {"features": x, "present": {m: np.ones(16, bool) for m in x}, "label": np.arange(16) % 4}
-    step = jax.jit(lambda s: downstream.downstream_step(s, batch, task=task, optimizer=optimizer, schedule=schedule))
+    step = jax.jit(lambda s: downstream.downstream_step(s, batch, task=made, optimizer=optimizer, schedule=schedule))
     first, metrics = step(state)
     _, later = step(first)
     assert metrics["loss"] == step(state)[1]["loss"] != later["loss"]
@@ -195,16 +195,119 @@ def test_multi_label(folder, pretrained):
     assert result["test"]["f1"] > 0.5
 
 
-def test_class_weights_by_hand(data):
-    config = tiny_config(data)
-    manifest = shards.open_dataset(data).manifest
-    counts = np.array([10, 0, 5, 1])
-    manifest.splits["train"].update(label_counts=counts.tolist(), num_examples=16)
-    np.testing.assert_allclose(downstream.class_weights(config, manifest), [16 / 40, 0, 16 / 20, 16 / 4])
-    object.__setattr__(manifest, "label", manifest.label.__class__("multi", manifest.label.names))
-    np.testing.assert_allclose(downstream.class_weights(config, manifest), [6 / 10, 1, 11 / 5, 15])
-    config.downstream.class_weights = "none"
-    np.testing.assert_array_equal(downstream.class_weights(config, manifest), np.ones(4))
+def test_class_weights_by_hand():
+    single, multi = (LabelSpec(kind, tuple("abcd")) for kind in ("single", "multi"))
+    labels = np.repeat([0, 2, 3], [10, 5, 1])
+    np.testing.assert_allclose(task.class_weights("inverse_frequency", single, labels), [16 / 40, 0, 16 / 20, 16 / 4])
+    several = np.zeros((16, 4))
+    for column, positives in enumerate((10, 0, 5, 1)):
+        several[:positives, column] = 1
+    np.testing.assert_allclose(task.class_weights("inverse_frequency", multi, several), [6 / 10, 1, 11 / 5, 15])
+    np.testing.assert_array_equal(task.class_weights("none", single, labels), np.ones(4))
+    np.testing.assert_array_equal(task.class_weights("inverse_frequency", LabelSpec("value"), labels), np.ones(1))
+
+
+def test_fine_tuning_starts_from_the_checkpoint_and_moves_it_at_its_own_rate(folder, data, pretrained):
+    _, before, _ = probe.load(pretrained)
+
+    def encoder_after(name, rate, epochs=1):
+        config = settings(
+            data,
+            pretrained,
+            downstream__protocol="fine_tuning",
+            downstream__encoder_rate=rate,
+            train__num_epochs=epochs,
+            optimizer__weight_decay=0.0,
+        )
+        result = downstream.downstream(config, folder / name, devices=DEVICES)
+        with checkpoint.Checkpoints(folder / name, read_only=True) as saved:
+            tree, _ = saved.restore_tree(saved.find("newest"))
+        return result, tree["params"]["representation"]
+
+    result, moved = encoder_after("tuned", 1.0)
+    assert result["encoder"]["workdir"] == str(pretrained)
+    assert result["protocol"] == "fine_tuning"
+    start = before["params"]["representation"]
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), start, moved)))
+    _, still = encoder_after("tuned_still", 0.0)
+    assert_same_bits(jax.tree.map(np.asarray, start), still)
+    _, slow = encoder_after("tuned_slow", 0.01)
+    distance = [
+        sum(float(np.square(np.asarray(a) - b).sum()) for a, b in zip(*map(jax.tree.leaves, (start, x)), strict=True))
+        for x in (slow, moved)
+    ]
+    assert 0 < distance[0] < 1e-3 * distance[1]
+
+
+@pytest.fixture(scope="module")
+def with_targets(folder):
+    """Faces whose further targets follow from the label; the value is unknown in a third of the rows."""
+
+    class Targets(Faces):
+        def __init__(self):
+            super().__init__((96, 40, 40), name="targets", seed=3)
+            more = {"arousal": LabelSpec("value"), "calmness": LabelSpec("single", ("no", "yes"))}
+            object.__setattr__(self.spec, "targets", more)
+
+        def examples(self, split):
+            for i, e in enumerate(super().examples(split)):
+                known = {"arousal": e.label - 1.5} if i % 3 else {}
+                yield dataclasses.replace(e, targets={**known, "calmness": int(e.label == 0)})
+
+    return builders.build(Targets(), folder / "targets")
+
+
+def test_a_number_is_predicted_and_rows_without_it_are_left_out(folder, with_targets):
+    config = settings(
+        with_targets, "", downstream__protocol="supervised", downstream__target="arousal", train__num_epochs=30
+    )
+    result = downstream.downstream(config, folder / "arousal", devices=DEVICES)
+    assert result["kind"] == "value"
+    assert result["num_train_examples"] == 64
+    assert result["test"]["mae"] < 0.7  # always the median: 1
+    assert result["test"]["correlation"] > 0.6
+    records = [json.loads(line) for line in (folder / "arousal" / "metrics.jsonl").read_text().splitlines()]
+    errors = [r["validation/mae"] for r in records if "validation/mae" in r]
+    assert result["best_epoch"] == int(np.argmin(errors))
+
+
+def test_another_target_and_another_fusion(folder, with_targets):
+    config = settings(
+        with_targets,
+        "",
+        downstream__protocol="supervised",
+        downstream__target="calmness",
+        downstream__fusion="mean",
+        train__num_epochs=15,
+    )
+    result = downstream.downstream(config, folder / "calmness", devices=DEVICES)
+    assert result["classes"] == ["no", "yes"]
+    assert result["test"]["accuracy"] > 0.8
+    with checkpoint.Checkpoints(folder / "calmness", read_only=True) as saved:
+        tree, _ = saved.restore_tree(saved.find("newest"))
+    assert tree["params"]["classifier"]["linear"]["kernel"].shape == (32, 2)
+
+
+def test_early_stopping_counts_epochs_without_a_lower_validation_loss(folder, data, pretrained):
+    config = settings(
+        data, pretrained, downstream__early_stopping_epochs=3, train__num_epochs=60, optimizer__learning_rate=0.3
+    )
+    downstream.downstream(config, folder / "early", devices=DEVICES)
+    records = [json.loads(line) for line in (folder / "early" / "metrics.jsonl").read_text().splitlines()]
+    validation = [r["validation/loss"] for r in records if "validation/loss" in r]
+    assert len(validation) < 60
+    assert len(validation) == int(np.argmin(validation)) + 1 + 3
+    # and it was the first time that three in a row were no lower
+    for end in range(4, len(validation)):
+        assert end - int(np.argmin(validation[:end])) - 1 < 3
+
+
+def test_the_joined_representations_by_hand():
+    x = {"a": np.full((3, 2), 2.0, np.float32), "b": np.full((3, 2), 4.0, np.float32)}
+    present = {"a": np.array([True, True, False]), "b": np.array([True, False, False])}
+    params = {"params": {"linear": {"kernel": np.eye(2, dtype=np.float32), "bias": np.zeros(2, np.float32)}}}
+    mean = model_lib.Classifier(num_outputs=2, dropout_rate=0.0, fusion="mean")
+    np.testing.assert_array_equal(mean.apply(params, x, present=present), [[3, 3], [2, 2], [0, 0]])
 
 
 def test_what_does_not_fit_is_refused(folder, data, pretrained):
@@ -229,6 +332,8 @@ def test_what_does_not_fit_is_refused(folder, data, pretrained):
         (settings(data, pretrained, downstream__checkpoint_step="7"), r"no checkpoint '7'"),
         (settings(data, pretrained, downstream__modalities=("smell",)), "no modality 'smell'"),
         (settings(data, pretrained, data__test_split="exam"), "no split 'exam'"),
+        (settings(data, pretrained, downstream__target="age"), "no target 'age'; it has none"),
+        (settings(data, "", downstream__protocol="fine_tuning"), r"downstream\.checkpoint is empty"),
     ]
     for i, (config, message) in enumerate(cases):
         with pytest.raises(ConclugenError, match=message):

@@ -250,7 +250,7 @@ _KEPT = ("name", "version", "description", "licence", "modalities", "label", "ta
 
 
 def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
-    """Counts of the records against the manifest's, where all records could be read."""
+    """Counts of the records against the manifest's, where no record at fault accounts for a difference."""
     for split, scan in scans.items():
         if not scan.complete:
             continue
@@ -259,9 +259,10 @@ def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
             (f"present of {m}", [facts["present"][m]], [int(scan.present[:, c].sum())])
             for c, m in enumerate(manifest.modalities)
         ]
-        pairs.append(("label_counts", facts["label_counts"], scan.labels[""].counts.tolist()))
-        for name in manifest.targets:
-            pairs.append((f"target_counts of {name}", facts["target_counts"][name], scan.labels[name].counts.tolist()))
+        for name, tally in scan.labels.items():
+            said = facts["target_counts"][name] if name else facts["label_counts"]
+            if not tally.wrong:
+                pairs.append((f"target_counts of {name}" if name else "label_counts", said, tally.counts.tolist()))
         for what, said, counted in pairs:
             if said != counted:
                 faults.add(
@@ -274,11 +275,13 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _check_statistics(manifest: Manifest, scans: Scans, faults: Faults) -> None:
-    """Mean and deviation of the first split's vectors against the manifest's, where all of them could be read."""
+    """Mean and deviation of the first split's vectors against the manifest's, where all of them can be used."""
     first = next(iter(scans.values()))
     if not first.complete:
         return
     for m, tally in first.features.items():
+        if tally.non_finite:
+            continue
         counted, said = tally.statistics(), manifest.statistics[m]
         size = np.maximum(*(np.abs(np.asarray(counted[key])) for key in ("mean", "std")))
         for key in ("mean", "std"):

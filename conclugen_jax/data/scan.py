@@ -83,13 +83,19 @@ class Chunk:
 
 
 class Shards:
-    """The shards of a split, read one after the other without TFDS, so that a fault has a file and a row."""
+    """The shards of a split, read one after the other without TFDS, so that a fault has a file and a row.
+
+    Attributes:
+      sizes: name of each shard -> number of its records, as the manifest says.
+      as_listed: whether every shard read so far holds as many.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str):
         self.folder, self.manifest = folder, manifest
         first = split == next(iter(manifest.splits))
         self.variants = {m: manifest.variants.get(m, 1) if first else 1 for m in manifest.modalities}
         self.sizes = {name: manifest.files[name]["records"] for name in manifest_lib.shard_names(manifest, split)}
+        self.as_listed = True
         self._fields = _fields(manifest, self.variants)
         row_bytes = sum(4 * dim * self.variants[m] for m, dim in manifest.modalities.items())
         self._chunk_rows = max(1, min(MOST_ROWS, CHUNK_BYTES // row_bytes))
@@ -115,6 +121,7 @@ class Shards:
             faults.add(name, f"cannot be opened ({_reason(e)})")
             return
         if len(source) != self.sizes[name]:
+            self.as_listed = False
             faults.add(name, f"holds {len(source)} records, the manifest says {self.sizes[name]}")
         num = min(len(source), self.sizes[name])
         for start in range(0, num, self._chunk_rows):
@@ -164,7 +171,7 @@ class SplitScan:
       present: bool [n, modalities].
       features: modality -> numbers and hashes of its vectors.
       labels: "" and each further target -> its counts.
-      complete: whether every record could be read.
+      complete: whether every record could be read, and none is missing or spare.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str, faults: Faults, *, verify: bool):
@@ -203,7 +210,8 @@ class SplitScan:
             progress(done)
         for key, pieces in self._columns.items():
             setattr(self, key, np.concatenate(pieces))
-        self.complete = len(self.rows) == self._manifest.splits[self._split]["num_examples"]
+        whole = len(self.rows) == self._manifest.splits[self._split]["num_examples"]
+        self.complete = whole and self.shards.as_listed
         if self._verify:
             self._check_ids()
         return self

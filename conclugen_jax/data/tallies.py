@@ -18,10 +18,11 @@ class LabelTally:
     Attributes:
       known: number of examples that have it.
       counts: int64 [names], examples of each class, or with each label.
+      wrong: number of examples whose label is out of range.
     """
 
     def __init__(self, spec: LabelSpec):
-        self.spec, self.known = spec, 0
+        self.spec, self.known, self.wrong = spec, 0, 0
         self.counts = np.zeros(len(spec.names), np.int64)
         self._statistics, self._low, self._high = Statistics(1), np.inf, -np.inf
 
@@ -51,7 +52,9 @@ class LabelTally:
         elif len(good):
             _merge(self._statistics, good[:, None])
             self._low, self._high = min(self._low, float(good.min())), max(self._high, float(good.max()))
-        return ~fits & ~(unknown & may_lack)
+        wrong = ~fits & ~(unknown & may_lack)
+        self.wrong += int(wrong.sum())
+        return wrong
 
     def report(self) -> dict[str, Any]:
         """``known`` and ``counts``, or ``mean``, ``std``, ``min`` and ``max`` (None where no label is known)."""
@@ -65,13 +68,17 @@ class LabelTally:
 class FeatureTally:
     """Numbers of one modality in one split, over the vectors of the examples that have it.
 
-    Vectors with values that are not finite are only counted. Where several variants are stored, each is a vector.
+    Vectors with values that are not finite are left out of all but the number of those values. Where several variants
+    are stored, each is a vector.
+
+    Attributes:
+      non_finite: number of values that are not finite.
     """
 
     def __init__(self, dim: int, *, columns: bool):
         """Nothing is counted yet; ``columns``: whether :meth:`statistics` is wanted."""
         self._dim, self._columns = dim, columns
-        self._vectors = self._non_finite = self._zeros = self._zero_vectors = 0
+        self.non_finite = self._vectors = self._zeros = self._zero_vectors = 0
         self._norms = Statistics(1)
         self._low, self._high = np.full(dim, np.inf, np.float32), np.full(dim, -np.inf, np.float32)
         self._parts: dict[str, Statistics] = {}
@@ -90,7 +97,7 @@ class FeatureTally:
         hashes[present] = np.array([_vector_hash(v) for v in vectors], np.uint64).reshape(-1, x.shape[1])
         finite = np.isfinite(vectors)
         if not finite.all():
-            self._non_finite += int(finite.size - finite.sum())
+            self.non_finite += int(finite.size - finite.sum())
             vectors = vectors[finite.all(axis=1)]
         zero = vectors == 0
         self._zeros += int(zero.sum())
@@ -134,7 +141,7 @@ class FeatureTally:
             "zero_vectors": self._zero_vectors,
             "constant_columns": len(constant),
             "first_constant_columns": constant[:COLUMNS_SHOWN].tolist(),
-            "non_finite": self._non_finite,
+            "non_finite": self.non_finite,
         }
 
 
