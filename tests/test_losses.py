@@ -72,6 +72,13 @@ def test_cross_entropy_by_hand():
     assert np.isclose(value, (-np.log(0.5) - 3 * np.log(0.8)) / 4, rtol=1e-6)
 
 
+def test_absolute_error_by_hand():
+    predicted, target = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.0, 1.0, 0.5])
+    assert losses.absolute_error(predicted, target) == (1 + 3 + 0) / 3
+    with pytest.raises(ValueError, match=r"one shape \[n\], got \(3,\) and \(2,\)"):
+        losses.absolute_error(predicted, target[:2])
+
+
 def test_multi_label_cross_entropy_by_hand():
     logits, labels = jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]])
     value = losses.multi_label_cross_entropy(logits, labels, positive_weights=jnp.array([3.0, 5.0]))

@@ -1,0 +1,88 @@
+"""Every configuration file: it loads, holds what its method says, and trains for two steps at a tiny size."""
+
+import runpy
+from pathlib import Path
+
+import jax
+import pytest
+
+from conclugen_jax import config as config_lib
+from conclugen_jax import downstream, pretrain
+from conclugen_jax.data import builders
+from tests.helpers import Faces
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(p for p in FOLDER.glob("*.py") if p.stem not in ("base", "__init__", "demo"))
+DEVICES = jax.devices()[:1]
+SMALL = {
+    "model.representation_dim": 32,
+    "model.projection_dim": 16,
+    "model.reconstruction_dim": 12,
+    "clustering.num_clusters": 4,
+    "clustering.start_epoch": 0,
+    "clustering.queue_batches": 1,
+    "train.batch_size": 16,
+    "train.num_epochs": 1,
+}
+
+
+def load(path):
+    return runpy.run_path(str(path))["get_config"]()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return builders.build(Faces((32, 16, 16)), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+    config = load(FOLDER / "conclugen.py")
+    config.update_from_flattened_dict(SMALL | {"data.path": str(data)})
+    folder = tmp_path_factory.mktemp("runs") / "conclugen"
+    pretrain.pretrain(config, folder, devices=DEVICES)
+    return folder
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_two_steps_at_a_tiny_size(path, data, pretrained, tmp_path):
+    config = load(path)
+    config.update_from_flattened_dict(SMALL | {"data.path": str(data)})
+    if "launch.downstream" in path.read_text():
+        config.downstream.checkpoint = str(pretrained) if path.stem != "supervised" else ""
+        result = downstream.downstream(config, tmp_path / "run", devices=DEVICES)
+        assert result["protocol"] == path.stem
+    else:
+        assert int(pretrain.pretrain(config, tmp_path / "run", devices=DEVICES).step) == 2
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_file_opens_with_its_command_cost_and_score(path):
+    text = path.read_text()
+    assert f"--config=configs/{path.stem}.py" in text
+    for word in ("Time:", "Score:", "not measured"):
+        assert word in text
+
+
+def test_methods_are_those_of_the_paper():
+    """Objective, rates and modalities of each method."""
+    found = {}
+    for path in FILES:
+        if "launch.pretrain" in path.read_text():
+            config = load(path)
+            weights = config.loss
+            terms = (weights.contrastive_weight, weights.clustering_weight, weights.reconstruction_weight)
+            rates = config.optimizer.learning_rate, config.optimizer.weight_decay
+            found[path.stem] = tuple(map(bool, terms)), *rates, config.data.modalities
+            config.data.path = "somewhere"
+            config_lib.check(config)
+    every = ("video", "audio", "text")
+    assert found == {
+        "conclugen": ((True, True, True), 9e-5, 3.2e-4, every),
+        "conclu": ((True, True, False), 9e-5, 3.2e-4, every),
+        "congen": ((True, False, True), 3.6e-4, 3.2e-4, every),
+        "multi_cont": ((True, False, False), 3.6e-4, 3.2e-4, every),
+        "multi_cont_without_text": ((True, False, False), 3.6e-4, 3.2e-4, ("video", "audio")),
+        "multi_cont_without_audio": ((True, False, False), 3.6e-4, 3.2e-4, ("video", "text")),
+        "generative": ((False, False, True), 3.6e-4, 3.2e-4, every),
+    }
