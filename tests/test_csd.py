@@ -185,7 +185,7 @@ def test_integer_features_are_averaged(tmp_path):
 def test_aligned_entries_are_found_by_row_and_pooled_whole(tmp_path):
     entries = {
         "a[0]": ([[1], [3]], [[0, 2], [2, 5]]),
-        "a[2]": ([[9]], [[20.001, 24.999]]),
+        "a[2]": ([[9]], [[19.996, 25.004]]),
         "b": ([[5], [7]], [[0, 2], [2, 5]]),
     }
     reader = CsdFeatures(write_csd(tmp_path / "x.csd", entries))
@@ -195,9 +195,11 @@ def test_aligned_entries_are_found_by_row_and_pooled_whole(tmp_path):
     assert reader.read(keys[1]) is None
 
 
-def test_entries_aligned_to_something_else_are_refused(tmp_path):
-    path = write_csd(tmp_path / "x.csd", {"a[1]": ([[1]], [[0.3, 0.6]])})  # the second word, not the second label row
-    with pytest.raises(ConclugenError, match=r"video 'a\[1\]': from 0.300 to 0.600 s, but row 1 .* 10.000 to 15.000 s"):
+@pytest.mark.parametrize(("start", "end"), [(0.3, 0.6), (14.0, 15.1), (9.9, 12.0)])
+def test_entries_aligned_to_something_else_are_refused(tmp_path, start, end):
+    path = write_csd(tmp_path / "x.csd", {"a[1]": ([[1]], [[start, end]])})  # such as the second word
+    where = rf"video 'a\[1\]': from {start:.3f} to {end:.3f} s, but row 1 .* 10.000 to 15.000 s"
+    with pytest.raises(ConclugenError, match=where):
         CsdFeatures(path).read(("a", 10.0, 15.0, 1))
 
 
@@ -340,7 +342,6 @@ def outcome(path):
     return None
 
 
-@pytest.mark.slow
 def test_damaged_bytes_end_in_a_sentence_or_in_values(tmp_path):
     """In files as small as this nearly all bytes are structure."""
     whole = write_csd(tmp_path / "x.csd", {TRAIN: (np.ones((3, 7)), SECONDS[:3])}).read_bytes()
@@ -374,6 +375,9 @@ def test_files_of_another_layout_are_refused(tmp_path):
     with h5py.File(path, "w") as file:
         file["root/data/a/features"] = np.zeros((2, 3))
     with pytest.raises(ConclugenError, match="video 'a': no features and intervals"):
+        CsdFeatures(path)
+    write_csd(path, {"a": (STEPS, SECONDS), b"\xff": (STEPS, SECONDS)})
+    with pytest.raises(ConclugenError, match=r"name b'\\xff' of an entry is not UTF-8"):
         CsdFeatures(path)
 
 

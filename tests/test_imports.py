@@ -29,6 +29,7 @@ ORDER = [
     {"loop", "objective", "task"},
     {"probe"},
     {"pretrain", "downstream"},
+    {"embedding"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")

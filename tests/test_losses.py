@@ -156,6 +156,7 @@ def test_order_of_the_batch_does_not_matter(name):
 
 
 WEIGHTED = {
+    "absolute_error": lambda a, b, axis: losses.absolute_error(a[:, 0], b[:, 0], axis_name=axis),
     "cross_entropy": lambda a, b, axis: losses.cross_entropy(
         a, jnp.argmax(b, axis=1), class_weights=jnp.array([0.1, 1, 2, 5, 0, 9]), axis_name=axis
     ),

@@ -302,9 +302,6 @@ class _Sequence:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._close()
-
-    def _close(self) -> None:
         self._data: Any = None
         self._names: frozenset[str] = frozenset()
         self._latest: tuple[str, np.ndarray, Any] | None = None
@@ -353,6 +350,11 @@ class _Sequence:
             inside = "no group" if root is None else f"{root.name!r} with {', '.join(map(repr, root)) or 'nothing'}"
             raise ConclugenError(
                 f"{self.path}: expected an HDF5 group /NAME/data with an entry per video, found {inside}; name a .csd file"
+            )
+        odd = [name for name in data if not isinstance(name, str)]
+        if odd:  # h5py hands out as bytes what is not UTF-8
+            raise ConclugenError(
+                f"{self.path}: the name {odd[0][:100]!r} of an entry is not UTF-8; fetch the file anew"
             )
         self._names = frozenset(data)
         self._data = data
