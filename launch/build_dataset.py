@@ -84,6 +84,8 @@ def describe(folder: Path) -> list[str]:
         missing = {s: f["num_examples"] - f["present"][modality] for s, f in manifest.splits.items()}
         if any(missing.values()):
             lines.append(f"{modality} is missing in " + ", ".join(f"{s} {n:,}" for s, n in missing.items() if n))
+    for modality, n in manifest.source.get("unused", {}).items():
+        lines.append(f"{n:,} vectors of {modality} belong to no row of the labels and were not used")
     for kind, n in manifest.source["converted"].items():
         modality, dtype = kind.split()
         lines.append(f"{n:,} {dtype} vectors of {modality} were converted to float32")

@@ -126,7 +126,7 @@ def test_kill_9_loses_nothing_but_time(place):
     assert log_without_times(workdir) == log_without_times(place / "whole")
 
 
-@pytest.mark.parametrize("launcher", ["build_dataset", "pretrain", "downstream", "probe"])
+@pytest.mark.parametrize("launcher", sorted(p.stem for p in (ROOT / "launch").glob("[a-z]*.py") if p.stem != "app"))
 def test_help_explains_and_exits_cleanly(launcher):
     result = run(f"launch.{launcher}", "--help")
     assert f"python -m launch.{launcher}" in result.stdout

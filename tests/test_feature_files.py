@@ -222,6 +222,21 @@ def test_unchanged_files_are_not_built_again_and_changed_ones_are_noticed(tmp_pa
     assert not found["train"]["clip3"][0]["video"].any()
 
 
+def test_moved_files_are_the_same_and_vectors_without_a_row_are_counted(tmp_path):
+    rows, stored = table_rows()
+    source = tmp_path / "t"
+    for name, x in stored["video"].items():
+        save(source / "video" / f"{name}.npy", x)
+    np.save(source / "audio.npy", np.stack(list(stored["audio"].values())))
+    (source / "audio.txt").write_text("\n".join(stored["audio"]))
+    write_csv(source / "labels.csv", rows[:10])
+    dataset, _ = build(Request("features", source, name="mine", layout=LAYOUT), tmp_path / "data")
+    assert dataset.manifest.source["unused"] == {"video": 2, "audio": 2}
+    moved = source.rename(tmp_path / "moved")
+    again, _ = build(Request("features", moved, name="mine", layout=LAYOUT), tmp_path / "data")
+    assert again.manifest == dataset.manifest
+
+
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
     save(tmp_path / "t" / "x" / "a.npy", np.ones(2))
 

@@ -10,7 +10,7 @@ from conclugen_jax.data.features import VariantFeatures, all_from
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.pooling import POOLS
 from conclugen_jax.data.requests import Found, Request, is_feature_folder, open_features
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features
 from conclugen_jax.errors import ConclugenError
 
 GENERIC = "features"
@@ -52,6 +52,7 @@ def open_source(request: Request) -> JoinedSource:
         raise ConclugenError(
             f"{request.source}: no features found in format {kind!r}; name them with --modality NAME=PATH"
         )
+    unused = {m: n for m, f in features.items() if (n := _unused(f, found.columns))}
     columns, folds = _folds(request, found)
     if folds:
         (stored,) = found.columns
@@ -68,9 +69,23 @@ def open_source(request: Request) -> JoinedSource:
             "modalities": dict(request.modalities),
             "pool": request.pool,
             "folds": list(folds) if folds else None,
+            "unused": unused,
             **found.facts,
         },
     )
+
+
+def _unused(features: Features, columns: Mapping[str, Annotations]) -> int:
+    """Number of vectors that no row of the annotations asks for; 0 where the files have no names."""
+    if not hasattr(features, "names"):
+        return 0
+    keys = {split: set(a.keys) for split, a in columns.items()}
+    every = set().union(*keys.values())
+    count = 0
+    for split, names in features.names().items():
+        asked = keys.get(split, set()) if split else every | {f"{s}/{key}" for s, some in keys.items() for key in some}
+        count += sum(name not in asked for name in names)
+    return count
 
 
 def _folds(request: Request, found: Found) -> tuple[Mapping[str, Annotations], tuple[int, int] | None]:
@@ -103,7 +118,7 @@ def _spec(request: Request, found: Found, features, columns, folds) -> DatasetSp
     return DatasetSpec(
         name=name,
         version=request.version,
-        description=f"Features from {request.source.name if request.source else 'several files'}.",
+        description=f"Features of {request.name}.",
         licence="not stated",
         modalities=modalities,
         label=found.label,

@@ -94,7 +94,8 @@ class JoinedSource:
 
     def fingerprint(self) -> str:
         """Hash of the options, of the label files' content, and of name, size and time of every feature file."""
-        digest = hashlib.sha256(json.dumps([self._facts, repr(self.spec)], sort_keys=True).encode())
+        facts = {key: value for key, value in self._facts.items() if key not in ("path", "modalities")}  # may be moved
+        digest = hashlib.sha256(json.dumps([facts, repr(self.spec)], sort_keys=True).encode())
         for path in self._label_files:
             try:
                 digest.update(path.read_bytes())
@@ -104,8 +105,8 @@ class JoinedSource:
             digest.update(f"\0{modality}\0".encode())
             for path in features.files():
                 try:
-                    facts = os.stat(path)
+                    found = os.stat(path)
                 except OSError as e:
                     raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it was there a moment ago") from e
-                digest.update(f"{os.path.basename(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+                digest.update(f"{os.path.basename(path)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
         return digest.hexdigest()

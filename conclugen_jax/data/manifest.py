@@ -113,7 +113,15 @@ def read_file(path: Path, *, missing: str) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    for label in (manifest.label, *manifest.targets.values()):
+    labels = (manifest.label, *manifest.targets.values())
+    texts = [manifest.name, manifest.version, manifest.description, manifest.licence, *manifest.warnings]
+    texts += [name for label in labels for name in label.names]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest.source, dict):
+        raise ValueError("a name or text is not text")
+    json.dumps(manifest.source, allow_nan=False)
+    if not manifest.splits or not manifest.modalities:
+        raise ValueError("no split or no modality")
+    for label in labels:
         if label.kind not in LABEL_KINDS:
             raise ValueError(f"label kind {label.kind!r}")
     for modality, dim in manifest.modalities.items():
@@ -124,7 +132,9 @@ def _check(manifest: Manifest) -> None:
             if values.shape != (dim,) or not (np.abs(values) < np.finfo(np.float32).max).all():
                 raise ValueError(f"{statistic} of {modality!r} is not {dim} finite float32 numbers")
     for name, facts in manifest.files.items():
-        if Path(name).name != name or not isinstance(facts["bytes"], int) or len(facts["sha256"]) != 64:
+        records = facts.get("records", 0)
+        sound = Path(name).name == name and isinstance(facts["bytes"], int) and len(facts["sha256"]) == 64
+        if not sound or type(records) is not int or records < 0:
             raise ValueError(f"entry of file {name!r}")
     if any(type(n) is not int or n < 1 or m not in manifest.modalities for m, n in manifest.variants.items()):
         raise ValueError(f"variants {manifest.variants}")

@@ -83,7 +83,12 @@ class Part:
 
     def save(self, path: Path) -> None:
         """Write to an npz file; :meth:`load` reads it."""
-        texts = {"bad": self.bad, "converted": self.converted, "targets": list(self.label_counts), "sha256": self.sha256}
+        texts = {
+            "bad": self.bad,
+            "converted": self.converted,
+            "targets": list(self.label_counts),
+            "sha256": self.sha256,
+        }
         arrays = {name: getattr(self, name) for name in ("rows", "presence", "ids", "groups")}
         arrays |= {f"counts/{name}": counts for name, counts in self.label_counts.items()}
         for m, s in self.statistics.items():

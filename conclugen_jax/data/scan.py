@@ -17,7 +17,7 @@ from conclugen_jax.data.sources import name_hash
 from conclugen_jax.data.tallies import FeatureTally, LabelTally
 from conclugen_jax.errors import ConclugenError
 
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 4 * 2**20
 """Features that are looked at together, at most."""
 
 MOST_ROWS = 2048

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -194,7 +195,8 @@ def _read_presence(dataset: Dataset, split: str, num_modalities: int, num_exampl
 
 def _data_source(dataset: Dataset, split: str) -> Any:
     try:
-        return tfds.builder_from_directory(dataset.path).as_data_source(split)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS may print that there is no TensorFlow
+            return tfds.builder_from_directory(dataset.path).as_data_source(split)
     except Exception as e:  # TFDS raises many kinds; the files were verified, so whatever it is concerns their content
         raise ConclugenError(
             f"{dataset.path}: split {split!r} cannot be opened ({type(e).__name__}: {str(e).splitlines()[0]}); build it anew"

@@ -146,9 +146,8 @@ class FeatureTally:
 
 
 def _vector_hash(vector: np.ndarray) -> int:
-    """64 bits of a hash, never 0."""
-    digest = hashlib.blake2b(vector.tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
+    """64 bits of a hash."""
+    return int.from_bytes(hashlib.blake2b(vector.tobytes(), digest_size=8).digest(), "little")
 
 
 def _merge(statistics: Statistics, x: np.ndarray) -> None:
