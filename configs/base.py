@@ -85,9 +85,7 @@ def get_config() -> ConfigDict:
     checkpoint.keep_best = 1  # kept besides: those of least mean training loss since clustering joined
 
     config.downstream = downstream = ConfigDict()
-    downstream.protocol = (
-        "linear_evaluation"  # linear_evaluation | fine_tuning (F too) | supervised (from random weights)
-    )
+    downstream.protocol = "linear_evaluation"  # linear_evaluation | fine_tuning (F too) | supervised (random F)
     downstream.target = ""  # name of a further target to predict; empty: the main label
     downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation, fine-tuning)
     downstream.checkpoint_step = "newest"  # newest | best | a step number
