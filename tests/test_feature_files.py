@@ -38,6 +38,19 @@ def test_labels_of_every_kind(tmp_path):
     assert (spec.kind, values) == ("none", [[]] * 6)
 
 
+def test_spaces_around_ids_do_not_matter_and_ids_that_never_match_are_noticed(tmp_path):
+    save(tmp_path / "t" / "x.npy", np.arange(4.0).reshape(2, 2))
+    save(tmp_path / "t" / "y.npy", np.ones((2, 3)))
+    (tmp_path / "t" / "x.txt").write_text("\ufeffa \r\n b\r\n", encoding="utf-8")
+    (tmp_path / "t" / "y.txt").write_text("b\na\n")
+    (tmp_path / "t" / "labels.csv").write_text("id,label\n a,0\nb ,1\n")
+    _, found = build(Request("features", tmp_path / "t", name="t"), tmp_path / "data")
+    assert_features(found["train"]["b"][0], {"x": np.float32([2, 3]), "y": np.ones(3)})
+    (tmp_path / "t" / "y.txt").write_text("b.npy\na.npy\n")
+    with pytest.raises(ConclugenError, match=r"modality 'y' is in none of the 2 examples; compare its ids"):
+        build(Request("features", tmp_path / "t", name="t2"), tmp_path / "data")
+
+
 def test_an_empty_cell_of_a_further_target_is_unknown(tmp_path):
     save(tmp_path / "t" / "x.npy", np.ones((4, 2)))
     (tmp_path / "t" / "x.txt").write_text("a\nb\nc\nd")

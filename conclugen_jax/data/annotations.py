@@ -143,9 +143,9 @@ def from_table(rows: Rows, layout: Layout, *, where: str) -> Columns:
     for line, row in rows:
         columns.add(
             split_name(row.get("split", "train"), line),
-            row["id"],
+            row["id"].strip(),
             key=row.get(KEY),
-            group=row.get("group", ""),
+            group=row.get("group", "").strip(),
             label=read(line, row),
             **{name: reader(line, row) for name, (_, reader) in targets.items()},
         )
@@ -240,6 +240,8 @@ def corpus_table(corpus: Corpus, rows: Rows, *, where: str) -> Columns:
         key, split = row.get("id"), row.get("split")
         if key is None and "dialogue_id" in row:
             key = f"dia{row['dialogue_id']}_utt{row['utterance_id']}"
+        if key is not None:
+            key = key.strip()
         if key is None or split is None:
             raise ConclugenError(f"{where}: no column {'id' if key is None else 'split'!r}; it has {', '.join(row)}")
         split = split_name(split, line)

@@ -151,6 +151,7 @@ def _finish(
         if not sum(len(part.rows) for _, part in entries):
             raise ConclugenError(f"split {split!r} of data set {spec.name!r} has no examples; leave the split out")
     findings.refuse_duplicates(spec, parts)
+    findings.refuse_absent_modalities(spec, parts)
     warnings = findings.leaks(spec, parts)
     if strict and warnings:
         raise ConclugenError(

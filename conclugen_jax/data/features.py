@@ -232,7 +232,7 @@ def _map_npy(path: Path) -> np.ndarray:
 
 def _read_ids(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as e:
         raise ConclugenError(f"{path}: cannot be read ({e}); expected UTF-8 text with one id a line") from e
 

@@ -47,6 +47,17 @@ def refuse_duplicates(spec: DatasetSpec, parts: Parts) -> None:
             )
 
 
+def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
+    """Refuse a modality that no example has: as a rule its ids are not those of the labels."""
+    present = sum(part.presence.sum(axis=0) for _, part in itertools.chain(*parts.values()))
+    for modality, count in zip(spec.modalities, present, strict=True):
+        if not count:
+            raise ConclugenError(
+                f"modality {modality!r} is in none of the {sum(len(p.rows) for _, p in itertools.chain(*parts.values()))} "
+                "examples; compare its ids with those of the labels, or leave the modality out"
+            )
+
+
 def leaks(spec: DatasetSpec, parts: Parts) -> list[str]:
     """One sentence for each pair of splits that has ids or groups in common."""
     found = []
