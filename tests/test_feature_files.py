@@ -1,6 +1,7 @@
 """Labels and feature files, good and bad: every kind of label, pooling, refusals by line and file, rebuilding."""
 
 import csv
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,21 @@ def test_objects_and_pickles_are_refused_and_not_executed(tmp_path):
     refused("all.npz: cannot be read as an npz file of plain arrays", tmp_path / "all.npz")
     (tmp_path / "x.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     refused("a pickle can execute code.*convert_mmsa", tmp_path / "x.pkl")
+
+
+def test_archives_neither_unpack_beyond_measure_nor_name_what_lies_outside(tmp_path):
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w") as file,
+    ):
+        for _ in range(256):
+            file.write(bytes(2**20))
+    with pytest.raises(ConclugenError, match=r"bomb.npz: .*would unpack to 0.2 GiB, more than 200 times its size"):
+        formats.open_source(Request("features", tmp_path / "bomb.npz", name="bomb"))
+    np.savez(tmp_path / "outside.npz", **{"../x": np.ones((1, 2)), "ids": np.array(["a"])})
+    with pytest.raises(ConclugenError, match=r"'\.\./x'"):
+        build(Request("features", tmp_path / "outside.npz", name="outside"), tmp_path / "data")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bomb.npz", "outside.npz"]
 
 
 def test_damaged_files_are_refused_by_name(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import numpy as np
 from conclugen_jax.data.pooling import pool
 from conclugen_jax.data.sources import SPLIT_NAMES, Features, name_hash
 from conclugen_jax.errors import ConclugenError
+
+
+MOST_UNPACKED = 200
+"""Times its own size that an npz file may unpack to; arrays of features compress far less."""
 
 
 def read_npy(path: Path) -> np.ndarray | None:
@@ -244,6 +249,10 @@ def npz_arrays(path: Path) -> Mapping[str, np.ndarray]:
       ConclugenError: no npz file, or one with Python objects.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > MOST_UNPACKED * max(path.stat().st_size, 2**20):
+            raise ValueError(f"it would unpack to {unpacked / 2**30:.1f} GiB, more than {MOST_UNPACKED} times its size")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as e:  # zipfile, zlib and NumPy raise many kinds for damaged files
