@@ -13,15 +13,8 @@ from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data import csd
 from conclugen_jax.data.annotations import Columns, CsvTable
 from conclugen_jax.data.corpora import Corpus, dropped
-from conclugen_jax.data.features import (
-    FolderFeatures,
-    MatrixFeatures,
-    ParquetFeatures,
-    npz_arrays,
-    open_parquet,
-    parquet_column,
-    read_npy,
-)
+from conclugen_jax.data.features import FolderFeatures, MatrixFeatures, ParquetFeatures
+from conclugen_jax.data.files import npz_arrays, open_parquet, parquet_column, read_npy
 from conclugen_jax.data.pooling import pool
 from conclugen_jax.data.requests import Found, Request, is_feature_folder, open_features, union
 from conclugen_jax.data.sources import SPLIT_NAMES, Features, LabelSpec
