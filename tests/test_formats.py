@@ -253,6 +253,24 @@ def test_npz_and_parquet_hold_everything_in_one_file(tmp_path):
     check_table(dataset, found, rows, whole)
 
 
+def test_columns_of_an_npz_file(tmp_path):
+    def npz(**arrays):
+        np.savez(tmp_path / "all.npz", x=np.arange(6.0).reshape(3, 2), **arrays)
+        return Request("features", tmp_path / "all.npz", name="npz")
+
+    request = npz(id=np.array([b"a", b"b", b"c"]), label=np.array([b"no", b"yes", b"no"]))
+    dataset, found = build(request, tmp_path / "data")
+    assert dataset.manifest.label.names == ("no", "yes")
+    assert {i: row[1] for i, row in found["train"].items()} == {"a": 0, "b": 1, "c": 0}
+    for arrays, message in (
+        ({}, "no array 'ids'"),
+        ({"ids": np.array(["a", "b"])}, "3 rows but 2 ids"),
+        ({"ids": np.array(["a", "b", "c"]), "label": np.arange(2)}, "2 values of 'label' for 3 ids"),
+    ):
+        with pytest.raises(ConclugenError, match=message):
+            formats.open_source(npz(**arrays))
+
+
 @pytest.mark.parametrize("per_split", [True, False])
 def test_metadata_csv_beside_the_files_it_lists(tmp_path, per_split):
     rows, stored = table_rows()

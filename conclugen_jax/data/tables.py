@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,11 +43,7 @@ def open_npz(request: Request) -> Found:
     }
     if "ids" in columns:
         columns["id"] = columns.pop("ids")
-    rows = [
-        (f"{request.source}, row {i}", {k: str(a[i]) for k, a in columns.items()})
-        for i in range(len(columns.get("id", ())))
-    ]
-    return _from_rows(request, features, rows, [request.source])
+    return _from_rows(request, features, ColumnRows(request.source, columns), [request.source])
 
 
 def open_parquet_table(request: Request) -> Found:
@@ -64,21 +60,43 @@ def open_parquet_table(request: Request) -> Found:
     lists = [f.name for f in schema if pyarrow.types.is_nested(f.type)]
     columns = {f.name: parquet_column(source, f.name) for f in schema if f.name not in lists}
     features = {name: ParquetFeatures(source, how=request.pool, column=name) for name in lists}
-    rows = [
-        (f"{source}, row {i}", {k: "" if column[i] is None else str(column[i]) for k, column in columns.items()})
-        for i in range(len(columns.get("id", ())))
-    ]
-    return _from_rows(request, features, rows, [source])
+    return _from_rows(request, features, ColumnRows(source, columns), [source])
 
 
-def _from_rows(request: Request, features: Mapping[str, Features], rows: Sequence, files: Sequence[Path]) -> Found:
+class ColumnRows:
+    """Rows of a table that is there by column: (where, columns as text), made one at a time."""
+
+    def __init__(self, path: Path, columns: Mapping[str, Any]):
+        """Take columns of one length, among them ``id``.
+
+        Raises:
+          ConclugenError: there is no such column, or no row, or columns differ in length.
+        """
+        if not len(columns.get("id", ())):
+            raise ConclugenError(f"{path}: no column 'id', or no rows; each row needs an id")
+        self.path, self.columns, self.num_rows = path, columns, len(columns["id"])
+        for name, column in columns.items():
+            if len(column) != self.num_rows:
+                raise ConclugenError(f"{path}: {len(column)} values of {name!r} for {self.num_rows} ids; mend the file")
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """The rows, in order."""
+        for i in range(self.num_rows):
+            yield f"{self.path}, row {i}", {name: _text(column[i]) for name, column in self.columns.items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return "" if value is None else str(value)
+
+
+def _from_rows(request: Request, features: Mapping[str, Features], rows: ColumnRows, files: Sequence[Path]) -> Found:
     """Annotations that stand in the file of the features itself."""
     if request.labels:
         return Found(features)
-    if not rows:
-        raise ConclugenError(f"{files[0]}: no column 'id', or no rows; each row needs an id")
     corpus = request.corpus
-    if corpus is not None and corpus.named is not None and "split" not in rows[0][1]:
+    if corpus is not None and corpus.named is not None and "split" not in rows.columns:
         return Found(features)
     return _read_rows(request, Found(features), rows, files)
 
