@@ -146,7 +146,8 @@ def test_authors_voxceleb2_without_reading_its_annotations(tmp_path):
 def test_authors_caer_and_ravdess_say_all_in_their_names(tmp_path):
     caer = {"train": ["Anger_0001", "Surprise_0002"], "val": ["Neutral_0001"], "test": ["Sad_0001", "Fear_0009"]}
     write_authors(tmp_path / "caer", caer, suffix="_cropped")
-    dataset, found = build(Request("caer", tmp_path / "caer"), tmp_path / "data")
+    dataset, found = build(Request("caer", tmp_path / "caer"), tmp_path / "data", strict=True)
+    assert not dataset.manifest.warnings  # no groups are not one group
     names = dataset.manifest.label.names
     assert [names[row[1]] for split in found.values() for row in split.values()] == [
         "anger",
