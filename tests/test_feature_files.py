@@ -230,6 +230,40 @@ def test_leaks_between_splits_are_warned_of_and_refused_if_strict(tmp_path):
     ]
 
 
+def test_many_parts_by_several_processes_hold_each_row_in_its_place(tmp_path, monkeypatch):
+    """Four rows a shard: folder, matrix and Parquet of the same vectors, read in parts, are as the labels say."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(builders, "SHARD_BYTES", 4 * 4 * 9)
+    n, source = 42, tmp_path / "t"
+    x = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
+    order = np.random.default_rng(1).permutation(n)
+    for i in range(n):
+        save(source / "folder" / f"c{i}.npy", x[i])
+    np.save(source / "matrix.npy", x[order])
+    (source / "matrix.txt").write_text("\n".join(f"c{i}" for i in order))
+    table = pa.table({"id": [f"c{i}" for i in order[::-1]], "v": x[order[::-1]].tolist()})
+    pq.write_table(table, tmp_path / "v.parquet", row_group_size=10)
+    rows = [{"id": f"c{i}", "split": ("train", "test")[i % 2], "label": i % 3, "group": f"g{i}"} for i in range(n)]
+    write_csv(source / "labels.csv", rows)
+    request = Request("features", source, name="many", modalities={"parquet": f"{tmp_path}/v.parquet:v"})
+    dataset, found = build(request, tmp_path / "data", num_workers=2)
+    assert len([name for name in dataset.manifest.files if "-train.array_record" in name]) == 6
+    for i, row in enumerate(rows):
+        vectors, label, group = found[row["split"]][f"c{i}"]
+        assert_features(vectors, dict.fromkeys(("folder", "matrix", "parquet"), x[i]))
+        assert (label, group) == (i % 3, f"g{i}")
+    # what is found out about the whole is said with the right names and rows, also behind dropped ones
+    rows[40]["group"], rows[41]["group"] = "both", "both"
+    write_csv(source / "labels.csv", rows)
+    dataset, _ = build(request, tmp_path / "data", overwrite=True)
+    assert dataset.manifest.warnings == ["splits 'train' and 'test' have 1 group in common, such as 'both'"]
+    save(source / "folder" / "c2.npy", np.full(3, np.nan))
+    rows[40]["id"] = "c38"
+    write_csv(source / "labels.csv", rows)
+    with pytest.raises(ConclugenError, match="split 'train', row 20, id 'c38': the same id as row 19"):
+        build(request, tmp_path / "data", overwrite=True, drop_bad=True)
+
+
 # Rebuilding
 
 
@@ -244,6 +278,14 @@ def test_unchanged_files_are_not_built_again_and_changed_ones_are_noticed(tmp_pa
     before = {p: p.stat().st_mtime_ns for p in dataset.path.iterdir()}
     build(request, tmp_path / "data")
     assert {p: p.stat().st_mtime_ns for p in dataset.path.iterdir()} == before
+    for other in (
+        Request("features", source, name="mine", layout=LAYOUT, pool="max"),
+        Request("features", source, name="mine", layout=Layout(label=("arousal",))),
+        Request("features", source, name="mine", layout=LAYOUT, labels=(tmp_path / "other.csv",)),
+    ):
+        write_csv(tmp_path / "other.csv", [row | {"emotion": "sad"} for row in rows])
+        with pytest.raises(ConclugenError, match="other examples"):
+            build(other, tmp_path / "data")
     save(source / "video" / "clip3.npy", np.zeros(5, np.float32))
     with pytest.raises(ConclugenError, match=r"other examples.*--overwrite"):
         build(request, tmp_path / "data")

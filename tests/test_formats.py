@@ -48,7 +48,7 @@ def test_authors_meld_with_variants_repeating_ids_and_dropped_utterances(tmp_pat
         "val": ["dia0_utt0", "dia110_utt7"],
         "test": ["dia0_utt0"],
     }
-    expected = write_authors(root, ids, suffix="_cropped", variants=3, missing={("train", "dia0_utt1", "text")})
+    expected = write_authors(root, ids, suffix="_cropped", variants=11, missing={("train", "dia0_utt1", "text")})
     # what is not augmented beside the augmented features is raw material of another shape
     save(root / "features" / "audio_spectrograms_cropped_128" / "train" / "dia0_utt0.npy", np.ones((128, 9)))
     (root / "annotations_cropped.yaml").write_text(
@@ -70,7 +70,7 @@ def test_authors_meld_with_variants_repeating_ids_and_dropped_utterances(tmp_pat
         "test": ["test_dia0_utt0"],
     }
     assert dataset.manifest.modalities == DIMS
-    assert dataset.manifest.variants == {"video": 3, "audio": 3, "text": 3}
+    assert dataset.manifest.variants == {"video": 11, "audio": 11, "text": 11}  # aug10 comes after aug2
     names = dataset.manifest.label.names
     assert [names[found[s][i][1]] for s in found for i in found[s]] == ["joy", "neutral", "anger", "fear"]
     assert [row[2] for split in found.values() for row in split.values()] == ["Joey", "Ross", "Joey", "Phoebe"]
@@ -314,6 +314,28 @@ def test_corpora_have_the_published_classes():
         "cmu_mosei": 6,
         "cmu_mosi": 0,
         "ravdess": 8,
+    }
+
+
+def test_meld_tables_and_ids_with_their_split_in_front(tmp_path):
+    """The published columns; a name without split in front is only taken where there is none with it."""
+    header = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID"
+    lines = {
+        "train": ['1,"Oh, no",Ross,anger,negative,110,7', "2,Hi,Joey,joy,positive,0,0", "3,Hm,Joey,fear,neutral,1,0"],
+        "dev": ["1,Hi,Joey,sadness,negative,0,0", "2,Hi,Ross,joy,positive,110,7"],
+        "test": ["1,Hi,Ross ,surprise,positive,0,0", "2,Hi,Ross,neutral,positive,110,7"],
+    }
+    for split, rows in lines.items():
+        (tmp_path / f"{split}_sent_emo.csv").write_text("\n".join([header, *rows]))
+    names = ["dia0_utt0", "train/dia0_utt0", "validation/dia0_utt0", "dia1_utt0", "dia110_utt7"]
+    np.save(tmp_path / "text.npy", np.arange(5, dtype=np.float32)[:, None])
+    (tmp_path / "text.txt").write_text("\n".join(names))
+    dataset, found = build(Request("meld", tmp_path), tmp_path / "data")
+    label = dataset.manifest.label.names.index
+    assert {s: {i: (float(x["text"][0]), y, g) for i, (x, y, g) in rows.items()} for s, rows in found.items()} == {
+        "train": {"train_dia0_utt0": (1, label("joy"), "Joey"), "train_dia1_utt0": (3, label("fear"), "Joey")},
+        "validation": {"validation_dia0_utt0": (2, label("sadness"), "Joey")},
+        "test": {"test_dia0_utt0": (0, label("surprise"), "Ross"), "test_dia110_utt7": (4, label("neutral"), "Ross")},
     }
 
 

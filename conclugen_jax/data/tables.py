@@ -171,7 +171,6 @@ def _from_names(request: Request, found: Found, corpus: Corpus) -> Found:
             f"{request.dataset}: nothing says which split an utterance is in; use folders train, validation and test, or a "
             "labels.csv with columns id, split and label"
         )
-    names = {split: [n for n in keys if n not in dropped(corpus, split)] for split, keys in names.items()}
     return dataclasses.replace(found, columns=annotations_lib.from_names(corpus, names).result())
 
 
