@@ -293,6 +293,29 @@ def test_unchanged_files_are_not_built_again_and_changed_ones_are_noticed(tmp_pa
     assert not found["train"]["clip3"][0]["video"].any()
 
 
+def test_another_label_column_or_a_file_in_another_split_is_noticed(tmp_path):
+    for split, name in (("test", "a"), ("test", "b"), ("train", "c"), ("train", "d")):
+        save(tmp_path / "t" / "x" / split / f"{name}.npy", np.ones(2))
+    request = Request("features", tmp_path / "t", name="t")
+    build(request, tmp_path / "data")
+    (tmp_path / "t/x/test/b.npy").rename(tmp_path / "t/x/train/b.npy")
+    with pytest.raises(ConclugenError, match="other examples"):
+        build(request, tmp_path / "data")
+    (tmp_path / "t/labels.csv").write_text("id,split,one,two\na,test,0.5,1.5\nc,train,2.5,0.5\n")
+    one, two = (Request("features", tmp_path / "t", name="u", layout=Layout(label=(c,))) for c in ("one", "two"))
+    build(one, tmp_path / "data")
+    with pytest.raises(ConclugenError, match="other examples"):
+        build(two, tmp_path / "data")
+
+
+def test_what_is_no_data_set_is_never_replaced(tmp_path):
+    source = tmp_path / "data" / "mine" / "1.0.0"
+    save(source / "x" / "a.npy", np.ones(2))
+    with pytest.raises(ConclugenError, match="holds something else than a data set"):
+        build(Request("features", source, name="mine"), tmp_path / "data", overwrite=True)
+    assert (source / "x" / "a.npy").is_file()
+
+
 def test_moved_files_are_the_same_and_vectors_without_a_row_are_counted(tmp_path):
     rows, stored = table_rows()
     source = tmp_path / "t"

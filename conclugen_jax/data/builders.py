@@ -77,6 +77,10 @@ def build(
     if target.exists() and not overwrite:
         _check_same(target, fingerprint, strict=strict)
         return target
+    if target.exists() and not (target / manifest_lib.FILE).is_file():
+        raise ConclugenError(
+            f"{target}: holds something else than a data set, which is not replaced; choose another --data_dir"
+        )
     scratch = None
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -271,9 +275,7 @@ def _check_spec(spec: DatasetSpec) -> None:
 def _check_same(target: Path, fingerprint: str, *, strict: bool) -> None:
     """A data set that is there already must be intact and of the same source."""
     if not (target / manifest_lib.FILE).is_file():
-        raise ConclugenError(
-            f"{target}: in the way, and no data set; remove it, pass --overwrite or choose another --data_dir"
-        )
+        raise ConclugenError(f"{target}: in the way, and no data set; move it, or choose another --data_dir")
     present = manifest_lib.read(target)
     if present.source.get("fingerprint") != fingerprint:
         raise ConclugenError(

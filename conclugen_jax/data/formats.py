@@ -1,5 +1,6 @@
 """Which of the known layouts a folder or file has, and how it is opened as a source."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 
@@ -70,6 +71,8 @@ def open_source(request: Request) -> JoinedSource:
             "pool": request.pool,
             "folds": list(folds) if folds else None,
             "unused": unused,
+            "layout": dataclasses.asdict(request.layout),
+            "label_files": [path.name for path in found.label_files],
             **found.facts,
         },
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data.sources import Annotations, DatasetSpec, Example, Features
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Example, Features
 from conclugen_jax.errors import ConclugenError
 
 
@@ -108,5 +108,8 @@ class JoinedSource:
                     found = os.stat(path)
                 except OSError as e:
                     raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it was there a moment ago") from e
-                digest.update(f"{os.path.basename(path)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+                # with the folder it lies in, which may be its split
+                digest.update(
+                    f"{Path(path).parent.name}/{os.path.basename(path)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode()
+                )
         return digest.hexdigest()
