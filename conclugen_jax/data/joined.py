@@ -108,8 +108,7 @@ class JoinedSource:
                     found = os.stat(path)
                 except OSError as e:
                     raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it was there a moment ago") from e
-                # with the folder it lies in, which may be its split
-                digest.update(
-                    f"{Path(path).parent.name}/{os.path.basename(path)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode()
-                )
+                folder, name = os.path.basename(os.path.dirname(path)), os.path.basename(path)
+                split = SPLIT_NAMES.get(folder, "")
+                digest.update(os.fsencode(f"{split}/{name}\0{found.st_size}\0{found.st_mtime_ns}\0"))
         return digest.hexdigest()
