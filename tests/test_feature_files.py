@@ -86,13 +86,19 @@ BAD_TABLES = {
 }
 
 
+BAD_TABLES |= {
+    "huge class": ("id,label\nc0,99999999999\nc1,0\n", r"class numbers up to 99999999999; name the classes"),
+    "one bad number": ("id,label\nc0,0.5\nc1,n/a\n", r"numbers such as '0.5' and 'n/a', which is none"),
+}
+
+
 @pytest.mark.parametrize("name", BAD_TABLES)
 def test_bad_label_files_are_refused_by_line(tmp_path, name):
     text, message = BAD_TABLES[name]
     save(tmp_path / "t" / "x" / "c0.npy", np.ones(2))
     save(tmp_path / "t" / "x" / "c1.npy", np.ones(2))
     (tmp_path / "t" / "labels.csv").write_text(text)
-    classes = ("joy", "sad") if "label" in name else ()
+    classes = ("joy", "sad") if name.startswith("label") else ()
     with pytest.raises(ConclugenError, match=message):
         build(Request("features", tmp_path / "t", name="bad", layout=Layout(classes=classes)), tmp_path / "data")
     assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
@@ -291,6 +297,33 @@ def test_unchanged_files_are_not_built_again_and_changed_ones_are_noticed(tmp_pa
         build(request, tmp_path / "data")
     _, found = build(request, tmp_path / "data", overwrite=True)
     assert not found["train"]["clip3"][0]["video"].any()
+
+
+def test_headers_in_capitals_and_targets_named_like_other_columns(tmp_path):
+    save(tmp_path / "t" / "x.npy", np.ones((2, 2)))
+    (tmp_path / "t" / "x.txt").write_text("a\nb")
+    (tmp_path / "t" / "labels.csv").write_text("id,Split,Label,Group\na,train,yes,p\nb,test,no,q\n")
+    layout = Layout(label=("label",), targets=("label", "group"))
+    dataset, found = build(Request("features", tmp_path / "t", name="t", layout=layout), tmp_path / "data")
+    assert {s: {i: row[1:] for i, row in rows.items()} for s, rows in found.items()} == {
+        "train": {"a": (1, "p")},
+        "test": {"b": (0, "q")},
+    }
+    assert target(dataset, "test", "group") == [1]
+
+
+def test_numbers_are_names_where_names_are_numbers(tmp_path):
+    save(tmp_path / "t" / "x.npy", np.ones((2, 2)))
+    (tmp_path / "t" / "x.txt").write_text("a\nb")
+    (tmp_path / "t" / "labels.csv").write_text("id,label\na,1\nb,0\n")
+    with pytest.raises(ConclugenError, match="label '0' is none of the classes 1, 2, 3"):
+        build(Request("features", tmp_path / "t", name="t", layout=Layout(classes=("1", "2", "3"))), tmp_path / "data")
+
+
+def test_labels_in_an_array_of_two_axes_are_no_modality(tmp_path):
+    np.savez(tmp_path / "all.npz", ids=np.array(["a", "b"]), x=np.ones((2, 3)), label=np.eye(2))
+    with pytest.raises(ConclugenError, match=r"label of shape \(2, 2\), expected one value a row"):
+        formats.open_source(Request("features", tmp_path / "all.npz", name="t"))
 
 
 def test_another_label_column_or_a_file_in_another_split_is_noticed(tmp_path):

@@ -24,7 +24,16 @@ class Columns:
         self.label, self.targets = label, targets
         self._rows: dict[str, tuple[list, list, list, list, dict[str, list]]] = {}
 
-    def add(self, split: str, id: str, *, key: Any = None, group: str = "", label: Any = None, **targets: Any) -> None:
+    def add(
+        self,
+        split: str,
+        id: str,
+        *,
+        key: Any = None,
+        group: str = "",
+        label: Any = None,
+        targets: Mapping[str, Any] | None = None,
+    ) -> None:
         """One row; ``key`` is the id unless given."""
         ids, groups, labels, keys, others = self._rows.setdefault(
             split, ([], [], [], [], {t: [] for t in self.targets})
@@ -34,7 +43,7 @@ class Columns:
         labels.append(label)
         keys.append(id if key is None else key)
         for name, column in others.items():
-            column.append(targets.get(name))
+            column.append((targets or {}).get(name))
 
     def result(self) -> dict[str, Annotations]:
         """Columns of each split; train, validation and test come first, in that order."""
@@ -59,6 +68,12 @@ def _array(spec: LabelSpec, values: Sequence[Any]) -> np.ndarray | None:
     return np.array(values, np.float32).reshape(len(values), len(spec.names))
 
 
+def column_name(text: str) -> str:
+    """A column's name without spaces around it; the ones with a fixed meaning in lower case."""
+    name = text.strip()
+    return name.lower() if name.lower() in ("id", "split", "group", "label") else name
+
+
 class CsvTable:
     """Rows of a csv file, read anew each time they are iterated over: (where, columns)."""
 
@@ -78,7 +93,7 @@ class CsvTable:
             self._encoding = "cp1252"
         except OSError as e:
             raise ConclugenError(f"{path}: cannot be read ({e.strerror}); name a csv file") from e
-        self.names = [name.strip() for name in next(self._cells(), (0, []))[1]]
+        self.names = [column_name(name) for name in next(self._cells(), (0, []))[1]]
         if not self.names or "" in self.names or len(set(self.names)) < len(self.names):
             raise ConclugenError(f"{path}: its first line must name the columns, each once; it is {self.names}")
 
@@ -147,7 +162,7 @@ def from_table(rows: Rows, layout: Layout, *, where: str) -> Columns:
             key=row.get(KEY),
             group=row.get("group", "").strip(),
             label=read(line, row),
-            **{name: reader(line, row) for name, (_, reader) in targets.items()},
+            targets={name: reader(line, row) for name, (_, reader) in targets.items()},
         )
     return columns
 
@@ -175,12 +190,13 @@ def _label_reader(rows: Rows, columns: Sequence[str], kind: str, classes: Sequen
     if "" in values:
         line = next(line for line, row in rows if not row[column].strip())
         raise ConclugenError(f"{line}: column {column!r} is empty; give every row a label, or build without labels")
+    if not classes and not kind:
+        _refuse_mixed(values, column, where)
     if not classes and _are_indices(values):
-        classes = [str(i) for i in range(max(int(v) for v in values) + 1)]
-        if len(classes) > 10_000:
-            raise ConclugenError(
-                f"{where}: column {column!r} has class numbers up to {len(classes) - 1}; name the classes"
-            )
+        largest = max(values, key=lambda v: (len(v), v))
+        if len(largest) > 4:
+            raise ConclugenError(f"{where}: column {column!r} has class numbers up to {largest[:30]}; name the classes")
+        classes = [str(i) for i in range(int(largest) + 1)]
     names = tuple(classes) if classes else tuple(sorted(values))
     index = {name: i for i, name in enumerate(names)}
 
@@ -188,11 +204,23 @@ def _label_reader(rows: Rows, columns: Sequence[str], kind: str, classes: Sequen
         value = row[column].strip()
         if value in index:
             return index[value]
-        if value.isdecimal() and int(value) < len(names):
+        by_number = value.isdecimal() and len(value) < 6 and not any(name.isdecimal() for name in names)
+        if by_number and int(value) < len(names):
             return int(value)
-        raise ConclugenError(f"{line}: {column} {value!r} is none of the classes {', '.join(names)}")
+        raise ConclugenError(f"{line}: {column} {value[:100]!r} is none of the classes {', '.join(names)}")
 
     return LabelSpec("single", names), read
+
+
+def _refuse_mixed(values: Iterable[str], column: str, where: str) -> None:
+    """Numbers among which one cell is none are a mistake, not classes."""
+    rest = sorted(v for v in values if not _are_numbers([v]))
+    broken = sorted(v for v in values if _are_numbers([v]) and not _are_indices([v]))
+    if rest and broken:
+        raise ConclugenError(
+            f"{where}: column {column!r} has numbers such as {broken[0]!r} and {rest[0][:100]!r}, which is none; mend it or say "
+            "what it is with --label_kind"
+        )
 
 
 def _target_reader(rows: Rows, column: str, where: str):
@@ -253,7 +281,7 @@ def corpus_table(corpus: Corpus, rows: Rows, *, where: str) -> Columns:
             key=row.get(KEY, key),
             group=row.get("group", row.get("speaker", "")).strip(),
             label=_corpus_label(line, row, corpus.label, ("label", "emotion", "sentiment"), corpus.label_names),
-            **{t: _corpus_label(line, row, spec, (t,), {}) for t, spec in corpus.targets.items() if t in row},
+            targets={t: _corpus_label(line, row, spec, (t,), {}) for t, spec in corpus.targets.items() if t in row},
         )
     return columns
 
@@ -277,9 +305,9 @@ def _corpus_label(
     index = {n: i for i, n in enumerate(spec.names)} | dict(others)
     if value.lower() in index:
         return index[value.lower()]
-    if value.isdecimal() and int(value) < len(spec.names):
+    if value.isdecimal() and len(value) < 6 and int(value) < len(spec.names):
         return int(value)
-    raise ConclugenError(f"{line}: {column} {value!r} is none of {', '.join(spec.names)}")
+    raise ConclugenError(f"{line}: {column} {value[:100]!r} is none of {', '.join(spec.names)}")
 
 
 def from_names(corpus: Corpus, names: Mapping[str, Iterable[str]]) -> Columns:

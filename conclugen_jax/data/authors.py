@@ -135,7 +135,7 @@ def _read_annotations(path: Path, corpus: Corpus) -> dict[str, Annotations]:
 
 def _labels(where: str, fields: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
     """``label`` and further targets of one utterance."""
-    result = {}
+    result: dict[str, Any] = {}
     if corpus.label.kind == "multi":
         values = fields.get("emotions")
         if not isinstance(values, list) or len(values) != len(corpus.label.names):
@@ -145,11 +145,14 @@ def _labels(where: str, fields: Mapping[str, Any], corpus: Corpus) -> dict[str, 
         result["label"] = _index(where, fields.get("emotions"), len(corpus.label.names))
     elif corpus.label.kind == "value":
         result["label"] = _number(where, fields.get("sentiment"))
+    result["targets"] = {}
     for name, spec in corpus.targets.items():
         value = fields.get(name)
         if value is not None:
             # the published sentiment of a class counts from -1
-            result[name] = _number(where, value) if spec.kind == "value" else _index(where, value, len(spec.names), -1)
+            result["targets"][name] = (
+                _number(where, value) if spec.kind == "value" else _index(where, value, len(spec.names), -1)
+            )
     return result
 
 

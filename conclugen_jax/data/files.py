@@ -34,7 +34,7 @@ def read_npy(path: Path) -> np.ndarray | None:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, SyntaxError, RecursionError, MemoryError) as e:
+    except Exception as e:  # NumPy parses the header as Python: damage ends in many kinds
         raise ConclugenError(f"{path}: not an npy file ({e}); write it with numpy.save") from e
     if dtype.hasobject:
         raise ConclugenError(f"{path}: holds Python objects, which are not read; save a plain array of numbers")
@@ -42,8 +42,11 @@ def read_npy(path: Path) -> np.ndarray | None:
         raise ConclugenError(
             f"{path}: holds fewer or more bytes than its header declares; it is damaged, write it anew"
         )
-    array = np.frombuffer(data, dtype, offset=file.tell())
-    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+    try:
+        array = np.frombuffer(data, dtype, offset=file.tell())
+        return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+    except (ValueError, TypeError) as e:
+        raise ConclugenError(f"{path}: not an npy file ({e}); write it with numpy.save") from e
 
 
 def map_npy(path: Path) -> np.ndarray:
@@ -54,7 +57,7 @@ def map_npy(path: Path) -> np.ndarray:
     """
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError, SyntaxError, RecursionError, OverflowError) as e:
+    except Exception as e:  # NumPy parses the header as Python: damage ends in many kinds
         raise ConclugenError(f"{path}: cannot be read as an npy file of numbers ({e}); write it with numpy.save") from e
 
 

@@ -35,7 +35,14 @@ def open_table(request: Request) -> Found:
 def open_npz(request: Request) -> Found:
     """One npz file: arrays ``ids``, one [n, dim] or [n, time, dim] per modality, and columns such as ``label`` [n]."""
     arrays = npz_arrays(request.source)
-    columns = {k: a for k, a in arrays.items() if a.ndim == 1 and not k.endswith("_lengths")}
+    if arrays.get("label", np.zeros(0)).ndim != 1:
+        raise ConclugenError(
+            f"{request.source}: label of shape {arrays['label'].shape}, expected one value a row; write several labels as one "
+            "array of 0 and 1 each and name them with --label"
+        )
+    columns = {
+        annotations_lib.column_name(k): a for k, a in arrays.items() if a.ndim == 1 and not k.endswith("_lengths")
+    }
     features = {
         k: MatrixFeatures(request.source, how=request.pool, key=k)
         for k, a in arrays.items()
@@ -58,7 +65,13 @@ def open_parquet_table(request: Request) -> Found:
 
     schema = open_parquet(source).schema_arrow
     lists = [f.name for f in schema if pyarrow.types.is_nested(f.type)]
-    columns = {f.name: parquet_column(source, f.name) for f in schema if f.name not in lists}
+    if "label" in lists:
+        raise ConclugenError(
+            f"{source}: column 'label' of lists; write several labels as a column of 0 and 1 each, --label=A,B"
+        )
+    columns = {
+        annotations_lib.column_name(f.name): parquet_column(source, f.name) for f in schema if f.name not in lists
+    }
     features = {name: ParquetFeatures(source, how=request.pool, column=name) for name in lists}
     return _from_rows(request, features, ColumnRows(source, columns), [source])
 
