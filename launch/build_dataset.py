@@ -24,6 +24,7 @@ from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from launch import app
 
+FLAGS = flags.FLAGS
 DATASET = flags.DEFINE_string("dataset", None, f"Which data set: digits, {', '.join(CORPORA)}, or features: any other")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that holds the data sets; made if needed")
 SOURCE = flags.DEFINE_string("source", None, "Folder or file of the features")
@@ -108,6 +109,8 @@ def _source(dataset: str):
     if dataset not in (*CORPORA, formats.GENERIC):
         known = ", ".join(("digits", *CORPORA, formats.GENERIC))
         raise ConclugenError(f"--dataset={dataset} is unknown; there are {known}")
+    if FLAGS["fold"].present and not NUM_FOLDS.value:
+        raise ConclugenError(f"--fold={FOLD.value} without --num_folds; say how many folds there are")
     return formats.open_source(
         Request(
             dataset=dataset,

@@ -339,6 +339,23 @@ def test_meld_tables_and_ids_with_their_split_in_front(tmp_path):
     }
 
 
+def test_a_vector_is_not_taken_for_several_meld_utterances(tmp_path):
+    header = "Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID"
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}_sent_emo.csv").write_text(f"{header}\nRoss,joy,positive,0,0\n")
+    save(tmp_path / "video" / "dia0_utt0.npy", np.ones(3))
+    with pytest.raises(ConclugenError, match=r"'dia0_utt0' is an utterance of 'train' and another one of 'validation'"):
+        formats.open_source(Request("meld", tmp_path))
+
+
+def test_yaml_with_a_key_twice_is_refused(tmp_path):
+    root = tmp_path / "meld"
+    write_authors(root, {"train": ["dia0_utt0"], "val": [], "test": []})
+    (root / "annotations.yaml").write_text("train:\n  dia0_utt0: {emotions: 1}\n  dia0_utt0: {emotions: 2}\n")
+    with pytest.raises(ConclugenError, match="'dia0_utt0' is there twice"):
+        formats.open_source(Request("meld", root))
+
+
 @needs_shared_data
 def test_real_meld_tables(tmp_path):
     """The published csv files with a feature for each utterance."""

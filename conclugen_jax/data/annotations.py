@@ -218,8 +218,8 @@ def _refuse_mixed(values: Iterable[str], column: str, where: str) -> None:
     broken = sorted(v for v in values if _are_numbers([v]) and not _are_indices([v]))
     if rest and broken:
         raise ConclugenError(
-            f"{where}: column {column!r} has numbers such as {broken[0]!r} and {rest[0][:100]!r}, which is none; mend it or say "
-            "what it is with --label_kind"
+            f"{where}: column {column!r} has numbers such as {broken[0]!r} and {rest[0][:100]!r}, which is none; mend it, or "
+            "say what it is with --label_kind"
         )
 
 

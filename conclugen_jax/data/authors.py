@@ -75,6 +75,8 @@ def _open_folder(folder: Path) -> FolderFeatures | VariantFeatures:
     variants = [p for p in folder.iterdir() if re.fullmatch(r"aug\d+", p.name)]
     if not variants:
         return FolderFeatures(folder, how="")
+    if len(variants) == 1:
+        return FolderFeatures(variants[0], how="")
     variants.sort(key=lambda p: int(p.name[3:]))
     return VariantFeatures([FolderFeatures(p, how="") for p in variants], first_split="train")
 
@@ -123,11 +125,13 @@ def _read_annotations(path: Path, corpus: Corpus) -> dict[str, Annotations]:
             if key in dropped(corpus, split):
                 continue
             group = fields.get("video") or fields.get("person_id") or ""
+            if not isinstance(group, str):
+                raise ConclugenError(f"{where}: video or person_id is {_short(group)}, expected text")
             columns.add(
                 split,
                 f"{split}_{key}" if corpus.names_repeat else key,
                 key=key,
-                group=str(group),
+                group=group,
                 **_labels(where, fields, corpus),
             )
     return columns.result()
@@ -139,7 +143,9 @@ def _labels(where: str, fields: Mapping[str, Any], corpus: Corpus) -> dict[str, 
     if corpus.label.kind == "multi":
         values = fields.get("emotions")
         if not isinstance(values, list) or len(values) != len(corpus.label.names):
-            raise ConclugenError(f"{where}: emotions {values!r}, expected {len(corpus.label.names)} numbers")
+            raise ConclugenError(
+                f"{where}: emotions of {type(values).__name__}, expected {len(corpus.label.names)} numbers"
+            )
         result["label"] = [float(_number(where, v) > 0) for v in values]
     elif corpus.label.kind == "single":
         result["label"] = _index(where, fields.get("emotions"), len(corpus.label.names))
@@ -162,15 +168,34 @@ def _number(where: str, text: Any) -> float:
     except (TypeError, ValueError):
         value = float("nan")
     if value != value or abs(value) == float("inf"):
-        raise ConclugenError(f"{where}: {text!r}, expected a finite number")
+        raise ConclugenError(f"{where}: {_short(text)}, expected a finite number")
     return value
+
+
+def _short(value: Any) -> str:
+    """A value for a message; of containers, which aliases can make huge, only their kind."""
+    return repr(value[:100]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def _index(where: str, text: Any, num: int, first: int = 0) -> int:
     value = _number(where, text) - first
     if value not in range(num):
-        raise ConclugenError(f"{where}: {text!r}, expected a whole number from {first} to {num - 1 + first}")
+        raise ConclugenError(f"{where}: {_short(text)}, expected a whole number from {first} to {num - 1 + first}")
     return int(value)
+
+
+def _unique_keys(loader: Any) -> Any:
+    """A loader that refuses a key that a mapping has twice."""
+
+    class Loader(loader):
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value]
+            if len(set(map(str, keys))) < len(keys):
+                twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+                raise ValueError(f"{str(twice)[:100]!r} is there twice{node.start_mark}")
+            return super().construct_mapping(node, deep=True)
+
+    return Loader
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
@@ -179,7 +204,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 
     try:
         with path.open("rb") as file:
-            tree = yaml.load(file, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+            tree = yaml.load(file, Loader=_unique_keys(getattr(yaml, "CBaseLoader", yaml.BaseLoader)))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as e:
         reason = " ".join(str(e).split())[:200]
         raise ConclugenError(f"{path}: cannot be read as YAML ({reason})") from e

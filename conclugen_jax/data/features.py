@@ -286,8 +286,12 @@ class VariantFeatures:
         self.variants, self.first_split, self.dim = variants, first_split, variants[0].dim
 
     def names(self) -> dict[str, list[str]]:
-        """Those of the first variant."""
-        return self.variants[0].names()
+        """Those that any variant has."""
+        names: dict[str, set[str]] = {}
+        for variant in self.variants:
+            for split, some in variant.names().items():
+                names.setdefault(split, set()).update(some)
+        return {split: sorted(some) for split, some in names.items()}
 
     def files(self) -> Iterable[Path]:
         """Those of all variants."""
@@ -297,7 +301,7 @@ class VariantFeatures:
         """Places in every variant that counts for the split."""
         used = self.variants if split == self.first_split else self.variants[:1]
         places = zip(*(variant.locate(split, keys) for variant in used), strict=True)
-        return [None if None in place else place for place in places]
+        return [None if all(p is None for p in place) else place for place in places]
 
     def read(self, place: tuple) -> np.ndarray | None:
         """[variants, dim]; None if none is there.
@@ -305,7 +309,7 @@ class VariantFeatures:
         Raises:
           ConclugenError: some are there and some are not, or they differ in size.
         """
-        vectors = [variant.read(part) for variant, part in zip(self.variants, place, strict=False)]
+        vectors = [None if part is None else v.read(part) for v, part in zip(self.variants, place, strict=False)]
         if all(x is None for x in vectors):
             return None
         for part, x in zip(place, vectors, strict=True):

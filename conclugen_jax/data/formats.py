@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data import authors, corpus_csd, tables
+from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.features import VariantFeatures, all_from
 from conclugen_jax.data.joined import JoinedSource
@@ -40,6 +41,14 @@ def open_source(request: Request) -> JoinedSource:
     kind = recognise(request) if request.format == "auto" else request.format
     if kind not in FORMATS:
         raise ConclugenError(f"format {kind!r} is unknown; there are auto, {', '.join(FORMATS)}")
+    if request.labels and kind in ("authors", "metadata"):
+        raise ConclugenError(
+            f"format {kind!r} has its labels in files of its own; leave --labels out, or name --format=table"
+        )
+    if request.corpus is not None and request.layout != Layout():
+        raise ConclugenError(
+            f"--label, --classes and --targets are for --dataset=features; {request.dataset} has its own"
+        )
     found = FORMATS[kind](request)
     if found.columns is None:
         found = tables.annotate(request, found)
@@ -54,6 +63,9 @@ def open_source(request: Request) -> JoinedSource:
             f"{request.source}: no features found in format {kind!r}; name them with --modality NAME=PATH"
         )
     unused = {m: n for m, f in features.items() if (n := _unused(f, found.columns))}
+    if request.corpus is not None and request.corpus.names_repeat:
+        for modality, each in features.items():
+            _refuse_shared_names(modality, each, found.columns)
     columns, folds = _folds(request, found)
     if folds:
         (stored,) = found.columns
@@ -76,6 +88,21 @@ def open_source(request: Request) -> JoinedSource:
             **found.facts,
         },
     )
+
+
+def _refuse_shared_names(modality: str, features: Features, columns: Mapping[str, Annotations]) -> None:
+    """Where names repeat across splits, a vector without split must not be taken for several utterances."""
+    names = set(features.names().get("", ())) if hasattr(features, "names") else set()
+    seen: dict[str, str] = {}
+    for split, annotations in columns.items():
+        for key in annotations.keys:
+            if key in names and f"{split}/{key}" not in names:
+                if key in seen:
+                    raise ConclugenError(
+                        f"modality {modality!r}: {key!r} is an utterance of {seen[key]!r} and another one of {split!r}; put "
+                        f"the split in front of the id, {split}/{key}, or the files into folders train, validation, test"
+                    )
+                seen[key] = split
 
 
 def _unused(features: Features, columns: Mapping[str, Annotations]) -> int:

@@ -58,7 +58,7 @@ def read(stream: ShardStream, *, progress: Progress = None) -> Rows:
 def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
     """All rows of a split, memory-mapped; in memory where the files cannot be written."""
     folder = stream.dataset.path / FOLDER / stream.split
-    labels = f"label.{stream.target or 'main'}"  # no modality has a dot in its name
+    labels = f"label.{stream.target}"  # no modality has a dot in its name; the main label's is empty
     names = (*stream.modalities, labels)
     if not all(_is_intact(stream, folder, name) for name in names):
         try:
