@@ -42,12 +42,17 @@ def write_tables(folder: Path, num_examples: int) -> None:
         writer.writerows((name, "train", str(i % 7), name[:7]) for i, name in enumerate(ids))
 
 
+def build_command(name: str, source: Path, data_dir: Path, num_workers: int = 0) -> list[str]:
+    """The command that builds a table's shards; 0 processes stand for as many as there are cores."""
+    command = [sys.executable, "-m", "launch.build_dataset", "--dataset=features", f"--name={name}"]
+    return [*command, f"--source={source}", f"--data_dir={data_dir}", f"--num_workers={num_workers}"]
+
+
 def build(source: Path, data_dir: Path, num_workers: int) -> dict[str, float]:
     """Seconds and peak memory of the command that builds."""
     import psutil
 
-    command = [sys.executable, "-m", "launch.build_dataset", "--dataset=features", "--name=benchmark"]
-    command += [f"--source={source}", f"--data_dir={data_dir}", f"--num_workers={num_workers}"]
+    command = build_command("benchmark", source, data_dir, num_workers)
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak, stop = [0.0], threading.Event()

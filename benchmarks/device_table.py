@@ -11,12 +11,11 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
-from benchmarks.build import DIMS, write_tables
+from benchmarks.build import DIMS, build_command, write_tables
 
 
 def main() -> None:
@@ -28,9 +27,8 @@ def main() -> None:
     args.folder.mkdir(parents=True)
     try:
         write_tables(args.folder / "source", args.examples)
-        build = ["-m", "launch.build_dataset", "--dataset=features", "--name=table"]
-        paths = [f"--source={args.folder / 'source'}", f"--data_dir={args.folder / 'data'}"]
-        subprocess.run([sys.executable, *build, *paths], check=True, stdout=subprocess.DEVNULL)
+        command = build_command("table", args.folder / "source", args.folder / "data")
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         shutil.rmtree(args.folder / "source")
         print(json.dumps(measure(args.folder / "data/table/1.0.0")))
     finally:

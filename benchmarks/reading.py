@@ -12,13 +12,13 @@ import json
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-DIMS = {"video": 4096, "audio": 1024, "text": 768}
+from benchmarks.build import DIMS, build_command
+
 BATCH = 512
 
 PEER = """
@@ -89,9 +89,8 @@ def main() -> None:
     args.folder.mkdir(parents=True)
     try:
         write_clips(args.folder / "clips", args.examples)
-        build = ["-m", "launch.build_dataset", "--dataset=features", "--name=reading"]
-        paths = [f"--source={args.folder / 'clips'}", f"--data_dir={args.folder / 'data'}"]
-        subprocess.run([sys.executable, *build, *paths], check=True, stdout=subprocess.DEVNULL)
+        command = build_command("reading", args.folder / "clips", args.folder / "data")
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         compare(args)
     finally:
         shutil.rmtree(args.folder, ignore_errors=True)

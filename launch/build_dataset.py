@@ -19,7 +19,7 @@ from conclugen_jax import progress
 from conclugen_jax.data import builders, digits, formats
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.annotations import Layout
-from conclugen_jax.data.corpora import CORPORA
+from conclugen_jax.data.corpora import CORPORA, expected_counts
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from launch import app
@@ -95,11 +95,10 @@ def describe(folder: Path) -> list[str]:
         lines.append(
             f"left out as bad: {', '.join(f'{s} {n:,}' for s, n in dropped.items())}; see {folder / builders.DROPPED}"
         )
-    expected = CORPORA[manifest.source["dataset"]].expected if manifest.source.get("dataset") in CORPORA else {}
-    for split, n in expected.items():
-        found = sum(f["num_examples"] for s, f in manifest.splits.items() if split in ("all", s))
-        if found != n:
-            lines.append(f"{found:,} examples; the authors' copy of the corpus has {n:,}")
+    corpus = CORPORA.get(manifest.source.get("dataset"))
+    for n in expected_counts(corpus, {s: f["num_examples"] for s, f in manifest.splits.items()}).values():
+        if n["found"] != n["expected"]:
+            lines.append(f"{n['found']:,} examples; the authors' copy of the corpus has {n['expected']:,}")
     return lines + [f"warning: {warning}" for warning in manifest.warnings]
 
 

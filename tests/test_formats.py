@@ -295,6 +295,7 @@ def test_metadata_csv_beside_the_files_it_lists(tmp_path, per_split):
     dataset, found = build(Request("features", source, name="hub", layout=LAYOUT), tmp_path / "data")
     check_table(dataset, found, rows, stored)
     assert dataset.manifest.source["format"] == "metadata"
+    assert dataset.manifest.source["unused"] == {}
 
 
 def test_paths_in_metadata_stay_inside(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,14 +203,18 @@ def _label_reader(rows: Rows, columns: Sequence[str], kind: str, classes: Sequen
 
     def read(line: str, row: Mapping[str, str]) -> int:
         value = row[column].strip()
-        if value in index:
-            return index[value]
-        by_number = value.isdecimal() and len(value) < 6 and not any(name.isdecimal() for name in names)
-        if by_number and int(value) < len(names):
-            return int(value)
+        found = index.get(value, _by_number(value, names))
+        if found is not None:
+            return found
         raise ConclugenError(f"{line}: {column} {value[:100]!r} is none of the classes {', '.join(names)}")
 
     return LabelSpec("single", names), read
+
+
+def _by_number(value: str, names: Sequence[str]) -> int | None:
+    """The class that a number counts, unless the classes' own names are numbers."""
+    counts = value.isdecimal() and len(value) < 6 and not any(name.isdecimal() for name in names)
+    return int(value) if counts and int(value) < len(names) else None
 
 
 def _refuse_mixed(values: Iterable[str], column: str, where: str) -> None:
@@ -239,18 +244,21 @@ def _are_indices(values: Iterable[str]) -> bool:
 
 
 def _are_numbers(values: Iterable[str]) -> bool:
+    return not any(math.isnan(as_number(v)) for v in values)
+
+
+def as_number(value: Any) -> float:
+    """The finite number that a text says; NaN where it says none."""
     try:
-        return all(np.isfinite(float(v)) for v in values)
-    except ValueError:
-        return False
+        number = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def _number(line: str, row: Mapping[str, str], column: str, allowed: Sequence[float] | None = None) -> float:
-    try:
-        value = float(row[column])
-    except ValueError:
-        value = np.nan
-    if not np.isfinite(value) or (allowed is not None and value not in allowed):
+    value = as_number(row[column])
+    if math.isnan(value) or (allowed is not None and value not in allowed):
         expected = "a finite number" if allowed is None else f"one of {', '.join(map(str, allowed))}"
         raise ConclugenError(f"{line}: {column} {row[column]!r}, expected {expected}")
     return value
@@ -303,10 +311,9 @@ def _corpus_label(
         return _number(line, row, column)
     value = row[column].strip()
     index = {n: i for i, n in enumerate(spec.names)} | dict(others)
-    if value.lower() in index:
-        return index[value.lower()]
-    if value.isdecimal() and len(value) < 6 and int(value) < len(spec.names):
-        return int(value)
+    found = index.get(value.lower(), _by_number(value, spec.names))
+    if found is not None:
+        return found
     raise ConclugenError(f"{line}: {column} {value[:100]!r} is none of {', '.join(spec.names)}")
 
 

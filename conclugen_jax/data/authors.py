@@ -1,5 +1,6 @@
 """The tree that the authors' code reads: ``processed/DATASET/features/...`` with annotations in YAML."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data.annotations import Columns
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.features import ConcatFeatures, FolderFeatures, VariantFeatures
-from conclugen_jax.data.requests import Found, Request, union
+from conclugen_jax.data.requests import Found, Request, from_names
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features
 from conclugen_jax.errors import ConclugenError
 
@@ -45,10 +46,7 @@ def open_authors(request: Request) -> Found:
     if not features:
         raise ConclugenError(f"{request.source}: no frames_2d..., audio_spectrograms... or texts... in features/")
     if corpus.named is not None:  # the names say as much as the annotations, at a hundredth of the time
-        names = union(features)
-        if len(corpus.splits) < 2:
-            names = {"train": names.get("train", [])}
-        return Found(features, annotations_lib.from_names(corpus, names).result())
+        return Found(features, from_names(request, features))
     file = _annotations_file(request.source, cropped=any("_cropped" in f.name for f in folders.values()))
     return Found(features, _read_annotations(file, corpus), label_files=[file])
 
@@ -73,10 +71,8 @@ def _folders(root: Path) -> dict[str, Path]:
 
 def _open_folder(folder: Path) -> FolderFeatures | VariantFeatures:
     variants = [p for p in folder.iterdir() if re.fullmatch(r"aug\d+", p.name)]
-    if not variants:
-        return FolderFeatures(folder, how="")
-    if len(variants) == 1:
-        return FolderFeatures(variants[0], how="")
+    if len(variants) < 2:
+        return FolderFeatures(*variants or [folder], how="")
     variants.sort(key=lambda p: int(p.name[3:]))
     return VariantFeatures([FolderFeatures(p, how="") for p in variants], first_split="train")
 
@@ -163,11 +159,8 @@ def _labels(where: str, fields: Mapping[str, Any], corpus: Corpus) -> dict[str, 
 
 
 def _number(where: str, text: Any) -> float:
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = float("nan")
-    if value != value or abs(value) == float("inf"):
+    value = annotations_lib.as_number(text)
+    if math.isnan(value):
         raise ConclugenError(f"{where}: {_short(text)}, expected a finite number")
     return value
 

@@ -26,9 +26,6 @@ from conclugen_jax.data.records import Part, record_features
 from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
 from conclugen_jax.errors import ConclugenError
 
-PRESENCE = "presence-{split}.npy"
-"""Beside the shards: bool [num_examples, modalities in the manifest's order], read without decoding a record."""
-
 DROPPED = "dropped.csv"
 """Beside the shards where ``drop_bad`` left examples out: split, row, id, reason."""
 
@@ -74,13 +71,14 @@ def build(
     _remove_debris(data_dir)
     read_from = source.fingerprint()
     fingerprint = read_from + (" drop_bad" if drop_bad else "")
+    if target.exists() and not (target / manifest_lib.FILE).is_file():
+        raise ConclugenError(
+            f"{target}: in the way: holds something else than a data set, which is not replaced; move it, or choose another "
+            "--data_dir"
+        )
     if target.exists() and not overwrite:
         _check_same(target, fingerprint, strict=strict)
         return target
-    if target.exists() and not (target / manifest_lib.FILE).is_file():
-        raise ConclugenError(
-            f"{target}: holds something else than a data set, which is not replaced; choose another --data_dir"
-        )
     scratch = None
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -162,7 +160,7 @@ def _finish(
             f"data set {spec.name!r}: {'; '.join(warnings)}; mend the splits or build without --strict"
         )
     shards = _place(spec, parts, folder)
-    _write_sidecars(spec, parts, folder)
+    _write_sidecars(parts, folder)
     statistics = {m: manifest_lib.Statistics(dim) for m, dim in spec.modalities.items()}
     for _, part in parts[spec.splits[0]]:
         for m, s in part.statistics.items():
@@ -215,11 +213,11 @@ def _place(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder:
     return shards
 
 
-def _write_sidecars(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> None:
+def _write_sidecars(parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> None:
     dropped = []
     for split, entries in parts.items():
         presence = np.concatenate([part.presence for _, part in entries])
-        np.save(folder / PRESENCE.format(split=split), presence, allow_pickle=False)
+        np.save(folder / manifest_lib.PRESENCE.format(split=split), presence, allow_pickle=False)
         dropped += [(split, *bad) for _, part in entries for bad in part.bad]
     if dropped:
         with (folder / DROPPED).open("w", encoding="utf-8", newline="") as file:
@@ -274,8 +272,6 @@ def _check_spec(spec: DatasetSpec) -> None:
 
 def _check_same(target: Path, fingerprint: str, *, strict: bool) -> None:
     """A data set that is there already must be intact and of the same source."""
-    if not (target / manifest_lib.FILE).is_file():
-        raise ConclugenError(f"{target}: in the way, and no data set; move it, or choose another --data_dir")
     present = manifest_lib.read(target)
     if present.source.get("fingerprint") != fingerprint:
         raise ConclugenError(

@@ -34,7 +34,7 @@ class Corpus:
       names_repeat: the same names stand for other utterances in other splits, so that ids get the split in front.
       shared_groups: groups are in several splits by design.
       drop: split -> names of utterances that are broken in the published data.
-      expected: where the features are from -> split (or "all") -> number of examples, for comparison.
+      expected: split (or "all") -> number of examples of the usual copy, for comparison.
     """
 
     description: str
@@ -140,6 +140,16 @@ CORPORA: dict[str, Corpus] = {
         expected={"all": 1_440},
     ),
 }
+
+
+def expected_counts(corpus: Corpus | None, counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """split (or "all") -> number ``expected`` and ``found``, from the number of examples of each split."""
+    if corpus is None:
+        return {}
+    return {
+        split: {"expected": n, "found": sum(m for name, m in counts.items() if split in ("all", name))}
+        for split, n in corpus.expected.items()
+    }
 
 
 def dropped(corpus: Corpus, split: str) -> frozenset[str]:

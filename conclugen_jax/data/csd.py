@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conclugen_jax.data.annotations import CsvTable
+from conclugen_jax.data.annotations import CsvTable, as_number
 from conclugen_jax.data.pooling import POOLS, pool
 from conclugen_jax.data.sources import Annotations
 from conclugen_jax.errors import ConclugenError
@@ -149,11 +149,8 @@ def _numbers(cells: Sequence[str], columns: Sequence[str], where: str) -> np.nda
     """Cells as float64."""
     values = np.empty(len(cells))
     for i, (name, cell) in enumerate(zip(columns, cells, strict=True)):
-        try:
-            values[i] = float(cell)
-        except ValueError:
-            values[i] = np.nan
-        if not np.isfinite(values[i]):
+        values[i] = as_number(cell)
+        if np.isnan(values[i]):
             raise ConclugenError(f"{where}: {name} is {cell[:100]!r}, expected a finite number")
     return values
 
@@ -241,6 +238,10 @@ class CsdFeatures:
     def files(self) -> Iterable[Path]:
         """Paths of the files."""
         return [s.path for s in self._sequences]
+
+    def names(self) -> dict[str, list[str]]:
+        """None: entries are videos, of which labels cut utterances."""
+        return {}
 
     def locate(self, split: str, keys: Sequence[Key]) -> Sequence[Key | None]:
         """The keys (video, start, end, row) themselves, None where a file has no entry of the video."""

@@ -325,6 +325,10 @@ class OfSplit:
     def __init__(self, features: Features, split: str):
         self.features, self.split, self.dim = features, split, features.dim
 
+    def names(self) -> dict[str, list[str]]:
+        """Those of the features."""
+        return self.features.names()
+
     def files(self) -> Iterable[Path]:
         """Those of the features."""
         return self.features.files()

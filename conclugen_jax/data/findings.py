@@ -49,12 +49,12 @@ def refuse_duplicates(spec: DatasetSpec, parts: Parts) -> None:
 
 def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
     """Refuse a modality that no example has: as a rule its ids are not those of the labels."""
-    present = sum(part.presence.sum(axis=0) for _, part in itertools.chain(*parts.values()))
-    for modality, count in zip(spec.modalities, present, strict=True):
-        if not count:
+    presence = np.concatenate([part.presence for _, part in itertools.chain(*parts.values())])
+    for modality, present in zip(spec.modalities, presence.T, strict=True):
+        if not present.any():
             raise ConclugenError(
-                f"modality {modality!r} is in none of the {sum(len(p.rows) for _, p in itertools.chain(*parts.values()))} "
-                "examples; compare its ids with those of the labels, or leave the modality out"
+                f"modality {modality!r} is in none of the {len(presence)} examples; compare its ids with those of the "
+                "labels, or leave the modality out"
             )
 
 

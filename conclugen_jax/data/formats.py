@@ -92,7 +92,7 @@ def open_source(request: Request) -> JoinedSource:
 
 def _refuse_shared_names(modality: str, features: Features, columns: Mapping[str, Annotations]) -> None:
     """Where names repeat across splits, a vector without split must not be taken for several utterances."""
-    names = set(features.names().get("", ())) if hasattr(features, "names") else set()
+    names = set(features.names().get("", ()))
     seen: dict[str, str] = {}
     for split, annotations in columns.items():
         for key in annotations.keys:
@@ -106,9 +106,7 @@ def _refuse_shared_names(modality: str, features: Features, columns: Mapping[str
 
 
 def _unused(features: Features, columns: Mapping[str, Annotations]) -> int:
-    """Number of vectors that no row of the annotations asks for; 0 where the files have no names."""
-    if not hasattr(features, "names"):
-        return 0
+    """Number of vectors that no row of the annotations asks for."""
     keys = {split: set(a.keys) for split, a in columns.items()}
     every = set().union(*keys.values())
     count = 0
@@ -140,9 +138,7 @@ def _spec(request: Request, found: Found, features, columns, folds) -> DatasetSp
         name += f"_fold{folds[1]}of{folds[0]}"
     modalities = {m: f.dim for m, f in features.items()}
     variants = {m: len(f.variants) for m, f in features.items() if isinstance(f, VariantFeatures)}
-    splits = tuple(columns)
-    if "train" in splits:
-        splits = ("train", *(s for s in splits if s != "train"))
+    splits = tuple(columns)  # train is the first: Columns.result() puts it there
     if corpus is not None:
         return corpus.spec(name, request.version, modalities, splits, variants)
     return DatasetSpec(

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.corpora import CORPORA
+from conclugen_jax.data.corpora import CORPORA, expected_counts
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import record_features
 from conclugen_jax.data.scan import Faults, SplitScan, check_file
@@ -173,17 +173,13 @@ def _shared(scans: Scans, key: str, top: int) -> list[dict[str, Any]]:
 
 def _provenance(folder: Path, manifest: Manifest) -> dict[str, Any]:
     corpus = CORPORA.get(str(manifest.source.get("dataset")))
-    expected = {}
-    for split, n in corpus.expected.items() if corpus is not None else ():
-        found = sum(facts["num_examples"] for name, facts in manifest.splits.items() if split in ("all", name))
-        expected[split] = {"expected": n, "found": found}
     files = {name: {k: v for k, v in facts.items() if k != "sha256"} for name, facts in manifest.files.items()}
     on_disk = {entry.name for entry in folder.iterdir() if entry.is_file()}
     return {
         "shared_groups_by_design": corpus is not None and corpus.shared_groups,
         "warnings": manifest.warnings,
         "source": manifest.source,
-        "expected": expected,
+        "expected": expected_counts(corpus, {name: facts["num_examples"] for name, facts in manifest.splits.items()}),
         "files": files,
         "unlisted_files": sorted(on_disk - set(files) - {manifest_lib.FILE}),
         "total_bytes": sum(facts["bytes"] for facts in files.values()),
@@ -194,7 +190,7 @@ def _provenance(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _check_metadata(folder: Path, manifest: Manifest, faults: Faults) -> None:
     """Files beside the shards, other than those that a split's scan checks, and what TFDS makes of them."""
-    ours = {f"presence-{split}.npy" for split in manifest.splits}
+    ours = {manifest_lib.PRESENCE.format(split=split) for split in manifest.splits}
     ours |= {name for split in manifest.splits for name in manifest_lib.shard_names(manifest, split)}
     for name in manifest.files:
         if name not in ours:

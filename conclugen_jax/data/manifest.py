@@ -13,6 +13,9 @@ from conclugen_jax.data.sources import LABEL_KINDS, LabelSpec
 from conclugen_jax.errors import ConclugenError
 
 FILE = "manifest.json"
+PRESENCE = "presence-{split}.npy"
+"""Beside the shards: bool [num_examples, modalities in the manifest's order], read without decoding a record."""
+
 FORMAT = "conclugen_jax features"
 FORMAT_VERSION = 2
 
@@ -149,7 +152,7 @@ def _check(manifest: Manifest) -> None:
         if not complete or not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"counts of split {split!r}")
         shards = shard_names(manifest, split)
-        if not shards or f"presence-{split}.npy" not in manifest.files:
+        if not shards or PRESENCE.format(split=split) not in manifest.files:
             raise ValueError(f"files of split {split!r} are not listed")
         if sum(manifest.files[name]["records"] for name in shards) != facts["num_examples"]:
             raise ValueError(f"records of the shards of split {split!r} do not add up")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA, Corpus
 from conclugen_jax.data.features import FolderFeatures, MatrixFeatures, ParquetFeatures
@@ -96,6 +97,28 @@ def is_feature_folder(path: Path) -> bool:
         return False
     folders = [path, *(path / name for name in SPLIT_NAMES if (path / name).is_dir())]
     return any(name.endswith(".npy") for folder in folders for name in os.listdir(folder))
+
+
+def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, Annotations]:
+    """Annotations from the names of the utterances alone.
+
+    Raises:
+      ConclugenError: the corpus' names say nothing, or nothing says which split they are in.
+    """
+    corpus = request.corpus
+    if corpus.named is None:
+        raise ConclugenError(
+            f"{request.dataset}: no labels; add a labels.csv with columns id, split, group and the labels"
+        )
+    names = union(features)
+    if len(corpus.splits) < 2:
+        names = {"train": names.get("train", names.get("", []))}
+    elif "" in names:
+        raise ConclugenError(
+            f"{request.dataset}: nothing says which split an utterance is in; use folders train, validation and test, or a "
+            "labels.csv with columns id, split and label"
+        )
+    return annotations_lib.from_names(corpus, names).result()
 
 
 def union(features: Mapping[str, Features]) -> dict[str, list[str]]:

@@ -9,7 +9,6 @@ import numpy as np
 from array_record.python import array_record_data_source
 from tensorflow_datasets.proto import tf_example_pb2
 
-from conclugen_jax.data import builders
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import MOST_NAME
@@ -245,7 +244,7 @@ class SplitScan:
         self._faults.add_rows(chunk.file, "no modality is present", chunk.rows[~chunk.present.any(axis=1)])
         if self._flags is not None:
             other = self._flags[chunk.rows] != chunk.present
-            file = builders.PRESENCE.format(split=self._split)
+            file = manifest_lib.PRESENCE.format(split=self._split)
             for c, m in enumerate(chunk.features):
                 self._faults.add_rows(file, f"{m} is said otherwise than in the record", chunk.rows[other[:, c]])
 
@@ -334,7 +333,7 @@ def _read_one(source: Any, position: int) -> bytes | None:
 
 def _presence(folder: Path, manifest: Manifest, split: str, faults: Faults) -> np.ndarray | None:
     """Bool [num_examples, modalities] of the file beside the shards, None where it is not that."""
-    name = builders.PRESENCE.format(split=split)
+    name = manifest_lib.PRESENCE.format(split=split)
     check_file(folder, manifest, name, faults)
     shape = (manifest.splits[split]["num_examples"], len(manifest.modalities))
     try:

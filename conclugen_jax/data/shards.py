@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from conclugen_jax.data import builders
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.wire import Wire
@@ -181,7 +180,7 @@ def _bytes(example: Any, key: str) -> bytes:
 
 def _read_presence(dataset: Dataset, split: str, num_modalities: int, num_examples: int) -> np.ndarray:
     """Bool [num_examples, num_modalities], memory-mapped: nothing is read before its header has been checked."""
-    path, shape = dataset.path / builders.PRESENCE.format(split=split), (num_examples, num_modalities)
+    path, shape = dataset.path / manifest_lib.PRESENCE.format(split=split), (num_examples, num_modalities)
     try:
         presence = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError) as e:

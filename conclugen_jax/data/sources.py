@@ -129,6 +129,9 @@ class Features(Protocol):
 
     dim: int
 
+    def names(self) -> dict[str, list[str]]:
+        """split ("" where files do not say which) -> keys of the vectors there; empty where vectors have no keys."""
+
     def files(self) -> Iterable[Any]:
         """Paths of the files that are read, for the fingerprint."""
 

@@ -12,11 +12,11 @@ import numpy as np
 from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data import csd
 from conclugen_jax.data.annotations import Columns, CsvTable
-from conclugen_jax.data.corpora import Corpus, dropped
+from conclugen_jax.data.corpora import dropped
 from conclugen_jax.data.features import FolderFeatures, MatrixFeatures, ParquetFeatures
 from conclugen_jax.data.files import npz_arrays, open_parquet, parquet_column, read_npy
 from conclugen_jax.data.pooling import pool
-from conclugen_jax.data.requests import Found, Request, is_feature_folder, open_features, union
+from conclugen_jax.data.requests import Found, Request, from_names, is_feature_folder, open_features, union
 from conclugen_jax.data.sources import SPLIT_NAMES, Features, LabelSpec
 from conclugen_jax.errors import ConclugenError
 
@@ -129,7 +129,8 @@ def annotate(request: Request, found: Found) -> Found:
             return dataclasses.replace(found, columns=by_id, label_files=files)
         return _read_rows(request, found, _Chain(tables), files)
     if corpus is not None:
-        return _from_names(request, found, corpus)
+        features = found.features or {m: open_features(p, request.pool) for m, p in request.modalities.items()}
+        return dataclasses.replace(found, columns=from_names(request, features))
     columns = Columns(LabelSpec("none"), {})
     for split, names in union(found.features).items():
         for name in names:
@@ -170,23 +171,6 @@ def _read_rows(request: Request, found: Found, rows: Iterable, files: Sequence[P
     )
 
 
-def _from_names(request: Request, found: Found, corpus: Corpus) -> Found:
-    if corpus.named is None:
-        raise ConclugenError(
-            f"{request.dataset}: no labels; add a labels.csv with columns id, split, group and the labels"
-        )
-    features = found.features or {m: open_features(p, request.pool) for m, p in request.modalities.items()}
-    names = union(features)
-    if len(corpus.splits) < 2:
-        names = {"train": names.get("train", names.get("", []))}
-    elif "" in names:
-        raise ConclugenError(
-            f"{request.dataset}: nothing says which split an utterance is in; use folders train, validation and test, or a "
-            "labels.csv with columns id, split and label"
-        )
-    return dataclasses.replace(found, columns=annotations_lib.from_names(corpus, names).result())
-
-
 class ListedFeatures:
     """npy files that a table lists: [dim] or [time, dim] each. Keys are rows of relative paths, one per modality."""
 
@@ -198,8 +182,8 @@ class ListedFeatures:
         self.dim = len(self._read(self._paths[0]))
 
     def names(self) -> dict[str, list[str]]:
-        """All paths, as of one split."""
-        return {"": list(self._paths)}
+        """None: the table lists paths, not names."""
+        return {}
 
     def files(self) -> Iterable[str]:
         """All files."""

@@ -55,11 +55,14 @@ def run(
     Returns:
       split -> (file, facts) of each part, in order.
     """
-    if total is None and (beam is not None or num_workers > 1):
-        beam, num_workers = _only_in_one_process(beam), 1
+    if total is None and beam is not None:
+        raise ConclugenError(
+            "this source cannot be read in parts, which Beam needs; give it num_examples(split) and part(split, start, "
+            "stop), or build without --beam"
+        )
     if beam is not None:
         results = _run_beam(jobs, beam)
-    elif num_workers > 1:
+    elif num_workers > 1 and total is not None:
         results = _run_processes(jobs, num_workers)
     else:
         results = ((job, job.run()) for job in jobs)
@@ -71,14 +74,6 @@ def run(
         if progress is not None:
             progress(done, total)
     return parts
-
-
-def _only_in_one_process(beam: Sequence[str] | None) -> None:
-    if beam is not None:
-        raise ConclugenError(
-            "this source cannot be read in parts, which Beam needs; give it num_examples(split) and part(split, start, "
-            "stop), or build without --beam"
-        )
 
 
 def _run_processes(jobs: Iterator[Job], num_workers: int) -> Iterator[tuple[Job, Part]]:
