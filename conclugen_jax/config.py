@@ -15,6 +15,7 @@ from conclugen_jax.errors import ConclugenError
 CHOICES = {
     "precision": ("float32", "tensorfloat32", "bfloat16"),
     "data.tier": ("auto", "device", "host", "shards"),
+    "data.variants": ("random", "first"),
     "data.verify": ("hash", "size"),
     "model.projection_sharing": ("shared", "separate"),
     "loss.reduction": ("sum", "mean"),
@@ -44,6 +45,10 @@ RANGES = {
     "loss.contrastive_weight": (0, None),
     "loss.clustering_weight": (0, None),
     "loss.reconstruction_weight": (0, None),
+    "loss.instance_weight": (0, None),
+    "loss.instance_temperature": (1e-6, 1e6),
+    "views.mask_rate": (0, 1),
+    "views.noise": (0, 1e6),
     "loss.contrastive_margin": (0, 10),
     "loss.clustering_margin": (0, 10),
     "clustering.num_clusters": (2, 2**20),
@@ -113,12 +118,16 @@ def check_modalities(names: Sequence[str]) -> None:
 
 
 def check_objective(config: ConfigDict) -> None:
-    """Refuse an objective that cannot be trained: no term, or a contrastive term on one modality."""
-    weights = config.loss.contrastive_weight, config.loss.clustering_weight, config.loss.reconstruction_weight
-    if not any(weights):
+    """Refuse an objective that cannot be trained: no term, or a term without its modalities."""
+    names = "contrastive_weight", "clustering_weight", "reconstruction_weight", "instance_weight"
+    if not any(config.loss[name] for name in names):
         raise ConclugenError(
-            "config.loss: all three weights are 0, so there is nothing to train; raise one of contrastive_weight, "
-            "clustering_weight, reconstruction_weight"
+            f"config.loss: all weights are 0, so there is nothing to train; raise one of {', '.join(names)}"
+        )
+    if config.loss.instance_weight and config.loss.instance_modality not in config.data.modalities:
+        raise ConclugenError(
+            f"config.loss.instance_modality is {config.loss.instance_modality!r}, which is not among "
+            f"config.data.modalities {tuple(config.data.modalities)}; name one of them"
         )
     if config.loss.contrastive_weight and len(config.data.modalities) < 2:
         raise ConclugenError(
@@ -161,7 +170,8 @@ def check_clustering(config: ConfigDict, *, steps_per_epoch: int) -> None:
             f"{config.train.num_epochs}, so clustering would never join; start it earlier, train longer, or set "
             "config.loss.clustering_weight=0"
         )
-    if not (config.loss.contrastive_weight or config.loss.reconstruction_weight or section.start_epoch == 0):
+    others = config.loss.contrastive_weight, config.loss.reconstruction_weight, config.loss.instance_weight
+    if not any(others) and section.start_epoch:
         raise ConclugenError(
             f"config.clustering.start_epoch is {section.start_epoch}, but clustering is the only term: nothing would be "
             "trained before; set it to 0"

@@ -86,9 +86,14 @@ def downstream(
         manifest_lib.choose(manifest.splits, [split], what="split", where=where)
     encoder = _encoder(config, manifest)
     splits = ("train", "validation", "test")
+    encodes = "representation/.*" in TRAINABLE[config.downstream.protocol]
     streams = {
         name: shards.ShardStream(
-            dataset, getattr(config.data, f"{name}_split"), encoder.modalities, target=config.downstream.target
+            dataset,
+            getattr(config.data, f"{name}_split"),
+            encoder.modalities,
+            target=config.downstream.target,
+            all_variants=name == "train" and encodes and config.data.variants == "random",
         )
         for name in splits
     }

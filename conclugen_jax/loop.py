@@ -36,7 +36,20 @@ def take_rows(table: Any, batch: Any) -> Any:
     """The rows of a batch: out of the table on the device if there is one, else the batch itself."""
     if table is None:
         return batch
-    return jax.tree.map(lambda x: x.at[batch].get(mode="promise_in_bounds"), table)
+    indices, variants = batch["indices"], batch["variants"]
+
+    def take(x: jax.Array, *where: jax.Array) -> jax.Array:
+        return x.at[where].get(mode="promise_in_bounds")
+
+    rows = {
+        key: jax.tree.map(lambda x: take(x, indices), columns) for key, columns in table.items() if key != "features"
+    }
+    if "features" in table:
+        rows["features"] = {
+            m: take(x, host_table.per_variant(indices, variants[m]), variants[m]) if m in variants else take(x, indices)
+            for m, x in table["features"].items()
+        }
+    return rows
 
 
 def make_dispatch(step: Callable[..., tuple[TrainState, Metrics]]) -> Callable:
@@ -107,11 +120,13 @@ def feed(
     devices: Sequence[jax.Device],
     dispatches: Iterable[Dispatch],
     keys: Sequence[str] = ("features", "present"),
+    pairs: Sequence[str] = (),
 ) -> Iterator[tuple[Dispatch, Any, Any]]:
     """Dispatches with what their program takes: (dispatch, table on the device or ``None``, batches).
 
-    A thread prepares batches and their transfer while the device works. Batches are indices [devices, steps, n] with
-    a device table, rows [devices, steps, n, ...] without one.
+    A thread prepares batches and their transfer while the device works. Batches are indices and variants
+    [devices, steps, n] with a device table, rows [devices, steps, n, ...] without one. Where several variants of an
+    example are stored, each visit gets one of them, or two different ones of the modalities in ``pairs``.
     """
     table = None
     if rows.tier == "device":
@@ -126,9 +141,12 @@ def feed(
             num_steps=dispatch.num_steps,
             batch_size=config.train.batch_size,
         )
+        seed, epoch = config.seed, dispatch.epoch
+        variants = batches.variant_choices(indices, rows.variants, seed=seed, epoch=epoch, pairs=pairs)
         if table is not None:
-            return parallel.shard(parallel.split_rows(indices, len(devices), axis=1), devices)
-        flat = rows.rows(indices.reshape(-1))
+            batch = {"indices": indices, "variants": variants}
+            return parallel.shard(parallel.split_rows(batch, len(devices), axis=1), devices)
+        flat = rows.rows(indices.reshape(-1), {m: v.reshape(indices.size, *v.shape[2:]) for m, v in variants.items()})
         stacked = host_table.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), {k: flat[k] for k in keys})
         return parallel.shard(parallel.split_rows(stacked, len(devices), axis=1), devices)
 

@@ -59,17 +59,25 @@ def masked_margin_softmax(
     return _masked_mean(row_loss, valid, axis_name)
 
 
-def info_nce(view_a: jax.Array, view_b: jax.Array, *, temperature: float, axis_name: str | None = None) -> jax.Array:
+def info_nce(
+    view_a: jax.Array,
+    view_b: jax.Array,
+    *,
+    temperature: float,
+    valid: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
     """Tell the other view of the same example from all other views of the batch.
 
     Args:
       view_a: [n, dim], first views; normalised inside.
       view_b: [n, dim], second views.
       temperature: divides the cosine similarities; > 0.
+      valid: boolean [n], rows that count; the others are neither positive nor negative. ``None``: all.
       axis_name: mapped axis over which the batch is split; negatives are then the views of all devices.
 
     Returns:
-      Scalar: mean over all 2 n views (both views of each example serve as anchor).
+      Scalar: mean over the two views of all valid rows (both views of each example serve as anchor); 0 without any.
 
     Raises:
       ValueError: the shapes differ or are not [n, dim].
@@ -77,20 +85,24 @@ def info_nce(view_a: jax.Array, view_b: jax.Array, *, temperature: float, axis_n
     References:
       Eq. 1; Chen et al., "A simple framework for contrastive learning of visual representations", 2020.
     """
-    _check_pair("info_nce", view_a, view_b, None)
+    _check_pair("info_nce", view_a, view_b, valid)
     n = view_a.shape[0]
-    a, b = unit_rows(view_a), unit_rows(view_b)
+    valid = parallel.all_valid(n, valid)
+    a, b = (unit_rows(jnp.where(valid[:, None], view, 0)) for view in (view_a, view_b))
     views = jnp.concatenate([parallel.gather(a, axis_name), parallel.gather(b, axis_name)])
+    counts = jnp.tile(parallel.gather(valid, axis_name), 2)
     own = parallel.device_index(axis_name) * n + jnp.arange(n)
     columns = jnp.arange(views.shape[0])[None, :]
 
     def anchor_loss(anchors: jax.Array, others: jax.Array, own_columns: jax.Array) -> jax.Array:
         similarity = _products(anchors, views) / temperature
-        similarity = jnp.where(own_columns[:, None] == columns, -jnp.inf, similarity)
+        # Not minus infinity: a row that counts for nothing may have no column at all, and must not give NaN.
+        others_of = counts[None, :] & (own_columns[:, None] != columns)
+        similarity = jnp.where(others_of, similarity, -1e9)
         return jax.nn.logsumexp(similarity, axis=1) - jnp.sum(anchors * others, axis=1) / temperature
 
     losses = anchor_loss(a, b, own) + anchor_loss(b, a, own + views.shape[0] // 2)
-    return _masked_mean(losses / 2, jnp.ones(n, bool), axis_name)
+    return _masked_mean(losses / 2, valid, axis_name)
 
 
 def clustering_loss(

@@ -377,7 +377,7 @@ class Classifier(nn.Module):
 def from_config(config: ConfigDict, feature_dims: Mapping[str, int], axis_name: str | None = None) -> ConCluGen:
     """The network of a configuration; heads whose loss has weight 0 do not exist."""
     weights, heads = config.loss, []
-    if weights.contrastive_weight or weights.clustering_weight:
+    if weights.contrastive_weight or weights.clustering_weight or weights.instance_weight:
         heads.append("projection")
     if weights.clustering_weight:
         heads.append("clustering")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from conclugen_jax import clustering, losses, parallel
+from conclugen_jax import clustering, losses, parallel, views
 from conclugen_jax import model as model_lib
 from conclugen_jax.train_state import TrainState
 from conclugen_jax.types import Metrics
@@ -151,33 +151,48 @@ def pretrain_loss(
     config: ConfigDict,
     steps_per_epoch: int,
     cluster: bool,
+    statistics: views.Statistics | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Any, Clustered | None]]:
-    """The objective: weighted sum (or mean) of L_MMS, L_Clu and L_Rec (Eq. 11-13).
+    """The objective: weighted sum (or mean) of L_MMS, L_Clu, L_Rec (Eq. 11-13) and L_NCE (Eq. 1).
 
     Args:
       params: what the gradient is taken of.
       state: everything else.
-      batch: ``features`` and ``present``, this device's rows.
+      batch: ``features`` and ``present``, this device's rows; features [n, 2, dim] are two views of a modality.
       key: random key of the step, the same on all devices.
       model: the network.
-      config: sections ``loss`` and ``clustering``.
+      config: sections ``loss``, ``clustering`` and ``views``.
       steps_per_epoch: where the queue is emptied.
       cluster: whether the start epoch of clustering is reached.
+      statistics: of the modality whose views are told apart; needed for L_NCE only.
       axis_name: mapped axis over which the batch is split.
 
     Returns:
       Loss over the global batch, and (metrics, updated batch_stats, clustering or ``None``).
     """
-    outputs, updates = model.apply(
-        {**state.variables(), "params": params},
-        batch["features"],
-        present=batch["present"],
-        train=True,
-        mutable=["batch_stats"],
-    )
     present, weights = batch["present"], config.loss
-    terms, counted, clustered = {}, [], None
+    features, terms, counted, clustered = batch["features"], {}, [], None
+    forward = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    variables = {**state.variables(), "params": params}
+    if weights.instance_weight:
+        # The first view serves all terms; the second passes through the networks as a further modality would.
+        told_apart, view_key = weights.instance_modality, jax.random.fold_in(key, 1)
+        first, second = views.two_views(
+            features[told_apart], view_key, config=config, statistics=statistics, axis_name=axis_name
+        )
+        features = {**features, told_apart: first}
+    outputs, updates = forward(variables, features, present=present)
+    if weights.instance_weight:
+        again, updates = forward({**variables, **updates}, {told_apart: second}, present=present)
+        terms["loss/instance"] = losses.info_nce(
+            outputs.projections[told_apart],
+            again.projections[told_apart],
+            temperature=weights.instance_temperature,
+            valid=present[told_apart],
+            axis_name=axis_name,
+        )
+        counted.append((weights.instance_weight, terms["loss/instance"], True))
     if weights.contrastive_weight:
         terms["loss/contrastive"] = contrastive_term(outputs.projections, present, config=config, axis_name=axis_name)
         counted.append((weights.contrastive_weight, terms["loss/contrastive"], True))

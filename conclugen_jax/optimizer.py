@@ -185,4 +185,5 @@ def idle_parameters(config: ConfigDict) -> tuple[str, ...]:
     """Parameters that only the clustering term trains."""
     if not config.loss.clustering_weight:
         return ()
-    return ("clustering/.*",) if config.loss.contrastive_weight else ("clustering/.*", "projection/.*")
+    projection_is_trained = config.loss.contrastive_weight or config.loss.instance_weight
+    return ("clustering/.*",) if projection_is_trained else ("clustering/.*", "projection/.*")

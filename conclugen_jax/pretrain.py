@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax import checkpoint, loop, objective, parallel, progress, signals, train_state
+from conclugen_jax import checkpoint, loop, objective, parallel, progress, signals, train_state, views
 from conclugen_jax import config as config_lib
 from conclugen_jax import model as model_lib
 from conclugen_jax import optimizer as optimizer_lib
@@ -40,6 +40,7 @@ def pretrain_step(
     config: ConfigDict,
     steps_per_epoch: int,
     cluster: bool,
+    statistics: views.Statistics | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step; the metrics are those of the state before it."""
@@ -50,6 +51,7 @@ def pretrain_step(
         config=config,
         steps_per_epoch=steps_per_epoch,
         cluster=cluster,
+        statistics=statistics,
         axis_name=axis_name,
     )
     (_, (metrics, batch_stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -98,7 +100,8 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.D
     devices = list(devices or jax.devices())
     config_lib.check(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
-    stream = shards.ShardStream(dataset, config.data.train_split, config.data.modalities)
+    all_variants = config.data.variants == "random"
+    stream = shards.ShardStream(dataset, config.data.train_split, config.data.modalities, all_variants=all_variants)
     config_lib.check_objective(config)
     config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=len(devices))
     steps_per_epoch = len(stream.usable) // config.train.batch_size
@@ -124,7 +127,8 @@ def _run(
 ) -> TrainState:
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
     optimizer, schedule = optimizer_lib.from_config(config, steps_per_epoch)
-    programs = _programs(config, model, optimizer, schedule, steps_per_epoch, devices)
+    statistics = _view_statistics(config, manifest)
+    programs = _programs(config, model, optimizer, schedule, steps_per_epoch, statistics, devices)
     title = f"pretrain {workdir.name}"
     keep = {"keep_newest": config.checkpoint.keep_newest, "keep_best": config.checkpoint.keep_best}
     with checkpoint.Checkpoints(workdir, **keep) as saved:
@@ -141,7 +145,9 @@ def _run(
             )
             recorder = _Recorder(config, log, display, info)
             state, compiled = parallel.replicate(state, devices), set()
-            feed = loop.feed(rows, config, devices, loop.plan(first_step, steps_per_epoch, config.train))
+            dispatches = loop.plan(first_step, steps_per_epoch, config.train)
+            pairs = (config.loss.instance_modality,) if config.loss.instance_weight else ()
+            feed = loop.feed(rows, config, devices, dispatches, pairs=pairs)
             for dispatch, table, stacked in feed:
                 cluster = dispatch.epoch >= config.clustering.start_epoch
                 compiles = (cluster, dispatch.num_steps) not in compiled
@@ -173,7 +179,13 @@ def _beginning(first_step: int, total_steps: int) -> str:
     return f"resuming after step {first_step}" if first_step else "from random weights"
 
 
-def _programs(config, model, optimizer, schedule, steps_per_epoch, devices) -> dict[bool, Callable]:
+def _view_statistics(config: ConfigDict, manifest: Manifest) -> views.Statistics | None:
+    if not config.loss.instance_weight:
+        return None
+    return views.Statistics(*manifest.standardization(config.loss.instance_modality))
+
+
+def _programs(config, model, optimizer, schedule, steps_per_epoch, statistics, devices) -> dict[bool, Callable]:
     """The compiled dispatch before (``False``) and after (``True``) clustering joins the objective."""
     step = functools.partial(
         pretrain_step,
@@ -182,6 +194,7 @@ def _programs(config, model, optimizer, schedule, steps_per_epoch, devices) -> d
         schedule=schedule,
         config=config,
         steps_per_epoch=steps_per_epoch,
+        statistics=statistics,
         axis_name=parallel.AXIS,
     )
     return {

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     data.validation_split = "validation"  # split that chooses the best epoch (downstream)
     data.test_split = "test"  # split that is scored (downstream)
     data.standardize = False  # to zero mean, unit deviation by the training data; linear evaluation: as its checkpoint
+    data.variants = "random"  # random (one of the stored variants of an example at each visit) | first
     data.tier = "auto"  # auto | device | host | shards: where the rows are kept
     data.device_table_gib = 16.0  # auto: a split up to this size, GiB, is kept on every device
     data.host_table_gib = 64.0  # auto: a split up to this size, GiB, is kept in host memory
@@ -39,12 +40,19 @@ def get_config() -> ConfigDict:
     loss.contrastive_weight = 1.0  # of L_MMS; 0 leaves the term and its networks out
     loss.clustering_weight = 1.0  # of L_Clu; likewise
     loss.reconstruction_weight = 1.0  # of L_Rec; likewise
+    loss.instance_weight = 0.0  # of L_NCE between two views of one modality; likewise
+    loss.instance_modality = "video"  # the modality whose views L_NCE tells apart
+    loss.instance_temperature = 0.07  # tau in L_NCE
     loss.reduction = "sum"  # sum (paper) | mean (authors' code: of the weighted terms)
     loss.contrastive_pairs = "all"  # all | circle (authors' code for more than three modalities)
     loss.contrastive_margin = 1e-3  # delta in L_MMS
     loss.clustering_margin = 1e-3  # delta in L_Clu
     loss.margin_in_denominator = False  # subtract delta in L_Clu's denominator too (authors' code: True)
     loss.clustering_target = "joint"  # joint (the fused vector) | individual (each modality, summed)
+
+    config.views = views = ConfigDict()  # how L_NCE's two views are made where no variants are stored
+    views.mask_rate = 0.2  # share of features replaced by their mean over the training split
+    views.noise = 0.2  # standard deviation of Gaussian noise, in standard deviations of each feature
 
     config.clustering = clustering = ConfigDict()
     clustering.num_clusters = 8  # K, number of centroids

@@ -71,18 +71,20 @@ def test_methods_are_those_of_the_paper():
         if "launch.pretrain" in path.read_text():
             config = load(path)
             weights = config.loss
-            terms = (weights.contrastive_weight, weights.clustering_weight, weights.reconstruction_weight)
+            names = ("contrastive", "clustering", "reconstruction", "instance")
+            terms = "+".join(name for name in names if weights[f"{name}_weight"])
             rates = config.optimizer.learning_rate, config.optimizer.weight_decay
-            found[path.stem] = tuple(map(bool, terms)), *rates, config.data.modalities
+            found[path.stem] = terms, *rates, config.data.modalities
             config.data.path = "somewhere"
             config_lib.check(config)
     every = ("video", "audio", "text")
     assert found == {
-        "conclugen": ((True, True, True), 9e-5, 3.2e-4, every),
-        "conclu": ((True, True, False), 9e-5, 3.2e-4, every),
-        "congen": ((True, False, True), 3.6e-4, 3.2e-4, every),
-        "multi_cont": ((True, False, False), 3.6e-4, 3.2e-4, every),
-        "multi_cont_without_text": ((True, False, False), 3.6e-4, 3.2e-4, ("video", "audio")),
-        "multi_cont_without_audio": ((True, False, False), 3.6e-4, 3.2e-4, ("video", "text")),
-        "generative": ((False, False, True), 3.6e-4, 3.2e-4, every),
+        "conclugen": ("contrastive+clustering+reconstruction", 9e-5, 3.2e-4, every),
+        "conclu": ("contrastive+clustering", 9e-5, 3.2e-4, every),
+        "congen": ("contrastive+reconstruction", 3.6e-4, 3.2e-4, every),
+        "multi_cont": ("contrastive", 3.6e-4, 3.2e-4, every),
+        "multi_cont_without_text": ("contrastive", 3.6e-4, 3.2e-4, ("video", "audio")),
+        "multi_cont_without_audio": ("contrastive", 3.6e-4, 3.2e-4, ("video", "text")),
+        "instance_cont": ("instance", 3.6e-4, 3.2e-4, ("video",)),
+        "generative": ("reconstruction", 3.6e-4, 3.2e-4, every),
     }

@@ -22,7 +22,7 @@ ORDER = [
     {"data.host_table", "data.inspection", "data.inspection_view"},
     {"data.batches"},
     {"parallel"},
-    {"losses", "optimizer"},
+    {"losses", "optimizer", "views"},
     {"clustering", "metrics", "signals", "progress", "trackers"},
     {"model", "config"},
     {"train_state", "checkpoint", "workdir"},

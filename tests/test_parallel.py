@@ -71,11 +71,14 @@ def train(config, table, indices, num_devices):
     )
     queue = jax.random.normal(jax.random.key(4), state.queue.shape)
     full = parallel.replicate(state.replace(step=jnp.int32(5), queue=queue, queue_batches=jnp.int32(2)), devices)
-    grads, stats, kmeans, loss = mapped(full, placed, parallel.split_rows(indices[0], num_devices))
+    grads, stats, kmeans, loss = mapped(
+        full, placed, parallel.split_rows({"indices": indices[0], "variants": {}}, num_devices)
+    )
 
     state, history = parallel.replicate(state, devices), []
     for part in np.split(indices, 5):
-        state, metrics = program(state, placed, parallel.split_rows(part, num_devices, axis=1))
+        batch = parallel.split_rows({"indices": part, "variants": {}}, num_devices, axis=1)
+        state, metrics = program(state, placed, batch)
         history.append(jax.tree.map(np.asarray, metrics))
     metrics = {k: np.concatenate([h[k] for h in history]) for k in history[0]}
     return state, metrics, flat(grads), flat(stats), kmeans, np.asarray(loss)
@@ -150,7 +153,7 @@ def test_batches_and_their_order_do_not_depend_on_the_number_of_devices(table):
         feed = loop.feed(source, config, devices, plan, keys=("label",))
         taken = []
         for dispatch, placed, stacked in feed:
-            got = stacked if placed is not None else stacked["label"]
+            got = stacked["indices"] if placed is not None else stacked["label"]
             assert got.shape == (count, dispatch.num_steps, 16 // count)
             # Device d holds rows d * n .. (d + 1) * n of every step's batch.
             order = np.moveaxis(np.asarray(got), 0, 1).reshape(dispatch.num_steps, 16)

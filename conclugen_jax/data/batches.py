@@ -6,7 +6,8 @@ the number of devices and wherever the rows are kept (device table, host table, 
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,17 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     Positions are sorted by a 32-bit hash of (seed, epoch, position), equal hashes by position: the same on every
     machine and in every release of NumPy, and as easily computed on a device.
     """
-    seed, epoch = np.uint32(seed), np.uint32(epoch)
     with np.errstate(over="ignore"):  # arithmetic modulo 2**32 is meant
-        key = _mix(_mix(np.atleast_1d(seed) + np.uint32(0x9E3779B9)) ^ (epoch * np.uint32(0x85EBCA6B) + np.uint32(1)))
+        key = _stream_key(seed, epoch)
         positions = np.arange(num_examples, dtype=np.uint32)
         hashes = _mix(_mix(positions ^ key) + _mix(key + np.uint32(0x6C8E9CF5)))
     return np.argsort(hashes, kind="stable")
+
+
+def _stream_key(seed: int, epoch: int) -> np.ndarray:
+    seed, epoch = np.uint32(seed), np.uint32(epoch)
+    with np.errstate(over="ignore"):
+        return _mix(_mix(np.atleast_1d(seed) + np.uint32(0x9E3779B9)) ^ (epoch * np.uint32(0x85EBCA6B) + np.uint32(1)))
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -108,6 +114,34 @@ def batch_indices(
     """
     order = usable[epoch_order(seed, epoch, len(usable))]
     return order[first_step * batch_size :][: num_steps * batch_size].reshape(num_steps, batch_size).astype(np.int32)
+
+
+def variant_choices(
+    indices: np.ndarray, variants: Mapping[str, int], *, seed: int, epoch: int, pairs: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Which stored variant of each row an epoch visits, by a hash of (seed, epoch, row, modality).
+
+    Args:
+      indices: of the rows, any shape.
+      variants: modality -> how many are stored.
+      seed: of the run.
+      epoch: counted from 0.
+      pairs: modalities of which two different variants of a row are wanted.
+
+    Returns:
+      modality -> int32 in the shape of the indices; with one more axis, of 2, for pairs.
+    """
+    choices = {}
+    for m, number in variants.items():
+        with np.errstate(over="ignore"):  # arithmetic modulo 2**32 is meant
+            key = _mix(_stream_key(seed, epoch) + np.uint32(zlib.crc32(m.encode())))
+            hashes = _mix(_mix(indices.astype(np.uint32) ^ key) + key)
+        first = hashes % np.uint32(number)
+        if m in pairs:
+            further = np.uint32(1) + _mix(hashes) % np.uint32(number - 1)
+            first = np.stack([first, (first + further) % np.uint32(number)], axis=-1)
+        choices[m] = first.astype(np.int32)
+    return choices
 
 
 def evaluation_batches(indices: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:

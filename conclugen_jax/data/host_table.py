@@ -11,11 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.shards import ShardStream
+from conclugen_jax.data.shards import ShardStream, Variants
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.types import Rows
 
@@ -33,10 +34,17 @@ class HostTable:
     def __init__(self, table: Rows, usable: np.ndarray):
         self.table, self.usable = table, usable
         self.num_examples = len(table["label"])
+        self.variants = {m: x.shape[1] for m, x in table["features"].items() if x.ndim == 3}
 
-    def rows(self, indices: np.ndarray) -> Rows:
-        """Rows at the given indices, in that order."""
-        return map_arrays(lambda x: x[indices], self.table)
+    def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
+        """Rows at the given indices, in that order; see :class:`conclugen_jax.data.shards.RowSource`."""
+        wanted = dict.fromkeys(self.variants, np.zeros(len(indices), int)) | dict(variants or {})
+        features = {
+            m: x[per_variant(indices, wanted[m]), wanted[m]] if m in wanted else x[indices]
+            for m, x in self.table["features"].items()
+        }
+        others = {k: v for k, v in self.table.items() if k != "features"}
+        return {"features": features, **map_arrays(lambda x: x[indices], others)}
 
 
 class DeviceTable(HostTable):
@@ -59,7 +67,7 @@ def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
     """All rows of a split, memory-mapped; in memory where the files cannot be written."""
     folder = stream.dataset.path / FOLDER / stream.split
     labels = f"label.{stream.target}"  # no modality has a dot in its name; the main label's is empty
-    names = (*stream.modalities, labels)
+    names = (*(_column(stream, m) for m in stream.modalities), labels)
     if not all(_is_intact(stream, folder, name) for name in names):
         try:
             _make(stream, folder, labels, progress)
@@ -70,10 +78,15 @@ def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
             return read(stream, progress=progress)
     columns = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in names}
     return {
-        "features": {m: columns[m] for m in stream.modalities},
+        "features": {m: columns[_column(stream, m)] for m in stream.modalities},
         "present": {m: stream.presence[:, c] for c, m in enumerate(stream.modalities)},
         "label": columns[labels],
     }
+
+
+def _column(stream: ShardStream, modality: str) -> str:
+    """Name of the files of a modality: those of all variants are others than those of variant 0."""
+    return f"{modality}.variants" if modality in stream.variants else modality
 
 
 def _is_intact(stream: ShardStream, folder: Path, name: str) -> bool:
@@ -100,7 +113,8 @@ def _make(stream: ShardStream, folder: Path, labels: str, progress: Progress) ->
     try:
         files = {}
         for start, chunk in _chunks(stream, progress):
-            for name, x in {**chunk["features"], labels: chunk["label"]}.items():
+            features = {_column(stream, m): x for m, x in chunk["features"].items()}
+            for name, x in {**features, labels: chunk["label"]}.items():
                 if name not in files:
                     shape = (stream.num_examples, *x.shape[1:])
                     files[name] = np.lib.format.open_memmap(scratch / f"{name}.npy", "w+", x.dtype, shape)
@@ -130,9 +144,15 @@ def _chunks(stream: ShardStream, progress: Progress) -> Iterator[tuple[int, Rows
     n = stream.num_examples
     for start in range(0, n, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, n)
-        yield start, stream.rows(np.arange(start, stop))
+        every = {m: np.tile(np.arange(number), (stop - start, 1)) for m, number in stream.variants.items()}
+        yield start, stream.rows(np.arange(start, stop), every)
         if progress is not None:
             progress(stop, n)
+
+
+def per_variant(indices: Any, variants: Any) -> Any:
+    """Row indices [n] in the shape of the variants asked for, [n] or [n, k]; NumPy or JAX."""
+    return indices[:, None] if variants.ndim == 2 else indices
 
 
 def map_arrays(fn: Callable[[np.ndarray], np.ndarray], rows: Rows) -> Rows:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,26 +48,41 @@ def open_dataset(path: str | Path, *, verify: str = "hash") -> Dataset:
     return Dataset(Path(path), manifest, verify)
 
 
+Variants = Mapping[str, np.ndarray]
+"""Modality -> which stored variants of the rows asked for: integer [n] or, for several of each row, [n, k]."""
+
+
 class RowSource(Protocol):
     """Rows of one split by index."""
 
     tier: str
     num_examples: int
     usable: np.ndarray  # int64, the rows that have at least one of the modalities, in the split's order
+    variants: Mapping[str, int]  # modality -> number of variants that can be asked for, where there are several
 
-    def rows(self, indices: np.ndarray) -> Rows:
-        """Rows at the given indices, in that order."""
+    def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
+        """Rows at the given indices, in that order.
+
+        Args:
+          indices: [n].
+          variants: which ones; variant 0 where a modality is not named. Features [n, k, dim] where [n, k] are named.
+        """
 
 
 class ShardStream:
-    """Rows read from the shards when they are asked for: random access, nothing kept.
-
-    Where several variants of an example are stored, its row has variant 0.
-    """
+    """Rows read from the shards when they are asked for: random access, nothing kept."""
 
     tier = "shards"
 
-    def __init__(self, dataset: Dataset, split: str, modalities: Sequence[str], *, target: str = ""):
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        modalities: Sequence[str],
+        *,
+        target: str = "",
+        all_variants: bool = False,
+    ):
         """Open a split.
 
         Args:
@@ -75,6 +90,7 @@ class ShardStream:
           split: its name.
           modalities: those to read, in this order.
           target: which further target is the rows' label; the main one by default.
+          all_variants: whether tables made of this stream hold all stored variants of an example, or variant 0 only.
 
         Raises:
           ConclugenError: unknown split, modality or target, files that do not fit the manifest, or no usable row.
@@ -101,38 +117,39 @@ class ShardStream:
                 f"{where}: no row of split {split!r} has any of the modalities {list(modalities)}; name others"
             )
         stored = manifest.variants if split == next(iter(manifest.splits)) else {}
-        self._wire = Wire({f"features/{m}": dim * stored.get(m, 1) for m, dim in manifest.modalities.items()})
-        self.gib = self.num_examples * sum(manifest.modalities[m] for m in self.modalities) * 4 / 2**30
+        self._stored = {m: stored.get(m, 1) for m in manifest.modalities}
+        self.variants = {m: self._stored[m] for m in self.modalities if all_variants and self._stored[m] > 1}
+        self._wire = Wire({f"features/{m}": dim * self._stored[m] for m, dim in manifest.modalities.items()})
+        floats = sum(manifest.modalities[m] * self.variants.get(m, 1) for m in self.modalities)
+        self.gib = self.num_examples * floats * 4 / 2**30
 
-    def rows(self, indices: np.ndarray) -> Rows:
-        """Rows at the given indices, in that order."""
-        n, dims = len(indices), self.dataset.manifest.modalities
-        features = {m: np.empty((n, dims[m]), np.float32) for m in self.modalities}
-        columns = [(x, self._wire.offset(f"features/{m}"), dims[m]) for m, x in features.items()]
+    def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
+        """Rows at the given indices, in that order; see :class:`RowSource`."""
+        dims, wanted = self.dataset.manifest.modalities, variants or {}
+        features = {m: np.empty((*np.shape(wanted.get(m, indices)), dims[m]), np.float32) for m in self.modalities}
+        columns = [(m, x, self._wire.offset(f"features/{m}"), dims[m]) for m, x in features.items()]
         labels = []
         with self._reading():
             for i, record in enumerate(self._read(indices)):
                 found = self._wire.locate(record)
-                if found is not None:
-                    start, others = found
-                    for x, offset, dim in columns:
-                        x[i] = np.frombuffer(record, "<f4", dim, start + offset)
-                else:
-                    others = _parse(record)
-                    for m, x in features.items():
-                        x[i] = np.frombuffer(_bytes(others, f"features/{m}"), "<f4", dims[m])
+                others = found[1] if found is not None else _parse(record)
+                for m, x, offset, dim in columns:
+                    data, start = record, offset
+                    if found is None:
+                        data, start = _bytes(others, f"features/{m}"), 0
+                    else:
+                        start += found[0]
+                    if m in wanted:
+                        all_of_them = np.frombuffer(data, "<f4", dim * self._stored[m], start).reshape(-1, dim)
+                        x[i] = all_of_them[wanted[m][i]]
+                    else:
+                        x[i] = np.frombuffer(data, "<f4", dim, start)
                 labels.append(self._label(others))
         return {
             "features": features,
             "present": {m: self.presence[indices, c] for c, m in enumerate(self.modalities)},
             "label": self._stacked(labels),
         }
-
-    def variants(self, modality: str, indices: np.ndarray) -> np.ndarray:
-        """All stored variants of a modality: float32 [n, variants, dim]."""
-        dim = self.dataset.manifest.modalities[modality]
-        examples = self._examples(indices)
-        return np.stack([np.frombuffer(_bytes(e, f"features/{modality}"), "<f4").reshape(-1, dim) for e in examples])
 
     def names(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids and groups of the rows, two string arrays."""
