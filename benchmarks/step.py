@@ -66,10 +66,11 @@ def time_step(batch: int, representation_dim: int, steps: int) -> dict[str, obje
     )
     program = parallel.map_step(loop.make_dispatch(step), devices)
     indices = np.stack([np.arange(batch, dtype=np.int32) + i % 2 * batch for i in range(steps)])[None]
+    batches = {"indices": indices, "variants": {}}
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        state, metrics = program(state, table, indices)
+        state, metrics = program(state, table, batches)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - start)
     a, b = (jax.random.normal(jax.random.key(i), (4096, 4096)) for i in (3, 4))

@@ -26,7 +26,7 @@ CHOICES = {
     "clustering.metric": clustering.METRICS,
     "optimizer.name": optimizer.OPTIMIZERS,
     "schedule.granularity": ("epoch", "step"),
-    "downstream.protocol": ("linear_evaluation", "fine_tuning", "supervised"),
+    "downstream.protocol": ("linear_evaluation", "fine_tuning", "supervised", "raw_features"),
     "downstream.fusion": ("concat", "mean"),
     "downstream.class_weights": ("inverse_frequency", "none"),
 }
@@ -77,6 +77,10 @@ RANGES = {
     "downstream.threshold": (0, 1),
     "downstream.encoder_rate": (0, 1e6),
     "downstream.early_stopping_epochs": (0, 10**6),
+    "downstream.labels_per_class": (0, 10**9),
+    "downstream.label_draw": (0, 2**31 - 1),
+    "downstream.num_folds": (0, 10**4),
+    "downstream.fold": (-1, 10**4),
 }
 
 
@@ -140,6 +144,25 @@ def check_objective(config: ConfigDict) -> None:
         raise ConclugenError(
             f"config.model.bottleneck names {min(unknown)!r}, which is not among config.data.modalities "
             f"{tuple(config.data.modalities)}; remove it"
+        )
+
+
+def check_downstream(config: ConfigDict) -> None:
+    """Refuse choices of a downstream run that do not go together."""
+    section = config.downstream
+    if (
+        section.num_folds in (1, 2)
+        or not -1 <= section.fold < max(section.num_folds, 1)
+        or (section.fold > 0 and not section.num_folds)
+    ):
+        raise ConclugenError(
+            f"config.downstream.num_folds is {section.num_folds} and fold {section.fold}; there must be 3 folds at least "
+            "(or 0: the data set's own splits), counted from 0 (-1: all of them)"
+        )
+    if section.protocol == "raw_features" and section.fusion == "mean":
+        raise ConclugenError(
+            "config.downstream.fusion is 'mean', but raw features of different modalities have different sizes; set it to "
+            "'concat'"
         )
 
 

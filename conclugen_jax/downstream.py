@@ -1,12 +1,14 @@
 """Downstream training: a classifier on representations, frozen (linear evaluation) or trained with it.
 
-Linear evaluation, fine-tuning and the supervised baseline are one code path, told apart by where the encoder's weights
-come from and which parameters are trained. A frozen encoder is run once per split; training then reads its representations.
+Linear evaluation, fine-tuning, the supervised baseline and raw features are one code path, told apart by where the
+encoder's weights come from and which parameters are trained. A frozen encoder is run once per split; training then reads
+its representations.
 """
 
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +19,17 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax import checkpoint, loop, parallel, probe, progress, signals, train_state
+from conclugen_jax import checkpoint, loop, parallel, progress, signals, train_state
 from conclugen_jax import config as config_lib
-from conclugen_jax import model as model_lib
+from conclugen_jax import encoder as encoder_lib
 from conclugen_jax import optimizer as optimizer_lib
+from conclugen_jax import splits as splits_lib
 from conclugen_jax import task as task_lib
 from conclugen_jax import workdir as workdir_lib
-from conclugen_jax.data import batches, host_table, shards
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.encoder import Encoder
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.task import TRAINABLE, Task
 from conclugen_jax.train_state import TrainState
@@ -78,50 +81,65 @@ def downstream(
     """
     devices = list(devices or jax.devices())
     config_lib.check(config)
+    config_lib.check_downstream(config)
+    if config.downstream.num_folds and config.downstream.fold == -1:
+        return _all_folds(config, Path(workdir), devices)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
-    manifest = dataset.manifest
-    label = _label(config, manifest)
-    where = f"data set {config.data.path}"
-    for split in (config.data.train_split, config.data.validation_split, config.data.test_split):
-        manifest_lib.choose(manifest.splits, [split], what="split", where=where)
-    encoder = _encoder(config, manifest)
-    splits = ("train", "validation", "test")
+    label = splits_lib.label_of(config, dataset)
+    encoder = encoder_lib.from_config(config, dataset.manifest)
     encodes = "representation/.*" in TRAINABLE[config.downstream.protocol]
-    streams = {
-        name: shards.ShardStream(
-            dataset,
-            getattr(config.data, f"{name}_split"),
-            encoder.modalities,
-            target=config.downstream.target,
-            all_variants=name == "train" and encodes and config.data.variants == "random",
-        )
-        for name in splits
-    }
-    config_lib.check_batches(config, num_examples=len(streams["train"].usable), num_devices=len(devices))
+    streams = splits_lib.open_streams(config, dataset, encoder.modalities, all_variants=encodes)
+    _check_batches(config, len(streams["train"].usable), devices)
     with (
         workdir_lib.claim(workdir) as folder,
         signals.caught() as stop,
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
-        workdir_lib.settle(folder, config, manifest)
+        workdir_lib.settle(folder, config, dataset.manifest)
         if (folder / RESULT).exists():
-            return _finished(folder / RESULT, encoder)
-        rows = {name: loop.load_rows(config, stream) for name, stream in streams.items()}
-        return _run(config, folder, manifest, label, encoder, rows, devices, stop)
+            return finished(folder / RESULT, encoder)
+        rows = splits_lib.load(config, label, streams)
+        return _run(config, folder, dataset.manifest, label, encoder, rows, devices, stop)
 
 
-def _label(config: ConfigDict, manifest: Manifest) -> LabelSpec:
-    """What is to be predicted."""
-    where, target = f"data set {config.data.path}", config.downstream.target
-    if target:
-        manifest_lib.choose(manifest.targets, [target], what="target", where=where)
-    label = manifest.targets[target] if target else manifest.label
-    if label.kind == "none":
-        raise ConclugenError(f"{config.data.path}: the data set has no labels; a downstream run needs them")
-    return label
+def _check_batches(config: ConfigDict, num_examples: int, devices: Sequence[jax.Device]) -> None:
+    """With few labels the batch is what there is; else it must fit the data."""
+    if not config.downstream.labels_per_class:
+        config_lib.check_batches(config, num_examples=num_examples, num_devices=len(devices))
 
 
-def _finished(path: Path, encoder: "_Encoder") -> dict[str, Any]:
+def fitting_batch(config: ConfigDict, num_examples: int, num_devices: int) -> int:
+    """Examples per step: those configured or, with few labels per class, at most as many as there are."""
+    most = num_examples // num_devices * num_devices
+    if not config.downstream.labels_per_class or config.train.batch_size <= most:
+        return config.train.batch_size
+    if not most:
+        raise ConclugenError(
+            f"{num_examples} labelled examples cannot be shared by {num_devices} devices; use fewer devices or raise "
+            "config.downstream.labels_per_class"
+        )
+    return most
+
+
+def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """Every fold once, each a run in a folder of its own; the scores are means over folds, beside those of each."""
+    results = []
+    for fold in range(config.downstream.num_folds):
+        one = config.copy_and_resolve_references()
+        one.downstream.fold = fold
+        results.append(downstream(one, workdir / f"fold_{fold}", devices=devices))
+    shared = {k: results[0][k] for k in ("protocol", "encoder", "data", "modalities", "target", "kind", "classes")}
+    measures = [k for k, v in results[0]["test"].items() if isinstance(v, float)]
+    result = {**shared, "num_folds": len(results), "best_epochs": [r["best_epoch"] for r in results]}
+    for split in ("validation", "test"):
+        values = {k: [r[split][k] for r in results] for k in measures}
+        result[split] = {k: float(np.mean(v)) for k, v in values.items()}
+        result[f"{split}_folds"] = values
+    workdir_lib.write_atomically(workdir / RESULT, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def finished(path: Path, encoder: Encoder) -> dict[str, Any]:
     """The result of a run that is finished already, if it is of the same weights."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -146,6 +164,7 @@ class _Run:
       task: what is predicted, and from what.
       splits: ``train``, ``validation`` and ``test`` rows.
       devices: that share a batch.
+      evaluation_batch: examples per call of ``forward``.
       forward: compiled outputs, for evaluation.
     """
 
@@ -153,19 +172,20 @@ class _Run:
     task: Task
     splits: Mapping[str, shards.RowSource]
     devices: Sequence[jax.Device]
+    evaluation_batch: int
     forward: Callable
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.splits["train"].usable) // self.config.train.batch_size
 
-    def scores(self, weights: Mapping[str, Any], split: str) -> dict[str, Any]:
-        """All scores of a split, from the predictions for all its examples that have a label."""
+    def scores(self, weights: Mapping[str, Any], split: str, *, brief: bool = False) -> dict[str, Any]:
+        """All scores of a split (or, ``brief``, loss and measure), from the predictions for all examples with a label."""
         logits, facts = loop.evaluate(
             self.forward,
             parallel.replicate(weights, self.devices),
             self.splits[split],
-            batch_size=self.config.train.batch_size,
+            batch_size=self.evaluation_batch,
             num_devices=len(self.devices),
         )
         known = task_lib.known(self.task.label, facts["label"])
@@ -173,11 +193,12 @@ class _Run:
             raise ConclugenError(
                 f"{self.config.data.path}: no example of the {split} split has the label; name another"
             )
-        return self.task.scores(logits[known], facts["label"][known])
+        of_known = self.task.brief_scores if brief else self.task.scores
+        return of_known(logits[known], facts["label"][known])
 
 
 class Best(NamedTuple):
-    """The epoch of best validation scores, the earliest of equals, and its weights on the host."""
+    """The epoch of best validation measure, the earliest of equals, and its weights on the host."""
 
     epoch: int
     scores: dict[str, Any]
@@ -189,7 +210,7 @@ def _run(
     workdir: Path,
     manifest: Manifest,
     label: LabelSpec,
-    encoder: "_Encoder",
+    encoder: Encoder,
     splits: Mapping[str, shards.RowSource],
     devices: Sequence[jax.Device],
     stop: signals.Stop,
@@ -197,36 +218,35 @@ def _run(
     trainable = TRAINABLE[config.downstream.protocol]
     encode = "representation/.*" in trainable
     if not encode:
-        splits = {name: _represented(encoder, rows, config, devices) for name, rows in splits.items()}
-    labels = task_lib.labels_of(splits["train"])
-    splits["train"].usable = np.intersect1d(splits["train"].usable, np.flatnonzero(task_lib.known(label, labels)))
-    config_lib.check_batches(config, num_examples=len(splits["train"].usable), num_devices=len(devices))
-    task = task_lib.create(config, label, encoder.model, encode, labels[splits["train"].usable], parallel.AXIS)
+        splits = {name: encoder_lib.represented(encoder, rows, config, devices) for name, rows in splits.items()}
+    usable = splits["train"].usable
+    _check_batches(config, len(usable), devices)
+    evaluation_batch = math.ceil(config.train.batch_size / len(devices)) * len(devices)
+    config = config.copy_and_resolve_references()
+    config.train.batch_size = fitting_batch(config, len(usable), len(devices))
+    labels = task_lib.labels_of(splits["train"])[usable]
+    task = task_lib.create(config, label, encoder.model, encode, labels, parallel.AXIS)
     forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
-    run = _Run(config, task, splits, devices, forward)
+    run = _Run(config, task, splits, devices, evaluation_batch, forward)
     rates = {"representation/.*": config.downstream.encoder_rate}
     optimizer, schedule = optimizer_lib.from_config(config, run.steps_per_epoch, trainable, rates)
     step = functools.partial(downstream_step, task=task, optimizer=optimizer, schedule=schedule)
-    state = _fresh_state(config, task, encoder, optimizer)
+    state = fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
     title = f"{config.downstream.protocol} {workdir.name}"
     total_steps = config.train.num_epochs * run.steps_per_epoch
     with (
         workdir_lib.MetricsLog(workdir, step=0, tensorboard=config.train.tensorboard) as log,
         progress.Display(title, total_steps=total_steps, steps_per_epoch=run.steps_per_epoch) as display,
     ):
-        display.say(f"{title}: {len(splits['train'].usable)} examples, modalities {', '.join(encoder.modalities)}")
+        display.say(f"{title}: {len(usable)} examples, modalities {', '.join(encoder.modalities)}")
+        for name in task_lib.never_seen(label, labels):
+            display.say(f"warning: no training example is {name!r}; the classifier cannot learn to predict it")
         best = _fit(run, step, state, log, display, stop)
     with checkpoint.Checkpoints(workdir) as saved:
         saved.save((best.epoch + 1) * run.steps_per_epoch, best.weights, {"best_epoch": best.epoch})
-    result = {
-        "protocol": config.downstream.protocol,
-        "encoder": encoder.origin,
-        "data": {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()},
-        "modalities": encoder.modalities,
-        "target": config.downstream.target,
-        "kind": label.kind,
-        "classes": list(label.names),
-        "num_train_examples": len(splits["train"].usable),
+    result = facts(config, manifest, label, encoder) | {
+        "num_train_examples": len(usable),
+        "labels_per_class": config.downstream.labels_per_class,
         "best_epoch": best.epoch,
         "validation": run.scores(best.weights, "validation"),
         "test": run.scores(best.weights, "test"),
@@ -254,7 +274,7 @@ def _fit(
         records = loop.records(dispatch, metrics)
         if dispatch.ends_epoch:
             weights = {"params": state.params, "feature_stats": state.feature_stats}
-            scores = run.scores(weights, "validation")
+            scores = run.scores(weights, "validation", brief=True)
             records[-1] |= {"validation/loss": scores["loss"], f"validation/{task.measure}": scores[task.measure]}
             if best is None or task.is_better(scores, best.scores):
                 # A copy on the host: the next dispatch takes the state's memory.
@@ -273,93 +293,43 @@ def _fit(
     return best
 
 
-class _Encoder(NamedTuple):
-    """The representation network.
-
-    Attributes:
-      model: computes representations.
-      variables: its parameters and feature statistics.
-      modalities: whose representations are used.
-      origin: where the weights come from, for the result: workdir, step, seed, hash of the parameters.
-    """
-
-    model: model_lib.ConCluGen
-    variables: dict[str, Any]
-    modalities: list[str]
-    origin: dict[str, Any]
+def facts(config: ConfigDict, manifest: Manifest, label: LabelSpec, encoder: Encoder) -> dict[str, Any]:
+    """What a result says of where it comes from."""
+    return {
+        "protocol": config.downstream.protocol,
+        "encoder": encoder.origin,
+        "data": {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()},
+        "modalities": encoder.modalities,
+        "target": config.downstream.target,
+        "kind": label.kind,
+        "classes": list(label.names),
+    }
 
 
-def _encoder(config: ConfigDict, manifest: Manifest) -> _Encoder:
-    """Where the weights come from: 1. the named pretraining checkpoint; 2. random, for the supervised baseline."""
-    source, step = None, 0
-    if config.downstream.protocol != "supervised":
-        source = config.downstream.checkpoint
-        if not source:
-            raise ConclugenError(
-                "config.downstream.checkpoint is empty; linear evaluation and fine-tuning need the workdir of a pretraining "
-                "run (the supervised baseline is --config.downstream.protocol=supervised)"
-            )
-        step = probe.find_step(source, config.downstream.checkpoint_step)
-        model, variables, trained = probe.load(source, step)
-        seed = trained.seed
-    else:
-        where, wanted = f"data set {config.data.path}", config.downstream.modalities or config.data.modalities
-        names = manifest_lib.choose(manifest.modalities, wanted, what="modality", where=where)
-        model = model_lib.from_config(config, {m: manifest.modalities[m] for m in names}).clone(heads=())
-        key, _ = jax.random.split(jax.random.key(config.seed))
-        variables, seed = model_lib.initial_variables(model, key, manifest), config.seed
-    model = model.clone(dtype=model_lib.DTYPES[config.precision])
-    origin = {"workdir": source, "step": step, "seed": seed, "sha256": checkpoint.fingerprint(variables["params"])}
-    return _Encoder(model, variables, _modalities(config, model, manifest), origin)
-
-
-def _modalities(config: ConfigDict, model: model_lib.ConCluGen, manifest: Manifest) -> list[str]:
-    """Modalities whose representations are used: those asked for, or all of the encoder's."""
-    known = dict(model.feature_dims)
-    where = f"checkpoint {config.downstream.checkpoint}"
-    names = manifest_lib.choose(known, config.downstream.modalities or known, what="modality", where=where)
-    manifest_lib.choose(manifest.modalities, names, what="modality", where=f"data set {config.data.path}")
-    for m in names:
-        if known[m] != manifest.modalities[m]:
-            raise ConclugenError(
-                f"data set {config.data.path} has {manifest.modalities[m]} features of modality {m!r}, {where} was "
-                f"trained on {known[m]}; use features of the same extractor"
-            )
-    return names
-
-
-def _represented(
-    encoder: _Encoder, rows: shards.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
-) -> host_table.HostTable:
-    """The split with representations in place of features, computed once."""
-    forward = parallel.map_forward(
-        lambda v, batch: encoder.model.apply(v, batch["features"], method="represent"), devices
-    )
-    representations, facts = loop.evaluate(
-        forward,
-        parallel.replicate(encoder.variables, devices),
-        rows,
-        batch_size=config.train.batch_size,
-        num_devices=len(devices),
-    )
-    gib = sum(x.nbytes for x in representations.values()) / 2**30
-    limit = config.data.device_table_gib
-    tier = batches.choose_tier("auto", gib, device_table_gib=limit, host_table_gib=float("inf"))
-    return batches.TABLES[tier]({"features": representations, **facts}, rows.usable)
-
-
-def _fresh_state(
-    config: ConfigDict, task: Task, encoder: _Encoder, optimizer: optax.GradientTransformation
+def fresh_state(
+    config: ConfigDict,
+    task: Task,
+    dims: Mapping[str, int],
+    optimizer: optax.GradientTransformation,
+    encoder_variables: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """A random classifier, on top of the encoder's parameters where those are trained too."""
+    """A random classifier, on top of the encoder's parameters where those are trained too.
+
+    Args:
+      config: its seed is used.
+      task: of the run.
+      dims: modality -> size of its representation.
+      optimizer: makes its first state.
+      encoder_variables: needed where the task encodes.
+    """
     _, run_key = jax.random.split(jax.random.key(config.seed))
     init_key, run_key = jax.random.split(run_key)
-    zeros = {m: jnp.zeros((1, encoder.model.representation_dim)) for m in encoder.modalities}
-    present = {m: jnp.ones(1, bool) for m in encoder.modalities}
+    zeros = {m: jnp.zeros((1, dim)) for m, dim in dims.items()}
+    present = {m: jnp.ones(1, bool) for m in dims}
     classifier = task.classifier.clone(axis_name=None)
     params = {"classifier": classifier.init(init_key, zeros, present=present)["params"]}
     feature_stats = {}
     if task.encode:
-        params["representation"] = encoder.variables["params"]["representation"]
-        feature_stats = encoder.variables.get("feature_stats", {})
+        params["representation"] = encoder_variables["params"]["representation"]
+        feature_stats = encoder_variables.get("feature_stats", {})
     return train_state.create({"params": params, "feature_stats": feature_stats}, optimizer, run_key)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from conclugen_jax import checkpoint, downstream, probe, task
+from conclugen_jax import checkpoint, downstream, encoder, probe, task
 from conclugen_jax import model as model_lib
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import batches, shards
@@ -25,7 +25,7 @@ class Network(NamedTuple):
     """What a run has learned.
 
     Attributes:
-      model: computes representations.
+      model: computes representations, or passes features on.
       variables: its parameters and feature statistics.
       modalities: that it was trained on, or that its classifier uses.
       classifier: of a downstream run, else None.
@@ -34,7 +34,7 @@ class Network(NamedTuple):
       threshold: probability above which a label of several is predicted.
     """
 
-    model: model_lib.ConCluGen
+    model: model_lib.ConCluGen | encoder.RawFeatures
     variables: Mapping[str, Any]
     modalities: list[str]
     classifier: model_lib.Classifier | None = None
@@ -60,7 +60,9 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         tree, _ = saved.restore_tree(saved.find(which))
     origin = result["encoder"]
-    if origin["workdir"] is None:
+    if result["protocol"] == "raw_features":
+        model, variables = encoder.raw_features(config, workdir_lib.read_data(workdir), result["modalities"])
+    elif origin["workdir"] is None:
         manifest = workdir_lib.read_data(workdir)
         sizes = {m: manifest.modalities[m] for m in result["modalities"]}
         model = model_lib.from_config(config, sizes).clone(heads=())
@@ -78,14 +80,15 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
         num_outputs=task.num_outputs(label), dropout_rate=0.0, fusion=config.downstream.fusion
     )
     params = {"params": tree["params"]["classifier"]}
-    model = model.clone(axis_name=None)
+    if isinstance(model, model_lib.ConCluGen):
+        model = model.clone(axis_name=None)
     return Network(model, variables, result["modalities"], classifier, params, label, config.downstream.threshold)
 
 
 def _result(workdir: Path) -> dict[str, Any]:
     try:
         result = json.loads((workdir / downstream.RESULT).read_text(encoding="utf-8"))
-        _ = result["encoder"]["workdir"], result["kind"], result["classes"], result["modalities"]
+        _ = [result[key] for key in ("protocol", "kind", "classes", "modalities")], result["encoder"]["workdir"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ConclugenError(f"{workdir / downstream.RESULT}: damaged ({type(e).__name__}: {e}); run it anew") from e
     return result

@@ -7,6 +7,21 @@ import numpy as np
 from sklearn.metrics import confusion_matrix, f1_score, multilabel_confusion_matrix, precision_recall_fscore_support
 
 
+def weighted_accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Accuracy weighted by occurrence: plain accuracy for one class per example [n]; for any number of labels [n, labels]
+    the accuracy (tp + tn) / n of each, weighted by its share of all positives (0 without any positive)."""
+    right = np.asarray(labels, int) == np.asarray(predictions, int)
+    if right.ndim == 1:
+        return float(right.mean())
+    support = np.asarray(labels, int).sum(axis=0)
+    return float(np.average(right.mean(axis=0), weights=support)) if support.any() else 0.0
+
+
+def absolute_error(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Mean absolute error of numbers [n]."""
+    return float(np.abs(np.asarray(labels, np.float64) - np.asarray(predictions, np.float64)).mean())
+
+
 def single_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Accuracy, F1, precision and recall of one class per example, each class weighted by its number of examples.
 
@@ -25,7 +40,7 @@ def single_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequ
     classes = np.arange(len(names))
     matrix = confusion_matrix(labels, predictions, labels=classes)
     scores = _weighted(labels, predictions, classes, names)
-    return {"accuracy": scores["recall"], **scores, "confusion_matrix": matrix.tolist()}
+    return {"accuracy": weighted_accuracy(labels, predictions), **scores, "confusion_matrix": matrix.tolist()}
 
 
 def multi_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
@@ -47,12 +62,9 @@ def multi_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Seque
     labels, predictions = labels.astype(int), predictions.astype(int)
     matrices = multilabel_confusion_matrix(labels, predictions, labels=np.arange(len(names)))
     scores = _weighted(labels, predictions, np.arange(len(names)), names)
-    accuracy = (labels == predictions).mean(axis=0)
-    support = labels.sum(axis=0)
-    for name, value in zip(names, accuracy, strict=True):
+    for name, value in zip(names, (labels == predictions).mean(axis=0), strict=True):
         scores["per_class"][name]["accuracy"] = float(value)
-    weighted = float(np.average(accuracy, weights=support)) if support.any() else 0.0
-    return {"accuracy": weighted, **scores, "confusion_matrix": matrices.tolist()}
+    return {"accuracy": weighted_accuracy(labels, predictions), **scores, "confusion_matrix": matrices.tolist()}
 
 
 def value_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
@@ -73,7 +85,7 @@ def value_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float
     steps = [np.clip(np.round(x), -3, 3) for x in (labels, predictions)]
     varies = labels.std() > 0 and predictions.std() > 0
     scores = {
-        "mae": float(np.abs(labels - predictions).mean()),
+        "mae": absolute_error(labels, predictions),
         "correlation": float(np.corrcoef(labels, predictions)[0, 1]) if varies else 0.0,
         "accuracy_7": float((steps[0] == steps[1]).mean()),
     }

@@ -324,6 +324,18 @@ class ConCluGen(nn.Module):
         return self.projection(representations, present, train)
 
 
+def fuse(representations: Mapping[str, jax.Array], present: Mapping[str, jax.Array], fusion: str) -> jax.Array:
+    """Join the representations of modalities [n, R]: ``concat`` [n, M R], or ``mean`` over those a row has [n, R].
+
+    The units of an absent modality are zero.
+    """
+    # Sorted: the order must not depend on whether the dict has passed through a compiled function.
+    parts = [jnp.where(present[m][:, None], representations[m], 0) for m in sorted(representations)]
+    if fusion == "concat":
+        return jnp.concatenate(parts, axis=1)
+    return sum(parts) / jnp.maximum(sum(present[m].astype(jnp.float32) for m in representations), 1)[:, None]
+
+
 class Classifier(nn.Module):
     """Dropout and one Linear on the joined representations.
 
@@ -359,12 +371,7 @@ class Classifier(nn.Module):
         Returns:
           float32 [n, num_outputs].
         """
-        # Sorted: the order must not depend on whether the dict has passed through a compiled function.
-        parts = [jnp.where(present[m][:, None], representations[m], 0) for m in sorted(representations)]
-        if self.fusion == "concat":
-            x = jnp.concatenate(parts, axis=1)
-        else:
-            x = sum(parts) / jnp.maximum(sum(p.astype(jnp.float32) for p in present.values()), 1)[:, None]
+        x = fuse(representations, present, self.fusion)
         if dropout_key is not None and self.dropout_rate:
             # Drawn for the whole batch, so that the number of devices changes nothing.
             shape = (x.shape[0] * parallel.device_count(self.axis_name), x.shape[1])

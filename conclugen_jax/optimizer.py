@@ -155,10 +155,13 @@ def from_config(
     steps_per_epoch: int,
     trainable: Sequence[str] = (".*",),
     rates: Mapping[str, float] | None = None,
+    *,
+    learning_rate: Any = None,
+    weight_decay: Any = None,
 ) -> tuple[optax.GradientTransformationExtraArgs, Callable[[jax.Array], jax.Array]]:
-    """Optimizer and learning rate schedule of a configuration."""
+    """Optimizer and learning rate schedule of a configuration; peak rate and decay may be others, also traced ones."""
     schedule = learning_rate_schedule(
-        config.optimizer.learning_rate,
+        config.optimizer.learning_rate if learning_rate is None else learning_rate,
         steps_per_epoch=steps_per_epoch,
         warmup_epochs=config.schedule.warmup_epochs,
         warmup_start=config.schedule.warmup_start,
@@ -170,7 +173,7 @@ def from_config(
     optimizer = make_optimizer(
         schedule,
         name=config.optimizer.name,
-        weight_decay=config.optimizer.weight_decay,
+        weight_decay=config.optimizer.weight_decay if weight_decay is None else weight_decay,
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,
         eps=config.optimizer.eps,

@@ -19,6 +19,7 @@ TRAINABLE = {
     "linear_evaluation": ("classifier/.*",),
     "fine_tuning": ("classifier/.*", "representation/.*"),
     "supervised": ("classifier/.*", "representation/.*"),
+    "raw_features": ("classifier/.*",),
 }
 """Protocol -> parameters that are trained; all others stay as they are, bit for bit."""
 
@@ -27,7 +28,7 @@ class Task(NamedTuple):
     """What is predicted, and from what.
 
     Attributes:
-      encoder: the representation network.
+      encoder: the representation network, or what stands in its place.
       classifier: what is trained on its representations.
       encode: whether features still have to be encoded; ``False``: they are representations already.
       label: kind (``single``, ``multi`` or ``value``) and names.
@@ -35,7 +36,7 @@ class Task(NamedTuple):
       threshold: probability above which a label of several is predicted.
     """
 
-    encoder: model_lib.ConCluGen
+    encoder: Any
     classifier: model_lib.Classifier
     encode: bool
     label: LabelSpec
@@ -68,14 +69,30 @@ class Task(NamedTuple):
 
     def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """All scores of a split (``metrics.py``) from the outputs [n, num_outputs] for all its rows, and their ``loss``."""
-        alone = self._replace(classifier=self.classifier.clone(axis_name=None))
-        scores = {"loss": float(alone.loss(jnp.asarray(logits), jnp.asarray(labels)))}
-        if self.label.kind == "single":
-            return scores | metrics_lib.single_label_scores(labels, logits.argmax(axis=1), self.label.names)
+        predictions = self.predictions(logits)
         if self.label.kind == "value":
-            return scores | metrics_lib.value_scores(labels, logits[:, 0])
-        predictions = 1 / (1 + np.exp(-logits.astype(np.float64))) > self.threshold
-        return scores | metrics_lib.multi_label_scores(labels, predictions, self.label.names)
+            return self.brief_scores(logits, labels) | metrics_lib.value_scores(labels, predictions)
+        of_kind = metrics_lib.single_label_scores if self.label.kind == "single" else metrics_lib.multi_label_scores
+        return self.brief_scores(logits, labels) | of_kind(labels, predictions, self.label.names)
+
+    def brief_scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """``loss`` and the measure alone, quickly."""
+        alone = self._replace(classifier=self.classifier.clone(axis_name=None))
+        loss = float(alone.loss(jnp.asarray(logits), jnp.asarray(labels)))
+        return {"loss": loss, self.measure: self.measured(logits, labels)}
+
+    def measured(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        """The measure of all rows."""
+        of_kind = metrics_lib.absolute_error if self.label.kind == "value" else metrics_lib.weighted_accuracy
+        return of_kind(labels, self.predictions(logits))
+
+    def predictions(self, logits: np.ndarray) -> np.ndarray:
+        """Class [n], presence of each label [n, num_outputs], or number [n]."""
+        if self.label.kind == "single":
+            return logits.argmax(axis=1)
+        if self.label.kind == "value":
+            return logits[:, 0]
+        return 1 / (1 + np.exp(-logits.astype(np.float64))) > self.threshold
 
     @property
     def measure(self) -> str:
@@ -94,14 +111,14 @@ def num_outputs(label: LabelSpec) -> int:
 
 
 def create(
-    config: ConfigDict, label: LabelSpec, encoder: model_lib.ConCluGen, encode: bool, labels: np.ndarray, axis_name: str
+    config: ConfigDict, label: LabelSpec, encoder: Any, encode: bool, labels: np.ndarray, axis_name: str | None
 ) -> Task:
     """The task of a run; ``labels``: of the rows that are trained on."""
     classifier = model_lib.Classifier(
         num_outputs=num_outputs(label),
         dropout_rate=config.downstream.dropout_rate,
         fusion=config.downstream.fusion,
-        dtype=encoder.dtype,
+        dtype=model_lib.DTYPES[config.precision],
         axis_name=axis_name,
     )
     weights = class_weights(config.downstream.class_weights, label, labels)
@@ -126,6 +143,14 @@ def class_weights(which: str, label: LabelSpec, labels: np.ndarray) -> np.ndarra
         return np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0).astype(np.float32)
     counts = np.asarray(labels, np.int64).sum(axis=0)
     return np.where(counts > 0, (n - counts) / np.maximum(counts, 1), 1).astype(np.float32)
+
+
+def never_seen(label: LabelSpec, labels: np.ndarray) -> list[str]:
+    """Names of the classes, or labels, that no training example has."""
+    if label.kind == "value":
+        return []
+    counts = np.bincount(labels, minlength=len(label.names)) if label.kind == "single" else labels.sum(axis=0)
+    return [name for name, count in zip(label.names, counts, strict=True) if not count]
 
 
 def labels_of(rows: RowSource) -> np.ndarray:

@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     checkpoint.keep_best = 1  # kept besides: those of least mean training loss since clustering joined
 
     config.downstream = downstream = ConfigDict()
-    downstream.protocol = "linear_evaluation"  # linear_evaluation | fine_tuning (F too) | supervised (random F)
+    downstream.protocol = "linear_evaluation"  # | fine_tuning (F too) | supervised (random F) | raw_features (no F)
     downstream.target = ""  # name of a further target to predict; empty: the main label
     downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation, fine-tuning)
     downstream.checkpoint_step = "newest"  # newest | best | a step number
@@ -101,7 +101,18 @@ def get_config() -> ConfigDict:
     downstream.fusion = "concat"  # concat (paper) | mean: how the representations of the modalities are joined
     downstream.encoder_rate = 1.0  # learning rate of F as a share of optimizer.learning_rate (fine-tuning, supervised)
     downstream.early_stopping_epochs = 0  # stop after so many epochs without a lower validation loss; 0: never
+    downstream.labels_per_class = 0  # train on so many random labels of each class; 0: on all
+    downstream.label_draw = 0  # which random draw of them
+    downstream.num_folds = 0  # cut data.train_split by group (person) into so many folds; 0: the stored splits
+    downstream.fold = -1  # which fold is the test split, the one before validates; -1: each in turn
     downstream.dropout_rate = 0.5  # share of representation units set to zero while training
     downstream.class_weights = "inverse_frequency"  # inverse_frequency | none
     downstream.threshold = 0.5  # probability above which a label of a multi-label task is predicted
+
+    config.sweep = sweep = ConfigDict()  # linear evaluations trained together; an empty list: the value above
+    sweep.learning_rates = ()  # of the classifier, chosen from by the validation split
+    sweep.weight_decays = ()  # likewise
+    sweep.seeds = ()  # of initialisation, batch order and dropout
+    sweep.labels_per_class = ()  # numbers of labels; 0: all
+    sweep.label_draws = ()  # random draws of them
     return config.lock()

@@ -83,7 +83,7 @@ def text_without_future(text):
 def test_every_key_is_read_by_code():
     used = used_keys()
     names = {chain.rsplit(".", 2)[-2] + "." + chain.rsplit(".", 1)[-1] for chain in used if chain.count(".") >= 1}
-    aliases = {"loss": "weights", "clustering": "section", "model": "section", "train": "train"}
+    aliases = {"loss": "weights", "clustering": "section", "model": "section", "sweep": "section"}
     for key, _ in config_lib.flatten(base.get_config().to_dict()):
         section, _, leaf = key.rpartition(".")
         wanted = {f"{section or 'config'}.{leaf}", f"{aliases.get(section, section)}.{leaf}"}
@@ -93,7 +93,7 @@ def test_every_key_is_read_by_code():
 
 
 def test_split_keys_are_read():
-    text = (ROOT / "conclugen_jax" / "downstream.py").read_text()
+    text = (ROOT / "conclugen_jax" / "splits.py").read_text()
     assert 'getattr(config.data, f"{name}_split")' in text
     assert {"train_split", "validation_split", "test_split"} <= set(base.get_config().data)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax import checkpoint, downstream, parallel, pretrain, probe, task
+from conclugen_jax import encoder as encoder_lib
 from conclugen_jax import model as model_lib
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.data.sources import LabelSpec
@@ -138,9 +139,9 @@ def test_frozen_parameters_stay_bit_for_bit(data):
     trainable = ("classifier/.*", "representation/text/.*")
     optimizer, schedule = downstream.optimizer_lib.from_config(config, 4, trainable)
     manifest = shards.open_dataset(data).manifest
-    encoder = downstream._encoder(config, manifest)
+    encoder = encoder_lib.from_config(config, manifest)
     made = task.create(config, manifest.label, encoder.model, True, np.arange(8) % 4, parallel.AXIS)
-    state = downstream._fresh_state(config, made, encoder, optimizer)
+    state = downstream.fresh_state(config, made, encoder.dims, optimizer, encoder.variables)
     rows = batches.open_split(shards.open_dataset(data), "train", config.data.modalities, tier="host").rows(
         np.arange(16)
     )
@@ -159,9 +160,9 @@ def test_dropout_differs_from_step_to_step(data, pretrained):
     config = settings(data, pretrained)
     optimizer, schedule = downstream.optimizer_lib.from_config(config, 4, ("nothing",))
     manifest = shards.open_dataset(data).manifest
-    encoder = downstream._encoder(config, manifest)
+    encoder = encoder_lib.from_config(config, manifest)
     made = task.create(config, manifest.label, encoder.model, False, np.arange(8) % 4, None)
-    state = downstream._fresh_state(config, made, encoder, optimizer)
+    state = downstream.fresh_state(config, made, encoder.dims, optimizer, encoder.variables)
     x = {m: np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32) for m in encoder.modalities}
     batch = {"features": x, "present": {m: np.ones(16, bool) for m in x}, "label": np.arange(16) % 4}
     step = jax.jit(lambda s: downstream.downstream_step(s, batch, task=made, optimizer=optimizer, schedule=schedule))

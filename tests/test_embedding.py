@@ -68,7 +68,7 @@ def test_representations_are_those_of_the_probe(pretrained, data):
     np.testing.assert_allclose(mean[row], (found["video"][row] + found["audio"][row]) / 2, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("protocol", ["linear_evaluation", "fine_tuning", "supervised"])
+@pytest.mark.parametrize("protocol", ["linear_evaluation", "fine_tuning", "supervised", "raw_features"])
 def test_predictions_give_the_scores_of_the_run(folder, data, pretrained, protocol):
     checkpoint = "" if protocol == "supervised" else str(pretrained)
     result, workdir = finished(folder, data, protocol, protocol=protocol, checkpoint=checkpoint)

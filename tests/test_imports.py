@@ -28,8 +28,9 @@ ORDER = [
     {"train_state", "checkpoint", "workdir"},
     {"loop", "objective", "task"},
     {"probe"},
+    {"encoder", "splits"},
     {"pretrain", "downstream"},
-    {"embedding"},
+    {"embedding", "sweep"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")

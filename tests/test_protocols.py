@@ -1,0 +1,117 @@
+"""Which rows a downstream run trains on and scores: few labels, folds by person, and what is said of them."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from conclugen_jax import downstream, splits
+from conclugen_jax import task as task_lib
+from conclugen_jax.data import builders, shards
+from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.errors import ConclugenError
+from tests.helpers import Faces, tiny_config
+
+ONE = jax.devices()[:1]
+SINGLE = LabelSpec("single", ("calm", "happy", "sad", "angry"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return builders.build(Faces((64, 24, 23), missing=0.3), tmp_path_factory.mktemp("data"))
+
+
+def settings(data, **changes):
+    return tiny_config(
+        data, **{"downstream__protocol": "raw_features", "data__standardize": True, "train__num_epochs": 4, **changes}
+    )
+
+
+def rows_of(config, data, tier="auto"):
+    dataset = shards.open_dataset(data)
+    label = splits.label_of(config, dataset)
+    config.data.tier = tier
+    return splits.load(config, label, splits.open_streams(config, dataset, ["video", "text"], all_variants=False))
+
+
+def test_few_labels_are_as_many_of_each_class_by_the_draw_alone(data, tmp_path):
+    drawn = []
+    for draw in (0, 0, 1):
+        rows = rows_of(settings(data, downstream__labels_per_class=3, downstream__label_draw=draw), data)
+        train = rows["train"]
+        labels = task_lib.labels_of(train)[train.usable]
+        np.testing.assert_array_equal(np.bincount(labels), [3, 3, 3, 3])
+        assert rows["test"].num_examples == 23
+        drawn.append(train.usable.tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+    config = settings(data, downstream__labels_per_class=3, optimizer__learning_rate=1e-2)
+    result = downstream.downstream(config, tmp_path, devices=jax.devices()[:2])
+    assert result["num_train_examples"] == 12  # the batch of 16 is lowered to what there is
+    assert np.sum(result["test"]["confusion_matrix"]) == 23
+
+
+@pytest.mark.parametrize("tier", ["device", "shards"])
+def test_folds_put_every_person_into_the_test_once(data, tier):
+    stream = shards.ShardStream(shards.open_dataset(data), "train", ["video"])
+    _, groups = stream.names(np.arange(64))
+    tested = []
+    for fold in range(4):
+        rows = rows_of(settings(data, downstream__num_folds=4, downstream__fold=fold), data, tier)
+        train = set(groups[rows["train"].usable])
+        held_out = {name: rows[name].members for name in ("validation", "test")}
+        assert not train & set(groups[held_out["test"]]) | set(groups[held_out["validation"]]) & train
+        tested += held_out["test"].tolist()
+        expected = stream.rows(held_out["test"])
+        found = rows["test"].rows(np.arange(len(held_out["test"])))
+        np.testing.assert_array_equal(found["features"]["video"], expected["features"]["video"])
+        np.testing.assert_array_equal(found["label"], expected["label"])
+    assert sorted(tested) == list(range(64))
+
+
+def test_all_folds_are_run_and_averaged(data, tmp_path):
+    config = settings(data, downstream__num_folds=3, train__batch_size=8)
+    result = downstream.downstream(config, tmp_path, devices=ONE)
+    each = [json.loads((tmp_path / f"fold_{i}" / "result.json").read_text()) for i in range(3)]
+    assert sum(np.sum(r["test"]["confusion_matrix"]) for r in each) == 64
+    for score in ("accuracy", "f1", "loss"):
+        values = [r["test"][score] for r in each]
+        assert result["test_folds"][score] == values
+        assert result["test"][score] == pytest.approx(np.mean(values))
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+def test_a_class_that_no_training_example_has_is_named(capsys, tmp_path):
+    class Faceless(Faces):
+        def examples(self, split):
+            for e in super().examples(split):
+                if split != "train" or e.label != 2:
+                    yield e
+
+    data = builders.build(Faceless(), tmp_path / "data")
+    downstream.downstream(settings(data, train__num_epochs=1), tmp_path / "run", devices=ONE)
+    assert "no training example is 'sad'; the classifier cannot learn to predict it" in capsys.readouterr().err
+    assert task_lib.never_seen(LabelSpec("multi", ("a", "b")), np.array([[1.0, 0.0], [0.0, 0.0]])) == ["b"]
+    assert task_lib.never_seen(LabelSpec("value"), np.zeros(3)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"downstream__num_folds": 2}, "must be 3 folds at least"),
+        ({"downstream__num_folds": 3, "downstream__fold": 3}, "num_folds is 3 and fold 3"),
+        ({"downstream__fold": 1}, "num_folds is 0 and fold 1"),
+        ({"downstream__num_folds": 9, "downstream__fold": 0}, "fold 0 of 9 over 5 groups"),
+        ({"downstream__labels_per_class": 1000}, "1000 per class were asked for"),
+        ({"downstream__fusion": "mean"}, "raw features of different modalities have different sizes"),
+    ],
+)
+def test_impossible_choices_are_refused(data, tmp_path, changes, message):
+    with pytest.raises(ConclugenError, match=message):
+        downstream.downstream(settings(data, **changes), tmp_path, devices=ONE)
+
+
+def test_few_of_several_labels_are_refused():
+    with pytest.raises(ConclugenError, match="only with one class per example"):
+        splits.few(LabelSpec("multi", ("a", "b")), np.zeros((4, 2)), np.arange(4), 1, 0)
+    np.testing.assert_array_equal(splits.few(SINGLE, np.zeros(4, int), np.arange(2), 0, 0), [0, 1])
