@@ -24,6 +24,7 @@ CHOICES = {
     "clustering.queue_reset": ("epoch", "never"),
     "clustering.initialisation": clustering.INITIALISATIONS,
     "clustering.metric": clustering.METRICS,
+    "checkpoint.best_by": ("loss", "probe"),
     "optimizer.name": optimizer.OPTIMIZERS,
     "schedule.granularity": ("epoch", "step"),
     "downstream.protocol": ("linear_evaluation", "fine_tuning", "supervised", "raw_features"),
@@ -73,6 +74,9 @@ RANGES = {
     "checkpoint.every_epochs": (1, 10**6),
     "checkpoint.keep_newest": (1, 10**6),
     "checkpoint.keep_best": (0, 10**6),
+    "online_probe.every_epochs": (0, 10**6),
+    "online_probe.neighbours": (1, 10**6),
+    "online_probe.num_epochs": (1, 10**6),
     "downstream.dropout_rate": (0, 0.999),
     "downstream.threshold": (0, 1),
     "downstream.encoder_rate": (0, 1e6),
@@ -137,6 +141,11 @@ def check_objective(config: ConfigDict) -> None:
         raise ConclugenError(
             f"config.data.modalities is {tuple(config.data.modalities)}: the contrastive loss needs two modalities; "
             "name another or set config.loss.contrastive_weight=0"
+        )
+    if config.checkpoint.best_by == "probe" and not config.online_probe.every_epochs:
+        raise ConclugenError(
+            "config.checkpoint.best_by is 'probe', but config.online_probe.every_epochs is 0: no probe would run; set it, or "
+            "best_by to 'loss'"
         )
     # The base configuration names audio; it simply does not apply to data without.
     unknown = set(config.model.bottleneck) - set(config.data.modalities) - {"audio"}

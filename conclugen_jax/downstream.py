@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax import checkpoint, loop, parallel, progress, signals, train_state
+from conclugen_jax import checkpoint, classifier, loop, parallel, progress, signals
 from conclugen_jax import config as config_lib
 from conclugen_jax import encoder as encoder_lib
 from conclugen_jax import optimizer as optimizer_lib
@@ -33,31 +31,8 @@ from conclugen_jax.encoder import Encoder
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.task import TRAINABLE, Task
 from conclugen_jax.train_state import TrainState
-from conclugen_jax.types import Metrics
 
 RESULT = "result.json"
-
-
-def downstream_step(
-    state: TrainState,
-    batch: Mapping[str, Any],
-    *,
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    schedule: Callable[[jax.Array], jax.Array],
-) -> tuple[TrainState, Metrics]:
-    """One optimizer step; the metrics are those of the state before it."""
-    key = jax.random.fold_in(state.rng, state.step)
-
-    def loss_fn(params: Any) -> jax.Array:
-        return task.loss(task.logits(params, state.feature_stats, batch, key), batch["label"])
-
-    loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    grads = parallel.mean(grads, task.classifier.axis_name)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, "learning_rate": schedule(state.step)}
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 def downstream(
@@ -106,19 +81,6 @@ def _check_batches(config: ConfigDict, num_examples: int, devices: Sequence[jax.
     """With few labels the batch is what there is; else it must fit the data."""
     if not config.downstream.labels_per_class:
         config_lib.check_batches(config, num_examples=num_examples, num_devices=len(devices))
-
-
-def fitting_batch(config: ConfigDict, num_examples: int, num_devices: int) -> int:
-    """Examples per step: those configured or, with few labels per class, at most as many as there are."""
-    most = num_examples // num_devices * num_devices
-    if not config.downstream.labels_per_class or config.train.batch_size <= most:
-        return config.train.batch_size
-    if not most:
-        raise ConclugenError(
-            f"{num_examples} labelled examples cannot be shared by {num_devices} devices; use fewer devices or raise "
-            "config.downstream.labels_per_class"
-        )
-    return most
 
 
 def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device]) -> dict[str, Any]:
@@ -223,15 +185,15 @@ def _run(
     _check_batches(config, len(usable), devices)
     evaluation_batch = math.ceil(config.train.batch_size / len(devices)) * len(devices)
     config = config.copy_and_resolve_references()
-    config.train.batch_size = fitting_batch(config, len(usable), len(devices))
+    config.train.batch_size = classifier.fitting_batch(config, len(usable), len(devices))
     labels = task_lib.labels_of(splits["train"])[usable]
     task = task_lib.create(config, label, encoder.model, encode, labels, parallel.AXIS)
     forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
     run = _Run(config, task, splits, devices, evaluation_batch, forward)
     rates = {"representation/.*": config.downstream.encoder_rate}
     optimizer, schedule = optimizer_lib.from_config(config, run.steps_per_epoch, trainable, rates)
-    step = functools.partial(downstream_step, task=task, optimizer=optimizer, schedule=schedule)
-    state = fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
+    step = functools.partial(classifier.downstream_step, task=task, optimizer=optimizer, schedule=schedule)
+    state = classifier.fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
     title = f"{config.downstream.protocol} {workdir.name}"
     total_steps = config.train.num_epochs * run.steps_per_epoch
     with (
@@ -304,32 +266,3 @@ def facts(config: ConfigDict, manifest: Manifest, label: LabelSpec, encoder: Enc
         "kind": label.kind,
         "classes": list(label.names),
     }
-
-
-def fresh_state(
-    config: ConfigDict,
-    task: Task,
-    dims: Mapping[str, int],
-    optimizer: optax.GradientTransformation,
-    encoder_variables: Mapping[str, Any] | None = None,
-) -> TrainState:
-    """A random classifier, on top of the encoder's parameters where those are trained too.
-
-    Args:
-      config: its seed is used.
-      task: of the run.
-      dims: modality -> size of its representation.
-      optimizer: makes its first state.
-      encoder_variables: needed where the task encodes.
-    """
-    _, run_key = jax.random.split(jax.random.key(config.seed))
-    init_key, run_key = jax.random.split(run_key)
-    zeros = {m: jnp.zeros((1, dim)) for m, dim in dims.items()}
-    present = {m: jnp.ones(1, bool) for m in dims}
-    classifier = task.classifier.clone(axis_name=None)
-    params = {"classifier": classifier.init(init_key, zeros, present=present)["params"]}
-    feature_stats = {}
-    if task.encode:
-        params["representation"] = encoder_variables["params"]["representation"]
-        feature_stats = encoder_variables.get("feature_stats", {})
-    return train_state.create({"params": params, "feature_stats": feature_stats}, optimizer, run_key)

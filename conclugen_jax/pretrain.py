@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax import checkpoint, loop, objective, parallel, progress, signals, train_state, views
+from conclugen_jax import checkpoint, loop, objective, online_probe, parallel, progress, signals, train_state, views
 from conclugen_jax import config as config_lib
 from conclugen_jax import model as model_lib
 from conclugen_jax import optimizer as optimizer_lib
@@ -131,12 +131,14 @@ def _run(
     programs = _programs(config, model, optimizer, schedule, steps_per_epoch, statistics, devices)
     title = f"pretrain {workdir.name}"
     keep = {"keep_newest": config.checkpoint.keep_newest, "keep_best": config.checkpoint.keep_best}
+    probe = online_probe.create(config, model)
     with checkpoint.Checkpoints(workdir, **keep) as saved:
         state, info = _start(config, model, optimizer, manifest, saved)
         first_step, total_steps = int(state.step), config.train.num_epochs * steps_per_epoch
         shown = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "first_step": first_step}
         with (
             workdir_lib.MetricsLog(workdir, first_step, tensorboard=config.train.tensorboard) as log,
+            workdir_lib.MetricsLog(workdir, first_step, name=workdir_lib.PROBES) as probes,
             progress.Display(title, **shown) as display,
         ):
             display.say(
@@ -158,10 +160,16 @@ def _run(
                     compiled.add((cluster, dispatch.num_steps))
                     recorder.restart_clock()
                 recorder.take(dispatch, metrics)
+                if probe is not None and probe.is_due(dispatch):
+                    probes.write([probe(state, dispatch.end_step, dispatch.epoch)])
+                    recorder.restart_clock()
                 stopping = stop.signal
                 if loop.is_due(dispatch, config) or stopping:
                     recorder.flush()
-                    saved.save(dispatch.end_step, state, recorder.info(), loss=recorder.mean_loss(dispatch))
+                    goodness = recorder.mean_loss(dispatch)
+                    if config.checkpoint.best_by == "probe":
+                        goodness = probe.cost(dispatch)
+                    saved.save(dispatch.end_step, state, recorder.info(), loss=goodness)
                     recorder.restart_clock()
                 if stopping:
                     saved.wait()

@@ -22,6 +22,7 @@ from conclugen_jax.errors import ConclugenError
 CONFIG = "config.json"
 DATA = "data.json"
 METRICS = "metrics.jsonl"
+PROBES = "probes.jsonl"
 LOCK = ".lock"
 
 
@@ -142,9 +143,9 @@ class MetricsLog:
     neither doubles nor misses a line. A context manager: the file is closed however the run ends.
     """
 
-    def __init__(self, workdir: Path, step: int, *, tensorboard: bool = False):
+    def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False):
         self._mirror = trackers.TensorBoard(workdir, step) if tensorboard else None
-        self._path = workdir / METRICS
+        self._path = workdir / name
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
         write_atomically(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a", encoding="utf-8")

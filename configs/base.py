@@ -87,10 +87,18 @@ def get_config() -> ConfigDict:
     train.log_every_steps = 1  # a line in metrics.jsonl every so many steps
     train.tensorboard = False  # write the same to WORKDIR/tensorboard too; needs the extra 'tensorboard'
 
+    config.online_probe = online_probe = ConfigDict()  # of the representations while pretraining; changes nothing in it
+    online_probe.every_epochs = 0  # epochs between two probes; 0: none
+    online_probe.path = ""  # folder of a labelled data set with the run's modalities; empty: data.path
+    online_probe.neighbours = 20  # k of the k nearest neighbours, by cosine
+    online_probe.learning_rates = (1e-3, 1e-2)  # of the linear classifiers; the best on the validation split is logged
+    online_probe.num_epochs = 20  # of the linear classifiers
+
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_epochs = 1  # epochs between two checkpoints; the last epoch always has one
     checkpoint.keep_newest = 2  # newest checkpoints kept
-    checkpoint.keep_best = 1  # kept besides: those of least mean training loss since clustering joined
+    checkpoint.keep_best = 1  # kept besides: the best ones
+    checkpoint.best_by = "loss"  # loss (mean training loss since clustering joined) | probe (the linear online probe)
 
     config.downstream = downstream = ConfigDict()
     downstream.protocol = "linear_evaluation"  # | fine_tuning (F too) | supervised (random F) | raw_features (no F)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, downstream, parallel, pretrain, probe, task
+from conclugen_jax import checkpoint, classifier, downstream, parallel, pretrain, probe, task
 from conclugen_jax import encoder as encoder_lib
 from conclugen_jax import model as model_lib
 from conclugen_jax.data import batches, builders, shards
@@ -141,13 +141,13 @@ def test_frozen_parameters_stay_bit_for_bit(data):
     manifest = shards.open_dataset(data).manifest
     encoder = encoder_lib.from_config(config, manifest)
     made = task.create(config, manifest.label, encoder.model, True, np.arange(8) % 4, parallel.AXIS)
-    state = downstream.fresh_state(config, made, encoder.dims, optimizer, encoder.variables)
+    state = classifier.fresh_state(config, made, encoder.dims, optimizer, encoder.variables)
     rows = batches.open_split(shards.open_dataset(data), "train", config.data.modalities, tier="host").rows(
         np.arange(16)
     )
     made = made._replace(classifier=made.classifier.clone(axis_name=None))
     after, _ = jax.jit(
-        lambda s, b: downstream.downstream_step(s, b, task=made, optimizer=optimizer, schedule=schedule)
+        lambda s, b: classifier.downstream_step(s, b, task=made, optimizer=optimizer, schedule=schedule)
     )(state, rows)
     for m in ("video", "audio"):
         assert_same_bits(after.params["representation"][m], state.params["representation"][m])
@@ -162,10 +162,10 @@ def test_dropout_differs_from_step_to_step(data, pretrained):
     manifest = shards.open_dataset(data).manifest
     encoder = encoder_lib.from_config(config, manifest)
     made = task.create(config, manifest.label, encoder.model, False, np.arange(8) % 4, None)
-    state = downstream.fresh_state(config, made, encoder.dims, optimizer, encoder.variables)
+    state = classifier.fresh_state(config, made, encoder.dims, optimizer, encoder.variables)
     x = {m: np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32) for m in encoder.modalities}
     batch = {"features": x, "present": {m: np.ones(16, bool) for m in x}, "label": np.arange(16) % 4}
-    step = jax.jit(lambda s: downstream.downstream_step(s, batch, task=made, optimizer=optimizer, schedule=schedule))
+    step = jax.jit(lambda s: classifier.downstream_step(s, batch, task=made, optimizer=optimizer, schedule=schedule))
     first, metrics = step(state)
     _, later = step(first)
     assert metrics["loss"] == step(state)[1]["loss"] != later["loss"]

@@ -28,7 +28,9 @@ ORDER = [
     {"train_state", "checkpoint", "workdir"},
     {"loop", "objective", "task"},
     {"probe"},
-    {"encoder", "splits"},
+    {"encoder", "splits", "classifier"},
+    {"grid"},
+    {"online_probe"},
     {"pretrain", "downstream"},
     {"embedding", "sweep"},
 ]
