@@ -13,11 +13,18 @@ from ml_collections import config_flags
 from conclugen_jax.errors import ConclugenError
 
 FLAGS = flags.FLAGS
+_of_run = True
 BASE_CONFIG = Path(__file__).parent.parent / "configs" / "base.py"
 
 
-def define_config() -> None:
-    """The flag --config=FILE, whose keys --config.KEY=VALUE override."""
+def define_config(*, of_run: bool = True) -> None:
+    """The flag --config=FILE, whose keys --config.KEY=VALUE override.
+
+    Args:
+      of_run: it is the configuration of a run, with the keys of ``configs/base.py``; else it declares its own keys.
+    """
+    global _of_run
+    _of_run = of_run
     config_flags.DEFINE_config_file(
         "config", None, "Configuration file; override a key with --config.SECTION.KEY=VALUE", lock_config=True
     )
@@ -118,7 +125,8 @@ def _load(argv: list[str]):
         raise ConclugenError("--config is missing; name a configuration file such as --config=configs/demo.py")
     try:
         config = runpy.run_path(path)["get_config"]()
-        keys, known = set(dict(_keys(config))), set(dict(_keys(runpy.run_path(str(BASE_CONFIG))["get_config"]())))
+        keys = set(dict(_keys(config)))
+        known = set(dict(_keys(runpy.run_path(str(BASE_CONFIG))["get_config"]()))) if _of_run else keys
     except (Exception, SystemExit) as e:
         raise ConclugenError(
             f"--config={path}: cannot be loaded ({type(e).__name__}: {_first_line(e)}); it must define get_config(), see "
@@ -147,7 +155,7 @@ def _help(main: Callable[[], None]) -> str:
         FLAGS.get_flags_for_module(sys.modules[__name__]) if "config" in FLAGS else []
     )
     lines += [f"  --{flag.name}  {flag.help}" for flag in own]
-    if "config" in FLAGS:
+    if "config" in FLAGS and _of_run:
         body = BASE_CONFIG.read_text(encoding="utf-8").split("config = ConfigDict()\n")[1].split("return")[0]
         keys = [line.strip() for line in body.splitlines() if "#" in line]
         lines += [

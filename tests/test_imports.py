@@ -33,6 +33,8 @@ ORDER = [
     {"online_probe"},
     {"pretrain", "downstream"},
     {"embedding", "sweep"},
+    {"study_results"},
+    {"study"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")

@@ -1,0 +1,224 @@
+"""What came out of a study: scores of every cell, means with intervals over seeds, paired differences of methods."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from scipy import stats
+
+import conclugen_jax
+from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.errors import ConclugenError
+
+RESULTS = "results.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+MEASURES = ("accuracy", "f1", "precision", "recall")
+VALUE_MEASURES = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7")
+
+
+def collect(study: ConfigDict, runs: Iterable[Any], root: Path) -> dict[str, Any]:
+    """All that a study has found so far.
+
+    Args:
+      study: its definition.
+      runs: all of them, see ``study.chains``.
+      root: the study's folder.
+
+    Returns:
+      ``name``, ``versions``, ``definition``, ``datasets``, ``methods``; ``cells``: one per data set, method, protocol,
+      number of labels and seed, with test scores averaged over the draws of its labels; ``summary``: mean, standard
+      deviation and 95 % interval over seeds (Student's t); ``comparisons``: the same of the difference between a method and
+      a baseline, taken seed by seed on the same labels.
+    """
+    cells = [cell for run in runs if run.protocol != "pretraining" for cell in _cells(run, root)]
+    cells = _merged(cells)
+    return {
+        "name": study.name,
+        "versions": {"conclugen_jax": conclugen_jax.__version__, "python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "definition": json.loads(study.to_json_best_effort()),
+        "datasets": {name: _dataset(settings.path) for name, settings in study.datasets.items()},
+        "methods": {
+            name: {"title": method.title, "pretraining": method.get("uses") or name}
+            for name, method in study.methods.items()
+        }
+        | {name: {"title": name.replace("_", " "), "pretraining": None} for name in ("supervised", "raw_features")},
+        "cells": cells,
+        "summary": summarize(cells),
+        "comparisons": compare(cells, study.reference),
+    }
+
+
+def _dataset(path: str) -> dict[str, Any]:
+    try:
+        manifest = manifest_lib.read(path)
+    except ConclugenError as e:
+        return {"path": path, "error": str(e)}
+    return {
+        "path": path,
+        "name": manifest.name,
+        "version": manifest.version,
+        "sha256": manifest.fingerprint(),
+        "kind": manifest.label.kind,
+        "classes": list(manifest.label.names),
+        "num_examples": {split: facts["num_examples"] for split, facts in manifest.splits.items()},
+    }
+
+
+def _cells(run: Any, root: Path) -> list[dict[str, Any]]:
+    """The cells of a run, one per number of labels."""
+    section = run.config.downstream
+    numbers = list(run.config.sweep.labels_per_class) or [section.labels_per_class]
+    named = {"dataset": run.dataset, "method": run.method, "protocol": run.protocol, "seed": run.seed}
+    empty = {"path": run.path, "draws": {}, "confusion_matrix": None, "error": None}
+    path = root / run.path
+    try:
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        error, status = _failure(path), "missing"
+        if error is not None:
+            status = "failed"
+        return [{**named, "labels_per_class": n, "status": status, **empty, "error": error} for n in numbers]
+    except (OSError, ValueError) as e:
+        error = f"{path / 'result.json'}: damaged ({type(e).__name__}); delete it and repeat the study"
+        return [{**named, "labels_per_class": n, "status": "failed", **empty, "error": error} for n in numbers]
+    fits = result.get("selected") or [
+        {**result, "labels_per_class": section.labels_per_class, "label_draw": section.label_draw}
+    ]
+    measures = VALUE_MEASURES if result["kind"] == "value" else MEASURES
+    cells = []
+    for number in numbers:
+        own = [fit for fit in fits if fit["labels_per_class"] == number]
+        cells.append(
+            {
+                **named,
+                "labels_per_class": number,
+                "status": "done",
+                **empty,
+                "draws": {str(fit["label_draw"]): {m: fit["test"][m] for m in measures} for fit in own},
+                "validation": {str(fit["label_draw"]): fit["validation"][measures[0]] for fit in own},
+                "confusion_matrix": _summed(fit["test"].get("confusion_matrix") for fit in own),
+            }
+        )
+    return cells
+
+
+def _failure(path: Path) -> str | None:
+    try:
+        return json.loads((path / "failed.json").read_text(encoding="utf-8"))["error"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as e:
+        return f"failed for a reason that cannot be read ({type(e).__name__})"
+
+
+def _summed(matrices: Iterable[Any]) -> list[Any] | None:
+    matrices = list(matrices)
+    return None if not matrices or matrices[0] is None else np.sum(matrices, axis=0).tolist()
+
+
+def _merged(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One cell per data set, method, protocol, number of labels and seed, its draws put together."""
+    merged: dict[tuple, dict[str, Any]] = {}
+    for cell in cells:
+        key = tuple(cell[k] for k in ("dataset", "method", "protocol", "labels_per_class", "seed"))
+        if key not in merged:
+            merged[key] = cell
+            continue
+        one = merged[key]
+        one["draws"] |= cell["draws"]
+        if cell["confusion_matrix"] is not None and one["confusion_matrix"] is not None:
+            one["confusion_matrix"] = _summed([one["confusion_matrix"], cell["confusion_matrix"]])
+        if one["status"] == "done":  # a cell is done when all of its draws are
+            one |= {"status": cell["status"], "error": cell["error"]}
+    for cell in merged.values():
+        cell["scores"] = {}
+        if cell["status"] == "done":
+            draws = list(cell["draws"].values())
+            cell["scores"] = {m: float(np.mean([d[m] for d in draws])) for m in draws[0]}
+    return list(merged.values())
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (n - 1) and 95 % interval of Student's t of independent values; ``None`` where n is 1."""
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return {"mean": mean, "std": None, "interval": None}
+    std = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.975, n - 1)) * std / n**0.5
+    return {"mean": mean, "std": std, "interval": [mean - half, mean + half]}
+
+
+def summarize(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean over seeds of every data set, protocol, method and number of labels that is done."""
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        if cell["status"] == "done":
+            groups.setdefault(tuple(cell[k] for k in ("dataset", "method", "protocol", "labels_per_class")), []).append(
+                cell
+            )
+    return [
+        dict(zip(("dataset", "method", "protocol", "labels_per_class"), key, strict=True))
+        | {"n": len(own), "scores": {m: interval([c["scores"][m] for c in own]) for m in own[0]["scores"]}}
+        for key, own in groups.items()
+    ]
+
+
+def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """Differences between methods on the same seeds and labels.
+
+    Linear evaluation of each method is compared with raw features, with the supervised baseline and with the reference
+    method; fine-tuning with the supervised baseline and with the reference method. The difference of a seed is the mean
+    over the draws of labels that both sides have.
+    """
+    done = {}
+    for cell in cells:
+        if cell["status"] == "done":
+            key = (cell["dataset"], cell["protocol"], cell["labels_per_class"], cell["method"])
+            done.setdefault(key, {})[cell["seed"]] = cell["draws"]
+    found = []
+    for (dataset, protocol, number, method), own in done.items():
+        baselines = {
+            "linear_evaluation": [("raw_features",) * 2, ("supervised",) * 2, (protocol, reference)],
+            "fine_tuning": [("supervised",) * 2, (protocol, reference)],
+        }.get(protocol, [])
+        for other_protocol, baseline in baselines:
+            other = done.get((dataset, other_protocol, number, baseline))
+            if other is None or baseline == method:
+                continue
+            differences, measure = _differences(own, other)
+            if differences:
+                measured = interval(differences)
+                found.append(
+                    {
+                        "dataset": dataset,
+                        "protocol": protocol,
+                        "labels_per_class": number,
+                        "measure": measure,
+                        "method": method,
+                        "baseline": baseline,
+                        "difference": measured["mean"],
+                        "interval": measured["interval"],
+                        "n": len(differences),
+                    }
+                )
+    return found
+
+
+def _differences(own: Mapping[int, Any], other: Mapping[int, Any]) -> tuple[list[float], str]:
+    """One difference per seed that both have; of all labels the draws say nothing, so that any is like any other."""
+    differences, measure = [], ""
+    for seed in sorted(own.keys() & other.keys()):
+        a, b = own[seed], other[seed]
+        shared = a.keys() & b.keys()
+        if not shared and len(a) == len(b) == 1:
+            shared, b = a.keys(), dict(zip(a, b.values(), strict=True))
+        if shared:
+            measure = next(iter(a[next(iter(shared))]))
+            differences.append(float(np.mean([a[d][measure] - b[d][measure] for d in sorted(shared)])))
+    return differences, measure
