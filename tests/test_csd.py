@@ -39,11 +39,11 @@ def write_csd(path, entries, *, root="some sequence", dtype=np.float32):
 
 
 def write_labels(path, videos, width=7):
-    """Label rows whose first value counts up from 0 in each video."""
+    """Label rows whose first value goes up from 0 by 1/4 in each video."""
     entries = {}
     for video, n in videos.items():
         rows = np.zeros((n, width))
-        rows[:, 0] = np.arange(n)
+        rows[:, 0] = np.arange(n) / 4
         entries[video] = rows, [(10 * i, 10 * i + 5) for i in range(n)]
     return write_csd(path, entries, root="All Labels")
 
@@ -244,7 +244,7 @@ def test_labels_of_mosi(tmp_path):
     path = write_labels(tmp_path / "labels.csd", {"03bSnISJMiM": 3}, width=1)
     splits, outside = read_labels(path, "cmu_mosi")
     assert (list(splits), outside) == (["train"], 0)
-    np.testing.assert_array_equal(splits["train"].label, np.float32([0, 1, 2]))
+    np.testing.assert_array_equal(splits["train"].label, np.float32([0, 0.25, 0.5]))
     assert splits["train"].label.dtype == np.float32
     assert splits["train"].targets == {}
 
@@ -253,7 +253,7 @@ def test_more_than_ten_rows_stay_in_the_order_of_rows(tmp_path):
     path = write_labels(tmp_path / "labels.csd", {TRAIN: 12})
     train = read_labels(path, "cmu_mosei")[0]["train"]
     assert [key[3] for key in train.keys] == list(range(12))
-    np.testing.assert_array_equal(train.targets["sentiment"], np.arange(12))
+    np.testing.assert_array_equal(train.targets["sentiment"], np.arange(12) / 4)
 
 
 def test_dropped_ids_leave_the_other_row_numbers_alone(tmp_path):
@@ -262,7 +262,7 @@ def test_dropped_ids_leave_the_other_row_numbers_alone(tmp_path):
     assert outside == 0
     assert list(splits) == ["train"]
     assert splits["train"].ids == [f"{TRAIN}_0", f"{TRAIN}_2"]
-    np.testing.assert_array_equal(splits["train"].targets["sentiment"], [0, 2])
+    np.testing.assert_array_equal(splits["train"].targets["sentiment"], [0, 0.5])
 
 
 def test_label_table_gives_the_same_as_the_label_sequence(tmp_path):
@@ -426,13 +426,43 @@ def test_labels_of_the_wrong_width_are_refused(tmp_path):
         read_labels(six, "cmu_mosei")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
-def test_labels_must_be_finite(tmp_path, value):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, 3.01, -0.01])
+def test_labels_must_be_in_their_range(tmp_path, value):
     rows = np.zeros((3, 7))
     rows[1, 4] = value
     path = write_csd(tmp_path / "x.csd", {TRAIN: (rows, SECONDS[:3])}, dtype=np.float64)
-    with pytest.raises(ConclugenError, match=f"video '{TRAIN}', label row 1: NaN or infinite"):
+    expected = re.escape(f"video '{TRAIN}', label row 1: surprise {value!r}, expected a number from 0 to 3")
+    with pytest.raises(ConclugenError, match=expected):
         read_labels(path, "cmu_mosei")
+
+
+@pytest.mark.parametrize("value", [-3.01, 3.01])
+def test_sentiment_must_be_in_its_range(tmp_path, value):
+    rows = np.array([[-3.0], [3.0], [value]])
+    path = write_csd(tmp_path / "x.csd", {"03bSnISJMiM": (rows, SECONDS[:3])}, dtype=np.float64)
+    with pytest.raises(ConclugenError, match=f"label row 2: sentiment {value}, expected a number from -3 to 3"):
+        read_labels(path, "cmu_mosi")
+
+
+def test_sizes_that_are_only_declared_are_refused(tmp_path):
+    """HDF5 arrays that store nothing: a few bytes on disk, terabytes in memory."""
+    for name, shapes in {"long": ((10**10, 7), (10**10, 2)), "wide": ((3, 10**10), (3, 2))}.items():
+        path = tmp_path / f"{name}.csd"
+        with h5py.File(path, "w") as file:
+            for key, shape in zip(("features", "intervals"), shapes, strict=True):
+                file.create_dataset(f"root/data/{TRAIN}/{key}", shape, np.float32, chunks=(1, 1))
+        assert path.stat().st_size < 100_000
+        with pytest.raises(ConclugenError, match=r"numbers declared, 0 bytes stored"):
+            CsdFeatures(path)
+
+
+def test_compressed_files_of_zeros_are_read(tmp_path):
+    with h5py.File(tmp_path / "x.csd", "w") as file:
+        group = file.create_group("root/data/a")
+        group.create_dataset("features", data=np.zeros((20_000, 60)), compression="gzip")
+        group["intervals"] = np.stack([np.arange(20_000.0), np.arange(20_000.0) + 1], 1)
+        assert group["features"].nbytes > 200 * group["features"].id.get_storage_size()
+    np.testing.assert_array_equal(CsdFeatures(tmp_path / "x.csd").read(("a", 5.0, 9.0, 0)), np.zeros(60))
 
 
 def test_labels_of_another_corpus_are_refused(tmp_path):
@@ -446,10 +476,11 @@ def test_labels_of_another_corpus_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (f"{TRAIN},0,1,x,0,0,0,0,0,0,", "line 2: sentiment is 'x', expected a finite number"),
-        (f"{TRAIN},0,1,0,0,0,0,0,0,nan,", "line 2: fear is 'nan', expected a finite number"),
-        (f"{TRAIN},,1,0,0,0,0,0,0,0,", "line 2: start_time is '', expected a finite number"),
-        (f"{TRAIN},0,1,1e39,0,0,0,0,0,0,", "line 2: NaN or infinite as a float32 label"),
+        (f"{TRAIN},0,1,x,0,0,0,0,0,0,", "line 2: sentiment 'x', expected a number from -3 to 3"),
+        (f"{TRAIN},0,1,0,0,0,0,0,0,nan,", "line 2: fear 'nan', expected a number from 0 to 3"),
+        (f"{TRAIN},,1,0,0,0,0,0,0,0,", "line 2: start_time '', expected a finite number"),
+        (f"{TRAIN},0,1,1e39,0,0,0,0,0,0,", "line 2: sentiment '1e39', expected a number from -3 to 3"),
+        (f"{TRAIN},0,1,0,0,0,-1,0,0,0,", "line 2: anger '-1', expected a number from 0 to 3"),
         (f"{TRAIN},2,1,0,0,0,0,0,0,0,", "line 2: ends at 1.0 s, before its start at 2.0 s"),
         (f"{TRAIN},0,1,0,0,0,0,0,0,0,one, two", "line 2: 12 cells, the header has 11"),
         ("elsewhere,0,1,0,0,0,0,0,0,0,", "no rows of videos in the standard folds of cmu_mosei, 1 of others"),

@@ -14,6 +14,9 @@ from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, LabelSpec
 from conclugen_jax.errors import ConclugenError
 
+MOST = float(np.finfo(np.float32).max)
+"""Labels are stored in float32."""
+
 KEY = "\0key"
 """Entry of a row that holds the key of its features, where that is not its id; no column of a file is called so."""
 
@@ -84,16 +87,20 @@ class CsvTable:
         The file is UTF-8 or, where it is not, Windows-1252.
 
         Raises:
-          ConclugenError: no csv file, or no header.
+          ConclugenError: no csv file, one in UTF-16, or no header.
         """
         self.path = path
         try:
-            path.read_bytes().decode("utf-8-sig")
+            content = path.read_bytes()
+        except OSError as e:
+            raise ConclugenError(f"{path}: cannot be read ({e.strerror}); name a csv file") from e
+        if b"\0" in content:
+            raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
+        try:
+            content.decode("utf-8-sig")
             self._encoding = "utf-8-sig"
         except UnicodeDecodeError:
             self._encoding = "cp1252"
-        except OSError as e:
-            raise ConclugenError(f"{path}: cannot be read ({e.strerror}); name a csv file") from e
         self.names = [column_name(name) for name in next(self._cells(), (0, []))[1]]
         if not self.names or "" in self.names or len(set(self.names)) < len(self.names):
             raise ConclugenError(f"{path}: its first line must name the columns, each once; it is {self.names}")
@@ -143,9 +150,12 @@ def from_table(rows: Rows, layout: Layout, *, where: str) -> Columns:
     """Annotations from a table with columns ``id``, perhaps ``split`` (else all is ``train``) and ``group``, and labels.
 
     Args:
-      rows: of the table.
+      rows: of the table, all with the columns of the first.
       layout: meaning of the columns.
       where: the table's file, for messages.
+
+    Raises:
+      ConclugenError: no rows, a column that is not there, or a cell that is no label or no name of a split.
     """
     names = [name for name in next(iter(rows), ("", {}))[1] if name != KEY]
     if not names:
@@ -169,7 +179,11 @@ def from_table(rows: Rows, layout: Layout, *, where: str) -> Columns:
 
 
 def split_name(text: str, where: str) -> str:
-    """The name that a split gets: train, validation, test, or its own."""
+    """The name that a split gets: train, validation, test, or its own.
+
+    Raises:
+      ConclugenError: a name that is not of letters, digits and underscores.
+    """
     name = SPLIT_NAMES.get(text.strip().lower(), text.strip())
     if not name.replace("_", "a").isalnum() or not name.isascii():
         raise ConclugenError(f"{where}: split {text!r}; names are of letters, digits and '_'")
@@ -181,16 +195,18 @@ def _label_reader(rows: Rows, columns: Sequence[str], kind: str, classes: Sequen
     if not columns:
         return LabelSpec("none"), lambda line, row: None
     if len(columns) > 1 or kind == "multi":
-        return LabelSpec("multi", tuple(columns)), lambda line, row: [_number(line, row, c, (0, 1)) for c in columns]
+        return LabelSpec("multi", tuple(columns)), lambda line, row: [_zero_or_one(line, row, c) for c in columns]
     (column,) = columns
-    values = {row[column].strip() for _, row in rows}
+    values = {_cell(row, column) for _, row in rows}
     if not values:
         raise ConclugenError(f"{where}: column {column!r} is empty in every row; leave it out")
     if kind == "value" or (not kind and not classes and _are_numbers(values) and not _are_indices(values)):
-        return LabelSpec("value"), lambda line, row: _number(line, row, column)
+        return LabelSpec("value"), lambda line, row: number(row[column], f"{line}: {column}")
     if "" in values:
-        line = next(line for line, row in rows if not row[column].strip())
-        raise ConclugenError(f"{line}: column {column!r} is empty; give every row a label, or build without labels")
+        line = next(line for line, row in rows if not _cell(row, column))
+        raise ConclugenError(
+            f"{line}: column {column!r} is empty or nan; give every row a label, or build without labels"
+        )
     if not classes and not kind:
         _refuse_mixed(values, column, where)
     if not classes and _are_indices(values):
@@ -199,10 +215,15 @@ def _label_reader(rows: Rows, columns: Sequence[str], kind: str, classes: Sequen
             raise ConclugenError(f"{where}: column {column!r} has class numbers up to {largest[:30]}; name the classes")
         classes = [str(i) for i in range(int(largest) + 1)]
     names = tuple(classes) if classes else tuple(sorted(values))
+    odd = next((name for name in names if not name.isprintable()), None)
+    if odd is not None:
+        raise ConclugenError(
+            f"{where}: column {column!r} has the class {odd[:100]!r}, which cannot be printed; mend its name"
+        )
     index = {name: i for i, name in enumerate(names)}
 
     def read(line: str, row: Mapping[str, str]) -> int:
-        value = row[column].strip()
+        value = _cell(row, column)
         found = index.get(value, _by_number(value, names))
         if found is not None:
             return found
@@ -233,10 +254,16 @@ def _target_reader(rows: Rows, column: str, where: str):
 
     class Known:
         def __iter__(self):
-            return ((line, row) for line, row in rows if row[column].strip())
+            return ((line, row) for line, row in rows if _cell(row, column))
 
     spec, read = _label_reader(Known(), (column,), "", (), where)
-    return spec, lambda line, row: read(line, row) if row[column].strip() else None
+    return spec, lambda line, row: read(line, row) if _cell(row, column) else None
+
+
+def _cell(row: Mapping[str, str], column: str) -> str:
+    """A cell without spaces around it; what other programs write for an empty one, nan, is empty."""
+    text = row[column].strip()
+    return "" if text.lower() == "nan" else text
 
 
 def _are_indices(values: Iterable[str]) -> bool:
@@ -248,7 +275,9 @@ def _are_numbers(values: Iterable[str]) -> bool:
 
 
 def as_number(value: Any) -> float:
-    """The finite number that a text says; NaN where it says none."""
+    """The finite number that a text says; NaN where it says none (1_0 is a name, though Python reads 10)."""
+    if isinstance(value, str) and "_" in value:
+        return math.nan
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -256,30 +285,58 @@ def as_number(value: Any) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _number(line: str, row: Mapping[str, str], column: str, allowed: Sequence[float] | None = None) -> float:
-    value = as_number(row[column])
-    if math.isnan(value) or (allowed is not None and value not in allowed):
-        expected = "a finite number" if allowed is None else f"one of {', '.join(map(str, allowed))}"
-        raise ConclugenError(f"{line}: {column} {row[column]!r}, expected {expected}")
-    return value
+def number(value: Any, where: str, span: tuple[float, float] | None = None) -> float:
+    """The number that a text says.
+
+    Args:
+      value: the text.
+      where: names the cell in messages.
+      span: least and greatest number that it may be.
+
+    Raises:
+      ConclugenError: no finite number of float32, or one outside the span.
+    """
+    found = as_number(value)
+    low, high = span or (-MOST, MOST)
+    if not low <= found <= high:  # nor is NaN
+        expected = f"a number from {low:g} to {high:g}" if span else "a finite number of float32"
+        raise ConclugenError(f"{where} {short(value)}, expected {expected}; mend it")
+    return found
+
+
+def _zero_or_one(line: str, row: Mapping[str, str], column: str) -> float:
+    if as_number(row[column]) not in (0, 1):
+        raise ConclugenError(f"{line}: {column} {short(row[column])}, expected 0 or 1")
+    return as_number(row[column])
+
+
+def short(value: Any) -> str:
+    """A value for a message; of containers, which aliases can make huge, only their kind."""
+    if isinstance(value, int | float):
+        return repr(value)
+    return repr(value[:100]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def corpus_table(corpus: Corpus, rows: Rows, *, where: str) -> Columns:
     """Annotations of a corpus from a table with its classes by name (or index), one column per label, or a number.
 
     Columns: ``id``; ``split``; ``group`` or ``speaker``; ``label`` or ``emotion`` (single), the labels' names (multi),
-    ``label`` or ``sentiment`` (value); further targets by name. MELD's own csv files are understood as they are.
+    ``label`` or ``sentiment`` (value); further targets by name, unknown where a cell is empty. MELD's own csv files are
+    understood as they are.
+
+    Raises:
+      ConclugenError: a column that is not there, or a cell that is no label of the corpus or outside its range.
     """
     columns = Columns(corpus.label, corpus.targets)
     for line, row in rows:
         row = {key.lower(): value for key, value in row.items()}
         key, split = row.get("id"), row.get("split")
-        if key is None and "dialogue_id" in row:
-            key = f"dia{row['dialogue_id']}_utt{row['utterance_id']}"
-        if key is not None:
-            key = key.strip()
+        if key is None and {"dialogue_id", "utterance_id"} <= row.keys():
+            key = f"dia{row['dialogue_id'].strip()}_utt{row['utterance_id'].strip()}"
         if key is None or split is None:
-            raise ConclugenError(f"{where}: no column {'id' if key is None else 'split'!r}; it has {', '.join(row)}")
+            lacks = "'split'" if key is not None else "'id', nor 'dialogue_id' and 'utterance_id'"
+            raise ConclugenError(f"{line}: no column {lacks}; the table has {', '.join(row)}")
+        key = key.strip()
         split = split_name(split, line)
         if key in dropped(corpus, split):
             continue
@@ -288,29 +345,31 @@ def corpus_table(corpus: Corpus, rows: Rows, *, where: str) -> Columns:
             f"{split}_{key}" if corpus.names_repeat else key,
             key=row.get(KEY, key),
             group=row.get("group", row.get("speaker", "")).strip(),
-            label=_corpus_label(line, row, corpus.label, ("label", "emotion", "sentiment"), corpus.label_names),
-            targets={t: _corpus_label(line, row, spec, (t,), {}) for t, spec in corpus.targets.items() if t in row},
+            label=_corpus_label(line, row, corpus, "label", ("label", "emotion", "sentiment")),
+            targets={
+                t: _corpus_label(line, row, corpus, t, (t,)) for t in corpus.targets if t in row and _cell(row, t)
+            },
         )
     return columns
 
 
-def _corpus_label(
-    line: str, row: Mapping[str, str], spec: LabelSpec, names: Sequence[str], others: Mapping[str, int]
-) -> Any:
+def _corpus_label(line: str, row: Mapping[str, str], corpus: Corpus, what: str, names: Sequence[str]) -> Any:
+    """The label or a further target, from the first of the columns that is there."""
+    spec, span = corpus.targets.get(what, corpus.label), corpus.ranges.get(what)
     if spec.kind == "none":
         return None
     if spec.kind == "multi":
         missing = next((n for n in spec.names if n not in row), None)
         if missing:
             raise ConclugenError(f"{line}: no column {missing!r}; expected one each for {', '.join(spec.names)}")
-        return [float(_number(line, row, n) > 0) for n in spec.names]
+        return [float(number(row[n], f"{line}: {n}", span) > 0) for n in spec.names]
     column = next((n for n in names if n in row), None)
     if column is None:
         raise ConclugenError(f"{line}: no column {names[0]!r} for the label; the table has {', '.join(row)}")
     if spec.kind == "value":
-        return _number(line, row, column)
+        return number(row[column], f"{line}: {column}", span)
     value = row[column].strip()
-    index = {n: i for i, n in enumerate(spec.names)} | dict(others)
+    index = {n: i for i, n in enumerate(spec.names)} | (corpus.label_names if what == "label" else {})
     found = index.get(value.lower(), _by_number(value, spec.names))
     if found is not None:
         return found

@@ -1,13 +1,11 @@
 """The tree that the authors' code reads: ``processed/DATASET/features/...`` with annotations in YAML."""
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import annotations as annotations_lib
-from conclugen_jax.data.annotations import Columns
+from conclugen_jax.data.annotations import Columns, as_number, number, short
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.features import ConcatFeatures, FolderFeatures, VariantFeatures
 from conclugen_jax.data.requests import Found, Request, from_names
@@ -122,7 +120,7 @@ def _read_annotations(path: Path, corpus: Corpus) -> dict[str, Annotations]:
                 continue
             group = fields.get("video") or fields.get("person_id") or ""
             if not isinstance(group, str):
-                raise ConclugenError(f"{where}: video or person_id is {_short(group)}, expected text")
+                raise ConclugenError(f"{where}: video or person_id is {short(group)}, expected text")
             columns.add(
                 split,
                 f"{split}_{key}" if corpus.names_repeat else key,
@@ -142,38 +140,29 @@ def _labels(where: str, fields: Mapping[str, Any], corpus: Corpus) -> dict[str, 
             raise ConclugenError(
                 f"{where}: emotions of {type(values).__name__}, expected {len(corpus.label.names)} numbers"
             )
-        result["label"] = [float(_number(where, v) > 0) for v in values]
+        span = corpus.ranges.get("label")
+        result["label"] = [float(number(v, f"{where}: emotions", span) > 0) for v in values]
     elif corpus.label.kind == "single":
         result["label"] = _index(where, fields.get("emotions"), len(corpus.label.names))
     elif corpus.label.kind == "value":
-        result["label"] = _number(where, fields.get("sentiment"))
+        result["label"] = number(fields.get("sentiment"), f"{where}: sentiment", corpus.ranges.get("label"))
     result["targets"] = {}
     for name, spec in corpus.targets.items():
         value = fields.get(name)
         if value is not None:
             # the published sentiment of a class counts from -1
             result["targets"][name] = (
-                _number(where, value) if spec.kind == "value" else _index(where, value, len(spec.names), -1)
+                number(value, f"{where}: {name}", corpus.ranges.get(name))
+                if spec.kind == "value"
+                else _index(where, value, len(spec.names), -1)
             )
     return result
 
 
-def _number(where: str, text: Any) -> float:
-    value = annotations_lib.as_number(text)
-    if math.isnan(value):
-        raise ConclugenError(f"{where}: {_short(text)}, expected a finite number")
-    return value
-
-
-def _short(value: Any) -> str:
-    """A value for a message; of containers, which aliases can make huge, only their kind."""
-    return repr(value[:100]) if isinstance(value, str) else f"a {type(value).__name__}"
-
-
 def _index(where: str, text: Any, num: int, first: int = 0) -> int:
-    value = _number(where, text) - first
+    value = as_number(text) - first
     if value not in range(num):
-        raise ConclugenError(f"{where}: {_short(text)}, expected a whole number from {first} to {num - 1 + first}")
+        raise ConclugenError(f"{where}: {short(text)}, expected a whole number from {first} to {num - 1 + first}")
     return int(value)
 
 

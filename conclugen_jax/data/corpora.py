@@ -28,6 +28,7 @@ class Corpus:
       licence: of the data.
       label: kind and names of the labels, in the order of their index in the published files.
       targets: further things to predict.
+      ranges: "label" or a target -> least and greatest number in published files, before a label is made 0 or 1.
       label_names: other names of classes in published files -> index.
       splits: that it comes with; empty if it has none.
       named: what an utterance's name says, None if names say nothing.
@@ -41,6 +42,7 @@ class Corpus:
     licence: str
     label: LabelSpec
     targets: Mapping[str, LabelSpec] = dataclasses.field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     label_names: Mapping[str, int] = dataclasses.field(default_factory=dict)
     splits: tuple[str, ...] = ("train", "validation", "test")
     named: Callable[[str], Named] | None = None
@@ -122,6 +124,7 @@ CORPORA: dict[str, Corpus] = {
         licence="for research; Bagher Zadeh et al., ACL 2018; the videos belong to their owners",
         label=LabelSpec("multi", MOSEI_EMOTIONS),
         targets={"sentiment": LabelSpec("value")},
+        ranges={"label": (0, 3), "sentiment": (-3, 3)},
         drop={"": frozenset({"9cxlcpbmrH0_6", "2cwNG0YuwtQ_6"})},
         expected={"all": 22_853},
     ),
@@ -129,6 +132,7 @@ CORPORA: dict[str, Corpus] = {
         description="CMU-MOSI: opinion videos, cut into segments, with sentiment from -3 to 3.",
         licence="for research; Zadeh et al., IEEE Intelligent Systems 2016; the videos belong to their owners",
         label=LabelSpec("value"),
+        ranges={"label": (-3, 3)},
         expected={"all": 2_199},
     ),
     "ravdess": Corpus(

@@ -7,13 +7,15 @@ in seconds. The SDK's ``align`` names entries ``VIDEO[ROW]`` instead, after the 
 import contextlib
 import importlib.resources
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from conclugen_jax.data.annotations import CsvTable, as_number
+from conclugen_jax.data.annotations import CsvTable, number
+from conclugen_jax.data.corpora import CORPORA
+from conclugen_jax.data.files import MOST_UNPACKED
 from conclugen_jax.data.pooling import POOLS, pool
 from conclugen_jax.data.sources import Annotations
 from conclugen_jax.errors import ConclugenError
@@ -76,24 +78,26 @@ def read_labels(path: str | Path, corpus: str, *, drop: Collection[str] = ()) ->
       ``EMOTIONS``) with target ``sentiment`` float32 [n] for ``cmu_mosei``, the sentiment float32 [n] for ``cmu_mosi``.
 
     Raises:
-      ConclugenError: an unknown corpus, no such file, or one whose rows are not labels of this corpus.
+      ConclugenError: an unknown corpus, no such file, one whose rows are not labels of this corpus, or a label outside
+        its range.
     """
-    width, folds = len(_label_columns(corpus)), read_folds(corpus)
+    columns, folds = _label_columns(corpus), read_folds(corpus)
     sequence = _Sequence(path)
     rows, outside = [], 0
     for name in sorted(sequence.names()):
         steps, features = sequence.steps(name)
-        if features.shape[1] != width:
+        if features.shape[1] != len(columns):
             raise ConclugenError(
-                f"{sequence.where(name)}: label rows of width {features.shape[1]}, those of {corpus} have {width} "
-                f"({', '.join(_label_columns(corpus))}); name the file of labels"
+                f"{sequence.where(name)}: label rows of width {features.shape[1]}, those of {corpus} have {len(columns)} "
+                f"({', '.join(columns)}); name the file of labels"
             )
         if name not in folds:
             outside += len(steps)
             continue
-        values = _float32(sequence.values(name, slice(None)), f"{sequence.where(name)}, label row")
+        values = sequence.values(name, slice(None)).tolist()
         for i, ((start, end), row) in enumerate(zip(steps.tolist(), values, strict=True)):
-            rows.append(_Row((name, start, end, i), row))
+            where = f"{sequence.where(name)}, label row {i}"
+            rows.append(_Row((name, start, end, i), _checked(row, columns, where)))
     return _annotations(rows, corpus, folds, drop, outside, str(path)), outside
 
 
@@ -115,54 +119,41 @@ def read_label_csv(
       As :func:`read_labels`.
 
     Raises:
-      ConclugenError: an unknown corpus, no such file, a missing column, or a cell that is not a finite number.
+      ConclugenError: an unknown corpus, no such file, a missing column, or a cell that is not a number in its range.
     """
-    columns, folds = ("start_time", "end_time", *_label_columns(corpus)), read_folds(corpus)
+    columns, folds = _label_columns(corpus), read_folds(corpus)
     rows, outside, counts = [], 0, Counter()
     for path in _paths(paths):
         for line, cells in CsvTable(path):
-            missing = [name for name in ("video", *columns) if name not in cells]
+            missing = [name for name in ("video", "start_time", "end_time", *columns) if name not in cells]
             if missing:
                 raise ConclugenError(f"{path}: no column {missing[0]!r}; it has {', '.join(cells)}")
-            numbers = _numbers([cells[name] for name in columns], columns, line)
-            start, end = numbers[:2].tolist()
+            start, end = (number(cells[name], f"{line}: {name}") for name in ("start_time", "end_time"))
             if end < start:
                 raise ConclugenError(f"{line}: ends at {end} s, before its start at {start} s; mend the row")
             video = cells["video"].strip()
             key = (video, start, end, counts[video])
             counts[video] += 1
             if video in folds:
-                rows.append(_Row(key, _float32(numbers[2:], line)))
+                rows.append(_Row(key, _checked([cells[name] for name in columns], columns, line)))
             else:
                 outside += 1
     where = ", ".join(map(str, _paths(paths)))
     return _annotations(rows, corpus, folds, drop, outside, where), outside
 
 
-def _label_columns(corpus: str) -> tuple[str, ...]:
+def _label_columns(corpus: str) -> dict[str, tuple[float, float]]:
+    """column of a label row -> least and greatest number there."""
     if corpus not in LABEL_COLUMNS:
         raise ConclugenError(f"corpus {corpus!r} has no standard folds here; there are {', '.join(LABEL_COLUMNS)}")
-    return LABEL_COLUMNS[corpus]
+    ranges = CORPORA[corpus].ranges
+    return {name: ranges.get(name, ranges["label"]) for name in LABEL_COLUMNS[corpus]}
 
 
-def _numbers(cells: Sequence[str], columns: Sequence[str], where: str) -> np.ndarray:
-    """Cells as float64."""
-    values = np.empty(len(cells))
-    for i, (name, cell) in enumerate(zip(columns, cells, strict=True)):
-        values[i] = as_number(cell)
-        if np.isnan(values[i]):
-            raise ConclugenError(f"{where}: {name} is {cell[:100]!r}, expected a finite number")
-    return values
-
-
-def _float32(values: np.ndarray, where: str) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        result = values.astype(np.float32)
-    bad = np.argwhere(~np.isfinite(result))
-    if bad.size:
-        row = f" {bad[0][0]}" if result.ndim == 2 else ""
-        raise ConclugenError(f"{where}{row}: NaN or infinite as a float32 label; mend the value")
-    return result
+def _checked(cells: Iterable[Any], columns: Mapping[str, tuple[float, float]], where: str) -> np.ndarray:
+    """A label row as float32 [columns]."""
+    pairs = zip(cells, columns.items(), strict=True)
+    return np.array([number(cell, f"{where}: {name}", span) for cell, (name, span) in pairs], np.float32)
 
 
 def _annotations(
@@ -376,6 +367,11 @@ class _Sequence:
                 f"{where}: features {features.shape} and intervals {intervals.shape} of type {intervals.dtype}, expected "
                 "(steps, dim) and (steps, 2) with as many steps; write the entry anew"
             )
+        for array in (features, intervals):  # HDF5 declares sizes without storing anything
+            if array.nbytes > MOST_UNPACKED * max(array.id.get_storage_size(), 2**20):
+                raise ConclugenError(
+                    f"{where}: {array.shape} numbers declared, {array.id.get_storage_size()} bytes stored; fetch the file anew"
+                )
         times = intervals[:].astype(np.float64)
         wrong = np.flatnonzero(~(np.isfinite(times).all(axis=1) & (times[:, 1] >= times[:, 0])))
         if wrong.size:

@@ -52,6 +52,10 @@ def open_source(request: Request) -> JoinedSource:
     found = FORMATS[kind](request)
     if found.columns is None:
         found = tables.annotate(request, found)
+    if not found.columns:
+        raise ConclugenError(
+            f"{request.source or request.dataset}: no examples; the labels name none, or all are left out"
+        )
     named = {m: open_features(path, request.pool) for m, path in request.modalities.items()} if kind != "csd" else {}
     features = {**found.features, **named}
     for modality in request.only:

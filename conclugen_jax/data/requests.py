@@ -112,6 +112,10 @@ def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, 
         )
     names = union(features)
     if len(corpus.splits) < 2:
+        if not names.keys() & {"train", ""}:
+            raise ConclugenError(
+                f"{request.dataset}: features of {', '.join(names)} only; put all into a folder train, or into none"
+            )
         names = {"train": names.get("train", names.get("", []))}
     elif "" in names:
         raise ConclugenError(

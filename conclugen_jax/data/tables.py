@@ -119,8 +119,8 @@ def annotate(request: Request, found: Found) -> Found:
     corpus = request.corpus
     files = list(request.labels)
     if not files and request.source is not None and request.source.is_dir():
-        files = [p for p in [request.source / "labels.csv"] if p.is_file()]
-        files = files or sorted(p for p in request.source.glob("*.csv") if corpus is not None)
+        beside = sorted(p for p in request.source.iterdir() if p.suffix.lower() == ".csv" and p.is_file())
+        files = [p for p in beside if p.name.lower() == "labels.csv"] or (beside if corpus is not None else [])
     if files:
         tables = [CsvTable(path) for path in files]
         if request.dataset in csd.LABEL_COLUMNS and "start_time" in tables[0].names:
@@ -128,11 +128,11 @@ def annotate(request: Request, found: Found) -> Found:
             by_id = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
             return dataclasses.replace(found, columns=by_id, label_files=files)
         return _read_rows(request, found, _Chain(tables), files)
+    features = found.features or {m: open_features(p, request.pool) for m, p in request.modalities.items()}
     if corpus is not None:
-        features = found.features or {m: open_features(p, request.pool) for m, p in request.modalities.items()}
         return dataclasses.replace(found, columns=from_names(request, features))
     columns = Columns(LabelSpec("none"), {})
-    for split, names in union(found.features).items():
+    for split, names in union(features).items():
         for name in names:
             columns.add(split or "train", name)
     return dataclasses.replace(found, columns=columns.result(), label=LabelSpec("none"))
@@ -142,14 +142,36 @@ class _Chain:
     """The rows of several csv files; where they say nothing of splits, the files' names do."""
 
     def __init__(self, tables: Sequence[CsvTable]):
-        self._tables = tables
+        _refuse_fewer_columns(tables)
+        self._splits = {table: self._split(table) for table in tables}
+
+    @staticmethod
+    def _split(table: CsvTable) -> str | None:
+        words = re.split(r"[^a-z]+", table.path.stem.lower())
+        splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+        if "split" in map(str.lower, table.names) or not splits:
+            return None
+        if len(splits) > 1:
+            raise ConclugenError(
+                f"{table.path}: its name says {' and '.join(sorted(splits))}; add a column 'split' that says it of each row"
+            )
+        return splits.pop()
 
     def __iter__(self):
-        for table in self._tables:
-            words = re.split(r"[^a-z]+", table.path.stem.lower())
-            split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+        for table, split in self._splits.items():
             for where, row in table:
-                yield where, row if "split" in row or split is None else {**row, "split": split}
+                yield where, row if split is None else {**row, "split": split}
+
+
+def _refuse_fewer_columns(tables: Sequence[CsvTable]) -> None:
+    """Rows of all tables are read by the columns of the first."""
+    first, *others = tables
+    for table in others:
+        missing = next((name for name in first.names if name not in table.names), None)
+        if missing:
+            raise ConclugenError(
+                f"{table.path}: no column {missing!r}, which {first.path} has; it has {', '.join(table.names)}"
+            )
 
 
 def _read_rows(request: Request, found: Found, rows: Iterable, files: Sequence[Path]) -> Found:
@@ -222,12 +244,14 @@ def open_metadata(request: Request) -> Found:
         raise ConclugenError(
             f"{source}: expected one metadata.csv in it, or one in each folder train, validation, test"
         )
-    rows, columns = [], None
-    for folder, path in tables.items():
-        table = CsvTable(path)
+    rows, columns, read = [], None, [CsvTable(path) for path in tables.values()]
+    _refuse_fewer_columns(read)
+    for folder, table in zip(tables, read, strict=True):
         files = {_modality(n): n for n in table.names if n == "file_name" or n.endswith("_file_name")}
         if not files or (columns is not None and list(files) != list(columns)):
-            raise ConclugenError(f"{path}: no column file_name or MODALITY_file_name, or not those of the other splits")
+            raise ConclugenError(
+                f"{table.path}: no column file_name or MODALITY_file_name, or not those of the other splits"
+            )
         columns = files
         rows += [(where, _listed(where, row, files, folder)) for where, row in table]
     features = {
