@@ -98,7 +98,7 @@ def describe(folder: Path) -> list[str]:
     corpus = CORPORA.get(manifest.source.get("dataset"))
     for n in expected_counts(corpus, {s: f["num_examples"] for s, f in manifest.splits.items()}).values():
         if n["found"] != n["expected"]:
-            lines.append(f"{n['found']:,} examples; the authors' copy of the corpus has {n['expected']:,}")
+            lines.append(f"{n['found']:,} examples; {n['expected']:,} are expected of the corpus")
     return lines + [f"warning: {warning}" for warning in manifest.warnings]
 
 

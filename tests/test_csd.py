@@ -446,11 +446,13 @@ def test_sentiment_must_be_in_its_range(tmp_path, value):
 
 def test_sizes_that_are_only_declared_are_refused(tmp_path):
     """HDF5 arrays that store nothing: a few bytes on disk, terabytes in memory."""
-    for name, shapes in {"long": ((10**10, 7), (10**10, 2)), "wide": ((3, 10**10), (3, 2))}.items():
+    huge = {"long": ((10**10, 7), (10**10, 2)), "wide": ((3, 10**10), (3, 2)), "intervals": ((10**8, 1), (10**8, 2))}
+    for name, shapes in huge.items():
         path = tmp_path / f"{name}.csd"
         with h5py.File(path, "w") as file:
             for key, shape in zip(("features", "intervals"), shapes, strict=True):
-                file.create_dataset(f"root/data/{TRAIN}/{key}", shape, np.float32, chunks=(1, 1))
+                dtype = np.uint8 if name == "intervals" and key == "features" else np.float32
+                file.create_dataset(f"root/data/{TRAIN}/{key}", shape, dtype, chunks=(1, 1))
         assert path.stat().st_size < 100_000
         with pytest.raises(ConclugenError, match=r"numbers declared, 0 bytes stored"):
             CsdFeatures(path)

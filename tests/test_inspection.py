@@ -762,7 +762,7 @@ def test_text_fits_80_columns_and_takes_nothing_for_markup(tmp_path, source):
         assert "train2=train9, train20=train21" in printed
         assert "  video+audio+text   22  73.3%     8  72.7%   5  62.5%\n" in printed
         assert "- text, train: 10 columns constant (2, 3, 4, 5, 6, 7, 8, 9, ...)" in printed
-        assert "all splits: 49 examples, not the 13,302 of the authors' copy" in printed
+        assert "all splits: 49 examples, not the 13,302 expected of the corpus" in printed
         assert "by design" in printed
         assert "  video         5          3          -            -   1  12.5%\n" in printed
         assert "have 1 group in common, such as '[p5]'" in printed

@@ -35,7 +35,8 @@ class Corpus:
       names_repeat: the same names stand for other utterances in other splits, so that ids get the split in front.
       shared_groups: groups are in several splits by design.
       drop: split -> names of utterances that are broken in the published data.
-      expected: split (or "all") -> number of examples of the usual copy, for comparison.
+      expected: split (or "all") -> number of examples, for comparison: of the authors' copy (faces cropped, where they
+        are), of CMU-MOSI, which they have not, the published segments of the standard folds.
     """
 
     description: str

@@ -182,8 +182,8 @@ def _origin(report: Report) -> Iterator[RenderableType]:
             yield _line(f"{key}: {value}")
     for split, n in report["expected"].items():
         what = "all splits" if split == "all" else split
-        same = "as many as" if n["found"] == n["expected"] else f"not the {n['expected']:,} of"
-        yield _line(f"{what}: {n['found']:,} examples, {same} the authors' copy of the corpus")
+        same = "as many as" if n["found"] == n["expected"] else f"not the {n['expected']:,}"
+        yield _line(f"{what}: {n['found']:,} examples, {same} expected of the corpus")
     yield _line(f"manifest: {report['fingerprint']}")
 
 
