@@ -135,7 +135,10 @@ def test_an_empty_target_of_a_corpus_is_unknown_but_not_its_label(tmp_path):
 @pytest.mark.parametrize("name", ["x\x1b[31m", "x\ny", "x\x7f"])
 def test_classes_that_cannot_be_printed_are_refused(tmp_path, name):
     message = refusal(open_table, tmp_path, f'id,label\na,x\nb,"{name}"\nc,x\n')
-    assert f"labels.csv: column 'label' has the class {name!r}, which cannot be printed" in message
+    assert message.endswith(f"labels.csv: class or label {name!r} cannot be printed; mend its name")
+    layout = Layout(label=(name, "y"))
+    message = refusal(open_table, tmp_path, f'id,"{name}",y\na,1,0\nb,1,1\nc,1,1\n', layout=layout)
+    assert f"class or label {name!r} cannot be printed" in message
 
 
 @pytest.mark.parametrize("value", ["2", "0.5", "-1", "", "nan", "yes"])
@@ -176,6 +179,12 @@ def test_windows_1252_is_read_and_utf_16_refused(tmp_path):
     for encoding in ("utf-16", "utf-16-le", "utf-32"):
         message = refusal(open_table, tmp_path, text.encode(encoding))
         assert message.endswith("labels.csv: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators_than_commas_are_refused(tmp_path, separator):
+    message = refusal(open_table, tmp_path, "id,label\na,x\n".replace(",", separator))
+    assert message.endswith(f"labels.csv: its first line is {f'id{separator}label'!r}; separate cells by commas")
 
 
 @pytest.mark.parametrize("name", ["Labels.csv", "LABELS.CSV"])

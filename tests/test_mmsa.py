@@ -310,6 +310,7 @@ def with_nan():
         (aligned(regression_labels=[1, 2, 10**400]), "out of range"),
         (aligned(regression_labels=[1, np.nan, 2]), "of 'v_1.*' is nan, expected a finite number"),
         (aligned(regression_labels_T=[1, np.inf, 2]), "is inf, expected a finite number"),
+        (aligned(regression_labels=[1, -1e39, 2]), r"is -1e\+39, expected a finite number of float32"),
         (aligned(audio=np.zeros((3, 4))), r"shape \(3, 4\), expected \(3, steps, features\)"),
         (aligned(audio=np.zeros((2, 4, 2))), r"shape \(2, 4, 2\), expected \(3,"),
         (aligned(audio=np.zeros((3, 4, 0))), r"shape \(3, 4, 0\)"),

@@ -87,7 +87,7 @@ class CsvTable:
         The file is UTF-8 or, where it is not, Windows-1252.
 
         Raises:
-          ConclugenError: no csv file, one in UTF-16, or no header.
+          ConclugenError: no csv file, one in UTF-16 or with other separators than commas, or no header.
         """
         self.path = path
         try:
@@ -102,11 +102,17 @@ class CsvTable:
         except UnicodeDecodeError:
             self._encoding = "cp1252"
         self.names = [column_name(name) for name in next(self._cells(), (0, []))[1]]
+        if len(self.names) == 1 and {";", "\t"} & set(self.names[0]):
+            raise ConclugenError(f"{path}: its first line is {self.names[0][:100]!r}; separate cells by commas")
         if not self.names or "" in self.names or len(set(self.names)) < len(self.names):
             raise ConclugenError(f"{path}: its first line must name the columns, each once; it is {self.names}")
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """Rows below the header; blank lines are passed over."""
+        """Rows below the header; blank lines are passed over.
+
+        Raises:
+          ConclugenError: a row with more or fewer cells than the header, or one that is not csv.
+        """
         for line, cells in itertools.islice(self._cells(), 1, None):
             if len(cells) != len(self.names):
                 raise ConclugenError(
@@ -165,6 +171,9 @@ def from_table(rows: Rows, layout: Layout, *, where: str) -> Columns:
             raise ConclugenError(f"{where}: no column {column!r}; it has {', '.join(names)}")
     label, read = _label_reader(rows, layout.label, layout.kind, layout.classes, where)
     targets = {name: _target_reader(rows, name, where) for name in layout.targets}
+    for name in itertools.chain(label.names, *(spec.names for spec, _ in targets.values())):
+        if not name.isprintable():
+            raise ConclugenError(f"{where}: class or label {name[:100]!r} cannot be printed; mend its name")
     columns = Columns(label, {name: spec for name, (spec, _) in targets.items()})
     for line, row in rows:
         columns.add(
@@ -215,11 +224,6 @@ def _label_reader(rows: Rows, columns: Sequence[str], kind: str, classes: Sequen
             raise ConclugenError(f"{where}: column {column!r} has class numbers up to {largest[:30]}; name the classes")
         classes = [str(i) for i in range(int(largest) + 1)]
     names = tuple(classes) if classes else tuple(sorted(values))
-    odd = next((name for name in names if not name.isprintable()), None)
-    if odd is not None:
-        raise ConclugenError(
-            f"{where}: column {column!r} has the class {odd[:100]!r}, which cannot be printed; mend its name"
-        )
     index = {name: i for i, name in enumerate(names)}
 
     def read(line: str, row: Mapping[str, str]) -> int:
@@ -377,7 +381,11 @@ def _corpus_label(line: str, row: Mapping[str, str], corpus: Corpus, what: str, 
 
 
 def from_names(corpus: Corpus, names: Mapping[str, Iterable[str]]) -> Columns:
-    """Annotations from the utterances' names alone, by split, for a corpus whose names say enough."""
+    """Annotations from the utterances' names alone, by split, for a corpus whose names say enough.
+
+    Raises:
+      ConclugenError: a name that is not of the corpus' form.
+    """
     columns = Columns(corpus.label, corpus.targets)
     for split, keys in names.items():
         for key in keys:

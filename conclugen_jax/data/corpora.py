@@ -31,7 +31,7 @@ class Corpus:
       ranges: "label" or a target -> least and greatest number in published files, before a label is made 0 or 1.
       label_names: other names of classes in published files -> index.
       splits: that it comes with; empty if it has none.
-      named: what an utterance's name says, None if names say nothing.
+      named: what an utterance's name says, None if names say nothing; it raises ConclugenError for a name of another form.
       names_repeat: the same names stand for other utterances in other splits, so that ids get the split in front.
       shared_groups: groups are in several splits by design.
       drop: split -> names of utterances that are broken in the published data.

@@ -29,7 +29,12 @@ def open_csd(request: Request) -> Found:
 
 
 def read_labels(request: Request, files: list[Path]):
-    """Annotations by split, the files they come from, and the number of rows whose video is in no fold."""
+    """Annotations by split, the files they come from, and the number of rows whose video is in no fold.
+
+    Raises:
+      ConclugenError: no file of labels, several ``.csd`` files, or one that :func:`csd.read_labels` or
+        :func:`csd.read_label_csv` refuses.
+    """
     drop = dropped(request.corpus, "")
     labels = list(request.labels) or [p for p in files if "label" in p.name.lower()]
     if not labels:

@@ -180,10 +180,13 @@ def _labels(source: Path, splits: Sequence[_Split]) -> dict[str, list[str]]:
                 continue
             where = f"{source}: {split.key}[{key!r}]"
             numbers = _numbers(_get(split.values, key, f"{source}: {split.key}"), len(split.ids), where)
-            bad = np.isinf(numbers) | (np.isnan(numbers) if column == "sentiment" else False)
+            too_large = np.abs(numbers) > np.finfo(np.float32).max
+            bad = too_large | (np.isnan(numbers) if column == "sentiment" else False)
             if bad.any():
                 i = int(bad.argmax())
-                raise ConclugenError(f"{where} of {split.ids[i]!r} is {numbers[i]}, expected a finite number")
+                raise ConclugenError(
+                    f"{where} of {split.ids[i]!r} is {numbers[i]}, expected a finite number of float32"
+                )
             if numbers.dtype.kind in "iu":
                 numbers = numbers.astype(np.float64)  # 1.0, as 1 could be taken for a class
             cells += ["" if np.isnan(number) else str(number) for number in numbers]
