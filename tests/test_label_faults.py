@@ -350,6 +350,26 @@ def test_names_have_at_most_1000_characters(tmp_path, field):
     assert f"{field} must be a printable str of" in refusal(part, "é" * 1001)
 
 
+@pytest.mark.parametrize(
+    ("kind", "label", "says"),
+    [
+        ("value", 1e39, "label 1e+39, expected a finite number of float32"),
+        ("value", -(10**400), "label -1000"),
+        ("value", 10**5000, "label int too large to be written, expected a finite number of float32"),
+        ("single", 10**5000, "label int too large to be written, expected an integer from 0 to 1"),
+        ("multi", [0, 1e39], "label [0, 1e+39], expected 2 values 0 or 1 (a, b)"),
+        ("multi", [0, 10**5000], "label list too large to be written, expected 2 values 0 or 1 (a, b)"),
+    ],
+    ids=range(6),
+)
+def test_labels_of_examples_that_are_too_large(tmp_path, kind, label, says):
+    names = () if kind == "value" else ("a", "b")
+    spec = DatasetSpec("m", "1.0.0", "", "", {"x": 2}, LabelSpec(kind, names), ("train",))
+    examples = [Example("c0", {"x": np.ones(2)}, label)]
+    message = refusal(records.write_part, spec, "train", 0, examples, tmp_path / "part", first_split=True)
+    assert f"split 'train', row 0, id 'c0': {says}" in message
+
+
 def test_bad_values_are_named_by_their_column(tmp_path):
     x = np.ones((3, 4))
     x[1, 2], x[1, 3] = np.nan, np.inf

@@ -192,6 +192,14 @@ def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def _shown(label: Any) -> str:
+    """A label for a message; Python writes no integer of thousands of digits."""
+    try:
+        return repr(label)[:100]
+    except ValueError:
+        return f"{type(label).__name__} too large to be written"
+
+
 class _Bad(Exception):
     """An example that may be dropped."""
 
@@ -297,20 +305,23 @@ class _Checker:
     def _label(self, where: str, spec: LabelSpec, label: Any, counts: np.ndarray) -> Any:
         if spec.kind == "single":
             if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < len(spec.names):
-                raise ConclugenError(f"{where}: label {label!r}, expected an integer from 0 to {len(spec.names) - 1}")
+                raise ConclugenError(
+                    f"{where}: label {_shown(label)}, expected an integer from 0 to {len(spec.names) - 1}"
+                )
             counts[label] += 1
             return int(label)
         try:
-            values = np.asarray(label, np.float32) if label is not None else np.zeros(0, np.float32)
-        except (TypeError, ValueError):
+            with np.errstate(over="ignore"):  # infinite then, and refused
+                values = np.asarray(label, np.float32) if label is not None else np.zeros(0, np.float32)
+        except (TypeError, ValueError, OverflowError):
             values = np.zeros(0, np.float32)
         if spec.kind == "value":
             if values.shape != () or not np.isfinite(values):
-                raise ConclugenError(f"{where}: label {label!r}, expected a finite number")
+                raise ConclugenError(f"{where}: label {_shown(label)}, expected a finite number of float32")
             return np.float32(values)
         if values.shape != (len(spec.names),) or not np.isin(values, (0, 1)).all():
             raise ConclugenError(
-                f"{where}: label {label!r}, expected {len(spec.names)} values 0 or 1 ({', '.join(spec.names)})"
+                f"{where}: label {_shown(label)}, expected {len(spec.names)} values 0 or 1 ({', '.join(spec.names)})"
             )
         counts += values.astype(np.int64)
         return values
