@@ -139,6 +139,9 @@ def test_classes_that_cannot_be_printed_are_refused(tmp_path, name):
     layout = Layout(label=(name, "y"))
     message = refusal(open_table, tmp_path, f'id,"{name}",y\na,1,0\nb,1,1\nc,1,1\n', layout=layout)
     assert f"class or label {name!r} cannot be printed" in message
+    table = f'id,label,mood\na,x,{name!r}\nb,y,"{name}"\nc,x,\n'
+    message = refusal(open_table, tmp_path, table, layout=Layout(targets=("mood",)))
+    assert f"class or label {name!r} cannot be printed" in message
 
 
 @pytest.mark.parametrize("value", ["2", "0.5", "-1", "", "nan", "yes"])
