@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "conclugen_jax"
 ORDER = [
     {"errors", "types"},
-    {"data.sources", "data.pooling", "data.wire", "data.files"},
+    {"data.sources", "data.pooling", "data.wire", "data.files", "data.cells"},
     {"data.digits", "data.manifest", "data.corpora", "data.features", "data.pickles"},
     {"data.annotations", "data.mmsa", "data.records", "data.tallies"},
     {"data.csd"},

@@ -1,21 +1,17 @@
 """Labels, splits and groups as files and names hold them -> columns of each split."""
 
-import csv
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from conclugen_jax.data.cells import as_number, number, short
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, LabelSpec
 from conclugen_jax.errors import ConclugenError
-
-MOST = float(np.finfo(np.float32).max)
-"""Labels are stored in float32."""
 
 KEY = "\0key"
 """Entry of a row that holds the key of its features, where that is not its id; no column of a file is called so."""
@@ -70,65 +66,6 @@ def _array(spec: LabelSpec, values: Sequence[Any]) -> np.ndarray | None:
     if spec.kind == "value":
         return np.array([np.nan if v is None else v for v in values], np.float32)
     return np.array(values, np.float32).reshape(len(values), len(spec.names))
-
-
-def column_name(text: str) -> str:
-    """A column's name without spaces around it; the ones with a fixed meaning in lower case."""
-    name = text.strip()
-    return name.lower() if name.lower() in ("id", "split", "group", "label") else name
-
-
-class CsvTable:
-    """Rows of a csv file, read anew each time they are iterated over: (where, columns)."""
-
-    def __init__(self, path: Path):
-        """Read the header.
-
-        The file is UTF-8 or, where it is not, Windows-1252.
-
-        Raises:
-          ConclugenError: no csv file, one in UTF-16 or with other separators than commas, or no header.
-        """
-        self.path = path
-        try:
-            content = path.read_bytes()
-        except OSError as e:
-            raise ConclugenError(f"{path}: cannot be read ({e.strerror}); name a csv file") from e
-        if b"\0" in content:
-            raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
-        try:
-            content.decode("utf-8-sig")
-            self._encoding = "utf-8-sig"
-        except UnicodeDecodeError:
-            self._encoding = "cp1252"
-        self.names = [column_name(name) for name in next(self._cells(), (0, []))[1]]
-        if len(self.names) == 1 and {";", "\t"} & set(self.names[0]):
-            raise ConclugenError(f"{path}: its first line is {self.names[0][:100]!r}; separate cells by commas")
-        if not self.names or "" in self.names or len(set(self.names)) < len(self.names):
-            raise ConclugenError(f"{path}: its first line must name the columns, each once; it is {self.names}")
-
-    def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """Rows below the header; blank lines are passed over.
-
-        Raises:
-          ConclugenError: a row with more or fewer cells than the header, or one that is not csv.
-        """
-        for line, cells in itertools.islice(self._cells(), 1, None):
-            if len(cells) != len(self.names):
-                raise ConclugenError(
-                    f"{self.path}, line {line}: {len(cells)} cells, the header has {len(self.names)}; quote cells with commas"
-                )
-            yield f"{self.path}, line {line}", dict(zip(self.names, cells, strict=True))
-
-    def _cells(self) -> Iterator[tuple[int, list[str]]]:
-        with self.path.open(encoding=self._encoding, errors="replace", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            try:
-                for cells in reader:
-                    if cells:
-                        yield reader.line_num, cells
-            except csv.Error as e:
-                raise ConclugenError(f"{self.path}, line {reader.line_num}: not csv ({e}); mend the file") from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,47 +215,10 @@ def _are_numbers(values: Iterable[str]) -> bool:
     return not any(math.isnan(as_number(v)) for v in values)
 
 
-def as_number(value: Any) -> float:
-    """The finite number that a text says; NaN where it says none (1_0 is a name, though Python reads 10)."""
-    if isinstance(value, str) and "_" in value:
-        return math.nan
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return math.nan
-    return number if math.isfinite(number) else math.nan
-
-
-def number(value: Any, where: str, span: tuple[float, float] | None = None) -> float:
-    """The number that a text says.
-
-    Args:
-      value: the text.
-      where: names the cell in messages.
-      span: least and greatest number that it may be.
-
-    Raises:
-      ConclugenError: no finite number of float32, or one outside the span.
-    """
-    found = as_number(value)
-    low, high = span or (-MOST, MOST)
-    if not low <= found <= high:  # nor is NaN
-        expected = f"a number from {low:g} to {high:g}" if span else "a finite number of float32"
-        raise ConclugenError(f"{where} {short(value)}, expected {expected}; mend it")
-    return found
-
-
 def _zero_or_one(line: str, row: Mapping[str, str], column: str) -> float:
     if as_number(row[column]) not in (0, 1):
         raise ConclugenError(f"{line}: {column} {short(row[column])}, expected 0 or 1")
     return as_number(row[column])
-
-
-def short(value: Any) -> str:
-    """A value for a message; of containers, which aliases can make huge, only their kind."""
-    if isinstance(value, int | float):
-        return repr(value)
-    return repr(value[:100]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def corpus_table(corpus: Corpus, rows: Rows, *, where: str) -> Columns:

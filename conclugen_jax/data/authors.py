@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data.annotations import Columns, as_number, number, short
+from conclugen_jax.data.annotations import Columns
+from conclugen_jax.data.cells import as_number, number, short
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.features import ConcatFeatures, FolderFeatures, VariantFeatures
 from conclugen_jax.data.requests import Found, Request, from_names

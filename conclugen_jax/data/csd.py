@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conclugen_jax.data.annotations import CsvTable, number
+from conclugen_jax.data.cells import CsvTable, number
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.files import MOST_UNPACKED
 from conclugen_jax.data.pooling import POOLS, pool

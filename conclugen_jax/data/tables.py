@@ -11,7 +11,8 @@ import numpy as np
 
 from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data import csd
-from conclugen_jax.data.annotations import Columns, CsvTable
+from conclugen_jax.data.annotations import Columns
+from conclugen_jax.data.cells import CsvTable, column_name
 from conclugen_jax.data.corpora import dropped
 from conclugen_jax.data.features import FolderFeatures, MatrixFeatures, ParquetFeatures
 from conclugen_jax.data.files import npz_arrays, open_parquet, parquet_column, read_npy
@@ -40,9 +41,7 @@ def open_npz(request: Request) -> Found:
             f"{request.source}: label of shape {arrays['label'].shape}, expected one value a row; write several labels as one "
             "array of 0 and 1 each and name them with --label"
         )
-    columns = {
-        annotations_lib.column_name(k): a for k, a in arrays.items() if a.ndim == 1 and not k.endswith("_lengths")
-    }
+    columns = {column_name(k): a for k, a in arrays.items() if a.ndim == 1 and not k.endswith("_lengths")}
     features = {
         k: MatrixFeatures(request.source, how=request.pool, key=k)
         for k, a in arrays.items()
@@ -69,9 +68,7 @@ def open_parquet_table(request: Request) -> Found:
         raise ConclugenError(
             f"{source}: column 'label' of lists; write several labels as a column of 0 and 1 each, --label=A,B"
         )
-    columns = {
-        annotations_lib.column_name(f.name): parquet_column(source, f.name) for f in schema if f.name not in lists
-    }
+    columns = {column_name(f.name): parquet_column(source, f.name) for f in schema if f.name not in lists}
     features = {name: ParquetFeatures(source, how=request.pool, column=name) for name in lists}
     return _from_rows(request, features, ColumnRows(source, columns), [source])
 
