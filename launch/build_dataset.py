@@ -87,6 +87,8 @@ def describe(folder: Path) -> list[str]:
             lines.append(f"{modality} is missing in " + ", ".join(f"{s} {n:,}" for s, n in missing.items() if n))
     for modality, n in manifest.source.get("unused", {}).items():
         lines.append(f"{n:,} vectors of {modality} belong to no row of the labels and were not used")
+    if passed_over := manifest.source.get("passed_over"):
+        lines.append(f"found beside the features and not used: {', '.join(passed_over)}")
     for kind, n in manifest.source["converted"].items():
         modality, dtype = kind.split()
         lines.append(f"{n:,} {dtype} vectors of {modality} were converted to float32")

@@ -10,8 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "conclugen_jax"
 ORDER = [
     {"errors", "types"},
-    {"data.sources", "data.pooling", "data.wire", "data.files", "data.cells"},
-    {"data.digits", "data.manifest", "data.corpora", "data.features", "data.pickles"},
+    {"data.sources", "data.pooling", "data.wire", "data.files"},
+    {"data.digits", "data.manifest", "data.corpora", "data.index", "data.parquet", "data.pickles", "data.cells"},
+    {"data.features", "data.folders", "data.combined"},
     {"data.annotations", "data.mmsa", "data.records", "data.tallies"},
     {"data.csd"},
     {"data.workers", "data.findings", "data.requests", "data.joined"},

@@ -131,8 +131,10 @@ def split_name(text: str, where: str) -> str:
       ConclugenError: a name that is not of letters, digits and underscores.
     """
     name = SPLIT_NAMES.get(text.strip().lower(), text.strip())
-    if not name.replace("_", "a").isalnum() or not name.isascii():
-        raise ConclugenError(f"{where}: split {text!r}; names are of letters, digits and '_'")
+    if not name.replace("_", "a").isalnum() or not name.isascii() or name.lower() == "all":
+        raise ConclugenError(
+            f"{where}: split {text!r}; names are of letters, digits and '_', and 'all' means all of them"
+        )
     return name
 
 

@@ -1,20 +1,25 @@
 """The tree that the authors' code reads: ``processed/DATASET/features/...`` with annotations in YAML."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from conclugen_jax.data.annotations import Columns
 from conclugen_jax.data.cells import as_number, number, short
+from conclugen_jax.data.combined import ConcatFeatures, VariantFeatures
 from conclugen_jax.data.corpora import Corpus, dropped
-from conclugen_jax.data.features import ConcatFeatures, FolderFeatures, VariantFeatures
+from conclugen_jax.data.files import entries, open_regular
+from conclugen_jax.data.folders import FolderFeatures
 from conclugen_jax.data.requests import Found, Request, from_names
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features
 from conclugen_jax.errors import ConclugenError
 
 MODALITIES = {"video": ("frames_2d", "frames_3d"), "audio": ("audio_spectrograms",), "text": ("texts",)}
 """modality -> kinds of folders whose vectors make it up."""
+
+DEEPEST = 20
+"""Levels of the annotations, at most; the published ones have five."""
 
 FOLDER = re.compile(r"(?P<kind>frames_2d|frames_3d|audio_spectrograms|texts)(_\d+)?(_cropped)?(_\d+)?(?P<aug>_aug)?")
 
@@ -53,13 +58,13 @@ def open_authors(request: Request) -> Found:
 def _folders(root: Path) -> dict[str, Path]:
     """kind -> its folder; where there are augmented features those beside them are raw material."""
     found: dict[str, list[tuple[bool, Path]]] = {}
-    for path in sorted(p for p in root.iterdir() if p.is_dir()):
+    for path in (p for p in entries(root) if p.is_dir()):
         match = FOLDER.fullmatch(path.name)
         if match:
             found.setdefault(match["kind"], []).append((bool(match["aug"]), path))
     result = {}
-    for kind, entries in found.items():
-        best = [path for aug, path in entries if aug] or [path for _, path in entries]
+    for kind, some in found.items():
+        best = [path for aug, path in some if aug] or [path for _, path in some]
         if len(best) > 1:
             raise ConclugenError(
                 f"{root}: {', '.join(p.name for p in best)} are all {kind}; leave one, or name it with --modality NAME=PATH"
@@ -69,7 +74,7 @@ def _folders(root: Path) -> dict[str, Path]:
 
 
 def _open_folder(folder: Path) -> FolderFeatures | VariantFeatures:
-    variants = [p for p in folder.iterdir() if re.fullmatch(r"aug\d+", p.name)]
+    variants = [p for p in entries(folder) if re.fullmatch(r"aug\d+", p.name)]
     if len(variants) < 2:
         return FolderFeatures(*variants or [folder], how="")
     variants.sort(key=lambda p: int(p.name[3:]))
@@ -107,13 +112,13 @@ def _annotations_file(source: Path, *, cropped: bool) -> Path:
 def _read_annotations(path: Path, corpus: Corpus) -> dict[str, Annotations]:
     tree = _load_yaml(path)
     columns = Columns(corpus.label, corpus.targets)
-    for name, entries in tree.items():
-        if name not in SPLIT_NAMES or not isinstance(entries, Mapping):
+    for name, utterances in tree.items():
+        if name not in SPLIT_NAMES or not isinstance(utterances, Mapping):
             raise ConclugenError(
-                f"{path}: {name!r} with a {type(entries).__name__}, expected splits that map ids to fields"
+                f"{path}: {name!r} with a {type(utterances).__name__}, expected splits that map ids to fields"
             )
         split = SPLIT_NAMES[name]
-        for key, fields in entries.items():
+        for key, fields in utterances.items():
             where = f"{path}: {name}/{key}"
             if not isinstance(fields, Mapping):
                 raise ConclugenError(f"{where}: a {type(fields).__name__}, expected fields such as emotions")
@@ -167,30 +172,55 @@ def _index(where: str, text: Any, num: int, first: int = 0) -> int:
     return int(value)
 
 
-def _unique_keys(loader: Any) -> Any:
-    """A loader that refuses a key that a mapping has twice."""
-
-    class Loader(loader):
-        def construct_mapping(self, node, deep=False):
-            keys = [key.value for key, _ in node.value]
-            if len(set(map(str, keys))) < len(keys):
-                twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-                raise ValueError(f"{str(twice)[:100]!r} is there twice{node.start_mark}")
-            return super().construct_mapping(node, deep=True)
-
-    return Loader
-
-
 def _load_yaml(path: Path) -> dict[str, Any]:
-    """Scalars stay text: YAML would read the id 100178_1 as a number. Nothing in the file is executed."""
+    """Scalars stay text: YAML would read the id 100178_1 as a number. Nothing in the file is executed.
+
+    The tree is put together from the parser's events, since PyYAML's own way ends the process where lists are nested
+    deeply, and takes a key that is there twice for one.
+    """
     import yaml
 
+    tree = None
     try:
-        with path.open("rb") as file:
-            tree = yaml.load(file, Loader=_unique_keys(getattr(yaml, "CBaseLoader", yaml.BaseLoader)))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as e:
+        with open_regular(path) as file:
+            events = yaml.parse(file, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+            for event in events:
+                if isinstance(event, yaml.DocumentStartEvent):
+                    if tree is not None:
+                        raise ValueError(f"a second document{event.start_mark}")
+                    tree = _node(next(events), events, {}, DEEPEST)
+    except (OSError, yaml.YAMLError, ValueError) as e:  # UnicodeDecodeError is a ValueError
         reason = " ".join(str(e).split())[:200]
         raise ConclugenError(f"{path}: cannot be read as YAML ({reason})") from e
     if not isinstance(tree, dict):
         raise ConclugenError(f"{path}: a {type(tree).__name__}, expected splits that map ids to fields")
     return tree
+
+
+def _node(event: Any, events: Iterator[Any], anchors: dict[str, Any], levels: int) -> Any:
+    """Text, list or mapping that begins with an event; the parser sees to it that what begins also ends."""
+    import yaml
+
+    if isinstance(event, yaml.AliasEvent):
+        if event.anchor not in anchors:
+            raise ValueError(f"alias {event.anchor[:100]!r} of nothing{event.start_mark}")
+        return anchors[event.anchor]
+    if not levels:
+        raise ValueError(f"more than {DEEPEST} levels{event.start_mark}")
+    if isinstance(event, yaml.ScalarEvent):
+        node = event.value
+    elif isinstance(event, yaml.SequenceStartEvent):
+        node = []
+        while not isinstance(inner := next(events), yaml.SequenceEndEvent):
+            node.append(_node(inner, events, anchors, levels - 1))
+    else:
+        node = {}
+        while not isinstance(inner := next(events), yaml.MappingEndEvent):
+            key = _node(inner, events, anchors, levels - 1)
+            if not isinstance(key, str) or key in node:
+                fault = f"{key[:100]!r} is there twice" if isinstance(key, str) else f"a {type(key).__name__} as key"
+                raise ValueError(f"{fault}{inner.start_mark}")
+            node[key] = _node(next(events), events, anchors, levels - 1)
+    if event.anchor is not None:
+        anchors[event.anchor] = node
+    return node

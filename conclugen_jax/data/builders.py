@@ -255,12 +255,12 @@ def _check_spec(spec: DatasetSpec) -> None:
     for name, label in {"label": spec.label, **spec.targets}.items():
         if (
             label_fault(label)
-            or not re.fullmatch(r"[a-z][a-z0-9_]*", name)
+            or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
             or (label.kind == "none" and name != "label")
         ):
             raise ConclugenError(
                 f"data set {spec.name!r}: {name} of kind {label.kind!r} with names {label.names}; kinds are "
-                f"{LABEL_KINDS}, 'single' and 'multi' have names, each once"
+                f"{LABEL_KINDS}, 'single' and 'multi' have names, each once; targets are called by letters, digits and '_'"
             )
     if any(n < 1 or m not in spec.modalities for m, n in spec.variants.items()):
         raise ConclugenError(f"data set {spec.name!r}: variants {dict(spec.variants)}; modality -> a number >= 1")

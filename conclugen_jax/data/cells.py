@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from conclugen_jax.data.files import MOST_TEXT, read_whole
 from conclugen_jax.errors import ConclugenError
 
 MOST = float(np.finfo(np.float32).max)
@@ -30,13 +31,10 @@ class CsvTable:
         The file is UTF-8 or, where it is not, Windows-1252.
 
         Raises:
-          ConclugenError: no csv file, one in UTF-16 or with other separators than commas, or no header.
+          ConclugenError: no regular file, a huge one, one in UTF-16 or with other separators than commas, or no header.
         """
         self.path = path
-        try:
-            content = path.read_bytes()
-        except OSError as e:
-            raise ConclugenError(f"{path}: cannot be read ({e.strerror}); name a csv file") from e
+        content = read_whole(path, MOST_TEXT)
         if b"\0" in content:
             raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
         try:

@@ -1,17 +1,84 @@
 """Files of arrays, read such that nothing in them is executed and no memory is taken that they do not hold."""
 
 import io
+import os
+import stat
+import weakref
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError
 
+MOST_BYTES = 2**30
+"""Of what is read whole: the file of a clip, a row of a matrix. A sparse file of any size takes no room on a disk."""
+
+MOST_TEXT = 2**31
+"""Bytes of a file of ids or labels."""
+
 MOST_UNPACKED = 200
-"""Times its own size that an npz file may unpack to; arrays of features compress far less."""
+"""Times its own size that a packed file may unpack to; arrays of features compress far less."""
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder of few files, sorted; hidden ones are left out.
+
+    Raises:
+      ConclugenError: no folder, or one that cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as e:
+        raise ConclugenError(f"{folder}: cannot be read ({e.strerror}); name a folder of features") from e
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no regular file: a pipe may wait for ever, a device has no end.
+
+    Raises:
+      ConclugenError: no such file, or something else than a file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as e:
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); mend the file or its permissions") from e
+    if not stat.S_ISREG(mode):
+        raise ConclugenError(f"{path}: no regular file but a folder, pipe, socket or device; name a file")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, open for reading.
+
+    Raises:
+      ConclugenError: no such file, or one that cannot be read.
+    """
+    check_regular(path)
+    try:
+        return path.open("rb")
+    except OSError as e:
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); mend the file or its permissions") from e
+
+
+def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Content of a regular file of at most ``most`` bytes.
+
+    Raises:
+      ConclugenError: no such file, a larger one, or one that cannot be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ConclugenError(
+                f"{path}: {size / 2**30:.1f} GiB, expected at most {most / 2**30:.0f} GiB in a file of its kind; split it up"
+            )
+        try:
+            return file.read()
+        except OSError as e:
+            raise ConclugenError(f"{path}: cannot be read ({e.strerror}); mend the file") from e
 
 
 def read_npy(path: Path) -> np.ndarray | None:
@@ -21,27 +88,17 @@ def read_npy(path: Path) -> np.ndarray | None:
     nothing in the file is executed.
 
     Raises:
-      ConclugenError: not an npy file, truncated, or holding Python objects.
+      ConclugenError: not an npy file, truncated, too large, holding Python objects, or a link to nothing.
     """
     try:
-        data = path.read_bytes()
+        os.lstat(path)
     except FileNotFoundError:
         return None
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); mend the file or its permissions") from e
+    except OSError:
+        pass  # reading it says why
+    data = read_whole(path)
     file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except Exception as e:  # NumPy parses the header as Python: damage ends in many kinds
-        raise ConclugenError(f"{path}: not an npy file ({e}); write it with numpy.save") from e
-    if dtype.hasobject:
-        raise ConclugenError(f"{path}: holds Python objects, which are not read; save a plain array of numbers")
-    if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(data) - file.tell():
-        raise ConclugenError(
-            f"{path}: holds fewer or more bytes than its header declares; it is damaged, write it anew"
-        )
+    shape, fortran, dtype = _npy_header(file, len(data), path)
     try:
         array = np.frombuffer(data, dtype, offset=file.tell())
         return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
@@ -49,72 +106,137 @@ def read_npy(path: Path) -> np.ndarray | None:
         raise ConclugenError(f"{path}: not an npy file ({e}); write it with numpy.save") from e
 
 
-def map_npy(path: Path) -> np.ndarray:
-    """Array of an npy file, memory-mapped.
-
-    Raises:
-      ConclugenError: no npy file of numbers.
-    """
+def _npy_header(file: BinaryIO, size: int, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and type of an npy file of ``size`` bytes, whose array begins where it stops."""
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
     except Exception as e:  # NumPy parses the header as Python: damage ends in many kinds
-        raise ConclugenError(f"{path}: cannot be read as an npy file of numbers ({e}); write it with numpy.save") from e
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ConclugenError(f"{path}: not an npy file ({reason}); write it with numpy.save") from e
+    if dtype.hasobject:
+        raise ConclugenError(f"{path}: holds Python objects, which are not read; save a plain array of numbers")
+    declared = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if declared != size - file.tell() or min(shape, default=0) < 0:
+        raise ConclugenError(
+            f"{path}: holds fewer or more bytes than its header declares; it is damaged, write it anew"
+        )
+    return shape, fortran, dtype
+
+
+class NpyMatrix:
+    """Rows of an npy file [n, ...], read from the open file when they are asked for.
+
+    A memory map would do the same, but end the process by a signal where the file is cut short meanwhile.
+
+    Attributes:
+      shape: of the array.
+      dtype: of its values.
+    """
+
+    def __init__(self, path: Path):
+        """Open the file.
+
+        Raises:
+          ConclugenError: no npy file of numbers, another size than its header declares, or rows of more than ``MOST_BYTES``.
+        """
+        self.path = path
+        with open_regular(path) as file:
+            self.shape, self._fortran, self.dtype = _npy_header(file, os.fstat(file.fileno()).st_size, path)
+            self._start = file.tell()
+            self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
+        self._count = int(np.prod(self.shape[1:], dtype=object))
+        if self._count * self.dtype.itemsize > MOST_BYTES:
+            raise ConclugenError(
+                f"{path}: rows of shape {self.shape[1:]}, more than 1 GiB each; are the axes in order?"
+            )
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """A row, of shape ``shape[1:]``.
+
+        Raises:
+          ConclugenError: the file has become shorter.
+        """
+        inner, count = self.shape[1:], self._count
+        if not self._fortran:
+            return np.frombuffer(self._bytes(row * count, count), self.dtype).reshape(inner)
+        columns = (self._bytes(j * len(self) + row, 1) for j in range(count))
+        return np.frombuffer(b"".join(columns), self.dtype).reshape(inner[::-1]).T
+
+    def _bytes(self, first: int, count: int) -> bytes:
+        size = self.dtype.itemsize
+        try:
+            data = os.pread(self._file, count * size, self._start + first * size)
+        except OSError as e:
+            raise ConclugenError(f"{self.path}: cannot be read ({e.strerror}); mend the file") from e
+        if len(data) < count * size:
+            raise ConclugenError(f"{self.path}: has become shorter while it was read; let it be, and build again")
+        return data
 
 
 def read_ids(path: Path) -> list[str]:
-    """Lines of a text file, without spaces around them.
+    """Lines of a text file, without spaces around them; empty ones at the end do not count.
 
     Raises:
-      ConclugenError: no UTF-8 text.
+      ConclugenError: no UTF-8 text, or an empty line between others.
     """
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as e:
+        lines = [line.strip() for line in read_whole(path, MOST_TEXT).decode("utf-8-sig").rstrip().splitlines()]
+    except UnicodeDecodeError as e:
         raise ConclugenError(f"{path}: cannot be read ({e}); expected UTF-8 text with one id a line") from e
+    if "" in lines:
+        raise ConclugenError(f"{path}, line {lines.index('') + 1}: empty; each row needs an id of its own")
+    return lines
 
 
-def npz_arrays(path: Path) -> Mapping[str, np.ndarray]:
-    """All arrays of an npz file; nothing in it is executed.
-
-    Raises:
-      ConclugenError: no npz file, or one with Python objects.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > MOST_UNPACKED * max(path.stat().st_size, 2**20):
-            raise ValueError(f"it would unpack to {unpacked / 2**30:.1f} GiB, more than {MOST_UNPACKED} times its size")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as e:  # zipfile, zlib and NumPy raise many kinds for damaged files
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise ConclugenError(f"{path}: cannot be read as an npz file of plain arrays ({reason})") from e
-
-
-def open_parquet(path: Path) -> Any:
-    """A ``pyarrow.parquet.ParquetFile``.
+def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, np.ndarray]:
+    """Arrays of an npz file, all or those with some names; nothing in it is executed.
 
     Raises:
-      ConclugenError: pyarrow is missing, or the file is no Parquet file.
+      ConclugenError: no npz file, one with Python objects, or with something else than arrays.
     """
-    try:
-        import pyarrow.parquet
-    except ImportError as e:
-        raise ConclugenError(f"{path}: Parquet needs pyarrow; pip install pyarrow") from e
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (OSError, ValueError) as e:
-        raise ConclugenError(f"{path}: cannot be read as a Parquet file ({e})") from e
+    with open_regular(path) as raw:
+        try:
+            with zipfile.ZipFile(raw) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+                names = archive.namelist()
+            if unpacked > MOST_UNPACKED * max(os.fstat(raw.fileno()).st_size, 2**20):
+                raise ValueError(
+                    f"it would unpack to {unpacked / 2**30:.1f} GiB, more than {MOST_UNPACKED} times its size"
+                )
+            twice = [name for name, n in Counter(name.removesuffix(".npy") for name in names).items() if n > 1]
+            if twice:
+                raise ValueError(f"{twice[0]!r} is there twice")
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files if only is None or name in only}
+            other = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+            if other:  # NumPy hands out as bytes what does not begin as an array does
+                raise ValueError(f"{other[0]!r} in it is no array")
+        except Exception as e:  # zipfile, zlib and NumPy raise many kinds for damaged files
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise ConclugenError(f"{path}: cannot be read as an npz file of plain arrays ({reason})") from e
+    return arrays
 
 
-def parquet_column(path: Path, column: str) -> list[Any]:
-    """All values of a column.
+def as_text(values: Iterable[Any], where: str) -> list[str]:
+    """Values of a column as text, nothing where there is none.
 
     Raises:
-      ConclugenError: no such column.
+      ConclugenError: a value that is no Unicode text, which UTF-8 can write.
     """
-    file = open_parquet(path)
-    names = file.schema_arrow.names
-    if column not in names:
-        raise ConclugenError(f"{path}: no column {column!r}; it has {', '.join(names)}")
-    return file.read(columns=[column]).column(column).to_pylist()
+    texts: list[str] = []
+    try:
+        for value in values:
+            text = value.decode() if isinstance(value, bytes) else "" if value is None else str(value)
+            text.encode()
+            texts.append(text)
+    except (ValueError, SystemError) as e:  # UnicodeError; NumPy's own for what is no character at all
+        raise ConclugenError(f"{where}, row {len(texts)}: no Unicode text ({e}); write the column as UTF-8") from e
+    return texts

@@ -16,7 +16,11 @@ SHOWN = 5
 
 
 def refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
-    """Refuse examples with NaN or infinite values or without modality, unless they are to be dropped."""
+    """Refuse examples with NaN or infinite values or without modality, unless they are to be dropped.
+
+    Raises:
+      ConclugenError: there are some; the first of them are named.
+    """
     bad = [
         f"split {split!r}, row {row}, id {name[:100]!r}, {reason}"
         for split, entries in parts.items()
@@ -32,7 +36,11 @@ def refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
 
 
 def refuse_duplicates(spec: DatasetSpec, parts: Parts) -> None:
-    """Refuse an id that a split has twice."""
+    """Refuse an id that a split has twice.
+
+    Raises:
+      ConclugenError: there is one.
+    """
     for split, entries in parts.items():
         ids = np.concatenate([part.ids for _, part in entries])
         order = np.argsort(ids, kind="stable")
@@ -48,7 +56,11 @@ def refuse_duplicates(spec: DatasetSpec, parts: Parts) -> None:
 
 
 def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
-    """Refuse a modality that no example has: as a rule its ids are not those of the labels."""
+    """Refuse a modality that no example has: as a rule its ids are not those of the labels.
+
+    Raises:
+      ConclugenError: there is one.
+    """
     presence = np.concatenate([part.presence for _, part in itertools.chain(*parts.values())])
     for modality, present in zip(spec.modalities, presence.T, strict=True):
         if not present.any():

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data import authors, corpus_csd, tables
 from conclugen_jax.data.annotations import Layout
+from conclugen_jax.data.combined import VariantFeatures, all_from
 from conclugen_jax.data.corpora import CORPORA
-from conclugen_jax.data.features import VariantFeatures, all_from
+from conclugen_jax.data.files import entries
+from conclugen_jax.data.folders import holds_npy
+from conclugen_jax.data.index import canonical
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.pooling import POOLS
-from conclugen_jax.data.requests import Found, Request, is_feature_folder, open_features
+from conclugen_jax.data.requests import Found, Request, open_features
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features
 from conclugen_jax.errors import ConclugenError
 
@@ -34,7 +37,7 @@ def open_source(request: Request) -> JoinedSource:
         raise ConclugenError(f"pooling {request.pool!r} is unknown; there are {', '.join(POOLS)}")
     if request.source is None and not request.modalities:
         raise ConclugenError("no source; name a folder or file with --source, or modalities with --modality NAME=PATH")
-    if request.source is not None and not request.source.exists():
+    if request.source is not None and not os.path.exists(request.source):
         raise ConclugenError(f"{request.source}: no such file or folder; name the features with --source")
     if request.corpus is None and not request.name:
         raise ConclugenError("the data set needs a name of its own; give it with --name")
@@ -49,19 +52,23 @@ def open_source(request: Request) -> JoinedSource:
         raise ConclugenError(
             f"--label, --classes and --targets are for --dataset=features; {request.dataset} has its own"
         )
+    if request.source is None and kind not in ("table", "csd"):
+        raise ConclugenError(f"format {kind!r} reads a file or folder; name it with --source")
+    if request.modalities and kind == "metadata":
+        raise ConclugenError("format 'metadata' lists all files; add a column NAME_file_name instead of --modality")
     found = FORMATS[kind](request)
-    if found.columns is None:
-        found = tables.annotate(request, found)
-    if not found.columns:
-        raise ConclugenError(
-            f"{request.source or request.dataset}: no examples; the labels name none, or all are left out"
-        )
     named = {m: open_features(path, request.pool) for m, path in request.modalities.items()} if kind != "csd" else {}
     features = {**found.features, **named}
     for modality in request.only:
         if modality not in features:
             raise ConclugenError(f"no modality {modality!r}; there are {', '.join(features) or 'none'}")
     features = {m: features[m] for m in request.only or features}
+    if found.columns is None:
+        found = tables.annotate(request, dataclasses.replace(found, features=features))
+    if not found.columns:
+        raise ConclugenError(
+            f"{request.source or request.dataset}: no examples; the labels name none, or all are left out"
+        )
     if not features:
         raise ConclugenError(
             f"{request.source}: no features found in format {kind!r}; name them with --modality NAME=PATH"
@@ -89,6 +96,7 @@ def open_source(request: Request) -> JoinedSource:
             "unused": unused,
             "layout": dataclasses.asdict(request.layout),
             "label_files": [path.name for path in found.label_files],
+            "passed_over": _passed_over(request, found),
             **found.facts,
         },
     )
@@ -99,7 +107,7 @@ def _refuse_shared_names(modality: str, features: Features, columns: Mapping[str
     names = set(features.names().get("", ()))
     seen: dict[str, str] = {}
     for split, annotations in columns.items():
-        for key in annotations.keys:
+        for key in map(canonical, annotations.keys if names else ()):
             if key in names and f"{split}/{key}" not in names:
                 if key in seen:
                     raise ConclugenError(
@@ -111,13 +119,24 @@ def _refuse_shared_names(modality: str, features: Features, columns: Mapping[str
 
 def _unused(features: Features, columns: Mapping[str, Annotations]) -> int:
     """Number of vectors that no row of the annotations asks for."""
-    keys = {split: set(a.keys) for split, a in columns.items()}
+    found = features.names()
+    if not found:
+        return 0
+    keys = {split: set(map(canonical, a.keys)) for split, a in columns.items()}
     every = set().union(*keys.values())
     count = 0
-    for split, names in features.names().items():
+    for split, names in found.items():
         asked = keys.get(split, set()) if split else every | {f"{s}/{key}" for s, some in keys.items() for key in some}
         count += sum(name not in asked for name in names)
     return count
+
+
+def _passed_over(request: Request, found: Found) -> list[str]:
+    """What lies beside the features and is neither a label file nor named as a modality."""
+    used = {path.name for path in found.label_files}
+    for path in request.modalities.values():
+        used |= {os.path.basename(path), os.path.basename(path.rpartition(":")[0])}
+    return sorted(name.encode(errors="backslashreplace").decode() for name in set(found.passed_over) - used)
 
 
 def _folds(request: Request, found: Found) -> tuple[Mapping[str, Annotations], tuple[int, int] | None]:
@@ -176,26 +195,22 @@ def recognise(request: Request) -> str:
         if kind is None:
             raise ConclugenError(f"{source}: not a format that is read (.npz, .parquet, .csd, or a folder)")
         return kind
-    try:
-        entries = {p.name: p for p in source.iterdir()}
-    except OSError as e:
-        raise ConclugenError(f"{source}: cannot be read ({e.strerror}); check its permissions") from e
-    if "features" in entries and entries["features"].is_dir():
+    inside = {p.name: p for p in entries(source)}
+    if "features" in inside and inside["features"].is_dir():
         return "authors"
-    if any(name.endswith(".csd") for name in entries):
+    if any(name.endswith(".csd") for name in inside):
         return "csd"
-    if "metadata.csv" in entries or any((source / s / "metadata.csv").is_file() for s in SPLIT_NAMES if s in entries):
+    splits = [p for name, p in inside.items() if name.lower() in SPLIT_NAMES]
+    if any((folder / "metadata.csv").is_file() for folder in (source, *splits)):
         return "metadata"
-    if any(name.endswith(".parquet") for name in entries):
+    if any(name.endswith(".parquet") for name in inside):
         return "parquet"
-    if any(name.endswith(".npy") for name in entries) or any(is_feature_folder(p) for p in entries.values()):
+    if any(name.endswith(".npy") or holds_npy(p) for name, p in inside.items()) or request.modalities:
         return "table"
-    if request.modalities:
-        return "table"
-    if any(name.endswith((".pkl", ".pickle")) for name in entries):
+    if any(name.endswith((".pkl", ".pickle")) for name in inside):
         raise ConclugenError(f"{source}: holds pickles, which are not read; see python -m launch.convert_mmsa --help")
     raise ConclugenError(
-        f"{source}: no known layout (it holds {', '.join(sorted(entries)[:5]) or 'nothing'}); docs/datasets/features.md shows "
+        f"{source}: no known layout (it holds {', '.join(sorted(inside)[:5]) or 'nothing'}); docs/datasets/features.md shows "
         "the one to use, --format names one"
     )
 

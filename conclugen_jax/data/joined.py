@@ -94,7 +94,8 @@ class JoinedSource:
 
     def fingerprint(self) -> str:
         """Hash of the options, of the label files' content, and of name, size and time of every feature file."""
-        facts = {key: value for key, value in self._facts.items() if key not in ("path", "modalities")}  # may be moved
+        others = ("path", "modalities", "passed_over")  # files may be moved, and lie beside what is not used
+        facts = {key: value for key, value in self._facts.items() if key not in others}
         digest = hashlib.sha256(json.dumps([facts, repr(self.spec)], sort_keys=True).encode())
         for path in self._label_files:
             try:
@@ -109,6 +110,6 @@ class JoinedSource:
                 except OSError as e:
                     raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it was there a moment ago") from e
                 folder, name = os.path.basename(os.path.dirname(path)), os.path.basename(path)
-                split = SPLIT_NAMES.get(folder, "")
+                split = SPLIT_NAMES.get(folder.lower(), "")
                 digest.update(os.fsencode(f"{split}/{name}\0{found.st_size}\0{found.st_mtime_ns}\0"))
         return digest.hexdigest()

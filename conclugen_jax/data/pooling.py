@@ -19,7 +19,7 @@ def pool(x: Any, how: str, where: str, *, length: int | None = None) -> np.ndarr
       length: number of valid steps, from the first; all where None.
 
     Returns:
-      [dim], float64 for a mean of integers, else of the type of ``x``.
+      [dim] of the type of ``x``; a mean is taken in float64, and float64 it stays unless ``x`` is float32.
 
     Raises:
       ConclugenError: not numbers, another number of axes, no valid step, or a length outside 1..time.
@@ -41,4 +41,7 @@ def pool(x: Any, how: str, where: str, *, length: int | None = None) -> np.ndarr
         raise ConclugenError(f"{where}: a sequence of no steps; leave the file out if the modality is absent")
     if how == "last":
         return x[-1]
-    return x.max(axis=0) if how == "max" else x.mean(axis=0, dtype=np.float32 if x.dtype == np.float16 else None)
+    if how == "max":
+        return x.max(axis=0)
+    mean = x.mean(axis=0, dtype=np.float64)
+    return mean.astype(np.float32) if x.dtype == np.float32 else mean

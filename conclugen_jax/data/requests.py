@@ -2,14 +2,15 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA, Corpus
-from conclugen_jax.data.features import FolderFeatures, MatrixFeatures, ParquetFeatures
+from conclugen_jax.data.features import MatrixFeatures, ParquetFeatures
+from conclugen_jax.data.folders import FolderFeatures
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec
 from conclugen_jax.errors import ConclugenError
 
@@ -49,6 +50,20 @@ class Request:
         """Facts of the corpus, None for ``features``."""
         return CORPORA.get(self.dataset)
 
+    def opened(self, found: Mapping[str, Callable[[], Features]]) -> dict[str, Features]:
+        """Those modalities that are to be built from what was found: name -> what opens it.
+
+        Raises:
+          ConclugenError: one that is asked for cannot be opened, or there is none of its name.
+        """
+        for modality in self.only:
+            if modality not in (*found, *self.modalities):
+                known = ", ".join([*found, *self.modalities]) or "none"
+                raise ConclugenError(f"no modality {modality!r}; there are {known}")
+        return {
+            m: open() for m, open in found.items() if m not in self.modalities and (not self.only or m in self.only)
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -60,6 +75,7 @@ class Found:
       label: kind and names, where the corpus does not say.
       targets: likewise.
       label_files: that the annotations were read from.
+      passed_over: what was found and is not used, in words.
       facts: for the manifest.
     """
 
@@ -68,6 +84,7 @@ class Found:
     label: LabelSpec | None = None
     targets: Mapping[str, LabelSpec] = dataclasses.field(default_factory=dict)
     label_files: Sequence[Path] = ()
+    passed_over: Sequence[str] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -75,11 +92,18 @@ def open_features(path: str, pool: str) -> Features:
     """Features of one modality from a path as users write it.
 
     A folder of npy files; ``FILE.npy`` with ``FILE.txt``; ``FILE.npz:ARRAY``; ``FILE.parquet:COLUMN``.
+
+    Raises:
+      ConclugenError: no such file, or one of another kind.
     """
-    file, _, key = path.partition(":")
-    place = Path(file)
-    if not place.exists():
-        raise ConclugenError(f"{file}: no such file or folder; name features with --modality NAME=PATH")
+    place, key = Path(path), ""
+    if not os.path.exists(place) and ":" in path:  # which may also be in the name of a file or folder
+        file, _, key = path.rpartition(":")
+        place = Path(file)
+    if not os.path.exists(place):
+        raise ConclugenError(
+            f"{path}: no such file or folder; name features with --modality NAME=PATH, once for each modality"
+        )
     if place.is_dir():
         return FolderFeatures(place, how=pool)
     if place.suffix == ".npy":
@@ -89,14 +113,6 @@ def open_features(path: str, pool: str) -> Features:
     if place.suffix == ".parquet":
         return ParquetFeatures(place, how=pool, column=key or "features")
     raise ConclugenError(f"{path}: expected a folder, FILE.npy, FILE.npz:ARRAY or FILE.parquet:COLUMN")
-
-
-def is_feature_folder(path: Path) -> bool:
-    """Whether npy files lie in a folder, or in folders named like splits in it."""
-    if not path.is_dir():
-        return False
-    folders = [path, *(path / name for name in SPLIT_NAMES if (path / name).is_dir())]
-    return any(name.endswith(".npy") for folder in folders for name in os.listdir(folder))
 
 
 def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, Annotations]:
@@ -126,13 +142,21 @@ def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, 
 
 
 def union(features: Mapping[str, Features]) -> dict[str, list[str]]:
-    """split -> names that at least one modality has, sorted."""
+    """split -> names that at least one modality has, sorted; ``SPLIT/KEY`` is the name ``KEY`` of that split.
+
+    Raises:
+      ConclugenError: some names say which split they are of, and some do not.
+    """
     names: dict[str, set[str]] = {}
     for each in features.values():
         for split, keys in each.names().items():
-            names.setdefault(split, set()).update(keys)
+            for key in keys:
+                within, slash, rest = key.partition("/")
+                known = not split and slash and within in SPLIT_NAMES
+                names.setdefault(within if known else split, set()).add(rest if known else key)
     if "" in names and len(names) > 1:
         raise ConclugenError(
-            "some modalities lie in split folders and some do not; add a labels.csv that says who is where"
+            "some features lie in split folders or have ids such as train/ID, and some do not; add a labels.csv that says "
+            "who is where"
         )
     return {split: sorted(keys) for split, keys in names.items()}

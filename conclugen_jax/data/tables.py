@@ -1,9 +1,10 @@
 """Tables of features with ids, as arrays, folders, Parquet or listed in a metadata.csv, and their labels."""
 
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,69 +15,132 @@ from conclugen_jax.data import csd
 from conclugen_jax.data.annotations import Columns
 from conclugen_jax.data.cells import CsvTable, column_name
 from conclugen_jax.data.corpora import dropped
-from conclugen_jax.data.features import FolderFeatures, MatrixFeatures, ParquetFeatures
-from conclugen_jax.data.files import npz_arrays, open_parquet, parquet_column, read_npy
+from conclugen_jax.data.features import MatrixFeatures, ParquetFeatures
+from conclugen_jax.data.files import as_text, entries, npz_arrays, read_npy
+from conclugen_jax.data.folders import FolderFeatures, holds_npy
+from conclugen_jax.data.parquet import parquet_column, parquet_kinds
 from conclugen_jax.data.pooling import pool
-from conclugen_jax.data.requests import Found, Request, from_names, is_feature_folder, open_features, union
+from conclugen_jax.data.requests import Found, Request, from_names, union
 from conclugen_jax.data.sources import SPLIT_NAMES, Features, LabelSpec
 from conclugen_jax.errors import ConclugenError
 
 
 def open_table(request: Request) -> Found:
-    """``MODALITY.npy`` with ``MODALITY.txt``, or a folder ``MODALITY`` of npy files, for each modality; ``labels.csv``."""
-    features: dict[str, Features] = {}
-    for path in sorted(request.source.iterdir()) if request.source else []:
-        if path.suffix == ".npy" and not path.stem.endswith("_lengths"):
-            features[path.stem] = MatrixFeatures(path, how=request.pool)
-        elif is_feature_folder(path):
-            features[path.name] = FolderFeatures(path, how=request.pool)
-    return Found(features)
+    """``MODALITY.npy`` with ``MODALITY.txt``, or a folder ``MODALITY`` of npy files, for each modality; ``labels.csv``.
+
+    Raises:
+      ConclugenError: no folder, or features that cannot be read.
+    """
+    found: dict[str, Callable[[], Features]] = {}
+    others: list[Path] = []
+    for path in entries(request.source) if request.source else []:
+        if path.suffix == ".npy" and not _is_lengths(path):
+            if path.stem in found:  # the folder of this name comes first
+                raise ConclugenError(
+                    f"{path}: lies beside a folder {path.stem} of .npy files; remove or rename one of them"
+                )
+            found[path.stem] = functools.partial(MatrixFeatures, path, how=request.pool)
+        elif holds_npy(path):
+            if path.name.lower() in SPLIT_NAMES:
+                raise ConclugenError(
+                    f"{path}: a split where a modality is expected; move it to {path.parent / 'MODALITY' / path.name}, or name "
+                    f"the folder above it with --modality NAME={path.parent}"
+                )
+            found[path.name] = functools.partial(FolderFeatures, path, how=request.pool)
+        elif path.suffix.lower() == ".npy" and not _is_lengths(path):
+            raise ConclugenError(f"{path}: files of features end in .npy, in small letters; rename it")
+        else:
+            others.append(path)
+    _refuse_label_arrays(request.source, found)
+    beside = {f"{m}{ending}" for m in found for ending in (".txt", "_lengths.npy")} | {"ids.txt"}
+    return Found(request.opened(found), passed_over=[p.name for p in others if p.name not in beside])
+
+
+def _is_lengths(path: Path) -> bool:
+    """Whether a file holds the lengths of another's sequences."""
+    return path.stem.endswith("_lengths") and path.with_name(path.name.replace("_lengths.npy", ".npy")).exists()
+
+
+def _refuse_label_arrays(where: Path | None, modalities: Iterable[str]) -> None:
+    """Arrays called like labels are no modality unless a user says so; trained on, they would give the answer away."""
+    for name in modalities:
+        if name.lower() in ("label", "labels", "split", "group", "id", "ids"):
+            raise ConclugenError(
+                f"{where}: {name!r} is an array of several values a row, taken for no modality; write labels as columns of "
+                "one value each, named with --label=A,B, or rename it"
+            )
 
 
 def open_npz(request: Request) -> Found:
-    """One npz file: arrays ``ids``, one [n, dim] or [n, time, dim] per modality, and columns such as ``label`` [n]."""
-    arrays = npz_arrays(request.source)
-    if arrays.get("label", np.zeros(0)).ndim != 1:
-        raise ConclugenError(
-            f"{request.source}: label of shape {arrays['label'].shape}, expected one value a row; write several labels as one "
-            "array of 0 and 1 each and name them with --label"
-        )
-    columns = {column_name(k): a for k, a in arrays.items() if a.ndim == 1 and not k.endswith("_lengths")}
-    features = {
-        k: MatrixFeatures(request.source, how=request.pool, key=k)
-        for k, a in arrays.items()
-        if a.ndim in (2, 3) and a.dtype.kind in "fiub" and k not in request.layout.label
-    }
+    """One npz file: arrays ``ids``, one [n, dim] or [n, time, dim] per modality, and columns such as ``label`` [n].
+
+    Raises:
+      ConclugenError: no npz file, or arrays that do not fit each other.
+    """
+    source = request.source
+    arrays = npz_arrays(source)
+    found, cells, others = {}, {}, []
+    for name, a in arrays.items():
+        if a.ndim == 1 and a.dtype.kind in "USfiub" and not name.endswith("_lengths"):
+            cells[name] = a
+        elif a.ndim in (2, 3) and a.dtype.kind in "fiub" and name not in request.layout.label:
+            found[name] = functools.partial(MatrixFeatures, source, how=request.pool, key=name)
+        elif not name.endswith("_lengths") or name.removesuffix("_lengths") not in arrays:
+            others.append(f"{name} ({a.dtype} of shape {a.shape})")
+    _refuse_label_arrays(source, found)
+    columns = _columns(source, {} if request.labels else cells)
     if "ids" in columns:
         columns["id"] = columns.pop("ids")
-    return _from_rows(request, features, ColumnRows(request.source, columns), [request.source])
+    texts = {name: as_text(column, f"{source}, {name}") for name, column in columns.items()}
+    return _from_rows(request, Found(request.opened(found), passed_over=others), texts, source)
 
 
 def open_parquet_table(request: Request) -> Found:
-    """A Parquet file: a column ``id``, a column of number lists per modality, columns such as ``split`` and ``label``."""
-    source = request.source
+    """A Parquet file: a column ``id``, a column of number lists per modality, columns such as ``split`` and ``label``.
+
+    Raises:
+      ConclugenError: no such file, several, or columns that cannot be read.
+    """
+    source, others = request.source, []
     if source.is_dir():
-        files = sorted(source.glob("*.parquet"))
+        inside = entries(source)
+        files = [p for p in inside if p.suffix == ".parquet"]
         if len(files) != 1:
             raise ConclugenError(f"{source}: {len(files)} Parquet files; name one file that holds all rows")
         (source,) = files
-    import pyarrow.types
+        others = [p.name for p in inside if p != source]
+    kinds = parquet_kinds(source)
+    others += [f"{name} ({kind})" for name, kind in kinds.items() if kind not in ("vectors", "values")]
+    lists = [name for name, kind in kinds.items() if kind == "vectors"]
+    _refuse_label_arrays(source, lists)
+    found = {name: functools.partial(ParquetFeatures, source, how=request.pool, column=name) for name in lists}
+    names = _columns(source, {name: name for name, kind in kinds.items() if kind == "values"})
+    beside = request.source / "labels.csv"
+    if not request.labels and beside.is_file():
+        if set(names) != {"id"}:
+            raise ConclugenError(
+                f"{beside}: lies beside {source.name}, which has columns of its own; choose with --labels={beside} or "
+                f"--source={source}"
+            )
+        request = dataclasses.replace(request, labels=(beside,))
+    texts = {name: parquet_column(source, column) for name, column in names.items()} if not request.labels else {}
+    return _from_rows(request, Found(request.opened(found), passed_over=others), texts, source)
 
-    schema = open_parquet(source).schema_arrow
-    lists = [f.name for f in schema if pyarrow.types.is_nested(f.type)]
-    if "label" in lists:
+
+def _columns(where: Path, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns by the names that they get."""
+    named = {column_name(name): column for name, column in columns.items()}
+    if len(named) < len(columns):
         raise ConclugenError(
-            f"{source}: column 'label' of lists; write several labels as a column of 0 and 1 each, --label=A,B"
+            f"{where}: two columns that differ in spaces or capitals only, among {', '.join(columns)}; rename one"
         )
-    columns = {column_name(f.name): parquet_column(source, f.name) for f in schema if f.name not in lists}
-    features = {name: ParquetFeatures(source, how=request.pool, column=name) for name in lists}
-    return _from_rows(request, features, ColumnRows(source, columns), [source])
+    return named
 
 
 class ColumnRows:
     """Rows of a table that is there by column: (where, columns as text), made one at a time."""
 
-    def __init__(self, path: Path, columns: Mapping[str, Any]):
+    def __init__(self, path: Path, columns: Mapping[str, Sequence[str]]):
         """Take columns of one length, among them ``id``.
 
         Raises:
@@ -92,29 +156,27 @@ class ColumnRows:
     def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
         """The rows, in order."""
         for i in range(self.num_rows):
-            yield f"{self.path}, row {i}", {name: _text(column[i]) for name, column in self.columns.items()}
+            yield f"{self.path}, row {i}", {name: column[i] for name, column in self.columns.items()}
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    return "" if value is None else str(value)
-
-
-def _from_rows(request: Request, features: Mapping[str, Features], rows: ColumnRows, files: Sequence[Path]) -> Found:
-    """Annotations that stand in the file of the features itself."""
+def _from_rows(request: Request, found: Found, columns: Mapping[str, Sequence[str]], file: Path) -> Found:
+    """Annotations that stand in the file of the features itself, where no others are named."""
     if request.labels:
-        return Found(features)
-    corpus = request.corpus
-    if corpus is not None and corpus.named is not None and "split" not in rows.columns:
-        return Found(features)
-    return _read_rows(request, Found(features), rows, files)
+        return dataclasses.replace(found, label_files=request.labels)
+    rows = ColumnRows(file, columns)
+    if request.corpus is not None and request.corpus.named is not None and "split" not in columns:
+        return found
+    return _read_rows(request, found, rows, [file])
 
 
 def annotate(request: Request, found: Found) -> Found:
-    """Annotations from ``labels.csv``, from files that the user named, or from the utterances' names."""
+    """Annotations from ``labels.csv``, from files that the user named, or from the utterances' names.
+
+    Raises:
+      ConclugenError: a faulty table, or names that do not say enough.
+    """
     corpus = request.corpus
-    files = list(request.labels)
+    files = list(found.label_files or request.labels)
     if not files and request.source is not None and request.source.is_dir():
         beside = sorted(p for p in request.source.iterdir() if p.suffix.lower() == ".csv" and p.is_file())
         files = [p for p in beside if p.name.lower() == "labels.csv"] or (beside if corpus is not None else [])
@@ -125,11 +187,10 @@ def annotate(request: Request, found: Found) -> Found:
             by_id = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
             return dataclasses.replace(found, columns=by_id, label_files=files)
         return _read_rows(request, found, _Chain(tables), files)
-    features = found.features or {m: open_features(p, request.pool) for m, p in request.modalities.items()}
     if corpus is not None:
-        return dataclasses.replace(found, columns=from_names(request, features))
+        return dataclasses.replace(found, columns=from_names(request, found.features))
     columns = Columns(LabelSpec("none"), {})
-    for split, names in union(features).items():
+    for split, names in union(found.features).items():
         for name in names:
             columns.add(split or "train", name)
     return dataclasses.replace(found, columns=columns.result(), label=LabelSpec("none"))
@@ -160,11 +221,11 @@ class _Chain:
                 yield where, row if split is None else {**row, "split": split}
 
 
-def _refuse_fewer_columns(tables: Sequence[CsvTable]) -> None:
-    """Rows of all tables are read by the columns of the first."""
+def _refuse_fewer_columns(tables: Sequence[CsvTable], *, optional: Sequence[str] = ()) -> None:
+    """Rows of all tables are read by the columns of the first; some need not be in each."""
     first, *others = tables
     for table in others:
-        missing = next((name for name in first.names if name not in table.names), None)
+        missing = next((name for name in first.names if name not in (*table.names, *optional)), None)
         if missing:
             raise ConclugenError(
                 f"{table.path}: no column {missing!r}, which {first.path} has; it has {', '.join(table.names)}"
@@ -176,7 +237,11 @@ def _read_rows(request: Request, found: Found, rows: Iterable, files: Sequence[P
     if corpus is not None:
         columns = annotations_lib.corpus_table(corpus, rows, where=where)
         return dataclasses.replace(found, columns=columns.result(), label_files=files)
-    layout = request.layout
+    layout = dataclasses.replace(
+        request.layout,
+        label=tuple(map(column_name, request.layout.label)),
+        targets=tuple(map(column_name, request.layout.targets)),
+    )
     names = next(iter(rows), ("", {}))[1]
     if not layout.label and "label" in names:
         layout = dataclasses.replace(layout, label=("label",))
@@ -194,6 +259,11 @@ class ListedFeatures:
     """npy files that a table lists: [dim] or [time, dim] each. Keys are rows of relative paths, one per modality."""
 
     def __init__(self, root: Path, column: int, paths: Sequence[str], *, how: str):
+        """Take the column's place among the modalities and its paths, relative to ``root``.
+
+        Raises:
+          ConclugenError: no path at all, or a first file that is missing or damaged.
+        """
         self.root, self.column, self.how = root, column, how
         self._paths = sorted({path for path in paths if path})
         if not self._paths:
@@ -232,30 +302,48 @@ def open_metadata(request: Request) -> Found:
 
     Columns: ``MODALITY_file_name`` for each modality, or ``file_name`` for one called ``features``; ``id`` (else the
     file's name without ending); labels, ``group`` and ``split`` as in every table.
+
+    Raises:
+      ConclugenError: no such table, or one that lists files outside or none at all.
     """
     source = request.source
+    inside = entries(source)
     tables = {"": source / "metadata.csv"} if (source / "metadata.csv").is_file() else {}
-    folders = sorted(p for p in source.iterdir() if p.name in SPLIT_NAMES and (p / "metadata.csv").is_file())
+    folders = [p for p in inside if (p / "metadata.csv").is_file()]
     tables |= {p.name: p / "metadata.csv" for p in folders}
-    if (len(tables) != 1 and "" in tables) or not tables:
+    unknown = [p.name for p in folders if p.name.lower() not in SPLIT_NAMES]
+    if (len(tables) != 1 and "" in tables) or not tables or unknown:
         raise ConclugenError(
             f"{source}: expected one metadata.csv in it, or one in each folder train, validation, test"
+            + (f"; {unknown[0]} is none of these" if unknown else "")
+        )
+    if (source / "labels.csv").is_file():
+        raise ConclugenError(
+            f"{source / 'labels.csv'}: lies beside metadata.csv, where the labels of this format stand; move it away, or name "
+            "--format=table"
         )
     rows, columns, read = [], None, [CsvTable(path) for path in tables.values()]
-    _refuse_fewer_columns(read)
+    _refuse_fewer_columns(read, optional=["split"])  # the folder says it too
     for folder, table in zip(tables, read, strict=True):
-        files = {_modality(n): n for n in table.names if n == "file_name" or n.endswith("_file_name")}
+        listing = [n for n in table.names if n == "file_name" or n.endswith("_file_name")]
+        files = {_modality(n): n for n in listing}
+        if len(files) < len(listing):
+            raise ConclugenError(
+                f"{table.path}: columns file_name and features_file_name are the same modality; rename one"
+            )
         if not files or (columns is not None and list(files) != list(columns)):
             raise ConclugenError(
                 f"{table.path}: no column file_name or MODALITY_file_name, or not those of the other splits"
             )
         columns = files
         rows += [(where, _listed(where, row, files, folder)) for where, row in table]
-    features = {
-        m: ListedFeatures(source, i, [row[annotations_lib.KEY][i] for _, row in rows], how=request.pool)
+    found = {
+        m: functools.partial(
+            ListedFeatures, source, i, [row[annotations_lib.KEY][i] for _, row in rows], how=request.pool
+        )
         for i, m in enumerate(columns)
     }
-    return _read_rows(request, Found(features), rows, list(tables.values()))
+    return _read_rows(request, Found(request.opened(found)), rows, list(tables.values()))
 
 
 def _modality(column: str) -> str:
@@ -272,8 +360,16 @@ def _listed(where: str, row: Mapping[str, str], files: Mapping[str, str], folder
         **row,
         annotations_lib.KEY: paths,
         "id": row.get("id") or PurePosixPath(first).stem,
-        "split": row.get("split") or folder or "train",
+        "split": _split(where, row, folder),
     }
+
+
+def _split(where: str, row: Mapping[str, str], folder: str) -> str:
+    """The folder's split or the row's, which must be the same; without both it is train, but an empty cell is refused."""
+    cell = row.get("split", folder or "train").strip() or folder
+    if folder and SPLIT_NAMES.get(cell.lower()) != SPLIT_NAMES[folder.lower()]:
+        raise ConclugenError(f"{where}: split {cell!r} in the folder {folder!r}; mend the cell, or drop the column")
+    return cell
 
 
 def _inside(where: str, text: str, folder: str) -> str:
