@@ -41,3 +41,18 @@ def caught() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def unwinding() -> None:
+    """From now on SIGINT and SIGTERM end the process by way of SystemExit, so that what is half done is removed.
+
+    A second one ends it at once.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda again, _: os._exit(128 + again))
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)

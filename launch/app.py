@@ -37,6 +37,8 @@ def run(main: Callable[[], None]) -> None:
     exits with 0.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.stdout is not None:  # which it is where a shell closed it
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding lacks
     try:
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
             print(_help(main))

@@ -9,13 +9,11 @@ from the same files, writes nothing. docs/datasets/ has a page for each data set
 """
 
 import os
-import signal
-import sys
 from pathlib import Path
 
 from absl import flags
 
-from conclugen_jax import progress
+from conclugen_jax import progress, signals
 from conclugen_jax.data import builders, digits, formats
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.annotations import Layout
@@ -46,14 +44,33 @@ FOLD = flags.DEFINE_integer("fold", 0, "With --num_folds: the fold to test on, f
 DROP_BAD = flags.DEFINE_bool("drop_bad", False, "Leave out and list examples with NaN, infinities or no modality")
 STRICT = flags.DEFINE_bool("strict", False, "Refuse ids or groups that several splits have in common")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set that is there already")
-NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes; 0 for as many as there are cores")
+NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes; 0 for as many as there are cores", lower_bound=0)
 BEAM = flags.DEFINE_bool("beam", False, "Let Apache Beam run the workers (pip install 'conclugen_jax[beam]')")
 BEAM_OPTIONS = flags.DEFINE_list("beam_options", [], "Pipeline options, such as --runner=FlinkRunner")
+
+OF_FILES = (
+    SOURCE,
+    FORMAT,
+    NAME,
+    VERSION,
+    MODALITY,
+    ONLY,
+    LABELS,
+    LABEL,
+    LABEL_KIND,
+    CLASSES,
+    TARGETS,
+    POOL,
+    NUM_FOLDS,
+    FOLD,
+)
+"""What says which files are read, and how."""
 
 
 def main() -> None:
     """Build and say what was built."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch folder is removed on the way out
+    signals.unwinding()
+    _refuse_ignored()
     source = _source(app.required("dataset"))
     workers = NUM_WORKERS.value or os.cpu_count()
     with progress.Counter(f"building {source.spec.name}") as counter:
@@ -89,19 +106,44 @@ def describe(folder: Path) -> list[str]:
         lines.append(f"{n:,} vectors of {modality} belong to no row of the labels and were not used")
     if passed_over := manifest.source.get("passed_over"):
         lines.append(f"found beside the features and not used: {', '.join(passed_over)}")
-    for kind, n in manifest.source["converted"].items():
+    for kind, n in manifest.source.get("converted", {}).items():
         modality, dtype = kind.split()
         lines.append(f"{n:,} {dtype} vectors of {modality} were converted to float32")
+    for modality, n in manifest.source.get("replaced", {}).items():
+        lines.append(f"{n:,} values of {modality} were -inf and read as 0")
+    outside = manifest.source.get("rows_outside_folds", 0)
+    if outside:
+        lines.append(f"{outside:,} rows of the labels are of videos in no fold and were left out")
     dropped = {s: f["dropped"] for s, f in manifest.splits.items() if f["dropped"]}
     if dropped:
         lines.append(
             f"left out as bad: {', '.join(f'{s} {n:,}' for s, n in dropped.items())}; see {folder / builders.DROPPED}"
         )
-    corpus = CORPORA.get(manifest.source.get("dataset"))
+    corpus = CORPORA.get(str(manifest.source.get("dataset")))
     for n in expected_counts(corpus, {s: f["num_examples"] for s, f in manifest.splits.items()}).values():
         if n["found"] != n["expected"]:
             lines.append(f"{n['found']:,} examples; {n['expected']:,} are expected of the corpus")
     return lines + [f"warning: {warning}" for warning in manifest.warnings]
+
+
+def _refuse_ignored() -> None:
+    """Refuse flags that would do nothing."""
+    given = [flag for flag in OF_FILES if flag.value != flag.default]
+    if DATASET.value == "digits" and given:
+        raise ConclugenError(f"--{given[0].name} is for features in files; the digits are as they are, leave it out")
+    if FLAGS["fold"].present and not NUM_FOLDS.value:
+        raise ConclugenError(f"--fold={FOLD.value} without --num_folds; say how many folds there are")
+    kind = LABEL_KIND.value
+    if len(LABEL.value) > 1 and kind not in ("", "multi"):
+        raise ConclugenError(
+            f"--label_kind={kind} is for one column, --label names {len(LABEL.value)}; name one, or multi"
+        )
+    if CLASSES.value and (len(LABEL.value) > 1 or kind in ("multi", "value")):
+        raise ConclugenError("--classes names the classes of one column of --label_kind=single; leave it out")
+    if BEAM_OPTIONS.value and not BEAM.value:
+        raise ConclugenError("--beam_options without --beam; add --beam, or leave them out")
+    if BEAM.value and NUM_WORKERS.value:
+        raise ConclugenError("--num_workers with --beam, whose own options say how many there are; leave it out")
 
 
 def _source(dataset: str):
@@ -110,8 +152,6 @@ def _source(dataset: str):
     if dataset not in (*CORPORA, formats.GENERIC):
         known = ", ".join(("digits", *CORPORA, formats.GENERIC))
         raise ConclugenError(f"--dataset={dataset} is unknown; there are {known}")
-    if FLAGS["fold"].present and not NUM_FOLDS.value:
-        raise ConclugenError(f"--fold={FOLD.value} without --num_folds; say how many folds there are")
     return formats.open_source(
         Request(
             dataset=dataset,

@@ -6,7 +6,6 @@ one. --json writes the same as one JSON object.
 """
 
 import json
-import sys
 
 from absl import flags
 from rich.console import Console
@@ -27,7 +26,6 @@ def main() -> None:
     data = app.required("data")
     with progress.Counter(f"reading {data}") as counter:
         report = inspection.inspect(data, verify=VERIFY.value, top=TOP.value, progress=counter)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding lacks
     if JSON.value:
         print(json.dumps(report, indent=1, allow_nan=False))
     else:

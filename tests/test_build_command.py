@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pytest
 
+from conclugen_jax.data import builders, formats
 from conclugen_jax.data import manifest as manifest_lib
-from tests.layouts import save, table_rows, write_csv
+from conclugen_jax.data.requests import Request
+from tests.layouts import build, save, table_rows, write_csv
 from tests.test_commands import ROOT, TINY, run
 
 
@@ -19,7 +21,8 @@ def source(tmp_path_factory):
     """A table of four modalities, one of them elsewhere, half of the text missing."""
     folder = tmp_path_factory.mktemp("source")
     rows, stored = table_rows(96)
-    write_csv(folder / "t" / "labels.csv", rows) if (folder / "t").mkdir() is None else None
+    (folder / "t").mkdir()
+    write_csv(folder / "t" / "labels.csv", rows)
     for modality, x in stored.items():
         ids = [i for i in x if modality != "text" or int(i[4:]) % 2]
         np.save(folder / "t" / f"{modality}.npy", np.stack([x[i] for i in ids]))
@@ -93,6 +96,87 @@ def test_mistakes_end_in_one_sentence(source, tmp_path, name):
     assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
 
 
+IGNORED = {
+    "--dataset=digits --name=mine": "--name is for features in files",
+    "--dataset=digits --num_folds=3": "--num_folds is for features in files",
+    "--dataset=digits --source=.": "--source is for features in files",
+    "--dataset=features --fold=0": "--fold=0 without --num_folds",
+    "--dataset=features --label=a,b --label_kind=value": "--label_kind=value is for one column, --label names 2",
+    "--dataset=features --label=a,b --classes=x,y": "--classes names the classes of one column",
+    "--dataset=features --label=a --label_kind=value --classes=x,y": "--classes names the classes of one column",
+    "--dataset=features --beam_options=--runner=DirectRunner": "--beam_options without --beam",
+    "--dataset=features --beam --num_workers=2": "--num_workers with --beam",
+    "--dataset=features --name=m --modality v=SOURCE/t/video.npy --format=npz": "'npz' is read from a source",
+    "--dataset=features --name=m --modality v=SOURCE/t/video.npy --version=01.0.0": "without leading zeros",
+    "--dataset=digits --format=auto": "--data_dir is missing",
+}
+
+
+def test_flags_that_would_do_nothing_are_refused(source):
+    """All in one process, since most of the time is for imports."""
+    code = (
+        "import sys\n"
+        "from launch import build_dataset\n"
+        "from conclugen_jax.errors import ConclugenError\n"
+        "flags = build_dataset.FLAGS\n"
+        "for line in sys.argv[2:]:\n"
+        "    for name in flags: flags[name].unparse()\n"
+        "    flags(['main', *line.replace('SOURCE', sys.argv[1]).split(), *['--data_dir=/dev/null/x'] * ('m ' in line)])\n"
+        "    try: build_dataset.main()\n"
+        "    except ConclugenError as e: print(e)\n"
+    )
+    command = [sys.executable, "-c", code, str(source), *IGNORED]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for said, (line, expected) in zip(result.stdout.splitlines(), IGNORED.items(), strict=True):
+        assert expected in said, (line, said)
+
+
+def test_any_encoding_of_the_terminal_and_of_the_source(tmp_path):
+    """Names that the terminal's encoding, or any, cannot hold are printed by their numbers."""
+    folder = tmp_path / os.fsdecode(b"clips\xff")
+    folder.mkdir()
+    np.save(folder / "video.npy", np.ones((4, 3), np.float32))
+    (folder / "video.txt").write_text("a\nb\nc\nd")
+    write_csv(
+        folder / "labels.csv",
+        [{"id": i, "split": s, "group": "Zoë"} for i, s in zip("abcd", ["train", "test"] * 2, strict=True)],
+    )
+    command = [
+        "launch.build_dataset",
+        "--dataset=features",
+        "--name=x",
+        f"--source={folder}",
+        f"--data_dir={tmp_path}/data",
+    ]
+    request = Request("features", folder, name="x")
+    path = builders.build(formats.open_source(request), tmp_path / "data") / manifest_lib.FILE
+    tree = json.loads(path.read_text())
+    del tree["source"]["converted"]  # which is told where it is there
+    tree["source"] |= {"rows_outside_folds": 2, "replaced": {"video": 1234}}
+    path.write_text(json.dumps(tree))
+    result = run(*command, env={"PYTHONIOENCODING": "ascii"})
+    assert (
+        "1,234 values of video were -inf and read as 0\n2 rows of the labels are of videos in no fold" in result.stdout
+    )
+    assert "have 1 group in common, such as 'Zo\\xeb'" in result.stdout
+    shown = run("launch.inspect_dataset", f"--data={tmp_path}/data/x/1.0.0", env={"PYTHONIOENCODING": "ascii"}).stdout
+    assert "Zo\\xeb" in shown
+
+
+def test_modalities_alone_are_a_data_set_without_labels(tmp_path):
+    for modality, ids in {"video": "abc", "audio": "bcd"}.items():
+        np.save(tmp_path / f"{modality}.npy", np.ones((3, 3), np.float32))
+        (tmp_path / f"{modality}.txt").write_text("\n".join(ids))
+    named = {m: str(tmp_path / f"{m}.npy") for m in ("video", "audio")}
+    _, found = build(Request("features", name="named", modalities=named), tmp_path / "data")
+    assert {i: set(features) for i, (features, _, _) in found["train"].items()} == {
+        "a": {"video"},
+        "b": {"video", "audio"},
+        "c": {"video", "audio"},
+        "d": {"audio"},
+    }
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission(source, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
@@ -122,7 +206,7 @@ def test_sigterm_leaves_nothing(tmp_path):
     arguments = ["--dataset=slow", f"--data_dir={tmp_path}"]
     build = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, cwd=ROOT)
     build.stdout.readline()
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2  # scratch folder and lock
     build.terminate()
     build.stdout.close()
     assert build.wait(30) == 143

@@ -13,7 +13,7 @@ import pytest
 
 from conclugen_jax.data import batches, builders, digits, shards
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.sources import Example
+from conclugen_jax.data.sources import Example, LabelSpec
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces
 
@@ -172,6 +172,19 @@ def test_bad_examples_are_refused_by_row_and_leave_nothing(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("label", [np.nan, np.inf, -np.inf, 1e300, None, "high", [1.0]])
+def test_labels_that_are_numbers_are_finite(tmp_path, label):
+    class Valued(Faces):
+        def examples(self, split):
+            for i, e in enumerate(super().examples(split)):
+                yield dataclasses.replace(e, label=label if (split, i) == ("test", 3) else i / 7)
+
+    source = Valued()
+    source.spec = dataclasses.replace(source.spec, label=LabelSpec("value"))
+    with np.errstate(over="ignore"), pytest.raises(ConclugenError, match=r"'test', row 3.*expected a finite number"):
+        builders.build(source, tmp_path)
+
+
 def test_multi_labels_are_zero_or_one(tmp_path):
     class Bad(Faces):
         def examples(self, split):
@@ -237,9 +250,9 @@ def test_a_killed_build_leaves_only_what_the_next_one_removes(tmp_path):
         "builders.build(Killed(), sys.argv[1])"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
-    debris = [p.name for p in tmp_path.iterdir()]
-    assert len(debris) == 1
-    assert debris[0].startswith(".building-")
+    scratch, lock = sorted((p.name for p in tmp_path.iterdir()), key=len, reverse=True)
+    assert scratch.startswith(".building-faces-1.0.0-")
+    assert lock == ".building-faces-1.0.0.lock"
     builders.build(Faces(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["faces"]
 
@@ -328,6 +341,18 @@ def spoil_manifest(copy, change):
         (lambda t: t.update(files={}), "damaged"),
         (lambda t: t["modalities"].update(text=12.0), "damaged"),
         (lambda t: t["statistics"]["text"].update(mean=[1e300] * 12), "damaged"),
+        (lambda t: t["statistics"]["text"].update(mean=[10**400] * 12), "damaged"),
+        (lambda t: t["modalities"].update(text=10**400), "damaged"),
+        (lambda t: t["splits"]["train"].update(num_examples=10**400), "damaged"),
+        (lambda t: [f.update(bytes=10**400) for f in t["files"].values()], "damaged"),
+        (lambda t: [f.update(bytes=True) for f in t["files"].values()], "damaged"),
+        (lambda t: [f.update(sha256=[0] * 64) for f in t["files"].values()], "damaged"),
+        (lambda t: t.update(variants={"video": 10**400}), "damaged"),
+        (lambda t: t["source"].update(number=float("nan")), "damaged"),
+        (lambda t: t["source"].update(converted={"video": 1}), "damaged"),
+        (lambda t: t["source"].update(converted=[]), "damaged"),
+        (lambda t: t["source"].update(replaced={"video": "many"}), "damaged"),
+        (lambda t: t["source"].update(rows_outside_folds=-1), "damaged"),
     ],
 )
 def test_damaged_manifests_are_refused(copy, change, message):
@@ -342,6 +367,16 @@ def test_manifest_that_is_no_json_or_absent(copy):
         shards.open_dataset(copy)
     with pytest.raises(ConclugenError, match="build_dataset"):
         shards.open_dataset(copy / "nowhere")
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_a_manifest_that_is_nested_without_end(copy, depth):
+    """Also such that it can be read but not copied."""
+    path = copy / manifest_lib.FILE
+    text = path.read_text()
+    path.write_text(text.replace('"source": {', '"source": {"deep": ' + "[" * depth + "]" * depth + ",", 1))
+    with pytest.raises(ConclugenError, match="damaged manifest"):
+        shards.open_dataset(copy)
 
 
 def test_wrong_record_count_is_found(copy):

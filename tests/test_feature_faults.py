@@ -505,7 +505,7 @@ def test_names_of_files_that_are_not_utf8_and_links_to_nothing(tmp_path):
         ({"format": "table", "source": "x/a.npy"}, r"a.npy: cannot be read \(Not a directory"),
         ({"format": "metadata", "source": "x/a.npy"}, r"a.npy: cannot be read \(Not a directory"),
         ({"format": "authors", "dataset": "meld", "source": "x/a.npy"}, r"features: cannot be read \(Not a directory"),
-        ({"format": "npz", "source": None, "modalities": {"x": "x"}}, r"format 'npz' reads a file or folder"),
+        ({"format": "npz", "source": None, "modalities": {"x": "x"}}, r"format 'npz' is read from a source"),
         ({"format": "parquet", "source": "x/a.npy"}, r"a.npy: cannot be read as a Parquet file"),
     ],
 )

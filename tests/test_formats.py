@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 
-from conclugen_jax.data import formats, shards
+from conclugen_jax.data import csd, formats, shards
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
@@ -452,6 +452,7 @@ def test_csd_files_of_mosei(tmp_path):
     dataset, found = build(Request("cmu_mosei", tmp_path / "mosei"), tmp_path / "data", num_workers=2)
     assert dataset.manifest.source["format"] == "csd"
     assert dataset.manifest.source["rows_outside_folds"] == 2
+    assert dataset.manifest.source["replaced"] == {"audio": 1}
     assert {s: list(rows) for s, rows in found.items()} == {
         "train": ["-3g5yACwYnA_0", "-3g5yACwYnA_1"],
         "validation": ["188343_0", "188343_1"],
@@ -479,6 +480,19 @@ def test_csd_files_of_mosei(tmp_path):
                 del expected["audio"]
             assert_features(vectors, expected)
             assert group == video
+
+
+def test_tables_of_mosei_say_how_many_rows_are_in_no_fold(tmp_path):
+    save(tmp_path / "t" / "text" / "188343_0.npy", np.ones(3))
+    save(tmp_path / "t" / "text" / "24196_0.npy", np.ones(3))
+    rows = [
+        {"video": video, "start_time": 0, "end_time": 1, "sentiment": 1, **dict.fromkeys(csd.EMOTIONS, 0)}
+        for video in ("188343", "in_no_fold1", "24196", "in_no_fold1")
+    ]
+    write_csv(tmp_path / "t" / "segments.csv", rows)
+    dataset, found = build(Request("cmu_mosei", tmp_path / "t"), tmp_path / "data")
+    assert {split: list(names) for split, names in found.items()} == {"validation": ["188343_0"], "test": ["24196_0"]}
+    assert dataset.manifest.source["rows_outside_folds"] == 2
 
 
 def test_csd_files_by_name(tmp_path):

@@ -1,6 +1,11 @@
 """Tables: the same rows wherever they are kept, files made once, remade when damaged or of other data."""
 
+import concurrent.futures
+import dataclasses
 import json
+import os
+import threading
+import time
 
 import jax
 import numpy as np
@@ -10,6 +15,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from conclugen_jax import parallel
 from conclugen_jax.data import batches, builders, host_table, records, shards
+from conclugen_jax.data.sources import Example
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces, assert_same_bits
 from tests.test_records import Parted
@@ -69,11 +75,17 @@ def test_a_table_is_written_once_and_mapped_after(dataset):
     assert calls == [(64, 64)]
 
 
+def damage_flip(path):
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+
 DAMAGE = {
-    "flipped bit": lambda p: p.write_bytes(p.read_bytes()[:-1] + bytes([p.read_bytes()[-1] ^ 1])),
+    "flipped bit": damage_flip,
     "truncated": lambda p: p.write_bytes(p.read_bytes()[:-8]),
     "deleted": lambda p: p.unlink(),
     "facts": lambda p: p.with_suffix(".json").write_text("{"),
+    "nested facts": lambda p: p.with_suffix(".json").write_text("[" * 100_000),
+    "header": lambda p: p.write_bytes(p.read_bytes().replace(b"'<f4'", b"'<f4 ")),
     "of other data": lambda p: p.with_suffix(".json").write_text(
         json.dumps(json.loads(p.with_suffix(".json").read_text()) | {"manifest": "0" * 64})
     ),
@@ -89,6 +101,84 @@ def test_a_table_that_does_not_fit_is_made_anew(dataset, kind, caplog):
     assert_same_bits(again.rows(np.arange(64)), expected)
     assert kind == "deleted" or "audio.npy: damaged, or of other data" in caplog.text
     assert not [p for p in cache(dataset).iterdir() if p.name.startswith(".")]
+
+
+def test_of_files_whose_size_alone_is_compared_headers_are_looked_at(dataset):
+    batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
+    trusting = shards.open_dataset(dataset.path, verify="size")
+    expected, path = stream(dataset).rows(np.arange(64)), cache(dataset) / "audio.npy"
+    row = {"audio": expected["features"]["audio"][:1]}
+    sound = path.read_bytes()
+    harmless = 0
+    for i in range(128):
+        path.write_bytes(sound[:i] + bytes([sound[i] ^ 1]) + sound[i + 1 :])
+        found = host_table._stored(stream(trusting), cache(dataset), row)
+        harmless += found is not None
+        assert (
+            found is None
+            or found["audio"].tobytes() == row["audio"].dtype.type(expected["features"]["audio"]).tobytes()
+        )
+    assert harmless < 8
+    for damaged in (sound + b"0", sound[:-1]):
+        path.write_bytes(damaged)
+        assert host_table._stored(stream(trusting), cache(dataset), row) is None
+    path.write_bytes(sound)
+    assert host_table._stored(stream(trusting), cache(dataset), row) is not None
+
+
+def test_facts_are_never_beside_another_file(dataset, monkeypatch):
+    """Whoever opens a file and then reads its facts has those of this file."""
+    batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
+    damage_flip(cache(dataset) / "text.npy")
+    replace, seen = os.replace, []
+
+    def watched(source, target):
+        seen.append(target.name)
+        assert not target.with_suffix(".json").exists()
+        assert target.suffix == ".npy" or target.with_suffix(".npy").exists()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
+    assert seen == [f"{name}.{end}" for name in ("text", "audio", "label.") for end in ("npy", "json")]
+
+
+def test_one_process_makes_a_table_and_others_wait_for_it(dataset, monkeypatch, caplog):
+    write, calls, begun, go_on = host_table._write, [], threading.Event(), threading.Event()
+
+    def slow(*args):
+        calls.append(1)
+        begun.set()
+        assert go_on.wait(30)
+        write(*args)
+
+    monkeypatch.setattr(host_table, "_write", slow)
+    cache(dataset).mkdir(parents=True)
+    (cache(dataset) / ".making-killed").mkdir()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+
+        def load():
+            return batches.load(stream(dataset), tier="host", host_cache_gib=0.0).table
+
+        first = pool.submit(load)
+        assert begun.wait(30)
+        second = pool.submit(load)
+        while "waiting for it" not in caplog.text and not second.done():
+            time.sleep(0.01)
+        assert not second.done()
+        go_on.set()
+        assert_same_bits(first.result(), second.result())
+    assert f"being made by process {os.getpid()} on" in caplog.text
+    assert len(calls) == 1
+    assert not [p.name for p in cache(dataset).iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("kind", ["none", "multi"])
+def test_labels_of_every_kind_are_mapped(tmp_path, kind):
+    dataset = shards.open_dataset(builders.build(Faces((20, 5, 5), kind=kind), tmp_path))
+    for _ in range(2):
+        table = batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
+        assert_same_bits(table.rows(np.arange(20)), stream(dataset).rows(np.arange(20)))
 
 
 def test_a_rebuilt_data_set_has_no_old_table(tmp_path):
@@ -129,6 +219,36 @@ def test_a_device_table_is_filled_by_chunks(monkeypatch):
     assert max(sizes) == 2800
     assert_same_bits(filled, table)
     assert {d for x in filled.values() for d in x.devices()} == set(jax.devices()[:2])
+
+
+def test_tables_of_integers_are_of_the_device_s_own(monkeypatch):
+    """JAX has no int64 unless it is told to, and says so with a warning, which is an error here."""
+    table = {"label": np.arange(1000) * 3}
+    filled = parallel.replicate_by_rows(table, jax.devices()[:2], chunk_bytes=800)
+    assert filled["label"].dtype == np.int32
+    np.testing.assert_array_equal(filled["label"], table["label"])
+
+
+@pytest.mark.parametrize("dims", [{"a": 3, "ab": 5, "a_b": 4, "B": 2}, {"wide": 4096, "wider": 5000, "w": 40}])
+def test_both_ways_to_read_a_record_agree_whatever_names_and_lengths(tmp_path, dims):
+    """Names of which one begins another; vectors from 16 KiB on, whose lengths take three bytes."""
+
+    class Named(Faces):
+        def examples(self, split):
+            for i in range(5):
+                rng = np.random.default_rng(i)
+                yield Example(f"{split}{i}", {m: rng.normal(size=d).astype("f4") for m, d in dims.items()}, label=i % 4)
+
+    source = Named()
+    source.spec = dataclasses.replace(source.spec, modalities=dims)
+    fast = shards.ShardStream(shards.open_dataset(builders.build(source, tmp_path)), "train", tuple(dims))
+    assert all(fast._wire.locate(record) is not None for record in fast._read(range(5)))
+    rows = fast.rows(np.arange(5))
+    fast._wire.locate = lambda record: None
+    assert_same_bits(fast.rows(np.arange(5)), rows)
+    for i, example in enumerate(source.examples("train")):
+        for m in dims:
+            np.testing.assert_array_equal(rows["features"][m][i], example.features[m])
 
 
 def test_vectors_are_taken_from_the_bytes_of_records_laid_out_as_usual_and_parsed_from_others(tmp_path, monkeypatch):

@@ -9,11 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "conclugen_jax"
 ORDER = [
-    {"errors", "types"},
+    {"errors", "types", "locks"},
     {"data.sources", "data.pooling", "data.wire", "data.files"},
     {"data.digits", "data.manifest", "data.corpora", "data.index", "data.parquet", "data.pickles", "data.cells"},
     {"data.features", "data.folders", "data.combined"},
-    {"data.annotations", "data.mmsa", "data.records", "data.tallies"},
+    {"data.annotations", "data.place", "data.mmsa", "data.records", "data.tallies"},
     {"data.csd"},
     {"data.workers", "data.findings", "data.requests", "data.joined"},
     {"data.tables", "data.authors", "data.corpus_csd"},

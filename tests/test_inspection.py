@@ -329,7 +329,7 @@ def test_the_same_report_from_many_shards_and_small_chunks(folder, tmp_path, mon
 def test_origin_and_files(folder, copy):
     report = inspection.inspect(folder)
     manifest = manifest_lib.read(folder)
-    assert report["source"] == {**Odd().provenance(), "converted": {}, "fingerprint": "odd"}
+    assert report["source"] == {**Odd().provenance(), "converted": {}, "replaced": {}, "fingerprint": "odd"}
     assert report["fingerprint"] == manifest.fingerprint()
     assert report["expected"] == {"all": {"expected": 13_302, "found": 49}}
     num = {TRAIN: 30, VALIDATION: 11, TEST: 8}

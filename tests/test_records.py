@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from conclugen_jax.data import builders, formats, records, shards, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.annotations import Layout
+from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Request
-from conclugen_jax.data.sources import LabelSpec, PartedSource
+from conclugen_jax.data.sources import Annotations, Example, LabelSpec, PartedSource
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces
 
@@ -158,6 +159,7 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
     examples = list(source.examples("train"))
     examples[4].features["audio"][2] = np.nan
     examples[6].features["audio"] = examples[6].features["audio"].astype(np.float64)
+    examples[7] = dataclasses.replace(examples[7], replaced={"text": 3})
     job = workers.Job(source.spec, "train", 5, examples, tmp_path / "part", first_split=True)
     part = job.run()
     part.save(tmp_path / "facts.npz")
@@ -165,6 +167,7 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
     assert part.bad == again.bad
     assert part.bad[0][:2] == (9, "train4")
     assert part.converted == again.converted == {"audio float64": 1}
+    assert part.replaced == again.replaced == {"text": 3}
     assert part.sha256 == again.sha256 == manifest_lib.sha256(tmp_path / "part")
     for name in ("rows", "presence", "ids", "groups"):
         np.testing.assert_array_equal(getattr(part, name), getattr(again, name))
@@ -173,6 +176,89 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
         np.testing.assert_array_equal(counts, again.label_counts[name])
     for m, s in part.statistics.items():
         assert s.result() == again.statistics[m].result()
+
+
+@pytest.mark.parametrize(("split", "expected"), [("train", (3, 24)), ("test", (1, 24))])
+def test_an_absent_modality_has_as_many_variants_as_one_that_is_there(split, expected):
+    checker = records._Checker(Parted(variants=3).spec, split, first_split=split == "train")
+    for there in (np.ones(expected, np.float32), None):
+        features = {"audio": np.zeros(16)} | ({} if there is None else {"video": there})
+        vector = checker.record(0, Example("a", features, label=0))["features"]["video"]
+        np.testing.assert_array_equal(vector, np.zeros(expected) if there is None else there)
+
+
+def test_statistics_are_of_all_variants(tmp_path):
+    source = Parted((20, 5, 5), missing=0.4, variants=3)
+    manifest = manifest_lib.read(builders.build(source, tmp_path))
+    for m in manifest.modalities:
+        x = np.concatenate([np.atleast_2d(e.features[m]) for e in source.examples("train") if m in e.features])
+        assert len(x) == {"video": 60, "audio": 20}.get(m, len(x))
+        np.testing.assert_allclose(manifest.statistics[m]["mean"], x.mean(axis=0, dtype=np.float64), rtol=1e-6)
+        np.testing.assert_allclose(manifest.statistics[m]["std"], x.std(axis=0, dtype=np.float64), rtol=1e-6)
+
+
+def test_what_is_counted_is_what_is_written(tmp_path, small_shards):
+    """Rows that are left out are done, but nothing of them was converted or replaced."""
+
+    class Spoilt(Parted):
+        def examples(self, split):
+            for i, e in enumerate(super().examples(split)):
+                if split == "train" and i in (2, 3, 30):
+                    e.features["video"] = e.features["video"].astype(np.float64)
+                    e = dataclasses.replace(e, replaced={"audio": i, "text": 0})
+                    e.features["audio"][:1] = np.nan if i == 3 else 0.0
+                yield e
+
+    seen = []
+    for n in (1, 2):
+        folder = builders.build(
+            Spoilt(),
+            tmp_path / str(n),
+            drop_bad=True,
+            num_workers=n,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+        assert seen[-1] == (112, 112)
+        source = manifest_lib.read(folder).source
+        assert source["converted"] == {"video float64": 2}
+        assert source["replaced"] == {"audio": 32}
+        assert manifest_lib.read(folder).splits["train"]["dropped"] == 1
+
+
+def joined_source(**facts):
+    rows = Annotations(
+        ids=list("abcd"),
+        groups=list("wxyz"),
+        label=np.arange(4),
+        targets={"age": np.array([0, np.nan, 2, 3], np.float32), "mood": np.array([1, 0, -1, 1])},
+        keys=list("abcd"),
+    )
+    spec = dataclasses.replace(Parted().spec, modalities={}, splits=("train",))
+    return JoinedSource(spec, {"train": rows}, {}, facts=facts)
+
+
+def test_a_part_of_annotations_has_its_own_columns():
+    whole, part = (list(joined_source().part("train", *rows)) for rows in ((0, 4), (1, 3)))
+    assert [(e.id, e.group, e.label, e.targets) for e in part] == [
+        ("b", "x", 1, {"mood": 0}),
+        ("c", "y", 2, {"age": 2.0}),
+    ]
+    assert part == whole[1:3]
+
+
+def test_a_fingerprint_counts_options_but_not_places():
+    prints = {
+        name: joined_source(**({"path": "p", "modalities": {"a": "a.npy"}, "folds": [5, 0]} | changes)).fingerprint()
+        for name, changes in {
+            "same": {},
+            "moved": {"path": "q"},
+            "modality moved": {"modalities": {"a": "elsewhere/a.npy"}},
+            "fold": {"folds": [5, 1]},
+            "pool": {"pool": "max"},
+        }.items()
+    }
+    assert prints["same"] == prints["moved"] == prints["modality moved"]
+    assert len(set(prints.values())) == 3
 
 
 BEAM = """
@@ -217,7 +303,7 @@ def test_a_killed_build_is_begun_anew_and_leaves_nothing(tmp_path):
         [sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
     )
     build.stdout.readline()
-    assert [p.name.split("-")[0] for p in tmp_path.iterdir()] == [".building"]
+    assert {p.name.split("-")[0] for p in tmp_path.iterdir()} == {".building"}
     build.kill()
     build.wait()
     build.stdout.close()

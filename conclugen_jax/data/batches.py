@@ -55,6 +55,9 @@ def load(
       host_table_gib: limit of the host table, GiB.
       host_cache_gib: from this size on, GiB, a table is kept in memory-mapped files beside the shards, made once.
       progress: called with the rows read and all rows while a table is filled.
+
+    Raises:
+      ConclugenError: a record that cannot be read.
     """
     tier = choose_tier(tier, stream.gib, device_table_gib=device_table_gib, host_table_gib=host_table_gib)
     if tier == "shards":
@@ -156,7 +159,11 @@ def evaluation_batches(indices: np.ndarray, batch_size: int) -> Iterator[tuple[n
 
 
 def prefetch(make: Callable[[Any], Any], items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
-    """``map(make, items)`` computed by a thread up to ``depth`` items ahead; an exception appears where it is due."""
+    """``map(make, items)`` computed by a thread up to ``depth`` items ahead.
+
+    Raises:
+      Exception: whatever ``items`` or ``make`` raised, where the item would have come.
+    """
     results: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()
 

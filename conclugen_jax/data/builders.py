@@ -7,12 +7,12 @@ only when complete.
 
 import contextlib
 import csv
+import errno
 import io
 import itertools
 import os
 import re
-import shutil
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from conclugen_jax.data import findings, workers
+from conclugen_jax.data import findings, place, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.records import Part, record_features
 from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
@@ -28,6 +28,9 @@ from conclugen_jax.errors import ConclugenError
 
 DROPPED = "dropped.csv"
 """Beside the shards where ``drop_bad`` left examples out: split, row, id, reason."""
+
+VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
+"""``major.minor.patch`` as TFDS takes it."""
 
 SHARD_BYTES = 128 * 2**20
 """Size at which a split is cut into shards, before compression."""
@@ -60,46 +63,72 @@ def build(
       The folder of the data set. If it is there already, intact and made from the same examples, nothing is written.
 
     Raises:
-      ConclugenError: a bad example, a data set in the way, or a folder that cannot be written. Nothing half-written
-        is left.
+      ConclugenError: a bad example, a data set in the way, another process that builds it, or a folder that cannot be
+        written. Nothing half-written is left.
     """
     spec = source.spec
     _check_spec(spec)
-    data_dir = Path(data_dir).absolute()
+    data_dir = _encodable(Path(data_dir).absolute())
     target = data_dir / spec.name / spec.version
-    _restore_interrupted_swap(target)
-    _remove_debris(data_dir)
     read_from = source.fingerprint()
     fingerprint = read_from + (" drop_bad" if drop_bad else "")
-    if target.exists() and not (target / manifest_lib.FILE).is_file():
+    try:
+        if _is_there(target) and not overwrite:  # which needs no right to write
+            _check_same(target, fingerprint, strict=strict)
+            return target
+        with place.claimed(target) as scratch:
+            if _is_there(target):
+                if not overwrite:
+                    _check_same(target, fingerprint, strict=strict)
+                    return target
+                _refuse_to_replace(target, source)
+            jobs = _jobs(source, scratch)
+            parts = workers.run(jobs, num_workers=num_workers, beam=beam, progress=progress, total=_total(source))
+            folder = scratch / spec.name / spec.version
+            folder.mkdir(parents=True)
+            _finish(source, parts, folder, fingerprint=fingerprint, drop_bad=drop_bad, strict=strict)
+            if source.fingerprint() != read_from:
+                raise ConclugenError(f"data set {spec.name!r}: the source changed while it was read; build again")
+            target.parent.mkdir(exist_ok=True)
+            place.swap(folder, target)
+    except OSError as e:
+        way = "free space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        raise ConclugenError(
+            f"{e.filename or data_dir}: cannot write the data set ({e.strerror or e}); {way} or choose another --data_dir"
+        ) from e
+    return target
+
+
+def _encodable(data_dir: Path) -> Path:
+    try:
+        str(data_dir).encode()
+    except UnicodeEncodeError:  # array_record takes no other names
+        raise ConclugenError(f"{str(data_dir)!a}: the folder's name is not UTF-8; choose another --data_dir") from None
+    return data_dir
+
+
+def _is_there(target: Path) -> bool:
+    """Whether a data set is in its place already; anything else there is refused."""
+    if os.path.lexists(target) and not (target / manifest_lib.FILE).is_file():
         raise ConclugenError(
             f"{target}: in the way: holds something else than a data set, which is not replaced; move it, or choose another "
             "--data_dir"
         )
-    if target.exists() and not overwrite:
-        _check_same(target, fingerprint, strict=strict)
-        return target
-    scratch = None
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".building-{os.getpid()}-", dir=data_dir))
-        jobs = _jobs(source, scratch)
-        parts = workers.run(jobs, num_workers=num_workers, beam=beam, progress=progress, total=_total(source))
-        folder = scratch / spec.name / spec.version
-        folder.mkdir(parents=True)
-        _finish(source, parts, folder, fingerprint=fingerprint, drop_bad=drop_bad, strict=strict)
-        if source.fingerprint() != read_from:
-            raise ConclugenError(f"data set {spec.name!r}: the source changed while it was read; build again")
-        target.parent.mkdir(exist_ok=True)
-        _swap(folder, target)
-    except OSError as e:
+    return target.exists()
+
+
+def _refuse_to_replace(target: Path, source: Source) -> None:
+    """Refuse to replace a link, and a folder that holds what is read."""
+    if target.is_symlink():
         raise ConclugenError(
-            f"{e.filename or data_dir}: cannot write the data set ({e.strerror or e}); free space or choose another --data_dir"
-        ) from e
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return target
+            f"{target}: a link to {os.path.realpath(target)}, which --overwrite does not replace; remove the link, or name "
+            "the --data_dir that it leads to"
+        )
+    for folder in getattr(source, "folders", tuple)():
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(target)):
+            raise ConclugenError(
+                f"{folder}: a source inside {target}, which --overwrite would delete; move it, or choose another --data_dir"
+            )
 
 
 def _total(source: Source) -> int | None:
@@ -165,10 +194,10 @@ def _finish(
     for _, part in parts[spec.splits[0]]:
         for m, s in part.statistics.items():
             statistics[m].merge(**s.state())
-    converted: dict[str, int] = {}
+    converted, replaced = Counter(), Counter()
     for _, part in itertools.chain(*parts.values()):
-        for key, n in part.converted.items():
-            converted[key] = converted.get(key, 0) + n
+        converted.update(part.converted)
+        replaced.update(part.replaced)
     manifest = manifest_lib.Manifest(
         name=spec.name,
         version=spec.version,
@@ -181,7 +210,12 @@ def _finish(
         splits={split: _counts(spec, entries) for split, entries in parts.items()},
         statistics={m: s.result() for m, s in statistics.items()},
         files=manifest_lib.describe_files(folder, shards),
-        source={**getattr(source, "provenance", dict)(), "converted": converted, "fingerprint": fingerprint},
+        source={
+            **getattr(source, "provenance", dict)(),
+            "converted": dict(converted),
+            "replaced": dict(replaced),
+            "fingerprint": fingerprint,
+        },
         warnings=warnings,
     )
     (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
@@ -242,10 +276,10 @@ def _check_spec(spec: DatasetSpec) -> None:
         named = label.kind in ("single", "multi")
         return label.kind not in LABEL_KINDS or bool(label.names) != named or len(set(label.names)) < len(label.names)
 
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name) or not re.fullmatch(r"\d+\.\d+\.\d+", spec.version):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name) or not VERSION.fullmatch(spec.version):
         raise ConclugenError(
             f"data set {spec.name!r} version {spec.version!r}: the name takes lower case letters, digits and '_', the "
-            "version three numbers such as 1.0.0"
+            "version three numbers without leading zeros, such as 1.0.0"
         )
     bad = [m for m in spec.modalities if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", m)]
     if bad or not spec.modalities or min(spec.modalities.values()) < 1:
@@ -281,48 +315,3 @@ def _check_same(target: Path, fingerprint: str, *, strict: bool) -> None:
     if strict and present.warnings:
         raise ConclugenError(f"{target}: {'; '.join(present.warnings)}; mend the splits or build without --strict")
     manifest_lib.verify(target, present)
-
-
-def _swap(built: Path, target: Path) -> None:
-    """Put the finished folder in place; an old one is moved aside first, back if that fails, and deleted after."""
-    old = _aside(target)
-    if target.exists():
-        os.replace(target, old)
-    try:
-        os.replace(built, target)
-    except OSError:
-        if old.exists():
-            os.replace(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _aside(target: Path) -> Path:
-    return target.with_name(f".replaced-{target.name}")
-
-
-def _restore_interrupted_swap(target: Path) -> None:
-    """After a kill in the middle of a replacement the old data set is back in place, or gone if the new one is."""
-    old = _aside(target)
-    if old.exists() and not target.exists():
-        os.replace(old, target)
-    elif old.exists():
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_debris(parent: Path) -> None:
-    """Scratch folders of builds that were killed; those of running processes stay."""
-    for path in parent.glob(".building-*"):
-        pid = path.name.split("-")[1]
-        if pid.isdigit() and not _is_running(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

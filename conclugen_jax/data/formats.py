@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import time
 from collections.abc import Mapping
 
 from conclugen_jax.data import annotations as annotations_lib
@@ -25,12 +26,26 @@ DEFAULT_FOLDS = (6, 5)
 """Of a corpus without splits of its own: RAVDESS with actors 1-16, 17-20 and 21-24."""
 
 
+CLOCKS = 60.0
+"""Seconds by which the clocks of this machine and of the disk may differ."""
+
+
 def open_source(request: Request) -> JoinedSource:
     """Open the files that a user named.
 
     Raises:
       ConclugenError: an unknown data set or format, or files that are not what the format asks for.
     """
+    now = time.time()
+    source = _open(request)
+    source.opened, changed = source.stamp()
+    if changed > now - CLOCKS:  # perhaps while it was opened: what is opened after its stamp was taken cannot be older
+        opened, source = source.opened, _open(request)
+        source.opened = opened
+    return source
+
+
+def _open(request: Request) -> JoinedSource:
     if request.dataset not in (*CORPORA, GENERIC):
         raise ConclugenError(f"data set {request.dataset!r} is unknown; there are {', '.join((*CORPORA, GENERIC))}")
     if request.pool not in POOLS:
@@ -53,7 +68,7 @@ def open_source(request: Request) -> JoinedSource:
             f"--label, --classes and --targets are for --dataset=features; {request.dataset} has its own"
         )
     if request.source is None and kind not in ("table", "csd"):
-        raise ConclugenError(f"format {kind!r} reads a file or folder; name it with --source")
+        raise ConclugenError(f"format {kind!r} is read from a source; name its file or folder with --source")
     if request.modalities and kind == "metadata":
         raise ConclugenError("format 'metadata' lists all files; add a column NAME_file_name instead of --modality")
     found = FORMATS[kind](request)

@@ -9,15 +9,15 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from conclugen_jax import locks
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.shards import ShardStream, Variants
-from conclugen_jax.errors import ConclugenError
 from conclugen_jax.types import Rows
 
 CHUNK_ROWS = 1024  # records decoded at a time while a table is filled
@@ -54,7 +54,11 @@ class DeviceTable(HostTable):
 
 
 def read(stream: ShardStream, *, progress: Progress = None) -> Rows:
-    """All rows of a split in memory, read a chunk at a time."""
+    """All rows of a split in memory, read a chunk at a time.
+
+    Raises:
+      ConclugenError: a record that cannot be read.
+    """
     table = None
     for start, chunk in _chunks(stream, progress):
         if table is None:
@@ -64,23 +68,26 @@ def read(stream: ShardStream, *, progress: Progress = None) -> Rows:
 
 
 def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
-    """All rows of a split, memory-mapped; in memory where the files cannot be written."""
+    """All rows of a split, memory-mapped; in memory where the files cannot be written.
+
+    Raises:
+      ConclugenError: a record that cannot be read.
+    """
     folder = stream.dataset.path / FOLDER / stream.split
-    labels = f"label.{stream.target}"  # no modality has a dot in its name; the main label's is empty
-    names = (*(_column(stream, m) for m in stream.modalities), labels)
-    if not all(_is_intact(stream, folder, name) for name in names):
+    row = _columns(stream, stream.rows(np.arange(1), _every_variant(stream, 1)))
+    table = _stored(stream, folder, row)
+    if table is None:
         try:
-            _make(stream, folder, labels, progress)
+            table = _make(stream, folder, row, progress)
         except OSError as e:
             logging.getLogger(__name__).warning(
                 "%s: the host table cannot be kept there (%s); it is read into memory", folder, e.strerror or e
             )
             return read(stream, progress=progress)
-    columns = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in names}
     return {
-        "features": {m: columns[_column(stream, m)] for m in stream.modalities},
+        "features": {m: table[_column(stream, m)] for m in stream.modalities},
         "present": {m: stream.presence[:, c] for c, m in enumerate(stream.modalities)},
-        "label": columns[labels],
+        "label": table[f"label.{stream.target}"],
     }
 
 
@@ -89,47 +96,84 @@ def _column(stream: ShardStream, modality: str) -> str:
     return f"{modality}.variants" if modality in stream.variants else modality
 
 
-def _is_intact(stream: ShardStream, folder: Path, name: str) -> bool:
-    """Whether a file is there and is what was written for this very manifest."""
-    path = folder / f"{name}.npy"
-    try:
-        facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        fits = facts["manifest"] == stream.dataset.manifest.fingerprint() and facts["bytes"] == path.stat().st_size
-        if fits and stream.dataset.verified == "hash":
-            fits = facts["sha256"] == manifest_lib.sha256(path)
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, KeyError, TypeError, ConclugenError):
-        fits = False
-    if not fits:
-        logging.getLogger(__name__).warning("%s: damaged, or of other data; it is made anew from the shards", path)
-    return fits
+def _columns(stream: ShardStream, rows: Rows) -> dict[str, np.ndarray]:
+    """Rows by the names of their files; no modality has a dot in its name, and the main label's ends with one."""
+    features = {_column(stream, m): x for m, x in rows["features"].items()}
+    return {**features, f"label.{stream.target}": rows["label"]}
 
 
-def _make(stream: ShardStream, folder: Path, labels: str, progress: Progress) -> None:
-    """Write the files of all columns; each appears under its name when complete, its facts after it."""
+def _every_variant(stream: ShardStream, num_rows: int) -> Variants:
+    return {m: np.tile(np.arange(number), (num_rows, 1)) for m, number in stream.variants.items()}
+
+
+def _stored(stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """The files of all columns, mapped; None if one is not there or not what was written for this very manifest."""
+    table = {}
+    for name, row in columns.items():
+        path = folder / f"{name}.npy"
+        try:
+            # The file first: its facts are removed before it is replaced, so that these are its own.
+            table[name] = np.lib.format.open_memmap(path, mode="r")
+            facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            fits = facts["manifest"] == stream.dataset.manifest.fingerprint() and facts["bytes"] == path.stat().st_size
+            # a header may be damaged such that it can be read
+            like = (table[name].shape, table[name].dtype.str, table[name].flags.c_contiguous)
+            fits = fits and like == ((stream.num_examples, *row.shape[1:]), row.dtype.str, True)
+            if fits and stream.dataset.verified == "hash":
+                fits = facts["sha256"] == manifest_lib.sha256(path)
+        except FileNotFoundError:
+            return None
+        except Exception:  # NumPy parses the header as Python: damage ends in many kinds
+            fits = False
+        if not fits:
+            logging.getLogger(__name__).warning("%s: damaged, or of other data; it is made anew from the shards", path)
+            return None
+    return table
+
+
+def _make(
+    stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray], progress: Progress
+) -> dict[str, np.ndarray]:
+    """Write the files of all columns, unless another process is doing so: then its files are used."""
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
-    try:
-        files = {}
-        for start, chunk in _chunks(stream, progress):
-            features = {_column(stream, m): x for m, x in chunk["features"].items()}
-            for name, x in {**features, labels: chunk["label"]}.items():
-                if name not in files:
-                    shape = (stream.num_examples, *x.shape[1:])
-                    files[name] = np.lib.format.open_memmap(scratch / f"{name}.npy", "w+", x.dtype, shape)
-                    _reserve(scratch / f"{name}.npy")
-                files[name][start : start + len(x)] = x
-        for name, x in files.items():
-            x.flush()
-            path = scratch / f"{name}.npy"
-            facts = {"manifest": stream.dataset.manifest.fingerprint(), "bytes": path.stat().st_size}
-            facts["sha256"] = manifest_lib.sha256(path)
-            (scratch / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
-            for suffix in ("npy", "json"):
-                os.replace(scratch / f"{name}.{suffix}", folder / f"{name}.{suffix}")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+    waited = []
+
+    def wait(holder: str) -> None:
+        waited.append(holder)
+        logging.getLogger(__name__).warning("%s: being made by %s; waiting for it", folder, holder)
+
+    with locks.hold(folder / ".lock", wait=wait):
+        for path in folder.glob(".making-*"):  # of a maker that was killed, since nobody else has the lock
+            shutil.rmtree(path, ignore_errors=True)
+        table = _stored(stream, folder, columns) if waited else None
+        if table is not None:
+            return table
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder, ignore_cleanup_errors=True) as scratch:
+            _write(stream, Path(scratch), columns, progress)
+            for name in columns:
+                (folder / f"{name}.json").unlink(missing_ok=True)
+                for suffix in ("npy", "json"):
+                    os.replace(Path(scratch) / f"{name}.{suffix}", folder / f"{name}.{suffix}")
+        return {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in columns}
+
+
+def _write(stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray], progress: Progress) -> None:
+    """An npy file of each column, and its facts."""
+    files = {}
+    for name, row in columns.items():
+        shape = (stream.num_examples, *row.shape[1:])
+        files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", row.dtype, shape)
+        _reserve(folder / f"{name}.npy")
+    for start, chunk in _chunks(stream, progress):
+        for name, x in _columns(stream, chunk).items():
+            files[name][start : start + len(x)] = x
+    for name, x in files.items():
+        x.flush()
+        path = folder / f"{name}.npy"
+        facts = {"manifest": stream.dataset.manifest.fingerprint(), "bytes": path.stat().st_size}
+        facts["sha256"] = manifest_lib.sha256(path)
+        (folder / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def _reserve(path: Path) -> None:
@@ -144,8 +188,7 @@ def _chunks(stream: ShardStream, progress: Progress) -> Iterator[tuple[int, Rows
     n = stream.num_examples
     for start in range(0, n, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, n)
-        every = {m: np.tile(np.arange(number), (stop - start, 1)) for m, number in stream.variants.items()}
-        yield start, stream.rows(np.arange(start, stop), every)
+        yield start, stream.rows(np.arange(start, stop), _every_variant(stream, stop - start))
         if progress is not None:
             progress(stop, n)
 

@@ -22,16 +22,23 @@ class Piece:
     places: Mapping[str, Any]
 
     def __iter__(self) -> Iterator[Example]:
-        """The examples; a modality without features is absent."""
+        """The examples; a modality without features is absent.
+
+        Raises:
+          ConclugenError: a file of features that cannot be read.
+        """
         rows, single = self.annotations, self.spec.label.kind == "single"
         for i, name in enumerate(rows.ids):
-            vectors = {}
+            vectors, replaced = {}, {}
             for modality, places in self.places.items():
-                x = None if places[i] is None else self.features[modality].read(places[i])
+                features = self.features[modality]
+                before = getattr(features, "replaced", 0)
+                x = None if places[i] is None else features.read(places[i])
                 if x is not None:
                     vectors[modality] = x
+                    replaced[modality] = getattr(features, "replaced", 0) - before
             label = None if rows.label is None else int(rows.label[i]) if single else rows.label[i]
-            yield Example(name, vectors, label, rows.groups[i], dict(self._targets(i)))
+            yield Example(name, vectors, label, rows.groups[i], dict(self._targets(i)), replaced)
 
     def _targets(self, i: int) -> Iterator[tuple[str, Any]]:
         for name, column in self.annotations.targets.items():
@@ -44,7 +51,11 @@ class Piece:
 
 
 class JoinedSource:
-    """Source of annotated features; it can be read in parts."""
+    """Source of annotated features; it can be read in parts.
+
+    Attributes:
+      opened: fingerprint of the files when they were opened, "" where nothing is known of that.
+    """
 
     def __init__(
         self,
@@ -66,13 +77,18 @@ class JoinedSource:
         """
         self.spec, self.annotations, self.features = spec, annotations, features
         self._label_files, self._facts = sorted(label_files), dict(facts or {})
+        self.opened = ""
 
     def num_examples(self, split: str) -> int:
         """Number of annotated rows."""
         return len(self.annotations[split].ids)
 
     def examples(self, split: str) -> Iterator[Example]:
-        """All examples of a split in the order of the annotations."""
+        """All examples of a split in the order of the annotations.
+
+        Raises:
+          ConclugenError: a file of features that cannot be read.
+        """
         return iter(self.part(split, 0, self.num_examples(split)))
 
     def part(self, split: str, start: int, stop: int) -> Piece:
@@ -92,24 +108,56 @@ class JoinedSource:
         """Where the examples come from, for the manifest."""
         return self._facts
 
+    def folders(self) -> set[str]:
+        """Folders of all files that are read."""
+        return {os.path.dirname(path) for path in self._label_files} | {
+            os.path.dirname(path) for features in self.features.values() for path in features.files()
+        }
+
     def fingerprint(self) -> str:
-        """Hash of the options, of the label files' content, and of name, size and time of every feature file."""
+        """Hash of the options, of the label files' content, and of name, size and time of every feature file.
+
+        Raises:
+          ConclugenError: a file is gone, cannot be read, or is another one than when the source was opened.
+        """
+        found, _ = self.stamp()
+        if self.opened not in ("", found):
+            raise ConclugenError(f"data set {self.spec.name!r}: the source changed while it was read; build again")
+        return found
+
+    def stamp(self) -> tuple[str, float]:
+        """The fingerprint of the files as they are now, and when one of them was changed last, in seconds since 1970.
+
+        Raises:
+          ConclugenError: a file is gone or cannot be read.
+        """
         others = ("path", "modalities", "passed_over")  # files may be moved, and lie beside what is not used
         facts = {key: value for key, value in self._facts.items() if key not in others}
         digest = hashlib.sha256(json.dumps([facts, repr(self.spec)], sort_keys=True).encode())
+        changed = 0.0
         for path in self._label_files:
+            changed = max(changed, _stat(path).st_ctime)
             try:
                 digest.update(path.read_bytes())
             except OSError as e:
-                raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it was there a moment ago") from e
+                raise _unreadable(path, e) from e
         for modality, features in self.features.items():
             digest.update(f"\0{modality}\0".encode())
             for path in features.files():
-                try:
-                    found = os.stat(path)
-                except OSError as e:
-                    raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it was there a moment ago") from e
+                found = _stat(path)
+                changed = max(changed, found.st_ctime)
                 folder, name = os.path.basename(os.path.dirname(path)), os.path.basename(path)
                 split = SPLIT_NAMES.get(folder.lower(), "")
                 digest.update(os.fsencode(f"{split}/{name}\0{found.st_size}\0{found.st_mtime_ns}\0"))
-        return digest.hexdigest()
+        return digest.hexdigest(), changed
+
+
+def _stat(path: str | Path) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as e:
+        raise _unreadable(path, e) from e
+
+
+def _unreadable(path: str | Path, error: OSError) -> ConclugenError:
+    return ConclugenError(f"{path}: cannot be read ({error.strerror}); it was there a moment ago")

@@ -58,7 +58,7 @@ class Manifest:
     def to_json(self) -> str:
         """JSON text of the manifest."""
         tree = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
-        return json.dumps(tree, indent=1) + "\n"
+        return json.dumps(tree, indent=1, allow_nan=False) + "\n"
 
     def fingerprint(self) -> str:
         """SHA-256 of the manifest, and through the hashes in it of every file of the data set."""
@@ -91,6 +91,9 @@ def read_file(path: Path, *, missing: str) -> Manifest:
     Args:
       path: of the JSON file.
       missing: the way out if there is no such file, for the message.
+
+    Raises:
+      ConclugenError: there is none, or it is not a manifest of this format.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -110,8 +113,10 @@ def read_file(path: Path, *, missing: str) -> Manifest:
         fields["targets"] = {k: LabelSpec(t["kind"], tuple(t["names"])) for k, t in tree["targets"].items()}
         manifest = Manifest(**fields)
         _check(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
-        raise ConclugenError(f"{path}: damaged manifest ({type(e).__name__}: {e}); build the data set anew") from e
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
+        raise ConclugenError(
+            f"{path}: damaged manifest ({type(e).__name__}: {str(e)[:200]}); build the data set anew"
+        ) from e
     return manifest
 
 
@@ -121,25 +126,26 @@ def _check(manifest: Manifest) -> None:
     texts += [name for label in labels for name in label.names]
     if not all(isinstance(text, str) for text in texts) or not isinstance(manifest.source, dict):
         raise ValueError("a name or text is not text")
-    json.dumps(manifest.source, allow_nan=False)
+    manifest.to_json()
+    _check_source(manifest.source)
     if not manifest.splits or not manifest.modalities:
         raise ValueError("no split or no modality")
     for label in labels:
         if label.kind not in LABEL_KINDS:
             raise ValueError(f"label kind {label.kind!r}")
     for modality, dim in manifest.modalities.items():
-        if type(dim) is not int or dim < 1:
+        if not _is_count(dim) or not dim:
             raise ValueError(f"size of {modality!r}")
         for statistic in ("mean", "std"):
             values = np.asarray(manifest.statistics[modality][statistic], np.float64)
             if values.shape != (dim,) or not (np.abs(values) < np.finfo(np.float32).max).all():
                 raise ValueError(f"{statistic} of {modality!r} is not {dim} finite float32 numbers")
     for name, facts in manifest.files.items():
-        records = facts.get("records", 0)
-        sound = Path(name).name == name and isinstance(facts["bytes"], int) and len(facts["sha256"]) == 64
-        if not sound or type(records) is not int or records < 0:
+        hashed = isinstance(facts["sha256"], str) and len(facts["sha256"]) == 64
+        counted = _is_count(facts["bytes"]) and _is_count(facts.get("records", 0))
+        if Path(name).name != name or not hashed or not counted:
             raise ValueError(f"entry of file {name!r}")
-    if any(type(n) is not int or n < 1 or m not in manifest.modalities for m, n in manifest.variants.items()):
+    if any(not _is_count(n) or not n or m not in manifest.modalities for m, n in manifest.variants.items()):
         raise ValueError(f"variants {manifest.variants}")
     targets = {name: len(target.names) for name, target in manifest.targets.items()}
     for split, facts in manifest.splits.items():
@@ -149,13 +155,25 @@ def _check(manifest: Manifest) -> None:
         complete = set(facts["present"]) == set(manifest.modalities)
         complete &= len(facts["label_counts"]) == len(manifest.label.names)
         complete &= {name: len(each) for name, each in target_counts.items()} == targets
-        if not complete or not all(type(count) is int and count >= 0 for count in counts):
+        if not complete or not all(map(_is_count, counts)):
             raise ValueError(f"counts of split {split!r}")
         shards = shard_names(manifest, split)
         if not shards or PRESENCE.format(split=split) not in manifest.files:
             raise ValueError(f"files of split {split!r} are not listed")
         if sum(manifest.files[name]["records"] for name in shards) != facts["num_examples"]:
             raise ValueError(f"records of the shards of split {split!r} do not add up")
+
+
+def _check_source(source: dict[str, Any]) -> None:
+    """What is printed of a source, where it is told."""
+    converted, others = source.get("converted", {}), [source.get(key, {}) for key in ("unused", "replaced")]
+    counts = [n for each in (converted, *others) for n in each.values()] + [source.get("rows_outside_folds", 0)]
+    if not all(map(_is_count, counts)) or any(len(kind.split()) != 2 for kind in converted):
+        raise ValueError("counts of the source")
+
+
+def _is_count(n: Any) -> bool:
+    return type(n) is int and 0 <= n < 2**63
 
 
 def shard_names(manifest: Manifest, split: str) -> list[str]:
@@ -199,7 +217,11 @@ def describe_files(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> dic
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
+    """SHA-256 of a file, as hexadecimal digits.
+
+    Raises:
+      ConclugenError: the file cannot be read.
+    """
     try:
         with path.open("rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()

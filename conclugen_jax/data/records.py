@@ -4,7 +4,9 @@ A part is what one process writes: a file of its own, so that parts may be made 
 """
 
 import dataclasses
+import errno
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -68,6 +70,7 @@ class Part:
       statistics: modality -> running statistics, of the first split.
       bad: (row, id, reason) of each example that was left out.
       converted: number of vectors that were not float32, by "modality dtype".
+      replaced: number of values that the source's reader put 0 for, by modality.
       sha256: of the file, "" where there is none.
     """
 
@@ -79,6 +82,7 @@ class Part:
     statistics: dict[str, Statistics]
     bad: list[tuple[int, str, str]]
     converted: dict[str, int]
+    replaced: dict[str, int]
     sha256: str = ""
 
     def save(self, path: Path) -> None:
@@ -86,6 +90,7 @@ class Part:
         texts = {
             "bad": self.bad,
             "converted": self.converted,
+            "replaced": self.replaced,
             "targets": list(self.label_counts),
             "sha256": self.sha256,
         }
@@ -110,6 +115,7 @@ class Part:
                 statistics=statistics,
                 bad=[tuple(entry) for entry in texts["bad"]],
                 converted=texts["converted"],
+                replaced=texts["replaced"],
                 sha256=texts["sha256"],
             )
 
@@ -131,7 +137,7 @@ def write_part(
       Facts of the part. Examples with NaN or infinite values or without any modality are not written but listed as bad.
 
     Raises:
-      ConclugenError: any other fault of an example.
+      ConclugenError: any other fault of an example, or a source that cannot be read.
       OSError: the file cannot be written.
     """
     checker = _Checker(spec, split, first_split=first_split)
@@ -156,16 +162,25 @@ def write_part(
             writer.close()
     except Exception as e:
         if failure:  # of the source or of a check; all else comes from writing
-            raise failure[0].with_traceback(None) from None
+            raise _of_the_source(failure[0], split).with_traceback(None) from None
         if isinstance(e, OSError):
             raise
-        raise OSError(5, (str(e).strip() or type(e).__name__).splitlines()[0][:300], str(path)) from e
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
+        number = next((n for n in (errno.ENOSPC, errno.EDQUOT) if os.strerror(n) in reason), errno.EIO)
+        raise OSError(number, reason, str(path)) from e
     part = checker.part()
     if len(part.rows):
         part.sha256 = sha256(path)
     else:
         path.unlink()
     return part
+
+
+def _of_the_source(error: Exception, split: str) -> Exception:
+    if not isinstance(error, OSError):
+        return error
+    reason = error.strerror or error
+    return ConclugenError(f"{error.filename or f'split {split!r}'}: cannot be read ({reason}); mend the source")
 
 
 def serialize(record: Mapping[str, Any]) -> bytes:
@@ -219,6 +234,7 @@ class _Checker:
         self.label_counts |= {name: np.zeros(len(t.names), np.int64) for name, t in spec.targets.items()}
         self.bad: list[tuple[int, str, str]] = []
         self.converted: Counter[str] = Counter()
+        self.replaced: Counter[str] = Counter()
 
     def part(self) -> Part:
         """Everything counted so far."""
@@ -231,6 +247,7 @@ class _Checker:
             statistics=self.statistics,
             bad=self.bad,
             converted=dict(self.converted),
+            replaced=dict(self.replaced),
         )
 
     def record(self, row: int, example: Example) -> dict[str, Any] | None:
@@ -271,7 +288,11 @@ class _Checker:
         self.ids.append(name_hash(example.id))
         self.groups.append(name_hash(example.group))
         self.presence.append([m in vectors for m in self.spec.modalities])
+        self.replaced.update({m: n for m, n in example.replaced.items() if n})
         for m, x in vectors.items():
+            dtype = np.asarray(example.features[m]).dtype
+            if dtype != np.float32:
+                self.converted[f"{m} {dtype}"] += 1
             if m in self.statistics:
                 for variant in np.atleast_2d(x):
                     self.statistics[m].add(variant)
@@ -290,8 +311,6 @@ class _Checker:
         shape = (variants, dim) if stacked else (dim,)
         if x.dtype == object or x.dtype.kind not in "fiub" or x.shape != shape:
             raise ConclugenError(f"{where}: {x.dtype} of shape {x.shape}, expected real numbers of shape {shape}")
-        if x.dtype != np.float32:
-            self.converted[f"{modality} {x.dtype}"] += 1
         with np.errstate(over="ignore"):
             y = x.astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(y))

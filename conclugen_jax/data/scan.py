@@ -51,7 +51,11 @@ class Faults:
             ranges.append([row, row])
 
     def add_rows(self, file: str, what: str, rows: np.ndarray) -> None:
-        """Note the same fault of several rows."""
+        """Note the same fault of several rows.
+
+        Raises:
+          ConclugenError: faults are not collected.
+        """
         for row in rows.tolist():
             self.add(file, what, row)
 
@@ -113,7 +117,11 @@ class Shards:
         return _parse(_open(self.folder / name)[position], self._fields)[key]
 
     def chunks(self, name: str, first_row: int, faults: Faults) -> Iterator[Chunk]:
-        """The records of one shard that can be read, the first of which is row ``first_row`` of the split."""
+        """The records of one shard that can be read, the first of which is row ``first_row`` of the split.
+
+        Raises:
+          ConclugenError: the first fault, where faults are not collected.
+        """
         try:
             source = _open(self.folder / name)
         except Exception as e:  # array_record raises RuntimeError, most often without saying more
@@ -197,7 +205,11 @@ class SplitScan:
         }
 
     def run(self, progress: Callable[[int], None]) -> "SplitScan":
-        """Read all records; ``progress`` is called with the number of rows done."""
+        """Read all records; ``progress`` is called with the number of rows done.
+
+        Raises:
+          ConclugenError: the first fault, where faults are not collected.
+        """
         done = 0
         for name, size in self.shards.sizes.items():
             if self._verify:
@@ -256,7 +268,11 @@ class SplitScan:
 
 
 def check_file(folder: Path, manifest: Manifest, name: str, faults: Faults) -> None:
-    """Compare a file's size and hash with the manifest."""
+    """Compare a file's size and hash with the manifest.
+
+    Raises:
+      ConclugenError: the first fault, where faults are not collected.
+    """
     path, expected = folder / name, manifest.files[name]
     if not path.is_file():
         faults.add(name, "the file is missing")

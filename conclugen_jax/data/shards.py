@@ -124,7 +124,11 @@ class ShardStream:
         self.gib = self.num_examples * floats * 4 / 2**30
 
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
-        """Rows at the given indices, in that order; see :class:`RowSource`."""
+        """Rows at the given indices, in that order; see :class:`RowSource`.
+
+        Raises:
+          ConclugenError: a record that cannot be read.
+        """
         dims, wanted = self.dataset.manifest.modalities, variants or {}
         features = {m: np.empty((*np.shape(wanted.get(m, indices)), dims[m]), np.float32) for m in self.modalities}
         columns = [(m, x, self._wire.offset(f"features/{m}"), dims[m]) for m, x in features.items()]
@@ -152,7 +156,11 @@ class ShardStream:
         }
 
     def names(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and groups of the rows, two string arrays."""
+        """Ids and groups of the rows, two string arrays.
+
+        Raises:
+          ConclugenError: a record that cannot be read.
+        """
         examples = self._examples(indices)
         return tuple(np.array([_bytes(e, key).decode() for e in examples]) for key in ("id", "group"))
 

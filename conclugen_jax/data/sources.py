@@ -72,6 +72,7 @@ class Example:
       label: class index (single), 0/1 per label (multi), a number (value), or None.
       group: what a split should not tear apart, such as the speaker; stored with the record, may be empty.
       targets: label of each further target of the spec; one that is left out is unknown.
+      replaced: modality -> number of values that its reader put 0 for, such as -inf; only for the record.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Example:
     label: int | float | Sequence[int] | None = None
     group: str = ""
     targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    replaced: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -183,9 +183,10 @@ def annotate(request: Request, found: Found) -> Found:
     if files:
         tables = [CsvTable(path) for path in files]
         if request.dataset in csd.LABEL_COLUMNS and "start_time" in tables[0].names:
-            columns, _ = csd.read_label_csv(files, request.dataset, drop=dropped(corpus, ""))
+            columns, outside = csd.read_label_csv(files, request.dataset, drop=dropped(corpus, ""))
             by_id = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
-            return dataclasses.replace(found, columns=by_id, label_files=files)
+            facts = {**found.facts, "rows_outside_folds": outside}
+            return dataclasses.replace(found, columns=by_id, label_files=files, facts=facts)
         return _read_rows(request, found, _Chain(tables), files)
     if corpus is not None:
         return dataclasses.replace(found, columns=from_names(request, found.features))

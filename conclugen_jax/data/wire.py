@@ -1,7 +1,8 @@
 """Where the feature vectors lie in the bytes of a record, so that they can be taken without parsing it.
 
-A record is a serialised ``tf.train.Example`` whose fields are sorted by name: first the vectors of all modalities, of
-known sizes, then everything else. Any record that is not exactly so is parsed in the general way.
+A record is a serialised ``tf.train.Example`` with its fields in the order that protobuf gives them (by name, but a name
+comes after those that it begins): first the vectors of all modalities, of known sizes, then everything else. Any record
+that is not exactly so is parsed in the general way.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ class Wire:
         self._offsets: dict[str, int] = {}
         self._headers: list[tuple[int, int, bytes]] = []
         position = 0
-        for name in sorted(sizes):
+        for name in sorted(sizes, key=lambda name: name.encode() + b"\xff"):
             header, num_bytes = _header(name.encode(), 4 * sizes[name]), 4 * sizes[name]
             self._headers.append((position, position + len(header), header))
             self._offsets[name] = position + len(header)

@@ -2,8 +2,11 @@
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import dataclasses
 import multiprocessing
+import multiprocessing.context
+import multiprocessing.process
 import os
 import signal
 import threading
@@ -31,7 +34,12 @@ class Job:
     first_split: bool
 
     def run(self) -> Part:
-        """Write the part."""
+        """Write the part.
+
+        Raises:
+          ConclugenError: a bad example, or a source that cannot be read.
+          OSError: the part cannot be written.
+        """
         return write_part(self.spec, self.split, self.first_row, self.examples, self.path, first_split=self.first_split)
 
 
@@ -54,6 +62,10 @@ def run(
 
     Returns:
       split -> (file, facts) of each part, in order.
+
+    Raises:
+      ConclugenError: a bad example, a worker that was killed, or Beam for a source that cannot be read in parts.
+      OSError: a part cannot be written.
     """
     if total is None and beam is not None:
         raise ConclugenError(
@@ -68,30 +80,64 @@ def run(
         results = ((job, job.run()) for job in jobs)
     parts: dict[str, list[tuple[Path, Part]]] = {}
     done = 0
-    for job, part in results:
-        parts.setdefault(job.split, []).append((job.path, part))
-        done += len(part.rows) + len(part.bad)
-        if progress is not None:
-            progress(done, total)
+    with contextlib.closing(results):  # no worker writes any more once this is left, however it is left
+        for job, part in results:
+            parts.setdefault(job.split, []).append((job.path, part))
+            done += len(part.rows) + len(part.bad)
+            if progress is not None:
+                progress(done, total)
     return parts
 
 
+class _Spawning(multiprocessing.context.SpawnContext):
+    """Fresh processes, not forks: a fork of a process with threads may hang. All of them can be ended at once."""
+
+    def __init__(self) -> None:
+        self.started: list[multiprocessing.process.BaseProcess] = []
+
+    def Process(self, *args, **kwargs):
+        """A process that is remembered."""
+        self.started.append(super().Process(*args, **kwargs))
+        return self.started[-1]
+
+    def kill(self) -> None:
+        """End all processes, whatever they do."""
+        for process in self.started:
+            if process.pid is not None:
+                process.kill()
+
+
 def _run_processes(jobs: Iterator[Job], num_workers: int) -> Iterator[tuple[Job, Part]]:
-    """Results in order. Fresh processes, not forks: a fork of a process with threads may hang."""
-    context = multiprocessing.get_context("spawn")
+    """Results in order."""
+    context = _Spawning()
     executor = concurrent.futures.ProcessPoolExecutor(
         num_workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
     )
     waiting: list[tuple[Job, concurrent.futures.Future]] = []
     try:
         for job in jobs:
-            waiting.append((_lighter(job), executor.submit(Job.run, job)))
+            with _interrupts_blocked():
+                future = executor.submit(Job.run, job)
+            waiting.append((_lighter(job), future))
             if len(waiting) >= num_workers * (1 + AHEAD):
                 yield _result(waiting)
         while waiting:
             yield _result(waiting)
+    except BaseException:
+        context.kill()
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, which a terminal sends to all: it is the parent's."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _lighter(job: Job) -> Job:
@@ -110,8 +156,7 @@ def _result(waiting: list[tuple[Job, concurrent.futures.Future]]) -> tuple[Job, 
 
 
 def _end_with(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end soon after it, were it killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End soon after the parent, were it killed."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,0 +1,75 @@
+"""The place of a data set: built by one process at a time, under its final name only when complete."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from conclugen_jax import locks
+from conclugen_jax.errors import ConclugenError
+
+
+@contextlib.contextmanager
+def claimed(target: Path) -> Iterator[Path]:
+    """Own a data set's place while the context lasts.
+
+    Whoever holds the lock is the only one who builds this data set, on whatever machine or in whatever container, so
+    what else is there was left by builds that were killed: it is put right first.
+
+    Args:
+      target: ``DATA_DIR/NAME/VERSION``; DATA_DIR is made if needed.
+
+    Yields:
+      An empty scratch folder in DATA_DIR, removed after.
+
+    Raises:
+      ConclugenError: another process is building this data set.
+      OSError: DATA_DIR cannot be written.
+    """
+    data_dir, prefix = target.parent.parent, f".building-{target.parent.name}-{target.name}"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with locks.hold(data_dir / f"{prefix}.lock"):
+            for path in data_dir.glob(f"{prefix}-*"):
+                shutil.rmtree(path, ignore_errors=True)
+            _restore_interrupted_swap(target)
+            # A name of its own: workers of a killed build may go on for a second.
+            with tempfile.TemporaryDirectory(prefix=f"{prefix}-", dir=data_dir, ignore_cleanup_errors=True) as scratch:
+                yield Path(scratch)
+    except locks.Busy as e:
+        raise ConclugenError(
+            f"{target}: being built by {e}; wait until it is there, or choose another name, version or --data_dir"
+        ) from None
+
+
+def swap(built: Path, target: Path) -> None:
+    """Put the finished folder in place; an old one is moved aside first, back if that fails, and deleted after.
+
+    Raises:
+      OSError: one of the moves failed.
+    """
+    old = _aside(target)
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(built, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".replaced-{target.name}")
+
+
+def _restore_interrupted_swap(target: Path) -> None:
+    """After a kill in the middle of a replacement the old data set is back in place, or gone if the new one is."""
+    old = _aside(target)
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    elif old.exists():
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,61 @@
+"""Locks on files: one process at a time, let go by the system when their holder ends, however it ends."""
+
+import contextlib
+import datetime
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+
+class Busy(Exception):
+    """Another process has the lock; the text says which."""
+
+
+@contextlib.contextmanager
+def hold(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold a lock while the context lasts; its file is made for it and removed after.
+
+    Args:
+      path: of the file, in a folder that is there.
+      wait: called with who has the lock before it is waited for; without it a lock that is taken is refused.
+
+    Raises:
+      Busy: another process has the lock.
+      OSError: the file cannot be made, or the disk knows no locks.
+    """
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            _lock(file, wait)
+            if not _is(file, path):  # its last holder removed it after it was opened here
+                continue
+            try:
+                now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+                file.flush()
+                yield
+                return
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[str], wait: Callable[[str], None] | None) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        if wait is None:
+            raise Busy(holder) from None
+        wait(holder)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
