@@ -36,6 +36,10 @@ ORDER = [
     {"embedding", "sweep"},
     {"study_results"},
     {"study"},
+    {"report_svg", "report_published", "report_study"},
+    {"report_map", "report_page", "report_tables"},
+    {"report_figures"},
+    {"report"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
