@@ -32,7 +32,7 @@ ALONE = ("supervised", "raw_features")
 PROTOCOLS = ("linear_evaluation", "fine_tuning", *ALONE)
 KEYS = {
     *("name", "pretraining_path", "methods", "datasets", "seeds", "labels", "label_draws", "training_draws"),
-    *("jobs", "job_gib", "reference"),
+    *("jobs", "job_gib", "reference", "order"),
 }
 
 
@@ -80,6 +80,11 @@ def check(study: ConfigDict) -> None:
             raise ConclugenError(
                 f"config.datasets.{name}.protocols has {unknown[0]!r}; there are {', '.join(PROTOCOLS)}"
             )
+    if sorted(study.order) != sorted(study.methods.keys()):
+        raise ConclugenError(
+            f"config.order is {tuple(study.order)}; it must name every method once, as tables list them: "
+            f"{', '.join(study.methods.keys())}"
+        )
     named = {*study.methods.keys(), *ALONE}
     if study.reference not in named:
         raise ConclugenError(f"config.reference is {study.reference!r}; name one of {', '.join(sorted(named))}")
@@ -93,7 +98,8 @@ def check(study: ConfigDict) -> None:
 def chains(study: ConfigDict) -> Iterator[list[Run]]:
     """Runs in the order of their dependence, those of one method and seed together: pretraining first, if any."""
     for seed in study.seeds:
-        for name, method in study.methods.items():
+        for name in study.order:
+            method = study.methods[name]
             if "uses" in method:
                 continue
             users = {n: m for n, m in study.methods.items() if n == name or m.get("uses") == name}

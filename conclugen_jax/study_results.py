@@ -36,7 +36,8 @@ def collect(study: ConfigDict, runs: Iterable[Any], root: Path) -> dict[str, Any
       a baseline, taken seed by seed on the same labels.
     """
     cells = [cell for run in runs if run.protocol != "pretraining" for cell in _cells(run, root)]
-    cells = _merged(cells)
+    place = {method: i for i, method in enumerate((*study.order, "supervised", "raw_features"))}
+    cells = sorted(_merged(cells), key=lambda cell: place[cell["method"]])
     return {
         "name": study.name,
         "versions": {"conclugen_jax": conclugen_jax.__version__, "python": platform.python_version()}
@@ -44,8 +45,8 @@ def collect(study: ConfigDict, runs: Iterable[Any], root: Path) -> dict[str, Any
         "definition": json.loads(study.to_json_best_effort()),
         "datasets": {name: _dataset(settings.path) for name, settings in study.datasets.items()},
         "methods": {
-            name: {"title": method.title, "pretraining": method.get("uses") or name}
-            for name, method in study.methods.items()
+            name: {"title": study.methods[name].title, "pretraining": study.methods[name].get("uses") or name}
+            for name in study.order
         }
         | {name: {"title": name.replace("_", " "), "pretraining": None} for name in ("supervised", "raw_features")},
         "cells": cells,
@@ -75,7 +76,7 @@ def _cells(run: Any, root: Path) -> list[dict[str, Any]]:
     section = run.config.downstream
     numbers = list(run.config.sweep.labels_per_class) or [section.labels_per_class]
     named = {"dataset": run.dataset, "method": run.method, "protocol": run.protocol, "seed": run.seed}
-    empty = {"path": run.path, "draws": {}, "confusion_matrix": None, "error": None}
+    empty = {"path": run.path, "draw_validation": {}, "draw_scores": {}, "confusion_matrix": None, "error": None}
     path = root / run.path
     try:
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
@@ -100,8 +101,8 @@ def _cells(run: Any, root: Path) -> list[dict[str, Any]]:
                 "labels_per_class": number,
                 "status": "done",
                 **empty,
-                "draws": {str(fit["label_draw"]): {m: fit["test"][m] for m in measures} for fit in own},
-                "validation": {str(fit["label_draw"]): fit["validation"][measures[0]] for fit in own},
+                "draw_scores": {str(fit["label_draw"]): {m: fit["test"][m] for m in measures} for fit in own},
+                "draw_validation": {str(fit["label_draw"]): fit["validation"][measures[0]] for fit in own},
                 "confusion_matrix": _summed(fit["test"].get("confusion_matrix") for fit in own),
             }
         )
@@ -131,16 +132,19 @@ def _merged(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             merged[key] = cell
             continue
         one = merged[key]
-        one["draws"] |= cell["draws"]
+        one["draw_scores"] |= cell["draw_scores"]
+        one["draw_validation"] |= cell["draw_validation"]
         if cell["confusion_matrix"] is not None and one["confusion_matrix"] is not None:
             one["confusion_matrix"] = _summed([one["confusion_matrix"], cell["confusion_matrix"]])
         if one["status"] == "done":  # a cell is done when all of its draws are
             one |= {"status": cell["status"], "error": cell["error"]}
     for cell in merged.values():
-        cell["scores"] = {}
+        validation = list(cell.pop("draw_validation").values())
+        cell |= {"scores": {}, "validation": {}, "draws": len(cell["draw_scores"])}
         if cell["status"] == "done":
-            draws = list(cell["draws"].values())
+            draws = list(cell["draw_scores"].values())
             cell["scores"] = {m: float(np.mean([d[m] for d in draws])) for m in draws[0]}
+            cell["validation"] = {next(iter(draws[0])): float(np.mean(validation))}
     return list(merged.values())
 
 
@@ -180,7 +184,7 @@ def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str
     for cell in cells:
         if cell["status"] == "done":
             key = (cell["dataset"], cell["protocol"], cell["labels_per_class"], cell["method"])
-            done.setdefault(key, {})[cell["seed"]] = cell["draws"]
+            done.setdefault(key, {})[cell["seed"]] = cell["draw_scores"]
     found = []
     for (dataset, protocol, number, method), own in done.items():
         baselines = {

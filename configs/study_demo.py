@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     study.methods.conclugen_vision = ConfigDict(
         {"title": "ConCluGen/(pixels)", "uses": "conclugen", "modalities": ("pixels",)}
     )
+    study.order = (*TERMS, "conclugen_vision")  # of the methods in tables
     study.datasets = ConfigDict({"digits": {"path": study.pretraining_path, "protocols": _protocols()}})
     return study.lock()
 
@@ -66,6 +67,11 @@ def _method(name: str) -> dict:
     for term in ("contrastive", "clustering", "reconstruction", "instance"):
         config.loss[f"{term}_weight"] = float(term in TERMS[name])
     config.loss.instance_modality = "pixels"
+    config.online_probe.every_epochs = 20
+    config.online_probe.num_epochs = 10
+    config.checkpoint.every_epochs = config.train.num_epochs
+    config.checkpoint.keep_newest = 1
+    config.checkpoint.keep_best = 0
     config.data.modalities = MODALITIES.get(name, config.data.modalities)
     return {"title": TITLES[name], "modalities": (), "pretraining": config}
 
