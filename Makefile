@@ -1,11 +1,12 @@
-# make demo | test | lint | clean. Every target makes .venv itself; a second call installs nothing.
+# make demo | study | test | lint | clean. Every target makes .venv itself; a second call installs nothing.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= runs/demo
+STUDY  ?= runs/study
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint format clean install
+.PHONY: demo study test lint format clean install
 
 install: $(STAMP)
 
@@ -21,6 +22,12 @@ demo: $(STAMP)
 	$(RUN) -m launch.build_dataset --dataset=digits --data_dir=$(DEMO)/data
 	$(RUN) -m launch.pretrain --config=configs/demo.py --config.data.path=$(DEMO)/data/digits/1.0.0 --workdir=$(DEMO)/conclugen
 	$(RUN) -m launch.probe --workdir=$(DEMO)/conclugen --output=$(DEMO)/label_efficiency
+
+study: $(STAMP)
+	$(RUN) -m launch.build_dataset --dataset=digits --data_dir=$(STUDY)/data
+	$(RUN) -m launch.study --config=configs/study_demo.py --study=$(STUDY) \
+		--config.pretraining_path=$(STUDY)/data/digits/1.0.0 --config.datasets.digits.path=$(STUDY)/data/digits/1.0.0
+	$(RUN) -m launch.report --study=$(STUDY)
 
 test: $(STAMP)
 	$(RUN) -m pytest

@@ -12,7 +12,7 @@ from conclugen_jax.data import builders
 from tests.helpers import Faces
 
 FOLDER = Path(__file__).parents[1] / "configs"
-FILES = sorted(p for p in FOLDER.glob("*.py") if p.stem not in ("base", "__init__", "demo"))
+FILES = sorted(p for p in FOLDER.glob("*.py") if p.stem not in ("base", "__init__", "demo") and "study" not in p.stem)
 DEVICES = jax.devices()[:1]
 SMALL = {
     "model.representation_dim": 32,

@@ -1,0 +1,45 @@
+"""All methods on RAVDESS features of two modalities, facial action units and sound; split by actor, eight emotions.
+
+Command:  python -m launch.study --config=configs/study_ravdess.py --study=runs/ravdess
+              --config.pretraining_path=DATA/ravdess/1.0.0 --config.datasets.ravdess.path=DATA/ravdess/1.0.0
+Hardware: two CPU cores. Time and score: see docs/ravdess.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import demo, study_base, study_demo
+
+LABELS = (2, 5, 20, 0)
+
+
+def get_config() -> ConfigDict:
+    study = study_base.get_config()
+    study.name = "ravdess"
+    study.pretraining_path = "data/ravdess/1.0.0"
+    study.labels = ConfigDict(
+        {"linear_evaluation": LABELS, "raw_features": LABELS, "supervised": LABELS, "fine_tuning": LABELS}
+    )
+    study_base.add_methods(study, pretraining, {"video": "video", "audio": "audio"})
+    base = demo.get_config()
+    base.data.modalities = ("video", "audio")
+    linear, tuned = study_demo.protocols(base, batch_size=160)
+    study.datasets.ravdess = ConfigDict(
+        {
+            "path": study.pretraining_path,
+            "protocols": {
+                "linear_evaluation": linear,
+                "raw_features": linear,
+                "fine_tuning": tuned,
+                "supervised": tuned,
+            },
+        }
+    )
+    return study.lock()
+
+
+def pretraining(name: str) -> ConfigDict:
+    """As the demo: 960 clips in three steps an epoch, and as many steps as there."""
+    config = study_demo.pretraining(name)
+    config.train.batch_size = 320
+    config.train.num_epochs = 80
+    return config
