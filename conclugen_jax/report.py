@@ -118,15 +118,22 @@ def _lead(study: Study) -> str:
     lines = [progress(study)]
     for key, facts in study.datasets.items():
         splits = ", ".join(f"{count:,} {split}" for split, count in facts.num_examples.items())
-        kinds = {"single": f", {len(facts.classes)} classes", "multi": f", {len(facts.classes)} labels", "value": ""}
+        kinds = {
+            "single": f", {len(facts.classes)} classes",
+            "multi": f", {len(facts.classes)} labels",
+            "value": "",
+            "unknown": "",
+        }
         lines.append(f"{report_tables.dataset_title(study, key)}: {splits}{kinds[facts.kind]}.")
     return "".join(f'<p class="lead">{report_svg.text(line)}</p>' for line in lines)
 
 
 def _changed_datasets(study: Study) -> Iterator[str]:
-    """Data sets that are other than when they were scored."""
+    """Data sets that could not be read, or are other than when they were scored."""
     for key, facts in study.datasets.items():
-        if (Path(facts.path) / manifest_lib.FILE).is_file():
+        if facts.error:
+            yield f"Data set {key} could not be read when the results were collected: {facts.error}."
+        elif (Path(facts.path) / manifest_lib.FILE).is_file():
             now = manifest_lib.read(facts.path).fingerprint()
             if now != facts.sha256:
                 yield (

@@ -35,6 +35,8 @@ PROBES = {
     "clustering/nmi": "NMI of clusters and labels",
     "knn/accuracy": "Accuracy of nearest neighbours",
     "linear/accuracy": "Accuracy of a linear probe",
+    "knn/mae": "Mean absolute error of nearest neighbours",
+    "linear/mae": "Mean absolute error of a linear probe",
 }
 
 

@@ -26,7 +26,10 @@ PROTOCOLS = {
 
 @dataclasses.dataclass(frozen=True)
 class DatasetFacts:
-    """A labelled data set: where it is, the hash of its manifest, and the names of its classes."""
+    """A labelled data set: where it is, the hash of its manifest, and the names of its classes.
+
+    Where it could not be read when results were collected, ``error`` says why, and its kind is ``unknown``.
+    """
 
     path: str
     name: str
@@ -35,6 +38,7 @@ class DatasetFacts:
     kind: str
     classes: tuple[str, ...]
     num_examples: dict[str, int]
+    error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +195,9 @@ def read(folder: str | Path) -> Study:
 def _study(folder: Path, tree: Mapping[str, Any]) -> Study:
     datasets = {}
     for key, d in tree["datasets"].items():
+        if "error" in d:
+            datasets[key] = DatasetFacts(_text(d["path"]), key, "", "", "unknown", (), {}, _text(d["error"]))
+            continue
         if d["kind"] not in ("single", "multi", "value"):
             raise ValueError(f"data set {key!r} has labels of kind {d['kind']!r}")
         texts = [_text(d[field]) for field in ("path", "name", "version", "sha256", "kind")]
@@ -225,6 +232,8 @@ def _cell(c: Mapping[str, Any], datasets: Mapping[str, DatasetFacts]) -> Cell:
     if c["status"] not in ("done", "failed", "missing"):
         raise ValueError(f"a cell has the status {c['status']!r}")
     facts, matrix = datasets[place[0]], c.get("confusion_matrix")
+    if facts.kind == "unknown":
+        matrix = None
     if matrix is not None:
         n = len(facts.classes)
         shape = {"single": (n, n), "multi": (n, 2, 2)}.get(facts.kind)

@@ -12,6 +12,7 @@ MEASURES = {
     "single": ("accuracy", "f1", "precision", "recall"),
     "multi": ("accuracy", "f1", "precision", "recall"),
     "value": ("accuracy_2", "f1_2", "accuracy_7", "correlation", "mae"),
+    "unknown": ("accuracy", "f1", "precision", "recall"),
 }
 """Kind of the labels -> columns of its table; the first one is what figures and small tables show."""
 
@@ -56,10 +57,7 @@ def scores(study: Study, key: str) -> Table:
         published |= bool(paper)
         cells = [_score(one.scores.get(m), m, paper.get(m)) for m in MEASURES[facts.kind]]
         rows.append(((study.label(one.method, one.protocol),), *cells, (str(one.n),)))
-    if all(m in PLAIN for m in MEASURES[facts.kind]):
-        unit = ""
-    else:
-        unit = "in %" + (", correlation and mean absolute error plain" if facts.kind == "value" else "")
+    unit = "in %" + (", correlation and mean absolute error plain" if facts.kind == "value" else "")
     note = f"Test split, {words_of_labels(labels)}, {unit}: mean ± standard deviation over seeds, [95 % interval], n seeds."
     note += f" paper: published number (ours minus it), from {report_published.CITED}." if published else ""
     return Table(dataset_title(study, key), ("method", *(NAMES[m] for m in MEASURES[facts.kind]), "n"), rows, note)
@@ -120,7 +118,8 @@ def comparisons(study: Study, key: str) -> Table | None:
         named.append((lines, *(_difference(cells.get(k)) for k in labels)))
     note = (
         f"{REMARKABLE}: the 95 % interval excludes zero. Differences over the same seeds and the same drawn labels, in "
-        "percentage points, by labels per class; the intervals are not corrected for the number of comparisons."
+        "percentage points (MAE as it is, less is better), by labels per class; the intervals are not corrected for the "
+        "number of comparisons."
     )
     return Table(
         dataset_title(study, key), ("difference", *(f"{k} labels" if k else "all labels" for k in labels)), named, note
@@ -192,7 +191,8 @@ def words_of_labels(labels: int) -> str:
 def dataset_title(study: Study, key: str) -> str:
     """Key of a data set, with its name and version."""
     facts = study.datasets[key]
-    return f"{facts.name} {facts.version}" if key == facts.name else f"{key} ({facts.name} {facts.version})"
+    name = f"{facts.name} {facts.version}".rstrip()
+    return name if key == facts.name else f"{key} ({name})"
 
 
 def percent(x: float, measure: str = "accuracy") -> str:

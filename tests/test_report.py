@@ -171,6 +171,7 @@ def results(data):
             comparison("generative", 0.0312, [0.01, 0.0524]),
             comparison("raw_features", -0.0204, [-0.0491, 0.0083]),
             comparison("supervised", 0.01, None),
+            comparison("vision", -0.03, [-0.05, -0.01]),
         ],
     }  # fmt: skip
 
@@ -291,12 +292,13 @@ def test_published_numbers():
 def test_comparisons_are_marked_where_zero_is_excluded(page):
     table = next(t for t in page.tables if t[0][0] == ["difference"])
     assert [row[0] for row in table[1:]] == [
-        ["ConCluGen", f"minus {b}"] for b in ("Generative", "raw features", "supervised baseline")
+        ["ConCluGen", f"minus {b}"] for b in ("Generative", "raw features", "supervised baseline", "ConCluGen/(vision)")
     ]
     assert [row[1] for row in table[1:]] == [
         ["+3.1 ✱", "[+1.0, +5.2]"],
         ["−2.0", "[−4.9, +0.8]"],
         ["+1.0", "n = 2"],
+        ["−3.0 ✱", "[−5.0, −1.0]"],
     ]
 
 
@@ -486,6 +488,17 @@ def test_a_study_without_any_score_makes_a_report(study, tmp_path):
         "maps-of-the-test-split": "Generative, by class",
     }.items():
         assert sentence in page.sections[section], section
+
+
+def test_data_sets_that_could_not_be_read_are_named(study, tmp_path):
+    gone = {"path": "/gone", "error": "/gone: no such file"}
+    folder = changed(study, tmp_path, lambda tree: tree["datasets"].update(meld=gone))
+    assert report.write(folder, maps=[]).warnings == [
+        "Data set meld could not be read when the results were collected: /gone: no such file."
+    ]
+    page = Page((folder / "report.html").read_text())
+    assert "meld" in page.sections["results"]
+    assert "on meld" not in " ".join(page.figures)
 
 
 def test_other_data_are_named(study, tmp_path):
