@@ -81,7 +81,16 @@ def pretrain_step(
     return new_state, metrics
 
 
-def pretrain(config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None) -> TrainState:
+OnEpoch = Callable[[int, Mapping[str, float], TrainState], None]
+
+
+def pretrain(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainState:
     """Train, or go on training, the run in a workdir until its last epoch.
 
     Args:
@@ -89,6 +98,9 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.D
       workdir: takes ``config.json``, ``data.json``, ``metrics.jsonl`` and ``checkpoints/``. Repeating the call with the
         same configuration resumes an interrupted run from exactly where its newest checkpoint stands.
       devices: to train on; ``None``: all.
+      on_epoch: called after each epoch, once its records are written and before its checkpoint is, with the epoch
+        (from 0), its means of ``loss`` and of each term, and the state on the devices, valid during the call. What it
+        raises ends the run, closed in order. No epoch is left out; a resumed run repeats those since its checkpoint.
 
     Returns:
       The final state.
@@ -113,7 +125,7 @@ def pretrain(config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.D
     ):
         workdir_lib.settle(folder, config, dataset.manifest)
         rows = loop.load_rows(config, stream)
-        return _run(config, folder, rows, dataset.manifest, steps_per_epoch, devices, stop)
+        return _run(config, folder, rows, dataset.manifest, steps_per_epoch, devices, stop, on_epoch)
 
 
 def _run(
@@ -124,6 +136,7 @@ def _run(
     steps_per_epoch: int,
     devices: Sequence[jax.Device],
     stop: signals.Stop,
+    on_epoch: OnEpoch | None,
 ) -> TrainState:
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
     optimizer, schedule = optimizer_lib.from_config(config, steps_per_epoch)
@@ -162,6 +175,10 @@ def _run(
                 recorder.take(dispatch, metrics)
                 if probe is not None and probe.is_due(dispatch):
                     probes.write([probe(state, dispatch.end_step, dispatch.epoch)])
+                    recorder.restart_clock()
+                if on_epoch is not None and dispatch.ends_epoch:
+                    recorder.flush()
+                    on_epoch(dispatch.epoch, recorder.means(), state)
                     recorder.restart_clock()
                 stopping = stop.signal
                 if loop.is_due(dispatch, config) or stopping:
@@ -223,7 +240,7 @@ def _start(
     fresh = functools.partial(_fresh, config, model, optimizer, manifest, init_key, run_key)
     if saved.steps():
         return saved.restore(saved.find("newest"), jax.eval_shape(fresh))
-    return fresh(), {"epoch_loss_sum": 0.0, "epoch_steps": 0}
+    return fresh(), {"epoch_sums": {}, "epoch_steps": {}}
 
 
 def _fresh(config, model, optimizer, manifest, init_key, run_key) -> TrainState:
@@ -242,7 +259,8 @@ class _Recorder:
 
     def __init__(self, config, log, display, info):
         self._config, self._log, self._display = config, log, display
-        self._loss_sum, self._loss_steps = info["epoch_loss_sum"], info["epoch_steps"]
+        # name -> sum over the epoch's steps so far, and how many steps had it: clustering is idle in some.
+        self._sums, self._steps = dict(info["epoch_sums"]), dict(info["epoch_steps"])
         self._pending: tuple[loop.Dispatch, Any] | None = None
         # (steps, seconds) of the last dispatches; one alone may be seen late, since the host looks when it can.
         self._speed: collections.deque[tuple[int, float]] = collections.deque(maxlen=20)
@@ -278,15 +296,20 @@ class _Recorder:
         if len(finite) < len(records):
             raise ConclugenError(_not_finite(records[len(finite)]))
         if dispatch.first_step_in_epoch == 0:
-            self._loss_sum, self._loss_steps = 0.0, 0
-        self._loss_sum += sum(r["loss"] for r in records)
-        self._loss_steps += dispatch.num_steps
+            self._sums, self._steps = {}, {}
+        for name, value in ((k, v) for r in records for k, v in r.items() if k.startswith("loss")):
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._steps[name] = self._steps.get(name, 0) + 1
         shown = {k: v for k, v in records[-1].items() if k.startswith("loss")}
         self._display.update(dispatch.end_step, {**shown, "examples/s": rate}, steps_per_second=steps_per_second)
 
     def info(self) -> dict[str, Any]:
         """What a checkpoint needs to know besides the state."""
-        return {"epoch_loss_sum": self._loss_sum, "epoch_steps": self._loss_steps}
+        return {"epoch_sums": dict(self._sums), "epoch_steps": dict(self._steps)}
+
+    def means(self) -> dict[str, float]:
+        """Mean of the loss and of each term over the steps of the epoch so far that had it."""
+        return {name: total / self._steps[name] for name, total in self._sums.items()}
 
     def mean_loss(self, dispatch: loop.Dispatch) -> float | None:
         """Mean loss of a whole epoch, once the objective has all its terms; else ``None``.
@@ -297,7 +320,7 @@ class _Recorder:
         if self._config.loss.clustering_weight:
             first = self._config.clustering.start_epoch + (self._config.clustering.queue_reset == "never")
         complete = dispatch.ends_epoch and dispatch.epoch >= first
-        return self._loss_sum / self._loss_steps if complete else None
+        return self.means()["loss"] if complete else None
 
 
 def _without_idle_clustering(record: dict[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,18 @@ class Stop:
         self.signal = 0
 
 
+_outermost: list[Stop] = []
+
+
 @contextlib.contextmanager
 def caught() -> Iterator[Stop]:
-    """Note SIGINT and SIGTERM instead of dying of them, while the context lasts (main thread only)."""
+    """Note SIGINT and SIGTERM instead of dying of them, while the context lasts (main thread only).
+
+    Within another such context it is that one's ``Stop``: a signal between two runs of a search stops the next one.
+    """
+    if _outermost:
+        yield _outermost[0]
+        return
     stop = Stop()
 
     def note(number: int, _frame: object) -> None:
@@ -36,9 +45,11 @@ def caught() -> Iterator[Stop]:
         yield stop
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    _outermost.append(stop)
     try:
         yield stop
     finally:
+        _outermost.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
