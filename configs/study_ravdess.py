@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     study.name = "ravdess"
     study.pretraining_path = "data/ravdess/1.0.0"
     study.labels = ConfigDict(
-        {"linear_evaluation": LABELS, "raw_features": LABELS, "supervised": LABELS, "fine_tuning": LABELS}
+        {"linear_evaluation": LABELS, "raw_features": LABELS, "supervised": LABELS, "fine_tuning": (5, 0)}
     )
     study_base.add_methods(study, pretraining, {"video": "video", "audio": "audio"})
     base = demo.get_config()
