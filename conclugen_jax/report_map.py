@@ -15,7 +15,7 @@ import sklearn
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits  # comes with scikit-learn
+from threadpoolctl import threadpool_limits
 
 from conclugen_jax import checkpoint, clustering, objective, probe
 from conclugen_jax.data import shards

@@ -15,7 +15,9 @@ from configs import base
 from tests.helpers import tiny_config
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
+CONFIGS = sorted(
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__" and not p.stem.startswith("study")
+)
 
 
 def load(name):

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from conclugen_jax import config as config_lib
-from conclugen_jax import downstream, pretrain
+from conclugen_jax import downstream, pretrain, study
 from conclugen_jax.data import builders
 from tests.helpers import Faces
 
@@ -88,3 +88,32 @@ def test_methods_are_those_of_the_paper():
         "instance_cont": ("instance", 3.6e-4, 3.2e-4, ("video",)),
         "generative": ("reconstruction", 3.6e-4, 3.2e-4, every),
     }
+
+
+@pytest.mark.parametrize("name", ["study_demo", "study_ravdess", "study_paper"])
+def test_studies_can_be_run_and_hold_the_methods_of_the_paper(name):
+    definition = load(FOLDER / f"{name}.py")
+    study.check(definition)
+    chains = list(study.chains(definition))
+    for run in (run for chain in chains for run in chain):
+        config_lib.check(run.config)
+        config_lib.check_objective(run.config)
+        config_lib.check_downstream(run.config)
+    assert len({run.path for chain in chains for run in chain}) == sum(map(len, chains))
+    methods = {"conclugen", "conclu", "congen", "multi_cont", "instance_cont", "generative", "conclugen_vision"}
+    if name != "study_ravdess":  # two modalities
+        methods |= {"multi_cont_without_text", "multi_cont_without_audio"}
+    assert set(definition.order) == methods
+
+
+def test_the_study_of_the_paper_has_its_rates():
+    """Section 4 of the paper: pretraining by method, classifiers by data set."""
+    definition = load(FOLDER / "study_paper.py")
+    for name, method in definition.methods.items():
+        if "uses" not in method:
+            assert method.pretraining == load(FOLDER / f"{name}.py"), name
+    rates = {
+        name: {(c.optimizer.learning_rate, c.optimizer.weight_decay) for c in dataset.protocols.values()}
+        for name, dataset in definition.datasets.items()
+    }
+    assert rates == {"cmu_mosei": {(9.96e-3, 7e-5)}, "meld": {(9.67e-3, 4e-5)}, "caer": {(6.1e-3, 8.216e-2)}}
