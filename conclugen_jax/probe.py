@@ -9,14 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from conclugen_jax import checkpoint
+from conclugen_jax import checkpoint, clustering, objective
 from conclugen_jax import model as model_lib
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import batches, shards
 from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.model import ConCluGen
 
@@ -264,3 +268,131 @@ def label_efficiency_of_run(
 def concatenated(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> np.ndarray:
     """All modalities side by side in the order of their names, zeros where absent: [n, sum of dims]."""
     return np.concatenate([np.where(present[m][:, None], vectors[m], 0) for m in sorted(vectors)], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A split as a run sees it.
+
+    Attributes:
+      features: modality -> [n, dim].
+      present: modality -> boolean [n].
+      label: [n] or [n, labels].
+      names: of the classes.
+      representations: modality -> [n, R]; what stands in absent rows means nothing.
+      clusters: [n], nearest centroid of the run's last k-means; empty where it has none.
+    """
+
+    features: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+    label: np.ndarray
+    names: tuple[str, ...]
+    representations: dict[str, np.ndarray]
+    clusters: np.ndarray
+
+    def fused(self, modalities: Sequence[str] = (), *, raw: bool = False) -> np.ndarray:
+        """Representations (or raw features) of some or all modalities side by side, zeros where absent: [n, dims]."""
+        vectors = self.features if raw else self.representations
+        return concatenated({m: vectors[m] for m in modalities or vectors}, self.present)
+
+
+def represent_split(
+    workdir: str | Path, split: str, *, which: str | int = "newest", data: str | Path | None = None
+) -> Split:
+    """A split of a data set with a run's representations and clusters.
+
+    Args:
+      workdir: of a pretraining run.
+      split: its name.
+      which: checkpoint, see :func:`load`.
+      data: folder of a data set with the run's modalities; ``None``: the run's own.
+
+    Raises:
+      ConclugenError: no such run, split or modality.
+    """
+    model, variables, config = load(workdir, which)
+    dataset = shards.open_dataset(data or config.data.path)
+    table = batches.open_split(dataset, split, config.data.modalities, tier="host").table
+    representations = represent(model, variables, table["features"])
+    clusters = clusters_of(workdir, table["features"], table["present"], which=which)
+    names = tuple(dataset.manifest.label.names)
+    return Split(table["features"], table["present"], table["label"], names, representations, clusters)
+
+
+def label_of(workdir: str | Path) -> LabelSpec:
+    """What the labels of the run's data set are."""
+    return workdir_lib.read_data(workdir).label
+
+
+def clusters_of(
+    workdir: str | Path,
+    features: Mapping[str, np.ndarray],
+    present: Mapping[str, np.ndarray],
+    *,
+    which: str | int = "newest",
+) -> np.ndarray:
+    """Nearest centroid of each row by the run's last k-means; empty where it has had none.
+
+    Args:
+      workdir: of a pretraining run.
+      features: modality -> [n, dim].
+      present: modality -> boolean [n].
+      which: checkpoint, see :func:`load`.
+
+    Returns:
+      int32 [n] or [0].
+    """
+    model, variables, config = load(workdir, which)
+    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+        centroids = saved.restore_tree(saved.find(which))[0]["centroids"]
+    if "clustering" not in model.heads or not centroids.any():
+        return np.zeros(0, np.int32)
+    with jax.default_matmul_precision("highest"):
+        outputs = jax.jit(model.clone(axis_name=None).apply)(variables, features)
+        fused = objective.fuse(outputs.cluster_logits, present)
+    return np.asarray(clustering.nearest(fused, centroids, metric=config.clustering.metric))
+
+
+def accuracies(
+    train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray, *, neighbours: int = 20
+) -> dict[str, float]:
+    """Accuracy of scikit-learn's classifiers on vectors standardised by the training rows.
+
+    Args:
+      train: [n, dim].
+      test: [m, dim].
+      train_labels: integer [n].
+      test_labels: integer [m].
+      neighbours: k of the nearest neighbours, by cosine of the vectors as they are; at most n.
+    """
+    scaler = StandardScaler().fit(train)
+    linear = LogisticRegression(max_iter=2000).fit(scaler.transform(train), train_labels)
+    nearest = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine").fit(train, train_labels)
+    return {
+        "logistic regression": float(linear.score(scaler.transform(test), test_labels)),
+        "nearest neighbours": float(nearest.score(test, test_labels)),
+    }
+
+
+def per_modality(train: Split, test: Split, *, raw: bool = False) -> dict[str, dict[str, float]]:
+    """:func:`accuracies` of each modality alone, on the rows that have it, and of all together."""
+    found = {}
+    for m in train.present:
+        a, b = np.flatnonzero(train.present[m]), np.flatnonzero(test.present[m])
+        vectors = train.fused([m], raw=raw)[a], test.fused([m], raw=raw)[b]
+        found[m] = accuracies(*vectors, train.label[a], test.label[b])
+    found["all"] = accuracies(train.fused(raw=raw), test.fused(raw=raw), train.label, test.label)
+    return found
+
+
+def cluster_agreement(split: Split, *, seed: int = 0) -> dict[str, float]:
+    """Normalised mutual information between classes and clusters: those of the run, if it has any, and those that k-means
+    finds in raw features and in representations, as many as there are classes."""
+    found = {}
+    if split.clusters.size:
+        found["clusters of the run"] = normalized_mutual_info_score(split.label, split.clusters)
+    for name, raw in (("k-means of raw features", True), ("k-means of representations", False)):
+        vectors = StandardScaler().fit_transform(split.fused(raw=raw))
+        found_here = KMeans(len(split.names), n_init=10, random_state=seed).fit_predict(vectors)
+        found[name] = normalized_mutual_info_score(split.label, found_here)
+    return {name: float(x) for name, x in found.items()}

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import sklearn
 from sklearn.decomposition import PCA
@@ -17,7 +16,7 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from conclugen_jax import checkpoint, clustering, objective, probe
+from conclugen_jax import checkpoint, probe
 from conclugen_jax.data import shards
 from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
@@ -121,19 +120,8 @@ def groups_of(labels: np.ndarray, label: LabelSpec) -> tuple[np.ndarray, tuple[s
 def _compute(run: Run, rows: Sample, step: int) -> dict[str, np.ndarray]:
     model, variables, _ = probe.load(run.workdir, step)
     vectors = probe.concatenated(probe.represent(model, variables, rows.features), rows.present)
-    return {"positions": flattened(vectors), "clusters": _clusters(run, rows, step, model, variables)}
-
-
-def _clusters(run: Run, rows: Sample, step: int, model, variables) -> np.ndarray:
-    """Cluster of each row by the centroids of the run's last k-means; none before the first one."""
-    with checkpoint.Checkpoints(run.workdir, read_only=True) as saved:
-        centroids = saved.restore_tree(step)[0]["centroids"]
-    if "clustering" not in model.heads or not centroids.any():
-        return np.zeros(0, np.int32)
-    with jax.default_matmul_precision("highest"):
-        outputs = jax.jit(model.clone(axis_name=None).apply)(variables, rows.features)
-        fused = objective.fuse(outputs.cluster_logits, rows.present)
-    return np.asarray(clustering.nearest(fused, centroids, metric=run.config["clustering"]["metric"]))
+    clusters = probe.clusters_of(run.workdir, rows.features, rows.present, which=step)
+    return {"positions": flattened(vectors), "clusters": clusters}
 
 
 def flattened(vectors: np.ndarray) -> np.ndarray:

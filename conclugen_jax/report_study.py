@@ -309,13 +309,13 @@ def _runs(folder: Path) -> Iterator[tuple[int, Run]]:
                 workdir,
                 workdir_lib.read_data(workdir),
                 json.loads(workdir_lib.read_config(workdir).to_json()),
-                _records(workdir / workdir_lib.METRICS),
-                _records(workdir / PROBES),
+                records(workdir / workdir_lib.METRICS),
+                records(workdir / PROBES),
             ),
         )
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def records(path: Path) -> list[dict[str, Any]]:
     """Lines of a log, none where it is not there; a last line that a kill or a running process cut short is left out."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

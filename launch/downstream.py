@@ -50,7 +50,7 @@ def _show_sweep(result: dict) -> None:
         title=f"{result['protocol']} on {result['data']['name']}: {len(result['members'])} classifiers, those of best "
         + f"validation {'mae' if number else 'accuracy'}, test scores{'' if number else ' in %'}"
     )
-    for column in ("labels per class", "draw", "seed", "rate", "decay", *scores):
+    for column in ("labels", "draw", "seed", "rate", "decay", *scores):
         table.add_column(column, justify="right")
     for row in result["selected"]:
         table.add_row(

@@ -28,7 +28,7 @@ ORDER = [
     {"model", "config"},
     {"train_state", "checkpoint", "workdir"},
     {"loop", "objective", "task"},
-    {"probe"},
+    {"probe", "notebook"},
     {"encoder", "splits", "classifier"},
     {"grid"},
     {"online_probe"},

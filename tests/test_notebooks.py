@@ -1,0 +1,106 @@
+"""Notebooks run from top to bottom, show what they say, and are stored without outputs."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import normalized_mutual_info_score
+
+from conclugen_jax import notebook, pretrain, probe
+from conclugen_jax.data import builders
+from conclugen_jax.errors import ConclugenError
+from tests.helpers import Faces, tiny_config
+
+nbclient = pytest.importorskip("nbclient", reason="needs the extra 'notebooks'")
+nbformat = pytest.importorskip("nbformat", reason="needs the extra 'notebooks'")
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NAMES = ("load_checkpoint", "probe_representations", "compare_methods")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebooks")
+    data = builders.build(Faces((64, 24, 40), missing=0.3), folder / "data")
+    for name, weights in {"conclugen": {}, "multi_cont": {"loss__clustering_weight": 0.0}}.items():
+        config = tiny_config(data, train__num_epochs=3, clustering__start_epoch=1, data__standardize=True, **weights)
+        pretrain.pretrain(config, folder / name / "seed_0", devices=jax.devices()[:1])
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_and_shows(name, runs, monkeypatch):
+    workdirs = [str(runs / method / "seed_0") for method in ("conclugen", "multi_cont")]
+    monkeypatch.setenv("CONCLUGEN_WORKDIR", workdirs[0])
+    monkeypatch.setenv("CONCLUGEN_WORKDIRS", ",".join(workdirs))
+    monkeypatch.setenv("CONCLUGEN_LABELS", "2,5")
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    book = nbformat.read(FOLDER / f"{name}.ipynb", 4)
+    nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == {"load_checkpoint": 1, "probe_representations": 2, "compare_methods": 4}[name]
+    tables = [o["data"]["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
+    wanted = {
+        "load_checkpoint": ["representation/audio/expand/kernel | 16 x 32 | 512", "| text | 12 | 32 |"],
+        "probe_representations": ["| raw features |", "clusters of the run"],
+        "compare_methods": ["contrastive + clustering + reconstruction", "| multi_cont seed_0 |"],
+    }[name]
+    for text in wanted:
+        assert any(text in table for table in tables), (text, tables)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_stored_without_outputs(name):
+    book = json.loads((FOLDER / f"{name}.ipynb").read_text())
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    assert book["cells"][0]["source"][0].startswith("# ")
+
+
+def test_every_notebook_is_tested():
+    assert {p.stem for p in FOLDER.glob("*.ipynb")} == set(NAMES)
+
+
+def test_what_the_notebooks_compute(runs):
+    split = probe.represent_split(runs / "conclugen/seed_0", "test")
+    assert split.fused(["video"]).shape == (40, 32)
+    assert split.fused(raw=True).shape == (40, 52)
+    assert not split.fused(["text"])[~split.present["text"]].any()
+    assert split.clusters.shape == (40,)
+    agreement = probe.cluster_agreement(split)
+    assert agreement["clusters of the run"] == normalized_mutual_info_score(split.label, split.clusters)
+    assert probe.represent_split(runs / "multi_cont/seed_0", "test").clusters.size == 0
+    train = probe.represent_split(runs / "conclugen/seed_0", "train")
+    values = probe.per_modality(train, split)
+    assert set(values) == {"video", "audio", "text", "all"}
+    # The nearest of one neighbour of a set in itself is the row itself.
+    own = probe.accuracies(train.fused(), train.fused(), train.label, train.label, neighbours=1)
+    assert own["nearest neighbours"] == 1
+    there = train.present["text"]
+    alone = probe.accuracies(
+        train.fused(["text"])[there],
+        split.fused(["text"])[split.present["text"]],
+        train.label[there],
+        split.label[split.present["text"]],
+    )
+    assert values["text"] == alone
+    with pytest.raises(ConclugenError, match="split 'dev'"):
+        probe.represent_split(runs / "conclugen/seed_0", "dev")
+
+
+def test_tables_and_pictures():
+    table = notebook.Table(["a|b", "n"], [("x|y", 0.12345), ("z", 3)])
+    assert table._repr_markdown_() == "| a\\|b | n |\n| --- | --- |\n| x\\|y | 0.123 |\n| z | 3 |"
+    assert repr(table).splitlines()[1] == "x|y\t0.123"
+    figure = notebook.curves({"one": ([1, 2], [3, 4])}, x="step", y="loss", spread={"one": [0.1, 0.2]})
+    (axes,) = figure.figure.axes
+    assert axes.get_xlabel() == "step"
+    figure = notebook.map_of(np.zeros((3, 2)), np.array([0, 1, 1]), ("a", "b"), title="t")
+    assert [len(c.get_offsets()) for c in figure.figure.axes[0].collections] == [1, 2]
+    figure = notebook.bars({"video": {"lr": 0.5, "knn": 0.25}}, y="accuracy")
+    assert [p.get_height() for p in figure.figure.axes[0].patches] == [0.5, 0.25]
