@@ -87,6 +87,16 @@ RANGES = {
     "downstream.fold": (-1, 10**4),
 }
 
+# key of a list -> key of one such value.
+LISTS = {
+    "sweep.learning_rates": "optimizer.learning_rate",
+    "sweep.weight_decays": "optimizer.weight_decay",
+    "sweep.seeds": "seed",
+    "sweep.labels_per_class": "downstream.labels_per_class",
+    "sweep.label_draws": "downstream.label_draw",
+    "online_probe.learning_rates": "optimizer.learning_rate",
+}
+
 
 def check(config: ConfigDict) -> None:
     """Refuse values that are impossible whatever the data: each message names key, value and what is allowed.
@@ -105,6 +115,13 @@ def check(config: ConfigDict) -> None:
         if not (least <= value and (most is None or value <= most)):
             bounds = f"at least {least}" if most is None else f"between {least} and {most}"
             raise ConclugenError(f"config.{key} is {value}; it must be {bounds}")
+    for key, one in LISTS.items():
+        (least, most), values, kinds = RANGES[one], flat[key], (int,) if isinstance(flat[one], int) else (int, float)
+        possible = all(isinstance(x, kinds) and least <= x and (most is None or x <= most) for x in values)
+        if not possible or len(set(values)) != len(values):
+            raise ConclugenError(f"config.{key} is {tuple(values)}; list values that config.{one} may have, each once")
+    if config.online_probe.every_epochs and not config.online_probe.learning_rates:
+        raise ConclugenError("config.online_probe.learning_rates is empty; name at least one, as in (1e-2,)")
     if not config.data.path:
         raise ConclugenError(
             "config.data.path is empty; name the folder of a built data set, --config.data.path=DATA_DIR/NAME/VERSION "

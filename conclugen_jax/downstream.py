@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,8 @@ def downstream(
       (see ``metrics.py``), and where everything came from.
 
     Raises:
-      ConclugenError: an impossible configuration, bad data, or a checkpoint that does not fit the data.
+      ConclugenError: an impossible configuration, bad data, a checkpoint that does not fit the data, or a loss that is
+        not finite in any epoch.
       Interrupted: SIGINT or SIGTERM came; repeating the command starts this run anew.
     """
     devices = list(devices or jax.devices())
@@ -105,12 +107,12 @@ def finished(path: Path, encoder: Encoder) -> dict[str, Any]:
     """The result of a run that is finished already, if it is of the same weights."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        same = result["encoder"] == encoder.origin
+        same, step = result["encoder"] == encoder.origin, result["encoder"]["step"]
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise ConclugenError(f"{path}: damaged ({type(e).__name__}); delete it to run again") from e
     if not same:
         raise ConclugenError(
-            f"{path}: made with other weights (step {result['encoder'].get('step')} of the pretraining run, now step "
+            f"{path}: made with other weights (step {step} of the pretraining run, now step "
             f"{encoder.origin['step']}); choose another --workdir, or name that step as config.downstream.checkpoint_step"
         )
     progress.say(f"{path}: finished already, nothing was trained")
@@ -201,9 +203,10 @@ def _run(
         progress.Display(title, total_steps=total_steps, steps_per_epoch=run.steps_per_epoch) as display,
     ):
         display.say(f"{title}: {len(usable)} examples, modalities {', '.join(encoder.modalities)}")
-        for name in task_lib.never_seen(label, labels):
-            display.say(f"warning: no training example is {name!r}; the classifier cannot learn to predict it")
+        for warning in task_lib.warnings(label, labels):
+            display.say(warning)
         best = _fit(run, step, state, log, display, stop)
+    shutil.rmtree(workdir / checkpoint.FOLDER, ignore_errors=True)  # of a run that was killed before it left a result
     with checkpoint.Checkpoints(workdir) as saved:
         saved.save((best.epoch + 1) * run.steps_per_epoch, best.weights, {"best_epoch": best.epoch})
     result = facts(config, manifest, label, encoder) | {
@@ -238,7 +241,8 @@ def _fit(
             weights = {"params": state.params, "feature_stats": state.feature_stats}
             scores = run.scores(weights, "validation", brief=True)
             records[-1] |= {"validation/loss": scores["loss"], f"validation/{task.measure}": scores[task.measure]}
-            if best is None or task.is_better(scores, best.scores):
+            # Outputs that are no numbers predict nothing, whatever class they would count as.
+            if math.isfinite(scores["loss"]) and (best is None or task.is_better(scores, best.scores)):
                 # A copy on the host: the next dispatch takes the state's memory.
                 best = Best(dispatch.epoch, scores, jax.tree.map(lambda x: np.array(x, copy=True), weights))
             since = 0 if scores["loss"] < lowest else since + 1
@@ -252,6 +256,8 @@ def _fit(
         if dispatch.ends_epoch and since == run.config.downstream.early_stopping_epochs > 0:
             display.say(f"stopped after epoch {dispatch.epoch + 1}: no lower validation loss for {since} epochs")
             break
+    if best is None:
+        raise ConclugenError(f"{run.config.data.path}: {task_lib.not_finite(run.config)}")
     return best
 
 

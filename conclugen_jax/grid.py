@@ -45,7 +45,7 @@ class Fits:
     """What training a grid has left behind; G groups (seed, draw), R rates, W decays.
 
     Attributes:
-      measure: [G, R, W], best validation measure of each member.
+      measure: [G, R, W], best validation measure of each member; infinite, the worst, where its loss never was finite.
       best_epoch: [G, R, W], the epoch it is of, the earliest of equals.
       params: those of that epoch, leaves [G, R, W, ...].
     """
@@ -135,10 +135,11 @@ def fit(
             logits, loss = jax.tree.map(np.asarray, program.evaluate(params, weights, *known))
             measure = np.array([task.measured(x, known[1]) for x in logits.reshape(-1, *logits.shape[3:])])
             costs = measure.reshape(grid) * (1 if task.measure == "mae" else -1)
+            costs = np.where(np.isfinite(loss), costs, np.inf)  # outputs that are no numbers predict nothing
             improved = running & (costs < best)
             best, epochs = np.where(improved, costs, best), np.where(improved, epoch, epochs)
             kept = program.keep(improved, params, kept)
-            since = np.where(loss < lowest, 0, since + running)
+            since = np.where(running & (loss < lowest), 0, since + running)
             lowest = np.where(running, np.minimum(lowest, loss), lowest)
             if counter is not None:
                 counter(epoch + 1, config.train.num_epochs)

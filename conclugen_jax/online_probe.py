@@ -66,7 +66,7 @@ class OnlineProbe:
             if not known.size:
                 raise ConclugenError(f"{path}: no example of the {name} split has a label; name other data")
         self._config = self._of_classifiers(config, len(self._known["train"]))
-        self._model, self._every = model, config.online_probe.every_epochs
+        self._model, self._every, self._last = model, config.online_probe.every_epochs, config.train.num_epochs
         self._forward = jax.jit(functools.partial(_forward, model))
         self._cost: tuple[int, float] | None = None
         self.protocol = (
@@ -97,7 +97,8 @@ class OnlineProbe:
 
     def is_due(self, dispatch: loop.Dispatch) -> bool:
         """Whether a probe follows: every so many epochs and at the run's end."""
-        return dispatch.ends_epoch and (dispatch.epoch + 1) % self._every == 0
+        done = dispatch.epoch + 1
+        return dispatch.ends_epoch and (done % self._every == 0 or done == self._last)
 
     def cost(self, dispatch: loop.Dispatch) -> float | None:
         """What the probe after a dispatch says of the checkpoint, the less the better; ``None`` if there was none."""
@@ -131,8 +132,9 @@ class OnlineProbe:
             quiet=True,
         )
         found = fits.measure.min() if measure == "mae" else fits.measure.max()
-        record[f"linear/{measure}"] = float(found)
-        self._cost = step, float(found if measure == "mae" else -found)
+        if np.isfinite(found):  # else no classifier had a finite loss in any epoch
+            record[f"linear/{measure}"] = float(found)
+            self._cost = step, float(found if measure == "mae" else -found)
         centroids = np.asarray(state.centroids)
         if "clustering" in self._model.heads and centroids.any():
             record |= self._clusters(validation["fused"][queries], centroids, labels["validation"][queries])

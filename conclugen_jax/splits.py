@@ -1,5 +1,6 @@
 """Which rows a downstream run trains on, chooses by and scores: stored splits or folds by group, all labels or few."""
 
+import copy
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax import loop, probe
 from conclugen_jax import task as task_lib
-from conclugen_jax.data import annotations, shards
+from conclugen_jax.data import annotations
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.shards import Dataset, RowSource, ShardStream, Variants
 from conclugen_jax.data.sources import Annotations, LabelSpec
@@ -129,9 +130,6 @@ def _fold(config: ConfigDict, rows: RowSource, stream: ShardStream) -> dict[str,
     cut = annotations.by_group(listed, section.num_folds, section.fold, where=stream.where)
     members = {name: np.array(part.ids, int) for name, part in cut.items()}
     held_out = {name: Subset(rows, members[name]) for name in ("validation", "test")}
-    usable = np.intersect1d(rows.usable, members["train"])
-    if isinstance(rows, shards.ShardStream):
-        rows.usable, train = usable, rows
-    else:
-        train = type(rows)(rows.table, usable)
+    train = copy.copy(rows)
+    train.usable = np.intersect1d(rows.usable, members["train"])
     return {"train": train, **held_out}

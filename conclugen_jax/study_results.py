@@ -26,7 +26,7 @@ def collect(study: ConfigDict, runs: Iterable[Any], root: Path) -> dict[str, Any
 
     Args:
       study: its definition.
-      runs: all of them, see ``study.chains``.
+      runs: all of them, see ``study_runs.chains``.
       root: the study's folder.
 
     Returns:
@@ -43,7 +43,7 @@ def collect(study: ConfigDict, runs: Iterable[Any], root: Path) -> dict[str, Any
         "versions": {"conclugen_jax": conclugen_jax.__version__, "python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "definition": json.loads(study.to_json_best_effort()),
-        "datasets": {name: _dataset(settings.path) for name, settings in study.datasets.items()},
+        "datasets": {name: _dataset(settings) for name, settings in study.datasets.items()},
         "methods": {
             name: {"title": study.methods[name].title, "pretraining": study.methods[name].get("uses") or name}
             for name in study.order
@@ -55,9 +55,30 @@ def collect(study: ConfigDict, runs: Iterable[Any], root: Path) -> dict[str, Any
     }
 
 
-def _dataset(path: str) -> dict[str, Any]:
+def target_of(settings: ConfigDict) -> str:
+    """The target that the protocols of a data set predict; empty: its main label.
+
+    Raises:
+      ConclugenError: they predict several.
+    """
+    targets = sorted({config.downstream.target for config in settings.protocols.values()})
+    if len(targets) > 1:
+        raise ConclugenError(
+            f"the protocols of {settings.path} predict different targets ({', '.join(map(repr, targets))}; '' is the main "
+            "label); name the data set once for each in config.datasets"
+        )
+    return targets[0] if targets else ""
+
+
+def _dataset(settings: ConfigDict) -> dict[str, Any]:
+    path, target = settings.path, target_of(settings)
     try:
         manifest = manifest_lib.read(path)
+        if target:
+            manifest_lib.choose(manifest.targets, [target], what="target", where=f"data set {path}")
+        label = manifest.targets[target] if target else manifest.label
+        if label.kind == "none":
+            raise ConclugenError(f"{path}: the data set has no labels; name a target of it as config.downstream.target")
     except ConclugenError as e:
         return {"path": path, "error": str(e)}
     return {
@@ -65,8 +86,9 @@ def _dataset(path: str) -> dict[str, Any]:
         "name": manifest.name,
         "version": manifest.version,
         "sha256": manifest.fingerprint(),
-        "kind": manifest.label.kind,
-        "classes": list(manifest.label.names),
+        "target": target,
+        "kind": label.kind,
+        "classes": list(label.names),
         "num_examples": {split: facts["num_examples"] for split, facts in manifest.splits.items()},
     }
 
@@ -78,43 +100,44 @@ def _cells(run: Any, root: Path) -> list[dict[str, Any]]:
     named = {"dataset": run.dataset, "method": run.method, "protocol": run.protocol, "seed": run.seed}
     empty = {"path": run.path, "draw_validation": {}, "draw_scores": {}, "confusion_matrix": None, "error": None}
     path = root / run.path
+    error = failure(path)
     try:
-        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        result = None if error else json.loads((path / "result.json").read_text(encoding="utf-8"))
+        found = [_found(result, n, section) for n in numbers] if result is not None else []
     except FileNotFoundError:
-        error, status = _failure(path), "missing"
-        if error is not None:
-            status = "failed"
-        return [{**named, "labels_per_class": n, "status": status, **empty, "error": error} for n in numbers]
-    except (OSError, ValueError) as e:
-        error = f"{path / 'result.json'}: damaged ({type(e).__name__}); delete it and repeat the study"
-        return [{**named, "labels_per_class": n, "status": "failed", **empty, "error": error} for n in numbers]
-    fits = result.get("selected") or [
-        {**result, "labels_per_class": section.labels_per_class, "label_draw": section.label_draw}
-    ]
+        found = []
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        error, found = f"{path / 'result.json'}: damaged ({type(e).__name__}); delete it and repeat the study", []
+    if found:
+        return [
+            {**named, "labels_per_class": n, "status": "done", **empty, **f}
+            for n, f in zip(numbers, found, strict=True)
+        ]
+    status = "failed" if error else "missing"
+    return [{**named, "labels_per_class": n, "status": status, **empty, "error": error} for n in numbers]
+
+
+def _found(result: Mapping[str, Any], number: int, section: ConfigDict) -> dict[str, Any]:
+    """What a result says of one number of labels."""
     measures = VALUE_MEASURES if result["kind"] == "value" else MEASURES
-    cells = []
-    for number in numbers:
-        own = [fit for fit in fits if fit["labels_per_class"] == number]
-        cells.append(
-            {
-                **named,
-                "labels_per_class": number,
-                "status": "done",
-                **empty,
-                "draw_scores": {str(fit["label_draw"]): {m: fit["test"][m] for m in measures} for fit in own},
-                "draw_validation": {str(fit["label_draw"]): fit["validation"][measures[0]] for fit in own},
-                "confusion_matrix": _summed(fit["test"].get("confusion_matrix") for fit in own),
-            }
-        )
-    return cells
+    alone = {**result, "labels_per_class": section.labels_per_class, "label_draw": section.label_draw}
+    own = [fit for fit in result.get("selected", [alone]) if fit["labels_per_class"] == number]
+    if not own:
+        raise KeyError(number)
+    return {
+        "draw_scores": {str(fit["label_draw"]): {m: float(fit["test"][m]) for m in measures} for fit in own},
+        "draw_validation": {str(fit["label_draw"]): float(fit["validation"][measures[0]]) for fit in own},
+        "confusion_matrix": _summed(fit["test"].get("confusion_matrix") for fit in own),
+    }
 
 
-def _failure(path: Path) -> str | None:
+def failure(path: Path) -> str | None:
+    """Why the run in a folder has failed; ``None`` if it has not."""
     try:
-        return json.loads((path / "failed.json").read_text(encoding="utf-8"))["error"]
+        return str(json.loads((path / "failed.json").read_text(encoding="utf-8"))["error"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         return f"failed for a reason that cannot be read ({type(e).__name__})"
 
 
@@ -136,7 +159,8 @@ def _merged(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         one["draw_validation"] |= cell["draw_validation"]
         if cell["confusion_matrix"] is not None and one["confusion_matrix"] is not None:
             one["confusion_matrix"] = _summed([one["confusion_matrix"], cell["confusion_matrix"]])
-        if one["status"] == "done":  # a cell is done when all of its draws are
+        # A cell is done when all of its draws are, and failed when one of them is.
+        if one["status"] == "done" or cell["status"] == "failed":
             one |= {"status": cell["status"], "error": cell["error"]}
     for cell in merged.values():
         validation = list(cell.pop("draw_validation").values())

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conclugen_jax import config as config_lib
-from conclugen_jax import downstream, parallel, signals
+from conclugen_jax import downstream, parallel, progress, signals
 from conclugen_jax import encoder as encoder_lib
 from conclugen_jax import grid as grid_lib
 from conclugen_jax import model as model_lib
@@ -25,6 +25,7 @@ from conclugen_jax import task as task_lib
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import shards
 from conclugen_jax.data.shards import RowSource
+from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.task import TRAINABLE, Task
 
@@ -38,10 +39,11 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
     Returns:
       Content of ``result.json``: ``selected``, for each number of labels, draw and seed the member of best validation
-      measure with all its scores; ``members``, what was tried, with validation measures only; where everything came from.
+      measure with all its scores; ``members``, what was tried, with validation measures only (``None``: its loss was not
+      finite in any epoch); where everything came from.
 
     Raises:
-      ConclugenError: an impossible configuration or bad data.
+      ConclugenError: an impossible configuration, bad data, or losses that are not finite.
       Interrupted: SIGINT or SIGTERM came; repeating the command starts anew.
     """
     config_lib.check(config)
@@ -66,7 +68,9 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         if (folder / downstream.RESULT).exists():
             return downstream.finished(folder / downstream.RESULT, encoder)
         rows = splits_lib.load(_with(config, labels_per_class=0), label, streams)
-        vectors = {name: _joined(config, encoder, label, rows[name]) for name in splits_lib.NAMES}
+        vectors = {name: _joined(config, encoder, label, name, rows[name]) for name in splits_lib.NAMES}
+        for warning in task_lib.warnings(label, vectors["train"].labels[vectors["train"].usable]):
+            progress.say(warning)
         selected, members = [], []
         for number in grid["labels_per_class"]:
             chosen, tried = _at(_with(config, labels_per_class=number), grid, label, vectors, stop)
@@ -95,17 +99,21 @@ def _with(config: ConfigDict, **changes: Any) -> ConfigDict:
     return config
 
 
-def _joined(config: ConfigDict, encoder: encoder_lib.Encoder, label, rows: RowSource) -> grid_lib.Vectors:
+def _joined(
+    config: ConfigDict, encoder: encoder_lib.Encoder, label: LabelSpec, name: str, rows: RowSource
+) -> grid_lib.Vectors:
+    """Of the training split its usable rows; of the others all that have a label, with features or without."""
     table = encoder_lib.represented(encoder, rows, config, jax.devices()[:1])
     x = model_lib.fuse(table.table["features"], table.table["present"], config.downstream.fusion)
     labels = table.table["label"]
-    return grid_lib.Vectors(x, labels, np.intersect1d(rows.usable, np.flatnonzero(task_lib.known(label, labels))))
+    usable = rows.usable if name == "train" else np.flatnonzero(task_lib.known(label, labels))
+    return grid_lib.Vectors(x, labels, usable)
 
 
 def _at(
     config: ConfigDict,
     grid: Mapping[str, Sequence[Any]],
-    label,
+    label: LabelSpec,
     vectors: Mapping[str, grid_lib.Vectors],
     stop: signals.Stop,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -117,6 +125,8 @@ def _at(
     fits = grid_lib.fit(config, grid["learning_rates"], grid["weight_decays"], groups, rows, label, vectors, stop)
     task = grid_lib.task_of(config, label, train.labels[rows[0]])
     better = np.argmin if task.measure == "mae" else np.argmax
+    if not np.isfinite(fits.measure).any(axis=(1, 2)).all():
+        raise ConclugenError(f"{config.data.path}: {task_lib.not_finite(config)}, or the rates of config.sweep")
     selected, members = [], []
     for g, (seed, draw) in enumerate(groups):
         named = {"labels_per_class": number, "label_draw": draw, "seed": seed}
@@ -127,7 +137,8 @@ def _at(
                 "weight_decay": grid["weight_decays"][at[1]],
                 "best_epoch": int(fits.best_epoch[g][at]),
             }
-            members.append(member | {f"validation/{task.measure}": float(fits.measure[g][at])})
+            measure = float(fits.measure[g][at])
+            members.append(member | {f"validation/{task.measure}": measure if np.isfinite(measure) else None})
             if at == chosen:
                 own = grid_lib.task_of(config, label, train.labels[rows[g]])
                 params = jax.tree.map(lambda x, g=g, at=at: x[g][at], fits.params)

@@ -131,7 +131,7 @@ def class_weights(which: str, label: LabelSpec, labels: np.ndarray) -> np.ndarra
     Args:
       which: ``inverse_frequency``: n / (num_classes * n_c) for single labels, so that classes weigh alike and the mean
         over examples is 1; negatives / positives for the positive side of each label of a multi-label task. A class
-        without examples has weight 0, a label without positives weight 1. ``none``: ones.
+        without examples has weight 0, a label that no row or every row has weight 1. ``none``: ones.
       label: kind and names.
       labels: of the rows that are trained on, [n] or [n, labels].
     """
@@ -142,7 +142,7 @@ def class_weights(which: str, label: LabelSpec, labels: np.ndarray) -> np.ndarra
         counts = np.bincount(labels, minlength=len(label.names))
         return np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0).astype(np.float32)
     counts = np.asarray(labels, np.int64).sum(axis=0)
-    return np.where(counts > 0, (n - counts) / np.maximum(counts, 1), 1).astype(np.float32)
+    return np.where((counts > 0) & (counts < n), (n - counts) / np.maximum(counts, 1), 1).astype(np.float32)
 
 
 def never_seen(label: LabelSpec, labels: np.ndarray) -> list[str]:
@@ -151,6 +151,22 @@ def never_seen(label: LabelSpec, labels: np.ndarray) -> list[str]:
         return []
     counts = np.bincount(labels, minlength=len(label.names)) if label.kind == "single" else labels.sum(axis=0)
     return [name for name, count in zip(label.names, counts, strict=True) if not count]
+
+
+def warnings(label: LabelSpec, labels: np.ndarray) -> list[str]:
+    """A sentence for each class, or label, that no training example has."""
+    return [
+        f"warning: no training example is {name!r}; the classifier cannot learn to predict it"
+        for name in never_seen(label, labels)
+    ]
+
+
+def not_finite(config: ConfigDict) -> str:
+    """What to say where the validation loss was a number in no epoch."""
+    return (
+        "the validation loss is not finite in any epoch; lower config.optimizer.learning_rate (now "
+        f"{config.optimizer.learning_rate:g}) or set config.data.standardize=True"
+    )
 
 
 def labels_of(rows: RowSource) -> np.ndarray:

@@ -22,9 +22,9 @@ def main() -> None:
     results = study_lib.run(app.config(), app.required("study"))
     for dataset, protocol in dict.fromkeys((s["dataset"], s["protocol"]) for s in results["summary"]):
         _show(results, dataset, protocol)
-    failed = study_lib.chosen(results["cells"], status="failed")
+    failed = [cell for cell in results["cells"] if cell["status"] != "done"]
     for cell in failed:
-        print(f"failed: {cell['path']}: {cell['error']}", file=sys.stderr)
+        print(f"{cell['status']}: {cell['path']}: {cell['error'] or 'it was not run'}", file=sys.stderr)
     if failed:
         sys.exit(1)
 
@@ -47,10 +47,11 @@ def _show(results: dict, dataset: str, protocol: str) -> None:
 def _cell(score: dict | None, factor: int) -> str:
     if score is None:
         return "-"
-    shown = f"{factor * score['mean']:.1f}"
+    digits = 3 if factor == 1 else 1
+    shown = f"{factor * score['mean']:.{digits}f}"
     if score["interval"] is None:
         return shown
-    return f"{shown} ± {factor * (score['interval'][1] - score['mean']):.1f}"
+    return f"{shown} ± {factor * (score['interval'][1] - score['mean']):.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ ORDER = [
     {"pretrain", "downstream"},
     {"embedding", "sweep", "search_space"},
     {"search", "study_results"},
+    {"study_runs"},
+    {"study_work"},
     {"study"},
     {"report_svg", "report_published", "report_study"},
     {"report_map", "report_page", "report_tables"},

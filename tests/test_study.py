@@ -1,32 +1,40 @@
 """Studies: every cell once, whatever interrupts it; failed cells marked; means, intervals and paired differences."""
 
+import dataclasses
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
+from conclugen_jax import report_study, study_results, study_runs, study_work
 from conclugen_jax import study as study_lib
-from conclugen_jax import study_results
 from conclugen_jax.data import builders
+from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces, tiny_config
 
 ROOT = Path(__file__).parents[1]
+WORK = study_work.work  # the real one, see below
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Runs of a study are processes of their own: each has one device."""
+@pytest.fixture(scope="module")
+def here():
+    """Runs are done in this process, on one device: what is the same in processes of their own, a test of its own tells."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", "")
+        one = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: one)
+        patch.setattr(study_work, "work", lambda root, waiting, *_: [study_work.work_through(root, c) for c in waiting])
         yield
 
 
@@ -78,7 +86,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def whole(data, here, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     return study_lib.run(definition(data), folder), folder
 
@@ -147,17 +155,25 @@ def test_a_finished_study_is_collected_without_running_anything(whole, data):
 CODE = """
 import sys, json
 from conclugen_jax import study
-from tests.test_study import definition
+from tests.test_study import small
 if __name__ == "__main__":
-    study.run(definition(sys.argv[1], seeds=(1,)), sys.argv[2])
+    study.run(small(sys.argv[1]), sys.argv[2])
 """
+
+
+def small(path):
+    """Of the same study the second seed, with two protocols and one number of labels."""
+    study = definition(path, seeds=(1,), labels=ConfigDict({"linear_evaluation": (0,), "raw_features": (3,)}))
+    for protocol in ("supervised", "fine_tuning"):
+        del study.datasets.faces.protocols[protocol]
+    return study
 
 
 def test_killed_and_repeated_it_equals_the_uninterrupted_study(whole, data, tmp_path):
     script = tmp_path / "main.py"
     script.write_text(CODE)
     command = [sys.executable, str(script), str(data), str(tmp_path / "study")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "study").glob("pretraining/*/seed_*/metrics.jsonl")) and time.monotonic() < deadline:
@@ -172,8 +188,11 @@ def test_killed_and_repeated_it_equals_the_uninterrupted_study(whole, data, tmp_
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     results, folder = whole
     again = json.loads((tmp_path / "study" / "results.json").read_text())
-    expected = [cell for cell in results["cells"] if cell["seed"] == 1]
+    expected = [
+        c for c in results["cells"] if c["seed"] == 1 and c["protocol"] in ("linear_evaluation", "raw_features")
+    ]
     assert again["cells"] == json.loads(json.dumps(expected))
+    assert not list((tmp_path / "study").rglob("failed.json"))
 
 
 def _processes_of(session):
@@ -182,7 +201,7 @@ def _processes_of(session):
     return [line for line in found.splitlines() if not line.split()[1].startswith("Z")]
 
 
-def test_a_failed_cell_is_marked_and_the_others_go_on(data, tmp_path, capfd):
+def test_a_failed_cell_is_marked_and_the_others_go_on(data, here, tmp_path):
     study = definition(data, seeds=(0,), labels=ConfigDict({"linear_evaluation": (0,), "raw_features": (0,)}))
     study.methods.conclugen.pretraining.train.batch_size = 65
     protocols = study.datasets.faces.protocols
@@ -210,22 +229,159 @@ def test_whatever_happens_in_a_run_the_next_is_tried(data, tmp_path):
     def act(run, root):
         if run.protocol == "fine_tuning":
             raise MemoryError("no more")
-        (root / run.path).mkdir(parents=True)
         (root / run.path / ("done.json" if run.protocol == "pretraining" else "result.json")).write_text("{}")
         done.append(run.protocol)
 
-    chain = next(study_lib.chains(definition(data)))
+    chain = next(study_runs.chains(definition(data)))
     assert [run.protocol for run in chain].count("fine_tuning") == 2
-    study_lib.work_through(tmp_path, chain, act)
+    study_work.work_through(tmp_path, chain, act)
     assert done == [run.protocol for run in chain if run.protocol != "fine_tuning"]
     failed = [json.loads(p.read_text())["error"] for p in tmp_path.rglob("failed.json")]
     assert failed == ["MemoryError: no more"] * 2
-    # A process that was killed: the run it was at is marked.
-    lost = tmp_path / "lost"
-    study_lib._mark_lost(lost, chain, -signal.SIGKILL)
-    (path,) = lost.rglob("failed.json")
-    assert path.parent == lost / chain[0].path
-    assert "killed by signal 9" in path.read_text()
+    # Repeated, a run that failed is done again and one that is done is not.
+    done.clear()
+    study_work.work_through(tmp_path, chain, lambda run, root: done.append(run.protocol))
+    assert done == ["fine_tuning"] * 2
+
+
+def test_a_process_that_is_killed_fails_its_run_and_what_depends_on_it(data, tmp_path):
+    chain = next(study_runs.chains(definition(data)))
+    done = []
+
+    class Killed(BaseException):
+        pass
+
+    def act(run, root):
+        (root / run.path / ("done.json" if run.protocol == "pretraining" else "result.json")).write_text("{}")
+        if len(done) == killed_at:
+            raise Killed
+        done.append(run.path)
+
+    killed_at = 2  # even a result that it had just left does not count as finished
+    with pytest.raises(Killed):
+        study_work.work_through(tmp_path, chain, act)
+    assert "was begun and has not ended" in study_results.failure(tmp_path / chain[2].path)
+    rest = study_work.mark_lost(tmp_path, chain, -signal.SIGKILL)
+    assert "killed by signal 9" in study_results.failure(tmp_path / chain[2].path)
+    assert rest == chain[3:]
+    assert [study_work.is_done(tmp_path, run) for run in chain] == [True, True] + [False] * len(chain[2:])
+    # Where it was pretraining, nothing that depends on it can be tried.
+    assert study_work.mark_lost(tmp_path / "early", chain, 1) == []
+    errors = [study_results.failure(tmp_path / "early" / run.path) for run in chain]
+    assert errors[0].startswith("the process that ran it ended with exit code 1")
+    assert all(error.startswith("its pretraining failed: the process") for error in errors[1:])
+
+
+def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkeypatch):
+    """The real processes, each ending at once; a worker that ends so can say nothing itself."""
+    chain = next(study_runs.chains(definition(data)))
+    study_work.work_through(tmp_path, chain[:1], lambda run, root: (root / run.path / "done.json").write_text("{}"))
+    begun = []
+
+    class Process:
+        exitcode = 3
+
+        def __init__(self, target, args):
+            begun.append([run.path for run in args[1]])
+
+        def start(self):
+            pass
+
+        join = is_alive = terminate = kill = lambda *_: None
+
+    monkeypatch.setattr(study_work.multiprocessing, "get_context", lambda _: type("Context", (), {"Process": Process}))
+    WORK(tmp_path, [chain], 1, type("Stop", (), {"signal": None}))
+    paths = [run.path for run in chain]
+    assert begun == [paths, *(paths[i:] for i in range(2, len(paths)))]
+    assert all("exit code 3" in study_results.failure(tmp_path / path) for path in paths[1:])
+
+
+def test_what_was_made_with_another_configuration_is_not_passed_off(whole, data, tmp_path, here):
+    _, folder = whole
+    old, folder = folder, shutil.copytree(folder, tmp_path / "study")
+    for path in (*folder.rglob("config.json"), *folder.rglob("result.json")):
+        path.write_text(path.read_text().replace(str(old), str(folder)))
+    study = small(data)
+    cell = {"method": "raw_features", "seed": 1}
+    study.datasets.faces.protocols.raw_features.optimizer.learning_rate = 0.5
+    (found,) = study_lib.chosen(study_lib.run(study, folder)["cells"], **cell)
+    assert found["status"] == "failed"
+    assert "was made with another configuration (config.optimizer.learning_rate: 0.01 -> 0.5); delete" in found["error"]
+    # Restored, it is what it was; nothing is trained.
+    study.datasets.faces.protocols.raw_features.optimizer.learning_rate = 0.01
+    result = folder / "raw_features/faces/raw_features/seed_1/result.json"
+    before = result.read_bytes()
+    (found,) = study_lib.chosen(study_lib.run(study, folder)["cells"], **cell)
+    assert (found["status"], result.read_bytes()) == ("done", before)
+    # Another pretraining: what was evaluated after the old one is no result of it, neither before nor after it is made.
+    study.methods.conclugen.pretraining.train.num_epochs = 3
+    cell = {"method": "vision", "seed": 1, "labels_per_class": 0}
+    (found,) = study_lib.chosen(study_lib.run(study, folder)["cells"], **cell)
+    assert found["error"].startswith("its pretraining failed: ")
+    shutil.rmtree(folder / "pretraining/conclugen/seed_1")
+    (found,) = study_lib.chosen(study_lib.run(study, folder)["cells"], **cell)
+    assert "result.json: made with other weights (step 8 " in found["error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("result.json", "{}", "damaged (KeyError); delete it"),
+        ("result.json", "[]", "damaged"),
+        ("result.json", '{"kind": "single", "selected": []}', "damaged (KeyError)"),
+        ("result.json", "{", "damaged (JSONDecodeError)"),
+        ("failed.json", "[]", "cannot be read (TypeError)"),
+        ("failed.json", '{"error": ["x"]}', "['x']"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, text, message):
+    study = small("nowhere")
+    runs = [run for chain in study_runs.chains(study) for run in chain]
+    folder = tmp_path / "raw_features/faces/raw_features/seed_1"
+    folder.mkdir(parents=True)
+    (folder / name).write_text(text)
+    results = study_results.collect(study, runs, tmp_path)
+    (cell,) = study_lib.chosen(results["cells"], method="raw_features")
+    assert cell["status"] == "failed"
+    assert message in cell["error"]
+    assert {c["status"] for c in study_lib.chosen(results["cells"], method="vision")} == {"missing"}
+
+
+class Targets(Faces):
+    """Faces with several labels, and a number to predict that a third of the rows lack."""
+
+    def __init__(self):
+        super().__init__((64, 24, 23), kind="multi", name="targets")
+        object.__setattr__(self.spec, "targets", {"arousal": LabelSpec("value")})
+
+    def examples(self, split):
+        for i, e in enumerate(super().examples(split)):
+            yield dataclasses.replace(e, targets={"arousal": e.label[0] - 1.5} if i % 3 else {})
+
+
+def test_several_labels_and_numbers(here, tmp_path):
+    path = builders.build(Targets(), tmp_path / "data")
+    study = definition(path, seeds=(1,), order=(), methods=ConfigDict(), reference="supervised")
+    study.labels = ConfigDict({"raw_features": (0,), "supervised": (0,)})
+    for protocol in ("linear_evaluation", "fine_tuning"):
+        del study.datasets.faces.protocols[protocol]
+    study.datasets.number = study.datasets.faces.copy_and_resolve_references()
+    for config in study.datasets.number.protocols.values():
+        config.downstream.target = "arousal"
+    del study.datasets.faces.protocols["supervised"]
+    results = study_lib.run(study, tmp_path / "study")
+    assert {(c["status"], c["error"]) for c in results["cells"]} == {("done", None)}
+    described = {name: (d["target"], d["kind"], d["classes"]) for name, d in results["datasets"].items()}
+    assert described == {"faces": ("", "multi", ["calm", "happy", "sad", "angry"]), "number": ("arousal", "value", [])}
+    measures = {d: next(iter(row["scores"])) for row in results["summary"] for d in [row["dataset"]]}
+    assert measures == {"faces": "accuracy", "number": "mae"}
+    (cell,) = study_lib.chosen(results["cells"], dataset="number", method="raw_features", seed=1)
+    run = json.loads((tmp_path / "study/raw_features/number/raw_features/seed_1/result.json").read_text())
+    assert cell["scores"]["mae"] == run["selected"][0]["test"]["mae"]
+    assert cell["confusion_matrix"] is None
+    assert np.shape(study_lib.chosen(results["cells"], dataset="faces")[0]["confusion_matrix"]) == (4, 2, 2)
+    # The report reads what there is of both.
+    assert report_study.read(tmp_path / "study").datasets["number"].kind == "value"
 
 
 @pytest.mark.parametrize(
@@ -235,11 +391,25 @@ def test_whatever_happens_in_a_run_the_next_is_tried(data, tmp_path):
         ({"reference": "best"}, "config.reference is 'best'"),
         ({"training_draws": 3}, "at most label_draws"),
         ({"colour": 1}, "config.colour: unknown"),
+        ({"seeds": ()}, r"config.seeds is \(\); name at least one"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"seeds": (-1,)}, "from 0 on"),
+        ({"job_gib": 0.0}, "config.job_gib is 0.0"),
+        ({"jobs": -1}, "jobs -1"),
+        ({"labels": ConfigDict({"linear_evaluation": (0,)})}, "config.labels.fine_tuning: missing"),
+        ({"datasets.faces.protocols.supervised.downstream.target": "age"}, "predict different targets"),
+        ({"methods.vision.colour": "red"}, "config.methods.vision has the keys colour, "),
+        ({"datasets.faces.colour": "red"}, "config.datasets.faces has the keys colour, "),
     ],
 )
 def test_impossible_definitions_are_refused(changes, message, tmp_path):
+    study = definition("data")
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        functools.reduce(getattr, sections, study)[last] = value
     with pytest.raises(ConclugenError, match=message):
-        study_lib.run(definition("data", **changes), tmp_path)
+        study_lib.run(study, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 def test_interval_is_students():
@@ -254,6 +424,6 @@ def test_interval_is_students():
 
 
 def test_processors_are_shared(monkeypatch):
-    monkeypatch.setattr(study_lib, "processors", lambda: [0, 1, 2, 3])
-    assert 1 <= study_lib.automatic_jobs(1e-3) <= 4
-    assert study_lib.automatic_jobs(1e6) == 1
+    monkeypatch.setattr(study_work, "processors", lambda: [0, 1, 2, 3])
+    assert 1 <= study_work.automatic_jobs(1e-3) <= 4
+    assert study_work.automatic_jobs(1e6) == 1
