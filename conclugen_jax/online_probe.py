@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from sklearn.metrics import normalized_mutual_info_score
 
-from conclugen_jax import grid, loop, losses, objective
+from conclugen_jax import clustering, grid, loop, losses, objective
 from conclugen_jax import metrics as metrics_lib
 from conclugen_jax import model as model_lib
 from conclugen_jax import task as task_lib
@@ -149,13 +149,9 @@ class OnlineProbe:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _clusters(self, fused: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        points, centers = fused, centroids
-        if self._config.clustering.metric == "cosine":
-            similarity = np.asarray(losses.unit_rows(jnp.asarray(points)) @ losses.unit_rows(jnp.asarray(centers)).T)
-        else:
-            similarity = -np.square(points[:, None] - centers[None]).sum(axis=-1)
-        assigned = similarity.argmax(axis=1)
-        sizes = np.bincount(assigned, minlength=len(centers)).tolist()
+        metric = self._config.clustering.metric
+        assigned = np.asarray(clustering.nearest(jnp.asarray(fused), jnp.asarray(centroids), metric=metric))
+        sizes = np.bincount(assigned, minlength=len(centroids)).tolist()
         if self.label.kind != "single":
             return {"cluster_sizes": sizes}
         return {"clustering/nmi": float(normalized_mutual_info_score(labels, assigned)), "cluster_sizes": sizes}

@@ -134,18 +134,34 @@ def test_the_best_checkpoint_by_the_probe(data, tmp_path):
     ("changes", "source", "message"),
     [
         ({}, {"kind": "none"}, "the data set has no labels; name one that has as config.online_probe.path"),
-        ({"data__modalities": ("video", "audio")}, {}, None),
+        (
+            {
+                "data__modalities": ("video", "audio"),
+                "train__num_epochs": 1,
+                "loss__clustering_weight": 0.0,
+                "loss__reconstruction_weight": 0.0,
+            },
+            {},
+            None,
+        ),
         ({"online_probe__every_epochs": 0, "checkpoint__best_by": "probe"}, {}, "no probe would run"),
+        ({"online_probe__learning_rates": ()}, {}, "config.online_probe.learning_rates is empty"),
     ],
 )
 def test_data_that_cannot_be_probed(data, tmp_path, changes, source, message):
     path = builders.build(Faces(**source), tmp_path / "data")
-    config = tiny_config(
-        data, train__num_epochs=2, clustering__start_epoch=0, online_probe__path=str(path), **{**PROBED, **changes}
-    )
+    changes = {
+        "train__num_epochs": 2,
+        "clustering__start_epoch": 0,
+        "online_probe__path": str(path),
+        **PROBED,
+        **changes,
+    }
+    config = tiny_config(data, **changes)
     if message is None:
         pretrain.pretrain(config, tmp_path / "run", devices=ONE)
-        assert len(lines(tmp_path / "run")) == 1
+        (record,) = lines(tmp_path / "run")
+        assert record["epoch"] == 0  # one at the run's end, whatever its period
         return
     with pytest.raises(ConclugenError, match=message):
         pretrain.pretrain(config, tmp_path / "run", devices=ONE)

@@ -1,13 +1,17 @@
 """The grid: every member is the fit of a run of its own, selection is by validation, few labels are drawn alike."""
 
+import dataclasses
+import functools
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import downstream, pretrain, sweep
+from conclugen_jax import config as config_lib
+from conclugen_jax import downstream, grid, pretrain, sweep
 from conclugen_jax.data import builders
+from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces, tiny_config
 
@@ -105,19 +109,120 @@ def test_a_finished_sweep_is_returned_and_the_file_holds_it(made, tmp_path):
     assert not any("test" in key for member in result["members"] for key in member)
 
 
-def test_raw_features_are_swept_without_a_checkpoint(made, tmp_path):
+@pytest.fixture(scope="module")
+def targets(folder):
+    """Faces of which some lack text, with a number to predict that a third of the rows lack."""
+
+    class Targets(Faces):
+        def __init__(self):
+            super().__init__((64, 40, 40), missing=0.4, seed=3, name="targets")
+            object.__setattr__(self.spec, "targets", {"arousal": LabelSpec("value")})
+
+        def examples(self, split):
+            for i, e in enumerate(super().examples(split)):
+                yield dataclasses.replace(e, targets={"arousal": e.label - 1.5 + 0.1 * (i % 5)} if i % 3 else {})
+
+    return builders.build(Targets(), folder / "targets")
+
+
+@pytest.mark.parametrize("target", ["", "arousal"])
+def test_raw_features_one_modality_that_rows_lack_and_a_number(targets, tmp_path, target):
+    """Rates at which members stop early and, if they went on, would find a lower loss again."""
     config = settings(
-        made,
+        ("single", targets, ""),
         downstream__protocol="raw_features",
         downstream__checkpoint="",
+        downstream__modalities=("text",),
+        downstream__target=target,
+        downstream__early_stopping_epochs=1,
         data__standardize=True,
         train__num_epochs=20,
+        sweep__learning_rates=(0.3, 0.01),
     )
     result = sweep.sweep(config, tmp_path / "grid")
     assert result["encoder"]["workdir"] is None
-    assert result["selected"][0]["test"]["accuracy"] > 0.5
-    own = alone(config, tmp_path / "alone", result["selected"][0])
-    assert own["test"]["confusion_matrix"] == result["selected"][0]["test"]["confusion_matrix"]
+    measure = "mae" if target else "accuracy"
+    for i, member in enumerate(result["members"]):
+        own = alone(config, tmp_path / str(i), {**member})
+        assert own["best_epoch"] == member["best_epoch"]
+        assert own["validation"][measure] == pytest.approx(member[f"validation/{measure}"], rel=1e-5)
+        if member["learning_rate"] == result["selected"][0]["learning_rate"]:
+            assert own["test"]["loss"] == pytest.approx(result["selected"][0]["test"]["loss"], rel=1e-5)
+    values = [m[f"validation/{measure}"] for m in result["members"]]
+    best = (min if target else max)(values)
+    assert result["selected"][0]["validation"][measure] == pytest.approx(best, rel=1e-6)
+    if not target:  # rows without the modality are scored too
+        assert np.sum(result["selected"][0]["test"]["confusion_matrix"]) == 40
+
+
+def test_stopped_members_stay_stopped_and_those_without_numbers_never_win(monkeypatch):
+    """Validation losses by hand: 3 2 4 1 with a patience of 1 stops after the third epoch; NaN counts for nothing."""
+    losses = np.array([[3, 2, 4, 1, 1], [np.nan] * 5, [5, 4, 3, 2, 2]], np.float32)
+    right = np.array([[1, 2, 2, 4, 4], [4] * 5, [0, 1, 2, 3, 3]])
+    seen = []
+
+    class Program:
+        def __init__(self, *_):
+            self.keep = lambda improved, new, old: seen.append(improved[0, :, 0].tolist())
+
+        def start(self, *_):
+            return None, None, None
+
+        def epoch(self, *_):
+            return None, None
+
+        def evaluate(self, *_):
+            at = len(seen)
+            labels = np.where(np.arange(4)[None, :] < right[:, at, None], 0, 1)
+            logits = np.stack([1 - labels, labels], axis=-1).astype(np.float32)
+            return logits[None, :, None], losses[None, :, None, at]
+
+    monkeypatch.setattr(grid, "_Program", Program)
+    config = tiny_config(train__num_epochs=5, train__batch_size=4, downstream__early_stopping_epochs=1)
+    vectors = {name: grid.Vectors(np.zeros((4, 2)), np.zeros(4, int), np.arange(4)) for name in ("train", "validation")}
+    label = LabelSpec("single", ("a", "b"))
+    fits = grid.fit(config, (0.1, 0.2, 0.3), (0.0,), [(0, 0)], [np.arange(4)], label, vectors, quiet=True)
+    np.testing.assert_array_equal(fits.measure[0, :, 0], [0.5, -np.inf, 0.75])
+    np.testing.assert_array_equal(fits.best_epoch[0, :, 0], [1, 0, 3])
+    assert seen == [[True, False, True], [True, False, True], [False, False, True], [False, False, True], [False] * 3]
+
+
+def test_losses_that_are_never_finite_are_an_error(targets, tmp_path):
+    changes = {"optimizer__learning_rate": 1e3, "optimizer__weight_decay": 1e30, "downstream__target": "arousal"}
+    raw = {"downstream__protocol": "raw_features", "downstream__checkpoint": "", "train__num_epochs": 3}
+    config = settings(("", targets, ""), schedule__warmup_epochs=0, **raw, **changes)
+    for run in (sweep.sweep, functools.partial(downstream.downstream, devices=ONE)):
+        with pytest.raises(ConclugenError, match="the validation loss is not finite in any epoch"):
+            run(config, tmp_path)
+        assert not (tmp_path / "result.json").exists()
+
+
+def test_a_class_that_no_training_example_has_is_named(capsys, tmp_path):
+    class Faceless(Faces):
+        def examples(self, split):
+            yield from (e for e in super().examples(split) if split != "train" or e.label != 2)
+
+    data = builders.build(Faceless((30, 12, 12)), tmp_path / "data")
+    raw = {"downstream__protocol": "raw_features", "downstream__checkpoint": "", "train__num_epochs": 1}
+    sweep.sweep(settings(("", data, ""), **raw), tmp_path / "run")
+    assert capsys.readouterr().err.count("no training example is 'sad'; the classifier cannot learn to predict it") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("sweep.learning_rates", (-1.0,)),
+        ("sweep.learning_rates", ("a",)),
+        ("sweep.weight_decays", (float("nan"),)),
+        ("sweep.seeds", (0, 0)),
+        ("sweep.seeds", (1.5,)),
+        ("sweep.labels_per_class", (-2,)),
+        ("sweep.label_draws", (-3,)),
+    ],
+)
+def test_lists_of_impossible_values_are_refused(key, values):
+    with pytest.raises(ConclugenError, match=f"config.{key} is .*each once"):
+        config_lib.check(tiny_config("data", **{key.replace(".", "__"): values}))
 
 
 @pytest.mark.parametrize(

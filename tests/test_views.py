@@ -27,14 +27,14 @@ def stored(path):
     return np.stack([e.features["video"] for e in source.examples("train")])
 
 
-def visits(path, tier, pairs=(), **changes):
-    """(row, video) of every visit of a run, from the feed of training."""
+def visits(path, tier, pairs=(), first_step=0, **changes):
+    """(row, video) of every visit of a run from a step on, from the feed of training."""
     config = tiny_config(path, data__tier=tier, train__num_epochs=2, **changes)
     stream = shards.ShardStream(shards.open_dataset(path), "train", ("video", "text"), all_variants=True)
     rows = loop.load_rows(config, stream)
     devices = jax.devices()[:2]
     seen = []
-    for _, table, stacked in loop.feed(rows, config, devices, loop.plan(0, 4, config.train), pairs=pairs):
+    for _, table, stacked in loop.feed(rows, config, devices, loop.plan(first_step, 4, config.train), pairs=pairs):
         got = jax.vmap(jax.vmap(functools.partial(loop.take_rows, table)))(stacked) if table is not None else stacked
         seen.append(
             np.moveaxis(np.asarray(got["features"]["video"]), 0, 1).reshape(-1, *got["features"]["video"].shape[3:])
@@ -49,6 +49,7 @@ def test_every_tier_visits_the_same_variants(data, pairs):
     for tier in ("host", "device"):
         assert_same_bits(visits(data, tier, pairs), expected)
     assert_same_bits(visits(data, "host", pairs, data__host_cache_gib=0.0), expected)
+    assert_same_bits(visits(data, "host", pairs, first_step=6), expected[6 * 16 :])  # resumed
     # Each vector is one of the row's own variants, and none of the three is left out.
     known = {x.tobytes(): (row, v) for row, example in enumerate(stored(data)) for v, x in enumerate(example)}
     found = [known[x.tobytes()] for x in expected.reshape(-1, 24)]
@@ -152,22 +153,32 @@ def test_instance_cont_learns_to_tell_examples_apart(data, tmp_path, variants):
     assert means[1] < means[0] - 0.3
 
 
-def test_stored_variants_are_drawn_in_training_only_and_resumed_exactly(data, tmp_path):
-    """Another method on a set that has variants: the run differs from that on variant 0, is exact on every tier, and the
-    classifier sees variant 0 of the other splits, which have no more."""
-    runs = {}
-    for name, changes in {
-        "first": {"data__variants": "first"},
-        "device": {"data__tier": "device"},
-        "shards": {"data__tier": "shards"},
-    }.items():
-        config = tiny_config(data, train__num_epochs=2, clustering__start_epoch=1, **changes)
-        runs[name] = pretrain.pretrain(config, tmp_path / name, devices=jax.devices()[:1]).params
-    assert_same_bits(runs["device"], runs["shards"])
-    with pytest.raises(AssertionError):
-        assert_same_bits(runs["device"], runs["first"])
-    scores = {}
-    for name in ("random", "first"):
-        config = tiny_config(data, train__num_epochs=2, downstream__protocol="supervised", data__variants=name)
-        scores[name] = downstream.downstream(config, tmp_path / f"supervised {name}", devices=jax.devices()[:1])
-    assert scores["random"]["validation"]["loss"] != scores["first"]["validation"]["loss"]
+def test_stored_variants_are_drawn_while_any_method_is_pretrained(data, tmp_path):
+    records = {}
+    for variants in ("random", "first"):
+        weights = {"loss__clustering_weight": 0.0, "loss__reconstruction_weight": 0.0}
+        config = tiny_config(data, data__variants=variants, train__num_epochs=1, **weights)
+        pretrain.pretrain(config, tmp_path / variants, devices=jax.devices()[:1])
+        records[variants] = log_without_times(tmp_path / variants)
+    assert records["random"][0]["loss"] != records["first"][0]["loss"]
+
+
+def test_stored_variants_are_drawn_to_train_a_classifier_and_never_to_score_it(data, tmp_path):
+    """The same weights see what they are trained on by chance, and what they are scored on, here the same split, as it is."""
+    last = {}
+    for variants in ("random", "first"):
+        config = tiny_config(
+            data,
+            data__variants=variants,
+            data__validation_split="train",
+            data__test_split="train",
+            downstream__protocol="supervised",
+            train__num_epochs=1,
+            optimizer__learning_rate=0.0,
+            schedule__minimum=0.0,
+        )
+        result = downstream.downstream(config, tmp_path / variants, devices=jax.devices()[:1])
+        last[variants] = log_without_times(tmp_path / variants)[-1]
+        assert result["test"]["loss"] == pytest.approx(last[variants]["validation/loss"], rel=1e-6)
+    assert last["random"]["loss"] != last["first"]["loss"]
+    assert last["random"]["validation/loss"] == pytest.approx(last["first"]["validation/loss"], rel=1e-6)
