@@ -204,6 +204,8 @@ def test_class_weights_by_hand():
     for column, positives in enumerate((10, 0, 5, 1)):
         several[:positives, column] = 1
     np.testing.assert_allclose(task.class_weights("inverse_frequency", multi, several), [6 / 10, 1, 11 / 5, 15])
+    several[:, 1] = 1  # that every row has says as little as that none has
+    assert task.class_weights("inverse_frequency", multi, several)[1] == 1
     np.testing.assert_array_equal(task.class_weights("none", single, labels), np.ones(4))
     np.testing.assert_array_equal(task.class_weights("inverse_frequency", LabelSpec("value"), labels), np.ones(1))
 

@@ -58,3 +58,9 @@ def test_corner_cases():
     for bad in [(np.zeros(0), np.zeros(0)), (np.zeros(2), np.zeros(3)), (np.zeros((2, 1)), np.zeros((2, 1)))]:
         with pytest.raises(ValueError, match="one shape"):
             metrics.single_label_scores(*bad, ["a"])
+
+
+def test_zero_counts_as_not_negative():
+    scores = metrics.value_scores(np.array([0.0, -1.0, 2.0, 0.0]), np.array([0.0, -1.0, -1.0, 0.5]))
+    assert scores["accuracy_2"] == 0.75
+    assert metrics.value_scores(np.array([0.0, -1.0]), np.array([0.5, -1.0]))["accuracy_2"] == 1

@@ -85,6 +85,8 @@ def test_votes_of_several_labels_and_numbers():
     several = np.array([[1, 0], [1, 1], [0, 0], [0, 1]], np.float32)
     found = online_probe.knn(bank, several, query, LabelSpec("multi", ("a", "b")), k=3)
     np.testing.assert_array_equal(found, [[True, False]])
+    found = online_probe.knn(bank, several, query, LabelSpec("multi", ("a", "b")), k=2)
+    np.testing.assert_array_equal(found, [[True, False]])  # half is not more than half
     found = online_probe.knn(bank, np.array([1.0, 2.0, 6.0, 50.0], np.float32), query, LabelSpec("value"), k=3)
     np.testing.assert_allclose(found, [3.0])
 

@@ -62,6 +62,7 @@ def test_folds_put_every_person_into_the_test_once(data, tier):
         held_out = {name: rows[name].members for name in ("validation", "test")}
         assert not train & set(groups[held_out["test"]]) | set(groups[held_out["validation"]]) & train
         tested += held_out["test"].tolist()
+        np.testing.assert_array_equal(rows["test"].usable, np.arange(len(held_out["test"])))  # all have a modality
         expected = stream.rows(held_out["test"])
         found = rows["test"].rows(np.arange(len(held_out["test"])))
         np.testing.assert_array_equal(found["features"]["video"], expected["features"]["video"])
