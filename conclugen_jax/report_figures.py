@@ -63,7 +63,7 @@ def label_efficiency(study: Study, tables: Mapping[str, str]) -> str:
         series = []
         for line, style in styles.items():
             points = [(x, scores[*line, labels]) for labels, x in places.items() if (*line, labels) in scores]
-            if points:
+            if len(points) > 1:  # one point is no curve; the table has it
                 used[study.label(*line)] = style
                 series.append(Series(study.label(*line), style, [(x, *_percent(s)) for x, s in points]))
         svg = report_svg.line_chart(
