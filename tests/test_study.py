@@ -23,6 +23,7 @@ from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces, tiny_config
+from tests.test_commands import run
 
 ROOT = Path(__file__).parents[1]
 WORK = study_work.work  # the real one, see below
@@ -419,3 +420,16 @@ def test_processors_are_shared(monkeypatch):
     monkeypatch.setattr(study_work, "processors", lambda: [0, 1, 2, 3])
     assert 1 <= study_work.automatic_jobs(1e-3) <= 4
     assert study_work.automatic_jobs(1e6) == 1
+
+
+def test_the_command_ends_with_1_and_names_each_cell_that_is_not_done(tmp_path):
+    path = tmp_path / "definition.py"
+    path.write_text(
+        "from tests.test_study import definition\n\ndef get_config():\n"
+        "    changes = {'methods': {}, 'order': (), 'reference': 'raw_features'}\n"
+        "    return definition('nowhere', protocols=('raw_features',), seeds=(0,), **changes)\n"
+    )
+    result = run("launch.study", f"--config={path}", f"--study={tmp_path / 'study'}", code=1)
+    assert "failed: raw_features/faces/raw_features/seed_0" in result.stderr
+    assert "nowhere" in result.stderr
+    assert "Traceback" not in result.stderr
