@@ -22,6 +22,13 @@ jax.config.update("jax_default_matmul_precision", "highest")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Compiled programs are let go after each file: thousands in one process exhaust its memory maps."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session", params=["default", "authors_code"])
 def golden(request):
     """Golden numbers of one pretraining step, made in float64 by an independent PyTorch program."""
