@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from conclugen_jax.probe import LabelEfficiency
+
 MARKERS = "osD^vP*Xd<>ph"
 
 
@@ -42,33 +44,71 @@ def curves(
     x: str,
     y: str,
     spread: Mapping[str, Sequence[float]] | None = None,
+    ticks: Sequence[float] = (),
 ) -> Picture:
-    """A figure of lines, name -> (xs, ys), told apart by colour and marker; ``spread``: name -> half height of its bars."""
+    """A figure of lines, name -> (xs, ys), told apart by colour and marker.
+
+    A line's look comes from its place in ``lines``: give an empty one where a name has no values, and it looks the same in
+    every figure. ``spread``: name -> half height of its bars. ``ticks``: the marks of a logarithmic x axis.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for i, (name, (xs, ys)) in enumerate(lines.items()):
+        if not len(xs):
+            continue
         bars = None if spread is None else spread[name]
-        style = {"marker": MARKERS[i % len(MARKERS)], "markevery": max(1, len(xs) // 8), "capsize": 3}
-        axes.errorbar(xs, ys, yerr=bars, label=name, **style)
+        look = {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)], "markevery": max(1, len(xs) // 8)}
+        axes.errorbar(xs, ys, yerr=bars, label=name, capsize=3, **look)
     axes.set(xlabel=x, ylabel=y)
+    if len(ticks):
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, labels=[str(t) for t in ticks])
+        axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
     return Picture(figure)
 
 
-def map_of(positions: np.ndarray, groups: np.ndarray, names: Sequence[str], *, title: str) -> Picture:
-    """A figure of points [n, 2], each group in a colour and marker of its own."""
+def efficiency_curves(results: Sequence[LabelEfficiency]) -> Picture:
+    """Mean accuracy and its standard deviation over draws against labels per class; all labels are left out."""
+    few = [r for r in results if r.num_labels]
+    lines, spread = {}, {}
+    for name in dict.fromkeys(r.name for r in few):
+        own = [r for r in few if r.name == name]
+        lines[name] = [r.num_labels for r in own], [float(np.mean(r.accuracy)) for r in own]
+        spread[name] = [float(np.std(r.accuracy)) for r in own]
+    ticks = list(dict.fromkeys(r.num_labels for r in few))
+    return curves(lines, spread=spread, x="labels per class", y="accuracy", ticks=ticks)
+
+
+def efficiency_table(results: Sequence[LabelEfficiency]) -> Table:
+    """Mean accuracy ± its standard deviation over draws, a row for each kind of vectors."""
+    numbers = list(dict.fromkeys(r.num_labels for r in results))
+    rows = []
+    for name in dict.fromkeys(r.name for r in results):
+        own = {r.num_labels: r.accuracy for r in results if r.name == name}
+        rows.append([name, *(f"{np.mean(own[n]):.3f}" + (f" ± {np.std(own[n]):.3f}" if n else "") for n in numbers)])
+    return Table(["vectors", *(f"{n} labels" if n else "all labels" for n in numbers)], rows)
+
+
+def maps(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> Picture:
+    """A figure of maps side by side, title -> (points [n, 2], group of each [n]); a group looks the same in all."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axes = figure.subplots()
-    for i, name in enumerate(names):
-        own = positions[groups == i]
-        axes.scatter(own[:, 0], own[:, 1], s=14, marker=MARKERS[i % len(MARKERS)], label=str(name))
-    axes.set(title=title, xticks=[], yticks=[])
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns + 1, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (title, (positions, groups)) in zip(grid, panels.items(), strict=False):
+        for i in range(len(names)):
+            own = positions[groups == i]
+            axes.scatter(own[:, 0], own[:, 1], s=10, color=f"C{i % 10}", marker=MARKERS[i % len(MARKERS)])
+        axes.set(title=title, xticks=[], yticks=[])
+    for axes in list(figure.axes)[len(panels) :]:
+        axes.set_axis_off()
+    figure.legend(figure.axes[0].collections, [str(n) for n in names], loc="outside right center", frameon=False)
     return Picture(figure)
 
 
@@ -87,5 +127,5 @@ def bars(values: Mapping[str, Mapping[str, float]], *, y: str) -> Picture:
         )
         axes.bar_label(drawn, fmt="%.2f", fontsize=8)
     axes.set(ylabel=y, xticks=np.arange(len(values)) + 0.4 - width / 2, xticklabels=list(values))
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
     return Picture(figure)

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from conclugen_jax import checkpoint, clustering, objective
 from conclugen_jax import model as model_lib
@@ -165,8 +166,9 @@ def label_efficiency(
       seed: of the draws.
 
     Raises:
-      ConclugenError: a class has fewer labels than asked for.
+      ConclugenError: not one class per example, or a class has fewer labels than asked for.
     """
+    _check_classes(train_labels)
     draws = {k: [draw_labels(train_labels, k, seed=seed + draw) for draw in range(num_draws)] for k in labels_per_class}
     results = []
     for name, (train, test) in vectors.items():
@@ -175,10 +177,12 @@ def label_efficiency(
         for k, rows_of_draws in draws.items():
             # All labels are the same rows at every draw: fitted once.
             distinct = rows_of_draws if k else rows_of_draws[:1]
-            scores = [
-                LogisticRegression(max_iter=2000).fit(train[rows], train_labels[rows]).score(test, test_labels)
-                for rows in distinct
-            ]
+            # In fits this small the threads wait for each other, for far longer than they save on a busy machine.
+            with threadpool_limits(1 if k else None):
+                scores = [
+                    LogisticRegression(max_iter=2000).fit(train[rows], train_labels[rows]).score(test, test_labels)
+                    for rows in distinct
+                ]
             results.append(LabelEfficiency(name, k, [float(s) for s in scores] * (1 if k else num_draws)))
     return results
 
@@ -353,6 +357,54 @@ def clusters_of(
     return np.asarray(clustering.nearest(fused, centroids, metric=config.clustering.metric))
 
 
+def label_efficiency_of_runs(
+    workdirs: Mapping[str, str | Path],
+    *,
+    which: str | int = "newest",
+    labels_per_class: Sequence[int] = (2, 5, 20, 0),
+    num_draws: int = 5,
+    seed: int = 0,
+) -> list[LabelEfficiency]:
+    """Fused representations of several runs and, last, the raw features of the first; see :func:`label_efficiency`.
+
+    Args:
+      workdirs: name -> pretraining run. All of the same data, as its manifest says; modalities may differ.
+      which: checkpoint, see :func:`load`.
+      labels_per_class: how many labels of each class are used; 0: all.
+      num_draws: random draws of the labelled rows.
+      seed: of the draws.
+
+    Raises:
+      ConclugenError: the runs have not all the same data, or it has not one class per example.
+    """
+    first, *others = workdirs
+    manifest = workdir_lib.read_data(workdirs[first])
+    for name in others:
+        other = workdir_lib.read_data(workdirs[name])
+        if other.fingerprint() != manifest.fingerprint():
+            raise ConclugenError(
+                f"run {name!r} is of data {other.name} {other.version}, run {first!r} of other data "
+                f"({manifest.name} {manifest.version}); compare runs of the same data"
+            )
+    splits = {}
+    for name, workdir in workdirs.items():
+        data = workdir_lib.read_config(workdir).data
+        splits[name] = [represent_split(workdir, split, which=which) for split in (data.train_split, data.test_split)]
+    vectors = {name: (train.fused(), test.fused()) for name, (train, test) in splits.items()}
+    train, test = splits[first]
+    vectors["raw features"] = (train.fused(raw=True), test.fused(raw=True))
+    return label_efficiency(
+        vectors, train.label, test.label, labels_per_class=labels_per_class, num_draws=num_draws, seed=seed
+    )
+
+
+def _check_classes(labels: np.ndarray) -> None:
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ConclugenError(
+            f"labels are {labels.dtype} of shape {labels.shape}; this needs one class per example: integers of shape [n]"
+        )
+
+
 def accuracies(
     train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray, *, neighbours: int = 20
 ) -> dict[str, float]:
@@ -364,7 +416,11 @@ def accuracies(
       train_labels: integer [n].
       test_labels: integer [m].
       neighbours: k of the nearest neighbours, by cosine of the vectors as they are; at most n.
+
+    Raises:
+      ConclugenError: not one class per example.
     """
+    _check_classes(train_labels)
     scaler = StandardScaler().fit(train)
     linear = LogisticRegression(max_iter=2000).fit(scaler.transform(train), train_labels)
     nearest = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine").fit(train, train_labels)
@@ -387,7 +443,12 @@ def per_modality(train: Split, test: Split, *, raw: bool = False) -> dict[str, d
 
 def cluster_agreement(split: Split, *, seed: int = 0) -> dict[str, float]:
     """Normalised mutual information between classes and clusters: those of the run, if it has any, and those that k-means
-    finds in raw features and in representations, as many as there are classes."""
+    finds in raw features and in representations, as many as there are classes.
+
+    Raises:
+      ConclugenError: not one class per example.
+    """
+    _check_classes(split.label)
     found = {}
     if split.clusters.size:
         found["clusters of the run"] = normalized_mutual_info_score(split.label, split.clusters)

@@ -54,6 +54,12 @@ def test_it_runs_and_shows(name, runs, monkeypatch):
     }[name]
     for text in wanted:
         assert any(text in table for table in tables), (text, tables)
+    if name == "probe_representations":
+        train, test = (probe.represent_split(workdirs[0], split) for split in ("train", "test"))
+        scores = probe.accuracies(train.fused(), test.fused(), train.label, test.label)
+        assert f"| representations | {' | '.join(f'{x:.3f}' for x in scores.values())} |" in tables[0]
+    if name != "load_checkpoint":
+        assert any("| vectors | 2 labels | 5 labels |" in table for table in tables)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,6 +102,35 @@ def test_what_the_notebooks_compute(runs):
         probe.represent_split(runs / "conclugen/seed_0", "dev")
 
 
+def test_runs_are_compared_on_the_same_data_alone(runs, tmp_path):
+    names = {name: runs / name / "seed_0" for name in ("conclugen", "multi_cont")}
+    found = probe.label_efficiency_of_runs(names, labels_per_class=[2, 0], num_draws=2)
+    assert [r.name for r in found] == ["conclugen"] * 2 + ["multi_cont"] * 2 + ["raw features"] * 2
+    train, test = (probe.represent_split(names["multi_cont"], split) for split in ("train", "test"))
+    alone = {"multi_cont": (train.fused(), test.fused())}
+    assert found[2:4] == probe.label_efficiency(alone, train.label, test.label, labels_per_class=[2, 0], num_draws=2)
+    # As many rows, other labels: without the check its scores would be of the first run's labels.
+    data = builders.build(Faces((64, 24, 40), seed=7), tmp_path / "data")
+    config = tiny_config(data, train__num_epochs=1, clustering__start_epoch=0)
+    pretrain.pretrain(config, tmp_path / "other", devices=jax.devices()[:1])
+    with pytest.raises(ConclugenError, match="run 'other' is of data faces 1.0.0, run 'conclugen' of other data"):
+        probe.label_efficiency_of_runs({"conclugen": names["conclugen"], "other": tmp_path / "other"})
+
+
+@pytest.mark.parametrize("labels", [np.zeros((8, 4), np.int8), np.zeros((8, 0)), np.zeros(8, np.float32)])
+def test_classifiers_need_one_class_per_example(labels):
+    x = np.random.default_rng(0).normal(size=(8, 3))
+    split = probe.Split({"m": x}, {"m": np.ones(8, bool)}, labels, ("a", "b"), {"m": x}, np.zeros(0, np.int32))
+    for call in (
+        lambda: probe.accuracies(x, x, labels, labels),
+        lambda: probe.per_modality(split, split),
+        lambda: probe.cluster_agreement(split),
+        lambda: probe.label_efficiency({"x": (x, x)}, labels, labels),
+    ):
+        with pytest.raises(ConclugenError, match="needs one class per example"):
+            call()
+
+
 def test_tables_and_pictures():
     table = notebook.Table(["a|b", "n"], [("x|y", 0.12345), ("z", 3)])
     assert table._repr_markdown_() == "| a\\|b | n |\n| --- | --- |\n| x\\|y | 0.123 |\n| z | 3 |"
@@ -103,7 +138,19 @@ def test_tables_and_pictures():
     figure = notebook.curves({"one": ([1, 2], [3, 4])}, x="step", y="loss", spread={"one": [0.1, 0.2]})
     (axes,) = figure.figure.axes
     assert axes.get_xlabel() == "step"
-    figure = notebook.map_of(np.zeros((3, 2)), np.array([0, 1, 1]), ("a", "b"), title="t")
-    assert [len(c.get_offsets()) for c in figure.figure.axes[0].collections] == [1, 2]
+    # A name without values keeps its place, so that the next one looks as in every other figure.
+    figure = notebook.curves({"one": ([], []), "two": ([2, 5], [3, 4])}, x="n", y="loss", ticks=[2, 5])
+    (axes,) = figure.figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["two"]
+    assert axes.lines[0].get_color() == "C1"
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["2", "5"]
+    panels = {"a": (np.zeros((3, 2)), np.array([0, 1, 1])), "b": (np.ones((1, 2)), np.array([1]))}
+    figure = notebook.maps(panels, ("calm", "sad"))
+    assert [[len(c.get_offsets()) for c in axes.collections] for axes in figure.figure.axes] == [[1, 2], [0, 1]]
+    results = [probe.LabelEfficiency("x", 2, [0.5, 0.7]), probe.LabelEfficiency("x", 0, [0.8, 0.8])]
+    table = notebook.efficiency_table(results)
+    assert (table.columns, table.rows) == (["vectors", "2 labels", "all labels"], [["x", "0.600 ± 0.100", "0.800"]])
+    (axes,) = notebook.efficiency_curves(results).figure.axes
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[2, 0.6]])
     figure = notebook.bars({"video": {"lr": 0.5, "knn": 0.25}}, y="accuracy")
     assert [p.get_height() for p in figure.figure.axes[0].patches] == [0.5, 0.25]
