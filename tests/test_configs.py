@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from conclugen_jax import config as config_lib
-from conclugen_jax import downstream, pretrain, study
+from conclugen_jax import downstream, pretrain, study_runs
 from conclugen_jax.data import builders
 from tests.helpers import Faces
 
@@ -93,8 +93,8 @@ def test_methods_are_those_of_the_paper():
 @pytest.mark.parametrize("name", ["study_demo", "study_ravdess", "study_paper"])
 def test_studies_can_be_run_and_hold_the_methods_of_the_paper(name):
     definition = load(FOLDER / f"{name}.py")
-    study.check(definition)
-    chains = list(study.chains(definition))
+    study_runs.check(definition)
+    chains = list(study_runs.chains(definition))
     for run in (run for chain in chains for run in chain):
         config_lib.check(run.config)
         config_lib.check_objective(run.config)
