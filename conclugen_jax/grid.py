@@ -110,6 +110,7 @@ def fit(
     since, epochs, kept = np.zeros(grid, int), np.zeros(grid, int), params
     patience = config.downstream.early_stopping_epochs
     labels = jnp.asarray(train.labels)
+    rates, decays = (jnp.asarray(values, jnp.float32) for values in (learning_rates, weight_decays))
     known = validation.x[validation.usable], validation.labels[validation.usable]
     title = f"{config.downstream.labels_per_class or 'all'} labels a class" if label.kind == "single" else "sweep"
     counting = contextlib.nullcontext() if quiet else progress.Counter(f"{np.prod(grid)} classifiers, {title}")
@@ -125,8 +126,8 @@ def fit(
                 opt_state,
                 jnp.int32(epoch * steps_per_epoch),
                 rngs,
-                jnp.asarray(learning_rates, jnp.float32),
-                jnp.asarray(weight_decays, jnp.float32),
+                rates,
+                decays,
                 weights,
                 train.x,
                 labels,

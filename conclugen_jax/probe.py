@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,6 +41,18 @@ def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, d
     Raises:
       ConclugenError: no run or no checkpoint there, or one that does not fit its own configuration.
     """
+    restored = _restore(workdir, which)
+    return restored.model, restored.variables, restored.config
+
+
+class _Restored(NamedTuple):
+    model: ConCluGen
+    variables: dict[str, Any]
+    config: ConfigDict
+    centroids: np.ndarray  # [K, K], of the last k-means; zeros before the first
+
+
+def _restore(workdir: str | Path, which: str | int) -> _Restored:
     config, manifest = workdir_lib.read_config(workdir), workdir_lib.read_data(workdir)
     manifest_lib.choose(
         manifest.modalities,
@@ -54,7 +66,8 @@ def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, d
         tree, _ = saved.restore_tree(step)
     template = jax.eval_shape(functools.partial(model_lib.initial_variables, model, jax.random.key(0), manifest))
     found = {name: tree.get(name, {}) for name in template}
-    return model, checkpoint.from_tree(found, template, source=f"{workdir} step {step}"), config
+    variables = checkpoint.from_tree(found, template, source=f"{workdir} step {step}")
+    return _Restored(model, variables, config, tree.get("centroids", np.zeros(0)))
 
 
 def find_step(workdir: str | Path, which: str | int) -> int:
@@ -314,11 +327,11 @@ def represent_split(
     Raises:
       ConclugenError: no such run, split or modality.
     """
-    model, variables, config = load(workdir, which)
-    dataset = shards.open_dataset(data or config.data.path)
-    table = batches.open_split(dataset, split, config.data.modalities, tier="host").table
-    representations = represent(model, variables, table["features"])
-    clusters = clusters_of(workdir, table["features"], table["present"], which=which)
+    restored = _restore(workdir, which)
+    dataset = shards.open_dataset(data or restored.config.data.path)
+    table = batches.open_split(dataset, split, restored.config.data.modalities, tier="host").table
+    representations = represent(restored.model, restored.variables, table["features"])
+    clusters = _nearest(restored, table["features"], table["present"])
     names = tuple(dataset.manifest.label.names)
     return Split(table["features"], table["present"], table["label"], names, representations, clusters)
 
@@ -346,9 +359,11 @@ def clusters_of(
     Returns:
       int32 [n] or [0].
     """
-    model, variables, config = load(workdir, which)
-    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
-        centroids = saved.restore_tree(saved.find(which))[0]["centroids"]
+    return _nearest(_restore(workdir, which), features, present)
+
+
+def _nearest(restored: _Restored, features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> np.ndarray:
+    model, variables, config, centroids = restored
     if "clustering" not in model.heads or not centroids.any():
         return np.zeros(0, np.int32)
     with jax.default_matmul_precision("highest"):

@@ -7,15 +7,16 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from conclugen_jax import config as config_lib
-from conclugen_jax import progress, signals, study_results
+from conclugen_jax import downstream, pretrain, progress, signals, study_results, sweep
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study_runs import SWEPT, Run
@@ -38,7 +39,7 @@ def processors() -> list[int]:
 def is_done(root: Path, run: Run) -> bool:
     """Whether a run has left its result, by the configuration that is asked for, and has not failed since."""
     folder = root / run.path
-    finished = (folder / (DONE if run.protocol == "pretraining" else "result.json")).exists()
+    finished = (folder / (DONE if run.protocol == "pretraining" else downstream.RESULT)).exists()
     return finished and not (folder / FAILURE).exists() and not _of_another(root, run)
 
 
@@ -143,12 +144,10 @@ def _fail(root: Path, run: Run, error: str) -> None:
 
 def _worker(root: str, chain: list[Run], slot: int, jobs: int, parent: int) -> None:
     """Work through a chain in a process of its own."""
-    _end_with(parent)
+    signals.end_with(parent)
     own = processors()[slot::jobs]
     if own and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, own)
-    import jax
-
     if not jax.config.jax_compilation_cache_dir:  # runs of a study compile the same programs again and again
         jax.config.update("jax_compilation_cache_dir", str(Path(root, ".compiled").absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -159,17 +158,6 @@ def _worker(root: str, chain: list[Run], slot: int, jobs: int, parent: int) -> N
             work_through(Path(root), chain)
         except signals.Interrupted:
             sys.exit(1)
-
-
-def _end_with(parent: int) -> None:
-    """End this process as soon as its parent is gone, however that ended."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def work_through(root: Path, chain: list[Run], act: Callable[[Run, Path], None] | None = None) -> None:
@@ -211,9 +199,6 @@ def work_through(root: Path, chain: list[Run], act: Callable[[Run, Path], None] 
 
 def perform(run: Run, root: Path) -> None:
     """Do one run in its workdir."""
-    # Here, not above: the process that only starts others needs no JAX.
-    from conclugen_jax import downstream, pretrain, sweep
-
     workdir, config = root / run.path, run.config.copy_and_resolve_references()
     if config.downstream.checkpoint:
         config.downstream.checkpoint = str((root / config.downstream.checkpoint).absolute())

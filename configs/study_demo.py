@@ -10,29 +10,17 @@ from ml_collections import ConfigDict
 
 from configs import demo, study_base
 
-LABELS = (2, 5, 20, 0)
+LABELS = dict.fromkeys(("linear_evaluation", "raw_features", "supervised"), (2, 5, 20, 0))
+"""Protocol -> labels per class; fine-tuning sees all."""
 
 
 def get_config() -> ConfigDict:
     study = study_base.get_config()
     study.name = "demo"
     study.pretraining_path = "runs/study/data/digits/1.0.0"
-    study.labels = ConfigDict(
-        {"linear_evaluation": LABELS, "raw_features": LABELS, "supervised": LABELS, "fine_tuning": (0,)}
-    )
+    study.labels.update(LABELS)
     study_base.add_methods(study, pretraining, {"video": "pixels", "audio": "fourier", "text": "profiles"})
-    linear, tuned = protocols(demo.get_config(), batch_size=200)
-    study.datasets.digits = ConfigDict(
-        {
-            "path": study.pretraining_path,
-            "protocols": {
-                "linear_evaluation": linear,
-                "raw_features": linear,
-                "fine_tuning": tuned,
-                "supervised": tuned,
-            },
-        }
-    )
+    study.datasets.digits = dataset(study.pretraining_path, demo.get_config(), batch_size=200)
     return study.lock()
 
 
@@ -47,8 +35,8 @@ def pretraining(_name: str) -> ConfigDict:
     return config
 
 
-def protocols(config: ConfigDict, *, batch_size: int) -> tuple[ConfigDict, ConfigDict]:
-    """A classifier on frozen vectors, its rate and decay chosen by the validation split; and a trained network."""
+def dataset(path: str, config: ConfigDict, *, batch_size: int) -> ConfigDict:
+    """All protocols: classifiers on frozen vectors, rate and decay chosen by the validation split, and trained networks."""
     linear = config.copy_and_resolve_references()
     linear.train.batch_size = batch_size
     linear.train.num_epochs = 60
@@ -58,4 +46,14 @@ def protocols(config: ConfigDict, *, batch_size: int) -> tuple[ConfigDict, Confi
     tuned.optimizer.learning_rate = 1e-3
     tuned.optimizer.weight_decay = 1e-2
     tuned.train.num_epochs = 30
-    return linear, tuned
+    return ConfigDict(
+        {
+            "path": path,
+            "protocols": {
+                "linear_evaluation": linear,
+                "raw_features": linear,
+                "fine_tuning": tuned,
+                "supervised": tuned,
+            },
+        }
+    )

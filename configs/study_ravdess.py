@@ -9,32 +9,17 @@ from ml_collections import ConfigDict
 
 from configs import demo, study_base, study_demo
 
-LABELS = (2, 5, 20, 0)
-
 
 def get_config() -> ConfigDict:
     study = study_base.get_config()
     study.name = "ravdess"
     study.pretraining_path = "data/ravdess/1.0.0"
-    study.labels = ConfigDict(
-        {"linear_evaluation": LABELS, "raw_features": LABELS, "supervised": LABELS, "fine_tuning": (0,)}
-    )
+    study.labels.update(study_demo.LABELS)
     study.training_draws = 5  # with one alone, draws of labels hide the differences
     study_base.add_methods(study, pretraining, {"video": "video", "audio": "audio"})
     base = demo.get_config()
     base.data.modalities = ("video", "audio")
-    linear, tuned = study_demo.protocols(base, batch_size=160)
-    study.datasets.ravdess = ConfigDict(
-        {
-            "path": study.pretraining_path,
-            "protocols": {
-                "linear_evaluation": linear,
-                "raw_features": linear,
-                "fine_tuning": tuned,
-                "supervised": tuned,
-            },
-        }
-    )
+    study.datasets.ravdess = study_demo.dataset(study.pretraining_path, base, batch_size=160)
     return study.lock()
 
 

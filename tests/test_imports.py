@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "conclugen_jax"
 ORDER = [
-    {"errors", "types", "locks"},
+    {"errors", "types", "locks", "signals"},
     {"data.sources", "data.pooling", "data.wire", "data.files"},
     {"data.digits", "data.manifest", "data.corpora", "data.index", "data.parquet", "data.pickles", "data.cells"},
     {"data.features", "data.folders", "data.combined"},
@@ -24,7 +24,7 @@ ORDER = [
     {"data.batches"},
     {"parallel"},
     {"losses", "optimizer", "views"},
-    {"clustering", "metrics", "signals", "progress", "trackers"},
+    {"clustering", "metrics", "progress", "trackers"},
     {"model", "config"},
     {"train_state", "checkpoint", "workdir"},
     {"loop", "objective", "task"},

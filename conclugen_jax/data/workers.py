@@ -9,11 +9,10 @@ import multiprocessing.context
 import multiprocessing.process
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from conclugen_jax import signals
 from conclugen_jax.data.records import Part, write_part
 from conclugen_jax.data.sources import DatasetSpec, Example
 from conclugen_jax.errors import ConclugenError
@@ -111,7 +110,7 @@ def _run_processes(jobs: Iterator[Job], num_workers: int) -> Iterator[tuple[Job,
     """Results in order."""
     context = _Spawning()
     executor = concurrent.futures.ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+        num_workers, mp_context=context, initializer=signals.end_with, initargs=(os.getpid(),)
     )
     waiting: list[tuple[Job, concurrent.futures.Future]] = []
     try:
@@ -153,17 +152,6 @@ def _result(waiting: list[tuple[Job, concurrent.futures.Future]]) -> tuple[Job, 
             f"split {job.split!r}, part at row {job.first_row}: a worker process was killed, perhaps for want of memory; "
             "build with a smaller --num_workers"
         ) from e
-
-
-def _end_with(parent: int) -> None:
-    """End soon after the parent, were it killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_beam(jobs: Iterator[Job], options: Sequence[str]) -> Iterator[tuple[Job, Part]]:
