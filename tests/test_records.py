@@ -327,11 +327,11 @@ def test_workers_end_with_their_parent(tmp_path):
     """A build whose main process is killed leaves no process behind."""
     code = (
         "import sys, time, os\n"
-        "from conclugen_jax.data import workers\n"
+        "from conclugen_jax import signals\n"
         "import concurrent.futures, multiprocessing\n"
         "if __name__ == '__main__':\n"
         "    pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn'),\n"
-        "        initializer=workers._end_with, initargs=(os.getpid(),))\n"
+        "        initializer=signals.end_with, initargs=(os.getpid(),))\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -339,10 +339,11 @@ def test_workers_end_with_their_parent(tmp_path):
     script.write_text(code)
     root = os.fspath(Path(__file__).parents[1])
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root})
-    worker = int(parent.stdout.readline())
+    with parent.stdout:
+        line = parent.stdout.readline()
     parent.kill()
     parent.wait()
-    parent.stdout.close()
+    worker = int(line)
     deadline = time.monotonic() + 10
     while goes_on(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
