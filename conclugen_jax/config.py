@@ -35,9 +35,11 @@ CHOICES = {
 # key -> (least, most) value allowed, both included; None: no bound.
 RANGES = {
     "seed": (0, 2**31 - 1),
+    "encoder_chunk_size": (0, 2**24),
     "data.device_table_gib": (0, None),
     "data.host_table_gib": (0, None),
     "data.host_cache_gib": (0, None),
+    "data.feed_gib": (0, None),
     "model.representation_dim": (8, 2**20),
     "model.projection_dim": (1, 2**20),
     "model.reconstruction_dim": (1, 2**20),

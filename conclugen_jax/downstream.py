@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax import checkpoint, classifier, loop, parallel, progress, signals
+from conclugen_jax import checkpoint, classifier, feed, loop, parallel, progress, signals
 from conclugen_jax import config as config_lib
 from conclugen_jax import encoder as encoder_lib
 from conclugen_jax import optimizer as optimizer_lib
@@ -229,13 +229,12 @@ def _fit(
     stop: signals.Stop,
 ) -> Best:
     """Train to the last epoch and keep the best one."""
-    program = parallel.map_step(loop.make_dispatch(step), run.devices)
+    batches = feed.Feed(run.splits["train"], run.config, run.devices, keys=("features", "present", "label"))
+    program = batches.make_dispatch(step)
     state = parallel.replicate(state, run.devices)
-    dispatches = loop.plan(0, run.steps_per_epoch, run.config.train)
-    keys = ("features", "present", "label")
     task, best, lowest, since = run.task, None, float("inf"), 0
-    for dispatch, table, stacked in loop.feed(run.splits["train"], run.config, run.devices, dispatches, keys):
-        state, metrics = program(state, table, stacked)
+    for dispatch, inputs in batches(batches.plan(0)):
+        state, metrics = program(state, *inputs)
         records = loop.records(dispatch, metrics)
         if dispatch.ends_epoch:
             weights = {"params": state.params, "feature_stats": state.feature_stats}

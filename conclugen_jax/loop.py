@@ -1,15 +1,15 @@
-"""What pretraining and downstream training share: dispatches of many steps, and the feed of batches to them."""
+"""What pretraining and downstream training share: dispatches of many steps, and what is made of them."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from conclugen_jax import parallel, progress
-from conclugen_jax.data import batches, host_table, shards
+from conclugen_jax.data import batches, shards
 from conclugen_jax.train_state import TrainState
 from conclugen_jax.types import Metrics
 
@@ -32,63 +32,47 @@ class Dispatch(NamedTuple):
     ends_epoch: bool
 
 
-def take_rows(table: Any, batch: Any) -> Any:
-    """The rows of a batch: out of the table on the device if there is one, else the batch itself."""
-    if table is None:
-        return batch
-    indices, variants = batch["indices"], batch["variants"]
+def make_dispatch(
+    step: Callable[..., tuple[TrainState, Metrics]],
+    batches_of: Callable[[Any, Any, Any], Callable[[jax.Array], Any]],
+    most_steps: int,
+) -> Callable:
+    """Many steps in one program: ``(state, table, position, rows) -> (state, metrics [most_steps])``.
 
-    def take(x: jax.Array, *where: jax.Array) -> jax.Array:
-        return x.at[where].get(mode="promise_in_bounds")
+    One program serves dispatches of any length up to ``most_steps``, so that a step is the same code in all of them.
 
-    rows = {
-        key: jax.tree.map(lambda x: take(x, indices), columns) for key, columns in table.items() if key != "features"
-    }
-    if "features" in table:
-        rows["features"] = {
-            m: take(x, host_table.per_variant(indices, variants[m]), variants[m]) if m in variants else take(x, indices)
-            for m, x in table["features"].items()
-        }
-    return rows
+    Args:
+      step: ``(state, batch) -> (state, metrics)``.
+      batches_of: ``(table, position, rows)`` -> the function that gives the batch of step i.
+      most_steps: room for the metrics; beyond ``position["num_steps"]`` they are 0.
+    """
 
+    def dispatch(state: TrainState, table: Any, position: Any, rows: Any) -> tuple[TrainState, Metrics]:
+        batch_of = batches_of(table, position, rows)
 
-def make_dispatch(step: Callable[..., tuple[TrainState, Metrics]]) -> Callable:
-    """Many steps in one program: ``(state, table, batches [steps, ...]) -> (state, metrics [steps])``."""
+        def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = step(carry[0], batch_of(i))
+            return state, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), carry[1], metrics)
 
-    def dispatch(state: TrainState, table: Any, stacked: Any) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(lambda carry, batch: step(carry, take_rows(table, batch)), state, stacked)
+        like = jax.eval_shape(step, state, jax.eval_shape(batch_of, jnp.int32(0)))[1]
+        nothing = jax.tree.map(lambda x: jnp.zeros((most_steps, *x.shape), x.dtype), like)
+        return jax.lax.fori_loop(0, position["num_steps"], body, (state, nothing))
 
     return dispatch
 
 
-def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:
-    """How an epoch's steps are cut into dispatches of at most ``most`` steps.
-
-    Equal lengths need one compiled program; where a divisor greater than half of ``most`` gives them, it is taken.
-    Else the lengths differ by one.
-    """
-    least = math.ceil(steps_per_epoch / most)
-    for count in range(least, steps_per_epoch + 1):
-        length, rest = divmod(steps_per_epoch, count)
-        if 2 * length <= most:
-            break
-        if rest == 0:
-            return [length] * count
-    length, longer = divmod(steps_per_epoch, least)
-    return [length + 1] * longer + [length] * (least - longer)
-
-
-def plan(first_step: int, steps_per_epoch: int, train: ConfigDict) -> Iterator[Dispatch]:
+def plan(first_step: int, lengths: Sequence[int], num_epochs: int) -> Iterator[Dispatch]:
     """All dispatches from a step to the end of the run, one by one.
 
     Args:
       first_step: steps done already; where a run resumes, an end of one of its dispatches.
-      steps_per_epoch: whole batches in an epoch.
-      train: ``num_epochs`` and ``steps_per_dispatch``.
+      lengths: steps of each dispatch of an epoch.
+      num_epochs: of the run.
     """
-    for epoch in range(first_step // steps_per_epoch, train.num_epochs):
+    steps_per_epoch = sum(lengths)
+    for epoch in range(first_step // steps_per_epoch, num_epochs):
         start = 0
-        for length in dispatch_lengths(steps_per_epoch, train.steps_per_dispatch):
+        for length in lengths:
             end = epoch * steps_per_epoch + start + length
             if end > first_step:
                 yield Dispatch(epoch, start, length, end, start + length == steps_per_epoch)
@@ -112,48 +96,6 @@ def load_rows(config: ConfigDict, stream: shards.ShardStream) -> shards.RowSourc
             host_cache_gib=config.data.host_cache_gib,
             progress=counter,
         )
-
-
-def feed(
-    rows: shards.RowSource,
-    config: ConfigDict,
-    devices: Sequence[jax.Device],
-    dispatches: Iterable[Dispatch],
-    keys: Sequence[str] = ("features", "present"),
-    pairs: Sequence[str] = (),
-) -> Iterator[tuple[Dispatch, Any, Any]]:
-    """Dispatches with what their program takes: (dispatch, table on the device or ``None``, batches).
-
-    A thread prepares batches and their transfer while the device works. Batches are indices and variants
-    [devices, steps, n] with a device table, rows [devices, steps, n, ...] without one. Where several variants of an
-    example are stored, each visit gets one of them, or two different ones of the modalities in ``pairs``.
-    """
-    table = None
-    if rows.tier == "device":
-        table = parallel.replicate_by_rows({key: rows.table[key] for key in keys}, devices)
-
-    def batch_of(dispatch: Dispatch) -> Any:
-        indices = batches.batch_indices(
-            rows.usable,
-            seed=config.seed,
-            epoch=dispatch.epoch,
-            first_step=dispatch.first_step_in_epoch,
-            num_steps=dispatch.num_steps,
-            batch_size=config.train.batch_size,
-        )
-        seed, epoch = config.seed, dispatch.epoch
-        variants = batches.variant_choices(indices, rows.variants, seed=seed, epoch=epoch, pairs=pairs)
-        if table is not None:
-            batch = {"indices": indices, "variants": variants}
-            return parallel.shard(parallel.split_rows(batch, len(devices), axis=1), devices)
-        flat = rows.rows(indices.reshape(-1), {m: v.reshape(indices.size, *v.shape[2:]) for m, v in variants.items()})
-        stacked = host_table.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), {k: flat[k] for k in keys})
-        return parallel.shard(parallel.split_rows(stacked, len(devices), axis=1), devices)
-
-    # Rows take memory on the device, indices hardly any.
-    depth = 1 if table is None else 2
-    for dispatch, stacked in batches.prefetch(lambda d: (d, batch_of(d)), dispatches, depth):
-        yield dispatch, table, stacked
 
 
 def evaluate(
@@ -186,9 +128,9 @@ def records(dispatch: Dispatch, metrics: Metrics) -> list[dict[str, Any]]:
 
     Args:
       dispatch: what was sent off.
-      metrics: name -> [num_steps].
+      metrics: name -> [num_steps or more].
     """
-    values = {name: np.asarray(x).tolist() for name, x in metrics.items()}
+    values = {name: np.asarray(x)[: dispatch.num_steps].tolist() for name, x in metrics.items()}
     first = dispatch.end_step - dispatch.num_steps + 1
     return [
         {"step": first + i, "epoch": dispatch.epoch, **{name: x[i] for name, x in values.items()}}

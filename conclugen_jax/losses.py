@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from conclugen_jax import parallel
+from conclugen_jax import parallel, similarity
 
 
 def masked_margin_softmax(
@@ -47,16 +47,13 @@ def masked_margin_softmax(
     valid = parallel.all_valid(n, valid)
     a, b = (jnp.where(valid[:, None], x, 0).astype(jnp.float32) for x in (a, b))
     all_b, all_valid = parallel.gather(b, axis_name), parallel.gather(valid, axis_name)
-    own = parallel.device_index(axis_name) * n + jnp.arange(n)
-    is_own = own[:, None] == jnp.arange(all_b.shape[0])[None, :]
-    similarity = _products(a, all_b) - margin * is_own
-    positive = jnp.sum(a * b, axis=1) - margin
-    # Unit rows: |S| <= 1, so exp cannot overflow and columns need no maximum over devices.
-    weights = jnp.where(valid[:, None] & all_valid[None, :], jnp.exp(similarity), 0)
-    row_sums = weights.sum(axis=1)
-    column_sums = parallel.own_rows(parallel.total(weights.sum(axis=0), axis_name), n, axis_name)
-    row_loss = _log_where(valid, row_sums) + _log_where(valid, column_sums) - 2 * positive
-    return _masked_mean(row_loss, valid, axis_name)
+    row_sums, column_sums = similarity.exp_sums(a, all_b, valid, all_valid)
+    column_sums = parallel.own_rows(parallel.total(column_sums, axis_name), n, axis_name)
+    positive = jnp.sum(a * b, axis=1)
+    # The margin enters on the diagonal only: exp(S - margin) instead of exp(S), in the row's and in the column's sum.
+    less = jnp.exp(positive) * -jnp.expm1(-margin)
+    row_loss = _log_where(valid, row_sums - less) + _log_where(valid, column_sums - less) - 2 * (positive - margin)
+    return masked_mean(row_loss, valid, axis_name)
 
 
 def info_nce(
@@ -95,14 +92,14 @@ def info_nce(
     columns = jnp.arange(views.shape[0])[None, :]
 
     def anchor_loss(anchors: jax.Array, others: jax.Array, own_columns: jax.Array) -> jax.Array:
-        similarity = _products(anchors, views) / temperature
+        scores = similarity.products(anchors, views) / temperature
         # Not minus infinity: a row that counts for nothing may have no column at all, and must not give NaN.
         others_of = counts[None, :] & (own_columns[:, None] != columns)
-        similarity = jnp.where(others_of, similarity, -1e9)
-        return jax.nn.logsumexp(similarity, axis=1) - jnp.sum(anchors * others, axis=1) / temperature
+        scores = jnp.where(others_of, scores, -1e9)
+        return jax.nn.logsumexp(scores, axis=1) - jnp.sum(anchors * others, axis=1) / temperature
 
     losses = anchor_loss(a, b, own) + anchor_loss(b, a, own + views.shape[0] // 2)
-    return _masked_mean(losses / 2, valid, axis_name)
+    return masked_mean(losses / 2, valid, axis_name)
 
 
 def clustering_loss(
@@ -146,12 +143,12 @@ def clustering_loss(
         )
     valid = _check_valid("clustering_loss", n, valid)
     fused = jnp.where(valid[:, None], fused, 0).astype(jnp.float32)
-    similarity = _products(fused, jax.lax.stop_gradient(centroids).astype(jnp.float32))
+    scores = similarity.products(fused, jax.lax.stop_gradient(centroids).astype(jnp.float32))
     is_own = assignments[:, None] == jnp.arange(centroids.shape[0])[None, :]
-    own = jnp.sum(jnp.where(is_own, similarity, 0), axis=1) - margin
+    own = jnp.sum(jnp.where(is_own, scores, 0), axis=1) - margin
     if margin_in_denominator:
-        similarity = similarity - margin * is_own
-    return _masked_mean(jax.nn.logsumexp(similarity, axis=1) - own, valid, axis_name)
+        scores = scores - margin * is_own
+    return masked_mean(jax.nn.logsumexp(scores, axis=1) - own, valid, axis_name)
 
 
 def reconstruction_loss(
@@ -181,9 +178,17 @@ def reconstruction_loss(
     """
     _check_pair("reconstruction_loss", predicted, target, valid)
     valid = parallel.all_valid(predicted.shape[0], valid)
-    predicted, target = (jnp.where(valid[:, None], x, 0).astype(jnp.float32) for x in (predicted, target))
-    squared = jnp.square(predicted - jax.lax.stop_gradient(target))
-    return _masked_mean(squared.mean(axis=1), valid, axis_name)
+    predicted, target = (jnp.where(valid[:, None], x, 0) for x in (predicted, target))
+    return masked_mean(squared_errors(predicted, target), valid, axis_name)
+
+
+def squared_errors(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean over features of the squared difference of each row: [n, dim], [n, dim] -> float32 [n] (Eq. 6).
+
+    No gradient flows into the target.
+    """
+    difference = predicted.astype(jnp.float32) - jax.lax.stop_gradient(target).astype(jnp.float32)
+    return jnp.square(difference).mean(axis=1)
 
 
 def cross_entropy(
@@ -240,7 +245,7 @@ def multi_label_cross_entropy(
         )
     losses = optax.losses.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels)
     weights = jnp.where(labels > 0, positive_weights[None, :], 1)
-    return _masked_mean((weights * losses).mean(axis=1), jnp.ones(logits.shape[0], bool), axis_name)
+    return masked_mean((weights * losses).mean(axis=1), jnp.ones(logits.shape[0], bool), axis_name)
 
 
 def absolute_error(predicted: jax.Array, target: jax.Array, *, axis_name: str | None = None) -> jax.Array:
@@ -260,7 +265,7 @@ def absolute_error(predicted: jax.Array, target: jax.Array, *, axis_name: str | 
     if predicted.ndim != 1 or predicted.shape != target.shape:
         raise ValueError(f"absolute_error needs two arrays of one shape [n], got {predicted.shape} and {target.shape}")
     errors = jnp.abs(predicted.astype(jnp.float32) - target)
-    return _masked_mean(errors, jnp.ones(len(errors), bool), axis_name)
+    return masked_mean(errors, jnp.ones(len(errors), bool), axis_name)
 
 
 def unit_rows(x: jax.Array) -> jax.Array:
@@ -270,13 +275,8 @@ def unit_rows(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
 
 
-def _products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b^T in full float32 whatever the networks use: the margin is smaller than a bfloat16 step near 1."""
-    return jnp.matmul(a, b.T, precision="highest")
-
-
-def _masked_mean(values: jax.Array, valid: jax.Array, axis_name: str | None) -> jax.Array:
-    """Sum of the valid values of all devices over their count."""
+def masked_mean(values: jax.Array, valid: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Sum of the valid values [n] of all devices over their count; 0 where no row is valid."""
     count = parallel.total(valid.sum(), axis_name)
     return parallel.total(jnp.where(valid, values, 0).sum(), axis_name) / jnp.maximum(count, 1)
 

@@ -24,6 +24,32 @@ HEADS = ("projection", "clustering", "decoder")
 
 
 @flax.struct.dataclass
+class Encoded:
+    """The part of the training network that works row by row, each a dict by modality; empty where the head is missing.
+
+    Attributes:
+      reduced: [n, R/8], what the first Linear of the projection gives.
+      squared_errors: float32 [n], of the reconstruction, mean over the modality's features.
+    """
+
+    reduced: dict[str, jax.Array]
+    squared_errors: dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class Projected:
+    """What the losses over the whole batch need, each a dict by modality; empty where the head is missing.
+
+    Attributes:
+      projections: float32 [n, P], unit rows.
+      cluster_logits: float32 [n, K].
+    """
+
+    projections: dict[str, jax.Array]
+    cluster_logits: dict[str, jax.Array]
+
+
+@flax.struct.dataclass
 class ModelOutputs:
     """What the pretraining network computes, each a dict by modality; empty where the head does not exist.
 
@@ -133,8 +159,13 @@ class BatchNorm(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Linear R -> R/8, BatchNorm, relu, Linear -> P, and a last relu by choice. [n, R] -> [n, P]."""
+    """Linear R -> R/8, BatchNorm, relu, Linear -> P, and a last relu by choice, in two stages.
 
+    ``reduce`` is the first Linear, row by row: [n, R] -> [n, R/8]. ``project`` is the rest, over the whole batch:
+    [n, R/8] -> [n, P].
+    """
+
+    representation_dim: int
     projection_dim: int
     last_relu: bool
     momentum: float
@@ -143,10 +174,11 @@ class ProjectionHead(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x: jax.Array, valid: jax.Array | None, train: bool) -> jax.Array:
-        hidden = x.shape[1] // 8
-        y = linear(hidden, x.shape[1], dtype=self.dtype, name="fc1")(x)
-        y = BatchNorm(self.momentum, self.epsilon, self.axis_name, name="norm")(y, valid, train)
+    def __call__(self, x: jax.Array, stage: str, valid: jax.Array | None = None, train: bool = False) -> jax.Array:
+        hidden = self.representation_dim // 8
+        if stage == "reduce":
+            return linear(hidden, self.representation_dim, dtype=self.dtype, name="fc1")(x)
+        y = BatchNorm(self.momentum, self.epsilon, self.axis_name, name="norm")(x, valid, train)
         y = linear(self.projection_dim, hidden, dtype=self.dtype, name="fc2")(nn.relu(y))
         return nn.relu(y) if self.last_relu else y
 
@@ -157,10 +189,8 @@ class SeparateProjections(nn.Module):
     head: Mapping[str, Any]
 
     @nn.compact
-    def __call__(
-        self, representations: Mapping[str, jax.Array], present: Mapping[str, jax.Array], train: bool
-    ) -> dict[str, jax.Array]:
-        return {m: ProjectionHead(**self.head, name=m)(x, present.get(m), train) for m, x in representations.items()}
+    def __call__(self, x: Mapping[str, jax.Array], stage: str, valid: Mapping[str, Any], train: bool) -> dict:
+        return {m: ProjectionHead(**self.head, name=m)(v, stage, valid.get(m), train) for m, v in x.items()}
 
 
 class Decoder(nn.Module):
@@ -240,6 +270,7 @@ class ConCluGen(nn.Module):
         self.representation = RepresentationHeads(tuple(self.bottleneck), self.representation_dim, self.dtype)
         if "projection" in self.heads:
             head = {
+                "representation_dim": self.representation_dim,
                 "projection_dim": self.projection_dim,
                 "last_relu": self.projection_relu,
                 "momentum": self.norm_momentum,
@@ -279,18 +310,36 @@ class ConCluGen(nn.Module):
         Raises:
           ValueError: a modality that the model does not know, or of another size.
         """
-        present = {} if present is None else present
         inputs = self.standardized(features)
         representations = self.representation(inputs)
-        projected = self._project(representations, present, train)
+        projected = self.project(self._projection(representations, "reduce"), present=present, train=train)
         return ModelOutputs(
             inputs=inputs,
             representations=representations,
-            projections={m: losses.unit_rows(x) for m, x in projected.items()},
-            cluster_logits={m: self.clustering(x).astype(jnp.float32) for m, x in projected.items()}
-            if "clustering" in self.heads
-            else {},
+            projections=projected.projections,
+            cluster_logits=projected.cluster_logits,
             reconstructions=self.decoder(representations) if "decoder" in self.heads else {},
+        )
+
+    def encode(self, features: Mapping[str, jax.Array]) -> Encoded:
+        """What needs one row at a time: a batch may pass through it in parts. modality -> [n, feature_dims[m]]."""
+        inputs = self.standardized(features)
+        representations = self.representation(inputs)
+        decoded = self.decoder(representations) if "decoder" in self.heads else {}
+        return Encoded(
+            reduced=self._projection(representations, "reduce"),
+            squared_errors={m: losses.squared_errors(x, inputs[m]) for m, x in decoded.items()},
+        )
+
+    def project(
+        self, reduced: Mapping[str, jax.Array], *, present: Mapping[str, jax.Array] | None = None, train: bool = False
+    ) -> Projected:
+        """What needs the whole batch; arguments as of :meth:`__call__`, and ``Encoded.reduced``."""
+        projected = self._projection(reduced, "project", present or {}, train)
+        logits = {m: self.clustering(x) for m, x in projected.items()} if "clustering" in self.heads else {}
+        return Projected(
+            projections={m: losses.unit_rows(x) for m, x in projected.items()},
+            cluster_logits={m: x.astype(jnp.float32) for m, x in logits.items()},
         )
 
     def represent(self, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -316,12 +365,14 @@ class ConCluGen(nn.Module):
     def _identity_stats(dim: int) -> dict[str, jax.Array]:
         return {"mean": jnp.zeros(dim), "scale": jnp.ones(dim)}
 
-    def _project(self, representations, present, train):
+    def _projection(self, x: Mapping[str, jax.Array], stage: str, present: Any = None, train: bool = False):
+        """A stage of the projection for each modality."""
+        valid = present or {}
         if "projection" not in self.heads:
             return {}
         if self.projection_sharing == "shared":
-            return {m: self.projection(x, present.get(m), train) for m, x in representations.items()}
-        return self.projection(representations, present, train)
+            return {m: self.projection(v, stage, valid.get(m), train) for m, v in x.items()}
+        return self.projection(x, stage, valid, train)
 
 
 def fuse(representations: Mapping[str, jax.Array], present: Mapping[str, jax.Array], fusion: str) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,13 +61,47 @@ def modality_pairs(modalities: Sequence[str], which: str) -> list[tuple[str, str
 
 
 def reconstruction_term(
-    outputs: model_lib.ModelOutputs, present: Mapping[str, jax.Array], *, axis_name: str | None
+    squared_errors: Mapping[str, jax.Array], present: Mapping[str, jax.Array], *, axis_name: str | None
 ) -> jax.Array:
     """L_Rec: mean squared error summed over modalities (Eq. 7)."""
-    return sum(
-        losses.reconstruction_loss(predicted, outputs.inputs[m], valid=present[m], axis_name=axis_name)
-        for m, predicted in outputs.reconstructions.items()
+    return sum(losses.masked_mean(x, present[m], axis_name) for m, x in squared_errors.items())
+
+
+def in_chunks(fn: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """``fn(rows)`` of a function that works row by row, ``size`` rows at a time; 0: all at once.
+
+    The backward pass computes each chunk again, so that only the results of ``fn`` stay in memory in between.
+    """
+    n = jax.tree.leaves(rows)[0].shape[0]
+    if not 0 < size < n:
+        return fn(rows)
+    fn, whole = jax.checkpoint(fn), n - n % size
+    chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), rows)
+    results = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(fn, chunks))
+    if whole == n:
+        return results
+    rest = fn(jax.tree.map(lambda x: x[whole:], rows))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), results, rest)
+
+
+def forward(
+    model: model_lib.ConCluGen,
+    variables: Any,
+    features: Mapping[str, jax.Array],
+    present: Mapping[str, jax.Array],
+    *,
+    chunk_size: int,
+) -> tuple[model_lib.Encoded, model_lib.Projected, Any]:
+    """The training network: row by row in chunks, then BatchNorm and what follows it over the whole batch.
+
+    Returns:
+      (encoded, projected, updated batch_stats).
+    """
+    encoded = in_chunks(functools.partial(model.apply, variables, method="encode"), features, chunk_size)
+    projected, updates = model.apply(
+        variables, encoded.reduced, present=present, train=True, method="project", mutable=["batch_stats"]
     )
+    return encoded, projected, updates.get("batch_stats", {})
 
 
 def fuse(cluster_logits: Mapping[str, jax.Array], present: Mapping[str, jax.Array]) -> jax.Array:
@@ -173,8 +207,8 @@ def pretrain_loss(
     """
     present, weights = batch["present"], config.loss
     features, terms, counted, clustered = batch["features"], {}, [], None
-    forward = functools.partial(model.apply, train=True, mutable=["batch_stats"])
     variables = {**state.variables(), "params": params}
+    apply = functools.partial(forward, model, present=present, chunk_size=config.encoder_chunk_size)
     if weights.instance_weight:
         # The first view serves all terms; the second passes through the networks as a further modality would.
         told_apart, view_key = weights.instance_modality, jax.random.fold_in(key, 1)
@@ -182,9 +216,9 @@ def pretrain_loss(
             features[told_apart], view_key, config=config, statistics=statistics, axis_name=axis_name
         )
         features = {**features, told_apart: first}
-    outputs, updates = forward(variables, features, present=present)
+    encoded, outputs, batch_stats = apply(variables, features)
     if weights.instance_weight:
-        again, updates = forward({**variables, **updates}, {told_apart: second}, present=present)
+        _, again, batch_stats = apply({**variables, "batch_stats": batch_stats}, {told_apart: second})
         terms["loss/instance"] = losses.info_nce(
             outputs.projections[told_apart],
             again.projections[told_apart],
@@ -209,9 +243,9 @@ def pretrain_loss(
         terms["loss/clustering"] = clustered.loss
         counted.append((weights.clustering_weight, clustered.loss, clustered.active))
     if weights.reconstruction_weight:
-        terms["loss/reconstruction"] = reconstruction_term(outputs, present, axis_name=axis_name)
+        terms["loss/reconstruction"] = reconstruction_term(encoded.squared_errors, present, axis_name=axis_name)
         counted.append((weights.reconstruction_weight, terms["loss/reconstruction"], True))
     loss = sum((weight * term for weight, term, _ in counted), jnp.float32(0))
     if weights.reduction == "mean":
         loss = loss / jnp.maximum(sum(jnp.asarray(active, jnp.float32) for *_, active in counted), 1)
-    return loss, ({"loss": loss, **terms}, updates.get("batch_stats", {}), clustered)
+    return loss, ({"loss": loss, **terms}, batch_stats, clustered)

@@ -54,14 +54,14 @@ def own_rows(gathered: jax.Array, num_rows: int, axis_name: str | None) -> jax.A
 
 
 def map_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
-    """Compile ``step(state, table, batches) -> (state, metrics)`` for several devices.
+    """Compile ``step(state, table, position, rows) -> (state, metrics)`` for several devices.
 
-    The state and the table are the same on every device and never grow a device axis; ``batches`` carries one
+    State and table are the same on every device and never grow a device axis; ``position`` and ``rows`` carry one
     leading axis of size ``len(devices)``. The state is donated. What comes back must be equal on all devices: that
     is what the test "one device equals eight" checks, since only the first device's copy is kept.
     """
     return jax.pmap(
-        step, axis_name=AXIS, devices=list(devices), in_axes=(None, None, 0), out_axes=None, donate_argnums=0
+        step, axis_name=AXIS, devices=list(devices), in_axes=(None, None, 0, 0), out_axes=None, donate_argnums=0
     )
 
 

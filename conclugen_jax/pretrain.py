@@ -18,7 +18,18 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax import checkpoint, loop, objective, online_probe, parallel, progress, signals, train_state, views
+from conclugen_jax import (
+    checkpoint,
+    feed,
+    loop,
+    objective,
+    online_probe,
+    parallel,
+    progress,
+    signals,
+    train_state,
+    views,
+)
 from conclugen_jax import config as config_lib
 from conclugen_jax import model as model_lib
 from conclugen_jax import optimizer as optimizer_lib
@@ -141,7 +152,9 @@ def _run(
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
     optimizer, schedule = optimizer_lib.from_config(config, steps_per_epoch)
     statistics = _view_statistics(config, manifest)
-    programs = _programs(config, model, optimizer, schedule, steps_per_epoch, statistics, devices)
+    pairs = (config.loss.instance_modality,) if config.loss.instance_weight else ()
+    batches = feed.Feed(rows, config, devices, pairs=pairs)
+    programs = _programs(config, model, optimizer, schedule, statistics, batches)
     title = f"pretrain {workdir.name}"
     keep = {"keep_newest": config.checkpoint.keep_newest, "keep_best": config.checkpoint.keep_best}
     probe = online_probe.create(config, model)
@@ -159,19 +172,17 @@ def _run(
                 f"{devices[0].platform} device(s), {rows.tier} table, " + _beginning(first_step, total_steps)
             )
             recorder = _Recorder(config, log, display, info)
-            state, compiled = parallel.replicate(state, devices), set()
-            dispatches = loop.plan(first_step, steps_per_epoch, config.train)
-            pairs = (config.loss.instance_modality,) if config.loss.instance_weight else ()
-            feed = loop.feed(rows, config, devices, dispatches, pairs=pairs)
-            for dispatch, table, stacked in feed:
+            state, compiled = parallel.replicate(state, devices), {}
+            for dispatch, inputs in batches(batches.plan(first_step)):
                 cluster = dispatch.epoch >= config.clustering.start_epoch
-                compiles = (cluster, dispatch.num_steps) not in compiled
-                if compiles:
+                if cluster not in compiled:
                     recorder.flush()
-                state, metrics = programs[cluster](state, table, stacked)
-                if compiles:
-                    compiled.add((cluster, dispatch.num_steps))
+                    display.say(f"{title}: compiling " + ("with" if cluster else "without") + " clustering")
+                    start = time.monotonic()
+                    compiled[cluster] = programs[cluster].lower(state, *inputs).compile()
+                    display.say(f"{title}: compiled in {time.monotonic() - start:.1f} s")
                     recorder.restart_clock()
+                state, metrics = compiled[cluster](state, *inputs)
                 recorder.take(dispatch, metrics)
                 if probe is not None and probe.is_due(dispatch):
                     probes.write([probe(state, dispatch.end_step, dispatch.epoch)])
@@ -210,22 +221,19 @@ def _view_statistics(config: ConfigDict, manifest: Manifest) -> views.Statistics
     return views.Statistics(*manifest.standardization(config.loss.instance_modality))
 
 
-def _programs(config, model, optimizer, schedule, steps_per_epoch, statistics, devices) -> dict[bool, Callable]:
-    """The compiled dispatch before (``False``) and after (``True``) clustering joins the objective."""
+def _programs(config, model, optimizer, schedule, statistics, batches) -> dict[bool, Callable]:
+    """The program of a dispatch before (``False``) and after (``True``) clustering joins the objective."""
     step = functools.partial(
         pretrain_step,
         model=model,
         optimizer=optimizer,
         schedule=schedule,
         config=config,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=batches.steps_per_epoch,
         statistics=statistics,
         axis_name=parallel.AXIS,
     )
-    return {
-        cluster: parallel.map_step(loop.make_dispatch(functools.partial(step, cluster=cluster)), devices)
-        for cluster in (False, True)
-    }
+    return {cluster: batches.make_dispatch(functools.partial(step, cluster=cluster)) for cluster in (False, True)}
 
 
 def _start(

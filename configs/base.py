@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initialisation, batch order, k-means starts and dropout
     config.precision = "float32"  # float32 | tensorfloat32 | bfloat16: of matrix products; parameters are float32
+    config.encoder_chunk_size = 0  # rows on a device that pass the encoder at once, to save memory; 0: all of them
 
     config.data = data = ConfigDict()
     data.path = ""  # folder of a built data set, DATA_DIR/NAME/VERSION
@@ -23,6 +24,7 @@ def get_config() -> ConfigDict:
     data.device_table_gib = 16.0  # auto: a split up to this size, GiB, is kept on every device
     data.host_table_gib = 64.0  # auto: a split up to this size, GiB, is kept in host memory
     data.host_cache_gib = 0.25  # tables from this size on, GiB, are memory-mapped files beside the shards, made once
+    data.feed_gib = 0.25  # host and shards tiers: rows sent to the devices at once, GiB; at least one step's
     data.verify = "hash"  # hash | size: how files are checked against the manifest before a run
 
     config.model = model = ConfigDict()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from conclugen_jax import feed, loop, parallel
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
 from configs import base
 
@@ -55,6 +56,22 @@ def assert_same_bits(a: Any, b: Any) -> None:
     assert a.keys() == b.keys()
     different = [k for k in a if a[k].dtype != b[k].dtype or a[k].tobytes() != b[k].tobytes()]
     assert not different, different
+
+
+def fed(batches: feed.Feed, first_step: int = 0) -> Iterator[tuple[loop.Dispatch, Any]]:
+    """What the steps of each dispatch take: (dispatch, rows [num_steps, batch_size, ...]), in the order of the batch."""
+
+    def all_steps(table, position, rows):
+        return jax.vmap(batches.batches_of(table, position, rows))(jnp.arange(max(batches.lengths)))
+
+    program = jax.pmap(all_steps, axis_name=parallel.AXIS, devices=batches.devices, in_axes=(None, 0, 0))
+    for dispatch, inputs in batches(batches.plan(first_step)):
+
+        def joined(x, n=dispatch.num_steps):
+            x = np.moveaxis(np.asarray(x), 0, 1)[:n]
+            return x.reshape(n, -1, *x.shape[3:])
+
+        yield dispatch, jax.tree.map(joined, program(*inputs))
 
 
 def log_without_times(workdir) -> list[dict[str, Any]]:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import loop, objective, optimizer, parallel, pretrain, train_state
+from conclugen_jax import feed, loop, objective, optimizer, parallel, pretrain, train_state
 from conclugen_jax import model as model_lib
 from conclugen_jax.data import host_table
-from tests.helpers import assert_same_bits, close, flat, tiny_config
+from conclugen_jax.data.batches import epoch_order
+from tests.helpers import assert_same_bits, close, fed, flat, tiny_config
 
 DIMS = {"video": 24, "audio": 16, "text": 12}
 N, STEPS = 64, 20
@@ -50,13 +51,13 @@ def train(config, table, indices, num_devices):
         "axis_name": parallel.AXIS,
     }
     step = functools.partial(pretrain.pretrain_step, optimizer=make, schedule=schedule, **keywords)
-    program = parallel.map_step(loop.make_dispatch(step), devices)
+    program = parallel.map_step(loop.make_dispatch(step, rows_of_table, STEPS // 5), devices)
     placed = parallel.replicate(table, devices)
 
     # One step taken apart, from a state with a full queue in the middle of an epoch.
     def gradient(state, table, batch):
         loss_fn = functools.partial(objective.pretrain_loss, **keywords)
-        rows = loop.take_rows(table, batch)
+        rows = feed.take_rows(table, batch, {})
         (loss, (_, stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state, rows, jax.random.key(3)
         )
@@ -71,17 +72,21 @@ def train(config, table, indices, num_devices):
     )
     queue = jax.random.normal(jax.random.key(4), state.queue.shape)
     full = parallel.replicate(state.replace(step=jnp.int32(5), queue=queue, queue_batches=jnp.int32(2)), devices)
-    grads, stats, kmeans, loss = mapped(
-        full, placed, parallel.split_rows({"indices": indices[0], "variants": {}}, num_devices)
-    )
+    grads, stats, kmeans, loss = mapped(full, placed, parallel.split_rows(indices[0], num_devices))
 
     state, history = parallel.replicate(state, devices), []
     for part in np.split(indices, 5):
-        batch = parallel.split_rows({"indices": part, "variants": {}}, num_devices, axis=1)
-        state, metrics = program(state, placed, batch)
+        batch = parallel.split_rows(part, num_devices, axis=1)
+        position = {"num_steps": np.full(num_devices, len(part), np.int32)}
+        state, metrics = program(state, placed, position, batch)
         history.append(jax.tree.map(np.asarray, metrics))
     metrics = {k: np.concatenate([h[k] for h in history]) for k in history[0]}
     return state, metrics, flat(grads), flat(stats), kmeans, np.asarray(loss)
+
+
+def rows_of_table(table, position, indices):
+    """Rows of the steps of a dispatch, by indices [steps, n] of the table."""
+    return lambda i: feed.take_rows(table, indices[i], {})
 
 
 def test_metrics_of_all_steps(runs):
@@ -138,7 +143,7 @@ def test_state_stays_equal_on_all_devices(runs):
 
 @pytest.mark.parametrize("table", [True, False])
 def test_batches_and_their_order_do_not_depend_on_the_number_of_devices(table):
-    config = tiny_config(train__batch_size=16)
+    config = tiny_config(train__batch_size=16, train__num_epochs=4, train__steps_per_dispatch=2)
     rng = np.random.default_rng(0)
     rows = {
         "features": {"video": rng.normal(size=(50, 2)).astype(np.float32)},
@@ -149,26 +154,23 @@ def test_batches_and_their_order_do_not_depend_on_the_number_of_devices(table):
     seen = {}
     for count in (1, 2, 8):
         devices = jax.devices()[:count]
-        plan = loop.plan(0, 3, config.train)
-        feed = loop.feed(source, config, devices, plan, keys=("label",))
-        taken = []
-        for dispatch, placed, stacked in feed:
-            got = stacked["indices"] if placed is not None else stacked["label"]
-            assert got.shape == (count, dispatch.num_steps, 16 // count)
-            # Device d holds rows d * n .. (d + 1) * n of every step's batch.
-            order = np.moveaxis(np.asarray(got), 0, 1).reshape(dispatch.num_steps, 16)
-            taken.append(rows["label"][order] if placed is not None else order)
+        batches = feed.Feed(source, config, devices, keys=("label",))
+        taken = [got["label"] for _, got in fed(batches)]
+        assert [len(x) for x in taken] == [2, 1] * 4
         seen[count] = np.concatenate(taken)
+        # Device d holds rows d * n .. (d + 1) * n of every step's batch, whatever the tier.
+        order = np.concatenate([epoch_order(0, e, 50)[:48] for e in range(4)])
+        np.testing.assert_array_equal(seen[count], order.reshape(12, 16))
     assert seen[1].shape == (12, 16)
     np.testing.assert_array_equal(seen[1], seen[2])
     np.testing.assert_array_equal(seen[1], seen[8])
 
 
 def test_donated_state_is_updated_in_place():
-    program = parallel.map_step(lambda s, t, b: (s + b.sum(), {}), jax.devices()[:2])
+    program = parallel.map_step(lambda s, t, p, b: (s + b.sum(), {}), jax.devices()[:2])
     state = parallel.replicate(jnp.zeros(3), jax.devices()[:2])
     before = state
-    after, _ = program(state, None, np.ones((2, 1), np.float32))
+    after, _ = program(state, None, None, np.ones((2, 1), np.float32))
     np.testing.assert_array_equal(after, np.ones(3))
     assert before.is_deleted()
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import downstream, loop, losses, objective, optimizer, parallel, pretrain, train_state, views
+from conclugen_jax import downstream, feed, loop, losses, objective, optimizer, parallel, pretrain, train_state, views
 from conclugen_jax import model as model_lib
 from conclugen_jax.data import batches, builders, shards
-from tests.helpers import assert_same_bits, log_without_times, tiny_config
+from tests.helpers import assert_same_bits, fed, log_without_times, tiny_config
 from tests.test_records import Parted
 
 STATISTICS = views.Statistics(np.linspace(-5, 5, 24, dtype=np.float32), np.linspace(1, 3, 24, dtype=np.float32))
@@ -33,13 +33,9 @@ def visits(path, tier, pairs=(), first_step=0, **changes):
     stream = shards.ShardStream(shards.open_dataset(path), "train", ("video", "text"), all_variants=True)
     rows = loop.load_rows(config, stream)
     devices = jax.devices()[:2]
-    seen = []
-    for _, table, stacked in loop.feed(rows, config, devices, loop.plan(first_step, 4, config.train), pairs=pairs):
-        got = jax.vmap(jax.vmap(functools.partial(loop.take_rows, table)))(stacked) if table is not None else stacked
-        seen.append(
-            np.moveaxis(np.asarray(got["features"]["video"]), 0, 1).reshape(-1, *got["features"]["video"].shape[3:])
-        )
-    return np.concatenate(seen)
+    batches = feed.Feed(rows, config, devices, pairs=pairs)
+    seen = [rows["features"]["video"] for _, rows in fed(batches, first_step)]
+    return np.concatenate([x.reshape(-1, *x.shape[2:]) for x in seen])
 
 
 @pytest.mark.parametrize("pairs", [(), ("video",)])

@@ -73,26 +73,26 @@ def choose_tier(tier: str, gib: float, *, device_table_gib: float, host_table_gi
     return "device" if gib <= device_table_gib else "host" if gib <= host_table_gib else "shards"
 
 
-def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: Any, num_examples: int, *, xp: Any = np) -> Any:
     """A permutation of 0..num_examples-1 that depends on (seed, epoch) alone.
 
     Positions are sorted by a 32-bit hash of (seed, epoch, position), equal hashes by position: the same on every
-    machine and in every release of NumPy, and as easily computed on a device.
+    machine and in every release of NumPy, and with ``xp=jax.numpy`` the same on a device (``epoch`` may be traced).
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2**32 is meant
-        key = _stream_key(seed, epoch)
-        positions = np.arange(num_examples, dtype=np.uint32)
+        key = _stream_key(seed, epoch, xp)
+        positions = xp.arange(num_examples, dtype=xp.uint32)
         hashes = _mix(_mix(positions ^ key) + _mix(key + np.uint32(0x6C8E9CF5)))
-    return np.argsort(hashes, kind="stable")
+    return hashes.argsort(kind="stable") if xp is np else xp.argsort(hashes, stable=True)
 
 
-def _stream_key(seed: int, epoch: int) -> np.ndarray:
-    seed, epoch = np.uint32(seed), np.uint32(epoch)
+def _stream_key(seed: int, epoch: Any, xp: Any) -> Any:
+    seed, epoch = (xp.asarray([x], dtype=xp.uint32) for x in (seed, epoch))
     with np.errstate(over="ignore"):
-        return _mix(_mix(np.atleast_1d(seed) + np.uint32(0x9E3779B9)) ^ (epoch * np.uint32(0x85EBCA6B) + np.uint32(1)))
+        return _mix(_mix(seed + np.uint32(0x9E3779B9)) ^ (epoch * np.uint32(0x85EBCA6B) + np.uint32(1)))
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: Any) -> Any:
     """A bijection of 32-bit integers in which every input bit changes half of the output bits on average."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
@@ -120,8 +120,8 @@ def batch_indices(
 
 
 def variant_choices(
-    indices: np.ndarray, variants: Mapping[str, int], *, seed: int, epoch: int, pairs: Collection[str] = ()
-) -> dict[str, np.ndarray]:
+    indices: Any, variants: Mapping[str, int], *, seed: int, epoch: Any, pairs: Collection[str] = (), xp: Any = np
+) -> dict[str, Any]:
     """Which stored variant of each row an epoch visits, by a hash of (seed, epoch, row, modality).
 
     Args:
@@ -130,6 +130,7 @@ def variant_choices(
       seed: of the run.
       epoch: counted from 0.
       pairs: modalities of which two different variants of a row are wanted.
+      xp: ``numpy``, or ``jax.numpy`` for indices and an epoch on a device.
 
     Returns:
       modality -> int32 in the shape of the indices; with one more axis, of 2, for pairs.
@@ -137,13 +138,13 @@ def variant_choices(
     choices = {}
     for m, number in variants.items():
         with np.errstate(over="ignore"):  # arithmetic modulo 2**32 is meant
-            key = _mix(_stream_key(seed, epoch) + np.uint32(zlib.crc32(m.encode())))
-            hashes = _mix(_mix(indices.astype(np.uint32) ^ key) + key)
+            key = _mix(_stream_key(seed, epoch, xp) + np.uint32(zlib.crc32(m.encode())))
+            hashes = _mix(_mix(indices.astype(xp.uint32) ^ key) + key)
         first = hashes % np.uint32(number)
         if m in pairs:
             further = np.uint32(1) + _mix(hashes) % np.uint32(number - 1)
-            first = np.stack([first, (first + further) % np.uint32(number)], axis=-1)
-        choices[m] = first.astype(np.int32)
+            first = xp.stack([first, (first + further) % np.uint32(number)], axis=-1)
+        choices[m] = first.astype(xp.int32)
     return choices
 
 
