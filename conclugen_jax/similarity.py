@@ -1,43 +1,43 @@
-"""Sums of exponentials over rows and columns of a similarity matrix, which is never held as a whole."""
+"""Sums of exponentials over rows and columns of a similarity matrix that is taken tile by tile."""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-TILE_ROWS, TILE_COLUMNS = 1024, 1024
-WHOLE_UP_TO = 2048 * 2048
-"""Similarities up to this number are computed at once: there the matrix costs less than the loop over tiles does."""
+TILE_ROWS, TILE_COLUMNS = 1024, 4096
+
+KEEP_UP_TO = 4096 * 4096
+"""Matrices of so many entries are kept for the backward pass; those of larger ones are computed again there."""
 
 
 def exp_sums(
-    a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Array, *, tiled: bool | None = None
+    a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Array, *, keep: bool | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Row and column sums of exp(a b^T) over the entries whose row and column count.
 
     Unit rows: |S| <= 1, so that exp cannot overflow and both sums come from one pass over tiles; no running maximum is
-    needed. The backward pass computes each tile again. Memory grows with n + m, not with n m.
+    needed. The backward pass goes over the tiles again.
 
     Args:
       a: float32 [n, dim], rows of length at most 1; zero where ``rows`` is false.
       b: float32 [m, dim], likewise; zero where ``columns`` is false.
       rows: boolean [n], rows that count.
       columns: boolean [m], columns that count.
-      tiled: go through tiles; ``None``: where the matrix is large.
+      keep: hold the exponentials for the backward pass, n m numbers, instead of computing each tile again, where memory
+        then grows with n + m; ``None``: for matrices up to ``KEEP_UP_TO`` entries.
 
     Returns:
       (sums over columns [n], sums over rows [m]); that of a row or column that does not count has no meaning.
 
     References:
-      Ilharco et al., 2019, for the two directions; Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021,
-      for sums that are computed again in the backward pass.
+      Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021, for tiles that are computed again.
     """
-    if tiled is None:
-        tiled = a.shape[0] * b.shape[0] > WHOLE_UP_TO
-    if not tiled:
-        weights = jnp.where(rows[:, None] & columns[None, :], jnp.exp(products(a, b)), 0)
-        return weights.sum(axis=1), weights.sum(axis=0)
     n, m = a.shape[0], b.shape[0]
+    keep = n * m <= KEEP_UP_TO if keep is None else keep
     (a, rows), (b, columns) = _tiles((a, rows), TILE_ROWS), _tiles((b, columns), TILE_COLUMNS)
-    row_sums, column_sums = _tiled_sums(a, b, rows.astype(jnp.float32), columns.astype(jnp.float32))
+    row_sums, column_sums = _sums(keep, a, b, rows.astype(jnp.float32), columns.astype(jnp.float32))
     return row_sums.reshape(-1)[:n], column_sums.reshape(-1)[:m]
 
 
@@ -66,9 +66,22 @@ def _tiles(arrays: tuple[jax.Array, ...], most: int) -> tuple[jax.Array, ...]:
     )
 
 
-@jax.custom_vjp
-def _tiled_sums(a, b, rows, columns):
+_full = functools.partial(jnp.matmul, precision="highest")  # sums of a softmax are in float32 in every mode
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(keep: bool, a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[I, t, dim], [J, u, dim], weights 0 or 1 [I, t], [J, u] -> sums [I, t], [J, u]."""
+    return _sweep(False, a, b, rows, columns)[0]
+
+
+def _forward(keep, a, b, rows, columns):
+    sums, exponentials = _sweep(keep, a, b, rows, columns)
+    return sums, (a, b, exponentials)
+
+
+def _sweep(keep, a, b, rows, columns) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """The two sums, and the exponentials [I, J, t, u] or ``None``."""
 
     def row_tile(column_sums, tile):
         a_i, rows_i = tile
@@ -76,37 +89,36 @@ def _tiled_sums(a, b, rows, columns):
         def column_tile(row_sums, tile):
             b_j, columns_j = tile
             e = jnp.exp(products(a_i, b_j))
-            return row_sums + e @ columns_j, rows_i @ e
+            return row_sums + _full(e, columns_j), (_full(rows_i, e), e if keep else None)
 
-        row_sums, sums = jax.lax.scan(column_tile, jnp.zeros_like(rows_i), (b, columns))
-        return column_sums + sums, row_sums
+        row_sums, (sums, e) = jax.lax.scan(column_tile, jnp.zeros_like(rows_i), (b, columns))
+        return column_sums + sums, (row_sums, e)
 
-    column_sums, row_sums = jax.lax.scan(row_tile, jnp.zeros_like(columns), (a, rows))
-    return row_sums, column_sums
-
-
-def _forward(a, b, rows, columns):
-    return _tiled_sums(a, b, rows, columns), (a, b)
+    column_sums, (row_sums, exponentials) = jax.lax.scan(row_tile, jnp.zeros_like(columns), (a, rows))
+    return (row_sums, column_sums), exponentials
 
 
-def _backward(arrays, gradients):
-    """d a_i = sum_j exp(S_ij) (g_i + h_j) b_j; rows that do not count are zero and their own gradient is dropped later."""
-    a, b = arrays
-    row_gradients, column_gradients = gradients
+def _backward(keep, residuals, gradients):
+    """With g and h the gradients of row and column sums: d a_i = sum_j exp(S_ij) (g_i + h_j) b_j, likewise d b_j.
+
+    Nothing needs a mask: a row or column that does not count is a zero vector, and who made it zero drops its gradient.
+    """
+    (a, b, exponentials), (of_rows, of_columns) = residuals, gradients
 
     def row_tile(b_gradients, tile):
-        a_i, g_i = tile
+        a_i, g_i, e_i = tile
 
         def column_tile(a_gradient, tile):
-            b_j, h_j = tile
-            p = jnp.exp(products(a_i, b_j)) * (g_i[:, None] + h_j[None, :])
+            b_j, h_j, e = tile
+            e = e if keep else jnp.exp(products(a_i, b_j))
+            p = e * (g_i[:, None] + h_j[None, :])
             return a_gradient + matmul(p, b_j), matmul(p.T, a_i)
 
-        a_gradient, of_columns = jax.lax.scan(column_tile, jnp.zeros_like(a_i), (b, column_gradients))
-        return b_gradients + of_columns, a_gradient
+        a_gradient, parts = jax.lax.scan(column_tile, jnp.zeros_like(a_i), (b, of_columns, e_i))
+        return b_gradients + parts, a_gradient
 
-    b_gradients, a_gradients = jax.lax.scan(row_tile, jnp.zeros_like(b), (a, row_gradients))
+    b_gradients, a_gradients = jax.lax.scan(row_tile, jnp.zeros_like(b), (a, of_rows, exponentials))
     return a_gradients, b_gradients, None, None
 
 
-_tiled_sums.defvjp(_forward, _backward)
+_sums.defvjp(_forward, _backward)
