@@ -1,133 +1,150 @@
-"""One pretraining step at the paper's sizes against the same step in eager PyTorch, taking turns on the same machine.
+"""Our pretraining step as training runs it, for the benchmarks: answers requests as benchmarks/sides.py describes.
 
-    python -m benchmarks.step --torch-python=PATH_TO_A_PYTHON_WITH_TORCH --batch=512 --repeats=5
-
-PyTorch is optional and best lives in an environment of its own (torch, fast-pytorch-kmeans); without --torch-python only
-our side is timed. Each repeat starts a fresh process per side, ours and theirs in turn; medians are compared. Ours runs
-as training runs it, all timed steps in one dispatch, twice after the one that compiles. Both sides print the rate of a
-plain matrix product, so that a faster product library does not pass for a faster step.
+All timed steps are one dispatch over a table on the device: k-means over a full queue, all three losses, AdamW.
 """
 
-import argparse
 import functools
 import json
-import statistics
-import subprocess
+import resource
 import sys
 import time
-from pathlib import Path
+from typing import Any
 
-DIMS = {"video": 4096, "audio": 1024, "text": 768}
-PEER = Path(__file__).parent / "torch_peer.py"
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import sides
+from conclugen_jax import feed, optimizer, parallel, pretrain, train_state
+from conclugen_jax import model as model_lib
+from conclugen_jax.data.host_table import DeviceTable
+from configs import base
+
+PAPER = {
+    "dims": {"video": 4096, "audio": 1024, "text": 768},
+    "representation_dim": 4096,
+    "reconstruction_dim": 1024,
+}
+SMALL = {"dims": {"video": 512, "audio": 512, "text": 512}, "representation_dim": 512, "reconstruction_dim": 512}
 
 
-def time_step(batch: int, representation_dim: int, steps: int) -> dict[str, object]:
-    """Seconds per step of our program: k-means queue full, clustering in the objective, AdamW, one device."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
+def flops(batch: int) -> float:
+    """Floating-point operations of a step at the paper's sizes, forward and backward, nothing counted twice.
 
-    from conclugen_jax import loop, optimizer, parallel, pretrain, train_state
-    from conclugen_jax import model as model_lib
-    from configs import base
+    2 n (3 (120.08e6 + 1536 n) - 20.97e6): a product costs 2 per weight and row, and twice that in the backward pass,
+    save for the gradients of the inputs, which nobody needs; 1,536 per pair of rows are the similarities.
+    """
+    return 2 * batch * (3 * (120.08e6 + 1536 * batch) - 20.97e6)
 
-    config = base.get_config()
-    config.train.batch_size, config.model.representation_dim = batch, representation_dim
-    devices = jax.devices()[:1]
-    model = model_lib.from_config(config, DIMS, parallel.AXIS)
-    make, schedule = optimizer.from_config(config, steps_per_epoch=10**6)
-    state = train_state.create(
-        model_lib.initial_variables(model, jax.random.key(0), None),
-        make,
-        jax.random.key(1),
-        queue_length=4 * batch,
-        num_clusters=config.clustering.num_clusters,
-    )
-    queue = jax.random.normal(jax.random.key(2), state.queue.shape)
-    state = parallel.replicate(state.replace(step=jnp.int32(1), queue=queue, queue_batches=jnp.int32(4)), devices)
-    rng = np.random.default_rng(0)
-    rows = 2 * batch
-    table = parallel.replicate(
-        {
-            "features": {m: np.maximum(rng.normal(size=(rows, d)), 0).astype(np.float32) for m, d in DIMS.items()},
-            "present": {m: np.ones(rows, bool) for m in DIMS},
-        },
-        devices,
-    )
-    step = functools.partial(
-        pretrain.pretrain_step,
-        model=model,
-        optimizer=make,
-        schedule=schedule,
-        config=config,
-        steps_per_epoch=10**6,
-        cluster=True,
-        axis_name=parallel.AXIS,
-    )
-    program = parallel.map_step(loop.make_dispatch(step), devices)
-    indices = np.stack([np.arange(batch, dtype=np.int32) + i % 2 * batch for i in range(steps)])[None]
-    batches = {"indices": indices, "variants": {}}
-    times = []
-    for _ in range(3):
+
+class Trainer:
+    """The program of a dispatch and its state."""
+
+    def __init__(self, *, batch: int, dims: dict, representation_dim: int, reconstruction_dim: int, **options: Any):
+        config = base.get_config()
+        config.train.batch_size, config.model.representation_dim = batch, representation_dim
+        config.model.reconstruction_dim, config.precision = reconstruction_dim, options.get("precision", "float32")
+        config.encoder_chunk_size = options.get("encoder_chunk_size", 0)
+        config.train.steps_per_dispatch = 10**4
+        devices = jax.devices()[:1]
+        rng, rows = np.random.default_rng(0), 2 * batch
+        table = {
+            "features": {m: np.maximum(rng.standard_normal((rows, d), np.float32), 0) for m, d in dims.items()},
+            "present": {m: np.ones(rows, bool) for m in dims},
+            "label": np.zeros(rows, np.int32),
+        }
+        self.feed = feed.Feed(DeviceTable(table, np.arange(rows)), config, devices)
+        model = model_lib.from_config(config, dims, parallel.AXIS)
+        make, schedule = optimizer.from_config(config, steps_per_epoch=10**6)
+        state = train_state.create(
+            model_lib.initial_variables(model, jax.random.key(0), None),
+            make,
+            jax.random.key(1),
+            queue_length=4 * batch,
+            num_clusters=config.clustering.num_clusters,
+        )
+        queue = jax.random.normal(jax.random.key(2), state.queue.shape)
+        # Step 1 of an epoch of a million: the queue is full and is not emptied.
+        self.state = parallel.replicate(
+            state.replace(step=jnp.int32(1), queue=queue, queue_batches=jnp.int32(4)), devices
+        )
+        step = functools.partial(
+            pretrain.pretrain_step,
+            model=model,
+            optimizer=make,
+            schedule=schedule,
+            config=config,
+            steps_per_epoch=10**6,
+            cluster=True,
+            axis_name=parallel.AXIS,
+        )
+        self.precision = parallel.MATMUL_PRECISION[config.precision]
+        position = {"epoch": [0], "first_step": [0], "num_steps": [1]}
+        self.inputs = self.feed.table, {k: np.asarray(v, np.int32) for k, v in position.items()}, None
         start = time.perf_counter()
-        state, metrics = program(state, table, batches)
-        jax.block_until_ready((state, metrics))
-        times.append(time.perf_counter() - start)
-    a, b = (jax.random.normal(jax.random.key(i), (4096, 4096)) for i in (3, 4))
-    product = jax.jit(jnp.matmul)
+        with jax.default_matmul_precision(self.precision):
+            self.program = self.feed.make_dispatch(step).lower(self.state, *self.inputs).compile()
+        self.compilation_seconds = time.perf_counter() - start
+
+    def steps(self, number: int) -> dict[str, Any]:
+        """Run some steps, two at a time since the table holds two batches; the metrics of the last dispatch."""
+        table, position, rows = self.inputs
+        metrics = None
+        for first in range(0, number, 2):
+            count = np.full(1, min(2, number - first), np.int32)
+            self.state, metrics = self.program(self.state, table, {**position, "num_steps": count}, rows)
+        return jax.block_until_ready((self.state, metrics))[1]
+
+
+_trainer: tuple[str, Trainer] | None = None
+
+
+def trainer(**options: Any) -> Trainer:
+    """The trainer of these options, kept until others are asked for."""
+    global _trainer
+    key = json.dumps(options)
+    if _trainer is None or _trainer[0] != key:
+        _trainer = None
+        _trainer = key, Trainer(**options)
+    return _trainer[1]
+
+
+def time_steps(steps: int, **options: Any) -> dict[str, Any]:
+    """Seconds of a step, mean over consecutive ones, without compilation."""
+    options.pop("compiled", None)
+    ready = trainer(**options)
+    start = time.perf_counter()
+    metrics = ready.steps(steps)
+    seconds = (time.perf_counter() - start) / steps
+    temporary = ready.program.memory_analysis().temp_size_in_bytes / 2**30
+    found = {"compilation_seconds": ready.compilation_seconds, "temporary_gib": temporary}
+    return {"seconds": seconds, "kmeans_iterations": int(metrics["kmeans/iterations"][0]), **found, **memory()}
+
+
+def time_matmul(rows: int = 4096, repeats: int = 3, precision: str = "float32") -> dict[str, Any]:
+    """Rate of a plain product [rows, 4096] x [4096, 4096]."""
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    a, b = (jax.random.normal(jax.random.key(i), (n, 4096), dtype) for i, n in ((3, rows), (4, 4096)))
+    product = jax.jit(functools.partial(jnp.matmul, precision=parallel.MATMUL_PRECISION[precision]))
     product(a, b).block_until_ready()
     start = time.perf_counter()
-    for _ in range(3):
+    for _ in range(repeats):
         product(a, b).block_until_ready()
-    gflops = 3 * 2 * 4096**3 / (time.perf_counter() - start) / 1e9
-    return {
-        "framework": f"jax {jax.__version__} {devices[0].platform}",
-        "compilation_seconds": times[0] - min(times[1:]),
-        "seconds_per_step_median": statistics.median(times[1:]) / steps,
-        "matmul_gflops": gflops,
-        "kmeans_iterations": int(metrics["kmeans/iterations"][0]),
-    }
+    return {"gflops": repeats * 2 * rows * 4096**2 / (time.perf_counter() - start) / 1e9}
 
 
-def main() -> None:
-    """Time both sides in turn and print the ratio of the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--representation-dim", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps per process and dispatch")
-    parser.add_argument("--repeats", type=int, default=5, help="processes per side, in turn")
-    parser.add_argument("--torch-python", help="Python that has torch and fast-pytorch-kmeans")
-    parser.add_argument("--peer", default=str(PEER), help="PyTorch script to time")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the peer's network")
-    parser.add_argument("--own", action="store_true", help="time our side once, in this process, and print JSON")
-    a = parser.parse_args()
-    if a.own:
-        print(json.dumps(time_step(a.batch, a.representation_dim, a.steps)))
-        return
-    common = [f"--batch={a.batch}", f"--representation-dim={a.representation_dim}", f"--steps={a.steps}"]
-    sides = {"ours": [sys.executable, "-m", "benchmarks.step", "--own", *common]}
-    if a.torch_python:
-        sides["torch"] = [a.torch_python, a.peer, *common, *(["--compile"] if a.compile else [])]
-    results: dict[str, list[dict]] = {side: [] for side in sides}
-    for repeat in range(a.repeats):
-        for side, command in sides.items():
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            results[side].append(json.loads(output.strip().splitlines()[-1]))
-            print(f"repeat {repeat + 1} {side}: {json.dumps(results[side][-1])}", flush=True)
-    for side, runs in results.items():
-        seconds = statistics.median(r["seconds_per_step_median"] for r in runs)
-        gflops = statistics.median(r["matmul_gflops"] for r in runs)
-        print(
-            f"{side}: median {seconds:.3f} s per step, {a.batch / seconds:.1f} samples/s, matmul {gflops:.0f} GFLOP/s"
-        )
-    if a.torch_python:
-        ratios = [
-            t["seconds_per_step_median"] / o["seconds_per_step_median"]
-            for o, t in zip(results["ours"], results["torch"], strict=True)
-        ]
-        median, least, most = statistics.median(ratios), min(ratios), max(ratios)
-        print(f"torch / ours: median of {len(ratios)} pairs {median:.2f}, from {least:.2f} to {most:.2f}")
+def memory() -> dict[str, Any]:
+    """Highest memory so far, GiB: resident set of the process, and of the device where it tells."""
+    found = {"resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return found | ({"device_gib": stats["peak_bytes_in_use"] / 2**30} if "peak_bytes_in_use" in stats else {})
+
+
+def versions() -> dict[str, Any]:
+    """What ran where."""
+    device = jax.devices()[0]
+    return {"framework": f"jax {jax.__version__}", "device": device.device_kind, "python": sys.version.split()[0]}
 
 
 if __name__ == "__main__":
-    main()
+    sides.serve({"step": time_steps, "matmul": time_matmul, "versions": versions})

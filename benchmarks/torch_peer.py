@@ -1,21 +1,22 @@
-"""The pretraining step in eager PyTorch, the peer of benchmarks/step.py; needs torch and fast-pytorch-kmeans.
+"""The pretraining step in PyTorch, the peer of the benchmarks; needs torch and fast-pytorch-kmeans.
 
 Written for this comparison after the published description: same networks, same three losses, k-means over a full
-queue at every step, AdamW. Prints one line of JSON.
+queue at every step, AdamW. Answers requests as benchmarks/sides.py describes; run with that folder on its path.
 """
 
-import argparse
 import json
-import statistics
+import resource
+import sys
 import time
 
+import sides
 import torch
 from fast_pytorch_kmeans import KMeans
 from torch import nn
 from torch.nn import functional
 
-DIMS = {"video": 4096, "audio": 1024, "text": 768}
-NUM_CLUSTERS, PROJECTION_DIM, RECONSTRUCTION_DIM, MARGIN = 8, 512, 1024, 1e-3
+NUM_CLUSTERS, PROJECTION_DIM, MARGIN = 8, 512, 1e-3
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Gated(nn.Module):
@@ -33,10 +34,10 @@ class Gated(nn.Module):
 class Network(nn.Module):
     """All heads of the method; audio works at its own size first."""
 
-    def __init__(self, r: int):
+    def __init__(self, dims: dict[str, int], r: int, reconstruction_dim: int):
         super().__init__()
         self.heads = nn.ModuleDict(
-            {m: nn.Sequential(Gated(d, d), nn.Linear(d, r)) if m == "audio" else Gated(d, r) for m, d in DIMS.items()}
+            {m: nn.Sequential(Gated(d, d), nn.Linear(d, r)) if m == "audio" else Gated(d, r) for m, d in dims.items()}
         )
         self.projection = nn.Sequential(
             nn.Linear(r, r // 8),
@@ -48,8 +49,8 @@ class Network(nn.Module):
         self.clustering = nn.Linear(PROJECTION_DIM, NUM_CLUSTERS, bias=False)
         self.decoders = nn.ModuleDict(
             {
-                m: nn.Sequential(nn.Linear(r, RECONSTRUCTION_DIM), nn.ReLU(), nn.Linear(RECONSTRUCTION_DIM, d))
-                for m, d in DIMS.items()
+                m: nn.Sequential(nn.Linear(r, reconstruction_dim), nn.ReLU(), nn.Linear(reconstruction_dim, d))
+                for m, d in dims.items()
             }
         )
 
@@ -66,56 +67,90 @@ class Network(nn.Module):
 
 def contrast(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Masked margin softmax, both directions."""
-    similarity = a @ b.T - MARGIN * torch.eye(len(a))
-    target = torch.arange(len(a))
+    similarity = a @ b.T - MARGIN * torch.eye(len(a), device=a.device)
+    target = torch.arange(len(a), device=a.device)
     return functional.cross_entropy(similarity, target) + functional.cross_entropy(similarity.T, target)
 
 
-def main() -> None:
-    """Time steps after a first one that does not count."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--representation-dim", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--compile", action="store_true")
-    a = parser.parse_args()
-    torch.manual_seed(0)
-    network = Network(a.representation_dim)
-    forward = torch.compile(network) if a.compile else network
-    optimizer = torch.optim.AdamW(network.parameters(), lr=9e-5, weight_decay=3.2e-4)
-    kmeans = KMeans(NUM_CLUSTERS, mode="cosine")
-    queue = torch.randn(4 * a.batch, NUM_CLUSTERS)
-    batches = [{m: torch.randn(a.batch, d).relu() for m, d in DIMS.items()} for _ in range(2)]
-    names, times = list(DIMS), []
-    for i in range(a.steps + 1):
-        start = time.perf_counter()
-        x = batches[i % 2]
-        projections, logits, decoded = forward(x)
+class Trainer:
+    """Steps on random features, two batches in turn."""
+
+    def __init__(
+        self, *, batch: int, dims: dict[str, int], representation_dim: int, reconstruction_dim: int, **options
+    ):
+        torch.manual_seed(0)
+        self.batch, self.names, self.bfloat16 = batch, list(dims), options.get("precision") == "bfloat16"
+        self.network = Network(dims, representation_dim, reconstruction_dim).to(DEVICE)
+        self.forward = torch.compile(self.network) if options.get("compiled") else self.network
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=9e-5, weight_decay=3.2e-4)
+        self.kmeans = KMeans(NUM_CLUSTERS, mode="cosine")
+        self.queue = torch.randn(4 * batch, NUM_CLUSTERS, device=DEVICE)
+        self.batches = [{m: torch.randn(batch, d, device=DEVICE).relu() for m, d in dims.items()} for _ in range(2)]
+
+    def step(self, i: int) -> None:
+        x, names, batch = self.batches[i % 2], self.names, self.batch
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=self.bfloat16):
+            projections, logits, decoded = self.forward(x)
+        projections, logits, decoded = ({m: v.float() for m, v in d.items()} for d in (projections, logits, decoded))
         loss = sum(contrast(projections[m], projections[k]) for j, m in enumerate(names) for k in names[j + 1 :])
         fused = torch.stack(list(logits.values())).mean(0)
-        own = kmeans.fit_predict(torch.cat((queue, fused.detach())))[-a.batch :]
-        queue = torch.cat((fused.detach(), queue[: -a.batch]))
-        similarity = fused @ kmeans.centroids.T
+        own = self.kmeans.fit_predict(torch.cat((self.queue, fused.detach())))[-batch:]
+        self.queue = torch.cat((fused.detach(), self.queue[:-batch]))
+        similarity = fused @ self.kmeans.centroids.T
         loss = loss + (similarity.logsumexp(1) - similarity.gather(1, own[:, None])[:, 0] + MARGIN).mean()
         loss = loss + sum(functional.mse_loss(decoded[m], x[m]) for m in names)
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        times.append(time.perf_counter() - start)
-    p, q = torch.randn(4096, 4096), torch.randn(4096, 4096)
-    _ = p @ q
+        self.optimizer.step()
+
+
+_trainer: tuple[str, Trainer] | None = None
+
+
+def time_steps(steps: int, **options) -> dict:
+    """Seconds of a step, mean over consecutive ones."""
+    global _trainer
+    key = json.dumps(options)
+    if _trainer is None or _trainer[0] != key:
+        _trainer = None
+        _trainer = key, Trainer(**options)
+    _synchronize()
     start = time.perf_counter()
-    for _ in range(3):
+    for i in range(steps):
+        _trainer[1].step(i)
+    _synchronize()
+    return {"seconds": (time.perf_counter() - start) / steps, **memory()}
+
+
+def time_matmul(rows: int = 4096, repeats: int = 3, precision: str = "float32") -> dict:
+    """Rate of a plain product [rows, 4096] x [4096, 4096]."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    p, q = torch.randn(rows, 4096, device=DEVICE, dtype=dtype), torch.randn(4096, 4096, device=DEVICE, dtype=dtype)
+    _ = p @ q
+    _synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
         _ = p @ q
-    gflops = 3 * 2 * 4096**3 / (time.perf_counter() - start) / 1e9
-    line = {
-        "framework": f"torch {torch.__version__}",
-        "compiled": a.compile,
-        "seconds_per_step_median": statistics.median(times[1:]),
-        "matmul_gflops": gflops,
-    }
-    print(json.dumps(line))
+    _synchronize()
+    return {"gflops": repeats * 2 * rows * 4096**2 / (time.perf_counter() - start) / 1e9}
+
+
+def memory() -> dict:
+    """Highest memory so far, GiB: resident set of the process, and of the GPU if there is one."""
+    found = {"resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    return found | ({"device_gib": torch.cuda.max_memory_allocated() / 2**30} if DEVICE == "cuda" else {})
+
+
+def versions() -> dict:
+    """What ran where."""
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+    return {"framework": f"torch {torch.__version__}", "device": device, "python": sys.version.split()[0]}
+
+
+def _synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
-    main()
+    sides.serve({"step": time_steps, "matmul": time_matmul, "versions": versions})

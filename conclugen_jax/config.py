@@ -16,6 +16,7 @@ CHOICES = {
     "precision": ("float32", "tensorfloat32", "bfloat16"),
     "data.tier": ("auto", "device", "host", "shards"),
     "data.variants": ("random", "first"),
+    "data.storage_dtype": ("float32", "bfloat16"),
     "data.verify": ("hash", "size"),
     "model.projection_sharing": ("shared", "separate"),
     "loss.reduction": ("sum", "mean"),

@@ -59,8 +59,17 @@ class Feed:
         """The rows on every device, and which of them are drawn from; ``None`` if they stay on the host."""
         if self.rows.tier != "device":
             return None
-        columns = {key: self.rows.table[key] for key in self.keys}
-        return parallel.replicate_by_rows({**columns, "usable": self.rows.usable.astype(np.int32)}, self.devices)
+        columns = {key: self.rows.table[key] for key in self.keys if key != "features"}
+        table = parallel.replicate_by_rows({**columns, "usable": self.rows.usable.astype(np.int32)}, self.devices)
+        if "features" in self.keys:
+            features = self.rows.table["features"]
+            table["features"] = parallel.replicate_by_rows(features, self.devices, dtype=self._storage)
+        return table
+
+    @property
+    def _storage(self) -> np.dtype:
+        """Type of features on the way to a program and in its table; the step gets them as float32."""
+        return jnp.dtype(self.config.data.storage_dtype)
 
     def plan(self, first_step: int) -> Iterator[Dispatch]:
         """All dispatches from a step, which is the end of one of them, to the end of the run."""
@@ -86,7 +95,7 @@ class Feed:
     def batches_of(self, table: Any, position: Mapping[str, jax.Array], rows: Any) -> Callable[[jax.Array], Any]:
         """Inside the program: the function that gives this device's rows of step i of the dispatch."""
         if table is None:
-            return lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), rows)
+            return lambda i: _full(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), rows))
         batch_size, seed, epoch = self.config.train.batch_size, self.config.seed, position["epoch"]
         own = batch_size // len(self.devices)
         order = table["usable"][batches.epoch_order(seed, epoch, table["usable"].shape[0], xp=jnp)]
@@ -96,7 +105,7 @@ class Feed:
             indices = jax.lax.dynamic_slice_in_dim(order, start, own)
             chosen = {"seed": seed, "epoch": epoch, "pairs": self.pairs, "xp": jnp}
             variants = batches.variant_choices(indices, self.rows.variants, **chosen)
-            return take_rows({key: table[key] for key in self.keys}, indices, variants)
+            return _full(take_rows({key: table[key] for key in self.keys}, indices, variants))
 
         return batch_of
 
@@ -114,6 +123,8 @@ class Feed:
         variants = batches.variant_choices(indices, self.rows.variants, pairs=self.pairs, **at)
         flat = {m: v.reshape(indices.size, *v.shape[2:]) for m, v in variants.items()}
         rows = {key: x for key, x in self.rows.rows(indices.reshape(-1), flat).items() if key in self.keys}
+        if "features" in rows:
+            rows["features"] = {m: x.astype(self._storage, copy=False) for m, x in rows["features"].items()}
         stacked = host_table.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), rows)
         return parallel.shard(parallel.split_rows(stacked, len(self.devices), axis=1), self.devices)
 
@@ -123,6 +134,12 @@ def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:
     count = math.ceil(steps_per_epoch / most)
     length, longer = divmod(steps_per_epoch, count)
     return [length + 1] * longer + [length] * (count - longer)
+
+
+def _full(batch: Any) -> Any:
+    """A batch with features in float32, however they were stored."""
+    features = {m: x.astype(jnp.float32) for m, x in batch.get("features", {}).items()}
+    return {**batch, **({"features": features} if features else {})}
 
 
 def take_rows(table: Any, indices: jax.Array, variants: Mapping[str, jax.Array]) -> Any:

@@ -6,6 +6,7 @@ A loss built from these collectives is the same scalar on every device; the mean
 then the gradient of that scalar (the transpose of a sum over devices is again a sum over devices).
 """
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,14 @@ def map_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
     )
 
 
+def compiled(program: Callable, *arguments: Any) -> Any:
+    """Compile a mapped program for some arguments; what the compiler took of the host's memory is given back."""
+    ready = program.lower(*arguments).compile()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # of glibc; else the memory stays with this process
+        libc.malloc_trim(0)
+    return ready
+
+
 def map_forward(forward: Callable, devices: Sequence[jax.Device]) -> Callable:
     """Compile ``forward(variables, batch) -> outputs``: variables replicated, rows split over devices."""
     return jax.pmap(forward, axis_name=AXIS, devices=list(devices), in_axes=(None, 0))
@@ -76,10 +85,11 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.device_put(tree, sharding)
 
 
-def replicate_by_rows(tree: Any, devices: Sequence[jax.Device], *, chunk_bytes: int = 2**26) -> Any:
+def replicate_by_rows(tree: Any, devices: Sequence[jax.Device], *, chunk_bytes: int = 2**26, dtype: Any = None) -> Any:
     """Like :func:`replicate` for tables [n, ...] on the host, a chunk of rows at a time.
 
     The host needs no more than a chunk beside the tables, which may be memory-mapped files larger than its memory.
+    With ``dtype`` the tables are rounded to that type.
     """
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
     fill = jax.jit(
@@ -91,11 +101,12 @@ def replicate_by_rows(tree: Any, devices: Sequence[jax.Device], *, chunk_bytes: 
     def put(x: np.ndarray) -> jax.Array:
         rows = max(1, chunk_bytes // max(1, x[:1].nbytes))
         if len(x) <= rows:
-            return jax.device_put(np.asarray(x), sharding)
-        table = jax.jit(lambda: jnp.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), out_shardings=sharding)()
+            return jax.device_put(np.asarray(x, dtype), sharding)
+        kind = jax.dtypes.canonicalize_dtype(x.dtype if dtype is None else dtype)
+        table = jax.jit(lambda: jnp.zeros(x.shape, kind), out_shardings=sharding)()
         for start in range(0, len(x), rows):
             start = min(start, len(x) - rows)  # chunks of one size need one program; the last two may overlap
-            table = fill(table, jax.device_put(np.array(x[start : start + rows]), sharding), start)
+            table = fill(table, jax.device_put(np.array(x[start : start + rows], dtype), sharding), start)
         return table.block_until_ready()
 
     return jax.tree.map(put, tree)

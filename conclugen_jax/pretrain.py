@@ -22,6 +22,7 @@ from conclugen_jax import (
     checkpoint,
     feed,
     loop,
+    memory,
     objective,
     online_probe,
     parallel,
@@ -161,26 +162,33 @@ def _run(
     with checkpoint.Checkpoints(workdir, **keep) as saved:
         state, info = _start(config, model, optimizer, manifest, saved)
         first_step, total_steps = int(state.step), config.train.num_epochs * steps_per_epoch
+        parts = _memory(config, manifest, state, rows, len(devices))
         shown = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "first_step": first_step}
         with (
             workdir_lib.MetricsLog(workdir, first_step, tensorboard=config.train.tensorboard) as log,
             workdir_lib.MetricsLog(workdir, first_step, name=workdir_lib.PROBES) as probes,
             progress.Display(title, **shown) as display,
+            memory.explained(parts, config),
         ):
             display.say(
                 f"{title}: {len(rows.usable)} examples, {steps_per_epoch} steps per epoch, {len(devices)} "
                 f"{devices[0].platform} device(s), {rows.tier} table, " + _beginning(first_step, total_steps)
             )
+            if config.data.storage_dtype != "float32":
+                display.say(
+                    f"{title}: rows are rounded to {config.data.storage_dtype}, targets of the reconstruction too"
+                )
             recorder = _Recorder(config, log, display, info)
             state, compiled = parallel.replicate(state, devices), {}
             for dispatch, inputs in batches(batches.plan(first_step)):
                 cluster = dispatch.epoch >= config.clustering.start_epoch
                 if cluster not in compiled:
                     recorder.flush()
-                    display.say(f"{title}: compiling " + ("with" if cluster else "without") + " clustering")
                     start = time.monotonic()
-                    compiled[cluster] = programs[cluster].lower(state, *inputs).compile()
-                    display.say(f"{title}: compiled in {time.monotonic() - start:.1f} s")
+                    compiled[cluster] = parallel.compiled(programs[cluster], state, *inputs)
+                    memory.check(compiled[cluster], devices[0], parts, config)
+                    kind = "with" if cluster else "without"
+                    display.say(f"{title}: compiled {kind} clustering in {time.monotonic() - start:.1f} s")
                     recorder.restart_clock()
                 state, metrics = compiled[cluster](state, *inputs)
                 recorder.take(dispatch, metrics)
@@ -213,6 +221,16 @@ def _beginning(first_step: int, total_steps: int) -> str:
     if first_step == total_steps:
         return "finished already"
     return f"resuming after step {first_step}" if first_step else "from random weights"
+
+
+def _memory(config, manifest, state, rows, num_devices) -> dict[str, float]:
+    return memory.estimate(
+        config,
+        {m: manifest.modalities[m] for m in config.data.modalities},
+        sum(x.size for x in jax.tree.leaves(state.params)),
+        table_rows=rows.num_examples if rows.tier == "device" else 0,
+        num_devices=num_devices,
+    )
 
 
 def _view_statistics(config: ConfigDict, manifest: Manifest) -> views.Statistics | None:

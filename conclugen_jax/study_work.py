@@ -150,7 +150,7 @@ def _worker(root: str, chain: list[Run], slot: int, jobs: int, parent: int) -> N
         os.sched_setaffinity(0, own)
     if not jax.config.jax_compilation_cache_dir:  # runs of a study compile the same programs again and again
         jax.config.update("jax_compilation_cache_dir", str(Path(root, ".compiled").absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     Path(root, "logs").mkdir(exist_ok=True)
     with open(Path(root, "logs", chain[0].path.replace("/", "_") + ".log"), "a", encoding="utf-8") as log:
         sys.stdout = sys.stderr = log

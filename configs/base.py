@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     data.host_table_gib = 64.0  # auto: a split up to this size, GiB, is kept in host memory
     data.host_cache_gib = 0.25  # tables from this size on, GiB, are memory-mapped files beside the shards, made once
     data.feed_gib = 0.25  # host and shards tiers: rows sent to the devices at once, GiB; at least one step's
+    data.storage_dtype = "float32"  # float32 | bfloat16: of rows on the device; bfloat16 rounds L_Rec's targets too
     data.verify = "hash"  # hash | size: how files are checked against the manifest before a run
 
     config.model = model = ConfigDict()

@@ -29,6 +29,7 @@ ORDER = [
     {"model", "config"},
     {"train_state", "checkpoint", "workdir"},
     {"loop", "objective", "task"},
+    {"memory"},
     {"probe", "feed"},
     {"encoder", "splits", "classifier", "notebook"},
     {"grid"},
