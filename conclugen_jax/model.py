@@ -335,6 +335,8 @@ class ConCluGen(nn.Module):
         self, reduced: Mapping[str, jax.Array], *, present: Mapping[str, jax.Array] | None = None, train: bool = False
     ) -> Projected:
         """What needs the whole batch; arguments as of :meth:`__call__`, and ``Encoded.reduced``."""
+        # In the model's own order, which a dict loses in a compiled loop: BatchNorm's averages are updated one by one.
+        reduced = {m: reduced[m] for m in self.feature_dims if m in reduced}
         projected = self._projection(reduced, "project", present or {}, train)
         logits = {m: self.clustering(x) for m, x in projected.items()} if "clustering" in self.heads else {}
         return Projected(

@@ -464,3 +464,35 @@ def test_plan_resumes_at_any_dispatch():
     assert [d.end_step for d in everything if d.ends_epoch] == [5, 10, 15]
     for i, dispatch in enumerate(everything):
         assert list(loop.plan(dispatch.end_step, [2, 2, 1], 3)) == everything[i + 1 :]
+
+
+@pytest.mark.parametrize("size", [4, 7, 15, 16, 100])
+def test_encoder_in_chunks_gives_the_same_loss_and_gradients(small, size):
+    config, model, state, batch, _ = small
+    chunked = config.copy_and_resolve_references()
+    chunked.encoder_chunk_size = size
+
+    def gradients(config):
+        loss_fn = functools.partial(
+            objective.pretrain_loss, model=model, config=config, steps_per_epoch=100, cluster=True
+        )
+        return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(state.params, state, batch, jax.random.key(2))
+
+    ((loss, (terms, stats, clustered)), grads), expected = gradients(chunked), gradients(config)
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    assert_close(loss, expected[0][0])
+    jax.tree.map(assert_close, (terms, stats, clustered.queue), (*expected[0][1][:2], expected[0][1][2].queue))
+    assert flat(grads).keys() == flat(expected[1]).keys()
+    for path, x in flat(expected[1]).items():  # that of a bias before BatchNorm is nothing but rounding
+        assert path == "projection/fc1/bias" or close(flat(grads)[path], x, 1e-4), path
+
+
+def test_encoder_in_chunks_needs_less_memory():
+    def temporary(size):
+        def loss(w, x):
+            return objective.in_chunks(lambda rows: jnp.tanh(jnp.tanh(rows @ w) @ w).sum(1), x, size).sum()
+
+        w, x = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 64), (8192, 64)))
+        return jax.jit(jax.grad(loss)).lower(w, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(256) < 0.25 * temporary(0)
