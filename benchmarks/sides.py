@@ -1,11 +1,11 @@
 """Two frameworks in processes of their own that take turns on one machine."""
 
 import json
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
 
 
 class Side:
@@ -14,9 +14,9 @@ class Side:
     A request names what to time; the process keeps what it has prepared, so that turns cost the timed work only.
     """
 
-    def __init__(self, name: str, command: Sequence[str]):
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None):
         self.name = name
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """The process's answer; what it writes to standard error passes through.
@@ -42,29 +42,20 @@ class Side:
         self._process.communicate()
 
 
-def serve(answers: dict[str, Callable[..., dict[str, Any]]]) -> None:
+def serve(answers: dict[str, Callable[..., dict[str, Any]]], stream: TextIO = sys.stdout) -> None:
     """Answer requests from standard input with the function that ``what`` names, until it ends."""
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps(answers[request.pop("what")](**request)), flush=True)
+        print(json.dumps(answers[request.pop("what")](**request)), file=stream, flush=True)
 
 
-def in_turns(sides: Sequence[Side], repeats: int, **request: Any) -> dict[str, list[dict[str, Any]]]:
-    """The answers of each side, asked in turn; a first round that does not count prepares and warms up."""
-    for side in sides:
-        side.ask(**request)
-    found: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
-    for _ in range(repeats):
-        for side in sides:
-            found[side.name].append(side.ask(**request))
-    return found
+def peak() -> dict[str, float]:
+    """Highest resident set of this process since it was last forgotten, GiB."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {"gib": int(lines["VmHWM"].split()[0]) / 2**20}
 
 
-def median(answers: Sequence[dict[str, Any]], key: str = "seconds") -> float:
-    """Of one number of each answer."""
-    return statistics.median(answer[key] for answer in answers)
-
-
-def ratio(slower: Sequence[dict[str, Any]], faster: Sequence[dict[str, Any]], key: str = "seconds") -> float:
-    """Median over turns of the ratio within a turn."""
-    return statistics.median(a[key] / b[key] for a, b in zip(slower, faster, strict=True))
+def forget_peak() -> dict[str, float]:
+    """Let :func:`peak` start anew from what is held now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()

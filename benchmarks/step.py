@@ -5,7 +5,6 @@ All timed steps are one dispatch over a table on the device: k-means over a full
 
 import functools
 import json
-import resource
 import sys
 import time
 from typing import Any
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sides
-from conclugen_jax import feed, optimizer, parallel, pretrain, train_state
+from conclugen_jax import clustering, feed, optimizer, parallel, pretrain, train_state
 from conclugen_jax import model as model_lib
 from conclugen_jax.data.host_table import DeviceTable
 from configs import base
@@ -47,7 +46,7 @@ class Trainer:
         config.encoder_chunk_size = options.get("encoder_chunk_size", 0)
         config.train.steps_per_dispatch = 10**4
         devices = jax.devices()[:1]
-        rng, rows = np.random.default_rng(0), 2 * batch
+        rng, rows = np.random.default_rng(0), options.get("rows") or 2 * batch
         table = {
             "features": {m: np.maximum(rng.standard_normal((rows, d), np.float32), 0) for m, d in dims.items()},
             "present": {m: np.ones(rows, bool) for m in dims},
@@ -79,19 +78,20 @@ class Trainer:
             axis_name=parallel.AXIS,
         )
         self.precision = parallel.MATMUL_PRECISION[config.precision]
+        self.table_gib = sum(x.nbytes for x in jax.tree.leaves(self.feed.table)) / 2**30
         position = {"epoch": [0], "first_step": [0], "num_steps": [1]}
         self.inputs = self.feed.table, {k: np.asarray(v, np.int32) for k, v in position.items()}, None
         start = time.perf_counter()
         with jax.default_matmul_precision(self.precision):
-            self.program = self.feed.make_dispatch(step).lower(self.state, *self.inputs).compile()
+            self.program = parallel.compiled(self.feed.make_dispatch(step), self.state, *self.inputs)
         self.compilation_seconds = time.perf_counter() - start
 
     def steps(self, number: int) -> dict[str, Any]:
-        """Run some steps, two at a time since the table holds two batches; the metrics of the last dispatch."""
+        """Run some steps, an epoch a dispatch; the metrics of the last one."""
         table, position, rows = self.inputs
-        metrics = None
-        for first in range(0, number, 2):
-            count = np.full(1, min(2, number - first), np.int32)
+        metrics, most = None, self.feed.steps_per_epoch
+        for first in range(0, number, most):
+            count = np.full(1, min(most, number - first), np.int32)
             self.state, metrics = self.program(self.state, table, {**position, "num_steps": count}, rows)
         return jax.block_until_ready((self.state, metrics))[1]
 
@@ -117,8 +117,38 @@ def time_steps(steps: int, **options: Any) -> dict[str, Any]:
     metrics = ready.steps(steps)
     seconds = (time.perf_counter() - start) / steps
     temporary = ready.program.memory_analysis().temp_size_in_bytes / 2**30
-    found = {"compilation_seconds": ready.compilation_seconds, "temporary_gib": temporary}
+    found = {"compilation_seconds": ready.compilation_seconds, "temporary_gib": temporary, "table_gib": ready.table_gib}
     return {"seconds": seconds, "kmeans_iterations": int(metrics["kmeans/iterations"][0]), **found, **memory()}
+
+
+def time_epochs(number: int, **options: Any) -> dict[str, Any]:
+    """Seconds of whole epochs, a dispatch each, without compilation."""
+    ready = trainer(**options)
+    table, position, rows = ready.inputs
+    steps = np.full(1, ready.feed.steps_per_epoch, np.int32)
+    start = time.perf_counter()
+    for epoch in range(number):
+        now = {**position, "epoch": np.full(1, epoch, np.int32), "num_steps": steps}
+        ready.state, metrics = ready.program(ready.state, table, now, rows)
+    jax.block_until_ready((ready.state, metrics))
+    seconds = time.perf_counter() - start
+    samples = number * ready.feed.steps_per_epoch * options["batch"]
+    return {"seconds": seconds, "samples_per_second": samples / seconds, **memory()}
+
+
+def time_kmeans(points: int, iterations: int, dim: int = 8) -> dict[str, Any]:
+    """Seconds of Lloyd with a set number of iterations."""
+    x = jax.random.normal(jax.random.key(0), (points, dim))
+    fit = _kmeans(iterations)
+    fit(x, x[:dim]).centroids.block_until_ready()
+    start = time.perf_counter()
+    fit(x, x[:dim]).centroids.block_until_ready()
+    return {"seconds": time.perf_counter() - start}
+
+
+@functools.cache
+def _kmeans(iterations: int) -> Any:
+    return jax.jit(functools.partial(clustering.lloyd, max_iterations=iterations, tolerance=-1.0))
 
 
 def time_matmul(rows: int = 4096, repeats: int = 3, precision: str = "float32") -> dict[str, Any]:
@@ -134,10 +164,9 @@ def time_matmul(rows: int = 4096, repeats: int = 3, precision: str = "float32") 
 
 
 def memory() -> dict[str, Any]:
-    """Highest memory so far, GiB: resident set of the process, and of the device where it tells."""
-    found = {"resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    """Highest memory of the device so far, GiB, where it tells."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return found | ({"device_gib": stats["peak_bytes_in_use"] / 2**30} if "peak_bytes_in_use" in stats else {})
+    return {"device_gib": stats["peak_bytes_in_use"] / 2**30} if "peak_bytes_in_use" in stats else {}
 
 
 def versions() -> dict[str, Any]:
@@ -147,4 +176,11 @@ def versions() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sides.serve({"step": time_steps, "matmul": time_matmul, "versions": versions})
+    answers = {
+        "step": time_steps,
+        "epochs": time_epochs,
+        "kmeans": time_kmeans,
+        "matmul": time_matmul,
+        "versions": versions,
+    }
+    sides.serve(answers | {"peak": sides.peak, "forget_peak": sides.forget_peak})

@@ -5,7 +5,6 @@ queue at every step, AdamW. Answers requests as benchmarks/sides.py describes; r
 """
 
 import json
-import resource
 import sys
 import time
 
@@ -136,9 +135,8 @@ def time_matmul(rows: int = 4096, repeats: int = 3, precision: str = "float32") 
 
 
 def memory() -> dict:
-    """Highest memory so far, GiB: resident set of the process, and of the GPU if there is one."""
-    found = {"resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-    return found | ({"device_gib": torch.cuda.max_memory_allocated() / 2**30} if DEVICE == "cuda" else {})
+    """Highest memory of the GPU so far, GiB, if there is one."""
+    return {"device_gib": torch.cuda.max_memory_allocated() / 2**30} if DEVICE == "cuda" else {}
 
 
 def versions() -> dict:
@@ -153,4 +151,5 @@ def _synchronize() -> None:
 
 
 if __name__ == "__main__":
-    sides.serve({"step": time_steps, "matmul": time_matmul, "versions": versions})
+    answers = {"step": time_steps, "matmul": time_matmul, "versions": versions}
+    sides.serve(answers | {"peak": sides.peak, "forget_peak": sides.forget_peak})

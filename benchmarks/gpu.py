@@ -1,0 +1,170 @@
+"""What a GPU makes of pretraining at the paper's sizes, in under 12 minutes with compilation, first lines first:
+
+    python -m benchmarks.gpu --torch-python=PYTHON_WITH_TORCH --json=FILE
+
+A line of JSON for each figure, as soon as it is known. Each measure runs in a process of its own, so that memory is that
+of this measure alone. --batch and --epochs make a short trial on any device.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import step
+from benchmarks.sides import Side
+
+PEER = Path(__file__).parent / "torch_peer.py"
+CHUNK = 8192  # rows that pass the encoder at once where the batch is larger
+ENVIRONMENT = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+def ours(**environment: str) -> Side:
+    """Our side; compiled programs of earlier measures are not seen unless the environment names a cache."""
+    return Side("ours", [sys.executable, "-m", "benchmarks.step"], env={**ENVIRONMENT, **environment})
+
+
+def step_rate(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Compilation cold and from the cache, samples per second, share of the product's rate."""
+    with tempfile.TemporaryDirectory() as cache:
+        for start in ("cold", "cached"):
+            with ours(JAX_COMPILATION_CACHE_DIR=cache) as side:
+                yield {"measure": f"compilation, {start}", **_timed(side, a.batch, "bfloat16", number=1)}
+                if start == "cached":
+                    yield from _rate(side, a.batch, "bfloat16")
+    for batch, precision in ((a.batch, "tensorfloat32"), (a.batch, "float32"), (4 * a.batch, "bfloat16")):
+        with ours() as side:
+            yield from _rate(side, batch, precision)
+
+
+def _rate(side: Side, batch: int, precision: str) -> Iterator[dict[str, Any]]:
+    gflops = side.ask(what="matmul", rows=4096, repeats=50, precision=precision)["gflops"]
+    found = _timed(side, batch, precision)
+    share = step.flops(batch) / found["seconds"] / 1e9 / gflops
+    yield {
+        "measure": f"step, batch {batch}, {precision}",
+        "samples_per_second": batch / found["seconds"],
+        "share_of_products": share,
+        "product_gflops": gflops,
+        **found,
+    }
+
+
+def _timed(side: Side, batch: int, precision: str, number: int = 20, **options: Any) -> dict[str, Any]:
+    """Median of five turns of consecutive steps."""
+    request = {"what": "step", "batch": batch, "precision": precision, **step.PAPER, **options}
+    side.ask(steps=2, **request)
+    turns = [side.ask(steps=number, **request) for _ in range(5 if number > 1 else 1)]
+    return turns[-1] | {"seconds": statistics.median(t["seconds"] for t in turns)}
+
+
+def clustering_share(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """K-means over a full queue and a batch, as long as it takes in the step, beside the step."""
+    with ours() as side:
+        found = _timed(side, a.batch, "bfloat16")
+        turns = [side.ask(what="kmeans", points=5 * a.batch, iterations=found["kmeans_iterations"]) for _ in range(6)][
+            1:
+        ]
+    seconds = statistics.median(t["seconds"] for t in turns)
+    yield {
+        "measure": f"k-means, share of a step of {a.batch}",
+        "share": seconds / found["seconds"],
+        "seconds": seconds,
+        "iterations": found["kmeans_iterations"],
+    }
+
+
+def whole_run(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """145,000 samples, all epochs, an epoch a dispatch, without compilation."""
+    with ours() as side:
+        request = {"batch": a.batch, "precision": "bfloat16", "rows": a.samples, **step.PAPER}
+        side.ask(what="epochs", number=1, **request)
+        found = side.ask(what="epochs", number=a.epochs, **request)
+    yield {"measure": f"{a.samples} samples x {a.epochs} epochs, without compilation", **found}
+
+
+def peak_memory(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Highest memory of the device during steps, the table of rows left out."""
+    for batch in (a.batch, 4 * a.batch, 16 * a.batch):
+        chunk = 0 if batch == a.batch else CHUNK
+        with ours() as side:
+            found = _timed(side, batch, "bfloat16", number=2, encoder_chunk_size=chunk)
+        if "device_gib" in found:
+            found["device_gib_less_data"] = found["device_gib"] - found["table_gib"]
+        yield {"measure": f"memory, batch {batch}, encoder_chunk_size {chunk}", **found}
+
+
+def peers(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """PyTorch on the same GPU."""
+    if not a.torch_python:
+        return
+    for precision, compiled in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
+        with Side("torch", [a.torch_python, str(PEER)]) as side:
+            found = _timed(side, a.batch, precision, compiled=compiled)
+        kind = "compiled" if compiled else "eager"
+        yield {
+            "measure": f"torch {kind}, batch {a.batch}, {precision}",
+            "samples_per_second": a.batch / found["seconds"],
+            **found,
+        }
+
+
+def largest_batch(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Doubled until a step does not run any more."""
+    batch = 32 * a.batch
+    while batch <= a.largest:
+        try:
+            with ours() as side:
+                found = _timed(side, batch, "bfloat16", number=1, encoder_chunk_size=CHUNK, rows=batch)
+        except RuntimeError as e:
+            yield {"measure": f"batch {batch} does not run", "error": str(e)[:200]}
+            return
+        yield {"measure": f"batch {batch} runs", **found}
+        batch *= 2
+
+
+MEASURES: tuple[Callable[[argparse.Namespace], Iterator[dict[str, Any]]], ...] = (
+    step_rate,
+    clustering_share,
+    whole_run,
+    peers,
+    peak_memory,
+    largest_batch,
+)
+
+
+def main() -> None:
+    """Measure, print a line each, and write everything as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torch-python", default="", help="Python that has torch and fast-pytorch-kmeans")
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--samples", type=int, default=145_000)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--largest", type=int, default=524_288, help="no larger batch is tried")
+    a = parser.parse_args()
+    start, found = time.monotonic(), []
+    with ours() as side:
+        found.append({"measure": "versions", **side.ask(what="versions")})
+    print(json.dumps(found[0]), flush=True)
+    for measure in MEASURES:
+        try:
+            for row in measure(a):
+                found.append({**row, "after_seconds": round(time.monotonic() - start)})
+                print(json.dumps(found[-1]), flush=True)
+        except RuntimeError as e:  # one measure that fails must not cost the others
+            found.append({"measure": measure.__name__, "error": str(e)[:300]})
+            print(json.dumps(found[-1]), flush=True)
+        if a.json:
+            a.json.parent.mkdir(parents=True, exist_ok=True)
+            a.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
