@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers
 
+from conclugen_jax import processes
 from conclugen_jax.errors import ConclugenError
 
 FOLDER = "checkpoints"
@@ -24,6 +26,8 @@ class Checkpoints:
 
     A checkpoint is a tree of arrays (the state, without any device layout, so that another number of devices can go
     on with it) and a JSON object. Committed ones survive a kill at any moment. A context manager.
+
+    Of several processes the main one has the checkpoints: the others see none and write none.
     """
 
     def __init__(self, workdir: str | Path, *, keep_newest: int = 1, keep_best: int = 0, read_only: bool = False):
@@ -36,6 +40,9 @@ class Checkpoints:
           read_only: nothing is created, written or deleted.
         """
         self.workdir = Path(workdir)
+        self._manager: ocp.CheckpointManager | None = None
+        if not processes.is_main():
+            return
         for name in ("absl", "asyncio"):  # Orbax reports every file it touches, and its failures more than once
             logging.getLogger(name).setLevel(logging.CRITICAL)
         policies = [checkpoint_managers.LatestN(keep_newest)]
@@ -49,9 +56,13 @@ class Checkpoints:
             best_fn=_loss,
             best_mode="min",
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            create=not read_only,
+            create=not read_only and not processes.several(),
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            # Orbax waits for every process of JAX at each step of a save, unless told that it is used by this one alone.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                active_processes={0} if processes.several() else None
+            ),
         )
         folder = (self.workdir / FOLDER).absolute()
         if read_only and not folder.is_dir():
@@ -59,11 +70,13 @@ class Checkpoints:
         if folder.exists() and not folder.is_dir():
             raise ConclugenError(f"{folder}: in the way of the checkpoints; remove it or choose another --workdir")
         with self._errors("the checkpoints cannot be opened", "mend the folder or choose another --workdir"):
+            if not options.create and not read_only:  # Orbax does not create it for some processes out of several
+                folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(folder, options=options)
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, oldest first."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps()) if self._manager else []
 
     def find(self, which: str | int) -> int:
         """The step of the ``newest`` or ``best`` checkpoint, or the one named, as number or digits.
@@ -94,7 +107,7 @@ class Checkpoints:
           info: JSON object that comes back with it.
           loss: what ``best`` goes by; ``None``: never the best.
         """
-        if step in self._manager.all_steps():
+        if not self._manager or step in self._manager.all_steps():
             return
         tree = to_tree(state)
         record = {"step": step, "sha256": fingerprint(tree), "info": dict(info)}
@@ -137,6 +150,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return once everything saved so far is committed."""
+        if not self._manager:
+            return
         with self._errors("a checkpoint cannot be written", "free space and repeat the command to resume"):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -149,7 +164,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._manager:
+                self._manager.close()
 
     @contextlib.contextmanager
     def _errors(self, what: str, way_out: str):
@@ -160,6 +176,14 @@ class Checkpoints:
         except Exception as e:  # Orbax and TensorStore raise many kinds
             reason = (str(e).strip() or type(e).__name__).splitlines()[0][:120]
             raise ConclugenError(f"{self.workdir / FOLDER}: {what} ({type(e).__name__}: {reason}); {way_out}") from e
+
+
+def of_main(state: Any, info: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The state and the JSON object that process 0 has, on every process; as they are where there is one."""
+    if not processes.several():
+        return state, dict(info)
+    tree = processes.of_main(to_tree(state))
+    return from_tree(tree, state, source="process 0"), json.loads(processes.text_of_main(json.dumps(info)))
 
 
 def fingerprint(tree: Any) -> str:

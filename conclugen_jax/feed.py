@@ -86,7 +86,8 @@ class Feed:
         def inputs(dispatch: Dispatch) -> tuple[Dispatch, tuple[Any, Any, Any]]:
             values = dispatch.epoch, dispatch.first_step_in_epoch, dispatch.num_steps
             named = zip(("epoch", "first_step", "num_steps"), values, strict=True)
-            position = {name: np.full(len(self.devices), value, np.int32) for name, value in named}
+            own = len(parallel.own_devices(self.devices))
+            position = {name: np.full(own, value, np.int32) for name, value in named}
             rows = None if table is not None else self._rows_of(dispatch)
             return dispatch, (table, parallel.shard(position, self.devices), rows)
 
@@ -110,7 +111,10 @@ class Feed:
         return batch_of
 
     def _rows_of(self, dispatch: Dispatch) -> Any:
-        """Rows [devices, steps, n, ...]; a dispatch shorter than others is filled up with its first step."""
+        """Rows [devices, steps, n, ...], of which a process reads those of its own devices.
+
+        A dispatch shorter than others is filled up with its first step.
+        """
         at = {"seed": self.config.seed, "epoch": dispatch.epoch}
         indices = batches.batch_indices(
             self.rows.usable,
@@ -120,13 +124,15 @@ class Feed:
             **at,
         )
         indices = np.concatenate([indices, np.repeat(indices[:1], max(self.lengths) - len(indices), axis=0)])
+        own = list(parallel.own_devices(self.devices))
+        indices = np.hstack([np.hsplit(indices, len(self.devices))[i] for i in own])
         variants = batches.variant_choices(indices, self.rows.variants, pairs=self.pairs, **at)
         flat = {m: v.reshape(indices.size, *v.shape[2:]) for m, v in variants.items()}
         rows = {key: x for key, x in self.rows.rows(indices.reshape(-1), flat).items() if key in self.keys}
         if "features" in rows:
             rows["features"] = {m: x.astype(self._storage, copy=False) for m, x in rows["features"].items()}
         stacked = host_table.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), rows)
-        return parallel.shard(parallel.split_rows(stacked, len(self.devices), axis=1), self.devices)
+        return parallel.shard(parallel.split_rows(stacked, len(own), axis=1), self.devices)
 
 
 def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:

@@ -79,10 +79,23 @@ def map_forward(forward: Callable, devices: Sequence[jax.Device]) -> Callable:
     return jax.pmap(forward, axis_name=AXIS, devices=list(devices), in_axes=(None, 0))
 
 
+def own_devices(devices: Sequence[jax.Device]) -> dict[int, jax.Device]:
+    """Those of this process by their positions on the axis."""
+    return {i: device for i, device in enumerate(devices) if device.process_index == jax.process_index()}
+
+
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Put one copy of every leaf on every device."""
+    """Put one copy of every leaf on every device; of several processes each has the leaves, and puts its own copies."""
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
-    return jax.device_put(tree, sharding)
+    own = list(own_devices(devices).values())
+    if len(own) == len(devices):
+        return jax.device_put(tree, sharding)
+
+    def put(x: Any) -> jax.Array:
+        copies = jax.device_put([x] * len(own), own)
+        return jax.make_array_from_single_device_arrays(copies[0].shape, sharding, copies)
+
+    return jax.tree.map(put, tree)
 
 
 def replicate_by_rows(tree: Any, devices: Sequence[jax.Device], *, chunk_bytes: int = 2**26, dtype: Any = None) -> Any:
@@ -101,21 +114,45 @@ def replicate_by_rows(tree: Any, devices: Sequence[jax.Device], *, chunk_bytes: 
     def put(x: np.ndarray) -> jax.Array:
         rows = max(1, chunk_bytes // max(1, x[:1].nbytes))
         if len(x) <= rows:
-            return jax.device_put(np.asarray(x, dtype), sharding)
+            return replicate(np.asarray(x, dtype), devices)
         kind = jax.dtypes.canonicalize_dtype(x.dtype if dtype is None else dtype)
         table = jax.jit(lambda: jnp.zeros(x.shape, kind), out_shardings=sharding)()
         for start in range(0, len(x), rows):
             start = min(start, len(x) - rows)  # chunks of one size need one program; the last two may overlap
-            table = fill(table, jax.device_put(np.array(x[start : start + rows], dtype), sharding), start)
+            table = fill(table, replicate(np.array(x[start : start + rows], dtype), devices), start)
         return table.block_until_ready()
 
     return jax.tree.map(put, tree)
 
 
 def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Put part i of the leading axis of every leaf on device i."""
+    """Put part i of the leading axis of every leaf on device i; of several processes each has the parts of its own."""
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
-    return jax.device_put(tree, sharding)
+    own = list(own_devices(devices).values())
+    if len(own) == len(devices):
+        return jax.device_put(tree, sharding)
+
+    def put(x: np.ndarray) -> jax.Array:
+        parts = jax.device_put(np.split(x, len(own)), own)
+        return jax.make_array_from_single_device_arrays((len(devices), *x.shape[1:]), sharding, parts)
+
+    return jax.tree.map(put, tree)
+
+
+class Largest:
+    """The largest of a number that each process gives, the same on all of them at the same call."""
+
+    def __init__(self, devices: Sequence[jax.Device]):
+        self._devices, self._own = devices, len(own_devices(devices))
+        self._program = jax.pmap(lambda x: jax.lax.pmax(x, AXIS), axis_name=AXIS, devices=list(devices), out_axes=None)
+        self._sent: Any = 0
+
+    def __call__(self, number: int) -> int:
+        """What this call gives a process alone; of several the result is a call late, so that none waits for it."""
+        if self._own == len(self._devices):
+            return number
+        before, self._sent = self._sent, self._program(shard(np.full(self._own, number), self._devices))
+        return int(before)
 
 
 def split_rows(tree: Any, num_devices: int, axis: int = 0) -> Any:

@@ -7,6 +7,7 @@ the gradient of ``objective.pretrain_loss``, which sums the terms of ``losses.py
 import collections
 import functools
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from conclugen_jax import (
     objective,
     online_probe,
     parallel,
+    processes,
     progress,
     signals,
     train_state,
@@ -109,7 +111,7 @@ def pretrain(
       config: see ``configs/base.py``.
       workdir: takes ``config.json``, ``data.json``, ``metrics.jsonl`` and ``checkpoints/``. Repeating the call with the
         same configuration resumes an interrupted run from exactly where its newest checkpoint stands.
-      devices: to train on; ``None``: all.
+      devices: to train on; ``None``: all, those of other processes too (:func:`conclugen_jax.processes.start`).
       on_epoch: called after each epoch, once its records are written and before its checkpoint is, with the epoch
         (from 0), its means of ``loss`` and of each term, and the state on the devices, valid during the call. What it
         raises ends the run, closed in order. No epoch is left out; a resumed run repeats those since its checkpoint.
@@ -130,6 +132,8 @@ def pretrain(
     config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=len(devices))
     steps_per_epoch = len(stream.usable) // config.train.batch_size
     config_lib.check_clustering(config, steps_per_epoch=steps_per_epoch)
+    if processes.several():
+        _check_alike(config, dataset.manifest)
     with (
         workdir_lib.claim(workdir) as folder,
         signals.caught() as stop,
@@ -160,7 +164,7 @@ def _run(
     keep = {"keep_newest": config.checkpoint.keep_newest, "keep_best": config.checkpoint.keep_best}
     probe = online_probe.create(config, model)
     with checkpoint.Checkpoints(workdir, **keep) as saved:
-        state, info = _start(config, model, optimizer, manifest, saved)
+        state, info = checkpoint.of_main(*_start(config, model, optimizer, manifest, saved))
         first_step, total_steps = int(state.step), config.train.num_epochs * steps_per_epoch
         parts = _memory(config, manifest, state, rows, len(devices))
         shown = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "first_step": first_step}
@@ -172,7 +176,8 @@ def _run(
         ):
             display.say(
                 f"{title}: {len(rows.usable)} examples, {steps_per_epoch} steps per epoch, {len(devices)} "
-                f"{devices[0].platform} device(s), {rows.tier} table, " + _beginning(first_step, total_steps)
+                f"{devices[0].platform} device(s){_shared_by(devices)}, {rows.tier} table, "
+                + _beginning(first_step, total_steps)
             )
             if config.data.storage_dtype != "float32":
                 display.say(
@@ -180,13 +185,14 @@ def _run(
                 )
             recorder = _Recorder(config, log, display, info)
             state, compiled = parallel.replicate(state, devices), {}
+            asked_to_stop = parallel.Largest(devices)
             for dispatch, inputs in batches(batches.plan(first_step)):
                 cluster = dispatch.epoch >= config.clustering.start_epoch
                 if cluster not in compiled:
                     recorder.flush()
                     start = time.monotonic()
                     compiled[cluster] = parallel.compiled(programs[cluster], state, *inputs)
-                    memory.check(compiled[cluster], devices[0], parts, config)
+                    memory.check(compiled[cluster], jax.local_devices()[0], parts, config)
                     kind = "with" if cluster else "without"
                     display.say(f"{title}: compiled {kind} clustering in {time.monotonic() - start:.1f} s")
                     recorder.restart_clock()
@@ -199,7 +205,7 @@ def _run(
                     recorder.flush()
                     on_epoch(dispatch.epoch, recorder.means(), state)
                     recorder.restart_clock()
-                stopping = stop.signal
+                stopping = asked_to_stop(stop.signal)
                 if loop.is_due(dispatch, config) or stopping:
                     recorder.flush()
                     goodness = recorder.mean_loss(dispatch)
@@ -231,6 +237,34 @@ def _memory(config, manifest, state, rows, num_devices) -> dict[str, float]:
         table_rows=rows.num_examples if rows.tier == "device" else 0,
         num_devices=num_devices,
     )
+
+
+def _shared_by(devices: Sequence[jax.Device]) -> str:
+    count = len({device.process_index for device in devices})
+    return f" of {count} processes" if count > 1 else ""
+
+
+def _check_alike(config: ConfigDict, manifest: Manifest) -> None:
+    """Refuse processes that would not train the same thing on the same data with as many devices each."""
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        raise ConclugenError(
+            f"the processes have {', '.join(str(counts[i]) for i in sorted(counts))} devices; give each as many"
+        )
+    own = {"config": config_lib.to_json(config), "data": f"{manifest.name} {manifest.version} {manifest.fingerprint()}"}
+    main = json.loads(processes.text_of_main(json.dumps(own)))
+    different = config_lib.differences(config_lib.from_json(main["config"], "process 0"), config)
+    # Each machine may have the data elsewhere: it is compared by content.
+    different = [line for line in different if not line.startswith("config.data.path:")]
+    if different:
+        raise ConclugenError(
+            f"the configuration differs from that of process 0 ({'; '.join(different)}); start all with the same command"
+        )
+    if main["data"] != own["data"]:
+        raise ConclugenError(
+            f"{config.data.path}: {manifest.name} {manifest.version} here is not the data set that process 0 has; copy that one"
+        )
+    processes.wait()  # nothing is written before all agree
 
 
 def _view_statistics(config: ConfigDict, manifest: Manifest) -> views.Statistics | None:

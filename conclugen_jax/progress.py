@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from conclugen_jax import processes
+
 PLAIN_SECONDS = 10.0
 """At most one plain line in so many seconds, besides the first and the last."""
 
@@ -31,7 +33,7 @@ class Display:
         first_step: int = 0,
         file: TextIO | None = None,
     ):
-        self._console = Console(file=file or sys.stderr, highlight=False)
+        self._console = Console(file=file or sys.stderr, highlight=False, quiet=not processes.is_main())
         self._steps_per_epoch, self._total = steps_per_epoch, total_steps
         self._last_line = float("-inf")
         self._live = None
@@ -75,7 +77,7 @@ class Counter:
     """Examples done, rate and time left of work that may be over in a moment; use it as a context manager."""
 
     def __init__(self, title: str, file: TextIO | None = None):
-        self._console = Console(file=file or sys.stderr, highlight=False)
+        self._console = Console(file=file or sys.stderr, highlight=False, quiet=not processes.is_main())
         self._title, self._start = title, time.monotonic()
         self._said, self._bar, self._task = self._start, None, None
 

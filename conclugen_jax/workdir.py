@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conclugen_jax import config as config_lib
-from conclugen_jax import trackers
+from conclugen_jax import processes, trackers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
@@ -30,12 +30,16 @@ LOCK = ".lock"
 def claim(workdir: str | Path) -> Iterator[Path]:
     """Own a workdir while the context lasts; it is made if needed.
 
-    The lock belongs to the process and vanishes with it, so a killed run leaves nothing to clean up.
+    The lock belongs to the process and vanishes with it, so a killed run leaves nothing to clean up. Of several
+    processes the main one is the owner.
 
     Raises:
       ConclugenError: the folder cannot be written, or a running process owns it.
     """
     workdir = Path(workdir)
+    if not processes.is_main():
+        yield workdir
+        return
     mend = "choose another --workdir or free it"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -85,6 +89,8 @@ def settle(workdir: Path, config: ConfigDict, data: Manifest) -> None:
       ConclugenError: the workdir belongs to a run with another configuration or other data; the differences are
         listed.
     """
+    if not processes.is_main():
+        return
     if (workdir / CONFIG).exists():
         changed = config_lib.differences(read_config(workdir), config)
         if changed:
@@ -140,12 +146,17 @@ class MetricsLog:
     """``metrics.jsonl``: one JSON object a line, in the order of steps.
 
     Opened at a step, it drops what a killed run wrote beyond the checkpoint of that step, so that the resumed run
-    neither doubles nor misses a line. A context manager: the file is closed however the run ends.
+    neither doubles nor misses a line. A context manager: the file is closed however the run ends. Of several processes
+    the main one writes.
     """
 
     def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False):
-        self._mirror = trackers.TensorBoard(workdir, step) if tensorboard else None
-        self._path = workdir / name
+        self._mirror, self._path = None, workdir / name
+        if not processes.is_main():
+            self._file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            return
+        if tensorboard:
+            self._mirror = trackers.TensorBoard(workdir, step)
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
         write_atomically(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a", encoding="utf-8")

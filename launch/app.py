@@ -4,12 +4,15 @@ import difflib
 import runpy
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
+from conclugen_jax import processes, signals
 from conclugen_jax.errors import ConclugenError
 
 FLAGS = flags.FLAGS
@@ -34,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
     """Parse flags and call ``main``.
 
     A mistake of the user ends in one sentence on standard error and exit code 2; --help explains everything and
-    exits with 0.
+    exits with 0. Of several processes all end with the one that fails.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.stdout is not None:  # which it is where a shell closed it
@@ -45,15 +48,24 @@ def run(main: Callable[[], None]) -> None:
             return
         _parse(sys.argv)
         main()
+        processes.leave()
+    except signals.Interrupted:
+        processes.leave()
+        raise
     except ConclugenError as e:
         _fail(e)
     except OSError as e:
         _fail(f"{e.filename or 'input or output'}: {e.strerror or e}")
     except KeyboardInterrupt:
+        processes.fail("interrupted", 130)
         sys.exit(130)
     except Exception as e:
         # by name, so that launchers that need no JAX do not load it
         if type(e).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(e):
+            if processes.several():
+                time.sleep(2)  # where another process is the cause, its sentence comes and ends this one
+                traceback.print_exc()
+                processes.fail(f"{type(e).__name__}: {_first_line(e)}", 1)
             raise
         _fail(f"out of memory ({_first_line(e)}); lower config.train.batch_size or the sizes in config.model")
 
@@ -174,5 +186,6 @@ def _first_line(error: object) -> str:
 
 
 def _fail(message: object) -> None:
+    processes.fail(str(message), 2)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

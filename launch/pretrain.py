@@ -2,19 +2,29 @@
 
 Repeat the same command to resume an interrupted run from where its newest checkpoint stands. Ctrl-C or SIGTERM saves a
 checkpoint first.
+
+On several machines or with several processes start the same command once for each, with --distributed=auto (launch/cluster).
 """
 
 from absl import flags
 
-from conclugen_jax import pretrain
+from conclugen_jax import pretrain, processes
 from launch import app
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, config.json")
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "off", ["off", "auto"], "auto: join the other processes that Slurm, Open MPI or JAX_* variables name"
+)
+TIMEOUT = flags.DEFINE_float(
+    "distributed_timeout", 60.0, "Seconds for all processes to come, and until a silent one counts as gone", 1, 86400
+)
 app.define_config()
 
 
 def main() -> None:
     """Train to the last epoch."""
+    if DISTRIBUTED.value == "auto":
+        processes.start(TIMEOUT.value)
     pretrain.pretrain(app.config(), app.required("workdir"))
 
 

@@ -84,9 +84,11 @@ def test_build_pretrain_interrupt_resume_evaluate(place):
         time.sleep(0.02)
     # Meanwhile nobody else gets the workdir.
     if process.poll() is None:
+        process.send_signal(signal.SIGSTOP)  # else it may be done before the other has started
         refused = run("launch.pretrain", config, f"--workdir={broken}", code=2)
         assert f"in use by process {process.pid}" in refused.stderr
         process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode in (0, 128 + signal.SIGTERM), stderr
     run("launch.pretrain", config, f"--workdir={broken}")

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "conclugen_jax"
 ORDER = [
     {"errors", "types", "locks", "signals"},
-    {"data.sources", "data.pooling", "data.wire", "data.files"},
+    {"processes", "data.sources", "data.pooling", "data.wire", "data.files"},
     {"data.digits", "data.manifest", "data.corpora", "data.index", "data.parquet", "data.pickles", "data.cells"},
     {"data.features", "data.folders", "data.combined"},
     {"data.annotations", "data.place", "data.mmsa", "data.records", "data.tallies"},

@@ -1,0 +1,64 @@
+"""One process of several that train together, for test_processes.py: python -m tests.run_processes DATA FOLDER
+
+What is in its environment says which one it is. All runs are made one after the other, since a process starts slowly.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from conclugen_jax import pretrain, processes, signals
+from launch import app
+from tests.helpers import tiny_config
+
+STOP_AFTER = 4
+
+
+def config_of(data, tier):
+    """A run that compiles fast; without Adam, which amplifies the rounding of gradients that are zero."""
+    return tiny_config(
+        data,
+        data__tier=tier,
+        data__modalities=("audio", "text"),
+        clustering__start_epoch=0,
+        optimizer__name="sgd",
+        optimizer__learning_rate=0.05,
+        train__num_epochs=3,
+        checkpoint__keep_newest=100,
+    )
+
+
+def main():
+    data, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    processes.start(60)
+    for tier in ("device", "host"):
+        pretrain.pretrain(config_of(data, tier), folder / tier)
+
+    config, take = config_of(data, "shards"), pretrain._Recorder.take
+
+    def take_then_kill(self, dispatch, metrics):
+        take(self, dispatch, metrics)
+        if dispatch.end_step == STOP_AFTER and not processes.is_main():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    pretrain._Recorder.take = take_then_kill
+    with pytest.raises(signals.Interrupted) as stopped:
+        pretrain.pretrain(config, folder / "shards")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    pretrain._Recorder.take = take
+    if processes.is_main():
+        shutil.copytree(folder / "shards", folder / "interrupted")
+    pretrain.pretrain(config, folder / "shards")
+
+    config.seed = 0 if processes.is_main() else 1
+    pretrain.pretrain(config, folder / "different")
+
+
+if __name__ == "__main__":
+    sys.argv, arguments = sys.argv[:1], sys.argv
+    app._parse = lambda _: sys.argv.extend(arguments[1:])
+    app.run(main)

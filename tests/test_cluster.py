@@ -1,0 +1,94 @@
+"""The examples for clusters: they can be parsed, and every module, flag and key named there exists."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conclugen_jax import processes
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "launch" / "cluster"
+
+
+def slurm():
+    return (FOLDER / "pretrain.sbatch").read_text()
+
+
+def jobset():
+    return yaml.safe_load((FOLDER / "pretrain-jobset.yaml").read_text())
+
+
+def sky():
+    return yaml.safe_load((FOLDER / "pretrain.sky.yaml").read_text())
+
+
+def container():
+    [job] = jobset()["spec"]["replicatedJobs"]
+    return job, job["template"]["spec"]["template"]["spec"]["containers"][0]
+
+
+def launched(script):
+    """The arguments of the launcher that a shell script starts: from ``-m`` on."""
+    [line] = [x for x in script.replace("\\\n", " ").splitlines() if " -m launch." in x]
+    words = shlex.split(line)
+    return words[words.index("-m") + 1 :]
+
+
+COMMANDS = {
+    "slurm": lambda: launched(slurm()),
+    "jobset": lambda: container()[1]["command"][2:],
+    "sky": lambda: launched(sky()["run"]),
+}
+
+
+@pytest.mark.parametrize("script", [slurm, lambda: sky()["run"], lambda: sky()["setup"]])
+def test_shell_scripts_can_be_parsed(script):
+    result = subprocess.run(["bash", "-n"], input=script(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr
+
+
+def test_the_launcher_takes_every_argument():
+    code = (
+        "import json, sys, importlib\nfrom launch import app\n"
+        "module, *arguments = json.loads(sys.argv[1])\nimportlib.import_module(module)\n"
+        "sys.argv = [module, *arguments]\napp._parse(sys.argv)\nflags = app.FLAGS\n"
+        "print(json.dumps([flags.distributed, app.config().train.batch_size, app.required('workdir')]))"
+    )
+    for name, command in COMMANDS.items():
+        result = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(command())], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert result.returncode == 0, (name, result.stderr)
+        distributed, batch_size, workdir = json.loads(result.stdout)
+        assert distributed == "auto"
+        assert batch_size % 16 == 0  # devices
+        assert workdir.endswith("runs/conclugen" if name != "slurm" else "$RUNS/conclugen")
+
+
+def test_the_processes_of_a_jobset_find_each_other():
+    job, one = container()
+    assert [x["name"] for x in one["env"]] == [processes.ADDRESS, processes.COUNT, processes.INDEX]
+    name, count = jobset()["metadata"]["name"], job["template"]["spec"]["completions"]
+    assert one["env"][0]["value"].rpartition(":")[0] == f"{name}-{job['name']}-0-0.{name}"
+    assert one["env"][1]["value"] == str(count) == str(job["template"]["spec"]["parallelism"])
+    assert job["template"]["spec"]["completionMode"] == "Indexed"
+
+
+def test_sky_sets_the_variables_that_are_read():
+    exported = re.findall(r"export (\w+)=", sky()["run"])
+    assert exported == [processes.ADDRESS, processes.COUNT, processes.INDEX]
+
+
+def test_the_guide_names_what_there_is():
+    guide = (FOLDER / "README.md").read_text()
+    for name in (processes.ADDRESS, processes.COUNT, processes.INDEX):
+        assert name in guide
+    for name in re.findall(r"\]\(([^)]+)\)", guide):
+        assert (FOLDER / name).is_file(), name
