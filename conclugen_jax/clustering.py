@@ -3,15 +3,20 @@
 No gradient flows through anything here.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from conclugen_jax import parallel
 from conclugen_jax.losses import unit_rows
 
 METRICS = ("cosine", "euclidean")
 INITIALISATIONS = ("random", "kmeans++", "warm")
+
+_UNROLLED = 32  # clusters compared in one compiled loop over the points, on a CPU
+_ROWS_PER_PART = 1024  # rows added one by one to a sum, on a CPU: rounding then stays that of a product
 
 
 class KMeans(NamedTuple):
@@ -90,6 +95,8 @@ def lloyd(
     tolerance: float = 1e-4,
     metric: str = "cosine",
     weights: jax.Array | None = None,
+    axis_name: str | None = None,
+    iterations_per_turn: int | None = None,
 ) -> KMeans:
     """Lloyd's algorithm.
 
@@ -99,15 +106,19 @@ def lloyd(
     negative. Ties go to the lowest index.
 
     Args:
-      points: [n, dim].
-      init_centroids: [num_clusters, dim].
+      points: [n, dim]; with ``axis_name`` this device's share of them.
+      init_centroids: [num_clusters, dim], the same on all devices.
       max_iterations: at most so many iterations; >= 1.
       tolerance: stop once the squared shifts of all centroids sum to at most this.
       metric: ``cosine`` or ``euclidean``.
       weights: [n], >= 0, how much each point counts in the means; ``None``: 1 each.
+      axis_name: mapped axis over which the points are split; ``None``: these are all points.
+      iterations_per_turn: iterations between two looks at whether to stop; those past the end change nothing.
+        ``None``: 1 on a CPU and 8 elsewhere, where the device waits for the host at every look.
 
     Returns:
-      KMeans(centroids, assignments, iterations). The assignments are those made just before the last move.
+      KMeans(centroids, assignments, iterations). The assignments are those made just before the last move, of
+      this device's points.
 
     Raises:
       ValueError: shapes that do not fit together, an unknown metric, or no iteration.
@@ -120,24 +131,46 @@ def lloyd(
         raise ValueError(f"lloyd needs a metric of {METRICS} and max_iterations >= 1, got {metric!r}, {max_iterations}")
     if weights is not None and weights.shape != points.shape[:1]:
         raise ValueError(f"lloyd: weights must be [{points.shape[0]}], got {weights.shape}")
-    points, centroids = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (points, init_centroids))
-    weights = jnp.ones(points.shape[0]) if weights is None else weights
-    compared = unit_rows(points) if metric == "cosine" else points
+    points, init_centroids = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (points, init_centroids))
+    num_clusters = init_centroids.shape[0]
+    # A column of ones gives the counts with the sums. All this is made once, not at every iteration.
+    rows = jnp.concatenate([points, jnp.ones((points.shape[0], 1))], axis=1)
+    rows = rows if weights is None else rows * weights[:, None]
+    columns = (unit_rows(points) if metric == "cosine" else points).T
 
     def iterate(carry):
         centroids, before, iterations, _ = carry
-        assignments = nearest(compared, centroids, metric=metric)
-        moved = _weighted_means(points, weights, assignments, centroids.shape[0])
+        assignments = _nearest(columns, centroids, metric)
+        sums, changed = parallel.total(
+            (_cluster_sums(rows, assignments, num_clusters), jnp.any(assignments != before).astype(jnp.int32)),
+            axis_name,
+        )
+        sums, counts = sums[:, :-1], sums[:, -1:]
+        moved = jnp.where(counts > 0, sums / jnp.where(counts > 0, counts, 1), 0)
         # Equal assignments have equal means: the shift is 0, also where the compiler rounds the two means differently.
-        shift = jnp.where(jnp.any(assignments != before), jnp.sum(jnp.square(moved - centroids)), 0)
+        shift = jnp.where(changed > 0, jnp.sum(jnp.square(moved - centroids)), 0)
         return moved, assignments, iterations + 1, shift
 
     def unfinished(carry):
         _, _, iterations, shift = carry
         return (iterations < max_iterations) & (shift > tolerance)
 
-    start = (centroids, jnp.full(points.shape[0], -1, jnp.int32), jnp.int32(0), jnp.float32(jnp.inf))
-    centroids, assignments, iterations, _ = jax.lax.while_loop(unfinished, iterate, start)
+    def iterate_if_unfinished(_, carry):
+        return jax.tree.map(functools.partial(jnp.where, unfinished(carry)), iterate(carry), carry)
+
+    def loop(start, per_turn):
+        if per_turn == 1:
+            return jax.lax.while_loop(unfinished, iterate, start)
+        return jax.lax.while_loop(
+            unfinished, lambda carry: jax.lax.fori_loop(0, per_turn, iterate_if_unfinished, carry), start
+        )
+
+    start = (init_centroids, jnp.full(points.shape[0], -1, jnp.int32), jnp.int32(0), jnp.float32(jnp.inf))
+    centroids, assignments, iterations, _ = jax.lax.platform_dependent(
+        start,
+        cpu=functools.partial(loop, per_turn=iterations_per_turn or 1),
+        default=functools.partial(loop, per_turn=iterations_per_turn or 8),
+    )
     return KMeans(centroids, assignments, iterations)
 
 
@@ -146,19 +179,58 @@ def nearest(points: jax.Array, centroids: jax.Array, *, metric: str) -> jax.Arra
 
     With ``cosine`` the points' lengths do not matter, so they need not be normalised.
     """
-    if metric == "cosine":
-        scores = jnp.matmul(points, unit_rows(centroids).T, precision="highest")
-    else:
-        scores = jnp.matmul(points, centroids.T, precision="highest") - 0.5 * jnp.square(centroids).sum(axis=1)[None, :]
-    return jnp.argmax(scores, axis=1).astype(jnp.int32)
+    return _nearest(points.T, centroids, metric)
 
 
-def _weighted_means(points, weights, assignments, num_clusters):
-    member = (assignments[:, None] == jnp.arange(num_clusters)[None, :]) * weights[:, None]
-    # "highest": a mean must not be rounded to TF32 or bfloat16; these products are tiny.
-    sums = jnp.matmul(member.T, points, precision="highest")
-    counts = member.sum(axis=0)[:, None]
-    return jnp.where(counts > 0, sums / jnp.where(counts > 0, counts, 1), 0)
+def _nearest(columns: jax.Array, centroids: jax.Array, metric: str) -> jax.Array:
+    """:func:`nearest` of points in columns [dim, n], so that what is done to each point is done to vectors of them."""
+    compared = unit_rows(centroids) if metric == "cosine" else centroids
+    scores = jnp.matmul(compared, columns, precision="highest")
+    if metric == "euclidean":
+        scores -= 0.5 * jnp.square(centroids).sum(axis=1)[:, None]
+    return jax.lax.platform_dependent(
+        scores, cpu=_first_best, default=lambda scores: jnp.argmax(scores, axis=0).astype(jnp.int32)
+    )
+
+
+def _first_best(scores: jax.Array) -> jax.Array:
+    """``argmax(scores, axis=0)`` of [num_clusters, n] by elementwise operations, which a CPU does many at a time."""
+
+    def better(best, candidate):
+        (score, index), (candidate_score, candidate_index) = best, candidate
+        wins = candidate_score > score
+        return (jnp.where(wins, candidate_score, score), jnp.where(wins, candidate_index, index)), None
+
+    num_clusters, n = scores.shape
+    start = jnp.full(n, -jnp.inf, scores.dtype), jnp.zeros(n, jnp.int32)
+    candidates = scores, jnp.arange(num_clusters, dtype=jnp.int32)
+    (_, index), _ = jax.lax.scan(better, start, candidates, unroll=min(num_clusters, _UNROLLED))
+    return index
+
+
+def _cluster_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
+    """Sum of the rows of each cluster: [n, dim], int32 [n] -> [num_clusters, dim]."""
+    return jax.lax.platform_dependent(
+        rows,
+        assignments,
+        cpu=functools.partial(_added_sums, num_clusters=num_clusters),
+        default=functools.partial(_product_sums, num_clusters=num_clusters),
+    )
+
+
+def _added_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
+    """Each row added to its cluster's sum: num_clusters times less work than a product, but one row after another."""
+    num_parts = -(-rows.shape[0] // _ROWS_PER_PART)
+    part = jnp.arange(rows.shape[0], dtype=jnp.int32) // _ROWS_PER_PART
+    sums = jnp.zeros((num_parts * num_clusters, rows.shape[1])).at[part * num_clusters + assignments].add(rows)
+    return sums.reshape(num_parts, num_clusters, -1).sum(axis=0)
+
+
+def _product_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
+    """A product with the members of each cluster: on an accelerator always in the same order, unlike additions."""
+    member = (assignments[None, :] == jnp.arange(num_clusters)[:, None]).astype(rows.dtype)
+    # "highest": a mean must not be rounded to TF32 or bfloat16.
+    return jnp.matmul(member, rows, precision="highest")
 
 
 def _plus_plus(key, points, num_clusters, metric):

@@ -60,6 +60,8 @@ RANGES = {
     "clustering.queue_batches": (0, 10**4),
     "clustering.max_iterations": (1, 10**6),
     "clustering.tolerance": (0, None),
+    "clustering.refit_every_steps": (1, 10**9),
+    "clustering.gather_limit_mib": (0, None),
     "optimizer.learning_rate": (0, 1e3),
     "optimizer.weight_decay": (0, None),
     "optimizer.b1": (0, 0.999999),

@@ -121,32 +121,14 @@ def clustering_term(
     steps_per_epoch: int,
     axis_name: str | None,
 ) -> Clustered:
-    """L_Clu: k-means over the queue and this batch, then the margin softmax towards the own centroid (Eq. 8-10).
-
-    The fused vectors of all devices are gathered and every device runs the same k-means, so all agree on it.
-    """
+    """L_Clu: k-means over the queue and this batch, then the margin softmax towards the own centroid (Eq. 8-10)."""
     section = config.clustering
     fused = fuse(cluster_logits, present)
     all_fused = parallel.gather(jax.lax.stop_gradient(fused), axis_name)
     filled = state.queue_batches
     if section.queue_reset == "epoch":
         filled = jnp.where(state.step % steps_per_epoch == 0, 0, filled)
-    points = jnp.concatenate([state.queue, all_fused])
-    start = clustering.initial_centroids(
-        key,
-        points,
-        section.num_clusters,
-        method=section.initialisation,
-        metric=section.metric,
-        previous=state.centroids,
-    )
-    kmeans = clustering.lloyd(
-        points,
-        start,
-        max_iterations=section.max_iterations,
-        tolerance=section.tolerance,
-        metric=section.metric,
-    )
+    kmeans = _kmeans(all_fused, state, key, config=config, steps_per_epoch=steps_per_epoch, axis_name=axis_name)
     assignments = parallel.own_rows(kmeans.assignments[state.queue.shape[0] :], fused.shape[0], axis_name)
 
     def towards_centroid(vectors: jax.Array, valid: jax.Array) -> jax.Array:
@@ -173,6 +155,71 @@ def clustering_term(
         queue_batches=jnp.minimum(filled + 1, section.queue_batches),
         kmeans=kmeans,
     )
+
+
+def _kmeans(
+    fused: jax.Array,
+    state: TrainState,
+    key: jax.Array,
+    *,
+    config: ConfigDict,
+    steps_per_epoch: int,
+    axis_name: str | None,
+) -> clustering.KMeans:
+    """k-means over the queue and the batch of all devices, [batch, K]; the result is the same on all devices.
+
+    Every device does the same work on all points, so all agree on it; beyond ``config.clustering.gather_limit_mib`` each
+    works on its share of queue and batch, and sums are added up. At steps that do not refit, the centroids stay.
+    """
+    section, num_devices = config.clustering, parallel.device_count(axis_name)
+    points = jnp.concatenate([state.queue, fused])
+    split = num_devices > 1 and points.nbytes > section.gather_limit_mib * 2**20
+    own = points
+    if split:
+        parts = [parallel.own_rows(x, x.shape[0] // num_devices, axis_name) for x in (state.queue, fused)]
+        own = jnp.concatenate(parts)
+
+    def fit() -> clustering.KMeans:
+        start = clustering.initial_centroids(
+            key,
+            points,
+            section.num_clusters,
+            method=section.initialisation,
+            metric=section.metric,
+            previous=state.centroids,
+        )
+        return clustering.lloyd(
+            own,
+            start,
+            max_iterations=section.max_iterations,
+            tolerance=section.tolerance,
+            metric=section.metric,
+            axis_name=axis_name if split else None,
+        )
+
+    def keep() -> clustering.KMeans:
+        assignments = clustering.nearest(own, state.centroids, metric=section.metric)
+        return clustering.KMeans(state.centroids, assignments, jnp.int32(0))
+
+    if section.refit_every_steps == 1:
+        kmeans = fit()
+    else:
+        kmeans = jax.lax.cond(_refits(state, config, steps_per_epoch), fit, keep)
+    if split:
+        of_parts = jnp.split(kmeans.assignments, [parts[0].shape[0]])
+        kmeans = kmeans._replace(assignments=jnp.concatenate([parallel.gather(x, axis_name) for x in of_parts]))
+    return kmeans
+
+
+def _refits(state: TrainState, config: ConfigDict, steps_per_epoch: int) -> jax.Array:
+    """Whether k-means runs at this step, or the centroids stay: boolean scalar, from step and centroids alone.
+
+    With a queue emptied at each epoch, steps count from where it is full: the first such step of every epoch refits.
+    """
+    section, step = config.clustering, state.step
+    if section.queue_reset == "epoch":
+        step = step % steps_per_epoch - section.queue_batches
+    return (step % section.refit_every_steps == 0) | ~jnp.any(state.centroids != 0)
 
 
 def pretrain_loss(

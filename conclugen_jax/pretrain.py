@@ -85,7 +85,7 @@ def pretrain_step(
     if clustered is not None:
         sizes = jnp.bincount(clustered.kmeans.assignments, length=config.clustering.num_clusters)
         metrics["kmeans/iterations"] = jnp.where(clustered.active, clustered.kmeans.iterations, 0)
-        metrics["kmeans/largest_cluster"] = sizes.max() / sizes.sum()
+        metrics["kmeans/largest_cluster"] = jnp.where(clustered.active, sizes.max() / sizes.sum(), 0)
         metrics["kmeans/empty_clusters"] = (sizes == 0).sum()
         new_state = new_state.replace(
             queue=clustered.queue,
@@ -384,8 +384,8 @@ class _Recorder:
 
 
 def _without_idle_clustering(record: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what says nothing while the queue is not full: no k-means iteration, no clustering took place."""
-    if record.get("kmeans/iterations") != 0:
+    """Leave out what says nothing while the queue is not full: a largest cluster of no points, nothing was assigned."""
+    if record.get("kmeans/largest_cluster") != 0:
         return record
     return {k: v for k, v in record.items() if not k.startswith("kmeans/") and k != "loss/clustering"}
 

@@ -66,6 +66,8 @@ def get_config() -> ConfigDict:
     clustering.metric = "cosine"  # cosine | euclidean
     clustering.max_iterations = 100  # Lloyd iterations per step, at most
     clustering.tolerance = 1e-4  # stop once the squared shifts of the centroids sum to this
+    clustering.refit_every_steps = 1  # full-queue steps from one k-means to the next; centroids stay in between
+    clustering.gather_limit_mib = 64  # MiB of queue and batch beyond which several devices share the work of k-means
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw | sgd

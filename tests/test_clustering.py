@@ -3,12 +3,13 @@
 import itertools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans as SklearnKMeans
 
-from conclugen_jax import clustering
+from conclugen_jax import clustering, parallel
 
 
 def blobs(seed=0, n=60, k=3, d=4):
@@ -109,6 +110,65 @@ def test_weights_count_points_and_zero_leaves_them_out():
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_iterations_past_the_end_change_nothing():
+    points = blobs(6, n=200, k=5)
+    for keywords in ({}, {"metric": "euclidean"}, {"max_iterations": 5, "tolerance": -1.0}):
+        one, three, eight = (
+            clustering.lloyd(points, points[:5], iterations_per_turn=turn, **keywords) for turn in (1, 3, 8)
+        )
+        assert one.iterations % 8 != 0
+        for turn in (three, eight):
+            assert turn.iterations == one.iterations
+            np.testing.assert_array_equal(turn.assignments, one.assignments)
+            np.testing.assert_array_equal(turn.centroids, one.centroids)
+
+
+@pytest.mark.parametrize("num_clusters", [1, 2, 33, 70])
+def test_first_best_is_the_lowest_of_the_highest(num_clusters):
+    # Few values, so that most columns have several maxima; negative ones, so that no start value wins.
+    scores = -np.random.default_rng(0).integers(1, 4, size=(num_clusters, 500)).astype(np.float32)
+    best = clustering._first_best(jnp.asarray(scores))
+    np.testing.assert_array_equal(best, scores.argmax(0))
+
+
+def test_sums_by_addition_and_by_product_agree():
+    rng = np.random.default_rng(0)
+    n = 8 * clustering._ROWS_PER_PART + 77
+    # All alike, and many: one sum from end to end would be off by more than the tolerance.
+    rows = np.concatenate([np.full((n, 1), 0.1), rng.normal(size=(n, 2))], axis=1).astype(np.float32)
+    assignments = rng.integers(0, 3, size=n).astype(np.int32)
+    expected = np.stack([rows[assignments == k].astype(np.float64).sum(0) for k in range(4)])
+    for sums in (clustering._added_sums, clustering._product_sums):
+        np.testing.assert_allclose(sums(jnp.asarray(rows), assignments, 4), expected, rtol=5e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize(("platform", "on_cpu"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_each_platform_gets_its_own_form(platform, on_cpu):
+    program = jax.jit(lambda p: clustering.lloyd(p, p[:3]))
+    exported = jax.export.export(program, platforms=[platform])(jax.ShapeDtypeStruct((60, 4), jnp.float32))
+    text = exported.mlir_module()
+    assert ("stablehlo.scatter" in text) == on_cpu
+    assert text.count("stablehlo.while") == (1 if on_cpu else 2)  # turns of one iteration, or of a loop over eight
+
+
+@pytest.mark.parametrize("metric", clustering.METRICS)
+def test_points_split_over_devices(metric):
+    points = blobs(7, n=240, k=5)
+    weights = np.random.default_rng(0).uniform(0, 2, size=240).astype(np.float32)
+    # In order of the outcome: at some iterations only the points of a few devices change their cluster.
+    order = np.argsort(clustering.lloyd(points, points[:5], metric=metric, weights=weights).assignments)
+    start, points, weights = points[:5], points[order], weights[order]
+    whole = clustering.lloyd(points, start, metric=metric, weights=weights)
+    shares = jax.pmap(
+        lambda p, w: clustering.lloyd(p, start, metric=metric, weights=w, axis_name=parallel.AXIS),
+        axis_name=parallel.AXIS,
+    )(*parallel.split_rows((points, weights), 8))
+    np.testing.assert_array_equal(parallel.merge_rows(shares.assignments), whole.assignments)
+    for device in range(8):
+        np.testing.assert_allclose(shares.centroids[device], whole.centroids, rtol=1e-5, atol=1e-6)
+        assert shares.iterations[device] == whole.iterations > 2
 
 
 def test_no_gradient_flows_through():
