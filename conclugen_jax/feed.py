@@ -75,9 +75,9 @@ class Feed:
         """All dispatches from a step, which is the end of one of them, to the end of the run."""
         return loop.plan(first_step, self.lengths, self.config.train.num_epochs)
 
-    def make_dispatch(self, step: Callable) -> Callable:
-        """The program of a dispatch for all of the feed's: see :func:`conclugen_jax.loop.make_dispatch`."""
-        return parallel.map_step(loop.make_dispatch(step, self.batches_of, max(self.lengths)), self.devices)
+    def make_dispatch(self, step: Callable, state_axes: Any = None) -> Callable:
+        """The program for all dispatches of the feed: see ``loop.make_dispatch`` and ``parallel.map_step``."""
+        return parallel.map_step(loop.make_dispatch(step, self.batches_of, max(self.lengths)), self.devices, state_axes)
 
     def __call__(self, dispatches: Iterable[Dispatch]) -> Iterator[tuple[Dispatch, tuple[Any, Any, Any]]]:
         """Dispatches with what their program takes besides the state: (table, position, rows)."""

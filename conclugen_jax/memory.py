@@ -46,7 +46,7 @@ def estimate(
     moments = 2 if config.optimizer.name == "adamw" else 0
     return {
         "table": table_rows * width * stored / GIB,
-        "parameters": parameters * 4 * (2 + moments) / GIB,
+        "parameters": parameters * 4 * (2 + moments / (num_devices if config.optimizer.shard else 1)) / GIB,
         "activations": (rows * (width + heads) * 4 + at_once * units * size) / GIB,
         "similarities": bool(config.loss.contrastive_weight) * len(pairs) * entries * 4 / GIB,
     }
@@ -100,7 +100,9 @@ def _way_out(parts: Mapping[str, float], config: ConfigDict) -> str:
     if largest == "activations" and not 0 < config.encoder_chunk_size <= CHUNK:
         return f"set config.encoder_chunk_size={CHUNK}"
     if largest == "parameters":
-        return "lower config.model.representation_dim or use a device with more memory"
+        if not config.optimizer.shard and config.optimizer.name == "adamw":
+            return "set config.optimizer.shard=True with several devices or lower config.model.representation_dim"
+        return "lower config.model.representation_dim or use devices with more memory"
     return "lower config.train.batch_size or use more devices"
 
 

@@ -7,12 +7,14 @@ then the gradient of that scalar (the transpose of a sum over devices is again a
 """
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
@@ -54,15 +56,59 @@ def own_rows(gathered: jax.Array, num_rows: int, axis_name: str | None) -> jax.A
     return jax.lax.dynamic_slice_in_dim(gathered, device_index(axis_name) * num_rows, num_rows)
 
 
-def map_step(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+def own_part(x: jax.Array, axis_name: str) -> jax.Array:
+    """This device's part of an array that all have, flat and filled up with zeros: [...] -> [part]."""
+    parts = _parts(x, device_count(axis_name), jnp)
+    return jax.lax.dynamic_index_in_dim(parts, device_index(axis_name), keepdims=False)
+
+
+def own_part_of_mean(x: jax.Array, axis_name: str) -> jax.Array:
+    """Like :func:`own_part`, of the mean over devices of arrays that differ."""
+    count = device_count(axis_name)
+    return jax.lax.psum_scatter(_parts(x, count, jnp), axis_name, scatter_dimension=0) / count
+
+
+def join_parts(part: jax.Array, shape: Sequence[int], axis_name: str) -> jax.Array:
+    """The array of which each device has a part: the inverse of :func:`own_part`."""
+    return jax.lax.all_gather(part, axis_name, tiled=True)[: math.prod(shape)].reshape(shape)
+
+
+def split(x: Any, devices: Sequence[jax.Device]) -> jax.Array:
+    """Put part i of an array, flat and filled up with zeros, on device i: [...] -> [devices, part]."""
+    parts = _parts(np.asarray(x), len(devices), np)
+    return shard(parts[list(own_devices(devices))], devices)
+
+
+def whole(x: jax.Array, like: jax.Array) -> np.ndarray:
+    """The inverse of :func:`split`, on the host: [devices, part] -> the shape of ``like``; a scalar stays as it is."""
+    if not like.ndim:
+        return x
+    if not x.is_fully_addressable:
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x).reshape(-1)[: like.size].reshape(like.shape)
+
+
+def _parts(x: Any, count: int, xp: Any) -> Any:
+    """[...] -> [count, part]."""
+    flat = x.reshape(-1)
+    return xp.pad(flat, (0, -flat.size % count)).reshape(count, -1)
+
+
+def map_step(step: Callable, devices: Sequence[jax.Device], state_axes: Any = None) -> Callable:
     """Compile ``step(state, table, position, rows) -> (state, metrics)`` for several devices.
 
     State and table are the same on every device and never grow a device axis; ``position`` and ``rows`` carry one
-    leading axis of size ``len(devices)``. The state is donated. What comes back must be equal on all devices: that
-    is what the test "one device equals eight" checks, since only the first device's copy is kept.
+    leading axis of size ``len(devices)``, and so do leaves of the state where ``state_axes`` has a 0. The state is
+    donated. What else comes back must be equal on all devices: that is what the test "one device equals eight" checks,
+    since only the first device's copy is kept.
     """
     return jax.pmap(
-        step, axis_name=AXIS, devices=list(devices), in_axes=(None, None, 0, 0), out_axes=None, donate_argnums=0
+        step,
+        axis_name=AXIS,
+        devices=list(devices),
+        in_axes=(state_axes, None, 0, 0),
+        out_axes=None if state_axes is None else (state_axes, None),
+        donate_argnums=0,
     )
 
 

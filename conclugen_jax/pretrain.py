@@ -29,6 +29,7 @@ from conclugen_jax import (
     parallel,
     processes,
     progress,
+    sharded_update,
     signals,
     train_state,
     views,
@@ -71,14 +72,19 @@ def pretrain_step(
     (_, (metrics, batch_stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params, state, batch, key
     )
-    grads = parallel.mean(grads, axis_name)
-    active = clustered.active if clustered is not None else False
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, active=active)
-    metrics["gradient_norm"] = optax.tree.norm(grads)
+    params, opt_state, metrics["gradient_norm"] = sharded_update.apply(
+        optimizer,
+        grads,
+        state.opt_state,
+        state.params,
+        split=config.optimizer.shard,
+        axis_name=axis_name,
+        active=clustered.active if clustered is not None else False,
+    )
     metrics["learning_rate"] = schedule(state.step)
     new_state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
@@ -159,7 +165,6 @@ def _run(
     statistics = _view_statistics(config, manifest)
     pairs = (config.loss.instance_modality,) if config.loss.instance_weight else ()
     batches = feed.Feed(rows, config, devices, pairs=pairs)
-    programs = _programs(config, model, optimizer, schedule, statistics, batches)
     title = f"pretrain {workdir.name}"
     keep = {"keep_newest": config.checkpoint.keep_newest, "keep_best": config.checkpoint.keep_best}
     probe = online_probe.create(config, model)
@@ -184,7 +189,12 @@ def _run(
                     f"{title}: rows are rounded to {config.data.storage_dtype}, targets of the reconstruction too"
                 )
             recorder = _Recorder(config, log, display, info)
-            state, compiled = parallel.replicate(state, devices), {}
+            like = jax.eval_shape(lambda: state)
+            shared = config.optimizer.shard and len(devices) > 1
+            axes = sharded_update.axes(like) if shared else None
+            whole = functools.partial(sharded_update.collect, like=like) if shared else lambda state: state
+            programs = _programs(config, model, optimizer, schedule, statistics, batches, axes)
+            state, compiled = (sharded_update.place if shared else parallel.replicate)(state, devices), {}
             asked_to_stop = parallel.Largest(devices)
             for dispatch, inputs in batches(batches.plan(first_step)):
                 cluster = dispatch.epoch >= config.clustering.start_epoch
@@ -203,7 +213,7 @@ def _run(
                     recorder.restart_clock()
                 if on_epoch is not None and dispatch.ends_epoch:
                     recorder.flush()
-                    on_epoch(dispatch.epoch, recorder.means(), state)
+                    on_epoch(dispatch.epoch, recorder.means(), whole(state))
                     recorder.restart_clock()
                 stopping = asked_to_stop(stop.signal)
                 if loop.is_due(dispatch, config) or stopping:
@@ -211,7 +221,7 @@ def _run(
                     goodness = recorder.mean_loss(dispatch)
                     if config.checkpoint.best_by == "probe":
                         goodness = probe.cost(dispatch)
-                    saved.save(dispatch.end_step, state, recorder.info(), loss=goodness)
+                    saved.save(dispatch.end_step, whole(state), recorder.info(), loss=goodness)
                     recorder.restart_clock()
                 if stopping:
                     saved.wait()
@@ -220,7 +230,7 @@ def _run(
             recorder.flush()
             saved.wait()
             display.say(f"done: {total_steps} steps; checkpoints in {workdir / checkpoint.FOLDER}")
-    return state
+            return whole(state)
 
 
 def _beginning(first_step: int, total_steps: int) -> str:
@@ -273,7 +283,7 @@ def _view_statistics(config: ConfigDict, manifest: Manifest) -> views.Statistics
     return views.Statistics(*manifest.standardization(config.loss.instance_modality))
 
 
-def _programs(config, model, optimizer, schedule, statistics, batches) -> dict[bool, Callable]:
+def _programs(config, model, optimizer, schedule, statistics, batches, axes) -> dict[bool, Callable]:
     """The program of a dispatch before (``False``) and after (``True``) clustering joins the objective."""
     step = functools.partial(
         pretrain_step,
@@ -285,7 +295,7 @@ def _programs(config, model, optimizer, schedule, statistics, batches) -> dict[b
         statistics=statistics,
         axis_name=parallel.AXIS,
     )
-    return {cluster: batches.make_dispatch(functools.partial(step, cluster=cluster)) for cluster in (False, True)}
+    return {cluster: batches.make_dispatch(functools.partial(step, cluster=cluster), axes) for cluster in (False, True)}
 
 
 def _start(

@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
     optimizer.weight_decay = 3.2e-4  # decoupled, on all trained parameters
     optimizer.b1 = 0.9  # decay of the first moment
     optimizer.b2 = 0.999  # decay of the second moment
+    optimizer.shard = False  # moments and update are split over the devices; the same numbers in less memory of each
     optimizer.eps = 1e-8  # added to the root of the second moment
 
     config.schedule = schedule = ConfigDict()

@@ -29,7 +29,7 @@ ORDER = [
     {"model", "config"},
     {"train_state", "checkpoint", "workdir"},
     {"loop", "objective", "task"},
-    {"memory"},
+    {"memory", "sharded_update"},
     {"probe", "feed"},
     {"encoder", "splits", "classifier", "notebook"},
     {"grid"},
