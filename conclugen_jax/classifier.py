@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax import parallel, train_state
+from conclugen_jax import sharded_update, train_state
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.task import Task
 from conclugen_jax.train_state import TrainState
@@ -22,17 +22,18 @@ def downstream_step(
     task: Task,
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
+    split: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step; the metrics are those of the state before it."""
+    """One optimizer step, ``split`` over the devices by choice; the metrics are those of the state before it."""
     key = jax.random.fold_in(state.rng, state.step)
 
     def loss_fn(params: Any) -> jax.Array:
         return task.loss(task.logits(params, state.feature_stats, batch, key), batch["label"])
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    grads = parallel.mean(grads, task.classifier.axis_name)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state, _ = sharded_update.apply(
+        optimizer, grads, state.opt_state, state.params, split=split, axis_name=task.classifier.axis_name
+    )
     metrics = {"loss": loss, "learning_rate": schedule(state.step)}
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax import checkpoint, classifier, feed, loop, parallel, progress, signals
+from conclugen_jax import checkpoint, classifier, feed, loop, parallel, progress, sharded_update, signals
 from conclugen_jax import config as config_lib
 from conclugen_jax import encoder as encoder_lib
 from conclugen_jax import optimizer as optimizer_lib
@@ -194,7 +194,9 @@ def _run(
     run = _Run(config, task, splits, devices, evaluation_batch, forward)
     rates = {"representation/.*": config.downstream.encoder_rate}
     optimizer, schedule = optimizer_lib.from_config(config, run.steps_per_epoch, trainable, rates)
-    step = functools.partial(classifier.downstream_step, task=task, optimizer=optimizer, schedule=schedule)
+    step = functools.partial(
+        classifier.downstream_step, task=task, optimizer=optimizer, schedule=schedule, split=config.optimizer.shard
+    )
     state = classifier.fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
     title = f"{config.downstream.protocol} {workdir.name}"
     total_steps = config.train.num_epochs * run.steps_per_epoch
@@ -230,8 +232,8 @@ def _fit(
 ) -> Best:
     """Train to the last epoch and keep the best one."""
     batches = feed.Feed(run.splits["train"], run.config, run.devices, keys=("features", "present", "label"))
-    program = batches.make_dispatch(step)
-    state = parallel.replicate(state, run.devices)
+    program = batches.make_dispatch(step, sharded_update.axes(state, run.config, run.devices))
+    state = sharded_update.place(state, run.config, run.devices)
     task, best, lowest, since = run.task, None, float("inf"), 0
     for dispatch, inputs in batches(batches.plan(0)):
         state, metrics = program(state, *inputs)

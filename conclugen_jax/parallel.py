@@ -80,9 +80,7 @@ def split(x: Any, devices: Sequence[jax.Device]) -> jax.Array:
 
 
 def whole(x: jax.Array, like: jax.Array) -> np.ndarray:
-    """The inverse of :func:`split`, on the host: [devices, part] -> the shape of ``like``; a scalar stays as it is."""
-    if not like.ndim:
-        return x
+    """The inverse of :func:`split`, on the host: [devices, part] -> the shape of ``like``."""
     if not x.is_fully_addressable:
         x = multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x).reshape(-1)[: like.size].reshape(like.shape)

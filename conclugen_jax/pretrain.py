@@ -119,8 +119,9 @@ def pretrain(
         same configuration resumes an interrupted run from exactly where its newest checkpoint stands.
       devices: to train on; ``None``: all, those of other processes too (:func:`conclugen_jax.processes.start`).
       on_epoch: called after each epoch, once its records are written and before its checkpoint is, with the epoch
-        (from 0), its means of ``loss`` and of each term, and the state on the devices, valid during the call. What it
-        raises ends the run, closed in order. No epoch is left out; a resumed run repeats those since its checkpoint.
+        (from 0), its means of ``loss`` and of each term, and the state on the devices (moments as
+        ``sharded_update.place`` has them), valid during the call. What it raises ends the run, closed in order. No epoch
+        is left out; a resumed run repeats those since its checkpoint.
 
     Returns:
       The final state.
@@ -189,12 +190,9 @@ def _run(
                     f"{title}: rows are rounded to {config.data.storage_dtype}, targets of the reconstruction too"
                 )
             recorder = _Recorder(config, log, display, info)
-            like = jax.eval_shape(lambda: state)
-            shared = config.optimizer.shard and len(devices) > 1
-            axes = sharded_update.axes(like) if shared else None
-            whole = functools.partial(sharded_update.collect, like=like) if shared else lambda state: state
+            axes = sharded_update.axes(state, config, devices)
             programs = _programs(config, model, optimizer, schedule, statistics, batches, axes)
-            state, compiled = (sharded_update.place if shared else parallel.replicate)(state, devices), {}
+            state, compiled = sharded_update.place(state, config, devices), {}
             asked_to_stop = parallel.Largest(devices)
             for dispatch, inputs in batches(batches.plan(first_step)):
                 cluster = dispatch.epoch >= config.clustering.start_epoch
@@ -213,7 +211,7 @@ def _run(
                     recorder.restart_clock()
                 if on_epoch is not None and dispatch.ends_epoch:
                     recorder.flush()
-                    on_epoch(dispatch.epoch, recorder.means(), whole(state))
+                    on_epoch(dispatch.epoch, recorder.means(), state)
                     recorder.restart_clock()
                 stopping = asked_to_stop(stop.signal)
                 if loop.is_due(dispatch, config) or stopping:
@@ -221,7 +219,9 @@ def _run(
                     goodness = recorder.mean_loss(dispatch)
                     if config.checkpoint.best_by == "probe":
                         goodness = probe.cost(dispatch)
-                    saved.save(dispatch.end_step, whole(state), recorder.info(), loss=goodness)
+                    saved.save(
+                        dispatch.end_step, sharded_update.whole(state, optimizer), recorder.info(), loss=goodness
+                    )
                     recorder.restart_clock()
                 if stopping:
                     saved.wait()
@@ -230,7 +230,7 @@ def _run(
             recorder.flush()
             saved.wait()
             display.say(f"done: {total_steps} steps; checkpoints in {workdir / checkpoint.FOLDER}")
-            return whole(state)
+            return sharded_update.whole(state, optimizer)
 
 
 def _beginning(first_step: int, total_steps: int) -> str:

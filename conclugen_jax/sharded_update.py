@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from conclugen_jax import parallel
 from conclugen_jax.train_state import TrainState
@@ -55,14 +56,23 @@ def apply(
     return joined, opt_state, jnp.sqrt(parallel.total(squared, axis_name))
 
 
-def axes(state: TrainState) -> TrainState:
-    """Which leaves of a state have parts on the devices (0) and which are the same on all (``None``): the moments have."""
+def is_split(config: ConfigDict, devices: Sequence[jax.Device]) -> bool:
+    """Whether the devices of a run share its update."""
+    return config.optimizer.shard and len(devices) > 1
+
+
+def axes(state: TrainState, config: ConfigDict, devices: Sequence[jax.Device]) -> TrainState | None:
+    """Which leaves of a state have parts on the devices (0), the moments, and which are the same on all (``None``)."""
+    if not is_split(config, devices):
+        return None
     nowhere = jax.tree.map(lambda _: None, state)
     return nowhere.replace(opt_state=jax.tree.map(lambda x: 0 if x.ndim else None, state.opt_state))
 
 
-def place(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
-    """A state on the devices, each moment [...] split over them: [devices, part]."""
+def place(state: TrainState, config: ConfigDict, devices: Sequence[jax.Device]) -> TrainState:
+    """A state on the devices; each moment [...] of a split update as [devices, part], a part on each."""
+    if not is_split(config, devices):
+        return parallel.replicate(state, devices)
     others = parallel.replicate(state.replace(opt_state=None), devices)
     return others.replace(
         opt_state=jax.tree.map(
@@ -71,11 +81,9 @@ def place(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
     )
 
 
-def collect(state: TrainState, like: TrainState) -> TrainState:
-    """A state with whole moments, on the host: what a run on any number of devices can go on with.
-
-    Args:
-      state: as :func:`place` or a step leaves it.
-      like: state with the shapes wanted.
-    """
-    return state.replace(opt_state=jax.tree.map(parallel.whole, state.opt_state, like.opt_state))
+def whole(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state with whole moments, those that were split on the host: what any number of devices can go on with."""
+    like = jax.eval_shape(optimizer.init, state.params)
+    return state.replace(
+        opt_state=jax.tree.map(lambda x, y: x if x.shape == y.shape else parallel.whole(x, y), state.opt_state, like)
+    )

@@ -1,143 +1,208 @@
-"""The update split over devices: the same numbers, moments that lie on one device each, checkpoints for any number."""
+"""The update split over devices: the numbers of the replicated one, a part of the moments on each, whole checkpoints."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from conclugen_jax import checkpoint, loop, optimizer, parallel, pretrain, sharded_update, train_state
+from conclugen_jax import checkpoint, downstream, loop, optimizer, parallel, pretrain, sharded_update, train_state
 from conclugen_jax.data import builders
-from tests.helpers import Faces, close, flat, log_without_times, tiny_config
+from tests.helpers import Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 
-SHAPES = {
-    "a": {"kernel": (5, 3), "bias": (3,)},
-    "b": {"kernel": (7,)},
-    "frozen": {"kernel": (4,)},
-    "head": {"kernel": (2, 2)},
+N, STEPS, IDLE = 16, 6, 2
+PARAMETERS = {
+    "hidden": {"kernel": (13, 8), "bias": (8,)},  # the kernel's chunks need no filling up, the others' do
+    "head": {"kernel": (8, 3), "bias": (3,)},
+    "frozen": {"kernel": (3, 3)},
 }
 
 
-def parameters(seed):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: rng.normal(size=s).astype(np.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+class Run:
+    """A small network, the rates and parts of whose parameters differ; the head is idle in the first steps."""
 
-
-def steps(name, split, num_devices, number=4):
-    """Parameters, moments and norms after some steps from gradients that differ by step and device."""
-    make = optimizer.make_optimizer(
-        lambda step: 0.1 / (1 + step),
-        name=name,
-        weight_decay=0.05,
-        trainable=("a/.*", "b/.*", "head/.*"),
-        idle=("head/.*",),
-        rates={"b/.*": 0.5},
-    )
-    devices = jax.devices()[:num_devices]
-    variables = {"params": parameters(0)}
-    state = train_state.create(variables, make, jax.random.key(0))
-    like = jax.eval_shape(lambda: state)
-
-    def step(state, batch):
-        grads = jax.tree.map(lambda g: g * batch["scale"], batch["grads"])
-        params, opt_state, norm = sharded_update.apply(
-            make, grads, state.opt_state, state.params, split=split, axis_name=parallel.AXIS, active=state.step != 1
+    def __init__(self, name, shard, num_devices):
+        self.config, self.devices = tiny_config(optimizer__shard=shard), jax.devices()[:num_devices]
+        self.optimizer = optimizer.make_optimizer(
+            lambda step: 0.01 / (step + 1),
+            name=name,
+            weight_decay=0.1,
+            trainable=("hidden/.*", "head/.*"),
+            idle=("head/.*",),
+            rates={"hidden/kernel": 0.25},
         )
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"norm": norm}
+        axes = sharded_update.axes(self.start(), self.config, self.devices)
+        dispatch = loop.make_dispatch(self._step, lambda _, __, rows: lambda i: rows[i], STEPS)
+        self.program = parallel.map_step(dispatch, self.devices, axes)
 
-    def of_step(table, position, rows):
-        return lambda i: jax.tree.map(lambda x: x[i], rows)
+    def _step(self, state, x):
+        def loss(p):
+            hidden = jnp.tanh(x @ p["hidden"]["kernel"] + p["hidden"]["bias"][None])
+            out = (hidden @ p["head"]["kernel"] + p["head"]["bias"][None]) @ p["frozen"]["kernel"]
+            return jnp.square(out - x[:, :3]).mean()
 
-    # The mean over devices of their gradients is the same for any number of devices: factors of mean 1.
-    scale = np.stack([np.tile([0.5, 1.5], num_devices // 2) if num_devices > 1 else np.ones(1)] * number, axis=1)
-    grads = jax.tree.map(lambda *x: np.stack(x), *(parameters(seed) for seed in range(1, number + 1)))
-    rows = {"scale": scale.astype(np.float32), "grads": jax.tree.map(lambda x: np.stack([x] * num_devices), grads)}
-    axes = sharded_update.axes(like) if split else None
-    program = parallel.map_step(loop.make_dispatch(step, of_step, number), devices, axes)
-    placed = (sharded_update.place if split else parallel.replicate)(state, devices)
-    before = placed
-    position = {"num_steps": np.full(num_devices, number, np.int32)}
-    placed, metrics = program(placed, None, position, rows)
-    return (sharded_update.collect(placed, like) if split else placed), np.asarray(metrics["norm"]), placed, before
+        params, opt_state, norm = sharded_update.apply(
+            self.optimizer,
+            jax.grad(loss)(state.params),
+            state.opt_state,
+            state.params,
+            axis_name=parallel.AXIS,
+            split=self.config.optimizer.shard,
+            active=state.step >= IDLE,
+        )
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"gradient_norm": norm}
+
+    def start(self):
+        """The whole state at step 0."""
+        rng = np.random.default_rng(1)
+        params = {a: {b: normal(rng, shape) for b, shape in part.items()} for a, part in PARAMETERS.items()}
+        return train_state.create({"params": params}, self.optimizer, jax.random.key(2))
+
+    def place(self, state):
+        return sharded_update.place(state, self.config, self.devices)
+
+    def inputs(self, first, count):
+        rows = np.resize(normal(np.random.default_rng(0), (STEPS, N, 13))[first:], (STEPS, N, 13))
+        position = {"num_steps": np.full(len(self.devices), count, np.int32)}
+        return None, position, parallel.split_rows(rows, len(self.devices), axis=1)
+
+    def __call__(self, state, count):
+        """(state on the devices, gradient norms) after so many steps."""
+        state, metrics = self.program(state, *self.inputs(int(state.step), count))
+        return state, np.asarray(metrics["gradient_norm"])[:count]
+
+    def whole(self, state):
+        return sharded_update.whole(state, self.optimizer)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_split_update_is_the_whole_one(name):
-    expected, norms, *_ = steps(name, False, 1)
-    for num_devices in (2, 8):
-        state, found, placed, before = steps(name, True, num_devices)
-        np.testing.assert_allclose(found, norms, rtol=1e-6)
-        for path, x in flat(expected).items():
-            assert close(flat(state)[path], x, 1e-5), path
-        np.testing.assert_array_equal(state.params["frozen"]["kernel"], parameters(0)["frozen"]["kernel"])
-        assert all(x.is_deleted() for x in jax.tree.leaves(before.params))
-        if name == "adamw":
-            moments = [x for x in jax.tree.leaves(placed.opt_state) if x.ndim]
-            assert len(moments) == 2 * 4  # of the trained parameters
-            for x in moments:
-                assert x.shape[0] == num_devices
-                assert {part.data.shape[0] for part in x.addressable_shards} == {1}
-            assert all(x.is_deleted() for x in jax.tree.leaves(before.opt_state) if x.ndim)
-
-
-def test_place_and_collect_are_inverse():
-    make = optax.adam(1e-3)
-    state = train_state.create({"params": parameters(0)}, make, jax.random.key(0))
-    state = state.replace(
-        opt_state=jax.tree.map(lambda x: x + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), state.opt_state)
-    )
-    for count in (1, 2, 8):
-        placed = sharded_update.place(state, jax.devices()[:count])
-        back = sharded_update.collect(placed, jax.eval_shape(lambda: state))
-        for path, x in flat(state.opt_state).items():
-            np.testing.assert_array_equal(flat(back.opt_state)[path], x)
+def normal(rng, shape):
+    return rng.normal(size=shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The same run whole and split, and one that goes on alone from a checkpoint of the split one."""
-    data = builders.build(Faces(), tmp_path_factory.mktemp("data"))
-    folder = tmp_path_factory.mktemp("runs")
-
-    def run(name, devices, epochs=4, **changes):
-        settings = {"optimizer__name": "sgd", "clustering__start_epoch": 1, "checkpoint__keep_newest": 100, **changes}
-        config = tiny_config(data, train__num_epochs=epochs, **settings)
-        return pretrain.pretrain(config, folder / name, devices=jax.devices()[:devices])
-
-    return folder, {"whole": run("whole", 4), "split": run("split", 4, optimizer__shard=True)}, run
+def runs():
+    """Programs by (optimizer, split, devices), each made once."""
+    return functools.cache(Run)
 
 
-def test_a_split_run_is_the_whole_one(runs):
-    folder, states, _ = runs
-    for path, x in flat(states["whole"]).items():
-        assert close(flat(states["split"])[path], x, 1e-4), path
-    ours, theirs = (log_without_times(folder / name) for name in ("split", "whole"))
-    for a, b in zip(ours, theirs, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-5)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_same_numbers_as_the_replicated_update(runs, name):
+    replicated, split = (runs(name, shard, 8) for shard in (False, True))
+    start = split.start()
+    expected, norms = replicated(replicated.place(replicated.start()), STEPS)
+    state, split_norms = split(split.place(split.start()), STEPS)
+    state = split.whole(state)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for path, value in flat(expected).items():
+        assert close(flat(state)[path], value, 1e-5), path
+    assert close(split_norms, norms, 1e-5)
+    assert norms.min() > 0.1
+    # Frozen parameters never move; the head has waited while it was idle, decay included; all others have moved.
+    assert_same_bits(state.params["frozen"], start.params["frozen"])
+    early, _ = split(split.place(split.start()), IDLE)
+    assert_same_bits(early.params["head"], start.params["head"])
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).all()), state.params, start.params)
+    assert all(jax.tree.leaves((moved["hidden"], moved["head"])))
 
 
-def test_checkpoints_of_a_split_run_fit_any_run(runs, tmp_path):
-    folder, states, run = runs
-    run("adam", 4, epochs=2, optimizer__name="adamw", optimizer__shard=True)
-    saved = checkpoint.Checkpoints(folder / "adam", read_only=True)
-    tree, _ = saved.restore_tree(saved.find("newest"))
-    shapes = {p: x.shape for p, x in flat(tree["params"]).items()}
-    moments = {p.split("/mu/")[1]: x.shape for p, x in flat(tree["opt_state"]).items() if "/mu/" in p}
-    assert moments.items() <= shapes.items()
-    assert moments
-    run("alone", 1, epochs=2, optimizer__name="adamw")
-    other = checkpoint.Checkpoints(folder / "alone", read_only=True)
-    expected, _ = other.restore_tree(other.find("newest"))
-    assert flat(expected).keys() == flat(tree).keys()
+def test_one_device_has_the_program_of_the_replicated_update(runs):
+    replicated, split = (runs("adamw", shard, 1) for shard in (False, True))
+    texts = [run.program.lower(run.place(run.start()), *run.inputs(0, 1)).as_text() for run in (replicated, split)]
+    assert texts[0] == texts[1]
 
 
-def test_a_split_run_goes_on_with_another_number_of_devices(runs):
-    folder, states, run = runs
-    short = run("resumed", 4, optimizer__shard=True, checkpoint__every_epochs=1, epochs=4)
-    for step in (12, 16):  # as if killed after eight steps
-        (folder / "resumed" / "checkpoints" / str(step)).rename(folder / f"gone{step}")
-    again = run("resumed", 2, optimizer__shard=True, epochs=4)
-    for path, x in flat(short).items():
-        assert close(flat(again)[path], x, 1e-4), path
-    assert int(again.step) == 16
+def test_each_device_holds_its_part_of_the_moments(runs):
+    run = runs("adamw", True, 8)
+    whole = run.start().opt_state
+    before = run.place(run.start())
+    after, _ = run(before, 1)
+    assert all(x.is_deleted() for x in jax.tree.leaves((before.params, before.opt_state)))
+    for state in (run.place(run.start()), after):
+        for like, x in zip(jax.tree.leaves(whole), jax.tree.leaves(state.opt_state), strict=True):
+            parts = x.addressable_shards
+            assert len({part.device for part in parts}) == 8
+            assert {part.data.size for part in parts} == {-(-like.size // 8)}  # 1 of a counter
+    for path, leaf in jax.tree_util.tree_leaves_with_path(after.params):
+        assert len({np.asarray(part.data).tobytes() for part in leaf.addressable_shards}) == 1, path
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_whole_is_the_inverse_of_place(runs, count):
+    run = runs("adamw", True, count)
+    state = run.start()
+    numbers = jax.tree.map(
+        lambda x: jnp.arange(1, x.size + 1).reshape(x.shape).astype(x.dtype), state.opt_state
+    )  # else all are zeros
+    state = state.replace(opt_state=numbers)
+    assert_same_bits(run.whole(run.place(state)), state)
+
+
+def test_checkpoints_fit_any_number_of_devices_and_either_setting(runs, tmp_path):
+    run = runs("adamw", True, 8)
+    state, _ = run(run.place(run.start()), 3)
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        saved.save(3, run.whole(state), {})
+        saved.wait()
+        expected, norms = run(state, 3)
+        expected = run.whole(expected)
+        for shard, count in ((True, 8), (True, 2), (False, 1)):
+            other = runs("adamw", shard, count)
+            restored, _ = saved.restore(3, jax.eval_shape(other.start))
+            after, other_norms = other(other.place(restored), 3)
+            after = other.whole(after)
+            if count == 8:
+                assert_same_bits(after, expected)
+            for path, value in flat(expected).items():
+                assert close(flat(after)[path], value, 1e-5), (count, path)
+            assert close(other_norms, norms, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return builders.build(Faces(missing=0.3), tmp_path_factory.mktemp("data"))
+
+
+def test_pretraining_split_trains_as_replicated_and_resumes_bit_for_bit(data, tmp_path):
+    config = tiny_config(data, train__num_epochs=2, clustering__start_epoch=0, optimizer__shard=True)
+    devices, axes = jax.devices()[:2], []
+
+    def on_epoch(epoch, means, state):
+        axes.extend(x.shape[0] for x in jax.tree.leaves(state.opt_state) if x.ndim)
+
+    def stop(epoch, means, state):
+        if epoch == 1:
+            raise InterruptedError
+
+    expected = pretrain.pretrain(config, tmp_path / "split", devices=devices, on_epoch=on_epoch)
+    assert set(axes) == {2}
+    with pytest.raises(InterruptedError):
+        pretrain.pretrain(config, tmp_path / "resumed", devices=devices, on_epoch=stop)
+    state = pretrain.pretrain(config, tmp_path / "resumed", devices=devices)
+    assert_same_bits(state, expected)
+    assert log_without_times(tmp_path / "resumed") == log_without_times(tmp_path / "split")
+    config.optimizer.shard = False
+    replicated = pretrain.pretrain(config, tmp_path / "replicated", devices=devices)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, replicated)
+    ours, theirs = (log_without_times(tmp_path / name) for name in ("split", "replicated"))
+    for ours_of_step, theirs_of_step in zip(ours, theirs, strict=True):
+        assert ours_of_step == pytest.approx(theirs_of_step, rel=1e-4)
+
+
+def test_downstream_training_splits_its_update(data, tmp_path, monkeypatch):
+    config = tiny_config(data, downstream__protocol="supervised", train__num_epochs=1, downstream__dropout_rate=0.0)
+    sizes = []
+    place = sharded_update.place
+
+    def noted(*arguments):
+        state = place(*arguments)
+        sizes.append(sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state.opt_state)))
+        return state
+
+    monkeypatch.setattr(sharded_update, "place", noted)
+    results = []
+    for shard in (False, True):
+        config.optimizer.shard = shard
+        results.append(downstream.downstream(config, tmp_path / str(shard), devices=jax.devices()[:2]))
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.01)
+    assert results[0]["test"]["loss"] == pytest.approx(results[1]["test"]["loss"], rel=1e-4)
