@@ -15,8 +15,9 @@ from conclugen_jax.losses import unit_rows
 METRICS = ("cosine", "euclidean")
 INITIALISATIONS = ("random", "kmeans++", "warm")
 
+_SMALL = 64  # clusters x dim up to which scores are elementwise products that fuse with the search for the best
 _UNROLLED = 32  # clusters compared in one compiled loop over the points, on a CPU
-_ROWS_PER_PART = 1024  # rows added one by one to a sum, on a CPU: rounding then stays that of a product
+_ROWS_PER_PART = 2048  # rows added one by one to a sum, on a CPU: rounding then stays near that of a product
 
 
 class KMeans(NamedTuple):
@@ -132,27 +133,25 @@ def lloyd(
     if weights is not None and weights.shape != points.shape[:1]:
         raise ValueError(f"lloyd: weights must be [{points.shape[0]}], got {weights.shape}")
     points, init_centroids = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (points, init_centroids))
-    num_clusters = init_centroids.shape[0]
-    # A column of ones gives the counts with the sums. All this is made once, not at every iteration.
-    rows = jnp.concatenate([points, jnp.ones((points.shape[0], 1))], axis=1)
+    num_clusters, dim = init_centroids.shape
+    # A column of ones gives the counts with the sums; zeros fill rows up to whole vectors of a CPU, which adds those in
+    # half the time. All this is made once, not at every iteration.
+    rows = jnp.pad(jnp.pad(points, ((0, 0), (0, 1)), constant_values=1), ((0, 0), (0, -(dim + 1) % 16)))
     rows = rows if weights is None else rows * weights[:, None]
     columns = (unit_rows(points) if metric == "cosine" else points).T
 
     def iterate(carry):
-        centroids, before, iterations, _ = carry
+        centroids, before, _, iterations, _ = carry
         assignments = _nearest(columns, centroids, metric)
-        sums, changed = parallel.total(
-            (_cluster_sums(rows, assignments, num_clusters), jnp.any(assignments != before).astype(jnp.int32)),
-            axis_name,
-        )
-        sums, counts = sums[:, :-1], sums[:, -1:]
-        moved = jnp.where(counts > 0, sums / jnp.where(counts > 0, counts, 1), 0)
-        # Equal assignments have equal means: the shift is 0, also where the compiler rounds the two means differently.
-        shift = jnp.where(changed > 0, jnp.sum(jnp.square(moved - centroids)), 0)
-        return moved, assignments, iterations + 1, shift
+        sums = parallel.total(_cluster_sums(rows, assignments, num_clusters), axis_name)
+        counts = sums[:, dim : dim + 1]
+        moved = jnp.where(counts > 0, sums[:, :dim] / jnp.where(counts > 0, counts, 1), 0)
+        # Equal assignments have equal sums: the shift is 0, also where the compiler rounds the two means differently.
+        shift = jnp.where(jnp.any(sums != before), jnp.sum(jnp.square(moved - centroids)), 0)
+        return moved, sums, assignments, iterations + 1, shift
 
     def unfinished(carry):
-        _, _, iterations, shift = carry
+        *_, iterations, shift = carry
         return (iterations < max_iterations) & (shift > tolerance)
 
     def iterate_if_unfinished(_, carry):
@@ -165,8 +164,9 @@ def lloyd(
             unfinished, lambda carry: jax.lax.fori_loop(0, per_turn, iterate_if_unfinished, carry), start
         )
 
-    start = (init_centroids, jnp.full(points.shape[0], -1, jnp.int32), jnp.int32(0), jnp.float32(jnp.inf))
-    centroids, assignments, iterations, _ = jax.lax.platform_dependent(
+    no_sums, unassigned = jnp.full((num_clusters, rows.shape[1]), -1.0), jnp.full(points.shape[0], -1, jnp.int32)
+    start = (init_centroids, no_sums, unassigned, jnp.int32(0), jnp.float32(jnp.inf))
+    centroids, _, assignments, iterations, _ = jax.lax.platform_dependent(
         start,
         cpu=functools.partial(loop, per_turn=iterations_per_turn or 1),
         default=functools.partial(loop, per_turn=iterations_per_turn or 8),
@@ -185,7 +185,10 @@ def nearest(points: jax.Array, centroids: jax.Array, *, metric: str) -> jax.Arra
 def _nearest(columns: jax.Array, centroids: jax.Array, metric: str) -> jax.Array:
     """:func:`nearest` of points in columns [dim, n], so that what is done to each point is done to vectors of them."""
     compared = unit_rows(centroids) if metric == "cosine" else centroids
-    scores = jnp.matmul(compared, columns, precision="highest")
+    if compared.size <= _SMALL:
+        scores = sum(compared[:, d, None] * columns[None, d] for d in range(compared.shape[1]))
+    else:
+        scores = jnp.matmul(compared, columns, precision="highest")
     if metric == "euclidean":
         scores -= 0.5 * jnp.square(centroids).sum(axis=1)[:, None]
     return jax.lax.platform_dependent(
