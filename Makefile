@@ -1,12 +1,14 @@
-# make demo | study | test | lint | clean. Every target makes .venv itself; a second call installs nothing.
+# make demo | study | bench | test | lint | clean. Every target makes .venv itself; a second call installs nothing.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= runs/demo
 STUDY  ?= runs/study
+BENCH  ?= runs/bench.json
+TORCH_PYTHON ?=
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo study test lint format clean install
+.PHONY: demo study bench test lint format clean install
 
 install: $(STAMP)
 
@@ -28,6 +30,10 @@ study: $(STAMP)
 	$(RUN) -m launch.study --config=configs/study_demo.py --study=$(STUDY) \
 		--config.pretraining_path=$(STUDY)/data/digits/1.0.0 --config.datasets.digits.path=$(STUDY)/data/digits/1.0.0
 	$(RUN) -m launch.report --study=$(STUDY)
+
+# TORCH_PYTHON names a Python with torch and fast-pytorch-kmeans; without it our side is timed alone.
+bench: $(STAMP)
+	$(RUN) -m benchmarks.cpu --torch-python=$(TORCH_PYTHON) --json=$(BENCH)
 
 test: $(STAMP)
 	$(RUN) -m pytest

@@ -19,9 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 
-MATMUL_PRECISION = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
+MATMUL_PRECISION = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "tensorfloat32"}
 """config.precision -> precision of float32 matrix products. GPUs would use TensorFloat-32 unasked. The bfloat16 mode
-casts the networks' operands itself and leaves the few float32 products (similarities) to the hardware's default."""
+casts the networks' operands itself; what is left in float32 (similarities) takes TensorFloat-32."""
 
 
 def device_count(axis_name: str | None) -> int:

@@ -251,3 +251,15 @@ def test_full_disk_ends_build_and_run_in_one_sentence(place, tmp_path):
     result = run(*train, code=2, prefix=full)
     assert f"{tmp_path}/run" in result.stderr
     run("launch.pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/run")  # space again: it goes on
+
+
+def test_compiled_programs_are_kept_for_this_machine(tmp_path):
+    code = "import launch, os; print(os.environ['JAX_COMPILATION_CACHE_DIR'])"
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+
+    def said(**more):
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, check=True).stdout
+
+    assert said(XDG_CACHE_HOME=str(tmp_path)).startswith(str(tmp_path / "conclugen_jax") + os.sep)
+    assert said(JAX_COMPILATION_CACHE_DIR="elsewhere").strip() == "elsewhere"
