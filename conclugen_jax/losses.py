@@ -19,6 +19,7 @@ def masked_margin_softmax(
     margin: float = 1e-3,
     valid: jax.Array | None = None,
     axis_name: str | None = None,
+    keep: bool | None = None,
 ) -> jax.Array:
     """Contrast every row of one modality with all rows of another, both ways.
 
@@ -32,6 +33,7 @@ def masked_margin_softmax(
       valid: boolean [n], rows that have both modalities. An invalid row is neither positive nor negative and gets no
         gradient. ``None``: all.
       axis_name: mapped axis over which the batch is split; negatives are then the rows of all devices.
+      keep: hold what the backward pass needs of the similarities, or compute it again; see ``similarity.exp_sums``.
 
     Returns:
       Scalar: mean over the valid rows of row loss plus column loss; 0 where no row is valid.
@@ -47,7 +49,7 @@ def masked_margin_softmax(
     valid = parallel.all_valid(n, valid)
     a, b = (jnp.where(valid[:, None], x, 0).astype(jnp.float32) for x in (a, b))
     all_b, all_valid = parallel.gather(b, axis_name), parallel.gather(valid, axis_name)
-    row_sums, column_sums = similarity.exp_sums(a, all_b, valid, all_valid)
+    row_sums, column_sums = similarity.exp_sums(a, all_b, valid, all_valid, keep=keep)
     column_sums = parallel.own_rows(parallel.total(column_sums, axis_name), n, axis_name)
     positive = jnp.sum(a * b, axis=1)
     # The margin enters on the diagonal only: exp(S - margin) instead of exp(S), in the row's and in the column's sum.

@@ -1,6 +1,7 @@
 """What a training run needs of a device's memory, and what to change where that is too much."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def estimate(
     heads = len(feature_dims) * (r // 8 + config.model.projection_dim) * 3
     at_once = min(rows, config.encoder_chunk_size or rows)
     pairs = objective.modality_pairs(list(feature_dims), config.loss.contrastive_pairs)
-    entries = rows * batch if rows * batch <= similarity.KEEP_UP_TO else similarity.TILE_ROWS * similarity.TILE_COLUMNS
+    kept = rows * batch <= similarity.KEEP_UP_TO and not config.encoder_chunk_size
+    entries = rows * batch if kept else 4 * math.prod(similarity.ACCELERATOR_TILE)
     moments = 2 if config.optimizer.name == "adamw" else 0
     return {
         "table": table_rows * width * stored / GIB,

@@ -40,7 +40,10 @@ def contrastive_term(
     config: ConfigDict,
     axis_name: str | None,
 ) -> jax.Array:
-    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5)."""
+    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5).
+
+    Who passes the encoder in chunks saves memory: then similarities are not kept either.
+    """
     return sum(
         losses.masked_margin_softmax(
             projections[a],
@@ -48,6 +51,7 @@ def contrastive_term(
             margin=config.loss.contrastive_margin,
             valid=present[a] & present[b],
             axis_name=axis_name,
+            keep=False if config.encoder_chunk_size else None,
         )
         for a, b in modality_pairs(list(projections), config.loss.contrastive_pairs)
     )

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-TILE_ROWS, TILE_COLUMNS = 1024, 4096
+KEPT_TILE, CPU_TILE, ACCELERATOR_TILE = (1024, 4096), (1024, 1024), (4096, 4096)
+"""Rows and columns at once, at most: of a matrix that is kept, on a CPU where its cache counts, and on accelerators, where
+each tile costs some launches."""
 
 KEEP_UP_TO = 4096 * 4096
 """Matrices of so many entries are kept for the backward pass; those of larger ones are computed again there."""
@@ -36,7 +38,8 @@ def exp_sums(
     """
     n, m = a.shape[0], b.shape[0]
     keep = n * m <= KEEP_UP_TO if keep is None else keep
-    (a, rows), (b, columns) = _tiles((a, rows), TILE_ROWS), _tiles((b, columns), TILE_COLUMNS)
+    tile = KEPT_TILE if keep else CPU_TILE if jax.default_backend() == "cpu" else ACCELERATOR_TILE
+    (a, rows), (b, columns) = _tiles((a, rows), tile[0]), _tiles((b, columns), tile[1])
     row_sums, column_sums = _sums(keep, a, b, rows.astype(jnp.float32), columns.astype(jnp.float32))
     return row_sums.reshape(-1)[:n], column_sums.reshape(-1)[:m]
 

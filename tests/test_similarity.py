@@ -21,8 +21,8 @@ def unit(rng, n):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(similarity, "TILE_ROWS", 8)
-    monkeypatch.setattr(similarity, "TILE_COLUMNS", 12)
+    for name in ("KEPT_TILE", "CPU_TILE"):
+        monkeypatch.setattr(similarity, name, (8, 12))
 
 
 def problem(n, m, share=0.7):
