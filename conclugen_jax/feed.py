@@ -72,7 +72,7 @@ class Feed:
         return jnp.dtype(self.config.data.storage_dtype)
 
     def plan(self, first_step: int) -> Iterator[Dispatch]:
-        """All dispatches from a step, which is the end of one of them, to the end of the run."""
+        """All dispatches from a step to the end of the run."""
         return loop.plan(first_step, self.lengths, self.config.train.num_epochs)
 
     def make_dispatch(self, step: Callable, state_axes: Any = None) -> Callable:

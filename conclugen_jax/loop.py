@@ -65,7 +65,7 @@ def plan(first_step: int, lengths: Sequence[int], num_epochs: int) -> Iterator[D
     """All dispatches from a step to the end of the run, one by one.
 
     Args:
-      first_step: steps done already; where a run resumes, an end of one of its dispatches.
+      first_step: steps done already. Mostly the end of a dispatch; else the first one has only what is left of it.
       lengths: steps of each dispatch of an epoch.
       num_epochs: of the run.
     """
@@ -75,7 +75,8 @@ def plan(first_step: int, lengths: Sequence[int], num_epochs: int) -> Iterator[D
         for length in lengths:
             end = epoch * steps_per_epoch + start + length
             if end > first_step:
-                yield Dispatch(epoch, start, length, end, start + length == steps_per_epoch)
+                begin = max(start, first_step - epoch * steps_per_epoch)
+                yield Dispatch(epoch, begin, start + length - begin, end, start + length == steps_per_epoch)
             start += length
 
 

@@ -464,6 +464,11 @@ def test_plan_resumes_at_any_dispatch():
     assert [d.end_step for d in everything if d.ends_epoch] == [5, 10, 15]
     for i, dispatch in enumerate(everything):
         assert list(loop.plan(dispatch.end_step, [2, 2, 1], 3)) == everything[i + 1 :]
+    # From the middle of a dispatch: no step is done twice.
+    for first in (1, 3, 6, 8, 13):
+        steps = [d.end_step - d.num_steps + i + 1 for d in loop.plan(first, [2, 2, 1], 3) for i in range(d.num_steps)]
+        assert steps == list(range(first + 1, 16))
+        assert all((d.end_step - d.num_steps) % 5 == d.first_step_in_epoch for d in loop.plan(first, [2, 2, 1], 3))
 
 
 @pytest.mark.parametrize("size", [4, 7, 15, 16, 100])
