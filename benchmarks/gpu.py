@@ -25,26 +25,33 @@ CHUNK = 8192  # rows that pass the encoder at once where the batch is larger
 ENVIRONMENT = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
-def ours(**environment: str) -> Side:
-    """Our side; compiled programs of earlier measures are not seen unless the environment names a cache."""
-    return Side("ours", [sys.executable, "-m", "benchmarks.step"], env={**ENVIRONMENT, **environment})
+def ours(cache: str) -> Side:
+    """Our side, with a folder of compiled programs that measures share."""
+    env = ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": cache}
+    return Side("ours", [sys.executable, "-m", "benchmarks.step"], env=env)
 
 
 def step_rate(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Compilation cold and from the cache, samples per second, share of the product's rate."""
-    with tempfile.TemporaryDirectory() as cache:
-        for start in ("cold", "cached"):
-            with ours(JAX_COMPILATION_CACHE_DIR=cache) as side:
-                yield {"measure": f"compilation, {start}", **_timed(side, a.batch, "bfloat16", number=1)}
-                if start == "cached":
-                    yield from _rate(side, a.batch, "bfloat16")
-    for batch, precision in ((a.batch, "tensorfloat32"), (a.batch, "float32"), (4 * a.batch, "bfloat16")):
-        with ours() as side:
-            yield from _rate(side, batch, precision)
+    """Compilation cold and from the cache, samples per second, share of the product's rate, k-means' share."""
+    with ours(a.cache) as side:
+        yield {"measure": "compilation, cold", **_timed(side, a.batch, "bfloat16", number=1)}
+    with ours(a.cache) as side:
+        yield {"measure": "compilation, cached", **_timed(side, a.batch, "bfloat16", number=1)}
+        rate = yield from _rate(side, a.batch, "bfloat16")
+        yield _kmeans_share(side, a.batch, rate)
+    with ours(a.cache) as side:
+        yield from _rate(side, 4 * a.batch, "bfloat16")
+
+
+def other_precisions(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The same step in TensorFloat-32 and in float32."""
+    for precision in ("tensorfloat32", "float32"):
+        with ours(a.cache) as side:
+            yield from _rate(side, a.batch, precision)
 
 
 def _rate(side: Side, batch: int, precision: str) -> Iterator[dict[str, Any]]:
-    gflops = side.ask(what="matmul", rows=4096, repeats=50, precision=precision)["gflops"]
+    gflops = side.ask(what="matmul", rows=4096, repeats=100, precision=precision)["gflops"]
     found = _timed(side, batch, precision)
     share = step.flops(batch) / found["seconds"] / 1e9 / gflops
     yield {
@@ -54,35 +61,29 @@ def _rate(side: Side, batch: int, precision: str) -> Iterator[dict[str, Any]]:
         "product_gflops": gflops,
         **found,
     }
+    return found
 
 
 def _timed(side: Side, batch: int, precision: str, number: int = 20, **options: Any) -> dict[str, Any]:
     """Median of five turns of consecutive steps."""
-    request = {"what": "step", "batch": batch, "precision": precision, **step.PAPER, **options}
-    side.ask(steps=2, **request)
-    turns = [side.ask(steps=number, **request) for _ in range(5 if number > 1 else 1)]
+    rows = (8 if batch <= 2 * CHUNK else 1) * batch  # a dispatch is an epoch of so many rows
+    request = {"what": "step", "batch": batch, "precision": precision, "rows": rows, **step.PAPER, **options}
+    side.ask(steps=min(number, 2), **request)
+    turns = [side.ask(steps=number, **request) for _ in range(5 if number > 2 else 1)]
     return turns[-1] | {"seconds": statistics.median(t["seconds"] for t in turns)}
 
 
-def clustering_share(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """K-means over a full queue and a batch, as long as it takes in the step, beside the step."""
-    with ours() as side:
-        found = _timed(side, a.batch, "bfloat16")
-        turns = [side.ask(what="kmeans", points=5 * a.batch, iterations=found["kmeans_iterations"]) for _ in range(6)][
-            1:
-        ]
-    seconds = statistics.median(t["seconds"] for t in turns)
-    yield {
-        "measure": f"k-means, share of a step of {a.batch}",
-        "share": seconds / found["seconds"],
-        "seconds": seconds,
-        "iterations": found["kmeans_iterations"],
-    }
+def _kmeans_share(side: Side, batch: int, found: dict[str, Any]) -> dict[str, Any]:
+    """K-means over a full queue and a batch, as many iterations as in the step, beside the step."""
+    request = {"what": "kmeans", "points": 5 * batch, "iterations": found["kmeans_iterations"]}
+    seconds = statistics.median(side.ask(**request)["seconds"] for _ in range(5))
+    share = seconds / found["seconds"]
+    return {"measure": f"k-means, share of a step of {batch}", "share": share, **request, "seconds": seconds}
 
 
 def whole_run(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """145,000 samples, all epochs, an epoch a dispatch, without compilation."""
-    with ours() as side:
+    with ours(a.cache) as side:
         request = {"batch": a.batch, "precision": "bfloat16", "rows": a.samples, **step.PAPER}
         side.ask(what="epochs", number=1, **request)
         found = side.ask(what="epochs", number=a.epochs, **request)
@@ -93,11 +94,12 @@ def peak_memory(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Highest memory of the device during steps, the table of rows left out."""
     for batch in (a.batch, 4 * a.batch, 16 * a.batch):
         chunk = 0 if batch == a.batch else CHUNK
-        with ours() as side:
+        with ours(a.cache) as side:
             found = _timed(side, batch, "bfloat16", number=2, encoder_chunk_size=chunk)
         if "device_gib" in found:
             found["device_gib_less_data"] = found["device_gib"] - found["table_gib"]
-        yield {"measure": f"memory, batch {batch}, encoder_chunk_size {chunk}", **found}
+        rate = {"samples_per_second": batch / found["seconds"]}
+        yield {"measure": f"memory, batch {batch}, encoder_chunk_size {chunk}", **rate, **found}
 
 
 def peers(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -120,8 +122,8 @@ def largest_batch(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
     batch = 32 * a.batch
     while batch <= a.largest:
         try:
-            with ours() as side:
-                found = _timed(side, batch, "bfloat16", number=1, encoder_chunk_size=CHUNK, rows=batch)
+            with ours(a.cache) as side:
+                found = _timed(side, batch, "bfloat16", number=1, encoder_chunk_size=CHUNK)
         except RuntimeError as e:
             yield {"measure": f"batch {batch} does not run", "error": str(e)[:200]}
             return
@@ -131,11 +133,11 @@ def largest_batch(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 MEASURES: tuple[Callable[[argparse.Namespace], Iterator[dict[str, Any]]], ...] = (
     step_rate,
-    clustering_share,
     whole_run,
     peers,
     peak_memory,
     largest_batch,
+    other_precisions,
 )
 
 
@@ -149,21 +151,29 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--largest", type=int, default=524_288, help="no larger batch is tried")
     a = parser.parse_args()
+    with tempfile.TemporaryDirectory() as a.cache:
+        _measure(a)
+
+
+def _measure(a: argparse.Namespace) -> None:
     start, found = time.monotonic(), []
-    with ours() as side:
-        found.append({"measure": "versions", **side.ask(what="versions")})
-    print(json.dumps(found[0]), flush=True)
+    if a.json:
+        a.json.parent.mkdir(parents=True, exist_ok=True)
+
+    def take(row: dict[str, Any]) -> None:
+        found.append({**row, "after_seconds": round(time.monotonic() - start)})
+        print(json.dumps(found[-1]), flush=True)
+        if a.json:
+            a.json.write_text(json.dumps(found, indent=1) + "\n")
+
+    with ours(a.cache) as side:
+        take({"measure": "versions", **side.ask(what="versions")})
     for measure in MEASURES:
         try:
             for row in measure(a):
-                found.append({**row, "after_seconds": round(time.monotonic() - start)})
-                print(json.dumps(found[-1]), flush=True)
+                take(row)
         except RuntimeError as e:  # one measure that fails must not cost the others
-            found.append({"measure": measure.__name__, "error": str(e)[:300]})
-            print(json.dumps(found[-1]), flush=True)
-        if a.json:
-            a.json.parent.mkdir(parents=True, exist_ok=True)
-            a.json.write_text(json.dumps(found, indent=1) + "\n")
+            take({"measure": measure.__name__, "error": str(e)[:300]})
 
 
 if __name__ == "__main__":

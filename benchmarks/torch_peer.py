@@ -78,6 +78,8 @@ class Trainer:
         self, *, batch: int, dims: dict[str, int], representation_dim: int, reconstruction_dim: int, **options
     ):
         torch.manual_seed(0)
+        # Autocast leaves the similarities, on which it is not asked to work, to the rate of float32: TF32 is fair there.
+        torch.set_float32_matmul_precision("high" if options.get("precision") == "bfloat16" else "highest")
         self.batch, self.names, self.bfloat16 = batch, list(dims), options.get("precision") == "bfloat16"
         self.network = Network(dims, representation_dim, reconstruction_dim).to(DEVICE)
         self.forward = torch.compile(self.network) if options.get("compiled") else self.network

@@ -5,6 +5,8 @@ Recognition", 2024 (arXiv 2404.10904). All sums run in float32. With ``axis_name
 and every loss is the mean over the rows of all devices: the same scalar on each.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,6 +22,7 @@ def masked_margin_softmax(
     valid: jax.Array | None = None,
     axis_name: str | None = None,
     keep: bool | None = None,
+    dtype: Any = jnp.float32,
 ) -> jax.Array:
     """Contrast every row of one modality with all rows of another, both ways.
 
@@ -34,6 +37,7 @@ def masked_margin_softmax(
         gradient. ``None``: all.
       axis_name: mapped axis over which the batch is split; negatives are then the rows of all devices.
       keep: hold what the backward pass needs of the similarities, or compute it again; see ``similarity.exp_sums``.
+      dtype: type of the factors of the products; sums and true pairs are in float32 in any case.
 
     Returns:
       Scalar: mean over the valid rows of row loss plus column loss; 0 where no row is valid.
@@ -49,7 +53,7 @@ def masked_margin_softmax(
     valid = parallel.all_valid(n, valid)
     a, b = (jnp.where(valid[:, None], x, 0).astype(jnp.float32) for x in (a, b))
     all_b, all_valid = parallel.gather(b, axis_name), parallel.gather(valid, axis_name)
-    row_sums, column_sums = similarity.exp_sums(a, all_b, valid, all_valid, keep=keep)
+    row_sums, column_sums = similarity.exp_sums(a, all_b, valid, all_valid, keep=keep, dtype=dtype)
     column_sums = parallel.own_rows(parallel.total(column_sums, axis_name), n, axis_name)
     positive = jnp.sum(a * b, axis=1)
     # The margin enters on the diagonal only: exp(S - margin) instead of exp(S), in the row's and in the column's sum.

@@ -44,13 +44,14 @@ def estimate(
     at_once = min(rows, config.encoder_chunk_size or rows)
     pairs = objective.modality_pairs(list(feature_dims), config.loss.contrastive_pairs)
     kept = rows * batch <= similarity.KEEP_UP_TO and not config.encoder_chunk_size
-    entries = rows * batch if kept else 4 * math.prod(similarity.ACCELERATOR_TILE)
+    # Kept: of all pairs. Else of one pair at a time, a tile and what the backward pass makes of it.
+    entries = len(pairs) * rows * batch if kept else 2 * min(rows * batch, math.prod(similarity.ACCELERATOR_TILE))
     moments = 2 if config.optimizer.name == "adamw" else 0
     return {
         "table": table_rows * width * stored / GIB,
         "parameters": parameters * 4 * (2 + moments / (num_devices if config.optimizer.shard else 1)) / GIB,
         "activations": (rows * (width + heads) * 4 + at_once * units * size) / GIB,
-        "similarities": bool(config.loss.contrastive_weight) * len(pairs) * entries * 4 / GIB,
+        "similarities": bool(config.loss.contrastive_weight) * entries * 4 / GIB,
     }
 
 

@@ -79,6 +79,24 @@ def linear(features: int, fan_in: int, *, dtype: Any, name: str, use_bias: bool 
     return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=uniform, bias_init=uniform, name=name)
 
 
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), of which only the result is kept for the backward pass; ``jax.nn.relu`` keeps x beside it."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y, gradient):
+    return (jnp.where(y > 0, gradient, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
 class RepresentationHead(nn.Module):
     """Gated embedding unit: relu(fc1 x) -> y * sigmoid(gate y) -> relu(fc2 y). [n, dim] -> [n, R].
 
@@ -93,9 +111,9 @@ class RepresentationHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dim = x.shape[1]
         width = dim if self.bottleneck else self.representation_dim
-        y = nn.relu(linear(width, dim, dtype=self.dtype, name="fc1")(x))
+        y = relu(linear(width, dim, dtype=self.dtype, name="fc1")(x))
         y = y * nn.sigmoid(linear(width, width, dtype=self.dtype, name="gate")(y))
-        y = nn.relu(linear(width, width, dtype=self.dtype, name="fc2")(y))
+        y = relu(linear(width, width, dtype=self.dtype, name="fc2")(y))
         if self.bottleneck:
             y = linear(self.representation_dim, width, dtype=self.dtype, name="expand")(y)
         return y
@@ -179,8 +197,8 @@ class ProjectionHead(nn.Module):
         if stage == "reduce":
             return linear(hidden, self.representation_dim, dtype=self.dtype, name="fc1")(x)
         y = BatchNorm(self.momentum, self.epsilon, self.axis_name, name="norm")(x, valid, train)
-        y = linear(self.projection_dim, hidden, dtype=self.dtype, name="fc2")(nn.relu(y))
-        return nn.relu(y) if self.last_relu else y
+        y = linear(self.projection_dim, hidden, dtype=self.dtype, name="fc2")(relu(y))
+        return relu(y) if self.last_relu else y
 
 
 class SeparateProjections(nn.Module):
@@ -203,9 +221,9 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = nn.relu(linear(self.reconstruction_dim, x.shape[1], dtype=self.dtype, name="fc1")(x))
+        y = relu(linear(self.reconstruction_dim, x.shape[1], dtype=self.dtype, name="fc1")(x))
         y = linear(self.feature_dim, self.reconstruction_dim, dtype=self.dtype, name="fc2")(y)
-        return nn.relu(y) if self.last_relu else y
+        return relu(y) if self.last_relu else y
 
 
 class Decoders(nn.Module):

@@ -52,6 +52,7 @@ def contrastive_term(
             valid=present[a] & present[b],
             axis_name=axis_name,
             keep=False if config.encoder_chunk_size else None,
+            dtype=model_lib.DTYPES[config.precision],
         )
         for a, b in modality_pairs(list(projections), config.loss.contrastive_pairs)
     )

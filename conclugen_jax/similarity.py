@@ -6,16 +6,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-KEPT_TILE, CPU_TILE, ACCELERATOR_TILE = (1024, 4096), (1024, 1024), (4096, 4096)
-"""Rows and columns at once, at most: of a matrix that is kept, on a CPU where its cache counts, and on accelerators, where
-each tile costs some launches."""
+KEPT_TILE, CPU_TILE, ACCELERATOR_TILE = (1024, 4096), (1024, 1024), (8192, 16384)
+"""Rows and columns at once, at most: on a CPU, where its cache counts, of a matrix that is kept and of one that is not, and
+on accelerators, where few large tiles are fastest."""
+
+ROWS_PER_SUM = 128
+"""Rows added up by one thread of an accelerator."""
 
 KEEP_UP_TO = 4096 * 4096
 """Matrices of so many entries are kept for the backward pass; those of larger ones are computed again there."""
 
 
 def exp_sums(
-    a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Array, *, keep: bool | None = None
+    a: jax.Array,
+    b: jax.Array,
+    rows: jax.Array,
+    columns: jax.Array,
+    *,
+    keep: bool | None = None,
+    dtype: Any = jnp.float32,
 ) -> tuple[jax.Array, jax.Array]:
     """Row and column sums of exp(a b^T) over the entries whose row and column count.
 
@@ -29,6 +38,7 @@ def exp_sums(
       columns: boolean [m], columns that count.
       keep: hold the exponentials for the backward pass, n m numbers, instead of computing each tile again, where memory
         then grows with n + m; ``None``: for matrices up to ``KEEP_UP_TO`` entries.
+      dtype: type of the factors of all products; these, and all sums, are in float32.
 
     Returns:
       (sums over columns [n], sums over rows [m]); that of a row or column that does not count has no meaning.
@@ -38,9 +48,9 @@ def exp_sums(
     """
     n, m = a.shape[0], b.shape[0]
     keep = n * m <= KEEP_UP_TO if keep is None else keep
-    tile = KEPT_TILE if keep else CPU_TILE if jax.default_backend() == "cpu" else ACCELERATOR_TILE
+    tile = ACCELERATOR_TILE if jax.default_backend() != "cpu" else KEPT_TILE if keep else CPU_TILE
     (a, rows), (b, columns) = _tiles((a, rows), tile[0]), _tiles((b, columns), tile[1])
-    row_sums, column_sums = _sums(keep, a, b, rows.astype(jnp.float32), columns.astype(jnp.float32))
+    row_sums, column_sums = _sums(keep, dtype, a, b, rows.astype(jnp.float32), columns.astype(jnp.float32))
     return row_sums.reshape(-1)[:n], column_sums.reshape(-1)[:m]
 
 
@@ -56,7 +66,7 @@ def products(a: jax.Array, b: jax.Array) -> jax.Array:
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """a b in the precision of the run; see :func:`products`."""
     precision = "highest" if jax.config.jax_default_matmul_precision is None else None
-    return jnp.matmul(a, b, precision=precision)
+    return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _tiles(arrays: tuple[jax.Array, ...], most: int) -> tuple[jax.Array, ...]:
@@ -72,13 +82,24 @@ def _tiles(arrays: tuple[jax.Array, ...], most: int) -> tuple[jax.Array, ...]:
 _full = functools.partial(jnp.matmul, precision="highest")  # sums of a softmax are in float32 in every mode
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(keep: bool, a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _column_sums(weights: jax.Array, e: jax.Array) -> jax.Array:
+    """weights e: [t], [t, u] -> [u]; on accelerators in parts, which then are summed at once."""
+    if jax.default_backend() == "cpu" or len(weights) % (2 * ROWS_PER_SUM):
+        return _full(weights, e)
+    parts = e.reshape(-1, ROWS_PER_SUM, e.shape[1]) * weights.reshape(-1, ROWS_PER_SUM, 1)
+    return jax.lax.optimization_barrier(parts.sum(axis=1)).sum(axis=0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sums(
+    keep: bool, dtype: Any, a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """[I, t, dim], [J, u, dim], weights 0 or 1 [I, t], [J, u] -> sums [I, t], [J, u]."""
-    return _sweep(False, a, b, rows, columns)[0]
+    return _sweep(False, a.astype(dtype), b.astype(dtype), rows, columns)[0]
 
 
-def _forward(keep, a, b, rows, columns):
+def _forward(keep, dtype, a, b, rows, columns):
+    a, b = a.astype(dtype), b.astype(dtype)
     sums, exponentials = _sweep(keep, a, b, rows, columns)
     return sums, (a, b, exponentials)
 
@@ -92,7 +113,7 @@ def _sweep(keep, a, b, rows, columns) -> tuple[tuple[jax.Array, jax.Array], Any]
         def column_tile(row_sums, tile):
             b_j, columns_j = tile
             e = jnp.exp(products(a_i, b_j))
-            return row_sums + _full(e, columns_j), (_full(rows_i, e), e if keep else None)
+            return row_sums + _full(e, columns_j), (_column_sums(rows_i, e), e if keep else None)
 
         row_sums, (sums, e) = jax.lax.scan(column_tile, jnp.zeros_like(rows_i), (b, columns))
         return column_sums + sums, (row_sums, e)
@@ -101,7 +122,7 @@ def _sweep(keep, a, b, rows, columns) -> tuple[tuple[jax.Array, jax.Array], Any]
     return (row_sums, column_sums), exponentials
 
 
-def _backward(keep, residuals, gradients):
+def _backward(keep, dtype, residuals, gradients):
     """With g and h the gradients of row and column sums: d a_i = sum_j exp(S_ij) (g_i + h_j) b_j, likewise d b_j.
 
     Nothing needs a mask: a row or column that does not count is a zero vector, and who made it zero drops its gradient.
@@ -114,13 +135,15 @@ def _backward(keep, residuals, gradients):
         def column_tile(a_gradient, tile):
             b_j, h_j, e = tile
             e = e if keep else jnp.exp(products(a_i, b_j))
-            p = e * (g_i[:, None] + h_j[None, :])
+            p = (e * (g_i[:, None] + h_j[None, :])).astype(dtype)
             return a_gradient + matmul(p, b_j), matmul(p.T, a_i)
 
-        a_gradient, parts = jax.lax.scan(column_tile, jnp.zeros_like(a_i), (b, of_columns, e_i))
+        nothing = jnp.zeros(a_i.shape, jnp.float32)
+        a_gradient, parts = jax.lax.scan(column_tile, nothing, (b, of_columns, e_i))
         return b_gradients + parts, a_gradient
 
-    b_gradients, a_gradients = jax.lax.scan(row_tile, jnp.zeros_like(b), (a, of_rows, exponentials))
+    nothing = jnp.zeros(b.shape, jnp.float32)
+    b_gradients, a_gradients = jax.lax.scan(row_tile, nothing, (a, of_rows, exponentials))
     return a_gradients, b_gradients, None, None
 
 

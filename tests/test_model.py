@@ -190,6 +190,18 @@ def test_unknown_or_misshapen_features_are_refused(bad):
         model.apply(variables, bad, method="represent")
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_relu_is_that_of_jax_and_keeps_its_result_only(dtype):
+    x = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.inf, -jnp.inf, jnp.nan], dtype)
+    gradient = jnp.arange(1, 9, dtype=dtype)
+    (ours, back), (theirs, their_back) = jax.vjp(model_lib.relu, x), jax.vjp(jax.nn.relu, x)
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(back(gradient)[0], their_back(gradient)[0])
+    kept = jax.tree.leaves(back)
+    assert [k.shape for k in kept] == [(8,)]
+    np.testing.assert_array_equal(kept[0], ours)
+
+
 def test_bfloat16_keeps_parameters_statistics_and_outputs_of_losses_in_float32():
     model = small(dtype=jnp.bfloat16)
     x = features()
