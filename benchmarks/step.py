@@ -79,8 +79,9 @@ class Trainer:
         )
         self.precision = parallel.MATMUL_PRECISION[config.precision]
         self.table_gib = sum(x.nbytes for x in jax.tree.leaves(self.feed.table)) / 2**30
-        position = {"epoch": [0], "first_step": [0], "num_steps": [1]}
-        self.inputs = self.feed.table, {k: np.asarray(v, np.int32) for k, v in position.items()}, None
+        position = {k: np.asarray([v], np.int32) for k, v in {"epoch": 0, "first_step": 0, "num_steps": 1}.items()}
+        position["left_out"] = np.zeros((1, max(self.feed.lengths)), bool)
+        self.inputs = self.feed.table, position, None
         start = time.perf_counter()
         with jax.default_matmul_precision(self.precision):
             self.program = parallel.compiled(self.feed.make_dispatch(step), self.state, *self.inputs)

@@ -8,7 +8,7 @@ device works on this one.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,8 +79,15 @@ class Feed:
         """The program for all dispatches of the feed: see ``loop.make_dispatch`` and ``parallel.map_step``."""
         return parallel.map_step(loop.make_dispatch(step, self.batches_of, max(self.lengths)), self.devices, state_axes)
 
-    def __call__(self, dispatches: Iterable[Dispatch]) -> Iterator[tuple[Dispatch, tuple[Any, Any, Any]]]:
-        """Dispatches with what their program takes besides the state: (table, position, rows)."""
+    def __call__(
+        self, dispatches: Iterable[Dispatch], left_out: Collection[int] = ()
+    ) -> Iterator[tuple[Dispatch, tuple[Any, Any, Any]]]:
+        """Dispatches with what their program takes besides the state: (table, position, rows).
+
+        Args:
+          dispatches: from :meth:`plan`.
+          left_out: steps of the run, counted from 1, whose update is not applied.
+        """
         table = self.table
 
         def inputs(dispatch: Dispatch) -> tuple[Dispatch, tuple[Any, Any, Any]]:
@@ -88,6 +95,8 @@ class Feed:
             named = zip(("epoch", "first_step", "num_steps"), values, strict=True)
             own = len(parallel.own_devices(self.devices))
             position = {name: np.full(own, value, np.int32) for name, value in named}
+            steps = dispatch.end_step - dispatch.num_steps + 1 + np.arange(max(self.lengths))
+            position["left_out"] = np.tile(np.isin(steps, list(left_out)), (own, 1))
             rows = None if table is not None else self._rows_of(dispatch)
             return dispatch, (table, parallel.shard(position, self.devices), rows)
 

@@ -1,5 +1,6 @@
 """What pretraining and downstream training share: dispatches of many steps, and what is made of them."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +42,8 @@ def make_dispatch(
 
     One program serves dispatches of any length up to ``most_steps``, so that a step is the same code in all of them.
 
+    Where ``position["left_out"]`` is true of a step, the state stays as it was but for the number of steps.
+
     Args:
       step: ``(state, batch) -> (state, metrics)``.
       batches_of: ``(table, position, rows)`` -> the function that gives the batch of step i.
@@ -52,6 +55,7 @@ def make_dispatch(
 
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = step(carry[0], batch_of(i))
+            state = _where(position["left_out"][i], carry[0].replace(step=state.step), state)
             return state, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), carry[1], metrics)
 
         like = jax.eval_shape(step, state, jax.eval_shape(batch_of, jnp.int32(0)))[1]
@@ -59,6 +63,11 @@ def make_dispatch(
         return jax.lax.fori_loop(0, position["num_steps"], body, (state, nothing))
 
     return dispatch
+
+
+def _where(condition: jax.Array, a: TrainState, b: TrainState) -> TrainState:
+    """One of two states; the compiler makes this part of the update of each array."""
+    return jax.tree.map(functools.partial(jnp.where, condition), a, b)
 
 
 def plan(first_step: int, lengths: Sequence[int], num_epochs: int) -> Iterator[Dispatch]:

@@ -8,14 +8,14 @@ import collections
 import functools
 import itertools
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -37,7 +37,9 @@ from conclugen_jax import (
 from conclugen_jax import config as config_lib
 from conclugen_jax import model as model_lib
 from conclugen_jax import optimizer as optimizer_lib
+from conclugen_jax import recorder as recorder_lib
 from conclugen_jax import workdir as workdir_lib
+from conclugen_jax.data import batches as batches_lib
 from conclugen_jax.data import shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
@@ -127,8 +129,9 @@ def pretrain(
       The final state.
 
     Raises:
-      ConclugenError: an impossible configuration, bad data, or a workdir that cannot be used.
-      Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+      ConclugenError: an impossible configuration, bad data, a workdir that cannot be used, or a loss that is not finite
+        for more than ``train.max_bad_steps`` steps.
+      Interrupted: a signal came; what is not saved yet a repeated call computes again.
     """
     devices = list(devices or jax.devices())
     config_lib.check(config)
@@ -147,90 +150,199 @@ def pretrain(
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
         workdir_lib.settle(folder, config, dataset.manifest)
-        rows = loop.load_rows(config, stream)
-        return _run(config, folder, rows, dataset.manifest, steps_per_epoch, devices, stop, on_epoch)
+        with stop.at_once():
+            rows = loop.load_rows(config, stream)
+        return _until_done(_create(config, folder, rows, stream, dataset.manifest, devices, stop, on_epoch))
 
 
-def _run(
-    config: ConfigDict,
-    workdir: Path,
-    rows: shards.RowSource,
-    manifest: Manifest,
-    steps_per_epoch: int,
-    devices: Sequence[jax.Device],
-    stop: signals.Stop,
-    on_epoch: OnEpoch | None,
-) -> TrainState:
+class _Run(NamedTuple):
+    """Everything that does not change during a run."""
+
+    config: ConfigDict
+    workdir: Path
+    manifest: Manifest
+    stream: shards.ShardStream
+    batches: feed.Feed
+    model: model_lib.ConCluGen
+    optimizer: optax.GradientTransformationExtraArgs
+    step: Callable
+    probe: online_probe.OnlineProbe | None
+    devices: Sequence[jax.Device]
+    stop: signals.Stop
+    on_epoch: OnEpoch | None
+    compiled: dict[bool, Callable]
+
+    @property
+    def title(self) -> str:
+        return f"pretrain {self.workdir.name}"
+
+
+def _create(config, workdir, rows, stream, manifest, devices, stop, on_epoch) -> _Run:
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
-    optimizer, schedule = optimizer_lib.from_config(config, steps_per_epoch)
-    statistics = _view_statistics(config, manifest)
     pairs = (config.loss.instance_modality,) if config.loss.instance_weight else ()
     batches = feed.Feed(rows, config, devices, pairs=pairs)
-    title = f"pretrain {workdir.name}"
-    keep = {"keep_newest": config.checkpoint.keep_newest, "keep_best": config.checkpoint.keep_best}
+    optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch)
+    step = functools.partial(
+        pretrain_step,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        config=config,
+        steps_per_epoch=batches.steps_per_epoch,
+        statistics=_view_statistics(config, manifest),
+        axis_name=parallel.AXIS,
+    )
     probe = online_probe.create(config, model)
-    with checkpoint.Checkpoints(workdir, **keep) as saved:
-        state, info = checkpoint.of_main(*_start(config, model, optimizer, manifest, saved))
-        first_step, total_steps = int(state.step), config.train.num_epochs * steps_per_epoch
-        parts = _memory(config, manifest, state, rows, len(devices))
-        shown = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "first_step": first_step}
-        with (
-            workdir_lib.MetricsLog(workdir, first_step, tensorboard=config.train.tensorboard) as log,
-            workdir_lib.MetricsLog(workdir, first_step, name=workdir_lib.PROBES) as probes,
-            progress.Display(title, **shown) as display,
-            memory.explained(parts, config),
-        ):
-            display.say(
-                f"{title}: {len(rows.usable)} examples, {steps_per_epoch} steps per epoch, {len(devices)} "
-                f"{devices[0].platform} device(s){_shared_by(devices)}, {rows.tier} table, "
-                + _beginning(first_step, total_steps)
-            )
-            if config.data.storage_dtype != "float32":
-                display.say(
-                    f"{title}: rows are rounded to {config.data.storage_dtype}, targets of the reconstruction too"
-                )
-            recorder = _Recorder(config, log, display, info)
-            axes = sharded_update.axes(state, config, devices)
-            programs = _programs(config, model, optimizer, schedule, statistics, batches, axes)
-            state, compiled = sharded_update.place(state, config, devices), {}
-            asked_to_stop = parallel.Largest(devices)
-            for dispatch, inputs in batches(batches.plan(first_step)):
-                cluster = dispatch.epoch >= config.clustering.start_epoch
-                if cluster not in compiled:
-                    recorder.flush()
-                    start = time.monotonic()
-                    compiled[cluster] = parallel.compiled(programs[cluster], state, *inputs)
-                    memory.check(compiled[cluster], jax.local_devices()[0], parts, config)
-                    kind = "with" if cluster else "without"
-                    display.say(f"{title}: compiled {kind} clustering in {time.monotonic() - start:.1f} s")
-                    recorder.restart_clock()
-                state, metrics = compiled[cluster](state, *inputs)
-                recorder.take(dispatch, metrics)
-                if probe is not None and probe.is_due(dispatch):
-                    probes.write([probe(state, dispatch.end_step, dispatch.epoch)])
-                    recorder.restart_clock()
-                if on_epoch is not None and dispatch.ends_epoch:
-                    recorder.flush()
-                    on_epoch(dispatch.epoch, recorder.means(), state)
-                    recorder.restart_clock()
-                stopping = asked_to_stop(stop.signal)
-                if loop.is_due(dispatch, config) or stopping:
-                    recorder.flush()
-                    goodness = recorder.mean_loss(dispatch)
-                    if config.checkpoint.best_by == "probe":
-                        goodness = probe.cost(dispatch)
-                    saved.save(
-                        dispatch.end_step, sharded_update.whole(state, optimizer), recorder.info(), loss=goodness
-                    )
-                    recorder.restart_clock()
-                if stopping:
-                    saved.wait()
-                    display.say(f"stopped after step {dispatch.end_step}; repeat the command to resume")
-                    raise signals.Interrupted(stopping)
-            recorder.flush()
-            saved.wait()
-            display.say(f"done: {total_steps} steps; checkpoints in {workdir / checkpoint.FOLDER}")
-            return sharded_update.whole(state, optimizer)
+    return _Run(config, workdir, manifest, stream, batches, model, optimizer, step, probe, devices, stop, on_epoch, {})
+
+
+def _until_done(run: _Run) -> TrainState:
+    """Train to the end; a step that goes wrong is left out by going back to the checkpoint before it."""
+    config = run.config
+    with checkpoint.Checkpoints(
+        run.workdir,
+        keep_newest=config.checkpoint.keep_newest,
+        keep_best=config.checkpoint.keep_best,
+        max_failures=config.checkpoint.max_failures,
+    ) as saved:
+        while True:
+            with run.stop.at_once():
+                state, info = checkpoint.of_main(*_start(run, saved))
+            try:
+                return _train(run, state, info, saved)
+            except recorder_lib.BadStep as bad:
+                saved.wait()
+                _leave_out(run, bad)
+
+
+def _train(run: _Run, state: TrainState, info: Mapping[str, Any], saved: checkpoint.Checkpoints) -> TrainState:
+    """Train from a state to the last epoch.
+
+    Raises:
+      BadStep: a step went wrong; no state from after it was saved.
+    """
+    config, devices, stop, title = run.config, run.devices, run.stop, run.title
+    first_step, steps_per_epoch = int(state.step), run.batches.steps_per_epoch
+    total_steps = config.train.num_epochs * steps_per_epoch
+    parts = _memory(run, state)
+    shown = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "first_step": first_step}
+    with (
+        workdir_lib.MetricsLog(run.workdir, first_step, tensorboard=config.train.tensorboard) as log,
+        workdir_lib.MetricsLog(run.workdir, first_step, name=workdir_lib.PROBES) as probes,
+        progress.Display(title, **shown) as display,
+        memory.explained(parts, config),
+    ):
+        _announce(run, display, first_step, total_steps)
+        left_out = _left_out(run)
+        recorder = recorder_lib.Recorder(config, log, display, info, left_out)
+        axes = sharded_update.axes(state, config, devices)
+        state = sharded_update.place(state, config, devices)
+        asked_to_stop = parallel.Largest(devices)
+        for dispatch, inputs in run.batches(run.batches.plan(first_step), left_out):
+            cluster = dispatch.epoch >= config.clustering.start_epoch
+            if cluster not in run.compiled:
+                recorder.flush()
+                with stop.at_once():
+                    run.compiled[cluster] = _compile(run, cluster, axes, (state, *inputs), parts, display)
+                recorder.restart_clock()
+            state, metrics = run.compiled[cluster](state, *inputs)
+            recorder.take(dispatch, metrics)
+            if run.probe is not None and run.probe.is_due(dispatch):
+                recorder.flush()
+                with stop.at_once():
+                    probes.write([run.probe(state, dispatch.end_step, dispatch.epoch)])
+                recorder.restart_clock()
+            if run.on_epoch is not None and dispatch.ends_epoch:
+                recorder.flush()
+                run.on_epoch(dispatch.epoch, recorder.means(), state)
+                recorder.restart_clock()
+            stopping = asked_to_stop(stop.signal)
+            if loop.is_due(dispatch, config) or stopping:
+                recorder.flush()
+                goodness = recorder.mean_loss(dispatch)
+                if config.checkpoint.best_by == "probe":
+                    goodness = run.probe.cost(dispatch)
+                if log.sync():  # a checkpoint never knows more than the log
+                    whole = sharded_update.whole(state, run.optimizer)
+                    saved.save(dispatch.end_step, whole, recorder.info(), loss=goodness)
+                recorder.restart_clock()
+            if stopping:
+                saved.wait()
+                newest = max(saved.steps(), default=0)
+                display.say(f"stopped with the checkpoint of step {newest}; repeat the command to resume")
+                raise signals.Interrupted(stopping)
+        recorder.flush()
+        saved.wait()
+        if processes.is_main() and total_steps not in saved.steps():
+            raise ConclugenError(f"{run.workdir}: the last checkpoint was not saved; free space and repeat the command")
+        display.say(f"done: {total_steps} steps; checkpoints in {run.workdir / checkpoint.FOLDER}")
+        return sharded_update.whole(state, run.optimizer)
+
+
+def _announce(run: _Run, display: progress.Display, first_step: int, total_steps: int) -> None:
+    rows, devices = run.batches.rows, run.devices
+    display.say(
+        f"{run.title}: {len(rows.usable)} examples, {run.batches.steps_per_epoch} steps per epoch, {len(devices)} "
+        f"{devices[0].platform} device(s){_shared_by(devices)}, {rows.tier} table, "
+        + _beginning(first_step, total_steps)
+    )
+    if run.config.data.storage_dtype != "float32":
+        display.say(
+            f"{run.title}: rows are rounded to {run.config.data.storage_dtype}, targets of the reconstruction too"
+        )
+
+
+def _compile(run: _Run, cluster: bool, axes: Any, arguments: Sequence[Any], parts: Any, display: Any) -> Callable:
+    """The program of a dispatch before (``False``) or after (``True``) clustering joins the objective."""
+    start = time.monotonic()
+    program = run.batches.make_dispatch(functools.partial(run.step, cluster=cluster), axes)
+    compiled = parallel.compiled(program, *arguments)
+    memory.check(compiled, jax.local_devices()[0], parts, run.config)
+    kind = "with" if cluster else "without"
+    display.say(f"{run.title}: compiled {kind} clustering in {time.monotonic() - start:.1f} s")
+    return compiled
+
+
+def _leave_out(run: _Run, bad: recorder_lib.BadStep) -> None:
+    """Note a step that went wrong, so that it is left out when the run goes on from the checkpoint before it.
+
+    Raises:
+      ConclugenError: more than ``config.train.max_bad_steps`` in a row went wrong.
+    """
+    step, config = bad.record["step"], run.config
+    what = recorder_lib.describe(bad.record)
+    before = _left_out(run)
+    in_a_row = next(i for i in itertools.count() if step - 1 - i not in before) + 1
+    if in_a_row > config.train.max_bad_steps:
+        raise ConclugenError(
+            f"{what}"
+            + (f", and so were the {in_a_row - 1} before, which were left out" if in_a_row > 1 else "")
+            + "; lower config.optimizer.learning_rate or set config.data.standardize=True, in a new workdir: the checkpoints "
+            "here may already be on the way to it"
+        )
+    steps_per_epoch = run.batches.steps_per_epoch
+    indices = batches_lib.batch_indices(
+        run.stream.usable,
+        first_step=(step - 1) % steps_per_epoch,
+        num_steps=1,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        epoch=(step - 1) // steps_per_epoch,
+    )[0]
+    rows = run.stream.rows(indices)["features"].values()
+    wrong = indices[~np.all([np.isfinite(x).all(axis=1) for x in rows], axis=0)]
+    ids = run.stream.names(wrong)[0].tolist() if wrong.size else []
+    named = ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
+    cause = f"the features of {named} are not finite" if ids else "all features of its batch are finite"
+    if processes.is_main():
+        progress.say(f"warning: {what}; {cause}; the step is left out")
+        workdir_lib.leave_out(run.workdir, {"step": step, "reason": what, "ids": ids, "rows": indices.tolist()})
+
+
+def _left_out(run: _Run) -> list[int]:
+    """Steps whose update is left out, the same on all processes."""
+    own = workdir_lib.left_out_steps(run.workdir) if processes.is_main() else []
+    return json.loads(processes.text_of_main(json.dumps(own)))
 
 
 def _beginning(first_step: int, total_steps: int) -> str:
@@ -239,13 +351,14 @@ def _beginning(first_step: int, total_steps: int) -> str:
     return f"resuming after step {first_step}" if first_step else "from random weights"
 
 
-def _memory(config, manifest, state, rows, num_devices) -> dict[str, float]:
+def _memory(run: _Run, state: TrainState) -> dict[str, float]:
+    rows = run.batches.rows
     return memory.estimate(
-        config,
-        {m: manifest.modalities[m] for m in config.data.modalities},
+        run.config,
+        dict(run.model.feature_dims),
         sum(x.size for x in jax.tree.leaves(state.params)),
         table_rows=rows.num_examples if rows.tier == "device" else 0,
-        num_devices=num_devices,
+        num_devices=len(run.devices),
     )
 
 
@@ -283,34 +396,15 @@ def _view_statistics(config: ConfigDict, manifest: Manifest) -> views.Statistics
     return views.Statistics(*manifest.standardization(config.loss.instance_modality))
 
 
-def _programs(config, model, optimizer, schedule, statistics, batches, axes) -> dict[bool, Callable]:
-    """The program of a dispatch before (``False``) and after (``True``) clustering joins the objective."""
-    step = functools.partial(
-        pretrain_step,
-        model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        config=config,
-        steps_per_epoch=batches.steps_per_epoch,
-        statistics=statistics,
-        axis_name=parallel.AXIS,
-    )
-    return {cluster: batches.make_dispatch(functools.partial(step, cluster=cluster), axes) for cluster in (False, True)}
-
-
-def _start(
-    config: ConfigDict,
-    model: model_lib.ConCluGen,
-    optimizer: optax.GradientTransformation,
-    manifest: Manifest,
-    saved: checkpoint.Checkpoints,
-) -> tuple[TrainState, dict[str, Any]]:
-    """Where the weights come from: 1. the run's newest checkpoint; 2. else random, by the seed."""
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    fresh = functools.partial(_fresh, config, model, optimizer, manifest, init_key, run_key)
-    if saved.steps():
-        return saved.restore(saved.find("newest"), jax.eval_shape(fresh))
-    return fresh(), {"epoch_sums": {}, "epoch_steps": {}}
+def _start(run: _Run, saved: checkpoint.Checkpoints) -> tuple[TrainState, dict[str, Any]]:
+    """Where the weights come from: 1. the run's newest intact checkpoint; 2. else random, by the seed."""
+    init_key, run_key = jax.random.split(jax.random.key(run.config.seed))
+    fresh = functools.partial(_fresh, run.config, run.model, run.optimizer, run.manifest, init_key, run_key)
+    like, config = jax.eval_shape(fresh), run.config
+    if processes.is_main():
+        kept = config.checkpoint.keep_newest + config.checkpoint.keep_best
+        checkpoint.check_space(run.workdir, like, count=kept + 1)
+    return saved.restore_newest(like) or (fresh(), {"epoch_sums": {}, "epoch_steps": {}})
 
 
 def _fresh(config, model, optimizer, manifest, init_key, run_key) -> TrainState:
@@ -321,93 +415,4 @@ def _fresh(config, model, optimizer, manifest, init_key, run_key) -> TrainState:
         run_key,
         queue_length=config.clustering.queue_batches * config.train.batch_size if uses_queue else 0,
         num_clusters=config.clustering.num_clusters,
-    )
-
-
-class _Recorder:
-    """Turns the metrics of dispatches into log lines, one dispatch late, so that the device never waits for the host."""
-
-    def __init__(self, config, log, display, info):
-        self._config, self._log, self._display = config, log, display
-        # name -> sum over the epoch's steps so far, and how many steps had it: clustering is idle in some.
-        self._sums, self._steps = dict(info["epoch_sums"]), dict(info["epoch_steps"])
-        self._pending: tuple[loop.Dispatch, Any] | None = None
-        # (steps, seconds) of the last dispatches; one alone may be seen late, since the host looks when it can.
-        self._speed: collections.deque[tuple[int, float]] = collections.deque(maxlen=20)
-        self._time = time.monotonic()
-
-    def restart_clock(self) -> None:
-        """Leave what has just passed (compilation, a checkpoint) out of the examples per second."""
-        self._time = time.monotonic()
-
-    def take(self, dispatch: loop.Dispatch, metrics: Any) -> None:
-        """Note the metrics of a dispatch that has been sent off; those of the one before are written."""
-        self.flush()
-        self._pending = dispatch, metrics
-
-    def flush(self) -> None:
-        """Write what is pending.
-
-        Raises:
-          ConclugenError: a loss that is not finite; the steps before it are logged, the state after it is never saved.
-        """
-        if self._pending is None:
-            return
-        (dispatch, metrics), self._pending = self._pending, None
-        records = [_without_idle_clustering(r) for r in loop.records(dispatch, metrics)]
-        now = time.monotonic()
-        self._speed.append((dispatch.num_steps, now - self._time))
-        self._time = now
-        steps_per_second = sum(steps for steps, _ in self._speed) / sum(seconds for _, seconds in self._speed)
-        rate = steps_per_second * self._config.train.batch_size
-        finite = list(itertools.takewhile(_is_finite, records))
-        logged = [r for r in finite if r["step"] % self._config.train.log_every_steps == 0]
-        self._log.write([{**r, "examples_per_second": round(rate, 1)} for r in logged])
-        if len(finite) < len(records):
-            raise ConclugenError(_not_finite(records[len(finite)]))
-        if dispatch.first_step_in_epoch == 0:
-            self._sums, self._steps = {}, {}
-        for name, value in ((k, v) for r in records for k, v in r.items() if k.startswith("loss")):
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._steps[name] = self._steps.get(name, 0) + 1
-        shown = {k: v for k, v in records[-1].items() if k.startswith("loss")}
-        self._display.update(dispatch.end_step, {**shown, "examples/s": rate}, steps_per_second=steps_per_second)
-
-    def info(self) -> dict[str, Any]:
-        """What a checkpoint needs to know besides the state."""
-        return {"epoch_sums": dict(self._sums), "epoch_steps": dict(self._steps)}
-
-    def means(self) -> dict[str, float]:
-        """Mean of the loss and of each term over the steps of the epoch so far that had it."""
-        return {name: total / self._steps[name] for name, total in self._sums.items()}
-
-    def mean_loss(self, dispatch: loop.Dispatch) -> float | None:
-        """Mean loss of a whole epoch, once the objective has all its terms; else ``None``.
-
-        With a queue that is never emptied the first clustered epoch alone has steps without the term: left out too.
-        """
-        first = 0
-        if self._config.loss.clustering_weight:
-            first = self._config.clustering.start_epoch + (self._config.clustering.queue_reset == "never")
-        complete = dispatch.ends_epoch and dispatch.epoch >= first
-        return self.means()["loss"] if complete else None
-
-
-def _without_idle_clustering(record: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what says nothing while the queue is not full: a largest cluster of no points, nothing was assigned."""
-    if record.get("kmeans/largest_cluster") != 0:
-        return record
-    return {k: v for k, v in record.items() if not k.startswith("kmeans/") and k != "loss/clustering"}
-
-
-def _is_finite(record: dict[str, Any]) -> bool:
-    return math.isfinite(record["loss"]) and math.isfinite(record["gradient_norm"])
-
-
-def _not_finite(record: dict[str, Any]) -> str:
-    terms = [f"{k} {v:.4g}" for k, v in record.items() if k.startswith("loss") or k == "gradient_norm"]
-    return (
-        f"step {record['step']}: the loss or its gradient is not finite ({', '.join(terms)}); lower "
-        "config.optimizer.learning_rate or set config.data.standardize=True, in a new workdir: the checkpoints here may "
-        "already be on the way to it"
     )

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM ask a run to stop at its next safe point; a second one ends it at once."""
+"""SIGINT, SIGTERM and SIGUSR1 ask a run to stop at its next safe point; a second one ends it at once.
+
+Slurm sends SIGUSR1 ahead of the time limit where a job asks for it (``--signal=USR1@120``).
+"""
 
 import contextlib
 import os
@@ -6,6 +9,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+GRACE = 20.0
+"""Seconds that a call into compiled code may keep a signal waiting where nothing would be lost."""
 
 
 class Interrupted(SystemExit):
@@ -20,6 +27,23 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal = 0
+        self.handled = False  # whether this object's handlers are installed
+        self.loses_nothing = False
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While the context lasts a signal raises :class:`Interrupted` where it finds the program.
+
+        For what a repeated command does again: reading rows, compilation, evaluation. Where compiled code does not come
+        back within ``GRACE`` seconds the process ends without it.
+        """
+        if self.signal and self.handled:
+            raise Interrupted(self.signal)
+        self.loses_nothing = self.handled
+        try:
+            yield
+        finally:
+            self.loses_nothing = False
 
 
 _outermost: list[Stop] = []
@@ -27,7 +51,7 @@ _outermost: list[Stop] = []
 
 @contextlib.contextmanager
 def caught() -> Iterator[Stop]:
-    """Note SIGINT and SIGTERM instead of dying of them, while the context lasts (main thread only).
+    """Note signals instead of dying of them, while the context lasts (main thread only).
 
     Within another such context it is that one's ``Stop``: a signal between two runs of a search stops the next one.
     """
@@ -40,19 +64,59 @@ def caught() -> Iterator[Stop]:
         if stop.signal:
             os._exit(128 + number)
         stop.signal = number
+        if stop.loses_nothing:
+            stop.loses_nothing = False
+            raise Interrupted(number)
         os.write(2, b"stopping after the steps under way; once more to stop at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in CAUGHT}
     _outermost.append(stop)
+    stop.handled = True
     try:
-        yield stop
+        with _watched(stop):
+            yield stop
     finally:
         _outermost.clear()
+        stop.handled = False
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _watched(stop: Stop) -> Iterator[None]:
+    """Look after signals that come while the main thread is in compiled code, where no handler of Python runs."""
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    before = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        came = 0
+        while number := os.read(out, 1)[0]:
+            if number not in CAUGHT:
+                continue
+            came += 1
+            if came > 1:
+                time.sleep(0.5)  # the handler would have ended the process by now
+                os._exit(128 + number)
+            threading.Thread(target=expire, args=(number,), daemon=True).start()
+        os.close(out)
+
+    def expire(number: int) -> None:
+        time.sleep(GRACE)
+        if stop.loses_nothing and not stop.signal:
+            os.write(2, b"stopped; repeat the command to resume\n")
+            os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(into, b"\0")
+        os.close(into)
 
 
 def end_with(parent: int) -> None:

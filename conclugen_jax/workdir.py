@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import logging
@@ -14,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conclugen_jax import config as config_lib
-from conclugen_jax import processes, trackers
+from conclugen_jax import processes, progress, trackers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
@@ -23,6 +24,7 @@ CONFIG = "config.json"
 DATA = "data.json"
 METRICS = "metrics.jsonl"
 PROBES = "probes.jsonl"
+BAD_STEPS = "bad_steps.jsonl"
 LOCK = ".lock"
 
 
@@ -142,6 +144,37 @@ def write_atomically(path: Path, text: str) -> None:
         raise ConclugenError(f"{path}: cannot be written ({e.strerror}); free space or choose another --workdir") from e
 
 
+def left_out_steps(workdir: Path) -> list[int]:
+    """Steps of a run that went wrong, whose updates are left out; see :func:`leave_out`.
+
+    Raises:
+      ConclugenError: the file is damaged.
+    """
+    path = workdir / BAD_STEPS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return sorted({int(json.loads(line)["step"]) for line in lines})
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ConclugenError(
+            f"{path}: damaged ({type(e).__name__}); restore it, or choose another --workdir: without it the run would not "
+            "be the same"
+        ) from e
+
+
+def leave_out(workdir: Path, record: dict[str, Any]) -> None:
+    """Note a step whose update is left out.
+
+    Args:
+      workdir: of the run.
+      record: ``step``, ``reason``, ``ids`` of examples that are not finite, ``rows`` of the split that were its batch.
+    """
+    path = workdir / BAD_STEPS
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_atomically(path, before + json.dumps(record) + "\n")
+
+
 class MetricsLog:
     """``metrics.jsonl``: one JSON object a line, in the order of steps.
 
@@ -152,24 +185,24 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False):
         self._mirror, self._path = None, workdir / name
+        self._waiting, self._warned = b"", False  # what a full disk has not taken yet
         if not processes.is_main():
-            self._file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            self._file = open(os.devnull, "ab", buffering=0)  # noqa: SIM115
             return
         if tensorboard:
             self._mirror = trackers.TensorBoard(workdir, step)
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
         write_atomically(self._path, "".join(line + "\n" for line in kept))
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, records: list[dict[str, Any]]) -> None:
-        """Append records and hand them to the operating system; a mirror that fails is dropped with a warning."""
-        try:
-            self._file.writelines(json.dumps(record) + "\n" for record in records)
-            self._file.flush()
-        except OSError as e:
-            raise ConclugenError(
-                f"{self._path}: cannot be written ({e.strerror}); free space and repeat the command to resume"
-            ) from e
+        """Append records and hand them to the operating system.
+
+        What a full disk does not take is kept and tried again the next time, with a warning; a mirror that fails is dropped
+        with a warning.
+        """
+        self._waiting += "".join(json.dumps(record) + "\n" for record in records).encode()
+        self._drain()
         if self._mirror is not None:
             try:
                 self._mirror.write(records)
@@ -177,20 +210,46 @@ class MetricsLog:
                 logging.warning("TensorBoard files are no longer written (%s); %s is complete", e, self._path)
                 self._mirror = None
 
+    def sync(self) -> bool:
+        """Put everything on the disk; whether that worked.
+
+        Raises:
+          ConclugenError: the file is not there any more.
+        """
+        self._drain()
+        if processes.is_main() and not self._path.exists():
+            raise ConclugenError(f"{self._path}: removed while the run was going on; repeat the command to start again")
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            if e.errno != errno.EINVAL:  # no file of a disk
+                return False
+        return not self._waiting
+
+    def _drain(self) -> None:
+        try:
+            while self._waiting:
+                written = self._file.write(self._waiting)
+                self._waiting = self._waiting[written:]
+        except OSError as e:
+            if not self._warned:
+                progress.say(
+                    f"warning: {self._path}: cannot be written ({e.strerror}); tried again after the next steps"
+                )
+            self._warned = True
+
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Close the file; lines that are still not written are an error, unless another has ended the run."""
         if self._mirror is not None:
             self._mirror.close()
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError:
-            pass  # a failed write has been reported by write(); nothing more can be saved here
-        finally:
-            with contextlib.suppress(OSError):
-                self._file.close()
+        complete = self.sync()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        if not complete and kind is None:
+            raise ConclugenError(f"{self._path}: cannot be written; free space and repeat the command to resume")
 
     def _lines(self) -> list[str]:
         """Complete lines; a line that a kill cut short is dropped."""

@@ -91,6 +91,8 @@ def get_config() -> ConfigDict:
     train.num_epochs = 100  # passes over the training split; its last incomplete batch is dropped
     train.steps_per_dispatch = 50  # steps that run on the device between two looks from the host, at most
     train.log_every_steps = 1  # a line in metrics.jsonl every so many steps
+    train.max_bad_steps = 3  # steps in a row whose loss or gradient is not finite that are left out before the run ends
+    train.max_loss_ratio = 0.0  # a loss so many times the mean of the 50 steps before it is bad as well; 0: never
     train.tensorboard = False  # write the same to WORKDIR/tensorboard too; needs the extra 'tensorboard'
 
     config.online_probe = online_probe = ConfigDict()  # of the representations while pretraining; changes nothing in it
@@ -104,6 +106,7 @@ def get_config() -> ConfigDict:
     checkpoint.every_epochs = 1  # epochs between two checkpoints; the last epoch always has one
     checkpoint.keep_newest = 2  # newest checkpoints kept
     checkpoint.keep_best = 1  # kept besides: the best ones
+    checkpoint.max_failures = 3  # saves in a row that may fail before the run ends
     checkpoint.best_by = "loss"  # loss (mean training loss since clustering joined) | probe (the linear online probe)
 
     config.downstream = downstream = ConfigDict()

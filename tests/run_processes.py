@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conclugen_jax import pretrain, processes, signals
+from conclugen_jax import pretrain, processes, recorder, signals
 from launch import app
 from tests.helpers import tiny_config
 
@@ -38,18 +38,18 @@ def main():
     for tier in ("device", "host"):
         pretrain.pretrain(config_of(data, tier), folder / tier)
 
-    config, take = config_of(data, "shards"), pretrain._Recorder.take
+    config, take = config_of(data, "shards"), recorder.Recorder.take
 
     def take_then_kill(self, dispatch, metrics):
         take(self, dispatch, metrics)
         if dispatch.end_step == STOP_AFTER and not processes.is_main():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    pretrain._Recorder.take = take_then_kill
+    recorder.Recorder.take = take_then_kill
     with pytest.raises(signals.Interrupted) as stopped:
         pretrain.pretrain(config, folder / "shards")
     assert stopped.value.code == 128 + signal.SIGTERM
-    pretrain._Recorder.take = take
+    recorder.Recorder.take = take
     if processes.is_main():
         shutil.copytree(folder / "shards", folder / "interrupted")
     pretrain.pretrain(config, folder / "shards")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, feed, loop, losses, objective, optimizer, pretrain, signals, train_state
+from conclugen_jax import checkpoint, feed, loop, losses, objective, optimizer, pretrain, recorder, signals, train_state
 from conclugen_jax import model as model_lib
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import builders
@@ -87,7 +87,7 @@ def test_standardisation_comes_from_the_manifest(whole, data):
 def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, config, tmp_path, monkeypatch, tier, stop_after):
     expected, expected_dir = uninterrupted(tier)
     config = with_tier(config, tier)
-    take = pretrain._Recorder.take
+    take = recorder.Recorder.take
 
     def take_then_kill(self, dispatch, metrics):
         take(self, dispatch, metrics)
@@ -95,7 +95,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, config, tmp
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain._Recorder, "take", take_then_kill)
+        patch.setattr(recorder.Recorder, "take", take_then_kill)
         with pytest.raises(signals.Interrupted) as stopped:
             pretrain.pretrain(config, tmp_path, devices=DEVICES)
     assert stopped.value.code == 128 + signal.SIGTERM

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, pretrain, probe, search, search_space, signals
+from conclugen_jax import checkpoint, pretrain, probe, recorder, search, search_space, signals
 from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
@@ -75,7 +75,7 @@ def test_the_hook_has_every_epoch_once_with_its_means_also_where_a_run_was_stopp
     data, tmp_path, monkeypatch
 ):
     config = tiny_config(data, clustering__start_epoch=1, train__num_epochs=3)
-    seen, take = {}, pretrain._Recorder.take
+    seen, take = {}, recorder.Recorder.take
 
     def note(epoch, means, state):
         assert int(state.step) == 4 * (epoch + 1)
@@ -91,7 +91,7 @@ def test_the_hook_has_every_epoch_once_with_its_means_also_where_a_run_was_stopp
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain._Recorder, "take", take_then_stop)
+        patch.setattr(recorder.Recorder, "take", take_then_stop)
         with pytest.raises(signals.Interrupted):
             pretrain.pretrain(config, tmp_path, devices=DEVICES, on_epoch=note)
     assert sorted(seen) == [0]

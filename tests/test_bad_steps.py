@@ -1,0 +1,126 @@
+"""Steps whose loss or gradient is not finite: left out exactly, named, and at most so many in a row."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from conclugen_jax import checkpoint, pretrain, recorder, signals
+from conclugen_jax import workdir as workdir_lib
+from conclugen_jax.data import builders, shards
+from conclugen_jax.errors import ConclugenError
+from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
+
+DEVICES = jax.devices()[:2]
+BAD_ROW = 37
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return builders.build(Faces(), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def bad_row(monkeypatch):
+    """A row of the training split has a NaN, which the builder would have refused."""
+    read = shards.ShardStream.rows
+
+    def rows(self, indices, variants=None):
+        found = read(self, indices, variants)
+        if self.split == "train":
+            found["features"]["audio"][np.asarray(indices) == BAD_ROW, 3] = np.nan
+        return found
+
+    monkeypatch.setattr(shards.ShardStream, "rows", rows)
+
+
+def config_of(data, **changes):
+    # The host tier reads rows when they are needed: a table cached beside the shards would not hold the NaN.
+    return tiny_config(data, **{"data__tier": "shards", "clustering__start_epoch": 1, **changes})
+
+
+def test_a_row_that_is_not_finite_costs_one_step_an_epoch_and_is_named(data, tmp_path, bad_row, capsys):
+    state = pretrain.pretrain(config_of(data), tmp_path / "run", devices=DEVICES)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, state.batch_stats, state.opt_state)))
+    notes = [json.loads(line) for line in (tmp_path / "run" / workdir_lib.BAD_STEPS).read_text().splitlines()]
+    assert [(n["step"] - 1) // 4 for n in notes] == [0, 1, 2, 3]  # 4 epochs of 4 steps
+    assert all(n["ids"] == [f"train{BAD_ROW}"] and BAD_ROW in n["rows"] and len(n["rows"]) == 16 for n in notes)
+    records = log_without_times(tmp_path / "run")
+    assert [r["step"] for r in records] == list(range(1, 17))
+    assert [r["step"] for r in records if r.get("left_out")] == [n["step"] for n in notes]
+    assert all(np.isfinite(r["loss"]) for r in records if not r.get("left_out"))
+    assert f"the features of train{BAD_ROW} are not finite; the step is left out" in capsys.readouterr().err
+
+    # A run that knows the steps beforehand never goes back, and is the same bit for bit.
+    (tmp_path / "knowing").mkdir()
+    (tmp_path / "knowing" / workdir_lib.BAD_STEPS).write_text(
+        (tmp_path / "run" / workdir_lib.BAD_STEPS).read_text(encoding="utf-8")
+    )
+    assert_same_bits(pretrain.pretrain(config_of(data), tmp_path / "knowing", devices=DEVICES), state)
+    assert log_without_times(tmp_path / "knowing") == records
+
+
+def test_a_step_that_is_left_out_changes_nothing_but_the_count(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    workdir_lib.leave_out(tmp_path / "run", {"step": 1})
+    config = config_of(data, train__num_epochs=2, clustering__queue_reset="never")
+    whole = pretrain.pretrain(config, tmp_path / "whole", devices=DEVICES)
+    state = pretrain.pretrain(config, tmp_path / "run", devices=DEVICES)
+    assert int(state.step) == int(whole.step) == 8
+    first, second = log_without_times(tmp_path / "run")[:2]
+    assert first == {"step": 1, "epoch": 0, "left_out": True}
+    # What the second step sees is what the first one saw: its terms are those of fresh weights on other rows.
+    fresh = log_without_times(tmp_path / "whole")
+    assert second["loss/contrastive"] != fresh[1]["loss/contrastive"]
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim == 0]
+    assert 7 in {int(x) for x in moments}  # Adam has moved seven times
+
+
+def test_interrupted_and_resumed_it_leaves_out_the_same(data, tmp_path, bad_row, monkeypatch):
+    expected = pretrain.pretrain(config_of(data), tmp_path / "whole", devices=DEVICES)
+    take = recorder.Recorder.take
+
+    def take_then_stop(self, dispatch, metrics):
+        take(self, dispatch, metrics)
+        if dispatch.end_step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Recorder, "take", take_then_stop)
+        with pytest.raises(signals.Interrupted):
+            pretrain.pretrain(config_of(data), tmp_path / "run", devices=DEVICES)
+    assert_same_bits(pretrain.pretrain(config_of(data), tmp_path / "run", devices=DEVICES), expected)
+    assert log_without_times(tmp_path / "run") == log_without_times(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("allowed", "message"), [(0, r"^step 9: the loss"), (2, r"^step 11: .*so were the 2 before")])
+def test_a_run_that_stays_bad_ends_with_its_last_good_checkpoint(data, tmp_path, allowed, message, monkeypatch):
+    monkeypatch.setattr(recorder.Recorder, "_is_good", lambda self, r: "left_out" in r or r["step"] <= 8)
+    config = config_of(data, train__max_bad_steps=allowed)
+    with pytest.raises(ConclugenError, match=message + ".*lower config.optimizer.learning_rate"):
+        pretrain.pretrain(config, tmp_path, devices=DEVICES)
+    assert workdir_lib.left_out_steps(tmp_path) == list(range(9, 9 + allowed))
+    with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+        assert saved.steps() == [4, 8]
+
+
+def test_a_loss_that_stands_out_is_left_out_by_choice(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "USUAL_STEPS", 4)
+    config = config_of(data, train__num_epochs=3, clustering__start_epoch=2, train__max_loss_ratio=1.02)
+    pretrain.pretrain(config, tmp_path / "run", devices=DEVICES)
+    left_out = workdir_lib.left_out_steps(tmp_path / "run")
+    losses = [r.get("loss") for r in log_without_times(tmp_path / "run")]
+    assert 9 < min(left_out) <= 12  # clustering joins in epoch 2 and adds its term
+    assert [i + 1 for i, x in enumerate(losses) if x is None] == left_out
+    for i in range(5, 12):
+        before = [x for x in losses[:i] if x is not None][-4:]
+        assert losses[i] is None or losses[i] <= 1.02 * np.mean(before)
+
+
+def test_a_damaged_note_is_refused(data, tmp_path):
+    (tmp_path / workdir_lib.BAD_STEPS).write_text('{"step": 1}\n{"st')
+    with pytest.raises(ConclugenError, match=r"bad_steps.jsonl: damaged"):
+        pretrain.pretrain(config_of(data), tmp_path, devices=DEVICES)
