@@ -75,8 +75,9 @@ def downstream(
         workdir_lib.settle(folder, config, dataset.manifest)
         if (folder / RESULT).exists():
             return finished(folder / RESULT, encoder)
-        rows = splits_lib.load(config, label, streams)
-        return _run(config, folder, dataset.manifest, label, encoder, rows, devices, stop)
+        with stop.at_once():  # such a run is repeated from its start
+            rows = splits_lib.load(config, label, streams)
+            return _run(config, folder, dataset.manifest, label, encoder, rows, devices, stop)
 
 
 def _check_batches(config: ConfigDict, num_examples: int, devices: Sequence[jax.Device]) -> None:

@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,6 +113,8 @@ def pretrain(
     *,
     devices: Sequence[jax.Device] | None = None,
     on_epoch: OnEpoch | None = None,
+    moved: bool = False,
+    debug_nans: bool = False,
 ) -> TrainState:
     """Train, or go on training, the run in a workdir until its last epoch.
 
@@ -124,6 +127,8 @@ def pretrain(
         (from 0), its means of ``loss`` and of each term, and the state on the devices (moments as
         ``sharded_update.place`` has them), valid during the call. What it raises ends the run, closed in order. No epoch
         is left out; a resumed run repeats those since its checkpoint.
+      moved: the data set lies elsewhere now than when the run was started; it must be the same by its hashes.
+      debug_nans: of a step that goes wrong, say which operation was the first whose result is not a number.
 
     Returns:
       The final state.
@@ -149,10 +154,10 @@ def pretrain(
         signals.caught() as stop,
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
-        workdir_lib.settle(folder, config, dataset.manifest)
+        workdir_lib.settle(folder, config, dataset.manifest, moved=moved)
         with stop.at_once():
             rows = loop.load_rows(config, stream)
-        return _until_done(_create(config, folder, rows, stream, dataset.manifest, devices, stop, on_epoch))
+        return _until_done(_create(config, folder, rows, stream, dataset.manifest, devices, stop, on_epoch), debug_nans)
 
 
 class _Run(NamedTuple):
@@ -196,7 +201,7 @@ def _create(config, workdir, rows, stream, manifest, devices, stop, on_epoch) ->
     return _Run(config, workdir, manifest, stream, batches, model, optimizer, step, probe, devices, stop, on_epoch, {})
 
 
-def _until_done(run: _Run) -> TrainState:
+def _until_done(run: _Run, debug_nans: bool) -> TrainState:
     """Train to the end; a step that goes wrong is left out by going back to the checkpoint before it."""
     config = run.config
     with checkpoint.Checkpoints(
@@ -212,6 +217,8 @@ def _until_done(run: _Run) -> TrainState:
                 return _train(run, state, info, saved)
             except recorder_lib.BadStep as bad:
                 saved.wait()
+                if debug_nans:
+                    progress.say(f"step {bad.record['step']}: {_first_nan(run, saved, bad.record['step'])}")
                 _leave_out(run, bad)
 
 
@@ -320,15 +327,7 @@ def _leave_out(run: _Run, bad: recorder_lib.BadStep) -> None:
             + "; lower config.optimizer.learning_rate or set config.data.standardize=True, in a new workdir: the checkpoints "
             "here may already be on the way to it"
         )
-    steps_per_epoch = run.batches.steps_per_epoch
-    indices = batches_lib.batch_indices(
-        run.stream.usable,
-        first_step=(step - 1) % steps_per_epoch,
-        num_steps=1,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        epoch=(step - 1) // steps_per_epoch,
-    )[0]
+    indices = _batch(run, step)
     rows = run.stream.rows(indices)["features"].values()
     wrong = indices[~np.all([np.isfinite(x).all(axis=1) for x in rows], axis=0)]
     ids = run.stream.names(wrong)[0].tolist() if wrong.size else []
@@ -337,6 +336,44 @@ def _leave_out(run: _Run, bad: recorder_lib.BadStep) -> None:
     if processes.is_main():
         progress.say(f"warning: {what}; {cause}; the step is left out")
         workdir_lib.leave_out(run.workdir, {"step": step, "reason": what, "ids": ids, "rows": indices.tolist()})
+
+
+def _first_nan(run: _Run, saved: checkpoint.Checkpoints, step: int) -> str:
+    """The first operation of a step whose result is not a number, found by computing it again, one operation at a time."""
+    state, _ = checkpoint.of_main(*_start(run, saved))
+    state, left_out = sharded_update.place(state, run.config, run.devices), _left_out(run)
+    for dispatch, (table, position, rows) in run.batches(run.batches.plan(int(state.step)), left_out):
+        done = dispatch.end_step - dispatch.num_steps
+        if done >= step - 1:
+            break
+        program = run.compiled[dispatch.epoch >= run.config.clustering.start_epoch]
+        count = np.full(position["num_steps"].shape, min(dispatch.num_steps, step - 1 - done), np.int32)
+        state, _ = program(state, table, position | {"num_steps": parallel.shard(count, run.devices)}, rows)
+    state = jax.device_get(sharded_update.whole(state, run.optimizer))
+    rows = run.stream.rows(_batch(run, step))
+    cluster = (step - 1) // run.batches.steps_per_epoch >= run.config.clustering.start_epoch
+    one_device = functools.partial(run.step, cluster=cluster, model=run.model.clone(axis_name=None), axis_name=None)
+    try:
+        with jax.disable_jit(), jax.debug_nans(True):
+            one_device(state, {key: rows[key] for key in ("features", "present")})
+    except FloatingPointError as e:
+        ours = [f for f in traceback.extract_tb(e.__traceback__) if Path(__file__).parent in Path(f.filename).parents]
+        where = f", in {Path(ours[-1].filename).name}, line {ours[-1].lineno}: {ours[-1].line}" if ours else ""
+        return f"{str(e).splitlines()[0]}{where}"
+    return "no operation gave a result that is not a number; some may be infinite"
+
+
+def _batch(run: _Run, step: int) -> np.ndarray:
+    """Indices of the rows of a step, counted from 1."""
+    epoch, first_step = divmod(step - 1, run.batches.steps_per_epoch)
+    return batches_lib.batch_indices(
+        run.stream.usable,
+        first_step=first_step,
+        num_steps=1,
+        batch_size=run.config.train.batch_size,
+        seed=run.config.seed,
+        epoch=epoch,
+    )[0]
 
 
 def _left_out(run: _Run) -> list[int]:

@@ -84,8 +84,18 @@ def _probe(workdir: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def settle(workdir: Path, config: ConfigDict, data: Manifest) -> None:
+PLACES = ("data.path", "online_probe.path", "downstream.checkpoint")
+"""Keys that say where something is, not what."""
+
+
+def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = False) -> None:
     """Write configuration and data manifest into a new workdir, or compare them with those of an old one.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      data: manifest of its data set.
+      moved: what the configuration names may lie elsewhere now; the data set must be the same by its hashes.
 
     Raises:
       ConclugenError: the workdir belongs to a run with another configuration or other data; the differences are
@@ -95,7 +105,13 @@ def settle(workdir: Path, config: ConfigDict, data: Manifest) -> None:
         return
     if (workdir / CONFIG).exists():
         changed = config_lib.differences(read_config(workdir), config)
-        if changed:
+        elsewhere = [line for line in changed if line.startswith(tuple(f"config.{key}:" for key in PLACES))]
+        if elsewhere == changed and not moved and changed:
+            raise ConclugenError(
+                f"{workdir}: the run here was started with {'; '.join(changed)}; repeat the command with --moved if that is "
+                "the same thing in another place, or choose another --workdir"
+            )
+        if [line for line in changed if line not in elsewhere]:
             raise ConclugenError(
                 f"{workdir}: the run here was started with another configuration ({'; '.join(changed)}); repeat that one to "
                 "resume or choose another --workdir"
@@ -105,6 +121,8 @@ def settle(workdir: Path, config: ConfigDict, data: Manifest) -> None:
                 f"{workdir}: the run here was started with other data (data set {data.name} {data.version} has changed since); "
                 "restore that data set to resume or choose another --workdir"
             )
+        if elsewhere:
+            write_atomically(workdir / CONFIG, config_lib.to_json(config))
         return
     if any(workdir.glob("checkpoints/[0-9]*")):
         raise ConclugenError(
@@ -139,9 +157,10 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(f.fileno())
         os.replace(scratch, path)
     except OSError as e:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
         raise ConclugenError(f"{path}: cannot be written ({e.strerror}); free space or choose another --workdir") from e
+    finally:  # also where a signal ends the run
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def left_out_steps(workdir: Path) -> list[int]:

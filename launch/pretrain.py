@@ -1,7 +1,7 @@
 """Pretrain: python -m launch.pretrain --config=configs/conclugen.py --config.data.path=DATA/NAME/VERSION --workdir=RUN
 
-Repeat the same command to resume an interrupted run from where its newest checkpoint stands. Ctrl-C or SIGTERM saves a
-checkpoint first.
+Repeat the same command to resume an interrupted run from where its newest checkpoint stands. Ctrl-C, SIGTERM or SIGUSR1 saves a
+checkpoint first; a second one ends at once.
 
 On several machines or with several processes start the same command once for each, with --distributed=auto (launch/cluster).
 """
@@ -18,6 +18,8 @@ DISTRIBUTED = flags.DEFINE_enum(
 TIMEOUT = flags.DEFINE_float(
     "distributed_timeout", 60.0, "Seconds for all processes to come, and until a silent one counts as gone", 1, 86400
 )
+MOVED = flags.DEFINE_bool("moved", False, "The data set lies elsewhere now; accepted if it is the same by its hashes")
+DEBUG_NANS = flags.DEFINE_bool("debug_nans", False, "Of a step that goes wrong, say which operation was the first to")
 app.define_config()
 
 
@@ -25,7 +27,7 @@ def main() -> None:
     """Train to the last epoch."""
     if DISTRIBUTED.value == "auto":
         processes.start(TIMEOUT.value)
-    pretrain.pretrain(app.config(), app.required("workdir"))
+    pretrain.pretrain(app.config(), app.required("workdir"), moved=MOVED.value, debug_nans=DEBUG_NANS.value)
 
 
 if __name__ == "__main__":

@@ -124,3 +124,14 @@ def test_a_damaged_note_is_refused(data, tmp_path):
     (tmp_path / workdir_lib.BAD_STEPS).write_text('{"step": 1}\n{"st')
     with pytest.raises(ConclugenError, match=r"bad_steps.jsonl: damaged"):
         pretrain.pretrain(config_of(data), tmp_path, devices=DEVICES)
+
+
+def test_the_first_operation_that_gives_no_number_is_named_by_choice(data, tmp_path, bad_row, capsys):
+    config = config_of(data, train__num_epochs=2)
+    state = pretrain.pretrain(config, tmp_path / "run", devices=DEVICES, debug_nans=True)
+    said = [line for line in capsys.readouterr().err.splitlines() if "invalid value (nan)" in line]
+    steps = workdir_lib.left_out_steps(tmp_path / "run")
+    assert [line.split(":")[0] for line in said] == [f"step {step}" for step in steps]
+    # The NaN of the features meets the first product of the audio's network.
+    assert all("encountered in dot_general" in line and ", in model.py, line " in line for line in said), said
+    assert_same_bits(pretrain.pretrain(config, tmp_path / "without", devices=DEVICES), state)

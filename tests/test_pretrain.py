@@ -201,6 +201,27 @@ def test_impossible_runs_are_refused_before_the_workdir_exists(config, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_data_set_that_was_moved_is_taken_when_told_so_and_the_same(whole, config, data, tmp_path):
+    expected, expected_dir = whole
+    workdir = shutil.copytree(expected_dir, tmp_path / "run")
+    for step in (8, 12, 16):
+        shutil.rmtree(workdir / checkpoint.FOLDER / str(step))
+    here = config.copy_and_resolve_references()
+    here.data.path = str(shutil.copytree(data, tmp_path / "data"))
+    with pytest.raises(ConclugenError, match=r"was started with config.data.path: .* -> .*--moved"):
+        pretrain.pretrain(here, workdir, devices=DEVICES)
+    other = config.copy_and_resolve_references()
+    other.data.path = str(builders.build(Faces(missing=0.3, seed=1), tmp_path / "other"))
+    with pytest.raises(ConclugenError, match="was started with other data"):
+        pretrain.pretrain(other, workdir, devices=DEVICES, moved=True)
+    changed = here.copy_and_resolve_references()
+    changed.seed = 1
+    with pytest.raises(ConclugenError, match=r"config.seed: 0 -> 1"):
+        pretrain.pretrain(changed, workdir, devices=DEVICES, moved=True)
+    assert_same_bits(pretrain.pretrain(here, workdir, devices=DEVICES, moved=True), expected)
+    assert_same_bits(pretrain.pretrain(here, workdir, devices=DEVICES), expected)  # known by now
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(config, tmp_path):
     config = config.copy_and_resolve_references()
     config.optimizer.learning_rate, config.schedule.warmup_start = 1e3, 1.0

@@ -99,3 +99,54 @@ def test_bar_on_a_terminal(monkeypatch):
         "a line that stays",
     ):
         assert piece in shown, piece
+
+
+class Full:
+    """A file on a disk that takes so many bytes more."""
+
+    def __init__(self, file, room):
+        self._file, self.room = file, room
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        written = self._file.write(data[: self.room])
+        self.room -= written
+        return written
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def test_what_a_full_disk_does_not_take_is_written_later_and_the_log_is_complete(tmp_path, capsys):
+    with workdir_lib.MetricsLog(tmp_path, 0) as log:
+        log._file = Full(log._file, 15)
+        for step in (1, 2, 3):
+            log.write([{"step": step}])
+        assert not log.sync()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n{"s'
+        assert capsys.readouterr().err.count("metrics.jsonl: cannot be written (No space left on device)") == 1
+        log._file.room = 1000
+        log.write([{"step": 4}])
+        assert log.sync()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_lines_that_were_never_written_are_an_error_at_the_end(tmp_path):
+    def run():
+        with workdir_lib.MetricsLog(tmp_path, 0) as log:
+            log._file = Full(log._file, 0)
+            log.write([{"step": 1}])
+
+    with pytest.raises(ConclugenError, match=r"metrics.jsonl: cannot be written; free space and repeat"):
+        run()
+
+
+def test_a_log_that_is_removed_is_an_error(tmp_path):
+    with workdir_lib.MetricsLog(tmp_path, 0) as log:
+        log.write([{"step": 1}])
+        (tmp_path / "metrics.jsonl").unlink()
+        with pytest.raises(ConclugenError, match="removed while the run was going on"):
+            log.sync()
+        (tmp_path / "metrics.jsonl").touch()
