@@ -80,7 +80,6 @@ class Trainer:
         self.precision = parallel.MATMUL_PRECISION[config.precision]
         self.table_gib = sum(x.nbytes for x in jax.tree.leaves(self.feed.table)) / 2**30
         position = {k: np.asarray([v], np.int32) for k, v in {"epoch": 0, "first_step": 0, "num_steps": 1}.items()}
-        position["left_out"] = np.zeros((1, max(self.feed.lengths)), bool)
         self.inputs = self.feed.table, position, None
         start = time.perf_counter()
         with jax.default_matmul_precision(self.precision):

@@ -71,32 +71,25 @@ class Feed:
         """Type of features on the way to a program and in its table; the step gets them as float32."""
         return jnp.dtype(self.config.data.storage_dtype)
 
-    def plan(self, first_step: int) -> Iterator[Dispatch]:
-        """All dispatches from a step to the end of the run."""
-        return loop.plan(first_step, self.lengths, self.config.train.num_epochs)
+    def plan(self, first_step: int, left_out: Collection[int] = ()) -> Iterator[Dispatch]:
+        """All dispatches from a step to the end of the run; see ``loop.plan``."""
+        return loop.plan(first_step, self.lengths, self.config.train.num_epochs, left_out)
 
     def make_dispatch(self, step: Callable, state_axes: Any = None) -> Callable:
         """The program for all dispatches of the feed: see ``loop.make_dispatch`` and ``parallel.map_step``."""
         return parallel.map_step(loop.make_dispatch(step, self.batches_of, max(self.lengths)), self.devices, state_axes)
 
-    def __call__(
-        self, dispatches: Iterable[Dispatch], left_out: Collection[int] = ()
-    ) -> Iterator[tuple[Dispatch, tuple[Any, Any, Any]]]:
-        """Dispatches with what their program takes besides the state: (table, position, rows).
-
-        Args:
-          dispatches: from :meth:`plan`.
-          left_out: steps of the run, counted from 1, whose update is not applied.
-        """
+    def __call__(self, dispatches: Iterable[Dispatch]) -> Iterator[tuple[Dispatch, Any]]:
+        """Dispatches with what their program takes besides the state: (table, position, rows), or ``None`` for no program."""
         table = self.table
 
-        def inputs(dispatch: Dispatch) -> tuple[Dispatch, tuple[Any, Any, Any]]:
+        def inputs(dispatch: Dispatch) -> tuple[Dispatch, Any]:
+            if dispatch.left_out:
+                return dispatch, None
             values = dispatch.epoch, dispatch.first_step_in_epoch, dispatch.num_steps
             named = zip(("epoch", "first_step", "num_steps"), values, strict=True)
             own = len(parallel.own_devices(self.devices))
             position = {name: np.full(own, value, np.int32) for name, value in named}
-            steps = dispatch.end_step - dispatch.num_steps + 1 + np.arange(max(self.lengths))
-            position["left_out"] = np.tile(np.isin(steps, list(left_out)), (own, 1))
             rows = None if table is not None else self._rows_of(dispatch)
             return dispatch, (table, parallel.shard(position, self.devices), rows)
 

@@ -1,7 +1,6 @@
 """What pretraining and downstream training share: dispatches of many steps, and what is made of them."""
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ class Dispatch(NamedTuple):
       num_steps: how many.
       end_step: steps done in the run once this dispatch is.
       ends_epoch: it holds the epoch's last step.
+      left_out: it is one step that is passed over: nothing but the number of steps changes.
     """
 
     epoch: int
@@ -31,6 +31,7 @@ class Dispatch(NamedTuple):
     num_steps: int
     end_step: int
     ends_epoch: bool
+    left_out: bool = False
 
 
 def make_dispatch(
@@ -41,8 +42,6 @@ def make_dispatch(
     """Many steps in one program: ``(state, table, position, rows) -> (state, metrics [most_steps])``.
 
     One program serves dispatches of any length up to ``most_steps``, so that a step is the same code in all of them.
-
-    Where ``position["left_out"]`` is true of a step, the state stays as it was but for the number of steps.
 
     Args:
       step: ``(state, batch) -> (state, metrics)``.
@@ -55,7 +54,6 @@ def make_dispatch(
 
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = step(carry[0], batch_of(i))
-            state = _where(position["left_out"][i], carry[0].replace(step=state.step), state)
             return state, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), carry[1], metrics)
 
         like = jax.eval_shape(step, state, jax.eval_shape(batch_of, jnp.int32(0)))[1]
@@ -65,28 +63,30 @@ def make_dispatch(
     return dispatch
 
 
-def _where(condition: jax.Array, a: TrainState, b: TrainState) -> TrainState:
-    """One of two states; the compiler makes this part of the update of each array."""
-    return jax.tree.map(functools.partial(jnp.where, condition), a, b)
-
-
-def plan(first_step: int, lengths: Sequence[int], num_epochs: int) -> Iterator[Dispatch]:
+def plan(
+    first_step: int, lengths: Sequence[int], num_epochs: int, left_out: Collection[int] = ()
+) -> Iterator[Dispatch]:
     """All dispatches from a step to the end of the run, one by one.
 
     Args:
       first_step: steps done already. Mostly the end of a dispatch; else the first one has only what is left of it.
       lengths: steps of each dispatch of an epoch.
       num_epochs: of the run.
+      left_out: steps, counted from 1, that are passed over: each is a dispatch of its own.
     """
     steps_per_epoch = sum(lengths)
     for epoch in range(first_step // steps_per_epoch, num_epochs):
-        start = 0
+        before, start = epoch * steps_per_epoch, 0
         for length in lengths:
-            end = epoch * steps_per_epoch + start + length
-            if end > first_step:
-                begin = max(start, first_step - epoch * steps_per_epoch)
-                yield Dispatch(epoch, begin, start + length - begin, end, start + length == steps_per_epoch)
-            start += length
+            begin, end = max(start, first_step - before), start + length
+            passed_over = [i for i in range(begin, end) if before + i + 1 in left_out]
+            for i in [*passed_over, end]:
+                if i > begin:
+                    yield Dispatch(epoch, begin, i - begin, before + i, i == steps_per_epoch)
+                if i < end:
+                    yield Dispatch(epoch, i, 1, before + i + 1, i + 1 == steps_per_epoch, left_out=True)
+                begin = i + 1
+            start = end
 
 
 def is_due(dispatch: Dispatch, config: ConfigDict) -> bool:
@@ -140,8 +140,10 @@ def records(dispatch: Dispatch, metrics: Metrics) -> list[dict[str, Any]]:
       dispatch: what was sent off.
       metrics: name -> [num_steps or more].
     """
-    values = {name: np.asarray(x)[: dispatch.num_steps].tolist() for name, x in metrics.items()}
     first = dispatch.end_step - dispatch.num_steps + 1
+    if dispatch.left_out:
+        return [{"step": first, "epoch": dispatch.epoch, "left_out": True}]
+    values = {name: np.asarray(x)[: dispatch.num_steps].tolist() for name, x in metrics.items()}
     return [
         {"step": first + i, "epoch": dispatch.epoch, **{name: x[i] for name, x in values.items()}}
         for i in range(dispatch.num_steps)

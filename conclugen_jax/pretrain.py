@@ -241,18 +241,18 @@ def _train(run: _Run, state: TrainState, info: Mapping[str, Any], saved: checkpo
     ):
         _announce(run, display, first_step, total_steps)
         left_out = _left_out(run)
-        recorder = recorder_lib.Recorder(config, log, display, info, left_out)
+        recorder = recorder_lib.Recorder(config, log, display, info)
         axes = sharded_update.axes(state, config, devices)
         state = sharded_update.place(state, config, devices)
         asked_to_stop = parallel.Largest(devices)
-        for dispatch, inputs in run.batches(run.batches.plan(first_step), left_out):
+        for dispatch, inputs in run.batches(run.batches.plan(first_step, left_out)):
             cluster = dispatch.epoch >= config.clustering.start_epoch
-            if cluster not in run.compiled:
+            if cluster not in run.compiled and not dispatch.left_out:
                 recorder.flush()
                 with stop.at_once():
                     run.compiled[cluster] = _compile(run, cluster, axes, (state, *inputs), parts, display)
                 recorder.restart_clock()
-            state, metrics = run.compiled[cluster](state, *inputs)
+            state, metrics = _advance(run, dispatch, cluster, state, inputs)
             recorder.take(dispatch, metrics)
             if run.probe is not None and run.probe.is_due(dispatch):
                 recorder.flush()
@@ -284,6 +284,13 @@ def _train(run: _Run, state: TrainState, info: Mapping[str, Any], saved: checkpo
             raise ConclugenError(f"{run.workdir}: the last checkpoint was not saved; free space and repeat the command")
         display.say(f"done: {total_steps} steps; checkpoints in {run.workdir / checkpoint.FOLDER}")
         return sharded_update.whole(state, run.optimizer)
+
+
+def _advance(run: _Run, dispatch: loop.Dispatch, cluster: bool, state: TrainState, inputs: Any) -> Any:
+    """State after a dispatch, and its metrics."""
+    if dispatch.left_out:
+        return state.replace(step=parallel.replicate(np.int32(dispatch.end_step), run.devices)), {}
+    return run.compiled[cluster](state, *inputs)
 
 
 def _announce(run: _Run, display: progress.Display, first_step: int, total_steps: int) -> None:
@@ -342,13 +349,11 @@ def _first_nan(run: _Run, saved: checkpoint.Checkpoints, step: int) -> str:
     """The first operation of a step whose result is not a number, found by computing it again, one operation at a time."""
     state, _ = checkpoint.of_main(*_start(run, saved))
     state, left_out = sharded_update.place(state, run.config, run.devices), _left_out(run)
-    for dispatch, (table, position, rows) in run.batches(run.batches.plan(int(state.step)), left_out):
-        done = dispatch.end_step - dispatch.num_steps
-        if done >= step - 1:
+    # As if it were left out: the dispatch before it then ends where it begins.
+    for dispatch, inputs in run.batches(run.batches.plan(int(state.step), {*left_out, step})):
+        if dispatch.end_step >= step:
             break
-        program = run.compiled[dispatch.epoch >= run.config.clustering.start_epoch]
-        count = np.full(position["num_steps"].shape, min(dispatch.num_steps, step - 1 - done), np.int32)
-        state, _ = program(state, table, position | {"num_steps": parallel.shard(count, run.devices)}, rows)
+        state, _ = _advance(run, dispatch, dispatch.epoch >= run.config.clustering.start_epoch, state, inputs)
     state = jax.device_get(sharded_update.whole(state, run.optimizer))
     rows = run.stream.rows(_batch(run, step))
     cluster = (step - 1) // run.batches.steps_per_epoch >= run.config.clustering.start_epoch

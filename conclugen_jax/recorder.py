@@ -4,7 +4,7 @@ import collections
 import itertools
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -38,7 +38,6 @@ class Recorder:
         log: workdir_lib.MetricsLog,
         display: progress.Display,
         info: Mapping[str, Any],
-        left_out: Collection[int],
     ):
         """Go on recording.
 
@@ -47,9 +46,8 @@ class Recorder:
           log: takes the lines.
           display: shows the newest.
           info: from :meth:`info`, as of the step that the run goes on from.
-          left_out: steps whose update is not applied; their lines say so and have no losses.
         """
-        self._config, self._log, self._display, self._left_out = config, log, display, set(left_out)
+        self._config, self._log, self._display = config, log, display
         # name -> sum over the epoch's steps so far, and how many steps had it: clustering is idle in some.
         self._sums, self._steps = dict(info["epoch_sums"]), dict(info["epoch_steps"])
         # Losses of the last steps, against which one may stand out.
@@ -77,7 +75,7 @@ class Recorder:
         if self._pending is None:
             return
         (dispatch, metrics), self._pending = self._pending, None
-        records = [self._line(r) for r in loop.records(dispatch, metrics)]
+        records = [_without_idle_clustering(r) for r in loop.records(dispatch, metrics)]
         now = time.monotonic()
         self._speed.append((dispatch.num_steps, now - self._time))
         self._time = now
@@ -95,11 +93,6 @@ class Recorder:
             self._steps[name] = self._steps.get(name, 0) + 1
         shown = {k: v for k, v in records[-1].items() if k.startswith("loss")}
         self._display.update(dispatch.end_step, {**shown, "examples/s": rate}, steps_per_second=steps_per_second)
-
-    def _line(self, record: dict[str, Any]) -> dict[str, Any]:
-        if record["step"] in self._left_out:
-            return {"step": record["step"], "epoch": record["epoch"], "left_out": True}
-        return _without_idle_clustering(record)
 
     def _is_good(self, record: Mapping[str, Any]) -> bool:
         if "left_out" in record:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import feed, pretrain
+from conclugen_jax import feed, loop, pretrain
 from conclugen_jax.data import batches, builders, host_table, shards
 from tests.helpers import Faces, assert_same_bits, fed, log_without_times, tiny_config
 
@@ -85,3 +85,18 @@ def test_a_run_compiles_two_programs_whatever_the_lengths_of_its_dispatches(tmp_
     steps = len(shards.ShardStream(shards.open_dataset(path), "train", ("video",)).usable) // 16
     assert feed.dispatch_lengths(steps, 3) == [2, 2]
     assert feed.dispatch_lengths(5, 3) == [3, 2]
+
+
+def test_steps_that_are_left_out_are_dispatches_of_their_own():
+    # Two epochs of seven steps in dispatches of 4 and 3, from step 1; steps 3, 4, 7 and 8 are passed over.
+    found = [tuple(d) for d in loop.plan(1, [4, 3], 2, left_out=[3, 4, 7, 8])]
+    assert found == [
+        (0, 1, 1, 2, False, False),
+        (0, 2, 1, 3, False, True),
+        (0, 3, 1, 4, False, True),
+        (0, 4, 2, 6, False, False),
+        (0, 6, 1, 7, True, True),
+        (1, 0, 1, 8, False, True),
+        (1, 1, 3, 11, False, False),
+        (1, 4, 3, 14, True, False),
+    ]

@@ -78,7 +78,6 @@ def train(config, table, indices, num_devices):
     for part in np.split(indices, 5):
         batch = parallel.split_rows(part, num_devices, axis=1)
         position = {"num_steps": np.full(num_devices, len(part), np.int32)}
-        position["left_out"] = np.zeros((num_devices, STEPS // 5), bool)
         state, metrics = program(state, placed, position, batch)
         history.append(jax.tree.map(np.asarray, metrics))
     metrics = {k: np.concatenate([h[k] for h in history]) for k in history[0]}

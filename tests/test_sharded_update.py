@@ -65,7 +65,6 @@ class Run:
     def inputs(self, first, count):
         rows = np.resize(normal(np.random.default_rng(0), (STEPS, N, 13))[first:], (STEPS, N, 13))
         position = {"num_steps": np.full(len(self.devices), count, np.int32)}
-        position["left_out"] = np.zeros((len(self.devices), STEPS), bool)
         return None, position, parallel.split_rows(rows, len(self.devices), axis=1)
 
     def __call__(self, state, count):
