@@ -217,6 +217,7 @@ class Checkpoints:
         Raises:
           ConclugenError: all are damaged, or the newest intact one does not fit.
         """
+        self._join()
         damaged = None
         while steps := self.steps():
             try:

@@ -5,6 +5,7 @@ the gradient of ``objective.pretrain_loss``, which sums the terms of ``losses.py
 """
 
 import collections
+import contextlib
 import functools
 import itertools
 import json
@@ -155,7 +156,7 @@ def pretrain(
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
         workdir_lib.settle(folder, config, dataset.manifest, moved=moved)
-        with stop.at_once():
+        with _ending_at_once(stop):
             rows = loop.load_rows(config, stream)
         return _until_done(_create(config, folder, rows, stream, dataset.manifest, devices, stop, on_epoch), debug_nans)
 
@@ -211,12 +212,11 @@ def _until_done(run: _Run, debug_nans: bool) -> TrainState:
         max_failures=config.checkpoint.max_failures,
     ) as saved:
         while True:
-            with run.stop.at_once():
+            with _ending_at_once(run.stop):
                 state, info = checkpoint.of_main(*_start(run, saved))
             try:
                 return _train(run, state, info, saved)
             except recorder_lib.BadStep as bad:
-                saved.wait()
                 if debug_nans:
                     progress.say(f"step {bad.record['step']}: {_first_nan(run, saved, bad.record['step'])}")
                 _leave_out(run, bad)
@@ -249,14 +249,15 @@ def _train(run: _Run, state: TrainState, info: Mapping[str, Any], saved: checkpo
             cluster = dispatch.epoch >= config.clustering.start_epoch
             if cluster not in run.compiled and not dispatch.left_out:
                 recorder.flush()
-                with stop.at_once():
+                with _ending_at_once(stop):
                     run.compiled[cluster] = _compile(run, cluster, axes, (state, *inputs), parts, display)
                 recorder.restart_clock()
             state, metrics = _advance(run, dispatch, cluster, state, inputs)
             recorder.take(dispatch, metrics)
             if run.probe is not None and run.probe.is_due(dispatch):
                 recorder.flush()
-                with stop.at_once():
+                # A signal that has come by now waits for the checkpoint that follows.
+                with contextlib.nullcontext() if stop.signal else _ending_at_once(stop):
                     probes.write([run.probe(state, dispatch.end_step, dispatch.epoch)])
                 recorder.restart_clock()
             if run.on_epoch is not None and dispatch.ends_epoch:
@@ -284,6 +285,11 @@ def _train(run: _Run, state: TrainState, info: Mapping[str, Any], saved: checkpo
             raise ConclugenError(f"{run.workdir}: the last checkpoint was not saved; free space and repeat the command")
         display.say(f"done: {total_steps} steps; checkpoints in {run.workdir / checkpoint.FOLDER}")
         return sharded_update.whole(state, run.optimizer)
+
+
+def _ending_at_once(stop: signals.Stop) -> contextlib.AbstractContextManager[None]:
+    """See ``Stop.at_once``; one process out of several ends together with the others, after a dispatch."""
+    return contextlib.nullcontext() if processes.several() else stop.at_once()
 
 
 def _advance(run: _Run, dispatch: loop.Dispatch, cluster: bool, state: TrainState, inputs: Any) -> Any:

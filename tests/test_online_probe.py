@@ -1,13 +1,15 @@
 """Probes while pretraining: what they find, what they say, and that they change nothing."""
 
 import json
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from conclugen_jax import checkpoint, loop, online_probe, pretrain, probe, signals
+from conclugen_jax import checkpoint, loop, online_probe, pretrain, probe, recorder, signals
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
@@ -118,6 +120,37 @@ def test_interrupted_and_resumed_it_logs_every_probe_once(data, probed, tmp_path
         with pytest.raises(signals.Interrupted):
             pretrain.pretrain(config, tmp_path, devices=ONE)
     assert [r["step"] for r in lines(tmp_path)] == [8]
+    assert_same_bits(pretrain.pretrain(config, tmp_path, devices=ONE), whole)
+    assert lines(tmp_path) == lines(folder)
+
+
+@pytest.mark.parametrize("when", ["in the steps before", "in the probe"])
+def test_a_signal_before_a_probe_waits_for_the_checkpoint_and_one_in_it_does_not(
+    data, probed, tmp_path, monkeypatch, when
+):
+    config, whole, folder = probed
+    take, probe = recorder.Recorder.take, online_probe.OnlineProbe.__call__
+
+    def take_then_stop(self, dispatch, metrics):
+        take(self, dispatch, metrics)
+        if dispatch.end_step == 16 and when == "in the steps before":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop_in_probe(self, state, step, epoch):
+        if step == 16 and when == "in the probe":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return probe(self, state, step, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Recorder, "take", take_then_stop)
+        patch.setattr(online_probe.OnlineProbe, "__call__", stop_in_probe)
+        with pytest.raises(signals.Interrupted):
+            pretrain.pretrain(config, tmp_path, devices=ONE)
+    saved = checkpoint.Checkpoints(tmp_path, read_only=True).steps()[-1]
+    assert (saved, [r["step"] for r in lines(tmp_path)]) == {
+        "in the steps before": (16, [8, 16]),
+        "in the probe": (12, [8]),
+    }[when]
     assert_same_bits(pretrain.pretrain(config, tmp_path, devices=ONE), whole)
     assert lines(tmp_path) == lines(folder)
 
