@@ -276,7 +276,10 @@ def from_json(text: str, source: str) -> ConfigDict:
         raise ConclugenError(f"{source}: not valid JSON ({e}); restore the file or use a new workdir") from e
     if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict) or not isinstance(tree.get("data"), dict):
         raise ConclugenError(f"{source}: not the configuration of a run; it needs the sections 'data' and 'model'")
-    return ConfigDict(_lists_to_tuples(tree)).lock()
+    try:
+        return ConfigDict(_lists_to_tuples(tree)).lock()
+    except (ValueError, TypeError, AttributeError) as e:  # keys that no configuration can have
+        raise ConclugenError(f"{source}: not the configuration of a run ({e}); restore it or use a new workdir") from e
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -172,10 +172,13 @@ def left_out_steps(workdir: Path) -> list[int]:
     path = workdir / BAD_STEPS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return sorted({int(json.loads(line)["step"]) for line in lines})
+        steps = {json.loads(line)["step"] for line in lines}
+        if not all(isinstance(step, int) for step in steps):
+            raise TypeError
+        return sorted(steps)
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise ConclugenError(
             f"{path}: damaged ({type(e).__name__}); restore it, or choose another --workdir: without it the run would not "
             "be the same"

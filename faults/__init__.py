@@ -1,0 +1,1 @@
+"""What runs survive: real commands with seeded faults. ``make faults``, docs/reliability.md."""

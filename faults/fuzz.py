@@ -1,0 +1,108 @@
+"""Outside files, mutated: bytes flipped, cut, doubled, spliced with what readers trip over, and random ones."""
+
+import itertools
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax import config as config_lib
+from conclugen_jax import workdir as workdir_lib
+from conclugen_jax.data import formats
+from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.requests import Request
+
+TOKENS = (
+    b"null", b"NaN", b"-Infinity", b"1e999", b"-1", b"99999999999999999999", b"true", b"[]", b"{}", b'""', b"\x00", b"\xff\xfe",
+    b"\n", b",", b'"', b"\\u0000", b"../../etc/passwd", b"[" * 200, b"0x7f", b"id", b"split", b"label",
+    b"'|O'", b"(1000000000000, 8)",
+)  # fmt: skip
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """A content with one to four changes, or none of it."""
+    if rng.random() < 0.02:
+        return rng.randbytes(rng.randrange(200))
+    content = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = rng.randrange(len(content) + 1)
+        kind = rng.randrange(5)
+        if kind == 0 and content:
+            content[at % len(content)] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del content[at:]
+        elif kind == 2:
+            content[at:at] = rng.choice(TOKENS)
+        elif kind == 3:
+            content[at : at + rng.randrange(1, 12)] = rng.choice(TOKENS)
+        else:
+            content[at:at] = content[at : at + rng.randrange(1, 200)]
+    return bytes(content)
+
+
+def _table(path: Path) -> Callable[[], Any]:
+    """Reader of a small source of features, one of whose files is mutated: everything in it is read."""
+
+    def read() -> None:
+        source = formats.open_source(Request("features", path, name="mine"))
+        for split in source.spec.splits:
+            for _ in itertools.islice(source.examples(split), 20):
+                pass
+
+    return read
+
+
+def _source(folder: Path, layout: str) -> Path:
+    """A valid source; the file that is to be mutated."""
+    folder.mkdir(parents=True)
+    ids = [f"clip{i}" for i in range(8)]
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    (folder / "labels.csv").write_text(
+        "id,split,label,group\n"
+        + "".join(f"{k},{'train' if i < 6 else 'test'},{i % 2},g{i}\n" for i, k in enumerate(ids))
+    )
+    if layout == "npz":
+        columns = {"split": ["train"] * 6 + ["test"] * 2, "label": np.arange(8) % 2, "group": ids}
+        np.savez(folder.with_suffix(".npz"), ids=ids, video=x, **columns)
+        return folder.with_suffix(".npz")
+    np.save(folder / "video.npy", x)
+    (folder / "video.txt").write_text("\n".join(ids))
+    return {"npy": folder / "video.npy", "labels": folder / "labels.csv", "ids": folder / "video.txt"}[layout]
+
+
+KINDS = ("manifest", "configuration", "metrics log", "bad steps", "labels", "ids", "npy", "npz")
+
+
+def inputs(kind: str, folder: Path, place: Any) -> Iterator[tuple[bytes, Callable[[], Any]]]:
+    """Endless mutations of a kind of file: the content, and the reading of it."""
+    rng = place.random
+    whole = place.folder / "whole"
+    files = {"manifest": "data.json", "configuration": "config.json", "metrics log": "metrics.jsonl"}
+    if kind in files or kind == "bad steps":
+        valid = (whole / files[kind]).read_bytes() if kind in files else b'{"step": 3, "ids": []}\n{"step": 4}\n'
+        name = files.get(kind, workdir_lib.BAD_STEPS)
+        readers: dict[str, Callable[[], Any]] = {
+            "manifest": lambda: manifest_lib.read_file(folder / name, missing="name another"),
+            "configuration": lambda: config_lib.differences(
+                workdir_lib.read_config(folder), workdir_lib.read_config(whole)
+            ),
+            "metrics log": lambda: workdir_lib.MetricsLog(folder, 10**9).__exit__(None),
+            "bad steps": lambda: workdir_lib.left_out_steps(folder),
+        }
+        while True:
+            content = mutated(valid, rng)
+            (folder / name).write_bytes(content)
+            yield content, readers[kind]
+    path = _source(folder / "source", kind)
+    valid, read = path.read_bytes(), _table(path if kind == "npz" else folder / "source")
+    for i in itertools.count():
+        content = mutated(valid, rng)
+        path.write_bytes(content)
+        yield content, read
+        if i % 500 == 499:  # whatever a reader may have left beside it
+            shutil.rmtree(folder / "source")
+            (folder / "source.npz").unlink(missing_ok=True)
+            _source(folder / "source", kind)

@@ -1,0 +1,336 @@
+"""The faults, by group: each a function of a place and of seconds that yields what became of its attempts."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from conclugen_jax import checkpoint
+from conclugen_jax.errors import ConclugenError
+from faults import fuzz
+from faults.harness import SIGNALS, Place, Tally, damages, differences, refusal, state_of, stopped, until, within
+
+Group = Callable[[Place, float], Iterator[Tally]]
+
+
+def kills(place: Place, seconds: float) -> Iterator[Tally]:
+    """kill -9 at moments spread over the whole command."""
+    tally = Tally("kill -9 in pretraining: start, compilation, steps, probes, saves")
+
+    def pretraining() -> None:
+        name = place.fresh()
+        for _ in range(place.random.choice((1, 1, 2))):  # sometimes the resumed run is killed as well
+            process = place.start(place.pretrain(name))
+            if until(process, place.random.uniform(0, place.seconds)):
+                process.kill()
+            process.communicate()
+        tally.count(place.resumes_exactly(name))
+
+    within(seconds * 0.7, pretraining, most=40)
+    yield tally
+    tally = Tally("kill -9 in a data build")
+    expected = _files(place.data)
+
+    def building() -> None:
+        name = place.fresh()
+        process = place.start(place.build(name))
+        if until(process, place.random.uniform(0, 4)):
+            process.kill()
+        process.communicate()
+        code, out = place.run(place.build(name))
+        found = _files(place.folder / name / "digits" / "1.0.0")
+        debris = [p.name for p in (place.folder / name).rglob(".*") if p.is_dir()]
+        tally.count(
+            "survived" if code == 0 and found == expected and not debris else f"{name}: {code} {debris} {out[-300:]}"
+        )
+
+    within(seconds * 0.1, building, most=10)
+    yield tally
+    tally = Tally("kill -9 in a downstream run")
+    result: dict[str, bytes] = {}
+
+    def predicting() -> None:
+        name = place.fresh()
+        process = place.start(_downstream(place, name))
+        if result and until(process, place.random.uniform(0, place.seconds)):
+            process.kill()
+        process.communicate()
+        code, out = place.run(_downstream(place, name))
+        found = (place.folder / name / "result.json").read_bytes() if code == 0 else b""
+        same = found == result.setdefault("expected", found)
+        tally.count("survived" if code == 0 and same else f"{name}: {code} {out[-300:]}")
+
+    within(seconds * 0.2, predicting, most=10)
+    yield tally
+
+
+def _downstream(place: Place, name: str) -> list[str]:
+    return [
+        "launch.downstream",
+        "--config=configs/linear_evaluation.py",
+        f"--config.data.path={place.data}",
+        f"--config.downstream.checkpoint={place.folder / 'whole'}",
+        "--config.train.batch_size=200",
+        "--config.train.num_epochs=5",
+        f"--workdir={place.folder / name}",
+    ]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """Contents of a data set's files; the manifest without where it was built from."""
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*")) if p.is_file()}
+
+
+def signals(place: Place, seconds: float) -> Iterator[Tally]:
+    """SIGTERM, SIGINT and SIGUSR1 at any moment, once and twice."""
+    once, twice = Tally("SIGTERM, SIGINT or SIGUSR1 at any moment"), Tally("the same twice in a row")
+
+    def signalled() -> None:
+        name, number = place.fresh(), place.random.choice(list(SIGNALS))
+        process = place.start(place.pretrain(name))
+        again = place.random.random() < 0.3
+        tally = twice if again else once
+        if not until(process, place.random.uniform(0.3, place.seconds)):
+            process.communicate()
+            return
+        if again:
+            process.send_signal(number)
+            until(process, place.random.uniform(0, 1))
+        code, out, took = stopped(process, number)
+        # Before a launcher has installed its handlers the system ends the process by the signal itself.
+        if code not in (SIGNALS[number], -number, 0) or "Traceback" in out:
+            tally.count(f"{name}: signal {number} gave exit code {code} after {took:.1f} s: {out[-400:]}")
+            return
+        tally.count(place.resumes_exactly(name))
+
+    within(seconds, signalled, most=60)
+    yield once
+    yield twice
+
+
+def checkpoints(place: Place, seconds: float) -> Iterator[Tally]:
+    """Every file of the newest checkpoint damaged in each way, in seeded order."""
+    tally = Tally("a file of the newest checkpoint flipped, truncated, zeroed or deleted")
+    base = place.folder / "whole"
+    newest = max(int(p.name) for p in (base / checkpoint.FOLDER).iterdir() if p.name.isdecimal())
+    folder = base / checkpoint.FOLDER / str(newest)
+    todo = [(p.relative_to(folder), way) for p in sorted(folder.rglob("*")) if p.is_file() for way in range(4)]
+    place.random.shuffle(todo)
+
+    def damaged() -> None:
+        (file, way), name = todo.pop(), place.fresh()
+        path = shutil.copytree(base, place.folder / name) / checkpoint.FOLDER / str(newest) / file
+        _damage(path, list(damages(path.read_bytes(), place.random).values())[way])
+        tally.count(place.resumes_exactly(name))
+
+    within(seconds * 0.8, damaged, most=len(todo))
+    yield tally
+    tally = Tally("a file of every checkpoint damaged")
+
+    def all_damaged() -> None:
+        name = place.fresh()
+        workdir = shutil.copytree(base, place.folder / name)
+        for step in (workdir / checkpoint.FOLDER).iterdir():
+            files = [p for p in sorted(step.rglob("*")) if p.is_file() and p.stat().st_size and p.name != "SHA256SUMS"]
+            path = place.random.choice(files)
+            _damage(path, damages(path.read_bytes(), place.random)["one bit flipped"])
+        outcome = place.resumes_exactly(name)
+        tally.count("a run without an intact checkpoint went on" if outcome == "survived" else outcome)
+
+    within(seconds * 0.2, all_damaged, most=5)
+    yield tally
+
+
+def _damage(path: Path, content: bytes | None) -> None:
+    path.unlink() if content is None else path.write_bytes(content)
+
+
+def data(place: Place, seconds: float) -> Iterator[Tally]:
+    """Every file of a data set damaged in each way; two valid shards swapped."""
+    tally = Tally("a file of the data set flipped, truncated, zeroed or deleted")
+    todo = [(p.name, way) for p in sorted(place.data.iterdir()) if p.is_file() for way in range(4)]
+    place.random.shuffle(todo)
+
+    def damaged() -> None:
+        (file, way), name = todo.pop(), place.fresh()
+        copy = shutil.copytree(place.data, place.folder / f"{name}data")
+        content = list(damages((copy / file).read_bytes(), place.random).values())[way]
+        _damage(copy / file, content)
+        tally.count(place.resumes_exactly(name, data=copy))
+
+    within(seconds * 0.9, damaged, most=len(todo))
+    yield tally
+    tally, name = Tally("two valid shards swapped"), place.fresh()
+    copy = shutil.copytree(place.data, place.folder / f"{name}data")
+    first, second = (next(copy.glob(f"*-{split}.array_record*")) for split in ("train", "test"))
+    content = first.read_bytes(), second.read_bytes()
+    first.write_bytes(content[1])
+    second.write_bytes(content[0])
+    tally.count(place.resumes_exactly(name, data=copy))
+    yield tally
+
+
+def disk(place: Place, seconds: float) -> Iterator[Tally]:
+    """Disks that are full, read-only or gone."""
+    tally = Tally("disk full during build (no file beyond a size), then repeated")
+
+    def full_build() -> None:
+        name, size = place.fresh(), place.random.randrange(1 << 10, 1 << 21)
+        code, out = place.run(place.build(name), preexec_fn=lambda: _limit(size))
+        if code and not refusal(code, out):
+            tally.count(f"{name}: limit {size}: {code} {out[-400:]}")
+            return
+        code, out = place.run(place.build(name))
+        same = code == 0 and _files(place.folder / name / "digits" / "1.0.0") == _files(place.data)
+        tally.count("survived" if same else f"{name}: {code} {out[-300:]}")
+
+    within(seconds * 0.2, full_build, most=8)
+    yield tally
+    tally = Tally("disk full during training (saves and log), then space and repeated")
+
+    def full_run() -> None:
+        name = place.fresh()
+        with _small_disk(place, name, place.random.randrange(1 << 18, 1 << 24)) as grow:
+            code, out = place.run(place.pretrain(name))
+            if code and not refusal(code, out):
+                tally.count(f"{name}: {code} {out[-400:]}")
+                return
+            grow()
+            tally.count(place.resumes_exactly(name))
+
+    within(seconds * 0.6, full_run, most=20)
+    yield tally
+    tally, name = Tally("workdir removed during the run"), place.fresh()
+    process = place.start(place.pretrain(name))
+    if until(process, place.seconds * 0.7):
+        shutil.rmtree(place.folder / name, ignore_errors=True)
+    out, _ = process.communicate()
+    clear = process.returncode == 0 or refusal(process.returncode, out)
+    tally.count(place.resumes_exactly(name) if clear else f"{name}: {process.returncode} {out[-400:]}")
+    yield tally
+    tally, name = Tally("workdir on a read-only disk"), place.fresh()
+    with _small_disk(place, name, 1 << 26):
+        if os.path.ismount(place.folder / name):
+            subprocess.run(["mount", "-o", "remount,ro", place.folder / name], check=True)
+            tally.count(place.resumes_exactly(name))
+    yield tally
+
+
+def _limit(size: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing then fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+class _small_disk:
+    """A tmpfs at a workdir, where that is allowed; entering gives a function that makes room."""
+
+    def __init__(self, place: Place, name: str, size: int):
+        self._path, self._size = place.folder / name, size
+
+    def __enter__(self) -> Callable[[], None]:
+        self._path.mkdir()
+        options = ["-t", "tmpfs", "-o", f"size={self._size}", "tmpfs", str(self._path)]
+        self._mounted = subprocess.run(["mount", *options], capture_output=True, check=False).returncode == 0
+        return self._grow
+
+    def _grow(self) -> None:
+        if self._mounted:
+            subprocess.run(["mount", "-o", f"remount,size={1 << 28}", str(self._path)], check=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._mounted:
+            subprocess.run(["umount", "-l", str(self._path)], check=False)
+
+
+def together(place: Place, seconds: float) -> Iterator[Tally]:
+    """Two at once, and locks that were left."""
+    tally = Tally("two runs in one workdir: the second refused, the first unharmed")
+    name = place.fresh()
+    first = place.start(place.pretrain(name))
+    until(first, place.seconds * 0.5)
+    code, out = place.run(place.pretrain(name))
+    first.communicate()
+    refused = refusal(code, out) and "in use by process" in out
+    tally.count(place.resumes_exactly(name) if refused or code == 0 else f"{name}: {code} {out[-300:]}")
+    yield tally
+    tally = Tally("a run during a build of its data")
+    name = place.fresh()
+    building = place.start(place.build(f"{name}data", "--overwrite"))
+    until(building, place.random.uniform(1.5, 3))
+    path = place.folder / f"{name}data" / "digits" / "1.0.0"
+    outcome = place.resumes_exactly(name, data=path)
+    building.communicate()
+    tally.count(outcome if outcome == "survived" else place.resumes_exactly(name, data=path))
+    yield tally
+    tally = Tally("lock file left by a process that is gone, or that lives and holds no lock")
+    for pid in (2**22 - 1, os.getpid()):
+        name = place.fresh()
+        (place.folder / name).mkdir()
+        (place.folder / name / ".lock").write_text(f"process {pid} on here since 2020-01-01T00:00:00+00:00\n")
+        tally.count(place.resumes_exactly(name))
+    yield tally
+
+
+def numbers(place: Place, seconds: float) -> Iterator[Tally]:
+    """Numbers that go bad, and data that is too small."""
+    cases = {
+        "NaN by a huge rate": ["--config.optimizer.learning_rate=900", "--config.optimizer.name=sgd"],
+        "a batch larger than the data": ["--config.train.batch_size=4000"],
+        "more clusters than points": ["--config.clustering.num_clusters=4000"],
+    }
+    for fault, options in cases.items():
+        tally, name = Tally(fault), place.fresh()
+        code, out = place.run(place.pretrain(name, *options))
+        tally.count(refusal(code, out) or f"{name}: exit code {code}: {out[-400:]}")
+        yield tally
+    tally, name = Tally("steps told to be left out: the rest is trained, and again the same"), place.fresh()
+    states = []
+    for copy in (name, f"{name}b"):
+        (place.folder / copy).mkdir()
+        (place.folder / copy / "bad_steps.jsonl").write_text(json.dumps({"step": 7}) + "\n")
+        code, out = place.run(place.pretrain(copy))
+        states.append(state_of(place.folder / copy) if code == 0 else {"out": out})
+    finite = all(line.get("left_out") or line["loss"] == line["loss"] for line in states[0].get("metrics.jsonl", []))
+    same = "out" not in states[0] and not differences(*states) and finite
+    tally.count("survived" if same else f"{name}: {states[0].get('out', 'differs')}")
+    yield tally
+
+
+def readers(place: Place, seconds: float) -> Iterator[Tally]:
+    """Mutations of every kind of outside file, read in this process."""
+    for kind in fuzz.KINDS:
+        tally = Tally(f"fuzzed {kind}")
+        end = time.monotonic() + seconds / len(fuzz.KINDS)
+        folder = place.folder / f"fuzz_{kind.replace(' ', '_')}"
+        folder.mkdir()
+        for content, read in fuzz.inputs(kind, folder, place):
+            try:
+                read()
+                tally.survived += 1
+            except ConclugenError as e:
+                tally.count("refused" if "\n" not in str(e) else f"several lines: {e}")
+            except Exception as e:  # anything else is what is looked for
+                kept = folder / f"lost{len(tally.lost)}"
+                kept.write_bytes(content)
+                tally.lost.append(f"{kept}: {type(e).__name__}: {str(e)[:200]}")
+            if time.monotonic() > end or len(tally.lost) >= 5:
+                break
+        yield tally
+
+
+GROUPS: dict[str, tuple[Group, float]] = {
+    "kills": (kills, 5),
+    "signals": (signals, 3),
+    "checkpoints": (checkpoints, 2.5),
+    "data": (data, 1.5),
+    "disk": (disk, 2),
+    "together": (together, 0.8),
+    "numbers": (numbers, 0.8),
+    "readers": (readers, 1.5),
+}
+"""Name -> (group, its share of the time)."""
