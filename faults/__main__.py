@@ -15,6 +15,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import conclugen_jax
 from faults import groups, harness
 
 
@@ -44,7 +45,7 @@ def main() -> None:
     lost = sum(len(t.lost) for t in tallies)
     now = datetime.datetime.now(datetime.UTC)
     text = (
-        f"{harness.table(tallies)}\n\nconclugen_jax {metadata.version('conclugen_jax')}, JAX {metadata.version('jax')}, Python "
+        f"{harness.table(tallies)}\n\nconclugen_jax {conclugen_jax.__version__}, JAX {metadata.version('jax')}, Python "
         f"{platform.python_version()}, {os.cpu_count()} processors, seed {a.seed}, {now:%Y-%m-%d}, "
         f"{time.monotonic() - start:.0f} s: `python -m faults --seed={a.seed} --budget={a.budget:g}`\n"
     )

@@ -35,6 +35,7 @@ ORDER = [
     {"grid"},
     {"online_probe"},
     {"pretrain", "downstream"},
+    {"doctor"},
     {"embedding", "sweep", "search_space"},
     {"search", "study_results"},
     {"study_runs"},
