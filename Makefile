@@ -1,4 +1,4 @@
-# make demo | study | bench | test | lint | clean. Every target makes .venv itself; a second call installs nothing.
+# make demo | study | bench | test | lint | faults | clean. Every target makes .venv itself; a second call installs nothing.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ BENCH  ?= runs/bench.json
 TORCH_PYTHON ?=
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo study bench test lint format clean install
+.PHONY: demo study bench test lint faults format clean install
 
 install: $(STAMP)
 
@@ -41,6 +41,14 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m bandit --quiet --recursive --configfile pyproject.toml conclugen_jax configs launch
+	@out=$$(timeout 60 $(RUN) -m pip_audit --progress-spinner=off --requirement=constraints.txt --no-deps --disable-pip --timeout=5 2>&1) || \
+		if echo "$$out" | grep -q "known vulnerabilit"; then echo "$$out"; exit 1; \
+		else echo "pip-audit: no answer from the advisory service, dependencies were not audited"; fi
+
+# Faults of every kind against real commands; the table goes into docs/reliability.md.
+faults: $(STAMP)
+	$(RUN) -m faults --report=docs/reliability_table.md
 
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .

@@ -2,9 +2,7 @@
 
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -181,7 +179,7 @@ def disk(place: Place, seconds: float) -> Iterator[Tally]:
 
     def full_build() -> None:
         name, size = place.fresh(), place.random.randrange(1 << 10, 1 << 21)
-        code, out = place.run(place.build(name), preexec_fn=lambda: _limit(size))
+        code, out = place.run(place.build(name), largest_file=size)
         if code and not refusal(code, out):
             tally.count(f"{name}: limit {size}: {code} {out[-400:]}")
             return
@@ -219,11 +217,6 @@ def disk(place: Place, seconds: float) -> Iterator[Tally]:
             subprocess.run(["mount", "-o", "remount,ro", place.folder / name], check=True)
             tally.count(place.resumes_exactly(name))
     yield tally
-
-
-def _limit(size: int) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing then fails, as on a full disk
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 class _small_disk:

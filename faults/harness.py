@@ -94,21 +94,23 @@ class Place:
             *options,
         ]
 
-    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen:
-        """Start ``python -m COMMAND``; its output is kept."""
+    def start(self, command: Sequence[str], *, largest_file: int = 0) -> subprocess.Popen:
+        """Start ``python -m COMMAND``; its output is kept. Writing beyond ``largest_file`` bytes fails, if that is not 0."""
+        limited = (
+            ["bash", "-c", f'ulimit -f {largest_file // 1024}; trap "" XFSZ; exec "$@"', "bash"] if largest_file else []
+        )
         return subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [*limited, sys.executable, "-m", *command],
             cwd=ROOT,
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            **options,
         )
 
-    def run(self, command: Sequence[str], **options: Any) -> tuple[int, str]:
+    def run(self, command: Sequence[str], *, largest_file: int = 0) -> tuple[int, str]:
         """Exit code and output of a command; -99 if it does not end in five minutes."""
-        process = self.start(command, **options)
+        process = self.start(command, largest_file=largest_file)
         try:
             out, _ = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
