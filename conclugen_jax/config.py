@@ -114,15 +114,8 @@ def check(config: ConfigDict) -> None:
     """
     flat = dict(flatten(config.to_dict()))
     check_modalities(config.data.modalities)
-    for key, allowed in CHOICES.items():
-        if flat[key] not in allowed:
-            raise ConclugenError(f"config.{key} is {flat[key]!r}; it must be one of {', '.join(map(repr, allowed))}")
-    for key, (least, most) in RANGES.items():
-        value = flat[key]
-        # "not (a <= b)" also refuses NaN.
-        if not (least <= value and (most is None or value <= most)):
-            bounds = f"at least {least}" if most is None else f"between {least} and {most}"
-            raise ConclugenError(f"config.{key} is {value}; it must be {bounds}")
+    for key in (*CHOICES, *RANGES):
+        check_value(key, flat[key])
     for key, one in LISTS.items():
         (least, most), values, kinds = RANGES[one], flat[key], (int,) if isinstance(flat[one], int) else (int, float)
         possible = all(isinstance(x, kinds) and least <= x and (most is None or x <= most) for x in values)
@@ -139,6 +132,22 @@ def check(config: ConfigDict) -> None:
         raise ConclugenError(
             f"config.model.representation_dim is {config.model.representation_dim}; it must be a multiple of 8"
         )
+
+
+def check_value(key: str, value: Any) -> None:
+    """Refuse a value that is not among the choices of its key, or outside of its range.
+
+    Raises:
+      ConclugenError: names key, value and what is allowed.
+    """
+    allowed = CHOICES.get(key, (value,))
+    if value not in allowed:
+        raise ConclugenError(f"config.{key} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+    least, most = RANGES.get(key, (None, None))
+    # "not (a <= b)" also refuses NaN.
+    if least is not None and not (least <= value and (most is None or value <= most)):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ConclugenError(f"config.{key} is {value}; it must be {bounds}")
 
 
 def check_modalities(names: Sequence[str]) -> None:

@@ -26,6 +26,8 @@ METRICS = "metrics.jsonl"
 PROBES = "probes.jsonl"
 BAD_STEPS = "bad_steps.jsonl"
 LOCK = ".lock"
+IMPORTED = "import.json"
+"""In workdirs made of an export: hashes of the weights."""
 
 
 @contextlib.contextmanager
@@ -103,6 +105,10 @@ def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = F
     """
     if not processes.is_main():
         return
+    if (workdir / IMPORTED).exists():
+        raise ConclugenError(
+            f"{workdir}: holds imported weights, which come without what training needs to go on; choose another --workdir"
+        )
     if (workdir / CONFIG).exists():
         changed = config_lib.differences(read_config(workdir), config)
         elsewhere = [line for line in changed if line.startswith(tuple(f"config.{key}:" for key in PLACES))]

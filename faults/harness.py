@@ -67,6 +67,7 @@ class Place:
         self.env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
             "PYTHONPATH": str(ROOT),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

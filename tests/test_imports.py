@@ -36,7 +36,7 @@ ORDER = [
     {"online_probe"},
     {"pretrain", "downstream"},
     {"doctor"},
-    {"embedding", "sweep", "search_space"},
+    {"embedding", "exchange", "sweep", "search_space"},
     {"search", "study_results"},
     {"study_runs"},
     {"study_work"},

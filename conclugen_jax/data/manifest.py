@@ -81,6 +81,8 @@ def read(folder: str | Path) -> Manifest:
     Raises:
       ConclugenError: there is none, or it is not a manifest of this format.
     """
+    if not str(folder):
+        raise ConclugenError("no data set is named; name its folder with --data or --config.data.path")
     mend = "name the folder DATA_DIR/NAME/VERSION that python -m launch.build_dataset printed"
     return read_file(Path(folder) / FILE, missing=mend)
 
@@ -101,12 +103,26 @@ def read_file(path: Path, *, missing: str) -> Manifest:
         raise ConclugenError(f"{path}: no such file; {missing}") from None
     except (OSError, UnicodeDecodeError) as e:
         raise ConclugenError(f"{path}: cannot be read ({e}); build the data set anew") from e
+    return from_json(text, str(path), mend="build the data set anew")
+
+
+def from_json(text: str, source: str, *, mend: str) -> Manifest:
+    """Read :meth:`Manifest.to_json`'s output.
+
+    Args:
+      text: the JSON.
+      source: its file, for messages.
+      mend: the way out, for messages.
+
+    Raises:
+      ConclugenError: it is not a manifest of this format.
+    """
     try:
         tree = json.loads(text)
         if tree["format"] != FORMAT or tree["format_version"] != FORMAT_VERSION:
             raise ConclugenError(
-                f"{path}: format {tree['format']!r} version {tree['format_version']}, expected {FORMAT!r} version "
-                f"{FORMAT_VERSION}; build the data set anew with this release"
+                f"{source}: format {tree['format']!r} version {tree['format_version']}, expected {FORMAT!r} version "
+                f"{FORMAT_VERSION}; {mend} with this release"
             )
         fields = {field.name: tree[field.name] for field in dataclasses.fields(Manifest)}
         fields["label"] = LabelSpec(tree["label"]["kind"], tuple(tree["label"]["names"]))
@@ -114,9 +130,7 @@ def read_file(path: Path, *, missing: str) -> Manifest:
         manifest = Manifest(**fields)
         _check(manifest)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
-        raise ConclugenError(
-            f"{path}: damaged manifest ({type(e).__name__}: {str(e)[:200]}); build the data set anew"
-        ) from e
+        raise ConclugenError(f"{source}: damaged manifest ({type(e).__name__}: {str(e)[:200]}); {mend}") from e
     return manifest
 
 
