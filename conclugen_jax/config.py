@@ -18,6 +18,7 @@ CHOICES = {
     "data.variants": ("random", "first"),
     "data.storage_dtype": ("float32", "bfloat16"),
     "data.verify": ("hash", "size"),
+    "train.tracker": ("", "wandb", "mlflow"),
     "model.projection_sharing": ("shared", "separate"),
     "loss.reduction": ("sum", "mean"),
     "loss.contrastive_pairs": ("all", "circle"),

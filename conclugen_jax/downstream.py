@@ -201,8 +201,9 @@ def _run(
     state = classifier.fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
     title = f"{config.downstream.protocol} {workdir.name}"
     total_steps = config.train.num_epochs * run.steps_per_epoch
+    mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
     with (
-        workdir_lib.MetricsLog(workdir, step=0, tensorboard=config.train.tensorboard) as log,
+        workdir_lib.MetricsLog(workdir, step=0, **mirrors) as log,
         progress.Display(title, total_steps=total_steps, steps_per_epoch=run.steps_per_epoch) as display,
     ):
         display.say(f"{title}: {len(usable)} examples, modalities {', '.join(encoder.modalities)}")

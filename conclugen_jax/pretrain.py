@@ -233,8 +233,9 @@ def _train(run: _Run, state: TrainState, info: Mapping[str, Any], saved: checkpo
     total_steps = config.train.num_epochs * steps_per_epoch
     parts = _memory(run, state)
     shown = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "first_step": first_step}
+    mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
     with (
-        workdir_lib.MetricsLog(run.workdir, first_step, tensorboard=config.train.tensorboard) as log,
+        workdir_lib.MetricsLog(run.workdir, first_step, **mirrors) as log,
         workdir_lib.MetricsLog(run.workdir, first_step, name=workdir_lib.PROBES) as probes,
         progress.Display(title, **shown) as display,
         memory.explained(parts, config),

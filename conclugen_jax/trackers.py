@@ -1,12 +1,27 @@
 """Mirrors of the metrics log for outside tools. ``metrics.jsonl`` stays the record; a mirror may fail."""
 
-from collections.abc import Mapping, Sequence
+import importlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from conclugen_jax.errors import ConclugenError
 
 FOLDER = "tensorboard"
+RUN_ID = "tracker.json"
+"""Keeps the number of the run at its tracker, so that a resumed run goes on in the same curves."""
+
+
+class Mirror(Protocol):
+    """Where records are written besides the log."""
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add the numbers of every record at its step."""
+
+    def close(self) -> None:
+        """Hand over what is left."""
 
 
 class TensorBoard:
@@ -18,22 +33,130 @@ class TensorBoard:
         Raises:
           ConclugenError: tensorboardX is not installed.
         """
-        try:
-            import tensorboardX
-        except ImportError as e:
-            raise ConclugenError(
-                "config.train.tensorboard is True but tensorboardX is not installed; pip install tensorboardX or set the "
-                "key to False"
-            ) from e
-        self._writer = tensorboardX.SummaryWriter(str(workdir / FOLDER), purge_step=step + 1)
+        tensorboardx = _package("tensorboardX", "config.train.tensorboard is True", "set the key to False")
+        self._writer = tensorboardx.SummaryWriter(str(workdir / FOLDER), purge_step=step + 1)
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add one point per number of every record, at the record's step."""
         for record in records:
-            for name, value in record.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, record["step"])
+            for name, value in _numbers(record).items():
+                self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         """Write what is buffered."""
         self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run at Weights & Biases; its settings (project, host, key, offline) come from WANDB_* variables."""
+
+    def __init__(self, workdir: Path, step: int):
+        """Start a run, or go on with that of the workdir.
+
+        Raises:
+          ConclugenError: wandb is not installed.
+        """
+        wandb = _package("wandb", "config.train.tracker is 'wandb'", "empty the key")
+        number = _run_id(workdir, "wandb")
+        self._run = wandb.init(id=number, resume="allow", name=workdir.name, dir=str(workdir))
+        _keep_run_id(workdir, "wandb", self._run.id)
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Log every record at its step."""
+        for record in records:
+            self._run.log(_numbers(record), step=record["step"])
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class MLflow:
+    """A run at MLflow; where it is kept comes from MLFLOW_* variables."""
+
+    def __init__(self, workdir: Path, step: int):
+        """Start a run, or go on with that of the workdir.
+
+        Raises:
+          ConclugenError: mlflow is not installed.
+        """
+        self._mlflow = _package("mlflow", "config.train.tracker is 'mlflow'", "empty the key")
+        number = _run_id(workdir, "mlflow")
+        run = self._mlflow.start_run(run_id=number) if number else self._mlflow.start_run(run_name=workdir.name)
+        _keep_run_id(workdir, "mlflow", run.info.run_id)
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Log every record at its step."""
+        for record in records:
+            self._mlflow.log_metrics(_numbers(record), step=record["step"])
+
+    def close(self) -> None:
+        """End the run."""
+        self._mlflow.end_run()
+
+
+TRACKERS: dict[str, Callable[[Path, int], Mirror]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
+
+
+class Mirrors:
+    """Some mirrors, each of which is given up with one warning when it fails."""
+
+    def __init__(self, workdir: Path, step: int, *, tensorboard: bool, tracker: str):
+        """Open what is wanted.
+
+        Args:
+          workdir: of the run.
+          step: that it goes on after.
+          tensorboard: whether event files are written.
+          tracker: ``wandb``, ``mlflow`` or empty.
+
+        Raises:
+          ConclugenError: a package is not installed.
+        """
+        wanted = [TensorBoard] * tensorboard + ([TRACKERS[tracker]] if tracker else [])
+        self._open: list[Mirror] = []
+        for kind in wanted:
+            self._try(kind.__name__, lambda kind=kind: self._open.append(kind(workdir, step)))
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Hand records to all that still work."""
+        self._open = [m for m in self._open if self._try(type(m).__name__, lambda m=m: m.write(records))]
+
+    def close(self) -> None:
+        """Close all that still work."""
+        for mirror in self._open:
+            self._try(type(mirror).__name__, mirror.close)
+
+    @staticmethod
+    def _try(name: str, action: Callable[[], Any]) -> bool:
+        try:
+            action()
+        except ConclugenError:
+            raise
+        except Exception as e:  # whatever it is, it must not end the run
+            logging.warning("%s is given up (%s: %s); metrics.jsonl is complete", name, type(e).__name__, e)
+            return False
+        return True
+
+
+def _package(name: str, why: str, way_out: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise ConclugenError(f"{why} but {name} is not installed; pip install {name} or {way_out}") from e
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in record.items() if name != "step"}
+
+
+def _run_id(workdir: Path, tracker: str) -> str | None:
+    try:
+        found = json.loads((workdir / RUN_ID).read_text(encoding="utf-8"))[tracker]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _keep_run_id(workdir: Path, tracker: str, number: str) -> None:
+    (workdir / RUN_ID).write_text(json.dumps({tracker: number}) + "\n", encoding="utf-8")

@@ -5,7 +5,6 @@ import datetime
 import errno
 import fcntl
 import json
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -211,14 +210,13 @@ class MetricsLog:
     the main one writes.
     """
 
-    def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False):
-        self._mirror, self._path = None, workdir / name
+    def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False, tracker: str = ""):
+        self._mirrors, self._path = None, workdir / name
         self._waiting, self._warned = b"", False  # what a full disk has not taken yet
         if not processes.is_main():
             self._file = open(os.devnull, "ab", buffering=0)  # noqa: SIM115
             return
-        if tensorboard:
-            self._mirror = trackers.TensorBoard(workdir, step)
+        self._mirrors = trackers.Mirrors(workdir, step, tensorboard=tensorboard, tracker=tracker)
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
         write_atomically(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("ab", buffering=0)
@@ -231,12 +229,8 @@ class MetricsLog:
         """
         self._waiting += "".join(json.dumps(record) + "\n" for record in records).encode()
         self._drain()
-        if self._mirror is not None:
-            try:
-                self._mirror.write(records)
-            except Exception as e:  # whatever it is, it must not end the run
-                logging.warning("TensorBoard files are no longer written (%s); %s is complete", e, self._path)
-                self._mirror = None
+        if self._mirrors is not None:
+            self._mirrors.write(records)
 
     def sync(self) -> bool:
         """Put everything on the disk; whether that worked.
@@ -271,8 +265,8 @@ class MetricsLog:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         """Close the file; lines that are still not written are an error, unless another has ended the run."""
-        if self._mirror is not None:
-            self._mirror.close()
+        if self._mirrors is not None:
+            self._mirrors.close()
         complete = self.sync()
         with contextlib.suppress(OSError):
             self._file.close()

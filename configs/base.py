@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
     train.max_bad_steps = 3  # steps in a row whose loss or gradient is not finite that are left out before the run ends
     train.max_loss_ratio = 0.0  # a loss so many times the mean of the 50 steps before it is bad as well; 0: never
     train.tensorboard = False  # write the same to WORKDIR/tensorboard too; needs the extra 'tensorboard'
+    train.tracker = ""  # wandb | mlflow: send the same there too, as their own variables say (WANDB_*, MLFLOW_*)
 
     config.online_probe = online_probe = ConfigDict()  # of the representations while pretraining; changes nothing in it
     online_probe.every_epochs = 0  # epochs between two probes; 0: none
