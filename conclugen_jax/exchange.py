@@ -259,6 +259,8 @@ def _config(path: Path, tree: dict[str, Any]) -> ConfigDict:
             value = flat.get(key)
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise ConclugenError(f"config.{key} is missing or of another type than {kind.__name__}")
+            if kind is float and not value < 2**63:  # infinite, or an integer that JAX does not take
+                raise ConclugenError(f"config.{key} is {value}; it must be less than 2**63")
             config_lib.check_value(key, value)
         config_lib.check_modalities(flat["data.modalities"])
         return _without_places(config_lib.from_json(json.dumps(tree), str(path)))

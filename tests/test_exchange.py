@@ -255,6 +255,14 @@ BAD_FACTS = {
     ),
     "size not the file's": (put("config.model.representation_dim", 64), "does not fit the model"),
     "weight that is no number": (put("config.loss.contrastive_weight", float("nan")), "contrastive_weight is nan"),
+    "negative weight": (
+        put("config.loss.contrastive_weight", -1.0),
+        "contrastive_weight is -1.0; it must be at least 0",
+    ),
+    "number too large": (
+        put("config.model.norm_epsilon", 10**30),
+        "config.model.norm_epsilon is 10{30}; it must be less",
+    ),
     "unknown choice": (put("config.precision", "int4"), "config.precision is 'int4'; it must be one of"),
     "modality that is no name": (put("config.data.modalities", ["../video"]), "config.data.modalities is"),
     "modality as number": (put("config.data.modalities", [3]), "config.data.modalities is"),
