@@ -26,6 +26,8 @@ from conclugen_jax.errors import ConclugenError
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 """Where damaged checkpoints are moved, as STEP-TIME."""
+PATIENCE = 1200.0
+"""Seconds after which a save counts as hanging."""
 
 
 class Damaged(ConclugenError):
@@ -307,7 +309,12 @@ class Checkpoints:
 
     def _join(self) -> None:
         if self._writing:
-            self._writing.join()
+            self._writing.join(PATIENCE)
+            if self._writing.is_alive():
+                raise ConclugenError(
+                    f"{self.workdir / FOLDER}: a checkpoint is still not written after {PATIENCE:.0f} s; the disk does not "
+                    "answer, repeat the command when it does"
+                )
             self._writing = None
 
     def __enter__(self) -> "Checkpoints":
@@ -315,8 +322,11 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         """Wait, then release what the manager holds; a failed save does not hide what has ended the run."""
-        self._join()
-        if self._manager:
+        try:
+            self._join()
+        except ConclugenError as e:
+            self._failure = e
+        if self._manager and self._writing is None:
             self._manager.close()
         if kind is None and self._failure:
             raise self._failure

@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=900.0, help="seconds for everything")
-    parser.add_argument("--only", default="", help=f"comma-separated: {','.join(groups.GROUPS)}")
+    parser.add_argument("--only", default="", help=f"comma-separated: {','.join(groups.GROUPS | groups.EXTRA)}")
     parser.add_argument("--report", type=Path, help="Markdown file for the table")
     parser.add_argument("--folder", type=Path, help="where to work; kept")
     a = parser.parse_args()
@@ -32,12 +32,13 @@ def main() -> None:
     folder = a.folder or Path(tempfile.mkdtemp(prefix="conclugen_faults-"))
     place = harness.Place(folder, a.seed)
     names = a.only.split(",") if a.only else list(groups.GROUPS)
-    weights = {name: groups.GROUPS[name][1] for name in names}
+    known = groups.GROUPS | groups.EXTRA
+    weights = {name: known[name][1] for name in names}
     tallies: list[harness.Tally] = []
     for i, name in enumerate(names):
         left = a.budget - (time.monotonic() - start)
         share = max(5.0, left * weights[name] / sum(weights[n] for n in names[i:]))
-        for tally in groups.GROUPS[name][0](place, share):
+        for tally in known[name][0](place, share):
             tallies.append(tally)
             print(f"{tally.fault}: tried {tally.tried}, lost {len(tally.lost)}", file=sys.stderr, flush=True)
             for what in tally.lost:

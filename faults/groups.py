@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from conclugen_jax import checkpoint
 from conclugen_jax.errors import ConclugenError
 from faults import fuzz
 from faults.harness import SIGNALS, Place, Tally, damages, differences, refusal, state_of, stopped, until, within
+from faults.soak import soak
 
 Group = Callable[[Place, float], Iterator[Tally]]
 
@@ -269,8 +272,42 @@ def together(place: Place, seconds: float) -> Iterator[Tally]:
     yield tally
 
 
+def _features(place: Place, name: str, num: int, *, constant: bool = False, classes: int = 2) -> Path:
+    """A built data set of a few examples of two modalities; its first modality may be the same in all rows."""
+    source, rng = place.folder / f"{name}source", np.random.default_rng(place.random.getrandbits(32))
+    source.mkdir()
+    ids = [f"clip{i}" for i in range(num)]
+    for modality in ("video", "audio"):
+        x = np.ones((num, 8), np.float32) if constant and modality == "video" else rng.normal(size=(num, 8))
+        np.save(source / f"{modality}.npy", x.astype(np.float32))
+        (source / f"{modality}.txt").write_text("\n".join(ids))
+    rows = [f"{k},{'train' if i < num - 2 or num < 3 else 'test'},c{i % classes},g{i}" for i, k in enumerate(ids)]
+    (source / "labels.csv").write_text("id,split,label,group\n" + "\n".join(rows) + "\n")
+    command = ["launch.build_dataset", "--dataset=features", f"--name={name}", f"--source={source}"]
+    place.ok([*command, f"--data_dir={place.folder / 'small'}"])
+    return place.folder / "small" / name / "1.0.0"
+
+
 def numbers(place: Place, seconds: float) -> Iterator[Tally]:
     """Numbers that go bad, and data that is too small."""
+    small = {
+        "a column that is the same in all rows": {"num": 40, "constant": True},
+        "examples of one class only": {"num": 40, "classes": 1},
+        "one example": {"num": 1},
+    }
+    options = [
+        "--config.data.modalities=('video','audio')",
+        "--config.train.batch_size=8",
+        "--config.online_probe.every_epochs=0",
+    ]
+    for fault, what in small.items():
+        tally, name = Tally(fault), f"small{place.random.getrandbits(32):x}"
+        code, out = place.run(place.pretrain(name, *options, data=_features(place, name, **what)))
+        finite = code == 0 and all(
+            line["loss"] == line["loss"] for line in state_of(place.folder / name)["metrics.jsonl"]
+        )
+        tally.count("survived" if finite else refusal(code, out) or f"{name}: exit code {code}: {out[-400:]}")
+        yield tally
     cases = {
         "NaN by a huge rate": ["--config.optimizer.learning_rate=900", "--config.optimizer.name=sgd"],
         "a batch larger than the data": ["--config.train.batch_size=4000"],
@@ -327,3 +364,6 @@ GROUPS: dict[str, tuple[Group, float]] = {
     "readers": (readers, 1.5),
 }
 """Name -> (group, its share of the time)."""
+
+EXTRA: dict[str, tuple[Group, float]] = {"soak": (soak, 1)}
+"""Groups that are tried only where they are named."""

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -280,3 +281,17 @@ def test_too_little_room_is_said_before_the_first_step(tmp_path, monkeypatch):
     with pytest.raises(ConclugenError, match=r"3 checkpoints of 0.00 GiB need 0.01 GiB, but 0.00 GiB are free"):
         checkpoint.check_space(tmp_path, {"x": jax.ShapeDtypeStruct((2**20,), jnp.float32)}, count=3)
     checkpoint.check_space(tmp_path, {"x": jax.ShapeDtypeStruct((2**14,), jnp.float32)}, count=3)
+
+
+def test_a_disk_that_does_not_answer_does_not_hang_the_end(tmp_path, monkeypatch):
+    answers = threading.Event()
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.2)
+    monkeypatch.setattr(checkpoint.Checkpoints, "_commit", lambda *_: answers.wait())
+
+    def run():
+        with checkpoint.Checkpoints(tmp_path) as saved:
+            saved.save(1, state(1), {})
+
+    with pytest.raises(ConclugenError, match=r"still not written after 0 s; the disk does not answer"):
+        run()
+    answers.set()
