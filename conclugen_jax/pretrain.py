@@ -278,7 +278,7 @@ def _train(run: _Run, state: TrainState, info: Mapping[str, Any], saved: checkpo
             if stopping:
                 saved.wait()
                 newest = max(saved.steps(), default=0)
-                display.say(f"stopped with the checkpoint of step {newest}; repeat the command to resume")
+                display.say(f"stopped after step {newest}; repeat the command to resume")
                 raise signals.Interrupted(stopping)
         recorder.flush()
         saved.wait()
