@@ -31,6 +31,8 @@ def changed(folder: Path) -> str:
     except (OSError, UnicodeDecodeError):
         return f"{SUMS} cannot be read"
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if "" in expected:
+        return f"{SUMS} has changed"
     found = {str(path.relative_to(folder)): path for path in _files(folder)}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:

@@ -6,9 +6,11 @@ Slurm sends SIGUSR1 ahead of the time limit where a job asks for it (``--signal=
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE = 20.0
@@ -72,6 +74,13 @@ def caught() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+
+    def report(unraisable: Any) -> None:
+        # Raised in a place that lets no exception out (the end of some object), it is noted all the same.
+        if not isinstance(unraisable.exc_value, Interrupted):
+            usual(unraisable)
+
+    usual, sys.unraisablehook = sys.unraisablehook, report
     before = {number: signal.signal(number, note) for number in CAUGHT}
     _outermost.append(stop)
     stop.handled = True
@@ -80,7 +89,7 @@ def caught() -> Iterator[Stop]:
             yield stop
     finally:
         _outermost.clear()
-        stop.handled = False
+        stop.handled, sys.unraisablehook = False, usual
         for number, handler in before.items():
             signal.signal(number, handler)
 

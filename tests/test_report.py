@@ -565,7 +565,7 @@ def test_damaged_checkpoint_is_named(study, tmp_path):
     for file in (folder / "pretraining/conclugen/seed_0/checkpoints/12").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(b"x" * file.stat().st_size)
-    with pytest.raises(ConclugenError, match=r"conclugen/seed_0/checkpoints: checkpoint of step 12"):
+    with pytest.raises(ConclugenError, match=r"conclugen/seed_0/checkpoints/12: the checkpoint is damaged"):
         report.write(folder)
     assert not (folder / "report.html").exists()
 

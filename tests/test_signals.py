@@ -92,3 +92,21 @@ def test_compiled_code_that_must_end_is_waited_for_and_a_second_signal_ends_it()
     code, seconds = ended(COMPILED_CODE.format(context="if True:"), signal.SIGINT, signal.SIGINT, signal.SIGINT)
     assert code == 130
     assert 1 < seconds < 10
+
+
+class Ending:
+    """Gets a signal while it is deleted, where Python lets no exception out."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+
+def test_a_signal_in_a_place_that_lets_no_exception_out_is_noted_quietly(capfd):
+    hook, thing = sys.unraisablehook, [Ending()]
+    with signals.caught() as stop:
+        with stop.at_once():
+            thing.clear()
+        assert stop.signal == signal.SIGTERM
+    assert "Traceback" not in capfd.readouterr().err
+    assert sys.unraisablehook is hook
