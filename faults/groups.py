@@ -2,45 +2,50 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from conclugen_jax import checkpoint
 from conclugen_jax.errors import ConclugenError
 from faults import fuzz
-from faults.harness import SIGNALS, Place, Tally, damages, differences, refusal, state_of, stopped, until, within
+from faults.harness import SIGNALS, STUDY, Place, Tally, damages, differences, refusal, state_of, stopped, until, within
 from faults.soak import soak
 
 Group = Callable[[Place, float], Iterator[Tally]]
+
+AT_ONCE = 1.5
+"""How much longer a run takes beside another one."""
 
 
 def kills(place: Place, seconds: float) -> Iterator[Tally]:
     """kill -9 at moments spread over the whole command."""
     tally = Tally("kill -9 in pretraining: start, compilation, steps, probes, saves")
 
-    def pretraining() -> None:
-        name = place.fresh()
-        for _ in range(place.random.choice((1, 1, 2))):  # sometimes the resumed run is killed as well
+    def pretraining(rng: random.Random) -> None:
+        name = place.fresh(rng)
+        for _ in range(rng.choice((1, 1, 2))):  # sometimes the resumed run is killed as well
             process = place.start(place.pretrain(name))
-            if until(process, place.random.uniform(0, place.seconds)):
+            if until(process, rng.uniform(0, AT_ONCE * place.seconds)):
                 process.kill()
             process.communicate()
-        tally.count(place.resumes_exactly(name))
+        place.count_resumed(tally, name)
 
-    within(seconds * 0.7, pretraining, most=40)
+    within(place, tally, seconds * 0.55, pretraining, most=40)
     yield tally
     tally = Tally("kill -9 in a data build")
     expected = _files(place.data)
 
-    def building() -> None:
-        name = place.fresh()
+    def building(rng: random.Random) -> None:
+        name = place.fresh(rng)
         process = place.start(place.build(name))
-        if until(process, place.random.uniform(0, 4)):
+        if until(process, rng.uniform(0, 4)):
             process.kill()
         process.communicate()
         code, out = place.run(place.build(name))
@@ -50,24 +55,62 @@ def kills(place: Place, seconds: float) -> Iterator[Tally]:
             "survived" if code == 0 and found == expected and not debris else f"{name}: {code} {debris} {out[-300:]}"
         )
 
-    within(seconds * 0.1, building, most=10)
+    within(place, tally, seconds * 0.1, building, most=10)
     yield tally
     tally = Tally("kill -9 in a downstream run")
-    result: dict[str, bytes] = {}
+    name = place.fresh()
+    place.ok(_downstream(place, name))
+    result = (place.folder / name / "result.json").read_bytes()
 
-    def predicting() -> None:
-        name = place.fresh()
+    def predicting(rng: random.Random) -> None:
+        name = place.fresh(rng)
         process = place.start(_downstream(place, name))
-        if result and until(process, place.random.uniform(0, place.seconds)):
+        if until(process, rng.uniform(0, AT_ONCE * place.seconds)):
             process.kill()
         process.communicate()
         code, out = place.run(_downstream(place, name))
-        found = (place.folder / name / "result.json").read_bytes() if code == 0 else b""
-        same = found == result.setdefault("expected", found)
-        tally.count("survived" if code == 0 and same else f"{name}: {code} {out[-300:]}")
+        same = code == 0 and (place.folder / name / "result.json").read_bytes() == result
+        tally.count("survived" if same else f"{name}: {code} {out[-300:]}")
 
-    within(seconds * 0.2, predicting, most=10)
+    within(place, tally, seconds * 0.15, predicting, most=10)
     yield tally
+    yield _study_kills(place, seconds * 0.2)
+
+
+def _study_kills(place: Place, seconds: float) -> Tally:
+    """kill -9 of a study of two pretraining runs and two linear evaluations, several times in a row."""
+    tally = Tally("kill -9 in a study, three times, and its runs with it")
+    config = place.folder / "study.py"
+    config.write_text(STUDY.format(path=str(place.data)))
+    command = ["launch.study", f"--config={config}"]
+
+    def cells(name: str) -> list:
+        return json.loads((place.folder / name / "results.json").read_text())["cells"]
+
+    first, start = place.fresh(), time.monotonic()
+    place.ok([*command, f"--study={place.folder / first}"])
+    expected, whole = without_place(cells(first), first), time.monotonic() - start
+
+    def study(rng: random.Random) -> None:
+        name = place.fresh(rng)
+        own = [*command, f"--study={place.folder / name}"]
+        for _ in range(3):
+            process = place.start(own)
+            if until(process, rng.uniform(0.2, 1) * whole * 0.7):
+                process.kill()
+            process.communicate()
+        code, out = place.run(own)
+        failed = list((place.folder / name).rglob("failed.json"))
+        same = not code and not failed and without_place(cells(name), name) == expected
+        tally.count("survived" if same else f"{name}: {code} {failed} {out[-300:]}")
+
+    within(place, tally, seconds - whole, study, most=6, at_once=1)
+    return tally
+
+
+def without_place(tree: Any, name: str) -> str:
+    """Content as text, without the folder that it lies in."""
+    return json.dumps(tree, sort_keys=True).replace(name, "")
 
 
 def _downstream(place: Place, name: str) -> list[str]:
@@ -91,27 +134,57 @@ def signals(place: Place, seconds: float) -> Iterator[Tally]:
     """SIGTERM, SIGINT and SIGUSR1 at any moment, once and twice."""
     once, twice = Tally("SIGTERM, SIGINT or SIGUSR1 at any moment"), Tally("the same twice in a row")
 
-    def signalled() -> None:
-        name, number = place.fresh(), place.random.choice(list(SIGNALS))
+    def signalled(rng: random.Random) -> None:
+        name, number = place.fresh(rng), rng.choice(list(SIGNALS))
         process = place.start(place.pretrain(name))
-        again = place.random.random() < 0.3
+        again = rng.random() < 0.3
         tally = twice if again else once
-        if not until(process, place.random.uniform(0.3, place.seconds)):
+        if not until(process, rng.uniform(0.3, AT_ONCE * place.seconds)):
             process.communicate()
             return
         if again:
             process.send_signal(number)
-            until(process, place.random.uniform(0, 1))
+            until(process, rng.uniform(0, 1))
         code, out, took = stopped(process, number)
         # Before a launcher has installed its handlers the system ends the process by the signal itself.
         if code not in (SIGNALS[number], -number, 0) or "Traceback" in out:
             tally.count(f"{name}: signal {number} gave exit code {code} after {took:.1f} s: {out[-400:]}")
             return
-        tally.count(place.resumes_exactly(name))
+        place.count_resumed(tally, name)
 
-    within(seconds, signalled, most=60)
+    within(place, once, seconds * 0.75, signalled, most=60)
     yield once
     yield twice
+    yield _one_of_two(place, seconds * 0.25)
+
+
+def _one_of_two(place: Place, seconds: float) -> Tally:
+    """SIGTERM or SIGINT to one of two processes that train together: both end, and go on together as if nothing was."""
+    tally = Tally("SIGTERM, SIGINT or SIGKILL to one of two processes")
+    expected: dict[str, Any] = {}
+
+    def run(name: str, moment: float | None, number: int, which: int) -> list[tuple[int, str]]:
+        started = place.start_two(place.pretrain(name, "--distributed=auto"))
+        if moment is not None and until(started[which], moment):
+            started[which].send_signal(number)
+        return [(p.returncode, out) for p, out in ((p, p.communicate()[0]) for p in started)]
+
+    def signalled(rng: random.Random) -> None:
+        name, number, which = place.fresh(rng), rng.choice((15, 2, 9)), rng.choice((0, 1))
+        run(name, rng.uniform(0.5, 2 * place.seconds), number, which)
+        steps = place.steps(name)
+        ends = run(name, None, 0, 0)
+        state = state_of(place.folder / name) if not any(code for code, _ in ends) else {}
+        if state and not expected:
+            whole = place.fresh(rng)
+            run(whole, None, 0, 0)
+            expected.update(state_of(place.folder / whole))
+        different = differences(state, expected) if state else [out[-300:] for _, out in ends]
+        tally.went_on += not different and 0 < max(steps, default=0) < place.last_step
+        tally.count("survived" if not different else f"{name}: signal {number} to {which}: {different}")
+
+    within(place, tally, seconds, signalled, most=8, at_once=1)
+    return tally
 
 
 def checkpoints(place: Place, seconds: float) -> Iterator[Tally]:
@@ -123,27 +196,29 @@ def checkpoints(place: Place, seconds: float) -> Iterator[Tally]:
     todo = [(p.relative_to(folder), way) for p in sorted(folder.rglob("*")) if p.is_file() for way in range(4)]
     place.random.shuffle(todo)
 
-    def damaged() -> None:
-        (file, way), name = todo.pop(), place.fresh()
+    def damaged(rng: random.Random) -> None:
+        (file, way), name = todo.pop(), place.fresh(rng)
         path = shutil.copytree(base, place.folder / name) / checkpoint.FOLDER / str(newest) / file
-        _damage(path, list(damages(path.read_bytes(), place.random).values())[way])
-        tally.count(place.resumes_exactly(name))
+        _damage(path, list(damages(path.read_bytes(), rng).values())[way])
+        outcome = place.resumes_exactly(name, says="it was moved to")  # from the one before, which is intact
+        tally.went_on += outcome == "survived"
+        tally.count(f"{name}: {file} {way}: refused" if outcome == "refused" else outcome)
 
-    within(seconds * 0.8, damaged, most=len(todo))
+    within(place, tally, seconds * 0.8, damaged, most=len(todo))
     yield tally
     tally = Tally("a file of every checkpoint damaged")
 
-    def all_damaged() -> None:
-        name = place.fresh()
+    def all_damaged(rng: random.Random) -> None:
+        name = place.fresh(rng)
         workdir = shutil.copytree(base, place.folder / name)
         for step in (workdir / checkpoint.FOLDER).iterdir():
             files = [p for p in sorted(step.rglob("*")) if p.is_file() and p.stat().st_size and p.name != "SHA256SUMS"]
-            path = place.random.choice(files)
-            _damage(path, damages(path.read_bytes(), place.random)["one bit flipped"])
+            path = rng.choice(files)
+            _damage(path, damages(path.read_bytes(), rng)["one bit flipped"])
         outcome = place.resumes_exactly(name)
         tally.count("a run without an intact checkpoint went on" if outcome == "survived" else outcome)
 
-    within(seconds * 0.2, all_damaged, most=5)
+    within(place, tally, seconds * 0.2, all_damaged, most=5)
     yield tally
 
 
@@ -157,14 +232,14 @@ def data(place: Place, seconds: float) -> Iterator[Tally]:
     todo = [(p.name, way) for p in sorted(place.data.iterdir()) if p.is_file() for way in range(4)]
     place.random.shuffle(todo)
 
-    def damaged() -> None:
-        (file, way), name = todo.pop(), place.fresh()
+    def damaged(rng: random.Random) -> None:
+        (file, way), name = todo.pop(), place.fresh(rng)
         copy = shutil.copytree(place.data, place.folder / f"{name}data")
-        content = list(damages((copy / file).read_bytes(), place.random).values())[way]
+        content = list(damages((copy / file).read_bytes(), rng).values())[way]
         _damage(copy / file, content)
         tally.count(place.resumes_exactly(name, data=copy))
 
-    within(seconds * 0.9, damaged, most=len(todo))
+    within(place, tally, seconds * 0.9, damaged, most=len(todo))
     yield tally
     tally, name = Tally("two valid shards swapped"), place.fresh()
     copy = shutil.copytree(place.data, place.folder / f"{name}data")
@@ -180,8 +255,8 @@ def disk(place: Place, seconds: float) -> Iterator[Tally]:
     """Disks that are full, read-only or gone."""
     tally = Tally("disk full during build (no file beyond a size), then repeated")
 
-    def full_build() -> None:
-        name, size = place.fresh(), place.random.randrange(1 << 10, 1 << 21)
+    def full_build(rng: random.Random) -> None:
+        name, size = place.fresh(rng), rng.randrange(1 << 10, 1 << 21)
         code, out = place.run(place.build(name), largest_file=size)
         if code and not refusal(code, out):
             tally.count(f"{name}: limit {size}: {code} {out[-400:]}")
@@ -190,21 +265,21 @@ def disk(place: Place, seconds: float) -> Iterator[Tally]:
         same = code == 0 and _files(place.folder / name / "digits" / "1.0.0") == _files(place.data)
         tally.count("survived" if same else f"{name}: {code} {out[-300:]}")
 
-    within(seconds * 0.2, full_build, most=8)
+    within(place, tally, seconds * 0.2, full_build, most=8)
     yield tally
     tally = Tally("disk full during training (saves and log), then space and repeated")
 
-    def full_run() -> None:
-        name = place.fresh()
-        with _small_disk(place, name, place.random.randrange(1 << 18, 1 << 24)) as grow:
+    def full_run(rng: random.Random) -> None:
+        name = place.fresh(rng)
+        with _small_disk(place, name, rng.randrange(1 << 18, 1 << 24)) as grow:
             code, out = place.run(place.pretrain(name))
             if code and not refusal(code, out):
                 tally.count(f"{name}: {code} {out[-400:]}")
                 return
             grow()
-            tally.count(place.resumes_exactly(name))
+            place.count_resumed(tally, name)
 
-    within(seconds * 0.6, full_run, most=20)
+    within(place, tally, seconds * 0.6, full_run, most=20)
     yield tally
     tally, name = Tally("workdir removed during the run"), place.fresh()
     process = place.start(place.pretrain(name))
@@ -355,13 +430,13 @@ def readers(place: Place, seconds: float) -> Iterator[Tally]:
 
 GROUPS: dict[str, tuple[Group, float]] = {
     "kills": (kills, 5),
-    "signals": (signals, 3),
-    "checkpoints": (checkpoints, 2.5),
-    "data": (data, 1.5),
+    "signals": (signals, 5),
+    "checkpoints": (checkpoints, 2),
+    "data": (data, 1.2),
     "disk": (disk, 2),
     "together": (together, 0.8),
     "numbers": (numbers, 0.8),
-    "readers": (readers, 1.5),
+    "readers": (readers, 0.8),
 }
 """Name -> (group, its share of the time)."""
 

@@ -1,13 +1,16 @@
 """Commands with faults, and what became of them: survived exactly, refused clearly, or LOST."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax import checkpoint
+from conclugen_jax import checkpoint, processes
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -26,8 +29,33 @@ def get_config():
     config.train.num_epochs, config.train.steps_per_dispatch, config.clustering.start_epoch = 6, 4, 2
     config.schedule.warmup_epochs, config.online_probe.every_epochs, config.online_probe.num_epochs = 1, 2, 2
     config.model.representation_dim, config.model.projection_dim, config.model.reconstruction_dim = 64, 32, 32
-    config.checkpoint.keep_newest = 2
+    config.checkpoint.every_epochs, config.checkpoint.keep_newest, config.checkpoint.keep_best = 1, 2, 1
     return config
+"""
+STUDY = """
+from configs import demo, study_base, study_demo
+
+def get_config():
+    study = study_base.get_config()
+    study.name, study.seeds, study.label_draws = "faults", (0, 1), 1
+    study.pretraining_path = {path!r}
+    study.labels.linear_evaluation = (0,)
+
+    def pretraining(_name):
+        config = study_demo.pretraining(_name)
+        config.train.num_epochs, config.clustering.start_epoch, config.schedule.warmup_epochs = 4, 2, 1
+        config.online_probe.every_epochs, config.checkpoint.every_epochs = 2, 1
+        return config
+
+    study_base.add_methods(study, pretraining, {{"video": "pixels", "audio": "fourier", "text": "profiles"}})
+    for name in [name for name in study.methods if name != "conclugen"]:
+        del study.methods[name]
+    study.order = ("conclugen",)
+    whole = study_demo.dataset(study.pretraining_path, demo.get_config(), batch_size=200)
+    whole.protocols = {{"linear_evaluation": whole.protocols.linear_evaluation}}
+    whole.protocols.linear_evaluation.train.num_epochs = 5
+    study.datasets.digits = whole
+    return study.lock()
 """
 
 
@@ -40,12 +68,14 @@ class Tally:
       survived: times a repeated command ended as if nothing had happened.
       refused: times the command ended with one sentence that says why not.
       lost: what happened in all other cases; must be empty.
+      went_on: how many of those that survived had a checkpoint in the middle to go on from.
     """
 
     fault: str
     survived: int = 0
     refused: int = 0
     lost: list[str] = dataclasses.field(default_factory=list)
+    went_on: int = 0
 
     @property
     def tried(self) -> int:
@@ -63,7 +93,7 @@ class Place:
     """A folder with a built data set, a configuration and an undisturbed run of it."""
 
     def __init__(self, folder: Path, seed: int):
-        self.folder, self.random = folder, random.Random(seed)
+        self.folder, self.seed, self.random = folder, seed, random.Random(seed)
         self.env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -82,6 +112,9 @@ class Place:
         self.ok(self.pretrain("whole"))
         self.seconds = time.monotonic() - start
         self.expected = state_of(folder / "whole")
+        self.last_step = max(self.steps("whole"))
+        if len(self.steps("whole")) < 2:
+            raise RuntimeError("the undisturbed run left one checkpoint: nothing to fall back to")
 
     def build(self, name: str, *options: str) -> list[str]:
         return ["launch.build_dataset", "--dataset=digits", f"--data_dir={self.folder / name}", *options]
@@ -109,6 +142,23 @@ class Place:
             text=True,
         )
 
+    def start_two(self, command: Sequence[str]) -> list[subprocess.Popen]:
+        """Start a command as two processes that find each other."""
+        with socket.create_server(("", 0)) as server:
+            port = server.getsockname()[1]
+        shared = {**self.env, processes.COUNT: "2", processes.ADDRESS: f"127.0.0.1:{port}"}
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=ROOT,
+                env={**shared, processes.INDEX: str(i)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for i in range(2)
+        ]
+
     def run(self, command: Sequence[str], *, largest_file: int = 0) -> tuple[int, str]:
         """Exit code and output of a command; -99 if it does not end in five minutes."""
         process = self.start(command, largest_file=largest_file)
@@ -124,19 +174,31 @@ class Place:
         if code:
             raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{out}")
 
-    def fresh(self) -> str:
+    def fresh(self, rng: random.Random | None = None) -> str:
         """Name of a workdir that is not there yet."""
-        return f"run{self.random.getrandbits(40):010x}"
+        return f"run{(rng or self.random).getrandbits(40):010x}"
 
-    def resumes_exactly(self, name: str, *options: str, data: Path | None = None) -> str:
-        """Repeat the command: ``survived`` if it ends like the undisturbed run, ``refused`` if it says why not."""
+    def steps(self, name: str) -> list[int]:
+        """Steps of the checkpoints in a workdir."""
+        folder = self.folder / name / checkpoint.FOLDER
+        return [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
+
+    def count_resumed(self, tally: Tally, name: str, *options: str) -> None:
+        """Repeat a command that was stopped and count what comes of it."""
+        steps = self.steps(name)
+        outcome = self.resumes_exactly(name, *options)
+        tally.went_on += outcome == "survived" and 0 < max(steps, default=0) < self.last_step
+        tally.count(outcome)
+
+    def resumes_exactly(self, name: str, *options: str, data: Path | None = None, says: str = "") -> str:
+        """Repeat the command: ``survived`` if it ends like the undisturbed run and said so, ``refused`` if it says why not."""
         code, out = self.run(self.pretrain(name, *options, data=data))
         if code == 0:
             different = differences(state_of(self.folder / name), self.expected)
-            if not different:
+            if not different and says in out:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
                 return "survived"
-            return f"{name}: differs in {different}"
+            return f"{name}: differs in {different}" if different else f"{name}: does not say {says!r}"
         return refusal(code, out) or f"{name}: exit code {code}: {out[-600:]}"
 
 
@@ -210,19 +272,34 @@ def damages(data: bytes, rng: random.Random) -> dict[str, bytes | None]:
     }
 
 
-def within(seconds: float, action: Callable[[], None], most: int) -> None:
-    """Repeat an action until the time is over, at least once and at most so many times."""
-    end = time.monotonic() + seconds
-    for _ in range(most):
-        action()
-        if time.monotonic() > end:
-            return
+def within(
+    place: Place, tally: Tally, seconds: float, action: Callable[[random.Random], None], most: int, at_once: int = 2
+) -> None:
+    """Repeat an action, some at a time, until the time is over, at least once and at most so many times.
+
+    Each attempt has random numbers of its own, which follow from the seed, the fault and the attempt's number.
+    """
+    end, numbers, lock = time.monotonic() + seconds, iter(range(most)), threading.Lock()
+
+    def attempts() -> None:
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None or (number and time.monotonic() > end):
+                return
+            action(random.Random(f"{place.seed} {tally.fault} {number}"))
+
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        for future in [pool.submit(attempts) for _ in range(at_once)]:
+            future.result()
 
 
 def table(tallies: Sequence[Tally]) -> str:
     """The result as Markdown."""
     lines = ["| fault | tried | survived exactly | refused clearly | LOST |", "|---|---|---|---|---|"]
-    lines += [f"| {t.fault} | {t.tried} | {t.survived} | {t.refused} | {len(t.lost)} |" for t in tallies]
+    for t in tallies:
+        survived = f"{t.survived} ({t.went_on} from a checkpoint in the middle)" if t.went_on else str(t.survived)
+        lines.append(f"| {t.fault} | {t.tried} | {survived} | {t.refused} | {len(t.lost)} |")
     return "\n".join(lines)
 
 
