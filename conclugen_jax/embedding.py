@@ -146,6 +146,25 @@ def embed(
         yield chunk | _predicted(network, logits, count)
 
 
+def predict(
+    network: Network, features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Predictions for rows that are in memory.
+
+    Args:
+      network: of a downstream run.
+      features: modality -> float32 [n, dim], of all modalities of the network; anything where absent.
+      present: modality -> bool [n].
+
+    Returns:
+      ``probability`` float32 [n, classes] and ``prediction`` [n] or [n, labels], or just ``prediction`` for a number.
+    """
+    forward = jax.jit(functools.partial(_forward, network))
+    with jax.default_matmul_precision("highest"):
+        _, logits = forward(network.variables, network.classifier_params, dict(features), dict(present))
+    return _predicted(network, logits, len(next(iter(present.values()))))
+
+
 def _forward(network: Network, variables: Any, params: Any, features: Any, present: Any) -> tuple[Any, Any]:
     representations = network.model.apply(variables, features, method="represent")
     vectors = {m: jax.numpy.where(present[m][:, None], x, 0) for m, x in representations.items()}

@@ -17,6 +17,7 @@ from conclugen_jax.errors import ConclugenError
 
 FLAGS = flags.FLAGS
 _of_run = True
+_positional: list[str] | None = None
 BASE_CONFIG = Path(__file__).parent.parent / "configs" / "base.py"
 
 
@@ -31,6 +32,13 @@ def define_config(*, of_run: bool = True) -> None:
     config_flags.DEFINE_config_file(
         "config", None, "Configuration file; override a key with --config.SECTION.KEY=VALUE", lock_config=True
     )
+
+
+def define_positional() -> list[str]:
+    """The arguments that are no flags, in a list that is filled when the command line is read; else they are refused."""
+    global _positional
+    _positional = []
+    return _positional
 
 
 def run(main: Callable[[], None]) -> None:
@@ -101,7 +109,9 @@ def _parse(argv: list[str]) -> None:
         if path is None:
             raise ConclugenError(f"{_first_line(e)}; see --help") from e
         raise ConclugenError(_explain_override(argv, e)) from e
-    if rest:
+    if _positional is not None:
+        _positional.extend(rest)
+    elif rest:
         raise ConclugenError(f"{rest[0]!r} is not a flag; write --flag=value, see --help")
 
 

@@ -128,7 +128,7 @@ def test_a_second_signal_does_not_wait_for_the_first(tmp_path):
 def test_workers_are_gone_before_the_scratch_folder_is(tmp_path, monkeypatch):
     """Whatever stops the loop over the parts, also what shows their progress."""
     monkeypatch.setattr(builders, "SHARD_BYTES", 9 * 4 * 52)
-    started, alive, contexts, claimed = [], [], workers._Spawning, place.claimed
+    started, alive, contexts, claimed = [], [], workers.Spawning, place.claimed
 
     class Noted(contexts):
         def __init__(self):
@@ -147,7 +147,7 @@ def test_workers_are_gone_before_the_scratch_folder_is(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(place, "claimed", watched)
-    monkeypatch.setattr(workers, "_Spawning", Noted)
+    monkeypatch.setattr(workers, "Spawning", Noted)
     with pytest.raises(KeyboardInterrupt):
         builders.build(Parted(), tmp_path, num_workers=2, progress=stop)
     assert alive == [False, False]

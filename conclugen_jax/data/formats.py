@@ -71,7 +71,20 @@ def _open(request: Request) -> JoinedSource:
         raise ConclugenError(f"format {kind!r} is read from a source; name its file or folder with --source")
     if request.modalities and kind == "metadata":
         raise ConclugenError("format 'metadata' lists all files; add a column NAME_file_name instead of --modality")
-    found = FORMATS[kind](request)
+    return assemble(request, FORMATS[kind](request), kind)
+
+
+def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
+    """Join features and annotations: those of the format, of the files that the user named, or of the names.
+
+    Args:
+      request: of the user.
+      found: features, and what the format knows of labels.
+      kind: name of the format.
+
+    Raises:
+      ConclugenError: labels that cannot be read or do not fit.
+    """
     named = {m: open_features(path, request.pool) for m, path in request.modalities.items()} if kind != "csd" else {}
     features = {**found.features, **named}
     for modality in request.only:

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from conclugen_jax import signals
 from conclugen_jax.data.records import Part, write_part
@@ -88,7 +89,7 @@ def run(
     return parts
 
 
-class _Spawning(multiprocessing.context.SpawnContext):
+class Spawning(multiprocessing.context.SpawnContext):
     """Fresh processes, not forks: a fork of a process with threads may hang. All of them can be ended at once."""
 
     def __init__(self) -> None:
@@ -108,14 +109,14 @@ class _Spawning(multiprocessing.context.SpawnContext):
 
 def _run_processes(jobs: Iterator[Job], num_workers: int) -> Iterator[tuple[Job, Part]]:
     """Results in order."""
-    context = _Spawning()
+    context = Spawning()
     executor = concurrent.futures.ProcessPoolExecutor(
         num_workers, mp_context=context, initializer=signals.end_with, initargs=(os.getpid(),)
     )
     waiting: list[tuple[Job, concurrent.futures.Future]] = []
     try:
         for job in jobs:
-            with _interrupts_blocked():
+            with interrupts_blocked():
                 future = executor.submit(Job.run, job)
             waiting.append((_lighter(job), future))
             if len(waiting) >= num_workers * (1 + AHEAD):
@@ -130,7 +131,7 @@ def _run_processes(jobs: Iterator[Job], num_workers: int) -> Iterator[tuple[Job,
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
+def interrupts_blocked() -> Iterator[None]:
     """Processes started here never see Ctrl-C, which a terminal sends to all: it is the parent's."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -156,6 +157,22 @@ def _result(waiting: list[tuple[Job, concurrent.futures.Future]]) -> tuple[Job, 
 
 def _run_beam(jobs: Iterator[Job], options: Sequence[str]) -> Iterator[tuple[Job, Part]]:
     """One element per part; each worker leaves its facts beside its part, since Beam returns nothing."""
+    jobs = list(jobs)
+    run_beam(jobs, run_and_save, options)
+    return ((_lighter(job), Part.load(_facts(job), job.spec)) for job in jobs)
+
+
+def run_beam(elements: Sequence[Any], action: Callable[[Any], None], options: Sequence[str]) -> None:
+    """Let Apache Beam call an action on elements, and wait until it is done.
+
+    Args:
+      elements: each of them something that can be sent to another process.
+      action: likewise.
+      options: of the pipeline.
+
+    Raises:
+      ConclugenError: Beam is not installed, or the action raised one.
+    """
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -163,9 +180,8 @@ def _run_beam(jobs: Iterator[Job], options: Sequence[str]) -> Iterator[tuple[Job
         raise ConclugenError(
             "--beam needs Apache Beam, in an environment of its own: pip install 'conclugen_jax[beam]'"
         ) from e
-    jobs = list(jobs)
     pipeline = beam.Pipeline(options=PipelineOptions(list(options)))
-    _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(run_and_save)
+    _ = pipeline | beam.Create(list(elements)) | beam.Reshuffle() | beam.Map(action)
     try:
         pipeline.run().wait_until_finish()
     except Exception as e:
@@ -174,7 +190,6 @@ def _run_beam(jobs: Iterator[Job], options: Sequence[str]) -> Iterator[tuple[Job
             if isinstance(cause, ConclugenError | OSError):
                 raise cause from None
         raise
-    return ((_lighter(job), Part.load(_facts(job), job.spec)) for job in jobs)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

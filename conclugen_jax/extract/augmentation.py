@@ -1,0 +1,153 @@
+"""Views of a clip for the loss between instances: one draw per clip and modality, applied to all of it.
+
+Pictures: the published SimCLR settings (random resized crop, flip, colour jitter, grey, blur). Sound: masked bands of
+frequency and time. Text: words swapped, deleted and repeated.
+"""
+
+import dataclasses
+import hashlib
+import math
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+
+def generator(seed: int, clip: str, modality: str, view: int) -> np.random.Generator:
+    """Random numbers of one view, the same whatever else is computed, in whatever order."""
+    text = f"{seed}\0{clip}\0{modality}\0{view}".encode()
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Strength:
+    """How much is changed.
+
+    Attributes:
+      area: of the crop, least and greatest part.
+      aspect: of the crop, least and greatest ratio of its sides.
+      jitter: probability of a change of colours.
+      colours: greatest change of brightness, contrast, saturation (parts) and hue (of the circle).
+      grey: probability.
+      blur: probability.
+      mask: of sound: least and greatest part of the bands, and of the time, that is set to the least value.
+      words: parts of the words that are swapped, deleted and repeated, each at most.
+    """
+
+    area: tuple[float, float]
+    aspect: tuple[float, float]
+    jitter: float = 0.0
+    colours: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    grey: float = 0.0
+    blur: float = 0.0
+    mask: tuple[float, float] = (0.15, 0.35)
+    words: float = 0.1
+
+
+STRENGTHS = {
+    "strong": Strength(area=(0.3, 1.0), aspect=(0.5, 2.0), jitter=0.8, grey=0.2, blur=0.5),
+    "mild": Strength(area=(0.8, 1.0), aspect=(0.8, 1.2)),
+}
+"""For pretraining (paper, section 4) and, milder, for labelled sets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureChange:
+    """One draw for all frames of a clip.
+
+    Attributes:
+      box: x, y of two corners of the crop, as parts of width and height.
+      flip: left and right.
+      colours: operations in their order: name and amount.
+      blur: standard deviation, as a part of the side; 0 for none.
+    """
+
+    box: tuple[float, float, float, float]
+    flip: bool
+    colours: tuple[tuple[str, float], ...]
+    blur: float
+
+    def apply(self, frame: np.ndarray) -> np.ndarray:
+        """uint8 [height, width, 3] -> the same size."""
+        height, width = frame.shape[:2]
+        x0, y0, x1, y1 = self.box
+        box = (x0 * width, y0 * height, x1 * width, y1 * height)
+        image = Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR, box)
+        if self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        for name, amount in self.colours:
+            image = _COLOURS[name](image, amount)
+        if self.blur:
+            image = image.filter(ImageFilter.GaussianBlur(self.blur * max(height, width)))
+        return np.asarray(image)
+
+
+def _hue(image: Image.Image, amount: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    turned = (np.asarray(hue, np.int32) + round(amount * 256)) % 256
+    return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
+
+
+_COLOURS = {
+    "brightness": lambda image, amount: ImageEnhance.Brightness(image).enhance(amount),
+    "contrast": lambda image, amount: ImageEnhance.Contrast(image).enhance(amount),
+    "saturation": lambda image, amount: ImageEnhance.Color(image).enhance(amount),
+    "hue": _hue,
+    "grey": lambda image, amount: image.convert("L").convert("RGB"),
+}
+
+
+def draw_pictures(rng: np.random.Generator, strength: Strength) -> PictureChange:
+    """A change for all frames of a clip."""
+    colours: list[tuple[str, float]] = []
+    box = _crop(rng, strength)
+    flip = rng.random() < 0.5
+    if rng.random() < strength.jitter:
+        *parts, hue = strength.colours
+        names = ("brightness", "contrast", "saturation")
+        colours = [(n, rng.uniform(max(0.0, 1 - p), 1 + p)) for n, p in zip(names, parts, strict=True)]
+        colours.append(("hue", rng.uniform(-hue, hue)))
+        colours = [colours[i] for i in rng.permutation(len(colours))]
+    if rng.random() < strength.grey:
+        colours.append(("grey", 1.0))
+    # A kernel a tenth of the side, whose standard deviation is between 0.1 and 2 pixels of 224 (SimCLR).
+    blur = rng.uniform(0.1, 2.0) / 224 if rng.random() < strength.blur else 0.0
+    return PictureChange(box, flip, tuple(colours), blur)
+
+
+def _crop(rng: np.random.Generator, strength: Strength) -> tuple[float, float, float, float]:
+    """As in the published random resized crop: ten tries, then the largest crop in the middle that is allowed."""
+    low, high = map(math.log, strength.aspect)
+    for _ in range(10):
+        area, aspect = rng.uniform(*strength.area), math.exp(rng.uniform(low, high))
+        width, height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if width <= 1 and height <= 1:
+            x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+            return x, y, x + width, y + height
+    return 0.0, 0.0, 1.0, 1.0
+
+
+def change_sound(spectrogram: np.ndarray, rng: np.random.Generator, strength: Strength) -> np.ndarray:
+    """Mask a band of frequencies and a stretch of time with the least value; [frames, mels] -> the same shape."""
+    changed = spectrogram.copy()
+    for axis in (0, 1):
+        length = changed.shape[axis]
+        size = round(rng.uniform(*strength.mask) * length)
+        start = int(rng.integers(0, length - size + 1))
+        changed[(slice(None),) * axis + (slice(start, start + size),)] = spectrogram.min()
+    return changed
+
+
+def change_text(text: str, rng: np.random.Generator, strength: Strength) -> str:
+    """Swap, delete and repeat some words; one at least is left."""
+    words = text.split()
+    if len(words) < 2:
+        return text
+    most = max(1, round(strength.words * len(words)))
+    for _ in range(int(rng.integers(0, most + 1))):
+        i, j = rng.integers(0, len(words), 2)
+        words[i], words[j] = words[j], words[i]
+    for _ in range(min(int(rng.integers(0, most + 1)), len(words) - 1)):
+        words.pop(int(rng.integers(0, len(words))))
+    for _ in range(int(rng.integers(0, most + 1))):
+        words.insert(int(rng.integers(0, len(words) + 1)), words[int(rng.integers(0, len(words)))])
+    return " ".join(words)

@@ -1,0 +1,231 @@
+"""Which clips there are: the folders of published corpora as they are unpacked, and folders of one's own."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from conclugen_jax.data.cells import CsvTable, number
+from conclugen_jax.data.sources import SPLIT_NAMES
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import subtitles
+
+MEDIA = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".flv", ".mpg", ".mpeg", ".m4v", ".wmv", ".wav", ".mp3", ".m4a", ".flac", ".ogg")
+"""Endings of files that are taken for clips."""
+
+PICTURES = MEDIA[:10]
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """An interval of a clip, from which one example is made.
+
+    Attributes:
+      key: its name, unique within its split.
+      split: that its folder says it is in; empty where nothing is said.
+      path: of the clip.
+      start: in seconds.
+      end: in seconds; ``None``: the end of the clip.
+      text: what is said, where it is known.
+      sound: file of the sound, where it is another than the clip.
+    """
+
+    key: str
+    split: str
+    path: str
+    start: float = 0.0
+    end: float | None = None
+    text: str | None = None
+    sound: str = ""
+
+    @property
+    def place(self) -> str:
+        """Name within the data set: ``SPLIT/KEY`` or ``KEY``."""
+        return f"{self.split}/{self.key}" if self.split else self.key
+
+    def stamp(self) -> list:
+        """What changes when the example does."""
+        files = [os.stat(path) for path in filter(None, (self.path, self.sound))]
+        return [self.start, self.end, self.text, *([file.st_size, file.st_mtime_ns] for file in files)]
+
+
+def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool = False) -> list[Utterance]:
+    """The utterances in a folder.
+
+    Args:
+      dataset: a key of :data:`LAYOUTS`, else any clips: ``[train|validation|test/]...`` with subtitles beside them.
+      source: folder.
+      labels: tables; where they have columns ``start`` and ``end`` (or ``start_time`` and ``end_time``) and ``video``, their
+        rows are the utterances, and a column ``text`` says what is said.
+      cut: make an utterance of each line of the subtitles.
+
+    Raises:
+      ConclugenError: no clips, names of another form, or two clips of one name.
+    """
+    if not source.is_dir():
+        raise ConclugenError(f"{source}: no such folder; name the folder of the clips with --source")
+    tables = [table for table in map(CsvTable, labels) if _interval_columns(table)]
+    if tables:
+        found = _from_tables(tables, _by_name(source))
+    else:
+        found = list(LAYOUTS.get(dataset, _any)(source))
+        found = [_with_words(u, cut) for u in found]
+        found = [u for group in found for u in group]
+    if not found:
+        raise ConclugenError(f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md for the folders")
+    places: dict[str, Utterance] = {}
+    for u in found:
+        other = places.setdefault(u.place, u)
+        if other is not u:
+            raise ConclugenError(f"{u.path}: its name {u.place!r} is also that of {other.path}; rename one of them")
+    return sorted(found, key=lambda u: u.place)
+
+
+def _files(folder: Path, endings: tuple[str, ...] = MEDIA) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(root) / n for n in sorted(names) if not n.startswith(".") and n.lower().endswith(endings))
+
+
+def _by_name(source: Path) -> dict[str, Path]:
+    """Clips by their names without ending; pictures are preferred to sound alone."""
+    found: dict[str, Path] = {}
+    for path in _files(source):
+        if path.stem not in found or path.suffix.lower() in PICTURES:
+            found[path.stem] = path
+    return found
+
+
+def _interval_columns(table: CsvTable) -> tuple[str, str, str] | None:
+    for columns in (("video", "start_time", "end_time"), ("video", "start", "end"), ("clip", "start", "end")):
+        if set(columns) <= set(table.names):
+            return columns
+    return None
+
+
+def _from_tables(tables: list[CsvTable], clips: Mapping[str, Path]) -> list[Utterance]:
+    """Rows with intervals; without a column ``id`` a row is called VIDEO_NUMBER, as in the label tables of CMU-MOSEI."""
+    found, counts, missing = [], {}, set()
+    for table in tables:
+        video, start, end = _interval_columns(table)
+        for where, row in table:
+            name = row[video].strip()
+            number_of = counts[name] = counts.get(name, -1) + 1
+            path = clips.get(name) or clips.get(Path(name).stem)
+            key = row["id"].strip() if "id" in table.names else f"{name}_{number_of}"
+            if path is None:
+                missing.add(name)
+                continue
+            times = [number(row[column], f"{where}: {column}", (0, 1e6)) for column in (start, end)]
+            if times[0] >= times[1]:
+                raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; mend the row")
+            words = " ".join(row["text"].split()) if "text" in table.names else None
+            found.append(Utterance(key, "", str(path), *times, words or None))
+    if not found and missing:
+        raise ConclugenError(f"{tables[0].path}: none of its {len(missing)} videos is there, such as {min(missing)!r}")
+    return found
+
+
+def _with_words(u: Utterance, cut: bool) -> list[Utterance]:
+    """What subtitles beside a clip say."""
+    path = subtitles.beside(Path(u.path)) if u.text is None else None
+    if path is None:
+        return [u]
+    lines = subtitles.read(path)
+    if cut and lines[0].end is not None:
+        return [
+            dataclasses.replace(u, key=f"{u.key}_{i:04d}", start=line.start, end=line.end, text=line.text)
+            for i, line in enumerate(lines)
+        ]
+    return [dataclasses.replace(u, text=subtitles.said(lines, u.start, u.end))]
+
+
+def _any(source: Path) -> Iterator[Utterance]:
+    """Any clips; a name is the path within its split without ending, with '_' for '/'."""
+    for path in _files(source):
+        split, *rest = path.relative_to(source).with_suffix("").parts
+        known = SPLIT_NAMES.get(split.lower(), "") if rest else ""
+        yield Utterance("_".join(rest if known else (split, *rest)), known, str(path))
+
+
+def _voxceleb2(source: Path) -> Iterator[Utterance]:
+    """``[dev/]mp4/IDENTITY/YOUTUBE/CLIP.mp4``; the sound in ``aac/IDENTITY/YOUTUBE/CLIP.m4a`` where it is. Test is left out."""
+    for path in _files(source, PICTURES):
+        parts = path.relative_to(source).with_suffix("").parts
+        if len(parts) < 3 or "test" in parts[:-3]:
+            continue
+        beside = Path(*("aac" if part == "mp4" else part for part in path.parts)).with_suffix(".m4a")
+        sound = str(beside) if beside != path and beside.is_file() else ""
+        yield Utterance("_".join(parts[-3:]), "", str(path), sound=sound)
+
+
+def _caer(source: Path) -> Iterator[Utterance]:
+    """``train|validation|test/CLASS/FILE.avi``."""
+    for path in _files(source, PICTURES):
+        parts = path.relative_to(source).with_suffix("").parts
+        split = SPLIT_NAMES.get(parts[-3].lower(), "") if len(parts) > 2 else ""
+        if not split:
+            raise ConclugenError(f"{path}: expected train|validation|test/CLASS/FILE.avi below {source}")
+        yield Utterance("_".join(parts[-2:]), split, str(path))
+
+
+def _meld(source: Path) -> Iterator[Utterance]:
+    """``train_splits``, ``dev_splits_complete`` and ``output_repeated_splits_test`` with ``diaN_uttM.mp4``; words in the tables."""
+    words = _meld_words(source)
+    for path in _files(source, PICTURES):
+        if not re.fullmatch(r"dia\d+_utt\d+", path.stem):  # the test folder holds final_videos_... as well
+            continue
+        split = _meld_split("/".join(path.relative_to(source).parts[:-1]))
+        if not split:
+            raise ConclugenError(f"{path}: its folders do not say whether it is of train, dev or test")
+        yield Utterance(path.stem, split, str(path), text=words.get((split, path.stem)))
+
+
+def _meld_split(name: str) -> str:
+    found = [split for word in re.split(r"[^a-z]+", name.lower()) if (split := SPLIT_NAMES.get(word))]
+    return found[-1] if found else ""
+
+
+def _meld_words(source: Path) -> dict[tuple[str, str], str]:
+    words = {}
+    for path in sorted(source.glob("*_sent_emo.csv")):
+        for _, row in CsvTable(path):
+            if {"Utterance", "Dialogue_ID", "Utterance_ID"} <= row.keys():
+                key = f"dia{row['Dialogue_ID'].strip()}_utt{row['Utterance_ID'].strip()}"
+                words[_meld_split(path.stem), key] = " ".join(row["Utterance"].split())
+    return words
+
+
+def _mosei(source: Path) -> Iterator[Utterance]:
+    """Segments ``.../Segmented/Combined/VIDEO_N.mp4``; words in ``.../Transcript/Segmented/Combined/VIDEO.txt``."""
+    words = {}
+    for path in sorted(source.rglob("Transcript/Segmented/Combined/*.txt")):
+        for line in subtitles.read_text(path).splitlines():
+            cells = line.split("___")
+            if len(cells) >= 5:
+                words[f"{cells[0]}_{cells[1]}"] = " ".join(cells[4].split())
+    for path in _files(source, PICTURES):
+        if "Full" not in path.parts:
+            yield Utterance(path.stem, "", str(path), text=words.get(path.stem))
+
+
+def _ravdess(source: Path) -> Iterator[Utterance]:
+    """``Actor_NN/01-01-EMOTION-...-ACTOR.mp4``: speech with pictures and sound; the two sentences are known."""
+    sentences = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
+    for path in _files(source, PICTURES):
+        if not re.fullmatch(r"\d\d(-\d\d){6}", path.stem):
+            raise ConclugenError(f"{path}: no name like 01-01-06-01-02-01-12.mp4")
+        if path.stem.startswith("01-01-"):
+            yield Utterance(path.stem, "", str(path), text=sentences.get(path.stem[12:14]))
+
+
+LAYOUTS: dict[str, Callable[[Path], Iterator[Utterance]]] = {
+    "voxceleb2": _voxceleb2,
+    "caer": _caer,
+    "meld": _meld,
+    "cmu_mosei": _mosei,
+    "cmu_mosi": _mosei,
+    "ravdess": _ravdess,
+}
+"""Data set -> what finds its clips."""

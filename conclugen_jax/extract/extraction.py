@@ -1,0 +1,385 @@
+"""Clips -> features -> shards: every utterance once, resumable, its failures listed."""
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax import locks
+from conclugen_jax import workdir as workdir_lib
+from conclugen_jax.data import builders, formats
+from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import workers as data_workers
+from conclugen_jax.data.joined import JoinedSource
+from conclugen_jax.data.requests import Found, Request
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import backbones as backbones_lib
+from conclugen_jax.extract import preparation, weights, workers
+from conclugen_jax.extract.averages import Averages
+from conclugen_jax.extract.backbones import Backbone, Networks
+from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.extract.preparation import Prepared, Recipe
+from conclugen_jax.extract.store import Store
+
+LISTED = 100
+"""Failures that the manifest names; the file of failures has all."""
+
+
+@dataclasses.dataclass
+class Tally:
+    """What became of the utterances.
+
+    Attributes:
+      done: with vectors of one modality at least.
+      failures: place -> reason.
+      notes: remark -> number of utterances.
+      missing: modality -> number of utterances without it.
+      host_seconds: that the device waited for prepared clips.
+      device_seconds: that the backbones took.
+    """
+
+    done: int = 0
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: Counter = dataclasses.field(default_factory=Counter)
+    missing: Counter = dataclasses.field(default_factory=Counter)
+    host_seconds: float = 0.0
+    device_seconds: float = 0.0
+
+
+def vectors(
+    prepared: Iterator[Prepared], backbones: Sequence[Backbone], tally: Tally
+) -> Iterator[tuple[Prepared, dict[str, np.ndarray]]]:
+    """Run the backbones over prepared utterances.
+
+    Args:
+      prepared: utterances, in any order.
+      backbones: in the order in which vectors of one modality are joined.
+      tally: takes the seconds.
+
+    Yields:
+      (utterance, modality -> float32 [views, dim]) of each, as soon as it is complete; failures with nothing.
+
+    Raises:
+      ConclugenError: vectors that are not finite, or of another size than a backbone says.
+    """
+    averages = {b.name: Averages(b) for b in backbones}
+    waiting: dict[str, tuple[Prepared, dict[tuple[int, str], np.ndarray | None]]] = {}
+
+    def finished(found: Iterator[tuple[tuple[str, int], np.ndarray]], name: str) -> Iterator:
+        for (place, view), vector in found:
+            each, results = waiting[place]
+            results[view, name] = vector
+            if all(x is not None for x in results.values()):
+                del waiting[place]
+                yield dataclasses.replace(each, views=()), _joined(results, len(each.views), backbones)
+
+    prepared = iter(prepared)
+    while True:
+        start = time.perf_counter()
+        each = next(prepared, None)
+        tally.host_seconds += time.perf_counter() - start
+        if each is None:
+            break
+        if each.failure:
+            yield each, {}
+            continue
+        keys = [(view, name) for view, items in enumerate(each.views) for name in items]
+        # Its frames are kept by the batches that they wait for alone.
+        waiting[each.place] = (dataclasses.replace(each, views=({},) * len(each.views)), dict.fromkeys(keys))
+        start = time.perf_counter()
+        for view, items in enumerate(each.views):
+            for name, rows in items.items():
+                yield from finished(averages[name].add((each.place, view), rows), name)
+        tally.device_seconds += time.perf_counter() - start
+    start = time.perf_counter()
+    for name, running in averages.items():
+        yield from finished(running.flush(), name)
+    tally.device_seconds += time.perf_counter() - start
+
+
+def _joined(
+    results: Mapping[tuple[int, str], np.ndarray], num_views: int, backbones: Sequence[Backbone]
+) -> dict[str, np.ndarray]:
+    """modality -> [views, dim], of modalities all of whose backbones have a vector of every view."""
+    found = {}
+    for modality in dict.fromkeys(b.modality for b in backbones):
+        names = [b.name for b in backbones if b.modality == modality]
+        if all((view, name) in results for view in range(num_views) for name in names):
+            views = [np.concatenate([results[view, name] for name in names]) for view in range(num_views)]
+            found[modality] = np.stack(views)
+    return found
+
+
+class Planned:
+    """Features that are not there yet: only their names and sizes."""
+
+    def __init__(self, utterances: Sequence[Utterance], dim: int):
+        self.dim, self._names = dim, {}
+        for u in utterances:
+            self._names.setdefault(u.split, []).append(u.key)
+
+    def names(self) -> dict[str, list[str]]:
+        """Of all utterances."""
+        return self._names
+
+    def files(self) -> tuple:
+        """None yet."""
+        return ()
+
+    def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
+        """The name within the data set of each key that there is."""
+        known = {s: set(names) for s, names in self._names.items()}
+        in_split, anywhere = known.get(split, set()), known.get("", set())
+        return [f"{split}/{k}" if k in in_split else k if k in anywhere else None for k in keys]
+
+    def read(self, place: str) -> np.ndarray | None:
+        """Nothing yet."""
+
+
+def dims(backbones: Sequence[Backbone]) -> dict[str, int]:
+    """modality -> size of its vectors."""
+    sizes: dict[str, int] = {}
+    for b in backbones:
+        sizes[b.modality] = sizes.get(b.modality, 0) + b.dim
+    return sizes
+
+
+def provenance(backbones: Sequence[Backbone], how: Recipe) -> dict[str, Any]:
+    """What the vectors depend on besides the clips: JSON, the same on every machine of the same versions."""
+    versions = {name: metadata.version(name) for name in ("av", "pillow", "tokenizers") if _installed(name)}
+    return {
+        "backbones": {b.name: {"modality": b.modality, "dim": b.dim, **b.provenance} for b in backbones},
+        "frames": {
+            "size": how.size,
+            "faces": weights.load(how.faces).sha256 if how.faces else "",
+            "no_face": how.no_face if how.faces else "",
+        },
+        "speech": how.recogniser,
+        "views": {"number": how.num_views, "seed": how.seed, "strength": how.strength} if how.num_views > 1 else {},
+        "versions": versions,
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def extract(
+    request: Request,
+    utterances: Sequence[Utterance],
+    networks: Networks,
+    data_dir: str | Path,
+    *,
+    num_workers: int = 0,
+    beam: Sequence[str] | None = None,
+    overwrite: bool = False,
+    keep: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+    **preparation_options: Any,
+) -> tuple[Path, Tally]:
+    """Build a data set of clips.
+
+    Args:
+      request: data set, name, version, labels and folds, as for features in files.
+      utterances: all that there are; those that the labels name are extracted.
+      networks: that are run.
+      data_dir: parent of the data sets.
+      num_workers: processes that prepare clips; 0: this one.
+      beam: pipeline options of Apache Beam, whose workers then do everything; they must see clips, weights and ``data_dir``.
+      overwrite: replace a data set that is there already.
+      keep: keep the folder of single vectors after the shards are built.
+      progress: called with the number of utterances done and of all.
+      **preparation_options: attributes of :class:`conclugen_jax.extract.preparation.Recipe` besides those of the backbones.
+
+    Returns:
+      The folder of the data set, and what became of the utterances. If it is there already, made of the same clips in the
+      same way, nothing is done.
+
+    Raises:
+      ConclugenError: labels that fit no clip, a failure of every clip, a data set in the way, or a folder that cannot be
+        written. What is done is kept for the next try.
+    """
+    data_dir, backbones = Path(data_dir).absolute(), backbones_lib.load(networks)
+    how = preparation.recipe(backbones, size=networks.options.size, **preparation_options)
+    sizes, facts = dims(backbones), provenance(backbones, how)
+    plan = formats.assemble(request, Found({m: Planned(utterances, dim) for m, dim in sizes.items()}), "clips")
+    todo = _asked_for(plan, utterances, how)
+    fingerprint = _fingerprint(plan, todo, facts)
+    target = data_dir / plan.spec.name / plan.spec.version
+    if not overwrite and (target / manifest_lib.FILE).is_file():
+        return _same(target, fingerprint), Tally(done=len(todo))
+    folder = data_dir / f".extracting-{plan.spec.name}-{plan.spec.version}"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with locks.hold(folder.with_name(f"{folder.name}.lock")):
+            store = Store(folder, facts)
+            work = _Work(networks, how, str(folder), json.dumps(facts, sort_keys=True))
+            tally = _run(store, todo, work, num_workers, beam, progress)
+            features = {m: f for m in sizes if (f := store.features(m, how.num_views)) is not None}
+            if not tally.done or not features:
+                raise ConclugenError(f"{len(todo):,} utterances, and each failed; the first: {_first(tally)}")
+            source = formats.assemble(request, Found(features, facts=_told(facts, fingerprint, tally)), "clips")
+            built = builders.build(source, data_dir, overwrite=overwrite, drop_bad=True)
+            _list_failures(built, tally)
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+            return built, tally
+    except locks.Busy as e:
+        raise ConclugenError(f"{target}: being extracted by {e}; wait, or choose another name or --data_dir") from None
+    except OSError as e:
+        raise ConclugenError(
+            f"{e.filename or data_dir}: cannot be written ({e.strerror or e}); free space and repeat the command, which goes on"
+        ) from e
+
+
+def _asked_for(plan: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> list[tuple[Utterance, int]]:
+    """The utterances that the annotations name, each with its number of views."""
+    by_place = {u.place: u for u in utterances}
+    first, found = plan.spec.splits[0], {}
+    features = next(iter(plan.features.values()))
+    for split, columns in plan.annotations.items():
+        for place in features.locate(split, columns.keys):
+            if place is not None:
+                found[place] = (by_place[place], how.num_views if split == first else 1)
+    if not found:
+        raise ConclugenError("no clip is named by the labels; compare their ids with the names of the clips")
+    return [found[place] for place in sorted(found)]
+
+
+def _fingerprint(plan: JoinedSource, todo: Sequence[tuple[Utterance, int]], facts: Mapping[str, Any]) -> str:
+    labels, _ = plan.stamp()
+    clips = [[u.place, views, u.stamp()] for u, views in todo]
+    return hashlib.sha256(json.dumps([labels, clips, facts], sort_keys=True).encode()).hexdigest()
+
+
+def _same(target: Path, fingerprint: str) -> Path:
+    present = manifest_lib.read(target)
+    if present.source.get("extraction", {}).get("fingerprint") != fingerprint:
+        raise ConclugenError(
+            f"{target}: holds a data set made of other clips or in another way; pass --overwrite to replace it, or choose "
+            "another --data_dir"
+        )
+    manifest_lib.verify(target, present)
+    return target
+
+
+def _told(facts: Mapping[str, Any], fingerprint: str, tally: Tally) -> dict[str, Any]:
+    """What the manifest says of the extraction."""
+    listed = dict(sorted(tally.failures.items())[:LISTED])
+    return {
+        "extraction": {
+            **facts,
+            "fingerprint": fingerprint,
+            "failed": len(tally.failures),
+            "failures": listed,
+            "notes": dict(sorted(tally.notes.items())),
+        }
+    }
+
+
+def _first(tally: Tally) -> str:
+    return next(iter(tally.failures.values()), "none has any modality")
+
+
+FAILURES = "failures-{name}-{version}.csv"
+"""Beside the data sets: place, reason."""
+
+
+def _list_failures(built: Path, tally: Tally) -> None:
+    path = built.parent.parent / FAILURES.format(name=built.parent.name, version=built.name)
+    if not tally.failures:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("utterance", "reason"), *sorted(tally.failures.items())])
+    workdir_lib.write_atomically(path, text.getvalue())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What a process needs to extract utterances."""
+
+    networks: Networks
+    how: Recipe
+    folder: str
+    facts: str
+
+    def run(
+        self,
+        jobs: Sequence[tuple[Utterance, int]],
+        num_workers: int = 0,
+        done: Callable[[], None] = lambda: None,
+        tally: Tally | None = None,
+    ) -> None:
+        """Extract utterances into the store."""
+        backbones = backbones_lib.load(self.networks)
+        store, by_place = Store(Path(self.folder), json.loads(self.facts)), {u.place: (u, n) for u, n in jobs}
+        with contextlib.closing(workers.prepared(jobs, self.how, num_workers)) as prepared:
+            for each, found in vectors(prepared, backbones, tally or Tally()):
+                store.put(*by_place[each.place], found, notes=each.notes, failure=each.failure)
+                done()
+
+
+BEAM_PART = 16
+"""Utterances that a worker of Beam takes at a time."""
+
+
+def _run(
+    store: Store,
+    todo: Sequence[tuple[Utterance, int]],
+    work: _Work,
+    num_workers: int,
+    beam: Sequence[str] | None,
+    progress: Callable[[int, int | None], None] | None,
+) -> Tally:
+    """Extract what is not done, then count all."""
+    left, tally = [job for job in todo if _is_open(store.state(*job))], Tally()
+    counted = itertools.count(len(todo) - len(left))
+
+    def one_more() -> None:
+        number = next(counted)
+        if progress is not None:
+            progress(number, len(todo))
+
+    one_more()
+    if beam is not None:
+        parts = [left[i : i + BEAM_PART] for i in range(0, len(left), BEAM_PART)]
+        data_workers.run_beam(parts, work.run, beam)
+    else:
+        work.run(left, num_workers, one_more, tally)
+    sizes = dims(backbones_lib.load(work.networks))
+    for u, views in todo:
+        state = store.state(u, views) or {"failure": "was not extracted", "notes": [], "present": []}
+        if state["failure"]:
+            tally.failures[u.place] = state["failure"]
+            continue
+        tally.done += 1
+        tally.notes.update(map(_kind, state["notes"]))
+        tally.missing.update(set(sizes) - set(state["present"]))
+    return tally
+
+
+def _is_open(state: Mapping[str, Any] | None) -> bool:
+    """Failures are tried again: a file may have been mended, or a disk been away."""
+    return state is None or bool(state["failure"])
+
+
+def _kind(note: str) -> str:
+    """A note without its numbers, to be counted."""
+    return "no face in some frames" if note.startswith("no face in") else note.partition(" (")[0]

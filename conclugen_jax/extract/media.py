@@ -1,0 +1,276 @@
+"""Decoding of clips with FFmpeg (PyAV): frames at a constant rate with their times, and mono sound at 16 kHz.
+
+Times count in seconds from the start of the container, as players count them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax.errors import ConclugenError
+
+SAMPLE_RATE = 16_000
+"""Of the sound, in Hz."""
+
+MAX_SIDE = 1280
+"""Larger frames are made so small on decoding: faces in them are cropped, not read."""
+
+MAX_SECONDS = 300.0
+"""Longest clip or interval; its frames are held in memory."""
+
+SILENCE = 1e-4
+"""Greatest amplitude of sound that counts as none (-80 dB of full scale)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """What was decoded of a clip.
+
+    Attributes:
+      frames: uint8 RGB arrays [height, width, 3], upright and with square pixels, at ``rate``.
+      times: of the frames, in seconds from the start of the interval.
+      rate: frames per second that were asked for, or the clip's own rate where that is lower.
+      sound: float32 [samples] between -1 and 1 at 16 kHz; ``None`` where there is none, or silence.
+      text: what is said, if known.
+      notes: what was odd, such as a broken end.
+    """
+
+    frames: list[np.ndarray]
+    times: np.ndarray
+    rate: float
+    sound: np.ndarray | None
+    text: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def at_rate(self, rate: float) -> list[np.ndarray]:
+        """The frames on the screen ``rate`` times per second (or all, where there are fewer)."""
+        if rate >= self.rate or not len(self.frames):
+            return self.frames
+        wanted = np.arange(0, self.times[-1] + 1e-6, 1 / rate)
+        return [self.frames[i] for i in np.searchsorted(self.times, wanted + 1e-6, side="right") - 1]
+
+
+def decode(
+    path: Path, *, rate: float = 16.0, start: float = 0.0, end: float | None = None, sound: bool = True, video: bool = True
+) -> Clip:
+    """Decode a clip, or an interval of it, once.
+
+    At each time k / rate after the start the frame is taken that is on the screen then. A broken end is cut off and noted.
+
+    Args:
+      path: of a file with pictures, sound or both.
+      rate: frames per second at most.
+      start: of the interval, in seconds.
+      end: of the interval; ``None``: the end of the clip.
+      sound: whether to decode it.
+      video: whether to decode pictures.
+
+    Raises:
+      ConclugenError: no such file, nothing in it that can be decoded, or an interval that it does not have.
+    """
+    av = library()
+    path = Path(path)
+    if not path.is_file():
+        raise ConclugenError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise ConclugenError(f"{path}: an empty file (0 bytes); fetch it again")
+    if not 0 <= start < math.inf or (end is not None and not start < end < math.inf):
+        raise ConclugenError(f"{path}: no interval from {start} s to {end} s")
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            return _decode(container, str(path), rate, start, end, sound, video)
+    except av.error.FFmpegError as e:
+        raise ConclugenError(f"{path}: cannot be decoded ({e.strerror}); is it a video, and complete?") from e
+    except MemoryError as e:
+        raise ConclugenError(f"{path}: its frames do not fit into memory; cut it into intervals") from e
+
+
+def library() -> Any:
+    """PyAV, silent.
+
+    Raises:
+      ConclugenError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError as e:
+        raise ConclugenError("decoding needs PyAV: pip install 'conclugen_jax[extract]'") from e
+    av.logging.set_level(av.logging.PANIC)
+    return av
+
+
+def _decode(container: Any, name: str, rate: float, start: float, end: float | None, sound: bool, video: bool) -> Clip:
+    pictures = next((s for s in container.streams.video if not _is_cover(s)), None) if video else None
+    sounds = next(iter(container.streams.audio), None) if sound else None
+    if pictures is None and sounds is None:
+        raise ConclugenError(f"{name}: holds neither pictures nor sound that can be decoded")
+    zero = Fraction(container.start_time or 0, 1_000_000)
+    streams = [s for s in (pictures, sounds) if s is not None]
+    for stream in streams:
+        stream.thread_type = "AUTO" if stream is pictures else "NONE"
+    sampler = _Sampler(pictures, rate, start, end, zero) if pictures is not None else None
+    recorder = _Recorder(start, end, zero) if sounds is not None else None
+    notes = []
+    if start > 2:
+        container.seek(int((start - 1) * 1_000_000) + (container.start_time or 0), backward=True)
+    for stream, frame in _frames(container, streams, notes):
+        done = sampler is None or sampler.done
+        if stream is pictures and not sampler.done:
+            sampler.add(frame)
+        elif stream is sounds and not recorder.done:
+            recorder.add(frame)
+        if done and (recorder is None or recorder.done):
+            break
+        if max(sampler.last if sampler else 0, recorder.length if recorder else 0) > MAX_SECONDS:
+            raise ConclugenError(f"{name}: more than {MAX_SECONDS:g} s in one piece; cut it by intervals (--intervals)")
+    frames, times = sampler.finish() if sampler is not None else ([], np.zeros(0))
+    heard = recorder.finish() if recorder is not None else None
+    if not frames and heard is None:
+        raise ConclugenError(f"{name}: nothing could be decoded{_between(start, end)}; {' '.join(notes) or 'is it complete?'}")
+    if heard is not None and np.abs(heard).max(initial=0) < SILENCE:
+        notes.append("the sound is silence")
+        heard = None
+    return Clip(frames, times, sampler.rate if sampler is not None else rate, heard, notes=tuple(notes))
+
+
+def _between(start: float, end: float | None) -> str:
+    return "" if not start and end is None else f" from {start:g} s to {'the end' if end is None else f'{end:g} s'}"
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether a stream is a still picture attached to sound."""
+    return bool(stream.disposition & type(stream.disposition).attached_pic)
+
+
+def _frames(container: Any, streams: list[Any], notes: list[str]) -> Iterator[tuple[Any, Any]]:
+    """Decoded frames of streams; what is broken in the middle is passed over, a broken end ends them."""
+    av, broken = library(), 0
+    packets = container.demux(streams)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError as e:
+            notes.append(f"the file breaks off ({e.strerror})")
+            packet = None
+        if packet is None:
+            break
+        try:
+            for frame in packet.decode():
+                yield packet.stream, frame
+        except av.error.EOFError:
+            continue
+        except av.error.FFmpegError:
+            broken += 1
+    if broken:
+        notes.append(f"{broken} packets could not be decoded")
+
+
+class _Sampler:
+    """Takes the frame on the screen at each multiple of 1 / rate."""
+
+    def __init__(self, stream: Any, rate: float, start: float, end: float | None, zero: Fraction):
+        own = stream.average_rate or stream.guessed_rate
+        self.rate = min(rate, float(own)) if own else rate
+        self._step = Fraction(1) / (Fraction(rate) if not own or own > rate else Fraction(own))
+        self._frame_length = 1 / Fraction(own) if own else Fraction(1, 25)
+        self._start, self._end, self._zero = Fraction(start), None if end is None else Fraction(end), zero
+        self._next, self._shown, self._shown_at = Fraction(start), None, Fraction(-1)
+        self._frames: list[np.ndarray] = []
+        self._times: list[float] = []
+        self.done = False
+
+    @property
+    def last(self) -> float:
+        """Time of the newest frame taken, after the start of the interval."""
+        return self._times[-1] if self._times else 0.0
+
+    def add(self, frame: Any) -> None:
+        """The next frame in the order of presentation."""
+        if frame.pts is not None and frame.time_base is not None:
+            at = frame.pts * frame.time_base - self._zero
+        else:
+            at = self._shown_at + self._frame_length if self._shown is not None else Fraction(0)
+        if self._shown is None and at > self._next and not self._frames:
+            at = self._next if at < self._next + 1 else at  # pictures that begin a little after the sound
+        self._take_until(at)
+        length = frame.duration * frame.time_base if frame.duration and frame.time_base else self._frame_length
+        self._shown, self._shown_at, self._until = frame, at, at + (length or self._frame_length)
+
+    def _take_until(self, time: Fraction) -> None:
+        """All samples before a time show the frame that is on the screen."""
+        image = None
+        while not self.done and self._next < time:
+            if self._end is not None and self._next >= self._end:
+                self.done = True
+            elif self._shown is not None and self._shown_at <= self._next:
+                image = upright(self._shown) if image is None else image
+                self._frames.append(image)
+                self._times.append(float(self._next - self._start))
+                self._next += self._step
+            else:
+                self._next += self._step
+
+    def finish(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """The frames and their times."""
+        if self._shown is not None:
+            self._take_until(self._until)
+            self._shown = None
+        return self._frames, np.array(self._times)
+
+
+def upright(frame: Any) -> np.ndarray:
+    """uint8 RGB [height, width, 3] as a player shows it: square pixels, turned, at most :data:`MAX_SIDE` a side."""
+    width, height = frame.width, frame.height
+    # Of the frame where it says so, since a stream may change; 0 stands for unknown.
+    aspect = getattr(frame, "sample_aspect_ratio", None) or 1
+    width = max(1, round(width * float(aspect))) if 0.1 < float(aspect) < 10 else width
+    scale = min(1.0, MAX_SIDE / max(width, height))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    same = size == (frame.width, frame.height)
+    image = frame.to_ndarray(format="rgb24") if same else frame.reformat(*size, "rgb24", interpolation="AREA").to_ndarray()
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+class _Recorder:
+    """Collects sound at its place in time."""
+
+    def __init__(self, start: float, end: float | None, zero: Fraction):
+        self._resampler = library().AudioResampler(format="fltp", rate=SAMPLE_RATE)
+        self._start, self._end, self._zero = start, end, zero
+        self._pieces: list[np.ndarray] = []
+        self._begin: float | None = None
+        self.length = 0.0
+        self.done = False
+
+    def add(self, frame: Any) -> None:
+        """The next piece of sound."""
+        at = float(frame.pts * frame.time_base - self._zero) if frame.pts is not None and frame.time_base else None
+        if self._begin is None:
+            self._begin = at or 0.0
+        frame.pts = None  # the resampler would fill gaps by its own rules
+        self._keep(self._resampler.resample(frame))
+        if self._end is not None and self._begin + self.length > self._end:
+            self.done = True
+
+    def _keep(self, frames: list[Any]) -> None:
+        for frame in frames:
+            self._pieces.append(frame.to_ndarray().mean(axis=0))  # FFmpeg's own mixture to mono is louder
+            self.length += self._pieces[-1].size / SAMPLE_RATE
+
+    def finish(self) -> np.ndarray | None:
+        """float32 [samples] of the interval; ``None`` if there was no sound in it."""
+        self._keep(self._resampler.resample(None))
+        if not self._pieces:
+            return None
+        samples = np.concatenate(self._pieces)
+        offset = round((self._begin - self._start) * SAMPLE_RATE)
+        samples = samples[-offset:] if offset < 0 else np.concatenate([np.zeros(offset, np.float32), samples])
+        if self._end is not None:
+            samples = samples[: round((self._end - self._start) * SAMPLE_RATE)]
+        return samples.astype(np.float32) if samples.size else None

@@ -1,0 +1,167 @@
+"""What happens to a clip on the host, in a worker process: decode, find the face, hear the words, make items."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import faces, media, speech, weights
+from conclugen_jax.extract.backbones import Backbone, Items, View
+from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.extract.media import Clip
+
+NO_FACE = ("drop", "whole", "missing")
+"""What becomes of a clip without a face: a failure, the whole frame instead, or no pictures."""
+
+DETECTIONS = 2.0
+"""Frames per second in which faces are looked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How clips are prepared; can be sent to other processes.
+
+    Attributes:
+      prepare: backbone -> its function.
+      modalities: backbone -> its modality.
+      rate: frames per second that are decoded; 0 for none.
+      size: side of the frames that faces are cropped to.
+      faces: folder of MTCNN's weights; empty for whole frames.
+      no_face: one of :data:`NO_FACE`.
+      recogniser: of speech, for clips without known words; empty for none.
+      num_views: of each clip of the training split, the first of them as it is.
+      seed: of the views.
+      strength: of the views, a key of :data:`conclugen_jax.extract.augmentation.STRENGTHS`.
+    """
+
+    prepare: Mapping[str, Callable[[Clip, View | None], Items | None]]
+    modalities: Mapping[str, str]
+    rate: float
+    size: int = 180
+    faces: str = ""
+    no_face: str = "drop"
+    recogniser: str = ""
+    num_views: int = 1
+    seed: int = 0
+    strength: str = "strong"
+
+
+def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
+    """The recipe for some backbones; ``options``: further attributes."""
+    return Recipe(
+        {b.name: b.prepare for b in backbones},
+        {b.name: b.modality for b in backbones},
+        max((b.rate for b in backbones), default=0.0),
+        **options,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The items of an utterance.
+
+    Attributes:
+      place: of the utterance.
+      views: for each view, backbone -> items; a backbone whose modality the clip lacks is not a key.
+      notes: what was odd.
+      failure: why there are none; empty where there are.
+      text: what is said, as far as known.
+      times: start and end of the utterance in seconds, as far as known.
+      boxes: of faces: (time, x, y, x, y) each, in parts of the frame.
+    """
+
+    place: str
+    views: tuple[dict[str, Items], ...] = ()
+    notes: tuple[str, ...] = ()
+    failure: str = ""
+    text: str | None = None
+    times: tuple[float, float] = (0.0, 0.0)
+    boxes: tuple[tuple[float, ...], ...] = ()
+
+
+def prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
+    """Prepare an utterance; whatever is wrong with its files becomes its failure."""
+    try:
+        return _prepare(utterance, how, num_views)
+    except ConclugenError as e:
+        return Prepared(utterance.place, failure=str(e))
+    except Exception as e:  # one clip of a million must not end a run of days; it is listed by name
+        return Prepared(utterance.place, failure=f"{utterance.path}: {type(e).__name__}: {str(e)[:300]}")
+
+
+def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
+    used = set(how.modalities.values())
+    hears = "audio" in used or ("text" in used and how.recogniser and not utterance.text)
+    clip = _decoded(utterance, how.rate if "video" in used else 0.0, hears)
+    notes, boxes = list(clip.notes), ()
+    end = utterance.end or utterance.start + max(
+        clip.times[-1] + 1 / clip.rate if len(clip.times) else 0.0,
+        len(clip.sound) / media.SAMPLE_RATE if clip.sound is not None else 0.0,
+    )
+    if how.faces and clip.frames:
+        clip, boxes = _cropped(utterance, clip, how, notes)
+    text = utterance.text
+    if "text" in used and not text and how.recogniser and clip.sound is not None:
+        text = recogniser(how.recogniser)(clip.sound) or None
+    clip = dataclasses.replace(clip, text=text)
+    views = []
+    for number in range(num_views):
+        view = View(how.seed, utterance.place, number, how.strength) if number else None
+        items = {name: run(clip, view) for name, run in how.prepare.items()}
+        views.append({name: x for name, x in items.items() if x is not None})
+    missing = sorted(used - {how.modalities[name] for name in views[0]})
+    if len(missing) == len(used):
+        raise ConclugenError(f"{utterance.path}: lacks {' and '.join(missing)}; {'; '.join(notes) or 'nothing is left'}")
+    notes += [f"no {modality}" for modality in missing]
+    return Prepared(utterance.place, tuple(views), tuple(notes), "", text, (utterance.start, end), boxes)
+
+
+def _decoded(utterance: Utterance, rate: float, hears: bool) -> Clip:
+    if not rate and not hears:
+        return Clip([], np.zeros(0), 0.0, None)
+    span = {"start": utterance.start, "end": utterance.end}
+    aside = hears and bool(utterance.sound)
+    if not rate and aside:
+        return media.decode(utterance.sound, video=False, **span)
+    clip = media.decode(utterance.path, rate=rate or 1.0, sound=hears and not aside, video=bool(rate), **span)
+    if aside:
+        heard = media.decode(utterance.sound, video=False, **span)
+        clip = dataclasses.replace(clip, sound=heard.sound, notes=clip.notes + heard.notes)
+    return clip
+
+
+def _cropped(utterance: Utterance, clip: Clip, how: Recipe, notes: list[str]) -> tuple[Clip, tuple]:
+    step = max(1, round(clip.rate / DETECTIONS))
+    rows = list(range(0, len(clip.frames), step))
+    found = faces.find(mtcnn_weights(how.faces), [clip.frames[i] for i in rows])
+    boxes = tuple(
+        (float(clip.times[i]), *(box / np.tile(clip.frames[i].shape[1::-1], 2)).tolist())
+        for i, box in zip(rows, found, strict=True)
+        if box is not None
+    )
+    if boxes:
+        cropped = faces.crop(clip, found, rows, how.size)
+        left_out = len(clip.frames) - len(cropped.frames)
+        if left_out:
+            notes.append(f"no face in {left_out} of {len(clip.frames)} frames")
+        return cropped, boxes
+    if how.no_face == "drop":
+        raise ConclugenError(f"{utterance.path}: no face was found; --no_face=whole takes whole frames")
+    notes.append("no face was found")
+    return (clip if how.no_face == "whole" else dataclasses.replace(clip, frames=[], times=np.zeros(0))), ()
+
+
+@functools.cache
+def mtcnn_weights(folder: str) -> Any:
+    """Variables of MTCNN, read once in each process."""
+    return weights.load(folder).params
+
+
+@functools.cache
+def recogniser(name: str) -> speech.Recogniser:
+    """A recogniser of speech, opened once in each process."""
+    return speech.create(name)
+

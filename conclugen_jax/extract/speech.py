@@ -1,0 +1,63 @@
+"""Speech recognition: sound in, words out, by recognisers of other packages."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract.media import SAMPLE_RATE
+
+Recogniser = Callable[[np.ndarray], str]
+"""float32 [samples] at 16 kHz -> words, empty where none are heard."""
+
+
+def create(name: str) -> Recogniser:
+    """A recogniser by name.
+
+    Args:
+      name: ``pocketsphinx`` (offline, English, poor), or ``faster-whisper:FOLDER`` with a model's folder.
+
+    Raises:
+      ConclugenError: an unknown name, or a package or folder that is not there.
+    """
+    kind, _, folder = name.partition(":")
+    if kind == "pocketsphinx" and not folder:
+        return _pocketsphinx()
+    if kind == "faster-whisper" and folder:
+        return _whisper(Path(folder))
+    raise ConclugenError(f"speech recogniser {name!r} is unknown; there are pocketsphinx and faster-whisper:MODEL_FOLDER")
+
+
+def _pocketsphinx() -> Recogniser:
+    try:
+        from pocketsphinx import Decoder
+    except ImportError as e:
+        raise ConclugenError("pocketsphinx is not installed: pip install 'conclugen_jax[extract]'") from e
+    decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
+
+    def recognise(sound: np.ndarray) -> str:
+        samples = (np.clip(sound, -1, 1) * 32767).astype("<i2")
+        decoder.start_utt()
+        decoder.process_raw(samples.tobytes(), full_utt=True)
+        decoder.end_utt()
+        found = decoder.hyp()
+        return found.hypstr.strip() if found is not None else ""
+
+    return recognise
+
+
+def _whisper(folder: Path) -> Recogniser:
+    if not (folder / "model.bin").is_file():
+        raise ConclugenError(f"{folder}: no model.bin; name the folder of a model of faster-whisper")
+    try:
+        from faster_whisper import WhisperModel
+    except ImportError as e:
+        raise ConclugenError("faster-whisper is not installed: pip install faster-whisper") from e
+    model = WhisperModel(str(folder), local_files_only=True)
+
+    def recognise(sound: np.ndarray) -> str:
+        segments, _ = model.transcribe(sound, temperature=0.0)  # one temperature: the same words every time
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return recognise

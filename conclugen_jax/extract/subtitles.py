@@ -1,0 +1,132 @@
+"""What is said when: subtitles (.srt, .vtt), tables (.csv) with intervals, and plain text (.txt)."""
+
+import csv
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+from conclugen_jax.errors import ConclugenError
+
+MAX_BYTES = 64 * 2**20
+"""Larger files are no subtitles."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """Something that is said.
+
+    Attributes:
+      start: in seconds from the start of the clip.
+      end: in seconds; ``None``: the end of the clip.
+      text: words.
+    """
+
+    start: float
+    end: float | None
+    text: str
+
+
+SUFFIXES = (".srt", ".vtt", ".csv", ".txt")
+
+_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
+_CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
+_TAG = re.compile(r"<[^<>]{0,100}>|\{\\[^{}]{0,100}\}")
+
+
+def beside(clip: Path) -> Path | None:
+    """The file of subtitles of a clip: of its name, with another ending."""
+    return next((p for p in map(clip.with_suffix, SUFFIXES) if p.is_file()), None)
+
+
+def read(path: Path) -> list[Utterance]:
+    """The utterances in a file, in the order of their times.
+
+    Raises:
+      ConclugenError: the file cannot be read, or a time in it cannot.
+    """
+    text = read_text(path)
+    if path.suffix == ".txt":
+        return [Utterance(0.0, None, " ".join(text.split()))]
+    found = _table(path, text) if path.suffix == ".csv" else _cues(path, text)
+    if not found:
+        raise ConclugenError(f"{path}: no utterances; expected lines such as 00:00:01,000 --> 00:00:02,500 and text below")
+    return sorted(found, key=lambda u: u.start)
+
+
+def read_text(path: Path) -> str:
+    """A file's text, UTF-8 or UTF-16 with its mark, else Windows' Latin letters.
+
+    Raises:
+      ConclugenError: the file cannot be read or is too large.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConclugenError(f"{path}: {path.stat().st_size} bytes, too large for text; expected subtitles")
+        content = path.read_bytes()
+    except OSError as e:
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror})") from e
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16", "replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", "replace")
+
+
+def _cues(path: Path, text: str) -> list[Utterance]:
+    found: list[Utterance] = []
+    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
+        lines = block.strip("\n").split("\n")
+        number = next((i for i, line in enumerate(lines[:2]) if "-->" in line), None)
+        if number is None:
+            continue
+        times = _CUE.fullmatch(lines[number])
+        if times is None:
+            raise ConclugenError(f"{path}: {lines[number][:80]!r} is no interval; expected 00:00:01,000 --> 00:00:02,500")
+        start, end = _seconds(times.groups()[:4]), _seconds(times.groups()[4:])
+        words = " ".join(_TAG.sub("", " ".join(lines[number + 1 :])).split())
+        if words:
+            found.append(_checked(path, start, end, words))
+    return found
+
+
+def _seconds(parts: tuple[str | None, ...]) -> float:
+    hours, minutes, seconds, fraction = parts
+    return int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction.ljust(3, "0")) / 1000
+
+
+def _checked(path: Path, start: float, end: float | None, words: str) -> Utterance:
+    if end is not None and not 0 <= start < end < 1e6:
+        raise ConclugenError(f"{path}: an utterance from {start:g} s to {end:g} s ({words[:40]!r}); mend its times")
+    return Utterance(start, end, words)
+
+
+def _table(path: Path, text: str) -> list[Utterance]:
+    """Columns ``start``, ``end`` (seconds) and ``text``."""
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    names = {name.lower().strip(): name for name in (rows[0] if rows else {}) if name}
+    missing = {"start", "end", "text"} - names.keys()
+    if missing:
+        raise ConclugenError(f"{path}: no column {min(missing)!r}; expected start, end (seconds) and text")
+    found = []
+    for number, row in enumerate(rows, 2):
+        try:
+            start, end = float(row[names["start"]]), float(row[names["end"]])
+        except (TypeError, ValueError):
+            raise ConclugenError(f"{path}, line {number}: start and end are not numbers of seconds") from None
+        found.append(_checked(path, start, end, " ".join((row[names["text"]] or "").split())))
+    return [u for u in found if u.text]
+
+
+def said(utterances: list[Utterance], start: float = 0.0, end: float | None = None) -> str | None:
+    """Words of the utterances that lie in an interval by more than half; ``None`` where nothing is said."""
+    words = []
+    for u in utterances:
+        if u.end is None:
+            words.append(u.text)
+            continue
+        shared = min(u.end, end if end is not None else u.end) - max(u.start, start)
+        if shared > (u.end - u.start) / 2:
+            words.append(u.text)
+    return " ".join(words) or None

@@ -1,0 +1,133 @@
+"""Clips -> features -> shards, in one pass over each clip.
+
+python -m launch.extract --dataset=clips --name=mine --source=videos/ --data_dir=data \\
+    --weights=weights/resnet152 --weights=weights/resnet3d101 --weights=weights/resdavenet --weights=weights/text
+python -m launch.extract --dataset=meld --source=MELD.Raw --data_dir=data --weights=...
+
+The data set goes to DATA_DIR/NAME/VERSION. Repeat the command to go on after an interruption; what is done is not done
+again. docs/extraction.md tells which folders, labels and subtitles are understood.
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from conclugen_jax import progress, signals
+from conclugen_jax.data import formats
+from conclugen_jax.data.annotations import Layout
+from conclugen_jax.data.corpora import CORPORA
+from conclugen_jax.data.requests import Request
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import augmentation, clips, extraction, mel, mtcnn, preparation
+from conclugen_jax.extract.backbones import Networks, Options
+from launch import app, build_dataset
+
+FLAGS = flags.FLAGS
+WEIGHTS = flags.DEFINE_multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")
+BACKBONE = flags.DEFINE_multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
+CUT = flags.DEFINE_bool("cut", False, "Make an utterance of each line of the subtitles beside a clip")
+CROP_FACES = flags.DEFINE_bool("crop_faces", True, "Crop the face of each clip; else whole frames are taken")
+NO_FACE = flags.DEFINE_enum("no_face", "drop", preparation.NO_FACE, "Clips without a face: left out, whole frames, no pictures")
+MTCNN = flags.DEFINE_string("mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN, instead of those that come along")
+SPEECH = flags.DEFINE_string("speech", "", "Recogniser where no words are known: pocketsphinx, or faster-whisper:MODEL_FOLDER")
+NUM_VIEWS = flags.DEFINE_integer("num_views", 1, "Views of each clip of the training split; the first is the clip as it is", lower_bound=1)
+STRENGTH = flags.DEFINE_enum("strength", "strong", list(augmentation.STRENGTHS), "Of the other views")
+SEED = flags.DEFINE_integer("seed", 0, "Of the other views")
+PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "Of the networks")
+FRONT_END = flags.DEFINE_enum("front_end", "published", list(mel.FRONT_ENDS), "What the audio network hears")
+SIZE = flags.DEFINE_integer("size", 180, "Side of the frames, in pixels", lower_bound=32)
+AUTHORS = flags.DEFINE_bool("authors_normalisation", False, "2D: mean and deviation exchanged, as in the authors' configuration")
+BATCH_ITEMS = flags.DEFINE_integer("batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1)
+KEEP = flags.DEFINE_bool("keep_vectors", False, "Keep the folder of single vectors after the shards are built")
+
+
+def main() -> None:
+    """Extract, build, and say what became of the clips."""
+    signals.unwinding()
+    dataset = app.required("dataset")
+    _refuse_ignored()
+    networks = Networks(
+        tuple(WEIGHTS.value),
+        tuple(BACKBONE.value),
+        Options(SIZE.value, PRECISION.value, FRONT_END.value, AUTHORS.value, BATCH_ITEMS.value),
+    )
+    request = _request(dataset)
+    found = clips.find(dataset, request.source, labels=request.labels, cut=CUT.value)
+    beam = build_dataset.BEAM_OPTIONS.value if build_dataset.BEAM.value else None
+    workers = build_dataset.NUM_WORKERS.value or os.cpu_count()
+    with progress.Counter(f"extracting {request.name or dataset}") as counter:
+        folder, tally = extraction.extract(
+            request,
+            found,
+            networks,
+            app.required("data_dir"),
+            num_workers=workers,
+            beam=beam,
+            overwrite=build_dataset.OVERWRITE.value,
+            keep=KEEP.value,
+            progress=counter,
+            faces=MTCNN.value if CROP_FACES.value else "",
+            no_face=NO_FACE.value,
+            recogniser=SPEECH.value,
+            num_views=NUM_VIEWS.value,
+            seed=SEED.value,
+            strength=STRENGTH.value,
+        )
+    for line in build_dataset.describe(folder):
+        print(line)
+    for line in _told(tally, folder):
+        print(line)
+
+
+def _refuse_ignored() -> None:
+    """Refuse flags of launch.build_dataset that mean nothing here."""
+    b = build_dataset
+    for flag in (b.FORMAT, b.MODALITY, b.ONLY, b.POOL, b.DROP_BAD, b.STRICT):
+        if flag.value != flag.default:
+            raise ConclugenError(f"--{flag.name} is for features in files; leave it out")
+
+
+def _request(dataset: str) -> Request:
+    if dataset not in (*CORPORA, GENERIC):
+        raise ConclugenError(f"--dataset={dataset} is unknown; there are {', '.join((*CORPORA, GENERIC))}")
+    source = Path(app.required("source"))
+    own = dataset == GENERIC
+    b = build_dataset
+    labels = tuple(map(Path, b.LABELS.value)) or _beside(source)
+    return Request(
+        dataset=formats.GENERIC if own else dataset,
+        source=source,
+        name=app.required("name") if own else b.NAME.value,
+        version=b.VERSION.value,
+        labels=labels,
+        layout=Layout(tuple(b.LABEL.value), b.LABEL_KIND.value, tuple(b.CLASSES.value), tuple(b.TARGETS.value)),
+        folds=(b.NUM_FOLDS.value, b.FOLD.value) if b.NUM_FOLDS.value else None,
+    )
+
+
+GENERIC = "clips"
+"""Name of the data set that its folder and labels alone describe."""
+
+
+def _beside(source: Path) -> tuple[Path, ...]:
+    """Label files in the folder of the clips."""
+    tables = sorted(p for p in source.glob("*.csv") if p.is_file()) if source.is_dir() else []
+    return tuple([p for p in tables if p.name.lower() == "labels.csv"] or tables)
+
+
+def _told(tally: extraction.Tally, folder: Path) -> list[str]:
+    lines = [f"{modality} is missing in {n:,} utterances" for modality, n in sorted(tally.missing.items())]
+    lines += [f"{n:,} utterances: {note}" for note, n in sorted(tally.notes.items())]
+    if tally.failures:
+        path = folder.parent.parent / extraction.FAILURES.format(name=folder.parent.name, version=folder.name)
+        lines.append(f"{len(tally.failures):,} utterances failed and are left out; see {path}")
+    total = tally.host_seconds + tally.device_seconds
+    if total > 0:
+        what = "waiting for decoded clips" if tally.host_seconds > tally.device_seconds else "computing features"
+        lines.append(f"{tally.done:,} utterances; {max(tally.host_seconds, tally.device_seconds) / total:.0%} of the time {what}")
+    return lines
+
+
+if __name__ == "__main__":
+    app.run(main)
