@@ -28,7 +28,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
 from conclugen_jax.extract import preparation, weights, workers
 from conclugen_jax.extract.averages import Averages
-from conclugen_jax.extract.backbones import Backbone, Networks
+from conclugen_jax.extract.backbones import Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.preparation import Prepared, Recipe
 from conclugen_jax.extract.store import Store
@@ -156,13 +156,13 @@ def dims(backbones: Sequence[Backbone]) -> dict[str, int]:
     return sizes
 
 
-def provenance(backbones: Sequence[Backbone], how: Recipe) -> dict[str, Any]:
+def provenance(backbones: Sequence[Backbone], how: Recipe, options: Options) -> dict[str, Any]:
     """What the vectors depend on besides the clips: JSON, the same on every machine of the same versions."""
     versions = {name: metadata.version(name) for name in ("av", "pillow", "tokenizers") if _installed(name)}
     return {
         "backbones": {b.name: {"modality": b.modality, "dim": b.dim, **b.provenance} for b in backbones},
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if k != "batch_items"},
         "frames": {
-            "size": how.size,
             "faces": weights.load(how.faces).sha256 if how.faces else "",
             "no_face": how.no_face if how.faces else "",
         },
@@ -217,7 +217,7 @@ def extract(
     """
     data_dir, backbones = Path(data_dir).absolute(), backbones_lib.load(networks)
     how = preparation.recipe(backbones, size=networks.options.size, **preparation_options)
-    sizes, facts = dims(backbones), provenance(backbones, how)
+    sizes, facts = dims(backbones), provenance(backbones, how, networks.options)
     plan = formats.assemble(request, Found({m: Planned(utterances, dim) for m, dim in sizes.items()}), "clips")
     todo = _asked_for(plan, utterances, how)
     fingerprint = _fingerprint(plan, todo, facts)

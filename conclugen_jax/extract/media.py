@@ -91,7 +91,7 @@ def decode(
 
 
 def library() -> Any:
-    """PyAV, silent.
+    """PyAV. Its level of logging is left alone: with one set, threads of FFmpeg wait for Python, and Python for them.
 
     Raises:
       ConclugenError: it is not installed.
@@ -100,7 +100,6 @@ def library() -> Any:
         import av
     except ImportError as e:
         raise ConclugenError("decoding needs PyAV: pip install 'conclugen_jax[extract]'") from e
-    av.logging.set_level(av.logging.PANIC)
     return av
 
 
@@ -112,7 +111,7 @@ def _decode(container: Any, name: str, rate: float, start: float, end: float | N
     zero = Fraction(container.start_time or 0, 1_000_000)
     streams = [s for s in (pictures, sounds) if s is not None]
     for stream in streams:
-        stream.thread_type = "AUTO" if stream is pictures else "NONE"
+        stream.codec_context.thread_count = 1  # clips are decoded side by side
     sampler = _Sampler(pictures, rate, start, end, zero) if pictures is not None else None
     recorder = _Recorder(start, end, zero) if sounds is not None else None
     notes = []

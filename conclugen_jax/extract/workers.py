@@ -14,6 +14,9 @@ from conclugen_jax.extract.preparation import Prepared, Recipe, prepare
 AHEAD = 2
 """Utterances that are under way or wait for the device, for each process; each holds its frames."""
 
+TIMEOUT = 900.0
+"""Seconds after which an utterance is given up, in case a decoder never ends."""
+
 Work = tuple[Utterance, int]
 """An utterance and its number of views."""
 
@@ -27,7 +30,8 @@ def prepared(work: Iterable[Work], how: Recipe, num_workers: int) -> Iterator[Pr
       num_workers: processes; 0: this one.
 
     Yields:
-      What was prepared of each. An utterance whose file crashes the decoder, and the process with it, is a failure.
+      What was prepared of each. An utterance whose file crashes the decoder, and the process with it, or keeps it busy for
+      ever, is a failure.
     """
     if not num_workers:
         for utterance, views in work:
@@ -40,14 +44,19 @@ def prepared(work: Iterable[Work], how: Recipe, num_workers: int) -> Iterator[Pr
         waiting.clear()
         for job in alone:
             yield _alone(job, how)
-        crashed = yield from _pool(work, waiting, how, num_workers)
-        if not crashed:
+        if (yield from _pool(work, waiting, how, num_workers)):
             return
 
 
 def _pool(work: Iterator[Work], waiting: deque, how: Recipe, num_workers: int) -> Iterator[Prepared]:
-    """Runs until the work is done (returns ``False``) or a process has died (``True``, with what was under way waiting)."""
+    """Runs until the work is done (returns ``True``), or until a process has died or hangs, with what was under way waiting."""
     futures: deque = deque()
+
+    def first() -> Prepared:
+        result = futures.popleft().result(TIMEOUT)
+        waiting.popleft()
+        return result
+
     with _executor(num_workers) as executor:
         try:
             for job in work:
@@ -55,16 +64,16 @@ def _pool(work: Iterator[Work], waiting: deque, how: Recipe, num_workers: int) -
                 with interrupts_blocked():
                     futures.append(executor.submit(prepare, job[0], how, job[1]))
                 if len(futures) >= num_workers * AHEAD:
-                    result = futures.popleft().result()
-                    waiting.popleft()
-                    yield result
+                    yield first()
             while futures:
-                result = futures.popleft().result()
-                waiting.popleft()
-                yield result
-        except concurrent.futures.process.BrokenProcessPool:
+                yield first()
             return True
-    return False
+        except concurrent.futures.process.BrokenProcessPool:
+            return False
+        except TimeoutError:
+            executor.kill()
+            yield _given_up(waiting.popleft())
+            return False
 
 
 def _alone(job: Work, how: Recipe) -> Prepared:
@@ -72,9 +81,16 @@ def _alone(job: Work, how: Recipe) -> Prepared:
         try:
             with interrupts_blocked():
                 future = executor.submit(prepare, job[0], how, job[1])
-            return future.result()
+            return future.result(TIMEOUT)
         except concurrent.futures.process.BrokenProcessPool:
             return Prepared(job[0].place, failure=f"{job[0].path}: the process that decoded it died; is it damaged or too large?")
+        except TimeoutError:
+            executor.kill()
+            return _given_up(job)
+
+
+def _given_up(job: Work) -> Prepared:
+    return Prepared(job[0].place, failure=f"{job[0].path}: not decoded within {TIMEOUT:g} s; is it damaged?")
 
 
 class _executor:
@@ -85,13 +101,14 @@ class _executor:
         self._pool = concurrent.futures.ProcessPoolExecutor(
             num_workers, mp_context=self._context, initializer=_start, initargs=(os.getpid(),)
         )
+        self.submit, self.kill = self._pool.submit, self._context.kill
 
-    def __enter__(self) -> concurrent.futures.ProcessPoolExecutor:
-        return self._pool
+    def __enter__(self) -> "_executor":
+        return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is not None:
-            self._context.kill()
+            self.kill()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -1,0 +1,173 @@
+"""From clips to predictions: the features are made as those that the run was trained on were."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax import embedding
+from conclugen_jax import workdir as workdir_lib
+from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import backbones as backbones_lib
+from conclugen_jax.extract import extraction, mtcnn, preparation, subtitles, weights, workers
+from conclugen_jax.extract.backbones import Networks, Options
+from conclugen_jax.extract.clips import Utterance
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a run says of an utterance.
+
+    Attributes:
+      clip: path.
+      start: in seconds.
+      end: in seconds.
+      text: what is said, as far as known.
+      classes: of the run's label; empty for a number.
+      probability: of each class; empty for a number.
+      predicted: names of the classes predicted (one, or any number of labels), or the number.
+      missing: modalities of the run that the clip lacks.
+      notes: what was odd.
+      failure: why there is no prediction; empty where there is.
+      boxes: of faces: (time from the start, x, y, x, y), in parts of the frame.
+    """
+
+    clip: str
+    start: float = 0.0
+    end: float = 0.0
+    text: str | None = None
+    classes: tuple[str, ...] = ()
+    probability: tuple[float, ...] = ()
+    predicted: tuple[str, ...] | float = ()
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    failure: str = ""
+    boxes: tuple[tuple[float, ...], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the boxes."""
+        facts = dataclasses.asdict(self)
+        facts["probability"] = dict(zip(facts.pop("classes"), facts["probability"], strict=False))
+        del facts["boxes"]
+        return facts
+
+
+def predict(
+    workdir: str | Path,
+    files: Sequence[Path],
+    folders: Sequence[str],
+    own: Sequence[str] = (),
+    *,
+    cut: bool = False,
+    recogniser: str = "",
+    mtcnn_folder: str | Path = mtcnn.WEIGHTS,
+    num_workers: int = 0,
+) -> list[Prediction]:
+    """Predict what a downstream run was trained to predict.
+
+    Args:
+      workdir: of a downstream run whose data set was made by extraction.
+      files: clips.
+      folders: of converted weights, the ones that the data set was made with.
+      own: backbones of the user's own, as ``MODULE:FUNCTION``.
+      cut: an utterance for each line of the subtitles beside a clip; else the whole clip is one.
+      recogniser: of speech, where no words are known; empty: the one of the data set.
+      mtcnn_folder: weights of MTCNN.
+      num_workers: processes that decode; 0: this one.
+
+    Returns:
+      One entry for each utterance, in order of clips and times.
+
+    Raises:
+      ConclugenError: a run of another kind, or weights other than its data set's.
+    """
+    network = embedding.load(workdir)
+    if network.classifier is None:
+        raise ConclugenError(f"{workdir}: a pretraining run predicts nothing; name a downstream run")
+    manifest = workdir_lib.read_data(workdir)
+    networks, how = _same_way(manifest, workdir, folders, own, recogniser, Path(mtcnn_folder))
+    utterances = [u for file in files for u in _utterances(file, cut)]
+    tally, found = extraction.Tally(), {}
+    jobs = [(u, 1) for u in utterances]
+    for each, vectors in extraction.vectors(
+        workers.prepared(jobs, how, num_workers), backbones_lib.load(networks), tally
+    ):
+        found[each.place] = (each, vectors)
+    return [_prediction(u, *found[u.place], network, manifest.modalities) for u in utterances]
+
+
+def _utterances(file: Path, cut: bool) -> list[Utterance]:
+    path = subtitles.beside(file)
+    lines = subtitles.read(path) if path is not None else []
+    if cut and lines and lines[0].end is not None:
+        return [Utterance(f"{file}#{i}", "", str(file), u.start, u.end, u.text) for i, u in enumerate(lines)]
+    return [Utterance(str(file), "", str(file), text=subtitles.said(lines) if lines else None)]
+
+
+def _same_way(
+    manifest: Manifest, workdir: str | Path, folders: Sequence[str], own: Sequence[str], recogniser: str, faces: Path
+) -> tuple[Networks, preparation.Recipe]:
+    """Backbones and recipe as the data set of a run was made."""
+    made = manifest.source.get("extraction")
+    if not isinstance(made, dict):
+        raise ConclugenError(
+            f"{workdir}: its data set {manifest.name!r} was not made by launch.extract, so nothing says how its features are "
+            "to be made; train on one that was"
+        )
+    try:
+        names = {field.name for field in dataclasses.fields(Options)}
+        options = Options(**{k: v for k, v in made["options"].items() if k in names})
+        expected = {name: (facts.get("sha256"), facts["dim"]) for name, facts in made["backbones"].items()}
+        crops, no_face, speech = made["frames"]["faces"], made["frames"]["no_face"], made["speech"]
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ConclugenError(f"{workdir}: damaged facts of its data set ({type(e).__name__}: {e})") from e
+    networks = Networks(tuple(map(str, folders)), tuple(own), options)
+    backbones = backbones_lib.load(networks)
+    found = {b.name: (b.provenance.get("sha256"), b.dim) for b in backbones}
+    for name in expected.keys() | found.keys():
+        if name not in found:
+            raise ConclugenError(f"{workdir}: its features need {name}; name the folder of its weights with --weights")
+        if name not in expected:
+            raise ConclugenError(f"{workdir}: its features were made without {name}; leave its weights out")
+        if found[name] != expected[name]:
+            raise ConclugenError(
+                f"{name}: other weights ({str(found[name][0])[:12]}) than those that the features of {workdir} were made with "
+                f"({str(expected[name][0])[:12]}); name the same"
+            )
+    if list(found) != list(expected):
+        order = [b.name for name in expected for b in backbones if b.name == name]
+        raise ConclugenError(f"name the weights in the order in which the data set was made: {', '.join(order)}")
+    if crops and weights.load(faces).sha256 != crops:
+        raise ConclugenError(f"{faces}: other weights of MTCNN than those of the data set; name these with --mtcnn")
+    options = {"faces": str(faces) if crops else "", "no_face": no_face or "drop", "recogniser": recogniser or speech}
+    return networks, preparation.recipe(backbones, size=networks.options.size, **options)
+
+
+def _prediction(
+    u: Utterance, each: preparation.Prepared, vectors: dict[str, np.ndarray], network: embedding.Network, sizes: dict[str, int]
+) -> Prediction:
+    if each.failure:
+        return Prediction(u.path, u.start, u.end or 0.0, u.text, failure=each.failure)
+    present = {m: np.array([m in vectors]) for m in network.modalities}
+    missing = tuple(m for m in network.modalities if m not in vectors)
+    facts = {"text": each.text, "notes": each.notes, "boxes": each.boxes, "missing": missing}
+    if len(missing) == len(network.modalities):
+        return Prediction(u.path, *each.times, failure=f"{u.path}: lacks {', '.join(missing)}, all that the run uses", **facts)
+    features = {m: vectors[m] if m in vectors else np.zeros((1, sizes[m]), np.float32) for m in network.modalities}
+    found, label = embedding.predict(network, features, present), network.label
+    if label.kind == "value":
+        return Prediction(u.path, *each.times, predicted=float(found["prediction"][0]), **facts)
+    names = _names(label, found["prediction"][0])
+    probability = tuple(map(float, found["probability"][0]))
+    return Prediction(u.path, *each.times, classes=label.names, probability=probability, predicted=names, **facts)
+
+
+def _names(label: LabelSpec, predicted: Any) -> tuple[str, ...]:
+    if label.kind == "single":
+        return (label.names[int(predicted)],)
+    return tuple(name for name, yes in zip(label.names, predicted, strict=True) if yes)
+
