@@ -18,16 +18,16 @@ from launch import app
 NETWORK = flags.DEFINE_string("network", None, f"Which network: {', '.join(weights.NETWORKS)}")
 SOURCE = flags.DEFINE_string("source", None, "File (.pth, .safetensors), or folder for text and mtcnn")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to make")
-ENTRY = flags.DEFINE_string("entry", "", "Which entry of the file holds the tensors, where it has several; dots lead inwards")
+ENTRY = flags.DEFINE_string(
+    "entry", "", "Which entry of the file holds the tensors, where it has several; dots lead inwards"
+)
 ATTRIBUTION = flags.DEFINE_string("attribution", "", "Whose weights they are and under which licence; kept with them")
 
 
 def main() -> None:
     """Convert, and say what was left out."""
     network, source, output = (app.required(name) for name in ("network", "source", "output"))
-    left_out = weights.convert(
-        network, Path(source), Path(output), entry=ENTRY.value, attribution=ATTRIBUTION.value
-    )
+    left_out = weights.convert(network, Path(source), Path(output), entry=ENTRY.value, attribution=ATTRIBUTION.value)
     print(f"{output}: {network}, SHA-256 {weights.load(output).sha256}")
     if left_out:
         print(f"not needed and left out: {', '.join(left_out)}")

@@ -24,21 +24,37 @@ from conclugen_jax.extract.backbones import Networks, Options
 from launch import app, build_dataset
 
 FLAGS = flags.FLAGS
-WEIGHTS = flags.DEFINE_multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")
-BACKBONE = flags.DEFINE_multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
+WEIGHTS = flags.DEFINE_multi_string(
+    "weights", [], "Folder of converted weights; repeated, those of one modality are joined"
+)
+BACKBONE = flags.DEFINE_multi_string(
+    "backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated"
+)
 CUT = flags.DEFINE_bool("cut", False, "Make an utterance of each line of the subtitles beside a clip")
 CROP_FACES = flags.DEFINE_bool("crop_faces", True, "Crop the face of each clip; else whole frames are taken")
-NO_FACE = flags.DEFINE_enum("no_face", "drop", preparation.NO_FACE, "Clips without a face: left out, whole frames, no pictures")
-MTCNN = flags.DEFINE_string("mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN, instead of those that come along")
-SPEECH = flags.DEFINE_string("speech", "", "Recogniser where no words are known: pocketsphinx, or faster-whisper:MODEL_FOLDER")
-NUM_VIEWS = flags.DEFINE_integer("num_views", 1, "Views of each clip of the training split; the first is the clip as it is", lower_bound=1)
+NO_FACE = flags.DEFINE_enum(
+    "no_face", "drop", preparation.NO_FACE, "Clips without a face: left out, whole frames, no pictures"
+)
+MTCNN = flags.DEFINE_string(
+    "mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN, instead of those that come along"
+)
+SPEECH = flags.DEFINE_string(
+    "speech", "", "Recogniser where no words are known: pocketsphinx, or faster-whisper:MODEL_FOLDER"
+)
+NUM_VIEWS = flags.DEFINE_integer(
+    "num_views", 1, "Views of each clip of the training split; the first is the clip as it is", lower_bound=1
+)
 STRENGTH = flags.DEFINE_enum("strength", "strong", list(augmentation.STRENGTHS), "Of the other views")
 SEED = flags.DEFINE_integer("seed", 0, "Of the other views")
 PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "Of the networks")
 FRONT_END = flags.DEFINE_enum("front_end", "published", list(mel.FRONT_ENDS), "What the audio network hears")
 SIZE = flags.DEFINE_integer("size", 180, "Side of the frames, in pixels", lower_bound=32)
-AUTHORS = flags.DEFINE_bool("authors_normalisation", False, "2D: mean and deviation exchanged, as in the authors' configuration")
-BATCH_ITEMS = flags.DEFINE_integer("batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1)
+AUTHORS = flags.DEFINE_bool(
+    "authors_normalisation", False, "2D: mean and deviation exchanged, as in the authors' configuration"
+)
+BATCH_ITEMS = flags.DEFINE_integer(
+    "batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1
+)
 KEEP = flags.DEFINE_bool("keep_vectors", False, "Keep the folder of single vectors after the shards are built")
 
 
@@ -125,7 +141,9 @@ def _told(tally: extraction.Tally, folder: Path) -> list[str]:
     total = tally.host_seconds + tally.device_seconds
     if total > 0:
         what = "waiting for decoded clips" if tally.host_seconds > tally.device_seconds else "computing features"
-        lines.append(f"{tally.done:,} utterances; {max(tally.host_seconds, tally.device_seconds) / total:.0%} of the time {what}")
+        lines.append(
+            f"{tally.done:,} utterances; {max(tally.host_seconds, tally.device_seconds) / total:.0%} of the time {what}"
+        )
     return lines
 
 

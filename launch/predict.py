@@ -19,11 +19,17 @@ from conclugen_jax.extract import mtcnn, prediction, timeline
 from launch import app
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a downstream run")
-WEIGHTS = flags.DEFINE_multi_string("weights", [], "Folder of converted weights, those of the data set in its order; repeated")
-BACKBONE = flags.DEFINE_multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
+WEIGHTS = flags.DEFINE_multi_string(
+    "weights", [], "Folder of converted weights, those of the data set in its order; repeated"
+)
+BACKBONE = flags.DEFINE_multi_string(
+    "backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated"
+)
 CUT = flags.DEFINE_bool("cut", False, "Predict each line of the subtitles beside a clip; else the whole clip")
 SPEECH = flags.DEFINE_string("speech", "", "Another recogniser: pocketsphinx, or faster-whisper:MODEL_FOLDER")
-MTCNN = flags.DEFINE_string("mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN, instead of those that come along")
+MTCNN = flags.DEFINE_string(
+    "mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN, instead of those that come along"
+)
 NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes that decode; 0: this one", lower_bound=0)
 JSON = flags.DEFINE_bool("json", False, "One JSON list on standard output, nothing else")
 PICTURE = flags.DEFINE_string("picture", "", "PNG file to draw the predictions into, with frames and words")

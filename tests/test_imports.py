@@ -37,6 +37,23 @@ ORDER = [
     {"pretrain", "downstream"},
     {"doctor"},
     {"embedding", "exchange", "sweep", "search_space"},
+    {
+        "extract.media",
+        "extract.convolution",
+        "extract.text_encoder",
+        "extract.mtcnn",
+        "extract.subtitles",
+        "extract.torch_files",
+    },
+    {"extract.resnet", "extract.davenet", "extract.mel", "extract.faces", "extract.augmentation", "extract.speech"},
+    {"extract.clips", "extract.conversion"},
+    {"extract.weights"},
+    {"extract.backbones"},
+    {"extract.averages", "extract.preparation", "extract.store"},
+    {"extract.workers"},
+    {"extract.extraction"},
+    {"extract.prediction"},
+    {"extract.timeline"},
     {"search", "study_results"},
     {"study_runs"},
     {"study_work"},
@@ -82,6 +99,8 @@ def test_boundaries():
         assert not roots & {"configs", "launch", "tests", "tensorflow", "pickle", "clu"}, own
         if own.startswith("data."):
             assert not roots & {"jax", "flax", "optax", "orbax"}, own
+        if not own.startswith("extract."):
+            assert not any("extract" in module.split(".") for module in imports(path)), f"{own}: extraction is an extra"
         if own in ("losses", "clustering", "metrics"):
             assert "flax" not in roots, own
         if own != "parallel":

@@ -202,9 +202,7 @@ class Machine:
             raise Refused("a name that is not text")
         full = f"{module}.{name}"
         if full not in self.calls:
-            raise Refused(
-                f"asks for {full[:100]!r}, which {self.what} does not need; {self.way_out}"
-            )
+            raise Refused(f"asks for {full[:100]!r}, which {self.what} does not need; {self.way_out}")
         self.push(Name(full))
 
     def call(self) -> None:
@@ -241,9 +239,7 @@ class Machine:
         if not size:
             return np.empty(shape, dtype.dtype)
         if dtype.dtype.kind == "U" and np.frombuffer(data, dtype.dtype.str[0] + "u4").max() > 0x10FFFF:
-            raise Refused(
-                "text that is not Unicode"
-            )  # NumPy believes the bytes, Python's str must not be made of them
+            raise Refused("text that is not Unicode")  # NumPy believes the bytes, Python's str must not be made of them
         return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
     def charge(self, n: int) -> None:

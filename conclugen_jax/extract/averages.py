@@ -60,7 +60,9 @@ class Averages:
             )
         for (key, _), vector in zip(rows, vectors, strict=False):
             if not np.isfinite(vector).all():
-                raise ConclugenError(f"backbone {self.backbone.name}: a vector of {key} is not finite; are its weights right?")
+                raise ConclugenError(
+                    f"backbone {self.backbone.name}: a vector of {key} is not finite; are its weights right?"
+                )
             known = self._sums[key]
             known.left -= 1
             known.total += vector

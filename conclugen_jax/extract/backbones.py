@@ -1,6 +1,6 @@
 """What turns the media of a clip into a feature vector: the frozen networks, and the interface for others.
 
-A backbone has two functions. ``prepare`` runs in worker processes: a decoded clip -> items, such as frames or windows of frames.
+A backbone has two functions. ``prepare`` runs in worker processes: a decoded clip -> items, such as frames or windows of them.
 ``vectors`` runs on the device: a batch of items of many clips -> a vector each. A clip's feature is the mean over its items.
 """
 
@@ -96,9 +96,7 @@ def create(loaded: Weights, options: Options) -> Backbone:
       ConclugenError: weights that make no vectors, or of another shape than the network.
     """
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[options.precision]
-    make = (
-        _sound if loaded.network == "resdavenet" else _text if loaded.network == "text" else _pictures
-    )
+    make = _sound if loaded.network == "resdavenet" else _text if loaded.network == "text" else _pictures
     if loaded.network == "mtcnn":
         raise ConclugenError(f"{loaded.folder}: MTCNN finds faces and makes no vectors; name it with --faces")
     module, prepare, rate, batch, example, facts = make(loaded, options, dtype)
@@ -144,7 +142,9 @@ def load_own(name: str) -> Backbone:
     except (ImportError, AttributeError, ValueError) as e:
         raise ConclugenError(f"--backbone={name}: cannot be imported ({e}); expected MODULE:FUNCTION") from e
     if not isinstance(made, Backbone):
-        raise ConclugenError(f"--backbone={name}: gave a {type(made).__name__}, expected a Backbone (docs/extraction.md)")
+        raise ConclugenError(
+            f"--backbone={name}: gave a {type(made).__name__}, expected a Backbone (docs/extraction.md)"
+        )
     return made
 
 
@@ -301,7 +301,9 @@ def load(networks: Networks) -> list[Backbone]:
     found += [load_own(name) for name in networks.own]
     names = [b.name for b in found]
     if not found:
-        raise ConclugenError("no backbone; name folders of weights with --weights (see python -m launch.convert_weights)")
+        raise ConclugenError(
+            "no backbone; name folders of weights with --weights (see python -m launch.convert_weights)"
+        )
     if len(set(names)) < len(names):
         raise ConclugenError(f"two backbones are called {max(names, key=names.count)!r}; give one another name")
     return found

@@ -11,7 +11,23 @@ from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import subtitles
 
-MEDIA = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".flv", ".mpg", ".mpeg", ".m4v", ".wmv", ".wav", ".mp3", ".m4a", ".flac", ".ogg")
+MEDIA = (
+    ".mp4",
+    ".avi",
+    ".mkv",
+    ".mov",
+    ".webm",
+    ".flv",
+    ".mpg",
+    ".mpeg",
+    ".m4v",
+    ".wmv",
+    ".wav",
+    ".mp3",
+    ".m4a",
+    ".flac",
+    ".ogg",
+)
 """Endings of files that are taken for clips."""
 
 PICTURES = MEDIA[:10]
@@ -73,7 +89,9 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
         found = [_with_words(u, cut) for u in found]
         found = [u for group in found for u in group]
     if not found:
-        raise ConclugenError(f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md for the folders")
+        raise ConclugenError(
+            f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md for the folders"
+        )
     places: dict[str, Utterance] = {}
     for u in found:
         other = places.setdefault(u.place, u)
@@ -171,7 +189,7 @@ def _caer(source: Path) -> Iterator[Utterance]:
 
 
 def _meld(source: Path) -> Iterator[Utterance]:
-    """``train_splits``, ``dev_splits_complete`` and ``output_repeated_splits_test`` with ``diaN_uttM.mp4``; words in the tables."""
+    """``train_splits``, ``dev_splits_complete``, ``output_repeated_splits_test`` with ``diaN_uttM.mp4``; words in tables."""
     words = _meld_words(source)
     for path in _files(source, PICTURES):
         if not re.fullmatch(r"dia\d+_utt\d+", path.stem):  # the test folder holds final_videos_... as well

@@ -12,7 +12,17 @@ from conclugen_jax.extract import davenet, resnet, text_encoder
 EPSILON = 1e-5
 """Of BatchNorm in all networks with one."""
 
-HEADS = ("fc.", "last_linear.", "classifier.", "lm_head.", "cls.", "pre_classifier.", "vocab_", "pooler.", "qa_outputs.")
+HEADS = (
+    "fc.",
+    "last_linear.",
+    "classifier.",
+    "lm_head.",
+    "cls.",
+    "pre_classifier.",
+    "vocab_",
+    "pooler.",
+    "qa_outputs.",
+)
 """Names of the layers behind the features, which are left out."""
 
 COUNTERS = "num_batches_tracked"
@@ -275,10 +285,14 @@ def convert_mtcnn(networks: Mapping[str, Tensors]) -> dict[str, Any]:
             else:
                 kernel = tensors.take(f"{name}.weight", outputs, inputs).T
                 before = next((layer for layer in layers if layer.startswith("dense")), "")
-                if name == before:  # its inputs are flattened as [width, height, channels]; here as [height, width, channels]
+                if (
+                    name == before
+                ):  # its inputs are flattened as [width, height, channels]; here as [height, width, channels]
                     channels = list(layers.values())[list(layers).index(name) - 1][0]
                     side = round((inputs / channels) ** 0.5)
-                    kernel = kernel.reshape(side, side, channels, outputs).transpose(1, 0, 2, 3).reshape(inputs, outputs)
+                    kernel = (
+                        kernel.reshape(side, side, channels, outputs).transpose(1, 0, 2, 3).reshape(inputs, outputs)
+                    )
             found[name] = {"kernel": np.ascontiguousarray(kernel), "bias": tensors.take(f"{name}.bias", outputs)}
             slope = re.sub(r"^(conv|dense)", "prelu", name)
             if "_" not in name:

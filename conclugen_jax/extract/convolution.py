@@ -32,4 +32,4 @@ class Convolution(nn.Module):
         axes = "THW"[-len(self.kernel_size) :]
         layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
         y = lax.conv_general_dilated(x, kernel, self.strides, [(p, p) for p in padding], dimension_numbers=layout)
-        return y + bias
+        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))

@@ -34,7 +34,7 @@ def blocks(widths: Sequence[int]) -> list[tuple[str, int, int]]:
 
 def _masked(x: jax.Array, lengths: jax.Array) -> jax.Array:
     """Zeros beyond the end, which is what a convolution of the sound alone would see there."""
-    return jnp.where((jnp.arange(x.shape[2]) < lengths[:, None])[:, None, :, None], x, 0)
+    return jnp.where((jnp.arange(x.shape[2])[None] < lengths[:, None])[:, None, :, None], x, 0)
 
 
 class Block(nn.Module):

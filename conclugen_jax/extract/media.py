@@ -56,7 +56,13 @@ class Clip:
 
 
 def decode(
-    path: Path, *, rate: float = 16.0, start: float = 0.0, end: float | None = None, sound: bool = True, video: bool = True
+    path: Path,
+    *,
+    rate: float = 16.0,
+    start: float = 0.0,
+    end: float | None = None,
+    sound: bool = True,
+    video: bool = True,
 ) -> Clip:
     """Decode a clip, or an interval of it, once.
 
@@ -130,7 +136,9 @@ def _decode(container: Any, name: str, rate: float, start: float, end: float | N
     frames, times = sampler.finish() if sampler is not None else ([], np.zeros(0))
     heard = recorder.finish() if recorder is not None else None
     if not frames and heard is None:
-        raise ConclugenError(f"{name}: nothing could be decoded{_between(start, end)}; {' '.join(notes) or 'is it complete?'}")
+        raise ConclugenError(
+            f"{name}: nothing could be decoded{_between(start, end)}; {' '.join(notes) or 'is it complete?'}"
+        )
     if heard is not None and np.abs(heard).max(initial=0) < SILENCE:
         notes.append("the sound is silence")
         heard = None
@@ -177,8 +185,9 @@ class _Sampler:
         self.rate = min(rate, float(own)) if own else rate
         self._step = Fraction(1) / (Fraction(rate) if not own or own > rate else Fraction(own))
         self._frame_length = 1 / Fraction(own) if own else Fraction(1, 25)
-        self._start, self._end, self._zero = Fraction(start), None if end is None else Fraction(end), zero
-        self._next, self._shown, self._shown_at = Fraction(start), None, Fraction(-1)
+        self._start, self._end, self._zero = _exact(start), None if end is None else _exact(end), zero
+        self._next, self._shown, self._shown_at = self._start, None, Fraction(-1)
+        self._aspect = stream.sample_aspect_ratio or 1
         self._frames: list[np.ndarray] = []
         self._times: list[float] = []
         self.done = False
@@ -207,7 +216,7 @@ class _Sampler:
             if self._end is not None and self._next >= self._end:
                 self.done = True
             elif self._shown is not None and self._shown_at <= self._next:
-                image = upright(self._shown) if image is None else image
+                image = upright(self._shown, float(self._aspect)) if image is None else image
                 self._frames.append(image)
                 self._times.append(float(self._next - self._start))
                 self._next += self._step
@@ -222,16 +231,26 @@ class _Sampler:
         return self._frames, np.array(self._times)
 
 
-def upright(frame: Any) -> np.ndarray:
-    """uint8 RGB [height, width, 3] as a player shows it: square pixels, turned, at most :data:`MAX_SIDE` a side."""
+def _exact(seconds: float) -> Fraction:
+    """Seconds as they were written, to the microsecond."""
+    return Fraction(round(seconds * 1_000_000), 1_000_000)
+
+
+def upright(frame: Any, aspect: float = 1.0) -> np.ndarray:
+    """uint8 RGB [height, width, 3] as a player shows it: square pixels, turned, at most :data:`MAX_SIDE` a side.
+
+    Args:
+      frame: of PyAV.
+      aspect: width of a pixel by its height.
+    """
     width, height = frame.width, frame.height
-    # Of the frame where it says so, since a stream may change; 0 stands for unknown.
-    aspect = getattr(frame, "sample_aspect_ratio", None) or 1
-    width = max(1, round(width * float(aspect))) if 0.1 < float(aspect) < 10 else width
+    width = max(1, round(width * aspect)) if 0.1 < aspect < 10 else width
     scale = min(1.0, MAX_SIDE / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     same = size == (frame.width, frame.height)
-    image = frame.to_ndarray(format="rgb24") if same else frame.reformat(*size, "rgb24", interpolation="AREA").to_ndarray()
+    image = (
+        frame.to_ndarray(format="rgb24") if same else frame.reformat(*size, "rgb24", interpolation="AREA").to_ndarray()
+    )
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 

@@ -33,7 +33,7 @@ class PReLU(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],))
-        return jnp.maximum(x, 0) + slope * jnp.minimum(x, 0)
+        return jnp.maximum(x, 0) + slope.reshape((1,) * (x.ndim - 1) + (-1,)) * jnp.minimum(x, 0)
 
 
 def _pool(x: jax.Array, size: int) -> jax.Array:

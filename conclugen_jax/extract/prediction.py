@@ -148,7 +148,11 @@ def _same_way(
 
 
 def _prediction(
-    u: Utterance, each: preparation.Prepared, vectors: dict[str, np.ndarray], network: embedding.Network, sizes: dict[str, int]
+    u: Utterance,
+    each: preparation.Prepared,
+    vectors: dict[str, np.ndarray],
+    network: embedding.Network,
+    sizes: dict[str, int],
 ) -> Prediction:
     if each.failure:
         return Prediction(u.path, u.start, u.end or 0.0, u.text, failure=each.failure)
@@ -156,7 +160,9 @@ def _prediction(
     missing = tuple(m for m in network.modalities if m not in vectors)
     facts = {"text": each.text, "notes": each.notes, "boxes": each.boxes, "missing": missing}
     if len(missing) == len(network.modalities):
-        return Prediction(u.path, *each.times, failure=f"{u.path}: lacks {', '.join(missing)}, all that the run uses", **facts)
+        return Prediction(
+            u.path, *each.times, failure=f"{u.path}: lacks {', '.join(missing)}, all that the run uses", **facts
+        )
     features = {m: vectors[m] if m in vectors else np.zeros((1, sizes[m]), np.float32) for m in network.modalities}
     found, label = embedding.predict(network, features, present), network.label
     if label.kind == "value":
@@ -170,4 +176,3 @@ def _names(label: LabelSpec, predicted: Any) -> tuple[str, ...]:
     if label.kind == "single":
         return (label.names[int(predicted)],)
     return tuple(name for name, yes in zip(label.names, predicted, strict=True) if yes)
-

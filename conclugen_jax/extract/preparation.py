@@ -114,7 +114,9 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
         views.append({name: x for name, x in items.items() if x is not None})
     missing = sorted(used - {how.modalities[name] for name in views[0]})
     if len(missing) == len(used):
-        raise ConclugenError(f"{utterance.path}: lacks {' and '.join(missing)}; {'; '.join(notes) or 'nothing is left'}")
+        raise ConclugenError(
+            f"{utterance.path}: lacks {' and '.join(missing)}; {'; '.join(notes) or 'nothing is left'}"
+        )
     notes += [f"no {modality}" for modality in missing]
     return Prepared(utterance.place, tuple(views), tuple(notes), "", text, (utterance.start, end), boxes)
 
@@ -164,4 +166,3 @@ def mtcnn_weights(folder: str) -> Any:
 def recogniser(name: str) -> speech.Recogniser:
     """A recogniser of speech, opened once in each process."""
     return speech.create(name)
-

@@ -113,7 +113,8 @@ class ResNet(nn.Module):
         """
         if jnp.issubdtype(x.dtype, jnp.integer):
             x = x.astype(jnp.float32) / 255
-        x = ((x - jnp.asarray(self.mean)) / jnp.asarray(self.std)).astype(self.dtype)
+        mean, std = (jnp.asarray(values).reshape((1,) * (x.ndim - 1) + (3,)) for values in (self.mean, self.std))
+        x = ((x - mean) / std).astype(self.dtype)
         strides = (2, 2) if self.num_axes == 2 else (1, 2, 2)
         x = nn.relu(Convolution(STEM, (7,) * self.num_axes, strides, name="conv1")(x))
         x = nn.max_pool(x, (3,) * self.num_axes, (2,) * self.num_axes, ((1, 1),) * self.num_axes)

@@ -26,7 +26,9 @@ def create(name: str) -> Recogniser:
         return _pocketsphinx()
     if kind == "faster-whisper" and folder:
         return _whisper(Path(folder))
-    raise ConclugenError(f"speech recogniser {name!r} is unknown; there are pocketsphinx and faster-whisper:MODEL_FOLDER")
+    raise ConclugenError(
+        f"speech recogniser {name!r} is unknown; there are pocketsphinx and faster-whisper:MODEL_FOLDER"
+    )
 
 
 def _pocketsphinx() -> Recogniser:

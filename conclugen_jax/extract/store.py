@@ -78,7 +78,13 @@ class Store:
             stamp = utterance.stamp()
         except OSError:
             stamp = []
-        done = {"stamp": stamp, "views": num_views, "present": sorted(vectors), "notes": list(notes), "failure": failure}
+        done = {
+            "stamp": stamp,
+            "views": num_views,
+            "present": sorted(vectors),
+            "notes": list(notes),
+            "failure": failure,
+        }
         _write(self._place("done", utterance, ".json"), json.dumps(done).encode())
 
     def features(self, modality: str, num_views: int) -> Features | None:

@@ -50,7 +50,9 @@ def read(path: Path) -> list[Utterance]:
         return [Utterance(0.0, None, " ".join(text.split()))]
     found = _table(path, text) if path.suffix == ".csv" else _cues(path, text)
     if not found:
-        raise ConclugenError(f"{path}: no utterances; expected lines such as 00:00:01,000 --> 00:00:02,500 and text below")
+        raise ConclugenError(
+            f"{path}: no utterances; expected lines such as 00:00:01,000 --> 00:00:02,500 and text below"
+        )
     return sorted(found, key=lambda u: u.start)
 
 
@@ -83,7 +85,9 @@ def _cues(path: Path, text: str) -> list[Utterance]:
             continue
         times = _CUE.fullmatch(lines[number])
         if times is None:
-            raise ConclugenError(f"{path}: {lines[number][:80]!r} is no interval; expected 00:00:01,000 --> 00:00:02,500")
+            raise ConclugenError(
+                f"{path}: {lines[number][:80]!r} is no interval; expected 00:00:01,000 --> 00:00:02,500"
+            )
         start, end = _seconds(times.groups()[:4]), _seconds(times.groups()[4:])
         words = " ".join(_TAG.sub("", " ".join(lines[number + 1 :])).split())
         if words:

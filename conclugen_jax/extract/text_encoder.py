@@ -1,4 +1,4 @@
-"""Encoders of the BERT family, for inference: BERT (Devlin et al., 2019), RoBERTa (Liu et al., 2019), DistilBERT (Sanh et al., 2019).
+"""Encoders for inference: BERT (Devlin et al., 2019), RoBERTa (Liu et al., 2019), DistilBERT (Sanh et al., 2019).
 
 Post-norm Transformer layers over learned positions, as in the Hugging Face classes BertModel, RobertaModel, DistilBertModel.
 """
@@ -93,7 +93,7 @@ class TextEncoder(nn.Module):
         """
         x = nn.Embed(self.vocabulary, self.width, name="tokens")(tokens)
         positions = self.first_position + jnp.arange(tokens.shape[1])
-        x = x + nn.Embed(self.max_positions, self.width, name="positions")(positions)
+        x = x + nn.Embed(self.max_positions, self.width, name="positions")(positions)[None]
         if self.num_types:
             x = x + nn.Embed(self.num_types, self.width, name="types")(jnp.zeros_like(tokens))
         x = nn.LayerNorm(self.epsilon, name="norm")(x).astype(self.dtype)

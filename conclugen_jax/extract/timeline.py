@@ -52,10 +52,17 @@ def _utterance(image: Any, pen: Any, p: Prediction, top: int) -> None:
         size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
         image.paste(Image.fromarray(frame).resize(size), (MARGIN, top))
         if box is not None:
-            corners = [MARGIN + box[0] * size[0], top + box[1] * size[1], MARGIN + box[2] * size[0], top + box[3] * size[1]]
+            corners = [
+                MARGIN + box[0] * size[0],
+                top + box[1] * size[1],
+                MARGIN + box[2] * size[0],
+                top + box[3] * size[1],
+            ]
             pen.rectangle(corners, outline=MARK, width=2)
     left, right = MARGIN * 2 + FRAME[0], WIDTH - MARGIN
-    pen.text((left, top), _fitting(pen, f"{Path(p.clip).name}  {p.start:.1f} - {p.end:.1f} s", bold, right - left), INK, bold)
+    pen.text(
+        (left, top), _fitting(pen, f"{Path(p.clip).name}  {p.start:.1f} - {p.end:.1f} s", bold, right - left), INK, bold
+    )
     if p.failure:
         pen.text((left, top + LINE + 4), _fitting(pen, p.failure, font, right - left), INK, font)
         return
@@ -71,7 +78,9 @@ def _utterance(image: Any, pen: Any, p: Prediction, top: int) -> None:
         chosen = name in p.predicted
         pen.text((left, y), _fitting(pen, name, font, 120), MARK if chosen else INK, font)
         pen.rectangle([bars, y + 3, right - 60, y + 15], fill=PALE)
-        pen.rectangle([bars, y + 3, bars + max(1, value * (right - 60 - bars)), y + 15], fill=MARK if chosen else (140, 146, 158))
+        pen.rectangle(
+            [bars, y + 3, bars + max(1, value * (right - 60 - bars)), y + 15], fill=MARK if chosen else (140, 146, 158)
+        )
         pen.text((right - 50, y), f"{value:.0%}", INK, font)
 
 

@@ -23,7 +23,13 @@ TOKENIZER = "tokenizer.json"
 FORMAT = "conclugen_jax backbone"
 FORMAT_VERSION = 1
 
-NETWORKS = (*(f"resnet{d}" for d in resnet.STAGES), *(f"resnet3d{d}" for d in resnet.STAGES), "resdavenet", "text", "mtcnn")
+NETWORKS = (
+    *(f"resnet{d}" for d in resnet.STAGES),
+    *(f"resnet3d{d}" for d in resnet.STAGES),
+    "resdavenet",
+    "text",
+    "mtcnn",
+)
 """What ``launch/convert_weights.py --network`` takes."""
 
 AGAIN = "convert the weights anew with python -m launch.convert_weights"
@@ -95,7 +101,7 @@ def convert(network: str, source: Path, output: Path, *, entry: str = "", attrib
         else:
             num_axes, depth = (3, network[8:]) if network.startswith("resnet3d") else (2, network[6:])
             params = conversion.convert_resnet(tensors, int(depth), num_axes)
-        left_out = tensors.left_out
+        left_out = sorted(tensors.left_out)
     hashes = {path.name: manifest_lib.sha256(path) for path in sources}
     save(output, network, options, params, source=hashes, left_out=left_out, attribution=attribution)
     if network == "text":
@@ -160,9 +166,7 @@ def load(folder: str | Path) -> Weights:
     folder = Path(folder)
     facts = _json(folder / FACTS)
     if facts.get("format") != FORMAT or facts.get("format_version") != FORMAT_VERSION:
-        raise ConclugenError(
-            f"{folder / FACTS}: not weights of format {FORMAT!r} version {FORMAT_VERSION}; {AGAIN}"
-        )
+        raise ConclugenError(f"{folder / FACTS}: not weights of format {FORMAT!r} version {FORMAT_VERSION}; {AGAIN}")
     kinds = {"network": str, "options": dict, "weights_sha256": str, "source": dict}
     for name, kind in kinds.items():
         if type(facts.get(name)) is not kind:
@@ -201,4 +205,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConclugenError(f"{path}: holds no JSON object; fetch it again")
     return found
-

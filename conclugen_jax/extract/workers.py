@@ -83,7 +83,9 @@ def _alone(job: Work, how: Recipe) -> Prepared:
                 future = executor.submit(prepare, job[0], how, job[1])
             return future.result(TIMEOUT)
         except concurrent.futures.process.BrokenProcessPool:
-            return Prepared(job[0].place, failure=f"{job[0].path}: the process that decoded it died; is it damaged or too large?")
+            return Prepared(
+                job[0].place, failure=f"{job[0].path}: the process that decoded it died; is it damaged or too large?"
+            )
         except TimeoutError:
             executor.kill()
             return _given_up(job)

@@ -1,0 +1,128 @@
+"""Published layouts of weights with numbers that follow from their names, so that two frameworks have the same without a file."""
+
+import zlib
+
+import numpy as np
+
+RESNET = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def tensor(name, shape):
+    """Numbers of a size at which activations neither vanish nor grow."""
+    rng = np.random.default_rng(zlib.crc32(f"{name} {shape}".encode()))
+    if name.endswith(("running_var", "scale")) or (name.endswith("weight") and len(shape) == 1):
+        return rng.uniform(0.5, 1.0, shape).astype(np.float32)
+    if len(shape) == 1:
+        return rng.normal(0, 0.1, shape).astype(np.float32)
+    inputs = int(np.prod(shape[1:])) if len(shape) > 2 else shape[1]
+    return rng.normal(0, (2 / inputs) ** 0.5 if len(shape) > 2 else 0.05, shape).astype(np.float32)
+
+
+def weights(shapes):
+    """name -> numbers, for name -> shape."""
+    return {name: tensor(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def norm(name, width):
+    return {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
+
+
+def resnet(depth, axes, classes):
+    """Shapes of torchvision's ResNet, or of pretorched-x' in three dimensions."""
+    shapes = {"conv1.weight": (64, 3, *(7,) * axes)} | norm("bn1", 64)
+    channels = 64
+    for stage, (width, count) in enumerate(zip((64, 128, 256, 512), RESNET[depth], strict=True), 1):
+        for number in range(count):
+            name, outputs = f"layer{stage}.{number}", width * (4 if depth >= 50 else 1)
+            sizes = [(channels, width, 1), (width, width, 3), (width, outputs, 1)]
+            if depth < 50:
+                sizes = [(channels, width, 3), (width, width, 3)]
+            for i, (before, after, side) in enumerate(sizes, 1):
+                shapes |= {f"{name}.conv{i}.weight": (after, before, *(side,) * axes)} | norm(f"{name}.bn{i}", after)
+            if number == 0 and (stage > 1 or channels != outputs):
+                shapes |= {f"{name}.downsample.0.weight": (outputs, channels, *(1,) * axes)}
+                shapes |= norm(f"{name}.downsample.1", outputs)
+            channels = outputs
+    head = "fc" if axes == 2 else "last_linear"
+    return shapes | {f"{head}.weight": (classes, channels), f"{head}.bias": (classes,)}
+
+
+def davenet(widths, mels=40):
+    """Shapes of the published ResDAVEnet."""
+    shapes = norm("batchnorm1", 1) | {"conv1.weight": (widths[0], 1, mels, 1)} | norm("bn1", widths[0])
+    channels = widths[0]
+    for stage, width in enumerate(widths[1:], 1):
+        for number in range(2):
+            name = f"layer{stage}.{number}"
+            for i, before in ((1, channels), (2, width)):
+                shapes |= {f"{name}.conv{i}.weight": (width, before, 1, 9)} | norm(f"{name}.bn{i}", width)
+            if number == 0:
+                shapes |= {f"{name}.downsample.0.weight": (width, channels, 1, 1)}
+                shapes |= norm(f"{name}.downsample.1", width)
+            channels = width
+    return shapes
+
+
+TEXT = {
+    "bert": {
+        "model_type": "bert",
+        "vocab_size": 60,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "max_position_embeddings": 32,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+    },
+    "roberta": {
+        "model_type": "roberta",
+        "vocab_size": 60,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "max_position_embeddings": 34,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "gelu",
+    },
+    "distilbert": {
+        "model_type": "distilbert",
+        "vocab_size": 60,
+        "dim": 48,
+        "n_layers": 2,
+        "n_heads": 4,
+        "hidden_dim": 96,
+        "max_position_embeddings": 32,
+        "activation": "gelu",
+    },
+}
+"""Configurations as they are published, of small encoders."""
+
+
+def images(*shape):
+    return np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8)
+
+
+def spectrogram(frames, mels):
+    return np.random.default_rng(frames + mels).normal(size=(frames, mels)).astype(np.float32)
+
+
+def tokens(length, padding):
+    """Two texts, the second of three tokens."""
+    ids = np.random.default_rng(length).integers(5, 60, (2, length)).astype(np.int32)
+    mask = np.ones((2, length), bool)
+    mask[1, 3:], ids[1, 3:] = False, padding
+    return ids, mask
+
+
+def sounds():
+    rng = np.random.default_rng(3)
+    return {
+        "noise": (0.1 * rng.normal(size=16_123)).astype(np.float32),
+        "tone": np.sin(np.arange(8000) * 0.05).astype(np.float32),
+        "short": rng.normal(size=150).astype(np.float32),
+    }

@@ -1,0 +1,178 @@
+"""Decoded frames are those on the screen at exact times; sound is where it belongs; whatever is wrong is named."""
+
+import numpy as np
+import pytest
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import media
+from tests import clips
+
+
+def numbers(clip):
+    return [clips.number_of(frame) for frame in clip.frames]
+
+
+def shown(times, wanted):
+    """Index of the frame on the screen at each time."""
+    return [max(i for i, t in enumerate(times) if t <= w + 1e-9) for w in wanted]
+
+
+def test_frames_of_a_constant_rate(tmp_path):
+    times = clips.steady(2.0)
+    clip = media.decode(clips.write(tmp_path / "a.mkv", times))
+    assert clip.rate == 16
+    assert clip.times.tolist() == [k / 16 for k in range(32)]
+    assert numbers(clip) == shown(times, clip.times)
+    assert [clips.number_of(f) for f in clip.at_rate(1.0)] == [0, 25]
+    assert clip.sound is None
+    assert clip.notes == ()
+
+
+def test_frames_of_a_variable_rate(tmp_path):
+    times = np.array([0, 0.04, 0.5, 0.52, 0.54, 1.3, 1.31, 1.9])
+    clip = media.decode(clips.write(tmp_path / "a.mkv", times), rate=8.0)
+    assert numbers(clip)[:16] == shown(times, np.arange(16) / 8)
+
+
+def test_a_slow_clip_keeps_its_own_rate(tmp_path):
+    clip = media.decode(clips.write(tmp_path / "a.mkv", clips.steady(3.0, 5), rate=5))
+    assert clip.rate == 5
+    assert numbers(clip) == list(range(15))
+    assert [clips.number_of(f) for f in clip.at_rate(1.0)] == [0, 5, 10]
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.5, 1.5), (3.3, 4.0), (2.0, None), (0.0, 0.3)])
+def test_an_interval(tmp_path, start, end):
+    times, sound = clips.steady(5.0), np.linspace(-0.9, 0.9, 80_000).astype(np.float32)
+    clip = media.decode(clips.write(tmp_path / "a.mkv", times, sound=sound), rate=10.0, start=start, end=end)
+    length = (end or 5.0) - start
+    wanted = [start + k / 10 for k in range(round(length * 10))]
+    assert clip.times == pytest.approx([w - start for w in wanted])
+    assert [n % 60 for n in numbers(clip)] == [i % 60 for i in shown(times, wanted)]
+    assert len(clip.sound) == round(length * 16_000)
+    first = round(start * 16_000)
+    np.testing.assert_allclose(clip.sound, sound[first : first + len(clip.sound)], atol=1e-4)
+
+
+def test_sound_that_begins_later_stays_where_it_is(tmp_path):
+    path = clips.write(tmp_path / "a.mkv", clips.steady(2.0), sound=clips.tone(1.0), sound_start=0.5)
+    sound = media.decode(path).sound
+    assert len(sound) == 24_000
+    assert np.abs(sound[:7_900]).max() < 1e-3
+    assert np.abs(sound[8_100:]).max() > 0.25
+
+
+def test_sound_is_the_mean_of_its_channels_at_16_khz(tmp_path):
+    import av
+
+    stereo = np.stack([clips.tone(1.0), np.zeros(16_000, np.float32)])
+    rate = 48_000
+    stereo = np.repeat(stereo, 3, axis=1)
+    with av.open(str(tmp_path / "a.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=rate)
+        stream.layout = "stereo"
+        samples = (stereo * 32767).astype(np.int16).T.reshape(1, -1).copy()
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="stereo")
+        frame.sample_rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    clip = media.decode(tmp_path / "a.wav")
+    assert clip.frames == []
+    assert abs(len(clip.sound) - 16_000) < 40
+    assert np.abs(clip.sound[100:-100]).max() == pytest.approx(0.15, abs=0.01)
+
+
+def test_silence_counts_as_no_sound(tmp_path):
+    clip = media.decode(clips.write(tmp_path / "a.mkv", clips.steady(1.0), sound=np.zeros(16_000, np.float32)))
+    assert clip.sound is None
+    assert clip.notes == ("the sound is silence",)
+
+
+def test_pixels_that_are_not_square_are_made_so(tmp_path):
+    clip = media.decode(clips.write(tmp_path / "a.mp4", clips.steady(0.5), aspect=2, codec="mpeg4"))
+    assert clip.frames[0].shape == (48, 128, 3)
+
+
+def test_turned_clips_are_upright(tmp_path):
+    picture = clips.image(20)
+    path = clips.write(tmp_path / "a.mov", clips.steady(0.5), images=[picture] * 13, codec="mpeg4")
+    content = bytearray(path.read_bytes())
+    # The matrix of the track header: turned by 90 degrees. (FFmpeg's library here has no call that writes one.)
+    matrix = content.index(b"tkhd") + 4 + 4 + 8 + 4 + 4 + 4 + 8 + 2 + 2 + 2 + 2
+    one, none = (1 << 16).to_bytes(4, "big"), bytes(4)
+    minus = (2**32 - (1 << 16)).to_bytes(4, "big")
+    content[matrix : matrix + 36] = none + one + none + minus + none + none + none + none + (1 << 30).to_bytes(4, "big")
+    path.write_bytes(content)
+    frame = media.decode(path).frames[0]
+    assert frame.shape == (64, 48, 3)
+    # Turned clockwise, the left half is above.
+    assert abs(float(frame[8:24, 8:40].mean()) - 80) < 4
+    assert float(frame[40:60, 4:10, 0].mean()) > float(frame[40:60, -10:-4, 0].mean()) + 100
+
+
+def test_large_frames_are_made_smaller(tmp_path):
+    clip = media.decode(clips.write(tmp_path / "a.mkv", [0, 0.04], width=3840, height=2160, codec="mpeg4"))
+    assert clip.frames[0].shape == (720, 1280, 3)
+
+
+def test_one_frame(tmp_path):
+    clip = media.decode(clips.write(tmp_path / "a.mkv", [0.0]))
+    assert numbers(clip) == [0]
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.9])
+def test_a_clip_that_breaks_off_gives_what_is_there(tmp_path, keep):
+    times = clips.steady(4.0)
+    path = clips.write(tmp_path / "a.mkv", times, sound=clips.tone(4.0))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    clip = media.decode(path)
+    assert 0 < len(clip.frames) < 64
+    assert [n % 60 for n in numbers(clip)] == [i % 60 for i in shown(times, clip.times)]
+
+
+def test_broken_packets_are_noted(tmp_path):
+    path = clips.write(tmp_path / "a.avi", clips.steady(2.0), codec="mpeg4", images=[np.random.default_rng(i).integers(0, 256, (48, 64, 3), dtype=np.uint8) for i in range(50)])
+    content = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for at in rng.integers(len(content) // 3, len(content) * 2 // 3, 400):
+        content[at] = rng.integers(256)
+    path.write_bytes(content)
+    try:
+        clip = media.decode(path)
+    except ConclugenError as e:
+        assert "\n" not in str(e)
+    else:
+        assert len(clip.frames)
+        assert all(np.isfinite(f).all() for f in clip.frames)
+
+
+def test_what_is_no_clip_is_named(tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("I am no video, whatever my ending says. " * 50)
+    whole = clips.write(tmp_path / "whole.mp4", clips.steady(1.0), codec="mpeg4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])  # without its table at the end
+    for name, message in (("empty", "0 bytes"), ("text", "cannot be decoded"), ("cut", "cannot be decoded"), ("none", "no such file")):
+        with pytest.raises(ConclugenError, match=message) as e:
+            media.decode(tmp_path / f"{name}.mp4")
+        assert "\n" not in str(e.value)
+
+
+def test_an_ending_that_is_wrong_does_not_matter(tmp_path):
+    path = clips.write(tmp_path / "a.mkv", clips.steady(1.0))
+    assert len(media.decode(path.rename(tmp_path / "a.mp4")).frames) == 16
+
+
+def test_intervals_that_are_not_there(tmp_path):
+    path = clips.write(tmp_path / "a.mkv", clips.steady(1.0), sound=clips.tone(1.0))
+    with pytest.raises(ConclugenError, match="nothing could be decoded from 5 s to 6 s"):
+        media.decode(path, start=5.0, end=6.0)
+    for start, end in ((2.0, 1.0), (-1.0, 1.0), (float("nan"), None)):
+        with pytest.raises(ConclugenError, match="no interval"):
+            media.decode(path, start=start, end=end)
+
+
+def test_too_long_in_one_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "MAX_SECONDS", 1.0)
+    with pytest.raises(ConclugenError, match="more than 1 s in one piece; cut it"):
+        media.decode(clips.write(tmp_path / "a.mkv", clips.steady(3.0)))
+    assert media.decode(tmp_path / "a.mkv", start=1.5, end=2.0).frames

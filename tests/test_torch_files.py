@@ -1,0 +1,168 @@
+"""Files of torch.save are read without torch, and nothing in them is run. The files in parity/files were written by torch."""
+
+import io
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import torch_files
+
+FILES = Path(__file__).parent / "parity" / "files"
+
+
+@pytest.mark.parametrize("name", ["archive.pth", "old.pth"])
+def test_both_layouts_are_read_with_all_kinds_of_tensors(name):
+    found = torch_files.read(FILES / name)
+    state = found["state_dict"]
+    assert state["0.weight"].shape == (4, 3, 3, 3)
+    assert state["0.weight"].dtype == np.float32
+    assert state["1.running_var"].tolist() == [1, 1, 1, 1]
+    assert state["1.num_batches_tracked"].dtype == np.int64
+    assert found["epoch"] == 3
+    np.testing.assert_array_equal(found["optimizer"]["0"], [[0, 3], [1, 4], [2, 5]])  # a transposed view
+    assert found["half"].tolist() == [1.5, 1.5, 1.5]  # bfloat16
+    assert found["parameter"].tolist() == [2, 2]
+    assert found["empty"].shape == (0, 3)
+    assert found["many"][1:] == ["text", None, True]
+    assert found["many"][0] == 7
+
+
+def test_both_layouts_hold_the_same():
+    a, b = (torch_files.read(FILES / name)["state_dict"] for name in ("archive.pth", "old.pth"))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_a_module_is_refused_by_name():
+    with pytest.raises(ConclugenError, match=r"asks for 'torch\.nn\.modules.*nothing in the file was executed") as e:
+        torch_files.read(FILES / "module.pth")
+    assert "state_dict" in str(e.value)
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def archive(path, tree, storages=()):
+    """A file as torch.save lays it out."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", tree if isinstance(tree, bytes) else pickle.dumps(tree, protocol=2))
+        file.writestr("a/byteorder", "little")
+        for key, data in storages:
+            file.writestr(f"a/data/{key}", data)
+    return path
+
+
+def test_nothing_is_executed(tmp_path):
+    with pytest.raises(ConclugenError, match="nothing in the file was executed"):
+        torch_files.read(archive(tmp_path / "evil.pth", {"x": Evil()}))
+    old = b"".join(pickle.dumps(x, protocol=2) for x in (torch_files.MAGIC, 1001, {"little_endian": True}, Evil(), []))
+    (tmp_path / "old.pth").write_bytes(old)
+    with pytest.raises(ConclugenError, match="nothing in the file was executed"):
+        torch_files.read(tmp_path / "old.pth")
+
+
+class Fake:
+    """Pickles a tensor with a shape and strides of one's choice over a storage."""
+
+    def __init__(self, shape, strides, offset=0, length=4, kind="FloatStorage"):
+        self.arguments = (offset, shape, strides, False)
+        self.storage = ("storage", kind, "0", "cpu", length)
+
+
+def pickled(fake):
+    """Protocol 2 by hand: _rebuild_tensor_v2(persistent storage, ...)."""
+    out = io.BytesIO()
+    out.write(b"\x80\x02}X\x01\x00\x00\x00xctorch._utils\n_rebuild_tensor_v2\n(")
+    kind, key, length = fake.storage[1], fake.storage[2], fake.storage[4]
+    out.write(b"(X\x07\x00\x00\x00storage" + f"ctorch\n{kind}\n".encode())
+    for text in (key, "cpu"):
+        out.write(b"X" + len(text).to_bytes(4, "little") + text.encode())
+    out.write(b"\x8a\x08" + length.to_bytes(8, "little", signed=True) + b"tQ")
+
+    def number(n):
+        out.write(b"\x8a\x08" + n.to_bytes(8, "little", signed=True))
+
+    offset, shape, strides, _ = fake.arguments
+    number(offset)
+    for values in (shape, strides):
+        out.write(b"(")
+        for n in values:
+            number(n)
+        out.write(b"t")
+    out.write(b"\x89}tRs.")
+    return out.getvalue()
+
+
+DATA = np.arange(4, dtype="<f4").tobytes()
+
+
+def test_a_tensor_by_hand(tmp_path):
+    path = archive(tmp_path / "a.pth", pickled(Fake((2, 2), (1, 2))), [("0", DATA)])
+    np.testing.assert_array_equal(torch_files.read(path)["x"], [[0, 2], [1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("fake", "data", "message"),
+    [
+        (Fake((2, 3), (3, 1)), DATA, "beyond the end"),
+        (Fake((2, 2), (2, 1), offset=1), DATA, "beyond the end"),
+        (Fake((1 << 30,), (0,)), DATA, "beyond the end"),  # a bomb: one number repeated
+        (Fake((-1, 2), (1, 1)), DATA, "impossible shape"),
+        (Fake((2,), (1, 1)), DATA, "impossible shape"),
+        (Fake((2,), (1,), length=8), DATA, "32 bytes has 16"),
+        (Fake((2,), (1,), length=1 << 39), DATA, "has 16"),
+        (Fake((2,), (1,), kind="ComplexStorage"), DATA, "asks for 'torch.ComplexStorage'"),
+    ],
+)
+def test_impossible_tensors_are_refused(tmp_path, fake, data, message):
+    with pytest.raises(ConclugenError, match=message):
+        torch_files.read(archive(tmp_path / "a.pth", pickled(fake), [("0", data)]))
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", pickle.dumps({}, protocol=2))
+    with pytest.raises(ConclugenError, match=r"torch\.save did not write"):
+        torch_files.read(tmp_path / "a.pth")
+
+
+def test_other_files_are_refused_in_a_sentence(tmp_path):
+    for name, content, message in (
+        ("empty", b"", "empty file"),
+        ("text", b"no weights here", "not a file that torch.save wrote"),
+        ("list", None, "holds a list"),
+    ):
+        path = tmp_path / name
+        archive(path, [1]) if content is None else path.write_bytes(content)
+        with pytest.raises(ConclugenError, match=message):
+            torch_files.read(path)
+    with pytest.raises(ConclugenError, match="no such file"):
+        torch_files.read(tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize("name", ["archive.pth", "old.pth"])
+def test_damaged_files_end_in_our_error(tmp_path, name):
+    rng, valid, path = random.Random(1), (FILES / name).read_bytes(), tmp_path / name
+    refused = 0
+    for i in range(600):
+        content = bytearray(valid)
+        if i % 3 == 0:
+            del content[rng.randrange(len(content)) :]
+        else:
+            for _ in range(rng.choice((1, 3))):
+                content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content)
+        try:
+            torch_files.read(path)
+        except ConclugenError as e:
+            refused += 1
+            assert "\n" not in str(e)
+    assert refused > 200
