@@ -16,7 +16,10 @@ MOST_MIB_PER_MINUTE, MOST_FILES_PER_MINUTE = 4.0, 1.0
 def soak(place: Place, seconds: float) -> Iterator[Tally]:
     """One long life at first, half of the time, then kills and signals at random."""
     name, end = place.fresh(), time.monotonic() + seconds
-    command = place.pretrain(name, "--config.train.num_epochs=1000000", "--config.online_probe.every_epochs=50")
+    # TensorStore keeps some kilobytes of every save (docs/reliability.md), and these epochs take a tenth of a second.
+    options = ["num_epochs=1000000", "online_probe.every_epochs=100", "checkpoint.every_epochs=100"]
+    options = [f"--config.{o}" if "." in o else f"--config.train.{o}" for o in options]
+    command = place.pretrain(name, *options)
     log = place.folder / name / "metrics.jsonl"
     lost, lives, samples = [], 0, []
     while time.monotonic() < end:

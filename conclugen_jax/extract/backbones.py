@@ -139,7 +139,7 @@ def load_own(name: str) -> Backbone:
     module, _, function = name.partition(":")
     try:
         made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, ValueError) as e:
+    except (ImportError, AttributeError, TypeError, ValueError) as e:
         raise ConclugenError(f"--backbone={name}: cannot be imported ({e}); expected MODULE:FUNCTION") from e
     if not isinstance(made, Backbone):
         raise ConclugenError(

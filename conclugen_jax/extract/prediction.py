@@ -130,9 +130,9 @@ def _same_way(
     found = {b.name: (b.provenance.get("sha256"), b.dim) for b in backbones}
     for name in expected.keys() | found.keys():
         if name not in found:
-            raise ConclugenError(f"{workdir}: its features need {name}; name the folder of its weights with --weights")
+            raise ConclugenError(f"{workdir}: its features need {name}; name it with --weights or --backbone")
         if name not in expected:
-            raise ConclugenError(f"{workdir}: its features were made without {name}; leave its weights out")
+            raise ConclugenError(f"{workdir}: its features were made without {name}; leave it out")
         if found[name] != expected[name]:
             raise ConclugenError(
                 f"{name}: other weights ({str(found[name][0])[:12]}) than those that the features of {workdir} were made with "

@@ -1,0 +1,64 @@
+"""Small backbones for tests: they need no weights, and their vectors say which frames, sound and words they saw."""
+
+import numpy as np
+
+from conclugen_jax.extract.backbones import Backbone
+
+
+def _frames(clip, view):
+    frames = clip.at_rate(2.0)
+    if not frames:
+        return None
+    items = np.stack([np.array([f[:, : f.shape[1] // 4].mean(), f.mean(), 0.0], np.float32) for f in frames])
+    items[:, 2] = 0 if view is None else view.generator("video").random()
+    return (items,)
+
+
+def pictures():
+    """[grey of the left quarter, mean, the view's number]."""
+    return Backbone("pictures", "video", 3, _frames, lambda x: x, rate=4.0, batch_size=4, provenance={"version": 1})
+
+
+def _sound(clip, view):
+    if clip.sound is None:
+        return None
+    return (np.array([[np.abs(clip.sound).max(), len(clip.sound) / 16_000]], np.float32),)
+
+
+def loudness():
+    """[peak, seconds]."""
+    return Backbone("loudness", "audio", 2, _sound, lambda x: x)
+
+
+def _words(clip, view):
+    if not clip.text:
+        return None
+    return (np.array([[len(clip.text.split()), len(clip.text)]], np.float32),)
+
+
+def words():
+    """[words, letters]."""
+    return Backbone("words", "text", 2, _words, lambda x: x)
+
+
+def _crash(clip, view):
+    import os
+
+    if clip.text and "crash" in clip.text:
+        os._exit(11)
+    return _words(clip, view)
+
+
+def crashing():
+    """Ends its process at a word."""
+    return Backbone("words", "text", 2, _crash, lambda x: x)
+
+
+def not_finite():
+    """Vectors that are no numbers."""
+    return Backbone("bad", "text", 2, _words, lambda x: x * np.nan)
+
+
+def other_size():
+    """Vectors of another size than it says."""
+    return Backbone("other", "text", 3, _words, lambda x: x)

@@ -1,0 +1,360 @@
+"""Clips become data sets: exact vectors, every failure named, interruptions gone on from, views the same each time."""
+
+import csv
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import shards
+from conclugen_jax.data.requests import Request
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import clips as clips_lib
+from conclugen_jax.extract import extraction, workers
+from conclugen_jax.extract.backbones import Networks
+from tests import clips
+from tests.test_commands import run
+
+ROOT = Path(__file__).parent.parent
+OWN = tuple(f"tests.own_backbones:{name}" for name in ("pictures", "loudness", "words"))
+FLAGS = [f"--backbone={name}" for name in OWN]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Clips in split folders: grey levels tell them apart; some lack sound or words."""
+    folder = tmp_path_factory.mktemp("videos")
+    for split, count in (("train", 4), ("validation", 2), ("test", 2)):
+        (folder / split).mkdir()
+        for i in range(count):
+            path = folder / split / f"{split}{i}.mkv"
+            pictures = [clips.image(10 * i + 5)] * 50
+            sound = None if i == 1 else 0.5 * clips.tone(2.0)
+            clips.write(path, clips.steady(2.0), images=pictures, sound=sound)
+            if i != 2:
+                path.with_suffix(".txt").write_text("one two three " * (i + 1))
+    return folder
+
+
+def extract(source, data_dir, *, own=OWN, labels=(), name="mine", cut=False, num_workers=0, **options):
+    request = Request("features", source, name=name, labels=labels)
+    found = clips_lib.find("clips", source, labels=labels, cut=cut)
+    return extraction.extract(request, found, Networks((), own), data_dir, num_workers=num_workers, **options)
+
+
+def rows_of(folder, split):
+    dataset = shards.open_dataset(folder)
+    stream = shards.ShardStream(dataset, split, list(dataset.manifest.modalities))
+    indices = np.arange(stream.num_examples)
+    return stream.names(indices)[0].tolist(), stream.rows(indices)
+
+
+def test_vectors_are_those_of_the_clips(videos, tmp_path):
+    folder, tally = extract(videos, tmp_path)
+    assert (tally.done, tally.failures) == (8, {})
+    assert tally.missing == {"audio": 3, "text": 1}
+    ids, rows = rows_of(folder, "train")
+    assert ids == ["train0", "train1", "train2", "train3"]
+    np.testing.assert_allclose(rows["features"]["video"][:, 0], [20, 60, 100, 140], atol=1.5)
+    np.testing.assert_array_equal(rows["present"]["audio"], [True, False, True, True])
+    np.testing.assert_allclose(rows["features"]["audio"][0], [0.15, 2.0], atol=1e-3)
+    np.testing.assert_array_equal(rows["present"]["text"], [True, True, False, True])
+    np.testing.assert_array_equal(rows["features"]["text"], [[3, 13], [6, 27], [0, 0], [12, 55]])
+    told = manifest_lib.read(folder).source["extraction"]
+    assert told["backbones"]["pictures"] == {"modality": "video", "dim": 3, "version": 1}
+    assert told["notes"] == {"no audio": 3, "no text": 1}
+    assert not [p.name for p in tmp_path.iterdir() if p.name != "mine"]  # nothing is left beside it
+
+
+def test_processes_give_the_same_bits(videos, tmp_path):
+    one, _ = extract(videos, tmp_path / "one")
+    two, _ = extract(videos, tmp_path / "two", num_workers=2)
+    for split in ("train", "validation", "test"):
+        a, b = rows_of(one, split), rows_of(two, split)
+        assert a[0] == b[0]
+        for modality in ("video", "audio", "text"):
+            np.testing.assert_array_equal(a[1]["features"][modality], b[1]["features"][modality])
+
+
+def test_repeated_it_does_nothing_and_other_settings_are_refused(videos, tmp_path):
+    folder, _ = extract(videos, tmp_path)
+    before = (folder / manifest_lib.FILE).stat().st_mtime_ns
+    again, _ = extract(videos, tmp_path)
+    assert (again, (folder / manifest_lib.FILE).stat().st_mtime_ns) == (folder, before)
+    with pytest.raises(ConclugenError, match="made of other clips or in another way; pass --overwrite"):
+        extract(videos, tmp_path, own=OWN[:2])
+    folder, _ = extract(videos, tmp_path, own=OWN[:2], overwrite=True)
+    assert list(manifest_lib.read(folder).modalities) == ["video", "audio"]
+
+
+def test_bad_clips_are_failures_by_name(videos, tmp_path):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    (source / "train" / "empty.mp4").write_bytes(b"")
+    (source / "train" / "text.mp4").write_text("no video " * 100)
+    whole = (source / "train" / "train0.mkv").read_bytes()
+    (source / "train" / "stub.mkv").write_bytes(whole[:300])
+    clips.write(source / "train" / "one_frame.mkv", [0.0])
+    clips.write(source / "train" / "black.mkv", clips.steady(10.0), images=[np.zeros((48, 64, 3), np.uint8)] * 250)
+    folder, tally = extract(source, tmp_path / "data")
+    assert tally.done == 10
+    assert sorted(tally.failures) == ["train/empty", "train/stub", "train/text"]
+    text = (tmp_path / "data" / "failures-mine-1.0.0.csv").read_text()
+    listed = list(csv.DictReader(io.StringIO(text)))
+    assert [row["utterance"] for row in listed] == ["train/empty", "train/stub", "train/text"]
+    assert "0 bytes" in listed[0]["reason"]
+    assert "empty.mp4" in listed[0]["reason"]
+    assert manifest_lib.read(folder).source["extraction"]["failed"] == 3
+    ids, rows = rows_of(folder, "train")
+    assert {"black", "one_frame"} < set(ids)
+    assert np.isfinite(rows["features"]["video"]).all()
+
+
+def test_all_bad_is_refused(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
+    with pytest.raises(ConclugenError, match="1 utterances, and each failed; the first: .*0 bytes"):
+        extract(tmp_path / "videos", tmp_path / "data")
+    assert not (tmp_path / "data" / "mine").exists()
+
+
+def test_a_crash_of_the_decoder_is_a_failure_of_its_clip(videos, tmp_path):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    (source / "train" / "train3.txt").write_text("crash here")
+    _, tally = extract(source, tmp_path / "data", own=(OWN[0], "tests.own_backbones:crashing"), num_workers=2)
+    assert list(tally.failures) == ["train/train3"]
+    assert "the process that decoded it died" in tally.failures["train/train3"]
+    assert tally.done == 7
+
+
+def test_a_decoder_that_never_ends_is_given_up(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "TIMEOUT", 1e-3)
+    found = clips_lib.find("clips", videos)[:1]
+    from conclugen_jax.extract import backbones, preparation
+
+    how = preparation.recipe(backbones.load(Networks((), OWN)))
+    (only,) = workers.prepared([(found[0], 1)], how, 1)
+    assert "not decoded within 0.001 s" in only.failure
+
+
+@pytest.mark.parametrize(("name", "message"), [("not_finite", "not finite"), ("other_size", "vectors of shape")])
+def test_vectors_that_are_wrong_are_refused(videos, tmp_path, name, message):
+    with pytest.raises(ConclugenError, match=message):
+        extract(videos, tmp_path, own=(f"tests.own_backbones:{name}",))
+
+
+def test_what_is_no_backbone(videos, tmp_path):
+    for name, message in (
+        ("nothing:here", "cannot be imported"),
+        ("tests.own_backbones:nothing", "cannot be imported"),
+        ("tests.clips:tone", "cannot be imported .*missing 1 required"),
+        ("tests.clips:image", "cannot be imported"),
+        ("collections:OrderedDict", "gave a OrderedDict, expected a Backbone"),
+    ):
+        with pytest.raises(ConclugenError, match=message):
+            extract(videos, tmp_path, own=(name,))
+    with pytest.raises(ConclugenError, match="two backbones are called 'words'"):
+        extract(videos, tmp_path, own=(OWN[2], "tests.own_backbones:crashing"))
+    with pytest.raises(ConclugenError, match="no backbone"):
+        extract(videos, tmp_path, own=())
+
+
+def test_it_goes_on_at_the_clip(videos, tmp_path):
+    done = []
+
+    def stop(number, total):
+        done.append((number, total))
+        if number == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(videos, tmp_path, progress=stop)
+    assert done[0] == (0, 8)
+    done.clear()
+    folder, _ = extract(videos, tmp_path, progress=lambda *numbers: done.append(numbers))
+    assert done[0][0] >= 2
+    assert done[-1] == (8, 8)
+    whole, _ = extract(videos, tmp_path / "whole")
+    same = [(f / "presence-train.npy").read_bytes() for f in (folder, whole)]
+    assert same[0] == same[1]
+    for split in ("train", "test"):
+        a, b = rows_of(folder, split)[1], rows_of(whole, split)[1]
+        np.testing.assert_array_equal(a["features"]["video"], b["features"]["video"])
+
+
+def test_a_clip_that_changed_is_done_again(videos, tmp_path):
+    source = shutil.copytree(videos, tmp_path / "videos")
+
+    def stop(number, total):
+        if number == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(source, tmp_path / "data", progress=stop)
+    for path in source.rglob("*.mkv"):
+        clips.write(path, clips.steady(1.0), images=[clips.image(40)] * 25)
+    folder, _ = extract(source, tmp_path / "data")
+    np.testing.assert_allclose(rows_of(folder, "train")[1]["features"]["video"][:, 0], 160, atol=1.5)
+
+
+def test_views_are_drawn_once_for_a_clip_and_the_first_is_the_clip(videos, tmp_path):
+    plain, _ = extract(videos, tmp_path / "plain")
+    one, _ = extract(videos, tmp_path / "one", num_views=3, seed=1)
+    two, _ = extract(videos, tmp_path / "two", num_views=3, seed=1, num_workers=2)
+    other, _ = extract(videos, tmp_path / "other", num_views=3, seed=2)
+
+    assert manifest_lib.read(one).variants == {"video": 3, "audio": 3, "text": 3}
+    first = rows_of(one, "train")[1]["features"]["video"]
+    np.testing.assert_array_equal(first, rows_of(plain, "train")[1]["features"]["video"])
+    a, b, c = (shard_bytes(f) for f in (one, two, other))
+    assert a == b
+    assert a != c
+    np.testing.assert_array_equal(
+        rows_of(one, "test")[1]["features"]["video"], rows_of(plain, "test")[1]["features"]["video"]
+    )
+
+
+def shard_bytes(folder):
+    return {p.name: p.read_bytes() for p in folder.glob("*.array_record*")}
+
+
+def table(path, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def test_intervals_of_a_table_are_utterances(tmp_path):
+    source = tmp_path / "videos"
+    source.mkdir()
+    pictures = [clips.image(i // 25 * 10) for i in range(100)]
+    clips.write(source / "long.mkv", clips.steady(4.0), images=pictures, sound=clips.tone(4.0))
+    rows = [
+        ("id", "split", "label", "video", "start", "end", "text"),
+        ("a", "train", "happy", "long", 0, 1, "hello there"),
+        ("b", "train", "sad", "long", 1, 2, ""),
+        ("c", "test", "sad", "long", 3, 4, "bye"),
+        ("d", "test", "sad", "gone", 3, 4, "bye"),
+    ]
+    labels = (table(source / "labels.csv", rows),)
+    folder, tally = extract(source, tmp_path / "data", labels=labels)
+    assert tally.done == 3
+    ids, rows = rows_of(folder, "train")
+    assert ids == ["a", "b"]
+    np.testing.assert_allclose(rows["features"]["video"][:, 0], [0, 40], atol=1.5)
+    np.testing.assert_allclose(rows["features"]["audio"][:, 1], [1, 1], atol=1e-3)
+    assert rows["label"].tolist() == [0, 1]
+    assert rows["features"]["text"].tolist() == [[2, 11], [0, 0]]
+    assert manifest_lib.read(folder).splits["test"]["dropped"] == 1  # its video is not there
+
+
+def test_subtitles_cut_a_clip(tmp_path):
+    source = tmp_path / "videos"
+    source.mkdir()
+    clips.write(source / "long.mkv", clips.steady(4.0), images=[clips.image(i // 25 * 10) for i in range(100)])
+    (source / "long.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n\n2\n00:00:03,000 --> 00:00:04,000\nold friend\n")
+    folder, _ = extract(source, tmp_path / "cut", cut=True)
+    ids, rows = rows_of(folder, "train")
+    assert ids == ["long_0000", "long_0001"]
+    np.testing.assert_allclose(rows["features"]["video"][:, 0], [40, 120], atol=1.5)
+    assert rows["features"]["text"].tolist() == [[1, 5], [2, 10]]
+    folder, _ = extract(source, tmp_path / "whole")
+    assert rows_of(folder, "train")[1]["features"]["text"].tolist() == [[3, 16]]
+
+
+def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
+    labels = [("id", "split", "label")]
+    labels += [(p.stem, p.parent.name, "light" if p.stem[-1] in "23" else "dark") for p in sorted(videos.rglob("*.mkv"))]
+    table(tmp_path / "labels.csv", labels)
+    common = [f"--source={videos}", f"--labels={tmp_path / 'labels.csv'}", "--label=label", f"--data_dir={tmp_path}"]
+    made = run("launch.extract", "--dataset=clips", "--name=mine", *common, *FLAGS, "--nocrop_faces", "--num_workers=1")
+    assert made.returncode == 0, made.stderr
+    assert "train 4, validation 2, test 2 examples" in made.stdout
+    assert "audio is missing in 3 utterances" in made.stdout
+    data = tmp_path / "mine" / "1.0.0"
+    options = [
+        "--config=configs/linear_evaluation.py",
+        f"--config.data.path={data}",
+        "--config.downstream.protocol=raw_features",
+        "--config.data.modalities=('video','audio','text')",
+        "--config.train.batch_size=4",
+        "--config.train.num_epochs=2",
+    ]
+    trained = run("launch.downstream", *options, f"--workdir={tmp_path / 'run'}")
+    assert trained.returncode == 0, trained.stderr
+    clip = videos / "test" / "test0.mkv"
+    picture = tmp_path / "timeline.png"
+    told = run("launch.predict", f"--checkpoint={tmp_path / 'run'}", *FLAGS, "--json", f"--picture={picture}", str(clip))
+    assert told.returncode == 0, told.stderr
+    (found,) = json.loads(told.stdout)
+    assert found["probability"].keys() == {"light", "dark"}
+    assert sum(found["probability"].values()) == pytest.approx(1, abs=1e-5)
+    assert (found["start"], found["end"], found["text"]) == (0.0, 2.0, "one two three")
+    from conclugen_jax import embedding
+
+    network = embedding.load(tmp_path / "run")
+    _, rows = rows_of(data, "test")
+    expected = embedding.predict(network, rows["features"], rows["present"])["probability"][0]
+    np.testing.assert_allclose(list(found["probability"].values()), expected, atol=1e-6)
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        assert image.size[0] == 1100
+    wrong = run("launch.predict", f"--checkpoint={tmp_path / 'run'}", *FLAGS[:2], str(clip))
+    assert wrong.returncode == 2
+    assert "its features need words" in wrong.stderr
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"")
+    both = run("launch.predict", f"--checkpoint={tmp_path / 'run'}", *FLAGS, str(clip), str(broken))
+    assert both.returncode == 1
+    assert "test0.mkv" in both.stdout
+    assert "failed: " in both.stderr
+    assert "Traceback" not in both.stderr
+
+
+def test_killed_it_leaves_nothing_half_done(videos, tmp_path):
+    command = [sys.executable, "-m", "launch.extract", "--dataset=clips", "--name=mine", f"--source={videos}"]
+    command += [f"--data_dir={tmp_path}", *FLAGS, "--nocrop_faces", "--num_workers=2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".extracting-mine-1.0.0/done/*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "mine").exists() or (tmp_path / "mine" / "1.0.0" / "manifest.json").exists()
+    folder, _ = extract(videos, tmp_path)
+    whole, _ = extract(videos, tmp_path / "whole")
+    assert shard_bytes(folder) == shard_bytes(whole)
+
+
+def test_commands_that_make_no_sense(videos, tmp_path):
+    base = ["launch.extract", f"--source={videos}", f"--data_dir={tmp_path}", *FLAGS]
+    for flags, message in (
+        (["--dataset=clips"], "--name is missing"),
+        (["--dataset=nothing", "--name=a"], "--dataset=nothing is unknown"),
+        (["--dataset=clips", "--name=a", "--pool=max"], "--pool is for features in files"),
+        (["--dataset=clips", "--name=a", "--weights=/nowhere"], "no such file"),
+        (["--dataset=caer"], "expected train|validation|test/CLASS/FILE.avi"),
+    ):
+        result = run(*base, *flags)
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_the_documented_backbone_works(videos, tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "extraction.md").read_text()
+    code = text.partition("In a file `mine.py`:\n\n```python\n")[2].partition("```")[0]
+    (tmp_path / "mine_documented.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder, _ = extract(videos, tmp_path / "data", own=("mine_documented:colours",))
+    found = rows_of(folder, "train")[1]["features"]["video"]
+    assert found.shape == (4, 6)
+    assert np.isfinite(found).all()
