@@ -20,6 +20,9 @@ from faults.soak import soak
 
 Group = Callable[[Place, float], Iterator[Tally]]
 
+LONG = 60.0
+"""Seconds that a group must have for attempts that take a minute each."""
+
 AT_ONCE = 1.5
 """How much longer a run takes beside another one."""
 
@@ -74,7 +77,8 @@ def kills(place: Place, seconds: float) -> Iterator[Tally]:
 
     within(place, tally, seconds * 0.15, predicting, most=10)
     yield tally
-    yield _study_kills(place, seconds * 0.2)
+    if seconds > LONG:
+        yield _study_kills(place, seconds * 0.2)
 
 
 def _study_kills(place: Place, seconds: float) -> Tally:
@@ -155,7 +159,8 @@ def signals(place: Place, seconds: float) -> Iterator[Tally]:
     within(place, once, seconds * 0.75, signalled, most=60)
     yield once
     yield twice
-    yield _one_of_two(place, seconds * 0.25)
+    if seconds > LONG:
+        yield _one_of_two(place, seconds * 0.25)
 
 
 def _one_of_two(place: Place, seconds: float) -> Tally:

@@ -20,7 +20,9 @@ def number_of(frame):
     return round(float(frame[height // 4 : -height // 4, width // 8 : width * 3 // 8].mean()) / 4)
 
 
-def write(path, times, *, height=48, width=64, sound=None, sound_start=0.0, codec="ffv1", images=None, aspect=None, rate=25):
+def write(
+    path, times, *, height=48, width=64, sound=None, sound_start=0.0, codec="ffv1", images=None, aspect=None, rate=25
+):
     """Write a clip.
 
     Args:
@@ -41,7 +43,9 @@ def write(path, times, *, height=48, width=64, sound=None, sound_start=0.0, code
                 video.codec_context.sample_aspect_ratio = aspect
             streams.append(video)
         if sound is not None:
-            heard = container.add_stream("pcm_s16le" if path.suffix in (".mkv", ".wav", ".avi", ".mov") else "aac", rate=16_000)
+            heard = container.add_stream(
+                "pcm_s16le" if path.suffix in (".mkv", ".wav", ".avi", ".mov") else "aac", rate=16_000
+            )
             heard.layout = "mono"
             streams.append(heard)
         for i, time in enumerate(times):

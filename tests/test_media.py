@@ -131,19 +131,16 @@ def test_a_clip_that_breaks_off_gives_what_is_there(tmp_path, keep):
 
 
 def test_broken_packets_are_noted(tmp_path):
-    path = clips.write(tmp_path / "a.avi", clips.steady(2.0), codec="mpeg4", images=[np.random.default_rng(i).integers(0, 256, (48, 64, 3), dtype=np.uint8) for i in range(50)])
-    content = bytearray(path.read_bytes())
     rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(50)]
+    path = clips.write(tmp_path / "a.avi", clips.steady(2.0), codec="mpeg4", images=pictures)
+    content = bytearray(path.read_bytes())
     for at in rng.integers(len(content) // 3, len(content) * 2 // 3, 400):
         content[at] = rng.integers(256)
     path.write_bytes(content)
-    try:
-        clip = media.decode(path)
-    except ConclugenError as e:
-        assert "\n" not in str(e)
-    else:
-        assert len(clip.frames)
-        assert all(np.isfinite(f).all() for f in clip.frames)
+    clip = media.decode(path)
+    assert 5 < len(clip.frames) <= 40
+    assert all(frame.shape == (48, 64, 3) for frame in clip.frames)
 
 
 def test_what_is_no_clip_is_named(tmp_path):
@@ -151,7 +148,8 @@ def test_what_is_no_clip_is_named(tmp_path):
     (tmp_path / "text.mp4").write_text("I am no video, whatever my ending says. " * 50)
     whole = clips.write(tmp_path / "whole.mp4", clips.steady(1.0), codec="mpeg4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])  # without its table at the end
-    for name, message in (("empty", "0 bytes"), ("text", "cannot be decoded"), ("cut", "cannot be decoded"), ("none", "no such file")):
+    reasons = {"empty": "0 bytes", "text": "cannot be decoded", "cut": "cannot be decoded", "none": "no such file"}
+    for name, message in reasons.items():
         with pytest.raises(ConclugenError, match=message) as e:
             media.decode(tmp_path / f"{name}.mp4")
         assert "\n" not in str(e.value)

@@ -68,7 +68,8 @@ def write_text(folder, family, **changes):
     folder.mkdir()
     config = seeded.TEXT[family] | changes
     (folder / "config.json").write_text(json.dumps(config))
-    width, hidden = (config[k] for k in (("dim", "hidden_dim") if family == "distilbert" else ("hidden_size", "intermediate_size")))
+    sizes = ("dim", "hidden_dim") if family == "distilbert" else ("hidden_size", "intermediate_size")
+    width, hidden = (config[size] for size in sizes)
     layers = config["n_layers" if family == "distilbert" else "num_hidden_layers"]
     shapes = {
         "embeddings.word_embeddings.weight": (config["vocab_size"], width),

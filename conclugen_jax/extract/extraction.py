@@ -33,6 +33,9 @@ from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.preparation import Prepared, Recipe
 from conclugen_jax.extract.store import Store
 
+MOST_WAITING = 64
+"""Utterances that wait for their batches to be filled, and would be done again after an interruption, at most."""
+
 LISTED = 100
 """Failures that the manifest names; the file of failures has all."""
 
@@ -85,6 +88,10 @@ def vectors(
                 del waiting[place]
                 yield dataclasses.replace(each, views=()), _joined(results, len(each.views), backbones)
 
+    def flushed() -> Iterator:
+        for name, running in averages.items():
+            yield from finished(running.flush(), name)
+
     prepared = iter(prepared)
     while True:
         start = time.perf_counter()
@@ -102,10 +109,11 @@ def vectors(
         for view, items in enumerate(each.views):
             for name, rows in items.items():
                 yield from finished(averages[name].add((each.place, view), rows), name)
+        if len(waiting) >= MOST_WAITING:
+            yield from flushed()
         tally.device_seconds += time.perf_counter() - start
     start = time.perf_counter()
-    for name, running in averages.items():
-        yield from finished(running.flush(), name)
+    yield from flushed()
     tally.device_seconds += time.perf_counter() - start
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.media import SAMPLE_RATE
+from conclugen_jax.extract.media import SAMPLE_RATE, SILENCE
 
 Recogniser = Callable[[np.ndarray], str]
 """float32 [samples] at 16 kHz -> words, empty where none are heard."""
@@ -39,6 +39,9 @@ def _pocketsphinx() -> Recogniser:
     decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
 
     def recognise(sound: np.ndarray) -> str:
+        if np.abs(sound).max(initial=0) < SILENCE:
+            return ""  # it hears words there
+        decoder.reinit_feat()  # else what it hears depends on what it has heard before
         samples = (np.clip(sound, -1, 1) * 32767).astype("<i2")
         decoder.start_utt()
         decoder.process_raw(samples.tobytes(), full_utt=True)

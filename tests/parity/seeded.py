@@ -1,4 +1,4 @@
-"""Published layouts of weights with numbers that follow from their names, so that two frameworks have the same without a file."""
+"""Published layouts of weights with numbers that follow from their names: two frameworks have the same without a file."""
 
 import zlib
 

