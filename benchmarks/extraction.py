@@ -5,8 +5,8 @@
 
 ResNet-152 at 1 frame per second, ResNet3D-101 at 16, ResDAVEnet and a DistilRoBERTa of random weights; whole frames of 180 x
 180, no face detection and no speech recognition. Both sides decode in one process beside the one that computes, and see each
-clip ``--repeats`` times. The sides take turns; medians. What the clips wait for, decoding or the device, is printed, and the share
-of the rate of a plain matrix product that the networks reach.
+clip ``--repeats`` times. The sides take turns; medians. What the clips wait for, decoding or the device, is printed, and the
+share of the rate of a plain matrix product that the networks reach.
 """
 
 import argparse
