@@ -1,5 +1,7 @@
 """Decoded frames are those on the screen at exact times; sound is where it belongs; whatever is wrong is named."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -174,3 +176,35 @@ def test_too_long_in_one_piece(tmp_path, monkeypatch):
     with pytest.raises(ConclugenError, match="more than 1 s in one piece; cut it"):
         media.decode(clips.write(tmp_path / "a.mkv", clips.steady(3.0)))
     assert media.decode(tmp_path / "a.mkv", start=1.5, end=2.0).frames
+
+
+def test_frames_that_were_left_out_are_not_taken_for_others():
+    frames = [np.full((2, 2, 3), i, np.uint8) for i in range(6)]
+    times = np.array([0.5, 0.75, 1.0, 1.25, 3.0, 3.25])  # of 4 a second: none from 0 to 0.5 and from 1.5 to 3
+    clip = media.Clip(frames, times, 4.0, None)
+    assert [int(f[0, 0, 0]) for f in clip.at_rate(1.0)] == [2, 4]
+    assert [int(f[0, 0, 0]) for f in clip.at_rate(2.0)] == [0, 2, 4]
+    between = media.Clip(frames[:1], np.array([0.5]), 4.0, None)
+    assert [int(f[0, 0, 0]) for f in between.at_rate(1.0)] == [0]
+
+
+def test_a_gap_in_the_sound_is_silence(tmp_path):
+    import av
+
+    whole, samples = tmp_path / "a.mkv", (clips.tone(1.0) * 32767).astype(np.int16)
+    with av.open(str(whole), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000)
+        stream.layout = "mono"
+        for start in (0, 32_000):  # the second second is missing
+            for i in range(0, 16_000, 1000):
+                frame = av.AudioFrame.from_ndarray(samples[None, i : i + 1000], format="s16", layout="mono")
+                frame.sample_rate, frame.pts = 16_000, start + i
+                for packet in stream.encode(frame):
+                    packet.pts = packet.dts = (start + i) // 16
+                    packet.time_base = Fraction(1, 1000)
+                    container.mux(packet)
+    sound = media.decode(whole).sound
+    assert len(sound) == pytest.approx(48_000, abs=200)
+    assert np.abs(sound[16_500:31_500]).max() < 1e-3
+    assert np.abs(sound[:15_000]).max() > 0.25
+    assert np.abs(sound[33_000:]).max() > 0.25

@@ -23,6 +23,9 @@ MAX_SIDE = 1280
 MAX_SECONDS = 300.0
 """Longest clip or interval; its frames are held in memory."""
 
+GAP = 0.1
+"""Seconds without sound in the middle of a clip from which on they are filled with silence; less is imprecise times."""
+
 SILENCE = 1e-4
 """Greatest amplitude of sound that counts as none (-80 dB of full scale)."""
 
@@ -48,11 +51,16 @@ class Clip:
     notes: tuple[str, ...] = ()
 
     def at_rate(self, rate: float) -> list[np.ndarray]:
-        """The frames on the screen ``rate`` times per second (or all, where there are fewer)."""
+        """The frames on the screen ``rate`` times per second (or all, where there are fewer), one at least.
+
+        Where frames were left out, such as those without a face, the times in between have none.
+        """
         if rate >= self.rate or not len(self.frames):
             return self.frames
-        wanted = np.arange(0, self.times[-1] + 1e-6, 1 / rate)
-        return [self.frames[i] for i in np.searchsorted(self.times, wanted + 1e-6, side="right") - 1]
+        wanted = np.arange(0, self.times[-1] + 1e-6, 1 / rate) + 1e-6
+        rows = np.searchsorted(self.times, wanted, side="right") - 1
+        shown = (rows >= 0) & (wanted - self.times[rows] < 1 / self.rate)
+        return [self.frames[i] for i in rows[shown]] or self.frames[:1]
 
 
 def decode(
@@ -203,8 +211,8 @@ class _Sampler:
             at = frame.pts * frame.time_base - self._zero
         else:
             at = self._shown_at + self._frame_length if self._shown is not None else Fraction(0)
-        if self._shown is None and at > self._next and not self._frames:
-            at = self._next if at < self._next + 1 else at  # pictures that begin a little after the sound
+        if self._shown is None and self._next < at < 1 and not self._frames:
+            at = self._next  # pictures that begin a little after the sound
         self._take_until(at)
         length = frame.duration * frame.time_base if frame.duration and frame.time_base else self._frame_length
         self._shown, self._shown_at, self._until = frame, at, at + (length or self._frame_length)
@@ -271,6 +279,9 @@ class _Recorder:
         at = float(frame.pts * frame.time_base - self._zero) if frame.pts is not None and frame.time_base else None
         if self._begin is None:
             self._begin = at or 0.0
+        elif at is not None and (gap := at - self._begin - self.length) > GAP:
+            self._pieces.append(np.zeros(round(gap * SAMPLE_RATE), np.float32))
+            self.length += gap
         frame.pts = None  # the resampler would fill gaps by its own rules
         self._keep(self._resampler.resample(frame))
         if self._end is not None and self._begin + self.length > self._end:
