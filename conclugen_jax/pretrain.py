@@ -211,6 +211,9 @@ def _until_done(run: _Run, debug_nans: bool) -> TrainState:
         keep_best=config.checkpoint.keep_best,
         max_failures=config.checkpoint.max_failures,
     ) as saved:
+        if processes.is_main():
+            kept = config.checkpoint.keep_newest + config.checkpoint.keep_best
+            checkpoint.check_space(run.workdir, jax.eval_shape(_fresh_of(run)), count=kept + 1)
         while True:
             with _ending_at_once(run.stop):
                 state, info = checkpoint.of_main(*_start(run, saved))
@@ -447,13 +450,14 @@ def _view_statistics(config: ConfigDict, manifest: Manifest) -> views.Statistics
 
 def _start(run: _Run, saved: checkpoint.Checkpoints) -> tuple[TrainState, dict[str, Any]]:
     """Where the weights come from: 1. the run's newest intact checkpoint; 2. else random, by the seed."""
+    fresh = _fresh_of(run)
+    return saved.restore_newest(jax.eval_shape(fresh)) or (fresh(), {"epoch_sums": {}, "epoch_steps": {}})
+
+
+def _fresh_of(run: _Run) -> Callable[[], TrainState]:
+    """What makes the state before the first step."""
     init_key, run_key = jax.random.split(jax.random.key(run.config.seed))
-    fresh = functools.partial(_fresh, run.config, run.model, run.optimizer, run.manifest, init_key, run_key)
-    like, config = jax.eval_shape(fresh), run.config
-    if processes.is_main():
-        kept = config.checkpoint.keep_newest + config.checkpoint.keep_best
-        checkpoint.check_space(run.workdir, like, count=kept + 1)
-    return saved.restore_newest(like) or (fresh(), {"epoch_sums": {}, "epoch_steps": {}})
+    return functools.partial(_fresh, run.config, run.model, run.optimizer, run.manifest, init_key, run_key)
 
 
 def _fresh(config, model, optimizer, manifest, init_key, run_key) -> TrainState:

@@ -58,6 +58,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding:
     return lax.platform_dependent(x, kernel, cpu=on_processor, default=native)
 
 
+FEW_CHANNELS = 16
 MANY_CHANNELS = 512
 """From here on maps are small, and a product with all of their patches is the faster form."""
 
@@ -80,8 +81,13 @@ def _by_frames(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], paddin
     taps = kernel.shape[0]
     outputs = (time + 2 * padding[0] - taps) // strides[0] + 1
     x = jnp.pad(x, ((0, 0), (padding[0], padding[0]), (0, 0), (0, 0), (0, 0)))
-    last = (outputs - 1) * strides[0] + 1
-    x = jnp.concatenate([x[:, i : i + last : strides[0]] for i in range(taps)], axis=-1)
+    if channels < FEW_CHANNELS:  # short runs are slow to copy: first all frames side by side, then longer runs of them
+        x = jnp.moveaxis(x, 1, 3).reshape(n, height, width, -1)
+        starts = [i * strides[0] * channels for i in range(outputs)]
+        x = jnp.stack([x[..., start : start + taps * channels] for start in starts], axis=1)
+    else:
+        last = (outputs - 1) * strides[0] + 1
+        x = jnp.concatenate([x[:, i : i + last : strides[0]] for i in range(taps)], axis=-1)
     x = x.reshape(n * outputs, height, width, taps * channels)
     kernel = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], taps * channels, -1)
     edges = [(p, p) for p in padding[1:]]
