@@ -14,6 +14,7 @@ from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import formats
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.requests import Request
+from conclugen_jax.extract import subtitles, torch_files
 
 TOKENS = (
     b"null", b"NaN", b"-Infinity", b"1e999", b"-1", b"99999999999999999999", b"true", b"[]", b"{}", b'""', b"\x00", b"\xff\xfe",
@@ -73,7 +74,17 @@ def _source(folder: Path, layout: str) -> Path:
     return {"npy": folder / "video.npy", "labels": folder / "labels.csv", "ids": folder / "video.txt"}[layout]
 
 
-KINDS = ("manifest", "configuration", "metrics log", "bad steps", "labels", "ids", "npy", "npz")
+FILES = Path(__file__).parents[1] / "tests" / "parity" / "files"
+SUBTITLES = b"1\n00:00:01,000 --> 00:00:02,000\nhello <i>you</i>\n\n2\n00:00:03,500 --> 00:00:04,000\nand you\n"
+ALONE: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
+    "weights": ("weights.pth", (FILES / "archive.pth").read_bytes(), torch_files.read),
+    "old weights": ("weights.pth", (FILES / "old.pth").read_bytes(), torch_files.read),
+    "subtitles": ("words.srt", SUBTITLES, subtitles.read),
+    "intervals": ("words.csv", b"start,end,text\n0,1.5,hello\n2,3,you\n", subtitles.read),
+}
+"""Kinds that are read alone: file, content, reader."""
+
+KINDS = ("manifest", "configuration", "metrics log", "bad steps", "labels", "ids", "npy", "npz", *ALONE)
 
 
 def inputs(kind: str, folder: Path, place: Any) -> Iterator[tuple[bytes, Callable[[], Any]]]:
@@ -96,6 +107,12 @@ def inputs(kind: str, folder: Path, place: Any) -> Iterator[tuple[bytes, Callabl
             content = mutated(valid, rng)
             (folder / name).write_bytes(content)
             yield content, readers[kind]
+    if kind in ALONE:
+        name, valid, read_alone = ALONE[kind]
+        while True:
+            content = mutated(valid, rng)
+            (folder / name).write_bytes(content)
+            yield content, lambda: read_alone(folder / name)
     path = _source(folder / "source", kind)
     valid, read = path.read_bytes(), _table(path if kind == "npz" else folder / "source")
     for i in itertools.count():

@@ -228,3 +228,9 @@ def test_words_are_changed_and_some_left():
         assert 18 <= len(each.split()) <= 22
     assert augmentation.change_text("alone", np.random.default_rng(0), STRONG) == "alone"
     assert all(augmentation.change_text("two words", np.random.default_rng(i), STRONG) for i in range(20))
+
+
+def test_a_cell_that_is_too_long_is_no_csv(tmp_path):
+    (tmp_path / "a.csv").write_text('start,end,text\n0,1,"' + "a" * 200_000)
+    with pytest.raises(ConclugenError, match="not csv"):
+        subtitles.read(tmp_path / "a.csv")

@@ -108,7 +108,10 @@ def _checked(path: Path, start: float, end: float | None, words: str) -> Utteran
 
 def _table(path: Path, text: str) -> list[Utterance]:
     """Columns ``start``, ``end`` (seconds) and ``text``."""
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as e:
+        raise ConclugenError(f"{path}: not csv ({e}); mend the file") from e
     names = {name.lower().strip(): name for name in (rows[0] if rows else {}) if name}
     missing = {"start", "end", "text"} - names.keys()
     if missing:
