@@ -344,6 +344,7 @@ def test_commands_that_make_no_sense(videos, tmp_path):
         (["--dataset=nothing", "--name=a"], "--dataset=nothing is unknown"),
         (["--dataset=clips", "--name=a", "--pool=max"], "--pool is for features in files"),
         (["--dataset=clips", "--name=a", "--weights=/nowhere"], "no such file"),
+        (["--dataset=clips", "--name=a", "--speech=siri"], "error: speech recogniser 'siri' is unknown"),
         (["--dataset=caer"], "expected train|validation|test/CLASS/FILE.avi"),
     ):
         assert message in run(*base, *flags, code=2).stderr

@@ -98,7 +98,7 @@ def create(loaded: Weights, options: Options) -> Backbone:
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[options.precision]
     make = _sound if loaded.network == "resdavenet" else _text if loaded.network == "text" else _pictures
     if loaded.network == "mtcnn":
-        raise ConclugenError(f"{loaded.folder}: MTCNN finds faces and makes no vectors; name it with --faces")
+        raise ConclugenError(f"{loaded.folder}: MTCNN finds faces and makes no vectors; name it with --mtcnn")
     module, prepare, rate, batch, example, facts = make(loaded, options, dtype)
     checked(module, loaded, example)
     params = jax.device_put(loaded.params)

@@ -225,6 +225,8 @@ def extract(
     """
     data_dir, backbones = Path(data_dir).absolute(), backbones_lib.load(networks)
     how = preparation.recipe(backbones, size=networks.options.size, **preparation_options)
+    if how.recogniser:
+        preparation.recogniser(how.recogniser)  # an unknown one is no fault of the clips
     sizes, facts = dims(backbones), provenance(backbones, how, networks.options)
     plan = formats.assemble(request, Found({m: Planned(utterances, dim) for m, dim in sizes.items()}), "clips")
     todo = _asked_for(plan, utterances, how)
