@@ -76,6 +76,7 @@ def fit(
     stop: signals.Stop | None = None,
     *,
     quiet: bool = False,
+    programs: dict[Any, Any] | None = None,
 ) -> Fits:
     """Train the classifiers of a grid together.
 
@@ -89,6 +90,7 @@ def fit(
       vectors: ``train`` and ``validation``.
       stop: asked before every epoch.
       quiet: show no progress.
+      programs: compiled ones of earlier calls with the same configuration, label and rows, to be used again.
 
     Raises:
       ConclugenError: a batch greater than the rows, or no validation example with a label.
@@ -103,7 +105,10 @@ def fit(
     steps_per_epoch = len(rows[0]) // config.train.batch_size
     grid = (len(groups), len(learning_rates), len(weight_decays))
     task = task_of(config, label, train.labels[rows[0]])
-    program = _Program(config, task, steps_per_epoch, train.x.shape[1])
+    key, programs = (steps_per_epoch, train.x.shape[1]), {} if programs is None else programs
+    if key not in programs:
+        programs[key] = _Program(config, task, *key)
+    program = programs[key]
     params, opt_state, rngs = program.start(groups, grid)
     weights = np.stack([task_of(config, label, train.labels[r]).weights for r in rows])
     best, lowest = np.full(grid, np.inf), np.full(grid, np.inf)

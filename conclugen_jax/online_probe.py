@@ -67,7 +67,7 @@ class OnlineProbe:
                 raise ConclugenError(f"{path}: no example of the {name} split has a label; name other data")
         self._config = self._of_classifiers(config, len(self._known["train"]))
         self._model, self._every, self._last = model, config.online_probe.every_epochs, config.train.num_epochs
-        self._forward = jax.jit(functools.partial(_forward, model))
+        self._forward, self._programs = jax.jit(functools.partial(_forward, model)), {}
         self._cost: tuple[int, float] | None = None
         self.protocol = (
             f"{dataset.manifest.name} {dataset.manifest.version}: {len(self._known['train'])} labelled training examples, "
@@ -130,6 +130,7 @@ class OnlineProbe:
             self.label,
             vectors,
             quiet=True,
+            programs=self._programs,
         )
         found = fits.measure.min() if measure == "mae" else fits.measure.max()
         if np.isfinite(found):  # else no classifier had a finite loss in any epoch
@@ -165,6 +166,12 @@ def _forward(model: model_lib.ConCluGen, variables: Any, features: Any, present:
     return vectors
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _nearest(known: jax.Array, queries: jax.Array, k: int) -> jax.Array:
+    """Rows of the k most similar of some unit vectors."""
+    return jax.lax.top_k(losses.unit_rows(queries) @ known.T, k)[1]
+
+
 def knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, label: LabelSpec, *, k: int) -> np.ndarray:
     """Predictions by the k rows of highest cosine similarity, each with one vote.
 
@@ -179,10 +186,9 @@ def knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, label: LabelS
       Most frequent class (the lowest of equals) [m], labels that more than half have [m, labels], or mean number [m].
     """
     known = losses.unit_rows(jnp.asarray(bank))
-    nearest = jax.jit(lambda q: jax.lax.top_k(losses.unit_rows(q) @ known.T, k)[1])
     found = []
     for indices, count in batches.evaluation_batches(np.arange(len(queries)), ROWS):
-        votes = labels[np.asarray(nearest(jnp.asarray(queries[indices])))[:count]]
+        votes = labels[np.asarray(_nearest(known, jnp.asarray(queries[indices]), k))[:count]]
         if label.kind == "single":
             counts = np.stack([(votes == c).sum(axis=1) for c in range(len(label.names))], axis=1)
             found.append(counts.argmax(axis=1))
