@@ -67,7 +67,9 @@ class OnlineProbe:
                 raise ConclugenError(f"{path}: no example of the {name} split has a label; name other data")
         self._config = self._of_classifiers(config, len(self._known["train"]))
         self._model, self._every, self._last = model, config.online_probe.every_epochs, config.train.num_epochs
+        # Compiled once: each compilation would keep a megabyte for as long as the process lives.
         self._forward, self._programs = jax.jit(functools.partial(_forward, model)), {}
+        self._nearest_cluster = jax.jit(functools.partial(clustering.nearest, metric=config.clustering.metric))
         self._cost: tuple[int, float] | None = None
         self.protocol = (
             f"{dataset.manifest.name} {dataset.manifest.version}: {len(self._known['train'])} labelled training examples, "
@@ -150,8 +152,7 @@ class OnlineProbe:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _clusters(self, fused: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        metric = self._config.clustering.metric
-        assigned = np.asarray(clustering.nearest(jnp.asarray(fused), jnp.asarray(centroids), metric=metric))
+        assigned = np.asarray(self._nearest_cluster(jnp.asarray(fused), jnp.asarray(centroids)))
         sizes = np.bincount(assigned, minlength=len(centroids)).tolist()
         if self.label.kind != "single":
             return {"cluster_sizes": sizes}
