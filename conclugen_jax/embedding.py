@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,10 +159,21 @@ def predict(
     Returns:
       ``probability`` float32 [n, classes] and ``prediction`` [n] or [n, labels], or just ``prediction`` for a number.
     """
+    return predictor(network)(features, present)
+
+
+def predictor(
+    network: Network,
+) -> Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """:func:`predict` for one network, compiled once for all calls with as many rows."""
     forward = jax.jit(functools.partial(_forward, network))
-    with jax.default_matmul_precision("highest"):
-        _, logits = forward(network.variables, network.classifier_params, dict(features), dict(present))
-    return _predicted(network, logits, len(next(iter(present.values()))))
+
+    def run(features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with jax.default_matmul_precision("highest"):
+            _, logits = forward(network.variables, network.classifier_params, dict(features), dict(present))
+        return _predicted(network, logits, len(next(iter(present.values()))))
+
+    return run
 
 
 def _forward(network: Network, variables: Any, params: Any, features: Any, present: Any) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """From clips to predictions: the features are made as those that the run was trained on were."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,8 @@ def predict(
         workers.prepared(jobs, how, num_workers), backbones_lib.load(networks), tally
     ):
         found[each.place] = (each, vectors)
-    return [_prediction(u, *found[u.place], network, manifest.modalities) for u in utterances]
+    run = embedding.predictor(network)
+    return [_prediction(u, *found[u.place], network, run, manifest.modalities) for u in utterances]
 
 
 def _utterances(file: Path, cut: bool) -> list[Utterance]:
@@ -152,6 +153,7 @@ def _prediction(
     each: preparation.Prepared,
     vectors: dict[str, np.ndarray],
     network: embedding.Network,
+    run: Callable[..., dict[str, np.ndarray]],
     sizes: dict[str, int],
 ) -> Prediction:
     if each.failure:
@@ -164,7 +166,7 @@ def _prediction(
             u.path, *each.times, failure=f"{u.path}: lacks {', '.join(missing)}, all that the run uses", **facts
         )
     features = {m: vectors[m] if m in vectors else np.zeros((1, sizes[m]), np.float32) for m in network.modalities}
-    found, label = embedding.predict(network, features, present), network.label
+    found, label = run(features, present), network.label
     if label.kind == "value":
         return Prediction(u.path, *each.times, predicted=float(found["prediction"][0]), **facts)
     names = _names(label, found["prediction"][0])
