@@ -12,6 +12,7 @@ share of the rate of a plain matrix product that the networks reach.
 import argparse
 import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -125,6 +126,9 @@ def _words(clip, view, *, ids):
 
 def ours(paths: list[str], args: argparse.Namespace) -> dict[str, float]:
     """Clips per second of our pipeline, and what it waited for."""
+    from conclugen_jax.extract import allocation
+
+    allocation.keep_freed_memory()  # as launch.extract does
     import jax
     import jax.numpy as jnp
 
@@ -225,7 +229,8 @@ def main() -> None:
 
 
 def _json(command: list[str]) -> dict:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     return json.loads(done.stdout.strip().splitlines()[-1])

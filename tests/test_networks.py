@@ -1,6 +1,7 @@
 """Frozen networks give what torchvision, transformers, librosa and torch modules of the published layouts give."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from safetensors import numpy as safetensors
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, davenet, mel, resnet, text_encoder, weights
+from conclugen_jax.extract import backbones, conversion, convolution, davenet, mel, mtcnn, resnet, text_encoder, weights
+from conclugen_jax.extract.media import Clip
 from tests.parity import seeded
 from tests.test_torch_files import FILES
 
@@ -61,6 +63,23 @@ def test_resdavenet_hears_each_sound_as_if_it_were_alone(tmp_path, name):
         close(found[i], REFERENCES[f"davenet {name} {frames} 40"])
     taller = module.apply({"params": loaded.params}, seeded.spectrogram(60, 128)[None], np.array([60]))
     close(taller[0], REFERENCES[f"davenet {name} 60 128"])
+
+
+@pytest.mark.parametrize("channels", [3, 24, 512])
+@pytest.mark.parametrize(
+    ("time", "taps", "stride"),
+    [(1, 3, 1), (2, 3, 1), (5, 3, 1), (6, 3, 1), (2, 3, 2), (5, 3, 2), (6, 7, 1), (7, 7, 1), (8, 7, 2), (4, 1, 1)],
+)
+def test_every_form_of_a_convolution_is_the_convolution(time, taps, stride, channels):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(2, time, 9, 8, channels)).astype(np.float32)
+    kernel = generator.normal(size=(taps, 3, 3, channels, 4)).astype(np.float32)
+    edges = ((taps - 1) // 2, 1, 1)
+    found = jax.jit(convolution.convolve, static_argnums=(2, 3))(x, kernel, (stride, stride, stride), edges)
+    padded = np.pad(x.astype(np.float64), ((0, 0), *((p, p) for p in edges), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[:3], axis=(1, 2, 3))
+    windows = windows[:, ::stride, ::stride, ::stride]
+    close(found, np.einsum("nthwcijk,ijkcf->nthwf", windows, kernel.astype(np.float64), optimize=True))
 
 
 def write_text(folder, family, **changes):
@@ -202,6 +221,108 @@ def test_weights_are_of_the_network_that_is_named(tmp_path):
         weights.convert("vgg", tmp_path / "published.safetensors", tmp_path / "out")
     with pytest.raises(ConclugenError, match="model_type is 'gpt2'"):
         weights.convert("text", write_text(tmp_path / "gpt", "bert", model_type="gpt2"), tmp_path / "out")
+
+
+def test_weights_of_mtcnn_in_the_layout_of_facenet_pytorch():
+    ours = weights.load(mtcnn.WEIGHTS).params
+    published = {}
+    for network, layers in conversion.MTCNN.items():
+        tensors = {}
+        for name, (outputs, inputs, size) in layers.items():
+            kernel = ours[network][name]["kernel"]
+            if size:
+                kernel = np.einsum("hwio->oihw", kernel)
+            elif name in ("dense4", "dense5") and inputs > 256:  # PyTorch: permute(0, 3, 2, 1), then flattened
+                side = {"dense4": 3, "dense5": 3}[name]
+                kernel = np.einsum("hwco->owhc", kernel.reshape(side, side, -1, outputs)).reshape(outputs, inputs)
+            else:
+                kernel = kernel.T
+            tensors |= {f"{name}.weight": kernel, f"{name}.bias": ours[network][name]["bias"]}
+        slopes = {f"{name}.weight": p["slope"] for name, p in ours[network].items() if "slope" in p}
+        published[network] = conversion.Tensors(tensors | slopes, network)
+    again = conversion.convert_mtcnn(published)
+    jax.tree.map(np.testing.assert_array_equal, again, ours)
+
+
+@pytest.mark.parametrize(("key", "value"), [("pad_token_id", None), ("type_vocab_size", "2")])
+def test_configurations_of_encoders_are_checked(tmp_path, key, value):
+    folder = write_text(tmp_path / "published", "roberta")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ConclugenError, match=f"{key} is {value!r}, expected"):
+        weights.convert("text", folder, tmp_path / "text")
+
+
+def test_activations_by_name():
+    x = np.linspace(-3, 3, 7, dtype=np.float32)
+    tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    exact = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    for name, expected in (
+        ("gelu", exact),
+        ("gelu_new", tanh),
+        ("gelu_pytorch_tanh", tanh),
+        ("silu", x / (1 + np.exp(-x))),
+    ):
+        np.testing.assert_allclose(text_encoder.ACTIVATIONS[name](x), expected, atol=2e-6)
+    assert np.abs(tanh - exact).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("count", "lengths"), [(1, [1]), (7, [7]), (16, [16]), (23, [16]), (24, [16, 8]), (25, [16, 9])]
+)
+def test_windows_of_sixteen_frames(count, lengths):
+    frames = [np.full((4, 4, 3), i, np.uint8) for i in range(count)]
+    clip = Clip(frames, np.arange(count) / 16, 16.0, None)
+    (found,) = backbones.windows(clip, None, rate=16.0, size=4)
+    at = 0
+    for window, length in zip(found, lengths, strict=True):
+        shown = [*range(at, at + length), *[at + length - 1] * (16 - length)]
+        assert window[:, 0, 0, 0].tolist() == shown
+        at += length
+
+
+def test_the_authors_normalisation_exchanges_mean_and_deviation(tmp_path):
+    loaded = converted(tmp_path, "resnet18", seeded.resnet(18, 2, 10))
+    usual, authors = (
+        backbones.create(loaded, backbones.Options(size=32, authors_normalisation=a)) for a in (False, True)
+    )
+    assert authors.provenance["mean"] == usual.provenance["std"] == list(backbones.IMAGENET[1])
+    images = seeded.images(16, 32, 32, 3)
+    assert not np.allclose(usual.vectors(images), authors.vectors(images))
+
+
+@pytest.mark.parametrize(("depth", "count"), [(18, 8), (34, 16), (50, 16), (101, 33), (152, 50)])
+def test_networks_are_as_deep_as_their_names_say(depth, count):
+    assert len(resnet.blocks(depth)) == count
+
+
+def test_options_and_tokenizer_are_part_of_what_is_compared(tmp_path):
+    weights.convert("text", write_text(tmp_path / "published", "bert"), tmp_path / "text")
+    known = weights.load(tmp_path / "text").provenance()
+    facts = json.loads((tmp_path / "text" / weights.FACTS).read_text())
+    facts["options"]["num_heads"] //= 2
+    (tmp_path / "text" / weights.FACTS).write_text(json.dumps(facts))
+    assert weights.load(tmp_path / "text").provenance()["options"] != known["options"]
+    (tmp_path / "text" / weights.TOKENIZER).write_text(TOKENIZER.replace("happy", "merry"))
+    assert weights.load(tmp_path / "text").provenance()["tokenizer"] != known["tokenizer"]
+    (tmp_path / "text" / weights.TOKENIZER).write_text("{}")
+    with pytest.raises(ConclugenError, match="not a tokenizer that can be read"):
+        backbones.create(weights.load(tmp_path / "text"), backbones.Options())
+    facts["options"] |= {"max_positions": -1}
+    (tmp_path / "text" / weights.FACTS).write_text(json.dumps(facts))
+    (tmp_path / "text" / weights.TOKENIZER).write_text(TOKENIZER)
+    with pytest.raises(ConclugenError, match="its options make no network; convert the weights anew"):
+        backbones.create(weights.load(tmp_path / "text"), backbones.Options())
+
+
+def test_a_full_disk_leaves_no_half_of_the_weights(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights.Path, "write_text", full)
+    with pytest.raises(ConclugenError, match=r"cannot be written \(No space left on device\)"):
+        converted(tmp_path, "resnet18", seeded.resnet(18, 2, 10))
+    assert [p.name for p in tmp_path.iterdir()] == ["published.safetensors"]
 
 
 def test_changed_weights_are_noticed(tmp_path):
