@@ -1,5 +1,6 @@
 """Outside files, mutated: bytes flipped, cut, doubled, spliced with what readers trip over, and random ones."""
 
+import dataclasses
 import itertools
 import random
 import shutil
@@ -87,39 +88,57 @@ ALONE: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
 KINDS = ("manifest", "configuration", "metrics log", "bad steps", "labels", "ids", "npy", "npz", *ALONE)
 
 
-def inputs(kind: str, folder: Path, place: Any) -> Iterator[tuple[bytes, Callable[[], Any]]]:
-    """Endless mutations of a kind of file: the content, and the reading of it."""
-    rng = place.random
-    whole = place.folder / "whole"
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A file that a reader reads.
+
+    Attributes:
+      path: of the file.
+      valid: its content.
+      read: reads it.
+      renew: makes the files beside it anew; a reader may have left something there.
+    """
+
+    path: Path
+    valid: bytes
+    read: Callable[[], Any]
+    renew: Callable[[], Any] = lambda: None
+
+
+def target(kind: str, folder: Path, run: Path) -> Target:
+    """The file of a kind, in a folder of its own; ``run``: a whole run, whose files are taken as valid ones."""
     files = {"manifest": "data.json", "configuration": "config.json", "metrics log": "metrics.jsonl"}
     if kind in files or kind == "bad steps":
-        valid = (whole / files[kind]).read_bytes() if kind in files else b'{"step": 3, "ids": []}\n{"step": 4}\n'
+        valid = (run / files[kind]).read_bytes() if kind in files else b'{"step": 3, "ids": []}\n{"step": 4}\n'
         name = files.get(kind, workdir_lib.BAD_STEPS)
         readers: dict[str, Callable[[], Any]] = {
             "manifest": lambda: manifest_lib.read_file(folder / name, missing="name another"),
             "configuration": lambda: config_lib.differences(
-                workdir_lib.read_config(folder), workdir_lib.read_config(whole)
+                workdir_lib.read_config(folder), workdir_lib.read_config(run)
             ),
             "metrics log": lambda: workdir_lib.MetricsLog(folder, 10**9).__exit__(None),
             "bad steps": lambda: workdir_lib.left_out_steps(folder),
         }
-        while True:
-            content = mutated(valid, rng)
-            (folder / name).write_bytes(content)
-            yield content, readers[kind]
+        return Target(folder / name, valid, readers[kind])
     if kind in ALONE:
         name, valid, read_alone = ALONE[kind]
-        while True:
-            content = mutated(valid, rng)
-            (folder / name).write_bytes(content)
-            yield content, lambda: read_alone(folder / name)
-    path = _source(folder / "source", kind)
-    valid, read = path.read_bytes(), _table(path if kind == "npz" else folder / "source")
-    for i in itertools.count():
-        content = mutated(valid, rng)
-        path.write_bytes(content)
-        yield content, read
-        if i % 500 == 499:  # whatever a reader may have left beside it
-            shutil.rmtree(folder / "source")
-            (folder / "source.npz").unlink(missing_ok=True)
-            _source(folder / "source", kind)
+        return Target(folder / name, valid, lambda: read_alone(folder / name))
+
+    def renew() -> Path:
+        shutil.rmtree(folder / "source", ignore_errors=True)
+        (folder / "source.npz").unlink(missing_ok=True)
+        return _source(folder / "source", kind)
+
+    path = renew()
+    return Target(path, path.read_bytes(), _table(path if kind == "npz" else folder / "source"), renew)
+
+
+def inputs(kind: str, folder: Path, place: Any) -> Iterator[tuple[bytes, Callable[[], Any]]]:
+    """Endless mutations of a kind of file: the content, and the reading of it."""
+    file = target(kind, folder, place.folder / "whole")
+    for i in itertools.count(1):
+        content = mutated(file.valid, place.random)
+        file.path.write_bytes(content)
+        yield content, file.read
+        if i % 500 == 0:
+            file.renew()

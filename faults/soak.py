@@ -16,8 +16,8 @@ MOST_MIB_PER_MINUTE, MOST_FILES_PER_MINUTE = 4.0, 1.0
 def soak(place: Place, seconds: float) -> Iterator[Tally]:
     """One long life at first, half of the time, then kills and signals at random."""
     name, end = place.fresh(), time.monotonic() + seconds
-    # TensorStore keeps some kilobytes of every save (docs/reliability.md), and these epochs take a tenth of a second.
-    options = ["num_epochs=1000000", "online_probe.every_epochs=100", "checkpoint.every_epochs=100"]
+    # TensorStore keeps a tenth of a MiB of every save (docs/reliability.md), and there are some fifty of these epochs a second.
+    options = ["num_epochs=1000000", "online_probe.every_epochs=100", "checkpoint.every_epochs=500"]
     options = [f"--config.{o}" if "." in o else f"--config.train.{o}" for o in options]
     command = place.pretrain(name, *options)
     log = place.folder / name / "metrics.jsonl"
