@@ -19,7 +19,7 @@ from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import augmentation, clips, extraction, mel, mtcnn, preparation
+from conclugen_jax.extract import allocation, augmentation, clips, extraction, mel, mtcnn, preparation
 from conclugen_jax.extract.backbones import Networks, Options
 from launch import app, build_dataset
 
@@ -48,19 +48,24 @@ STRENGTH = flags.DEFINE_enum("strength", "strong", list(augmentation.STRENGTHS),
 SEED = flags.DEFINE_integer("seed", 0, "Of the other views")
 PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "Of the networks")
 FRONT_END = flags.DEFINE_enum("front_end", "published", list(mel.FRONT_ENDS), "What the audio network hears")
-SIZE = flags.DEFINE_integer("size", 180, "Side of the frames, in pixels", lower_bound=32)
+SIZE = flags.DEFINE_integer("size", 180, "Side of the frames, in pixels", lower_bound=32, upper_bound=1280)
 AUTHORS = flags.DEFINE_bool(
     "authors_normalisation", False, "2D: mean and deviation exchanged, as in the authors' configuration"
 )
 BATCH_ITEMS = flags.DEFINE_integer(
-    "batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1
+    "batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1, upper_bound=65_536
 )
 KEEP = flags.DEFINE_bool("keep_vectors", False, "Keep the folder of single vectors after the shards are built")
 
 
 def main() -> None:
-    """Extract, build, and say what became of the clips."""
-    signals.unwinding()
+    """Extract, build, and say what became of the clips; a signal ends it at once, a repeated command goes on."""
+    with signals.caught() as stop, stop.at_once():
+        _extract()
+
+
+def _extract() -> None:
+    allocation.keep_freed_memory()
     dataset = app.required("dataset")
     _refuse_ignored()
     networks = Networks(
@@ -92,7 +97,7 @@ def main() -> None:
         )
     for line in build_dataset.describe(folder):
         print(line)
-    for line in _told(tally, folder):
+    for line in _told(tally, folder, len(found)):
         print(line)
 
 
@@ -111,6 +116,8 @@ def _request(dataset: str) -> Request:
     own = dataset == GENERIC
     b = build_dataset
     labels = tuple(map(Path, b.LABELS.value)) or _beside(source)
+    if own and b.LABEL.value and not labels:
+        raise ConclugenError(f"--label={b.LABEL.value[0]}: no labels.csv in {source}; name the table with --labels")
     return Request(
         dataset=formats.GENERIC if own else dataset,
         source=source,
@@ -127,13 +134,16 @@ GENERIC = "clips"
 
 
 def _beside(source: Path) -> tuple[Path, ...]:
-    """Label files in the folder of the clips."""
+    """Label files in the folder of the clips; a table of a clip's name holds its words."""
     tables = sorted(p for p in source.glob("*.csv") if p.is_file()) if source.is_dir() else []
+    tables = [p for p in tables if not any(p.with_suffix(ending).is_file() for ending in clips.MEDIA)]
     return tuple([p for p in tables if p.name.lower() == "labels.csv"] or tables)
 
 
-def _told(tally: extraction.Tally, folder: Path) -> list[str]:
-    lines = [f"{modality} is missing in {n:,} utterances" for modality, n in sorted(tally.missing.items())]
+def _told(tally: extraction.Tally, folder: Path, count: int) -> list[str]:
+    left_out = count - tally.done - len(tally.failures)
+    lines = [f"{left_out:,} clips are not named by the labels and left out"] if left_out > 0 else []
+    lines += [f"{modality} is missing in {n:,} utterances" for modality, n in sorted(tally.missing.items())]
     lines += [f"{n:,} utterances: {note}" for note, n in sorted(tally.notes.items())]
     if tally.failures:
         path = folder.parent.parent / extraction.FAILURES.format(name=folder.parent.name, version=folder.name)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import mtcnn, prediction, timeline
+from conclugen_jax.extract import allocation, mtcnn, prediction, tables, timeline
 from launch import app
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a downstream run")
@@ -38,13 +37,17 @@ CLIPS = app.define_positional()
 
 def main() -> None:
     """Predict, show; exit with 1 if a clip failed."""
+    allocation.keep_freed_memory()
     if not CLIPS:
         raise ConclugenError("no clips; name them after the flags")
-    if len(set(CLIPS)) < len(CLIPS):
-        raise ConclugenError(f"{max(CLIPS, key=CLIPS.count)}: named twice; name each clip once")
+    files = [Path(clip) for clip in CLIPS]
+    paths = [file.resolve() for file in files]
+    twice = next((file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1), None)
+    if twice is not None:
+        raise ConclugenError(f"{twice}: named twice; name each clip once")
     found = prediction.predict(
         app.required("checkpoint"),
-        [Path(clip) for clip in CLIPS],
+        files,
         WEIGHTS.value,
         BACKBONE.value,
         cut=CUT.value,
@@ -52,34 +55,19 @@ def main() -> None:
         mtcnn_folder=MTCNN.value,
         num_workers=NUM_WORKERS.value,
     )
-    if PICTURE.value:
-        timeline.draw(found, Path(PICTURE.value))
     if JSON.value:
         print(json.dumps([p.to_json() for p in found], indent=1, allow_nan=False))
     else:
-        _show(found)
+        shown = [p for p in found if not p.failure]
+        if shown:
+            Console().print(tables.of_predictions(shown, CHECKPOINT.value))
+    if PICTURE.value:
+        timeline.draw(found, Path(PICTURE.value))
     for p in found:
         if p.failure:
             print(f"failed: {p.failure}", file=sys.stderr)
     if any(p.failure for p in found):
         sys.exit(1)
-
-
-def _show(found: list[prediction.Prediction]) -> None:
-    shown = [p for p in found if not p.failure]
-    if not shown:
-        return
-    table = Table(title=f"{CHECKPOINT.value}: probabilities in %" if shown[0].classes else CHECKPOINT.value)
-    for column in ("clip", "seconds", "words", "prediction"):
-        table.add_column(column, overflow="fold")
-    for name in shown[0].classes:
-        table.add_column(name, justify="right")
-    for p in shown:
-        predicted = f"{p.predicted:.2f}" if isinstance(p.predicted, float) else ", ".join(p.predicted) or "none"
-        missing = f" (no {', '.join(p.missing)})" if p.missing else ""
-        cells = [Path(p.clip).name, f"{p.start:.1f}-{p.end:.1f}", p.text or "", predicted + missing]
-        table.add_row(*cells, *(f"{100 * x:.1f}" for x in p.probability))
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,18 @@ def number_of(frame):
 
 
 def write(
-    path, times, *, height=48, width=64, sound=None, sound_start=0.0, codec="ffv1", images=None, aspect=None, rate=25
+    path,
+    times,
+    *,
+    height=48,
+    width=64,
+    sound=None,
+    sound_start=0.0,
+    codec="ffv1",
+    images=None,
+    aspect=None,
+    rate=25,
+    gop=None,
 ):
     """Write a clip.
 
@@ -31,6 +42,7 @@ def write(
       sound: float [samples] at 16 kHz.
       images: of the frames, else numbered ones.
       aspect: of the pixels.
+      gop: frames from one key frame to the next.
     """
     with av.open(str(path), "w") as container:
         streams = []
@@ -39,6 +51,9 @@ def write(
             video.width, video.height = width, height
             video.pix_fmt = "yuv420p"
             video.codec_context.time_base = Fraction(1, 1000)
+            if gop is not None:
+                video.gop_size, video.bit_rate = gop, 4_000_000
+                video.codec_context.time_base = Fraction(1, rate)  # MPEG-1 knows no other
             if aspect is not None:
                 video.codec_context.sample_aspect_ratio = aspect
             streams.append(video)

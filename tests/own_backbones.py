@@ -59,6 +59,30 @@ def not_finite():
     return Backbone("bad", "text", 2, _words, lambda x: x * np.nan)
 
 
+def not_finite_for_one():
+    """Vectors that are no numbers where one word is said."""
+    return Backbone("words", "text", 2, _words, lambda x: np.where(x[:, :1] == 1, np.inf, x))
+
+
+def _brightness(clip, view):
+    return (np.array([[frame.mean()] for frame in clip.at_rate(2.0)], np.float32),) if clip.frames else None
+
+
+def brightness():
+    """[mean of the pictures], of a modality that only it knows."""
+    return Backbone("brightness", "light", 1, _brightness, lambda x: x, rate=2.0)
+
+
+def peak():
+    """[peak, seconds], of a modality that only it knows."""
+    return Backbone("peak", "noise", 2, _sound, lambda x: x)
+
+
+def words_of_another_version():
+    """As :func:`words`, but for what it says of itself."""
+    return Backbone("words", "text", 2, _words, lambda x: x, provenance={"version": 2})
+
+
 def other_size():
     """Vectors of another size than it says."""
     return Backbone("other", "text", 3, _words, lambda x: x)

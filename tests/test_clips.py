@@ -1,5 +1,8 @@
 """Folders of published corpora, subtitles in their formats, augmented views."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -31,6 +34,8 @@ def test_voxceleb2(tmp_path):
     assert sorted(utterances) == ["id00012_21Uxsk56VDQ_00001", "id00015_a_b_00002"]
     assert utterances["id00012_21Uxsk56VDQ_00001"].sound.endswith("aac/id00012/21Uxsk56VDQ/00001.m4a")
     assert utterances["id00015_a_b_00002"].sound == ""
+    below = touch(tmp_path / "mp4" / "vox", "mp4/id00012/x/00001.mp4", "aac/id00012/x/00001.m4a")
+    assert found("voxceleb2", below)["id00012_x_00001"].sound.endswith("mp4/vox/aac/id00012/x/00001.m4a")
 
 
 def test_caer(tmp_path):
@@ -67,6 +72,7 @@ def test_cmu_mosei(tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("video,start_time,end_time,sentiment,text\nabc,1.5,3,1,hello\nabc,3,4.5,0,\ngone,0,1,0,x\n")
     cut = found("cmu_mosei", tmp_path, labels=(table,))
+    assert cut.pop("gone_0").problem.endswith("line 4: video 'gone' is not there")
     assert [(k, u.start, u.end, u.text) for k, u in cut.items()] == [
         ("abc_0", 1.5, 3, "hello"),
         ("abc_1", 3, 4.5, None),
@@ -97,6 +103,56 @@ def test_any_folder(tmp_path):
         clips.find("clips", touch(tmp_path / "none", "a.txt"))
     with pytest.raises(ConclugenError, match="no such folder"):
         clips.find("clips", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["new\nline", "x" * 241, "back\\slash", "\udcff"])
+def test_names_that_cannot_be_ids_are_refused_before_anything_is_done(tmp_path, name):
+    touch(tmp_path, f"{name}.mp4")
+    with pytest.raises(ConclugenError, match=r"is not printable text of 1 to 240 bytes without .*; rename it") as e:
+        clips.find("clips", tmp_path)
+    assert str(e.value).isascii()
+
+
+def test_sound_beside_pictures_is_theirs(tmp_path):
+    touch(tmp_path, "a.mp4", "a.wav", "b.wav")
+    utterances = found("clips", tmp_path)
+    assert (utterances["a"].path, utterances["a"].sound) == (str(tmp_path / "a.mp4"), str(tmp_path / "a.wav"))
+    assert (utterances["b"].path, utterances["b"].sound) == (str(tmp_path / "b.wav"), "")
+
+
+def test_linked_folders_are_entered_once_and_unreadable_ones_refused(tmp_path, monkeypatch):
+    videos = touch(tmp_path / "videos", "train/a.mp4")
+    touch(tmp_path / "elsewhere", "b.mp4")
+    (videos / "train" / "linked").symlink_to(tmp_path / "elsewhere")
+    (videos / "train" / "round").symlink_to(videos)
+    assert sorted(found("clips", videos)) == ["train/a", "train/linked_b"]
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("linked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ConclugenError, match=r"linked: this folder cannot be read \(Permission denied\)"):
+        clips.find("clips", videos)
+
+
+def test_a_link_to_nowhere_is_a_failure_of_its_clip(tmp_path):
+    (tmp_path / "a.mp4").symlink_to(tmp_path / "gone.mp4")
+    (only,) = clips.find("clips", tmp_path)
+    assert only.stamp() == [0.0, None, None, "", []]
+
+
+def test_rows_name_clips_by_name_or_path(tmp_path):
+    touch(tmp_path, "one/a.mp4", "two/a.mp4", "two/b.mp4", "two/b.wav")
+    table = tmp_path / "labels.csv"
+    table.write_text("video,start,end\none/a,0,1\ntwo/a.mp4,0,1\nb,0,1\n")
+    paths = [Path(u.path).relative_to(tmp_path).as_posix() for u in clips.find("clips", tmp_path, labels=(table,))]
+    assert sorted(paths) == ["one/a.mp4", "two/a.mp4", "two/b.mp4"]
+    table.write_text("video,start,end\na,0,1\n")
+    with pytest.raises(ConclugenError, match=r"line 2: video 'a' is .*one/a\.mp4 or .*two/a\.mp4; write its path"):
+        clips.find("clips", tmp_path, labels=(table,))
 
 
 def test_intervals_that_cannot_be(tmp_path):
@@ -133,6 +189,18 @@ def test_subtitles(tmp_path):
     assert subtitles.read(tmp_path / "b.srt")[0].text == "café"
     (tmp_path / "c.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\ncafé\n", encoding="utf-16")
     assert subtitles.read(tmp_path / "c.srt")[0].text == "café"
+    (tmp_path / "d.vtt").write_text("WEBVTT\n\n00:01.5 --> 00:02.25\nTom &amp; Jerry&nbsp;5 --> 6\n")
+    assert subtitles.read(tmp_path / "d.vtt") == [subtitles.Utterance(1.5, 2.25, "Tom & Jerry 5 --> 6")]
+    cues = "1\n00:00:01,000 --> 00:00:02,000\nhello\n2\n00:00:03,000 --> 00:00:04,000\nworld\n42\n"
+    (tmp_path / "e.srt").write_text(cues + "3\n00:00:05,000 --> 00:00:05,000\nflash\n")
+    assert [u.text for u in subtitles.read(tmp_path / "e.srt")] == ["hello", "world 42"]
+    (tmp_path / "g.srt").write_text("9" * 5000 + ":00:00,000 --> 00:00:01,000\nx\n")
+    with pytest.raises(ConclugenError, match="is no interval"):
+        subtitles.read(tmp_path / "g.srt")
+    (tmp_path / "H.SRT").write_text(cues)
+    assert subtitles.read(subtitles.beside(tmp_path / "H.mp4"))[0].text == "hello"
+    (tmp_path / "f.srt").write_text(" \n")
+    assert subtitles.read(tmp_path / "f.srt") == []
     assert subtitles.beside(tmp_path / "a.mp4").name == "a.srt"
     assert subtitles.beside(tmp_path / "z.mp4") is None
 
@@ -155,6 +223,8 @@ def test_what_is_said_in_an_interval():
     assert subtitles.said(lines) == "a b c"
     assert subtitles.said(lines, 0.5, 2.5) == "a"
     assert subtitles.said(lines, 4.1, 5) is None
+    assert subtitles.said(lines, 0.9, 2.8) == "a"  # 1.1 of 2 s, 0.8 of 2 s
+    assert subtitles.said(lines, 1.0, 3.0) is None  # half is not more than half
 
 
 STRONG, MILD = augmentation.STRENGTHS["strong"], augmentation.STRENGTHS["mild"]
@@ -166,6 +236,33 @@ def test_pictures_change_the_same_way_within_a_clip():
     keys = ((1, "a", "video", 1), (0, "b", "video", 1), (0, "a", "video", 2))
     others = [augmentation.draw_pictures(augmentation.generator(*key), STRONG) for key in keys]
     assert all(change != other for other in others)
+    audio, text = (augmentation.generator(0, "a", modality, 1).random() for modality in ("audio", "text"))
+    assert audio != text
+
+
+def test_colours_are_drawn_as_simclr_does():
+    rng = np.random.default_rng(1)
+    draws = [augmentation.draw_pictures(rng, STRONG) for _ in range(600)]
+    jittered = [d.colours[:4] for d in draws if len(d.colours) >= 4]
+    assert len({tuple(name for name, _ in colours) for colours in jittered}) == 24  # every order
+    amounts = {name: [dict(c)[name] for c in jittered] for name in ("brightness", "contrast", "saturation", "hue")}
+    for name, (low, high) in {"brightness": (0.2, 1.8), "saturation": (0.2, 1.8), "hue": (-0.2, 0.2)}.items():
+        assert low <= min(amounts[name]) < low + 0.1 * (high - low), name
+        assert high - 0.1 * (high - low) < max(amounts[name]) <= high, name
+    assert 0.15 < np.mean([("grey", 1.0) in d.colours for d in draws]) < 0.25
+    blurs = [224 * d.blur for d in draws if d.blur]
+    assert 0.1 <= min(blurs) < 0.2 < 1.9 < max(blurs) <= 2.0
+    sides = np.array([d.box for d in draws])
+    aspects = np.log2((sides[:, 2] - sides[:, 0]) / (sides[:, 3] - sides[:, 1]))
+    assert abs(np.median(aspects)) < 0.12  # as often wide as high
+
+
+def test_blur_is_of_the_published_width():
+    frame = np.zeros((224, 224, 3), np.uint8)
+    frame[:, 112:] = 255
+    change = augmentation.PictureChange((0, 0, 1, 1), False, (), 2.0 / 224)
+    edge = change.apply(frame)[112, :, 0].astype(float)
+    assert (np.abs(np.diff(edge)) > 1).sum() in range(6, 16)  # some standard deviations of 2 pixels on either side
 
 
 @pytest.mark.parametrize(("strength", "areas", "aspects"), [(STRONG, (0.3, 1), (0.5, 2)), (MILD, (0.8, 1), (0.8, 1.2))])

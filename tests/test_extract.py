@@ -1,8 +1,10 @@
 """Clips become data sets: exact vectors, every failure named, interruptions gone on from, views the same each time."""
 
 import csv
+import dataclasses
 import io
 import json
+import platform
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import clips as clips_lib
 from conclugen_jax.extract import extraction, workers
 from conclugen_jax.extract.backbones import Networks
+from conclugen_jax.extract.store import Store
 from tests import clips
 from tests.test_commands import run
 
@@ -150,6 +153,26 @@ def test_vectors_that_are_wrong_are_refused(videos, tmp_path, name, message):
         extract(videos, tmp_path, own=(f"tests.own_backbones:{name}",))
 
 
+def test_vectors_that_are_not_finite_are_failures_of_their_clips(videos, tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name, text in (("a", "one"), ("b", "one two"), ("c", "one two three")):
+        shutil.copy(videos / "train" / "train0.mkv", tmp_path / "videos" / f"{name}.mkv")
+        (tmp_path / "videos" / f"{name}.txt").write_text(text)
+    _, tally = extract(tmp_path / "videos", tmp_path, own=("tests.own_backbones:not_finite_for_one",))
+    assert tally.failures == {"a": "a: words gave numbers that are not finite; is something odd about the clip?"}
+    assert tally.done == 2
+
+
+def test_backbones_of_modalities_of_their_own_are_given_pictures_and_sound(videos, tmp_path):
+    own = ("tests.own_backbones:brightness", "tests.own_backbones:peak")
+    folder, tally = extract(videos, tmp_path, own=own)
+    assert (tally.done, tally.missing) == (8, {"noise": 3})
+    ids, rows = rows_of(folder, "train")
+    expected = [np.mean(clips.image(10 * int(name[-1]) + 5)) for name in ids]
+    np.testing.assert_allclose(rows["features"]["light"][:, 0], expected, atol=3)
+    np.testing.assert_allclose(rows["features"]["noise"][0], [0.15, 2.0], atol=1e-2)
+
+
 def test_what_is_no_backbone(videos, tmp_path):
     for name, message in (
         ("nothing:here", "cannot be imported"),
@@ -204,6 +227,128 @@ def test_a_clip_that_changed_is_done_again(videos, tmp_path):
     np.testing.assert_allclose(rows_of(folder, "train")[1]["features"]["video"][:, 0], 160, atol=1.5)
 
 
+def test_what_an_earlier_try_left_does_not_count(videos, tmp_path):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    extract(source, tmp_path / "data", keep=True)
+    (source / "train" / "train0.mkv").write_bytes(b"broken")
+    (source / "train" / "train2.mkv").write_bytes((videos / "train" / "train1.mkv").read_bytes())  # has no sound
+    (source / "train" / "train3.mkv").unlink()
+    again, told = extract(source, tmp_path / "data", overwrite=True, keep=True)
+    fresh, expected = extract(source, tmp_path / "fresh")
+    assert (told.failures, told.missing, told.done) == (expected.failures, expected.missing, expected.done)
+    assert list(told.failures) == ["train/train0"]
+    assert shard_bytes(again) == shard_bytes(fresh)
+
+
+def test_a_clip_that_changes_meanwhile_is_done_again(videos, tmp_path):
+    source = shutil.copytree(videos, tmp_path / "videos")
+
+    def change(number, total):
+        if number == 1:
+            (source / "train" / "train3.txt").write_text("other words")
+            shutil.copy(source / "train" / "train0.mkv", source / "test" / "test0.mkv")
+
+    _, tally = extract(source, tmp_path / "data", keep=True, progress=change)
+    assert tally.failures == {"test/test0": "was changed while it was extracted"}
+    folder, tally = extract(source, tmp_path / "data", overwrite=True)
+    assert not tally.failures
+    ids, rows = rows_of(folder, "test")
+    np.testing.assert_allclose(rows["features"]["video"][ids.index("test0"), 0], 20, atol=1.5)
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "a.mkv").write_bytes(b"clip")
+    utterance = clips_lib.Utterance("a", "train", str(tmp_path / "a.mkv"), text="words")
+    opened = Store(tmp_path / "store")
+    opened.begin({"recipe": 1})
+    opened.put(utterance, 2, {"video": np.ones((2, 3), np.float32)}, stamp=utterance.stamp(), notes=("odd",))
+    return opened, utterance
+
+
+def test_what_is_done_is_known(store):
+    opened, utterance = store
+    expected = {"present": ["video"], "notes": ["odd"], "failure": ""}
+    assert expected.items() <= opened.state(utterance, 2).items()
+    opened.begin({"recipe": 1})
+    assert opened.state(utterance, 2)
+    assert opened.state(utterance, 1) is None  # other views
+    assert opened.state(dataclasses.replace(utterance, text="others"), 2) is None
+    (opened.folder / "1" / "video" / "train" / "a.npy").unlink()
+    assert opened.state(utterance, 2) is None
+
+
+def test_another_recipe_begins_anew(store):
+    opened, utterance = store
+    opened.begin({"recipe": 2})
+    assert opened.state(utterance, 2) is None
+    assert opened.features("video", 2, "train") is None
+
+
+def test_a_sound_beside_is_watched_too(store, tmp_path):
+    opened, utterance = store
+    utterance = dataclasses.replace(utterance, sound=str(tmp_path / "a.wav"))
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    before = utterance.stamp()
+    (tmp_path / "a.wav").write_bytes(b"another sound")
+    assert utterance.stamp() != before
+
+
+def test_views_of_what_only_other_splits_have(videos, tmp_path):
+    source = tmp_path / "videos"
+    for split in ("train", "test"):
+        (source / split).mkdir(parents=True)
+        shutil.copy(videos / "train" / "train1.mkv", source / split / f"{split}.mkv")  # has no sound
+    (source / "test" / "test.txt").write_text("one two")
+    folder, _ = extract(source, tmp_path / "data", num_views=3)
+    assert rows_of(folder, "test")[1]["features"]["text"].tolist() == [[2, 7]]
+    assert not rows_of(folder, "train")[1]["present"]["text"].any()
+    shutil.move(source / "train", source / "validation")
+    folder, _ = extract(source, tmp_path / "without", num_views=3)
+    assert manifest_lib.read(folder).splits.keys() == {"validation", "test"}
+
+
+def test_subtitles_that_are_damaged_fail_their_clip_alone(videos, tmp_path):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    for name, text in (("train0", "1\n00:00:xx --> 00:00:02,000\nhello\n"), ("train1", ""), ("train3", "1\n")):
+        (source / "train" / f"{name}.txt").unlink(missing_ok=True)
+        (source / "train" / f"{name}.srt").write_text(text)
+    _, tally = extract(source, tmp_path / "data")
+    assert sorted(tally.failures) == ["train/train0", "train/train3"]
+    assert "'00:00:xx --> 00:00:02,000' is no interval" in tally.failures["train/train0"]
+    assert tally.missing["text"] == 2
+
+
+def test_what_cannot_be_is_refused_before_anything_is_done(videos, tmp_path):
+    twice = table(
+        tmp_path / "labels.csv", [("id", "split", "label"), ("train0", "train", "a"), ("train0", "train", "a")]
+    )
+    with pytest.raises(ConclugenError, match="the labels name 'train0' twice in train"):
+        extract(videos, tmp_path / "data", labels=(twice,))
+    for name in ("../y", "a/b", "A"):
+        with pytest.raises(ConclugenError, match="the name takes lower case letters"):
+            extract(videos, tmp_path / "data", name=name)
+    weights_of = Path(__file__).parent
+    with pytest.raises(ConclugenError, match=r"network\.json: no such file"):
+        extract(videos, tmp_path / "data", faces=str(weights_of))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_damaged_recipe_is_another(store):
+    opened, utterance = store
+    (opened.folder / "recipe.json").write_bytes(b"\xff\xfe\xff")
+    opened.begin({"recipe": 1})
+    assert opened.state(utterance, 2) is None
+
+
+def test_words_in_a_table_beside_a_clip_are_no_labels(videos, tmp_path):
+    shutil.copy(videos / "train" / "train0.mkv", tmp_path / "a.mkv")
+    (tmp_path / "a.csv").write_text("start,end,text\n0,2,one two three four\n")
+    common = ["--dataset=clips", "--name=mine", "--nocrop_faces", f"--source={tmp_path}", f"--data_dir={tmp_path}"]
+    run("launch.extract", *common, *FLAGS)
+    assert rows_of(tmp_path / "mine" / "1.0.0", "train")[1]["features"]["text"].tolist() == [[4, 18]]
+
+
 def test_views_are_drawn_once_for_a_clip_and_the_first_is_the_clip(videos, tmp_path):
     plain, _ = extract(videos, tmp_path / "plain")
     one, _ = extract(videos, tmp_path / "one", num_views=3, seed=1)
@@ -252,7 +397,9 @@ def test_intervals_of_a_table_are_utterances(tmp_path):
     np.testing.assert_allclose(rows["features"]["audio"][:, 1], [1, 1], atol=1e-3)
     assert rows["label"].tolist() == [0, 1]
     assert rows["features"]["text"].tolist() == [[2, 11], [0, 0]]
-    assert manifest_lib.read(folder).splits["test"]["dropped"] == 1  # its video is not there
+    assert manifest_lib.read(folder).splits["test"]["dropped"] == 1
+    assert list(tally.failures) == ["d"]
+    assert tally.failures["d"].endswith("labels.csv, line 5: video 'gone' is not there")
 
 
 def test_subtitles_cut_a_clip(tmp_path):
@@ -314,6 +461,9 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
         assert image.size[0] == 1100
     wrong = run("launch.predict", f"--checkpoint={tmp_path / 'run'}", *FLAGS[:2], str(clip), code=2)
     assert "its features need words" in wrong.stderr
+    others = [*FLAGS[:2], "--backbone=tests.own_backbones:words_of_another_version"]
+    wrong = run("launch.predict", f"--checkpoint={tmp_path / 'run'}", *others, str(clip), code=2)
+    assert "words: its version is 2, that of the features of" in wrong.stderr
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"")
     both = run("launch.predict", f"--checkpoint={tmp_path / 'run'}", *FLAGS, str(clip), str(broken), code=1)
@@ -322,15 +472,18 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
     assert "Traceback" not in both.stderr
 
 
-def test_killed_it_leaves_nothing_half_done(videos, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_or_killed_it_leaves_nothing_half_done(videos, tmp_path, sent, code):
     command = [sys.executable, "-m", "launch.extract", "--dataset=clips", "--name=mine", f"--source={videos}"]
     command += [f"--data_dir={tmp_path}", *FLAGS, "--nocrop_faces", "--num_workers=2"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".extracting-mine-1.0.0/done/*/*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=30)  # the pipe closes when the last worker is gone
+    assert process.returncode == code
+    assert "Traceback" not in said
     assert not (tmp_path / "mine").exists() or (tmp_path / "mine" / "1.0.0" / "manifest.json").exists()
     folder, _ = extract(videos, tmp_path)
     whole, _ = extract(videos, tmp_path / "whole")
@@ -359,6 +512,25 @@ def test_the_documented_backbone_works(videos, tmp_path, monkeypatch):
     found = rows_of(folder, "train")[1]["features"]["video"]
     assert found.shape == (4, 6)
     assert np.isfinite(found).all()
+
+
+def test_freed_memory_is_kept_for_the_next_batch():
+    code = """
+import resource, sys
+from conclugen_jax.extract import allocation
+if sys.argv[1] == "keep":
+    assert allocation.keep_freed_memory()
+for i in range(20):
+    bytes([i]) * 64_000_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("of glibc alone")
+    faults = [
+        int(subprocess.run([sys.executable, "-c", code, how], cwd=ROOT, capture_output=True, check=True).stdout)
+        for how in ("keep", "leave")
+    ]
+    assert faults[0] < faults[1] - 10 * 64_000_000 / 4096
 
 
 def test_items_of_rare_shapes_do_not_hold_up_their_clips(monkeypatch):

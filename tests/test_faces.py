@@ -99,6 +99,33 @@ def test_frames_are_cropped_to_the_box_of_their_track():
     assert over_the_edge.frames[0].shape == (16, 16, 3)
 
 
+def test_frames_of_another_size_are_cropped_at_the_same_part():
+    frames = [np.zeros((100, 200, 3), np.uint8), np.zeros((50, 100, 3), np.uint8)]
+    frames[0][20:40, 60:80] = 200
+    frames[1][10:20, 30:40] = 200
+    clip = Clip(frames, np.arange(2) / 2, 2.0, None)
+    cropped = faces.crop(clip, [np.array([60.0, 20, 80, 40])], [0], size=10)
+    assert [f[1:-1, 1:-1].min() for f in cropped.frames] == [200, 200]
+
+
+@needs_clips
+def test_boxes_are_parts_of_the_frame(params):
+    path = CLIPS / "bbaf2n.mpg"
+    found = prepared(path)
+    frame = media.decode(path, sound=False).frames[0]
+    (expected,) = faces.find(params, [frame])
+    height, width = frame.shape[:2]
+    assert height != width
+    np.testing.assert_allclose(found.boxes[0], [0.0, *(expected / [width, height, width, height])], rtol=1e-6)
+
+
+def test_programs_for_many_sizes_are_let_go(params, monkeypatch):
+    monkeypatch.setattr(mtcnn, "MOST_SIZES", 2)
+    for side in (24, 26, 28, 30):
+        mtcnn.detect(params, np.zeros((1, side, side, 3), np.uint8))
+        assert len(mtcnn._sizes) <= 2
+
+
 def prepared(path, **options):
     networks = backbones.load(Networks((), ("tests.own_backbones:pictures", "tests.own_backbones:loudness")))
     how = preparation.recipe(networks, faces=str(mtcnn.WEIGHTS), **options)

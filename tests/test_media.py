@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
@@ -54,6 +55,44 @@ def test_an_interval(tmp_path, start, end):
     assert len(clip.sound) == round(length * 16_000)
     first = round(start * 16_000)
     np.testing.assert_allclose(clip.sound, sound[first : first + len(clip.sound)], atol=1e-4)
+
+
+@pytest.mark.parametrize(("ending", "codec"), [(".mpg", "mpeg1video"), (".ts", "mpeg2video"), (".mp4", "mpeg4")])
+@pytest.mark.parametrize("gop", [12, 400])
+def test_an_interval_far_from_a_key_frame_is_that_of_the_whole_clip(tmp_path, ending, codec, gop):
+    path = clips.write(tmp_path / f"a{ending}", clips.steady(20.0), codec=codec, gop=gop)
+    whole = media.decode(path, rate=25.0)
+    assert whole.times[-1] == pytest.approx(20.0, abs=0.1)  # whatever time the container begins at
+    for start in (2.4, 5.6, 17.2):
+        part = media.decode(path, rate=25.0, start=start, end=start + 1)
+        first = round(start * 25)
+        np.testing.assert_array_equal(part.frames, whole.frames[first : first + 25])
+
+
+def test_rates_end_where_the_clip_does(tmp_path):
+    clip = media.decode(clips.write(tmp_path / "a.mkv", clips.steady(8 / 7.5, 7.5), rate=Fraction(15, 2)))
+    assert clip.rate == 7.5
+    assert [clips.number_of(f) for f in clip.at_rate(2.0)] == [0, 3, 7]
+
+
+def test_times_that_leap_do_not_fill_the_memory(tmp_path):
+    leaping = clips.write(tmp_path / "a.mkv", [0.0, 0.04, 86_400.0, 86_400.04])
+    with pytest.raises(ConclugenError, match="more than 300 s in one piece; cut it"):
+        media.decode(leaping)
+    assert len(media.decode(leaping, end=2.0).frames) == 32
+    late = clips.write(tmp_path / "b.mkv", clips.steady(2.0), sound=clips.tone(1.0), sound_start=20_000.0)
+    assert media.decode(late, end=2.0).sound is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_sound_that_is_none_is_left_out(tmp_path, value):
+    from scipy.io import wavfile
+
+    sound = clips.tone(1.0)
+    sound[5000] = value
+    wavfile.write(tmp_path / "a.wav", 16_000, sound)
+    clip = media.decode(tmp_path / "a.wav")
+    assert (clip.sound, clip.notes) == (None, ("the sound is no sound",))
 
 
 def test_sound_that_begins_later_stays_where_it_is(tmp_path):
@@ -115,6 +154,18 @@ def test_turned_clips_are_upright(tmp_path):
 def test_large_frames_are_made_smaller(tmp_path):
     clip = media.decode(clips.write(tmp_path / "a.mkv", [0, 0.04], width=3840, height=2160, codec="mpeg4"))
     assert clip.frames[0].shape == (720, 1280, 3)
+
+
+def test_frames_of_a_long_clip_are_made_smaller(tmp_path, monkeypatch):
+    path = clips.write(tmp_path / "a.mkv", clips.steady(4.0))
+    assert media.decode(path).frames[0].shape == (48, 64, 3)
+    monkeypatch.setattr(media, "MAX_BYTES", 100_000)
+    clip = media.decode(path)
+    assert sum(frame.nbytes for frame in clip.frames) <= 100_000
+    assert len(clip.frames) == 64
+    assert clip.frames[0].shape == (20, 26, 3)
+    assert clip.notes == ("frames are smaller than they might be, since there are many",)
+    assert media.decode(path, end=0.5).frames[0].shape == (48, 64, 3)
 
 
 def test_one_frame(tmp_path):
@@ -186,6 +237,22 @@ def test_frames_that_were_left_out_are_not_taken_for_others():
     assert [int(f[0, 0, 0]) for f in clip.at_rate(2.0)] == [0, 2, 4]
     between = media.Clip(frames[:1], np.array([0.5]), 4.0, None)
     assert [int(f[0, 0, 0]) for f in between.at_rate(1.0)] == [0]
+
+
+def test_sound_whose_form_changes_is_heard_on(tmp_path):
+    frames = []
+    for rate, layout in ((16_000, "mono"), (48_000, "stereo")):
+        count = rate // 2
+        samples = np.full((1 if layout == "mono" else 2, count), 0.25, np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, len(frames) * count, Fraction(1, rate)
+        frames.append(frame)
+    recorder = media._Recorder(0.0, None, Fraction(0))
+    for frame in frames:
+        recorder.add(frame)
+    sound = recorder.finish()
+    assert abs(len(sound) - 16_000) < 40
+    np.testing.assert_allclose(np.delete(sound, np.s_[7900:8100])[:-100], 0.25, atol=1e-3)
 
 
 def test_a_gap_in_the_sound_is_silence(tmp_path):

@@ -1,5 +1,6 @@
 """Recognisers of speech behind one interface; pocketsphinx hears words in a real clip."""
 
+import hashlib
 import os
 import types
 from pathlib import Path
@@ -45,6 +46,15 @@ def test_faster_whisper_is_given_its_folder(tmp_path, monkeypatch):
     (tmp_path / "model.bin").write_bytes(b"")
     assert speech.create(f"faster-whisper:{tmp_path}")(np.zeros(5, np.float32)) == "heard 5 heard 5"
     assert asked == [(str(tmp_path), {"local_files_only": True})]
+
+
+def test_what_words_depend_on(tmp_path, monkeypatch):
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    monkeypatch.setattr(speech.metadata, "version", {"faster-whisper": "1.2", "pocketsphinx": "5.1"}.get)
+    assert speech.provenance("pocketsphinx") == {"name": "pocketsphinx", "version": "5.1"}
+    name = f"faster-whisper:{tmp_path}"
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert speech.provenance(name) == {"name": name, "version": "1.2", "sha256": digest}
 
 
 @pytest.mark.parametrize("name", ["siri", "faster-whisper", "pocketsphinx:folder", ""])

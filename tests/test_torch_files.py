@@ -148,6 +148,23 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
         torch_files.read(tmp_path / "nothing.pth")
 
 
+def test_keys_of_storages_that_are_no_text_are_refused(tmp_path):
+    content = (FILES / "old.pth").read_bytes()
+    at = content.rindex(b"\x80\x02]")  # the list of keys, the last pickle
+    end = content.index(b"e.", at) + 2
+    (tmp_path / "a.pth").write_bytes(content[:at] + pickle.dumps([0, 1], protocol=2) + content[end:])
+    with pytest.raises(ConclugenError, match="storages other than those of its tensors"):
+        torch_files.read(tmp_path / "a.pth")
+
+
+def test_numbers_of_big_endian_machines_are_refused(tmp_path):
+    with zipfile.ZipFile(FILES / "archive.pth") as old, zipfile.ZipFile(tmp_path / "a.pth", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, "big" if name.endswith("byteorder") else old.read(name))
+    with pytest.raises(ConclugenError, match="big-endian"):
+        torch_files.read(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("name", ["archive.pth", "old.pth"])
 def test_damaged_files_end_in_our_error(tmp_path, name):
     rng, valid, path = random.Random(1), (FILES / name).read_bytes(), tmp_path / name

@@ -67,7 +67,7 @@ def build(
         written. Nothing half-written is left.
     """
     spec = source.spec
-    _check_spec(spec)
+    check_spec(spec)
     data_dir = _encodable(Path(data_dir).absolute())
     target = data_dir / spec.name / spec.version
     read_from = source.fingerprint()
@@ -271,7 +271,13 @@ def _counts(spec: DatasetSpec, entries: list[tuple[Path, Part]]) -> dict[str, An
     }
 
 
-def _check_spec(spec: DatasetSpec) -> None:
+def check_spec(spec: DatasetSpec) -> None:
+    """Check what a source says of itself.
+
+    Raises:
+      ConclugenError: a name, version, modality or label that cannot be.
+    """
+
     def label_fault(label: LabelSpec) -> bool:
         named = label.kind in ("single", "multi")
         return label.kind not in LABEL_KINDS or bool(label.names) != named or len(set(label.names)) < len(label.names)

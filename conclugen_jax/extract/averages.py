@@ -28,7 +28,7 @@ class Averages:
         """Take the items of a clip; yields (key, float32 [dim]) of each clip that is complete by now.
 
         Raises:
-          ConclugenError: vectors of another size than the backbone says, or that are not finite.
+          ConclugenError: vectors of another size than the backbone says.
         """
         n = len(items[0])
         if not n or key in self._sums:
@@ -38,19 +38,18 @@ class Averages:
         rows = self._waiting.setdefault(shape, [])
         rows += [(key, tuple(x[i] for x in items)) for i in range(n)]
         while len(rows) >= self.backbone.batch_size:
-            batch = rows[: self.backbone.batch_size]
-            del rows[: self.backbone.batch_size]
-            yield from self._run(batch)
+            yield from self._run(rows)
 
     def flush(self) -> Iterator[tuple[Hashable, np.ndarray]]:
         """Run what is left, in batches filled up with copies."""
         for rows in self._waiting.values():
             while rows:
-                batch = rows[: self.backbone.batch_size]
-                del rows[: self.backbone.batch_size]
-                yield from self._run(batch)
+                yield from self._run(rows)
 
-    def _run(self, rows: list[tuple[Hashable, Items]]) -> Iterator[tuple[Hashable, np.ndarray]]:
+    def _run(self, waiting: list[tuple[Hashable, Items]]) -> Iterator[tuple[Hashable, np.ndarray]]:
+        """Take a batch off the front."""
+        rows = waiting[: self.backbone.batch_size]
+        del waiting[: self.backbone.batch_size]
         filled = rows + [rows[-1]] * (self.backbone.batch_size - len(rows))
         arrays = [np.stack(columns) for columns in zip(*(items for _, items in filled), strict=True)]
         vectors = np.asarray(self.backbone.vectors(*arrays), np.float32)
@@ -59,10 +58,6 @@ class Averages:
                 f"backbone {self.backbone.name}: vectors of shape {vectors.shape}, expected {(len(filled), self.backbone.dim)}"
             )
         for (key, _), vector in zip(rows, vectors, strict=False):
-            if not np.isfinite(vector).all():
-                raise ConclugenError(
-                    f"backbone {self.backbone.name}: a vector of {key} is not finite; are its weights right?"
-                )
             known = self._sums[key]
             known.left -= 1
             known.total += vector

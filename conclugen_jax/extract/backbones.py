@@ -121,7 +121,11 @@ def checked(module: Any, loaded: Weights, example: Items) -> None:
     Raises:
       ConclugenError: one is missing, spare or misshapen.
     """
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
+    try:
+        shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
+    except (TypeError, ValueError, ArithmeticError) as e:
+        reason = str(e).partition("\n")[0][:200]
+        raise ConclugenError(f"{loaded.folder}: its options make no network ({reason}); {weights.AGAIN}") from e
     expected, found = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (shapes, loaded.params))
     for path in sorted(expected.keys() | found.keys(), key=str):
         a, b = (getattr(tree.get(path), "shape", None) for tree in (expected, found))
@@ -178,10 +182,15 @@ def _sound(loaded: Weights, options: Options, dtype: Any) -> tuple:
 
 
 def _text(loaded: Weights, options: Options, dtype: Any) -> tuple:
-    module = text_encoder.TextEncoder(**loaded.options, dtype=dtype)
+    try:
+        module = text_encoder.TextEncoder(**loaded.options, dtype=dtype)
+        possible = min(module.max_tokens, module.num_heads, module.width, module.num_layers) > 0
+    except TypeError:
+        possible = False
+    if not possible:
+        raise ConclugenError(f"{loaded.folder}: its options make no network; {weights.AGAIN}")
     path = loaded.folder / weights.TOKENIZER
-    if not path.is_file():
-        raise ConclugenError(f"{path}: no such file; {weights.AGAIN}")
+    tokenizer(str(path), module.max_tokens)  # one that cannot be read is no fault of the clips
     prepare = Tokens(str(path), module.max_tokens)
     example = (np.zeros((8, 32), np.int32), np.ones((8, 32), bool))
     return module, prepare, 0.0, 8, example, {"max_tokens": module.max_tokens}

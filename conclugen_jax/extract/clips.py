@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from conclugen_jax.data.cells import CsvTable, number
@@ -45,6 +45,7 @@ class Utterance:
       end: in seconds; ``None``: the end of the clip.
       text: what is said, where it is known.
       sound: file of the sound, where it is another than the clip.
+      problem: why it cannot be extracted; empty where nothing is known to be wrong.
     """
 
     key: str
@@ -54,6 +55,7 @@ class Utterance:
     end: float | None = None
     text: str | None = None
     sound: str = ""
+    problem: str = ""
 
     @property
     def place(self) -> str:
@@ -62,8 +64,15 @@ class Utterance:
 
     def stamp(self) -> list:
         """What changes when the example does."""
-        files = [os.stat(path) for path in filter(None, (self.path, self.sound))]
-        return [self.start, self.end, self.text, *([file.st_size, file.st_mtime_ns] for file in files)]
+        return [self.start, self.end, self.text, self.problem, *map(_stamp, filter(None, (self.path, self.sound)))]
+
+
+def _stamp(path: str) -> list[int]:
+    try:
+        file = os.stat(path)
+    except OSError:  # it cannot be decoded either, which is a failure of its own
+        return []
+    return [file.st_size, file.st_mtime_ns]
 
 
 def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool = False) -> list[Utterance]:
@@ -77,7 +86,7 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
       cut: make an utterance of each line of the subtitles.
 
     Raises:
-      ConclugenError: no clips, names of another form, or two clips of one name.
+      ConclugenError: no clips, names of another form or too long, two clips of one name, or clips beside folders of splits.
     """
     if not source.is_dir():
         raise ConclugenError(f"{source}: no such folder; name the folder of the clips with --source")
@@ -93,26 +102,61 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
             f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md for the folders"
         )
     places: dict[str, Utterance] = {}
+    loose = next((u for u in found if not u.split), None)
+    if loose is not None and (other := next((u for u in found if u.split), None)) is not None:
+        raise ConclugenError(
+            f"{loose.path}: lies beside the folder of {other.split} clips; move it into a folder of a split"
+        )
     for u in found:
+        _check_name(u)
         other = places.setdefault(u.place, u)
         if other is not u:
             raise ConclugenError(f"{u.path}: its name {u.place!r} is also that of {other.path}; rename one of them")
     return sorted(found, key=lambda u: u.place)
 
 
+MAX_NAME = 240
+"""Bytes of a name: vectors are kept in files of that name and an ending."""
+
+
+def _check_name(u: Utterance) -> None:
+    try:
+        length = len(u.key.encode())
+    except UnicodeEncodeError:
+        length = 0
+    if not 0 < length <= MAX_NAME or not u.key.isprintable() or set("/\\") & set(u.key) or u.key in (".", ".."):
+        raise ConclugenError(
+            f"{u.path!a}: its name {u.key[:40]!a} is not printable text of 1 to {MAX_NAME} bytes without / and \\; rename it"
+        )
+
+
 def _files(folder: Path, endings: tuple[str, ...] = MEDIA) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
+    """Files below a folder, in order; linked folders are entered, each once."""
+    entered: set[str] = set()
+
+    def refuse(e: OSError) -> None:
+        raise ConclugenError(
+            f"{e.filename}: this folder cannot be read ({e.strerror}); its clips would be left out"
+        ) from e
+
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         folders.sort()
+        real = os.path.realpath(root)
+        if real in entered:  # a link to a folder that is here anyway, or around it
+            folders.clear()
+            continue
+        entered.add(real)
         yield from (Path(root) / n for n in sorted(names) if not n.startswith(".") and n.lower().endswith(endings))
 
 
-def _by_name(source: Path) -> dict[str, Path]:
-    """Clips by their names without ending; pictures are preferred to sound alone."""
-    found: dict[str, Path] = {}
+def _by_name(source: Path) -> dict[str, list[Path]]:
+    """Clips by their names and by their paths below a folder, without endings; pictures are preferred to sound alone."""
+    found: dict[str, list[Path]] = {}
     for path in _files(source):
-        if path.stem not in found or path.suffix.lower() in PICTURES:
-            found[path.stem] = path
-    return found
+        for name in {path.stem, path.relative_to(source).with_suffix("").as_posix()}:
+            found.setdefault(name, []).append(path)
+    seen = {name: [p for p in paths if p.suffix.lower() in PICTURES] for name, paths in found.items()}
+    return {name: seen[name] or paths for name, paths in found.items()}
 
 
 def _interval_columns(table: CsvTable) -> tuple[str, str, str] | None:
@@ -122,36 +166,42 @@ def _interval_columns(table: CsvTable) -> tuple[str, str, str] | None:
     return None
 
 
-def _from_tables(tables: list[CsvTable], clips: Mapping[str, Path]) -> list[Utterance]:
+def _from_tables(tables: list[CsvTable], clips: Mapping[str, Sequence[Path]]) -> list[Utterance]:
     """Rows with intervals; without a column ``id`` a row is called VIDEO_NUMBER, as in the label tables of CMU-MOSEI."""
-    found, counts, missing = [], {}, set()
+    found, counts, there = [], {}, False
     for table in tables:
         video, start, end = _interval_columns(table)
         for where, row in table:
             name = row[video].strip()
             number_of = counts[name] = counts.get(name, -1) + 1
-            path = clips.get(name) or clips.get(Path(name).stem)
-            key = row["id"].strip() if "id" in table.names else f"{name}_{number_of}"
-            if path is None:
-                missing.add(name)
+            paths = clips.get(name) or clips.get(str(Path(name).with_suffix(""))) or clips.get(Path(name).stem)
+            key = row["id"].strip() if "id" in table.names else f"{name.replace('/', '_')}_{number_of}"
+            if paths is None:
+                found.append(Utterance(key, "", name, problem=f"{where}: video {name!r} is not there"))
                 continue
+            there = True
+            if len(paths) > 1:
+                raise ConclugenError(f"{where}: video {name!r} is {paths[0]} or {paths[1]}; write its path in the row")
             times = [number(row[column], f"{where}: {column}", (0, 1e6)) for column in (start, end)]
             if times[0] >= times[1]:
                 raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; mend the row")
             words = " ".join(row["text"].split()) if "text" in table.names else None
-            found.append(Utterance(key, "", str(path), *times, words or None))
-    if not found and missing:
-        raise ConclugenError(f"{tables[0].path}: none of its {len(missing)} videos is there, such as {min(missing)!r}")
+            found.append(Utterance(key, "", str(paths[0]), *times, words or None))
+    if found and not there:
+        raise ConclugenError(f"{tables[0].path}: none of its {len(counts)} videos is there, such as {min(counts)!r}")
     return found
 
 
 def _with_words(u: Utterance, cut: bool) -> list[Utterance]:
-    """What subtitles beside a clip say."""
+    """What subtitles beside a clip say; where they cannot be read, that is the clip's problem."""
     path = subtitles.beside(Path(u.path)) if u.text is None else None
     if path is None:
         return [u]
-    lines = subtitles.read(path)
-    if cut and lines[0].end is not None:
+    try:
+        lines = subtitles.read(path)
+    except ConclugenError as e:
+        return [dataclasses.replace(u, problem=str(e))]
+    if cut and lines and lines[0].end is not None:
         return [
             dataclasses.replace(u, key=f"{u.key}_{i:04d}", start=line.start, end=line.end, text=line.text)
             for i, line in enumerate(lines)
@@ -160,11 +210,20 @@ def _with_words(u: Utterance, cut: bool) -> list[Utterance]:
 
 
 def _any(source: Path) -> Iterator[Utterance]:
-    """Any clips; a name is the path within its split without ending, with '_' for '/'."""
+    """Any clips; a name is the path within its split without ending, with '_' for '/'. Sound beside pictures is theirs."""
+    groups: dict[Path, list[Path]] = {}
     for path in _files(source):
-        split, *rest = path.relative_to(source).with_suffix("").parts
+        groups.setdefault(path.with_suffix(""), []).append(path)
+    for name, paths in groups.items():
+        split, *rest = name.relative_to(source).parts
         known = SPLIT_NAMES.get(split.lower(), "") if rest else ""
-        yield Utterance("_".join(rest if known else (split, *rest)), known, str(path))
+        key = "_".join(rest if known else (split, *rest))
+        seen = [p for p in paths if p.suffix.lower() in PICTURES]
+        if len(seen) == 1 and len(paths) == 2:
+            sound = next(p for p in paths if p not in seen)
+            yield Utterance(key, known, str(seen[0]), sound=str(sound))
+        else:
+            yield from (Utterance(key, known, str(path)) for path in paths)
 
 
 def _voxceleb2(source: Path) -> Iterator[Utterance]:
@@ -173,8 +232,9 @@ def _voxceleb2(source: Path) -> Iterator[Utterance]:
         parts = path.relative_to(source).with_suffix("").parts
         if len(parts) < 3 or "test" in parts[:-3]:
             continue
-        beside = Path(*("aac" if part == "mp4" else part for part in path.parts)).with_suffix(".m4a")
-        sound = str(beside) if beside != path and beside.is_file() else ""
+        root, _, rest = str(path.parent).rpartition(f"{os.sep}mp4{os.sep}")
+        beside = Path(root, "aac", rest, f"{path.stem}.m4a")
+        sound = str(beside) if root and beside.is_file() else ""
         yield Utterance("_".join(parts[-3:]), "", str(path), sound=sound)
 
 

@@ -214,8 +214,13 @@ def text_options(config: Mapping[str, Any], source: str) -> tuple[str, dict[str,
     if type(epsilon) is not float or not 0 < epsilon < 1:
         raise ConclugenError(f"{source}: layer_norm_eps is {epsilon!r}, expected a small number")
     options["epsilon"] = epsilon
-    options["first_position"] = config.get("pad_token_id", 1) + 1 if family == "roberta" else 0
-    options["num_types"] = 0 if family == "distilbert" else config.get("type_vocab_size", 2)
+    padding, types = config.get("pad_token_id", 1), config.get("type_vocab_size", 2)
+    if family == "roberta" and (type(padding) is not int or not 0 <= padding < options["max_positions"] - 1):
+        raise ConclugenError(f"{source}: pad_token_id is {padding!r}, expected the number of a token, usually 1")
+    if family != "distilbert" and (type(types) is not int or types < 0):
+        raise ConclugenError(f"{source}: type_vocab_size is {types!r}, expected a number of token types, usually 2")
+    options["first_position"] = padding + 1 if family == "roberta" else 0
+    options["num_types"] = 0 if family == "distilbert" else types
     return family, options
 
 
@@ -279,20 +284,16 @@ def convert_mtcnn(networks: Mapping[str, Tensors]) -> dict[str, Any]:
     params: dict[str, Any] = {}
     for network, layers in MTCNN.items():
         tensors, found = networks[network], {}
+        first_dense = next((name for name, (_, _, size) in layers.items() if not size), "")
         for name, (outputs, inputs, size) in layers.items():
             if size:
                 kernel = tensors.take(f"{name}.weight", outputs, inputs, size, size).transpose(2, 3, 1, 0)
             else:
                 kernel = tensors.take(f"{name}.weight", outputs, inputs).T
-                before = next((layer for layer in layers if layer.startswith("dense")), "")
-                if (
-                    name == before
-                ):  # its inputs are flattened as [width, height, channels]; here as [height, width, channels]
+                if name == first_dense:  # its inputs: [width, height, channels] there, [height, width, channels] here
                     channels = list(layers.values())[list(layers).index(name) - 1][0]
                     side = round((inputs / channels) ** 0.5)
-                    kernel = (
-                        kernel.reshape(side, side, channels, outputs).transpose(1, 0, 2, 3).reshape(inputs, outputs)
-                    )
+                    kernel = kernel.reshape(side, side, channels, -1).transpose(1, 0, 2, 3).reshape(inputs, outputs)
             found[name] = {"kernel": np.ascontiguousarray(kernel), "bias": tensors.take(f"{name}.bias", outputs)}
             slope = re.sub(r"^(conv|dense)", "prelu", name)
             if "_" not in name:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import errno
 import hashlib
 import io
 import itertools
@@ -26,12 +27,12 @@ from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import preparation, weights, workers
+from conclugen_jax.extract import preparation, speech, weights, workers
 from conclugen_jax.extract.averages import Averages
 from conclugen_jax.extract.backbones import Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.preparation import Prepared, Recipe
-from conclugen_jax.extract.store import Store
+from conclugen_jax.extract.store import Planned, Store
 
 MOST_WAITING = 64
 """Utterances that wait for their batches to be filled, and would be done again after an interruption, at most."""
@@ -72,10 +73,11 @@ def vectors(
       tally: takes the seconds.
 
     Yields:
-      (utterance, modality -> float32 [views, dim]) of each, as soon as it is complete; failures with nothing.
+      (utterance, modality -> float32 [views, dim]) of each, as soon as it is complete; failures, among them vectors that
+      are not finite, with nothing.
 
     Raises:
-      ConclugenError: vectors that are not finite, or of another size than a backbone says.
+      ConclugenError: vectors of another size than a backbone says.
     """
     averages = {b.name: Averages(b) for b in backbones}
     waiting: dict[str, tuple[Prepared, dict[tuple[int, str], np.ndarray | None]]] = {}
@@ -86,7 +88,14 @@ def vectors(
             results[view, name] = vector
             if all(x is not None for x in results.values()):
                 del waiting[place]
-                yield dataclasses.replace(each, views=()), _joined(results, len(each.views), backbones)
+                bad = sorted({name for (_, name), x in results.items() if not np.isfinite(x).all()})
+                if bad:
+                    reason = (
+                        f"{place}: {', '.join(bad)} gave numbers that are not finite; is something odd about the clip?"
+                    )
+                    yield Prepared(place, failure=reason), {}
+                else:
+                    yield dataclasses.replace(each, views=()), _joined(results, len(each.views), backbones)
 
     def flushed() -> Iterator:
         for name, running in averages.items():
@@ -130,32 +139,6 @@ def _joined(
     return found
 
 
-class Planned:
-    """Features that are not there yet: only their names and sizes."""
-
-    def __init__(self, utterances: Sequence[Utterance], dim: int):
-        self.dim, self._names = dim, {}
-        for u in utterances:
-            self._names.setdefault(u.split, []).append(u.key)
-
-    def names(self) -> dict[str, list[str]]:
-        """Of all utterances."""
-        return self._names
-
-    def files(self) -> tuple:
-        """None yet."""
-        return ()
-
-    def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
-        """The name within the data set of each key that there is."""
-        known = {s: set(names) for s, names in self._names.items()}
-        in_split, anywhere = known.get(split, set()), known.get("", set())
-        return [f"{split}/{k}" if k in in_split else k if k in anywhere else None for k in keys]
-
-    def read(self, place: str) -> np.ndarray | None:
-        """Nothing yet."""
-
-
 def dims(backbones: Sequence[Backbone]) -> dict[str, int]:
     """modality -> size of its vectors."""
     sizes: dict[str, int] = {}
@@ -164,17 +147,22 @@ def dims(backbones: Sequence[Backbone]) -> dict[str, int]:
     return sizes
 
 
+def facts_of(backbones: Sequence[Backbone]) -> dict[str, dict[str, Any]]:
+    """Name -> what the vectors of a backbone depend on; JSON."""
+    return {b.name: {"modality": b.modality, "dim": b.dim, **b.provenance} for b in backbones}
+
+
 def provenance(backbones: Sequence[Backbone], how: Recipe, options: Options) -> dict[str, Any]:
     """What the vectors depend on besides the clips: JSON, the same on every machine of the same versions."""
     versions = {name: metadata.version(name) for name in ("av", "pillow", "tokenizers") if _installed(name)}
     return {
-        "backbones": {b.name: {"modality": b.modality, "dim": b.dim, **b.provenance} for b in backbones},
+        "backbones": facts_of(backbones),
         "options": {k: v for k, v in dataclasses.asdict(options).items() if k != "batch_items"},
         "frames": {
             "faces": weights.load(how.faces).sha256 if how.faces else "",
             "no_face": how.no_face if how.faces else "",
         },
-        "speech": how.recogniser,
+        "speech": speech.provenance(how.recogniser) if how.recogniser else {},
         "views": {"number": how.num_views, "seed": how.seed, "strength": how.strength} if how.num_views > 1 else {},
         "versions": versions,
     }
@@ -227,8 +215,11 @@ def extract(
     how = preparation.recipe(backbones, size=networks.options.size, **preparation_options)
     if how.recogniser:
         preparation.recogniser(how.recogniser)  # an unknown one is no fault of the clips
+    if how.faces:
+        preparation.mtcnn_weights(how.faces)
     sizes, facts = dims(backbones), provenance(backbones, how, networks.options)
     plan = formats.assemble(request, Found({m: Planned(utterances, dim) for m, dim in sizes.items()}), "clips")
+    builders.check_spec(plan.spec)
     todo = _asked_for(plan, utterances, how)
     fingerprint = _fingerprint(plan, todo, facts)
     target = data_dir / plan.spec.name / plan.spec.version
@@ -238,10 +229,12 @@ def extract(
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with locks.hold(folder.with_name(f"{folder.name}.lock")):
-            store = Store(folder, facts)
-            work = _Work(networks, how, str(folder), json.dumps(facts, sort_keys=True))
+            store = Store(folder)
+            store.begin(facts)
+            work = _Work(networks, how, str(folder))
             tally = _run(store, todo, work, num_workers, beam, progress)
-            features = {m: f for m in sizes if (f := store.features(m, how.num_views)) is not None}
+            first = plan.spec.splits[0]
+            features = {m: f for m in sizes if (f := store.features(m, how.num_views, first)) is not None}
             if not tally.done or not features:
                 raise ConclugenError(f"{len(todo):,} utterances, and each failed; the first: {_first(tally)}")
             source = formats.assemble(request, Found(features, facts=_told(facts, fingerprint, tally)), "clips")
@@ -253,9 +246,9 @@ def extract(
     except locks.Busy as e:
         raise ConclugenError(f"{target}: being extracted by {e}; wait, or choose another name or --data_dir") from None
     except OSError as e:
-        raise ConclugenError(
-            f"{e.filename or data_dir}: cannot be written ({e.strerror or e}); free space and repeat the command, which goes on"
-        ) from e
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "free space and repeat the command, which goes on" if full else "choose another --data_dir"
+        raise ConclugenError(f"{e.filename or data_dir}: cannot be written ({e.strerror or e}); {way_out}") from e
 
 
 def _asked_for(plan: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> list[tuple[Utterance, int]]:
@@ -264,6 +257,11 @@ def _asked_for(plan: JoinedSource, utterances: Sequence[Utterance], how: Recipe)
     first, found = plan.spec.splits[0], {}
     features = next(iter(plan.features.values()))
     for split, columns in plan.annotations.items():
+        counts = Counter(columns.keys)
+        if counts and max(counts.values()) > 1:
+            raise ConclugenError(
+                f"the labels name {max(counts, key=counts.__getitem__)!r} twice in {split}; leave one row out"
+            )
         for place in features.locate(split, columns.keys):
             if place is not None:
                 found[place] = (by_place[place], how.num_views if split == first else 1)
@@ -328,7 +326,6 @@ class _Work:
     networks: Networks
     how: Recipe
     folder: str
-    facts: str
 
     def run(
         self,
@@ -339,10 +336,18 @@ class _Work:
     ) -> None:
         """Extract utterances into the store."""
         backbones = backbones_lib.load(self.networks)
-        store, by_place = Store(Path(self.folder), json.loads(self.facts)), {u.place: (u, n) for u, n in jobs}
-        with contextlib.closing(workers.prepared(jobs, self.how, num_workers)) as prepared:
+        store, by_place = Store(Path(self.folder)), {u.place: (u, n) for u, n in jobs}
+        stamps: dict[str, list] = {}
+
+        def begun() -> Iterator[tuple[Utterance, int]]:
+            for u, views in jobs:
+                stamps[u.place] = u.stamp()  # a file that changes from now on is done again the next time
+                yield u, views
+
+        with contextlib.closing(workers.prepared(begun(), self.how, num_workers)) as prepared:
             for each, found in vectors(prepared, backbones, tally or Tally()):
-                store.put(*by_place[each.place], found, notes=each.notes, failure=each.failure)
+                stamp = stamps.pop(each.place)
+                store.put(*by_place[each.place], found, stamp=stamp, notes=each.notes, failure=each.failure)
                 done()
 
 
@@ -373,15 +378,17 @@ def _run(
         data_workers.run_beam(parts, work.run, beam)
     else:
         work.run(left, num_workers, one_more, tally)
-    sizes = dims(backbones_lib.load(work.networks))
+    sizes, present = dims(backbones_lib.load(work.networks)), {}
     for u, views in todo:
-        state = store.state(u, views) or {"failure": "was not extracted", "notes": [], "present": []}
+        state = store.state(u, views) or {"failure": "was changed while it was extracted", "notes": [], "present": []}
         if state["failure"]:
             tally.failures[u.place] = state["failure"]
             continue
         tally.done += 1
         tally.notes.update(map(_kind, state["notes"]))
         tally.missing.update(set(sizes) - set(state["present"]))
+        present[u.place] = state["present"]
+    store.keep_only(present)
     return tally
 
 
@@ -392,4 +399,5 @@ def _is_open(state: Mapping[str, Any] | None) -> bool:
 
 def _kind(note: str) -> str:
     """A note without its numbers, to be counted."""
-    return "no face in some frames" if note.startswith("no face in") else note.partition(" (")[0]
+    note = "no face in some frames" if note.startswith("no face in") else note.partition(" (")[0]
+    return note.lstrip("0123456789 ")

@@ -28,7 +28,7 @@ class Track:
 
     Attributes:
       times: of its detections, in seconds.
-      box: that holds all of its boxes: x, y of two corners in pixels.
+      box: that holds all of its boxes: x, y of two corners.
       last: the newest of its boxes.
     """
 
@@ -102,14 +102,17 @@ def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], si
     Returns:
       The clip with other frames; none where no face was found.
     """
-    tracks = follow([float(clip.times[i]) for i in rows], boxes, gap)
+    # In parts of the frame: its size may change within a clip.
+    sides = [np.tile(clip.frames[i].shape[1::-1], 2) for i in rows]
+    parts = [None if box is None else box / side for box, side in zip(boxes, sides, strict=True)]
+    tracks = follow([float(clip.times[i]) for i in rows], parts, gap)
     frames, times = [], []
     for frame, time in zip(clip.frames, clip.times, strict=True):
         distances = [min(abs(time - t) for t in track.times) for track in tracks]
         if not distances or min(distances) > gap + 1e-6:
             continue
-        box = tracks[int(np.argmin(distances))].box
         height, width = frame.shape[:2]
+        box = tracks[int(np.argmin(distances))].box * (width, height, width, height)
         low = np.clip(box[:2], 0, (width - 1, height - 1))
         high = np.clip(box[2:], low + 1, (width, height))
         frames.append(resize(frame, (size, size), (*low, *high)))

@@ -3,6 +3,7 @@
 Times count in seconds from the start of the container, as players count them.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -23,11 +24,18 @@ MAX_SIDE = 1280
 MAX_SECONDS = 300.0
 """Longest clip or interval; its frames are held in memory."""
 
+MAX_BYTES = 2**30
+"""Of the frames of a clip: those of a longer one are made smaller, so that all of them take no more."""
+
 GAP = 0.1
 """Seconds without sound in the middle of a clip from which on they are filled with silence; less is imprecise times."""
 
 SILENCE = 1e-4
 """Greatest amplitude of sound that counts as none (-80 dB of full scale)."""
+
+
+LOUDEST = 1000.0
+"""Greatest amplitude of sound that can be meant; in a damaged file numbers may be anything."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Clip:
         """
         if rate >= self.rate or not len(self.frames):
             return self.frames
-        wanted = np.arange(0, self.times[-1] + 1e-6, 1 / rate) + 1e-6
+        wanted = np.arange(0, self.times[-1] + 1 / self.rate - 1e-6, 1 / rate) + 1e-6
         rows = np.searchsorted(self.times, wanted, side="right") - 1
         shown = (rows >= 0) & (wanted - self.times[rows] < 1 / self.rate)
         return [self.frames[i] for i in rows[shown]] or self.frames[:1]
@@ -96,8 +104,10 @@ def decode(
     if not 0 <= start < math.inf or (end is not None and not start < end < math.inf):
         raise ConclugenError(f"{path}: no interval from {start} s to {end} s")
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            return _decode(container, str(path), rate, start, end, sound, video)
+        for back in (*(seconds for seconds in SEEK_BACK if start > seconds + 1), None):
+            with av.open(str(path), metadata_errors="replace") as container, contextlib.suppress(_TooLate):
+                return _decode(container, str(path), rate, start, end, sound, video, back)
+        raise AssertionError("the whole clip is never too late")
     except av.error.FFmpegError as e:
         raise ConclugenError(f"{path}: cannot be decoded ({e.strerror}); is it a video, and complete?") from e
     except MemoryError as e:
@@ -117,7 +127,24 @@ def library() -> Any:
     return av
 
 
-def _decode(container: Any, name: str, rate: float, start: float, end: float | None, sound: bool, video: bool) -> Clip:
+SEEK_BACK = (1.0, 16.0)
+"""Seconds before an interval at which decoding begins; where no key frame lies between, it begins further back."""
+
+
+class _TooLate(Exception):
+    """Decoding began after the start of the interval."""
+
+
+def _decode(
+    container: Any,
+    name: str,
+    rate: float,
+    start: float,
+    end: float | None,
+    sound: bool,
+    video: bool,
+    back: float | None,
+) -> Clip:
     pictures = next((s for s in container.streams.video if not _is_cover(s)), None) if video else None
     sounds = next(iter(container.streams.audio), None) if sound else None
     if pictures is None and sounds is None:
@@ -126,12 +153,21 @@ def _decode(container: Any, name: str, rate: float, start: float, end: float | N
     streams = [s for s in (pictures, sounds) if s is not None]
     for stream in streams:
         stream.codec_context.thread_count = 1  # clips are decoded side by side
-    sampler = _Sampler(pictures, rate, start, end, zero) if pictures is not None else None
+    length = end if end is not None else (container.duration or 0) / 1_000_000
+    sampler = _Sampler(pictures, rate, start, end, zero, length - start) if pictures is not None else None
     recorder = _Recorder(start, end, zero) if sounds is not None else None
     notes = []
-    if start > 2:
-        container.seek(int((start - 1) * 1_000_000) + (container.start_time or 0), backward=True)
+    awaited = set()  # streams whose place in time is not known yet
+    if back is not None:
+        container.seek(int((start - back) * 1_000_000) + (container.start_time or 0), backward=True)
+        awaited = set(streams)
     for stream, frame in _frames(container, streams, notes):
+        if stream in awaited:
+            if stream is pictures and not frame.key_frame:
+                continue  # what it is made of was passed over
+            if frame.pts is None or float(frame.pts * frame.time_base - zero) > start + (stream is sounds) * GAP:
+                raise _TooLate
+            awaited.remove(stream)
         done = sampler is None or sampler.done
         if stream is pictures and not sampler.done:
             sampler.add(frame)
@@ -139,14 +175,23 @@ def _decode(container: Any, name: str, rate: float, start: float, end: float | N
             recorder.add(frame)
         if done and (recorder is None or recorder.done):
             break
-        if max(sampler.last if sampler else 0, recorder.length if recorder else 0) > MAX_SECONDS:
-            raise ConclugenError(f"{name}: more than {MAX_SECONDS:g} s in one piece; cut it by intervals (--intervals)")
+        if (sampler and sampler.too_long) or (recorder and recorder.length > MAX_SECONDS):
+            raise ConclugenError(
+                f"{name}: more than {MAX_SECONDS:g} s in one piece; cut it, by subtitles or a table of intervals"
+            )
+    if pictures in awaited:
+        raise _TooLate
     frames, times = sampler.finish() if sampler is not None else ([], np.zeros(0))
     heard = recorder.finish() if recorder is not None else None
     if not frames and heard is None:
         raise ConclugenError(
             f"{name}: nothing could be decoded{_between(start, end)}; {' '.join(notes) or 'is it complete?'}"
         )
+    if sampler is not None and sampler.shrunk:
+        notes.append("frames are smaller than they might be, since there are many")
+    if heard is not None and not np.abs(heard).max(initial=0) <= LOUDEST:
+        notes.append("the sound is no sound")
+        heard = None
     if heard is not None and np.abs(heard).max(initial=0) < SILENCE:
         notes.append("the sound is silence")
         heard = None
@@ -188,7 +233,7 @@ def _frames(container: Any, streams: list[Any], notes: list[str]) -> Iterator[tu
 class _Sampler:
     """Takes the frame on the screen at each multiple of 1 / rate."""
 
-    def __init__(self, stream: Any, rate: float, start: float, end: float | None, zero: Fraction):
+    def __init__(self, stream: Any, rate: float, start: float, end: float | None, zero: Fraction, seconds: float):
         own = stream.average_rate or stream.guessed_rate
         self.rate = min(rate, float(own)) if own else rate
         self._step = Fraction(1) / (Fraction(rate) if not own or own > rate else Fraction(own))
@@ -198,12 +243,10 @@ class _Sampler:
         self._aspect = stream.sample_aspect_ratio or 1
         self._frames: list[np.ndarray] = []
         self._times: list[float] = []
-        self.done = False
-
-    @property
-    def last(self) -> float:
-        """Time of the newest frame taken, after the start of the interval."""
-        return self._times[-1] if self._times else 0.0
+        self._bytes = 0
+        # A container that does not tell its length is taken at its word: as if it were short.
+        self._pixels = MAX_BYTES / 3 / max(1.0, min(seconds, MAX_SECONDS) * self.rate)
+        self.done = self.shrunk = self.too_long = False
 
     def add(self, frame: Any) -> None:
         """The next frame in the order of presentation."""
@@ -223,13 +266,23 @@ class _Sampler:
         while not self.done and self._next < time:
             if self._end is not None and self._next >= self._end:
                 self.done = True
+            elif self._next - self._start > MAX_SECONDS:
+                self.done = self.too_long = True
             elif self._shown is not None and self._shown_at <= self._next:
-                image = upright(self._shown, float(self._aspect)) if image is None else image
+                image = self._image(self._shown) if image is None else image
                 self._frames.append(image)
                 self._times.append(float(self._next - self._start))
                 self._next += self._step
             else:
                 self._next += self._step
+
+    def _image(self, frame: Any) -> np.ndarray:
+        image = upright(frame, float(self._aspect), self._pixels)
+        self.shrunk = self.shrunk or frame.width * frame.height > self._pixels
+        self._bytes += image.nbytes
+        if self._bytes > 2 * MAX_BYTES:
+            raise MemoryError
+        return image
 
     def finish(self) -> tuple[list[np.ndarray], np.ndarray]:
         """The frames and their times."""
@@ -244,16 +297,17 @@ def _exact(seconds: float) -> Fraction:
     return Fraction(round(seconds * 1_000_000), 1_000_000)
 
 
-def upright(frame: Any, aspect: float = 1.0) -> np.ndarray:
+def upright(frame: Any, aspect: float = 1.0, pixels: float = math.inf) -> np.ndarray:
     """uint8 RGB [height, width, 3] as a player shows it: square pixels, turned, at most :data:`MAX_SIDE` a side.
 
     Args:
       frame: of PyAV.
       aspect: width of a pixel by its height.
+      pixels: at most, all in all.
     """
     width, height = frame.width, frame.height
     width = max(1, round(width * aspect)) if 0.1 < aspect < 10 else width
-    scale = min(1.0, MAX_SIDE / max(width, height))
+    scale = min(1.0, MAX_SIDE / max(width, height), math.sqrt(pixels / (width * height)))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     same = size == (frame.width, frame.height)
     image = (
@@ -267,7 +321,7 @@ class _Recorder:
     """Collects sound at its place in time."""
 
     def __init__(self, start: float, end: float | None, zero: Fraction):
-        self._resampler = library().AudioResampler(format="fltp", rate=SAMPLE_RATE)
+        self._resampler, self._format = None, None
         self._start, self._end, self._zero = start, end, zero
         self._pieces: list[np.ndarray] = []
         self._begin: float | None = None
@@ -280,12 +334,24 @@ class _Recorder:
         if self._begin is None:
             self._begin = at or 0.0
         elif at is not None and (gap := at - self._begin - self.length) > GAP:
+            end = self._end if self._end is not None else self._start + 2 * MAX_SECONDS
+            if at > end:
+                self.done, self.length = True, end - self._begin
+                return
             self._pieces.append(np.zeros(round(gap * SAMPLE_RATE), np.float32))
             self.length += gap
+        form = frame.format.name, frame.layout.name, frame.sample_rate
+        if form != self._format:  # of the first frame, or in the middle
+            self._finish_resampler()
+            self._resampler, self._format = library().AudioResampler(format="fltp", rate=SAMPLE_RATE), form
         frame.pts = None  # the resampler would fill gaps by its own rules
         self._keep(self._resampler.resample(frame))
         if self._end is not None and self._begin + self.length > self._end:
             self.done = True
+
+    def _finish_resampler(self) -> None:
+        if self._resampler is not None:
+            self._keep(self._resampler.resample(None))
 
     def _keep(self, frames: list[Any]) -> None:
         for frame in frames:
@@ -294,8 +360,10 @@ class _Recorder:
 
     def finish(self) -> np.ndarray | None:
         """float32 [samples] of the interval; ``None`` if there was no sound in it."""
-        self._keep(self._resampler.resample(None))
+        self._finish_resampler()
         if not self._pieces:
+            return None
+        if self._begin - self._start > MAX_SECONDS:
             return None
         samples = np.concatenate(self._pieces)
         offset = round((self._begin - self._start) * SAMPLE_RATE)

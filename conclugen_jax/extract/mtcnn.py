@@ -27,6 +27,12 @@ CHUNK = 64
 """Crops that go through R-Net and O-Net at a time; the last chunk is filled up, so that one program serves all."""
 
 
+MOST_SIZES = 8
+"""Sizes of images whose programs are kept."""
+
+_sizes: set[tuple[int, int, int]] = set()
+
+
 class PReLU(nn.Module):
     """max(x, 0) + slope * min(x, 0), a slope for each channel."""
 
@@ -123,6 +129,10 @@ def detect(
         pieces = [images[i : i + IMAGES] for i in range(0, n, IMAGES)]
         return [faces for piece in pieces for faces in detect(params, piece, min_size=min_size, thresholds=thresholds)]
     filled = 1 << (n - 1).bit_length()  # few sizes, since a program is compiled for each
+    _sizes.add((filled, height, width))
+    if len(_sizes) > MOST_SIZES:  # their programs take tens of MiB
+        _pyramid.clear_cache()
+        _sizes.clear()
     images = np.concatenate([images, np.broadcast_to(images[-1:], (filled - n, *images.shape[1:]))])
     boxes, owners = _propose(params["pnet"], images, min_size, thresholds[0])
     boxes, owners = boxes[owners < n], owners[owners < n]
@@ -167,9 +177,9 @@ def _propose(params: Any, images: np.ndarray, min_size: int, threshold: float) -
 @functools.partial(jax.jit, static_argnums=2)
 def _pyramid(params: Any, images: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     x = jnp.asarray(images, jnp.float32)
-    for axis, length in enumerate(size, 1):
-        x = jnp.moveaxis(jnp.tensordot(_averages(x.shape[axis], length), x, (1, axis)), 0, axis)
     with jax.default_matmul_precision("highest"):
+        for axis, length in enumerate(size, 1):
+            x = jnp.moveaxis(jnp.tensordot(_averages(x.shape[axis], length), x, (1, axis)), 0, axis)
         return PNet().apply({"params": params}, (x - 127.5) * 0.0078125)
 
 

@@ -1,7 +1,8 @@
 """From clips to predictions: the features are made as those that the run was trained on were."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import extraction, mtcnn, preparation, subtitles, weights, workers
+from conclugen_jax.extract import extraction, mtcnn, preparation, speech, subtitles, weights, workers
 from conclugen_jax.extract.backbones import Networks, Options
 from conclugen_jax.extract.clips import Utterance
 
@@ -103,7 +104,10 @@ def predict(
 
 def _utterances(file: Path, cut: bool) -> list[Utterance]:
     path = subtitles.beside(file)
-    lines = subtitles.read(path) if path is not None else []
+    try:
+        lines = subtitles.read(path) if path is not None else []
+    except ConclugenError as e:
+        return [Utterance(str(file), "", str(file), problem=str(e))]
     if cut and lines and lines[0].end is not None:
         return [Utterance(f"{file}#{i}", "", str(file), u.start, u.end, u.text) for i, u in enumerate(lines)]
     return [Utterance(str(file), "", str(file), text=subtitles.said(lines) if lines else None)]
@@ -122,30 +126,45 @@ def _same_way(
     try:
         names = {field.name for field in dataclasses.fields(Options)}
         options = Options(**{k: v for k, v in made["options"].items() if k in names})
-        expected = {name: (facts.get("sha256"), facts["dim"]) for name, facts in made["backbones"].items()}
-        crops, no_face, speech = made["frames"]["faces"], made["frames"]["no_face"], made["speech"]
-    except (KeyError, TypeError, AttributeError) as e:
+        expected = {name: dict(facts) for name, facts in made["backbones"].items()}
+        crops, no_face, heard = made["frames"]["faces"], made["frames"]["no_face"], made["speech"]
+        recogniser = recogniser or heard.get("name", "")
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise ConclugenError(f"{workdir}: damaged facts of its data set ({type(e).__name__}: {e})") from e
     networks = Networks(tuple(map(str, folders)), tuple(own), options)
     backbones = backbones_lib.load(networks)
-    found = {b.name: (b.provenance.get("sha256"), b.dim) for b in backbones}
-    for name in expected.keys() | found.keys():
+    found = extraction.facts_of(backbones)
+    _compare(found, expected, workdir)
+    if crops and weights.load(faces).sha256 != crops:
+        raise ConclugenError(f"{faces}: other weights of MTCNN than those of the data set; name these with --mtcnn")
+    if recogniser:
+        preparation.recogniser(recogniser)  # an unknown one is no fault of the clips
+    if recogniser and recogniser == heard.get("name") and speech.provenance(recogniser) != heard:
+        raise ConclugenError(
+            f"{recogniser}: of another version or with another model than the words of {workdir} were recognised with; install "
+            "that one, or choose a recogniser with --speech"
+        )
+    options = {"faces": str(faces) if crops else "", "no_face": no_face or "drop", "recogniser": recogniser}
+    return networks, preparation.recipe(backbones, size=networks.options.size, **options)
+
+
+def _compare(found: Mapping[str, dict[str, Any]], expected: Mapping[str, dict[str, Any]], workdir: str | Path) -> None:
+    """Compare what is known of backbones, by their names, with what a data set was made with."""
+    for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             raise ConclugenError(f"{workdir}: its features need {name}; name it with --weights or --backbone")
         if name not in expected:
             raise ConclugenError(f"{workdir}: its features were made without {name}; leave it out")
-        if found[name] != expected[name]:
-            raise ConclugenError(
-                f"{name}: other weights ({str(found[name][0])[:12]}) than those that the features of {workdir} were made with "
-                f"({str(expected[name][0])[:12]}); name the same"
-            )
+        # The same weights may come from another file.
+        keys = sorted((found[name].keys() | expected[name].keys()) - {"source"}, key=lambda key: (key != "sha256", key))
+        for key in keys:
+            ours, theirs = (json.dumps(facts[name].get(key), sort_keys=True) for facts in (found, expected))
+            if ours != theirs:
+                raise ConclugenError(
+                    f"{name}: its {key} is {ours[:200]}, that of the features of {workdir} is {theirs[:200]}; name the same"
+                )
     if list(found) != list(expected):
-        order = [b.name for name in expected for b in backbones if b.name == name]
-        raise ConclugenError(f"name the weights in the order in which the data set was made: {', '.join(order)}")
-    if crops and weights.load(faces).sha256 != crops:
-        raise ConclugenError(f"{faces}: other weights of MTCNN than those of the data set; name these with --mtcnn")
-    options = {"faces": str(faces) if crops else "", "no_face": no_face or "drop", "recogniser": recogniser or speech}
-    return networks, preparation.recipe(backbones, size=networks.options.size, **options)
+        raise ConclugenError(f"name the weights in the order in which the data set was made: {', '.join(expected)}")
 
 
 def _prediction(

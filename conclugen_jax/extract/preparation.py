@@ -93,9 +93,12 @@ def prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
 
 
 def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
+    if utterance.problem:
+        raise ConclugenError(utterance.problem)
     used = set(how.modalities.values())
-    hears = "audio" in used or ("text" in used and how.recogniser and not utterance.text)
-    clip = _decoded(utterance, how.rate if "video" in used else 0.0, hears)
+    reads = bool(used - {"video", "audio"})  # a modality of the user's own may need anything
+    recognised = reads and bool(how.recogniser) and not utterance.text
+    clip = _decoded(utterance, how.rate, bool(used - {"video", "text"}) or recognised)
     notes, boxes = list(clip.notes), ()
     end = utterance.end or utterance.start + max(
         clip.times[-1] + 1 / clip.rate if len(clip.times) else 0.0,
@@ -104,7 +107,7 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     if how.faces and clip.frames:
         clip, boxes = _cropped(utterance, clip, how, notes)
     text = utterance.text
-    if "text" in used and not text and how.recogniser and clip.sound is not None:
+    if recognised and clip.sound is not None:
         text = recogniser(how.recogniser)(clip.sound) or None
     clip = dataclasses.replace(clip, text=text)
     views = []
@@ -158,8 +161,17 @@ def _cropped(utterance: Utterance, clip: Clip, how: Recipe, notes: list[str]) ->
 
 @functools.cache
 def mtcnn_weights(folder: str) -> Any:
-    """Variables of MTCNN, read once in each process."""
-    return weights.load(folder).params
+    """Variables of MTCNN, read once in each process.
+
+    Raises:
+      ConclugenError: weights of another network.
+    """
+    loaded = weights.load(folder)
+    if loaded.network != "mtcnn":
+        raise ConclugenError(
+            f"{folder}: weights of {loaded.network}, expected mtcnn; leave --mtcnn out for those that come along"
+        )
+    return loaded.params
 
 
 @functools.cache

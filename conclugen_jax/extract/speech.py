@@ -1,15 +1,21 @@
 """Speech recognition: sound in, words out, by recognisers of other packages."""
 
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from conclugen_jax.data.manifest import sha256
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import SAMPLE_RATE, SILENCE
 
 Recogniser = Callable[[np.ndarray], str]
 """float32 [samples] at 16 kHz -> words, empty where none are heard."""
+
+
+MODEL = "model.bin"
+"""File of a model of faster-whisper."""
 
 
 def create(name: str) -> Recogniser:
@@ -29,6 +35,17 @@ def create(name: str) -> Recogniser:
     raise ConclugenError(
         f"speech recogniser {name!r} is unknown; there are pocketsphinx and faster-whisper:MODEL_FOLDER"
     )
+
+
+def provenance(name: str) -> dict[str, str]:
+    """What the words depend on besides the sound: JSON.
+
+    Args:
+      name: of a recogniser, as for :func:`create`.
+    """
+    package, _, folder = name.partition(":")
+    facts = {"name": name, "version": metadata.version(package)}
+    return facts | ({"sha256": sha256(Path(folder) / MODEL)} if folder else {})
 
 
 def _pocketsphinx() -> Recogniser:
@@ -53,8 +70,8 @@ def _pocketsphinx() -> Recogniser:
 
 
 def _whisper(folder: Path) -> Recogniser:
-    if not (folder / "model.bin").is_file():
-        raise ConclugenError(f"{folder}: no model.bin; name the folder of a model of faster-whisper")
+    if not (folder / MODEL).is_file():
+        raise ConclugenError(f"{folder}: no {MODEL}; name the folder of a model of faster-whisper")
     try:
         from faster_whisper import WhisperModel
     except ImportError as e:

@@ -4,10 +4,12 @@
 and ``done/[SPLIT/]KEY.json`` what became of an utterance; it is written last.
 """
 
+import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,52 @@ from conclugen_jax.extract.clips import Utterance
 RECIPE = "recipe.json"
 
 
-class Store:
-    """A folder of vectors made by one recipe."""
+class Planned:
+    """Features that are not there yet: only their names and sizes."""
 
-    def __init__(self, folder: Path, recipe: Mapping[str, Any]):
-        """Open the folder, or make it; what another recipe left there is deleted.
+    def __init__(self, utterances: Sequence[Utterance], dim: int):
+        self.dim, self._names = dim, {}
+        for u in utterances:
+            self._names.setdefault(u.split, []).append(u.key)
+
+    def names(self) -> dict[str, list[str]]:
+        """Of all utterances."""
+        return self._names
+
+    def files(self) -> tuple:
+        """None yet."""
+        return ()
+
+    def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
+        """The name within the data set of each key that there is."""
+        known = {s: set(names) for s, names in self._names.items()}
+        in_split, anywhere = known.get(split, set()), known.get("", set())
+        return [f"{split}/{k}" if k in in_split else k if k in anywhere else None for k in keys]
+
+    def read(self, place: str) -> np.ndarray | None:
+        """Nothing yet."""
+
+
+class Store:
+    """A folder of vectors made by one recipe; several processes may open it, one of them begins it.
+
+    Attributes:
+      folder: of the vectors.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def begin(self, recipe: Mapping[str, Any]) -> None:
+        """Make the folder; what another recipe left there is deleted.
 
         Raises:
           OSError: it cannot be written.
         """
-        self.folder, text = folder, json.dumps(recipe, sort_keys=True)
-        path = folder / RECIPE
-        if folder.exists() and (not path.is_file() or path.read_text(encoding="utf-8") != text):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        text, path = json.dumps(recipe, sort_keys=True), self.folder / RECIPE
+        if self.folder.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
         _write(path, text.encode())
 
     def state(self, utterance: Utterance, num_views: int) -> dict[str, Any] | None:
@@ -58,26 +92,28 @@ class Store:
         num_views: int,
         vectors: Mapping[str, np.ndarray],
         *,
+        stamp: list,
         notes: tuple[str, ...] = (),
         failure: str = "",
     ) -> None:
-        """Note what became of an utterance; ``vectors``: modality -> float32 [views, dim].
+        """Note what became of an utterance.
+
+        Args:
+          utterance: which.
+          num_views: of it.
+          vectors: modality -> float32 [views, dim].
+          stamp: of the utterance before its files were read.
+          notes: what was odd.
+          failure: why there are no vectors.
 
         Raises:
           OSError: it cannot be written.
         """
         for modality, views in vectors.items():
             for number, vector in enumerate(views):
-                path = self._place(f"{number}/{modality}", utterance, ".npy")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                scratch = path.with_name(f".{path.name}")
-                with scratch.open("wb") as file:
-                    np.save(file, vector, allow_pickle=False)
-                os.replace(scratch, path)
-        try:
-            stamp = utterance.stamp()
-        except OSError:
-            stamp = []
+                content = io.BytesIO()
+                np.save(content, vector, allow_pickle=False)
+                _write(self._place(f"{number}/{modality}", utterance, ".npy"), content.getvalue())
         done = {
             "stamp": stamp,
             "views": num_views,
@@ -87,15 +123,28 @@ class Store:
         }
         _write(self._place("done", utterance, ".json"), json.dumps(done).encode())
 
-    def features(self, modality: str, num_views: int) -> Features | None:
-        """The vectors of a modality as a data set is built from them; ``None`` if no utterance has it."""
-        first = self.folder / "0" / modality
-        if not first.is_dir():
+    def features(self, modality: str, num_views: int, first_split: str) -> Features | None:
+        """The vectors of a modality as a data set is built from them; ``None`` if no utterance has it.
+
+        Args:
+          modality: their name.
+          num_views: of each utterance of the first split.
+          first_split: its name.
+        """
+        folders = [self.folder / str(v) / modality for v in range(num_views)]
+        if not _has_vectors(folders[0]):
             return None
-        if num_views == 1:
-            return FolderFeatures(first, how="mean")
-        views = [FolderFeatures(self.folder / str(v) / modality, how="mean") for v in range(num_views)]
-        return VariantFeatures(views, first_split="train")
+        first = FolderFeatures(folders[0], how="mean")
+        others = [FolderFeatures(f, how="mean") if _has_vectors(f) else Planned((), first.dim) for f in folders[1:]]
+        return VariantFeatures([first, *others], first_split=first_split) if others else first
+
+    def keep_only(self, present: Mapping[str, Sequence[str]]) -> None:
+        """Delete the vectors of earlier tries that no longer count; ``present``: place -> its modalities."""
+        for folder in self.folder.glob("[0-9]*/*"):
+            for path in folder.rglob("*.npy"):
+                place = path.relative_to(folder).as_posix().removesuffix(".npy")
+                if folder.name not in present.get(place, ()):
+                    path.unlink()
 
     def _place(self, folder: str, utterance: Utterance, ending: str) -> Path:
         path = self.folder / folder / f"{utterance.place}{ending}"
@@ -104,8 +153,16 @@ class Store:
         return path
 
 
+def _has_vectors(folder: Path) -> bool:
+    return next(folder.rglob("*.npy"), None) is not None
+
+
 def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all, also where two processes do the same work."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_bytes(content)
-    os.replace(scratch, path)
+    scratch = path.with_name(f".{os.getpid()}-{threading.get_ident()}")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)

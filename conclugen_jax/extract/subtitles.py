@@ -2,8 +2,11 @@
 
 import csv
 import dataclasses
+import html
 import io
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from conclugen_jax.errors import ConclugenError
@@ -29,27 +32,31 @@ class Utterance:
 
 SUFFIXES = (".srt", ".vtt", ".csv", ".txt")
 
-_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
+_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
 _CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
 _TAG = re.compile(r"<[^<>]{0,100}>|\{\\[^{}]{0,100}\}")
 
 
 def beside(clip: Path) -> Path | None:
     """The file of subtitles of a clip: of its name, with another ending."""
-    return next((p for p in map(clip.with_suffix, SUFFIXES) if p.is_file()), None)
+    endings = (ending for suffix in SUFFIXES for ending in (suffix, suffix.upper()))
+    return next((p for p in map(clip.with_suffix, endings) if p.is_file()), None)
 
 
 def read(path: Path) -> list[Utterance]:
-    """The utterances in a file, in the order of their times.
+    """The utterances in a file, in the order of their times; none where nothing is said in it.
 
     Raises:
       ConclugenError: the file cannot be read, or a time in it cannot.
     """
     text = read_text(path)
-    if path.suffix == ".txt":
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
         return [Utterance(0.0, None, " ".join(text.split()))]
-    found = _table(path, text) if path.suffix == ".csv" else _cues(path, text)
-    if not found:
+    if not text.strip():
+        return []
+    found = _table(path, text) if suffix == ".csv" else _cues(path, text)
+    if not found and "-->" not in text and suffix != ".csv":
         raise ConclugenError(
             f"{path}: no utterances; expected lines such as 00:00:01,000 --> 00:00:02,500 and text below"
         )
@@ -77,22 +84,35 @@ def read_text(path: Path) -> str:
 
 
 def _cues(path: Path, text: str) -> list[Utterance]:
+    """A cue is a line of times and the lines below, up to an empty one or to the next times (and their number)."""
     found: list[Utterance] = []
-    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
-        lines = block.strip("\n").split("\n")
-        number = next((i for i, line in enumerate(lines[:2]) if "-->" in line), None)
-        if number is None:
-            continue
-        times = _CUE.fullmatch(lines[number])
+    lines = text.splitlines()
+    at = list(_lines_of_times(lines))
+    for i, following in zip(at, [*at, len(lines)][1:], strict=True):
+        times = _CUE.fullmatch(lines[i])
         if times is None:
-            raise ConclugenError(
-                f"{path}: {lines[number][:80]!r} is no interval; expected 00:00:01,000 --> 00:00:02,500"
-            )
+            raise ConclugenError(f"{path}: {lines[i][:80]!r} is no interval; expected 00:00:01,000 --> 00:00:02,500")
+        below = lines[i + 1 : following]
+        if following < len(lines) and below and below[-1].strip().isdigit():
+            below.pop()  # the number of the next cue
+        said = itertools.takewhile(str.strip, below)
+        words = " ".join(html.unescape(_TAG.sub("", " ".join(said))).split())
         start, end = _seconds(times.groups()[:4]), _seconds(times.groups()[4:])
-        words = " ".join(_TAG.sub("", " ".join(lines[number + 1 :])).split())
-        if words:
+        if words and start != end:
             found.append(_checked(path, start, end, words))
     return found
+
+
+def _lines_of_times(lines: list[str]) -> Iterator[int]:
+    """Where the times are: in the first or second line of a block they may be damaged, further below they are not."""
+    place, remark, timed = 0, False, False
+    for i, line in enumerate(lines):
+        place = place + 1 if line.strip() else 0
+        if place == 1:
+            remark, timed = line.startswith("NOTE"), False
+        if "-->" in line and not remark and ((place <= 2 and not timed) or _CUE.fullmatch(line)):
+            timed = True
+            yield i
 
 
 def _seconds(parts: tuple[str | None, ...]) -> float:

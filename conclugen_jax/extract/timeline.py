@@ -99,7 +99,7 @@ def _frame(p: Prediction) -> tuple[np.ndarray | None, tuple[float, ...] | None]:
     nearest = min(p.boxes, key=lambda box: abs(box[0] - middle), default=None)
     at = p.start + (nearest[0] if nearest is not None else middle)
     try:
-        clip = media.decode(Path(p.clip), rate=1.0, start=max(0.0, at - 1e-3), end=at + 0.5, sound=False)
+        clip = media.decode(Path(p.clip), rate=1.0, start=at + 1e-4, end=at + 0.5, sound=False)
     except ConclugenError:
         return None, None
     frame = clip.frames[0] if clip.frames else None

@@ -241,7 +241,7 @@ def _read_old(path: Path, content: memoryview) -> Any:
     _, _, system, found, keys = objects
     if type(system) is not dict or system.get("little_endian") is not True:
         raise Refused("numbers of a big-endian machine; save the weights anew")
-    if type(keys) is not list or sorted(map(str, keys)) != sorted(storages):
+    if type(keys) is not list or not all(type(k) is str for k in keys) or sorted(keys) != sorted(storages):
         raise Refused("storages other than those of its tensors")
     for key in keys:
         known = storages[key]

@@ -1,10 +1,11 @@
 """Folders of converted weights: safetensors, a JSON file that says what they are, and a tokenizer beside encoders of text."""
 
 import dataclasses
+import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Weights:
       sha256: of the file of weights.
       source: published files that they were made of: name -> SHA-256.
       folder: that they lie in.
+      tokenizer: SHA-256 of the tokenizer beside an encoder of text; empty for others.
     """
 
     network: str
@@ -54,10 +56,12 @@ class Weights:
     sha256: str
     source: dict[str, str]
     folder: Path
+    tokenizer: str = ""
 
     def provenance(self) -> dict[str, Any]:
         """What a data set says of the weights that it was made with."""
-        return {"network": self.network, "sha256": self.sha256, "source": self.source}
+        facts = {"network": self.network, "sha256": self.sha256, "source": self.source, "options": self.options}
+        return facts | ({"tokenizer": self.tokenizer} if self.tokenizer else {})
 
 
 def convert(network: str, source: Path, output: Path, *, entry: str = "", attribution: str = "") -> list[str]:
@@ -103,9 +107,8 @@ def convert(network: str, source: Path, output: Path, *, entry: str = "", attrib
             params = conversion.convert_resnet(tensors, int(depth), num_axes)
         left_out = sorted(tensors.left_out)
     hashes = {path.name: manifest_lib.sha256(path) for path in sources}
-    save(output, network, options, params, source=hashes, left_out=left_out, attribution=attribution)
-    if network == "text":
-        (output / TOKENIZER).write_bytes(sources[2].read_bytes())
+    further = [sources[2]] if network == "text" else []
+    save(output, network, options, params, source=hashes, left_out=left_out, attribution=attribution, further=further)
     return left_out
 
 
@@ -118,43 +121,39 @@ def save(
     source: Mapping[str, str],
     left_out: list[str] | None = None,
     attribution: str = "",
+    further: Sequence[Path] = (),
 ) -> None:
-    """Write a folder of weights.
+    """Write a folder of weights, all or nothing; ``further``: files to be copied into it.
 
     Raises:
       ConclugenError: the folder is in use or cannot be written.
     """
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     content = safetensors.save({name: np.ascontiguousarray(x) for name, x in flat.items()})
+    facts = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "network": network,
+        "options": dict(options),
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+        "source": dict(source),
+        "left_out": list(left_out or []),
+        "attribution": attribution,
+    }
+    scratch = output.parent / f".{output.name}-{os.getpid()}"
     try:
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
             raise ConclugenError(f"{output}: exists and is not an empty folder; name one that does not exist")
-        output.mkdir(parents=True, exist_ok=True)
-        _write(output / WEIGHTS, content)
-        facts = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "network": network,
-            "options": dict(options),
-            "weights_sha256": manifest_lib.sha256(output / WEIGHTS),
-            "source": dict(source),
-            "left_out": list(left_out or []),
-            "attribution": attribution,
-        }
-        _write(output / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+        scratch.mkdir(parents=True)
+        (scratch / WEIGHTS).write_bytes(content)
+        for path in further:
+            (scratch / path.name).write_bytes(path.read_bytes())
+        (scratch / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        scratch.replace(output)
     except OSError as e:
         raise ConclugenError(f"{output}: cannot be written ({e.strerror}); free space or name another folder") from e
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
     finally:
-        Path(scratch).unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load(folder: str | Path) -> Weights:
@@ -178,7 +177,14 @@ def load(folder: str | Path) -> Weights:
         raise ConclugenError(f"{path}: missing, or not the file whose SHA-256 {FACTS} has; {AGAIN}")
     flat = _safetensors(path)
     params = traverse_util.unflatten_dict(flat, sep="/")
-    return Weights(facts["network"], facts["options"], params, facts["weights_sha256"], facts["source"], folder)
+    tokenizer = ""
+    if facts["network"] == "text":
+        if not (folder / TOKENIZER).is_file():
+            raise ConclugenError(f"{folder / TOKENIZER}: no such file; {AGAIN}")
+        tokenizer = manifest_lib.sha256(folder / TOKENIZER)
+    return Weights(
+        facts["network"], facts["options"], params, facts["weights_sha256"], facts["source"], folder, tokenizer
+    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -1,0 +1,141 @@
+"""Clips are prepared for a prediction as those of the run's data set were; what differs is refused by name."""
+
+import json
+import types
+from importlib import metadata
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import backbones, extraction, mtcnn, prediction, preparation, tables, timeline, weights
+from conclugen_jax.extract.backbones import Networks
+from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.extract.prediction import Prediction
+from tests import clips
+
+OWN = tuple(f"tests.own_backbones:{name}" for name in ("pictures", "loudness", "words"))
+
+
+def made(**changes):
+    """What the manifest of a data set says of its extraction."""
+    networks = Networks((), OWN)
+    how = preparation.recipe(backbones.load(networks), faces=str(mtcnn.WEIGHTS), no_face="missing")
+    facts = extraction.provenance(backbones.load(networks), how, networks.options)
+    facts["speech"] = {"name": "pocketsphinx", "version": metadata.version("pocketsphinx")}
+    return types.SimpleNamespace(name="mine", source={"extraction": json.loads(json.dumps(facts | changes))})
+
+
+def same_way(manifest, own=OWN, recogniser="", faces=mtcnn.WEIGHTS):
+    return prediction._same_way(manifest, "runs/linear", (), own, recogniser, faces)
+
+
+def test_the_recipe_is_that_of_the_data_set():
+    pytest.importorskip("pocketsphinx")
+    networks, how = same_way(made())
+    assert networks == Networks((), OWN)
+    assert (how.faces, how.no_face, how.recogniser) == (str(mtcnn.WEIGHTS), "missing", "pocketsphinx")
+    assert same_way(made(frames={"faces": "", "no_face": ""}, speech={}))[1].faces == ""
+
+
+def test_what_differs_is_refused():
+    pytest.importorskip("pocketsphinx")
+    other = f"{OWN[2]}_of_another_version"
+    with pytest.raises(ConclugenError, match="words: its version is 2, that of the features of runs/linear is null"):
+        same_way(made(), own=(*OWN[:2], other))
+    with pytest.raises(ConclugenError, match="its features need words; name it with"):
+        same_way(made(), own=OWN[:2])
+    with pytest.raises(ConclugenError, match="its features were made without other; leave it out"):
+        same_way(made(), own=(*OWN, "tests.own_backbones:other_size"))
+    with pytest.raises(ConclugenError, match="in the order in which the data set was made: pictures, loudness, words"):
+        same_way(made(), own=OWN[::-1])
+    with pytest.raises(ConclugenError, match="other weights of MTCNN than those of the data set"):
+        same_way(made(frames={"faces": "0" * 64, "no_face": "drop"}))
+    with pytest.raises(ConclugenError, match="pocketsphinx: of another version or with another model"):
+        same_way(made(speech={"name": "pocketsphinx", "version": "0.1"}))
+    with pytest.raises(ConclugenError, match="'siri' is unknown"):
+        same_way(made(), recogniser="siri")
+    with pytest.raises(ConclugenError, match="damaged facts of its data set"):
+        same_way(made(frames=None))
+
+
+def test_other_weights_are_refused_by_their_hash(tmp_path):
+    def facts(digit):
+        return {"modality": "video", "dim": 512, "sha256": digit * 64, "source": {digit: digit}}
+
+    found, expected = {"resnet18": facts("1")}, {"resnet18": facts("2")}
+    with pytest.raises(ConclugenError, match=r'resnet18: its sha256 is "1+", that of the features of runs/a is "2+"'):
+        prediction._compare(found, expected, "runs/a")
+    prediction._compare(found, {"resnet18": facts("1") | {"source": {"another": "file"}}}, "runs/a")
+    many = {f"option{i}": i for i in range(100)}
+    found, expected = ({"text": facts("1") | {"options": many | {"z": z}}} for z in (1, 2))
+    with pytest.raises(ConclugenError, match="text: its options is"):
+        prediction._compare(found, expected, "runs/a")
+
+
+def prepared(utterance, own=OWN, **options):
+    how = preparation.recipe(backbones.load(Networks((), own)), **options)
+    return preparation.prepare(utterance, how, 1)
+
+
+def test_words_are_recognised_where_none_are_known(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        preparation, "recogniser", lambda name: lambda sound: heard.append((name, len(sound))) or "one two"
+    )
+    path = clips.write(tmp_path / "a.mkv", clips.steady(1.0), sound=clips.tone(1.0))
+    unknown = prepared(Utterance("a", "", str(path)), recogniser="some")
+    assert (unknown.text, unknown.views[0]["words"][0].tolist()) == ("one two", [[2, 7]])
+    assert heard == [("some", 16_000)]
+    known = prepared(Utterance("a", "", str(path), text="known"), recogniser="some")
+    assert (known.text, len(heard)) == ("known", 1)
+    assert prepared(Utterance("a", "", str(path))).text is None
+    alone = prepared(Utterance("a", "", str(path)), own=OWN[2:], recogniser="some")
+    assert alone.text == "one two"
+
+
+def test_an_interval_without_end_and_sound_of_another_file(tmp_path):
+    path = clips.write(tmp_path / "a.mkv", clips.steady(3.0), sound=clips.tone(3.0))
+    sound = clips.write(tmp_path / "a.wav", [], sound=2 * clips.tone(3.0))
+    found = prepared(Utterance("a", "", str(path), start=1.0, sound=str(sound)))
+    assert found.times == (1.0, 3.0)
+    (peak, seconds), *_ = found.views[0]["loudness"][0].tolist()
+    assert (peak, seconds) == (pytest.approx(0.6, abs=1e-3), 2.0)
+
+
+@pytest.mark.parametrize(("boxes", "number"), [((), 50), (((0.2, 0.1, 0.2, 0.3, 0.4), (0.4, 0.5, 0.5, 0.6, 0.6)), 35)])
+def test_the_picture_shows_the_frame_of_the_box_or_the_middle(tmp_path, boxes, number):
+    path = clips.write(tmp_path / "a.mkv", clips.steady(4.0))
+    frame, box = timeline._frame(Prediction(str(path), 1.0, 3.0, boxes=boxes))
+    assert clips.number_of(frame) == number
+    assert box == (boxes[-1][1:] if boxes else None)
+
+
+def test_brackets_in_words_are_shown(capsys):
+    found = Prediction(
+        "a [red] b.mkv", 0, 1, "[/music] hello", ("[b]x",), (1.0,), ("[b]x",), ("[i]audio",), ("[u]odd",)
+    )
+    Console(width=200).print(tables.of_predictions([found], "runs/[blue]"))
+    shown = capsys.readouterr().out
+    for text in ("[/music] hello", "a [red] b.mkv", "[b]x", "runs/[blue]: probabilities", "no [i]audio; [u]odd"):
+        assert text in shown
+
+
+def test_remarks_have_a_column_only_where_there_are_some():
+    plain = Prediction("a.mkv", 0, 1, "a", ("x",), (1.0,), ("x",))
+    odd = Prediction("b.mkv", 0, 1, None, ("x",), (1.0,), ("x",), ("audio",))
+    assert [c.header for c in tables.of_predictions([plain], "r").columns][-1] == "x"
+    last = tables.of_predictions([plain, odd], "r").columns[-1]
+    assert (last.header, list(last.cells)) == ("remarks", ["", "no audio"])
+
+
+def test_weights_of_mtcnn_come_along():
+    assert weights.load(mtcnn.WEIGHTS).network == "mtcnn"
+
+
+def test_vectors_of_one_modality_are_joined_in_the_order_of_their_backbones():
+    first, second = (np.full((1, n), n, np.float32) for n in (2, 3))
+    order = [types.SimpleNamespace(name=name, modality="video") for name in ("b", "a")]
+    joined = extraction._joined({(0, "a"): second[0], (0, "b"): first[0]}, 1, order)
+    assert joined["video"].tolist() == [[2, 2, 3, 3, 3]]
