@@ -118,7 +118,9 @@ def fit(
     rates, decays = (jnp.asarray(values, jnp.float32) for values in (learning_rates, weight_decays))
     known = validation.x[validation.usable], validation.labels[validation.usable]
     title = f"{config.downstream.labels_per_class or 'all'} labels a class" if label.kind == "single" else "sweep"
-    counting = contextlib.nullcontext() if quiet else progress.Counter(f"{np.prod(grid)} classifiers, {title}")
+    counting = (
+        contextlib.nullcontext() if quiet else progress.Counter(f"{np.prod(grid)} classifiers, {title}", unit="epochs")
+    )
     with counting as counter:
         for epoch in range(config.train.num_epochs):
             running = (since < patience) | (patience == 0)

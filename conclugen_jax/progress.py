@@ -1,5 +1,6 @@
 """What a person sees of a run: a progress bar on a terminal, plain lines anywhere else."""
 
+import collections
 import sys
 import time
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ class Display:
         self._console = Console(file=file or sys.stderr, highlight=False, quiet=not processes.is_main())
         self._steps_per_epoch, self._total = steps_per_epoch, total_steps
         self._last_line = float("-inf")
+        # (step, second) of the last updates: what lies between dispatches, such as checkpoints, takes time as well.
+        self._seen: collections.deque[tuple[int, float]] = collections.deque(maxlen=200)
         self._live = None
         if self._console.is_terminal:
             columns = [TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn()]
@@ -58,28 +61,36 @@ class Display:
         self._console.print(line, markup=False, soft_wrap=True)
 
     def update(self, step: int, numbers: Mapping[str, float], *, steps_per_second: float | None = None) -> None:
-        """The newest metrics, after ``step`` steps; with the speed, the time that is left."""
+        """The newest metrics, after ``step`` steps; with the speed at first, the time that is left."""
         epochs = -(-self._total // self._steps_per_epoch)
         epoch = f"epoch {min(-(-step // self._steps_per_epoch), epochs)}/{epochs}"
         shown = "  ".join(f"{name.removeprefix('loss/')} {_short(value)}" for name, value in numbers.items())
+        now = time.monotonic()
+        self._seen.append((step, now))
+        first, start = self._seen[0]
+        if step > first:
+            steps_per_second = (step - first) / max(now - start, 1e-9)
         eta = f"  ETA {_clock((self._total - step) / steps_per_second)}" if steps_per_second else ""
         if self._live is not None:
             self._bar.update(self._task, completed=step, when=epoch + eta)
             self._numbers.plain = f"  {shown}"
             return
-        now = time.monotonic()
         if now - self._last_line >= PLAIN_SECONDS or step >= self._total:
             self._last_line = now
             self.say(f"step {step}/{self._total}  {epoch}  {shown}{eta}")
 
 
 class Counter:
-    """Examples done, rate and time left of work that may be over in a moment; use it as a context manager."""
+    """What is done, rate and time left of work that may be over in a moment; use it as a context manager.
 
-    def __init__(self, title: str, file: TextIO | None = None):
+    The rate is that of what was done since the first call, which may find something done already.
+    """
+
+    def __init__(self, title: str, file: TextIO | None = None, unit: str = "examples"):
         self._console = Console(file=file or sys.stderr, highlight=False, quiet=not processes.is_main())
-        self._title, self._start = title, time.monotonic()
+        self._title, self._unit, self._start = title, unit, time.monotonic()
         self._said, self._bar, self._task = self._start, None, None
+        self._first: int | None = None
 
     def __enter__(self) -> "Counter":
         return self
@@ -89,18 +100,25 @@ class Counter:
             self._bar.stop()
 
     def __call__(self, done: int, total: int | None) -> None:
-        """Show that ``done`` of ``total`` examples (None: unknown how many) are done; nothing in the first second."""
+        """Show that ``done`` of ``total`` (None: unknown how many) are done; nothing in the first second."""
         now = time.monotonic()
-        rate = done / max(now - self._start, 1e-9)
+        if self._first is None:
+            self._first, self._start = done, now
+            self._said = now
         if now - self._start < 1.0:
             return
+        rate = (done - self._first) / (now - self._start)
         if self._console.is_terminal:
             self._show(done, total, rate)
         elif now - self._said >= PLAIN_SECONDS or (done == total and self._said > self._start):
             self._said = now
-            eta = f"/{total:,}" if total else ""
-            eta += f", {rate:,.0f} examples/s" + (f", ETA {_clock((total - done) / rate)}" if total else "")
-            self._console.print(f"{self._title}: {done:,}{eta}", markup=False, soft_wrap=True)
+            shown = ", ".join([f"{done:,}" + (f"/{total:,}" if total else ""), *self._speed(done, total, rate)])
+            self._console.print(f"{self._title}: {shown}", markup=False, soft_wrap=True)
+
+    def _speed(self, done: int, total: int | None, rate: float) -> list[str]:
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        left = [f"ETA {_clock((total - done) / rate)}"] if total and rate else []
+        return [f"{speed} {self._unit}/s", *left]
 
     def _show(self, done: int, total: int | None, rate: float) -> None:
         if self._bar is None:
@@ -108,8 +126,7 @@ class Counter:
             self._bar = Progress(*pieces, console=self._console, expand=True, transient=True)
             self._task = self._bar.add_task(self._title, total=total, numbers="")
             self._bar.start()
-        numbers = f"{done:,}" + (f"/{total:,}" if total else "") + f"  {rate:,.0f} examples/s"
-        numbers += f"  ETA {_clock((total - done) / rate)}" if total else ""
+        numbers = "  ".join([f"{done:,}" + (f"/{total:,}" if total else ""), *self._speed(done, total, rate)])
         self._bar.update(self._task, completed=done, numbers=numbers)
 
 

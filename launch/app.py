@@ -18,6 +18,7 @@ from conclugen_jax.errors import ConclugenError
 FLAGS = flags.FLAGS
 _of_run = True
 _positional: list[str] | None = None
+_borrowed: dict[str, str] = {}
 BASE_CONFIG = Path(__file__).parent.parent / "configs" / "base.py"
 
 
@@ -39,6 +40,11 @@ def define_positional() -> list[str]:
     global _positional
     _positional = []
     return _positional
+
+
+def borrow(**meanings: str) -> None:
+    """Flags of another launcher that this one takes as well: what --help says of each, empty for what that one says."""
+    _borrowed.update(meanings)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -178,6 +184,7 @@ def _help(main: Callable[[], None]) -> str:
     own = FLAGS.get_flags_for_module(module) + (
         FLAGS.get_flags_for_module(sys.modules[__name__]) if "config" in FLAGS else []
     )
+    lines += [f"  --{name}  {meaning or FLAGS[name].help}" for name, meaning in _borrowed.items()]
     lines += [f"  --{flag.name}  {flag.help}" for flag in own]
     if "config" in FLAGS and _of_run:
         body = BASE_CONFIG.read_text(encoding="utf-8").split("config = ConfigDict()\n")[1].split("return")[0]

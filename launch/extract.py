@@ -55,13 +55,37 @@ AUTHORS = flags.DEFINE_bool(
 BATCH_ITEMS = flags.DEFINE_integer(
     "batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1, upper_bound=65_536
 )
-KEEP = flags.DEFINE_bool("keep_vectors", False, "Keep the folder of single vectors after the shards are built")
+KEEP = flags.DEFINE_bool(
+    "keep_vectors", False, "Keep the folder of single vectors: with other labels or clips only what is new is done"
+)
+app.borrow(
+    dataset=f"Which data set: clips (any folder), {', '.join(CORPORA)}",
+    source="Folder of the clips",
+    data_dir="",
+    name="Name of the built data set; needed for --dataset=clips",
+    version="",
+    labels="Tables, instead of labels.csv in the source; with columns video, start and end their rows are the utterances",
+    label="clips: column of the label, or one column of 0 and 1 per label",
+    label_kind="<single|multi|value>: clips: if not to be guessed",
+    classes="clips: names of the classes in order; else those found, sorted",
+    targets="clips: columns of further things to predict",
+    num_folds="",
+    fold="",
+    overwrite="",
+    num_workers="Processes that decode; 0 for as many as there are cores",
+    beam="",
+    beam_options="",
+)
 
 
 def main() -> None:
     """Extract, build, and say what became of the clips; a signal ends it at once, a repeated command goes on."""
     with signals.caught() as stop, stop.at_once():
-        _extract()
+        try:
+            _extract()
+        except signals.Interrupted:
+            progress.say("stopped; what is done is kept, repeat the command to go on")
+            raise
 
 
 def _extract() -> None:
@@ -77,7 +101,8 @@ def _extract() -> None:
     found = clips.find(dataset, request.source, labels=request.labels, cut=CUT.value)
     beam = build_dataset.BEAM_OPTIONS.value if build_dataset.BEAM.value else None
     workers = build_dataset.NUM_WORKERS.value or os.cpu_count()
-    with progress.Counter(f"extracting {request.name or dataset}") as counter:
+    progress.say(f"{request.source}: {counted(len(found))}; opening the backbones")
+    with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
         folder, tally = extraction.extract(
             request,
             found,
@@ -142,19 +167,27 @@ def _beside(source: Path) -> tuple[Path, ...]:
 
 def _told(tally: extraction.Tally, folder: Path, count: int) -> list[str]:
     left_out = count - tally.done - len(tally.failures)
-    lines = [f"{left_out:,} clips are not named by the labels and left out"] if left_out > 0 else []
-    lines += [f"{modality} is missing in {n:,} utterances" for modality, n in sorted(tally.missing.items())]
-    lines += [f"{n:,} utterances: {note}" for note, n in sorted(tally.notes.items())]
+    lines = [f"{counted(left_out)} not named by the labels and left out"] if left_out > 0 else []
+    known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already
+    lines += [f"{counted(n)}: {note}" for note, n in sorted(tally.notes.items()) if note not in known]
     if tally.failures:
-        path = folder.parent.parent / extraction.FAILURES.format(name=folder.parent.name, version=folder.name)
-        lines.append(f"{len(tally.failures):,} utterances failed and are left out; see {path}")
+        path = extraction.table(folder, extraction.FAILURES)
+        lines.append(f"{counted(len(tally.failures))} failed and left out; see {path}")
+    if tally.heard:
+        path = extraction.table(folder, extraction.WORDS)
+        lines.append(f"words were recognised in {counted(len(tally.heard))}; see {path}")
     total = tally.host_seconds + tally.device_seconds
     if total > 0:
         what = "waiting for decoded clips" if tally.host_seconds > tally.device_seconds else "computing features"
         lines.append(
-            f"{tally.done:,} utterances; {max(tally.host_seconds, tally.device_seconds) / total:.0%} of the time {what}"
+            f"{counted(tally.done)} extracted; {max(tally.host_seconds, tally.device_seconds) / total:.0%} of the time {what}"
         )
     return lines
+
+
+def counted(n: int) -> str:
+    """A number of utterances."""
+    return f"{n:,} utterance{'' if n == 1 else 's'}"
 
 
 if __name__ == "__main__":

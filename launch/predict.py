@@ -19,7 +19,9 @@ from launch import app
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a downstream run")
 WEIGHTS = flags.DEFINE_multi_string(
-    "weights", [], "Folder of converted weights, those of the data set in its order; repeated"
+    "weights",
+    [],
+    "Folder of converted weights that the data set was made with, those of the run's modalities; repeated",
 )
 BACKBONE = flags.DEFINE_multi_string(
     "backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated"
@@ -41,10 +43,15 @@ def main() -> None:
     if not CLIPS:
         raise ConclugenError("no clips; name them after the flags")
     files = [Path(clip) for clip in CLIPS]
+    folder = next((file for file in files if file.is_dir()), None)
+    if folder is not None:
+        raise ConclugenError(f"{folder}: a folder; name the clips in it, such as {folder}/*.mp4")
     paths = [file.resolve() for file in files]
     twice = next((file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1), None)
     if twice is not None:
         raise ConclugenError(f"{twice}: named twice; name each clip once")
+    if PICTURE.value:
+        timeline.check(Path(PICTURE.value))
     found = prediction.predict(
         app.required("checkpoint"),
         files,

@@ -86,3 +86,35 @@ def words_of_another_version():
 def other_size():
     """Vectors of another size than it says."""
     return Backbone("other", "text", 3, _words, lambda x: x)
+
+
+def _oops(clip, view):
+    if clip.text and "oops" in clip.text:
+        raise KeyError("oops")
+    return _words(clip, view)
+
+
+def failing_to_prepare():
+    """Its first function raises at a word."""
+    return Backbone("words", "text", 2, _oops, lambda x: x)
+
+
+def _oops_until_mended(clip, view):
+    import os
+
+    return (_words if os.environ.get("MENDED") else _oops)(clip, view)
+
+
+def failing_at_first():
+    """Its first function raises at a word until something outside is mended."""
+    return Backbone("words", "text", 2, _oops_until_mended, lambda x: x)
+
+
+def failing():
+    """Its second function raises."""
+    return Backbone("words", "text", 2, _words, lambda x: np.concatenate([x, x[:, :, None]]))
+
+
+def raising():
+    """No backbone is made."""
+    raise RuntimeError("not today")

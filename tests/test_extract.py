@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -17,11 +18,12 @@ import pytest
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import shards
+from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import clips as clips_lib
-from conclugen_jax.extract import extraction, workers
-from conclugen_jax.extract.backbones import Networks
+from conclugen_jax.extract import extraction, mtcnn, preparation, workers
+from conclugen_jax.extract.backbones import Networks, Options
 from conclugen_jax.extract.store import Store
 from tests import clips
 from tests.test_commands import run
@@ -123,8 +125,13 @@ def test_bad_clips_are_failures_by_name(videos, tmp_path):
 def test_all_bad_is_refused(tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"")
-    with pytest.raises(ConclugenError, match=r"1 utterances, and each failed; the first: .*0 bytes"):
+    with pytest.raises(
+        ConclugenError, match=r"each of 1 failed, such as: .*0 bytes.* in .*data/failures-mine-1.0.0.csv"
+    ):
         extract(tmp_path / "videos", tmp_path / "data")
+    listed = (tmp_path / "data" / "failures-mine-1.0.0.csv").read_text()
+    assert listed.startswith("utterance,reason\na,")
+    assert "0 bytes" in listed
     assert not (tmp_path / "data" / "mine").exists()
 
 
@@ -153,6 +160,20 @@ def test_vectors_that_are_wrong_are_refused(videos, tmp_path, name, message):
         extract(videos, tmp_path, own=(f"tests.own_backbones:{name}",))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_in_a_users_functions_are_told_with_their_line(videos, tmp_path, workers):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    (source / "train" / "train3.txt").write_text("oops here")
+    own = ("tests.own_backbones:failing_to_prepare",)
+    _, tally = extract(source, tmp_path / "data", own=own, num_workers=workers)
+    (reason,) = [tally.failures["train/train3"]]
+    assert re.search(r"train3.mkv: KeyError: 'oops' \(.*own_backbones.py, line \d+\)", reason)
+    with pytest.raises(
+        ConclugenError, match=r"words: its function vectors failed on float32 \[8, 2\]: .*own_backbones.py, line"
+    ):
+        extract(source, tmp_path / "other", own=("tests.own_backbones:failing",), num_workers=workers)
+
+
 def test_vectors_that_are_not_finite_are_failures_of_their_clips(videos, tmp_path):
     (tmp_path / "videos").mkdir()
     for name, text in (("a", "one"), ("b", "one two"), ("c", "one two three")):
@@ -175,10 +196,12 @@ def test_backbones_of_modalities_of_their_own_are_given_pictures_and_sound(video
 
 def test_what_is_no_backbone(videos, tmp_path):
     for name, message in (
-        ("nothing:here", "cannot be imported"),
-        ("tests.own_backbones:nothing", "cannot be imported"),
-        ("tests.clips:tone", "cannot be imported .*missing 1 required"),
-        ("tests.clips:image", "cannot be imported"),
+        ("nothing:here", "No module named 'nothing'; run the command in the folder of nothing.py"),
+        ("nothing", "expected MODULE:FUNCTION, such as mine:colours"),
+        ("tests.own_backbones:nothing", "tests.own_backbones has no function 'nothing'"),
+        ("tests.clips:tone", "TypeError: .*missing 1 required.*; expected a function without arguments"),
+        ("tests.own_backbones:raising", "RuntimeError: not today; expected a function without arguments"),
+        ("tests.damaged_backbones:x", r"cannot be imported \(ZeroDivisionError: division by zero\)"),
         ("collections:OrderedDict", "gave a OrderedDict, expected a Backbone"),
     ):
         with pytest.raises(ConclugenError, match=message):
@@ -427,7 +450,9 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
     made = run("launch.extract", "--dataset=clips", "--name=mine", *common, *FLAGS, "--nocrop_faces", "--num_workers=1")
     assert made.returncode == 0, made.stderr
     assert "train 4, validation 2, test 2 examples" in made.stdout
-    assert "audio is missing in 3 utterances" in made.stdout
+    assert "audio is missing in train 1, validation 1, test 1\n" in made.stdout
+    assert "no audio" not in made.stdout
+    assert f"{videos}: 8 utterances; opening the backbones\n" in made.stderr
     data = tmp_path / "mine" / "1.0.0"
     options = [
         "--config=configs/linear_evaluation.py",
@@ -464,6 +489,11 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
     others = [*FLAGS[:2], "--backbone=tests.own_backbones:words_of_another_version"]
     wrong = run("launch.predict", f"--checkpoint={tmp_path / 'run'}", *others, str(clip), code=2)
     assert "words: its version is 2, that of the features of" in wrong.stderr
+    for name, message in (("a.jpg", "the picture is a PNG file; name it a.png"), ("no/a.png", "/no is no folder")):
+        options = [f"--checkpoint={tmp_path / 'run'}", *FLAGS, f"--picture={tmp_path / name}"]
+        assert message in run("launch.predict", *options, str(clip), code=2).stderr
+    wrong = run("launch.predict", f"--checkpoint={tmp_path / 'run'}", *FLAGS, str(clip.parent), code=2)
+    assert f"{clip.parent}: a folder; name the clips in it" in wrong.stderr
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"")
     both = run("launch.predict", f"--checkpoint={tmp_path / 'run'}", *FLAGS, str(clip), str(broken), code=1)
@@ -484,6 +514,7 @@ def test_stopped_or_killed_it_leaves_nothing_half_done(videos, tmp_path, sent, c
     _, said = process.communicate(timeout=30)  # the pipe closes when the last worker is gone
     assert process.returncode == code
     assert "Traceback" not in said
+    assert ("repeat the command" in said) is (sent != signal.SIGKILL)
     assert not (tmp_path / "mine").exists() or (tmp_path / "mine" / "1.0.0" / "manifest.json").exists()
     folder, _ = extract(videos, tmp_path)
     whole, _ = extract(videos, tmp_path / "whole")
@@ -497,10 +528,21 @@ def test_commands_that_make_no_sense(videos, tmp_path):
         (["--dataset=nothing", "--name=a"], "--dataset=nothing is unknown"),
         (["--dataset=clips", "--name=a", "--pool=max"], "--pool is for features in files"),
         (["--dataset=clips", "--name=a", "--weights=/nowhere"], "no such file"),
+        (
+            ["--dataset=clips", "--name=a", f"--weights={__file__}"],
+            "convert it first with python -m launch.convert_weights",
+        ),
         (["--dataset=clips", "--name=a", "--speech=siri"], "error: speech recogniser 'siri' is unknown"),
         (["--dataset=caer"], "expected train|validation|test/CLASS/FILE.avi"),
     ):
         assert message in run(*base, *flags, code=2).stderr
+
+
+def test_help_names_the_flags_of_building_too():
+    shown = run("launch.extract", "--help").stdout
+    for flag in ("--source  Folder of the clips", "--data_dir", "--label", "--overwrite", "--num_workers", "--weights"):
+        assert flag in shown
+    assert "--pool" not in shown
 
 
 def test_the_documented_backbone_works(videos, tmp_path, monkeypatch):
@@ -554,6 +596,90 @@ def test_items_of_rare_shapes_do_not_hold_up_their_clips(monkeypatch):
         assert vectors["video"].tolist() == [[float(each.place[-1])]]
         assert len(taken) - len(found) <= 3
     assert sorted(found) == [f"clip{i}" for i in range(7)]
+
+
+def test_items_of_other_shapes_or_types_are_not_put_into_one_batch():
+    from conclugen_jax.extract.averages import Averages
+    from conclugen_jax.extract.backbones import Backbone
+
+    taken = []
+
+    def vectors(x):
+        taken.append((x.shape, x.dtype.str))
+        return np.asarray(x, np.float32).reshape(len(x), -1)[:, :1]
+
+    running = Averages(Backbone("b", "video", 1, None, vectors, batch_size=2))
+    arrays = [np.full((1, 3), 7, np.float32), np.full((1, 3), 300, np.int32), np.full((1, 1, 3), 5, np.float32)]
+    assert not [found for i, x in enumerate(arrays) for found in running.add(i, (x,))]
+    assert {key: vector.tolist() for key, vector in running.flush()} == {0: [7.0], 1: [300.0], 2: [5.0]}
+    assert taken == [((2, 3), "<f4"), ((2, 3), "<i4"), ((2, 1, 3), "<f4")]
+
+
+def test_words_that_were_heard_are_listed(videos, tmp_path, monkeypatch):
+    pytest.importorskip("pocketsphinx")
+    monkeypatch.setattr(preparation, "recogniser", lambda name: lambda sound: f"heard, {len(sound) / 16_000:g} s")
+    folder, tally = extract(videos, tmp_path, recogniser="pocketsphinx")
+    assert tally.heard == {"train/train2": "heard, 2 s"}
+    rows = list(csv.reader(io.StringIO((tmp_path / "words-mine-1.0.0.csv").read_text())))
+    assert rows == [["utterance", "words"], ["train/train2", "heard, 2 s"]]
+    assert manifest_lib.read(folder).source["extraction"]["speech"]["name"] == "pocketsphinx"
+    ids, found = rows_of(folder, "train")
+    assert found["features"]["text"][ids.index("train2")].tolist() == [3, 10]
+    extract(videos, tmp_path, overwrite=True)
+    assert not (tmp_path / "words-mine-1.0.0.csv").exists()
+
+
+@pytest.mark.parametrize("change", ["size", "labels", "clip", "faces"])
+def test_what_a_data_set_depends_on_is_compared(videos, tmp_path, change):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    rows = [("id", "split", "label"), *((p.stem, p.parent.name, "x") for p in sorted(source.rglob("*.mkv")))]
+    rows[1] = (*rows[1][:2], "y")
+    table(tmp_path / "labels.csv", rows)
+    request = Request(
+        "features", source, name="mine", labels=(tmp_path / "labels.csv",), layout=Layout(("label",), "", (), ())
+    )
+
+    def made(size=180, **options):
+        found = clips_lib.find("clips", source)
+        return extraction.extract(request, found, Networks((), OWN, Options(size=size)), tmp_path / "data", **options)
+
+    folder, _ = made()
+    assert made()[0] == folder
+    options = {}
+    if change == "size":
+        options = {"size": 112}
+    elif change == "labels":
+        table(tmp_path / "labels.csv", [*rows[:-1], (*rows[-1][:2], "y")])
+    elif change == "clip":
+        shutil.copy(source / "train" / "train0.mkv", source / "train" / "train3.mkv")
+    else:
+        options = {"no_face": "missing", "faces": str(mtcnn.WEIGHTS)}
+    with pytest.raises(ConclugenError, match="made of other clips or in another way"):
+        made(**options)
+
+
+def test_a_damaged_data_set_is_not_taken_for_done(videos, tmp_path):
+    folder, _ = extract(videos, tmp_path)
+    shard = next(folder.glob("*.array_record*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ConclugenError, match=shard.name):
+        extract(videos, tmp_path)
+
+
+def test_failures_are_tried_once_more(videos, tmp_path):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    own = ("tests.own_backbones:failing_at_first",)
+    (source / "train" / "train3.txt").write_text("oops here")
+    first = extract(source, tmp_path / "data", own=own, keep=True)[1]
+    assert list(first.failures) == ["train/train3"]
+    (tmp_path / "mended").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MENDED", "1")
+        second = extract(source, tmp_path / "data", own=own, overwrite=True)[1]
+    assert (second.failures, second.done) == ({}, first.done + 1)
+    assert not (tmp_path / "data" / "failures-mine-1.0.0.csv").exists()
 
 
 def test_beam_gives_the_same(videos, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import types
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,51 @@ def test_a_clip_without_a_face(tmp_path):
     assert "no video" in missing.notes
     silent = made.write(tmp_path / "b.mkv", made.steady(1.0))
     assert "lacks audio and video" in prepared(silent, no_face="missing").failure
+
+
+def test_faces_do_not_depend_on_what_backbones_look_at(tmp_path, monkeypatch):
+    from tests import clips as made
+
+    numbers = [i // 5 for i in range(150)]  # five a second, for six seconds
+    path = made.write(tmp_path / "a.mkv", made.steady(6.0), images=[made.image(n) for n in numbers])
+    looked, seen = [], {}
+
+    def find(params, frames):
+        looked.append([made.number_of(frame) for frame in frames])
+        return [np.array([n, 4.0, n + 20, 40]) if n < 15 else None for n in looked[-1]]  # three seconds
+
+    monkeypatch.setattr(faces, "find", find)
+    for rate in (1.0, 2.0, 10.0, 16.0, 25.0):
+
+        def prepare(clip, view, rate=rate):
+            seen[rate] = clip
+            return (np.zeros((1, 1), np.float32),)
+
+        backbone = backbones.Backbone("b", "video", 1, prepare, None, rate=rate)
+        found = preparation.prepare(
+            clips.Utterance("a", "", str(path)), preparation.recipe([backbone], faces=str(mtcnn.WEIGHTS)), 1
+        )
+        assert looked[-1] == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27]  # twice a second
+        assert [b[0] for b in found.boxes] == pytest.approx([0, 0.5, 1.0, 1.5, 2.0, 2.5], abs=0.05)
+    first = seen[1.0].at_rate(1.0)
+    assert len(first) == 4  # up to a second after the last face
+    for clip in seen.values():
+        np.testing.assert_array_equal(clip.at_rate(1.0), first)
+    assert len(seen[16.0].frames) == 3.5 * 16 + 1
+    assert max(seen[16.0].times) == 3.5
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.899, False), (0.901, True)])
+def test_faces_that_are_doubtful_are_not_followed(monkeypatch, probability, expected):
+    found = types.SimpleNamespace(probability=probability, box=np.array([1.0, 2, 30, 40]))
+    monkeypatch.setattr(mtcnn, "detect", lambda params, images: [[found]])
+    (box,) = faces.find({}, [np.zeros((64, 64, 3), np.uint8)])
+    assert (box is not None) is expected
+
+
+def test_a_face_is_followed_from_its_last_box():
+    boxes = [box(0, 0), box(6, 0), box(12, 0), box(0, 0)]  # the last one leaps back into what was covered before
+    assert [t.times for t in faces.follow([0, 0.5, 1.0, 1.5], boxes)] == [[0, 0.5, 1.0], [1.5]]
 
 
 def test_other_weights_are_not_taken(tmp_path):

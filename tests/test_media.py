@@ -1,5 +1,7 @@
 """Decoded frames are those on the screen at exact times; sound is where it belongs; whatever is wrong is named."""
 
+import io
+import types
 from fractions import Fraction
 
 import av
@@ -166,6 +168,52 @@ def test_frames_of_a_long_clip_are_made_smaller(tmp_path, monkeypatch):
     assert clip.frames[0].shape == (20, 26, 3)
     assert clip.notes == ("frames are smaller than they might be, since there are many",)
     assert media.decode(path, end=0.5).frames[0].shape == (48, 64, 3)
+    slow = media.decode(path, rate=1.0)
+    np.testing.assert_array_equal(slow.frames, clip.at_rate(1.0))  # the size does not depend on the rate
+
+
+def test_frames_are_averaged_where_they_are_made_smaller(tmp_path):
+    stripes = np.zeros((480, 2560, 3), np.uint8)
+    stripes[:, ::2] = 200
+    clip = media.decode(clips.write(tmp_path / "a.mkv", [0.0], width=2560, height=480, images=[stripes]))
+    assert clip.frames[0].shape == (240, 1280, 3)
+    assert abs(clip.frames[0].astype(int) - 100).max() <= 6
+
+
+@pytest.mark.parametrize(("late", "expected"), [(0.5, 0.0), (0.9, 0.0), (1.5, 1.5)])
+def test_pictures_that_begin_a_little_late_are_there_from_the_start(tmp_path, late, expected):
+    path = clips.write(tmp_path / "a.mkv", late + clips.steady(1.0), sound=clips.tone(late + 1.0))
+    clip = media.decode(path)
+    assert clip.times[0] == expected
+    assert numbers(clip)[0] == 0
+    assert clip.times[-1] == pytest.approx(late + 1, abs=1 / 16 + 1e-6)
+
+
+def test_a_cover_is_no_picture_of_a_clip():
+    stream = av.open(io.BytesIO(), "w", format="matroska").add_stream("mjpeg", rate=1)
+    assert not media._is_cover(stream)
+    stream.disposition = type(stream.disposition).attached_pic
+    assert media._is_cover(stream)
+
+
+def test_frames_without_times_follow_each_other():
+    stream = types.SimpleNamespace(average_rate=Fraction(4), guessed_rate=None, sample_aspect_ratio=None)
+    sampler = media._Sampler(stream, 4.0, 0.0, None, Fraction(0), 1.0)
+    for i in range(4):
+        frame = av.VideoFrame.from_ndarray(clips.image(10 * i), format="rgb24")
+        frame.pts = None
+        sampler.add(frame)
+    frames, times = sampler.finish()
+    assert times.tolist() == [0, 0.25, 0.5, 0.75]
+    assert [clips.number_of(frame) for frame in frames] == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize(("peak", "heard"), [(0.9e-4, False), (1.3e-4, True)])
+def test_where_silence_ends(tmp_path, peak, heard):
+    from scipy.io import wavfile
+
+    wavfile.write(tmp_path / "a.wav", 16_000, (peak * np.sin(np.arange(16_000) / 9)).astype(np.float32))
+    assert (media.decode(tmp_path / "a.wav").sound is not None) is heard
 
 
 def test_one_frame(tmp_path):

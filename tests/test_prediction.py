@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones, extraction, mtcnn, prediction, preparation, tables, timeline, weights
 from conclugen_jax.extract.backbones import Networks
@@ -27,16 +28,17 @@ def made(**changes):
     return types.SimpleNamespace(name="mine", source={"extraction": json.loads(json.dumps(facts | changes))})
 
 
-def same_way(manifest, own=OWN, recogniser="", faces=mtcnn.WEIGHTS):
-    return prediction._same_way(manifest, "runs/linear", (), own, recogniser, faces)
+def same_way(manifest, own=OWN, recogniser="", faces=mtcnn.WEIGHTS, modalities=("video", "audio", "text")):
+    found, how = prediction._same_way(manifest, "runs/linear", modalities, Networks((), own), recogniser, faces)
+    return [b.name for b in found], how
 
 
 def test_the_recipe_is_that_of_the_data_set():
     pytest.importorskip("pocketsphinx")
-    networks, how = same_way(made())
-    assert networks == Networks((), OWN)
+    names, how = same_way(made())
+    assert names == list(how.prepare) == ["pictures", "loudness", "words"]
     assert (how.faces, how.no_face, how.recogniser) == (str(mtcnn.WEIGHTS), "missing", "pocketsphinx")
-    assert same_way(made(frames={"faces": "", "no_face": ""}, speech={}))[1].faces == ""
+    assert same_way(made(frames={"faces": "", "no_face": "", "faces_per_second": 0.0}, speech={}))[1].faces == ""
 
 
 def test_what_differs_is_refused():
@@ -44,14 +46,18 @@ def test_what_differs_is_refused():
     other = f"{OWN[2]}_of_another_version"
     with pytest.raises(ConclugenError, match="words: its version is 2, that of the features of runs/linear is null"):
         same_way(made(), own=(*OWN[:2], other))
-    with pytest.raises(ConclugenError, match="its features need words; name it with"):
-        same_way(made(), own=OWN[:2])
-    with pytest.raises(ConclugenError, match="its features were made without other; leave it out"):
+    with pytest.raises(ConclugenError, match="its features need loudness and words; name the weights with"):
+        same_way(made(), own=OWN[:1])
+    with pytest.raises(
+        ConclugenError, match="its features need pictures and loudness and words; name the weights with"
+    ):
+        same_way(made(), own=())
+    with pytest.raises(ConclugenError, match="its features were made without other; leave that out"):
         same_way(made(), own=(*OWN, "tests.own_backbones:other_size"))
-    with pytest.raises(ConclugenError, match="in the order in which the data set was made: pictures, loudness, words"):
-        same_way(made(), own=OWN[::-1])
     with pytest.raises(ConclugenError, match="other weights of MTCNN than those of the data set"):
-        same_way(made(frames={"faces": "0" * 64, "no_face": "drop"}))
+        same_way(made(frames={"faces": "0" * 64, "no_face": "drop", "faces_per_second": 2.0}))
+    with pytest.raises(ConclugenError, match="faces were not looked for 2 times a second, as now; extract it anew"):
+        same_way(made(frames={"faces": "0" * 64, "no_face": "drop", "faces_per_second": 1.0}))
     with pytest.raises(ConclugenError, match="pocketsphinx: of another version or with another model"):
         same_way(made(speech={"name": "pocketsphinx", "version": "0.1"}))
     with pytest.raises(ConclugenError, match="'siri' is unknown"):
@@ -60,18 +66,27 @@ def test_what_differs_is_refused():
         same_way(made(frames=None))
 
 
+def test_any_order_will_do_and_only_the_modalities_of_the_run_count():
+    assert same_way(made(), own=OWN[::-1])[0] == ["pictures", "loudness", "words"]
+    names, how = same_way(made(), own=OWN[::-1], modalities=("audio", "text"))
+    assert (names, list(how.prepare), how.rate) == (["loudness", "words"], ["loudness", "words"], 0.0)
+    assert same_way(made(), own=OWN[2:], modalities=("text",))[0] == ["words"]
+    with pytest.raises(ConclugenError, match="words: its version is 2, that of the features"):
+        same_way(made(), own=(f"{OWN[2]}_of_another_version", OWN[0]), modalities=("video",))
+
+
 def test_other_weights_are_refused_by_their_hash(tmp_path):
     def facts(digit):
         return {"modality": "video", "dim": 512, "sha256": digit * 64, "source": {digit: digit}}
 
     found, expected = {"resnet18": facts("1")}, {"resnet18": facts("2")}
     with pytest.raises(ConclugenError, match=r'resnet18: its sha256 is "1+", that of the features of runs/a is "2+"'):
-        prediction._compare(found, expected, "runs/a")
-    prediction._compare(found, {"resnet18": facts("1") | {"source": {"another": "file"}}}, "runs/a")
+        prediction._compare(found, expected, [*expected], "runs/a")
+    prediction._compare(found, {"resnet18": facts("1") | {"source": {"another": "file"}}}, ["resnet18"], "runs/a")
     many = {f"option{i}": i for i in range(100)}
     found, expected = ({"text": facts("1") | {"options": many | {"z": z}}} for z in (1, 2))
     with pytest.raises(ConclugenError, match="text: its options is"):
-        prediction._compare(found, expected, "runs/a")
+        prediction._compare(found, expected, [*expected], "runs/a")
 
 
 def prepared(utterance, own=OWN, **options):
@@ -93,6 +108,41 @@ def test_words_are_recognised_where_none_are_known(tmp_path, monkeypatch):
     assert prepared(Utterance("a", "", str(path))).text is None
     alone = prepared(Utterance("a", "", str(path)), own=OWN[2:], recogniser="some")
     assert alone.text == "one two"
+
+
+def test_subtitles_cut_a_clip_where_that_is_asked_for(tmp_path):
+    path = clips.write(tmp_path / "a.mkv", clips.steady(3.0))
+    path.with_suffix(".srt").write_text(
+        "1\n00:00:00,500 --> 00:00:01,000\none\n\n2\n00:00:01,000 --> 00:00:02,500\ntwo\n"
+    )
+    cut = prediction._utterances(path, True)
+    assert [(u.start, u.end, u.text) for u in cut] == [(0.5, 1.0, "one"), (1.0, 2.5, "two")]
+    assert len({u.place for u in cut}) == 2
+    (whole,) = prediction._utterances(path, False)
+    assert (whole.start, whole.end, whole.text) == (0.0, None, "one two")
+
+
+def test_a_missing_modality_is_told_to_the_network():
+    network = types.SimpleNamespace(modalities=["video", "text"], label=LabelSpec("single", ("x", "y")))
+    asked = []
+
+    def run(features, present):
+        asked.append((features, present))
+        return {"prediction": np.array([1]), "probability": np.array([[0.25, 0.75]])}
+
+    u = Utterance("a", "", "a.mkv")
+    each = preparation.Prepared("a", times=(0.0, 2.0), text=None)
+    found = prediction._prediction(
+        u, each, {"video": np.ones((1, 3))}, network, run, {"video": 3, "text": 2, "audio": 9}
+    )
+    assert (found.predicted, found.missing, found.probability) == (("y",), ("text",), (0.25, 0.75))
+    ((features, present),) = asked
+    assert {m: p.tolist() for m, p in present.items()} == {"video": [True], "text": [False]}
+    assert features["text"].tolist() == [[0, 0]]
+    assert found.end == 2.0
+    none = prediction._prediction(u, each, {}, network, run, {"video": 3, "text": 2})
+    assert none.failure == "a.mkv: lacks video, text, all that the run uses"
+    assert len(asked) == 1
 
 
 def test_an_interval_without_end_and_sound_of_another_file(tmp_path):

@@ -29,6 +29,32 @@ def test_silence_has_no_words():
     assert speech.create("pocketsphinx")(np.zeros(16_000, np.float32)) == ""
 
 
+def test_pocketsphinx_is_given_16_bit_samples(monkeypatch):
+    given = []
+
+    class Decoder:
+        def __init__(self, **options):
+            assert options["samprate"] == 16_000
+
+        def process_raw(self, data, full_utt):
+            given.append(np.frombuffer(data, "<i2").tolist())
+
+        def hyp(self):
+            return types.SimpleNamespace(hypstr=" some words ")
+
+        def start_utt(self):
+            given.append("start")
+
+        def reinit_feat(self):
+            given.append("anew")
+
+        end_utt = start_utt
+
+    monkeypatch.setitem(__import__("sys").modules, "pocketsphinx", types.SimpleNamespace(Decoder=Decoder))
+    assert speech.create("pocketsphinx")(np.array([0, 0.5, -1, 2], np.float32)) == "some words"
+    assert given == ["anew", "start", [0, 16383, -32767, 32767], "start"]
+
+
 def test_faster_whisper_is_given_its_folder(tmp_path, monkeypatch):
     asked = []
 
@@ -37,6 +63,7 @@ def test_faster_whisper_is_given_its_folder(tmp_path, monkeypatch):
             asked.append((folder, options))
 
         def transcribe(self, sound, **options):
+            assert options == {"temperature": 0.0}
             segment = types.SimpleNamespace(text=f" heard {len(sound)} ")
             return iter([segment, segment]), None
 

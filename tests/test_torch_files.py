@@ -127,6 +127,24 @@ def test_impossible_tensors_are_refused(tmp_path, fake, data, message):
         torch_files.read(archive(tmp_path / "a.pth", pickled(fake), [("0", data)]))
 
 
+def test_one_storage_has_one_type(tmp_path):
+    first, second = pickled(Fake((4,), (1,))), pickled(Fake((4,), (1,), kind="IntStorage"))
+    # one dictionary with both: the first without its end, then key and value of the second
+    both = first[:-2] + b"X\x01\x00\x00\x00y" + second[second.index(b"ctorch._utils") :]
+    both = both[: -len(b"s.")] + b"su."
+    both = both.replace(b"\x80\x02}", b"\x80\x02}(", 1)
+    with pytest.raises(ConclugenError, match="has two types"):
+        torch_files.read(archive(tmp_path / "a.pth", both.replace(b"su.", b"u."), [("0", DATA)]))
+
+
+@pytest.mark.parametrize("entry", [("storage", None, "0", "cpu", 4, "view"), ("storage", None, "0", "cpu", 4, 0)])
+def test_views_of_storages_are_refused(entry):
+    kind = torch_files.Name("torch.FloatStorage")
+    with pytest.raises(torch_files.Refused, match="a view of another"):
+        torch_files._described((entry[0], kind, *entry[2:]))
+    assert torch_files._described(("storage", kind, "0", "cpu", 4, None)) == ("<f4", "0", 4)
+
+
 def test_a_compressed_archive_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", pickle.dumps({}, protocol=2))

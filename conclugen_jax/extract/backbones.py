@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, place_of
 from conclugen_jax.extract import augmentation, davenet, mel, resnet, text_encoder, weights
 from conclugen_jax.extract.media import Clip
 from conclugen_jax.extract.weights import Weights
@@ -138,18 +138,45 @@ def load_own(name: str) -> Backbone:
     """A user's backbone: ``MODULE:FUNCTION``, which is called without arguments.
 
     Raises:
-      ConclugenError: it cannot be imported, or is no backbone.
+      ConclugenError: it cannot be imported, or is no backbone; its ``vectors`` raises it too, whatever happens there.
     """
     module, _, function = name.partition(":")
+    if not module or not function:
+        raise ConclugenError(f"--backbone={name}: expected MODULE:FUNCTION, such as mine:colours")
     try:
-        made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError, ValueError) as e:
-        raise ConclugenError(f"--backbone={name}: cannot be imported ({e}); expected MODULE:FUNCTION") from e
+        make = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as e:
+        raise ConclugenError(
+            f"--backbone={name}: {e}; run the command in the folder of {module}.py, or add that to PYTHONPATH"
+        ) from e
+    except AttributeError as e:
+        raise ConclugenError(f"--backbone={name}: {module} has no function {function!r}") from e
+    except Exception as e:  # whatever a user's module does
+        raise ConclugenError(f"--backbone={name}: cannot be imported ({type(e).__name__}: {e})") from e
+    try:
+        made = make()
+    except Exception as e:
+        raise ConclugenError(
+            f"--backbone={name}: {type(e).__name__}: {e}; expected a function without arguments that gives a Backbone"
+        ) from e
     if not isinstance(made, Backbone):
         raise ConclugenError(
             f"--backbone={name}: gave a {type(made).__name__}, expected a Backbone (docs/extraction.md)"
         )
-    return made
+    return dataclasses.replace(made, vectors=functools.partial(_vectors_of, made))
+
+
+def _vectors_of(own: Backbone, *arrays: np.ndarray) -> Any:
+    """What a user's function gives; an error in it is told as theirs."""
+    try:
+        return own.vectors(*arrays)
+    except Exception as e:
+        if type(e).__name__ == "JaxRuntimeError":  # memory, which is told elsewhere
+            raise
+        shapes = ", ".join(f"{x.dtype} {list(x.shape)}" for x in arrays)
+        raise ConclugenError(
+            f"backbone {own.name}: its function vectors failed on {shapes}: {type(e).__name__}: {str(e)[:300]} ({place_of(e)})"
+        ) from e
 
 
 def _pictures(loaded: Weights, options: Options, dtype: Any) -> tuple:

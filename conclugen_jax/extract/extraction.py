@@ -50,6 +50,7 @@ class Tally:
       failures: place -> reason.
       notes: remark -> number of utterances.
       missing: modality -> number of utterances without it.
+      heard: place -> words that were recognised.
       host_seconds: that the device waited for prepared clips.
       device_seconds: that the backbones took.
     """
@@ -58,6 +59,7 @@ class Tally:
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: Counter = dataclasses.field(default_factory=Counter)
     missing: Counter = dataclasses.field(default_factory=Counter)
+    heard: dict[str, str] = dataclasses.field(default_factory=dict)
     host_seconds: float = 0.0
     device_seconds: float = 0.0
 
@@ -161,6 +163,7 @@ def provenance(backbones: Sequence[Backbone], how: Recipe, options: Options) -> 
         "frames": {
             "faces": weights.load(how.faces).sha256 if how.faces else "",
             "no_face": how.no_face if how.faces else "",
+            "faces_per_second": preparation.DETECTIONS if how.faces else 0.0,
         },
         "speech": speech.provenance(how.recogniser) if how.recogniser else {},
         "views": {"number": how.num_views, "seed": how.seed, "strength": how.strength} if how.num_views > 1 else {},
@@ -236,10 +239,14 @@ def extract(
             first = plan.spec.splits[0]
             features = {m: f for m in sizes if (f := store.features(m, how.num_views, first)) is not None}
             if not tally.done or not features:
-                raise ConclugenError(f"{len(todo):,} utterances, and each failed; the first: {_first(tally)}")
+                listed = _list(target, FAILURES, tally.failures)
+                raise ConclugenError(
+                    f"each of {len(todo):,} failed, such as: {_first(tally)}; all of them are in {listed}"
+                )
             source = formats.assemble(request, Found(features, facts=_told(facts, fingerprint, tally)), "clips")
             built = builders.build(source, data_dir, overwrite=overwrite, drop_bad=True)
-            _list_failures(built, tally)
+            _list(target, FAILURES, tally.failures)
+            _list(target, WORDS, tally.heard)
             if not keep:
                 shutil.rmtree(folder, ignore_errors=True)
             return built, tally
@@ -305,18 +312,24 @@ def _first(tally: Tally) -> str:
     return next(iter(tally.failures.values()), "none has any modality")
 
 
-FAILURES = "failures-{name}-{version}.csv"
-"""Beside the data sets: place, reason."""
+FAILURES, WORDS = ("failures", "reason"), ("words", "words")
+"""Tables beside the data sets, and what they have besides utterances: why one failed, which words were recognised."""
 
 
-def _list_failures(built: Path, tally: Tally) -> None:
-    path = built.parent.parent / FAILURES.format(name=built.parent.name, version=built.name)
-    if not tally.failures:
+def table(target: Path, kind: tuple[str, str]) -> Path:
+    """Where a table of a data set lies; ``kind``: :data:`FAILURES` or :data:`WORDS`."""
+    return target.parent.parent / f"{kind[0]}-{target.parent.name}-{target.name}.csv"
+
+
+def _list(target: Path, kind: tuple[str, str], rows: Mapping[str, str]) -> Path:
+    path = table(target, kind)
+    if not rows:
         path.unlink(missing_ok=True)
-        return
+        return path
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([("utterance", "reason"), *sorted(tally.failures.items())])
+    csv.writer(text).writerows([("utterance", kind[1]), *sorted(rows.items())])
     workdir_lib.write_atomically(path, text.getvalue())
+    return path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,7 +360,8 @@ class _Work:
         with contextlib.closing(workers.prepared(begun(), self.how, num_workers)) as prepared:
             for each, found in vectors(prepared, backbones, tally or Tally()):
                 stamp = stamps.pop(each.place)
-                store.put(*by_place[each.place], found, stamp=stamp, notes=each.notes, failure=each.failure)
+                remarks = {"notes": each.notes, "failure": each.failure, "text": each.text}
+                store.put(*by_place[each.place], found, stamp=stamp, **remarks)
                 done()
 
 
@@ -388,6 +402,8 @@ def _run(
         tally.notes.update(map(_kind, state["notes"]))
         tally.missing.update(set(sizes) - set(state["present"]))
         present[u.place] = state["present"]
+        if work.how.recogniser and not u.text and state.get("text"):
+            tally.heard[u.place] = state["text"]
     store.keep_only(present)
     return tally
 

@@ -27,6 +27,9 @@ MAX_SECONDS = 300.0
 MAX_BYTES = 2**30
 """Of the frames of a clip: those of a longer one are made smaller, so that all of them take no more."""
 
+USUAL_RATE = 16.0
+"""Frames at lower rates are made as small as they would be at this one, so that they are the same at any of them."""
+
 GAP = 0.1
 """Seconds without sound in the middle of a clip from which on they are filled with silence; less is imprecise times."""
 
@@ -63,12 +66,16 @@ class Clip:
 
         Where frames were left out, such as those without a face, the times in between have none.
         """
+        return [self.frames[i] for i in self.rows_at(rate)]
+
+    def rows_at(self, rate: float) -> list[int]:
+        """Which frames :meth:`at_rate` gives."""
         if rate >= self.rate or not len(self.frames):
-            return self.frames
+            return list(range(len(self.frames)))
         wanted = np.arange(0, self.times[-1] + 1 / self.rate - 1e-6, 1 / rate) + 1e-6
         rows = np.searchsorted(self.times, wanted, side="right") - 1
         shown = (rows >= 0) & (wanted - self.times[rows] < 1 / self.rate)
-        return [self.frames[i] for i in rows[shown]] or self.frames[:1]
+        return rows[shown].tolist() or [0]
 
 
 def decode(
@@ -245,7 +252,8 @@ class _Sampler:
         self._times: list[float] = []
         self._bytes = 0
         # A container that does not tell its length is taken at its word: as if it were short.
-        self._pixels = MAX_BYTES / 3 / max(1.0, min(seconds, MAX_SECONDS) * self.rate)
+        most = min(max(rate, USUAL_RATE), float(own)) if own else max(rate, USUAL_RATE)
+        self._pixels = MAX_BYTES / 3 / max(1.0, min(seconds, MAX_SECONDS) * most)
         self.done = self.shrunk = self.too_long = False
 
     def add(self, frame: Any) -> None:

@@ -15,7 +15,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
 from conclugen_jax.extract import extraction, mtcnn, preparation, speech, subtitles, weights, workers
-from conclugen_jax.extract.backbones import Networks, Options
+from conclugen_jax.extract.backbones import Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance
 
 
@@ -49,6 +49,11 @@ class Prediction:
     failure: str = ""
     boxes: tuple[tuple[float, ...], ...] = ()
 
+    @property
+    def said(self) -> str:
+        """What is predicted, in words."""
+        return f"{self.predicted:.2f}" if isinstance(self.predicted, float) else ", ".join(self.predicted) or "none"
+
     def to_json(self) -> dict[str, Any]:
         """Without the boxes."""
         facts = dataclasses.asdict(self)
@@ -73,7 +78,7 @@ def predict(
     Args:
       workdir: of a downstream run whose data set was made by extraction.
       files: clips.
-      folders: of converted weights, the ones that the data set was made with.
+      folders: of converted weights, those of the run's modalities that the data set was made with, in any order.
       own: backbones of the user's own, as ``MODULE:FUNCTION``.
       cut: an utterance for each line of the subtitles beside a clip; else the whole clip is one.
       recogniser: of speech, where no words are known; empty: the one of the data set.
@@ -90,13 +95,12 @@ def predict(
     if network.classifier is None:
         raise ConclugenError(f"{workdir}: a pretraining run predicts nothing; name a downstream run")
     manifest = workdir_lib.read_data(workdir)
-    networks, how = _same_way(manifest, workdir, folders, own, recogniser, Path(mtcnn_folder))
+    networks = Networks(tuple(map(str, folders)), tuple(own))
+    backbones, how = _same_way(manifest, workdir, network.modalities, networks, recogniser, Path(mtcnn_folder))
     utterances = [u for file in files for u in _utterances(file, cut)]
     tally, found = extraction.Tally(), {}
     jobs = [(u, 1) for u in utterances]
-    for each, vectors in extraction.vectors(
-        workers.prepared(jobs, how, num_workers), backbones_lib.load(networks), tally
-    ):
+    for each, vectors in extraction.vectors(workers.prepared(jobs, how, num_workers), backbones, tally):
         found[each.place] = (each, vectors)
     run = embedding.predictor(network)
     return [_prediction(u, *found[u.place], network, run, manifest.modalities) for u in utterances]
@@ -114,9 +118,14 @@ def _utterances(file: Path, cut: bool) -> list[Utterance]:
 
 
 def _same_way(
-    manifest: Manifest, workdir: str | Path, folders: Sequence[str], own: Sequence[str], recogniser: str, faces: Path
-) -> tuple[Networks, preparation.Recipe]:
-    """Backbones and recipe as the data set of a run was made."""
+    manifest: Manifest,
+    workdir: str | Path,
+    modalities: Sequence[str],
+    networks: Networks,
+    recogniser: str,
+    faces: Path,
+) -> tuple[list[Backbone], preparation.Recipe]:
+    """Backbones of the modalities of a run and the recipe, as its data set was made."""
     made = manifest.source.get("extraction")
     if not isinstance(made, dict):
         raise ConclugenError(
@@ -125,16 +134,23 @@ def _same_way(
         )
     try:
         names = {field.name for field in dataclasses.fields(Options)}
-        options = Options(**{k: v for k, v in made["options"].items() if k in names})
+        how_run = Options(**{k: v for k, v in made["options"].items() if k in names})
         expected = {name: dict(facts) for name, facts in made["backbones"].items()}
+        needed = [name for name, facts in expected.items() if facts["modality"] in modalities]
         crops, no_face, heard = made["frames"]["faces"], made["frames"]["no_face"], made["speech"]
+        detections = made["frames"].get("faces_per_second")
         recogniser = recogniser or heard.get("name", "")
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise ConclugenError(f"{workdir}: damaged facts of its data set ({type(e).__name__}: {e})") from e
-    networks = Networks(tuple(map(str, folders)), tuple(own), options)
-    backbones = backbones_lib.load(networks)
-    found = extraction.facts_of(backbones)
-    _compare(found, expected, workdir)
+    given = networks.folders or networks.own
+    by_name = {b.name: b for b in backbones_lib.load(dataclasses.replace(networks, options=how_run))} if given else {}
+    _compare(extraction.facts_of(list(by_name.values())), expected, needed, workdir)
+    backbones = [by_name[name] for name in needed]
+    if crops and detections != preparation.DETECTIONS:
+        raise ConclugenError(
+            f"{workdir}: in the clips of its data set faces were not looked for {preparation.DETECTIONS:g} times a second, as "
+            "now; extract it anew"
+        )
     if crops and weights.load(faces).sha256 != crops:
         raise ConclugenError(f"{faces}: other weights of MTCNN than those of the data set; name these with --mtcnn")
     if recogniser:
@@ -145,16 +161,24 @@ def _same_way(
             "that one, or choose a recogniser with --speech"
         )
     options = {"faces": str(faces) if crops else "", "no_face": no_face or "drop", "recogniser": recogniser}
-    return networks, preparation.recipe(backbones, size=networks.options.size, **options)
+    return backbones, preparation.recipe(backbones, size=how_run.size, **options)
 
 
-def _compare(found: Mapping[str, dict[str, Any]], expected: Mapping[str, dict[str, Any]], workdir: str | Path) -> None:
+def _compare(
+    found: Mapping[str, dict[str, Any]],
+    expected: Mapping[str, dict[str, Any]],
+    needed: Sequence[str],
+    workdir: str | Path,
+) -> None:
     """Compare what is known of backbones, by their names, with what a data set was made with."""
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            raise ConclugenError(f"{workdir}: its features need {name}; name it with --weights or --backbone")
-        if name not in expected:
-            raise ConclugenError(f"{workdir}: its features were made without {name}; leave it out")
+    lacking, spare = [name for name in needed if name not in found], sorted(found.keys() - expected.keys())
+    if lacking:
+        raise ConclugenError(
+            f"{workdir}: its features need {' and '.join(lacking)}; name the weights with --weights, or with --backbone"
+        )
+    if spare:
+        raise ConclugenError(f"{workdir}: its features were made without {' and '.join(spare)}; leave that out")
+    for name in sorted(found):
         # The same weights may come from another file.
         keys = sorted((found[name].keys() | expected[name].keys()) - {"source"}, key=lambda key: (key != "sha256", key))
         for key in keys:
@@ -163,8 +187,6 @@ def _compare(found: Mapping[str, dict[str, Any]], expected: Mapping[str, dict[st
                 raise ConclugenError(
                     f"{name}: its {key} is {ours[:200]}, that of the features of {workdir} is {theirs[:200]}; name the same"
                 )
-    if list(found) != list(expected):
-        raise ConclugenError(f"name the weights in the order in which the data set was made: {', '.join(expected)}")
 
 
 def _prediction(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, place_of
 from conclugen_jax.extract import faces, media, speech, weights
 from conclugen_jax.extract.backbones import Backbone, Items, View
 from conclugen_jax.extract.clips import Utterance
@@ -50,11 +50,15 @@ class Recipe:
 
 
 def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
-    """The recipe for some backbones; ``options``: further attributes."""
+    """The recipe for some backbones; ``options``: further attributes.
+
+    Faces are looked for as often whatever the backbones look at, so that the frames of one do not depend on the others.
+    """
+    rate = max((b.rate for b in backbones), default=0.0)
     return Recipe(
         {b.name: b.prepare for b in backbones},
         {b.name: b.modality for b in backbones},
-        max((b.rate for b in backbones), default=0.0),
+        max(rate, DETECTIONS) if rate and options.get("faces") else rate,
         **options,
     )
 
@@ -89,7 +93,8 @@ def prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     except ConclugenError as e:
         return Prepared(utterance.place, failure=str(e))
     except Exception as e:  # one clip of a million must not end a run of days; it is listed by name
-        return Prepared(utterance.place, failure=f"{utterance.path}: {type(e).__name__}: {str(e)[:300]}")
+        failure = f"{utterance.path}: {type(e).__name__}: {str(e)[:300]} ({place_of(e)})"
+        return Prepared(utterance.place, failure=failure)
 
 
 def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
@@ -139,8 +144,7 @@ def _decoded(utterance: Utterance, rate: float, hears: bool) -> Clip:
 
 
 def _cropped(utterance: Utterance, clip: Clip, how: Recipe, notes: list[str]) -> tuple[Clip, tuple]:
-    step = max(1, round(clip.rate / DETECTIONS))
-    rows = list(range(0, len(clip.frames), step))
+    rows = clip.rows_at(DETECTIONS)
     found = faces.find(mtcnn_weights(how.faces), [clip.frames[i] for i in rows])
     boxes = tuple(
         (float(clip.times[i]), *(box / np.tile(clip.frames[i].shape[1::-1], 2)).tolist())

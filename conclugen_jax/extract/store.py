@@ -73,7 +73,9 @@ class Store:
         _write(path, text.encode())
 
     def state(self, utterance: Utterance, num_views: int) -> dict[str, Any] | None:
-        """What became of an utterance: ``failure`` (empty if none), ``present`` modalities, ``notes``; ``None``: not done.
+        """What became of an utterance: ``failure`` (empty if none), ``present`` modalities, ``notes``, ``text``.
+
+        ``None``: it is not done.
 
         An utterance whose file, interval or words have changed is not done.
         """
@@ -95,6 +97,7 @@ class Store:
         stamp: list,
         notes: tuple[str, ...] = (),
         failure: str = "",
+        text: str | None = None,
     ) -> None:
         """Note what became of an utterance.
 
@@ -105,6 +108,7 @@ class Store:
           stamp: of the utterance before its files were read.
           notes: what was odd.
           failure: why there are no vectors.
+          text: what was said.
 
         Raises:
           OSError: it cannot be written.
@@ -120,6 +124,7 @@ class Store:
             "present": sorted(vectors),
             "notes": list(notes),
             "failure": failure,
+            "text": text,
         }
         _write(self._place("done", utterance, ".json"), json.dumps(done).encode())
 

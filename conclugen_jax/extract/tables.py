@@ -26,8 +26,7 @@ def of_predictions(predictions: Sequence[Prediction], title: str) -> Table:
     if any(remarks):
         table.add_column("remarks", overflow="fold")
     for p, remark in zip(predictions, remarks, strict=True):
-        predicted = f"{p.predicted:.2f}" if isinstance(p.predicted, float) else ", ".join(p.predicted) or "none"
-        cells = [Path(p.clip).name, f"{p.start:.1f}-{p.end:.1f}", p.text or "", predicted]
+        cells = [Path(p.clip).name, f"{p.start:.1f}-{p.end:.1f}", p.text or "", p.said]
         row = [*map(escape, cells), *(f"{100 * x:.1f}" for x in p.probability)]
         table.add_row(*row, *([escape(remark)] if any(remarks) else []))
     return table

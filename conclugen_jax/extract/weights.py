@@ -163,6 +163,10 @@ def load(folder: str | Path) -> Weights:
       ConclugenError: it is not such a folder, or is damaged.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise ConclugenError(
+            f"{folder}: a file, expected a folder of converted weights; convert it first with python -m launch.convert_weights"
+        )
     facts = _json(folder / FACTS)
     if facts.get("format") != FORMAT or facts.get("format_version") != FORMAT_VERSION:
         raise ConclugenError(f"{folder / FACTS}: not weights of format {FORMAT!r} version {FORMAT_VERSION}; {AGAIN}")
