@@ -830,3 +830,17 @@ def test_names_that_the_terminal_lacks(tmp_path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     assert rb"Zo\xeb" in result.stdout
+
+
+def test_what_an_extraction_says_of_itself_is_set_in(folder):
+    report = inspection.inspect(folder)
+    backbones = {"resnet18": {"modality": "video", "sha256": "ab" * 32, "source": {"a.pth": "cd" * 32}, "options": {}}}
+    report["source"] = {
+        "dataset": "mine",
+        "extraction": {"backbones": backbones, "failed": 2, "speech": {}, "notes": ""},
+    }
+    shown = text(report).partition("Origin\n")[2]
+    assert shown.startswith(
+        "  dataset: mine\n  extraction:\n    backbones:\n      resnet18:\n        modality: video\n"
+        "        sha256: abababababab...\n        source: a.pth cdcdcdcdcdcd...\n    failed: 2\n"
+    )

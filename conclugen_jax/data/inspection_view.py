@@ -1,5 +1,6 @@
 """The report of an inspection as text and tables for a width of 80 columns."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -176,15 +177,33 @@ def _pairs(pairs: Sequence[Sequence[str]]) -> str:
 def _origin(report: Report) -> Iterator[RenderableType]:
     yield _title("Origin")
     for key, value in report["source"].items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        if value not in ("", None, []):
-            yield _line(f"{key}: {value}")
+        for line in _facts(key, value):
+            yield _line(line)
     for split, n in report["expected"].items():
         what = "all splits" if split == "all" else split
         same = "as many as" if n["found"] == n["expected"] else f"not the {n['expected']:,}"
         yield _line(f"{what}: {n['found']:,} examples, {same} expected of the corpus")
     yield _line(f"manifest: {report['fingerprint']}")
+
+
+def _facts(name: str, value: Any) -> Iterator[str]:
+    """Lines of what a manifest says, set in by how deep it lies; hashes are shortened, what is empty is left out."""
+    if not isinstance(value, Mapping):
+        if value not in ("", None, [], {}):
+            yield f"{name}: {_brief(value)}"
+        return
+    inner = {k: v for k, v in value.items() if v not in ("", None, [], {})}
+    if any(isinstance(v, Mapping) for v in inner.values()):
+        yield f"{name}:"
+        for k, v in inner.items():
+            yield from (f"  {line}" for line in _facts(k, v))
+    elif inner:
+        yield f"{name}: " + ", ".join(f"{k} {_brief(v)}" for k, v in inner.items())
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
 def _files(report: Report) -> Iterator[RenderableType]:
