@@ -11,7 +11,7 @@ from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import subtitles
 
-MEDIA = (
+PICTURES = (
     ".mp4",
     ".avi",
     ".mkv",
@@ -22,15 +22,15 @@ MEDIA = (
     ".mpeg",
     ".m4v",
     ".wmv",
-    ".wav",
-    ".mp3",
-    ".m4a",
-    ".flac",
-    ".ogg",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".3gp",
+    ".ogv",
 )
+SOUNDS = (".wav", ".mp3", ".m4a", ".flac", ".ogg", ".aac", ".opus", ".wma")
+MEDIA = PICTURES + SOUNDS
 """Endings of files that are taken for clips."""
-
-PICTURES = MEDIA[:10]
 
 
 @dataclasses.dataclass(frozen=True)
