@@ -140,8 +140,12 @@ def test_sums_by_addition_and_by_product_agree():
     rows = np.concatenate([np.full((n, 1), 0.1), rng.normal(size=(n, 2))], axis=1).astype(np.float32)
     assignments = rng.integers(0, 3, size=n).astype(np.int32)
     expected = np.stack([rows[assignments == k].astype(np.float64).sum(0) for k in range(4)])
-    for sums in (clustering._added_sums, clustering._product_sums):
-        np.testing.assert_allclose(sums(jnp.asarray(rows), assignments, 4), expected, rtol=1e-5, atol=1e-4)
+    added, product = (
+        sums(jnp.asarray(rows), assignments, 4) for sums in (clustering._added_sums, clustering._product_sums)
+    )
+    np.testing.assert_allclose(added, expected, rtol=1e-5, atol=1e-4)
+    # The form of accelerators; how many products a processor's library adds in a row depends on the processor.
+    np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(("platform", "on_cpu"), [("cpu", True), ("cuda", False), ("tpu", False)])
