@@ -330,12 +330,21 @@ def test_folds_go_round():
 
 @pytest.mark.parametrize(
     ("groups", "num_folds", "fold"),
-    [("abc", 2, 0), ("abc", 3, 3), ("abc", 3, -1), ("ab", 3, 0), (["a", "b", "c", ""], 3, 0)],
+    [("abc", 2, 0), ("abc", 3, 3), ("abc", 3, -1), (["a", "b", "c", ""], 3, 0)],
 )
 def test_impossible_folds_are_refused(groups, num_folds, fold):
     assert f"x: fold {fold} of {num_folds}" in refusal(
         annotations.by_group, grouped(list(groups)), num_folds, fold, where="x"
     )
+
+
+@pytest.mark.parametrize(
+    ("groups", "way_out"), [("ab", "take all of the corpus"), ("abcd", "or pass --num_folds=4 and --fold")]
+)
+def test_too_few_groups_for_the_folds(groups, way_out):
+    message = refusal(annotations.by_group, grouped(list(groups)), 6, 5, where="x")
+    assert f"x: rows of {len(groups)} groups (people), too few for 6 folds; " in message
+    assert message.endswith(way_out)
 
 
 # Records

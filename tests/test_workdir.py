@@ -74,6 +74,33 @@ def test_plain_lines_when_piped():
     assert len(lines) == 2
 
 
+def test_the_time_left_counts_what_lies_between_dispatches(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with progress.Display("run", total_steps=100, steps_per_epoch=100, file=out) as display:
+        for step in (10, 20, 30):
+            display.update(step, {}, steps_per_second=10.0)
+            now[0] += 20.0  # a checkpoint
+    lines = out.getvalue().splitlines()
+    assert [line.partition("ETA ")[2] for line in lines] == ["0:00:09", "0:02:40", "0:02:20"]
+
+
+def test_a_counter_says_rate_and_time_left_of_what_it_saw_done(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with progress.Counter("extracting", file=out, unit="clips") as counter:
+        for done, seconds in ((60, 0.5), (60, 19.5), (62, 5.0), (63, 15.0)):
+            counter(done, 100)
+            now[0] += seconds
+        counter(100, 100)
+    assert out.getvalue().splitlines() == [
+        "extracting: 62/100, 0.1 clips/s, ETA 0:06:20",
+        "extracting: 100/100, 1 clips/s, ETA 0:00:00",
+    ]
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

@@ -306,6 +306,11 @@ def by_group(annotations: Annotations, num_folds: int, fold: int, *, where: str)
       ConclugenError: fewer than three folds, fewer groups than folds, or rows without group.
     """
     groups = sorted(set(annotations.groups))
+    if 0 < len(groups) < num_folds and "" not in groups:
+        way_out = f", or pass --num_folds={len(groups)} and --fold" if len(groups) >= 3 else ""
+        raise ConclugenError(
+            f"{where}: rows of {len(groups)} groups (people), too few for {num_folds} folds; take all of the corpus{way_out}"
+        )
     if num_folds < 3 or not 0 <= fold < num_folds or len(groups) < num_folds or "" in groups:
         raise ConclugenError(
             f"{where}: fold {fold} of {num_folds} over {len(groups)} groups; there must be 3 folds at least, as many groups "
