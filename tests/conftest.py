@@ -19,6 +19,27 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
+LONG = (
+    "pretrain",
+    "faults",
+    "study",
+    "commands",
+    "bad_steps",
+    "processes",
+    "online_probe",
+    "search",
+    "extract",
+    "exchange",
+)
+"""Files that take longest."""
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: of several processes none is left with one of them at the end."""
+    places = {f"test_{name}": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
