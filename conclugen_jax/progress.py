@@ -83,7 +83,7 @@ class Display:
 class Counter:
     """What is done, rate and time left of work that may be over in a moment; use it as a context manager.
 
-    The rate is that of what was done since the first call, which may find something done already.
+    The rate is that since the first of it was done: some may have been done before, and the first may wait for compilation.
     """
 
     def __init__(self, title: str, file: TextIO | None = None, unit: str = "examples"):
@@ -91,6 +91,7 @@ class Counter:
         self._title, self._unit, self._start = title, unit, time.monotonic()
         self._said, self._bar, self._task = self._start, None, None
         self._first: int | None = None
+        self._moved = False
 
     def __enter__(self) -> "Counter":
         return self
@@ -103,8 +104,9 @@ class Counter:
         """Show that ``done`` of ``total`` (None: unknown how many) are done; nothing in the first second."""
         now = time.monotonic()
         if self._first is None:
-            self._first, self._start = done, now
-            self._said = now
+            self._first, self._start, self._said = done, now, now
+        elif done > self._first and not self._moved:
+            self._first, self._start, self._moved = done, now, True
         if now - self._start < 1.0:
             return
         rate = (done - self._first) / (now - self._start)

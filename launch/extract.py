@@ -101,7 +101,7 @@ def _extract() -> None:
     found = clips.find(dataset, request.source, labels=request.labels, cut=CUT.value)
     beam = build_dataset.BEAM_OPTIONS.value if build_dataset.BEAM.value else None
     workers = build_dataset.NUM_WORKERS.value or os.cpu_count()
-    progress.say(f"{request.source}: {counted(len(found))}; opening the backbones")
+    progress.say(f"{request.source}: {counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
         folder, tally = extraction.extract(
             request,

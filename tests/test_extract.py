@@ -452,7 +452,7 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
     assert "train 4, validation 2, test 2 examples" in made.stdout
     assert "audio is missing in train 1, validation 1, test 1\n" in made.stdout
     assert "no audio" not in made.stdout
-    assert f"{videos}: 8 utterances; opening the backbones\n" in made.stderr
+    assert f"{videos}: 8 utterances; opening the backbones, compiling their programs\n" in made.stderr
     data = tmp_path / "mine" / "1.0.0"
     options = [
         "--config=configs/linear_evaluation.py",

@@ -46,11 +46,9 @@ def test_what_differs_is_refused():
     other = f"{OWN[2]}_of_another_version"
     with pytest.raises(ConclugenError, match="words: its version is 2, that of the features of runs/linear is null"):
         same_way(made(), own=(*OWN[:2], other))
-    with pytest.raises(ConclugenError, match="its features need loudness and words; name the weights with"):
+    with pytest.raises(ConclugenError, match="its features need loudness, words; name the weights with"):
         same_way(made(), own=OWN[:1])
-    with pytest.raises(
-        ConclugenError, match="its features need pictures and loudness and words; name the weights with"
-    ):
+    with pytest.raises(ConclugenError, match="its features need pictures, loudness, words; name the weights with"):
         same_way(made(), own=())
     with pytest.raises(ConclugenError, match="its features were made without other; leave that out"):
         same_way(made(), own=(*OWN, "tests.own_backbones:other_size"))
@@ -174,10 +172,10 @@ def test_brackets_in_words_are_shown(capsys):
 
 def test_remarks_have_a_column_only_where_there_are_some():
     plain = Prediction("a.mkv", 0, 1, "a", ("x",), (1.0,), ("x",))
-    odd = Prediction("b.mkv", 0, 1, None, ("x",), (1.0,), ("x",), ("audio",))
+    odd = Prediction("b.mkv", 0, 1, None, ("x",), (1.0,), ("x",), ("audio",), ("silence", "no audio"))
     assert [c.header for c in tables.of_predictions([plain], "r").columns][-1] == "x"
     last = tables.of_predictions([plain, odd], "r").columns[-1]
-    assert (last.header, list(last.cells)) == ("remarks", ["", "no audio"])
+    assert (last.header, list(last.cells)) == ("remarks", ["", "no audio; silence"])
 
 
 def test_weights_of_mtcnn_come_along():

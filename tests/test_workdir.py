@@ -96,8 +96,8 @@ def test_a_counter_says_rate_and_time_left_of_what_it_saw_done(monkeypatch):
             now[0] += seconds
         counter(100, 100)
     assert out.getvalue().splitlines() == [
-        "extracting: 62/100, 0.1 clips/s, ETA 0:06:20",
-        "extracting: 100/100, 1 clips/s, ETA 0:00:00",
+        "extracting: 63/100, 0.2 clips/s, ETA 0:03:05",
+        "extracting: 100/100, 1.9 clips/s, ETA 0:00:00",
     ]
 
 

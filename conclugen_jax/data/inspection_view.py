@@ -29,9 +29,9 @@ def _title(text: str) -> Text:
     return Text(f"\n{text}", style="bold")
 
 
-def _line(text: str) -> Padding:
+def _line(text: str, depth: int = 0) -> Padding:
     """A sentence, set in."""
-    return Padding(Text(text), (0, 0, 0, 2), expand=False)
+    return Padding(Text(text), (0, 0, 0, 2 + 2 * depth), expand=False)
 
 
 def _items(lines: Iterable[str]) -> Padding:
@@ -177,8 +177,8 @@ def _pairs(pairs: Sequence[Sequence[str]]) -> str:
 def _origin(report: Report) -> Iterator[RenderableType]:
     yield _title("Origin")
     for key, value in report["source"].items():
-        for line in _facts(key, value):
-            yield _line(line)
+        for depth, line in _facts(key, value):
+            yield _line(line, depth)
     for split, n in report["expected"].items():
         what = "all splits" if split == "all" else split
         same = "as many as" if n["found"] == n["expected"] else f"not the {n['expected']:,}"
@@ -186,19 +186,19 @@ def _origin(report: Report) -> Iterator[RenderableType]:
     yield _line(f"manifest: {report['fingerprint']}")
 
 
-def _facts(name: str, value: Any) -> Iterator[str]:
-    """Lines of what a manifest says, set in by how deep it lies; hashes are shortened, what is empty is left out."""
+def _facts(name: str, value: Any, depth: int = 0) -> Iterator[tuple[int, str]]:
+    """Lines of what a manifest says, with how deep it lies; hashes are shortened, what is empty is left out."""
     if not isinstance(value, Mapping):
         if value not in ("", None, [], {}):
-            yield f"{name}: {_brief(value)}"
+            yield depth, f"{name}: {_brief(value)}"
         return
     inner = {k: v for k, v in value.items() if v not in ("", None, [], {})}
     if any(isinstance(v, Mapping) for v in inner.values()):
-        yield f"{name}:"
+        yield depth, f"{name}:"
         for k, v in inner.items():
-            yield from (f"  {line}" for line in _facts(k, v))
+            yield from _facts(k, v, depth + 1)
     elif inner:
-        yield f"{name}: " + ", ".join(f"{k} {_brief(v)}" for k, v in inner.items())
+        yield depth, f"{name}: " + ", ".join(f"{k} {_brief(v)}" for k, v in inner.items())
 
 
 def _brief(value: Any) -> str:

@@ -174,10 +174,10 @@ def _compare(
     lacking, spare = [name for name in needed if name not in found], sorted(found.keys() - expected.keys())
     if lacking:
         raise ConclugenError(
-            f"{workdir}: its features need {' and '.join(lacking)}; name the weights with --weights, or with --backbone"
+            f"{workdir}: its features need {', '.join(lacking)}; name the weights with --weights, or with --backbone"
         )
     if spare:
-        raise ConclugenError(f"{workdir}: its features were made without {' and '.join(spare)}; leave that out")
+        raise ConclugenError(f"{workdir}: its features were made without {', '.join(spare)}; leave that out")
     for name in sorted(found):
         # The same weights may come from another file.
         keys = sorted((found[name].keys() | expected[name].keys()) - {"source"}, key=lambda key: (key != "sha256", key))

@@ -33,4 +33,4 @@ def of_predictions(predictions: Sequence[Prediction], title: str) -> Table:
 
 
 def _remarks(p: Prediction) -> str:
-    return "; ".join([*(f"no {modality}" for modality in p.missing), *p.notes])
+    return "; ".join(dict.fromkeys([*(f"no {modality}" for modality in p.missing), *p.notes]))
