@@ -244,9 +244,12 @@ def check_clustering(config: ConfigDict, *, steps_per_epoch: int) -> None:
             "trained before; set it to 0"
         )
     if section.queue_reset == "epoch" and section.queue_batches >= steps_per_epoch:
+        most = config.train.batch_size * steps_per_epoch // (section.queue_batches + 1)
+        smaller = f"config.train.batch_size to {most} or less, " if most else ""
         raise ConclugenError(
-            f"config.clustering.queue_batches is {section.queue_batches} but an epoch has only {steps_per_epoch} steps, so "
-            "the queue, emptied at each epoch, would never count; set it lower or config.clustering.queue_reset='never'"
+            f"config.clustering.queue_batches is {section.queue_batches} but an epoch has only {steps_per_epoch} "
+            f"step{'s' * (steps_per_epoch > 1)}, so the queue, emptied at each epoch, would never count; set {smaller}the "
+            "queue lower or config.clustering.queue_reset='never'"
         )
     points = (section.queue_batches + 1) * config.train.batch_size
     if points < section.num_clusters:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import json
+import pickle  # writes what is then mutated; nothing here reads any
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from conclugen_jax import checkpoint, exchange, seals
 from conclugen_jax import config as config_lib
 from conclugen_jax import workdir as workdir_lib
-from conclugen_jax.data import formats
+from conclugen_jax.data import formats, mmsa
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.requests import Request
 from conclugen_jax.extract import subtitles, torch_files
@@ -45,11 +48,11 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(content)
 
 
-def _table(path: Path) -> Callable[[], Any]:
-    """Reader of a small source of features, one of whose files is mutated: everything in it is read."""
+def _everything(request: Request) -> Callable[[], Any]:
+    """Reader of a small source, one of whose files is mutated: everything in it is read."""
 
     def read() -> None:
-        source = formats.open_source(Request("features", path, name="mine"))
+        source = formats.open_source(request)
         for split in source.spec.splits:
             for _ in itertools.islice(source.examples(split), 20):
                 pass
@@ -57,22 +60,116 @@ def _table(path: Path) -> Callable[[], Any]:
     return read
 
 
-def _source(folder: Path, layout: str) -> Path:
-    """A valid source; the file that is to be mutated."""
-    folder.mkdir(parents=True)
-    ids = [f"clip{i}" for i in range(8)]
+def _tables(folder: Path, kind: str) -> tuple[Path, Request]:
+    """Features with ids and labels: the file to be mutated, and how the source is opened."""
+    ids, splits = [f"clip{i}" for i in range(8)], ["train"] * 6 + ["test"] * 2
     x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-    (folder / "labels.csv").write_text(
-        "id,split,label,group\n"
-        + "".join(f"{k},{'train' if i < 6 else 'test'},{i % 2},g{i}\n" for i, k in enumerate(ids))
-    )
-    if layout == "npz":
-        columns = {"split": ["train"] * 6 + ["test"] * 2, "label": np.arange(8) % 2, "group": ids}
-        np.savez(folder.with_suffix(".npz"), ids=ids, video=x, **columns)
-        return folder.with_suffix(".npz")
+    columns = {"split": splits, "label": [i % 2 for i in range(8)], "group": ids}
+    if kind in ("npz", "parquet"):
+        path = folder / f"mine.{kind}"
+        if kind == "npz":
+            np.savez(path, ids=ids, video=x, **columns)
+        else:
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.table({"id": ids, "video": list(x), **columns}), path)
+        return path, Request("features", path, name="mine")
+    rows = [",".join(map(str, row)) for row in zip(ids, *columns.values(), strict=True)]
+    (folder / "labels.csv").write_text("\n".join(["id,split,label,group", *rows]) + "\n")
     np.save(folder / "video.npy", x)
     (folder / "video.txt").write_text("\n".join(ids))
-    return {"npy": folder / "video.npy", "labels": folder / "labels.csv", "ids": folder / "video.txt"}[layout]
+    mutated_file = {"npy": "video.npy", "labels": "labels.csv", "ids": "video.txt"}[kind]
+    return folder / mutated_file, Request("features", folder, name="mine")
+
+
+def _csd(folder: Path, kind: str) -> tuple[Path, Request]:
+    """Sequences and labels of three videos of CMU-MOSI, one of each fold."""
+    import h5py
+
+    videos, intervals = ("03bSnISJMiM", "c5xsKMxpXnc", "tmZoasNr4rU"), np.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
+    for name, dim in (("audio", 2), ("Labels", 1)):
+        with h5py.File(folder / f"{name}.csd", "w") as file:
+            for video in videos:
+                group = file.create_group(f"{name}/data/{video}")
+                group["features"], group["intervals"] = np.ones((3, dim), np.float32), intervals
+    mutated_file = {"csd": "audio.csd", "csd labels": "Labels.csd"}[kind]
+    return folder / mutated_file, Request("cmu_mosi", folder)
+
+
+def _authors(folder: Path, _kind: str) -> tuple[Path, Request]:
+    """Tree of the authors' code with its annotations in YAML."""
+    tree = {"train": ["dia0_utt0", "dia0_utt1"], "val": ["dia0_utt0"], "test": ["dia7_utt3"]}
+    lines = []
+    for split, names in tree.items():
+        (folder / "features" / "texts_cropped" / split).mkdir(parents=True)
+        lines.append(f"{split}:")
+        for name in names:
+            np.save(folder / "features" / "texts_cropped" / split / f"{name}.npy", np.ones(3, np.float32))
+            lines += [f"  {name}:", "    emotions: 3", "    sentiment: -1", "    person_id: Ross"]
+    path = folder / "annotations_cropped.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    return path, Request("meld", folder)
+
+
+SOURCES: dict[str, Callable[[Path, str], tuple[Path, Request]]] = {
+    **dict.fromkeys(("labels", "ids", "npy", "npz", "parquet"), _tables),
+    **dict.fromkeys(("csd", "csd labels"), _csd),
+    "annotations": _authors,
+}
+"""Kinds that are read as part of a source, and what writes a valid one."""
+
+
+def _mmsa(folder: Path) -> tuple[bytes, Callable[[], Any]]:
+    """A pickle of MMSA: its content, and its conversion."""
+    clips = {"id": ["a$_$0", "b$_$1"], "text": np.ones((2, 2, 3), np.float32), "audio": np.ones((2, 2, 1), np.float32)}
+    content = pickle.dumps({"train": {**clips, "regression_labels": np.zeros(2, np.float32)}}, 4)
+
+    def read() -> None:
+        shutil.rmtree(folder / "tables", ignore_errors=True)
+        mmsa.convert(folder / "mmsa.pkl", folder / "tables")
+
+    return content, read
+
+
+def _export(folder: Path, run: Path, kind: str) -> tuple[Path, Callable[[], Any]]:
+    """Weights to share: the file to be mutated, and the import of both. The hash of weights is made to fit."""
+    if not (folder / "export").exists():
+        exchange.export_weights(run, folder / "export")
+    facts = folder / "export" / exchange.EXPORT
+    path = facts if kind == "export" else folder / "export" / exchange.WEIGHTS
+
+    def read() -> None:
+        if path is not facts:
+            told = json.loads(facts.read_text()) | {"weights_sha256": manifest_lib.sha256(path)}
+            facts.write_text(json.dumps(told))
+        shutil.rmtree(folder / "imported", ignore_errors=True)
+        exchange.import_weights(folder / "export", folder / "imported")
+
+    return path, read
+
+
+CHECKPOINT_FILES = (
+    "record/metadata",
+    "metrics/metrics",
+    "_CHECKPOINT_METADATA",
+    "state/_METADATA",
+    "state/manifest.ocdbt",
+)
+
+
+def _checkpoint(folder: Path, run: Path, name: str) -> tuple[Path, Callable[[], Any]]:
+    """A file of a checkpoint, and the restoring of it. The hashes of its files are made to fit, as an attacker would."""
+    step = max(int(p.name) for p in (run / checkpoint.FOLDER).iterdir() if p.name.isdecimal())
+    copy = folder / checkpoint.FOLDER / str(step)
+    if not copy.exists():
+        shutil.copytree(run / checkpoint.FOLDER / str(step), copy)
+
+    def read() -> None:
+        seals.write(copy)
+        with checkpoint.Checkpoints(folder, read_only=True) as saved:
+            saved.restore_tree(saved.find("newest"))
+
+    return copy / name, read
 
 
 FILES = Path(__file__).parents[1] / "tests" / "parity" / "files"
@@ -85,7 +182,14 @@ ALONE: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
 }
 """Kinds that are read alone: file, content, reader."""
 
-KINDS = ("manifest", "configuration", "metrics log", "bad steps", "labels", "ids", "npy", "npz", *ALONE)
+KINDS = (
+    *("manifest", "configuration", "metrics log", "bad steps"),
+    *SOURCES,
+    "mmsa",
+    *("export", "exported weights"),
+    *(f"checkpoint {name}" for name in CHECKPOINT_FILES),
+    *ALONE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +228,20 @@ def target(kind: str, folder: Path, run: Path) -> Target:
         name, valid, read_alone = ALONE[kind]
         return Target(folder / name, valid, lambda: read_alone(folder / name))
 
-    def renew() -> Path:
-        shutil.rmtree(folder / "source", ignore_errors=True)
-        (folder / "source.npz").unlink(missing_ok=True)
-        return _source(folder / "source", kind)
+    if kind in SOURCES:
 
-    path = renew()
-    return Target(path, path.read_bytes(), _table(path if kind == "npz" else folder / "source"), renew)
+        def renew() -> tuple[Path, Request]:
+            shutil.rmtree(folder / "source", ignore_errors=True)
+            (folder / "source").mkdir()
+            return SOURCES[kind](folder / "source", kind)
+
+        path, request = renew()
+        return Target(path, path.read_bytes(), _everything(request), renew)
+    if kind == "mmsa":
+        return Target(folder / "mmsa.pkl", *_mmsa(folder))
+    place = _checkpoint if kind.startswith("checkpoint ") else _export
+    path, reader = place(folder, run, kind.removeprefix("checkpoint "))
+    return Target(path, path.read_bytes(), reader)
 
 
 def inputs(kind: str, folder: Path, place: Any) -> Iterator[tuple[bytes, Callable[[], Any]]]:

@@ -416,7 +416,7 @@ def readers(place: Place, seconds: float) -> Iterator[Tally]:
     for kind in fuzz.KINDS:
         tally = Tally(f"fuzzed {kind}")
         end = time.monotonic() + seconds / len(fuzz.KINDS)
-        folder = place.folder / f"fuzz_{kind.replace(' ', '_')}"
+        folder = place.folder / f"fuzz_{kind.replace(' ', '_').replace('/', '_')}"
         folder.mkdir()
         for content, read in fuzz.inputs(kind, folder, place):
             try:

@@ -88,8 +88,8 @@ def main() -> None:
         print(line)
 
 
-def describe(folder: Path) -> list[str]:
-    """What was built, what was converted or left out, and what is suspicious."""
+def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
+    """What was built, what was converted or left out (unless that is told elsewhere), and what is suspicious."""
     manifest = manifest_lib.read(folder)
     counts = ", ".join(f"{split} {facts['num_examples']:,}" for split, facts in manifest.splits.items())
     sizes = ", ".join(f"{m} {dim}" for m, dim in manifest.modalities.items())
@@ -115,7 +115,7 @@ def describe(folder: Path) -> list[str]:
     if outside:
         lines.append(f"{outside:,} rows of the labels are of videos in no fold and were left out")
     dropped = {s: f["dropped"] for s, f in manifest.splits.items() if f["dropped"]}
-    if dropped:
+    if dropped and with_dropped:
         lines.append(
             f"left out as bad: {', '.join(f'{s} {n:,}' for s, n in dropped.items())}; see {folder / builders.DROPPED}"
         )

@@ -120,7 +120,7 @@ def _extract() -> None:
             seed=SEED.value,
             strength=STRENGTH.value,
         )
-    for line in build_dataset.describe(folder):
+    for line in build_dataset.describe(folder, with_dropped=False):
         print(line)
     for line in _told(tally, folder, len(found)):
         print(line)
@@ -168,6 +168,14 @@ def _beside(source: Path) -> tuple[Path, ...]:
 def _told(tally: extraction.Tally, folder: Path, count: int) -> list[str]:
     left_out = count - tally.done - len(tally.failures)
     lines = [f"{counted(left_out)} not named by the labels and left out"] if left_out > 0 else []
+    if tally.unknown:
+        lines.append(f"{len(tally.unknown):,} ids of the labels are the name of no clip, such as {tally.unknown[0]!r}")
+    for modality, n in sorted(tally.missing.items()):
+        if n == tally.done:
+            way_out = (
+                "; name a recogniser with --speech, or put subtitles beside the clips" if modality == "text" else ""
+            )
+            lines.append(f"warning: no utterance has {modality}, so the data set has not{way_out}")
     known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already
     lines += [f"{counted(n)}: {note}" for note, n in sorted(tally.notes.items()) if note not in known]
     if tally.failures:
@@ -179,8 +187,10 @@ def _told(tally: extraction.Tally, folder: Path, count: int) -> list[str]:
     total = tally.host_seconds + tally.device_seconds
     if total > 0:
         what = "waiting for decoded clips" if tally.host_seconds > tally.device_seconds else "computing features"
+        before = f", {tally.reused:,} of them before" if tally.reused else ""
         lines.append(
-            f"{counted(tally.done)} extracted; {max(tally.host_seconds, tally.device_seconds) / total:.0%} of the time {what}"
+            f"{counted(tally.done)} extracted{before}; {max(tally.host_seconds, tally.device_seconds) / total:.0%} of the "
+            f"time {what}"
         )
     return lines
 

@@ -166,7 +166,8 @@ def test_batches_that_cannot_be_shared_or_filled_are_refused():
 
 def test_clustering_that_can_never_count_is_refused():
     config = tiny_config(clustering__queue_batches=4)
-    with pytest.raises(ConclugenError, match="queue_reset='never'"):
+    # 4 steps of 16 are 64 examples; 5 steps of 12 would fit into them.
+    with pytest.raises(ConclugenError, match=r"4 steps, so .*batch_size to 12 or less, the queue lower or .*='never'"):
         config_lib.check_clustering(config, steps_per_epoch=4)
     config_lib.check_clustering(config, steps_per_epoch=5)
     config.clustering.num_clusters = 100

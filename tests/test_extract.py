@@ -25,7 +25,7 @@ from conclugen_jax.extract import clips as clips_lib
 from conclugen_jax.extract import extraction, mtcnn, preparation, workers
 from conclugen_jax.extract.backbones import Networks, Options
 from conclugen_jax.extract.store import Store
-from tests import clips
+from tests import clips, own_backbones
 from tests.test_commands import run
 
 ROOT = Path(__file__).parent.parent
@@ -425,6 +425,26 @@ def test_intervals_of_a_table_are_utterances(tmp_path):
     assert tally.failures["d"].endswith("labels.csv, line 5: video 'gone' is not there")
 
 
+def test_labels_of_clips_that_are_not_there(videos, tmp_path):
+    rows = [("id", "split", "label"), ("train0", "train", "a"), ("train1", "train", "b"), ("train9", "train", "b")]
+    folder, tally = extract(videos, tmp_path, labels=(table(tmp_path / "some.csv", rows),))
+    assert (tally.done, tally.unknown) == (2, ["train9"])
+    assert rows_of(folder, "train")[0] == ["train0", "train1"]
+    for wrong in (("gone", "test", "a"), ("train/train2", "train", "a")):  # a split without any; a path for an id
+        labels = (table(tmp_path / "wrong.csv", [*rows, wrong]),)
+        with pytest.raises(ConclugenError, match=rf"'{wrong[0]}' in {wrong[1]}, which is the name of no clip"):
+            extract(videos, tmp_path / "wrong", labels=labels)
+        assert not (tmp_path / "wrong").exists()
+
+
+def test_an_interval_that_ends_after_its_clip_is_told(tmp_path):
+    clips.write(tmp_path / "a.mkv", clips.steady(2.0), sound=clips.tone(2.0))
+    how = preparation.recipe([own_backbones.pictures()])
+    for end, note in ((2.4, []), (3.0, ["the clip ends before the interval does"])):
+        utterance = clips_lib.Utterance("a", "", str(tmp_path / "a.mkv"), start=1.0, end=end)
+        assert preparation.prepare(utterance, how, 1).notes == tuple(note), end
+
+
 def test_subtitles_cut_a_clip(tmp_path):
     source = tmp_path / "videos"
     source.mkdir()
@@ -445,13 +465,14 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
     labels += [
         (p.stem, p.parent.name, "light" if p.stem[-1] in "23" else "dark") for p in sorted(videos.rglob("*.mkv"))
     ]
-    table(tmp_path / "labels.csv", labels)
+    table(tmp_path / "labels.csv", [*labels, ("train9", "train", "dark")])
     common = [f"--source={videos}", f"--labels={tmp_path / 'labels.csv'}", "--label=label", f"--data_dir={tmp_path}"]
     made = run("launch.extract", "--dataset=clips", "--name=mine", *common, *FLAGS, "--nocrop_faces", "--num_workers=1")
     assert made.returncode == 0, made.stderr
     assert "train 4, validation 2, test 2 examples" in made.stdout
     assert "audio is missing in train 1, validation 1, test 1\n" in made.stdout
     assert "no audio" not in made.stdout
+    assert "1 ids of the labels are the name of no clip, such as 'train9'\n" in made.stdout
     assert f"{videos}: 8 utterances; opening the backbones, compiling their programs\n" in made.stderr
     data = tmp_path / "mine" / "1.0.0"
     options = [

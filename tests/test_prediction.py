@@ -178,6 +178,11 @@ def test_remarks_have_a_column_only_where_there_are_some():
     assert (last.header, list(last.cells)) == ("remarks", ["", "no audio; silence"])
 
 
+def test_words_have_a_column_only_where_there_are_some():
+    silent = Prediction("a.mkv", 0, 1, None, ("x",), (1.0,), ("x",))
+    assert [c.header for c in tables.of_predictions([silent], "r").columns] == ["clip", "seconds", "prediction", "x"]
+
+
 def test_weights_of_mtcnn_come_along():
     assert weights.load(mtcnn.WEIGHTS).network == "mtcnn"
 

@@ -27,7 +27,7 @@ from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import preparation, speech, weights, workers
+from conclugen_jax.extract import media, preparation, speech, weights, workers
 from conclugen_jax.extract.averages import Averages
 from conclugen_jax.extract.backbones import Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance
@@ -51,6 +51,8 @@ class Tally:
       notes: remark -> number of utterances.
       missing: modality -> number of utterances without it.
       heard: place -> words that were recognised.
+      unknown: ids of the labels that are the name of no clip.
+      reused: utterances that an earlier try had done.
       host_seconds: that the device waited for prepared clips.
       device_seconds: that the backbones took.
     """
@@ -60,6 +62,8 @@ class Tally:
     notes: Counter = dataclasses.field(default_factory=Counter)
     missing: Counter = dataclasses.field(default_factory=Counter)
     heard: dict[str, str] = dataclasses.field(default_factory=dict)
+    unknown: list[str] = dataclasses.field(default_factory=list)
+    reused: int = 0
     host_seconds: float = 0.0
     device_seconds: float = 0.0
 
@@ -223,7 +227,9 @@ def extract(
     sizes, facts = dims(backbones), provenance(backbones, how, networks.options)
     plan = formats.assemble(request, Found({m: Planned(utterances, dim) for m, dim in sizes.items()}), "clips")
     builders.check_spec(plan.spec)
-    todo = _asked_for(plan, utterances, how)
+    todo, unknown = _asked_for(plan, utterances, how)
+    if how.rate or set(how.modalities.values()) - {"text"}:
+        media.library()  # where it is not installed that is no fault of the clips
     fingerprint = _fingerprint(plan, todo, facts)
     target = data_dir / plan.spec.name / plan.spec.version
     if not overwrite and (target / manifest_lib.FILE).is_file():
@@ -236,6 +242,7 @@ def extract(
             store.begin(facts)
             work = _Work(networks, how, str(folder))
             tally = _run(store, todo, work, num_workers, beam, progress)
+            tally.unknown = unknown
             first = plan.spec.splits[0]
             features = {m: f for m in sizes if (f := store.features(m, how.num_views, first)) is not None}
             if not tally.done or not features:
@@ -258,10 +265,12 @@ def extract(
         raise ConclugenError(f"{e.filename or data_dir}: cannot be written ({e.strerror or e}); {way_out}") from e
 
 
-def _asked_for(plan: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> list[tuple[Utterance, int]]:
-    """The utterances that the annotations name, each with its number of views."""
+def _asked_for(
+    plan: JoinedSource, utterances: Sequence[Utterance], how: Recipe
+) -> tuple[list[tuple[Utterance, int]], list[str]]:
+    """The utterances that the annotations name, each with its number of views, and the ids that name none."""
     by_place = {u.place: u for u in utterances}
-    first, found = plan.spec.splits[0], {}
+    first, found, unknown = plan.spec.splits[0], {}, []
     features = next(iter(plan.features.values()))
     for split, columns in plan.annotations.items():
         counts = Counter(columns.keys)
@@ -269,12 +278,20 @@ def _asked_for(plan: JoinedSource, utterances: Sequence[Utterance], how: Recipe)
             raise ConclugenError(
                 f"the labels name {max(counts, key=counts.__getitem__)!r} twice in {split}; leave one row out"
             )
-        for place in features.locate(split, columns.keys):
-            if place is not None:
-                found[place] = (by_place[place], how.num_views if split == first else 1)
+        places = dict(zip(columns.keys, features.locate(split, columns.keys), strict=True))
+        there = [place for place in places.values() if place is not None]
+        found |= {place: (by_place[place], how.num_views if split == first else 1) for place in there}
+        lost = [key for key, place in places.items() if place is None]
+        unknown += lost
+        bent = next((key for key in lost if "/" in key), None)
+        if bent is not None or (lost and not there):
+            raise ConclugenError(
+                f"the labels name {bent or lost[0]!r} in {split}, which is the name of no clip; there are such as "
+                f"{min(by_place)!r}: paths with _ for / and without ending (lines of subtitles with --cut)"
+            )
     if not found:
         raise ConclugenError("no clip is named by the labels; compare their ids with the names of the clips")
-    return [found[place] for place in sorted(found)]
+    return [found[place] for place in sorted(found)], unknown
 
 
 def _fingerprint(plan: JoinedSource, todo: Sequence[tuple[Utterance, int]], facts: Mapping[str, Any]) -> str:
@@ -386,6 +403,7 @@ def _run(
         if progress is not None:
             progress(number, len(todo))
 
+    tally.reused = len(todo) - len(left)
     one_more()
     if beam is not None:
         parts = [left[i : i + BEAM_PART] for i in range(0, len(left), BEAM_PART)]

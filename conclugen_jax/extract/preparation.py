@@ -20,6 +20,10 @@ DETECTIONS = 2.0
 """Frames per second in which faces are looked for."""
 
 
+LACKING = 0.5
+"""Seconds that an interval may go on after its clip without a note."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How clips are prepared; can be sent to other processes.
@@ -105,10 +109,13 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     recognised = reads and bool(how.recogniser) and not utterance.text
     clip = _decoded(utterance, how.rate, bool(used - {"video", "text"}) or recognised)
     notes, boxes = list(clip.notes), ()
-    end = utterance.end or utterance.start + max(
+    length = max(
         clip.times[-1] + 1 / clip.rate if len(clip.times) else 0.0,
         len(clip.sound) / media.SAMPLE_RATE if clip.sound is not None else 0.0,
     )
+    end = utterance.end or utterance.start + length
+    if length and end - utterance.start > length + LACKING:
+        notes.append("the clip ends before the interval does")
     if how.faces and clip.frames:
         clip, boxes = _cropped(utterance, clip, how, notes)
     text = utterance.text

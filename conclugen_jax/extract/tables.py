@@ -18,7 +18,8 @@ def of_predictions(predictions: Sequence[Prediction], title: str) -> Table:
     """
     classes = predictions[0].classes if predictions else ()
     table = Table(title=escape(f"{title}: probabilities in %" if classes else title))
-    for column in ("clip", "seconds", "words", "prediction"):
+    said = any(p.text for p in predictions)
+    for column in ("clip", "seconds", *(["words"] if said else []), "prediction"):
         table.add_column(column, overflow="fold")
     for name in classes:
         table.add_column(escape(name), justify="right")
@@ -26,7 +27,7 @@ def of_predictions(predictions: Sequence[Prediction], title: str) -> Table:
     if any(remarks):
         table.add_column("remarks", overflow="fold")
     for p, remark in zip(predictions, remarks, strict=True):
-        cells = [Path(p.clip).name, f"{p.start:.1f}-{p.end:.1f}", p.text or "", p.said]
+        cells = [Path(p.clip).name, f"{p.start:.1f}-{p.end:.1f}", *([p.text or ""] if said else []), p.said]
         row = [*map(escape, cells), *(f"{100 * x:.1f}" for x in p.probability)]
         table.add_row(*row, *([escape(remark)] if any(remarks) else []))
     return table
