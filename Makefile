@@ -1,4 +1,4 @@
-# make demo | study | bench | test | lint | faults | clean. Every target makes .venv itself; a second call installs nothing.
+# make demo | study | bench | test | coverage | lint | faults | clean. Every target makes .venv itself; a second call installs nothing.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ BENCH  ?= runs/bench.json
 TORCH_PYTHON ?=
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo study bench test lint faults format clean install
+.PHONY: demo study bench test coverage lint faults format clean install
 
 install: $(STAMP)
 
@@ -37,6 +37,9 @@ bench: $(STAMP)
 
 test: $(STAMP)
 	$(RUN) -m pytest
+
+coverage: $(STAMP)
+	$(RUN) -m pytest --cov=conclugen_jax --cov-report=term
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

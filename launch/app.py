@@ -99,7 +99,15 @@ def config():
     return FLAGS.config
 
 
+def _underscored(arg: str) -> str:
+    """``--num-views=10`` as ``--num_views=10``, where there is such a flag."""
+    name, equals, value = arg.partition("=")
+    known = name.startswith("--") and name[2:].replace("-", "_") in FLAGS
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if known else arg
+
+
 def _parse(argv: list[str]) -> None:
+    argv = list(map(_underscored, argv))
     path = _config_path(argv)
     if path is not None and not Path(path).is_file():
         raise ConclugenError(f"--config={path}: no such file; name a configuration file such as configs/demo.py")
