@@ -33,6 +33,7 @@ def write(
     aspect=None,
     rate=25,
     gop=None,
+    b_frames=None,
 ):
     """Write a clip.
 
@@ -43,6 +44,7 @@ def write(
       images: of the frames, else numbered ones.
       aspect: of the pixels.
       gop: frames from one key frame to the next.
+      b_frames: in a row that are made of later ones as well.
     """
     with av.open(str(path), "w") as container:
         streams = []
@@ -54,6 +56,8 @@ def write(
             if gop is not None:
                 video.gop_size, video.bit_rate = gop, 4_000_000
                 video.codec_context.time_base = Fraction(1, rate)  # MPEG-1 knows no other
+            if b_frames is not None:
+                video.codec_context.max_b_frames = b_frames
             if aspect is not None:
                 video.codec_context.sample_aspect_ratio = aspect
             streams.append(video)

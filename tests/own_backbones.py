@@ -118,3 +118,22 @@ def failing():
 def raising():
     """No backbone is made."""
     raise RuntimeError("not today")
+
+
+def _long_enough(clip, view):
+    return _frames(clip, view) if len(clip.frames) > 1 else None
+
+
+def movement():
+    """Joined with :func:`pictures`; a clip of one frame has none."""
+    return Backbone("movement", "video", 3, _long_enough, lambda x: x, rate=4.0)
+
+
+def _odd(clip, view):
+    kinds = {"empty": (np.zeros((0, 2), np.float32),), "uneven": (np.zeros((2, 2)), np.zeros((3, 2))), "list": [1, 2]}
+    return kinds.get(clip.text, _words(clip, view))
+
+
+def odd_items():
+    """What its first function gives at some words are no items."""
+    return Backbone("words", "text", 2, _odd, lambda *x: x[0])

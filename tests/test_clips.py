@@ -155,6 +155,24 @@ def test_rows_name_clips_by_name_or_path(tmp_path):
         clips.find("clips", tmp_path, labels=(table,))
 
 
+def test_intervals_have_the_sound_and_the_words_beside_their_clip(tmp_path):
+    touch(tmp_path, "talk.mp4", "talk.wav", "talk.more.wav", "mute.mp4")
+    (tmp_path / "talk.srt").write_text(
+        "1\n00:00:00,000 --> 00:00:01,000\nhello\n\n2\n00:00:01,000 --> 00:00:02,000\nthere\n"
+    )
+    (tmp_path / "mute.txt").write_text("all that is said")  # nobody knows when
+    table = tmp_path / "labels.csv"
+    table.write_text("video,start,end\ntalk,0,1\ntalk,1,2\nmute,0,1\n")
+    first, second, mute = sorted(clips.find("clips", tmp_path, labels=(table,)), key=lambda u: (u.sound == "", u.start))
+    assert (first.text, second.text, mute.text) == ("hello", "there", None)
+    assert (first.sound, second.sound, mute.sound) == (str(tmp_path / "talk.wav"),) * 2 + ("",)
+    table.write_text("video,start,end,text\ntalk,0,1,good day\n")
+    assert [u.text for u in clips.find("clips", tmp_path, labels=(table,))] == ["good day"]
+    (tmp_path / "talk.srt").write_text("1\n00:00:01,000 --> 00:00:00,000\nback\n")
+    table.write_text("video,start,end\ntalk,0,1\n")
+    assert "talk.srt" in clips.find("clips", tmp_path, labels=(table,))[0].problem
+
+
 def test_intervals_that_cannot_be(tmp_path):
     touch(tmp_path, "a.mp4")
     table = tmp_path / "labels.csv"

@@ -122,6 +122,40 @@ def test_bad_clips_are_failures_by_name(videos, tmp_path):
     assert np.isfinite(rows["features"]["video"]).all()
 
 
+def test_failures_are_told_again_by_a_repeated_command(videos, tmp_path):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    (source / "train" / "empty.mp4").write_bytes(b"")
+    _, first = extract(source, tmp_path / "data")
+    _, second = extract(source, tmp_path / "data")
+    assert (second.done, second.failures, second.notes) == (first.done, first.failures, first.notes)
+    (tmp_path / "data" / "failures-mine-1.0.0.csv").unlink()
+    assert extract(source, tmp_path / "data")[1].failures == first.failures  # the manifest has the first hundred
+
+
+def test_a_modality_needs_all_of_its_backbones(videos, tmp_path):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    clips.write(source / "train" / "still.mkv", [0.0], sound=clips.tone(1.0))
+    own = tuple(f"tests.own_backbones:{name}" for name in ("pictures", "movement"))
+    folder, tally = extract(source, tmp_path / "data", own=own)
+    assert list(tally.failures) == ["train/still"]
+    assert "lacks video" in tally.failures["train/still"]
+    assert tally.done == sum(len(rows_of(folder, split)[0]) for split in ("train", "validation", "test")) == 8
+    folder, tally = extract(source, tmp_path / "more", own=(*own, OWN[1]))
+    ids, rows = rows_of(folder, "train")
+    assert (tally.done, tally.missing["video"]) == (9, 1)
+    assert rows["present"]["video"].tolist() == [name != "still" for name in ids]
+
+
+@pytest.mark.parametrize("words", ["empty", "uneven", "list"])
+def test_items_that_are_none_fail_their_clip_alone(videos, tmp_path, words):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    (source / "train" / "train3.txt").write_text(words)
+    _, tally = extract(source, tmp_path / "data", own=("tests.own_backbones:odd_items",))
+    assert sorted(tally.failures) == ["train/train2", "train/train3"]  # the first has no words
+    message = "lacks text" if words == "empty" else "backbone words: prepare gave no tuple of arrays with a row"
+    assert message in tally.failures["train/train3"]
+
+
 def test_all_bad_is_refused(tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.mp4").write_bytes(b"")
@@ -301,9 +335,14 @@ def test_what_is_done_is_known(store):
     assert opened.state(utterance, 2) is None
 
 
-def test_another_recipe_begins_anew(store):
+def test_another_recipe_begins_anew_when_told_so(store):
     opened, utterance = store
-    opened.begin({"recipe": 2})
+    with pytest.raises(
+        ConclugenError, match=r"1 utterances .* in another way \(recipe\); .*--overwrite to delete them"
+    ):
+        opened.begin({"recipe": 2})
+    assert opened.state(utterance, 2)
+    opened.begin({"recipe": 2}, overwrite=True)
     assert opened.state(utterance, 2) is None
     assert opened.features("video", 2, "train") is None
 
@@ -360,7 +399,9 @@ def test_what_cannot_be_is_refused_before_anything_is_done(videos, tmp_path):
 def test_a_damaged_recipe_is_another(store):
     opened, utterance = store
     (opened.folder / "recipe.json").write_bytes(b"\xff\xfe\xff")
-    opened.begin({"recipe": 1})
+    with pytest.raises(ConclugenError, match="in another way; repeat"):
+        opened.begin({"recipe": 1})
+    opened.begin({"recipe": 1}, overwrite=True)
     assert opened.state(utterance, 2) is None
 
 

@@ -39,6 +39,30 @@ def test_frames_of_a_variable_rate(tmp_path):
     assert numbers(clip)[:16] == shown(times, np.arange(16) / 8)
 
 
+def test_each_rate_is_exact_where_frames_have_odd_times(tmp_path):
+    times = np.unique(np.round(np.random.default_rng(3).uniform(0, 10, 73), 2))
+    times[0] = 0
+    path = clips.write(tmp_path / "a.mkv", times, rate=Fraction(73, 10))
+    clip = media.decode(path, rate=16.0, also=(2.0, 1.0))
+    assert clip.rate < 16  # as many as there are on average
+    for rate in (1.0, 2.0):
+        seen = [clips.number_of(f) for f in clip.at_rate(rate)]
+        assert seen == [n % 60 for n in shown(times, np.arange(len(seen)) / rate)]
+        assert seen == numbers(media.decode(path, rate=rate))
+    alone = media.decode(path, rate=16.0)
+    assert [clips.number_of(f) for f in clip.at_rate(16.0)] == numbers(alone)
+    assert clip.times[clip.rows_at(16.0)].tolist() == alone.times.tolist()
+
+
+@pytest.mark.parametrize(("codec", "b_frames"), [("libx264", 3), ("libx264", 0), ("mpeg4", 2), ("mpeg4", 0)])
+def test_frames_of_a_container_without_times_of_their_own(tmp_path, codec, b_frames):
+    """AVI says when a frame is to be decoded; later frames may be decoded before earlier ones."""
+    path = clips.write(tmp_path / "a.avi", clips.steady(2.0), codec=codec, gop=12, b_frames=b_frames)
+    assert numbers(media.decode(path, rate=25.0)) == list(range(50))
+    part = media.decode(path, rate=25.0, start=1.2, end=1.6)
+    assert numbers(part) == list(range(30, 40))
+
+
 def test_a_slow_clip_keeps_its_own_rate(tmp_path):
     clip = media.decode(clips.write(tmp_path / "a.mkv", clips.steady(3.0, 5), rate=5))
     assert clip.rate == 5
@@ -198,7 +222,7 @@ def test_a_cover_is_no_picture_of_a_clip():
 
 def test_frames_without_times_follow_each_other():
     stream = types.SimpleNamespace(average_rate=Fraction(4), guessed_rate=None, sample_aspect_ratio=None)
-    sampler = media._Sampler(stream, 4.0, 0.0, None, Fraction(0), 1.0)
+    sampler = media._Sampler(stream, (4.0,), 0.0, None, Fraction(0), 1.0)
     for i in range(4):
         frame = av.VideoFrame.from_ndarray(clips.image(10 * i), format="rgb24")
         frame.pts = None
@@ -275,6 +299,49 @@ def test_too_long_in_one_piece(tmp_path, monkeypatch):
     with pytest.raises(ConclugenError, match="more than 1 s in one piece; cut it"):
         media.decode(clips.write(tmp_path / "a.mkv", clips.steady(3.0)))
     assert media.decode(tmp_path / "a.mkv", start=1.5, end=2.0).frames
+
+
+def test_only_the_interval_counts_for_the_longest(tmp_path, monkeypatch):
+    """Wherever decoding has to begin: at a key frame before, or at the start of the clip."""
+    monkeypatch.setattr(media, "MAX_SECONDS", 3.0)
+    sound = np.linspace(-0.5, 0.5, 128_000).astype(np.float32)
+    for name, codec, gop in (("a.mkv", "mpeg4", 25), ("b.mkv", "mpeg4", 400), ("c.avi", "mpeg4", 25)):
+        path = clips.write(tmp_path / name, clips.steady(8.0), codec=codec, gop=gop, b_frames=0, sound=sound)
+        clip = media.decode(path, rate=5.0, start=4.4, end=7.3)
+        assert len(clip.frames) == 15
+        np.testing.assert_allclose(clip.sound, sound[70_400:116_800], atol=1e-4)
+        with pytest.raises(ConclugenError, match="more than 3 s in one piece"):
+            media.decode(path, start=4.0, end=7.2)
+
+
+@pytest.mark.parametrize("rate", [1.0, 16.0])
+def test_the_length_is_that_of_the_clip_whatever_the_rate(tmp_path, rate):
+    path = clips.write(tmp_path / "a.mkv", clips.steady(2.32), sound=clips.tone(1.0))
+    assert media.decode(path, rate=rate).length == pytest.approx(2.32, abs=1e-3)
+    assert media.decode(path, rate=rate, start=1.0, end=2.0).length == 1.0
+    assert media.decode(path, rate=rate, start=2.0, end=4.0).length == pytest.approx(0.32, abs=1e-3)
+    assert media.decode(path, video=False).length == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("ending", [".mkv", ".avi"])
+def test_a_clip_that_ends_before_its_header_says_is_told(tmp_path, ending):
+    path = clips.write(tmp_path / f"a{ending}", clips.steady(10.0), sound=clips.tone(10.0))
+    assert media.decode(path).notes == ()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    clip = media.decode(path)
+    assert 5 < clip.length < 9
+    assert any(f"the clip breaks off at {clip.length:.1f} s of 10.0 s" in note for note in clip.notes), clip.notes
+
+
+def test_all_of_the_sound_is_heard(tmp_path):
+    with av.open(str(tmp_path / "a.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=44_100)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(np.full((1, 44_100), 9000, np.int16), format="s16", layout="mono")
+        frame.sample_rate = 44_100
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    assert abs(len(media.decode(tmp_path / "a.wav").sound) - 16_000) <= 2
 
 
 def test_frames_that_were_left_out_are_not_taken_for_others():

@@ -67,7 +67,7 @@ def test_what_differs_is_refused():
 def test_any_order_will_do_and_only_the_modalities_of_the_run_count():
     assert same_way(made(), own=OWN[::-1])[0] == ["pictures", "loudness", "words"]
     names, how = same_way(made(), own=OWN[::-1], modalities=("audio", "text"))
-    assert (names, list(how.prepare), how.rate) == (["loudness", "words"], ["loudness", "words"], 0.0)
+    assert (names, list(how.prepare), how.rates) == (["loudness", "words"], ["loudness", "words"], ())
     assert same_way(made(), own=OWN[2:], modalities=("text",))[0] == ["words"]
     with pytest.raises(ConclugenError, match="words: its version is 2, that of the features"):
         same_way(made(), own=(f"{OWN[2]}_of_another_version", OWN[0]), modalities=("video",))
@@ -176,6 +176,16 @@ def test_remarks_have_a_column_only_where_there_are_some():
     assert [c.header for c in tables.of_predictions([plain], "r").columns][-1] == "x"
     last = tables.of_predictions([plain, odd], "r").columns[-1]
     assert (last.header, list(last.cells)) == ("remarks", ["", "no audio; silence"])
+
+
+def test_sound_beside_a_clip_is_its_own(tmp_path):
+    for name in ("a.mp4", "a.wav", "b.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
+    for cut in (False, True):
+        (found,) = prediction._utterances(tmp_path / "a.mp4", cut)
+        assert (found.sound, found.text, found.end) == (str(tmp_path / "a.wav"), "hello", 1.0 if cut else None)
+    assert prediction._utterances(tmp_path / "b.mp4", False)[0].sound == ""
 
 
 def test_words_have_a_column_only_where_there_are_some():

@@ -1,5 +1,6 @@
 """Recognisers of speech behind one interface; pocketsphinx hears words in a real clip."""
 
+import concurrent.futures
 import hashlib
 import os
 import types
@@ -22,6 +23,14 @@ def test_pocketsphinx_hears_words():
     words = recognise(sound)
     assert 2 <= len(words.split()) <= 10
     assert words == recognise(sound)
+
+
+def test_threads_take_turns():
+    pytest.importorskip("pocketsphinx")
+    recognise, noise = speech.create("pocketsphinx"), np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(recognise, [noise] * 6))
+    assert set(found) == {recognise(noise)}
 
 
 def test_silence_has_no_words():

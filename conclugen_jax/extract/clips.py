@@ -1,6 +1,7 @@
 """Which clips there are: the folders of published corpora as they are unpacked, and folders of one's own."""
 
 import dataclasses
+import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -169,6 +170,7 @@ def _interval_columns(table: CsvTable) -> tuple[str, str, str] | None:
 def _from_tables(tables: list[CsvTable], clips: Mapping[str, Sequence[Path]]) -> list[Utterance]:
     """Rows with intervals; without a column ``id`` a row is called VIDEO_NUMBER, as in the label tables of CMU-MOSEI."""
     found, counts, there = [], {}, False
+    lines_of: dict[Path, list[subtitles.Utterance]] = {}
     for table in tables:
         video, start, end = _interval_columns(table)
         for where, row in table:
@@ -186,10 +188,33 @@ def _from_tables(tables: list[CsvTable], clips: Mapping[str, Sequence[Path]]) ->
             if times[0] >= times[1]:
                 raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; mend the row")
             words = " ".join(row["text"].split()) if "text" in table.names else None
-            found.append(Utterance(key, "", str(paths[0]), *times, words or None))
+            u = Utterance(key, "", str(paths[0]), *times, words or None, sound=sound_beside(paths[0]))
+            found.append(_with_words_of_interval(u, lines_of))
     if found and not there:
         raise ConclugenError(f"{tables[0].path}: none of its {len(counts)} videos is there, such as {min(counts)!r}")
     return found
+
+
+def sound_beside(path: Path) -> str:
+    """The one file of sound that has the name of a file of pictures; empty if there is none."""
+    if path.suffix.lower() not in PICTURES:
+        return ""
+    beside = path.parent.glob(f"{glob.escape(path.stem)}.*")
+    found = [p for p in beside if p.stem == path.stem and p.suffix.lower() in SOUNDS]
+    return str(found[0]) if len(found) == 1 else ""
+
+
+def _with_words_of_interval(u: Utterance, lines_of: dict[Path, list[subtitles.Utterance]]) -> Utterance:
+    """What subtitles beside a clip say in an interval of it; those without times say nothing of it."""
+    path = subtitles.beside(Path(u.path)) if u.text is None else None
+    if path is None:
+        return u
+    try:
+        lines = lines_of[path] if path in lines_of else lines_of.setdefault(path, subtitles.read(path))
+    except ConclugenError as e:
+        return dataclasses.replace(u, problem=str(e))
+    timed = [line for line in lines if line.end is not None]
+    return dataclasses.replace(u, text=subtitles.said(timed, u.start, u.end))
 
 
 def _with_words(u: Utterance, cut: bool) -> list[Utterance]:
@@ -220,8 +245,7 @@ def _any(source: Path) -> Iterator[Utterance]:
         key = "_".join(rest if known else (split, *rest))
         seen = [p for p in paths if p.suffix.lower() in PICTURES]
         if len(seen) == 1 and len(paths) == 2:
-            sound = next(p for p in paths if p not in seen)
-            yield Utterance(key, known, str(seen[0]), sound=str(sound))
+            yield Utterance(key, known, str(seen[0]), sound=sound_beside(seen[0]))
         else:
             yield from (Utterance(key, known, str(path)) for path in paths)
 

@@ -23,6 +23,7 @@ from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import builders, formats
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import workers as data_workers
+from conclugen_jax.data.cells import CsvTable
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.errors import ConclugenError
@@ -228,18 +229,18 @@ def extract(
     plan = formats.assemble(request, Found({m: Planned(utterances, dim) for m, dim in sizes.items()}), "clips")
     builders.check_spec(plan.spec)
     todo, unknown = _asked_for(plan, utterances, how)
-    if how.rate or set(how.modalities.values()) - {"text"}:
+    if how.rates or set(how.modalities.values()) - {"text"}:
         media.library()  # where it is not installed that is no fault of the clips
     fingerprint = _fingerprint(plan, todo, facts)
     target = data_dir / plan.spec.name / plan.spec.version
     if not overwrite and (target / manifest_lib.FILE).is_file():
-        return _same(target, fingerprint), Tally(done=len(todo))
+        return target, _known(_same(target, fingerprint), target, len(todo))
     folder = data_dir / f".extracting-{plan.spec.name}-{plan.spec.version}"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with locks.hold(folder.with_name(f"{folder.name}.lock")):
             store = Store(folder)
-            store.begin(facts)
+            store.begin(facts, overwrite=overwrite)
             work = _Work(networks, how, str(folder))
             tally = _run(store, todo, work, num_workers, beam, progress)
             tally.unknown = unknown
@@ -300,7 +301,20 @@ def _fingerprint(plan: JoinedSource, todo: Sequence[tuple[Utterance, int]], fact
     return hashlib.sha256(json.dumps([labels, clips, facts], sort_keys=True).encode()).hexdigest()
 
 
-def _same(target: Path, fingerprint: str) -> Path:
+def _known(made: Mapping[str, Any], target: Path, count: int) -> Tally:
+    """What became of the utterances of a data set that is there already."""
+    path = table(target, FAILURES)
+    try:
+        failures = {row["utterance"]: row[FAILURES[1]] for _, row in CsvTable(path)} if path.is_file() else {}
+    except (ConclugenError, KeyError):
+        failures = {}
+    failures = failures if len(failures) == made["failed"] else dict(made["failures"])
+    notes = Counter(made["notes"])
+    return Tally(done=count - made["failed"], failures=failures, notes=notes, reused=count - made["failed"])
+
+
+def _same(target: Path, fingerprint: str) -> dict[str, Any]:
+    """What the manifest of a data set says of its extraction, if it is the one asked for."""
     present = manifest_lib.read(target)
     if present.source.get("extraction", {}).get("fingerprint") != fingerprint:
         raise ConclugenError(
@@ -308,7 +322,7 @@ def _same(target: Path, fingerprint: str) -> Path:
             "another --data_dir"
         )
     manifest_lib.verify(target, present)
-    return target
+    return present.source["extraction"]
 
 
 def _told(facts: Mapping[str, Any], fingerprint: str, tally: Tally) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Times count in seconds from the start of the container, as players count them.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,13 @@ class Clip:
     """What was decoded of a clip.
 
     Attributes:
-      frames: uint8 RGB arrays [height, width, 3], upright and with square pixels, at ``rate``.
+      frames: uint8 RGB arrays [height, width, 3], upright and with square pixels, at ``rate`` and at lower rates asked for.
       times: of the frames, in seconds from the start of the interval.
       rate: frames per second that were asked for, or the clip's own rate where that is lower.
       sound: float32 [samples] between -1 and 1 at 16 kHz; ``None`` where there is none, or silence.
       text: what is said, if known.
       notes: what was odd, such as a broken end.
+      length: seconds from the start of the interval to the end of what was decoded.
     """
 
     frames: list[np.ndarray]
@@ -60,6 +62,7 @@ class Clip:
     sound: np.ndarray | None
     text: str | None = None
     notes: tuple[str, ...] = ()
+    length: float = 0.0
 
     def at_rate(self, rate: float) -> list[np.ndarray]:
         """The frames on the screen ``rate`` times per second (or all, where there are fewer), one at least.
@@ -70,8 +73,12 @@ class Clip:
 
     def rows_at(self, rate: float) -> list[int]:
         """Which frames :meth:`at_rate` gives."""
-        if rate >= self.rate or not len(self.frames):
-            return list(range(len(self.frames)))
+        if not len(self.frames):
+            return []
+        if rate >= self.rate:  # those between are of lower rates
+            return np.flatnonzero(np.abs(self.times * self.rate - np.rint(self.times * self.rate)) < 1e-6).tolist() or [
+                0
+            ]
         wanted = np.arange(0, self.times[-1] + 1 / self.rate - 1e-6, 1 / rate) + 1e-6
         rows = np.searchsorted(self.times, wanted, side="right") - 1
         shown = (rows >= 0) & (wanted - self.times[rows] < 1 / self.rate)
@@ -82,6 +89,7 @@ def decode(
     path: Path,
     *,
     rate: float = 16.0,
+    also: Sequence[float] = (),
     start: float = 0.0,
     end: float | None = None,
     sound: bool = True,
@@ -94,6 +102,7 @@ def decode(
     Args:
       path: of a file with pictures, sound or both.
       rate: frames per second at most.
+      also: lower rates at which frames are wanted; those of clips with frames at odd times would not be among the others.
       start: of the interval, in seconds.
       end: of the interval; ``None``: the end of the clip.
       sound: whether to decode it.
@@ -113,7 +122,7 @@ def decode(
     try:
         for back in (*(seconds for seconds in SEEK_BACK if start > seconds + 1), None):
             with av.open(str(path), metadata_errors="replace") as container, contextlib.suppress(_TooLate):
-                return _decode(container, str(path), rate, start, end, sound, video, back)
+                return _decode(container, str(path), (rate, *also), start, end, sound, video, back)
         raise AssertionError("the whole clip is never too late")
     except av.error.FFmpegError as e:
         raise ConclugenError(f"{path}: cannot be decoded ({e.strerror}); is it a video, and complete?") from e
@@ -145,7 +154,7 @@ class _TooLate(Exception):
 def _decode(
     container: Any,
     name: str,
-    rate: float,
+    rates: tuple[float, ...],
     start: float,
     end: float | None,
     sound: bool,
@@ -161,11 +170,11 @@ def _decode(
     for stream in streams:
         stream.codec_context.thread_count = 1  # clips are decoded side by side
     length = end if end is not None else (container.duration or 0) / 1_000_000
-    sampler = _Sampler(pictures, rate, start, end, zero, length - start) if pictures is not None else None
+    sampler = _Sampler(pictures, rates, start, end, zero, length - start) if pictures is not None else None
     recorder = _Recorder(start, end, zero) if sounds is not None else None
     notes = []
     awaited = set()  # streams whose place in time is not known yet
-    if back is not None:
+    if back is not None and container.format.name not in WITHOUT_TIMES:
         container.seek(int((start - back) * 1_000_000) + (container.start_time or 0), backward=True)
         awaited = set(streams)
     for stream, frame in _frames(container, streams, notes):
@@ -182,7 +191,7 @@ def _decode(
             recorder.add(frame)
         if done and (recorder is None or recorder.done):
             break
-        if (sampler and sampler.too_long) or (recorder and recorder.length > MAX_SECONDS):
+        if (sampler and sampler.too_long) or (recorder and recorder.seconds > MAX_SECONDS):
             raise ConclugenError(
                 f"{name}: more than {MAX_SECONDS:g} s in one piece; cut it, by subtitles or a table of intervals"
             )
@@ -202,7 +211,23 @@ def _decode(
     if heard is not None and np.abs(heard).max(initial=0) < SILENCE:
         notes.append("the sound is silence")
         heard = None
-    return Clip(frames, times, sampler.rate if sampler is not None else rate, heard, notes=tuple(notes))
+    decoded = max(sampler.seconds if sampler is not None else 0.0, recorder.seconds if recorder is not None else 0.0)
+    declared = _declared(container, streams) - start
+    if end is None and decoded < declared - LACKING:
+        notes.append(f"the clip breaks off at {start + decoded:.1f} s of {start + declared:.1f} s")
+    rate = sampler.rate if sampler is not None else rates[0]
+    return Clip(frames, times, rate, heard, notes=tuple(notes), length=round(decoded, 6))
+
+
+LACKING = 1.0
+"""Seconds by which a clip may be shorter than its header says."""
+
+
+def _declared(container: Any, streams: list[Any]) -> float:
+    """Seconds that the header says streams last; those of a container that says nothing of each are of all that is in it."""
+    each = [float(s.duration * s.time_base) if s.duration else 0.0 for s in streams]
+    whole = (container.duration or 0) / 1_000_000
+    return max(each) if all(each) else whole if len(streams) == len(container.streams) else 0.0
 
 
 def _between(start: float, end: float | None) -> str:
@@ -214,9 +239,14 @@ def _is_cover(stream: Any) -> bool:
     return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 
+WITHOUT_TIMES = ("avi",)
+"""Containers that say when frames are to be decoded, not when they are to be shown; of them nothing is passed over."""
+
+
 def _frames(container: Any, streams: list[Any], notes: list[str]) -> Iterator[tuple[Any, Any]]:
     """Decoded frames of streams; what is broken in the middle is passed over, a broken end ends them."""
-    av, broken = library(), 0
+    av, broken, damaged = library(), 0, 0
+    slots: deque[int] | None = deque() if container.format.name in WITHOUT_TIMES else None
     packets = container.demux(streams)
     while True:
         try:
@@ -226,8 +256,14 @@ def _frames(container: Any, streams: list[Any], notes: list[str]) -> Iterator[tu
             packet = None
         if packet is None:
             break
+        shows = slots is not None and packet.stream.type == "video"
+        if shows and packet.size and packet.dts is not None:
+            slots.append(packet.dts)
         try:
             for frame in packet.decode():
+                if shows:  # the order of frames is known, and at which times one is shown
+                    frame.pts = slots.popleft() if slots else None
+                damaged += frame.is_corrupt
                 yield packet.stream, frame
         except av.error.EOFError:
             continue
@@ -235,18 +271,25 @@ def _frames(container: Any, streams: list[Any], notes: list[str]) -> Iterator[tu
             broken += 1
     if broken:
         notes.append(f"{broken} packets could not be decoded")
+    if damaged:
+        notes.append(f"{damaged} frames are damaged")
 
 
 class _Sampler:
-    """Takes the frame on the screen at each multiple of 1 / rate."""
+    """Takes the frame on the screen at each multiple of 1 / rate, for one or several rates; the first is the highest."""
 
-    def __init__(self, stream: Any, rate: float, start: float, end: float | None, zero: Fraction, seconds: float):
-        own = stream.average_rate or stream.guessed_rate
+    def __init__(
+        self, stream: Any, rates: tuple[float, ...], start: float, end: float | None, zero: Fraction, seconds: float
+    ):
+        own, rate = stream.average_rate or stream.guessed_rate, rates[0]
         self.rate = min(rate, float(own)) if own else rate
-        self._step = Fraction(1) / (Fraction(rate) if not own or own > rate else Fraction(own))
+        highest = Fraction(rate) if not own or own > rate else Fraction(own)
+        self._counts = {
+            1 / r: 0 for r in (highest, *(Fraction(r) for r in rates[1:] if r < highest))
+        }  # step -> samples
         self._frame_length = 1 / Fraction(own) if own else Fraction(1, 25)
         self._start, self._end, self._zero = _exact(start), None if end is None else _exact(end), zero
-        self._next, self._shown, self._shown_at = self._start, None, Fraction(-1)
+        self._next, self._shown, self._shown_at, self._until = self._start, None, Fraction(-1), self._start
         self._aspect = stream.sample_aspect_ratio or 1
         self._frames: list[np.ndarray] = []
         self._times: list[float] = []
@@ -280,9 +323,21 @@ class _Sampler:
                 image = self._image(self._shown) if image is None else image
                 self._frames.append(image)
                 self._times.append(float(self._next - self._start))
-                self._next += self._step
+                self._advance()
             else:
-                self._next += self._step
+                self._advance()
+
+    def _advance(self) -> None:
+        """To the next time of any of the rates."""
+        passed = self._next - self._start
+        self._counts = {step: n + (n * step == passed) for step, n in self._counts.items()}
+        self._next = self._start + min(n * step for step, n in self._counts.items())
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the interval to the end of the last frame."""
+        until = self._until if self._end is None else min(self._until, self._end)
+        return max(0.0, float(until - self._start))
 
     def _image(self, frame: Any) -> np.ndarray:
         image = upright(frame, float(self._aspect), self._pixels)
@@ -331,30 +386,36 @@ class _Recorder:
     def __init__(self, start: float, end: float | None, zero: Fraction):
         self._resampler, self._format = None, None
         self._start, self._end, self._zero = start, end, zero
-        self._pieces: list[np.ndarray] = []
+        self._pieces: deque[np.ndarray] = deque()
         self._begin: float | None = None
-        self.length = 0.0
+        self._length = 0.0
         self.done = False
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the interval to the end of the last piece."""
+        until = (self._begin or 0.0) + self._length
+        return max(0.0, (until if self._end is None else min(until, self._end)) - self._start)
 
     def add(self, frame: Any) -> None:
         """The next piece of sound."""
         at = float(frame.pts * frame.time_base - self._zero) if frame.pts is not None and frame.time_base else None
         if self._begin is None:
             self._begin = at or 0.0
-        elif at is not None and (gap := at - self._begin - self.length) > GAP:
+        elif at is not None and (gap := at - self._begin - self._length) > GAP:
             end = self._end if self._end is not None else self._start + 2 * MAX_SECONDS
             if at > end:
-                self.done, self.length = True, end - self._begin
+                self.done, self._length = True, end - self._begin
                 return
             self._pieces.append(np.zeros(round(gap * SAMPLE_RATE), np.float32))
-            self.length += gap
+            self._length += gap
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if form != self._format:  # of the first frame, or in the middle
             self._finish_resampler()
             self._resampler, self._format = library().AudioResampler(format="fltp", rate=SAMPLE_RATE), form
         frame.pts = None  # the resampler would fill gaps by its own rules
         self._keep(self._resampler.resample(frame))
-        if self._end is not None and self._begin + self.length > self._end:
+        if self._end is not None and self._begin + self._length > self._end:
             self.done = True
 
     def _finish_resampler(self) -> None:
@@ -364,7 +425,10 @@ class _Recorder:
     def _keep(self, frames: list[Any]) -> None:
         for frame in frames:
             self._pieces.append(frame.to_ndarray().mean(axis=0))  # FFmpeg's own mixture to mono is louder
-            self.length += self._pieces[-1].size / SAMPLE_RATE
+            self._length += self._pieces[-1].size / SAMPLE_RATE
+            while len(self._pieces) > 1 and self._begin + self._pieces[0].size / SAMPLE_RATE <= self._start:
+                passed = self._pieces.popleft().size / SAMPLE_RATE  # sound before the interval is not kept
+                self._begin, self._length = self._begin + passed, self._length - passed
 
     def finish(self) -> np.ndarray | None:
         """float32 [samples] of the interval; ``None`` if there was no sound in it."""

@@ -16,7 +16,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
 from conclugen_jax.extract import extraction, mtcnn, preparation, speech, subtitles, weights, workers
 from conclugen_jax.extract.backbones import Backbone, Networks, Options
-from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.extract.clips import Utterance, sound_beside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +107,17 @@ def predict(
 
 
 def _utterances(file: Path, cut: bool) -> list[Utterance]:
-    path = subtitles.beside(file)
+    path, whole = subtitles.beside(file), Utterance(str(file), "", str(file), sound=sound_beside(file))
     try:
         lines = subtitles.read(path) if path is not None else []
     except ConclugenError as e:
-        return [Utterance(str(file), "", str(file), problem=str(e))]
+        return [dataclasses.replace(whole, problem=str(e))]
     if cut and lines and lines[0].end is not None:
-        return [Utterance(f"{file}#{i}", "", str(file), u.start, u.end, u.text) for i, u in enumerate(lines)]
-    return [Utterance(str(file), "", str(file), text=subtitles.said(lines) if lines else None)]
+        return [
+            dataclasses.replace(whole, key=f"{file}#{i}", start=u.start, end=u.end, text=u.text)
+            for i, u in enumerate(lines)
+        ]
+    return [dataclasses.replace(whole, text=subtitles.said(lines) if lines else None)]
 
 
 def _same_way(

@@ -31,7 +31,7 @@ class Recipe:
     Attributes:
       prepare: backbone -> its function.
       modalities: backbone -> its modality.
-      rate: frames per second that are decoded; 0 for none.
+      rates: frames per second that are decoded, the highest first; none where no backbone looks at pictures.
       size: side of the frames that faces are cropped to.
       faces: folder of MTCNN's weights; empty for whole frames.
       no_face: one of :data:`NO_FACE`.
@@ -43,7 +43,7 @@ class Recipe:
 
     prepare: Mapping[str, Callable[[Clip, View | None], Items | None]]
     modalities: Mapping[str, str]
-    rate: float
+    rates: tuple[float, ...] = ()
     size: int = 180
     faces: str = ""
     no_face: str = "drop"
@@ -58,11 +58,12 @@ def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
 
     Faces are looked for as often whatever the backbones look at, so that the frames of one do not depend on the others.
     """
-    rate = max((b.rate for b in backbones), default=0.0)
+    rates = {b.rate for b in backbones if b.rate}
+    rates |= {DETECTIONS} if rates and options.get("faces") else set()
     return Recipe(
         {b.name: b.prepare for b in backbones},
         {b.name: b.modality for b in backbones},
-        max(rate, DETECTIONS) if rate and options.get("faces") else rate,
+        tuple(sorted(rates, reverse=True)),
         **options,
     )
 
@@ -107,14 +108,10 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     used = set(how.modalities.values())
     reads = bool(used - {"video", "audio"})  # a modality of the user's own may need anything
     recognised = reads and bool(how.recogniser) and not utterance.text
-    clip = _decoded(utterance, how.rate, bool(used - {"video", "text"}) or recognised)
+    clip = _decoded(utterance, how.rates, bool(used - {"video", "text"}) or recognised)
     notes, boxes = list(clip.notes), ()
-    length = max(
-        clip.times[-1] + 1 / clip.rate if len(clip.times) else 0.0,
-        len(clip.sound) / media.SAMPLE_RATE if clip.sound is not None else 0.0,
-    )
-    end = utterance.end or utterance.start + length
-    if length and end - utterance.start > length + LACKING:
+    end = utterance.end or utterance.start + clip.length
+    if clip.length and end - utterance.start > clip.length + LACKING:
         notes.append("the clip ends before the interval does")
     if how.faces and clip.frames:
         clip, boxes = _cropped(utterance, clip, how, notes)
@@ -125,28 +122,46 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     views = []
     for number in range(num_views):
         view = View(how.seed, utterance.place, number, how.strength) if number else None
-        items = {name: run(clip, view) for name, run in how.prepare.items()}
+        items = {name: _checked(name, run(clip, view)) for name, run in how.prepare.items()}
         views.append({name: x for name, x in items.items() if x is not None})
-    missing = sorted(used - {how.modalities[name] for name in views[0]})
+    # A vector is made of all backbones of a modality, in all views.
+    missing = sorted({how.modalities[name] for name in how.prepare if not all(name in items for items in views)})
     if len(missing) == len(used):
         raise ConclugenError(
             f"{utterance.path}: lacks {' and '.join(missing)}; {'; '.join(notes) or 'nothing is left'}"
         )
     notes += [f"no {modality}" for modality in missing]
+    views = [{name: x for name, x in items.items() if how.modalities[name] not in missing} for items in views]
     return Prepared(utterance.place, tuple(views), tuple(notes), "", text, (utterance.start, end), boxes)
 
 
-def _decoded(utterance: Utterance, rate: float, hears: bool) -> Clip:
-    if not rate and not hears:
+def _checked(name: str, items: Items | None) -> Items | None:
+    """What a function ``prepare`` gave; ``None`` where there are no items.
+
+    Raises:
+      ConclugenError: these are no items.
+    """
+    if items is None:
+        return None
+    lengths = {len(x) if isinstance(x, np.ndarray) and x.ndim else None for x in items} if items else {None}
+    if not isinstance(items, tuple) or len(lengths) > 1 or None in lengths:
+        raise ConclugenError(f"backbone {name}: prepare gave no tuple of arrays with a row for each item, nor None")
+    return items if lengths != {0} else None
+
+
+def _decoded(utterance: Utterance, rates: tuple[float, ...], hears: bool) -> Clip:
+    if not rates and not hears:
         return Clip([], np.zeros(0), 0.0, None)
     span = {"start": utterance.start, "end": utterance.end}
     aside = hears and bool(utterance.sound)
-    if not rate and aside:
+    if not rates and aside:
         return media.decode(utterance.sound, video=False, **span)
-    clip = media.decode(utterance.path, rate=rate or 1.0, sound=hears and not aside, video=bool(rate), **span)
+    rate, *also = rates or (1.0,)
+    clip = media.decode(utterance.path, rate=rate, also=also, sound=hears and not aside, video=bool(rates), **span)
     if aside:
         heard = media.decode(utterance.sound, video=False, **span)
-        clip = dataclasses.replace(clip, sound=heard.sound, notes=clip.notes + heard.notes)
+        length = max(clip.length, heard.length)
+        clip = dataclasses.replace(clip, sound=heard.sound, notes=clip.notes + heard.notes, length=length)
     return clip
 
 

@@ -1,5 +1,6 @@
 """Speech recognition: sound in, words out, by recognisers of other packages."""
 
+import threading
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -53,18 +54,19 @@ def _pocketsphinx() -> Recogniser:
         from pocketsphinx import Decoder
     except ImportError as e:
         raise ConclugenError("pocketsphinx is not installed: pip install 'conclugen_jax[extract]'") from e
-    decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
+    decoder, alone = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL"), threading.Lock()
 
     def recognise(sound: np.ndarray) -> str:
         if np.abs(sound).max(initial=0) < SILENCE:
             return ""  # it hears words there
-        decoder.reinit_feat()  # else what it hears depends on what it has heard before
         samples = (np.clip(sound, -1, 1) * 32767).astype("<i2")
-        decoder.start_utt()
-        decoder.process_raw(samples.tobytes(), full_utt=True)
-        decoder.end_utt()
-        found = decoder.hyp()
-        return found.hypstr.strip() if found is not None else ""
+        with alone:  # workers of Beam have threads
+            decoder.reinit_feat()  # else what it hears depends on what it has heard before
+            decoder.start_utt()
+            decoder.process_raw(samples.tobytes(), full_utt=True)
+            decoder.end_utt()
+            found = decoder.hyp()
+            return found.hypstr.strip() if found is not None else ""
 
     return recognise
 

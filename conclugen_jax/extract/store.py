@@ -60,14 +60,25 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def begin(self, recipe: Mapping[str, Any]) -> None:
-        """Make the folder; what another recipe left there is deleted.
+    def begin(self, recipe: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Make the folder.
+
+        Args:
+          recipe: JSON; that of an earlier try must be the same for its vectors to be kept.
+          overwrite: delete what another recipe has left.
 
         Raises:
+          ConclugenError: another recipe has left vectors.
           OSError: it cannot be written.
         """
         text, path = json.dumps(recipe, sort_keys=True), self.folder / RECIPE
         if self.folder.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
+            count = sum(1 for _ in (self.folder / "done").rglob("*.json"))
+            if count and not overwrite:
+                raise ConclugenError(
+                    f"{self.folder}: {count:,} utterances that an earlier try made in another way{_changed(path, recipe)}; "
+                    "repeat that command, or pass --overwrite to delete them"
+                )
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(path, text.encode())
@@ -156,6 +167,16 @@ class Store:
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise ConclugenError(f"{utterance.path}: the name {utterance.place!r} leads elsewhere; rename the clip")
         return path
+
+
+def _changed(path: Path, recipe: Mapping[str, Any]) -> str:
+    """Which parts of a recipe differ from the stored one, in brackets."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        names = sorted(k for k in stored.keys() | recipe.keys() if stored.get(k) != recipe.get(k))
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _has_vectors(folder: Path) -> bool:
