@@ -31,13 +31,14 @@ class Stop:
         self.signal = 0
         self.handled = False  # whether this object's handlers are installed
         self.loses_nothing = False
+        self.leaving = False  # whether Interrupted was raised and has not left its context yet
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """While the context lasts a signal raises :class:`Interrupted` where it finds the program.
 
         For what a repeated command does again: reading rows, compilation, evaluation. Where compiled code does not come
-        back within ``GRACE`` seconds the process ends without it.
+        back within ``GRACE`` seconds, or something on the way keeps the exception, the process ends without it.
         """
         if self.signal and self.handled:
             raise Interrupted(self.signal)
@@ -45,7 +46,7 @@ class Stop:
         try:
             yield
         finally:
-            self.loses_nothing = False
+            self.loses_nothing = self.leaving = False
 
 
 _outermost: list[Stop] = []
@@ -67,7 +68,7 @@ def caught() -> Iterator[Stop]:
             os._exit(128 + number)
         stop.signal = number
         if stop.loses_nothing:
-            stop.loses_nothing = False
+            stop.loses_nothing, stop.leaving = False, True
             raise Interrupted(number)
         os.write(2, b"stopping after the steps under way; once more to stop at once\n")
 
@@ -115,7 +116,7 @@ def _watched(stop: Stop) -> Iterator[None]:
 
     def expire(number: int) -> None:
         time.sleep(GRACE)
-        if stop.loses_nothing and not stop.signal:
+        if stop.leaving or (stop.loses_nothing and not stop.signal):
             os.write(2, b"stopped; repeat the command to resume\n")
             os._exit(128 + number)
 

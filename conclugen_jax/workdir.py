@@ -152,17 +152,17 @@ def read_data(workdir: str | Path) -> Manifest:
     return manifest_lib.read_file(Path(workdir) / DATA, missing="name the workdir of a run")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all, even after a power cut."""
+def write_atomically(path: Path, content: str | bytes, *, place: str = "--workdir") -> None:
+    """Write a file that is there whole or not at all, even after a power cut; ``place``: the option that says where it lies."""
     scratch = path.with_name(f".{path.name}.tmp")
     try:
-        with scratch.open("w", encoding="utf-8") as f:
-            f.write(text)
+        with scratch.open("wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
             f.flush()
             os.fsync(f.fileno())
         os.replace(scratch, path)
     except OSError as e:
-        raise ConclugenError(f"{path}: cannot be written ({e.strerror}); free space or choose another --workdir") from e
+        raise ConclugenError(f"{path}: cannot be written ({e.strerror}); free space or choose another {place}") from e
     finally:  # also where a signal ends the run
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,8 +107,18 @@ def _underscored(arg: str) -> str:
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if known else arg
 
 
+def _refuse_repeated(argv: list[str]) -> None:
+    """A flag that takes a list would silently keep the last one."""
+    names = Counter(arg[2:].partition("=")[0] for arg in argv if arg.startswith("--"))
+    for name, n in names.items():
+        if n > 1 and name in FLAGS and isinstance(FLAGS[name].parser, flags.ListParser):
+            raise ConclugenError(f"--{name} is there {n} times; write it once, several values as --{name}=A,B")
+
+
 def _parse(argv: list[str]) -> None:
-    argv = list(map(_underscored, argv))
+    end = argv.index("--") if "--" in argv else len(argv)  # what follows are names
+    argv = [*map(_underscored, argv[:end]), *argv[end:]]
+    _refuse_repeated(argv[:end])
     path = _config_path(argv)
     if path is not None and not Path(path).is_file():
         raise ConclugenError(f"--config={path}: no such file; name a configuration file such as configs/demo.py")

@@ -7,8 +7,8 @@ file holds id, group, label, present/MODALITY and MODALITY for every row, or fus
 (vectors as lists of numbers) is written batch by batch.
 """
 
+import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +27,7 @@ DATA = flags.DEFINE_string("data", None, "Folder of a data set; default: the one
 SPLIT = flags.DEFINE_string("split", "test", "Which split")
 MODALITIES = flags.DEFINE_list("modalities", [], "Whose representations; all of the run's if left out")
 FUSION = flags.DEFINE_string("fusion", "none", "none (a vector per modality), concat or mean: one vector 'fused'")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 1024, "Rows at a time", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 1024, "Rows at a time", lower_bound=1, upper_bound=2**24)
 OUTPUT = flags.DEFINE_string("output", None, "File to write: NAME.npz or NAME.parquet")
 
 
@@ -46,16 +46,20 @@ def main() -> None:
         fusion=FUSION.value,
         batch_size=BATCH_SIZE.value,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{output.name}-", dir=output.parent)
-    os.close(handle)
+    scratch = output.with_name(f".{output.name}-{os.getpid()}")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with progress.Counter(f"embedding {SPLIT.value}") as counter:
             total = dataset.manifest.splits.get(SPLIT.value, {}).get("num_examples")
-            count = WRITERS[output.suffix](_counted(rows, counter, total), scratch)
+            count = WRITERS[output.suffix](_counted(rows, counter, total), str(scratch))
         os.replace(scratch, output)
+    except OSError as e:
+        raise ConclugenError(
+            f"--output={output}: cannot be written ({e.strerror or e}); free space or choose another file"
+        ) from e
     finally:
-        Path(scratch).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
     print(f"{output}: {count:,} rows of split {SPLIT.value}")
 
 

@@ -138,6 +138,8 @@ def _request(dataset: str) -> Request:
     if dataset not in (*CORPORA, GENERIC):
         raise ConclugenError(f"--dataset={dataset} is unknown; there are {', '.join((*CORPORA, GENERIC))}")
     source = Path(app.required("source"))
+    if not source.is_dir():
+        raise ConclugenError(f"{source}: no such folder; name the folder of the clips with --source")
     own = dataset == GENERIC
     b = build_dataset
     labels = tuple(map(Path, b.LABELS.value)) or _beside(source)

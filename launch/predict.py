@@ -7,6 +7,7 @@ subtitles beside a clip (.srt, .vtt, .csv, .txt), else from the recogniser of sp
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -42,11 +43,13 @@ def main() -> None:
     allocation.keep_freed_memory()
     if not CLIPS:
         raise ConclugenError("no clips; name them after the flags")
+    if "" in CLIPS:
+        raise ConclugenError("a clip without a name; leave it out")
     files = [Path(clip) for clip in CLIPS]
     folder = next((file for file in files if file.is_dir()), None)
     if folder is not None:
         raise ConclugenError(f"{folder}: a folder; name the clips in it, such as {folder}/*.mp4")
-    paths = [file.resolve() for file in files]
+    paths = [os.path.realpath(file) for file in files]  # which a loop of links does not trouble
     twice = next((file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1), None)
     if twice is not None:
         raise ConclugenError(f"{twice}: named twice; name each clip once")

@@ -49,10 +49,12 @@ def main() -> None:
         num_draws=DRAWS.value,
         seed=SEED.value,
     )
-    workdir_lib.write_atomically(Path(f"{output}.json"), json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+    content = json.dumps(dataclasses.asdict(report), indent=1) + "\n"
+    workdir_lib.write_atomically(Path(f"{output}.json"), content, place="--output")
     columns, rows = cells(report)
     markdown = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
-    workdir_lib.write_atomically(Path(f"{output}.md"), "\n".join([*markdown, "", report.protocol, ""]))
+    lines = "\n".join([*markdown, "", report.protocol, ""])
+    workdir_lib.write_atomically(Path(f"{output}.md"), lines, place="--output")
     table = Table(title="accuracy in % by labels per class", caption=report.protocol)
     for column in columns:
         table.add_column(column, no_wrap=column != columns[0])

@@ -285,15 +285,15 @@ def test_means_over_time_are_taken_in_float32(loaded):
 
 
 def prepared(place, values):
-    """An utterance of two backbones; each number is that of a view of the second."""
-    views = [{"good": (np.ones((1, 2), np.float32),), "odd": (np.full((1, 3), x, np.float32),)} for x in values]
+    """An utterance of two backbones; each number is that of a view of the first."""
+    views = [{"odd": (np.full((1, 3), x, np.float32),), "good": (np.ones((1, 2), np.float32),)} for x in values]
     return preparation.Prepared(place, tuple(views))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_vectors_of_any_view_that_are_not_finite_are_a_failure_of_their_backbone(number, value):
-    networks = [Backbone(name, "video", dim, None, lambda x: x) for name, dim in (("good", 2), ("odd", 3))]
+    networks = [Backbone(name, "video", dim, None, lambda x: x) for name, dim in (("odd", 3), ("good", 2))]
     values = [1.0, 2.0, 3.0]
     values[number] = value
     both = iter([prepared("a", values), prepared("b", [1.0, 2.0, 3.0])])
@@ -303,7 +303,7 @@ def test_vectors_of_any_view_that_are_not_finite_are_a_failure_of_their_backbone
     assert found["a"][0].startswith("a: odd gave numbers that are not finite")
     assert found["a"][1] == {}
     assert found["b"][0] == ""
-    assert found["b"][1]["video"].tolist() == [[1, 1, x, x, x] for x in (1, 2, 3)]
+    assert found["b"][1]["video"].tolist() == [[x, x, x, 1, 1] for x in (1, 2, 3)]
 
 
 def test_a_vector_is_the_mean_over_all_items_of_its_clip():

@@ -311,7 +311,7 @@ def test_options_and_tokenizer_are_part_of_what_is_compared(tmp_path):
     facts["options"] |= {"max_positions": -1}
     (tmp_path / "text" / weights.FACTS).write_text(json.dumps(facts))
     (tmp_path / "text" / weights.TOKENIZER).write_text(TOKENIZER)
-    with pytest.raises(ConclugenError, match="its options make no network; convert the weights anew"):
+    with pytest.raises(ConclugenError, match=r"its options make no network \('max_positions' is -1\); convert the weights anew"):
         backbones.create(weights.load(tmp_path / "text"), backbones.Options())
 
 

@@ -127,6 +127,7 @@ def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
             "passed_over": _passed_over(request, found),
             **found.facts,
         },
+        identity=found.identity,
     )
 
 

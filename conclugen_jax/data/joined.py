@@ -65,6 +65,7 @@ class JoinedSource:
         *,
         label_files: Iterable[Path] = (),
         facts: Mapping[str, Any] | None = None,
+        identity: str = "",
     ):
         """Join.
 
@@ -74,10 +75,11 @@ class JoinedSource:
           features: of each modality.
           label_files: that the annotations were read from.
           facts: where all this came from, for the manifest.
+          identity: the fingerprint; else it is made of the files.
         """
         self.spec, self.annotations, self.features = spec, annotations, features
         self._label_files, self._facts = sorted(label_files), dict(facts or {})
-        self.opened = ""
+        self.opened, self._identity = "", identity
 
     def num_examples(self, split: str) -> int:
         """Number of annotated rows."""
@@ -115,11 +117,13 @@ class JoinedSource:
         }
 
     def fingerprint(self) -> str:
-        """Hash of the options, of the label files' content, and of name, size and time of every feature file.
+        """Hash of the options, of the label files' content, and of name, size and time of every feature file, or an identity.
 
         Raises:
           ConclugenError: a file is gone, cannot be read, or is another one than when the source was opened.
         """
+        if self._identity:
+            return self._identity
         found, _ = self.stamp()
         if self.opened not in ("", found):
             raise ConclugenError(f"data set {self.spec.name!r}: the source changed while it was read; build again")

@@ -77,6 +77,7 @@ class Found:
       label_files: that the annotations were read from.
       passed_over: what was found and is not used, in words.
       facts: for the manifest.
+      identity: stands for the names, sizes and times of the files, where they were made anew of what it tells apart.
     """
 
     features: Mapping[str, Features]
@@ -86,6 +87,7 @@ class Found:
     label_files: Sequence[Path] = ()
     passed_over: Sequence[str] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    identity: str = ""
 
 
 def open_features(path: str, pool: str) -> Features:

@@ -29,6 +29,8 @@ KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
 WINDOW = 16
 """Frames of an item of a 3D network."""
 
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
 
 @dataclasses.dataclass(frozen=True)
 class View:
@@ -95,10 +97,11 @@ def create(loaded: Weights, options: Options) -> Backbone:
     Raises:
       ConclugenError: weights that make no vectors, or of another shape than the network.
     """
-    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[options.precision]
+    dtype = PRECISIONS[options.precision]
     make = _sound if loaded.network == "resdavenet" else _text if loaded.network == "text" else _pictures
     if loaded.network == "mtcnn":
         raise ConclugenError(f"{loaded.folder}: MTCNN finds faces and makes no vectors; name it with --mtcnn")
+    _check_options(loaded)
     module, prepare, rate, batch, example, facts = make(loaded, options, dtype)
     checked(module, loaded, example)
     params = jax.device_put(loaded.params)
@@ -113,6 +116,43 @@ def create(loaded: Weights, options: Options) -> Backbone:
     vectors = functools.partial(apply, params)
     modality = "audio" if loaded.network == "resdavenet" else "text" if loaded.network == "text" else "video"
     return Backbone(loaded.network, modality, dim, prepare, vectors, rate, batch, provenance)
+
+
+def _check_options(loaded: Weights) -> None:
+    """Compare the options of a network with what there is, before anything is made of them.
+
+    Raises:
+      ConclugenError: one is missing, spare, or of another type or range.
+    """
+    options = loaded.options
+    layers = sum(name.startswith("layer") for name in loaded.params)
+    ranges: dict[str, tuple[int, int]] = {}
+    if loaded.network == "text":
+        ranges = dict.fromkeys(("vocabulary", "width", "num_heads", "hidden_dim", "max_positions"), (1, 2**24))
+        ranges |= {"num_layers": (layers, layers), "first_position": (0, 1024), "num_types": (0, 1024)}
+    elif loaded.network == "resdavenet":
+        ranges = {"kernel_mels": (1, 1024)}
+    others: Mapping[str, Callable[[Any], bool]] = {
+        "text": {
+            "activation": lambda x: type(x) is str and x in text_encoder.ACTIVATIONS,
+            "epsilon": lambda x: type(x) is float and 0 < x < 1,
+        },
+        "resdavenet": {"widths": lambda x: type(x) is list and len(x) == 5 and all(_is_size(n, 1, 2**14) for n in x)},
+    }.get(loaded.network, {})
+    wrong = [name for name in options.keys() | ranges.keys() | others.keys() if name not in {**ranges, **others}]
+    wrong += [name for name, (least, most) in ranges.items() if not _is_size(options.get(name), least, most)]
+    wrong += [name for name, is_right in others.items() if not is_right(options.get(name))]
+    if not wrong and loaded.network == "text" and options["width"] % options["num_heads"]:
+        wrong = ["num_heads"]
+    if wrong:
+        name = min(wrong)
+        raise ConclugenError(
+            f"{loaded.folder}: its options make no network ({name!r} is {repr(options.get(name))[:100]}); {weights.AGAIN}"
+        )
+
+
+def _is_size(n: Any, least: int, most: int) -> bool:
+    return type(n) is int and least <= n <= most
 
 
 def checked(module: Any, loaded: Weights, example: Items) -> None:

@@ -175,6 +175,8 @@ def _from_tables(tables: list[CsvTable], clips: Mapping[str, Sequence[Path]]) ->
         video, start, end = _interval_columns(table)
         for where, row in table:
             name = row[video].strip()
+            if not Path(name).name:
+                raise ConclugenError(f"{where}: {video} is {name!r}; write the name of a clip")
             number_of = counts[name] = counts.get(name, -1) + 1
             paths = clips.get(name) or clips.get(str(Path(name).with_suffix(""))) or clips.get(Path(name).stem)
             key = row["id"].strip() if "id" in table.names else f"{name.replace('/', '_')}_{number_of}"

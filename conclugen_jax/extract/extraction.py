@@ -233,14 +233,18 @@ def extract(
         media.library()  # where it is not installed that is no fault of the clips
     fingerprint = _fingerprint(plan, todo, facts)
     target = data_dir / plan.spec.name / plan.spec.version
-    if not overwrite and (target / manifest_lib.FILE).is_file():
-        return target, _known(_same(target, fingerprint), target, len(todo))
     folder = data_dir / f".extracting-{plan.spec.name}-{plan.spec.version}"
+    store = Store(folder)
+    if not overwrite and (target / manifest_lib.FILE).is_file():
+        known = _known(_same(target, fingerprint), target, len(todo))
+        if folder.exists() and not store.is_kept():  # an earlier try was stopped when all but this was done
+            with contextlib.suppress(locks.Busy), locks.hold(folder.with_name(f"{folder.name}.lock")):
+                shutil.rmtree(folder, ignore_errors=True)
+        return target, known
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with locks.hold(folder.with_name(f"{folder.name}.lock")):
-            store = Store(folder)
-            store.begin(facts, overwrite=overwrite)
+            store.begin(facts, overwrite=overwrite, keep=keep)
             work = _Work(networks, how, str(folder))
             tally = _run(store, todo, work, num_workers, beam, progress)
             tally.unknown = unknown
@@ -251,10 +255,12 @@ def extract(
                 raise ConclugenError(
                     f"each of {len(todo):,} failed, such as: {_first(tally)}; all of them are in {listed}"
                 )
-            source = formats.assemble(request, Found(features, facts=_told(facts, fingerprint, tally)), "clips")
-            built = builders.build(source, data_dir, overwrite=overwrite, drop_bad=True)
+            made = Found(features, facts=_told(facts, fingerprint, tally), identity=fingerprint)
             _list(target, FAILURES, tally.failures)
             _list(target, WORDS, tally.heard)
+            built = builders.build(
+                formats.assemble(request, made, "clips"), data_dir, overwrite=overwrite, drop_bad=True
+            )
             if not keep:
                 shutil.rmtree(folder, ignore_errors=True)
             return built, tally
@@ -291,7 +297,9 @@ def _asked_for(
                 f"{min(by_place)!r}: paths with _ for / and without ending (lines of subtitles with --cut)"
             )
     if not found:
-        raise ConclugenError("no clip is named by the labels; compare their ids with the names of the clips")
+        raise ConclugenError(
+            f"no clip is named by the labels; there are such as {min(by_place)!r}, compare the ids of the labels with them"
+        )
     return [found[place] for place in sorted(found)], unknown
 
 

@@ -226,6 +226,9 @@ LACKING = 1.0
 def _declared(container: Any, streams: list[Any]) -> float:
     """Seconds that the header says streams last; those of a container that says nothing of each are of all that is in it."""
     each = [float(s.duration * s.time_base) if s.duration else 0.0 for s in streams]
+    counted = [float(s.frames / s.average_rate) for s in streams if s.type == "video" and s.frames and s.average_rate]
+    if counted:  # FFmpeg makes the duration of an AVI fit what is there, but not this number
+        return max(*each, *counted)
     whole = (container.duration or 0) / 1_000_000
     return max(each) if all(each) else whole if len(streams) == len(container.streams) else 0.0
 

@@ -14,8 +14,8 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import extraction, mtcnn, preparation, speech, subtitles, weights, workers
-from conclugen_jax.extract.backbones import Backbone, Networks, Options
+from conclugen_jax.extract import extraction, media, mtcnn, preparation, speech, subtitles, weights, workers
+from conclugen_jax.extract.backbones import PRECISIONS, Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance, sound_beside
 
 
@@ -141,10 +141,22 @@ def _same_way(
         expected = {name: dict(facts) for name, facts in made["backbones"].items()}
         needed = [name for name, facts in expected.items() if facts["modality"] in modalities]
         crops, no_face, heard = made["frames"]["faces"], made["frames"]["no_face"], made["speech"]
+        if not all(
+            type(x) is str for x in (crops, no_face, heard.get("name", ""), how_run.precision, how_run.front_end)
+        ):
+            raise ValueError("a name that is no text")
+        if (
+            how_run.precision not in PRECISIONS
+            or type(how_run.size) is not int
+            or not 0 < how_run.size <= media.MAX_SIDE
+        ):
+            raise ValueError("options that no extraction has")
         detections = made["frames"].get("faces_per_second")
         recogniser = recogniser or heard.get("name", "")
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ConclugenError(f"{workdir}: damaged facts of its data set ({type(e).__name__}: {e})") from e
+        raise ConclugenError(
+            f"{workdir}: damaged facts of its data set ({type(e).__name__}: {e}); restore its {workdir_lib.DATA}, or train anew"
+        ) from e
     given = networks.folders or networks.own
     by_name = {b.name: b for b in backbones_lib.load(dataclasses.replace(networks, options=how_run))} if given else {}
     _compare(extraction.facts_of(list(by_name.values())), expected, needed, workdir)

@@ -21,7 +21,7 @@ from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.clips import Utterance
 
-RECIPE = "recipe.json"
+RECIPE, KEPT = "recipe.json", "kept"
 
 
 class Planned:
@@ -60,12 +60,17 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def begin(self, recipe: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def is_kept(self) -> bool:
+        """Whether the vectors are to stay after the data set is built."""
+        return (self.folder / KEPT).exists()
+
+    def begin(self, recipe: Mapping[str, Any], *, overwrite: bool = False, keep: bool = False) -> None:
         """Make the folder.
 
         Args:
           recipe: JSON; that of an earlier try must be the same for its vectors to be kept.
           overwrite: delete what another recipe has left.
+          keep: the vectors are to stay after the data set is built.
 
         Raises:
           ConclugenError: another recipe has left vectors.
@@ -82,6 +87,8 @@ class Store:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(path, text.encode())
+        if keep:
+            _write(self.folder / KEPT, b"")
 
     def state(self, utterance: Utterance, num_views: int) -> dict[str, Any] | None:
         """What became of an utterance: ``failure`` (empty if none), ``present`` modalities, ``notes``, ``text``.

@@ -129,10 +129,14 @@ def _checked(path: Path, start: float, end: float | None, words: str) -> Utteran
 def _table(path: Path, text: str) -> list[Utterance]:
     """Columns ``start``, ``end`` (seconds) and ``text``."""
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        columns, rows = list(reader.fieldnames or ()), list(reader)
     except csv.Error as e:
         raise ConclugenError(f"{path}: not csv ({e}); mend the file") from e
-    names = {name.lower().strip(): name for name in (rows[0] if rows else {}) if name}
+    names = {name.lower().strip(): name for name in columns if name}
+    twice = next((name for name in names if sum(name == c.lower().strip() for c in columns) > 1), None)
+    if twice is not None:
+        raise ConclugenError(f"{path}: two columns {twice!r}; leave one out")
     missing = {"start", "end", "text"} - names.keys()
     if missing:
         raise ConclugenError(f"{path}: no column {min(missing)!r}; expected start, end (seconds) and text")

@@ -1,6 +1,7 @@
 """A picture of predictions over time: the utterances of a clip on its time axis, and for each of them a frame with the face,
 what is said, and the probabilities."""
 
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import media
 from conclugen_jax.extract.prediction import Prediction
 
 WIDTH, FRAME, MARGIN, LINE, AXIS = 1100, (240, 180), 16, 20, 22
+MOST = 300
+"""Utterances of a picture; each takes some hundred lines of it, in memory."""
 INK, PALE, MARK, GROUND, GREY = (30, 30, 34), (214, 218, 226), (38, 98, 178), (255, 255, 255), (140, 146, 158)
 
 
@@ -36,9 +40,14 @@ def draw(predictions: Sequence[Prediction], path: Path) -> None:
       path: of the picture.
 
     Raises:
-      ConclugenError: it cannot be written.
+      ConclugenError: it cannot be written, or there are too many utterances for a picture.
     """
     from PIL import Image, ImageDraw
+
+    if len(predictions) > MOST:
+        raise ConclugenError(
+            f"{path}: {len(predictions):,} utterances, and a picture shows {MOST} at most; name fewer clips"
+        )
 
     clips = [list(group) for _, group in itertools.groupby(predictions, key=lambda p: p.clip)]
     frames = [[_small(p) for p in clip] for clip in clips]
@@ -54,10 +63,9 @@ def draw(predictions: Sequence[Prediction], path: Path) -> None:
         for p, picture, height in zip(clip, pictures, each, strict=True):
             _utterance(image, pen, p, picture, top)
             top += height
-    try:
-        image.save(path, "PNG")
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be written ({e.strerror or e})") from e
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    workdir_lib.write_atomically(path, content.getvalue(), place="--picture")
 
 
 def _small(p: Prediction) -> tuple[Any, tuple[float, ...] | None]:
@@ -104,7 +112,7 @@ def _heading(pen: Any, clip: Sequence[Prediction], top: int) -> None:
     for p in drawn:
         start, end = at(p.start), at(p.end)
         pen.rectangle([start, y, max(start + 1, end - 3), y + AXIS], fill=GREY if p.failure else MARK)
-        said = "failed" if p.failure else p.said
+        said = " ".join(("failed" if p.failure else p.said).split())
         if pen.textlength(said, font) < end - start - 8:
             pen.text((start + 4, y + 4), said, GROUND, font)
     step = next(s for s in (0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200, 1e9) if length / s <= 12)
@@ -135,7 +143,7 @@ def _utterance(image: Any, pen: Any, p: Prediction, picture: tuple[Any, tuple[fl
     missing = f"   (no {', '.join(p.missing)})" if p.missing else ""
     pen.text((left, top + LINE + 4), _fitting(pen, said + missing, font, right - left), INK, font)
     if not p.classes:
-        pen.text((left, top + 2 * LINE + 8), p.said, MARK, bold)
+        pen.text((left, top + 2 * LINE + 8), _fitting(pen, p.said, bold, right - left), MARK, bold)
         return
     bars = left + 130
     for i, (name, value) in enumerate(zip(p.classes, p.probability, strict=True)):
@@ -148,7 +156,8 @@ def _utterance(image: Any, pen: Any, p: Prediction, picture: tuple[Any, tuple[fl
 
 
 def _fitting(pen: Any, text: str, font: Any, width: float) -> str:
-    """A text cut off where it would leave the picture."""
+    """A text in one line, cut off where it would leave the picture."""
+    text = " ".join(text.split())
     if pen.textlength(text, font) <= width:
         return text
     while text and pen.textlength(f"{text}...", font) > width:

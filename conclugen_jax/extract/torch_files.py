@@ -92,7 +92,7 @@ def read(path: Path) -> dict[str, Any]:
     content = pickles.map_file(path)
     read_layout = _read_archive if bytes(content[:4]) == b"PK\x03\x04" else _read_old
     try:
-        found = _arrays(read_layout(path, content))
+        found = _Arrays(MOST_COPIES * max(len(content), 2**20)).of(read_layout(path, content))
     except Refused as e:
         raise ConclugenError(f"{path}: {e}; nothing in the file was executed") from e
     except RecursionError as e:
@@ -253,11 +253,30 @@ def _read_old(path: Path, content: memoryview) -> Any:
     return found
 
 
-def _arrays(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.array()
-    if isinstance(tree, Mapping):
-        return {str(key): _arrays(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_arrays(value) for value in tree]
-    return pickles.unwrap(tree)
+MOST_COPIES = 4
+"""Bytes of all tensors may be so many times those of the file: several may be views of the same numbers."""
+
+
+class _Arrays:
+    """Arrays and plain values for what a file describes, each object once however often it is referred to."""
+
+    def __init__(self, most_bytes: int):
+        self._left, self._done = most_bytes, {}
+
+    def of(self, tree: Any) -> Any:
+        if not isinstance(tree, Tensor | Mapping | list | tuple):
+            return pickles.unwrap(tree)
+        if id(tree) not in self._done:  # the object is kept as well, so that no other one has its number
+            self._done[id(tree)] = tree, self._made(tree)
+        return self._done[id(tree)][1]
+
+    def _made(self, tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            width = 4 if tree.storage.dtype == BFLOAT16 else np.dtype(tree.storage.dtype).itemsize
+            self._left -= min(math.prod(tree.shape), tree.storage.length) * width
+            if self._left < 0:
+                raise Refused(f"tensors of more than {MOST_COPIES} times the bytes of the file")
+            return tree.array()
+        if isinstance(tree, Mapping):
+            return {str(key): self.of(value) for key, value in tree.items()}
+        return [self.of(value) for value in tree]
