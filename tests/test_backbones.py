@@ -259,7 +259,7 @@ def test_frames_are_seen_as_often_as_documented(loaded, network, rate):
     assert items[..., 0, 0, 0].ravel().tolist() == list(range(0, 48, 16 // rate))
 
 
-@pytest.mark.parametrize(("network", "tolerance"), [("resnet3d18", 0.02), ("resdavenet", 0.01), ("text", 0.02)])
+@pytest.mark.parametrize(("network", "tolerance"), [("resnet3d18", 0.03), ("resdavenet", 0.01), ("text", 0.02)])
 def test_bfloat16_of_every_network_is_near(loaded, network, tolerance):
     inputs = {"resnet3d18": pictures(1, backbones.WINDOW), "resdavenet": sounds(2000), "text": words()}[network]
     exact, near = (

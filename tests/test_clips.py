@@ -173,6 +173,15 @@ def test_intervals_have_the_sound_and_the_words_beside_their_clip(tmp_path):
     assert "talk.srt" in clips.find("clips", tmp_path, labels=(table,))[0].problem
 
 
+@pytest.mark.parametrize("name", ["", ".", "/", "   "])
+def test_rows_that_name_no_clip(tmp_path, name):
+    touch(tmp_path, "a.mp4")
+    table = tmp_path / "labels.csv"
+    table.write_text(f"video,start,end\na,0,1\n{name},0,1\n")
+    with pytest.raises(ConclugenError, match=r"line 3: video is .*; write the name of a clip"):
+        clips.find("clips", tmp_path, labels=(table,))
+
+
 def test_intervals_that_cannot_be(tmp_path):
     touch(tmp_path, "a.mp4")
     table = tmp_path / "labels.csv"
@@ -234,6 +243,15 @@ def test_subtitles_that_cannot_be(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(ConclugenError, match=message):
             subtitles.read(tmp_path / name)
+
+
+def test_tables_of_words(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("start,end,text\n")
+    assert subtitles.read(path) == []
+    path.write_text("start,end,text,Text\n0,1,a,b\n")
+    with pytest.raises(ConclugenError, match="two columns 'text'; leave one out"):
+        subtitles.read(path)
 
 
 def test_what_is_said_in_an_interval():

@@ -106,6 +106,8 @@ def test_command(pretrained, data, tmp_path):
         "--output=v.csv": "ends with .npz or .parquet",
         "--split=exam": "no split 'exam'",
         "--fusion=sum": "fusion 'sum' is unknown",
+        "--batch_size=99999999999999999999": "batch_size",
+        f"--output={tmp_path}/a/v.npz/b.npz": "b.npz: cannot be written (",
         "--modalities=smell": "no modality 'smell'",
         f"--workdir={tmp_path}": "",
     }.items():

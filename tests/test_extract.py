@@ -335,6 +335,33 @@ def test_what_is_done_is_known(store):
     assert opened.state(utterance, 2) is None
 
 
+def test_what_a_try_stopped_at_its_very_end_has_left_is_removed(videos, tmp_path):
+    folder, _ = extract(videos, tmp_path)
+    left = tmp_path / ".extracting-mine-1.0.0"
+    (left / "done").mkdir(parents=True)
+    extract(videos, tmp_path)
+    assert not left.exists()
+    extract(videos, tmp_path, overwrite=True, keep=True)
+    extract(videos, tmp_path)
+    assert (left / "done").is_dir()  # it was asked for
+
+
+def test_failures_are_listed_before_the_data_set_is_there(videos, tmp_path, monkeypatch):
+    source = shutil.copytree(videos, tmp_path / "videos")
+    (source / "train" / "empty.mp4").write_bytes(b"")
+    monkeypatch.setattr(extraction.builders, "build", lambda *_, **__: pytest.fail("stopped here"))
+    with pytest.raises(pytest.fail.Exception):
+        extract(source, tmp_path / "data")
+    assert "train/empty" in (tmp_path / "data" / "failures-mine-1.0.0.csv").read_text()
+
+
+def test_the_same_clips_give_the_same_data_set_to_the_last_byte(videos, tmp_path):
+    one, two = (extract(videos, tmp_path / name)[0] for name in ("one", "two"))
+    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
+    for path in one.iterdir():
+        assert path.read_bytes() == (two / path.name).read_bytes(), path.name
+
+
 def test_another_recipe_begins_anew_when_told_so(store):
     opened, utterance = store
     with pytest.raises(
@@ -595,6 +622,8 @@ def test_commands_that_make_no_sense(videos, tmp_path):
             "convert it first with python -m launch.convert_weights",
         ),
         (["--dataset=clips", "--name=a", "--speech=siri"], "error: speech recogniser 'siri' is unknown"),
+        (["--dataset=clips", "--name=a", "--label=a", "--label=b"], "--label is there 2 times; write it once"),
+        (["--dataset=clips", "--name=a", "--num-views=0"], "num_views"),
         (["--dataset=caer"], "expected train|validation|test/CLASS/FILE.avi"),
     ):
         assert message in run(*base, *flags, code=2).stderr

@@ -296,6 +296,34 @@ def test_networks_are_as_deep_as_their_names_say(depth, count):
     assert len(resnet.blocks(depth)) == count
 
 
+@pytest.mark.parametrize(
+    ("network", "name", "value"),
+    [
+        *(("resdavenet", "widths", x) for x in (None, "", [], {}, [1] * 1000, [128, 128, 256, 512, -1])),
+        *(("resdavenet", "kernel_mels", x) for x in (None, "40", [], 10**20)),
+        ("resdavenet", "more", 1),
+        *(("text", "activation", x) for x in ("x", 0, None, [])),
+        *(("text", "num_layers", x) for x in (2**31, 0, 1.5)),
+        *(("text", "max_positions", x) for x in (10**9, 10**20, True)),
+        ("text", "first_position", -(10**20)),
+        ("text", "num_heads", 7),
+        ("text", "epsilon", 0.0),
+        ("resnet18", "depth", 9),
+    ],
+)
+def test_options_that_make_no_network_are_refused_at_once(tmp_path, network, name, value):
+    options = {
+        "text": dict.fromkeys(("vocabulary", "hidden_dim", "max_positions"), 16) | {"width": 8, "num_heads": 2},
+        "resdavenet": {"widths": [128, 128, 256, 512, 1024], "kernel_mels": 40},
+        "resnet18": {},
+    }[network]
+    if network == "text":
+        options |= {"num_layers": 1, "first_position": 0, "num_types": 0, "activation": "gelu", "epsilon": 1e-12}
+    loaded = weights.Weights(network, options | {name: value}, {"layer0": {}}, "", {}, tmp_path)
+    with pytest.raises(ConclugenError, match=rf"its options make no network \('{name}' is"):
+        backbones.create(loaded, backbones.Options())
+
+
 def test_options_and_tokenizer_are_part_of_what_is_compared(tmp_path):
     weights.convert("text", write_text(tmp_path / "published", "bert"), tmp_path / "text")
     known = weights.load(tmp_path / "text").provenance()
@@ -311,7 +339,9 @@ def test_options_and_tokenizer_are_part_of_what_is_compared(tmp_path):
     facts["options"] |= {"max_positions": -1}
     (tmp_path / "text" / weights.FACTS).write_text(json.dumps(facts))
     (tmp_path / "text" / weights.TOKENIZER).write_text(TOKENIZER)
-    with pytest.raises(ConclugenError, match=r"its options make no network \('max_positions' is -1\); convert the weights anew"):
+    with pytest.raises(
+        ConclugenError, match=r"its options make no network \('max_positions' is -1\); convert the weights anew"
+    ):
         backbones.create(weights.load(tmp_path / "text"), backbones.Options())
 
 

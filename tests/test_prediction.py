@@ -64,6 +64,23 @@ def test_what_differs_is_refused():
         same_way(made(frames=None))
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"speech": {"name": 5}},
+        {"frames": {"faces": 1, "no_face": "", "faces_per_second": 2.0}},
+        *({"options": {"size": size, "precision": "float32"}} for size in (10**9, "x", 0)),
+        {"options": {"precision": "nope"}},
+        {"backbones": {"words": {"dim": 2}}},
+    ],
+)
+def test_damaged_facts_are_refused_with_the_way_out(facts):
+    with pytest.raises(
+        ConclugenError, match=r"damaged facts of its data set .*; restore its data\.json, or train anew"
+    ):
+        same_way(made(**facts))
+
+
 def test_any_order_will_do_and_only_the_modalities_of_the_run_count():
     assert same_way(made(), own=OWN[::-1])[0] == ["pictures", "loudness", "words"]
     names, how = same_way(made(), own=OWN[::-1], modalities=("audio", "text"))

@@ -94,6 +94,26 @@ def test_compiled_code_that_must_end_is_waited_for_and_a_second_signal_ends_it()
     assert 1 < seconds < 10
 
 
+KEPT = """
+import time
+from conclugen_jax import signals
+signals.GRACE = 0.5
+with signals.caught() as stop, stop.at_once():
+    print("ready", flush=True)
+    try:
+        time.sleep(30)
+    except SystemExit:
+        pass
+    time.sleep(30)
+"""
+
+
+def test_code_that_keeps_the_exception_does_not_keep_the_process():
+    code, seconds = ended(KEPT, signal.SIGTERM)
+    assert code == 143
+    assert seconds < 10
+
+
 class Ending:
     """Gets a signal while it is deleted, where Python lets no exception out."""
 

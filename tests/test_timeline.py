@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import timeline
 from conclugen_jax.extract.prediction import Prediction
 
@@ -83,3 +84,27 @@ def test_a_clip_of_unknown_length_has_no_axis(tmp_path):
     for end, axes in ((0.0, 0), (2.0, 1)):
         image = drawn(tmp_path, Prediction(CLIP, 0.0, end, None, ("joy", "fear"), (0.9, 0.1), ("joy",)))
         assert len(pale_rows(image)) == 2 + axes
+
+
+def test_names_of_several_lines_are_drawn_in_one(tmp_path):
+    image = drawn(tmp_path, Prediction("new\nline.mkv", 0, 2, "a\nb", ("jo\ny",), (0.5,), ("jo\ny",)))
+    assert len(bars(image)) == 2  # the axis, and the class
+
+
+def test_more_utterances_than_a_picture_holds_are_refused(tmp_path):
+    many = [Prediction(CLIP, i, i + 1) for i in range(timeline.MOST + 1)]
+    with pytest.raises(ConclugenError, match=r"picture\.png: 301 utterances, and a picture shows 300 at most"):
+        timeline.draw(many, tmp_path / "picture.png")
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"before")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ConclugenError, match=r"No space left on device.*another --picture"):
+        timeline.draw([Prediction(CLIP, 0, 1)], tmp_path / "a.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"before"

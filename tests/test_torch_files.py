@@ -127,6 +127,31 @@ def test_impossible_tensors_are_refused(tmp_path, fake, data, message):
         torch_files.read(archive(tmp_path / "a.pth", pickled(fake), [("0", data)]))
 
 
+def test_what_is_referred_to_again_and_again_is_made_once(tmp_path):
+    tree = ["text"] * 2
+    for _ in range(60):
+        tree = [tree, tree]  # 2 ** 60 texts, in a few hundred bytes
+    found = torch_files.read(archive(tmp_path / "a.pth", {"x": tree}))["x"]
+    for _ in range(60):
+        assert found[0] is found[1]
+        found = found[0]
+    assert found == ["text", "text"]
+
+
+def test_many_views_of_one_storage_do_not_fill_the_memory(tmp_path):
+    length, one = 2**20, pickled(Fake((2**20,), (1,), length=2**20))
+    start, end = one.index(b"ctorch._utils"), one.index(b"s.")
+    tree = (
+        one[:3] + b"".join(b"X" + len(k).to_bytes(4, "little") + k + one[start:end] + b"s" for k in (b"a", b"b")) + b"."
+    )
+    zeros = [("0", bytes(4 * length))]
+    assert torch_files.read(archive(tmp_path / "a.pth", tree, zeros))["b"].shape == (length,)
+    many = [f"t{i}".encode() for i in range(5)]
+    tree = one[:3] + b"".join(b"X" + len(k).to_bytes(4, "little") + k + one[start:end] + b"s" for k in many) + b"."
+    with pytest.raises(ConclugenError, match="tensors of more than 4 times the bytes of the file"):
+        torch_files.read(archive(tmp_path / "b.pth", tree, zeros))
+
+
 def test_one_storage_has_one_type(tmp_path):
     first, second = pickled(Fake((4,), (1,))), pickled(Fake((4,), (1,), kind="IntStorage"))
     # one dictionary with both: the first without its end, then key and value of the second
