@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core as jax_core
 from ml_collections import ConfigDict
 
 from conclugen_jax import parallel, progress
@@ -52,12 +53,15 @@ def make_dispatch(
     def dispatch(state: TrainState, table: Any, position: Any, rows: Any) -> tuple[TrainState, Metrics]:
         batch_of = batches_of(table, position, rows)
 
+        # The step is traced once, for the shapes of its metrics and for the loop.
+        traced, like = jax.make_jaxpr(step, return_shape=True)(state, jax.eval_shape(batch_of, jnp.int32(0)))
+        run, structure = jax_core.jaxpr_as_fun(traced), jax.tree.structure(like)
+
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, metrics = step(carry[0], batch_of(i))
+            state, metrics = jax.tree.unflatten(structure, run(*jax.tree.leaves((carry[0], batch_of(i)))))
             return state, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), carry[1], metrics)
 
-        like = jax.eval_shape(step, state, jax.eval_shape(batch_of, jnp.int32(0)))[1]
-        nothing = jax.tree.map(lambda x: jnp.zeros((most_steps, *x.shape), x.dtype), like)
+        nothing = jax.tree.map(lambda x: jnp.zeros((most_steps, *x.shape), x.dtype), like[1])
         return jax.lax.fori_loop(0, position["num_steps"], body, (state, nothing))
 
     return dispatch

@@ -522,10 +522,16 @@ def from_config(config: ConfigDict, feature_dims: Mapping[str, int], axis_name: 
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _initial(model: ConCluGen, key: jax.Array, features: dict[str, jax.Array]) -> Any:
+    return model.init(key, features, train=True)
+
+
 def initial_variables(model: ConCluGen, key: jax.Array, manifest: Manifest | None) -> dict[str, Any]:
     """Random parameters, fresh running averages and, if the model standardises, the data set's statistics."""
     features = {m: jnp.zeros((2, dim)) for m, dim in model.feature_dims.items()}
-    variables = dict(jax.jit(functools.partial(model.clone(axis_name=None).init, train=True))(key, features))
+    alone = model.clone(axis_name=None, feature_dims=flax.core.FrozenDict(model.feature_dims))  # which can be hashed
+    variables = dict(_initial(alone, key, features))
     if model.standardize:
         stats = {m: manifest.standardization(m) for m in model.feature_dims}
         variables["feature_stats"] = {m: {"mean": mean, "scale": scale} for m, (mean, scale) in stats.items()}

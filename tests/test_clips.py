@@ -166,6 +166,8 @@ def test_intervals_have_the_sound_and_the_words_beside_their_clip(tmp_path):
     first, second, mute = sorted(clips.find("clips", tmp_path, labels=(table,)), key=lambda u: (u.sound == "", u.start))
     assert (first.text, second.text, mute.text) == ("hello", "there", None)
     assert (first.sound, second.sound, mute.sound) == (str(tmp_path / "talk.wav"),) * 2 + ("",)
+    with pytest.raises(ConclugenError, match=r"labels\.csv: has the intervals already, and --cut"):
+        clips.find("clips", tmp_path, labels=(table,), cut=True)
     table.write_text("video,start,end,text\ntalk,0,1,good day\n")
     assert [u.text for u in clips.find("clips", tmp_path, labels=(table,))] == ["good day"]
     (tmp_path / "talk.srt").write_text("1\n00:00:01,000 --> 00:00:00,000\nback\n")

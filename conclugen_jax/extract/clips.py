@@ -92,6 +92,10 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
     if not source.is_dir():
         raise ConclugenError(f"{source}: no such folder; name the folder of the clips with --source")
     tables = [table for table in map(CsvTable, labels) if _interval_columns(table)]
+    if tables and cut:
+        raise ConclugenError(
+            f"{tables[0].path}: has the intervals already, and --cut takes them from subtitles; leave one out"
+        )
     if tables:
         found = _from_tables(tables, _by_name(source))
     else:

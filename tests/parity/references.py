@@ -145,6 +145,34 @@ def text(family, ids, mask, **changes):
     return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
 
 
+def mel_of_torchaudio(sound):
+    """The two front ends by torchaudio."""
+    import torchaudio
+
+    def spectrum(rate, n_fft, n_mels, low, window, mode):
+        return torchaudio.transforms.MelSpectrogram(
+            rate,
+            n_fft,
+            n_fft,
+            160,
+            low,
+            None,
+            n_mels=n_mels,
+            window_fn=window,
+            pad_mode=mode,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+
+    x = torch.from_numpy(np.asarray(sound, np.float32))
+    own = spectrum(22_050, 2048, 128, 0.0, torch.hann_window, "constant")(x).T
+    x = x - x.mean()
+    x = torch.cat([x[:1], x[1:] - 0.97 * x[:-1]])
+    bands = spectrum(16_000, 400, 40, 20.0, torch.hamming_window, "reflect")(x)
+    decibels = torchaudio.transforms.AmplitudeToDB("power", 80)(bands).T
+    return (decibels - decibels.max()).numpy(), ((own - own.min()) / (own.max() - own.min())).numpy()
+
+
 def mel(sound):
     """The two front ends by librosa."""
     import librosa
