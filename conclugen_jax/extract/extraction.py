@@ -294,7 +294,8 @@ def _asked_for(
         if bent is not None or (lost and not there):
             raise ConclugenError(
                 f"the labels name {bent or lost[0]!r} in {split}, which is the name of no clip; there are such as "
-                f"{min(by_place)!r}: paths with _ for / and without ending (lines of subtitles with --cut)"
+                f"{min(by_place)!r}: paths with _ for / and without ending (lines of subtitles with --cut); mend the ids, or "
+                "leave these rows out"
             )
     if not found:
         raise ConclugenError(

@@ -76,9 +76,8 @@ class Clip:
         if not len(self.frames):
             return []
         if rate >= self.rate:  # those between are of lower rates
-            return np.flatnonzero(np.abs(self.times * self.rate - np.rint(self.times * self.rate)) < 1e-6).tolist() or [
-                0
-            ]
+            samples = self.times * self.rate
+            return np.flatnonzero(np.abs(samples - np.rint(samples)) < 1e-6).tolist() or [0]
         wanted = np.arange(0, self.times[-1] + 1 / self.rate - 1e-6, 1 / rate) + 1e-6
         rows = np.searchsorted(self.times, wanted, side="right") - 1
         shown = (rows >= 0) & (wanted - self.times[rows] < 1 / self.rate)
@@ -287,9 +286,8 @@ class _Sampler:
         own, rate = stream.average_rate or stream.guessed_rate, rates[0]
         self.rate = min(rate, float(own)) if own else rate
         highest = Fraction(rate) if not own or own > rate else Fraction(own)
-        self._counts = {
-            1 / r: 0 for r in (highest, *(Fraction(r) for r in rates[1:] if r < highest))
-        }  # step -> samples
+        lower = [Fraction(r) for r in rates[1:] if r < highest]
+        self._counts = {1 / r: 0 for r in (highest, *lower)}  # time from one sample to the next -> samples so far
         self._frame_length = 1 / Fraction(own) if own else Fraction(1, 25)
         self._start, self._end, self._zero = _exact(start), None if end is None else _exact(end), zero
         self._next, self._shown, self._shown_at, self._until = self._start, None, Fraction(-1), self._start

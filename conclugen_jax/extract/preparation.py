@@ -143,8 +143,9 @@ def _checked(name: str, items: Items | None) -> Items | None:
     """
     if items is None:
         return None
-    lengths = {len(x) if isinstance(x, np.ndarray) and x.ndim else None for x in items} if items else {None}
-    if not isinstance(items, tuple) or len(lengths) > 1 or None in lengths:
+    arrays = items if isinstance(items, tuple) else ()
+    lengths = {len(x) if isinstance(x, np.ndarray) and x.ndim else None for x in arrays}
+    if len(lengths) != 1 or None in lengths:
         raise ConclugenError(f"backbone {name}: prepare gave no tuple of arrays with a row for each item, nor None")
     return items if lengths != {0} else None
 
