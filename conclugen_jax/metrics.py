@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, f1_score, multilabel_confusion_matrix, precision_recall_fscore_support
 
 
 def weighted_accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -38,6 +37,8 @@ def single_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequ
     """
     _check(labels, predictions, 1)
     classes = np.arange(len(names))
+    from sklearn.metrics import confusion_matrix  # here, since it takes a second to import and most commands do without
+
     matrix = confusion_matrix(labels, predictions, labels=classes)
     scores = _weighted(labels, predictions, classes, names)
     return {"accuracy": weighted_accuracy(labels, predictions), **scores, "confusion_matrix": matrix.tolist()}
@@ -60,6 +61,8 @@ def multi_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Seque
     """
     _check(labels, predictions, 2)
     labels, predictions = labels.astype(int), predictions.astype(int)
+    from sklearn.metrics import multilabel_confusion_matrix
+
     matrices = multilabel_confusion_matrix(labels, predictions, labels=np.arange(len(names)))
     scores = _weighted(labels, predictions, np.arange(len(names)), names)
     for name, value in zip(names, (labels == predictions).mean(axis=0), strict=True):
@@ -89,6 +92,8 @@ def value_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float
         "correlation": float(np.corrcoef(labels, predictions)[0, 1]) if varies else 0.0,
         "accuracy_7": float((steps[0] == steps[1]).mean()),
     }
+    from sklearn.metrics import f1_score
+
     nonzero = labels != 0
     sides = {"": (labels >= 0, predictions >= 0), "_nonzero": (labels[nonzero] > 0, predictions[nonzero] > 0)}
     for suffix, (truth, guess) in sides.items():
@@ -100,6 +105,8 @@ def value_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float
 
 def _weighted(labels, predictions, classes, names) -> dict[str, Any]:
     arguments = {"labels": classes, "zero_division": 0}
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, average="weighted", **arguments)
     each = precision_recall_fscore_support(labels, predictions, average=None, **arguments)
     per_class = {

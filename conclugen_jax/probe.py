@@ -9,11 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn.cluster import KMeans
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import normalized_mutual_info_score
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from conclugen_jax import checkpoint, clustering, objective
@@ -181,6 +176,9 @@ def label_efficiency(
     Raises:
       ConclugenError: not one class per example, or a class has fewer labels than asked for.
     """
+    from sklearn.linear_model import LogisticRegression  # here, since commands that only load runs start much faster
+    from sklearn.preprocessing import StandardScaler
+
     _check_classes(train_labels)
     draws = {k: [draw_labels(train_labels, k, seed=seed + draw) for draw in range(num_draws)] for k in labels_per_class}
     results = []
@@ -435,6 +433,10 @@ def accuracies(
     Raises:
       ConclugenError: not one class per example.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import StandardScaler
+
     _check_classes(train_labels)
     scaler = StandardScaler().fit(train)
     linear = LogisticRegression(max_iter=2000).fit(scaler.transform(train), train_labels)
@@ -463,6 +465,10 @@ def cluster_agreement(split: Split, *, seed: int = 0) -> dict[str, float]:
     Raises:
       ConclugenError: not one class per example.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import normalized_mutual_info_score
+    from sklearn.preprocessing import StandardScaler
+
     _check_classes(split.label)
     found = {}
     if split.clusters.size:

@@ -3,7 +3,6 @@
 import functools
 
 import numpy as np
-from scipy import signal
 
 from conclugen_jax.extract.media import SAMPLE_RATE
 
@@ -33,6 +32,14 @@ def filters(sample_rate: int, n_fft: int, n_mels: int, low_hz: float, high_hz: f
     falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
     area = 2 / (edges[2:] - edges[:-2])
     return (np.maximum(0, np.minimum(rising, falling)) * area[:, None]).astype(np.float32)
+
+
+@functools.cache
+def window(name: str, length: int) -> np.ndarray:
+    """A periodic window of SciPy, [length]."""
+    from scipy import signal  # half a second of imports, for those who hear alone
+
+    return signal.get_window(name, length)
 
 
 def power(sound: np.ndarray, n_fft: int, hop: int, window: np.ndarray, mode: str) -> np.ndarray:
@@ -72,7 +79,7 @@ def published(sound: np.ndarray) -> np.ndarray:
     sound = sound - sound.mean()
     sound = np.append(sound[:1], sound[1:] - 0.97 * sound[:-1])
     n_fft = SAMPLE_RATE * 25 // 1000
-    spectrum = power(sound, n_fft, SAMPLE_RATE // 100, signal.get_window("hamming", n_fft), "reflect")
+    spectrum = power(sound, n_fft, SAMPLE_RATE // 100, window("hamming", n_fft), "reflect")
     bands = spectrum @ filters(SAMPLE_RATE, n_fft, 40, 20.0, SAMPLE_RATE / 2).T
     return _decibels(bands)
 
@@ -95,7 +102,7 @@ def authors(sound: np.ndarray) -> np.ndarray:
       float32 [frames, 128].
     """
     sound = np.asarray(sound, np.float64)
-    spectrum = power(sound, 2048, 160, signal.get_window("hann", 2048), "constant")
+    spectrum = power(sound, 2048, 160, window("hann", 2048), "constant")
     bands = spectrum @ filters(22_050, 2048, 128, 0.0, 22_050 / 2).T
     low, high = bands.min(), bands.max()
     return ((bands - low) / max(high - low, np.finfo(np.float32).tiny)).astype(np.float32)
