@@ -2,8 +2,8 @@
 
 Command:  python -m launch.pretrain --config=configs/small.py --config.data.path=DATA/mine/1.0.0 --workdir=RUN
           A training split of less than 192 clips takes a smaller --config.train.batch_size: an epoch has three steps at least.
-Hardware: two CPU cores, or any GPU. Time and score: not measured; the same sizes on digits: configs/demo.py, on RAVDESS:
-          docs/ravdess.md.
+Hardware: two CPU cores, or any GPU. Time: not measured.
+Score:    not measured; the same sizes on digits: configs/demo.py, on RAVDESS: docs/ravdess.md.
 """
 
 from configs import demo

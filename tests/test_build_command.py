@@ -92,7 +92,9 @@ def test_mistakes_end_in_one_sentence(source, tmp_path, name):
         rows, _ = table_rows(96)
         write_csv(tmp_path / "labels.csv", [{**row, "group": "one"} for row in rows])
         more = [*more, f"--labels={tmp_path}/labels.csv"]
-    assert re.search(message, run(*command(source, tmp_path / "data", *more), code=2).stderr)
+    flag = more[0].partition("=")[0]
+    others = [argument for argument in command(source, tmp_path / "data") if not argument.startswith(f"{flag}=")]
+    assert re.search(message, run(*others, *more, code=2).stderr)
     assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
 
 

@@ -78,6 +78,12 @@ def test_methods_are_those_of_the_paper():
             config.data.path = "somewhere"
             config_lib.check(config)
     every = ("video", "audio", "text")
+    assert found.pop("small") == (
+        "contrastive+clustering+reconstruction",
+        1e-3,
+        3.2e-4,
+        every,
+    )  # the method at other rates
     assert found == {
         "conclugen": ("contrastive+clustering+reconstruction", 9e-5, 3.2e-4, every),
         "conclu": ("contrastive+clustering", 9e-5, 3.2e-4, every),

@@ -48,7 +48,7 @@ def test_commands_have_modules_and_flags_that_exist():
 def test_flags_in_the_text_exist():
     elsewhere = {"runner", "config"}  # of Beam; of training
     for page, text in PAGES.items():
-        known = BUILD | flags("convert_mmsa") | elsewhere
+        known = BUILD | flags("convert_mmsa") | flags("extract") | elsewhere
         named = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z_-]*)", text)}
         assert named <= known, (page, named - known)
 

@@ -102,7 +102,10 @@ def test_a_class_that_no_training_example_has_is_named(capsys, tmp_path):
         ({"downstream__num_folds": 2}, "must be 3 folds at least"),
         ({"downstream__num_folds": 3, "downstream__fold": 3}, "num_folds is 3 and fold 3"),
         ({"downstream__fold": 1}, "num_folds is 0 and fold 1"),
-        ({"downstream__num_folds": 9, "downstream__fold": 0}, "fold 0 of 9 over 5 groups"),
+        (
+            {"downstream__num_folds": 9, "downstream__fold": 0},
+            r"rows of 5 groups \(people\), too few for 9 folds; .* --num_folds=5",
+        ),
         ({"downstream__labels_per_class": 1000}, "1000 per class were asked for"),
         ({"downstream__fusion": "mean"}, "raw features of different modalities have different sizes"),
     ],

@@ -24,6 +24,7 @@ from tests.helpers import Faces, log_without_times, tiny_config
 ROOT = Path(__file__).parent.parent
 DEVICES = jax.devices()[:1]
 RATES = {"optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+COMPILED = "--xla_backend_optimization_level=0"  # as what runs in this process, for the same bits
 
 
 @pytest.fixture(scope="module")
@@ -516,7 +517,7 @@ def start(place, folder, *more):
             *(f"--search={folder}", *more),
         ],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "XLA_FLAGS": COMPILED, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -555,7 +556,7 @@ def test_killed_stopped_and_shared_searches_end_as_one_that_nothing_disturbed(pl
     assert result["command"] in output
     python, *arguments = shlex.split(result["command"])
     assert python == "python"
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "XLA_FLAGS": COMPILED, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True, capture_output=True)
     assert log_without_times(broken / "best") == log_without_times(Path(result["best"]["workdir"]))
 
