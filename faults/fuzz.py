@@ -93,7 +93,7 @@ def _csd(folder: Path, kind: str) -> tuple[Path, Request]:
                 group = file.create_group(f"{name}/data/{video}")
                 group["features"], group["intervals"] = np.ones((3, dim), np.float32), intervals
     mutated_file = {"csd": "audio.csd", "csd labels": "Labels.csd"}[kind]
-    return folder / mutated_file, Request("cmu_mosi", folder)
+    return folder / mutated_file, Request("cmu_mosi", folder, modalities={"audio": str(folder / "audio.csd")})
 
 
 def _authors(folder: Path, _kind: str) -> tuple[Path, Request]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from faults import groups, harness
+from faults import fuzz, groups, harness
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +16,14 @@ def test_nothing_is_lost(place, name):
     for tally in group(place, 1.0):
         assert not tally.lost, (tally.fault, tally.lost)
         assert tally.tried or name in ("signals", "disk"), tally.fault  # one of two kinds; no mount allowed
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_what_is_fuzzed_is_read_where_nothing_was_changed(place, tmp_path, kind):
+    file = fuzz.target(kind, tmp_path, place.folder / "whole")
+    file.path.write_bytes(file.valid)
+    file.read()  # raises nothing
+    assert file.valid
 
 
 def test_what_is_lost_is_seen(place, tmp_path):
