@@ -129,7 +129,7 @@ def _check_options(loaded: Weights) -> None:
     ranges: dict[str, tuple[int, int]] = {}
     if loaded.network == "text":
         ranges = dict.fromkeys(("vocabulary", "width", "num_heads", "hidden_dim", "max_positions"), (1, 2**24))
-        ranges |= {"num_layers": (layers, layers), "first_position": (0, 1024), "num_types": (0, 1024)}
+        ranges |= {"num_layers": (max(layers, 1), layers), "first_position": (0, 1024), "num_types": (0, 1024)}
     elif loaded.network == "resdavenet":
         ranges = {"kernel_mels": (1, 1024)}
     others: Mapping[str, Callable[[Any], bool]] = {
@@ -249,12 +249,8 @@ def _sound(loaded: Weights, options: Options, dtype: Any) -> tuple:
 
 
 def _text(loaded: Weights, options: Options, dtype: Any) -> tuple:
-    try:
-        module = text_encoder.TextEncoder(**loaded.options, dtype=dtype)
-        possible = min(module.max_tokens, module.num_heads, module.width, module.num_layers) > 0
-    except TypeError:
-        possible = False
-    if not possible:
+    module = text_encoder.TextEncoder(**loaded.options, dtype=dtype)
+    if module.max_tokens < 1:
         raise ConclugenError(f"{loaded.folder}: its options make no network; {weights.AGAIN}")
     path = loaded.folder / weights.TOKENIZER
     tokenizer(str(path), module.max_tokens)  # one that cannot be read is no fault of the clips
