@@ -40,8 +40,9 @@ def measure(folder: Path) -> dict[str, float]:
     import jax
     import psutil
 
-    from conclugen_jax import parallel, progress
     from conclugen_jax.data import batches, shards
+    from conclugen_jax.system import progress
+    from conclugen_jax.train import parallel
 
     process, peak, stop = psutil.Process(), [0], threading.Event()
 

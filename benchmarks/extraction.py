@@ -94,8 +94,8 @@ def backbones(options):
     import jax
 
     from conclugen_jax.extract import backbones as lib
-    from conclugen_jax.extract import davenet, resnet, text_encoder
-    from conclugen_jax.extract.weights import Weights
+    from conclugen_jax.extract.networks import davenet, resnet, text_encoder
+    from conclugen_jax.extract.networks.weights import Weights
 
     modules = {
         "resnet152": (resnet.ResNet(152, 2, *lib.IMAGENET), (np.zeros((1, 180, 180, 3), np.uint8),), {}),

@@ -32,7 +32,7 @@ def time_ours(n: int = 20480, dim: int = 8, num_clusters: int = 8, iterations: i
     import jax
     import jax.numpy as jnp
 
-    from conclugen_jax import clustering
+    from conclugen_jax.method import clustering
 
     points, start = (jax.device_put(x) for x in _problem(n, dim, num_clusters))
     # No shift is below 0: all iterations are done.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import sides
-from conclugen_jax import losses
+from conclugen_jax.method import losses
 
 DIM = 512
 

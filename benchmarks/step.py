@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sides
-from conclugen_jax import clustering, feed, optimizer, parallel, pretrain, train_state
-from conclugen_jax import model as model_lib
 from conclugen_jax.data.host_table import DeviceTable
+from conclugen_jax.method import clustering, train_state
+from conclugen_jax.method import model as model_lib
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.train import feed, optimizer, parallel
 from configs import base
 
 PAPER = {

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conclugen_jax import grid
 from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.evaluate import grid
 from configs import linear_evaluation
 
 DIM, CLASSES = 3 * 4096, 7

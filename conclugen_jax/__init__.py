@@ -1,3 +1,26 @@
-"""ConCluGen in pure JAX: contrastive, clustering and generative pretraining over frozen multi-modal features."""
+"""ConCluGen in pure JAX: contrastive, clustering and generative pretraining over frozen multi-modal features.
+
+The names that most programs need can be had from here, as in ``from conclugen_jax import losses``; each is imported when it is
+first asked for.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+
+_NAMES = {
+    "losses": "method.losses",
+    "clustering": "method.clustering",
+    "model": "method.model",
+    "optimizer": "train.optimizer",
+    "downstream": "evaluate.downstream",
+    "probe": "evaluate.probe",
+    "notebook": "evaluate.notebook",
+}
+"""Name -> module; ``pretrain`` is a room of that name."""
+
+
+def __getattr__(name: str):
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{_NAMES[name]}")

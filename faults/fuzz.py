@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax import checkpoint, exchange, seals
-from conclugen_jax import config as config_lib
-from conclugen_jax import workdir as workdir_lib
-from conclugen_jax.data import formats, mmsa
+from conclugen_jax.data import formats
 from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.importers import mmsa
 from conclugen_jax.data.requests import Request
-from conclugen_jax.extract import subtitles, torch_files
+from conclugen_jax.evaluate import exchange
+from conclugen_jax.extract.media import subtitles
+from conclugen_jax.extract.networks import torch_files
+from conclugen_jax.run import checkpoint, seals
+from conclugen_jax.run import config as config_lib
+from conclugen_jax.run import workdir as workdir_lib
 
 TOKENS = (
     b"null", b"NaN", b"-Infinity", b"1e999", b"-1", b"99999999999999999999", b"true", b"[]", b"{}", b'""', b"\x00", b"\xff\xfe",

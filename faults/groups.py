@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax import checkpoint
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import checkpoint
 from faults import fuzz
 from faults.harness import SIGNALS, STUDY, Place, Tally, damages, differences, refusal, state_of, stopped, until, within
 from faults.soak import soak

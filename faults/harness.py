@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax import checkpoint, processes
+from conclugen_jax.run import checkpoint
+from conclugen_jax.system import processes
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """

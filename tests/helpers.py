@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from conclugen_jax import feed, loop, parallel
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
+from conclugen_jax.train import feed, loop, parallel
 from configs import base
 
 SHARED_DATA = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data"

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from conclugen_jax import pretrain, processes, recorder, signals
-from launch import app
+from conclugen_jax.commands import app
+from conclugen_jax.pretrain import recorder
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.system import processes, signals
 from tests.helpers import tiny_config
 
 STOP_AFTER = 4

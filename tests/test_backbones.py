@@ -13,22 +13,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from conclugen_jax.extract import (
-    augmentation,
-    backbones,
-    davenet,
-    extraction,
-    media,
-    mel,
-    prediction,
-    preparation,
-    resnet,
-    weights,
-)
+from conclugen_jax.extract import backbones, extraction, prediction, preparation
 from conclugen_jax.extract.averages import Averages
 from conclugen_jax.extract.backbones import Backbone, Networks, Options, View
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.media import Clip
+from conclugen_jax.extract.media import augmentation, mel
+from conclugen_jax.extract.media import decoding as media
+from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.networks import davenet, resnet, weights
 from tests import clips
 from tests.test_networks import TOKENIZER, write_text
 

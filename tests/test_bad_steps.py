@@ -8,10 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, pretrain, recorder, signals
-from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.pretrain import recorder
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import checkpoint
+from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.system import signals
 from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
 
 DEVICES = jax.devices()[:2]

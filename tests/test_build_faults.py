@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax import locks
 from conclugen_jax.data import builders, formats, place, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import locks
 from tests.helpers import Faces
 from tests.test_records import Parted, goes_on
 
@@ -110,7 +110,7 @@ def test_a_signal_to_a_worker_is_not_its_business(slow):
 def test_a_second_signal_does_not_wait_for_the_first(tmp_path):
     code = (
         "import time\n"
-        "from conclugen_jax import signals\n"
+        "from conclugen_jax.system import signals\n"
         "signals.unwinding()\n"
         "try:\n"
         "    print('ready', flush=True); time.sleep(60)\n"
@@ -204,7 +204,7 @@ def test_a_lock_is_for_one_and_leaves_no_file(tmp_path):
         with pytest.raises(locks.Busy, match=rf"process {os.getpid()} on"), locks.hold(path):
             pass
         code = (
-            "import sys; from pathlib import Path; from conclugen_jax import locks\n"
+            "import sys; from pathlib import Path; from conclugen_jax.system import locks\n"
             "with locks.hold(Path(sys.argv[1]), wait=lambda who: print(who, flush=True)): print(Path(sys.argv[1]).exists())\n"
         )
         other = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, cwd=ROOT, text=True)

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from conclugen_jax import checkpoint, seals, train_state
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.method import train_state
+from conclugen_jax.run import checkpoint, seals
 from tests.helpers import assert_same_bits
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import augmentation, clips, subtitles
+from conclugen_jax.extract import clips
+from conclugen_jax.extract.media import augmentation, subtitles
 
 
 def touch(folder, *names):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conclugen_jax import processes
+from conclugen_jax.system import processes
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "launch" / "cluster"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans as SklearnKMeans
 
-from conclugen_jax import clustering, parallel
+from conclugen_jax.method import clustering
+from conclugen_jax.train import parallel
 
 
 def blobs(seed=0, n=60, k=3, d=4):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from conclugen_jax import config as config_lib
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import config as config_lib
 from configs import base
 from tests.helpers import tiny_config
 

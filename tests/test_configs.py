@@ -6,9 +6,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from conclugen_jax import config as config_lib
-from conclugen_jax import downstream, pretrain, study_runs
 from conclugen_jax.data import builders
+from conclugen_jax.evaluate import downstream
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import config as config_lib
+from conclugen_jax.study import definition as study_runs
 from tests.helpers import Faces
 
 FOLDER = Path(__file__).parents[1] / "configs"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.data import csd
-from conclugen_jax.data.csd import CsdFeatures, read_folds, read_label_csv, read_labels
+from conclugen_jax.data.importers import csd
+from conclugen_jax.data.importers.csd import CsdFeatures, read_folds, read_label_csv, read_labels
 from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
 

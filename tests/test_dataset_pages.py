@@ -10,7 +10,7 @@ import pytest
 
 from conclugen_jax.data import formats
 from conclugen_jax.data.corpora import CORPORA
-from conclugen_jax.data.csd import LABEL_COLUMNS, read_folds
+from conclugen_jax.data.importers.csd import LABEL_COLUMNS, read_folds
 from conclugen_jax.data.requests import Request
 from tests.layouts import save
 from tests.test_commands import ROOT
@@ -28,7 +28,7 @@ COMMANDS = [
 
 def flags(launcher):
     """Names of a launcher's own flags."""
-    return set(re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / "launch" / f"{launcher}.py").read_text()))
+    return set(re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / "conclugen_jax" / "commands" / f"{launcher}.py").read_text()))
 
 
 BUILD = flags("build_dataset")

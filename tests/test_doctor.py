@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import doctor
+from conclugen_jax.commands import checks as doctor
 from conclugen_jax.data import builders
 from configs import base
 from tests.helpers import Faces

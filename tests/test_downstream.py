@@ -8,12 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, classifier, downstream, parallel, pretrain, probe, task
-from conclugen_jax import encoder as encoder_lib
-from conclugen_jax import model as model_lib
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import classifier, downstream, probe, task
+from conclugen_jax.evaluate import encoder as encoder_lib
+from conclugen_jax.method import model as model_lib
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import checkpoint
+from conclugen_jax.train import parallel
 from tests.helpers import Faces, assert_same_bits, tiny_config
 
 DEVICES = jax.devices()[:2]
@@ -123,7 +126,7 @@ def test_supervised_trains_the_encoder_too(folder, data):
         tree, _ = saved.restore_tree(saved.find("newest"))
     model = model_lib.from_config(config, {"video": 24, "audio": 16, "text": 12}).clone(heads=())
     key, _ = jax.random.split(jax.random.key(config.seed))
-    fresh = model_lib.initial_variables(model, key, shards.open_dataset(data).manifest)
+    fresh = model_lib.initial_variables(model, key, shards.open_dataset(data).manifest.standardization)
     moved = jax.tree.map(
         lambda a, b: bool(np.any(np.asarray(a) != b)),
         fresh["params"]["representation"],

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from conclugen_jax import checkpoint, downstream, exchange, pretrain, probe
-from conclugen_jax import config as config_lib
-from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import downstream, exchange, probe
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import checkpoint
+from conclugen_jax.run import config as config_lib
+from conclugen_jax.run import workdir as workdir_lib
 from tests.helpers import Faces, assert_same_bits, tiny_config
 from tests.test_commands import run as command
 

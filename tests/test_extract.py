@@ -22,8 +22,9 @@ from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import clips as clips_lib
-from conclugen_jax.extract import extraction, mtcnn, preparation, workers
+from conclugen_jax.extract import extraction, preparation, workers
 from conclugen_jax.extract.backbones import Networks, Options
+from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.extract.store import Store
 from tests import clips, own_backbones
 from tests.test_commands import run
@@ -563,7 +564,7 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
     assert found["probability"].keys() == {"light", "dark"}
     assert sum(found["probability"].values()) == pytest.approx(1, abs=1e-5)
     assert (found["start"], found["end"], found["text"]) == (0.0, 2.0, "one two three")
-    from conclugen_jax import embedding
+    from conclugen_jax.evaluate import embedding
 
     network = embedding.load(tmp_path / "run")
     _, rows = rows_of(data, "test")

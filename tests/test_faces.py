@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, clips, faces, media, mtcnn, preparation, weights
+from conclugen_jax.extract import backbones, clips, faces, preparation
 from conclugen_jax.extract.backbones import Networks
-from conclugen_jax.extract.media import Clip
+from conclugen_jax.extract.media import decoding as media
+from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.networks import mtcnn, weights
 
 CLIPS = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "clips"
 BOXES = json.loads((Path(__file__).parent / "parity" / "boxes.json").read_text())

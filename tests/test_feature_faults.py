@@ -15,15 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conclugen_jax.data import authors, features, files, formats, parquet
+from conclugen_jax.commands.build_dataset import describe
+from conclugen_jax.data import features, files, formats, parquet
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.combined import ConcatFeatures, VariantFeatures
 from conclugen_jax.data.features import MatrixFeatures, ParquetFeatures
 from conclugen_jax.data.folders import FolderFeatures
+from conclugen_jax.data.importers import authors
 from conclugen_jax.data.pooling import pool
 from conclugen_jax.data.requests import Request, open_features
 from conclugen_jax.errors import ConclugenError
-from launch.build_dataset import describe
 from tests.layouts import LAYOUT, assert_features, build, save, table_rows, write_csv
 
 

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import feed, loop, pretrain
 from conclugen_jax.data import batches, builders, host_table, shards
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.train import feed, loop
 from tests.helpers import Faces, assert_same_bits, fed, log_without_times, tiny_config
 
 ROWS = {

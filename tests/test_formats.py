@@ -6,8 +6,9 @@ import zlib
 import numpy as np
 import pytest
 
-from conclugen_jax.data import csd, formats, shards
+from conclugen_jax.data import formats, shards
 from conclugen_jax.data.corpora import CORPORA
+from conclugen_jax.data.importers import csd
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import SHARED_DATA, needs_shared_data

@@ -13,10 +13,10 @@ import pytest
 from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.proto import tf_example_pb2
 
-from conclugen_jax import parallel
 from conclugen_jax.data import batches, builders, host_table, records, shards
 from conclugen_jax.data.sources import Example
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.train import parallel
 from tests.helpers import Faces, assert_same_bits
 from tests.test_records import Parted
 

@@ -1,4 +1,4 @@
-"""Imports go one way, data knows no JAX, numerics know no Flax, and the package never imports a configuration file."""
+"""Rooms use only what they may, data knows no JAX, the method no files, and the package no configuration file."""
 
 import ast
 import subprocess
@@ -8,67 +8,32 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "conclugen_jax"
-ORDER = [
-    {"errors", "types", "locks", "signals"},
-    {"processes", "data.sources", "data.pooling", "data.wire", "data.files"},
-    {"data.digits", "data.manifest", "data.corpora", "data.index", "data.parquet", "data.pickles", "data.cells"},
-    {"data.features", "data.folders", "data.combined"},
-    {"data.annotations", "data.place", "data.mmsa", "data.records", "data.tallies"},
-    {"data.csd"},
-    {"data.workers", "data.findings", "data.requests", "data.joined"},
-    {"data.tables", "data.authors", "data.corpus_csd"},
-    {"data.formats"},
-    {"data.builders"},
-    {"data.shards", "data.scan"},
-    {"data.host_table", "data.inspection", "data.inspection_view"},
-    {"data.batches"},
-    {"parallel"},
-    {"similarity", "optimizer", "views"},
-    {"losses"},
-    {"clustering", "metrics", "progress", "trackers"},
-    {"model", "config"},
-    {"train_state", "seals", "workdir"},
-    {"checkpoint", "loop", "objective", "task"},
-    {"memory", "sharded_update", "recorder"},
-    {"probe", "feed"},
-    {"encoder", "splits", "classifier", "notebook"},
-    {"grid"},
-    {"online_probe"},
-    {"pretrain", "downstream"},
-    {"doctor"},
-    {"embedding", "exchange", "sweep", "search_space"},
-    {
-        "extract.media",
-        "extract.convolution",
-        "extract.text_encoder",
-        "extract.mtcnn",
-        "extract.subtitles",
-        "extract.torch_files",
-    },
-    {"extract.resnet", "extract.davenet", "extract.mel", "extract.faces", "extract.augmentation", "extract.speech"},
-    {"extract.clips", "extract.conversion"},
-    {"extract.weights"},
-    {"extract.backbones"},
-    {"extract.allocation", "extract.averages", "extract.preparation", "extract.store"},
-    {"extract.workers"},
-    {"extract.extraction"},
-    {"extract.prediction"},
-    {"extract.tables", "extract.timeline"},
-    {"search", "study_results"},
-    {"study_runs"},
-    {"study_work"},
-    {"study"},
-    {"report_svg", "report_published", "report_study"},
-    {"report_map", "report_page", "report_tables"},
-    {"report_figures"},
-    {"report"},
-]
-LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+ROOMS = ["errors", "system", "data", "method", "run", "train", "evaluate", "pretrain", "study", "extract", "commands"]
+"""A room uses rooms that stand before it, and of those only the ones that MAY names."""
+MAY = {
+    "errors": set(),
+    "system": {"errors"},
+    "data": {"errors", "system"},
+    "method": {"errors"},
+    "run": {"errors", "system", "data", "method"},
+    "train": {"errors", "system", "data", "method", "run"},
+    "evaluate": {"errors", "system", "data", "method", "run", "train"},
+    "pretrain": {"errors", "system", "data", "method", "run", "train", "evaluate"},
+    "study": {"errors", "system", "data", "method", "run", "train", "evaluate", "pretrain"},
+    "extract": {"errors", "system", "data", "run", "evaluate"},
+    "commands": set(ROOMS),
+}
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
 def name_of(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room_of(module):
+    """Of ``conclugen_jax.data.shards`` it is ``data``; of a module of others ``None``."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "conclugen_jax" and len(parts) > 1 else None
 
 
 def imports(path):
@@ -83,28 +48,48 @@ def imports(path):
     return found
 
 
+def test_rooms_are_ordered():
+    assert list(MAY) == ROOMS
+    assert {name_of(path).split(".")[0] for path in MODULES} == set(ROOMS)
+    for i, room in enumerate(ROOMS):
+        assert room == "commands" or MAY[room] <= set(ROOMS[:i])
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_one_way(path):
-    own = name_of(path)
-    assert own in LEVEL, f"{own}: give it a place in the order of imports"
+def test_a_room_uses_what_it_may(path):
+    room = name_of(path).split(".")[0]
     for module in imports(path):
-        other = module.removeprefix("conclugen_jax.")
-        if other in LEVEL and module != other:
-            assert LEVEL[other] < LEVEL[own], f"{own} imports {other}"
+        other = room_of(module)
+        if other in ROOMS:
+            assert other == room or other in MAY[room], f"{name_of(path)} imports {module}"
+
+
+def test_no_circles():
+    used = {name_of(path).removesuffix(".__init__"): set() for path in MODULES}
+    for path in MODULES:
+        own = name_of(path).removesuffix(".__init__")
+        if path.name != "__init__.py":
+            used[own] = {m.removeprefix("conclugen_jax.") for m in imports(path)} & set(used) - {own}
+    while free := {name for name, others in used.items() if not others}:
+        used = {name: others - free for name, others in used.items() if name not in free}
+    assert not used, f"circle among {sorted(used)}"
 
 
 def test_boundaries():
     for path in MODULES:
         own, roots = name_of(path), {module.split(".")[0] for module in imports(path)}
-        assert not roots & {"configs", "launch", "tests", "tensorflow", "pickle", "clu"}, own
+        assert not roots & {"launch", "tests", "tensorflow", "clu"}, own
+        assert "configs" not in roots or own == "commands.doctor", (
+            f"{own}: the package never imports a configuration file"
+        )
         if own.startswith("data."):
             assert not roots & {"jax", "flax", "optax", "orbax"}, own
-        if not own.startswith("extract."):
-            assert not any("extract" in module.split(".") for module in imports(path)), f"{own}: extraction is an extra"
-        if own in ("losses", "clustering", "metrics"):
+        if own in ("method.losses", "method.clustering", "method.similarity", "evaluate.metrics"):
             assert "flax" not in roots, own
-        if own != "parallel":
-            assert "pmap" not in path.read_text(), f"{own}: pmap belongs to parallel.py"
+        if own.startswith("method."):
+            assert not roots & {"pathlib", "os", "io", "json"}, f"{own}: the method knows no files"
+        if own != "train.parallel":
+            assert "pmap" not in path.read_text(), f"{own}: pmap belongs to train/parallel.py"
 
 
 def test_reading_data_loads_neither_jax_nor_tensorflow():

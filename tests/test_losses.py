@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 
-from conclugen_jax import losses, parallel
+from conclugen_jax.method import losses
+from conclugen_jax.train import parallel
 from tests.helpers import close
 
 

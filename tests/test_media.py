@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import media
+from conclugen_jax.extract.media import decoding as media
 from tests import clips
 
 

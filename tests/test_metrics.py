@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from conclugen_jax import metrics
+from conclugen_jax.evaluate import metrics
 
 
 def test_single_label_by_hand():

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conclugen_jax.data import mmsa, pickles
+from conclugen_jax.data import pickles
+from conclugen_jax.data.importers import mmsa
 from conclugen_jax.errors import ConclugenError
 from tests.test_commands import ROOT
 from tests.test_commands import run as run_module

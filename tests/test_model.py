@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from conclugen_jax import model as model_lib
-from conclugen_jax import parallel
-from conclugen_jax.model import BatchNorm, Classifier, ConCluGen
+from conclugen_jax.method import model as model_lib
+from conclugen_jax.method.model import BatchNorm, Classifier, ConCluGen
+from conclugen_jax.train import parallel
 from tests.helpers import flat, tiny_config
 
 DIMS = {"video": 6, "audio": 5, "text": 4}

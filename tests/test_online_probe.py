@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from conclugen_jax import checkpoint, loop, online_probe, pretrain, probe, recorder, signals
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import online_probe, probe
+from conclugen_jax.pretrain import recorder
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import checkpoint
+from conclugen_jax.system import signals
+from conclugen_jax.train import loop
 from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
 
 ONE = jax.devices()[:1]

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from conclugen_jax import optimizer
+from conclugen_jax.train import optimizer
 from tests.helpers import assert_same_bits
 
 

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import feed, loop, objective, optimizer, parallel, pretrain, train_state
-from conclugen_jax import model as model_lib
 from conclugen_jax.data import host_table
 from conclugen_jax.data.batches import epoch_order
+from conclugen_jax.method import collectives, objective, train_state
+from conclugen_jax.method import model as model_lib
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.train import feed, loop, optimizer, parallel
 from tests.helpers import assert_same_bits, close, fed, flat, tiny_config
 
 DIMS = {"video": 24, "audio": 16, "text": 12}
@@ -61,7 +63,7 @@ def train(config, table, indices, num_devices):
         (loss, (_, stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state, rows, jax.random.key(3)
         )
-        return parallel.mean(grads, parallel.AXIS), stats, clustered.kmeans, loss
+        return collectives.mean(grads, parallel.AXIS), stats, clustered.kmeans, loss
 
     mapped = jax.pmap(
         gradient,

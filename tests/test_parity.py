@@ -12,8 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax.extract import backbones, davenet, mel, resnet, text_encoder, weights
-from conclugen_jax.extract.media import Clip
+from conclugen_jax.extract import backbones
+from conclugen_jax.extract.media import mel
+from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.networks import davenet, resnet, text_encoder, weights
 from tests.parity import seeded
 from tests.test_networks import TOKENIZER, close
 

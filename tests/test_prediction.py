@@ -10,9 +10,10 @@ from rich.console import Console
 
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, extraction, mtcnn, prediction, preparation, tables, timeline, weights
+from conclugen_jax.extract import backbones, extraction, prediction, preparation, tables, timeline
 from conclugen_jax.extract.backbones import Networks
 from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.extract.networks import mtcnn, weights
 from conclugen_jax.extract.prediction import Prediction
 from tests import clips
 

@@ -13,11 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, feed, loop, losses, objective, optimizer, pretrain, recorder, signals, train_state
-from conclugen_jax import model as model_lib
-from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.method import losses, objective, train_state
+from conclugen_jax.method import model as model_lib
+from conclugen_jax.pretrain import recorder
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import checkpoint
+from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.system import signals
+from conclugen_jax.train import feed, loop, optimizer
 from tests.helpers import Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 
 DEVICES = jax.devices()[:2]

@@ -14,9 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, feed, parallel, pretrain, processes
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import checkpoint
+from conclugen_jax.system import processes
+from conclugen_jax.train import feed, parallel
 from tests.helpers import Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 from tests.run_processes import STOP_AFTER, config_of
 

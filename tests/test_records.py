@@ -327,7 +327,7 @@ def test_workers_end_with_their_parent(tmp_path):
     """A build whose main process is killed leaves no process behind."""
     code = (
         "import sys, time, os\n"
-        "from conclugen_jax import signals\n"
+        "from conclugen_jax.system import signals\n"
         "import concurrent.futures, multiprocessing\n"
         "if __name__ == '__main__':\n"
         "    pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn'),\n"

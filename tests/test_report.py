@@ -10,22 +10,20 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import (
-    checkpoint,
-    pretrain,
-    probe,
-    report,
-    report_figures,
-    report_map,
-    report_published,
-    report_study,
-    report_svg,
-    report_tables,
-)
 from conclugen_jax.data import builders, manifest, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.report_svg import Series
+from conclugen_jax.evaluate import probe
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import checkpoint
+from conclugen_jax.study.report import embedding_map as report_map
+from conclugen_jax.study.report import figures as report_figures
+from conclugen_jax.study.report import published as report_published
+from conclugen_jax.study.report import reading as report_study
+from conclugen_jax.study.report import report
+from conclugen_jax.study.report import svg as report_svg
+from conclugen_jax.study.report import tables as report_tables
+from conclugen_jax.study.report.svg import Series
 from tests.browser import CHROMIUM, Browser
 from tests.helpers import Faces, tiny_config
 from tests.test_commands import run

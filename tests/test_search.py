@@ -15,10 +15,15 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, pretrain, probe, recorder, search, search_space, signals
-from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import probe
+from conclugen_jax.pretrain import recorder
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import checkpoint
+from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.study import search, search_space
+from conclugen_jax.system import signals
 from tests.helpers import Faces, log_without_times, tiny_config
 
 ROOT = Path(__file__).parent.parent
@@ -495,7 +500,7 @@ def test_rungs():
 def place(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("command")
     (folder / "config.py").write_text(
-        "from conclugen_jax import search_space\nfrom configs import base\n\ndef get_config():\n"
+        "from conclugen_jax.study import search_space\nfrom configs import base\n\ndef get_config():\n"
         f"    return search_space.with_overrides(base.get_config(), {dict(flat(config))!r})\n"
     )
     (folder / "space.json").write_text(json.dumps(RATES))

@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import checkpoint, downstream, loop, optimizer, parallel, pretrain, sharded_update, train_state
 from conclugen_jax.data import builders
+from conclugen_jax.evaluate import downstream
+from conclugen_jax.method import train_state
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import checkpoint
+from conclugen_jax.train import loop, optimizer, parallel, sharded_update
 from tests.helpers import Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 
 N, STEPS, IDLE = 16, 6, 2

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from conclugen_jax import signals
+from conclugen_jax.system import signals
 
 
 def send(number, after=0.2):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import losses, parallel, similarity
+from conclugen_jax.method import losses, similarity
+from conclugen_jax.train import parallel
 from tests.helpers import close
 
 DIM = 16

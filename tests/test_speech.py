@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import media, speech
+from conclugen_jax.extract.media import decoding as media
+from conclugen_jax.extract.media import speech
 
 CLIPS = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "clips"
 

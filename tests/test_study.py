@@ -17,11 +17,14 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
-from conclugen_jax import report_study, study_results, study_runs, study_work
-from conclugen_jax import study as study_lib
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.study import definition as study_runs
+from conclugen_jax.study import results as study_results
+from conclugen_jax.study import running as study_lib
+from conclugen_jax.study import work as study_work
+from conclugen_jax.study.report import reading as report_study
 from tests.helpers import Faces, tiny_config
 from tests.test_commands import run
 

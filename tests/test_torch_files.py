@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import torch_files
+from conclugen_jax.extract.networks import torch_files
 
 FILES = Path(__file__).parent / "parity" / "files"
 

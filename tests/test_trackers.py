@@ -7,9 +7,9 @@ import types
 
 import pytest
 
-from conclugen_jax import trackers
-from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import trackers
+from conclugen_jax.run import workdir as workdir_lib
 
 RECORDS = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax import downstream, feed, loop, losses, objective, optimizer, parallel, pretrain, train_state, views
-from conclugen_jax import model as model_lib
 from conclugen_jax.data import batches, builders, shards
+from conclugen_jax.evaluate import downstream
+from conclugen_jax.method import losses, objective, train_state, views
+from conclugen_jax.method import model as model_lib
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.train import feed, loop, optimizer, parallel
 from tests.helpers import assert_same_bits, fed, log_without_times, tiny_config
 from tests.test_records import Parted
 

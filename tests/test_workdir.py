@@ -7,9 +7,10 @@ import struct
 
 import pytest
 
-from conclugen_jax import progress, trackers
-from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import trackers
+from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.system import progress
 
 
 def event_steps(folder, tag):

@@ -1,1 +1,1 @@
-"""From source files to shards on disk to batches of rows. NumPy only: nothing here imports JAX."""
+"""From the files of users to verified shards to rows of a split. NumPy only, no JAX; uses ``system``."""

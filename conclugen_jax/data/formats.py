@@ -6,12 +6,13 @@ import time
 from collections.abc import Mapping
 
 from conclugen_jax.data import annotations as annotations_lib
-from conclugen_jax.data import authors, corpus_csd, tables
+from conclugen_jax.data import tables
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.combined import VariantFeatures, all_from
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.files import entries
 from conclugen_jax.data.folders import holds_npy
+from conclugen_jax.data.importers import authors, corpus_csd
 from conclugen_jax.data.index import canonical
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.pooling import POOLS

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax import locks
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.shards import ShardStream, Variants
-from conclugen_jax.types import Rows
+from conclugen_jax.data.shards import Rows, ShardStream, Variants
+from conclugen_jax.system import locks
 
 CHUNK_ROWS = 1024  # records decoded at a time while a table is filled
 FOLDER = "cache"

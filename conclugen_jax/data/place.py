@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from conclugen_jax import locks
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import locks
 
 
 @contextlib.contextmanager

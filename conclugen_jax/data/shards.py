@@ -5,7 +5,7 @@ import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -15,7 +15,6 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.wire import Wire
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.types import Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +49,20 @@ def open_dataset(path: str | Path, *, verify: str = "hash") -> Dataset:
 
 Variants = Mapping[str, np.ndarray]
 """Modality -> which stored variants of the rows asked for: integer [n] or, for several of each row, [n, k]."""
+
+
+class Rows(TypedDict):
+    """Rows of a split, in the order they were asked for.
+
+    Attributes:
+      features: modality -> float32 [n, dim]; zeros where the modality is absent.
+      present: modality -> bool [n].
+      label: int64 [n] (one class), float32 [n, num_labels] (multi-label), or an empty [n, 0] array without labels.
+    """
+
+    features: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+    label: np.ndarray
 
 
 class RowSource(Protocol):

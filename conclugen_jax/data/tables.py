@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.data import annotations as annotations_lib
-from conclugen_jax.data import csd
 from conclugen_jax.data.annotations import Columns
 from conclugen_jax.data.cells import CsvTable, column_name
 from conclugen_jax.data.corpora import dropped
 from conclugen_jax.data.features import MatrixFeatures, ParquetFeatures
 from conclugen_jax.data.files import as_text, entries, npz_arrays, read_npy
 from conclugen_jax.data.folders import FolderFeatures, holds_npy
+from conclugen_jax.data.importers import csd
 from conclugen_jax.data.parquet import parquet_column, parquet_kinds
 from conclugen_jax.data.pooling import pool
 from conclugen_jax.data.requests import Found, Request, from_names, union

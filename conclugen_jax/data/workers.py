@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax import signals
 from conclugen_jax.data.records import Part, write_part
 from conclugen_jax.data.sources import DatasetSpec, Example
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import signals
 
 AHEAD = 2
 """Jobs that wait for each process; a job holds the ids and labels of its part, so that more would cost memory."""

@@ -1,1 +1,1 @@
-"""From video files to feature vectors: frozen backbones, decoding, and what puts them together."""
+"""From clips to features to predictions, an optional extra. Uses ``evaluate`` and below; only commands use it."""

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError, place_of
-from conclugen_jax.extract import augmentation, davenet, mel, resnet, text_encoder, weights
-from conclugen_jax.extract.media import Clip
-from conclugen_jax.extract.weights import Weights
+from conclugen_jax.extract.media import augmentation, mel
+from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.networks import davenet, resnet, text_encoder, weights
+from conclugen_jax.extract.networks.weights import Weights
 
 Items = tuple[np.ndarray, ...]
 """Arrays whose rows belong together, one row for each item of a clip."""
@@ -79,7 +80,7 @@ class Options:
     Attributes:
       size: side of the frames, in pixels.
       precision: ``float32`` or ``bfloat16``.
-      front_end: of the sound, a key of :data:`conclugen_jax.extract.mel.FRONT_ENDS`.
+      front_end: of the sound, a key of :data:`conclugen_jax.extract.media.mel.FRONT_ENDS`.
       authors_normalisation: mean and deviation of the colours exchanged for 2D networks, as in the authors' configuration.
       batch_items: frames at a time; 3D networks take a sixteenth of it in windows, at least one.
     """

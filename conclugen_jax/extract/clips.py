@@ -10,7 +10,7 @@ from pathlib import Path
 from conclugen_jax.data.cells import CsvTable, number
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import subtitles
+from conclugen_jax.extract.media import subtitles
 
 PICTURES = (
     ".mp4",

@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax import locks
-from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data import builders, formats
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import workers as data_workers
@@ -28,12 +26,17 @@ from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import media, preparation, speech, weights, workers
+from conclugen_jax.extract import preparation, workers
 from conclugen_jax.extract.averages import Averages
 from conclugen_jax.extract.backbones import Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.extract.media import decoding as media
+from conclugen_jax.extract.media import speech
+from conclugen_jax.extract.networks import weights
 from conclugen_jax.extract.preparation import Prepared, Recipe
 from conclugen_jax.extract.store import Planned, Store
+from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.system import locks
 
 MOST_WAITING = 64
 """Utterances that wait for their batches to be filled, and would be done again after an interruption, at most."""

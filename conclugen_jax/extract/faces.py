@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.extract import mtcnn
-from conclugen_jax.extract.media import Clip
+from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.networks import mtcnn
 
 MIN_PROBABILITY = 0.9
 """Of a face that is followed."""

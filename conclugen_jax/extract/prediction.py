@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax import embedding
-from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import embedding
 from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import extraction, media, mtcnn, preparation, speech, subtitles, weights, workers
+from conclugen_jax.extract import extraction, preparation, workers
 from conclugen_jax.extract.backbones import PRECISIONS, Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance, sound_beside
+from conclugen_jax.extract.media import decoding as media
+from conclugen_jax.extract.media import speech, subtitles
+from conclugen_jax.extract.networks import mtcnn, weights
+from conclugen_jax.run import workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True)

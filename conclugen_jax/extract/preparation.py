@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError, place_of
-from conclugen_jax.extract import faces, media, speech, weights
+from conclugen_jax.extract import faces
 from conclugen_jax.extract.backbones import Backbone, Items, View
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.media import Clip
+from conclugen_jax.extract.media import decoding as media
+from conclugen_jax.extract.media import speech
+from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.networks import weights
 
 NO_FACE = ("drop", "whole", "missing")
 """What becomes of a clip without a face: a failure, the whole frame instead, or no pictures."""
@@ -38,7 +41,7 @@ class Recipe:
       recogniser: of speech, for clips without known words; empty for none.
       num_views: of each clip of the training split, the first of them as it is.
       seed: of the views.
-      strength: of the views, a key of :data:`conclugen_jax.extract.augmentation.STRENGTHS`.
+      strength: of the views, a key of :data:`conclugen_jax.extract.media.augmentation.STRENGTHS`.
     """
 
     prepare: Mapping[str, Callable[[Clip, View | None], Items | None]]

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax import workdir as workdir_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import media
+from conclugen_jax.extract.media import decoding as media
 from conclugen_jax.extract.prediction import Prediction
+from conclugen_jax.run import workdir as workdir_lib
 
 WIDTH, FRAME, MARGIN, LINE, AXIS = 1100, (240, 180), 16, 20, 22
 MOST = 300

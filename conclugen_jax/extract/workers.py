@@ -6,10 +6,10 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from conclugen_jax import signals
 from conclugen_jax.data.workers import Spawning, interrupts_blocked
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.preparation import Prepared, Recipe, prepare
+from conclugen_jax.system import signals
 
 AHEAD = 2
 """Utterances that are under way or wait for the device, for each process; each holds its frames."""

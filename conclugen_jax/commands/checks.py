@@ -1,0 +1,203 @@
+"""Whether an installation can train: each check says what was found and, if it is wrong, how to mend it."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from packaging.requirements import Requirement
+
+from conclugen_jax.data import builders, digits, shards
+from conclugen_jax.method import collectives
+from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import checkpoint
+from conclugen_jax.train import parallel
+
+
+class Finding(NamedTuple):
+    """What a check found.
+
+    Attributes:
+      check: its name.
+      status: ``ok``, ``warning`` or ``failed``.
+      found: a sentence.
+      mend: what to do about it; empty if nothing is wrong.
+    """
+
+    check: str
+    status: str
+    found: str
+    mend: str = ""
+
+
+def examine(config: ConfigDict, *, data: str | None, workdir: Path) -> Iterator[Finding]:
+    """All checks, one after another; one that fails does not keep the others from being made.
+
+    Args:
+      config: of the trial run; its modalities, sizes and data are replaced by those of a tiny one.
+      data: folder of a built data set to verify; ``None``: none.
+      workdir: folder whose disk is tried.
+    """
+    checks: dict[str, Callable[[], Finding]] = {
+        "packages": packages,
+        "devices": devices,
+        "collective": collective,
+        "product": product,
+        "disk": lambda: disk(workdir),
+        "compile cache": compile_cache,
+    }
+    if data is not None:
+        checks["data"] = lambda: dataset(data)
+    checks["training"] = lambda: training(config)
+    for name, check in checks.items():
+        try:
+            yield check()
+        except Exception as e:  # whatever is wrong is what is to be said
+            first_line = (str(e).strip() or type(e).__name__).splitlines()[0]
+            yield Finding(name, "failed", f"{type(e).__name__}: {first_line}", "mend what this says and repeat")
+
+
+def packages() -> Finding:
+    """Versions against what this package asks for."""
+    wrong, found = [], []
+    try:
+        required = metadata.requires("conclugen_jax") or []
+    except metadata.PackageNotFoundError:
+        found = f"jax {jax.__version__}; conclugen_jax runs from its folder, so that versions were not compared"
+        return Finding("packages", "warning", found, "pip install -c constraints.txt -e .")
+    for line in required:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        found.append(f"{requirement.name} {version}")
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} is {version}, {requirement.specifier} is needed")
+    if wrong:
+        return Finding("packages", "failed", "; ".join(wrong), "pip install -c constraints.txt -e .")
+    return Finding("packages", "ok", ", ".join(p for p in found if p.split()[0] in ("jax", "flax", "optax", "numpy")))
+
+
+def devices() -> Finding:
+    """Devices that JAX sees, and GPUs that it does not."""
+    all_of_them = jax.devices()
+    kinds = {f"{d.platform} {d.device_kind}" for d in all_of_them}
+    memory = (all_of_them[0].memory_stats() or {}).get("bytes_limit")
+    room = f", {memory / 2**30:.0f} GiB each" if memory else ""
+    found = f"{len(all_of_them)} x {', '.join(sorted(kinds))}{room}"
+    if all_of_them[0].platform == "cpu" and (Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia").exists()):
+        return Finding("devices", "warning", f"{found}; there is a GPU that JAX does not see", "pip install '.[cuda]'")
+    return Finding("devices", "ok", found)
+
+
+def collective() -> Finding:
+    """A sum over all devices."""
+    count = len(jax.devices())
+    ranks = parallel.map_forward(
+        lambda _, x: collectives.total(x, parallel.AXIS) + 0 * collectives.device_index(parallel.AXIS), jax.devices()
+    )(None, np.arange(1, jax.local_device_count() + 1, dtype=np.float32))
+    expected = count * (count + 1) / 2
+    if not np.array_equal(np.asarray(ranks), np.full(count, expected)):
+        return Finding(
+            "collective", "failed", f"a sum over devices is {ranks}, not {expected}", "check driver and NCCL"
+        )
+    return Finding("collective", "ok", f"a sum over {count} device(s) is right")
+
+
+def product() -> Finding:
+    """A matrix product against NumPy, and its rate."""
+    a, b = (np.random.default_rng(i).normal(size=(512, 512)).astype(np.float32) for i in (0, 1))
+    got = np.asarray(jnp.matmul(a, b, precision="highest"), np.float64)
+    expected = a.astype(np.float64) @ b
+    error = float(np.abs(got - expected).max() / np.abs(expected).max())
+    if not error < 1e-5:
+        return Finding("product", "failed", f"a float32 product is off by {error:.1e}", "update driver and jaxlib")
+    x, repeats = jnp.ones((2048, 2048)), 5
+    program = jax.jit(lambda x: jax.lax.fori_loop(0, repeats, lambda _, y: jnp.matmul(y, x) / 2048, x))
+    program(x).block_until_ready()
+    start = time.perf_counter()
+    program(x).block_until_ready()
+    rate = repeats * 2 * 2048**3 / (time.perf_counter() - start) / 1e9
+    return Finding("product", "ok", f"right to {error:.0e}; {rate:,.0f} GFLOP/s on one device")
+
+
+def disk(folder: Path) -> Finding:
+    """Free space, speed of writing, and locks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 2**30
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path, start = Path(scratch, "probe"), time.perf_counter()
+        with path.open("wb") as file:
+            file.write(bytes(2**26))
+            file.flush()
+            os.fsync(file.fileno())
+        rate = 64 / (time.perf_counter() - start)
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    found = f"{folder}: {free:.0f} GiB free, {rate:,.0f} MiB/s written and synced, locks work"
+    if free < 5:
+        return Finding("disk", "warning", found, "a checkpoint of the paper's sizes takes 1.3 GiB; free some space")
+    return Finding("disk", "ok", found)
+
+
+def compile_cache() -> Finding:
+    """Whether compiled programs can be kept."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    if not folder:
+        return Finding("compile cache", "warning", "compiled programs are not kept", "set JAX_COMPILATION_CACHE_DIR")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder):
+        return Finding("compile cache", "ok", f"{folder} can be written")
+
+
+def dataset(path: str) -> Finding:
+    """Every file of a data set against its manifest, and its first rows."""
+    opened = shards.open_dataset(path, verify="hash")
+    manifest, counts = opened.manifest, []
+    for split, facts in manifest.splits.items():
+        stream = shards.ShardStream(opened, split, list(manifest.modalities))
+        features = stream.rows(stream.usable[:8])["features"]
+        if not all(np.isfinite(x).all() for x in features.values()):
+            return Finding("data", "failed", f"{path}: {split} has features that are not finite", "build it anew")
+        counts.append(f"{split} {facts['num_examples']}")
+    return Finding("data", "ok", f"{manifest.name} {manifest.version}: all files as built; {', '.join(counts)}")
+
+
+def training(config: ConfigDict) -> Finding:
+    """Two epochs of two steps on the embedded digits, and the second once more from a checkpoint."""
+    with tempfile.TemporaryDirectory() as scratch:
+        start = time.perf_counter()
+        config = config.copy_and_resolve_references()
+        count = len(jax.devices())
+        sizes = {"representation_dim": 32, "projection_dim": 16, "reconstruction_dim": 16, "bottleneck": ()}
+        config.model.update(sizes)
+        config.data.path = str(builders.build(digits.Digits(), Path(scratch, "data")))
+        config.data.modalities = tuple(digits.Digits().spec.modalities)
+        config.train.batch_size = max(2, 600 // count) * count
+        config.clustering.start_epoch, config.clustering.queue_batches = 0, 1
+        config.train.num_epochs, workdir = 2, Path(scratch, "run")
+        state = pretrain.pretrain(config, workdir)
+        newest = workdir / checkpoint.FOLDER / str(int(state.step))
+        shutil.rmtree(newest)
+        again = pretrain.pretrain(config, workdir)
+        same = checkpoint.fingerprint(checkpoint.to_tree(state)) == checkpoint.fingerprint(checkpoint.to_tree(again))
+        if not same or not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
+            found = "a resumed run is not the same bit for bit" if not same else "parameters are not finite"
+            return Finding("training", "failed", found, "update jaxlib and driver; report it with the output of --json")
+        seconds = time.perf_counter() - start
+        return Finding(
+            "training", "ok", f"{int(state.step)} steps, resumed from a checkpoint bit for bit, {seconds:.0f} s"
+        )

@@ -1,0 +1,84 @@
+"""Label efficiency of a checkpoint: python -m launch.probe --workdir=PRETRAINING_RUN --output=TABLE
+
+Linear evaluation with few labels per class, for raw features, the same network untrained, and the checkpoint; each the
+mean and standard deviation over several draws of the labels. Writes TABLE.json and TABLE.md and prints the table.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from conclugen_jax.commands import app
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import probe
+from conclugen_jax.run import workdir as workdir_lib
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a pretraining run")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "newest", "newest, best or a step; default: newest")
+DATA = flags.DEFINE_string("data", None, "Folder of a labelled data set; default: the one of the run")
+OUTPUT = flags.DEFINE_string("output", None, "Path of the table without its ending")
+LABELS = flags.DEFINE_list(
+    "labels", ["2", "5", "20", "all"], "Labels per class, default 2,5,20,all; one class per example only"
+)
+DRAWS = flags.DEFINE_integer("draws", 10, "Random draws of the labelled examples, default 10", lower_bound=2)
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws", lower_bound=0)
+
+
+def main() -> None:
+    """Compute the table, write it, print it."""
+    output = Path(app.required("output"))
+    bad = [text for text in LABELS.value if text != "all" and not (text.isascii() and text.isdecimal() and int(text))]
+    if not LABELS.value:
+        raise ConclugenError("--labels is empty; name numbers of labels per class, or all")
+    if bad:
+        raise ConclugenError(f"--labels: {bad[0]!r} is neither a number of labels per class nor 'all'")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConclugenError(f"--output={output}: {e.strerror}; choose another path") from e
+    report = probe.label_efficiency_of_run(
+        app.required("workdir"),
+        which=CHECKPOINT.value,
+        data=DATA.value,
+        labels_per_class=[0 if text == "all" else int(text) for text in LABELS.value],
+        num_draws=DRAWS.value,
+        seed=SEED.value,
+    )
+    content = json.dumps(dataclasses.asdict(report), indent=1) + "\n"
+    workdir_lib.write_atomically(Path(f"{output}.json"), content, place="--output")
+    columns, rows = cells(report)
+    markdown = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+    lines = "\n".join([*markdown, "", report.protocol, ""])
+    workdir_lib.write_atomically(Path(f"{output}.md"), lines, place="--output")
+    table = Table(title="accuracy in % by labels per class", caption=report.protocol)
+    for column in columns:
+        table.add_column(column, no_wrap=column != columns[0])
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(f"saved as {output.with_suffix('.md')} and {output.with_suffix('.json')}", soft_wrap=True)
+
+
+def cells(report: probe.Report) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table as text."""
+    labels = list(dict.fromkeys(result.num_labels for result in report.results))
+    rows = []
+    for name in dict.fromkeys(result.name for result in report.results):
+        scores = {result.num_labels: result.accuracy for result in report.results if result.name == name}
+        rows.append([name, *(_cell(k, scores[k]) for k in labels)])
+    return ["vectors", *(f"{k} labels" if k else "all labels" for k in labels)], rows
+
+
+def _cell(num_labels: int, accuracy: list[float]) -> str:
+    mean = f"{100 * np.mean(accuracy):.1f}"
+    return f"{mean} ± {100 * np.std(accuracy):.1f}" if num_labels else mean  # all labels: nothing is drawn
+
+
+if __name__ == "__main__":
+    app.run(main)

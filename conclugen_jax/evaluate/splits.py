@@ -1,0 +1,135 @@
+"""Which rows a downstream run trains on, chooses by and scores: stored splits or folds by group, all labels or few."""
+
+import copy
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from conclugen_jax.data import annotations
+from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.shards import Dataset, Rows, RowSource, ShardStream, Variants
+from conclugen_jax.data.sources import Annotations, LabelSpec
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import probe
+from conclugen_jax.evaluate import task as task_lib
+from conclugen_jax.train import loop
+
+NAMES = ("train", "validation", "test")
+
+
+class Subset(NamedTuple):
+    """Some rows of a split, numbered anew; keeps no copy of them."""
+
+    source: RowSource
+    members: np.ndarray
+
+    @property
+    def tier(self) -> str:
+        return "host"
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.members)
+
+    @property
+    def usable(self) -> np.ndarray:
+        return np.flatnonzero(np.isin(self.members, self.source.usable))
+
+    @property
+    def variants(self) -> Mapping[str, int]:
+        return {}
+
+    def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
+        """Rows at the given indices, in that order."""
+        return self.source.rows(self.members[indices], variants)
+
+
+def names(config: ConfigDict) -> dict[str, str]:
+    """``train``, ``validation``, ``test`` -> the split that is used as such; one split for all where folds are cut."""
+    if config.downstream.num_folds:
+        return dict.fromkeys(NAMES, config.data.train_split)
+    return {name: getattr(config.data, f"{name}_split") for name in NAMES}
+
+
+def label_of(config: ConfigDict, dataset: Dataset) -> LabelSpec:
+    """What is to be predicted.
+
+    Raises:
+      ConclugenError: an unknown target or split, or a data set without labels.
+    """
+    manifest, where, target = dataset.manifest, f"data set {config.data.path}", config.downstream.target
+    if target:
+        manifest_lib.choose(manifest.targets, [target], what="target", where=where)
+    label = manifest.targets[target] if target else manifest.label
+    if label.kind == "none":
+        raise ConclugenError(f"{config.data.path}: the data set has no labels; a downstream run needs them")
+    for split in names(config).values():
+        manifest_lib.choose(manifest.splits, [split], what="split", where=where)
+    return label
+
+
+def open_streams(
+    config: ConfigDict, dataset: Dataset, modalities: list[str], *, all_variants: bool
+) -> dict[str, ShardStream]:
+    """The stream of each split; ``all_variants``: whether training visits stored variants."""
+    return {
+        name: ShardStream(
+            dataset,
+            split,
+            modalities,
+            target=config.downstream.target,
+            all_variants=all_variants and name == "train" and config.data.variants == "random",
+        )
+        for name, split in names(config).items()
+    }
+
+
+def load(config: ConfigDict, label: LabelSpec, streams: Mapping[str, ShardStream]) -> dict[str, RowSource]:
+    """The rows of each split, training rows restricted to those that have a label and, by choice, to few of each class.
+
+    Args:
+      config: ``downstream.num_folds``, ``fold``, ``labels_per_class`` and ``label_draw`` are read.
+      label: what is predicted.
+      streams: as opened.
+
+    Raises:
+      ConclugenError: folds that cannot be cut, no row with a label, or a class with fewer labels than asked for.
+    """
+    if not config.downstream.num_folds:
+        rows = {name: loop.load_rows(config, stream) for name, stream in streams.items()}
+    else:
+        rows = _fold(config, loop.load_rows(config, streams["train"]), streams["train"])
+    train = rows["train"]
+    labels = task_lib.labels_of(train)
+    train.usable = np.intersect1d(train.usable, np.flatnonzero(task_lib.known(label, labels)))
+    if not train.usable.size:
+        raise ConclugenError(f"{streams['train'].where}: no row has the label and a modality; name another target")
+    train.usable = few(label, labels, train.usable, config.downstream.labels_per_class, config.downstream.label_draw)
+    return rows
+
+
+def few(label: LabelSpec, labels: np.ndarray, usable: np.ndarray, num_per_class: int, draw: int) -> np.ndarray:
+    """``num_per_class`` random rows of every class among those usable (0: all), by the number of the draw alone."""
+    if not num_per_class:
+        return usable
+    if label.kind != "single":
+        raise ConclugenError(
+            f"config.downstream.labels_per_class is {num_per_class}, but the labels are of kind {label.kind!r}; only with one "
+            "class per example can so many of each be drawn"
+        )
+    return usable[probe.draw_labels(labels[usable], num_per_class, seed=draw)]
+
+
+def _fold(config: ConfigDict, rows: RowSource, stream: ShardStream) -> dict[str, RowSource]:
+    section = config.downstream
+    everyone = np.arange(stream.num_examples)
+    _, groups = stream.names(everyone)
+    listed = Annotations(ids=list(everyone), groups=list(groups), label=None, targets={}, keys=list(everyone))
+    cut = annotations.by_group(listed, section.num_folds, section.fold, where=stream.where)
+    members = {name: np.array(part.ids, int) for name, part in cut.items()}
+    held_out = {name: Subset(rows, members[name]) for name in ("validation", "test")}
+    train = copy.copy(rows)
+    train.usable = np.intersect1d(rows.usable, members["train"])
+    return {"train": train, **held_out}

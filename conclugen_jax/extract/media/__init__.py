@@ -1,0 +1,1 @@
+"""What a clip holds: frames, sound, words, spectrograms."""

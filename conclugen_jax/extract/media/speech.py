@@ -1,0 +1,87 @@
+"""Speech recognition: sound in, words out, by recognisers of other packages."""
+
+import threading
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from conclugen_jax.data.manifest import sha256
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract.media.decoding import SAMPLE_RATE, SILENCE
+
+Recogniser = Callable[[np.ndarray], str]
+"""float32 [samples] at 16 kHz -> words, empty where none are heard."""
+
+
+MODEL = "model.bin"
+"""File of a model of faster-whisper."""
+
+
+def create(name: str) -> Recogniser:
+    """A recogniser by name.
+
+    Args:
+      name: ``pocketsphinx`` (offline, English, poor), or ``faster-whisper:FOLDER`` with a model's folder.
+
+    Raises:
+      ConclugenError: an unknown name, or a package or folder that is not there.
+    """
+    kind, _, folder = name.partition(":")
+    if kind == "pocketsphinx" and not folder:
+        return _pocketsphinx()
+    if kind == "faster-whisper" and folder:
+        return _whisper(Path(folder))
+    raise ConclugenError(
+        f"speech recogniser {name!r} is unknown; there are pocketsphinx and faster-whisper:MODEL_FOLDER"
+    )
+
+
+def provenance(name: str) -> dict[str, str]:
+    """What the words depend on besides the sound: JSON.
+
+    Args:
+      name: of a recogniser, as for :func:`create`.
+    """
+    package, _, folder = name.partition(":")
+    facts = {"name": name, "version": metadata.version(package)}
+    return facts | ({"sha256": sha256(Path(folder) / MODEL)} if folder else {})
+
+
+def _pocketsphinx() -> Recogniser:
+    try:
+        from pocketsphinx import Decoder
+    except ImportError as e:
+        raise ConclugenError("pocketsphinx is not installed: pip install 'conclugen_jax[extract]'") from e
+    decoder, alone = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL"), threading.Lock()
+
+    def recognise(sound: np.ndarray) -> str:
+        if np.abs(sound).max(initial=0) < SILENCE:
+            return ""  # it hears words there
+        samples = (np.clip(sound, -1, 1) * 32767).astype("<i2")
+        with alone:  # workers of Beam have threads
+            decoder.reinit_feat()  # else what it hears depends on what it has heard before
+            decoder.start_utt()
+            decoder.process_raw(samples.tobytes(), full_utt=True)
+            decoder.end_utt()
+            found = decoder.hyp()
+            return found.hypstr.strip() if found is not None else ""
+
+    return recognise
+
+
+def _whisper(folder: Path) -> Recogniser:
+    if not (folder / MODEL).is_file():
+        raise ConclugenError(f"{folder}: no {MODEL}; name the folder of a model of faster-whisper")
+    try:
+        from faster_whisper import WhisperModel
+    except ImportError as e:
+        raise ConclugenError("faster-whisper is not installed: pip install faster-whisper") from e
+    model = WhisperModel(str(folder), local_files_only=True)
+
+    def recognise(sound: np.ndarray) -> str:
+        segments, _ = model.transcribe(sound, temperature=0.0)  # one temperature: the same words every time
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return recognise

@@ -1,0 +1,1 @@
+"""The frozen backbones as Flax modules, and their published weights."""

@@ -1,0 +1,88 @@
+"""ResDAVEnet: a residual network over log-Mel spectrograms, for inference (Hsu et al., 2019; ResDAVEnet-VQ).
+
+Convolutions are one wide in frequency and nine in time; BatchNorm is folded into them.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from conclugen_jax.extract.networks.convolution import Convolution
+
+WIDTHS: dict[str, tuple[int, ...]] = {
+    "published": (128, 128, 256, 512, 1024),
+    "authors": (128, 256, 256, 512, 1024),
+}
+"""Channels of the stem and the four stages, in the published audio code and in the authors' copy of it."""
+
+BLOCKS = 2
+"""Residual blocks of each stage."""
+
+KERNEL = 9
+
+
+def blocks(widths: Sequence[int]) -> list[tuple[str, int, int]]:
+    """(name, width, stride) of each block; the first of each stage halves both axes and projects its shortcut."""
+    return [
+        (f"layer{stage}_{number}", width, 2 if number == 0 else 1)
+        for stage, width in enumerate(widths[1:], 1)
+        for number in range(BLOCKS)
+    ]
+
+
+def _masked(x: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Zeros beyond the end, which is what a convolution of the sound alone would see there."""
+    return jnp.where((jnp.arange(x.shape[2])[None] < lengths[:, None])[:, None, :, None], x, 0)
+
+
+class Block(nn.Module):
+    """One residual block over [n, frequency, time, channels]."""
+
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Outputs and their lengths in time; relu applied."""
+        strides = (self.stride, self.stride)
+        shortcut = Convolution(self.width, (1, 1), strides, name="downsample")(x) if self.stride > 1 else x
+        lengths = -(-lengths // self.stride)
+        y = Convolution(self.width, (1, KERNEL), strides, name="conv1")(x)
+        y = _masked(nn.relu(y), lengths)
+        y = Convolution(self.width, (1, KERNEL), (1, 1), name="conv2")(y)
+        return _masked(nn.relu(y + shortcut), lengths), lengths
+
+
+class ResDAVEnet(nn.Module):
+    """Spectrograms -> feature vectors.
+
+    Attributes:
+      widths: channels of the stem and the four stages.
+      kernel_mels: Mel bands that the first convolution spans; spectrograms may have more.
+      dtype: of the computation.
+    """
+
+    widths: Sequence[int]
+    kernel_mels: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
+        """Features of spectrograms of several lengths, each as if it were alone.
+
+        Args:
+          x: [n, time, mels]; what lies beyond a spectrogram's end has no influence.
+          lengths: int [n], frames of each, at least 1.
+
+        Returns:
+          float32 [n, 1024], averages over the time (and the frequency) of the last feature maps.
+        """
+        x = x.astype(self.dtype).transpose(0, 2, 1)[..., None]
+        x = Convolution(self.widths[0], (self.kernel_mels, 1), (1, 1), padding=(0, 0), name="conv1")(x)
+        x = _masked(nn.relu(x), lengths)
+        for name, width, stride in blocks(self.widths):
+            x, lengths = Block(width, stride, name=name)(x, lengths)
+        total = x.astype(jnp.float32).mean(axis=1).sum(axis=1)  # zeros beyond the end
+        return total / lengths[:, None]

@@ -1,0 +1,133 @@
+"""Residual networks for images and for clips, for inference: BatchNorm is folded into the convolutions.
+
+ResNet as in torchvision (the stride of a bottleneck in its 3x3 convolution; He et al., 2016) and its inflation to three
+dimensions with projection shortcuts (Hara et al., 2018, as in pretorched-x ``resnet3d``).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from conclugen_jax.extract.networks.convolution import Convolution
+
+STAGES: dict[int, tuple[int, ...]] = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Depth -> residual blocks of each stage."""
+
+WIDTHS = (64, 128, 256, 512)
+STEM = 64
+
+
+def is_bottleneck(depth: int) -> bool:
+    """Whether blocks have three convolutions."""
+    return depth >= 50
+
+
+def output_dim(depth: int) -> int:
+    """Size of the feature vector: 512 or 2048."""
+    return WIDTHS[-1] * (4 if is_bottleneck(depth) else 1)
+
+
+class Block(nn.Module):
+    """One residual block.
+
+    Attributes:
+      width: channels of the inner convolutions.
+      stride: of the block, on all axes.
+      num_axes: 2 or 3.
+      bottleneck: three convolutions (1, 3, 1) with four times the channels at the end, else two (3, 3).
+      projects: the shortcut has a 1x1 convolution.
+    """
+
+    width: int
+    stride: int
+    num_axes: int
+    bottleneck: bool
+    projects: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[n, ..., c] -> [n, ..., width or 4 * width], relu applied."""
+
+        def convolution(features: int, size: int, stride: int, name: str) -> Convolution:
+            return Convolution(features, (size,) * self.num_axes, (stride,) * self.num_axes, name=name)
+
+        if self.bottleneck:
+            outputs = 4 * self.width
+            y = nn.relu(convolution(self.width, 1, 1, "conv1")(x))
+            y = nn.relu(convolution(self.width, 3, self.stride, "conv2")(y))
+            y = convolution(outputs, 1, 1, "conv3")(y)
+        else:
+            outputs = self.width
+            y = nn.relu(convolution(self.width, 3, self.stride, "conv1")(x))
+            y = convolution(self.width, 3, 1, "conv2")(y)
+        shortcut = convolution(outputs, 1, self.stride, "downsample")(x) if self.projects else x
+        return nn.relu(y + shortcut)
+
+
+def blocks(depth: int) -> list[tuple[str, int, int, bool]]:
+    """(name, width, stride, projects) of each block; names are ``layerSTAGE_NUMBER``, stages from 1."""
+    found, channels = [], STEM
+    for stage, (count, width) in enumerate(zip(STAGES[depth], WIDTHS, strict=True), 1):
+        for number in range(count):
+            stride = 2 if stage > 1 and number == 0 else 1
+            outputs = width * (4 if is_bottleneck(depth) else 1)
+            found.append((f"layer{stage}_{number}", width, stride, stride > 1 or channels != outputs))
+            channels = outputs
+    return found
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    """Maxima of three, two apart, along one axis after the other: those of whole windows, for a fifth of the work."""
+    axes = x.ndim - 2
+    for axis in range(axes):
+        before, after = axis, axes - axis - 1
+        window, strides = ((1,) * before + (size,) + (1,) * after for size in (3, 2))
+        x = nn.max_pool(x, window, strides, ((0, 0),) * before + ((1, 1),) + ((0, 0),) * after)
+    return x
+
+
+class ResNet(nn.Module):
+    """Images or clips -> feature vectors.
+
+    Attributes:
+      depth: 18, 34, 50, 101 or 152.
+      num_axes: 2 (height, width) or 3 (time, height, width).
+      mean: of each colour, subtracted from values between 0 and 1.
+      std: of each colour.
+      dtype: of the computation.
+    """
+
+    depth: int
+    num_axes: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Features of frames or clips.
+
+        Args:
+          x: uint8 (0 to 255) or float (0 to 1) [n, height, width, 3] or [n, time, height, width, 3], RGB.
+
+        Returns:
+          float32 [n, 512 or 2048], averages over the last feature maps.
+        """
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            x = x.astype(jnp.float32) / 255
+        mean, std = (jnp.asarray(values).reshape((1,) * (x.ndim - 1) + (3,)) for values in (self.mean, self.std))
+        x = ((x - mean) / std).astype(self.dtype)
+        strides = (2, 2) if self.num_axes == 2 else (1, 2, 2)
+        x = nn.relu(Convolution(STEM, (7,) * self.num_axes, strides, name="conv1")(x))
+        x = _max_pool(x)
+        for name, width, stride, projects in blocks(self.depth):
+            x = Block(width, stride, self.num_axes, is_bottleneck(self.depth), projects, name=name)(x)
+        return jnp.mean(x.astype(jnp.float32), axis=tuple(range(1, x.ndim - 1)))

@@ -1,0 +1,259 @@
+"""k-means on the device: queue of fused vectors, initial centroids, Lloyd iterations.
+
+No gradient flows through anything here.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from conclugen_jax.method import collectives
+from conclugen_jax.method.losses import unit_rows
+
+METRICS = ("cosine", "euclidean")
+INITIALISATIONS = ("random", "kmeans++", "warm")
+
+_SMALL = 64  # clusters x dim up to which scores are elementwise products that fuse with the search for the best
+_UNROLLED = 32  # clusters compared in one compiled loop over the points, on a CPU
+_ROWS_PER_PART = 2048  # rows added one by one to a sum, on a CPU: rounding then stays near that of a product
+
+
+class KMeans(NamedTuple):
+    """Result of k-means.
+
+    Attributes:
+      centroids: [num_clusters, dim], means of the raw (not normalised) points of each cluster.
+      assignments: int32 [n], the clusters that the centroids are the means of.
+      iterations: int32 scalar, Lloyd iterations done.
+    """
+
+    centroids: jax.Array
+    assignments: jax.Array
+    iterations: jax.Array
+
+
+def push(queue: jax.Array, fused: jax.Array) -> jax.Array:
+    """Put a batch at the front of the queue and drop the oldest rows.
+
+    Args:
+      queue: [length, dim], newest rows first.
+      fused: [n, dim], n <= length.
+
+    Returns:
+      [length, dim].
+    """
+    if queue.ndim != 2 or fused.ndim != 2 or queue.shape[1] != fused.shape[1] or fused.shape[0] > queue.shape[0]:
+        raise ValueError(
+            f"push needs a queue [length >= n, dim] for rows [n, dim], got {queue.shape} and {fused.shape}"
+        )
+    return jnp.concatenate([fused, queue[: queue.shape[0] - fused.shape[0]]])
+
+
+def initial_centroids(
+    key: jax.Array,
+    points: jax.Array,
+    num_clusters: int,
+    *,
+    method: str = "random",
+    metric: str = "cosine",
+    previous: jax.Array | None = None,
+) -> jax.Array:
+    """Centroids that Lloyd starts from.
+
+    Args:
+      key: random key; the same on all devices, so that all start alike.
+      points: [n, dim], n >= num_clusters.
+      num_clusters: number of centroids.
+      method: ``random`` (distinct rows, as the authors' code at every step), ``kmeans++`` (rows drawn one by one in
+        proportion to their distance from the nearest centroid so far), or ``warm`` (``previous``, and random rows
+        as long as those are all zero).
+      metric: ``cosine`` or ``euclidean``; concerns ``kmeans++``.
+      previous: [num_clusters, dim]; needed for ``warm``.
+
+    Returns:
+      [num_clusters, dim].
+    """
+    if method not in INITIALISATIONS:
+        raise ValueError(f"method must be one of {INITIALISATIONS}, got {method!r}")
+    if points.shape[0] < num_clusters:
+        raise ValueError(f"{num_clusters} clusters need as many points, got points of shape {points.shape}")
+    points = jax.lax.stop_gradient(points)
+    if method == "kmeans++":
+        return _plus_plus(key, points, num_clusters, metric)
+    rows = jax.random.choice(key, points.shape[0], (num_clusters,), replace=False)
+    if method == "warm":
+        return jnp.where(jnp.any(previous != 0), previous, points[rows])
+    return points[rows]
+
+
+def lloyd(
+    points: jax.Array,
+    init_centroids: jax.Array,
+    *,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    metric: str = "cosine",
+    weights: jax.Array | None = None,
+    axis_name: str | None = None,
+    iterations_per_turn: int | None = None,
+) -> KMeans:
+    """Lloyd's algorithm.
+
+    Each iteration assigns every point to its nearest centroid (highest cosine similarity, or least squared
+    distance), then moves each centroid to the mean of its raw points. A centroid without points becomes the zero
+    vector, whose cosine similarity with every point is 0: it wins points back once all other similarities are
+    negative. Ties go to the lowest index.
+
+    Args:
+      points: [n, dim]; with ``axis_name`` this device's share of them.
+      init_centroids: [num_clusters, dim], the same on all devices.
+      max_iterations: at most so many iterations; >= 1.
+      tolerance: stop once the squared shifts of all centroids sum to at most this.
+      metric: ``cosine`` or ``euclidean``.
+      weights: [n], >= 0, how much each point counts in the means; ``None``: 1 each.
+      axis_name: mapped axis over which the points are split; ``None``: these are all points.
+      iterations_per_turn: iterations between two looks at whether to stop; those past the end change nothing.
+        ``None``: 1 on a CPU and 8 elsewhere, where the device waits for the host at every look.
+
+    Returns:
+      KMeans(centroids, assignments, iterations). The assignments are those made just before the last move, of
+      this device's points.
+
+    Raises:
+      ValueError: shapes that do not fit together, an unknown metric, or no iteration.
+    """
+    if points.ndim != 2 or init_centroids.ndim != 2 or points.shape[1] != init_centroids.shape[1]:
+        raise ValueError(
+            f"lloyd needs points [n, dim] and centroids [num_clusters, dim], got {points.shape} and {init_centroids.shape}"
+        )
+    if metric not in METRICS or max_iterations < 1:
+        raise ValueError(f"lloyd needs a metric of {METRICS} and max_iterations >= 1, got {metric!r}, {max_iterations}")
+    if weights is not None and weights.shape != points.shape[:1]:
+        raise ValueError(f"lloyd: weights must be [{points.shape[0]}], got {weights.shape}")
+    points, init_centroids = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (points, init_centroids))
+    num_clusters, dim = init_centroids.shape
+    # A column of ones gives the counts with the sums; zeros fill rows up to whole vectors of a CPU, which adds those in
+    # half the time. All this is made once, not at every iteration.
+    rows = jnp.pad(jnp.pad(points, ((0, 0), (0, 1)), constant_values=1), ((0, 0), (0, -(dim + 1) % 16)))
+    rows = rows if weights is None else rows * weights[:, None]
+    columns = (unit_rows(points) if metric == "cosine" else points).T
+
+    def iterate(carry):
+        centroids, before, _, iterations, _ = carry
+        assignments = _nearest(columns, centroids, metric)
+        sums = collectives.total(_cluster_sums(rows, assignments, num_clusters), axis_name)
+        counts = sums[:, dim : dim + 1]
+        moved = jnp.where(counts > 0, sums[:, :dim] / jnp.where(counts > 0, counts, 1), 0)
+        # Equal assignments have equal sums: the shift is 0, also where the compiler rounds the two means differently.
+        shift = jnp.where(jnp.any(sums != before), jnp.sum(jnp.square(moved - centroids)), 0)
+        return moved, sums, assignments, iterations + 1, shift
+
+    def unfinished(carry):
+        *_, iterations, shift = carry
+        return (iterations < max_iterations) & (shift > tolerance)
+
+    def iterate_if_unfinished(_, carry):
+        return jax.tree.map(functools.partial(jnp.where, unfinished(carry)), iterate(carry), carry)
+
+    def loop(start, per_turn):
+        if per_turn == 1:
+            return jax.lax.while_loop(unfinished, iterate, start)
+        return jax.lax.while_loop(
+            unfinished, lambda carry: jax.lax.fori_loop(0, per_turn, iterate_if_unfinished, carry), start
+        )
+
+    no_sums, unassigned = jnp.full((num_clusters, rows.shape[1]), -1.0), jnp.full(points.shape[0], -1, jnp.int32)
+    start = (init_centroids, no_sums, unassigned, jnp.int32(0), jnp.float32(jnp.inf))
+    centroids, _, assignments, iterations, _ = jax.lax.platform_dependent(
+        start,
+        cpu=functools.partial(loop, per_turn=iterations_per_turn or 1),
+        default=functools.partial(loop, per_turn=iterations_per_turn or 8),
+    )
+    return KMeans(centroids, assignments, iterations)
+
+
+def nearest(points: jax.Array, centroids: jax.Array, *, metric: str) -> jax.Array:
+    """Index of the nearest centroid of each point: [n, dim], [num_clusters, dim] -> int32 [n].
+
+    With ``cosine`` the points' lengths do not matter, so they need not be normalised.
+    """
+    return _nearest(points.T, centroids, metric)
+
+
+def _nearest(columns: jax.Array, centroids: jax.Array, metric: str) -> jax.Array:
+    """:func:`nearest` of points in columns [dim, n], so that what is done to each point is done to vectors of them."""
+    compared = unit_rows(centroids) if metric == "cosine" else centroids
+    if compared.size <= _SMALL:
+        scores = sum(compared[:, d, None] * columns[None, d] for d in range(compared.shape[1]))
+    else:
+        scores = jnp.matmul(compared, columns, precision="highest")
+    if metric == "euclidean":
+        scores -= 0.5 * jnp.square(centroids).sum(axis=1)[:, None]
+    return jax.lax.platform_dependent(
+        scores, cpu=_first_best, default=lambda scores: jnp.argmax(scores, axis=0).astype(jnp.int32)
+    )
+
+
+def _first_best(scores: jax.Array) -> jax.Array:
+    """``argmax(scores, axis=0)`` of [num_clusters, n] by elementwise operations, which a CPU does many at a time."""
+
+    def better(best, candidate):
+        (score, index), (candidate_score, candidate_index) = best, candidate
+        wins = candidate_score > score
+        return (jnp.where(wins, candidate_score, score), jnp.where(wins, candidate_index, index)), None
+
+    num_clusters, n = scores.shape
+    start = jnp.full(n, -jnp.inf, scores.dtype), jnp.zeros(n, jnp.int32)
+    candidates = scores, jnp.arange(num_clusters, dtype=jnp.int32)
+    (_, index), _ = jax.lax.scan(better, start, candidates, unroll=min(num_clusters, _UNROLLED))
+    return index
+
+
+def _cluster_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
+    """Sum of the rows of each cluster: [n, dim], int32 [n] -> [num_clusters, dim]."""
+    return jax.lax.platform_dependent(
+        rows,
+        assignments,
+        cpu=functools.partial(_added_sums, num_clusters=num_clusters),
+        default=functools.partial(_product_sums, num_clusters=num_clusters),
+    )
+
+
+def _added_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
+    """Each row added to its cluster's sum: num_clusters times less work than a product, but one row after another."""
+    num_parts = -(-rows.shape[0] // _ROWS_PER_PART)
+    part = jnp.arange(rows.shape[0], dtype=jnp.int32) // _ROWS_PER_PART
+    sums = jnp.zeros((num_parts * num_clusters, rows.shape[1])).at[part * num_clusters + assignments].add(rows)
+    return sums.reshape(num_parts, num_clusters, -1).sum(axis=0)
+
+
+def _product_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
+    """A product with the members of each cluster: on an accelerator always in the same order, unlike additions."""
+    member = (assignments[None, :] == jnp.arange(num_clusters)[:, None]).astype(rows.dtype)
+    # "highest": a mean must not be rounded to TF32 or bfloat16.
+    return jnp.matmul(member, rows, precision="highest")
+
+
+def _plus_plus(key, points, num_clusters, metric):
+    compared = unit_rows(points) if metric == "cosine" else points
+    n = points.shape[0]
+
+    def distances(row):
+        if metric == "cosine":
+            return jnp.maximum(1 - compared @ compared[row], 0)
+        return jnp.sum(jnp.square(compared - compared[row][None, :]), axis=1)
+
+    def draw(carry, key):
+        nearest_distance, row = carry
+        nearest_distance = jnp.minimum(nearest_distance, distances(row))
+        # All points at distance zero: any row is as good as any other.
+        logits = jnp.log(jnp.where(jnp.any(nearest_distance > 0), nearest_distance, 1.0))
+        next_row = jax.random.categorical(key, logits)
+        return (nearest_distance, next_row), row
+
+    keys = jax.random.split(key, num_clusters + 1)
+    first = jax.random.randint(keys[0], (), 0, n)
+    _, rows = jax.lax.scan(draw, (jnp.full(n, jnp.inf), first), keys[1:])
+    return points[rows]

@@ -1,0 +1,310 @@
+"""The losses of ConCluGen: pure functions, arrays in, scalar out.
+
+Equation numbers are those of Halawa et al., "Multi-Task Multi-Modal Self-Supervised Learning for Facial Expression
+Recognition", 2024 (arXiv 2404.10904). All sums run in float32. With ``axis_name`` the arrays are this device's rows
+and every loss is the mean over the rows of all devices: the same scalar on each.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from conclugen_jax.method import collectives, similarity
+
+
+def masked_margin_softmax(
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    margin: float = 1e-3,
+    valid: jax.Array | None = None,
+    axis_name: str | None = None,
+    keep: bool | None = None,
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """Contrast every row of one modality with all rows of another, both ways.
+
+    With S = a b^T, the loss of a row is ``-log(exp(S_ii - margin) / (exp(S_ii - margin) + sum_{j != i} exp(S_ij)))``;
+    that of a column likewise. There is no temperature.
+
+    Args:
+      a: [n, dim], unit rows of this device.
+      b: [n, dim], unit rows; row i belongs to the same example as row i of ``a``.
+      margin: subtracted from the similarity of each true pair.
+      valid: boolean [n], rows that have both modalities. An invalid row is neither positive nor negative and gets no
+        gradient. ``None``: all.
+      axis_name: mapped axis over which the batch is split; negatives are then the rows of all devices.
+      keep: hold what the backward pass needs of the similarities, or compute it again; see ``similarity.exp_sums``.
+      dtype: type of the factors of the products; sums and true pairs are in float32 in any case.
+
+    Returns:
+      Scalar: mean over the valid rows of row loss plus column loss; 0 where no row is valid.
+
+    Raises:
+      ValueError: the shapes of ``a`` and ``b`` differ, are not [n, dim], or ``valid`` is not [n].
+
+    References:
+      Eq. 2-4; Ilharco et al., "Large-scale representation learning from visually grounded untranscribed speech", 2019.
+    """
+    _check_pair("masked_margin_softmax", a, b, valid)
+    n = a.shape[0]
+    valid = collectives.all_valid(n, valid)
+    a, b = (jnp.where(valid[:, None], x, 0).astype(jnp.float32) for x in (a, b))
+    all_b, all_valid = collectives.gather(b, axis_name), collectives.gather(valid, axis_name)
+    row_sums, column_sums = similarity.exp_sums(a, all_b, valid, all_valid, keep=keep, dtype=dtype)
+    column_sums = collectives.own_rows(collectives.total(column_sums, axis_name), n, axis_name)
+    positive = jnp.sum(a * b, axis=1)
+    # The margin enters on the diagonal only: exp(S - margin) instead of exp(S), in the row's and in the column's sum.
+    less = jnp.exp(positive) * -jnp.expm1(-margin)
+    row_loss = _log_where(valid, row_sums - less) + _log_where(valid, column_sums - less) - 2 * (positive - margin)
+    return masked_mean(row_loss, valid, axis_name)
+
+
+def info_nce(
+    view_a: jax.Array,
+    view_b: jax.Array,
+    *,
+    temperature: float,
+    valid: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Tell the other view of the same example from all other views of the batch.
+
+    Args:
+      view_a: [n, dim], first views; normalised inside.
+      view_b: [n, dim], second views.
+      temperature: divides the cosine similarities; > 0.
+      valid: boolean [n], rows that count; the others are neither positive nor negative. ``None``: all.
+      axis_name: mapped axis over which the batch is split; negatives are then the views of all devices.
+
+    Returns:
+      Scalar: mean over the two views of all valid rows (both views of each example serve as anchor); 0 without any.
+
+    Raises:
+      ValueError: the shapes differ or are not [n, dim].
+
+    References:
+      Eq. 1; Chen et al., "A simple framework for contrastive learning of visual representations", 2020.
+    """
+    _check_pair("info_nce", view_a, view_b, valid)
+    n = view_a.shape[0]
+    valid = collectives.all_valid(n, valid)
+    a, b = (unit_rows(jnp.where(valid[:, None], view, 0)) for view in (view_a, view_b))
+    views = jnp.concatenate([collectives.gather(a, axis_name), collectives.gather(b, axis_name)])
+    counts = jnp.tile(collectives.gather(valid, axis_name), 2)
+    own = collectives.device_index(axis_name) * n + jnp.arange(n)
+    columns = jnp.arange(views.shape[0])[None, :]
+
+    def anchor_loss(anchors: jax.Array, others: jax.Array, own_columns: jax.Array) -> jax.Array:
+        scores = similarity.products(anchors, views) / temperature
+        # Not minus infinity: a row that counts for nothing may have no column at all, and must not give NaN.
+        others_of = counts[None, :] & (own_columns[:, None] != columns)
+        scores = jnp.where(others_of, scores, -1e9)
+        return jax.nn.logsumexp(scores, axis=1) - jnp.sum(anchors * others, axis=1) / temperature
+
+    losses = anchor_loss(a, b, own) + anchor_loss(b, a, own + views.shape[0] // 2)
+    return masked_mean(losses / 2, valid, axis_name)
+
+
+def clustering_loss(
+    fused: jax.Array,
+    centroids: jax.Array,
+    assignments: jax.Array,
+    *,
+    margin: float = 1e-3,
+    margin_in_denominator: bool = False,
+    valid: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Pull each vector towards the centroid of its cluster and away from the other centroids.
+
+    The loss of a row is ``-log(exp(R_i . C_c(i) - margin) / sum_k exp(R_i . C_k))``.
+
+    Args:
+      fused: [n, dim], cluster logits averaged over modalities.
+      centroids: [num_clusters, dim]; no gradient flows into them.
+      assignments: integer [n], the cluster of each row.
+      margin: subtracted from the similarity to the own centroid.
+      margin_in_denominator: subtract it in the denominator's own term too, as the authors' code does; the paper's
+        Eq. 10 has it in the numerator only.
+      valid: boolean [n], rows that count. ``None``: all.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar: mean over the valid rows; 0 where no row is valid.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+
+    References:
+      Eq. 8-10.
+    """
+    n, dim = _check_rows("clustering_loss: fused", fused)
+    if centroids.ndim != 2 or centroids.shape[1] != dim or assignments.shape != (n,):
+        raise ValueError(
+            f"clustering_loss: fused {fused.shape} needs centroids [num_clusters, {dim}] and assignments [{n}], "
+            f"got {centroids.shape} and {assignments.shape}"
+        )
+    valid = _check_valid("clustering_loss", n, valid)
+    fused = jnp.where(valid[:, None], fused, 0).astype(jnp.float32)
+    scores = similarity.products(fused, jax.lax.stop_gradient(centroids).astype(jnp.float32))
+    is_own = assignments[:, None] == jnp.arange(centroids.shape[0])[None, :]
+    own = jnp.sum(jnp.where(is_own, scores, 0), axis=1) - margin
+    if margin_in_denominator:
+        scores = scores - margin * is_own
+    return masked_mean(jax.nn.logsumexp(scores, axis=1) - own, valid, axis_name)
+
+
+def reconstruction_loss(
+    predicted: jax.Array,
+    target: jax.Array,
+    *,
+    valid: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Mean squared error between decoded and original features of one modality.
+
+    Args:
+      predicted: [n, dim].
+      target: [n, dim]; no gradient flows into it.
+      valid: boolean [n], rows that have the modality. ``None``: all.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar: mean over valid rows and features of the squared difference (no factor one half); 0 where no row is
+      valid.
+
+    Raises:
+      ValueError: the shapes differ or are not [n, dim].
+
+    References:
+      Eq. 6.
+    """
+    _check_pair("reconstruction_loss", predicted, target, valid)
+    valid = collectives.all_valid(predicted.shape[0], valid)
+    predicted, target = (jnp.where(valid[:, None], x, 0) for x in (predicted, target))
+    return masked_mean(squared_errors(predicted, target), valid, axis_name)
+
+
+def squared_errors(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean over features of the squared difference of each row: [n, dim], [n, dim] -> float32 [n] (Eq. 6).
+
+    No gradient flows into the target.
+    """
+    difference = predicted.astype(jnp.float32) - jax.lax.stop_gradient(target).astype(jnp.float32)
+    return jnp.square(difference).mean(axis=1)
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, class_weights: jax.Array, axis_name: str | None = None
+) -> jax.Array:
+    """Softmax cross-entropy in which every row counts with the weight of its class.
+
+    Args:
+      logits: [n, num_classes].
+      labels: integer [n].
+      class_weights: [num_classes], >= 0.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar: weighted sum over rows divided by the sum of their weights; 0 where all weights are 0.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+    """
+    n, num_classes = _check_rows("cross_entropy: logits", logits)
+    if labels.shape != (n,) or class_weights.shape != (num_classes,):
+        raise ValueError(
+            f"cross_entropy: logits {logits.shape} need labels [{n}] and class_weights [{num_classes}], got {labels.shape} "
+            f"and {class_weights.shape}"
+        )
+    weights = class_weights[labels]
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    total = collectives.total(weights.sum(), axis_name)
+    return collectives.total((weights * losses).sum(), axis_name) / jnp.where(total > 0, total, 1)
+
+
+def multi_label_cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, positive_weights: jax.Array, axis_name: str | None = None
+) -> jax.Array:
+    """Sigmoid cross-entropy per label, the positive side of each label weighted.
+
+    Args:
+      logits: [n, num_labels].
+      labels: 0 or 1, [n, num_labels].
+      positive_weights: [num_labels], factor of the loss where the label is present.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar: mean over rows and labels.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+    """
+    _check_pair("multi_label_cross_entropy", logits, labels, None)
+    if positive_weights.shape != logits.shape[1:]:
+        raise ValueError(
+            f"multi_label_cross_entropy: logits {logits.shape} need positive_weights [{logits.shape[1]}], got "
+            f"{positive_weights.shape}"
+        )
+    losses = optax.losses.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels)
+    weights = jnp.where(labels > 0, positive_weights[None, :], 1)
+    return masked_mean((weights * losses).mean(axis=1), jnp.ones(logits.shape[0], bool), axis_name)
+
+
+def absolute_error(predicted: jax.Array, target: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """Mean absolute error of numbers.
+
+    Args:
+      predicted: [n].
+      target: [n].
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Scalar: mean over rows.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+    """
+    if predicted.ndim != 1 or predicted.shape != target.shape:
+        raise ValueError(f"absolute_error needs two arrays of one shape [n], got {predicted.shape} and {target.shape}")
+    errors = jnp.abs(predicted.astype(jnp.float32) - target)
+    return masked_mean(errors, jnp.ones(len(errors), bool), axis_name)
+
+
+def unit_rows(x: jax.Array) -> jax.Array:
+    """Rows divided by their length, [n, dim] -> float32 [n, dim]; a zero row stays zero, with a finite gradient."""
+    x = x.astype(jnp.float32)
+    squared = jnp.sum(jnp.square(x), axis=1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+def masked_mean(values: jax.Array, valid: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Sum of the valid values [n] of all devices over their count; 0 where no row is valid."""
+    count = collectives.total(valid.sum(), axis_name)
+    return collectives.total(jnp.where(valid, values, 0).sum(), axis_name) / jnp.maximum(count, 1)
+
+
+def _log_where(valid: jax.Array, sums: jax.Array) -> jax.Array:
+    """log of sums that are positive wherever the row is valid; 0 elsewhere, without a NaN in the gradient."""
+    return jnp.log(jnp.where(valid, sums, 1))
+
+
+def _check_rows(what: str, x: jax.Array) -> tuple[int, int]:
+    if x.ndim != 2:
+        raise ValueError(f"{what} must be [n, dim], got shape {x.shape}")
+    return x.shape
+
+
+def _check_pair(name: str, a: jax.Array, b: jax.Array, valid: jax.Array | None) -> None:
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(f"{name} needs two arrays of one shape [n, dim], got {a.shape} and {b.shape}")
+    _check_valid(name, a.shape[0], valid)
+
+
+def _check_valid(name: str, n: int, valid: jax.Array | None) -> jax.Array:
+    if valid is not None and valid.shape != (n,):
+        raise ValueError(f"{name}: valid must be [{n}], one flag per row, got shape {valid.shape}")
+    return collectives.all_valid(n, valid)

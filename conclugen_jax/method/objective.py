@@ -1,0 +1,302 @@
+"""The pretraining objective: L_MMS, L_Clu and L_Rec over a batch, and their weighted sum (Eq. 5-13)."""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from conclugen_jax.method import clustering, collectives, losses, views
+from conclugen_jax.method import model as model_lib
+from conclugen_jax.method.train_state import Metrics, TrainState
+
+
+class Clustered(NamedTuple):
+    """What the clustering of one step leaves behind.
+
+    Attributes:
+      loss: scalar, L_Clu; 0 as long as the queue is not full.
+      active: boolean scalar, the queue was full.
+      queue: with this batch at the front.
+      queue_batches: batches in it.
+      kmeans: result over queue and batch.
+    """
+
+    loss: jax.Array
+    active: jax.Array
+    queue: jax.Array
+    queue_batches: jax.Array
+    kmeans: clustering.KMeans
+
+
+def contrastive_term(
+    projections: Mapping[str, jax.Array],
+    present: Mapping[str, jax.Array],
+    *,
+    config: ConfigDict,
+    axis_name: str | None,
+) -> jax.Array:
+    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5).
+
+    Who passes the encoder in chunks saves memory: then similarities are not kept either.
+    """
+    return sum(
+        losses.masked_margin_softmax(
+            projections[a],
+            projections[b],
+            margin=config.loss.contrastive_margin,
+            valid=present[a] & present[b],
+            axis_name=axis_name,
+            keep=False if config.encoder_chunk_size else None,
+            dtype=model_lib.DTYPES[config.precision],
+        )
+        for a, b in modality_pairs(list(projections), config.loss.contrastive_pairs)
+    )
+
+
+def modality_pairs(modalities: Sequence[str], which: str) -> list[tuple[str, str]]:
+    """``all`` pairs, or the ``circle`` of neighbours that the authors' code uses; the two agree up to three."""
+    if which == "all" or len(modalities) < 4:
+        return list(itertools.combinations(modalities, 2))
+    return list(zip(modalities, [*modalities[1:], modalities[0]], strict=True))
+
+
+def reconstruction_term(
+    squared_errors: Mapping[str, jax.Array], present: Mapping[str, jax.Array], *, axis_name: str | None
+) -> jax.Array:
+    """L_Rec: mean squared error summed over modalities (Eq. 7)."""
+    return sum(losses.masked_mean(x, present[m], axis_name) for m, x in squared_errors.items())
+
+
+def in_chunks(fn: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """``fn(rows)`` of a function that works row by row, ``size`` rows at a time; 0: all at once.
+
+    The backward pass computes each chunk again, so that only the results of ``fn`` stay in memory in between.
+    """
+    n = jax.tree.leaves(rows)[0].shape[0]
+    if not 0 < size < n:
+        return fn(rows)
+    fn, whole = jax.checkpoint(fn), n - n % size
+    chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), rows)
+    results = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(fn, chunks))
+    if whole == n:
+        return results
+    rest = fn(jax.tree.map(lambda x: x[whole:], rows))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), results, rest)
+
+
+def forward(
+    model: model_lib.ConCluGen,
+    variables: Any,
+    features: Mapping[str, jax.Array],
+    present: Mapping[str, jax.Array],
+    *,
+    chunk_size: int,
+) -> tuple[model_lib.Encoded, model_lib.Projected, Any]:
+    """The training network: row by row in chunks, then BatchNorm and what follows it over the whole batch.
+
+    Returns:
+      (encoded, projected, updated batch_stats).
+    """
+    encoded = in_chunks(functools.partial(model.apply, variables, method="encode"), features, chunk_size)
+    projected, updates = model.apply(
+        variables, encoded.reduced, present=present, train=True, method="project", mutable=["batch_stats"]
+    )
+    return encoded, projected, updates.get("batch_stats", {})
+
+
+def fuse(cluster_logits: Mapping[str, jax.Array], present: Mapping[str, jax.Array]) -> jax.Array:
+    """Mean over the modalities that each row has (Eq. 8): modality -> [n, K] -> [n, K]."""
+    count = sum(present[m].astype(jnp.float32) for m in cluster_logits)
+    kept = sum(jnp.where(present[m][:, None], g, 0) for m, g in cluster_logits.items())
+    return kept / jnp.maximum(count, 1)[:, None]
+
+
+def clustering_term(
+    cluster_logits: Mapping[str, jax.Array],
+    present: Mapping[str, jax.Array],
+    state: TrainState,
+    key: jax.Array,
+    *,
+    config: ConfigDict,
+    steps_per_epoch: int,
+    axis_name: str | None,
+) -> Clustered:
+    """L_Clu: k-means over the queue and this batch, then the margin softmax towards the own centroid (Eq. 8-10)."""
+    section = config.clustering
+    fused = fuse(cluster_logits, present)
+    all_fused = collectives.gather(jax.lax.stop_gradient(fused), axis_name)
+    filled = state.queue_batches
+    if section.queue_reset == "epoch":
+        filled = jnp.where(state.step % steps_per_epoch == 0, 0, filled)
+    kmeans = _kmeans(all_fused, state, key, config=config, steps_per_epoch=steps_per_epoch, axis_name=axis_name)
+    assignments = collectives.own_rows(kmeans.assignments[state.queue.shape[0] :], fused.shape[0], axis_name)
+
+    def towards_centroid(vectors: jax.Array, valid: jax.Array) -> jax.Array:
+        return losses.clustering_loss(
+            vectors,
+            kmeans.centroids,
+            assignments,
+            margin=config.loss.clustering_margin,
+            margin_in_denominator=config.loss.margin_in_denominator,
+            valid=valid,
+            axis_name=axis_name,
+        )
+
+    if config.loss.clustering_target == "joint":
+        any_present = functools.reduce(jnp.logical_or, [present[m] for m in cluster_logits])
+        loss = towards_centroid(fused, any_present)
+    else:
+        loss = sum(towards_centroid(g, present[m]) for m, g in cluster_logits.items())
+    active = filled >= section.queue_batches
+    return Clustered(
+        loss=jnp.where(active, loss, 0),
+        active=active,
+        queue=clustering.push(state.queue, all_fused) if section.queue_batches else state.queue,
+        queue_batches=jnp.minimum(filled + 1, section.queue_batches),
+        kmeans=kmeans,
+    )
+
+
+def _kmeans(
+    fused: jax.Array,
+    state: TrainState,
+    key: jax.Array,
+    *,
+    config: ConfigDict,
+    steps_per_epoch: int,
+    axis_name: str | None,
+) -> clustering.KMeans:
+    """k-means over the queue and the batch of all devices, [batch, K]; the result is the same on all devices.
+
+    Every device does the same work on all points, so all agree on it; beyond ``config.clustering.gather_limit_mib`` each
+    works on its share of queue and batch, and sums are added up. At steps that do not refit, the centroids stay.
+    """
+    section, num_devices = config.clustering, collectives.device_count(axis_name)
+    points = jnp.concatenate([state.queue, fused])
+    split = num_devices > 1 and points.nbytes > section.gather_limit_mib * 2**20
+    own = points
+    if split:
+        parts = [collectives.own_rows(x, x.shape[0] // num_devices, axis_name) for x in (state.queue, fused)]
+        own = jnp.concatenate(parts)
+
+    def fit() -> clustering.KMeans:
+        start = clustering.initial_centroids(
+            key,
+            points,
+            section.num_clusters,
+            method=section.initialisation,
+            metric=section.metric,
+            previous=state.centroids,
+        )
+        return clustering.lloyd(
+            own,
+            start,
+            max_iterations=section.max_iterations,
+            tolerance=section.tolerance,
+            metric=section.metric,
+            axis_name=axis_name if split else None,
+        )
+
+    def keep() -> clustering.KMeans:
+        assignments = clustering.nearest(own, state.centroids, metric=section.metric)
+        return clustering.KMeans(state.centroids, assignments, jnp.int32(0))
+
+    if section.refit_every_steps == 1:
+        kmeans = fit()
+    else:
+        kmeans = jax.lax.cond(_refits(state, config, steps_per_epoch), fit, keep)
+    if split:
+        of_parts = jnp.split(kmeans.assignments, [parts[0].shape[0]])
+        kmeans = kmeans._replace(assignments=jnp.concatenate([collectives.gather(x, axis_name) for x in of_parts]))
+    return kmeans
+
+
+def _refits(state: TrainState, config: ConfigDict, steps_per_epoch: int) -> jax.Array:
+    """Whether k-means runs at this step, or the centroids stay: boolean scalar, from step and centroids alone.
+
+    With a queue emptied at each epoch, steps count from where it is full: the first such step of every epoch refits.
+    """
+    section, step = config.clustering, state.step
+    if section.queue_reset == "epoch":
+        step = step % steps_per_epoch - section.queue_batches
+    return (step % section.refit_every_steps == 0) | ~jnp.any(state.centroids != 0)
+
+
+def pretrain_loss(
+    params: Any,
+    state: TrainState,
+    batch: Mapping[str, Mapping[str, jax.Array]],
+    key: jax.Array,
+    *,
+    model: model_lib.ConCluGen,
+    config: ConfigDict,
+    steps_per_epoch: int,
+    cluster: bool,
+    statistics: views.Statistics | None = None,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, tuple[Metrics, Any, Clustered | None]]:
+    """The objective: weighted sum (or mean) of L_MMS, L_Clu, L_Rec (Eq. 11-13) and L_NCE (Eq. 1).
+
+    Args:
+      params: what the gradient is taken of.
+      state: everything else.
+      batch: ``features`` and ``present``, this device's rows; features [n, 2, dim] are two views of a modality.
+      key: random key of the step, the same on all devices.
+      model: the network.
+      config: sections ``loss``, ``clustering`` and ``views``.
+      steps_per_epoch: where the queue is emptied.
+      cluster: whether the start epoch of clustering is reached.
+      statistics: of the modality whose views are told apart; needed for L_NCE only.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      Loss over the global batch, and (metrics, updated batch_stats, clustering or ``None``).
+    """
+    present, weights = batch["present"], config.loss
+    features, terms, counted, clustered = batch["features"], {}, [], None
+    variables = {**state.variables(), "params": params}
+    apply = functools.partial(forward, model, present=present, chunk_size=config.encoder_chunk_size)
+    if weights.instance_weight:
+        # The first view serves all terms; the second passes through the networks as a further modality would.
+        told_apart, view_key = weights.instance_modality, jax.random.fold_in(key, 1)
+        first, second = views.two_views(
+            features[told_apart], view_key, config=config, statistics=statistics, axis_name=axis_name
+        )
+        features = {**features, told_apart: first}
+    encoded, outputs, batch_stats = apply(variables, features)
+    if weights.instance_weight:
+        _, again, batch_stats = apply({**variables, "batch_stats": batch_stats}, {told_apart: second})
+        terms["loss/instance"] = losses.info_nce(
+            outputs.projections[told_apart],
+            again.projections[told_apart],
+            temperature=weights.instance_temperature,
+            valid=present[told_apart],
+            axis_name=axis_name,
+        )
+        counted.append((weights.instance_weight, terms["loss/instance"], True))
+    if weights.contrastive_weight:
+        terms["loss/contrastive"] = contrastive_term(outputs.projections, present, config=config, axis_name=axis_name)
+        counted.append((weights.contrastive_weight, terms["loss/contrastive"], True))
+    if weights.clustering_weight and cluster:
+        clustered = clustering_term(
+            outputs.cluster_logits,
+            present,
+            state,
+            key,
+            config=config,
+            steps_per_epoch=steps_per_epoch,
+            axis_name=axis_name,
+        )
+        terms["loss/clustering"] = clustered.loss
+        counted.append((weights.clustering_weight, clustered.loss, clustered.active))
+    if weights.reconstruction_weight:
+        terms["loss/reconstruction"] = reconstruction_term(encoded.squared_errors, present, axis_name=axis_name)
+        counted.append((weights.reconstruction_weight, terms["loss/reconstruction"], True))
+    loss = sum((weight * term for weight, term, _ in counted), jnp.float32(0))
+    if weights.reduction == "mean":
+        loss = loss / jnp.maximum(sum(jnp.asarray(active, jnp.float32) for *_, active in counted), 1)
+    return loss, ({"loss": loss, **terms}, batch_stats, clustered)

@@ -1,0 +1,72 @@
+"""Everything that changes during training, in one tree."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+Metrics = dict[str, jax.Array]
+"""Name -> scalar, averaged over the global batch."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of a pretraining or downstream run. Metrics of a step come from the state before its update.
+
+    Attributes:
+      step: int32 scalar, optimizer steps done; also the position in the stream of batches.
+      params: trained and frozen parameters.
+      batch_stats: running averages of BatchNorm.
+      feature_stats: modality -> {mean, scale}, each [dim], if the model standardises its input; never changes.
+      opt_state: moments and counters of the optimizer.
+      rng: random key of the run; the key of a step is folded in from ``step``, so this never changes.
+      queue: float32 [queue_batches * batch, num_clusters], fused cluster logits of earlier batches, newest first.
+      queue_batches: int32 scalar, batches pushed since the queue was last emptied, at most what it holds.
+      centroids: float32 [num_clusters, num_clusters], those of the last k-means; zeros before the first.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    feature_stats: Any
+    opt_state: Any
+    rng: jax.Array
+    queue: jax.Array
+    queue_batches: jax.Array
+    centroids: jax.Array
+
+    def variables(self) -> dict[str, Any]:
+        """What ``model.apply`` takes: parameters and collections."""
+        return {"params": self.params, "batch_stats": self.batch_stats, "feature_stats": self.feature_stats}
+
+
+def create(
+    variables: Any,
+    optimizer: optax.GradientTransformation,
+    rng: jax.Array,
+    *,
+    queue_length: int = 0,
+    num_clusters: int = 1,
+) -> TrainState:
+    """A state at step 0 around freshly initialised or loaded variables.
+
+    Args:
+      variables: ``params`` and, as far as the model has them, ``batch_stats`` and ``feature_stats``.
+      optimizer: makes the optimizer's first state.
+      rng: typed random key of the run.
+      queue_length: rows of the k-means queue.
+      num_clusters: K, the width of the queue.
+    """
+    return TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        feature_stats=variables.get("feature_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+        rng=rng,
+        queue=jnp.zeros((queue_length, num_clusters), jnp.float32),
+        queue_batches=jnp.int32(0),
+        centroids=jnp.zeros((num_clusters, num_clusters), jnp.float32),
+    )

@@ -1,0 +1,53 @@
+"""Two views of each example's features, for the loss between instances (Eq. 1).
+
+Stored variants are views as they are: the frozen features of augmented clips. Where a data set has none, views are made
+in feature space: every feature is replaced by its mean over the training split with a small probability (masking), and
+Gaussian noise in units of its standard deviation is added.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from conclugen_jax.method import collectives
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of each feature of a modality over the training split, [dim] each."""
+
+    mean: jax.Array
+    scale: jax.Array
+
+
+def two_views(
+    features: jax.Array, key: jax.Array, *, config: ConfigDict, statistics: Statistics, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Two views of the same examples.
+
+    Args:
+      features: [n, 2, dim], two stored variants; or [n, dim], from which both views are made.
+      key: random key of the step, the same on all devices.
+      config: section ``views``.
+      statistics: of the modality.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      ([n, dim], [n, dim]).
+    """
+    if features.ndim == 3:
+        return features[:, 0], features[:, 1]
+    return tuple(_augmented(features, k, config, statistics, axis_name) for k in jax.random.split(key))
+
+
+def _augmented(
+    x: jax.Array, key: jax.Array, config: ConfigDict, statistics: Statistics, axis_name: str | None
+) -> jax.Array:
+    # Drawn for the whole batch, so that the number of devices changes nothing.
+    shape = (x.shape[0] * collectives.device_count(axis_name), x.shape[1])
+    mask_key, noise_key = jax.random.split(key)
+    masked = collectives.own_rows(jax.random.bernoulli(mask_key, config.views.mask_rate, shape), x.shape[0], axis_name)
+    noise = collectives.own_rows(jax.random.normal(noise_key, shape), x.shape[0], axis_name)
+    kept = jnp.where(masked, statistics.mean[None, :], x)
+    return kept + config.views.noise * statistics.scale[None, :] * noise

@@ -1,0 +1,163 @@
+"""What a study consists of: its definition checked, and every run of it in the order of their dependence."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.study import results as study_results
+
+SWEPT = ("linear_evaluation", "raw_features")
+"""Protocols whose labels and draws are one run each (a sweep)."""
+ALONE = ("supervised", "raw_features")
+"""Protocols that need no pretraining; in tables each is a method of its own."""
+PROTOCOLS = ("linear_evaluation", "fine_tuning", *ALONE)
+KEYS = {
+    *("name", "pretraining_path", "methods", "datasets", "seeds", "labels", "label_draws", "training_draws"),
+    *("jobs", "job_gib", "reference", "order"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One workdir of a study.
+
+    Attributes:
+      path: below the study's folder.
+      config: of the run; ``data.path``, ``seed`` and ``downstream.checkpoint`` filled in.
+      protocol: of a downstream run, or ``pretraining``.
+      dataset: its name in the study; empty for pretraining.
+      method: its name in the study.
+      seed: of the run.
+    """
+
+    path: str
+    config: ConfigDict
+    protocol: str
+    dataset: str
+    method: str
+    seed: int
+
+
+def check(study: ConfigDict) -> None:
+    """Refuse a definition that cannot be run.
+
+    Raises:
+      ConclugenError: names the key and what is expected.
+    """
+    wrong = sorted(KEYS ^ set(study.keys()))
+    if wrong:
+        raise ConclugenError(
+            f"config.{wrong[0]}: {'missing' if wrong[0] in KEYS else 'unknown'}; a study has the keys "
+            f"{', '.join(sorted(KEYS))}, see configs/study_demo.py"
+        )
+    _check_counts(study)
+    for name, method in study.methods.items():
+        own = {"title", "modalities", "uses" if "uses" in method else "pretraining"}
+        if name in PROTOCOLS or set(method.keys()) != own:
+            raise ConclugenError(
+                f"config.methods.{name} has the keys {', '.join(sorted(method.keys()))}; a method has a title, modalities and "
+                f"pretraining or uses, and no protocol's name ({', '.join(PROTOCOLS)})"
+            )
+        if "uses" in method and (method.uses not in study.methods or "uses" in study.methods[method.uses]):
+            raise ConclugenError(
+                f"config.methods.{name}.uses is {method.uses!r}; name a method that is pretrained itself"
+            )
+    for name, dataset in study.datasets.items():
+        if set(dataset.keys()) != {"path", "protocols"}:
+            raise ConclugenError(
+                f"config.datasets.{name} has the keys {', '.join(sorted(dataset.keys()))}; a data set has path and protocols"
+            )
+        study_results.target_of(dataset)
+        unknown = sorted(set(dataset.protocols.keys()) - set(PROTOCOLS))
+        if unknown:
+            raise ConclugenError(
+                f"config.datasets.{name}.protocols has {unknown[0]!r}; there are {', '.join(PROTOCOLS)}"
+            )
+    if sorted(study.order) != sorted(study.methods.keys()):
+        raise ConclugenError(
+            f"config.order is {tuple(study.order)}; it must name every method once, as tables list them: "
+            f"{', '.join(study.methods.keys())}"
+        )
+    named = {*study.methods.keys(), *ALONE}
+    if study.reference not in named:
+        raise ConclugenError(f"config.reference is {study.reference!r}; name one of {', '.join(sorted(named))}")
+    if not 1 <= study.training_draws <= study.label_draws:
+        raise ConclugenError(
+            f"config.training_draws is {study.training_draws}; it must be at least 1 and at most label_draws "
+            f"({study.label_draws}), so that runs are compared on the same labels"
+        )
+
+
+def _check_counts(study: ConfigDict) -> None:
+    if not 0 < study.job_gib < float("inf") or study.jobs < 0:
+        raise ConclugenError(
+            f"config.job_gib is {study.job_gib} and config.jobs {study.jobs}; GiB must be above 0, jobs 0 (automatic) or more"
+        )
+    missing = sorted({p for d in study.datasets.values() for p in d.protocols} - set(study.labels.keys()))
+    if missing:
+        raise ConclugenError(
+            f"config.labels.{missing[0]}: missing, but a data set has that protocol; add it, (0,): all"
+        )
+    lists = {"seeds": study.seeds} | {f"labels.{protocol}": n for protocol, n in study.labels.items()}
+    for key, numbers in lists.items():
+        whole = all(isinstance(n, int) and n >= 0 for n in numbers)
+        if not numbers or len(set(numbers)) != len(numbers) or not whole:
+            raise ConclugenError(
+                f"config.{key} is {tuple(numbers)}; name at least one whole number from 0 on, each once, as in "
+                f'--config.{key}="(0,5)"'
+            )
+
+
+def chains(study: ConfigDict) -> Iterator[list[Run]]:
+    """Runs in the order of their dependence, those of one method and seed together: pretraining first, if any."""
+    for seed in study.seeds:
+        for name in study.order:
+            method = study.methods[name]
+            if "uses" in method:
+                continue
+            users = {n: m for n, m in study.methods.items() if n == name or m.get("uses") == name}
+            config = _filled(method.pretraining, study.pretraining_path, seed)
+            chain = [Run(f"pretraining/{name}/seed_{seed}", config, "pretraining", "", name, seed)]
+            for user, settings in users.items():
+                chain += _downstream(study, user, settings.modalities, seed, chain[0].path)
+            yield chain
+        for protocol in ALONE:
+            runs = _downstream(study, protocol, (), seed, "")
+            if runs:
+                yield runs
+
+
+def _downstream(study: ConfigDict, method: str, modalities: Any, seed: int, pretraining: str) -> list[Run]:
+    """The downstream runs of one method and seed on all data sets."""
+    runs = []
+    draws = range(seed * study.label_draws, (seed + 1) * study.label_draws)
+    for dataset, settings in study.datasets.items():
+        for protocol, config in settings.protocols.items():
+            if (protocol in ALONE) != (not pretraining) or (protocol in ALONE and protocol != method):
+                continue
+            config = _filled(config, settings.path, seed)
+            config.downstream.protocol, config.downstream.checkpoint = protocol, pretraining
+            config.sweep.seeds = ()  # the study's are runs of their own
+            if modalities:
+                config.downstream.modalities = tuple(modalities)
+            path, labels = f"{protocol}/{dataset}/{method}/seed_{seed}", tuple(study.labels[protocol])
+            if protocol in SWEPT:
+                config.sweep.labels_per_class, config.sweep.label_draws = labels, tuple(draws)
+                runs.append(Run(path, config, protocol, dataset, method, seed))
+                continue
+            for number in labels:
+                for draw in draws[: study.training_draws if number else 1]:
+                    one = config.copy_and_resolve_references()
+                    one.downstream.labels_per_class, one.downstream.label_draw = number, draw
+                    name = f"labels_{number or 'all'}" + (f"_draw_{draw}" if number else "")
+                    runs.append(Run(f"{path}/{name}", one, protocol, dataset, method, seed))
+    return runs
+
+
+def _filled(config: ConfigDict, path: str, seed: int) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.data.path, config.seed = path, seed
+    return config

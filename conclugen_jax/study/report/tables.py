@@ -1,0 +1,273 @@
+"""The tables of a report as data, and as Markdown and HTML: scores, protocols, comparisons, label efficiency, failures."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from conclugen_jax.study.report import published as report_published
+from conclugen_jax.study.report.reading import PROTOCOLS, Comparison, DatasetFacts, Score, Study, Summary
+from conclugen_jax.study.report.svg import text
+
+MEASURES = {
+    "single": ("accuracy", "f1", "precision", "recall"),
+    "multi": ("accuracy", "f1", "precision", "recall"),
+    "value": ("accuracy_2", "f1_2", "accuracy_7", "correlation", "mae"),
+    "unknown": ("accuracy", "f1", "precision", "recall"),
+}
+"""Kind of the labels -> columns of its table; the first one is what figures and small tables show."""
+
+NAMES = {
+    "accuracy": "Acc",
+    "f1": "F1",
+    "precision": "Prec",
+    "recall": "Recall",
+    "accuracy_2": "Acc-2",
+    "f1_2": "F1-2",
+    "accuracy_7": "Acc-7",
+    "correlation": "Corr",
+    "mae": "MAE",
+}
+PLAIN = ("correlation", "mae")
+"""Measures that are no shares: shown as they are, not in %."""
+
+NOTHING = ("–",)
+REMARKABLE = "✱"
+
+
+class Table(NamedTuple):
+    """A table; a cell is one or more lines, the first the most important; ``words``: its cells hold no numbers."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[tuple[str, ...], ...]]
+    note: str = ""
+    words: bool = False
+
+
+def scores(study: Study, key: str) -> Table:
+    """Methods against measures on one data set, with all labels or as many as the study went up to."""
+    facts = study.datasets[key]
+    labels = most_labels(study, key)
+    rows = []
+    published = False
+    for one in ordered(study, [s for s in study.summary if s.dataset == key and s.labels == labels]):
+        paper = {}
+        if labels == 0 and one.protocol == "linear_evaluation":
+            paper = report_published.linear_evaluation(facts.name, facts.kind, _known(study, one.method))
+        published |= bool(paper)
+        cells = [_score(one.scores.get(m), m, paper.get(m)) for m in MEASURES[facts.kind]]
+        rows.append(((study.label(one.method, one.protocol),), *cells, (str(one.n),)))
+    unit = "in %" + (", correlation and mean absolute error plain" if facts.kind == "value" else "")
+    note = f"Test split, {words_of_labels(labels)}, {unit}: mean ± standard deviation over seeds, [95 % interval], n seeds."
+    note += f" paper: published number (ours minus it), from {report_published.CITED}." if published else ""
+    return Table(dataset_title(study, key), ("method", *(NAMES[m] for m in MEASURES[facts.kind]), "n"), rows, note)
+
+
+def _known(study: Study, method: str) -> str:
+    """The paper's method of that name or title."""
+    by_title = {title: name for name, title in report_published.TITLES.items()}
+    return method if method in report_published.TITLES else by_title.get(study.title(method), method)
+
+
+def protocols(study: Study) -> Table | None:
+    """Accuracy of the supervised baseline, linear evaluation and fine-tuning, data sets side by side."""
+    keys = [k for k, d in study.datasets.items() if any(s.dataset == k for s in study.summary)]
+    tuned = {s.method for s in study.summary if s.protocol == "fine_tuning"} | {"conclugen"}
+    found: dict[tuple[str, str], dict[str, Summary]] = {}
+    for key in keys:
+        labels = most_labels(study, key)
+        for s in study.summary:
+            wanted = s.protocol == "supervised" or (s.protocol in PROTOCOLS and s.method in tuned)
+            if s.dataset == key and s.labels == labels and wanted and s.protocol != "raw_features":
+                found.setdefault((s.method, s.protocol), {})[key] = s
+    if not found:
+        return None
+    rank = {name: i for i, name in enumerate(study.titles)}
+    order = ("supervised", "linear_evaluation", "fine_tuning")
+    rows, published = [], False
+    for method, protocol in sorted(found, key=lambda x: (x[1] != "supervised", rank.get(x[0], 99), order.index(x[1]))):
+        cells = []
+        for key in keys:
+            one, facts = found[method, protocol].get(key), study.datasets[key]
+            paper = None
+            if one is not None and one.labels == 0:
+                paper = report_published.accuracy(facts.name, facts.kind, _known(study, method), protocol)
+            published |= paper is not None
+            cells.append(_score(one.scores.get(headline(facts)), headline(facts), paper) if one else NOTHING)
+        name = study.label(method, protocol)
+        rows.append(((f"{name}, linear evaluation" if protocol == "linear_evaluation" else name,), *cells))
+    columns = tuple(dataset_title(study, k) for k in keys)
+    note = "Accuracy on the test split in % (numbers to predict: accuracy in 2 steps), as above."
+    note += f" paper: published accuracy (ours minus it), from {report_published.CITED}." if published else ""
+    return Table("Protocols", ("", *columns), rows, note)
+
+
+def comparisons(study: Study, key: str) -> Table | None:
+    """Paired differences of methods from baselines; those whose interval excludes zero are marked."""
+    found = [c for c in study.comparisons if c.dataset == key]
+    if not found:
+        return None
+    labels = sorted({c.labels for c in found}, key=lambda k: k or float("inf"))
+    rows: dict[tuple[str, ...], dict[int, Comparison]] = {}
+    for c in found:
+        rows.setdefault((c.method, c.protocol, c.baseline, c.measure), {})[c.labels] = c
+    named = []
+    for (method, protocol, baseline, measure), cells in rows.items():
+        lines = (study.label(method, protocol), f"minus {study.title(baseline)}")
+        lines += () if measure == "accuracy" else (NAMES.get(measure, measure),)
+        named.append((lines, *(_difference(cells.get(k)) for k in labels)))
+    note = (
+        f"{REMARKABLE}: the 95 % interval excludes zero. Differences over the same seeds and the same drawn labels, in "
+        "percentage points (MAE as it is, less is better), by labels per class; the intervals are not corrected for the "
+        "number of comparisons."
+    )
+    return Table(
+        dataset_title(study, key), ("difference", *(f"{k} labels" if k else "all labels" for k in labels)), named, note
+    )
+
+
+def label_efficiency(study: Study, key: str) -> Table | None:
+    """Accuracy against labels per class; ``None`` where the study has one number of labels alone."""
+    facts = study.datasets[key]
+    found = [s for s in study.summary if s.dataset == key]
+    labels = sorted({s.labels for s in found}, key=lambda k: k or float("inf"))
+    if len(labels) < 2:
+        return None
+    lines: dict[tuple[str, str], dict[int, Summary]] = {}
+    for s in ordered(study, found):
+        lines.setdefault((s.method, s.protocol), {})[s.labels] = s
+    measure = headline(facts)
+    rows = [
+        (
+            (study.label(method, protocol),),
+            *(_score(cells[k].scores.get(measure), measure, None) if k in cells else NOTHING for k in labels),
+        )
+        for (method, protocol), cells in lines.items()
+    ]
+    note = f"{NAMES[measure]} in %: mean ± standard deviation over seeds, [95 % interval]; labels per class."
+    return Table(
+        dataset_title(study, key), ("method", *(f"{k} labels" if k else "all labels" for k in labels)), rows, note
+    )
+
+
+def unfinished(study: Study) -> Table | None:
+    """Cells that failed, with their error, and cells that are missing."""
+    rows = [
+        ((c.path,), (c.status,), (c.error or ("not run yet" if c.status == "missing" else "no reason was noted"),))
+        for c in sorted(study.cells, key=lambda c: c.status)
+        if c.status != "done"
+    ]
+    return Table("Failed and missing", ("run", "status", "error"), rows, words=True) if rows else None
+
+
+def datasets(study: Study) -> Table:
+    """Which data sets, by their hash."""
+    rows = [((dataset_title(study, k),), (d.sha256,), (d.path,)) for k, d in study.datasets.items()]
+    return Table("Data sets", ("data set", "SHA-256 of its manifest", "folder"), rows, words=True)
+
+
+def versions(study: Study, own: str) -> Table:
+    """Versions that the study was made with, and that of this report."""
+    rows = [((name,), (version,)) for name, version in study.versions.items()]
+    return Table("Versions", ("package", "version"), [*rows, (("this report",), (own,))], words=True)
+
+
+def most_labels(study: Study, key: str) -> int:
+    """All labels (0) where the study has that, else the largest number per class."""
+    found = {s.labels for s in study.summary if s.dataset == key}
+    return 0 if 0 in found or not found else max(found)
+
+
+def headline(facts: DatasetFacts) -> str:
+    """The one measure for figures and small tables."""
+    return MEASURES[facts.kind][0]
+
+
+def words_of_labels(labels: int) -> str:
+    """Number of labels in words."""
+    return f"{labels} labels per class" if labels else "all labels"
+
+
+def dataset_title(study: Study, key: str) -> str:
+    """Key of a data set, with its name and version."""
+    facts = study.datasets[key]
+    name = f"{facts.name} {facts.version}".rstrip()
+    return name if key == facts.name else f"{key} ({name})"
+
+
+def percent(x: float, measure: str = "accuracy") -> str:
+    """A score as text."""
+    return f"{x:.3f}" if measure in PLAIN else f"{100 * x:.1f}"
+
+
+def signed(x: float, measure: str = "accuracy") -> str:
+    """A difference as text, with its sign also where it rounds to zero, as the end of an interval may."""
+    digits = f"{abs(x):.3f}" if measure in PLAIN else f"{100 * abs(x):.1f}"
+    return ("±" if abs(x) < 1e-9 else "−" if x < 0 else "+") + digits
+
+
+def ordered(study: Study, found: Iterable[Summary]) -> list[Summary]:
+    """In the order of the protocols, then of the methods."""
+    protocol_rank, rank = {p: i for i, p in enumerate(PROTOCOLS)}, {m: i for i, m in enumerate(study.titles)}
+    return sorted(found, key=lambda s: (protocol_rank.get(s.protocol, 99), rank.get(s.method, 99), s.labels or 1e9))
+
+
+def _score(score: Score | None, measure: str, published: float | None) -> tuple[str, ...]:
+    if score is None or score.mean is None:
+        return NOTHING
+    deviation = "" if score.std is None else f" ± {percent(score.std, measure)}"
+    lines = [percent(score.mean, measure) + deviation]
+    if score.low is not None and score.high is not None:
+        lines.append(f"[{percent(score.low, measure)}, {percent(score.high, measure)}]")
+    if published is not None:
+        as_printed = f"{100 * published:.2f}".removesuffix("0")  # the paper's tables have one or two decimals
+        lines.append(f"paper {as_printed} ({signed(score.mean - published)})")
+    return tuple(lines)
+
+
+def _difference(c: Comparison | None) -> tuple[str, ...]:
+    if c is None or c.difference is None:
+        return NOTHING
+    if c.low is None or c.high is None:
+        return signed(c.difference, c.measure), f"n = {c.n}"
+    mark = f" {REMARKABLE}" if c.low > 0 or c.high < 0 else ""
+    interval = f"[{signed(c.low, c.measure)}, {signed(c.high, c.measure)}]"
+    return f"{signed(c.difference, c.measure)}{mark}", interval
+
+
+def to_markdown(table: Table) -> str:
+    """A table of GitHub's Markdown, the lines of a cell side by side."""
+    rows = [[escaped(" · ".join(cell)) for cell in row] for row in table.rows]
+    lines = [[escaped(c) or " " for c in table.columns], ["---"] * len(table.columns), *rows]
+    note = f"\n\n{escaped(table.note)}" if table.note else ""
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + note
+
+
+def to_html(table: Table) -> str:
+    """A table in a box of its own that scrolls sideways where it is wider than the page."""
+    head = "".join(f'<th scope="col">{text(c)}</th>' for c in table.columns)
+    rows = "".join(
+        "<tr>"
+        + "".join(_cell(cell, "th" if i == 0 else "td", REMARKABLE in cell[0]) for i, cell in enumerate(row))
+        + "</tr>"
+        for row in table.rows
+    )
+    note = f'<p class="note">{text(table.note)}</p>' if table.note else ""
+    kind = ' class="words"' if table.words else ""
+    return (
+        f'<div class="box" role="region" tabindex="0" aria-label="{text(table.caption)}"><table{kind}><thead><tr>{head}'
+        f"</tr></thead><tbody>{rows}</tbody></table></div>{note}"
+    )
+
+
+def _cell(lines: Sequence[str], tag: str, strong: bool) -> str:
+    first, *others = map(text, lines)
+    kind = ' scope="row"' if tag == "th" else ' class="strong"' if strong else ""
+    return f"<{tag}{kind}>{first}{''.join(f'<span>{line}</span>' for line in others)}</{tag}>"
+
+
+def escaped(value: str) -> str:
+    """Text that Markdown shows as it is: on one line, nothing of it markup."""
+    one_line = " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    one_line = one_line.encode("utf-8", "replace").decode("utf-8")
+    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", one_line)

@@ -1,0 +1,231 @@
+"""Which hyper-parameters of pretraining a search varies, within which bounds, and what makes their losses comparable."""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.method import objective as objective_lib
+from conclugen_jax.run import config as config_lib
+
+Space = dict[str, dict[str, Any]]
+"""key -> {"low", "high"} with "log" by choice, both ends included, or {"choices"}."""
+
+TERMS = ("contrastive", "instance", "clustering", "reconstruction")
+
+_FORM = '{"low": 1e-5, "high": 1e-3, "log": true} or {"choices": [256, 512]}'
+# Not of the method: other data, what is kept and shown, or how long every trial trains.
+_FIXED = ("seed", "data.", "downstream.", "sweep.", "checkpoint.", "online_probe.", "train.")
+_SEARCHED_ALL_THE_SAME = ("train.batch_size", "data.standardize")
+
+
+def default(config: ConfigDict, *, steps_per_epoch: int) -> Space:
+    """What the authors searched (sizes, loss weights, clusters, queue, start epoch, rates), around a configuration.
+
+    Their ranges are not published; these are ours. Keys of terms without weight are left out, and so is the weight of
+    the first term: AdamW follows the ratio of the weights alone.
+
+    Args:
+      config: in the middle of the space.
+      steps_per_epoch: bounds the queue.
+    """
+    model, section = config.model, config.clustering
+
+    def sizes(value: int, *shares: float, multiple: int = 1) -> dict[str, Any]:
+        return {"choices": sorted({max(1, round(value * share / multiple)) * multiple for share in shares})}
+
+    def around(value: float) -> dict[str, Any]:
+        return {"low": value / 10, "high": value * 10, "log": True}
+
+    space = {"model.representation_dim": sizes(model.representation_dim, 1 / 4, 1 / 2, 1, 2, multiple=8)}
+    if _unused("model.projection_dim", config) is None:
+        space["model.projection_dim"] = sizes(model.projection_dim, 1 / 2, 1, 2)
+    if config.loss.reconstruction_weight:
+        space["model.reconstruction_dim"] = sizes(model.reconstruction_dim, 1 / 2, 1, 3 / 2)
+    for key in _weights(config)[1:]:
+        space[key] = around(dict(config_lib.flatten(config.to_dict()))[key])
+    if config.loss.clustering_weight:
+        space["clustering.num_clusters"] = {
+            "low": max(2, section.num_clusters // 2),
+            "high": 4 * section.num_clusters,
+            "log": True,
+        }
+        longest = 8 if section.queue_reset == "never" else min(8, steps_per_epoch - 1)
+        if longest > 1:
+            space["clustering.queue_batches"] = {"low": 1, "high": longest}
+        if len(_weights(config)) > 1 and config.train.num_epochs >= 4:
+            space["clustering.start_epoch"] = {"low": 0, "high": config.train.num_epochs // 2}
+    space["optimizer.learning_rate"] = around(config.optimizer.learning_rate)
+    space["optimizer.weight_decay"] = {"low": 1e-6, "high": 1e-1, "log": True}
+    return space
+
+
+def read(path: str | Path) -> Any:
+    """The JSON in a file; :func:`check` says whether it is a space.
+
+    Raises:
+      ConclugenError: the file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ConclugenError(f"{path}: not a file of JSON ({e}); expected keys with {_FORM}") from e
+
+
+def check(space: Any, config: ConfigDict, *, objective: str, source: str) -> Space:
+    """A space as it is searched: keys without ``config.``, numbers of the type that their key has.
+
+    Args:
+      space: what the user wrote.
+      config: every trial's, less the keys searched.
+      objective: name of what is searched for.
+      source: its file, for messages.
+
+    Raises:
+      ConclugenError: no space, a key that does not exist, has no effect or is not for searching, values that are
+        impossible, or losses that could not be compared.
+    """
+    if not isinstance(space, dict) or not space:
+        raise ConclugenError(f"{source}: expected an object of configuration keys, each with {_FORM}")
+    known = dict(config_lib.flatten(config.to_dict()))
+    checked = {}
+    for written, spec in space.items():
+        key, where = written.removeprefix("config."), f"{source}: {written}"
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            raise ConclugenError(f"{where} is not a configuration key" + (f"; did you mean {near[0]}?" if near else ""))
+        if key in checked:
+            raise ConclugenError(f"{where} stands there twice; keep one")
+        if key.startswith(_FIXED) and key not in _SEARCHED_ALL_THE_SAME:
+            raise ConclugenError(
+                f"{where} is no hyper-parameter to search, it is the same in all trials; remove it and set "
+                f"--config.{key} instead"
+            )
+        if reason := _unused(key, config):
+            raise ConclugenError(f"{where} has no effect, since config.{reason}; remove it or set that")
+        checked[key] = _dimension(spec, known[key], where)
+        if objective == "pretraining_loss":
+            _check_comparable(key, checked[key], where)
+        for value in checked[key].get("choices") or (checked[key]["low"], checked[key]["high"]):
+            try:
+                config_lib.check(with_overrides(config, {key: value}))
+            except ConclugenError as e:
+                raise ConclugenError(f"{source}: {e}") from None
+        if key == "model.representation_dim" and "low" in checked[key]:
+            raise ConclugenError(f"{where} must be a multiple of 8; list its values as choices")
+    return checked
+
+
+def with_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a configuration with some keys set."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(dict(overrides))
+    return config
+
+
+def comparable_loss(means: Mapping[str, float], config: ConfigDict, base: ConfigDict) -> float:
+    """The unweighted sum of the terms (Eq. 11-13), of the same scale whatever the trial's hyper-parameters.
+
+    A cross-entropy against more rows or clusters is larger without being worse, so each is multiplied by its chance
+    level under the base configuration over that under the trial's own. Clustering that has not joined yet counts as
+    its chance level. Where the keys searched touch neither, this is exactly the sum of Eq. 11-13.
+
+    Args:
+      means: of each term over an epoch, ``loss/...``.
+      config: of the trial.
+      base: of the search.
+    """
+    own, common = _chance(config), _chance(base)
+    terms = {name: value for name, value in means.items() if name.startswith("loss/")}
+    if config.loss.clustering_weight:
+        terms.setdefault("loss/clustering", own["loss/clustering"])
+    return sum(value * (common[name] / own[name] if name in own else 1.0) for name, value in terms.items())
+
+
+def _chance(config: ConfigDict) -> dict[str, float]:
+    """Cross-entropy of a network that tells nothing apart, for each term that is one."""
+    modalities, rows = config.data.modalities, config.train.batch_size
+    pairs = objective_lib.modality_pairs(modalities, config.loss.contrastive_pairs)
+    assigned = 1 if config.loss.clustering_target == "joint" else len(modalities)
+    return {
+        "loss/contrastive": 2 * len(pairs) * math.log(rows),
+        "loss/clustering": assigned * math.log(config.clustering.num_clusters),
+        "loss/instance": math.log(2 * rows - 1),
+    }
+
+
+def _weights(config: ConfigDict) -> list[str]:
+    return [f"loss.{term}_weight" for term in TERMS if config.loss[f"{term}_weight"]]
+
+
+def _unused(key: str, config: ConfigDict) -> str | None:
+    """Why a key changes nothing; ``None`` if it does."""
+    section, name = key.split(".")[0], key.split(".")[-1]
+    for term in TERMS:
+        of_term = name.startswith(f"{term}_") or (section == "clustering" and term == "clustering")
+        of_term |= (section == "views" and term == "instance") or (name == "decoder_relu" and term == "reconstruction")
+        of_term |= name == "margin_in_denominator" and term == "clustering"
+        if of_term and not config.loss[f"{term}_weight"]:
+            return f"loss.{term}_weight is 0"
+    if name.startswith(("projection_", "norm_")) and _weights(config) == ["loss.reconstruction_weight"]:
+        return "loss has the reconstruction term alone"
+    return None
+
+
+def _dimension(spec: Any, example: Any, where: str) -> dict[str, Any]:
+    """One entry of a space, its numbers of the type of the configuration's own value."""
+    if isinstance(example, list):
+        raise ConclugenError(f"{where} is a list; only numbers, words and switches can be searched, so remove it")
+    if not isinstance(spec, dict) or set(spec) not in ({"choices"}, {"low", "high"}, {"low", "high", "log"}):
+        raise ConclugenError(f"{where} is {json.dumps(spec)}; expected {_FORM}")
+
+    def typed(value: Any) -> Any:
+        fits = type(value) is type(example) or (type(value) is int and type(example) is float)
+        if not fits or (isinstance(value, float) and not math.isfinite(value)):
+            raise ConclugenError(
+                f"{where}: {json.dumps(value)} is not a value like {json.dumps(example)} ({type(example).__name__})"
+            )
+        return type(example)(value)
+
+    if "choices" in spec:
+        choices = spec["choices"]
+        if not isinstance(choices, list) or not choices:
+            raise ConclugenError(
+                f"{where}: choices must be a list of at least one value, such as [{json.dumps(example)}]"
+            )
+        values = [typed(value) for value in choices]
+        if len(set(values)) != len(values):
+            raise ConclugenError(f"{where}: a choice stands there twice; keep one")
+        return {"choices": values}
+    if isinstance(example, bool | str):
+        raise ConclugenError(f'{where} has no order; expected {{"choices": [{json.dumps(example)}, ...]}}')
+    low, high, log = typed(spec["low"]), typed(spec["high"]), spec.get("log", False)
+    if not isinstance(log, bool):
+        raise ConclugenError(f"{where}: log is {json.dumps(log)}; it must be true or false")
+    if not low < high or (log and low <= 0):
+        raise ConclugenError(
+            f"{where}: low {low} and high {high} span nothing; low must be less than high, and above 0 where log is true"
+        )
+    return {"low": low, "high": high, "log": log}
+
+
+def _check_comparable(key: str, dimension: Mapping[str, Any], where: str) -> None:
+    """Refuse what would make one trial's loss mean something else than another's."""
+    section, name = key.split(".")[0], key.split(".")[-1]
+    least = min(dimension.get("choices") or [dimension["low"]])
+    if name.endswith("_weight"):
+        if least == 0:
+            raise ConclugenError(
+                f"{where} may be 0, and a term without weight is not measured: such losses cannot be compared; raise it "
+                "or search with --objective=validation_probe"
+            )
+    elif key == "data.standardize" or section == "views" or (section == "loss" and name != "reduction"):
+        raise ConclugenError(
+            f"{where} changes what the loss measures, so losses could not be compared; remove it or search with "
+            "--objective=validation_probe"
+        )

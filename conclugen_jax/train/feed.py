@@ -1,0 +1,168 @@
+"""The feed of a training loop: which rows each step of a dispatch takes, wherever the rows are kept.
+
+With a device table nothing but the position in the stream leaves the host: order, variants and rows of a step are
+computed in the compiled program. Without one a thread reads the rows of the next dispatch and sends them off while the
+device works on this one.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from conclugen_jax.data import batches, host_table, shards
+from conclugen_jax.method import collectives
+from conclugen_jax.train import loop, parallel
+from conclugen_jax.train.loop import Dispatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Batches of a split for a training run.
+
+    Attributes:
+      rows: of the split.
+      config: ``seed``, and the sections ``train`` and ``data``.
+      devices: that share a batch.
+      keys: which columns a step takes.
+      pairs: modalities of which each visit gets two different stored variants.
+    """
+
+    rows: shards.RowSource
+    config: ConfigDict
+    devices: Sequence[jax.Device]
+    keys: Sequence[str] = ("features", "present")
+    pairs: Sequence[str] = ()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return len(self.rows.usable) // self.config.train.batch_size
+
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        """Steps of each dispatch of an epoch: without a device table no more than ``data.feed_gib`` holds."""
+        most = self.config.train.steps_per_dispatch
+        if self.rows.tier != "device":
+            row = {key: x for key, x in self.rows.rows(self.rows.usable[:1]).items() if key in self.keys}
+            size = sum(x.nbytes for x in jax.tree.leaves(row)) * self.config.train.batch_size
+            most = min(most, max(1, int(self.config.data.feed_gib * 2**30 / size)))
+        return dispatch_lengths(self.steps_per_epoch, most)
+
+    @functools.cached_property
+    def table(self) -> Any:
+        """The rows on every device, and which of them are drawn from; ``None`` if they stay on the host."""
+        if self.rows.tier != "device":
+            return None
+        columns = {key: self.rows.table[key] for key in self.keys if key != "features"}
+        table = parallel.replicate_by_rows({**columns, "usable": self.rows.usable.astype(np.int32)}, self.devices)
+        if "features" in self.keys:
+            features = self.rows.table["features"]
+            table["features"] = parallel.replicate_by_rows(features, self.devices, dtype=self._storage)
+        return table
+
+    @property
+    def _storage(self) -> np.dtype:
+        """Type of features on the way to a program and in its table; the step gets them as float32."""
+        return jnp.dtype(self.config.data.storage_dtype)
+
+    def plan(self, first_step: int, left_out: Collection[int] = ()) -> Iterator[Dispatch]:
+        """All dispatches from a step to the end of the run; see ``loop.plan``."""
+        return loop.plan(first_step, self.lengths, self.config.train.num_epochs, left_out)
+
+    def make_dispatch(self, step: Callable, state_axes: Any = None) -> Callable:
+        """The program for all dispatches of the feed: see ``loop.make_dispatch`` and ``parallel.map_step``."""
+        return parallel.map_step(loop.make_dispatch(step, self.batches_of, max(self.lengths)), self.devices, state_axes)
+
+    def __call__(self, dispatches: Iterable[Dispatch]) -> Iterator[tuple[Dispatch, Any]]:
+        """Dispatches with what their program takes besides the state: (table, position, rows), or ``None`` for no program."""
+        table = self.table
+
+        def inputs(dispatch: Dispatch) -> tuple[Dispatch, Any]:
+            if dispatch.left_out:
+                return dispatch, None
+            values = dispatch.epoch, dispatch.first_step_in_epoch, dispatch.num_steps
+            named = zip(("epoch", "first_step", "num_steps"), values, strict=True)
+            own = len(parallel.own_devices(self.devices))
+            position = {name: np.full(own, value, np.int32) for name, value in named}
+            rows = None if table is not None else self._rows_of(dispatch)
+            return dispatch, (table, parallel.shard(position, self.devices), rows)
+
+        yield from batches.prefetch(inputs, dispatches, depth=1)
+
+    def batches_of(self, table: Any, position: Mapping[str, jax.Array], rows: Any) -> Callable[[jax.Array], Any]:
+        """Inside the program: the function that gives this device's rows of step i of the dispatch."""
+        if table is None:
+            return lambda i: _full(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), rows))
+        batch_size, seed, epoch = self.config.train.batch_size, self.config.seed, position["epoch"]
+        own = batch_size // len(self.devices)
+        order = table["usable"][batches.epoch_order(seed, epoch, table["usable"].shape[0], xp=jnp)]
+
+        def batch_of(i: jax.Array) -> Any:
+            start = (position["first_step"] + i) * batch_size + collectives.device_index(parallel.AXIS) * own
+            indices = jax.lax.dynamic_slice_in_dim(order, start, own)
+            chosen = {"seed": seed, "epoch": epoch, "pairs": self.pairs, "xp": jnp}
+            variants = batches.variant_choices(indices, self.rows.variants, **chosen)
+            return _full(take_rows({key: table[key] for key in self.keys}, indices, variants))
+
+        return batch_of
+
+    def _rows_of(self, dispatch: Dispatch) -> Any:
+        """Rows [devices, steps, n, ...], of which a process reads those of its own devices.
+
+        A dispatch shorter than others is filled up with its first step.
+        """
+        at = {"seed": self.config.seed, "epoch": dispatch.epoch}
+        indices = batches.batch_indices(
+            self.rows.usable,
+            first_step=dispatch.first_step_in_epoch,
+            num_steps=dispatch.num_steps,
+            batch_size=self.config.train.batch_size,
+            **at,
+        )
+        indices = np.concatenate([indices, np.repeat(indices[:1], max(self.lengths) - len(indices), axis=0)])
+        own = list(parallel.own_devices(self.devices))
+        indices = np.hstack([np.hsplit(indices, len(self.devices))[i] for i in own])
+        variants = batches.variant_choices(indices, self.rows.variants, pairs=self.pairs, **at)
+        flat = {m: v.reshape(indices.size, *v.shape[2:]) for m, v in variants.items()}
+        rows = {key: x for key, x in self.rows.rows(indices.reshape(-1), flat).items() if key in self.keys}
+        if "features" in rows:
+            rows["features"] = {m: x.astype(self._storage, copy=False) for m, x in rows["features"].items()}
+        stacked = host_table.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), rows)
+        return parallel.shard(parallel.split_rows(stacked, len(own), axis=1), self.devices)
+
+
+def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:
+    """How an epoch's steps are cut into as few dispatches of at most ``most`` steps as there can be, as equal as can be."""
+    count = math.ceil(steps_per_epoch / most)
+    length, longer = divmod(steps_per_epoch, count)
+    return [length + 1] * longer + [length] * (count - longer)
+
+
+def _full(batch: Any) -> Any:
+    """A batch with features in float32, however they were stored."""
+    features = {m: x.astype(jnp.float32) for m, x in batch.get("features", {}).items()}
+    return {**batch, **({"features": features} if features else {})}
+
+
+def take_rows(table: Any, indices: jax.Array, variants: Mapping[str, jax.Array]) -> Any:
+    """Rows of a table on the device: indices [n], and the stored variant of modalities that have several."""
+
+    def take(x: jax.Array, *where: jax.Array) -> jax.Array:
+        return x.at[where].get(mode="promise_in_bounds")
+
+    rows = {
+        key: jax.tree.map(lambda x: take(x, indices), columns) for key, columns in table.items() if key != "features"
+    }
+    if "features" in table:
+        rows["features"] = {
+            m: take(x, host_table.per_variant(indices, variants[m]), variants[m]) if m in variants else take(x, indices)
+            for m, x in table["features"].items()
+        }
+    return rows

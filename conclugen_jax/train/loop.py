@@ -1,0 +1,154 @@
+"""What pretraining and downstream training share: dispatches of many steps, and what is made of them."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jax_core
+from ml_collections import ConfigDict
+
+from conclugen_jax.data import batches, shards
+from conclugen_jax.method.train_state import Metrics, TrainState
+from conclugen_jax.system import progress
+from conclugen_jax.train import parallel
+
+
+class Dispatch(NamedTuple):
+    """Consecutive steps of one epoch that the device does without the host.
+
+    Attributes:
+      epoch: counted from 0.
+      first_step_in_epoch: first step, counted from the epoch's start.
+      num_steps: how many.
+      end_step: steps done in the run once this dispatch is.
+      ends_epoch: it holds the epoch's last step.
+      left_out: it is one step that is passed over: nothing but the number of steps changes.
+    """
+
+    epoch: int
+    first_step_in_epoch: int
+    num_steps: int
+    end_step: int
+    ends_epoch: bool
+    left_out: bool = False
+
+
+def make_dispatch(
+    step: Callable[..., tuple[TrainState, Metrics]],
+    batches_of: Callable[[Any, Any, Any], Callable[[jax.Array], Any]],
+    most_steps: int,
+) -> Callable:
+    """Many steps in one program: ``(state, table, position, rows) -> (state, metrics [most_steps])``.
+
+    One program serves dispatches of any length up to ``most_steps``, so that a step is the same code in all of them.
+
+    Args:
+      step: ``(state, batch) -> (state, metrics)``.
+      batches_of: ``(table, position, rows)`` -> the function that gives the batch of step i.
+      most_steps: room for the metrics; beyond ``position["num_steps"]`` they are 0.
+    """
+
+    def dispatch(state: TrainState, table: Any, position: Any, rows: Any) -> tuple[TrainState, Metrics]:
+        batch_of = batches_of(table, position, rows)
+
+        # The step is traced once, for the shapes of its metrics and for the loop.
+        traced, like = jax.make_jaxpr(step, return_shape=True)(state, jax.eval_shape(batch_of, jnp.int32(0)))
+        run, structure = jax_core.jaxpr_as_fun(traced), jax.tree.structure(like)
+
+        def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = jax.tree.unflatten(structure, run(*jax.tree.leaves((carry[0], batch_of(i)))))
+            return state, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), carry[1], metrics)
+
+        nothing = jax.tree.map(lambda x: jnp.zeros((most_steps, *x.shape), x.dtype), like[1])
+        return jax.lax.fori_loop(0, position["num_steps"], body, (state, nothing))
+
+    return dispatch
+
+
+def plan(
+    first_step: int, lengths: Sequence[int], num_epochs: int, left_out: Collection[int] = ()
+) -> Iterator[Dispatch]:
+    """All dispatches from a step to the end of the run, one by one.
+
+    Args:
+      first_step: steps done already. Mostly the end of a dispatch; else the first one has only what is left of it.
+      lengths: steps of each dispatch of an epoch.
+      num_epochs: of the run.
+      left_out: steps, counted from 1, that are passed over: each is a dispatch of its own.
+    """
+    steps_per_epoch = sum(lengths)
+    for epoch in range(first_step // steps_per_epoch, num_epochs):
+        before, start = epoch * steps_per_epoch, 0
+        for length in lengths:
+            begin, end = max(start, first_step - before), start + length
+            passed_over = [i for i in range(begin, end) if before + i + 1 in left_out]
+            for i in [*passed_over, end]:
+                if i > begin:
+                    yield Dispatch(epoch, begin, i - begin, before + i, i == steps_per_epoch)
+                if i < end:
+                    yield Dispatch(epoch, i, 1, before + i + 1, i + 1 == steps_per_epoch, left_out=True)
+                begin = i + 1
+            start = end
+
+
+def is_due(dispatch: Dispatch, config: ConfigDict) -> bool:
+    """Whether a checkpoint follows: every so many epochs and at the run's end."""
+    done = dispatch.epoch + 1
+    return dispatch.ends_epoch and (done % config.checkpoint.every_epochs == 0 or done == config.train.num_epochs)
+
+
+def load_rows(config: ConfigDict, stream: shards.ShardStream) -> shards.RowSource:
+    """The rows of a split, kept where the configuration says."""
+    with progress.Counter(f"reading {stream.split}") as counter:
+        return batches.load(
+            stream,
+            tier=config.data.tier,
+            device_table_gib=config.data.device_table_gib,
+            host_table_gib=config.data.host_table_gib,
+            host_cache_gib=config.data.host_cache_gib,
+            progress=counter,
+        )
+
+
+def evaluate(
+    forward: Callable, variables: Any, rows: shards.RowSource, *, batch_size: int, num_devices: int
+) -> tuple[Any, dict[str, Any]]:
+    """Outputs of a mapped forward function for all rows of a split, each row once, in order.
+
+    Args:
+      forward: from :func:`conclugen_jax.train.parallel.map_forward`; takes (variables, {features, present}).
+      variables: on the devices.
+      rows: of the split.
+      batch_size: rows per call; a multiple of ``num_devices``.
+      num_devices: how many share a batch.
+
+    Returns:
+      (tree of arrays [num_examples, ...], {``present``, ``label``} of the same rows).
+    """
+    parts = []
+    for indices, count in batches.evaluation_batches(np.arange(rows.num_examples), batch_size):
+        batch = rows.rows(indices)
+        inputs = {"features": batch["features"], "present": batch["present"]}
+        outputs = parallel.merge_rows(forward(variables, parallel.split_rows(inputs, num_devices)))
+        facts = {"present": batch["present"], "label": batch["label"]}
+        parts.append(jax.tree.map(lambda x, n=count: x[:n], (outputs, facts)))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def records(dispatch: Dispatch, metrics: Metrics) -> list[dict[str, Any]]:
+    """One record per step of a dispatch for ``metrics.jsonl``; waits for the device.
+
+    Args:
+      dispatch: what was sent off.
+      metrics: name -> [num_steps or more].
+    """
+    first = dispatch.end_step - dispatch.num_steps + 1
+    if dispatch.left_out:
+        return [{"step": first, "epoch": dispatch.epoch, "left_out": True}]
+    values = {name: np.asarray(x)[: dispatch.num_steps].tolist() for name, x in metrics.items()}
+    return [
+        {"step": first + i, "epoch": dispatch.epoch, **{name: x[i] for name, x in values.items()}}
+        for i in range(dispatch.num_steps)
+    ]

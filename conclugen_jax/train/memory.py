@@ -1,0 +1,121 @@
+"""What a training run needs of a device's memory, and what to change where that is too much."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.method import model as model_lib
+from conclugen_jax.method import objective, similarity
+
+GIB = 2**30
+CHUNK = 1024
+
+
+def estimate(
+    config: ConfigDict, feature_dims: Mapping[str, int], parameters: int, *, table_rows: int, num_devices: int
+) -> dict[str, float]:
+    """GiB that pretraining takes on each device, by what takes it.
+
+    Args:
+      config: of the run.
+      feature_dims: modality -> size of its features.
+      parameters: their number.
+      table_rows: of the device table; 0 without one.
+      num_devices: that share a batch.
+
+    Returns:
+      ``table``; ``parameters`` with gradients and moments; ``activations`` of the networks that the backward pass needs;
+      ``similarities`` of the contrastive loss.
+    """
+    batch = config.train.batch_size
+    rows, r, width = batch // num_devices, config.model.representation_dim, sum(feature_dims.values())
+    stored = 2 if config.data.storage_dtype == "bfloat16" else 4
+    size = np.dtype(model_lib.DTYPES[config.precision]).itemsize
+    units = sum(4 * (dim if m in config.model.bottleneck else r) + r for m, dim in feature_dims.items())
+    units += (width + len(feature_dims) * config.model.reconstruction_dim) * bool(config.loss.reconstruction_weight)
+    heads = len(feature_dims) * (r // 8 + config.model.projection_dim) * 3
+    at_once = min(rows, config.encoder_chunk_size or rows)
+    pairs = objective.modality_pairs(list(feature_dims), config.loss.contrastive_pairs)
+    kept = rows * batch <= similarity.KEEP_UP_TO and not config.encoder_chunk_size
+    # Kept: of all pairs. Else of one pair at a time, a tile and what the backward pass makes of it.
+    entries = len(pairs) * rows * batch if kept else 2 * min(rows * batch, math.prod(similarity.ACCELERATOR_TILE))
+    moments = 2 if config.optimizer.name == "adamw" else 0
+    return {
+        "table": table_rows * width * stored / GIB,
+        "parameters": parameters * 4 * (2 + moments / (num_devices if config.optimizer.shard else 1)) / GIB,
+        "activations": (rows * (width + heads) * 4 + at_once * units * size) / GIB,
+        "similarities": bool(config.loss.contrastive_weight) * entries * 4 / GIB,
+    }
+
+
+def check(compiled: Any, device: jax.Device, parts: Mapping[str, float], config: ConfigDict) -> None:
+    """Refuse a compiled program that takes more memory than the device has.
+
+    Args:
+      compiled: the program, with the compiler's own account of its memory.
+      device: that it runs on.
+      parts: from :func:`estimate`.
+      config: of the run.
+
+    Raises:
+      ConclugenError: it does not fit; the message has the estimate and the setting that would make it fit.
+    """
+    found, limit = compiled.memory_analysis(), available(device)
+    # What is there already (arguments) is counted in the limit of a CPU; outputs take the place of arguments.
+    needed = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    if device.platform != "cpu":
+        needed += found.argument_size_in_bytes
+    if limit is not None and needed > limit:
+        raise too_large(parts, config, f"{needed / GIB:.1f} GiB are needed where {limit / GIB:.1f} GiB are left")
+
+
+def too_large(parts: Mapping[str, float], config: ConfigDict, fact: str) -> ConclugenError:
+    """The error of a run that does not fit, with the estimate and the way out that saves most."""
+    listed = ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items())
+    return ConclugenError(
+        f"config.train.batch_size={config.train.batch_size} does not fit into the device's memory ({fact}; estimate in GiB: "
+        f"{listed}); {_way_out(parts, config)}"
+    )
+
+
+@contextlib.contextmanager
+def explained(parts: Mapping[str, float], config: ConfigDict) -> Iterator[None]:
+    """Turn the runtime's "out of memory" into :func:`too_large`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        raise too_large(parts, config, str(e).strip().splitlines()[0][:120]) from e
+
+
+def _way_out(parts: Mapping[str, float], config: ConfigDict) -> str:
+    largest = max(parts, key=parts.get)
+    if largest == "table":
+        return "keep the rows on the host: set config.data.tier=host"
+    if largest == "activations" and not 0 < config.encoder_chunk_size <= CHUNK:
+        return f"set config.encoder_chunk_size={CHUNK}"
+    if largest == "parameters":
+        if not config.optimizer.shard and config.optimizer.name == "adamw":
+            return "set config.optimizer.shard=True with several devices or lower config.model.representation_dim"
+        return "lower config.model.representation_dim or use devices with more memory"
+    return "lower config.train.batch_size or use more devices"
+
+
+def available(device: jax.Device) -> int | None:
+    """Bytes that a program may take: all that the accelerator lends, or what the host has free; ``None``: unknown."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
