@@ -17,3 +17,8 @@ def place_of(e: BaseException) -> str:
     own = [frame for frame in frames if "-packages" not in frame.filename]
     where = (own or frames)[-1]
     return f"{where.filename}, line {where.lineno}"
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of an exception's text, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]

@@ -16,7 +16,7 @@ from rich.table import Table
 from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.system import files
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a pretraining run")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "newest", "newest, best or a step; default: newest")
@@ -50,11 +50,11 @@ def main() -> None:
         seed=SEED.value,
     )
     content = json.dumps(dataclasses.asdict(report), indent=1) + "\n"
-    workdir_lib.write_atomically(Path(f"{output}.json"), content, place="--output")
+    files.write_atomically(Path(f"{output}.json"), content, place="--output")
     columns, rows = cells(report)
     markdown = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
     lines = "\n".join([*markdown, "", report.protocol, ""])
-    workdir_lib.write_atomically(Path(f"{output}.md"), lines, place="--output")
+    files.write_atomically(Path(f"{output}.md"), lines, place="--output")
     table = Table(title="accuracy in % by labels per class", caption=report.protocol)
     for column in columns:
         table.add_column(column, no_wrap=column != columns[0])

@@ -32,7 +32,7 @@ from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
-from conclugen_jax.system import progress, signals
+from conclugen_jax.system import files, progress, signals
 from conclugen_jax.train import feed, loop, parallel, sharded_update
 from conclugen_jax.train import optimizer as optimizer_lib
 
@@ -103,7 +103,7 @@ def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device])
         values = {k: [r[split][k] for r in results] for k in measures}
         result[split] = {k: float(np.mean(v)) for k, v in values.items()}
         result[f"{split}_folds"] = values
-    workdir_lib.write_atomically(workdir / RESULT, json.dumps(result, indent=1) + "\n")
+    files.write_json(workdir / RESULT, result)
     return result
 
 
@@ -223,7 +223,7 @@ def _run(
         "validation": run.scores(best.weights, "validation"),
         "test": run.scores(best.weights, "test"),
     }
-    workdir_lib.write_atomically(workdir / RESULT, json.dumps(result, indent=1) + "\n")
+    files.write_json(workdir / RESULT, result)
     return result
 
 

@@ -28,6 +28,7 @@ from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint, seals
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.system import files
 
 WEIGHTS = "weights.safetensors"
 EXPORT = "export.json"
@@ -194,7 +195,7 @@ def export_weights(workdir: str | Path, output: str | Path, which: str | int = "
             "config": config.to_dict(),
             "data": json.loads(manifest.to_json()),
         }
-        workdir_lib.write_atomically(folder / EXPORT, json.dumps(facts, indent=1) + "\n")
+        files.write_json(folder / EXPORT, facts)
     return hashes
 
 
@@ -223,9 +224,9 @@ def import_weights(source: str | Path, workdir: str | Path, data: str | Path | N
         )
     config.data.path = "" if data is None else str(data)
     with _appearing(workdir) as folder:
-        workdir_lib.write_atomically(folder / workdir_lib.DATA, manifest.to_json())
-        workdir_lib.write_atomically(folder / workdir_lib.CONFIG, config_lib.to_json(config))
-        workdir_lib.write_atomically(folder / workdir_lib.IMPORTED, json.dumps(hashes._asdict(), indent=1) + "\n")
+        files.write_atomically(folder / workdir_lib.DATA, manifest.to_json())
+        files.write_atomically(folder / workdir_lib.CONFIG, config_lib.to_json(config))
+        files.write_json(folder / workdir_lib.IMPORTED, hashes._asdict())
         with checkpoint.Checkpoints(folder) as saved:
             saved.save(hashes.step, variables, {})
     return hashes

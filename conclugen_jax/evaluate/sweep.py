@@ -6,7 +6,6 @@ seed would. Each member is the fit that ``downstream.downstream`` makes with its
 """
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from conclugen_jax.evaluate.task import TRAINABLE, Task
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
-from conclugen_jax.system import progress, signals
+from conclugen_jax.system import files, progress, signals
 from conclugen_jax.train import parallel
 
 
@@ -80,7 +79,7 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             members += tried
         result = downstream.facts(config, dataset.manifest, label, encoder)
         result |= {"grid": grid, "selected": selected, "members": members}
-        workdir_lib.write_atomically(folder / downstream.RESULT, json.dumps(result, indent=1) + "\n")
+        files.write_json(folder / downstream.RESULT, result)
     return result
 
 

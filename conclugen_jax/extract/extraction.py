@@ -35,8 +35,7 @@ from conclugen_jax.extract.media import speech
 from conclugen_jax.extract.networks import weights
 from conclugen_jax.extract.preparation import Prepared, Recipe
 from conclugen_jax.extract.store import Planned, Store
-from conclugen_jax.run import workdir as workdir_lib
-from conclugen_jax.system import locks
+from conclugen_jax.system import files, locks
 
 MOST_WAITING = 64
 """Utterances that wait for their batches to be filled, and would be done again after an interruption, at most."""
@@ -371,7 +370,7 @@ def _list(target: Path, kind: tuple[str, str], rows: Mapping[str, str]) -> Path:
         return path
     text = io.StringIO(newline="")
     csv.writer(text).writerows([("utterance", kind[1]), *sorted(rows.items())])
-    workdir_lib.write_atomically(path, text.getvalue())
+    files.write_atomically(path, text.getvalue())
     return path
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import decoding as media
 from conclugen_jax.extract.prediction import Prediction
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.system import files
 
 WIDTH, FRAME, MARGIN, LINE, AXIS = 1100, (240, 180), 16, 20, 22
 MOST = 300
@@ -65,7 +65,7 @@ def draw(predictions: Sequence[Prediction], path: Path) -> None:
             top += height
     content = io.BytesIO()
     image.save(content, "PNG")
-    workdir_lib.write_atomically(path, content.getvalue(), place="--picture")
+    files.write_atomically(path, content.getvalue(), place="--picture")
 
 
 def _small(p: Prediction) -> tuple[Any, tuple[float, ...] | None]:

@@ -18,7 +18,7 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import trackers
-from conclugen_jax.system import processes, progress
+from conclugen_jax.system import files, processes, progress
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -128,14 +128,14 @@ def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = F
                 "restore that data set to resume or choose another --workdir"
             )
         if elsewhere:
-            write_atomically(workdir / CONFIG, config_lib.to_json(config))
+            files.write_atomically(workdir / CONFIG, config_lib.to_json(config))
         return
     if any(workdir.glob("checkpoints/[0-9]*")):
         raise ConclugenError(
             f"{workdir / CONFIG}: missing, but there are checkpoints; restore it or choose another --workdir"
         )
-    write_atomically(workdir / DATA, data.to_json())
-    write_atomically(workdir / CONFIG, config_lib.to_json(config))
+    files.write_atomically(workdir / DATA, data.to_json())
+    files.write_atomically(workdir / CONFIG, config_lib.to_json(config))
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
@@ -151,22 +151,6 @@ def read_config(workdir: str | Path) -> ConfigDict:
 def read_data(workdir: str | Path) -> Manifest:
     """The manifest of the data set that the run in a workdir was started with."""
     return manifest_lib.read_file(Path(workdir) / DATA, missing="name the workdir of a run")
-
-
-def write_atomically(path: Path, content: str | bytes, *, place: str = "--workdir") -> None:
-    """Write a file that is there whole or not at all, even after a power cut; ``place``: the option that says where it lies."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        with scratch.open("wb") as f:
-            f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(scratch, path)
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be written ({e.strerror}); free space or choose another {place}") from e
-    finally:  # also where a signal ends the run
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 def left_out_steps(workdir: Path) -> list[int]:
@@ -200,7 +184,7 @@ def leave_out(workdir: Path, record: dict[str, Any]) -> None:
     """
     path = workdir / BAD_STEPS
     before = path.read_text(encoding="utf-8") if path.exists() else ""
-    write_atomically(path, before + json.dumps(record) + "\n")
+    files.write_atomically(path, before + json.dumps(record) + "\n")
 
 
 class MetricsLog:
@@ -219,7 +203,7 @@ class MetricsLog:
             return
         self._mirrors = trackers.Mirrors(workdir, step, tensorboard=tensorboard, tracker=tracker)
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
-        write_atomically(self._path, "".join(line + "\n" for line in kept))
+        files.write_atomically(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("ab", buffering=0)
 
     def write(self, records: list[dict[str, Any]]) -> None:

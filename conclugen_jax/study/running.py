@@ -5,7 +5,6 @@ is what was asked for, ``results.json`` what came out. Whatever is finished is s
 interrupted pretraining goes on from its checkpoint. A cell that fails is marked with its error, the others go on.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.study import definition as study_runs
 from conclugen_jax.study import results as study_results
 from conclugen_jax.study import work as study_work
-from conclugen_jax.system import progress, signals
+from conclugen_jax.system import files, progress, signals
 
 DEFINITION = "study.json"
 
@@ -40,7 +39,7 @@ def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
     with workdir_lib.claim(folder) as root, signals.caught() as stop:
         chains = list(study_runs.chains(study))
         every = [run for chain in chains for run in chain]
-        workdir_lib.write_atomically(root / DEFINITION, config_lib.to_json(study))
+        files.write_atomically(root / DEFINITION, config_lib.to_json(study))
         waiting = [chain for chain in chains if not all(study_work.is_done(root, run) for run in chain)]
         jobs = min(study.jobs or study_work.automatic_jobs(study.job_gib), max(len(waiting), 1))
         progress.say(
@@ -49,7 +48,7 @@ def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
         )
         study_work.work(root, waiting, jobs, stop)
         results = study_results.collect(study, every, root)
-        workdir_lib.write_atomically(root / study_results.RESULTS, json.dumps(results, indent=1) + "\n")
+        files.write_json(root / study_results.RESULTS, results)
     return results
 
 

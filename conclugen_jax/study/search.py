@@ -26,9 +26,8 @@ from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import config as config_lib
-from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.study import search_space
-from conclugen_jax.system import progress, signals
+from conclugen_jax.system import files, progress, signals
 
 DATABASE, DEFINITION, RESULT, TRIALS = "search.sqlite", "search.json", "result.json", "trials"
 NAME = "pretraining"  # of the one study in the database
@@ -267,7 +266,7 @@ def _settle(folder: Path, definition: Mapping[str, Any]) -> None:
     if not path.exists():
         if (folder / DATABASE).exists():
             raise ConclugenError(f"{path}: missing, but there are trials; restore it or choose another --search")
-        workdir_lib.write_atomically(path, json.dumps(definition, indent=2) + "\n")
+        files.write_json(path, definition)
         return
     try:
         old = dict(config_lib.flatten(json.loads(path.read_text(encoding="utf-8"))))
@@ -389,7 +388,7 @@ class Trials:
                 },
                 "trials": trials,
             }
-            workdir_lib.write_atomically(self._folder / RESULT, json.dumps(result, indent=1) + "\n")
+            files.write_json(self._folder / RESULT, result)
         return result
 
     def _left_behind(self, owned: contextlib.ExitStack) -> Trial | None:

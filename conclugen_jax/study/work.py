@@ -22,7 +22,7 @@ from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.study import results as study_results
 from conclugen_jax.study.definition import SWEPT, Run
-from conclugen_jax.system import progress, signals
+from conclugen_jax.system import files, progress, signals
 
 FAILURE, DONE = "failed.json", "done.json"
 BEGUN = "it was begun and has not ended; repeat the command to go on"
@@ -142,7 +142,7 @@ def mark_lost(root: Path, chain: list[Run], code: int) -> list[Run]:
 def _fail(root: Path, run: Run, error: str) -> None:
     folder = root / run.path
     folder.mkdir(parents=True, exist_ok=True)
-    workdir_lib.write_atomically(folder / FAILURE, json.dumps({"error": error}) + "\n")
+    files.write_atomically(folder / FAILURE, json.dumps({"error": error}) + "\n")
 
 
 def _worker(root: str, chain: list[Run], slot: int, jobs: int, parent: int) -> None:
@@ -207,7 +207,7 @@ def perform(run: Run, root: Path) -> None:
         config.downstream.checkpoint = str((root / config.downstream.checkpoint).absolute())
     if run.protocol == "pretraining":
         state = pretrain.pretrain(config, workdir)
-        workdir_lib.write_atomically(workdir / DONE, json.dumps({"steps": int(state.step)}) + "\n")
+        files.write_atomically(workdir / DONE, json.dumps({"steps": int(state.step)}) + "\n")
     elif run.protocol in SWEPT:
         sweep.sweep(config, workdir)
     else:

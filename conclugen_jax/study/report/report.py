@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import conclugen_jax
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.study.report import embedding_map as report_map
 from conclugen_jax.study.report import figures as report_figures
 from conclugen_jax.study.report import page as report_page
@@ -20,6 +19,7 @@ from conclugen_jax.study.report.page import Section
 from conclugen_jax.study.report.published import SOURCE
 from conclugen_jax.study.report.reading import Study
 from conclugen_jax.study.report.tables import Table
+from conclugen_jax.system import files
 
 HTML = "report.html"
 MARKDOWN = "report.md"
@@ -74,8 +74,8 @@ def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence
     sections["Configuration and versions"] = _configuration(found)
     parts = [Section(title.lower().replace(" ", "-"), title, text) for title, text in sections.items()]
     page = report_page.page(f"Study {found.name}", _lead(found), warnings, parts)
-    workdir_lib.write_atomically(folder / MARKDOWN, _markdown(found, tables, warnings))
-    workdir_lib.write_atomically(folder / HTML, page)
+    files.write_atomically(folder / MARKDOWN, _markdown(found, tables, warnings))
+    files.write_atomically(folder / HTML, page)
     return Written([folder / HTML, folder / MARKDOWN], progress(found), warnings)
 
 

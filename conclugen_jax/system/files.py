@@ -1,0 +1,86 @@
+"""Files of our own: written whole or not at all, hashed, and read back as what they should be."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from conclugen_jax.errors import ConclugenError
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a scratch path whose file takes the place of ``path`` when the context ends without an error.
+
+    The file is synced first, so that it is there whole or not at all even after a power cut. The scratch file has the ending
+    of ``path`` and lies beside it; it is removed if the context fails.
+
+    Raises:
+      OSError: no space, or not allowed.
+    """
+    scratch = path.with_name(f".tmp-{path.name}")
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:  # also where a signal ends the run
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes, *, place: str = "--workdir") -> None:
+    """Write a file that is there whole or not at all.
+
+    Args:
+      path: of the file.
+      content: text is written as UTF-8.
+      place: the option that says where it lies, for the message.
+
+    Raises:
+      ConclugenError: no space, or not allowed.
+    """
+    try:
+        with replaced(path) as scratch:
+            scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as e:
+        raise ConclugenError(f"{path}: cannot be written ({e.strerror}); free space or choose another {place}") from e
+
+
+def write_json(path: Path, value: Any, *, place: str = "--workdir") -> None:
+    """Write a JSON file atomically, indented; see :func:`write_atomically`."""
+    write_atomically(path, json.dumps(value, indent=1) + "\n", place=place)
+
+
+def read_json(path: Path, like: type[T], *, way_out: str) -> T:
+    """Read a JSON file as a type, such as a ``msgspec.Struct``.
+
+    Args:
+      path: of the file.
+      like: what it must hold; ``dict[str, Any]`` for any object.
+      way_out: what to do about a file that is missing or damaged.
+
+    Raises:
+      ConclugenError: the file cannot be read, is not JSON, or lacks or mistypes a field, which is named.
+    """
+    try:
+        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), like)
+    except OSError as e:
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); {way_out}") from e
+    except msgspec.ValidationError as e:
+        raise ConclugenError(f"{path}: not as expected ({e}); {way_out}") from e
+    except (ValueError, RecursionError) as e:
+        raise ConclugenError(f"{path}: not valid JSON ({e}); {way_out}") from e
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

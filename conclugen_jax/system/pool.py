@@ -1,0 +1,103 @@
+"""Worker processes: fresh ones, blind to Ctrl-C, that end with this process however it ends."""
+
+import concurrent.futures
+import concurrent.futures.process
+import contextlib
+import multiprocessing
+import multiprocessing.context
+import multiprocessing.process
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from conclugen_jax.system import signals
+
+Died = concurrent.futures.process.BrokenProcessPool
+"""Raised by the result of a call whose process was killed or crashed."""
+
+
+class Pool:
+    """Worker processes; a context manager that leaves none of them behind, however it is left.
+
+    Processes are spawned, not forked: the fork of a process with threads may hang.
+    """
+
+    def __init__(self, num_workers: int, *, start: Callable[[], None] | None = None):
+        """Prepare a pool; processes start with the first call.
+
+        Args:
+          num_workers: number of processes.
+          start: called once in each process before its first call.
+        """
+        self._context = _Spawning()
+        self._executor = concurrent.futures.ProcessPoolExecutor(
+            num_workers, mp_context=self._context, initializer=_start, initargs=(os.getpid(), start)
+        )
+        self._num_workers = num_workers
+
+    def submit(self, function: Callable, *args: Any) -> concurrent.futures.Future:
+        """Queue one call."""
+        with _interrupts_blocked():
+            return self._executor.submit(function, *args)
+
+    def map(self, function: Callable, jobs: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
+        """Yield ``function(job)`` of every job, in order.
+
+        Args:
+          function: importable by the processes.
+          jobs: read no further than ``ahead`` jobs a process beyond those that are running.
+          ahead: queued jobs per process.
+
+        Raises:
+          Died: a process was killed or crashed.
+        """
+        waiting: deque[concurrent.futures.Future] = deque()
+        for job in jobs:
+            waiting.append(self.submit(function, job))
+            if len(waiting) >= self._num_workers * (1 + ahead):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def kill(self) -> None:
+        """End all processes, whatever they do."""
+        for process in self._context.started:
+            if process.pid is not None:
+                process.kill()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None:
+            self.kill()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class _Spawning(multiprocessing.context.SpawnContext):
+    """Remembers the processes that it starts."""
+
+    def __init__(self) -> None:
+        self.started: list[multiprocessing.process.BaseProcess] = []
+
+    def Process(self, *args, **kwargs):
+        self.started.append(super().Process(*args, **kwargs))
+        return self.started[-1]
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, which a terminal sends to all: it is the parent's."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(parent: int, start: Callable[[], None] | None) -> None:
+    signals.end_with(parent)
+    if start is not None:
+        start()
