@@ -28,7 +28,11 @@ COMMANDS = [
 
 def flags(launcher):
     """Names of a launcher's own flags."""
-    return set(re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / "conclugen_jax" / "commands" / f"{launcher}.py").read_text()))
+    return set(
+        re.findall(
+            r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / "conclugen_jax" / "commands" / f"{launcher}.py").read_text()
+        )
+    )
 
 
 BUILD = flags("build_dataset")

@@ -60,7 +60,9 @@ def _restore(workdir: str | Path, which: str | int) -> _Restored:
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         step = saved.find(which)
         tree, _ = saved.restore_tree(step)
-    template = jax.eval_shape(functools.partial(model_lib.initial_variables, model, jax.random.key(0), manifest))
+    template = jax.eval_shape(
+        functools.partial(model_lib.initial_variables, model, jax.random.key(0), manifest.standardization)
+    )
     found = {name: tree.get(name, {}) for name in template}
     variables = checkpoint.from_tree(found, template, source=f"{workdir} step {step}")
     return _Restored(model, variables, config, tree.get("centroids", np.zeros(0)))
