@@ -284,7 +284,9 @@ def _template(path: Path, config: ConfigDict, manifest: Manifest) -> dict[str, A
         manifest.modalities, config.data.modalities, what="modality", where=f"{path}: the data set"
     )
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in names})
-    return jax.eval_shape(functools.partial(model_lib.initial_variables, model, jax.random.key(0), manifest))
+    return jax.eval_shape(
+        functools.partial(model_lib.initial_variables, model, jax.random.key(0), manifest.standardization)
+    )
 
 
 def _weights(path: Path, hashes: Hashes, template: Mapping[str, Any]) -> dict[str, Any]:
