@@ -15,7 +15,7 @@ import pytest
 
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.method import losses, objective, train_state
+from conclugen_jax.method import fusion, losses, objective, train_state
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.pretrain import recorder
 from conclugen_jax.pretrain import training as pretrain
@@ -443,7 +443,7 @@ def test_modality_pairs():
 def test_fused_is_the_mean_over_present_modalities():
     logits = {"a": jnp.array([[2.0], [2.0], [5.0]]), "b": jnp.array([[4.0], [jnp.nan], [7.0]])}
     present = {"a": jnp.array([True, True, False]), "b": jnp.array([True, False, False])}
-    np.testing.assert_array_equal(objective.fuse(logits, present), [[3.0], [2.0], [0.0]])
+    np.testing.assert_array_equal(fusion.fuse(logits, present, "mean"), [[3.0], [2.0], [0.0]])
 
 
 def test_individual_clustering_is_the_sum_over_modalities(monkeypatch):

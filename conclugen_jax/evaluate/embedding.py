@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from conclugen_jax.data import batches, shards
@@ -15,6 +16,7 @@ from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, encoder, probe, task
+from conclugen_jax.method import fusion as fusion_lib
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import workdir as workdir_lib
@@ -135,7 +137,7 @@ def embed(
                 f"{dataset.path} has {dataset.manifest.modalities[m]} features of modality {m!r}, the run was trained on "
                 f"{size}; use features of the same extractor"
             )
-    forward = jax.jit(functools.partial(_forward, network))
+    forward = jax.jit(functools.partial(_forward, network, wanted, fusion))
     for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
         rows = stream.rows(indices)
         ids, groups = stream.names(indices[:count])
@@ -143,7 +145,7 @@ def embed(
             vectors, logits = forward(network.variables, network.classifier_params, rows["features"], rows["present"])
         chunk = {"id": ids, "group": groups, "label": rows["label"][:count]}
         chunk |= {f"present/{m}": rows["present"][m][:count] for m in wanted}
-        chunk |= _fused({m: np.asarray(vectors[m])[:count] for m in wanted}, chunk, fusion)
+        chunk |= {name: np.asarray(x)[:count] for name, x in vectors.items()}
         yield chunk | _predicted(network, logits, count)
 
 
@@ -167,7 +169,7 @@ def predictor(
     network: Network,
 ) -> Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
     """:func:`predict` for one network, compiled once for all calls with as many rows."""
-    forward = jax.jit(functools.partial(_forward, network))
+    forward = jax.jit(functools.partial(_forward, network, (), "none"))
 
     def run(features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with jax.default_matmul_precision("highest"):
@@ -177,21 +179,17 @@ def predictor(
     return run
 
 
-def _forward(network: Network, variables: Any, params: Any, features: Any, present: Any) -> tuple[Any, Any]:
+def _forward(
+    network: Network, wanted: Sequence[str], how: str, variables: Any, params: Any, features: Any, present: Any
+) -> tuple[dict[str, jax.Array], jax.Array | None]:
+    """Return the vectors of the wanted modalities, fused if asked for, and the classifier's outputs if there is one."""
     representations = network.model.apply(variables, features, method="represent")
-    vectors = {m: jax.numpy.where(present[m][:, None], x, 0) for m, x in representations.items()}
-    if network.classifier is None:
-        return vectors, None
-    return vectors, network.classifier.apply(params, representations, present=present)
-
-
-def _fused(vectors: dict[str, np.ndarray], chunk: Mapping[str, np.ndarray], fusion: str) -> dict[str, np.ndarray]:
-    if fusion == "none":
-        return vectors
-    if fusion == "concat":
-        return {"fused": np.concatenate([vectors[m] for m in sorted(vectors)], axis=1)}
-    count = sum(chunk[f"present/{m}"].astype(np.float32) for m in vectors)
-    return {"fused": sum(vectors.values()) / np.maximum(count, 1)[:, None]}
+    logits = None
+    if network.classifier is not None:
+        logits = network.classifier.apply(params, representations, present=present)
+    if how == "none":
+        return {m: jnp.where(present[m][:, None], representations[m], 0) for m in wanted}, logits
+    return {"fused": fusion_lib.fuse({m: representations[m] for m in wanted}, present, how)}, logits
 
 
 def _predicted(network: Network, logits: Any, count: int) -> dict[str, np.ndarray]:

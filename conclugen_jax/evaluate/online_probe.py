@@ -20,7 +20,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import grid
 from conclugen_jax.evaluate import metrics as metrics_lib
 from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.method import clustering, losses, objective
+from conclugen_jax.method import clustering, fusion, losses
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.train import loop
@@ -164,9 +164,9 @@ class OnlineProbe:
 
 def _forward(model: model_lib.ConCluGen, variables: Any, features: Any, present: Any) -> dict[str, jax.Array]:
     outputs = model.apply(variables, features, present=present)
-    vectors = {"x": model_lib.fuse(outputs.representations, present, "concat").astype(jnp.float32)}
+    vectors = {"x": fusion.fuse(outputs.representations, present, "concat").astype(jnp.float32)}
     if outputs.cluster_logits:
-        vectors["fused"] = objective.fuse(outputs.cluster_logits, present)
+        vectors["fused"] = fusion.fuse(outputs.cluster_logits, present, "mean")
     return vectors
 
 

@@ -15,7 +15,7 @@ from conclugen_jax.data import batches, shards
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.method import clustering, objective
+from conclugen_jax.method import clustering, fusion
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.model import ConCluGen
 from conclugen_jax.run import checkpoint
@@ -285,7 +285,7 @@ def label_efficiency_of_run(
 
 def concatenated(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> np.ndarray:
     """All modalities side by side in the order of their names, zeros where absent: [n, sum of dims]."""
-    return np.concatenate([np.where(present[m][:, None], vectors[m], 0) for m in sorted(vectors)], axis=1)
+    return fusion.fuse(vectors, present, "concat", xp=np)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,7 +369,7 @@ def _nearest(restored: _Restored, features: Mapping[str, np.ndarray], present: M
         return np.zeros(0, np.int32)
     with jax.default_matmul_precision("highest"):
         outputs = jax.jit(model.clone(axis_name=None).apply)(variables, features)
-        fused = objective.fuse(outputs.cluster_logits, present)
+        fused = fusion.fuse(outputs.cluster_logits, present, "mean")
     return np.asarray(clustering.nearest(fused, centroids, metric=config.clustering.metric))
 
 

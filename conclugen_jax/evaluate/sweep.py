@@ -24,7 +24,7 @@ from conclugen_jax.evaluate import grid as grid_lib
 from conclugen_jax.evaluate import splits as splits_lib
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.evaluate.task import TRAINABLE, Task
-from conclugen_jax.method import model as model_lib
+from conclugen_jax.method import fusion
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
@@ -105,7 +105,7 @@ def _joined(
 ) -> grid_lib.Vectors:
     """Of the training split its usable rows; of the others all that have a label, with features or without."""
     table = encoder_lib.represented(encoder, rows, config, jax.devices()[:1])
-    x = model_lib.fuse(table.table["features"], table.table["present"], config.downstream.fusion)
+    x = fusion.fuse(table.table["features"], table.table["present"], config.downstream.fusion)
     labels = table.table["label"]
     usable = rows.usable if name == "train" else np.flatnonzero(task_lib.known(label, labels))
     return grid_lib.Vectors(x, labels, usable)

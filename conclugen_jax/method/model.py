@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from conclugen_jax.method import collectives, losses
+from conclugen_jax.method import collectives, fusion, losses
 
 DTYPES = {"float32": jnp.float32, "tensorfloat32": jnp.float32, "bfloat16": jnp.bfloat16}
 """config.precision -> type of the networks' matrix products."""
@@ -435,18 +435,6 @@ class ConCluGen(nn.Module):
         return self.projection(x, stage, valid, train)
 
 
-def fuse(representations: Mapping[str, jax.Array], present: Mapping[str, jax.Array], fusion: str) -> jax.Array:
-    """Join the representations of modalities [n, R]: ``concat`` [n, M R], or ``mean`` over those a row has [n, R].
-
-    The units of an absent modality are zero.
-    """
-    # Sorted: the order must not depend on whether the dict has passed through a compiled function.
-    parts = [jnp.where(present[m][:, None], representations[m], 0) for m in sorted(representations)]
-    if fusion == "concat":
-        return jnp.concatenate(parts, axis=1)
-    return sum(parts) / jnp.maximum(sum(present[m].astype(jnp.float32) for m in representations), 1)[:, None]
-
-
 class Classifier(nn.Module):
     """Dropout and one Linear on the joined representations.
 
@@ -482,7 +470,7 @@ class Classifier(nn.Module):
         Returns:
           float32 [n, num_outputs].
         """
-        x = fuse(representations, present, self.fusion)
+        x = fusion.fuse(representations, present, self.fusion)
         if dropout_key is not None and self.dropout_rate:
             # Drawn for the whole batch, so that the number of devices changes nothing.
             shape = (x.shape[0] * collectives.device_count(self.axis_name), x.shape[1])

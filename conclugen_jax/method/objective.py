@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from conclugen_jax.method import clustering, collectives, losses, views
+from conclugen_jax.method import clustering, collectives, fusion, losses, views
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.train_state import Metrics, TrainState
 
@@ -108,13 +108,6 @@ def forward(
     return encoded, projected, updates.get("batch_stats", {})
 
 
-def fuse(cluster_logits: Mapping[str, jax.Array], present: Mapping[str, jax.Array]) -> jax.Array:
-    """Mean over the modalities that each row has (Eq. 8): modality -> [n, K] -> [n, K]."""
-    count = sum(present[m].astype(jnp.float32) for m in cluster_logits)
-    kept = sum(jnp.where(present[m][:, None], g, 0) for m, g in cluster_logits.items())
-    return kept / jnp.maximum(count, 1)[:, None]
-
-
 def clustering_term(
     cluster_logits: Mapping[str, jax.Array],
     present: Mapping[str, jax.Array],
@@ -127,7 +120,7 @@ def clustering_term(
 ) -> Clustered:
     """L_Clu: k-means over the queue and this batch, then the margin softmax towards the own centroid (Eq. 8-10)."""
     section = config.clustering
-    fused = fuse(cluster_logits, present)
+    fused = fusion.fuse(cluster_logits, present, "mean")
     all_fused = collectives.gather(jax.lax.stop_gradient(fused), axis_name)
     filled = state.queue_batches
     if section.queue_reset == "epoch":
