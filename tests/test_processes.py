@@ -289,7 +289,7 @@ def test_a_number_that_comes_twice_or_of_another_count(second):
 
 PARTY = """
 import os, sys, time
-from conclugen_jax import processes
+from conclugen_jax.system import processes
 from conclugen_jax.errors import ConclugenError
 place = processes.from_environment(1)
 lines = processes._listen(place, 20) if place.index == 0 else [processes._call(place, 20)]

@@ -71,7 +71,7 @@ def ended(program, *numbers):
 
 COMPILED_CODE = """
 import numpy as np
-from conclugen_jax import signals
+from conclugen_jax.system import signals
 signals.GRACE = 0.5
 x = np.random.default_rng(0).normal(size=(4000, 4000))
 with signals.caught() as stop:
@@ -96,7 +96,7 @@ def test_compiled_code_that_must_end_is_waited_for_and_a_second_signal_ends_it()
 
 KEPT = """
 import time
-from conclugen_jax import signals
+from conclugen_jax.system import signals
 signals.GRACE = 0.5
 with signals.caught() as stop, stop.at_once():
     print("ready", flush=True)
