@@ -14,6 +14,7 @@ import pytest
 from conclugen_jax.commands import app
 from conclugen_jax.pretrain import recorder
 from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.run import workdir
 from conclugen_jax.system import processes, signals
 from tests.helpers import tiny_config
 
@@ -44,6 +45,8 @@ def main():
 
     def take_then_kill(self, dispatch, metrics):
         take(self, dispatch, metrics)
+        if processes.is_main():
+            shutil.copy(folder / "shards" / workdir.LOCK, folder / "owner")
         if dispatch.end_step == STOP_AFTER and not processes.is_main():
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,6 +1,5 @@
 """Whether an installation can train: each check says what was found and, if it is wrong, how to mend it."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from conclugen_jax.data import builders, digits, shards
 from conclugen_jax.method import collectives
 from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
+from conclugen_jax.system import locks
 from conclugen_jax.train import parallel
 
 
@@ -145,8 +145,8 @@ def disk(folder: Path) -> Finding:
             file.flush()
             os.fsync(file.fileno())
         rate = 64 / (time.perf_counter() - start)
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locks.hold(path):
+            pass
     found = f"{folder}: {free:.0f} GiB free, {rate:,.0f} MiB/s written and synced, locks work"
     if free < 5:
         return Finding("disk", "warning", found, "a checkpoint of the paper's sizes takes 1.3 GiB; free some space")

@@ -1,12 +1,9 @@
 """The folder of a run: one owner at a time, its configuration and data manifest, its metrics log."""
 
 import contextlib
-import datetime
 import errno
-import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import trackers
-from conclugen_jax.system import files, processes, progress
+from conclugen_jax.system import files, locks, processes, progress
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -44,46 +41,22 @@ def claim(workdir: str | Path) -> Iterator[Path]:
     if not processes.is_main():
         yield workdir
         return
-    mend = "choose another --workdir or free it"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / LOCK, "a+")  # noqa: SIM115  closed below, after the run
-    except OSError as e:
-        raise ConclugenError(f"{workdir}: cannot be written ({e.strerror}); {mend}") from e
-    with lock:
+    with contextlib.ExitStack() as owned:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
+            workdir.mkdir(parents=True, exist_ok=True)
+            owned.enter_context(locks.hold(workdir / LOCK))
+            with files.replaced(workdir / ".probe") as probe:  # a full disk shows only when data is written and synced
+                probe.write_bytes(bytes(65536))
+            (workdir / ".probe").unlink()
+        except locks.Busy as e:
             raise ConclugenError(
-                f"{workdir}: in use by {lock.read().strip() or 'another process'}; wait for it, stop it, or "
-                "choose another --workdir"
+                f"{workdir}: in use by {e}; wait for it, stop it, or choose another --workdir"
             ) from None
-        try:
-            _write_owner(lock)
-            _probe(workdir)
         except OSError as e:
-            raise ConclugenError(f"{workdir}: cannot be written ({e.strerror}); {mend}") from e
+            raise ConclugenError(
+                f"{workdir}: cannot be written ({e.strerror}); choose another --workdir or free it"
+            ) from e
         yield workdir
-
-
-def _write_owner(lock: Any) -> None:
-    lock.truncate(0)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    lock.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
-    lock.flush()
-
-
-def _probe(workdir: Path) -> None:
-    """Write and sync a file, since a full disk shows only then."""
-    probe = workdir / ".probe"
-    try:
-        with probe.open("wb") as f:
-            f.write(bytes(65536))
-            f.flush()
-            os.fsync(f.fileno())
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 PLACES = ("data.path", "online_probe.path", "downstream.checkpoint")

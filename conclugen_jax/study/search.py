@@ -5,7 +5,6 @@ what came of it, a trial is a run of :func:`conclugen_jax.pretrain.training.pret
 """
 
 import contextlib
-import fcntl
 import json
 import shlex
 import shutil
@@ -27,7 +26,7 @@ from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.study import search_space
-from conclugen_jax.system import files, progress, signals
+from conclugen_jax.system import files, locks, progress, signals
 
 DATABASE, DEFINITION, RESULT, TRIALS = "search.sqlite", "search.json", "result.json", "trials"
 NAME = "pretraining"  # of the one study in the database
@@ -296,8 +295,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    with open(folder / ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.hold(folder / ".lock", wait=lambda _: None):
         try:
             yield
         except (StorageInternalError, SQLAlchemyError) as e:
@@ -432,13 +430,10 @@ class Trials:
         return trial
 
     def _own(self, trial: Trial, owned: contextlib.ExitStack) -> bool:
-        lock = open(self.workdir(trial.number).with_suffix(".lock"), "a")  # noqa: SIM115  closed with what is owned
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
+            owned.enter_context(locks.hold(self.workdir(trial.number).with_suffix(".lock")))
+        except locks.Busy:
             return False
-        owned.enter_context(lock)
         return True
 
     def _drawn(self) -> list[Any]:

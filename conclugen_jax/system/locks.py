@@ -1,4 +1,4 @@
-"""Locks on files: one process at a time, let go by the system when their holder ends, however it ends."""
+"""Locks on files: one holder at a time; the system releases the lock when its holder ends, however it ends."""
 
 import contextlib
 import datetime
@@ -11,25 +11,25 @@ from typing import IO
 
 
 class Busy(Exception):
-    """Another process has the lock; the text says which."""
+    """Another process holds the lock; the text says which."""
 
 
 @contextlib.contextmanager
 def hold(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold a lock while the context lasts; its file is made for it and removed after.
+    """Hold a lock while the context lasts.
 
     Args:
-      path: of the file, in a folder that is there.
-      wait: called with who has the lock before it is waited for; without it a lock that is taken is refused.
+      path: file of the lock, in an existing folder; it is created, names the holder, and is removed afterwards.
+      wait: called with the holder before waiting for it; ``None``: do not wait.
 
     Raises:
-      Busy: another process has the lock.
-      OSError: the file cannot be made, or the disk knows no locks.
+      Busy: another process holds the lock, and ``wait`` is ``None``.
+      OSError: the file cannot be written, or the disk has no locks.
     """
     while True:
         with path.open("a+", encoding="utf-8") as file:
             _lock(file, wait)
-            if not _is(file, path):  # its last holder removed it after it was opened here
+            if not _is(file, path):  # the last holder removed the file after it was opened here
                 continue
             try:
                 now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
