@@ -20,7 +20,7 @@ FLAGS = flags.FLAGS
 _of_run = True
 _positional: list[str] | None = None
 _borrowed: dict[str, str] = {}
-BASE_CONFIG = Path(__file__).parent.parent / "configs" / "base.py"
+BASE_CONFIG = Path(__file__).parents[2] / "configs" / "base.py"
 
 
 def define_config(*, of_run: bool = True) -> None:
