@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.path = ""  # folder of a built data set, DATA_DIR/NAME/VERSION
-    data.modalities = ("video", "audio", "text")  # those to train on; linear evaluation takes its checkpoint's instead
+    data.modalities = ()  # those to train on; empty: all of the data set; linear evaluation takes its checkpoint's
     data.train_split = "train"  # split to train on
     data.validation_split = "validation"  # split that chooses the best epoch (downstream)
     data.test_split = "test"  # split that is scored (downstream)

@@ -11,7 +11,6 @@ from configs import base
 
 def get_config():
     config = base.get_config()
-    config.data.modalities = ("pixels", "fourier", "profiles")
     config.data.standardize = True
     config.model.bottleneck = ()
     config.model.representation_dim = 512

@@ -11,7 +11,6 @@ from configs import demo
 
 def get_config():
     config = demo.get_config()
-    config.data.modalities = ("video", "audio", "text")
     config.clustering.num_clusters = 8
     config.train.batch_size = 64
     return config

@@ -17,9 +17,7 @@ def get_config() -> ConfigDict:
     study.labels.update(study_demo.LABELS)
     study.training_draws = 5  # with one alone, draws of labels hide the differences
     study_base.add_methods(study, pretraining, {"video": "video", "audio": "audio"})
-    base = demo.get_config()
-    base.data.modalities = ("video", "audio")
-    study.datasets.ravdess = study_demo.dataset(study.pretraining_path, base, batch_size=160)
+    study.datasets.ravdess = study_demo.dataset(study.pretraining_path, demo.get_config(), batch_size=160)
     return study.lock()
 
 

@@ -135,6 +135,7 @@ def tiny_config(path: str = "", **changes: Any):
     config.update_from_flattened_dict(
         {
             "data.path": str(path),
+            "data.modalities": ("video", "audio", "text"),
             "model.representation_dim": 32,
             "model.projection_dim": 16,
             "model.reconstruction_dim": 12,

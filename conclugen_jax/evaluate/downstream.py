@@ -65,6 +65,7 @@ def downstream(
     if config.downstream.num_folds and config.downstream.fold == -1:
         return _all_folds(config, Path(workdir), devices)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
+    config = config_lib.with_modalities(config, dataset.manifest.modalities)
     label = splits_lib.label_of(config, dataset)
     encoder = encoder_lib.from_config(config, dataset.manifest)
     encodes = "representation/.*" in TRAINABLE[config.downstream.protocol]

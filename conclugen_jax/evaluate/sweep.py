@@ -57,6 +57,7 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         )
     grid = _grid(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
+    config = config_lib.with_modalities(config, dataset.manifest.modalities)
     label = splits_lib.label_of(config, dataset)
     encoder = encoder_lib.from_config(config, dataset.manifest)
     streams = splits_lib.open_streams(config, dataset, encoder.modalities, all_variants=False)

@@ -131,6 +131,7 @@ def pretrain(
     devices = list(devices or jax.devices())
     config_lib.check(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
+    config = config_lib.with_modalities(config, dataset.manifest.modalities)
     all_variants = config.data.variants == "random"
     stream = shards.ShardStream(dataset, config.data.train_split, config.data.modalities, all_variants=all_variants)
     config_lib.check_objective(config)

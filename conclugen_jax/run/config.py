@@ -4,7 +4,7 @@ A configuration is an ``ml_collections.ConfigDict``; which keys exist is declare
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -114,7 +114,8 @@ def check(config: ConfigDict) -> None:
       ConclugenError: the first such value.
     """
     flat = dict(flatten(config.to_dict()))
-    check_modalities(config.data.modalities)
+    if config.data.modalities:
+        check_modalities(config.data.modalities)
     for key in (*CHOICES, *RANGES):
         check_value(key, flat[key])
     for key, one in LISTS.items():
@@ -156,8 +157,17 @@ def check_modalities(names: Sequence[str]) -> None:
     if not names or len(set(names)) != len(names) or not all(isinstance(m, str) and m.isidentifier() for m in names):
         raise ConclugenError(
             f"config.data.modalities is {tuple(names)}; name at least one modality, each once, as in "
-            "--config.data.modalities=\"('video','text')\""
+            "--config.data.modalities=video,text"
         )
+
+
+def with_modalities(config: ConfigDict, available: Iterable[str]) -> ConfigDict:
+    """Return the configuration with all modalities of a data set as ``data.modalities`` where it names none."""
+    if config.data.modalities:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.modalities = tuple(available)
+    return config
 
 
 def check_objective(config: ConfigDict) -> None:
@@ -167,6 +177,13 @@ def check_objective(config: ConfigDict) -> None:
         raise ConclugenError(
             f"config.loss: all weights are 0, so there is nothing to train; raise one of {', '.join(names)}"
         )
+    if config.checkpoint.best_by == "probe" and not config.online_probe.every_epochs:
+        raise ConclugenError(
+            "config.checkpoint.best_by is 'probe', but config.online_probe.every_epochs is 0: no probe would run; set it, or "
+            "best_by to 'loss'"
+        )
+    if not config.data.modalities:  # all of a data set that is not open yet
+        return
     if config.loss.instance_weight and config.loss.instance_modality not in config.data.modalities:
         raise ConclugenError(
             f"config.loss.instance_modality is {config.loss.instance_modality!r}, which is not among "
@@ -176,11 +193,6 @@ def check_objective(config: ConfigDict) -> None:
         raise ConclugenError(
             f"config.data.modalities is {tuple(config.data.modalities)}: the contrastive loss needs two modalities; "
             "name another or set config.loss.contrastive_weight=0"
-        )
-    if config.checkpoint.best_by == "probe" and not config.online_probe.every_epochs:
-        raise ConclugenError(
-            "config.checkpoint.best_by is 'probe', but config.online_probe.every_epochs is 0: no probe would run; set it, or "
-            "best_by to 'loss'"
         )
     # The base configuration names audio; it simply does not apply to data without.
     unknown = set(config.model.bottleneck) - set(config.data.modalities) - {"audio"}

@@ -93,7 +93,7 @@ def search(
     devices = list(devices or jax.devices())
     if objective not in OBJECTIVES:
         raise ConclugenError(f"the objective {objective!r} is unknown; there are {', '.join(OBJECTIVES)}")
-    dataset, steps_per_epoch = _check(config, devices)
+    config, dataset, steps_per_epoch = _check(config, devices)
     if space is None:
         space, source = search_space.default(config, steps_per_epoch=steps_per_epoch), "the default space"
     space = search_space.check(space, config, objective=objective, source=source)
@@ -126,16 +126,17 @@ def search(
     return result
 
 
-def _check(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[shards.Dataset, int]:
-    """Refuse what every trial would fail of; the data set and the steps of an epoch."""
+def _check(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[ConfigDict, shards.Dataset, int]:
+    """Refuse what every trial would fail of; return configuration with its modalities, data set, steps of an epoch."""
     config_lib.check(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
+    config = config_lib.with_modalities(config, dataset.manifest.modalities)
     stream = shards.ShardStream(dataset, config.data.train_split, config.data.modalities)
     config_lib.check_objective(config)
     config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=len(devices))
     steps_per_epoch = len(stream.usable) // config.train.batch_size
     config_lib.check_clustering(config, steps_per_epoch=steps_per_epoch)
-    return dataset, steps_per_epoch
+    return config, dataset, steps_per_epoch
 
 
 def _loss(base: ConfigDict) -> Measure:
