@@ -133,6 +133,7 @@ def test_flags_that_would_do_nothing_are_refused(source):
         assert expected in said, (line, said)
 
 
+@pytest.mark.slow
 def test_any_encoding_of_the_terminal_and_of_the_source(tmp_path):
     """Names that the terminal's encoding, or any, cannot hold are printed by their numbers."""
     folder = tmp_path / os.fsdecode(b"clips\xff")
@@ -185,6 +186,7 @@ def test_a_folder_without_permission(source, tmp_path):
     assert f"{tmp_path}/closed" in run(*command(source, tmp_path / "closed/data"), code=2).stderr
 
 
+@pytest.mark.slow
 def test_full_disk_while_workers_write(source, tmp_path):
     full = ["bash", "-c", 'trap "" XFSZ; ulimit -f 1; exec "$@"', "full"]
     result = run(*command(source, tmp_path / "data", "--num_workers=2"), code=2, prefix=full)
@@ -192,6 +194,7 @@ def test_full_disk_while_workers_write(source, tmp_path):
     assert not list((tmp_path / "data").iterdir())
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_nothing(tmp_path):
     """The scratch folder goes on the way out, not only at the next build."""
     code = (
@@ -215,6 +218,7 @@ def test_sigterm_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation(tmp_path):
     """docs/datasets/features.md: its program, then its command."""
     text = (ROOT / "docs/datasets/features.md").read_text()

@@ -88,6 +88,7 @@ def gone(pids, seconds):
     return not any(map(goes_on, pids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_ends_a_build_in_processes_at_once_and_leaves_nothing(slow, tmp_path, number):
     build, pids = slow
@@ -98,6 +99,7 @@ def test_one_signal_ends_a_build_in_processes_at_once_and_leaves_nothing(slow, t
     assert "Traceback" not in build.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_worker_is_not_its_business(slow):
     build, pids = slow
     for pid in pids:

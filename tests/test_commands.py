@@ -65,6 +65,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_build_pretrain_interrupt_resume_evaluate(place):
     config = f"--config={place}/digits.py"
     whole, broken = place / "whole", place / "broken"
@@ -111,6 +112,7 @@ def test_build_pretrain_interrupt_resume_evaluate(place):
     assert (place / "table.md").read_text().startswith("| vectors | 2 labels | all labels |")
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_but_time(place):
     config, workdir = f"--config={place}/digits.py", place / "killed"
     process = subprocess.Popen(
@@ -241,6 +243,7 @@ def test_workdir_that_cannot_be_written(place, tmp_path):
     assert "--workdir" in result.stderr
 
 
+@pytest.mark.slow
 def test_full_disk_ends_build_and_run_in_one_sentence(place, tmp_path):
     # No file may grow beyond 30 KiB: as on a full disk, writes fail in the middle.
     full = ["bash", "-c", 'trap "" XFSZ; ulimit -f 30; exec "$@"', "full"]

@@ -18,6 +18,8 @@ from tests.parity import seeded
 from tests.test_commands import run
 from tests.test_networks import write_text
 
+pytestmark = pytest.mark.slow
+
 LEFT_OUT = "swiz3n.mpg"
 SPLITS = {
     "bbaf2n": "train",

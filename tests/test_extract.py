@@ -529,6 +529,7 @@ def test_subtitles_cut_a_clip(tmp_path):
     assert rows_of(folder, "train")[1]["features"]["text"].tolist() == [[3, 16]]
 
 
+@pytest.mark.slow
 def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
     labels = [("id", "split", "label")]
     labels += [
@@ -592,6 +593,7 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
     assert "Traceback" not in both.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_or_killed_it_leaves_nothing_half_done(videos, tmp_path, sent, code):
     command = [sys.executable, "-m", "launch.extract", "--dataset=clips", "--name=mine", f"--source={videos}"]

@@ -4,6 +4,8 @@ import pytest
 
 from faults import fuzz, groups, harness
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

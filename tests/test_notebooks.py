@@ -32,6 +32,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_shows(name, runs, monkeypatch):
     workdirs = [str(runs / method / "seed_0") for method in ("conclugen", "multi_cont")]

@@ -19,6 +19,8 @@ from conclugen_jax.extract.networks import davenet, resnet, text_encoder, weight
 from tests.parity import seeded
 from tests.test_networks import TOKENIZER, close
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 
 

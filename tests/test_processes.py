@@ -104,11 +104,13 @@ def assert_alike(workdir, expected):
         assert info["epoch_sums"] == pytest.approx(expected_info["epoch_sums"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", ["device", "host"])
 def test_two_processes_train_as_one_does(together, alone, tier):
     assert_alike(together[0] / tier, alone[tier])
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_after_the_same_dispatch_and_the_run_goes_on(together):
     folder, _, errors = together
     stopped = STOP_AFTER + 2  # the others learn of it one dispatch later
@@ -120,6 +122,7 @@ def test_a_signal_to_one_stops_all_after_the_same_dispatch_and_the_run_goes_on(t
     assert_same_bits(tree, expected)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(together, alone, data, tmp_path):
     workdir = shutil.copytree(together[0] / "interrupted", tmp_path / "run")
     pretrain.pretrain(config_of(data, "shards"), workdir, devices=DEVICES)
@@ -127,6 +130,7 @@ def test_a_run_of_two_processes_goes_on_in_one(together, alone, data, tmp_path):
     assert_alike(workdir, alone["host"])
 
 
+@pytest.mark.slow
 def test_only_the_first_process_shows_and_writes(together):
     folder, _, errors = together
     assert "4 cpu device(s) of 2 processes" in errors[0]
@@ -134,6 +138,7 @@ def test_only_the_first_process_shows_and_writes(together):
     assert re.fullmatch(r"process \d+ on .+ since .+\n", (folder / "owner").read_text())
 
 
+@pytest.mark.slow
 def test_processes_of_different_configurations_all_end_with_one_sentence(together):
     folder, codes, errors = together
     assert codes == [2, 2], errors
@@ -157,6 +162,7 @@ def endless(data, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, [143, 143]), (signal.SIGKILL, [1, -9])])
 def test_launchers_end_with_the_one_that_is_stopped_or_killed(endless, tmp_path, number, codes):
     arguments = f"--config={endless}", f"--workdir={tmp_path / 'run'}", "--distributed=auto"
@@ -309,6 +315,7 @@ if place.index != FIRST:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1])
 def test_all_end_with_the_one_that_fails_and_process_0_last(first):
     code = PARTY.replace("FIRST", str(first)).replace("ACTION", 'processes.fail("no luck", 2)')
@@ -320,6 +327,7 @@ def test_all_end_with_the_one_that_fails_and_process_0_last(first):
     assert float(seconds[0]) > 0.9 + (first != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1])
 def test_all_end_where_one_is_gone(first):
     started = start("-c", PARTY.replace("FIRST", str(first)).replace("ACTION", "end(9)"), count=3)
@@ -328,6 +336,7 @@ def test_all_end_where_one_is_gone(first):
     assert all(e.startswith(f"error: process {first} is gone") for i, e in enumerate(errors) if i != first)
 
 
+@pytest.mark.slow
 def test_who_is_done_waits_for_the_others():
     action = """
     if place.index == 1:

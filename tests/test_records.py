@@ -270,6 +270,7 @@ print(builders.build(Parted((60, 24, 24), missing=0.3), sys.argv[1], beam=["--ru
 """
 
 
+@pytest.mark.slow
 def test_beam_builds_the_same_data_set(tmp_path, small_shards):
     """In an environment with Apache Beam, which asks for an older protobuf; elsewhere its absence is said."""
     python = os.environ.get("CONCLUGEN_BEAM_PYTHON", sys.executable)
@@ -298,6 +299,7 @@ builders.build(Slow(), sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_begun_anew_and_leaves_nothing(tmp_path):
     build = subprocess.Popen(
         [sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]

@@ -167,6 +167,7 @@ def small(path):
     return definition(path, ("linear_evaluation", "raw_features"), seeds=(1,), labels=labels)
 
 
+@pytest.mark.slow
 def test_killed_and_repeated_it_equals_the_uninterrupted_study(whole, data, tmp_path):
     script = tmp_path / "main.py"
     script.write_text(CODE)
