@@ -1,4 +1,4 @@
-# make demo | study | bench | test | coverage | lint | faults | clean. Every target makes .venv itself; a second call installs nothing.
+# make demo | study | bench | test | test-slow | coverage | lint | faults | clean. Every target makes .venv itself; a second call installs nothing.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ BENCH  ?= runs/bench.json
 TORCH_PYTHON ?=
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo study bench test coverage lint faults format clean install
+.PHONY: demo study bench test test-slow coverage lint faults format clean install
 
 install: $(STAMP)
 
@@ -35,8 +35,12 @@ study: $(STAMP)
 bench: $(STAMP)
 	$(RUN) -m benchmarks.cpu --torch-python=$(TORCH_PYTHON) --json=$(BENCH)
 
+# The quick tests, at most eight minutes on two cores, and the slow proofs: kills, faults, several processes, whole commands.
 test: $(STAMP)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(RUN) -m pytest -m slow
 
 coverage: $(STAMP)
 	$(RUN) -m pytest --cov=conclugen_jax --cov-report=term
