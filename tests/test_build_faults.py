@@ -335,7 +335,7 @@ def test_files_replaced_while_they_are_opened_are_noticed(tmp_path, monkeypatch,
             os.replace(newer / what, folder / what)
         return found
 
-    annotate = formats.tables.annotate
+    annotate = formats.labels.annotate
 
     def labels_replaced_after(asked, found):
         result = annotate(asked, found)
@@ -344,7 +344,7 @@ def test_files_replaced_while_they_are_opened_are_noticed(tmp_path, monkeypatch,
         return result
 
     monkeypatch.setitem(formats.FORMATS, "table", replaced_after)
-    monkeypatch.setattr(formats.tables, "annotate", labels_replaced_after)
+    monkeypatch.setattr(formats.labels, "annotate", labels_replaced_after)
     source = formats.open_source(request(folder))
     found = builders.build(source, tmp_path / "data")
     monkeypatch.undo()

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conclugen_jax.data.cells import read_csv
 from conclugen_jax.data.importers import csd
-from conclugen_jax.data.importers.csd import CsdFeatures, read_folds, read_label_csv, read_labels
+from conclugen_jax.data.importers.csd import read_folds, read_label_tables, read_labels
+from conclugen_jax.data.importers.csd_features import CsdFeatures, CsdFile
 from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
 
@@ -46,6 +48,11 @@ def write_labels(path, videos, width=7):
         rows[:, 0] = np.arange(n) / 4
         entries[video] = rows, [(10 * i, 10 * i + 5) for i in range(n)]
     return write_csd(path, entries, root="All Labels")
+
+
+def read_label_csv(paths, corpus, **options):
+    tables = [read_csv(path) for path in ([paths] if isinstance(paths, Path) else paths)]
+    return read_label_tables(tables, corpus, **options)
 
 
 def write_table(path, rows, header="video,start_time,end_time,sentiment,happy,sad,anger,surprise,disgust,fear,text"):
@@ -144,8 +151,8 @@ def test_only_the_steps_of_the_example_are_read(tmp_path, monkeypatch):
     intervals = np.stack([np.arange(n), np.arange(n) + 1], axis=1)
     path = write_csd(tmp_path / "x.csd", {"a": (np.arange(n)[:, None], intervals)})
     asked = []
-    values = csd._Sequence.values
-    monkeypatch.setattr(csd._Sequence, "values", lambda s, name, which: asked.append(which) or values(s, name, which))
+    values = CsdFile.values
+    monkeypatch.setattr(CsdFile, "values", lambda s, name, which: asked.append(which) or values(s, name, which))
     assert CsdFeatures(path).read(("a", 500.0, 503.0, 0)) == [501]
     assert asked == [slice(500, 503)]
 
@@ -519,7 +526,7 @@ def test_without_h5py_the_message_says_what_to_install(features, monkeypatch):
 
 @pytest.mark.skipif(not MOSI_WORDS.is_file(), reason="no sample of CMU-MOSI beside the repository")
 def test_published_words_of_mosi_open_and_are_refused_as_features():
-    sequence, folds = csd._Sequence(MOSI_WORDS), read_folds("cmu_mosi")
+    sequence, folds = CsdFile(MOSI_WORDS), read_folds("cmu_mosi")
     assert sequence.names() == frozenset(folds)
     assert len(folds) == 93
     with pytest.raises(ConclugenError, match=r"type \|S12, expected numbers; words or phones need word vectors"):

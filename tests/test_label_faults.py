@@ -49,7 +49,7 @@ def test_sentiment_outside_its_range_is_refused_by_line(tmp_path, dataset, value
     table = f"{TABLES[dataset]}\na,train,g,-3{rest}\nb,train,g,3{rest}\nc,train,g,{{}}{rest}\n"
     assert len(open_table(tmp_path, table.format("-0.5"), dataset=dataset).annotations["train"].ids) == 3
     message = refusal(open_table, tmp_path, table.format(value), dataset=dataset)
-    assert message.endswith(f"labels.csv, line 4: sentiment {value[:100]!r}, expected a number from -3 to 3; mend it")
+    assert message.endswith(f"labels.csv, line 4: sentiment {value[:100]!r}, expected a number from -3 to 3; correct it")
 
 
 @pytest.mark.parametrize("value", ["-0.1", "3.1", "1e39", "", "nan", "yes"])
@@ -127,7 +127,7 @@ def test_an_empty_target_of_a_corpus_is_unknown_but_not_its_label(tmp_path):
     train = open_table(tmp_path, table, ids="ab", dataset="cmu_mosei").annotations["train"]
     np.testing.assert_array_equal(train.targets["sentiment"], [np.nan, -2])
     message = refusal(open_table, tmp_path, f"{TABLES['meld']}\na,train,g,neutral,\n", dataset="meld")
-    assert "line 2: label '' is none of neutral, surprise" in message
+    assert "line 2: label '' is none of the classes neutral, surprise" in message
     message = refusal(open_table, tmp_path, f"{TABLES['cmu_mosi']}\na,train,g,\n", dataset="cmu_mosi")
     assert "line 2: sentiment '', expected a number from -3 to 3" in message
 
@@ -135,7 +135,7 @@ def test_an_empty_target_of_a_corpus_is_unknown_but_not_its_label(tmp_path):
 @pytest.mark.parametrize("name", ["x\x1b[31m", "x\ny", "x\x7f"])
 def test_classes_that_cannot_be_printed_are_refused(tmp_path, name):
     message = refusal(open_table, tmp_path, f'id,label\na,x\nb,"{name}"\nc,x\n')
-    assert message.endswith(f"labels.csv: class or label {name!r} cannot be printed; mend its name")
+    assert message.endswith(f"labels.csv: class or label {name!r} cannot be printed; correct its name")
     layout = Layout(label=(name, "y"))
     message = refusal(open_table, tmp_path, f'id,"{name}",y\na,1,0\nb,1,1\nc,1,1\n', layout=layout)
     assert f"class or label {name!r} cannot be printed" in message
@@ -283,7 +283,7 @@ def ravdess(folder, splits):
 def test_ravdess_in_other_split_folders_than_train_is_refused(tmp_path, splits, folds):
     message = refusal(formats.open_source, Request("ravdess", ravdess(tmp_path, splits), folds=folds))
     assert message.startswith("ravdess: features of ")
-    assert message.endswith(" only; put all into a folder train, or into none")
+    assert message.endswith(" only; put all files in train/, or use no split folders")
 
 
 @pytest.mark.parametrize("splits", [("train", "val"), ("",)])

@@ -1,71 +1,16 @@
-"""Labels, splits and groups as files and names hold them -> columns of each split."""
+"""Labels, splits and groups of utterances: from tables and names to the columns of each split."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data.cells import as_number, number, short
+from conclugen_jax.data.cells import Table, as_number, number, short
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, LabelSpec
 from conclugen_jax.errors import ConclugenError
-
-KEY = "\0key"
-"""Entry of a row that holds the key of its features, where that is not its id; no column of a file is called so."""
-
-
-class Columns:
-    """Annotations of all splits while they are collected, row by row."""
-
-    def __init__(self, label: LabelSpec, targets: Mapping[str, LabelSpec]):
-        self.label, self.targets = label, targets
-        self._rows: dict[str, tuple[list, list, list, list, dict[str, list]]] = {}
-
-    def add(
-        self,
-        split: str,
-        id: str,
-        *,
-        key: Any = None,
-        group: str = "",
-        label: Any = None,
-        targets: Mapping[str, Any] | None = None,
-    ) -> None:
-        """One row; ``key`` is the id unless given."""
-        ids, groups, labels, keys, others = self._rows.setdefault(
-            split, ([], [], [], [], {t: [] for t in self.targets})
-        )
-        ids.append(id)
-        groups.append(group)
-        labels.append(label)
-        keys.append(id if key is None else key)
-        for name, column in others.items():
-            column.append((targets or {}).get(name))
-
-    def result(self) -> dict[str, Annotations]:
-        """Columns of each split; train, validation and test come first, in that order."""
-        known = list(dict.fromkeys(SPLIT_NAMES.values()))
-        order = sorted(self._rows, key=lambda s: (known.index(s) if s in known else len(known), s))
-        result = {}
-        for split in order:
-            ids, groups, labels, keys, others = self._rows[split]
-            columns = {name: _array(self.targets[name], values) for name, values in others.items()}
-            result[split] = Annotations(ids, groups, _array(self.label, labels), columns, keys)
-        return result
-
-
-def _array(spec: LabelSpec, values: Sequence[Any]) -> np.ndarray | None:
-    """A column; unknown is -1 (single) or NaN (value)."""
-    if spec.kind == "none":
-        return None
-    if spec.kind == "single":
-        return np.array([-1 if v is None else v for v in values], np.int64)
-    if spec.kind == "value":
-        return np.array([np.nan if v is None else v for v in values], np.float32)
-    return np.array(values, np.float32).reshape(len(values), len(spec.names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,47 +30,22 @@ class Layout:
     targets: tuple[str, ...] = ()
 
 
-Rows = Iterable[tuple[str, Mapping[str, str]]]
-"""Where each row stands, for messages, and its columns as text; iterated over more than once."""
+# Rows and their splits
 
 
-def from_table(rows: Rows, layout: Layout, *, where: str) -> Columns:
-    """Annotations from a table with columns ``id``, perhaps ``split`` (else all is ``train``) and ``group``, and labels.
-
-    Args:
-      rows: of the table, all with the columns of the first.
-      layout: meaning of the columns.
-      where: the table's file, for messages.
-
-    Raises:
-      ConclugenError: no rows, a column that is not there, or a cell that is no label or no name of a split.
-    """
-    names = [name for name in next(iter(rows), ("", {}))[1] if name != KEY]
-    if not names:
-        raise ConclugenError(f"{where}: no rows below the header")
-    for column in ("id", *layout.label, *layout.targets):
-        if column not in names:
-            raise ConclugenError(f"{where}: no column {column!r}; it has {', '.join(names)}")
-    label, read = _label_reader(rows, layout.label, layout.kind, layout.classes, where)
-    targets = {name: _target_reader(rows, name, where) for name in layout.targets}
-    for name in itertools.chain(label.names, *(spec.names for spec, _ in targets.values())):
-        if not name.isprintable():
-            raise ConclugenError(f"{where}: class or label {name[:100]!r} cannot be printed; mend its name")
-    columns = Columns(label, {name: spec for name, (spec, _) in targets.items()})
-    for line, row in rows:
-        columns.add(
-            split_name(row.get("split", "train"), line),
-            row["id"].strip(),
-            key=row.get(KEY),
-            group=row.get("group", "").strip(),
-            label=read(line, row),
-            targets={name: reader(line, row) for name, (_, reader) in targets.items()},
-        )
-    return columns
+def array(spec: LabelSpec, values: Sequence[Any]) -> np.ndarray | None:
+    """Return labels or targets as :class:`Annotations` hold them; ``None`` among the values stands for unknown."""
+    if spec.kind == "none":
+        return None
+    if spec.kind == "single":
+        return np.array([-1 if v is None else v for v in values], np.int64)
+    if spec.kind == "value":
+        return np.array([np.nan if v is None else v for v in values], np.float32)
+    return np.array(values, np.float32).reshape(len(values), len(spec.names))
 
 
 def split_name(text: str, where: str) -> str:
-    """The name that a split gets: train, validation, test, or its own.
+    """Return the name that a split gets: train, validation, test, or its own.
 
     Raises:
       ConclugenError: a name that is not of letters, digits and underscores.
@@ -138,162 +58,23 @@ def split_name(text: str, where: str) -> str:
     return name
 
 
-def _label_reader(rows: Rows, columns: Sequence[str], kind: str, classes: Sequence[str], where: str):
-    """Kind and names of a label, and a function (line, row) -> label."""
-    if not columns:
-        return LabelSpec("none"), lambda line, row: None
-    if len(columns) > 1 or kind == "multi":
-        return LabelSpec("multi", tuple(columns)), lambda line, row: [_zero_or_one(line, row, c) for c in columns]
-    (column,) = columns
-    values = {_cell(row, column) for _, row in rows}
-    if not values:
-        raise ConclugenError(f"{where}: column {column!r} is empty in every row; leave it out")
-    if kind == "value" or (not kind and not classes and _are_numbers(values) and not _are_indices(values)):
-        return LabelSpec("value"), lambda line, row: number(row[column], f"{line}: {column}")
-    if "" in values:
-        line = next(line for line, row in rows if not _cell(row, column))
-        raise ConclugenError(
-            f"{line}: column {column!r} is empty or nan; give every row a label, or build without labels"
-        )
-    if not classes and not kind:
-        _refuse_mixed(values, column, where)
-    if not classes and _are_indices(values):
-        largest = max(values, key=lambda v: (len(v), v))
-        if len(largest) > 4:
-            raise ConclugenError(f"{where}: column {column!r} has class numbers up to {largest[:30]}; name the classes")
-        classes = [str(i) for i in range(int(largest) + 1)]
-    names = tuple(classes) if classes else tuple(sorted(values))
-    index = {name: i for i, name in enumerate(names)}
-
-    def read(line: str, row: Mapping[str, str]) -> int:
-        value = _cell(row, column)
-        found = index.get(value, _by_number(value, names))
-        if found is not None:
-            return found
-        raise ConclugenError(f"{line}: {column} {value[:100]!r} is none of the classes {', '.join(names)}")
-
-    return LabelSpec("single", names), read
+def take(annotations: Annotations, rows: np.ndarray) -> Annotations:
+    """Return some rows of a split."""
+    return Annotations(
+        ids=[annotations.ids[i] for i in rows],
+        groups=[annotations.groups[i] for i in rows],
+        label=None if annotations.label is None else annotations.label[rows],
+        targets={name: column[rows] for name, column in annotations.targets.items()},
+        keys=[annotations.keys[i] for i in rows],
+    )
 
 
-def _by_number(value: str, names: Sequence[str]) -> int | None:
-    """The class that a number counts, unless the classes' own names are numbers."""
-    counts = value.isdecimal() and len(value) < 6 and not any(name.isdecimal() for name in names)
-    return int(value) if counts and int(value) < len(names) else None
-
-
-def _refuse_mixed(values: Iterable[str], column: str, where: str) -> None:
-    """Numbers among which one cell is none are a mistake, not classes."""
-    rest = sorted(v for v in values if not _are_numbers([v]))
-    broken = sorted(v for v in values if _are_numbers([v]) and not _are_indices([v]))
-    if rest and broken:
-        raise ConclugenError(
-            f"{where}: column {column!r} has numbers such as {broken[0]!r} and {rest[0][:100]!r}, which is none; mend it, or "
-            "say what it is with --label_kind"
-        )
-
-
-def _target_reader(rows: Rows, column: str, where: str):
-    """Like :func:`_label_reader` for a further target, of which an empty cell is unknown."""
-
-    class Known:
-        def __iter__(self):
-            return ((line, row) for line, row in rows if _cell(row, column))
-
-    spec, read = _label_reader(Known(), (column,), "", (), where)
-    return spec, lambda line, row: read(line, row) if _cell(row, column) else None
-
-
-def _cell(row: Mapping[str, str], column: str) -> str:
-    """A cell without spaces around it; what other programs write for an empty one, nan, is empty."""
-    text = row[column].strip()
-    return "" if text.lower() == "nan" else text
-
-
-def _are_indices(values: Iterable[str]) -> bool:
-    return all(v.isdecimal() and v.isascii() for v in values)
-
-
-def _are_numbers(values: Iterable[str]) -> bool:
-    return not any(math.isnan(as_number(v)) for v in values)
-
-
-def _zero_or_one(line: str, row: Mapping[str, str], column: str) -> float:
-    if as_number(row[column]) not in (0, 1):
-        raise ConclugenError(f"{line}: {column} {short(row[column])}, expected 0 or 1")
-    return as_number(row[column])
-
-
-def corpus_table(corpus: Corpus, rows: Rows, *, where: str) -> Columns:
-    """Annotations of a corpus from a table with its classes by name (or index), one column per label, or a number.
-
-    Columns: ``id``; ``split``; ``group`` or ``speaker``; ``label`` or ``emotion`` (single), the labels' names (multi),
-    ``label`` or ``sentiment`` (value); further targets by name, unknown where a cell is empty. MELD's own csv files are
-    understood as they are.
-
-    Raises:
-      ConclugenError: a column that is not there, or a cell that is no label of the corpus or outside its range.
-    """
-    columns = Columns(corpus.label, corpus.targets)
-    for line, row in rows:
-        row = {key.lower(): value for key, value in row.items()}
-        key, split = row.get("id"), row.get("split")
-        if key is None and {"dialogue_id", "utterance_id"} <= row.keys():
-            key = f"dia{row['dialogue_id'].strip()}_utt{row['utterance_id'].strip()}"
-        if key is None or split is None:
-            lacks = "'split'" if key is not None else "'id', nor 'dialogue_id' and 'utterance_id'"
-            raise ConclugenError(f"{line}: no column {lacks}; the table has {', '.join(row)}")
-        key = key.strip()
-        split = split_name(split, line)
-        if key in dropped(corpus, split):
-            continue
-        columns.add(
-            split,
-            f"{split}_{key}" if corpus.names_repeat else key,
-            key=row.get(KEY, key),
-            group=row.get("group", row.get("speaker", "")).strip(),
-            label=_corpus_label(line, row, corpus, "label", ("label", "emotion", "sentiment")),
-            targets={
-                t: _corpus_label(line, row, corpus, t, (t,)) for t in corpus.targets if t in row and _cell(row, t)
-            },
-        )
-    return columns
-
-
-def _corpus_label(line: str, row: Mapping[str, str], corpus: Corpus, what: str, names: Sequence[str]) -> Any:
-    """The label or a further target, from the first of the columns that is there."""
-    spec, span = corpus.targets.get(what, corpus.label), corpus.ranges.get(what)
-    if spec.kind == "none":
-        return None
-    if spec.kind == "multi":
-        missing = next((n for n in spec.names if n not in row), None)
-        if missing:
-            raise ConclugenError(f"{line}: no column {missing!r}; expected one each for {', '.join(spec.names)}")
-        return [float(number(row[n], f"{line}: {n}", span) > 0) for n in spec.names]
-    column = next((n for n in names if n in row), None)
-    if column is None:
-        raise ConclugenError(f"{line}: no column {names[0]!r} for the label; the table has {', '.join(row)}")
-    if spec.kind == "value":
-        return number(row[column], f"{line}: {column}", span)
-    value = row[column].strip()
-    index = {n: i for i, n in enumerate(spec.names)} | (corpus.label_names if what == "label" else {})
-    found = index.get(value.lower(), _by_number(value, spec.names))
-    if found is not None:
-        return found
-    raise ConclugenError(f"{line}: {column} {value[:100]!r} is none of {', '.join(spec.names)}")
-
-
-def from_names(corpus: Corpus, names: Mapping[str, Iterable[str]]) -> Columns:
-    """Annotations from the utterances' names alone, by split, for a corpus whose names say enough.
-
-    Raises:
-      ConclugenError: a name that is not of the corpus' form.
-    """
-    columns = Columns(corpus.label, corpus.targets)
-    for split, keys in names.items():
-        for key in keys:
-            known = corpus.named(key)
-            columns.add(split, key, group=known.group, label=known.label)
-    return columns
+def by_split(annotations: Annotations, splits: Sequence[str]) -> dict[str, Annotations]:
+    """Cut annotations by the split of each row; train, validation and test come first, in that order."""
+    known = list(dict.fromkeys(SPLIT_NAMES.values()))
+    order = sorted(set(splits), key=lambda s: (known.index(s) if s in known else len(known), s))
+    of_row = np.array(splits, dtype=object)
+    return {split: take(annotations, np.flatnonzero(of_row == split)) for split in order}
 
 
 def by_group(annotations: Annotations, num_folds: int, fold: int, *, where: str) -> dict[str, Annotations]:
@@ -320,16 +101,211 @@ def by_group(annotations: Annotations, num_folds: int, fold: int, *, where: str)
     split_of = dict.fromkeys(groups, "train")
     split_of |= dict.fromkeys(runs[fold - 1], "validation")
     split_of |= dict.fromkeys(runs[fold], "test")
-    splits = np.array([split_of[group] for group in annotations.groups], dtype=object)
-    return {split: take(annotations, np.flatnonzero(splits == split)) for split in ("train", "validation", "test")}
+    return by_split(annotations, [split_of[group] for group in annotations.groups])
 
 
-def take(annotations: Annotations, rows: np.ndarray) -> Annotations:
-    """Some rows of a split."""
-    return Annotations(
-        ids=[annotations.ids[i] for i in rows],
-        groups=[annotations.groups[i] for i in rows],
-        label=None if annotations.label is None else annotations.label[rows],
-        targets={name: column[rows] for name, column in annotations.targets.items()},
-        keys=[annotations.keys[i] for i in rows],
+# Tables of users
+
+
+def from_table(table: Table, layout: Layout) -> tuple[dict[str, Annotations], LabelSpec, dict[str, LabelSpec]]:
+    """Read a table with columns ``id``, perhaps ``split`` (all is ``train`` without it) and ``group``, and labels.
+
+    Returns:
+      split -> annotations; kind and names of the label; those of each further target.
+
+    Raises:
+      ConclugenError: no rows, a missing column, or a cell that is no label or no name of a split.
+    """
+    if not len(table):
+        raise ConclugenError(f"{table.path}: no rows below the header")
+    for column in ("id", *layout.label, *layout.targets):
+        if column not in table.columns:
+            raise ConclugenError(f"{table.path}: no column {column!r}; it has {', '.join(table.names)}")
+    label, values = _labels(table, layout)
+    targets, found = {}, {}
+    for name in layout.targets:
+        known = [i for i, cell in enumerate(_cells(table, name)) if cell]
+        targets[name], values_of_known = _labels(table.take(known), Layout(label=(name,)))
+        found[name] = _with_unknown(targets[name], values_of_known, known, len(table))
+    for name in [n for spec in (label, *targets.values()) for n in spec.names]:
+        if not name.isprintable():
+            raise ConclugenError(f"{table.path}: class or label {name[:100]!r} cannot be printed; correct its name")
+    ids = table.stripped("id")
+    rows = Annotations(ids, table.stripped("group"), array(label, values), found, table.keys or ids)
+    splits = table.columns.get("split", ["train"] * len(table))
+    return by_split(rows, list(map(split_name, splits, table.where))), label, targets
+
+
+def _labels(table: Table, layout: Layout) -> tuple[LabelSpec, list[Any]]:
+    """Return kind and names of the label, and its value in each row."""
+    if not layout.label:
+        return LabelSpec("none"), []
+    if len(layout.label) > 1 or layout.kind == "multi":
+        columns = [_zeros_and_ones(table, column) for column in layout.label]
+        return LabelSpec("multi", layout.label), list(zip(*columns, strict=True))
+    (column,) = layout.label
+    cells = _cells(table, column)
+    values, unsaid = set(cells), not layout.kind and not layout.classes
+    if not values:
+        raise ConclugenError(f"{table.path}: column {column!r} is empty in every row; leave it out")
+    if layout.kind == "value" or (unsaid and _are_numbers(values) and not _are_indices(values)):
+        return LabelSpec("value"), _numbers(table, column)
+    if "" in values:
+        raise ConclugenError(
+            f"{table.where[cells.index('')]}: column {column!r} is empty or nan; give every row a label, or build "
+            "without labels"
+        )
+    if unsaid:
+        _refuse_mixed(values, column, table)
+    names = layout.classes or _class_names(values, column, table)
+    return LabelSpec("single", names), _indices(table, column, cells, dict(zip(names, range(len(names)), strict=True)))
+
+
+def _class_names(values: set[str], column: str, table: Table) -> tuple[str, ...]:
+    if not _are_indices(values):
+        return tuple(sorted(values))
+    largest = max(values, key=lambda v: (len(v), v))
+    if len(largest) > 4:
+        raise ConclugenError(
+            f"{table.path}: column {column!r} has class numbers up to {largest[:30]}; name the classes"
+        )
+    return tuple(map(str, range(int(largest) + 1)))
+
+
+def _refuse_mixed(values: Iterable[str], column: str, table: Table) -> None:
+    """Refuse numbers among which one cell is none: a mistake, not classes."""
+    rest = sorted(v for v in values if not _are_numbers([v]))
+    broken = sorted(v for v in values if _are_numbers([v]) and not _are_indices([v]))
+    if rest and broken:
+        raise ConclugenError(
+            f"{table.path}: column {column!r} has numbers such as {broken[0]!r} and {rest[0][:100]!r}, which is none; correct "
+            "it, or say what it is with --label_kind"
+        )
+
+
+def _with_unknown(spec: LabelSpec, values: Sequence[Any], rows: Sequence[int], num_rows: int) -> np.ndarray | None:
+    """Return a column of which only some rows are known."""
+    known = dict(zip(rows, values, strict=True))
+    return array(spec, [known.get(i) for i in range(num_rows)])
+
+
+def _cells(table: Table, column: str) -> list[str]:
+    """Return a column without spaces; what other programs write for an empty cell, nan, is empty."""
+    return ["" if cell.lower() == "nan" else cell for cell in table.stripped(column)]
+
+
+def _indices(table: Table, column: str, cells: Sequence[str], index: Mapping[str, int]) -> list[int]:
+    """Return the class of each cell: by its name or, unless the classes' own names are numbers, by its number."""
+    count = 0 if any(name.isdecimal() for name in index) else 1 + max(index.values())
+    result = []
+    for where, cell in zip(table.where, cells, strict=True):
+        found = index.get(cell)
+        if found is None and cell.isdecimal() and len(cell) < 6 and int(cell) < count:
+            found = int(cell)
+        if found is None:
+            raise ConclugenError(f"{where}: {column} {cell[:100]!r} is none of the classes {', '.join(index)}")
+        result.append(found)
+    return result
+
+
+def _are_indices(values: Iterable[str]) -> bool:
+    return all(v.isdecimal() and v.isascii() for v in values)
+
+
+def _are_numbers(values: Iterable[str]) -> bool:
+    return not any(math.isnan(as_number(v)) for v in values)
+
+
+def _numbers(table: Table, column: str, span: tuple[float, float] | None = None) -> list[float]:
+    pairs = zip(table.where, table.columns[column], strict=True)
+    return [number(cell, f"{where}: {column}", span) for where, cell in pairs]
+
+
+def _zeros_and_ones(table: Table, column: str) -> list[float]:
+    for where, cell in zip(table.where, table.columns[column], strict=True):
+        if as_number(cell) not in (0, 1):
+            raise ConclugenError(f"{where}: {column} {short(cell)}, expected 0 or 1")
+    return list(map(as_number, table.columns[column]))
+
+
+# Published corpora
+
+
+def corpus_table(corpus: Corpus, table: Table) -> dict[str, Annotations]:
+    """Read a table of a corpus, with its classes by name (or index), one column per label, or a number.
+
+    Columns: ``id``; ``split``; ``group`` or ``speaker``; ``label`` or ``emotion`` (single), the labels' names (multi),
+    ``label`` or ``sentiment`` (value); further targets by name, unknown where a cell is empty. MELD's own csv files are
+    understood as they are.
+
+    Raises:
+      ConclugenError: a missing column, or a cell that is no label of the corpus or outside its range.
+    """
+    if not len(table):
+        return {}
+    columns = {name.lower(): cells for name, cells in table.columns.items()}
+    if "id" not in columns and {"dialogue_id", "utterance_id"} <= columns.keys():
+        pairs = zip(columns["dialogue_id"], columns["utterance_id"], strict=True)
+        columns["id"] = [f"dia{dialogue.strip()}_utt{utterance.strip()}" for dialogue, utterance in pairs]
+    for needed, words in (("id", "'id', nor 'dialogue_id' and 'utterance_id'"), ("split", "'split'")):
+        if needed not in columns:
+            raise ConclugenError(f"{table.where[0]}: no column {words}; the table has {', '.join(columns)}")
+    table = dataclasses.replace(table, columns=columns)
+    splits = list(map(split_name, columns["split"], table.where))
+    kept = [i for i, key in enumerate(table.stripped("id")) if key not in dropped(corpus, splits[i])]
+    table, splits = table.take(kept), [splits[i] for i in kept]
+    keys = table.stripped("id")
+    rows = Annotations(
+        [f"{split}_{key}" for split, key in zip(splits, keys, strict=True)] if corpus.names_repeat else keys,
+        table.stripped("group" if "group" in columns else "speaker"),
+        array(corpus.label, _corpus_label(table, corpus)),
+        {name: _corpus_target(table, corpus, name) for name in corpus.targets},
+        table.keys or keys,
     )
+    return by_split(rows, splits)
+
+
+def _corpus_label(table: Table, corpus: Corpus) -> list[Any]:
+    spec, span = corpus.label, corpus.ranges.get("label")
+    if spec.kind == "none":
+        return []
+    if spec.kind == "multi":
+        missing = next((n for n in spec.names if n not in table.columns), None)
+        if missing:
+            raise ConclugenError(f"{table.path}: no column {missing!r}; expected one each for {', '.join(spec.names)}")
+        columns = [_numbers(table, name, span) for name in spec.names]
+        return [[float(x > 0) for x in row] for row in zip(*columns, strict=True)]
+    column = next((n for n in ("label", "emotion", "sentiment") if n in table.columns), None)
+    if column is None:
+        raise ConclugenError(f"{table.path}: no column 'label' for the label; the table has {', '.join(table.names)}")
+    return _corpus_values(table, column, spec, span, corpus.label_names)
+
+
+def _corpus_target(table: Table, corpus: Corpus, name: str) -> np.ndarray | None:
+    known = [i for i, cell in enumerate(_cells(table, name)) if cell] if name in table.columns else []
+    spec = corpus.targets[name]
+    values = _corpus_values(table.take(known), name, spec, corpus.ranges.get(name), {}) if known else []
+    return _with_unknown(spec, values, known, len(table))
+
+
+def _corpus_values(
+    table: Table, column: str, spec: LabelSpec, span: tuple[float, float] | None, others: Mapping[str, int]
+) -> list[Any]:
+    """Return the numbers of a column or, of a ``single`` label, the classes; ``others`` are further names of classes."""
+    if spec.kind == "value":
+        return _numbers(table, column, span)
+    index = dict(zip(spec.names, range(len(spec.names)), strict=True)) | others
+    return _indices(table, column, [cell.lower() for cell in table.stripped(column)], index)
+
+
+def from_names(corpus: Corpus, names: Mapping[str, Iterable[str]]) -> dict[str, Annotations]:
+    """Read the utterances' names, by split, of a corpus whose names say enough.
+
+    Raises:
+      ConclugenError: a name that is not of the corpus' form.
+    """
+    rows = [(split, key, corpus.named(key)) for split, keys in names.items() for key in keys]
+    ids = [key for _, key, _ in rows]
+    label = array(corpus.label, [known.label for _, _, known in rows])
+    annotations = Annotations(ids, [known.group for _, _, known in rows], label, {}, ids)
+    return by_split(annotations, [split for split, _, _ in rows])

@@ -1,9 +1,10 @@
-"""Tables of text: csv files by row, and the numbers in their cells."""
+"""Tables of text by column, the csv files that they are read from, and the numbers in their cells."""
 
 import csv
-import itertools
+import dataclasses
+import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +17,121 @@ MOST = float(np.finfo(np.float32).max)
 """Labels are stored in float32."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of text.
+
+    Attributes:
+      path: file that messages about the whole table name.
+      columns: name -> n cells.
+      where: n places for messages, such as ``labels.csv, line 2``.
+      keys: n keys of the rows' features; None where the column ``id`` holds them.
+    """
+
+    path: Path
+    columns: Mapping[str, Sequence[str]]
+    where: Sequence[str]
+    keys: Sequence[Any] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.columns)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.where)
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the place and the cells of each row."""
+        for i, where in enumerate(self.where):
+            yield where, {name: cells[i] for name, cells in self.columns.items()}
+
+    def stripped(self, name: str) -> list[str]:
+        """Return the cells of a column without spaces around them; empty ones where there is no such column."""
+        return [cell.strip() for cell in self.columns[name]] if name in self.columns else [""] * len(self)
+
+    def take(self, rows: Sequence[int]) -> "Table":
+        """Return some rows."""
+        columns = {name: [cells[i] for i in rows] for name, cells in self.columns.items()}
+        keys = None if self.keys is None else [self.keys[i] for i in rows]
+        return Table(self.path, columns, [self.where[i] for i in rows], keys)
+
+
 def column_name(text: str) -> str:
-    """A column's name without spaces around it; the ones with a fixed meaning in lower case."""
+    """Return a column's name without spaces around it; names with a fixed meaning in lower case."""
     name = text.strip()
     return name.lower() if name.lower() in ("id", "split", "group", "label") else name
 
 
-class CsvTable:
-    """Rows of a csv file, read anew each time they are iterated over: (where, columns)."""
+def read_csv(path: Path) -> Table:
+    """Read a csv file in UTF-8 or, if it is not UTF-8, in Windows-1252. Blank lines are skipped.
 
-    def __init__(self, path: Path):
-        """Read the header.
-
-        The file is UTF-8 or, where it is not, Windows-1252.
-
-        Raises:
-          ConclugenError: no regular file, a huge one, one in UTF-16 or with other separators than commas, or no header.
-        """
-        self.path = path
-        content = read_whole(path, MOST_TEXT)
-        if b"\0" in content:
-            raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
-        try:
-            content.decode("utf-8-sig")
-            self._encoding = "utf-8-sig"
-        except UnicodeDecodeError:
-            self._encoding = "cp1252"
-        self.names = [column_name(name) for name in next(self._cells(), (0, []))[1]]
-        if len(self.names) == 1 and {";", "\t"} & set(self.names[0]):
-            raise ConclugenError(f"{path}: its first line is {self.names[0][:100]!r}; separate cells by commas")
-        if not self.names or "" in self.names or len(set(self.names)) < len(self.names):
-            raise ConclugenError(f"{path}: its first line must name the columns, each once; it is {self.names}")
-
-    def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """Rows below the header; blank lines are passed over.
-
-        Raises:
-          ConclugenError: a row with more or fewer cells than the header, or one that is not csv.
-        """
-        for line, cells in itertools.islice(self._cells(), 1, None):
-            if len(cells) != len(self.names):
+    Raises:
+      ConclugenError: not a regular file, huge, in UTF-16, not separated by commas, without a header, or with a row that is
+        not csv or has another number of cells than the header.
+    """
+    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
+    rows, where = [], []
+    try:
+        names = _header(path, next(filter(None, reader), []))
+        for cells in filter(None, reader):
+            where.append(f"{path}, line {reader.line_num}")
+            if len(cells) != len(names):
                 raise ConclugenError(
-                    f"{self.path}, line {line}: {len(cells)} cells, the header has {len(self.names)}; quote cells with commas"
+                    f"{where[-1]}: {len(cells)} cells, the header has {len(names)}; quote cells with commas"
                 )
-            yield f"{self.path}, line {line}", dict(zip(self.names, cells, strict=True))
+            rows.append(cells)
+    except csv.Error as e:
+        raise ConclugenError(f"{path}, line {reader.line_num}: not csv ({e}); correct the file") from e
+    return Table(path, dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True)), where)
 
-    def _cells(self) -> Iterator[tuple[int, list[str]]]:
-        with self.path.open(encoding=self._encoding, errors="replace", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            try:
-                for cells in reader:
-                    if cells:
-                        yield reader.line_num, cells
-            except csv.Error as e:
-                raise ConclugenError(f"{self.path}, line {reader.line_num}: not csv ({e}); mend the file") from e
+
+def _decoded(path: Path) -> str:
+    content = read_whole(path, MOST_TEXT)
+    if b"\0" in content:
+        raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
+
+
+def _header(path: Path, cells: Sequence[str]) -> list[str]:
+    names = [column_name(name) for name in cells]
+    if len(names) == 1 and {";", "\t"} & set(names[0]):
+        raise ConclugenError(f"{path}: its first line is {names[0][:100]!r}; separate cells by commas")
+    if not names or "" in names or len(set(names)) < len(names):
+        raise ConclugenError(f"{path}: its first line must name the columns, each once; it is {names}")
+    return names
+
+
+def stack(tables: Sequence[Table]) -> Table:
+    """Put the rows of several tables below each other.
+
+    Raises:
+      ConclugenError: a table lacks a column of the first one, or ``split``, which another one has.
+    """
+    first, names = tables[0], tables[0].names
+    if "split" not in names and any("split" in table.columns for table in tables):
+        names.append("split")
+    for table in tables:
+        for name in names:
+            if name not in table.columns:
+                owner = next(other for other in tables if name in other.columns)
+                raise ConclugenError(
+                    f"{table.path}: no column {name!r}, which {owner.path} has; it has {', '.join(table.names)}"
+                )
+    return Table(
+        first.path,
+        {name: [cell for table in tables for cell in table.columns[name]] for name in names},
+        [place for table in tables for place in table.where],
+        None if first.keys is None else [key for table in tables for key in table.keys],
+    )
 
 
 def as_number(value: Any) -> float:
-    """The finite number that a text says; NaN where it says none (1_0 is a name, though Python reads 10)."""
+    """Return the finite number that a text spells, else NaN; 1_0 is a name, although Python reads 10."""
     if isinstance(value, str) and "_" in value:
         return math.nan
     try:
@@ -84,26 +142,26 @@ def as_number(value: Any) -> float:
 
 
 def number(value: Any, where: str, span: tuple[float, float] | None = None) -> float:
-    """The number that a text says.
+    """Return the number that a text spells.
 
     Args:
       value: the text.
       where: names the cell in messages.
-      span: least and greatest number that it may be.
+      span: least and greatest allowed number.
 
     Raises:
       ConclugenError: no finite number of float32, or one outside the span.
     """
     found = as_number(value)
     low, high = span or (-MOST, MOST)
-    if not low <= found <= high:  # nor is NaN
+    if not low <= found <= high:  # also where it is NaN
         expected = f"a number from {low:g} to {high:g}" if span else "a finite number of float32"
-        raise ConclugenError(f"{where} {short(value)}, expected {expected}; mend it")
+        raise ConclugenError(f"{where} {short(value)}, expected {expected}; correct it")
     return found
 
 
 def short(value: Any) -> str:
-    """A value for a message; of containers, which aliases can make huge, only their kind."""
+    """Return a value for a message; of containers, which YAML aliases can make huge, only their type."""
     if isinstance(value, int | float):
         return repr(value)
     return repr(value[:100]) if isinstance(value, str) else f"a {type(value).__name__}"

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data.annotations import Layout
+from conclugen_jax.data.cells import Table
 from conclugen_jax.data.corpora import CORPORA, Corpus
 from conclugen_jax.data.features import MatrixFeatures, ParquetFeatures
 from conclugen_jax.data.folders import FolderFeatures
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec
+from conclugen_jax.data.sources import Annotations, Features, LabelSpec
 from conclugen_jax.errors import ConclugenError
 
 
@@ -47,14 +47,17 @@ class Request:
 
     @property
     def corpus(self) -> Corpus | None:
-        """Facts of the corpus, None for ``features``."""
+        """Return the facts of the corpus, None for ``features``."""
         return CORPORA.get(self.dataset)
 
     def opened(self, found: Mapping[str, Callable[[], Features]]) -> dict[str, Features]:
-        """Those modalities that are to be built from what was found: name -> what opens it.
+        """Open those modalities that are to be built.
+
+        Args:
+          found: modality -> what opens its features.
 
         Raises:
-          ConclugenError: one that is asked for cannot be opened, or there is none of its name.
+          ConclugenError: a modality that is asked for cannot be opened, or there is none of its name.
         """
         for modality in self.only:
             if modality not in (*found, *self.modalities):
@@ -71,16 +74,19 @@ class Found:
 
     Attributes:
       features: of each modality.
-      columns: annotations of each split; None if the format's own files hold none.
+      table: rows with labels that the format's own files hold, None without.
+      columns: annotations of each split, None as long as they have not been read.
       label: kind and names, where the corpus does not say.
       targets: likewise.
-      label_files: that the annotations were read from.
+      label_files: that the annotations are read from.
       passed_over: what was found and is not used, in words.
       facts: for the manifest.
-      identity: stands for the names, sizes and times of the files, where they were made anew of what it tells apart.
+      identity: replaces the names, sizes and times of the files in the fingerprint, where the files were derived from
+        something that it identifies.
     """
 
     features: Mapping[str, Features]
+    table: Table | None = None
     columns: Mapping[str, Annotations] | None = None
     label: LabelSpec | None = None
     targets: Mapping[str, LabelSpec] = dataclasses.field(default_factory=dict)
@@ -91,9 +97,9 @@ class Found:
 
 
 def open_features(path: str, pool: str) -> Features:
-    """Features of one modality from a path as users write it.
+    """Open the features of one modality from a path as users write it.
 
-    A folder of npy files; ``FILE.npy`` with ``FILE.txt``; ``FILE.npz:ARRAY``; ``FILE.parquet:COLUMN``.
+    It is a folder of npy files; ``FILE.npy`` with ``FILE.txt``; ``FILE.npz:ARRAY``; or ``FILE.parquet:COLUMN``.
 
     Raises:
       ConclugenError: no such file, or one of another kind.
@@ -115,50 +121,3 @@ def open_features(path: str, pool: str) -> Features:
     if place.suffix == ".parquet":
         return ParquetFeatures(place, how=pool, column=key or "features")
     raise ConclugenError(f"{path}: expected a folder, FILE.npy, FILE.npz:ARRAY or FILE.parquet:COLUMN")
-
-
-def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, Annotations]:
-    """Annotations from the names of the utterances alone.
-
-    Raises:
-      ConclugenError: the corpus' names say nothing, or nothing says which split they are in.
-    """
-    corpus = request.corpus
-    if corpus.named is None:
-        raise ConclugenError(
-            f"{request.dataset}: no labels; add a labels.csv with columns id, split, group and the labels"
-        )
-    names = union(features)
-    if len(corpus.splits) < 2:
-        if not names.keys() & {"train", ""}:
-            raise ConclugenError(
-                f"{request.dataset}: features of {', '.join(names)} only; put all into a folder train, or into none"
-            )
-        names = {"train": names.get("train", names.get("", []))}
-    elif "" in names:
-        raise ConclugenError(
-            f"{request.dataset}: nothing says which split an utterance is in; use folders train, validation and test, or a "
-            "labels.csv with columns id, split and label"
-        )
-    return annotations_lib.from_names(corpus, names).result()
-
-
-def union(features: Mapping[str, Features]) -> dict[str, list[str]]:
-    """split -> names that at least one modality has, sorted; ``SPLIT/KEY`` is the name ``KEY`` of that split.
-
-    Raises:
-      ConclugenError: some names say which split they are of, and some do not.
-    """
-    names: dict[str, set[str]] = {}
-    for each in features.values():
-        for split, keys in each.names().items():
-            for key in keys:
-                within, slash, rest = key.partition("/")
-                known = not split and slash and within in SPLIT_NAMES
-                names.setdefault(within if known else split, set()).add(rest if known else key)
-    if "" in names and len(names) > 1:
-        raise ConclugenError(
-            "some features lie in split folders or have ids such as train/ID, and some do not; add a labels.csv that says "
-            "who is where"
-        )
-    return {split: sorted(keys) for split, keys in names.items()}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from conclugen_jax.data.cells import CsvTable, number
+from conclugen_jax.data.cells import Table, number, read_csv
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import subtitles
@@ -91,7 +91,7 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
     """
     if not source.is_dir():
         raise ConclugenError(f"{source}: no such folder; name the folder of the clips with --source")
-    tables = [table for table in map(CsvTable, labels) if _interval_columns(table)]
+    tables = [table for table in map(read_csv, labels) if _interval_columns(table)]
     if tables and cut:
         raise ConclugenError(
             f"{tables[0].path}: has the intervals already, and --cut takes them from subtitles; leave one out"
@@ -164,14 +164,14 @@ def _by_name(source: Path) -> dict[str, list[Path]]:
     return {name: seen[name] or paths for name, paths in found.items()}
 
 
-def _interval_columns(table: CsvTable) -> tuple[str, str, str] | None:
+def _interval_columns(table: Table) -> tuple[str, str, str] | None:
     for columns in (("video", "start_time", "end_time"), ("video", "start", "end"), ("clip", "start", "end")):
         if set(columns) <= set(table.names):
             return columns
     return None
 
 
-def _from_tables(tables: list[CsvTable], clips: Mapping[str, Sequence[Path]]) -> list[Utterance]:
+def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]]) -> list[Utterance]:
     """Rows with intervals; without a column ``id`` a row is called VIDEO_NUMBER, as in the label tables of CMU-MOSEI."""
     found, counts, there = [], {}, False
     lines_of: dict[Path, list[subtitles.Utterance]] = {}
@@ -298,7 +298,7 @@ def _meld_split(name: str) -> str:
 def _meld_words(source: Path) -> dict[tuple[str, str], str]:
     words = {}
     for path in sorted(source.glob("*_sent_emo.csv")):
-        for _, row in CsvTable(path):
+        for _, row in read_csv(path):
             if {"Utterance", "Dialogue_ID", "Utterance_ID"} <= row.keys():
                 key = f"dia{row['Dialogue_ID'].strip()}_utt{row['Utterance_ID'].strip()}"
                 words[_meld_split(path.stem), key] = " ".join(row["Utterance"].split())

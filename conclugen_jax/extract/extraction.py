@@ -21,7 +21,7 @@ import numpy as np
 from conclugen_jax.data import builders, formats
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import workers as data_workers
-from conclugen_jax.data.cells import CsvTable
+from conclugen_jax.data.cells import read_csv
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.errors import ConclugenError
@@ -316,7 +316,7 @@ def _known(made: Mapping[str, Any], target: Path, count: int) -> Tally:
     """What became of the utterances of a data set that is there already."""
     path = table(target, FAILURES)
     try:
-        failures = {row["utterance"]: row[FAILURES[1]] for _, row in CsvTable(path)} if path.is_file() else {}
+        failures = {row["utterance"]: row[FAILURES[1]] for _, row in read_csv(path)} if path.is_file() else {}
     except (ConclugenError, KeyError):
         failures = {}
     failures = failures if len(failures) == made["failed"] else dict(made["failures"])

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data.annotations import Columns
+from conclugen_jax.data.annotations import array, by_split
 from conclugen_jax.data.cells import as_number, number, short
 from conclugen_jax.data.combined import ConcatFeatures, VariantFeatures
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.files import entries, open_regular
 from conclugen_jax.data.folders import FolderFeatures
-from conclugen_jax.data.requests import Found, Request, from_names
+from conclugen_jax.data.labels import from_names
+from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features
 from conclugen_jax.errors import ConclugenError
 
@@ -50,13 +51,13 @@ def open_authors(request: Request) -> Found:
     if not features:
         raise ConclugenError(f"{request.source}: no frames_2d..., audio_spectrograms... or texts... in features/")
     if corpus.named is not None:  # the names say as much as the annotations, at a hundredth of the time
-        return Found(features, from_names(request, features))
+        return Found(features, columns=from_names(request, features))
     file = _annotations_file(request.source, cropped=any("_cropped" in f.name for f in folders.values()))
-    return Found(features, _read_annotations(file, corpus), label_files=[file])
+    return Found(features, columns=_read_annotations(file, corpus), label_files=[file])
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    """kind -> its folder; where there are augmented features those beside them are raw material."""
+    """Return kind -> its folder. Features beside augmented ones of their kind are raw material."""
     found: dict[str, list[tuple[bool, Path]]] = {}
     for path in (p for p in entries(root) if p.is_dir()):
         match = FOLDER.fullmatch(path.name)
@@ -82,7 +83,7 @@ def _open_folder(folder: Path) -> FolderFeatures | VariantFeatures:
 
 
 def _concatenated(pieces: list[FolderFeatures | VariantFeatures]) -> Features:
-    """2D and 3D features of the same variant side by side."""
+    """Put 2D and 3D features of the same variant side by side."""
     if len(pieces) == 1:
         return pieces[0]
     numbers = {len(p.variants) if isinstance(p, VariantFeatures) else 0 for p in pieces}
@@ -110,9 +111,24 @@ def _annotations_file(source: Path, *, cropped: bool) -> Path:
 
 
 def _read_annotations(path: Path, corpus: Corpus) -> dict[str, Annotations]:
-    tree = _load_yaml(path)
-    columns = Columns(corpus.label, corpus.targets)
-    for name, utterances in tree.items():
+    rows = list(_utterances(path, corpus))
+    targets = {
+        name: array(spec, [_target(where, fields, name, corpus) for _, _, where, fields in rows])
+        for name, spec in corpus.targets.items()
+    }
+    annotations = Annotations(
+        ids=[f"{split}_{key}" if corpus.names_repeat else key for split, key, _, _ in rows],
+        groups=[_group(where, fields) for _, _, where, fields in rows],
+        label=array(corpus.label, [_label(where, fields, corpus) for _, _, where, fields in rows]),
+        targets=targets,
+        keys=[key for _, key, _, _ in rows],
+    )
+    return by_split(annotations, [split for split, _, _, _ in rows])
+
+
+def _utterances(path: Path, corpus: Corpus) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    """Yield split, key, place for messages, and fields of each utterance."""
+    for name, utterances in _load_yaml(path).items():
         if name not in SPLIT_NAMES or not isinstance(utterances, Mapping):
             raise ConclugenError(
                 f"{path}: {name!r} with a {type(utterances).__name__}, expected splits that map ids to fields"
@@ -122,47 +138,36 @@ def _read_annotations(path: Path, corpus: Corpus) -> dict[str, Annotations]:
             where = f"{path}: {name}/{key}"
             if not isinstance(fields, Mapping):
                 raise ConclugenError(f"{where}: a {type(fields).__name__}, expected fields such as emotions")
-            if key in dropped(corpus, split):
-                continue
-            group = fields.get("video") or fields.get("person_id") or ""
-            if not isinstance(group, str):
-                raise ConclugenError(f"{where}: video or person_id is {short(group)}, expected text")
-            columns.add(
-                split,
-                f"{split}_{key}" if corpus.names_repeat else key,
-                key=key,
-                group=group,
-                **_labels(where, fields, corpus),
-            )
-    return columns.result()
+            if key not in dropped(corpus, split):
+                yield split, key, where, fields
 
 
-def _labels(where: str, fields: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
-    """``label`` and further targets of one utterance."""
-    result: dict[str, Any] = {}
-    if corpus.label.kind == "multi":
-        values = fields.get("emotions")
-        if not isinstance(values, list) or len(values) != len(corpus.label.names):
-            raise ConclugenError(
-                f"{where}: emotions of {type(values).__name__}, expected {len(corpus.label.names)} numbers"
-            )
-        span = corpus.ranges.get("label")
-        result["label"] = [float(number(v, f"{where}: emotions", span) > 0) for v in values]
-    elif corpus.label.kind == "single":
-        result["label"] = _index(where, fields.get("emotions"), len(corpus.label.names))
-    elif corpus.label.kind == "value":
-        result["label"] = number(fields.get("sentiment"), f"{where}: sentiment", corpus.ranges.get("label"))
-    result["targets"] = {}
-    for name, spec in corpus.targets.items():
-        value = fields.get(name)
-        if value is not None:
-            # the published sentiment of a class counts from -1
-            result["targets"][name] = (
-                number(value, f"{where}: {name}", corpus.ranges.get(name))
-                if spec.kind == "value"
-                else _index(where, value, len(spec.names), -1)
-            )
-    return result
+def _group(where: str, fields: Mapping[str, Any]) -> str:
+    group = fields.get("video") or fields.get("person_id") or ""
+    if not isinstance(group, str):
+        raise ConclugenError(f"{where}: video or person_id is {short(group)}, expected text")
+    return group
+
+
+def _label(where: str, fields: Mapping[str, Any], corpus: Corpus) -> Any:
+    span, names = corpus.ranges.get("label"), corpus.label.names
+    if corpus.label.kind == "value":
+        return number(fields.get("sentiment"), f"{where}: sentiment", span)
+    values = fields.get("emotions")
+    if corpus.label.kind == "single":
+        return _index(where, values, len(names))
+    if not isinstance(values, list) or len(values) != len(names):
+        raise ConclugenError(f"{where}: emotions of {type(values).__name__}, expected {len(names)} numbers")
+    return [float(number(v, f"{where}: emotions", span) > 0) for v in values]
+
+
+def _target(where: str, fields: Mapping[str, Any], name: str, corpus: Corpus) -> float | int | None:
+    value, spec = fields.get(name), corpus.targets[name]
+    if value is None:
+        return None
+    if spec.kind == "value":
+        return number(value, f"{where}: {name}", corpus.ranges.get(name))
+    return _index(where, value, len(spec.names), first=-1)  # as published
 
 
 def _index(where: str, text: Any, num: int, first: int = 0) -> int:
@@ -173,10 +178,10 @@ def _index(where: str, text: Any, num: int, first: int = 0) -> int:
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
-    """Scalars stay text: YAML would read the id 100178_1 as a number. Nothing in the file is executed.
+    """Read YAML whose scalars stay text, since YAML takes the id 100178_1 for a number. Nothing in the file is executed.
 
-    The tree is put together from the parser's events, since PyYAML's own way ends the process where lists are nested
-    deeply, and takes a key that is there twice for one.
+    The tree is built from the parser's events: PyYAML's constructor crashes on deeply nested lists, accepts a repeated
+    key, and is seven times slower.
     """
     import yaml
 
@@ -198,7 +203,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _node(event: Any, events: Iterator[Any], anchors: dict[str, Any], levels: int) -> Any:
-    """Text, list or mapping that begins with an event; the parser sees to it that what begins also ends."""
+    """Return the text, list or mapping that begins with an event; the parser guarantees that what begins also ends."""
     import yaml
 
     if isinstance(event, yaml.AliasEvent):

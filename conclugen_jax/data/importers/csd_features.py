@@ -1,0 +1,226 @@
+"""Feature sequences of the CMU-MultimodalSDK: HDF5 files with an entry per video.
+
+A ``.csd`` file holds ``/ROOT/data/VIDEO/features`` [steps, dim] and ``/ROOT/data/VIDEO/intervals`` [steps, 2] in
+seconds. The SDK's ``align`` names entries ``VIDEO[ROW]`` instead, after the rows of the sequence aligned to.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax.data.files import MOST_UNPACKED
+from conclugen_jax.data.pooling import POOLS, pool
+from conclugen_jax.errors import ConclugenError, reason
+
+EPSILON = 1e-5
+"""Seconds by which a step and an example must overlap, as in the SDK: what merely touches does not count."""
+
+ROUNDING = 0.01
+"""Seconds by which a step of an aligned entry may stick out of its example: times in tables are rounded."""
+
+Key = tuple[str, float, float, int]
+"""video, start and end in seconds, row of the video's labels."""
+
+
+class CsdFeatures:
+    """One modality from ``.csd`` files of numbers; the vectors of several files are concatenated in their order.
+
+    The steps of an example are those whose interval, clipped to [start, end], is longer than ``EPSILON``: a step that
+    only touches the example, or has no length, does not count, and neither does anything for an example without
+    length. Steps are put in the order of their start and pooled, each with the same weight however little of it is
+    inside, which is what the SDK's ``align`` does with a function that averages. An aligned entry ``VIDEO[ROW]``,
+    looked for where there is no entry ``VIDEO``, is pooled whole.
+
+    Attributes:
+      dim: size of the concatenated vectors.
+      replaced: number of values -inf, which COVAREP holds, that were read as 0 by this process. NaN and +inf stay.
+    """
+
+    def __init__(self, paths: Path | Iterable[Path], *, pool: str = "mean"):
+        """Open the files and look at the first entry of each.
+
+        Args:
+          paths: of one file or several.
+          pool: over time: ``mean``, ``max`` or ``last``.
+
+        Raises:
+          ConclugenError: no file, an unknown pooling, or a file that holds no sequences of vectors.
+        """
+        if pool not in POOLS:
+            raise ConclugenError(f"pooling {pool!r} is unknown; there are {', '.join(POOLS)}")
+        self._sequences = [CsdFile(path) for path in ([paths] if isinstance(paths, Path) else paths)]
+        if not self._sequences:
+            raise ConclugenError("no .csd file is named for the modality; name one or more")
+        self._pool = pool
+        self._dims = [s.steps(min(s.names()))[1].shape[1] for s in self._sequences]
+        self.dim = sum(self._dims)
+        self.replaced = 0
+
+    def files(self) -> Iterable[Path]:
+        """Return the paths of the files."""
+        return [s.path for s in self._sequences]
+
+    def names(self) -> dict[str, list[str]]:
+        """Return nothing: entries are videos, of which labels cut utterances."""
+        return {}
+
+    def locate(self, split: str, keys: Sequence[Key]) -> Sequence[Key | None]:
+        """Return the keys (video, start, end, row) themselves, None where a file has no entry of the video."""
+        return [key if all(_entry_name(s, key) is not None for s in self._sequences) else None for key in keys]
+
+    def read(self, place: Key) -> np.ndarray | None:
+        """Return the vector [dim] of an example, None if a file lacks the video or has no step that overlaps the example.
+
+        Raises:
+          ConclugenError: an entry that is damaged, of another width, or aligned to something else.
+        """
+        vectors = []
+        for sequence, dim in zip(self._sequences, self._dims, strict=True):
+            name = _entry_name(sequence, place)
+            vector = None if name is None else self._vector(sequence, dim, name, place)
+            if vector is None:
+                return None
+            vectors.append(vector)
+        return np.concatenate(vectors)
+
+    def _vector(self, sequence: "CsdFile", dim: int, name: str, key: Key) -> np.ndarray | None:
+        video, start, end, row = key
+        steps, features = sequence.steps(name)
+        if features.shape[1] != dim:
+            raise ConclugenError(
+                f"{sequence.where(name)}: vectors of size {features.shape[1]}, those of the file's first video have {dim}; "
+                "correct or remove the entry"
+            )
+        if name == video:
+            chosen = np.minimum(steps[:, 1], end) - np.maximum(steps[:, 0], start) > EPSILON
+        elif steps.size and (steps.min() < start - ROUNDING or steps.max() > end + ROUNDING):
+            raise ConclugenError(
+                f"{sequence.where(name)}: from {steps.min():.3f} to {steps.max():.3f} s, but row {row} of the labels is from "
+                f"{start:.3f} to {end:.3f} s; align the sequence to these labels, or name the file that is not aligned"
+            )
+        else:
+            chosen = np.ones(len(steps), bool)
+        index = np.flatnonzero(chosen)
+        if not index.size:
+            return None
+        x = sequence.values(name, slice(int(index[0]), int(index[-1]) + 1))
+        order = index[np.argsort(steps[index, 0], kind="stable")]
+        x = x[order - index[0]]
+        if x.dtype.kind == "f":
+            low = np.isneginf(x)
+            self.replaced += int(low.sum())
+            x[low] = 0
+        return pool(x, self._pool, sequence.where(name))
+
+
+def _entry_name(sequence: "CsdFile", key: Key) -> str | None:
+    """Return the name of the entry that holds an example's steps, None if there is none."""
+    names = sequence.names()
+    return next((name for name in (key[0], f"{key[0]}[{key[3]}]") if name in names), None)
+
+
+class CsdFile:
+    """A ``.csd`` file, opened when first used in a process; it keeps the intervals of the latest entry only."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._data: Any = None
+        self._names: frozenset[str] = frozenset()
+        self._latest: tuple[str, np.ndarray, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep only the path for another process, since an open file cannot be sent."""
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])
+
+    def where(self, name: str) -> str:
+        """Return what messages call an entry."""
+        return f"{self.path}, video {name[:100]!r}"
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the entries, at least one."""
+        if self._data is None:
+            with _reading(self.path):
+                self._open()
+        return self._names
+
+    def steps(self, name: str) -> tuple[np.ndarray, Any]:
+        """Return the checked intervals float64 [steps, 2] of an entry, and its features [steps, dim], not yet read."""
+        self.names()
+        if self._latest is None or self._latest[0] != name:
+            with _reading(self.path):
+                self._latest = name, *self._entry(name)
+        return self._latest[1:]
+
+    def values(self, name: str, which: slice) -> np.ndarray:
+        """Return consecutive feature vectors [n, dim] of an entry."""
+        features = self.steps(name)[1]
+        with _reading(self.path):
+            return features[which]
+
+    def _open(self) -> None:
+        try:
+            import h5py
+        except ImportError as e:
+            raise ConclugenError(f"{self.path}: .csd files are HDF5, which needs h5py; pip install h5py") from e
+        file = h5py.File(self.path, "r")
+        root = next((node for node in file.values() if isinstance(node, h5py.Group)), None)
+        data = None if root is None else root.get("data")
+        if not isinstance(data, h5py.Group) or not len(data):
+            inside = "no group" if root is None else f"{root.name!r} with {', '.join(map(repr, root)) or 'nothing'}"
+            raise ConclugenError(
+                f"{self.path}: expected an HDF5 group /NAME/data with an entry per video, found {inside}; name a .csd file"
+            )
+        odd = [name for name in data if not isinstance(name, str)]
+        if odd:  # h5py hands out as bytes what is not UTF-8
+            raise ConclugenError(
+                f"{self.path}: the name {odd[0][:100]!r} of an entry is not UTF-8; download the file again"
+            )
+        self._names = frozenset(data)
+        self._data = data
+
+    def _entry(self, name: str) -> tuple[np.ndarray, Any]:
+        entry, where = self._data[name], self.where(name)
+        if not {"features", "intervals"} <= set(entry):
+            raise ConclugenError(f"{where}: no features and intervals; write the entry again")
+        features, intervals = entry["features"], entry["intervals"]
+        if features.dtype.kind not in "fiu":
+            raise ConclugenError(
+                f"{where}: features are of type {features.dtype}, expected numbers; words or phones need word vectors, such "
+                "as those of a TimestampedWordVectors file"
+            )
+        steps = features.shape[0] if features.ndim == 2 else -1
+        if intervals.dtype.kind not in "fiu" or intervals.shape != (steps, 2) or not features.shape[1]:
+            raise ConclugenError(
+                f"{where}: features {features.shape} and intervals {intervals.shape} of type {intervals.dtype}, expected "
+                "(steps, dim) and (steps, 2) with as many steps; write the entry again"
+            )
+        for array in (features, intervals):  # HDF5 declares sizes without storing anything
+            if array.nbytes > MOST_UNPACKED * max(array.id.get_storage_size(), 2**20):
+                raise ConclugenError(
+                    f"{where}: {array.shape} numbers declared, {array.id.get_storage_size()} bytes stored; download the file again"
+                )
+        times = intervals[:].astype(np.float64)
+        wrong = np.flatnonzero(~(np.isfinite(times).all(axis=1) & (times[:, 1] >= times[:, 0])))
+        if wrong.size:
+            start, end = times[wrong[0]]
+            raise ConclugenError(
+                f"{where}, step {wrong[0]}: interval from {start} to {end} s, expected an end not before its start; correct it"
+            )
+        return times, features
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever h5py raises on missing, truncated or other files into one sentence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ConclugenError(f"{path}: no such file; name a .csd file") from None
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as e:
+        raise ConclugenError(f"{path}: cannot be read as a .csd file ({reason(e)}); download the file again") from e
