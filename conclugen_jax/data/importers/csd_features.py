@@ -203,7 +203,7 @@ class CsdFile:
         for array in (features, intervals):  # HDF5 declares sizes without storing anything
             if array.nbytes > MOST_UNPACKED * max(array.id.get_storage_size(), 2**20):
                 raise ConclugenError(
-                    f"{where}: {array.shape} numbers declared, {array.id.get_storage_size()} bytes stored; download the file again"
+                    f"{where}: {array.shape} numbers declared, {array.id.get_storage_size()} bytes stored; download it again"
                 )
         times = intervals[:].astype(np.float64)
         wrong = np.flatnonzero(~(np.isfinite(times).all(axis=1) & (times[:, 1] >= times[:, 0])))
