@@ -47,7 +47,7 @@ class SlowParts(Parted):
 
 COMMAND = """
 import sys
-from launch import app, build_dataset
+from conclugen_jax.commands import app, build_dataset
 from conclugen_jax.data import builders
 from tests import test_build_faults
 if __name__ == "__main__":

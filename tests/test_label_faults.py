@@ -49,7 +49,9 @@ def test_sentiment_outside_its_range_is_refused_by_line(tmp_path, dataset, value
     table = f"{TABLES[dataset]}\na,train,g,-3{rest}\nb,train,g,3{rest}\nc,train,g,{{}}{rest}\n"
     assert len(open_table(tmp_path, table.format("-0.5"), dataset=dataset).annotations["train"].ids) == 3
     message = refusal(open_table, tmp_path, table.format(value), dataset=dataset)
-    assert message.endswith(f"labels.csv, line 4: sentiment {value[:100]!r}, expected a number from -3 to 3; correct it")
+    assert message.endswith(
+        f"labels.csv, line 4: sentiment {value[:100]!r}, expected a number from -3 to 3; correct it"
+    )
 
 
 @pytest.mark.parametrize("value", ["-0.1", "3.1", "1e39", "", "nan", "yes"])
