@@ -134,7 +134,7 @@ def _splits(source: Path, tree: Any) -> list[_Split]:
 
 
 def _ids(values: Mapping[str, Any], where: str) -> list[str]:
-    ids = pickles.unwrap(_get(values, "id", where))
+    ids = _get(values, "id", where)
     if isinstance(ids, np.ndarray):
         try:
             ids = ids.reshape(-1).tolist()
@@ -197,7 +197,6 @@ def _labels(source: Path, splits: Sequence[_Split]) -> dict[str, list[str]]:
 
 def _numbers(values: Any, n: int, where: str) -> np.ndarray:
     """Numbers of n clips, of the type in which they are stored."""
-    values = pickles.unwrap(values)
     if isinstance(values, list) and all(type(x) in (int, float) for x in values):
         try:
             values = np.asarray(values, np.float64)
@@ -244,7 +243,7 @@ def _table(source: Path, splits: Sequence[_Split], modality: str) -> _Table:
 
 def _sequences(split: _Split, key: str, where: str) -> np.ndarray:
     """Real numbers [n, steps, dim]."""
-    x = pickles.unwrap(split.values[key])
+    x = split.values[key]
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu":
         raise ConclugenError(f"{where} is not an array of numbers; MMSA-FET writes one with return_type='np'")
     if x.ndim != 3 or len(x) != len(split.ids) or not x.shape[2]:
@@ -256,7 +255,7 @@ def _mask(source: Path, split: _Split, modality: str, x: np.ndarray) -> np.ndarr
     """Which tokens are some, bool [n, steps]; None where the file does not say."""
     if modality != "text" or "text_bert" not in split.values:
         return None
-    where, tokens = f"{source}: {split.key}['text_bert']", pickles.unwrap(split.values["text_bert"])
+    where, tokens = f"{source}: {split.key}['text_bert']", split.values["text_bert"]
     expected = (len(x), 3, x.shape[1])
     if not isinstance(tokens, np.ndarray) or tokens.shape != expected or tokens.dtype.kind not in "fiu":
         shape = tokens.shape if isinstance(tokens, np.ndarray) else type(tokens).__name__

@@ -1,28 +1,30 @@
-"""Files written by ``torch.save``, read as named arrays without torch; nothing that they ask for is ever run.
+"""Read files written by ``torch.save`` as named arrays, without torch; nothing that they ask for is ever run.
 
 Both layouts are read: the archive (a zip file with ``data.pkl`` and one stored record per tensor storage) and the older one
 (five pickles in a row and the storages behind them). See ``torch/serialization.py`` of PyTorch.
 """
 
-import dataclasses
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from conclugen_jax.data import pickles
-from conclugen_jax.data.pickles import Machine, Name, Refused
+from conclugen_jax.data.pickles import Name, Refused, Unpickler
 from conclugen_jax.errors import ConclugenError
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """First object of a file of the older layout."""
 
+MOST_COPIES = 4
+"""Bytes of all tensors may be so many times those of the file: several may be views of the same numbers."""
+
 BFLOAT16 = "bfloat16"
-STORAGES: dict[str, str] = {
+STORAGES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
     "HalfStorage": "<f2",
@@ -37,47 +39,15 @@ STORAGES: dict[str, str] = {
 """Classes of storages -> type of their numbers."""
 
 
-@dataclasses.dataclass(eq=False)
-class Storage:
-    """Numbers that tensors are views of.
-
-    Attributes:
-      dtype: of the numbers.
-      length: how many the file says there are.
-      values: them; ``None`` until they have been found in the file.
-    """
+class Storage(NamedTuple):
+    """Numbers that tensors are views of: their type in the file, and an array [length], bfloat16 as float32."""
 
     dtype: str
-    length: int
-    values: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A view of a storage, by numbers."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def array(self) -> np.ndarray:
-        """The numbers; bfloat16 as float32."""
-        if self.storage.values is None:
-            raise Refused("a tensor without a storage")
-        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        size = math.prod(self.shape)
-        if size > self.storage.length or (size and last >= self.storage.length):
-            raise Refused(f"a tensor of shape {self.shape} beyond the end of its storage")
-        if not size:
-            return np.zeros(self.shape, np.float32)
-        flat = self.storage.values[self.offset :]
-        strides = tuple(step * flat.itemsize for step in self.strides)
-        return np.array(np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False))
+    values: np.ndarray
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a file: arrays and plain values, by name.
+    """Read the content of a file: arrays and plain values, by name.
 
     Args:
       path: written by ``torch.save``, of a dictionary such as a module's ``state_dict()``.
@@ -92,7 +62,7 @@ def read(path: Path) -> dict[str, Any]:
     content = pickles.map_file(path)
     read_layout = _read_archive if bytes(content[:4]) == b"PK\x03\x04" else _read_old
     try:
-        found = _Arrays(MOST_COPIES * max(len(content), 2**20)).of(read_layout(path, content))
+        found = _plain(read_layout(path, content), {})
     except Refused as e:
         raise ConclugenError(f"{path}: {e}; nothing in the file was executed") from e
     except RecursionError as e:
@@ -104,67 +74,102 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-class _TorchMachine(Machine):
+def _plain(tree: Any, done: dict[int, tuple[Any, Any]]) -> Any:
+    """Return dictionaries with text keys, and lists for tuples; an object that occurs twice is made once."""
+    if not isinstance(tree, dict | list | tuple):
+        return tree
+    if id(tree) not in done:  # the object is kept as well, so that no other one gets its number
+        many = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        items = [(str(key), _plain(value, done)) for key, value in many]
+        done[id(tree)] = tree, dict(items) if isinstance(tree, dict) else [value for _, value in items]
+    return done[id(tree)][1]
+
+
+class _Tensors(Unpickler):
     """Admits tensors beside plain containers."""
 
     keys = (str, int)
     what = "a file of weights"
     way_out = "save the module's state_dict() alone"
+    dispatch = pickles.Dispatch(Unpickler.dispatch)
 
-    def __init__(self, content: memoryview, storage: Callable[[Any], Storage], at: int = 0):
-        super().__init__(content, at)
-        self.storage = storage
-        self.calls, self.actions = {**self.calls, **_CALLS}, {**self.actions, **_ACTIONS}
+    def __init__(self, content: pickles.Content, values: Callable[[str, str, int], np.ndarray], file_bytes: int):
+        """Prepare.
 
+        Args:
+          content: what is unpickled.
+          values: (key, dtype, length) of a storage -> its numbers.
+          file_bytes: size of the file, which bounds storages and tensors.
+        """
+        super().__init__(content)
+        self.storages: dict[str, Storage] = {}
+        self._values, self._storage_bytes_left = values, file_bytes
+        self._tensor_bytes_left = MOST_COPIES * max(file_bytes, 2**20)
 
-def _tensor(machine: Machine, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
-    counts = (offset, *shape, *strides) if type(shape) is tuple and type(strides) is tuple else (None,)
-    if type(storage) is not Storage or any(type(n) is not int or not 0 <= n < 2**40 for n in counts):
-        raise Refused("a tensor of impossible shape")
-    if len(shape) != len(strides) or len(shape) > 8:
-        raise Refused("a tensor of impossible shape")
-    return Tensor(storage, offset, shape, strides)
+    def persistent_load(self, entry: Any) -> Storage:
+        """Return the storage that a persistent id describes; its numbers are read once."""
+        dtype, key, length = _described(entry)
+        if key not in self.storages:
+            self.storages[key] = Storage(dtype, self._values(key, dtype, length))
+            self._storage_bytes_left -= length * _width(dtype)
+            if self._storage_bytes_left < 0:  # entries of a zip file may overlap
+                raise Refused("storages of more bytes than the file")
+        found = self.storages[key]
+        if (found.dtype, len(found.values)) != (dtype, length):
+            raise Refused(f"storage {key[:40]!r} has two types")
+        return found
 
+    def load_build(self) -> None:
+        """Pass over further attributes of a dictionary, such as the versions in a state_dict."""
+        if len(self.stack) > 1 and type(self.stack[-2]) is dict and type(self.stack[-1]) is dict:
+            self.stack.pop()
+        else:
+            super().load_build()
 
-def _parameter(machine: Machine, data: Any, *rest: Any) -> Any:
-    if type(data) is not Tensor:
-        raise Refused("a parameter that is no tensor")
-    return data
+    dispatch |= {ord("Q"): Unpickler.load_binpersid, ord("b"): load_build}
 
+    def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> np.ndarray:
+        """Return a view of a storage, counted in numbers."""
+        counts = (offset, *shape, *strides) if type(shape) is tuple and type(strides) is tuple else (None,)
+        if type(storage) is not Storage or any(type(n) is not int or not 0 <= n < 2**40 for n in counts):
+            raise Refused("a tensor of impossible shape")
+        if len(shape) != len(strides) or len(shape) > 8:
+            raise Refused("a tensor of impossible shape")
+        size, values = math.prod(shape), storage.values
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if size > len(values) or (size and last >= len(values)):
+            raise Refused(f"a tensor of shape {shape} beyond the end of its storage")
+        if not size:
+            return np.zeros(shape, np.float32)
+        self._tensor_bytes_left -= size * values.itemsize
+        if self._tensor_bytes_left < 0:
+            raise Refused(f"tensors of more than {MOST_COPIES} times the bytes of the file")
+        steps = tuple(step * values.itemsize for step in strides)
+        return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
 
-def _named(machine: Machine, *arguments: Any) -> None:
-    raise Refused("a call of a class of storages")
+    def parameter(self, data: Any, *rest: Any) -> np.ndarray:
+        """Return a parameter's tensor."""
+        if not isinstance(data, np.ndarray):
+            raise Refused("a parameter that is no tensor")
+        return data
 
+    def size(self, shape: Any = ()) -> tuple:
+        """Return a shape."""
+        if type(shape) is not tuple:
+            raise Refused("a shape that is no tuple")
+        return shape
 
-def _size(machine: Machine, shape: Any = ()) -> tuple:
-    if type(shape) is not tuple:
-        raise Refused("a shape that is no tuple")
-    return shape
-
-
-def _build(machine: Machine) -> None:
-    """Further attributes of a dictionary, such as the versions in a state_dict, are passed over."""
-    if len(machine.stack) > 1 and type(machine.stack[-2]) is dict and type(machine.stack[-1]) is dict:
-        machine.stack.pop()
-    else:
-        machine.build()
-
-
-def _persistent(machine: Any) -> None:
-    machine.push(machine.storage(machine.stack.pop()))
-
-
-_CALLS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch.Size": _size,
-    **{f"torch.{name}": _named for name in STORAGES},
-}
-_ACTIONS = {ord("Q"): _persistent, ord("b"): _build}
+    calls: ClassVar[pickles.Calls] = {
+        **pickles.CALLS,
+        "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_parameter": parameter,
+        "torch.Size": size,
+        **{f"torch.{name}": None for name in STORAGES},
+    }
 
 
 def _described(entry: Any) -> tuple[str, str, int]:
-    """Type, key and length of the storage that a persistent id names."""
+    """Return type, key and length of the storage that a persistent id names."""
     if type(entry) is not tuple or len(entry) not in (5, 6) or entry[0] != "storage" or type(entry[1]) is not Name:
         raise Refused("a reference that is no storage of numbers")
     kind, key, length = entry[1].name.rpartition(".")[2], entry[2], entry[4]
@@ -175,18 +180,18 @@ def _described(entry: Any) -> tuple[str, str, int]:
     return STORAGES[kind], key, length
 
 
-def _values(data: memoryview | bytes, dtype: str) -> np.ndarray:
+def _width(dtype: str) -> int:
+    return 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
+
+
+def _numbers(data: memoryview | bytes, dtype: str) -> np.ndarray:
     if dtype != BFLOAT16:
         return np.frombuffer(data, dtype)
     return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
 
 
-def _width(dtype: str) -> int:
-    return 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
-
-
 def _read_archive(path: Path, content: memoryview) -> Any:
-    """The layout since PyTorch 1.6: a zip file."""
+    """Read the layout since PyTorch 1.6: a zip file."""
     try:
         with zipfile.ZipFile(path) as archive:
             infos = {info.filename: info for info in archive.infolist()}
@@ -194,89 +199,48 @@ def _read_archive(path: Path, content: memoryview) -> Any:
             if name is None or any(info.compress_type != zipfile.ZIP_STORED for info in infos.values()):
                 raise Refused("a zip file that torch.save did not write")
             folder = name.removesuffix("data.pkl")
-            if archive.read(f"{folder}byteorder") != b"little" if f"{folder}byteorder" in infos else False:
+            if f"{folder}byteorder" in infos and archive.read(f"{folder}byteorder") != b"little":
                 raise Refused("numbers of a big-endian machine; save the weights anew")
-            storages: dict[str, Storage] = {}
 
-            def storage(entry: Any) -> Storage:
-                dtype, key, length = _described(entry)
+            def values(key: str, dtype: str, length: int) -> np.ndarray:
                 info = infos.get(f"{folder}data/{key}")
-                if key not in storages:
-                    if info is None or info.file_size != length * _width(dtype):
-                        held = info.file_size if info else 0
-                        raise Refused(f"storage {key[:40]!r} of {length * _width(dtype)} bytes has {held}")
-                    storages[key] = Storage(dtype, length, _values(archive.read(info), dtype))
-                if (storages[key].dtype, storages[key].length) != (dtype, length):
-                    raise Refused(f"storage {key[:40]!r} has two types")
-                return storages[key]
+                if info is None or info.file_size != length * _width(dtype):
+                    held = info.file_size if info else 0
+                    raise Refused(f"storage {key[:40]!r} of {length * _width(dtype)} bytes has {held}")
+                return _numbers(archive.read(info), dtype)
 
-            machine = _TorchMachine(memoryview(archive.read(name)), storage)
-            return pickles.interpret(machine, path)
+            tree = pickles.Content(memoryview(archive.read(name)))
+            return pickles.interpret(_Tensors(tree, values, len(content)), path)
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as e:
-        if isinstance(e, ConclugenError):
-            raise
         raise ConclugenError(f"{path}: a damaged archive ({e}); fetch it again") from e
 
 
 def _read_old(path: Path, content: memoryview) -> Any:
-    """The layout before PyTorch 1.6: pickles in a row, then the storages in the order of the last of them."""
-    storages: dict[str, Storage] = {}
+    """Read the layout before PyTorch 1.6: pickles in a row, then the storages in the order of the last of them."""
 
-    def storage(entry: Any) -> Storage:
-        dtype, key, length = _described(entry)
-        found = storages.setdefault(key, Storage(dtype, length))
-        if (found.dtype, found.length) != (dtype, length):
-            raise Refused(f"storage {key[:40]!r} has two types")
-        return found
+    def values(key: str, dtype: str, length: int) -> np.ndarray:
+        if length * _width(dtype) > len(content):
+            raise Refused(f"cut off, or damaged, in the numbers of storage {key[:40]!r}")
+        return np.empty(length, "<f4" if dtype == BFLOAT16 else dtype)  # filled below, once tensors are views of it
 
-    at, objects = 0, []
+    file, objects = pickles.Content(content), []
     for number in range(5):
-        if at >= len(content) or content[at] != 0x80:
+        if content[file.position : file.position + 1] != b"\x80":
             raise Refused("not a file that torch.save wrote")
-        machine = _TorchMachine(content, storage, at)
-        objects.append(pickles.interpret(machine, path))
-        at = machine.at
-        if not number and objects[0] != MAGIC:
+        unpickler = _Tensors(file, values, len(content))
+        objects.append(pickles.interpret(unpickler, path))
+        if number == 0 and objects[0] != MAGIC:
             raise Refused("not a file that torch.save wrote")
+        if number == 3:
+            storages = unpickler.storages
     _, _, system, found, keys = objects
     if type(system) is not dict or system.get("little_endian") is not True:
         raise Refused("numbers of a big-endian machine; save the weights anew")
     if type(keys) is not list or not all(type(k) is str for k in keys) or sorted(keys) != sorted(storages):
         raise Refused("storages other than those of its tensors")
     for key in keys:
-        known = storages[key]
-        size = known.length * _width(known.dtype)
-        if len(content) - at < 8 + size or struct.unpack("<q", content[at : at + 8])[0] != known.length:
+        dtype, numbers = storages[key]
+        if struct.unpack("<q", file.read(8))[0] != len(numbers):
             raise Refused(f"cut off, or damaged, in the numbers of storage {key!r}")
-        known.values = _values(content[at + 8 : at + 8 + size], known.dtype)
-        at += 8 + size
+        numbers[:] = _numbers(file.read(len(numbers) * _width(dtype)), dtype)
     return found
-
-
-MOST_COPIES = 4
-"""Bytes of all tensors may be so many times those of the file: several may be views of the same numbers."""
-
-
-class _Arrays:
-    """Arrays and plain values for what a file describes, each object once however often it is referred to."""
-
-    def __init__(self, most_bytes: int):
-        self._left, self._done = most_bytes, {}
-
-    def of(self, tree: Any) -> Any:
-        if not isinstance(tree, Tensor | Mapping | list | tuple):
-            return pickles.unwrap(tree)
-        if id(tree) not in self._done:  # the object is kept as well, so that no other one has its number
-            self._done[id(tree)] = tree, self._made(tree)
-        return self._done[id(tree)][1]
-
-    def _made(self, tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            width = 4 if tree.storage.dtype == BFLOAT16 else np.dtype(tree.storage.dtype).itemsize
-            self._left -= min(math.prod(tree.shape), tree.storage.length) * width
-            if self._left < 0:
-                raise Refused(f"tensors of more than {MOST_COPIES} times the bytes of the file")
-            return tree.array()
-        if isinstance(tree, Mapping):
-            return {str(key): self.of(value) for key, value in tree.items()}
-        return [self.of(value) for value in tree]
