@@ -5,12 +5,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
+import msgspec
 import numpy as np
 
 from conclugen_jax.data.sources import LABEL_KINDS, LabelSpec
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import files
 
 FILE = "manifest.json"
 PRESENCE = "presence-{split}.npy"
@@ -18,6 +20,52 @@ PRESENCE = "presence-{split}.npy"
 
 FORMAT = "conclugen_jax features"
 FORMAT_VERSION = 2
+AGAIN = "build the data set again"
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+
+
+class SplitFacts(TypedDict):
+    """What a split holds.
+
+    Attributes:
+      num_examples: number of records.
+      present: modality -> number of examples that have it.
+      label_counts: examples per class or label.
+      target_counts: target -> examples per class or label.
+      dropped: number of bad examples that were left out.
+    """
+
+    num_examples: Count
+    present: dict[str, Count]
+    label_counts: list[Count]
+    target_counts: dict[str, list[Count]]
+    dropped: Count
+
+
+class FileFacts(TypedDict):
+    """What a file must be; only shards have ``records``."""
+
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    bytes: Count
+    records: NotRequired[Count]
+
+
+class Moments(TypedDict):
+    """Mean and population deviation of each feature [dim]."""
+
+    mean: list[float]
+    std: list[float]
+
+
+class PrintedSource(TypedDict, total=False):
+    """The fields of a source that commands print."""
+
+    converted: dict[Annotated[str, msgspec.Meta(pattern=r"^\S+ \S+$")], Count]
+    unused: dict[str, Count]
+    replaced: dict[str, Count]
+    rows_outside_folds: Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +81,9 @@ class Manifest:
       label: kind and names of the labels.
       targets: kind and names of further targets, by name.
       variants: modality -> number of vectors per example in the first split, where there are several.
-      splits: split -> {num_examples, present: {modality: count}, label_counts: [count per class or label],
-        target_counts: {target: [count per class or label]}, dropped: number of bad examples left out}.
-      statistics: modality -> {mean, std}, each a list [dim], over the rows of the first split that have the modality.
-      files: file name -> {sha256, bytes, records}; ``records`` only for shards.
+      splits: by name, in order.
+      statistics: by modality, over the rows of the first split that have it.
+      files: by name.
       source: where the examples came from, with their fingerprint.
       warnings: sentences on what is suspicious, such as a speaker in two splits.
     """
@@ -45,13 +92,13 @@ class Manifest:
     version: str
     description: str
     licence: str
-    modalities: dict[str, int]
+    modalities: dict[str, Size]
     label: LabelSpec
     targets: dict[str, LabelSpec]
-    variants: dict[str, int]
-    splits: dict[str, dict[str, Any]]
-    statistics: dict[str, dict[str, list[float]]]
-    files: dict[str, dict[str, Any]]
+    variants: dict[str, Size]
+    splits: dict[str, SplitFacts]
+    statistics: dict[str, Moments]
+    files: dict[str, FileFacts]
     source: dict[str, Any]
     warnings: list[str]
 
@@ -83,8 +130,8 @@ def read(folder: str | Path) -> Manifest:
     """
     if not str(folder):
         raise ConclugenError("no data set is named; name its folder with --data or --config.data.path")
-    mend = "name the folder DATA_DIR/NAME/VERSION that python -m launch.build_dataset printed"
-    return read_file(Path(folder) / FILE, missing=mend)
+    way_out = "name the folder DATA_DIR/NAME/VERSION that python -m launch.build_dataset printed"
+    return read_file(Path(folder) / FILE, missing=way_out)
 
 
 def read_file(path: Path, *, missing: str) -> Manifest:
@@ -97,97 +144,72 @@ def read_file(path: Path, *, missing: str) -> Manifest:
     Raises:
       ConclugenError: there is none, or it is not a manifest of this format.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConclugenError(f"{path}: no such file; {missing}") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConclugenError(f"{path}: cannot be read ({e}); build the data set anew") from e
-    return from_json(text, str(path), mend="build the data set anew")
+    if not path.exists():
+        raise ConclugenError(f"{path}: no such file; {missing}")
+    return from_tree(files.read_json(path, Any, way_out=AGAIN), str(path), way_out=AGAIN)
 
 
-def from_json(text: str, source: str, *, mend: str) -> Manifest:
-    """Read :meth:`Manifest.to_json`'s output.
+def from_tree(tree: Any, source: str, *, way_out: str) -> Manifest:
+    """Make a manifest of parsed JSON.
 
     Args:
-      text: the JSON.
+      tree: what :meth:`Manifest.to_json` wrote, parsed.
       source: its file, for messages.
-      mend: the way out, for messages.
+      way_out: for messages.
 
     Raises:
       ConclugenError: it is not a manifest of this format.
     """
     try:
-        tree = json.loads(text)
-        if tree["format"] != FORMAT or tree["format_version"] != FORMAT_VERSION:
+        kind = tree["format"], tree["format_version"]
+        if kind != (FORMAT, FORMAT_VERSION):
             raise ConclugenError(
-                f"{source}: format {tree['format']!r} version {tree['format_version']}, expected {FORMAT!r} version "
-                f"{FORMAT_VERSION}; {mend} with this release"
+                f"{source}: format {kind[0]!r} version {kind[1]}, expected {FORMAT!r} version {FORMAT_VERSION}; "
+                f"{way_out} with this release"
             )
-        fields = {field.name: tree[field.name] for field in dataclasses.fields(Manifest)}
-        fields["label"] = LabelSpec(tree["label"]["kind"], tuple(tree["label"]["names"]))
-        fields["targets"] = {k: LabelSpec(t["kind"], tuple(t["names"])) for k, t in tree["targets"].items()}
-        manifest = Manifest(**fields)
+        manifest = msgspec.convert(tree, Manifest)
+        msgspec.convert(manifest.source, PrintedSource)
+        manifest.to_json()  # NaN, or what is nested too deeply to be written again
         _check(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
-        raise ConclugenError(f"{source}: damaged manifest ({type(e).__name__}: {str(e)[:200]}); {mend}") from e
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise ConclugenError(f"{source}: damaged manifest ({type(e).__name__}: {str(e)[:200]}); {way_out}") from e
     return manifest
 
 
 def _check(manifest: Manifest) -> None:
-    labels = (manifest.label, *manifest.targets.values())
-    texts = [manifest.name, manifest.version, manifest.description, manifest.licence, *manifest.warnings]
-    texts += [name for label in labels for name in label.names]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest.source, dict):
-        raise ValueError("a name or text is not text")
-    manifest.to_json()
-    _check_source(manifest.source)
-    if not manifest.splits or not manifest.modalities:
+    """Check how the fields fit each other.
+
+    Raises:
+      ValueError: names the entry that does not fit.
+    """
+    modalities, labels = manifest.modalities, (manifest.label, *manifest.targets.values())
+    if not manifest.splits or not modalities:
         raise ValueError("no split or no modality")
-    for label in labels:
-        if label.kind not in LABEL_KINDS:
-            raise ValueError(f"label kind {label.kind!r}")
-    for modality, dim in manifest.modalities.items():
-        if not _is_count(dim) or not dim:
-            raise ValueError(f"size of {modality!r}")
-        for statistic in ("mean", "std"):
-            values = np.asarray(manifest.statistics[modality][statistic], np.float64)
-            if values.shape != (dim,) or not (np.abs(values) < np.finfo(np.float32).max).all():
-                raise ValueError(f"{statistic} of {modality!r} is not {dim} finite float32 numbers")
-    for name, facts in manifest.files.items():
-        hashed = isinstance(facts["sha256"], str) and len(facts["sha256"]) == 64
-        counted = _is_count(facts["bytes"]) and _is_count(facts.get("records", 0))
-        if Path(name).name != name or not hashed or not counted:
-            raise ValueError(f"entry of file {name!r}")
-    if any(not _is_count(n) or not n or m not in manifest.modalities for m, n in manifest.variants.items()):
+    if any(label.kind not in LABEL_KINDS for label in labels):
+        raise ValueError(f"label kinds {[label.kind for label in labels]}")
+    if not manifest.variants.keys() <= modalities.keys():
         raise ValueError(f"variants {manifest.variants}")
-    targets = {name: len(target.names) for name, target in manifest.targets.items()}
+    for modality, dim in modalities.items():
+        for statistic, values in manifest.statistics[modality].items():
+            if len(values) != dim or not (np.abs(values) < np.finfo(np.float32).max).all():
+                raise ValueError(f"{statistic} of {modality!r} is not {dim} finite float32 numbers")
+    for name in manifest.files:
+        if Path(name).name != name:
+            raise ValueError(f"entry of file {name!r}")
+    names = {name: len(target.names) for name, target in manifest.targets.items()}
     for split, facts in manifest.splits.items():
-        target_counts = facts["target_counts"]
-        counts = [facts["num_examples"], facts["dropped"], *facts["present"].values(), *facts["label_counts"]]
-        counts += [count for each in target_counts.values() for count in each]
-        complete = set(facts["present"]) == set(manifest.modalities)
-        complete &= len(facts["label_counts"]) == len(manifest.label.names)
-        complete &= {name: len(each) for name, each in target_counts.items()} == targets
-        if not complete or not all(map(_is_count, counts)):
+        counted = {name: len(counts) for name, counts in facts["target_counts"].items()}
+        if (facts["present"].keys(), len(facts["label_counts"]), counted) != (
+            modalities.keys(),
+            len(manifest.label.names),
+            names,
+        ):
             raise ValueError(f"counts of split {split!r}")
         shards = shard_names(manifest, split)
         if not shards or PRESENCE.format(split=split) not in manifest.files:
             raise ValueError(f"files of split {split!r} are not listed")
         if sum(manifest.files[name]["records"] for name in shards) != facts["num_examples"]:
             raise ValueError(f"records of the shards of split {split!r} do not add up")
-
-
-def _check_source(source: dict[str, Any]) -> None:
-    """What is printed of a source, where it is told."""
-    converted, others = source.get("converted", {}), [source.get(key, {}) for key in ("unused", "replaced")]
-    counts = [n for each in (converted, *others) for n in each.values()] + [source.get("rows_outside_folds", 0)]
-    if not all(map(_is_count, counts)) or any(len(kind.split()) != 2 for kind in converted):
-        raise ValueError("counts of the source")
-
-
-def _is_count(n: Any) -> bool:
-    return type(n) is int and 0 <= n < 2**63
 
 
 def shard_names(manifest: Manifest, split: str) -> list[str]:
@@ -231,14 +253,13 @@ def describe_files(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> dic
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits.
+    """Return the SHA-256 of a file in hexadecimal.
 
     Raises:
       ConclugenError: the file cannot be read.
     """
     try:
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        return files.sha256(path)
     except OSError as e:
         raise ConclugenError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
 

@@ -248,7 +248,7 @@ def _read(path: Path) -> tuple[Hashes, ConfigDict, Manifest]:
     if not 0 <= found["step"] < 2**31:
         raise ConclugenError(f"{path}: 'step' is {found['step']}; it must be between 0 and 2147483647; {AGAIN}")
     config = _config(path, found["config"])
-    manifest = manifest_lib.from_json(json.dumps(found["data"]), f"{path}, 'data'", mend=AGAIN)
+    manifest = manifest_lib.from_tree(found["data"], f"{path}, 'data'", way_out=AGAIN)
     if found["data_set"].get("sha256") != manifest.fingerprint():
         raise ConclugenError(f"{path}: 'data' is not the manifest whose hash 'data_set' has; {AGAIN}")
     return Hashes(found["step"], found["weights_sha256"], found["parameters_sha256"]), config, manifest
