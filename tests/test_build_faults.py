@@ -18,7 +18,7 @@ from conclugen_jax.data import builders, formats, place, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.system import locks
+from conclugen_jax.system import locks, pool
 from tests.helpers import Faces
 from tests.test_records import Parted, goes_on
 
@@ -130,7 +130,7 @@ def test_a_second_signal_does_not_wait_for_the_first(tmp_path):
 def test_workers_are_gone_before_the_scratch_folder_is(tmp_path, monkeypatch):
     """Whatever stops the loop over the parts, also what shows their progress."""
     monkeypatch.setattr(builders, "SHARD_BYTES", 9 * 4 * 52)
-    started, alive, contexts, claimed = [], [], workers.Spawning, place.claimed
+    started, alive, contexts, claimed = [], [], pool._Spawning, place.claimed
 
     class Noted(contexts):
         def __init__(self):
@@ -149,7 +149,7 @@ def test_workers_are_gone_before_the_scratch_folder_is(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(place, "claimed", watched)
-    monkeypatch.setattr(workers, "Spawning", Noted)
+    monkeypatch.setattr(pool, "_Spawning", Noted)
     with pytest.raises(KeyboardInterrupt):
         builders.build(Parted(), tmp_path, num_workers=2, progress=stop)
     assert alive == [False, False]

@@ -1,14 +1,8 @@
 """Who writes the parts of a data set: this process, several, or Apache Beam workers."""
 
-import concurrent.futures
-import concurrent.futures.process
 import contextlib
 import dataclasses
-import multiprocessing
-import multiprocessing.context
-import multiprocessing.process
-import os
-import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +10,9 @@ from typing import Any
 from conclugen_jax.data.records import Part, write_part
 from conclugen_jax.data.sources import DatasetSpec, Example
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.system import signals
+from conclugen_jax.system import pool
 
-AHEAD = 2
-"""Jobs that wait for each process; a job holds the ids and labels of its part, so that more would cost memory."""
+Spawning, interrupts_blocked = pool._Spawning, pool._interrupts_blocked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,70 +82,28 @@ def run(
     return parts
 
 
-class Spawning(multiprocessing.context.SpawnContext):
-    """Fresh processes, not forks: a fork of a process with threads may hang. All of them can be ended at once."""
-
-    def __init__(self) -> None:
-        self.started: list[multiprocessing.process.BaseProcess] = []
-
-    def Process(self, *args, **kwargs):
-        """A process that is remembered."""
-        self.started.append(super().Process(*args, **kwargs))
-        return self.started[-1]
-
-    def kill(self) -> None:
-        """End all processes, whatever they do."""
-        for process in self.started:
-            if process.pid is not None:
-                process.kill()
-
-
 def _run_processes(jobs: Iterator[Job], num_workers: int) -> Iterator[tuple[Job, Part]]:
-    """Results in order."""
-    context = Spawning()
-    executor = concurrent.futures.ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=signals.end_with, initargs=(os.getpid(),)
-    )
-    waiting: list[tuple[Job, concurrent.futures.Future]] = []
-    try:
+    """Yield results in order; a queued job holds the ids and labels of its part, so that few are queued."""
+    sent: deque[Job] = deque()
+
+    def noted() -> Iterator[Job]:
         for job in jobs:
-            with interrupts_blocked():
-                future = executor.submit(Job.run, job)
-            waiting.append((_lighter(job), future))
-            if len(waiting) >= num_workers * (1 + AHEAD):
-                yield _result(waiting)
-        while waiting:
-            yield _result(waiting)
-    except BaseException:
-        context.kill()
-        raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+            sent.append(_lighter(job))
+            yield job
 
-
-@contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, which a terminal sends to all: it is the parent's."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with pool.Pool(num_workers) as processes:
+        try:
+            for part in processes.map(Job.run, noted()):
+                yield sent.popleft(), part
+        except pool.Died as e:
+            raise ConclugenError(
+                f"split {sent[0].split!r}, part at row {sent[0].first_row}: a worker process was killed, perhaps because "
+                "memory ran out; build with a smaller --num_workers"
+            ) from e
 
 
 def _lighter(job: Job) -> Job:
     return dataclasses.replace(job, examples=())
-
-
-def _result(waiting: list[tuple[Job, concurrent.futures.Future]]) -> tuple[Job, Part]:
-    job, future = waiting.pop(0)
-    try:
-        return job, future.result()
-    except concurrent.futures.process.BrokenProcessPool as e:
-        raise ConclugenError(
-            f"split {job.split!r}, part at row {job.first_row}: a worker process was killed, perhaps for want of memory; "
-            "build with a smaller --num_workers"
-        ) from e
 
 
 def _run_beam(jobs: Iterator[Job], options: Sequence[str]) -> Iterator[tuple[Job, Part]]:
