@@ -296,7 +296,7 @@ def test_a_source_that_cannot_be_read_is_not_the_disk_that_is_written(tmp_path):
             yield from list(super().examples(split))[:3]
             raise PermissionError(13, "Permission denied", "clip3.npy")
 
-    with pytest.raises(ConclugenError, match=r"^clip3.npy: cannot be read \(Permission denied\); mend the source$"):
+    with pytest.raises(ConclugenError, match=r"^clip3.npy: cannot be read \(Permission denied\); repair the source$"):
         builders.build(Unreadable(), tmp_path)
 
 

@@ -1,10 +1,9 @@
-"""All rows of a split as arrays: in memory, or in memory-mapped files beside the shards, made once.
+"""Hold all rows of a split as arrays: in memory, or in memory-mapped files beside the shards that are made once.
 
-The files lie in ``DATA_SET/cache/SPLIT``. They belong to one manifest, whose hash is noted beside them with their own;
-whatever does not fit is made anew from the shards.
+The files are in ``DATA_SET/cache/SPLIT``. They belong to one manifest; its hash and theirs are noted beside them. A file
+that does not fit is made again from the shards.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -13,16 +12,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.shards import Rows, ShardStream, Variants
-from conclugen_jax.system import locks
+from conclugen_jax.system import files, locks
 
-CHUNK_ROWS = 1024  # records decoded at a time while a table is filled
+CHUNK_ROWS = 1024  # records that are decoded together
 FOLDER = "cache"
 
 Progress = Callable[[int, int], None] | None
+
+
+class Facts(msgspec.Struct):
+    """What is noted beside a file: fingerprint of the manifest it belongs to, its own size and SHA-256."""
+
+    manifest: str
+    bytes: int
+    sha256: str
 
 
 class HostTable:
@@ -53,7 +60,7 @@ class DeviceTable(HostTable):
 
 
 def read(stream: ShardStream, *, progress: Progress = None) -> Rows:
-    """All rows of a split in memory, read a chunk at a time.
+    """Read all rows of a split into memory, a chunk at a time.
 
     Raises:
       ConclugenError: a record that cannot be read.
@@ -67,7 +74,7 @@ def read(stream: ShardStream, *, progress: Progress = None) -> Rows:
 
 
 def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
-    """All rows of a split, memory-mapped; in memory where the files cannot be written.
+    """Return all rows of a split, memory-mapped; in memory where the files cannot be written.
 
     Raises:
       ConclugenError: a record that cannot be read.
@@ -91,12 +98,12 @@ def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
 
 
 def _column(stream: ShardStream, modality: str) -> str:
-    """Name of the files of a modality: those of all variants are others than those of variant 0."""
+    """Return the file name of a modality: all variants and variant 0 alone have different files."""
     return f"{modality}.variants" if modality in stream.variants else modality
 
 
 def _columns(stream: ShardStream, rows: Rows) -> dict[str, np.ndarray]:
-    """Rows by the names of their files; no modality has a dot in its name, and the main label's ends with one."""
+    """Return rows by file name; no modality has a dot in its name, and the main label's ends with one."""
     features = {_column(stream, m): x for m, x in rows["features"].items()}
     return {**features, f"label.{stream.target}": rows["label"]}
 
@@ -106,26 +113,26 @@ def _every_variant(stream: ShardStream, num_rows: int) -> Variants:
 
 
 def _stored(stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """The files of all columns, mapped; None if one is not there or not what was written for this very manifest."""
+    """Map the files of all columns; return None if one is missing or was not written for this manifest."""
     table = {}
     for name, row in columns.items():
         path = folder / f"{name}.npy"
         try:
-            # The file first: its facts are removed before it is replaced, so that these are its own.
+            # Open the file first: a writer removes the facts before it replaces the file, so these facts are the file's.
             table[name] = np.lib.format.open_memmap(path, mode="r")
-            facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            fits = facts["manifest"] == stream.dataset.manifest.fingerprint() and facts["bytes"] == path.stat().st_size
-            # a header may be damaged such that it can be read
+            facts = msgspec.json.decode((folder / f"{name}.json").read_bytes(), type=Facts)
+            fits = facts.manifest == stream.dataset.manifest.fingerprint() and facts.bytes == path.stat().st_size
+            # A damaged header may still be readable.
             like = (table[name].shape, table[name].dtype.str, table[name].flags.c_contiguous)
             fits = fits and like == ((stream.num_examples, *row.shape[1:]), row.dtype.str, True)
             if fits and stream.dataset.verified == "hash":
-                fits = facts["sha256"] == manifest_lib.sha256(path)
+                fits = facts.sha256 == files.sha256(path)
         except FileNotFoundError:
             return None
-        except Exception:  # NumPy parses the header as Python: damage ends in many kinds
+        except Exception:  # NumPy parses the header as Python, so damage raises many kinds
             fits = False
         if not fits:
-            logging.getLogger(__name__).warning("%s: damaged, or of other data; it is made anew from the shards", path)
+            logging.getLogger(__name__).warning("%s: damaged, or of other data; it is made again from the shards", path)
             return None
     return table
 
@@ -133,9 +140,8 @@ def _stored(stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray]
 def _make(
     stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray], progress: Progress
 ) -> dict[str, np.ndarray]:
-    """Write the files of all columns, unless another process is doing so: then its files are used."""
+    """Write the files of all columns; if another process is doing so, wait and use its files."""
     folder.mkdir(parents=True, exist_ok=True)
-
     waited = []
 
     def wait(holder: str) -> None:
@@ -143,7 +149,7 @@ def _make(
         logging.getLogger(__name__).warning("%s: being made by %s; waiting for it", folder, holder)
 
     with locks.hold(folder / ".lock", wait=wait):
-        for path in folder.glob(".making-*"):  # of a maker that was killed, since nobody else has the lock
+        for path in folder.glob(".making-*"):  # left by a process that was killed: only one has the lock
             shutil.rmtree(path, ignore_errors=True)
         table = _stored(stream, folder, columns) if waited else None
         if table is not None:
@@ -158,32 +164,31 @@ def _make(
 
 
 def _write(stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray], progress: Progress) -> None:
-    """An npy file of each column, and its facts."""
-    files = {}
+    """Write an npy file of each column, and its facts."""
+    tables = {}
     for name, row in columns.items():
         shape = (stream.num_examples, *row.shape[1:])
-        files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", row.dtype, shape)
+        tables[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", row.dtype, shape)
         _reserve(folder / f"{name}.npy")
     for start, chunk in _chunks(stream, progress):
         for name, x in _columns(stream, chunk).items():
-            files[name][start : start + len(x)] = x
-    for name, x in files.items():
+            tables[name][start : start + len(x)] = x
+    for name, x in tables.items():
         x.flush()
         path = folder / f"{name}.npy"
-        facts = {"manifest": stream.dataset.manifest.fingerprint(), "bytes": path.stat().st_size}
-        facts["sha256"] = manifest_lib.sha256(path)
-        (folder / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
+        facts = Facts(stream.dataset.manifest.fingerprint(), path.stat().st_size, files.sha256(path))
+        (folder / f"{name}.json").write_bytes(msgspec.json.encode(facts))
 
 
 def _reserve(path: Path) -> None:
-    """Take the disk space of a file at once: writing to memory mapped on a full disk would end the process."""
+    """Allocate the disk space of a file now: a full disk would later end the process in the middle of a mapped write."""
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
 
 
 def _chunks(stream: ShardStream, progress: Progress) -> Iterator[tuple[int, Rows]]:
-    """Consecutive rows of a split with the index of the first."""
+    """Yield consecutive rows of a split with the index of the first."""
     n = stream.num_examples
     for start in range(0, n, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, n)
@@ -193,7 +198,7 @@ def _chunks(stream: ShardStream, progress: Progress) -> Iterator[tuple[int, Rows
 
 
 def per_variant(indices: Any, variants: Any) -> Any:
-    """Row indices [n] in the shape of the variants asked for, [n] or [n, k]; NumPy or JAX."""
+    """Return row indices [n] in the shape of the variants asked for, [n] or [n, k]; NumPy or JAX."""
     return indices[:, None] if variants.ndim == 2 else indices
 
 

@@ -5,13 +5,13 @@ A part is what one process writes: a file of its own, so that parts may be made 
 
 import dataclasses
 import errno
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
@@ -19,7 +19,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from conclugen_jax.data.manifest import Statistics, sha256
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec, name_hash
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, reason
 
 WRITER_OPTIONS = "group_size:1,snappy"
 """One record a chunk, for random access; the quickest compression, since float features hardly shrink."""
@@ -57,6 +57,16 @@ def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(record)
 
 
+class _Texts(msgspec.Struct):
+    """The fields of a part that are no arrays."""
+
+    bad: list[tuple[int, str, str]]
+    converted: dict[str, int]
+    replaced: dict[str, int]
+    targets: list[str]
+    sha256: str
+
+
 @dataclasses.dataclass
 class Part:
     """What a written part holds.
@@ -87,36 +97,30 @@ class Part:
 
     def save(self, path: Path) -> None:
         """Write to an npz file; :meth:`load` reads it."""
-        texts = {
-            "bad": self.bad,
-            "converted": self.converted,
-            "replaced": self.replaced,
-            "targets": list(self.label_counts),
-            "sha256": self.sha256,
-        }
+        texts = _Texts(self.bad, self.converted, self.replaced, list(self.label_counts), self.sha256)
         arrays = {name: getattr(self, name) for name in ("rows", "presence", "ids", "groups")}
         arrays |= {f"counts/{name}": counts for name, counts in self.label_counts.items()}
         for m, s in self.statistics.items():
             arrays |= {f"statistics/{m}/{k}": np.asarray(v) for k, v in s.state().items()}
-        np.savez(path, texts=np.array(json.dumps(texts)), **arrays)
+        np.savez(path, texts=np.frombuffer(msgspec.json.encode(texts), np.uint8), **arrays)
 
     @classmethod
     def load(cls, path: Path, spec: DatasetSpec) -> "Part":
         """Read what :meth:`save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            texts, statistics = json.loads(str(file["texts"])), {}
+            texts, statistics = msgspec.json.decode(file["texts"].tobytes(), type=_Texts), {}
             for m, dim in spec.modalities.items():
                 if f"statistics/{m}/count" in file:
                     statistics[m] = Statistics(dim)
                     statistics[m].merge(**{k: file[f"statistics/{m}/{k}"] for k in ("count", "mean", "squares")})
             return cls(
                 **{name: file[name] for name in ("rows", "presence", "ids", "groups")},
-                label_counts={name: file[f"counts/{name}"] for name in texts["targets"]},
+                label_counts={name: file[f"counts/{name}"] for name in texts.targets},
                 statistics=statistics,
-                bad=[tuple(entry) for entry in texts["bad"]],
-                converted=texts["converted"],
-                replaced=texts["replaced"],
-                sha256=texts["sha256"],
+                bad=texts.bad,
+                converted=texts.converted,
+                replaced=texts.replaced,
+                sha256=texts.sha256,
             )
 
 
@@ -165,9 +169,9 @@ def write_part(
             raise _of_the_source(failure[0], split).with_traceback(None) from None
         if isinstance(e, OSError):
             raise
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
-        number = next((n for n in (errno.ENOSPC, errno.EDQUOT) if os.strerror(n) in reason), errno.EIO)
-        raise OSError(number, reason, str(path)) from e
+        what = reason(e, 300)
+        number = next((n for n in (errno.ENOSPC, errno.EDQUOT) if os.strerror(n) in what), errno.EIO)
+        raise OSError(number, what, str(path)) from e
     part = checker.part()
     if len(part.rows):
         part.sha256 = sha256(path)
@@ -179,8 +183,9 @@ def write_part(
 def _of_the_source(error: Exception, split: str) -> Exception:
     if not isinstance(error, OSError):
         return error
-    reason = error.strerror or error
-    return ConclugenError(f"{error.filename or f'split {split!r}'}: cannot be read ({reason}); mend the source")
+    return ConclugenError(
+        f"{error.filename or f'split {split!r}'}: cannot be read ({error.strerror or error}); repair the source"
+    )
 
 
 def serialize(record: Mapping[str, Any]) -> bytes:

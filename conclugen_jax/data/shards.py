@@ -14,7 +14,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.wire import Wire
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +204,7 @@ class ShardStream:
         try:
             yield
         except Exception as e:  # array_record and protobuf raise many kinds for content that is not what was written
-            reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-            raise ConclugenError(f"{self.where}: a record cannot be read ({reason}); build the data set anew") from e
+            raise ConclugenError(f"{self.where}: a record cannot be read ({reason(e)}); build the data set anew") from e
 
 
 def _parse(record: bytes) -> Any:
@@ -236,5 +235,5 @@ def _data_source(dataset: Dataset, split: str) -> Any:
             return tfds.builder_from_directory(dataset.path).as_data_source(split)
     except Exception as e:  # TFDS raises many kinds; the files were verified, so whatever it is concerns their content
         raise ConclugenError(
-            f"{dataset.path}: split {split!r} cannot be opened ({type(e).__name__}: {str(e).splitlines()[0]}); build it anew"
+            f"{dataset.path}: split {split!r} cannot be opened ({type(e).__name__}: {reason(e)}); build it anew"
         ) from e
