@@ -1,14 +1,14 @@
-"""What a built data set holds, what is suspicious in it, where it came from, and, on request, whether all of it is sound."""
+"""Report what a built data set holds, what is suspicious in it, where it came from, and on request whether it is sound."""
 
 import contextlib
-import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -16,8 +16,9 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.corpora import CORPORA, expected_counts
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import record_features
-from conclugen_jax.data.scan import Faults, SplitScan, check_file
+from conclugen_jax.data.scan import Faults, SplitScan
 from conclugen_jax.data.sources import DatasetSpec
+from conclugen_jax.errors import reason
 
 Scans = dict[str, SplitScan]
 TOLERANCE = 1e-9
@@ -73,20 +74,8 @@ def inspect(
 
 
 def _identity(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    def label(spec):
-        return {"kind": spec.kind, "names": list(spec.names)}
-
-    return {
-        "path": str(folder),
-        "name": manifest.name,
-        "version": manifest.version,
-        "description": manifest.description,
-        "licence": manifest.licence,
-        "modalities": manifest.modalities,
-        "variants": manifest.variants,
-        "label": label(manifest.label),
-        "targets": {name: label(spec) for name, spec in manifest.targets.items()},
-    }
+    kept = ("name", "version", "description", "licence", "modalities", "variants", "label", "targets")
+    return {"path": str(folder), **msgspec.to_builtins({key: getattr(manifest, key) for key in kept})}
 
 
 def _split_report(manifest: Manifest, split: str, scan: SplitScan) -> dict[str, Any]:
@@ -107,67 +96,61 @@ def _split_report(manifest: Manifest, split: str, scan: SplitScan) -> dict[str, 
     }
 
 
-def _sorted(hashes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes [n, several] other than 0 in ascending order, with the row of each, in ascending order where they tie."""
-    several = np.repeat(rows, hashes.shape[1])[hashes.ravel() != 0]
-    flat = hashes.ravel()[hashes.ravel() != 0]
-    order = np.lexsort((several, flat))
-    flat, several = flat[order], several[order]
-    new = np.ones(len(flat), bool)
-    new[1:] = (flat[1:] != flat[:-1]) | (several[1:] != several[:-1])
-    return flat[new], several[new]
+Entries = tuple[np.ndarray, np.ndarray]
+"""Hashes in ascending order, and the row of each, in ascending order where they tie; no pair twice."""
 
 
-def _within(entries: tuple[np.ndarray, np.ndarray], top: int) -> tuple[int, int, list[tuple[int, int]]]:
-    """Rows that share a hash with another row, shared hashes, and the first two rows of the most frequent ones."""
+def _entries(hashes: np.ndarray, rows: np.ndarray) -> Entries:
+    """Return the entries of hashes [n, several] other than 0."""
+    pairs = np.stack([hashes.ravel(), np.repeat(rows, hashes.shape[1]).astype(np.uint64)])
+    found = np.unique(pairs[:, pairs[0] != 0], axis=1)
+    return found[0], found[1].astype(np.int64)
+
+
+def _within(entries: Entries, top: int) -> tuple[int, int, list[tuple[int, int]]]:
+    """Return rows that share a hash with another row, shared hashes, and the first two rows of the most frequent ones."""
     hashes, rows = entries
-    values, starts, counts = np.unique(hashes, return_index=True, return_counts=True)
+    _, starts, inverse, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(counts > 1)
-    num_rows = np.unique(rows[np.isin(hashes, values[shared])]).size
-    first = shared[np.lexsort((rows[starts[shared]], -counts[shared]))][:top]
-    return int(num_rows), len(shared), [(int(rows[starts[i]]), int(rows[starts[i] + 1])) for i in first]
+    num_rows = np.unique(rows[counts[inverse] > 1]).size
+    first = starts[shared[np.lexsort((rows[starts[shared]], -counts[shared]))]][:top]
+    return int(num_rows), len(shared), [(int(rows[i]), int(rows[i + 1])) for i in first]
 
 
-def _across(
-    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], top: int
-) -> tuple[int, list[int], list[tuple[int, int]]]:
-    """Hashes that two splits share, the number of rows of each that have one, and the first few pairs of rows."""
-    common = np.intersect1d(a[0], b[0])
-    num_rows = [int(np.unique(rows[np.isin(hashes, common)]).size) for hashes, rows in (a, b)]
-    first_a, first_b = (rows[np.searchsorted(hashes, common)] for hashes, rows in (a, b))
-    order = np.argsort(first_a, kind="stable")[:top]
-    return len(common), num_rows, [(int(first_a[i]), int(first_b[i])) for i in order]
+def _common(entries: Mapping[str, Entries], top: int) -> Iterator[tuple[tuple[str, str], int, dict[str, int], Any]]:
+    """Yield pairs of splits that share hashes: (splits, shared hashes, rows that have one, the first pairs of rows)."""
+    for names in itertools.combinations(entries, 2):
+        pair = [entries[name] for name in names]
+        common = np.intersect1d(pair[0][0], pair[1][0])
+        if len(common):
+            num_rows = [int(np.unique(rows[np.isin(hashes, common)]).size) for hashes, rows in pair]
+            first = np.stack([rows[np.searchsorted(hashes, common)] for hashes, rows in pair], axis=1)
+            order = np.argsort(first[:, 0], kind="stable")[:top]
+            yield names, len(common), dict(zip(names, num_rows, strict=True)), first[order].tolist()
 
 
 def _duplicates(scans: Scans, modality: str, top: int) -> dict[str, Any]:
-    """Examples with identical vectors of a modality (other than zero ones), within splits and across them."""
-    entries = {split: _sorted(scan.features[modality].hashes(), scan.rows) for split, scan in scans.items()}
+    """Find examples with identical vectors of a modality (other than zero ones), within splits and across them."""
+    entries = {split: _entries(scan.features[modality].hashes(), scan.rows) for split, scan in scans.items()}
     within, across = {}, []
     for split, scan in scans.items():
         rows, vectors, pairs = _within(entries[split], top)
         if vectors:
             names = [[scan.shards.text(row, "id") for row in pair] for pair in pairs]
             within[split] = {"vectors": vectors, "rows": rows, "pairs": names}
-    for a, b in itertools.combinations(scans, 2):
-        vectors, rows, pairs = _across(entries[a], entries[b], top)
-        if vectors:
-            names = [[scans[a].shards.text(i, "id"), scans[b].shards.text(j, "id")] for i, j in pairs]
-            rows = dict(zip((a, b), rows, strict=True))
-            across.append({"splits": [a, b], "vectors": vectors, "rows": rows, "pairs": names})
+    for splits, vectors, rows, pairs in _common(entries, top):
+        names = [[scans[s].shards.text(row, "id") for s, row in zip(splits, pair, strict=True)] for pair in pairs]
+        across.append({"splits": list(splits), "vectors": vectors, "rows": rows, "pairs": names})
     return {"within": within, "across": across}
 
 
 def _shared(scans: Scans, key: str, top: int) -> list[dict[str, Any]]:
-    """Ids or groups that pairs of splits have in common."""
-    entries = {split: _sorted(getattr(scan, f"{key}s")[:, None], scan.rows) for split, scan in scans.items()}
+    """Find ids or groups that pairs of splits have in common."""
+    entries = {split: _entries(getattr(scan, f"{key}s")[:, None], scan.rows) for split, scan in scans.items()}
     found = []
-    for a, b in itertools.combinations(scans, 2):
-        count, rows, pairs = _across(entries[a], entries[b], top)
-        if count:
-            names = [scans[a].shards.text(row, key) for row, _ in pairs]
-            found.append(
-                {"splits": [a, b], "count": count, "rows": dict(zip((a, b), rows, strict=True)), "names": names}
-            )
+    for splits, count, rows, pairs in _common(entries, top):
+        names = [scans[splits[0]].shards.text(row, key) for row, _ in pairs]
+        found.append({"splits": list(splits), "count": count, "rows": rows, "names": names})
     return found
 
 
@@ -189,12 +172,12 @@ def _provenance(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _check_metadata(folder: Path, manifest: Manifest, faults: Faults) -> None:
-    """Files beside the shards, other than those that a split's scan checks, and what TFDS makes of them."""
+    """Check the files beside the shards, other than those that a split's scan checks, and what TFDS makes of them."""
     ours = {manifest_lib.PRESENCE.format(split=split) for split in manifest.splits}
     ours |= {name for split in manifest.splits for name in manifest_lib.shard_names(manifest, split)}
     for name in manifest.files:
         if name not in ours:
-            check_file(folder, manifest, name, faults)
+            faults.check_file(manifest, name)
     readable = True
     for name in ("dataset_info.json", "features.json"):
         if name not in manifest.files:
@@ -215,63 +198,49 @@ def _check_tfds(folder: Path, manifest: Manifest, faults: Faults) -> None:
             found = {split: (sorted(s.filenames), list(s.shard_lengths)) for split, s in info.splits.items()}
             features = info.features.to_json()
     except Exception as e:  # TFDS raises many kinds
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-        faults.add("dataset_info.json", f"TFDS cannot open the data set with it and features.json ({reason})")
+        faults.add("dataset_info.json", f"TFDS cannot open the data set with it and features.json ({reason(e)})")
         return
     for split in dict.fromkeys((*manifest.splits, *found)):
         names = manifest_lib.shard_names(manifest, split) if split in manifest.splits else []
         if found.get(split, ([], [])) != (names, [manifest.files[name]["records"] for name in names]):
             faults.add("dataset_info.json", f"shards of split {split!r} are said otherwise than in the manifest")
-    fields = {
-        field.name: getattr(manifest, field.name) for field in dataclasses.fields(DatasetSpec) if field.name in _KEPT
-    }
-    if features != record_features(DatasetSpec(**fields, splits=tuple(manifest.splits))).to_json():
+    known = {name: getattr(manifest, name) for name in DatasetSpec.__dataclass_fields__ if hasattr(manifest, name)}
+    if features != record_features(DatasetSpec(**known | {"splits": tuple(manifest.splits)})).to_json():
         faults.add("features.json", "fields of the records are said otherwise than in the manifest")
 
 
-_KEPT = ("name", "version", "description", "licence", "modalities", "label", "targets", "variants")
-
-
 def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
-    """Counts of the records against the manifest's, where no record at fault accounts for a difference."""
+    """Compare counts of the records with the manifest's, where no record at fault accounts for a difference."""
     for split, scan in scans.items():
         if not scan.complete:
             continue
         facts = manifest.splits[split]
+        present = scan.present.sum(axis=0).tolist()
         pairs = [
-            (f"present of {m}", [facts["present"][m]], [int(scan.present[:, c].sum())])
-            for c, m in enumerate(manifest.modalities)
+            (f"present of {m}", [facts["present"][m]], [n]) for m, n in zip(manifest.modalities, present, strict=True)
         ]
         for name, tally in scan.labels.items():
             said = facts["target_counts"][name] if name else facts["label_counts"]
             if not tally.wrong:
                 pairs.append((f"target_counts of {name}" if name else "label_counts", said, tally.counts.tolist()))
-        for what, said, counted in pairs:
-            if said != counted:
-                faults.add(
-                    manifest_lib.FILE, f"split {split!r}: {what} {_listed(said)}, the records have {_listed(counted)}"
-                )
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+        for what, *both in pairs:
+            if both[0] != both[1]:
+                said, counted = (", ".join(map(str, numbers)) for numbers in both)
+                faults.add(manifest_lib.FILE, f"split {split!r}: {what} {said}, the records have {counted}")
 
 
 def _check_statistics(manifest: Manifest, scans: Scans, faults: Faults) -> None:
-    """Mean and deviation of the first split's vectors against the manifest's, where all of them can be used."""
+    """Compare mean and deviation of the first split's vectors with the manifest's, where all of them can be used."""
     first = next(iter(scans.values()))
-    if not first.complete:
-        return
     for m, tally in first.features.items():
-        if tally.non_finite:
+        if tally.non_finite or not first.complete:
             continue
-        counted, said = tally.statistics(), manifest.statistics[m]
-        size = np.maximum(*(np.abs(np.asarray(counted[key])) for key in ("mean", "std")))
+        counted, said = tally.columns.statistics.result(), manifest.statistics[m]
+        size = np.abs([counted["mean"], counted["std"]]).max(axis=0)
         for key in ("mean", "std"):
-            found, expected = np.asarray(counted[key]), np.asarray(said[key], np.float64)
-            # what rounding alone leaves of a constant column's deviation, or of a mean of zero, is no fault
-            room = TOLERANCE * np.abs(found) + 1e-13 * size
-            wrong = np.flatnonzero(~(np.abs(found - expected) <= room))
+            found, expected = np.array(counted[key]), np.array(said[key])
+            # What rounding leaves of a constant column's deviation, or of a mean of zero, is no fault.
+            wrong = np.flatnonzero(~(np.abs(found - expected) <= TOLERANCE * np.abs(found) + 1e-13 * size))
             if wrong.size:
                 c = wrong[0]
                 faults.add(
