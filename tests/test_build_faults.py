@@ -267,7 +267,7 @@ def test_a_source_inside_what_would_be_replaced_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "way"),
-    [(errno.ENOSPC, "free space or"), (errno.EDQUOT, "free space or"), (errno.EROFS, "mend that or")],
+    [(errno.ENOSPC, "free space or"), (errno.EDQUOT, "free space or"), (errno.EROFS, "repair that or")],
 )
 def test_only_a_full_disk_asks_for_space(tmp_path, monkeypatch, number, way):
     def fail(*args):

@@ -37,7 +37,7 @@ def main() -> None:
         files = len({fault["file"] for fault in faults})
         raise ConclugenError(
             f"{data}: {len(faults)} fault{'s' if len(faults) > 1 else ''} in {files} file{'s' if files > 1 else ''}; restore "
-            "the data set from a copy or build it anew with --overwrite"
+            "the data set from a copy or build it again with --overwrite"
         )
 
 

@@ -1,8 +1,7 @@
-"""One builder for every source: checked examples -> TFDS array_record shards + manifest, all or nothing.
+"""Build a data set from any source: checked examples -> TFDS array_record shards + manifest, all or nothing.
 
-TensorFlow Datasets runs here without TensorFlow. The parts of a data set are written by one process, by several, or by
-Apache Beam workers, all through :func:`conclugen_jax.data.records.write_part`; a data set appears under its final name
-only when complete.
+TensorFlow Datasets runs here without TensorFlow. One process, several, or Apache Beam workers write the parts of a data
+set, all through :func:`conclugen_jax.data.records.write_part`. A data set gets its final name only when it is complete.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, Part
 from conclugen_jax.errors import ConclugenError
 
 DROPPED = "dropped.csv"
-"""Beside the shards where ``drop_bad`` left examples out: split, row, id, reason."""
+"""Beside the shards where ``drop_bad`` dropped examples: split, row, id, reason."""
 
 VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 """``major.minor.patch`` as TFDS takes it."""
@@ -53,8 +52,8 @@ def build(
       source: the examples.
       data_dir: parent of the data sets; the files go to ``data_dir/NAME/VERSION``.
       overwrite: replace a data set that is there already.
-      drop_bad: leave out, count and list examples with NaN or infinite values or without any modality; else refuse.
-      strict: refuse what is only a warning otherwise: ids or groups that several splits have in common.
+      drop_bad: drop, count and list examples with NaN or infinite values or without any modality; else refuse them.
+      strict: refuse ids or groups that several splits have in common, which otherwise cause a warning.
       num_workers: processes that read and write; more than one only for a source that can be read in parts.
       beam: pipeline options of Apache Beam, which then runs the workers; they must see ``data_dir`` and the source.
       progress: called with the number of examples done and of all examples (None where unknown).
@@ -64,7 +63,7 @@ def build(
 
     Raises:
       ConclugenError: a bad example, a data set in the way, another process that builds it, or a folder that cannot be
-        written. Nothing half-written is left.
+        written. Nothing partial remains.
     """
     spec = source.spec
     check_spec(spec)
@@ -73,15 +72,12 @@ def build(
     read_from = source.fingerprint()
     fingerprint = read_from + (" drop_bad" if drop_bad else "")
     try:
-        if _is_there(target) and not overwrite:  # which needs no right to write
-            _check_same(target, fingerprint, strict=strict)
+        if _already_built(target, fingerprint, overwrite=overwrite, strict=strict):  # needs no right to write
             return target
         with place.claimed(target) as scratch:
-            if _is_there(target):
-                if not overwrite:
-                    _check_same(target, fingerprint, strict=strict)
-                    return target
-                _refuse_to_replace(target, source)
+            if _already_built(target, fingerprint, overwrite=overwrite, strict=strict):
+                return target
+            _refuse_to_replace(target, source)
             jobs = _jobs(source, scratch)
             parts = workers.run(jobs, num_workers=num_workers, beam=beam, progress=progress, total=_total(source))
             folder = scratch / spec.name / spec.version
@@ -92,7 +88,7 @@ def build(
             target.parent.mkdir(exist_ok=True)
             place.swap(folder, target)
     except OSError as e:
-        way = "free space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        way = "free space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "repair that"
         raise ConclugenError(
             f"{e.filename or data_dir}: cannot write the data set ({e.strerror or e}); {way} or choose another --data_dir"
         ) from e
@@ -107,14 +103,25 @@ def _encodable(data_dir: Path) -> Path:
     return data_dir
 
 
-def _is_there(target: Path) -> bool:
-    """Whether a data set is in its place already; anything else there is refused."""
+def _already_built(target: Path, fingerprint: str, *, overwrite: bool, strict: bool) -> bool:
+    """Return whether the data set is there, to be kept; it must be intact and of the same source."""
     if os.path.lexists(target) and not (target / manifest_lib.FILE).is_file():
         raise ConclugenError(
             f"{target}: in the way: holds something else than a data set, which is not replaced; move it, or choose another "
             "--data_dir"
         )
-    return target.exists()
+    if overwrite or not target.exists():
+        return False
+    present = manifest_lib.read(target)
+    if present.source.get("fingerprint") != fingerprint:
+        raise ConclugenError(
+            f"{target}: holds a data set made from other examples; pass --overwrite (overwrite=True) to replace it or "
+            "choose another --data_dir"
+        )
+    if strict and present.warnings:
+        raise ConclugenError(f"{target}: {'; '.join(present.warnings)}; repair the splits or build without --strict")
+    manifest_lib.verify(target, present)
+    return True
 
 
 def _refuse_to_replace(target: Path, source: Source) -> None:
@@ -138,7 +145,7 @@ def _total(source: Source) -> int | None:
 
 
 def _jobs(source: Source, scratch: Path) -> Iterator[workers.Job]:
-    """What is to be written, cut into parts of about the size of a shard."""
+    """Yield what is to be written, in parts of about the size of a shard."""
     spec = source.spec
     row_bytes = 4 * sum(dim * spec.variants.get(m, 1) for m, dim in spec.modalities.items())
     rows = max(1, SHARD_BYTES // row_bytes)
@@ -156,7 +163,7 @@ def _jobs(source: Source, scratch: Path) -> Iterator[workers.Job]:
 
 
 def _pieces(examples: Iterator[Any], rows: int) -> Iterator[tuple[int, Iterator[Any]]]:
-    """Consecutive pieces of an iterator, each used up before the next is asked for."""
+    """Yield consecutive pieces of an iterator; the caller uses up each before it asks for the next."""
     examples = iter(examples)
     for start in itertools.count(step=rows):
         first = list(itertools.islice(examples, 1))
@@ -174,7 +181,7 @@ def _finish(
     drop_bad: bool,
     strict: bool,
 ) -> None:
-    """Everything that needs all parts: refusals, final names, metadata of TFDS, manifest."""
+    """Do what needs all parts: refusals, final names, metadata of TFDS, manifest."""
     spec = source.spec
     parts = {split: parts.get(split, []) for split in spec.splits}
     findings.refuse_bad(parts, drop_bad=drop_bad)
@@ -186,7 +193,7 @@ def _finish(
     warnings = findings.leaks(spec, parts)
     if strict and warnings:
         raise ConclugenError(
-            f"data set {spec.name!r}: {'; '.join(warnings)}; mend the splits or build without --strict"
+            f"data set {spec.name!r}: {'; '.join(warnings)}; repair the splits or build without --strict"
         )
     shards = _place(spec, parts, folder)
     _write_sidecars(parts, folder)
@@ -222,7 +229,7 @@ def _finish(
 
 
 def _place(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> dict[str, dict[str, Any]]:
-    """Move the parts to their final names, write what TFDS needs to read them; returns facts by file name."""
+    """Move the parts to their final names and write the metadata that TFDS reads; return facts by file name."""
     shards, infos = {}, []
     for split, entries in parts.items():
         filled = [(path, part) for path, part in entries if len(part.rows)]
@@ -259,7 +266,7 @@ def _write_sidecars(parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> 
 
 
 def _counts(spec: DatasetSpec, entries: list[tuple[Path, Part]]) -> dict[str, Any]:
-    """The manifest's entry of a split."""
+    """Return the manifest's entry of a split."""
     present = sum(part.presence.sum(axis=0) for _, part in entries)
     counts = {name: sum(part.label_counts[name] for _, part in entries).tolist() for name in ("", *spec.targets)}
     return {
@@ -272,10 +279,10 @@ def _counts(spec: DatasetSpec, entries: list[tuple[Path, Part]]) -> dict[str, An
 
 
 def check_spec(spec: DatasetSpec) -> None:
-    """Check what a source says of itself.
+    """Check the description of a data set.
 
     Raises:
-      ConclugenError: a name, version, modality or label that cannot be.
+      ConclugenError: an invalid name, version, modality or label.
     """
 
     def label_fault(label: LabelSpec) -> bool:
@@ -308,16 +315,3 @@ def check_spec(spec: DatasetSpec) -> None:
         raise ConclugenError(
             f"data set {spec.name!r} has no split, or one that is not of letters, digits and '_': {list(spec.splits)}"
         )
-
-
-def _check_same(target: Path, fingerprint: str, *, strict: bool) -> None:
-    """A data set that is there already must be intact and of the same source."""
-    present = manifest_lib.read(target)
-    if present.source.get("fingerprint") != fingerprint:
-        raise ConclugenError(
-            f"{target}: holds a data set made from other examples; pass --overwrite (overwrite=True) to replace it or "
-            "choose another --data_dir"
-        )
-    if strict and present.warnings:
-        raise ConclugenError(f"{target}: {'; '.join(present.warnings)}; mend the splits or build without --strict")
-    manifest_lib.verify(target, present)

@@ -1,4 +1,4 @@
-"""What is wrong or suspicious in a data set as a whole: bad rows, ids twice, ids or groups in two splits."""
+"""Find what is wrong or suspicious in a data set as a whole: bad rows, repeated ids, ids or groups in two splits."""
 
 import itertools
 from pathlib import Path
@@ -30,13 +30,13 @@ def refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
     if bad and not drop_bad:
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise ConclugenError(
-            f"{len(bad)} bad example{'s' if len(bad) > 1 else ''}: {'; '.join(bad[:SHOWN])}{more}; mend them, or leave them "
+            f"{len(bad)} bad example{'s' if len(bad) > 1 else ''}: {'; '.join(bad[:SHOWN])}{more}; repair them, or leave them "
             "out with --drop_bad (drop_bad=True)"
         )
 
 
 def refuse_duplicates(spec: DatasetSpec, parts: Parts) -> None:
-    """Refuse an id that a split has twice.
+    """Refuse an id that occurs twice in a split.
 
     Raises:
       ConclugenError: there is one.
@@ -56,7 +56,7 @@ def refuse_duplicates(spec: DatasetSpec, parts: Parts) -> None:
 
 
 def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
-    """Refuse a modality that no example has: as a rule its ids are not those of the labels.
+    """Refuse a modality that no example has; most often its ids differ from those of the labels.
 
     Raises:
       ConclugenError: there is one.
@@ -71,7 +71,7 @@ def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
 
 
 def leaks(spec: DatasetSpec, parts: Parts) -> list[str]:
-    """One sentence for each pair of splits that has ids or groups in common."""
+    """Return one sentence for each pair of splits that has ids or groups in common."""
     found = []
     for what, column in (("id", "ids"), ("group", "groups")):
         if what == "group" and spec.shared_groups:
@@ -90,7 +90,7 @@ def leaks(spec: DatasetSpec, parts: Parts) -> list[str]:
 
 
 def _name(spec: DatasetSpec, entries: list[tuple[Path, Part]], position: int, key: str) -> str:
-    """The id or group of a written record, by its position in the split."""
+    """Return the id or group of a written record, by its position in the split."""
     for path, part in entries:
         if position < len(part.rows):
             source = array_record_data_source.ArrayRecordDataSource([str(path)])

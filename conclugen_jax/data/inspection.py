@@ -102,9 +102,13 @@ Entries = tuple[np.ndarray, np.ndarray]
 
 def _entries(hashes: np.ndarray, rows: np.ndarray) -> Entries:
     """Return the entries of hashes [n, several] other than 0."""
-    pairs = np.stack([hashes.ravel(), np.repeat(rows, hashes.shape[1]).astype(np.uint64)])
-    found = np.unique(pairs[:, pairs[0] != 0], axis=1)
-    return found[0], found[1].astype(np.int64)
+    kept = hashes.ravel() != 0
+    values, rows = hashes.ravel()[kept], np.repeat(rows, hashes.shape[1])[kept]
+    order = np.lexsort((rows, values))
+    values, rows = values[order], rows[order]
+    new = np.ones(len(values), bool)
+    new[1:] = (np.diff(values) != 0) | (np.diff(rows) != 0)
+    return values[new], rows[new]
 
 
 def _within(entries: Entries, top: int) -> tuple[int, int, list[tuple[int, int]]]:

@@ -228,7 +228,7 @@ def verify(folder: str | Path, manifest: Manifest, *, level: str = "hash") -> No
     Raises:
       ConclugenError: the first file that is missing, of another size, or changed.
     """
-    rebuild = "restore it from a copy or build the data set anew with --overwrite"
+    rebuild = "restore it from a copy or build the data set again with --overwrite"
     for name, expected in manifest.files.items():
         path = Path(folder) / name
         if not path.is_file():

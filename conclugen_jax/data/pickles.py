@@ -2,7 +2,7 @@
 
 The standard library parses the format, in its Python form: the C form reserves memory as a damaged file says, ends the
 process on some files and copies every array. A name in the file only ever becomes a :class:`Name`, so that nothing that
-can be called lies on the unpickler's stack; :data:`CALLS` says what stands for the few calls that plain data need.
+can be called is on the unpickler's stack; :data:`CALLS` says what stands for the few calls that plain data need.
 """
 
 import dataclasses
@@ -168,7 +168,7 @@ class Unpickler(pickle._Unpickler):
     calls: ClassVar[Calls]
     keys: tuple[type, ...] = (str,)
     what = "a table of numbers and text"
-    way_out = "pickle it anew as plain dictionaries of NumPy arrays"
+    way_out = "pickle it again as plain dictionaries of NumPy arrays"
     dispatch = Dispatch({code: pickle._Unpickler.dispatch[code] for code in OPERATIONS})
 
     def __init__(self, content: Content):

@@ -1,4 +1,4 @@
-"""The place of a data set: built by one process at a time, under its final name only when complete."""
+"""Claim the place of a data set: one process builds it at a time, and it gets its final name only when complete."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ from conclugen_jax.system import locks
 def claimed(target: Path) -> Iterator[Path]:
     """Own a data set's place while the context lasts.
 
-    Whoever holds the lock is the only one who builds this data set, on whatever machine or in whatever container, so
-    what else is there was left by builds that were killed: it is put right first.
+    Only the holder of the lock builds this data set, on any machine or in any container. Anything else there was left by
+    builds that were killed, and is cleaned up first.
 
     Args:
       target: ``DATA_DIR/NAME/VERSION``; DATA_DIR is made if needed.
@@ -35,7 +35,7 @@ def claimed(target: Path) -> Iterator[Path]:
             for path in data_dir.glob(f"{prefix}-*"):
                 shutil.rmtree(path, ignore_errors=True)
             _restore_interrupted_swap(target)
-            # A name of its own: workers of a killed build may go on for a second.
+            # The name is unique because workers of a killed build may run for another second.
             with tempfile.TemporaryDirectory(prefix=f"{prefix}-", dir=data_dir, ignore_cleanup_errors=True) as scratch:
                 yield Path(scratch)
     except locks.Busy as e:
@@ -45,7 +45,7 @@ def claimed(target: Path) -> Iterator[Path]:
 
 
 def swap(built: Path, target: Path) -> None:
-    """Put the finished folder in place; an old one is moved aside first, back if that fails, and deleted after.
+    """Put the finished folder in place; move an old one aside first, back if that fails, and delete it after.
 
     Raises:
       OSError: one of the moves failed.
@@ -67,7 +67,7 @@ def _aside(target: Path) -> Path:
 
 
 def _restore_interrupted_swap(target: Path) -> None:
-    """After a kill in the middle of a replacement the old data set is back in place, or gone if the new one is."""
+    """After a kill in the middle of a replacement, restore the old data set, or delete it if the new one is in place."""
     old = _aside(target)
     if old.exists() and not target.exists():
         os.replace(old, target)

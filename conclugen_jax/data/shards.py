@@ -120,7 +120,7 @@ class ShardStream:
         self.source = _data_source(dataset, split)
         if len(self.source) != self.num_examples:
             raise ConclugenError(
-                f"{where}: split {split!r} has {len(self.source)} records, the manifest says {self.num_examples}; build it anew"
+                f"{where}: split {split!r}: {len(self.source)} records, the manifest says {self.num_examples}; build it again"
             )
         columns = [list(manifest.modalities).index(m) for m in self.modalities]
         self.presence = _read_presence(dataset, split, len(manifest.modalities), self.num_examples)[:, columns]
@@ -204,7 +204,9 @@ class ShardStream:
         try:
             yield
         except Exception as e:  # array_record and protobuf raise many kinds for content that is not what was written
-            raise ConclugenError(f"{self.where}: a record cannot be read ({reason(e)}); build the data set anew") from e
+            raise ConclugenError(
+                f"{self.where}: a record cannot be read ({reason(e)}); build the data set again"
+            ) from e
 
 
 def _parse(record: bytes) -> Any:
@@ -221,10 +223,10 @@ def _read_presence(dataset: Dataset, split: str, num_modalities: int, num_exampl
     try:
         presence = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError) as e:
-        raise ConclugenError(f"{path}: cannot be read ({e}); build the data set anew") from e
+        raise ConclugenError(f"{path}: cannot be read ({e}); build the data set again") from e
     if presence.dtype != bool or presence.shape != shape:
         raise ConclugenError(
-            f"{path}: {presence.dtype} of shape {presence.shape}, expected bool of shape {shape}; build the data set anew"
+            f"{path}: {presence.dtype} of shape {presence.shape}, expected bool of shape {shape}; build the data set again"
         )
     return np.asarray(presence)
 
@@ -235,5 +237,5 @@ def _data_source(dataset: Dataset, split: str) -> Any:
             return tfds.builder_from_directory(dataset.path).as_data_source(split)
     except Exception as e:  # TFDS raises many kinds; the files were verified, so whatever it is concerns their content
         raise ConclugenError(
-            f"{dataset.path}: split {split!r} cannot be opened ({type(e).__name__}: {reason(e)}); build it anew"
+            f"{dataset.path}: split {split!r} cannot be opened ({type(e).__name__}: {reason(e)}); build it again"
         ) from e

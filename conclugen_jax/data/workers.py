@@ -1,4 +1,4 @@
-"""Who writes the parts of a data set: this process, several, or Apache Beam workers."""
+"""Write the parts of a data set: by this process, by several, or by Apache Beam workers."""
 
 import contextlib
 import dataclasses
@@ -57,7 +57,7 @@ def run(
       split -> (file, facts) of each part, in order.
 
     Raises:
-      ConclugenError: a bad example, a worker that was killed, or Beam for a source that cannot be read in parts.
+      ConclugenError: a bad example, a killed worker, or Beam for a source that cannot be read in parts.
       OSError: a part cannot be written.
     """
     if total is None and beam is not None:
@@ -73,7 +73,7 @@ def run(
         results = ((job, job.run()) for job in jobs)
     parts: dict[str, list[tuple[Path, Part]]] = {}
     done = 0
-    with contextlib.closing(results):  # no worker writes any more once this is left, however it is left
+    with contextlib.closing(results):  # no worker writes after this, even if the loop raises
         for job, part in results:
             parts.setdefault(job.split, []).append((job.path, part))
             done += len(part.rows) + len(part.bad)
@@ -107,18 +107,18 @@ def _lighter(job: Job) -> Job:
 
 
 def _run_beam(jobs: Iterator[Job], options: Sequence[str]) -> Iterator[tuple[Job, Part]]:
-    """One element per part; each worker leaves its facts beside its part, since Beam returns nothing."""
+    """Run one element per part; each worker writes its facts beside its part, because Beam returns nothing."""
     jobs = list(jobs)
     run_beam(jobs, run_and_save, options)
     return ((_lighter(job), Part.load(_facts(job), job.spec)) for job in jobs)
 
 
 def run_beam(elements: Sequence[Any], action: Callable[[Any], None], options: Sequence[str]) -> None:
-    """Let Apache Beam call an action on elements, and wait until it is done.
+    """Call an action on elements with Apache Beam, and wait until it is done.
 
     Args:
-      elements: each of them something that can be sent to another process.
-      action: likewise.
+      elements: each must be picklable.
+      action: must be picklable.
       options: of the pipeline.
 
     Raises:
@@ -136,7 +136,7 @@ def run_beam(elements: Sequence[Any], action: Callable[[Any], None], options: Se
     try:
         pipeline.run().wait_until_finish()
     except Exception as e:
-        # Beam wraps what a worker raises; a sentence of ours is at the end of it.
+        # Beam wraps what a worker raises; our own error is the innermost.
         for cause in _causes(e):
             if isinstance(cause, ConclugenError | OSError):
                 raise cause from None

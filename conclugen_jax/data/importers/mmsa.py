@@ -310,7 +310,7 @@ def _pool(
     vector = x[valid].mean(axis=0).astype(np.float32)
     if not np.isfinite(vector).all():
         column = int((~np.isfinite(vector)).argmax())
-        raise ConclugenError(f"{where}: feature {column} is not a finite float32 number in every step; mend the file")
+        raise ConclugenError(f"{where}: feature {column} is not a finite float32 number in every step; repair the file")
     return vector
 
 

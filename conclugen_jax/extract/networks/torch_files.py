@@ -176,7 +176,7 @@ def _described(entry: Any) -> tuple[str, str, int]:
     if kind not in STORAGES or type(key) is not str or type(length) is not int or not 0 <= length < 2**40:
         raise Refused("a storage of unknown type")
     if len(entry) == 6 and entry[5] is not None:
-        raise Refused("a storage that is a view of another; save the weights anew")
+        raise Refused("a storage that is a view of another; save the weights again")
     return STORAGES[kind], key, length
 
 
@@ -200,7 +200,7 @@ def _read_archive(path: Path, content: memoryview) -> Any:
                 raise Refused("a zip file that torch.save did not write")
             folder = name.removesuffix("data.pkl")
             if f"{folder}byteorder" in infos and archive.read(f"{folder}byteorder") != b"little":
-                raise Refused("numbers of a big-endian machine; save the weights anew")
+                raise Refused("numbers of a big-endian machine; save the weights again")
 
             def values(key: str, dtype: str, length: int) -> np.ndarray:
                 info = infos.get(f"{folder}data/{key}")
@@ -235,7 +235,7 @@ def _read_old(path: Path, content: memoryview) -> Any:
             storages = unpickler.storages
     _, _, system, found, keys = objects
     if type(system) is not dict or system.get("little_endian") is not True:
-        raise Refused("numbers of a big-endian machine; save the weights anew")
+        raise Refused("numbers of a big-endian machine; save the weights again")
     if type(keys) is not list or not all(type(k) is str for k in keys) or sorted(keys) != sorted(storages):
         raise Refused("storages other than those of its tensors")
     for key in keys:
