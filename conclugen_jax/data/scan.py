@@ -9,6 +9,7 @@ from array_record.python import array_record_data_source
 from tensorflow_datasets.proto import tf_example_pb2
 
 from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import wire
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import MOST_NAME
 from conclugen_jax.data.sources import name_hash
@@ -85,10 +86,6 @@ class Chunk(NamedTuple):
     rows: np.ndarray
     columns: dict[str, list[Any]]
 
-    def vectors(self, field: str, *shape: int) -> np.ndarray:
-        """Return a field of bytes as float32 [n, *shape]."""
-        return np.frombuffer(b"".join(self.columns[field]), "<f4").reshape(-1, *shape)
-
 
 class Shards:
     """The shards of a split, read one after the other without TFDS, so that a fault has a file and a row.
@@ -105,7 +102,7 @@ class Shards:
         self.variants = {m: manifest.variants.get(m, 1) if first else 1 for m in manifest.modalities}
         self.sizes = {name: manifest.files[name]["records"] for name in manifest_lib.shard_names(manifest, split)}
         self.as_listed = True
-        self._fields = _fields(manifest, self.variants)
+        self._fields = wire.fields(manifest, self.variants)
         row_bytes = sum(4 * dim * self.variants[m] for m, dim in manifest.modalities.items())
         self._chunk_rows = max(1, min(MOST_ROWS, CHUNK_BYTES // row_bytes))
 
@@ -212,21 +209,17 @@ class SplitScan:
         manifest, columns = self._manifest, chunk.columns
         present = np.array([columns[f"present/{m}"] for m in manifest.modalities], bool).T
         features = {
-            m: chunk.vectors(f"features/{m}", self.shards.variants[m], dim) for m, dim in manifest.modalities.items()
+            m: np.frombuffer(b"".join(columns[f"features/{m}"]), "<f4").reshape(-1, self.shards.variants[m], dim)
+            for m, dim in manifest.modalities.items()
         }
         if self._verify:
             self._check(chunk, present, features)
         for c, (m, x) in enumerate(features.items()):
             self.features[m].add(x, present[:, c])
         for target, tally in self.labels.items():
-            field, kind = f"targets/{target}" if target else "label", tally.spec.kind
-            if kind == "multi":
-                values = chunk.vectors(field, len(tally.spec.names))
-            elif kind != "none":
-                values = np.array(columns[field], np.int64 if kind == "single" else np.float32)
-            else:
+            if tally.spec.kind == "none":
                 continue
-            wrong = tally.add(values, may_lack=bool(target))
+            wrong = tally.add(wire.label_array(columns[wire.label_field(target)], tally.spec), may_lack=bool(target))
             what = f"target {target!r}" if target else "label"
             self._faults.add(chunk.file, f"{what} is out of range", chunk.rows[wrong])
         ids, groups = (np.array([name_hash(text) for text in columns[key]], np.uint64) for key in ("id", "group"))
@@ -251,20 +244,6 @@ class SplitScan:
 
 class _Unfit(Exception):
     """A record that is not of the form the manifest says."""
-
-
-def _fields(manifest: Manifest, variants: Mapping[str, int]) -> dict[str, tuple[str, int | None]]:
-    """Return field of a record -> the protobuf list that holds its one value, and its bytes where they are known."""
-    fields: dict[str, tuple[str, int | None]] = {"id": ("bytes_list", None), "group": ("bytes_list", None)}
-    for m, dim in manifest.modalities.items():
-        fields[f"features/{m}"] = ("bytes_list", 4 * dim * variants[m])
-        fields[f"present/{m}"] = ("int64_list", None)
-    for name, spec in {"label": manifest.label, **{f"targets/{k}": v for k, v in manifest.targets.items()}}.items():
-        if spec.kind == "multi":
-            fields[name] = ("bytes_list", 4 * len(spec.names))
-        elif spec.kind != "none":
-            fields[name] = ("int64_list" if spec.kind == "single" else "float_list", None)
-    return fields
 
 
 def _parse(raw: bytes | None, fields: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:

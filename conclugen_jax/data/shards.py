@@ -1,4 +1,4 @@
-"""A built data set, verified, and its rows read from the shards when they are asked for."""
+"""Open and verify a built data set, and read its rows from the shards on request."""
 
 import contextlib
 import dataclasses
@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import wire
 from conclugen_jax.data.manifest import Manifest
-from conclugen_jax.data.wire import Wire
 from conclugen_jax.errors import ConclugenError, reason
 
 
@@ -74,7 +74,7 @@ class RowSource(Protocol):
     variants: Mapping[str, int]  # modality -> number of variants that can be asked for, where there are several
 
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
-        """Rows at the given indices, in that order.
+        """Return rows at the given indices, in that order.
 
         Args:
           indices: [n].
@@ -132,12 +132,12 @@ class ShardStream:
         stored = manifest.variants if split == next(iter(manifest.splits)) else {}
         self._stored = {m: stored.get(m, 1) for m in manifest.modalities}
         self.variants = {m: self._stored[m] for m in self.modalities if all_variants and self._stored[m] > 1}
-        self._wire = Wire({f"features/{m}": dim * self._stored[m] for m, dim in manifest.modalities.items()})
+        self._wire = wire.Wire({f"features/{m}": dim * self._stored[m] for m, dim in manifest.modalities.items()})
         floats = sum(manifest.modalities[m] * self.variants.get(m, 1) for m in self.modalities)
         self.gib = self.num_examples * floats * 4 / 2**30
 
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
-        """Rows at the given indices, in that order; see :class:`RowSource`.
+        """Read rows at the given indices, in that order; see :class:`RowSource`.
 
         Raises:
           ConclugenError: a record that cannot be read.
@@ -145,31 +145,27 @@ class ShardStream:
         dims, wanted = self.dataset.manifest.modalities, variants or {}
         features = {m: np.empty((*np.shape(wanted.get(m, indices)), dims[m]), np.float32) for m in self.modalities}
         columns = [(m, x, self._wire.offset(f"features/{m}"), dims[m]) for m, x in features.items()]
-        labels = []
+        labels, name, stored = [], wire.label_field(self.target), wire.LABEL_LISTS.get(self.label.kind)
         with self._reading():
             for i, record in enumerate(self._read(indices)):
-                found = self._wire.locate(record)
-                others = found[1] if found is not None else _parse(record)
+                start, others = self._wire.locate(record) or (None, _parse(record))
                 for m, x, offset, dim in columns:
-                    data, start = record, offset
-                    if found is None:
-                        data, start = _bytes(others, f"features/{m}"), 0
-                    else:
-                        start += found[0]
+                    usual = start is not None
+                    data, at = (record, start + offset) if usual else (_bytes(others, f"features/{m}"), 0)
                     if m in wanted:
-                        all_of_them = np.frombuffer(data, "<f4", dim * self._stored[m], start).reshape(-1, dim)
-                        x[i] = all_of_them[wanted[m][i]]
+                        x[i] = np.frombuffer(data, "<f4", dim * self._stored[m], at).reshape(-1, dim)[wanted[m][i]]
                     else:
-                        x[i] = np.frombuffer(data, "<f4", dim, start)
-                labels.append(self._label(others))
+                        x[i] = np.frombuffer(data, "<f4", dim, at)
+                labels.append(None if stored is None else getattr(others[name], stored).value[0])
+            label = wire.label_array(labels, self.label)
         return {
             "features": features,
             "present": {m: self.presence[indices, c] for c, m in enumerate(self.modalities)},
-            "label": self._stacked(labels),
+            "label": label,
         }
 
     def names(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and groups of the rows, two string arrays.
+        """Read ids and groups of the rows, two string arrays.
 
         Raises:
           ConclugenError: a record that cannot be read.
@@ -183,21 +179,6 @@ class ShardStream:
 
     def _read(self, indices: np.ndarray) -> list[bytes]:
         return self.source.data_source.__getitems__([int(i) for i in indices])
-
-    def _label(self, example: Any) -> Any:
-        key, kind = f"targets/{self.target}" if self.target else "label", self.label.kind
-        if kind == "single":
-            return example[key].int64_list.value[0]
-        if kind == "value":
-            return example[key].float_list.value[0]
-        return np.frombuffer(_bytes(example, key), "<f4") if kind == "multi" else None
-
-    def _stacked(self, labels: list[Any]) -> np.ndarray:
-        if self.label.kind == "none":
-            return np.zeros((len(labels), 0), np.float32)
-        if self.label.kind == "multi":
-            return np.stack(labels)
-        return np.array(labels, np.int64 if self.label.kind == "single" else np.float32)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -218,7 +199,7 @@ def _bytes(example: Any, key: str) -> bytes:
 
 
 def _read_presence(dataset: Dataset, split: str, num_modalities: int, num_examples: int) -> np.ndarray:
-    """Bool [num_examples, num_modalities], memory-mapped: nothing is read before its header has been checked."""
+    """Return bool [num_examples, num_modalities]; the file is mapped, so that its header is checked before it is read."""
     path, shape = dataset.path / manifest_lib.PRESENCE.format(split=split), (num_examples, num_modalities)
     try:
         presence = np.load(path, allow_pickle=False, mmap_mode="r")

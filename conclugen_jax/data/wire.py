@@ -1,21 +1,60 @@
-"""Where the feature vectors lie in the bytes of a record, so that they can be taken without parsing it.
+"""Know the form of stored records: their fields, and where the feature vectors are in the bytes.
 
 A record is a serialised ``tf.train.Example`` with its fields in the order that protobuf gives them (by name, but a name
-comes after those that it begins): first the vectors of all modalities, of known sizes, then everything else. Any record
-that is not exactly so is parsed in the general way.
+comes after those that it begins): first the vectors of all modalities, of known sizes, then everything else. A record in
+this form needs no parsing for its vectors; any other record is parsed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tensorflow_datasets.proto import tf_feature_pb2
+
+from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.data.sources import LabelSpec
+
+LABEL_LISTS = {"single": "int64_list", "value": "float_list", "multi": "bytes_list"}
+"""Kind of a label -> the list of a protobuf feature that holds its one value."""
+
+
+def label_field(target: str) -> str:
+    """Return the field of a further target, or of the main label for the empty name."""
+    return f"targets/{target}" if target else "label"
+
+
+def label_array(values: Sequence[Any], spec: LabelSpec) -> np.ndarray:
+    """Return stored labels as int64 [n] (single), float32 [n] (value), [n, labels] (multi) or [n, 0] (none)."""
+    if spec.kind == "multi":
+        return np.frombuffer(b"".join(values), "<f4").reshape(-1, len(spec.names))
+    if spec.kind == "none":
+        return np.zeros((len(values), 0), np.float32)
+    return np.array(values, np.int64 if spec.kind == "single" else np.float32)
+
+
+def fields(manifest: Manifest, variants: Mapping[str, int]) -> dict[str, tuple[str, int | None]]:
+    """Return field of a record -> the protobuf list that holds its one value, and its bytes where they are known.
+
+    Args:
+      manifest: of the data set.
+      variants: modality -> number of vectors in a record.
+    """
+    found: dict[str, tuple[str, int | None]] = {"id": ("bytes_list", None), "group": ("bytes_list", None)}
+    for m, dim in manifest.modalities.items():
+        found[f"features/{m}"] = ("bytes_list", 4 * dim * variants[m])
+        found[f"present/{m}"] = ("int64_list", None)
+    for target, spec in {"": manifest.label, **manifest.targets}.items():
+        if spec.kind != "none":
+            size = 4 * len(spec.names) if spec.kind == "multi" else None
+            found[label_field(target)] = (LABEL_LISTS[spec.kind], size)
+    return found
 
 
 class Wire:
     """Offsets of the leading float vectors of every record of a split."""
 
     def __init__(self, sizes: Mapping[str, int]):
-        """Lay out; ``sizes``: field -> number of float32 values, for all fields that sort before any other."""
+        """Lay out the fields ``sizes``: name -> number of float32 values; they sort before all other fields."""
         self._offsets: dict[str, int] = {}
         self._headers: list[tuple[int, int, bytes]] = []
         position = 0
@@ -27,7 +66,7 @@ class Wire:
         self._end = position
 
     def locate(self, record: bytes) -> tuple[int, Any] | None:
-        """Where the first field begins, and the parsed other fields; None if the record is laid out differently."""
+        """Return where the first field begins, and the parsed other fields; None for a record of another form."""
         start = 2
         while start < 11 and record[start - 1 : start] >= b"\x80":
             start += 1  # the length of all fields comes first, seven bits a byte
@@ -41,12 +80,12 @@ class Wire:
         return start, tf_feature_pb2.Features.FromString(record[start + self._end :]).feature
 
     def offset(self, name: str) -> int:
-        """Offset of a vector from the first field."""
+        """Return the offset of a vector from the first field."""
         return self._offsets[name]
 
 
 def _header(name: bytes, num_bytes: int) -> bytes:
-    """What protobuf writes before the bytes of ``{name: Feature(bytes_list=BytesList(value=[bytes]))}`` in a map."""
+    """Return what protobuf writes before the bytes of ``{name: Feature(bytes_list=BytesList(value=[bytes]))}`` in a map."""
     value = b"\x0a" + _varint(num_bytes)
     bytes_list = b"\x0a" + _varint(len(value) + num_bytes) + value
     entry = b"\x0a" + _varint(len(name)) + name + b"\x12" + _varint(len(bytes_list) + num_bytes) + bytes_list
