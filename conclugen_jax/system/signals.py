@@ -1,6 +1,6 @@
-"""SIGINT, SIGTERM and SIGUSR1 ask a run to stop at its next safe point; a second one ends it at once.
+"""SIGINT, SIGTERM and SIGUSR1 ask a run to stop at its next safe point; a second signal ends the process at once.
 
-Slurm sends SIGUSR1 ahead of the time limit where a job asks for it (``--signal=USR1@120``).
+Slurm sends SIGUSR1 before the time limit of a job that asks for it (``--signal=USR1@120``).
 """
 
 import contextlib
@@ -14,39 +14,37 @@ from typing import Any
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE = 20.0
-"""Seconds that a call into compiled code may keep a signal waiting where nothing would be lost."""
+"""Seconds that a signal waits for compiled code inside :meth:`Stop.at_once`."""
 
 
 class Interrupted(SystemExit):
-    """A run was asked to stop and did, with a checkpoint; the exit code is 128 + the signal's number."""
+    """A signal has stopped a run, which can be resumed; the exit code is 128 + the number of the signal."""
 
     def __init__(self, number: int):
         super().__init__(128 + number)
 
 
 class Stop:
-    """Whether a signal has come: ``signal`` is its number, 0 as long as there was none."""
+    """Whether a signal has come: ``signal`` is its number, 0 before."""
 
     def __init__(self) -> None:
         self.signal = 0
-        self.handled = False  # whether this object's handlers are installed
-        self.loses_nothing = False
-        self.leaving = False  # whether Interrupted was raised and has not left its context yet
+        self.at_once_now = False  # whether the program is inside of ``at_once``
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """While the context lasts a signal raises :class:`Interrupted` where it finds the program.
+        """Let a signal raise :class:`Interrupted` wherever it finds the program, while the context lasts.
 
-        For what a repeated command does again: reading rows, compilation, evaluation. Where compiled code does not come
-        back within ``GRACE`` seconds, or something on the way keeps the exception, the process ends without it.
+        This is for work that a repeated command does again: reading rows, compilation, evaluation. The process ends after
+        ``GRACE`` seconds where compiled code does not return or some code swallows the exception.
         """
-        if self.signal and self.handled:
+        if self.signal:
             raise Interrupted(self.signal)
-        self.loses_nothing = self.handled
+        before, self.at_once_now = self.at_once_now, True
         try:
             yield
         finally:
-            self.loses_nothing = self.leaving = False
+            self.at_once_now = before
 
 
 _outermost: list[Stop] = []
@@ -54,69 +52,66 @@ _outermost: list[Stop] = []
 
 @contextlib.contextmanager
 def caught() -> Iterator[Stop]:
-    """Note signals instead of dying of them, while the context lasts (main thread only).
+    """Catch signals while the context lasts, in the main thread; other threads get a ``Stop`` that never changes.
 
-    Within another such context it is that one's ``Stop``: a signal between two runs of a search stops the next one.
+    A context inside of another one shares its ``Stop``: a signal between two runs of a search stops the next run.
     """
-    if _outermost:
-        yield _outermost[0]
+    if _outermost or threading.current_thread() is not threading.main_thread():
+        yield _outermost[0] if _outermost else Stop()
         return
     stop = Stop()
 
     def note(number: int, _frame: object) -> None:
         if stop.signal:
-            os._exit(128 + number)
+            return  # the thread of ``_watched`` ends the process
         stop.signal = number
-        if stop.loses_nothing:
-            stop.loses_nothing, stop.leaving = False, True
+        if stop.at_once_now:
             raise Interrupted(number)
         os.write(2, b"stopping after the steps under way; once more to stop at once\n")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
     def report(unraisable: Any) -> None:
-        # Raised in a place that lets no exception out (the end of some object), it is noted all the same.
+        # An exception in ``__del__`` cannot propagate; the signal is noted nevertheless.
         if not isinstance(unraisable.exc_value, Interrupted):
-            usual(unraisable)
+            hook(unraisable)
 
-    usual, sys.unraisablehook = sys.unraisablehook, report
+    hook, sys.unraisablehook = sys.unraisablehook, report
     before = {number: signal.signal(number, note) for number in CAUGHT}
     _outermost.append(stop)
-    stop.handled = True
     try:
         with _watched(stop):
             yield stop
     finally:
         _outermost.clear()
-        stop.handled, sys.unraisablehook = False, usual
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def _watched(stop: Stop) -> Iterator[None]:
-    """Look after signals that come while the main thread is in compiled code, where no handler of Python runs."""
+    """End the process at the second signal, and for a first one that waits too long for compiled code.
+
+    Python runs no handler while the main thread is in compiled code, which may be minutes. So a thread does it: it reads the
+    numbers of signals from a pipe, into which the interpreter writes them even then.
+    """
     out, into = os.pipe()
     os.set_blocking(into, False)
     before = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
 
     def watch() -> None:
-        came = 0
+        first = None
         while number := os.read(out, 1)[0]:
             if number not in CAUGHT:
                 continue
-            came += 1
-            if came > 1:
-                time.sleep(0.5)  # the handler would have ended the process by now
+            if first is not None:
                 os._exit(128 + number)
-            threading.Thread(target=expire, args=(number,), daemon=True).start()
+            first = threading.Timer(GRACE, expire, [number])
+            first.daemon = True
+            first.start()
         os.close(out)
 
     def expire(number: int) -> None:
-        time.sleep(GRACE)
-        if stop.leaving or (stop.loses_nothing and not stop.signal):
+        if stop.at_once_now:
             os.write(2, b"stopped; repeat the command to resume\n")
             os._exit(128 + number)
 
@@ -130,7 +125,7 @@ def _watched(stop: Stop) -> Iterator[None]:
 
 
 def end_with(parent: int) -> None:
-    """End this process as soon as its parent is gone, however that ended; ``parent``: its process id."""
+    """End this process as soon as its parent is gone, however that ended; ``parent`` is its process id."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -141,10 +136,7 @@ def end_with(parent: int) -> None:
 
 
 def unwinding() -> None:
-    """From now on SIGINT and SIGTERM end the process by way of SystemExit, so that what is half done is removed.
-
-    A second one ends it at once.
-    """
+    """Let SIGINT and SIGTERM raise SystemExit from now on, so that unfinished work is removed; a second one ends at once."""
 
     def end(number: int, _frame: object) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
