@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on a terminal, plain lines anywhere else."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import collections
 import sys
@@ -14,16 +14,16 @@ from rich.text import Text
 from conclugen_jax.system import processes
 
 PLAIN_SECONDS = 10.0
-"""At most one plain line in so many seconds, besides the first and the last."""
+"""Seconds between two plain lines, apart from the first and the last."""
 
 
 def say(line: str) -> None:
-    """A line on standard error, outside any display."""
+    """Print a line on standard error, outside of any display."""
     print(line, file=sys.stderr)
 
 
 class Display:
-    """Shows the newest metrics of a run; use it as a context manager."""
+    """Show the newest metrics of a run; use it as a context manager."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Display:
         self._console = Console(file=file or sys.stderr, highlight=False, quiet=not processes.is_main())
         self._steps_per_epoch, self._total = steps_per_epoch, total_steps
         self._last_line = float("-inf")
-        # (step, second) of the last updates: what lies between dispatches, such as checkpoints, takes time as well.
+        # (step, second) of the last updates: the time of checkpoints, between dispatches, counts too.
         self._seen: collections.deque[tuple[int, float]] = collections.deque(maxlen=200)
         self._live = None
         if self._console.is_terminal:
@@ -57,11 +57,11 @@ class Display:
             self._live.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._console.print(line, markup=False, soft_wrap=True)
 
     def update(self, step: int, numbers: Mapping[str, float], *, steps_per_second: float | None = None) -> None:
-        """The newest metrics, after ``step`` steps; with the speed at first, the time that is left."""
+        """Show the metrics after ``step`` steps; ``steps_per_second`` estimates the time left until two updates are known."""
         epochs = -(-self._total // self._steps_per_epoch)
         epoch = f"epoch {min(-(-step // self._steps_per_epoch), epochs)}/{epochs}"
         shown = "  ".join(f"{name.removeprefix('loss/')} {_short(value)}" for name, value in numbers.items())
@@ -81,27 +81,30 @@ class Display:
 
 
 class Counter:
-    """What is done, rate and time left of work that may be over in a moment; use it as a context manager.
+    """Show how much work is done, its rate and the time left; nothing in the first second. Use it as a context manager.
 
-    The rate is that since the first of it was done: some may have been done before, and the first may wait for compilation.
+    The rate counts from the first item that was done here: some may have been done before, and the first may wait for
+    compilation.
     """
 
     def __init__(self, title: str, file: TextIO | None = None, unit: str = "examples"):
         self._console = Console(file=file or sys.stderr, highlight=False, quiet=not processes.is_main())
-        self._title, self._unit, self._start = title, unit, time.monotonic()
-        self._said, self._bar, self._task = self._start, None, None
+        columns = [TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[numbers]}")]
+        self._bar = Progress(*columns, console=self._console, expand=True, transient=True)
+        self._task = self._bar.add_task(title, total=None, numbers="")
+        self._title, self._unit, self._moved = title, unit, False
         self._first: int | None = None
-        self._moved = False
+        self._start = self._said = 0.0
 
     def __enter__(self) -> "Counter":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
+        if self._console.is_terminal:
             self._bar.stop()
 
     def __call__(self, done: int, total: int | None) -> None:
-        """Show that ``done`` of ``total`` (None: unknown how many) are done; nothing in the first second."""
+        """Show that ``done`` of ``total`` items are done; ``None``: it is unknown how many there are."""
         now = time.monotonic()
         if self._first is None:
             self._first, self._start, self._said = done, now, now
@@ -110,26 +113,16 @@ class Counter:
         if now - self._start < 1.0:
             return
         rate = (done - self._first) / (now - self._start)
+        numbers = f"{done:,}" + (f"/{total:,}" if total else "")
+        numbers += f", {rate:,.0f} {self._unit}/s" if rate >= 10 else f", {rate:.2g} {self._unit}/s"
+        if total and rate:
+            numbers += f", ETA {_clock((total - done) / rate)}"
         if self._console.is_terminal:
-            self._show(done, total, rate)
+            self._bar.start()
+            self._bar.update(self._task, completed=done, total=total, numbers=numbers)
         elif now - self._said >= PLAIN_SECONDS or (done == total and self._said > self._start):
             self._said = now
-            shown = ", ".join([f"{done:,}" + (f"/{total:,}" if total else ""), *self._speed(done, total, rate)])
-            self._console.print(f"{self._title}: {shown}", markup=False, soft_wrap=True)
-
-    def _speed(self, done: int, total: int | None, rate: float) -> list[str]:
-        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        left = [f"ETA {_clock((total - done) / rate)}"] if total and rate else []
-        return [f"{speed} {self._unit}/s", *left]
-
-    def _show(self, done: int, total: int | None, rate: float) -> None:
-        if self._bar is None:
-            pieces = [TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[numbers]}")]
-            self._bar = Progress(*pieces, console=self._console, expand=True, transient=True)
-            self._task = self._bar.add_task(self._title, total=total, numbers="")
-            self._bar.start()
-        numbers = "  ".join([f"{done:,}" + (f"/{total:,}" if total else ""), *self._speed(done, total, rate)])
-        self._bar.update(self._task, completed=done, numbers=numbers)
+            self._console.print(f"{self._title}: {numbers}", markup=False, soft_wrap=True)
 
 
 def _short(value: float) -> str:
