@@ -90,7 +90,7 @@ def test_event_files_that_cannot_be_opened_are_a_warning_too(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), workdir_lib.MetricsLog(tmp_path, 0, tensorboard=True) as log:
         log.write(RECORDS)
     assert len(caplog.records) == 1
-    assert "TensorBoard is given up" in caplog.text
+    assert "TensorBoard is dropped" in caplog.text
 
 
 @pytest.mark.parametrize("tracker", FAKES)

@@ -1,8 +1,8 @@
 """Hashes of all files of a folder, kept in it as ``SHA256SUMS``, which ``sha256sum -c`` reads as well."""
 
-import hashlib
-import os
 from pathlib import Path
+
+from conclugen_jax.system import files
 
 SUMS = "SHA256SUMS"
 
@@ -13,17 +13,13 @@ def write(folder: Path) -> None:
     Raises:
       OSError: no space, or not allowed.
     """
-    lines = [f"{_hash(path)}  {path.relative_to(folder)}\n" for path in _files(folder)]
-    scratch = folder / f".{SUMS}.tmp"
-    with scratch.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, folder / SUMS)
+    lines = [f"{files.sha256(path)}  {name}\n" for name, path in _files(folder).items()]
+    with files.replaced(folder / SUMS) as scratch:
+        scratch.write_text("".join(lines), encoding="utf-8")
 
 
 def changed(folder: Path) -> str:
-    """What differs from the hashes of a folder's files; empty if nothing does, or if they were never written."""
+    """Say what differs from the hashes of a folder; empty if nothing does, or if hashes were never written."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -33,24 +29,21 @@ def changed(folder: Path) -> str:
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if "" in expected:
         return f"{SUMS} has changed"
-    found = {str(path.relative_to(folder)): path for path in _files(folder)}
+    found = _files(folder)
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
         if name not in expected:
             return f"{name} is no part of it"
         try:
-            if _hash(found[name]) != expected[name]:
+            if files.sha256(found[name]) != expected[name]:
                 return f"{name} has changed"
         except OSError as e:
             return f"{name} cannot be read: {e.strerror}"
     return ""
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (SUMS, f".{SUMS}.tmp"))
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by name, in order, without the hashes and what a killed process left of them."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (SUMS, f".tmp-{SUMS}"))
+    return {str(path.relative_to(folder)): path for path in paths}

@@ -1,4 +1,4 @@
-"""Mirrors of the metrics log for outside tools. ``metrics.jsonl`` stays the record; a mirror may fail."""
+"""Mirrors of the metrics log for other tools. ``metrics.jsonl`` is the record; a mirror may fail."""
 
 import importlib
 import json
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import files
 
 FOLDER = "tensorboard"
 RUN_ID = "tracker.json"
-"""Keeps the number of the run at its tracker, so that a resumed run goes on in the same curves."""
+"""File with the id of the run at its tracker, so that a resumed run continues the same curves."""
 
 
 class Mirror(Protocol):
@@ -28,7 +29,7 @@ class TensorBoard:
     """Event files for TensorBoard in ``WORKDIR/tensorboard``, written by tensorboardX."""
 
     def __init__(self, workdir: Path, step: int):
-        """Open event files that go on after a step; what a killed run wrote beyond it is hidden.
+        """Open event files that continue after a step; later events, of a killed run, are hidden.
 
         Raises:
           ConclugenError: tensorboardX is not installed.
@@ -51,7 +52,7 @@ class WeightsAndBiases:
     """A run at Weights & Biases; its settings (project, host, key, offline) come from WANDB_* variables."""
 
     def __init__(self, workdir: Path, step: int):
-        """Start a run, or go on with that of the workdir.
+        """Start a run, or resume that of the workdir.
 
         Raises:
           ConclugenError: wandb is not installed.
@@ -72,10 +73,10 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A run at MLflow; where it is kept comes from MLFLOW_* variables."""
+    """A run at MLflow; MLFLOW_* variables say where it is kept."""
 
     def __init__(self, workdir: Path, step: int):
-        """Start a run, or go on with that of the workdir.
+        """Start a run, or resume that of the workdir.
 
         Raises:
           ConclugenError: mlflow is not installed.
@@ -99,14 +100,14 @@ TRACKERS: dict[str, Callable[[Path, int], Mirror]] = {"wandb": WeightsAndBiases,
 
 
 class Mirrors:
-    """Some mirrors, each of which is given up with one warning when it fails."""
+    """Several mirrors; one that fails is dropped with one warning."""
 
     def __init__(self, workdir: Path, step: int, *, tensorboard: bool, tracker: str):
-        """Open what is wanted.
+        """Open the mirrors that are wanted.
 
         Args:
           workdir: of the run.
-          step: that it goes on after.
+          step: that the run resumes after.
           tensorboard: whether event files are written.
           tracker: ``wandb``, ``mlflow`` or empty.
 
@@ -133,8 +134,8 @@ class Mirrors:
             action()
         except ConclugenError:
             raise
-        except Exception as e:  # whatever it is, it must not end the run
-            logging.warning("%s is given up (%s: %s); metrics.jsonl is complete", name, type(e).__name__, e)
+        except Exception as e:  # an error of a tracker must not end the run
+            logging.warning("%s is dropped (%s: %s); metrics.jsonl is complete", name, type(e).__name__, e)
             return False
         return True
 
@@ -152,11 +153,11 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 def _run_id(workdir: Path, tracker: str) -> str | None:
     try:
-        found = json.loads((workdir / RUN_ID).read_text(encoding="utf-8"))[tracker]
-    except (OSError, ValueError, KeyError, TypeError):
+        return files.read_json(workdir / RUN_ID, dict[str, str], way_out="").get(tracker)
+    except ConclugenError:  # without the note a new run is started
         return None
-    return found if isinstance(found, str) else None
 
 
 def _keep_run_id(workdir: Path, tracker: str, number: str) -> None:
-    (workdir / RUN_ID).write_text(json.dumps({tracker: number}) + "\n", encoding="utf-8")
+    with files.replaced(workdir / RUN_ID) as scratch:
+        scratch.write_text(json.dumps({tracker: number}) + "\n", encoding="utf-8")
