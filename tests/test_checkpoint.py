@@ -255,6 +255,25 @@ def test_a_failed_save_is_tried_again_after_older_checkpoints_are_deleted(tmp_pa
         assert_same_bits(saved.restore(4, jax.eval_shape(state))[0], state(4))
 
 
+def test_hashes_that_cannot_be_written_are_tried_again_without_the_checkpoint(tmp_path, monkeypatch):
+    write, saved_steps = seals.write, []
+
+    def attempt(folder):
+        saved_steps.append(folder.name)
+        if len(saved_steps) == 1:
+            raise OSError(28, "No space left on device")
+        write(folder)
+
+    with checkpoint.Checkpoints(tmp_path, keep_newest=1) as saved:
+        monkeypatch.setattr(seals, "write", attempt)
+        saved.save(1, state(1), {})
+        saved.wait()
+        assert saved.steps() == [1]
+    assert saved_steps == ["1", "1"]
+    assert not seals.changed(tmp_path / checkpoint.FOLDER / "1")
+    assert (tmp_path / checkpoint.FOLDER / "1" / seals.SUMS).exists()
+
+
 def test_failed_saves_are_counted_in_a_row_and_the_last_must_not_fail(tmp_path, monkeypatch, capsys):
     with checkpoint.Checkpoints(tmp_path, max_failures=2) as saved:
         saved.save(1, state(1), {})

@@ -1,0 +1,99 @@
+"""States as nested dicts of NumPy arrays, as checkpoints hold them: to and from, hashed, and sent to other processes."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+from flax import traverse_util
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import processes
+
+
+def to_tree(state: Any) -> dict[str, Any]:
+    """Copy a state into nested dicts of NumPy arrays; random keys become their numbers, empty arrays are dropped."""
+    tree = flax.serialization.to_state_dict(jax.tree.map(_raw, state, is_leaf=_is_key))
+    flat = traverse_util.flatten_dict(tree)
+    # On a CPU np.asarray would be a view of a buffer that the next step reuses.
+    return traverse_util.unflatten_dict({path: np.array(x, copy=True) for path, x in flat.items() if x.size})
+
+
+def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
+    """Return the state that :func:`to_tree` was given.
+
+    Args:
+      tree: nested dicts of arrays.
+      template: tree of arrays or of ``jax.ShapeDtypeStruct`` with the structure of the state.
+      source: where the tree is from, for the message.
+
+    Raises:
+      ConclugenError: a path is missing, spare, or of another shape or type; the first one is named, the others counted.
+    """
+    shapes = jax.tree.map(_shape, template, is_leaf=_is_key)
+    expected = traverse_util.flatten_dict(flax.serialization.to_state_dict(shapes), sep="/", keep_empty_nodes=True)
+    arrays = {path: x for path, x in expected.items() if hasattr(x, "shape")}
+    wanted = {path: x for path, x in arrays.items() if x.size}
+    found = traverse_util.flatten_dict(dict(tree), sep="/")
+    if wrong := _differences(found, wanted):
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ConclugenError(
+            f"{source}: the checkpoint does not fit the model: {wrong[0]}{more}; use the configuration it was made with"
+        )
+    empty = {path: np.zeros(x.shape, x.dtype) for path, x in arrays.items() if path not in wanted}
+    filled = traverse_util.unflatten_dict({**expected, **empty, **found}, sep="/")
+    restored = flax.serialization.from_state_dict(shapes, filled)
+    return jax.tree.map(
+        lambda like, x: jax.random.wrap_key_data(x) if _is_key(like) else x, template, restored, is_leaf=_is_key
+    )
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    wrong = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
+    wrong += [f"{path} is not part of this model" for path in sorted(found.keys() - wanted.keys())]
+    for path in sorted(found.keys() & wanted.keys()):
+        ours, theirs = (f"{x.dtype}{list(x.shape)}" for x in (found[path], wanted[path]))
+        if ours != theirs:
+            wrong.append(f"{path} is {ours}, expected {theirs}")
+    return wrong
+
+
+def fingerprint(tree: Any) -> str:
+    """Return the SHA-256 over paths, types, shapes and bytes of all arrays of a tree."""
+    digest = hashlib.sha256()
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(x)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def size(state: Any) -> int:
+    """Return the bytes of a tree of arrays or of their shapes."""
+    shapes = jax.tree.leaves(jax.tree.map(_shape, state, is_leaf=_is_key))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
+
+
+def of_main(state: Any, info: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the state and the JSON object of process 0 on every process."""
+    if not processes.several():
+        return state, dict(info)
+    tree = processes.of_main(to_tree(state))
+    return from_tree(tree, state, source="process 0"), json.loads(processes.text_of_main(json.dumps(info)))
+
+
+def _is_key(x: Any) -> bool:
+    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _raw(x: Any) -> Any:
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    shaped = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
+    return jax.ShapeDtypeStruct(shaped.shape, shaped.dtype)
