@@ -19,7 +19,7 @@ from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
-from conclugen_jax.system import processes
+from conclugen_jax.system import cluster, party, processes
 from conclugen_jax.train import feed, parallel
 from tests.helpers import Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 from tests.run_processes import STOP_AFTER, config_of
@@ -37,13 +37,13 @@ def free_port():
 def start(*arguments, count=2):
     """Python with some arguments as so many processes of two devices each; use :func:`ended` on them."""
     port, shared = free_port(), {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    shared |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", processes.COUNT: str(count)}
-    shared[processes.ADDRESS] = f"127.0.0.1:{port}"
+    shared |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", cluster.COUNT: str(count)}
+    shared[cluster.ADDRESS] = f"127.0.0.1:{port}"
     return [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             cwd=ROOT,
-            env={**shared, processes.INDEX: str(i)},
+            env={**shared, cluster.INDEX: str(i)},
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -224,19 +224,19 @@ def test_other_data_or_unequal_devices_are_refused(data, tmp_path, monkeypatch):
 
 
 def place(index, count=2, port=None):
-    return processes.Place(f"127.0.0.1:{port or free_port()}", count, index)
+    return cluster.Place(f"127.0.0.1:{port or free_port()}", count, index)
 
 
 def test_a_process_without_its_coordinator_ends_in_time():
     began, here = time.monotonic(), place(1)
     with pytest.raises(ConclugenError, match=rf"{here.address}: process 0 could not be reached there within 1 s"):
-        processes._call(here, 1)
+        party._call(here, 1)
     assert time.monotonic() - began < 3
 
 
 def test_a_host_that_is_not_there():
     with pytest.raises(ConclugenError, match=r"nowhere\.invalid:1234: process 0 could not be reached"):
-        processes._call(processes.Place("nowhere.invalid:1234", 2, 1), 1)
+        party._call(cluster.Place("nowhere.invalid:1234", 2, 1), 1)
 
 
 def meet(*places, timeout=1.5, first=lambda: None):
@@ -245,7 +245,7 @@ def meet(*places, timeout=1.5, first=lambda: None):
 
     def go(i, here):
         try:
-            lines = processes._listen(here, timeout) if here.index == 0 else [processes._call(here, timeout)]
+            lines = party.meet(here, timeout)
             found[i] = len(lines)
             time.sleep(0.2)
             for line in lines:
@@ -268,7 +268,7 @@ def test_all_processes_meet_whoever_else_calls():
 
     def stranger():
         time.sleep(0.2)  # until process 0 listens
-        line = processes._Line(socket.create_connection(("127.0.0.1", port), timeout=1))
+        line = party.Line(socket.create_connection(("127.0.0.1", port), timeout=1))
         line.send("GET / HTTP/1.1")
         assert line.receive(1) is None
         line.close()
@@ -286,7 +286,7 @@ def test_those_who_came_hear_who_did_not():
 @pytest.mark.parametrize("second", [(1, 3), (2, 4), (0, 3)])
 def test_a_number_that_comes_twice_or_of_another_count(second):
     port = free_port()
-    found = meet(place(0, 3, port), place(1, 3, port), processes.Place(f"127.0.0.1:{port}", second[1], second[0]))
+    found = meet(place(0, 3, port), place(1, 3, port), cluster.Place(f"127.0.0.1:{port}", second[1], second[0]))
     if second[0] == 0:
         assert any("cannot listen there" in str(f) for f in found)
     else:
@@ -295,10 +295,9 @@ def test_a_number_that_comes_twice_or_of_another_count(second):
 
 PARTY = """
 import os, sys, time
-from conclugen_jax.system import processes
-from conclugen_jax.errors import ConclugenError
-place = processes.from_environment(1)
-lines = processes._listen(place, 20) if place.index == 0 else [processes._call(place, 20)]
+from conclugen_jax.system import cluster, party, processes
+place = cluster.from_environment()
+lines = party.meet(place, 20)
 end, joined = os._exit, time.monotonic()
 
 def slow_exit(code):
@@ -307,7 +306,7 @@ def slow_exit(code):
     end(code)
 
 os._exit = slow_exit
-processes._party = processes._Party(place, lines)
+processes._party = party.Party(place, lines)
 if place.index == FIRST:
     ACTION
 if place.index != FIRST:
@@ -366,6 +365,12 @@ SLURM = {
     "SLURM_PROCID": "9",
     "SLURM_LOCALID": "1",
 }
+NODES = {"node1": "node1", "node1,other2": "node1", "node[001,007-015],other": "node001"}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+CONTACTS = {
+    "1531576320.0;tcp://10.96.0.1,10.148.0.1,10.108.0.1:34911": "10.96.0.1:62624",
+    "1314521088.0;tcp6://[fe80::b9b:ac5d:9cf0:b858,2620:10d:c083:150e::3000:2]:43370": "[fe80::b9b:ac5d:9cf0:b858]:62880",
+}
 
 
 @pytest.fixture
@@ -381,17 +386,42 @@ def test_an_environment_that_does_not_say_it_is_refused(no_cluster, environment,
     for name, value in environment.items():
         no_cluster.setenv(name, value)
     with pytest.raises(ConclugenError) as refused:
-        processes.from_environment(1)
+        cluster.from_environment()
     assert message in str(refused.value)
 
 
 def test_what_the_environment_says(no_cluster):
     for name, value in SLURM.items():
         no_cluster.setenv(name, value)
-    assert processes.from_environment(1) == processes.Place("node007:61441", 16, 9, [1])
-    for name, value in zip((processes.ADDRESS, processes.COUNT, processes.INDEX), ("h:1", "3", "2"), strict=True):
+    assert cluster.from_environment() == cluster.Place("node007:61441", 16, 9, [1])
+    for nodes, host in NODES.items():
+        no_cluster.setenv("SLURM_STEP_NODELIST", nodes)
+        assert cluster.from_environment().address == f"{host}:61441"
+    no_cluster.setenv(cluster.ADDRESS, "chosen:5")
+    assert cluster.from_environment() == cluster.Place("chosen:5", 16, 9, [1])
+    for name, value in zip((cluster.ADDRESS, cluster.COUNT, cluster.INDEX), ("h:1", "3", "2"), strict=True):
         no_cluster.setenv(name, value)
-    assert processes.from_environment(1) == processes.Place("h:1", 3, 2)
+    assert cluster.from_environment() == cluster.Place("h:1", 3, 2)
+
+
+def test_what_open_mpi_says(no_cluster):
+    for name, value in OPEN_MPI.items():
+        no_cluster.setenv(name, value)
+    for contact, address in CONTACTS.items():
+        no_cluster.setenv("OMPI_MCA_orte_hnp_uri", contact)
+        assert cluster.from_environment() == cluster.Place(address, 4, 3, [1])
+
+
+@pytest.mark.parametrize("variables", [SLURM, *({**OPEN_MPI, "OMPI_MCA_orte_hnp_uri": x} for x in CONTACTS)])
+def test_jax_finds_the_same_place(no_cluster, variables):
+    from jax._src import clusters  # what jax.distributed.initialize calls by itself; it has no public name
+
+    for name, value in variables.items():
+        no_cluster.setenv(name, value)
+    address, *others = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 1)
+    found = cluster.from_environment()
+    assert (found.host, found.port) == (address.rpartition(":")[0], int(address.rpartition(":")[2]))
+    assert others == [found.count, found.index, found.devices]
 
 
 def test_a_process_alone_is_the_main_one_and_waits_for_nobody():
