@@ -56,7 +56,7 @@ def test_shell_scripts_can_be_parsed(script):
 
 def test_the_launcher_takes_every_argument():
     code = (
-        "import json, sys, importlib\nfrom launch import app\n"
+        "import json, sys, importlib\nfrom conclugen_jax.commands import app\n"
         "module, *arguments = json.loads(sys.argv[1])\nimportlib.import_module(module)\n"
         "sys.argv = [module, *arguments]\napp._parse(sys.argv)\nflags = app.FLAGS\n"
         "print(json.dumps([flags.distributed, app.config().train.batch_size, app.required('workdir')]))"
