@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.build_dataset``."""
+"""Short for ``conclugen build``."""
 
-from conclugen_jax.commands import app, build_dataset
+import launch
 
 if __name__ == "__main__":
-    app.run(build_dataset.main)
+    launch.run(__file__)

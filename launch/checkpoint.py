@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.checkpoint``."""
+"""Short for ``conclugen checkpoint``."""
 
-from conclugen_jax.commands import app, checkpoint
+import launch
 
 if __name__ == "__main__":
-    app.run(checkpoint.main)
+    launch.run(__file__)

@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.convert_mmsa``."""
+"""Short for ``conclugen convert_mmsa``."""
 
-from conclugen_jax.commands import app, convert_mmsa
+import launch
 
 if __name__ == "__main__":
-    app.run(convert_mmsa.main)
+    launch.run(__file__)

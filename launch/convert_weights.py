@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.convert_weights``."""
+"""Short for ``conclugen convert_weights``."""
 
-from conclugen_jax.commands import app, convert_weights
+import launch
 
 if __name__ == "__main__":
-    app.run(convert_weights.main)
+    launch.run(__file__)

@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.doctor``."""
+"""Short for ``conclugen doctor``."""
 
-from conclugen_jax.commands import app, doctor
+import launch
 
 if __name__ == "__main__":
-    app.run(doctor.main)
+    launch.run(__file__)

@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.downstream``."""
+"""Short for ``conclugen downstream``."""
 
-from conclugen_jax.commands import app, downstream
+import launch
 
 if __name__ == "__main__":
-    app.run(downstream.main)
+    launch.run(__file__)

@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.embed``."""
+"""Short for ``conclugen embed``."""
 
-from conclugen_jax.commands import app, embed
+import launch
 
 if __name__ == "__main__":
-    app.run(embed.main)
+    launch.run(__file__)

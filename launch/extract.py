@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.extract``."""
+"""Short for ``conclugen extract``."""
 
-from conclugen_jax.commands import app, extract
+import launch
 
 if __name__ == "__main__":
-    app.run(extract.main)
+    launch.run(__file__)

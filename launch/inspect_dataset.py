@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.inspect_dataset``."""
+"""Short for ``conclugen inspect``."""
 
-from conclugen_jax.commands import app, inspect_dataset
+import launch
 
 if __name__ == "__main__":
-    app.run(inspect_dataset.main)
+    launch.run(__file__)

@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.predict``."""
+"""Short for ``conclugen predict``."""
 
-from conclugen_jax.commands import app, predict
+import launch
 
 if __name__ == "__main__":
-    app.run(predict.main)
+    launch.run(__file__)

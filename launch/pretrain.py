@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.pretrain``."""
+"""Short for ``conclugen pretrain``."""
 
-from conclugen_jax.commands import app, pretrain
+import launch
 
 if __name__ == "__main__":
-    app.run(pretrain.main)
+    launch.run(__file__)

@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.probe``."""
+"""Short for ``conclugen probe``."""
 
-from conclugen_jax.commands import app, probe
+import launch
 
 if __name__ == "__main__":
-    app.run(probe.main)
+    launch.run(__file__)

@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.report``."""
+"""Short for ``conclugen report``."""
 
-from conclugen_jax.commands import app, report
+import launch
 
 if __name__ == "__main__":
-    app.run(report.main)
+    launch.run(__file__)

@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.search``."""
+"""Short for ``conclugen search``."""
 
-from conclugen_jax.commands import app, search
+import launch
 
 if __name__ == "__main__":
-    app.run(search.main)
+    launch.run(__file__)

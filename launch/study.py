@@ -1,6 +1,6 @@
-"""Short for ``conclugen_jax.commands.study``."""
+"""Short for ``conclugen study``."""
 
-from conclugen_jax.commands import app, study
+import launch
 
 if __name__ == "__main__":
-    app.run(study.main)
+    launch.run(__file__)

@@ -1,14 +1,11 @@
-"""Command-line entry points: each parses its flags and calls one room; may use every other room, nothing may use it."""
+"""Command-line entry points: each defines its flags and calls one room; may use every other room, nothing may use it."""
 
 import os
 import platform
-import signal
 from pathlib import Path
 
-# Until a launcher runs, Ctrl-C ends the process without a traceback: importing JAX takes seconds.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-# Compiled programs are kept, so that a repeated command starts at once. A folder for each machine: they hold its code.
+# JAX keeps compiled programs here, so that a repeated command starts at once. Each machine has its own folder, since the
+# programs hold its machine code.
 _cache = Path(
     os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "conclugen_jax", platform.node() or "host"
 )

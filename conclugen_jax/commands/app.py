@@ -1,227 +1,276 @@
-"""What every launcher shares: flags with helpful errors, --help with all configuration keys, exit codes."""
+"""What all commands share: flags and configuration of a command line, ``--help``, errors and exit codes.
 
-import difflib
-import runpy
+A module of a command has ``command``, its :class:`Command`, and ``main()``, which does the work once the command line is
+parsed and may return an exit code. Each command has flags of its own, so a process may run any number of commands.
+"""
+
+import contextlib
+import copy
+import functools
+import importlib
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from types import ModuleType
+from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
+from packaging.requirements import Requirement
 
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.commands import configuration
+from conclugen_jax.commands.main import COMMANDS, HELP, find
+from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.system import processes, signals
 
-FLAGS = flags.FLAGS
-_of_run = True
-_positional: list[str] | None = None
-_borrowed: dict[str, str] = {}
-BASE_CONFIG = Path(__file__).parents[2] / "configs" / "base.py"
+OF_PRETRAINING = {"data": "data.path", "batch_size": "train.batch_size"}
+"""Short flag -> key of the configuration of pretraining; other commands add to it."""
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+"""Module -> the package that holds it, where their names differ."""
 
 
-def define_config(*, of_run: bool = True) -> None:
-    """The flag --config=FILE, whose keys --config.KEY=VALUE override.
+class Command:
+    """The flags of a command and, once :meth:`parse` was called, what a command line gave.
 
-    Args:
-      of_run: it is the configuration of a run, with the keys of ``configs/base.py``; else it declares its own keys.
+    Attributes:
+      flags: values of the flags, ``flags.NAME``.
+      argv: the command line as it was.
+      words: the arguments that are no flags.
+      config: the configuration, for a command that takes one.
+      config_name: file name of the configuration without its ending.
+      config_arguments: the arguments that give the configuration again, with its overrides.
     """
-    global _of_run
-    _of_run = of_run
-    config_flags.DEFINE_config_file(
-        "config", None, "Configuration file; override a key with --config.SECTION.KEY=VALUE", lock_config=True
-    )
+
+    def __init__(self, *, config: str = "", short: Mapping[str, str] | None = None, words: str = "", refuse=()):
+        """Declare a command.
+
+        Args:
+          config: ``run`` or ``study``: what kind of configuration it takes, by ``--config``; empty: none.
+          short: short flags -> key of the configuration.
+          words: what the arguments are that are no flags; empty: there are none.
+          refuse: flag of a similar command -> why this one does not take it.
+        """
+        self.flags = flags.FlagValues()
+        self.flags.set_gnu_getopt()
+        self.short, self.takes_words, self._kind, self._refused = dict(short or {}), words, config, dict(refuse)
+        self.argv: list[str] = []
+        self.words: list[str] = []
+        self.config: ConfigDict | None = None
+        self.config_name, self.config_arguments = "", []
+        for kind in ("string", "integer", "float", "bool", "enum", "list", "multi_string"):
+            define = getattr(flags, f"DEFINE_{kind}")
+            setattr(self, kind, functools.partial(define, flag_values=self.flags))
+
+    def borrow(self, other: "Command", **helps: str) -> None:
+        """Take flags of another command as well; ``NAME=HELP``, with an empty help for what the other one says."""
+        for name, text in helps.items():
+            flag = copy.deepcopy(other.flags[name])
+            flag.help = text or flag.help
+            flags.DEFINE_flag(flag, self.flags)
+
+    def required(self, name: str) -> Any:
+        """Return the value of a flag that must be given."""
+        value = self.flags[name].value
+        if value in (None, ""):
+            raise ConclugenError(f"--{name} is missing; see --help")
+        return value
+
+    def parse(self, argv: Sequence[str]) -> None:
+        """Read a command line without the name of the command.
+
+        Raises:
+          ConclugenError: a flag, key or value that cannot be, or no configuration where one is needed.
+        """
+        self.argv = list(argv)
+        for name in self.flags:
+            self.flags[name].unparse()
+        end = argv.index("--") if "--" in argv else len(argv)  # what follows are names
+        before = [self._underscored(arg) for arg in argv[:end]]
+        self._refuse(before)
+        rest, settings = self._split(before)
+        try:
+            self.words = self.flags(["conclugen", *rest, *argv[end:]])[1:]
+        except (flags.Error, ValueError) as e:
+            raise ConclugenError(f"{reason(e)}; see --help") from e
+        if self.words and not self.takes_words:
+            raise ConclugenError(f"{self.words[0]!r} is not a flag; write --flag=value, see --help")
+        if self._kind:
+            self._configure(settings)
+
+    def help(self, name: str, doc: str) -> str:
+        """Return the page that ``conclugen NAME --help`` prints."""
+        described = self.described()
+        keys = {flag: text for flag, text in described.items() if flag.startswith("config.")}
+        own = [f"  --{flag}  {text}" for flag, text in described.items() if flag not in keys]
+        lines = [f"conclugen {name}: {doc.strip()}", "", "Flags:", *own]
+        if keys:
+            lines += [
+                "",
+                "Configuration keys with their defaults; override one with --config.SECTION.KEY=VALUE, a list as",
+            ]
+            lines += ["--config.data.modalities=video,text:", ""]
+            lines += [f"  {key} = {text}" for key, text in keys.items()]
+        return "\n".join(lines)
+
+    def described(self) -> dict[str, str]:
+        """Return all flags, those of the configuration as ``config.KEY``: flag -> its help."""
+        found = {flag: self.flags[flag].help for flag in self.flags}
+        if self._kind:
+            found = {"config": "Name of a configuration (conclugen configs), or file that defines get_config()"} | found
+        found |= {short: f"Short for --config.{key}" for short, key in self.short.items()}
+        if self._kind == "run":
+            found |= dict(line.split(" = ", 1) for line in configuration.described_keys())
+        return found
+
+    def _underscored(self, arg: str) -> str:
+        """Return ``--num-views=10`` as ``--num_views=10``, where there is such a flag."""
+        name, equals, value = arg.partition("=")
+        known = name[2:].replace("-", "_")
+        if name.startswith("--") and (known in self.flags or known in self.short):
+            return f"--{known}{equals}{value}"
+        return arg
+
+    def _refuse(self, argv: Sequence[str]) -> None:
+        """Refuse flags of similar commands, and a list that is there twice: the last one alone would count."""
+        counts = Counter(arg[2:].partition("=")[0] for arg in argv if arg.startswith("--"))
+        for name, count in counts.items():
+            if name in self._refused:
+                raise ConclugenError(f"--{name} {self._refused[name]}")
+            if count > 1 and name in self.flags and isinstance(self.flags[name].parser, flags.ListParser):
+                raise ConclugenError(f"--{name} is there {count} times; write it once, several values as --{name}=A,B")
+
+    def _split(self, argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+        """Split a command line into the flags and what sets the configuration: (key, value), the key of a file empty."""
+        rest, settings, unread = [], [], list(argv)
+        while unread:
+            arg = unread.pop(0)
+            name, equals, value = arg.lstrip("-").partition("=")
+            of_config = name == "config" or name.startswith("config.") or name in self.short
+            if not self._kind or not arg.startswith("-") or not of_config:
+                rest.append(arg)
+                continue
+            if not equals:  # the value follows; a switch may be without
+                value = unread.pop(0) if unread and not unread[0].startswith("--") else "true"
+            settings.append((self.short.get(name, name.removeprefix("config").removeprefix(".")), value))
+        return rest, settings
+
+    def _configure(self, settings: Sequence[tuple[str, str]]) -> None:
+        given = [value for key, value in settings if not key]
+        if not given or not given[-1]:
+            raise ConclugenError("--config is missing; name a configuration, such as --config=demo (conclugen configs)")
+        self.config = configuration.load(given[-1], of_run=self._kind == "run")
+        self.config_name = configuration.find(given[-1]).stem
+        self.config_arguments = [f"--config={given[-1]}"]
+        for key, value in settings:
+            if key:
+                configuration.override(self.config, key, value)
+                self.config_arguments.append(f"--config.{key}={value}")
 
 
-def define_positional() -> list[str]:
-    """The arguments that are no flags, in a list that is filled when the command line is read; else they are refused."""
-    global _positional
-    _positional = []
-    return _positional
-
-
-def borrow(**meanings: str) -> None:
-    """Flags of another launcher that this one takes as well: what --help says of each, empty for what that one says."""
-    _borrowed.update(meanings)
-
-
-def run(main: Callable[[], None]) -> None:
-    """Parse flags and call ``main``.
-
-    A mistake of the user ends in one sentence on standard error and exit code 2; --help explains everything and
-    exits with 0. Of several processes all end with the one that fails.
-    """
+def run(name: str, argv: Sequence[str]) -> NoReturn:
+    """Run a command as this process, and end with its exit code."""
+    with contextlib.suppress(ConclugenError, ModuleNotFoundError):  # call reports these
+        load(name)  # while Ctrl-C ends the process silently: importing JAX takes seconds
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.stdout is not None:  # which it is where a shell closed it
         sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding lacks
+    sys.exit(call(name, argv))
+
+
+def call(name: str, argv: Sequence[str] = ()) -> int:
+    """Run a command in this process.
+
+    A mistake of the user ends in one sentence on standard error and exit code 2; ``--help`` explains everything. Of several
+    processes that share a run all end with the one that fails.
+
+    Args:
+      name: of the command.
+      argv: its arguments.
+
+    Returns:
+      The exit code.
+    """
     try:
-        if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
-            print(_help(main))
-            return
-        _parse(sys.argv)
-        main()
+        module = load(name)
+        if HELP & set(argv):
+            print(module.command.help(name, module.__doc__))
+            return 0
+        module.command.parse(argv)
+        with _handlers_restored():
+            code = module.main() or 0
         processes.leave()
-    except signals.Interrupted:
+        return code
+    except signals.Interrupted as e:
         processes.leave()
-        raise
+        return e.code
+    except SystemExit as e:
+        return e.code
+    except ModuleNotFoundError as e:
+        if e.name.startswith("conclugen_jax"):
+            raise
+        return _fail(f"{name} needs {e.name}, which is not installed; {_way_to(e.name, name)}")
     except ConclugenError as e:
-        _fail(e)
+        return _fail(e)
     except OSError as e:
-        _fail(f"{e.filename or 'input or output'}: {e.strerror or e}")
+        return _fail(f"{e.filename or 'input or output'}: {e.strerror or e}")
     except KeyboardInterrupt:
         processes.fail("interrupted", 130)
-        sys.exit(130)
+        return 130
     except Exception as e:
-        # by name, so that launchers that need no JAX do not load it
-        if type(e).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(e):
-            if processes.several():
-                time.sleep(2)  # where another process is the cause, its sentence comes and ends this one
-                traceback.print_exc()
-                processes.fail(f"{type(e).__name__}: {_first_line(e)}", 1)
-            raise
-        _fail(f"out of memory ({_first_line(e)}); lower config.train.batch_size or the sizes in config.model")
+        # by name, so that commands that need no JAX do not load it
+        if type(e).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(e):
+            return _fail(f"out of memory ({reason(e)}); lower config.train.batch_size or the sizes in config.model")
+        if processes.several():
+            time.sleep(2)  # where another process is the cause, its sentence comes and ends this one
+            traceback.print_exc()
+            processes.fail(f"{type(e).__name__}: {reason(e)}", 1)
+        raise
 
 
-def required(name: str) -> str:
-    """Value of a flag that must be given."""
-    value = FLAGS[name].value
-    if value in (None, ""):
-        raise ConclugenError(f"--{name} is missing; see --help")
-    return value
-
-
-def config():
-    """The configuration with the command line's overrides."""
-    if FLAGS["config"].value is None:
-        raise ConclugenError("--config is missing; name a configuration file such as --config=configs/demo.py")
-    return FLAGS.config
-
-
-def _underscored(arg: str) -> str:
-    """``--num-views=10`` as ``--num_views=10``, where there is such a flag."""
-    name, equals, value = arg.partition("=")
-    known = name.startswith("--") and name[2:].replace("-", "_") in FLAGS
-    return f"--{name[2:].replace('-', '_')}{equals}{value}" if known else arg
-
-
-def _refuse_repeated(argv: list[str]) -> None:
-    """A flag that takes a list would silently keep the last one."""
-    names = Counter(arg[2:].partition("=")[0] for arg in argv if arg.startswith("--"))
-    for name, n in names.items():
-        if n > 1 and name in FLAGS and isinstance(FLAGS[name].parser, flags.ListParser):
-            raise ConclugenError(f"--{name} is there {n} times; write it once, several values as --{name}=A,B")
-
-
-def _parse(argv: list[str]) -> None:
-    end = argv.index("--") if "--" in argv else len(argv)  # what follows are names
-    argv = [*map(_underscored, argv[:end]), *argv[end:]]
-    _refuse_repeated(argv[:end])
-    path = _config_path(argv)
-    if path is not None and not Path(path).is_file():
-        raise ConclugenError(f"--config={path}: no such file; name a configuration file such as configs/demo.py")
-    if path is not None and "config" in FLAGS:
-        _load(argv)
-    elif any(arg.startswith("--config.") for arg in argv) and "config" in FLAGS:
-        raise ConclugenError("--config is missing; name a configuration file such as --config=configs/demo.py")
+@contextlib.contextmanager
+def _handlers_restored() -> Iterator[None]:
+    """Put the signal handlers back that a command replaces."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        rest = FLAGS(argv)[1:]
-    except flags.UnrecognizedFlagError as e:
-        raise ConclugenError(f"{_first_line(e)}; see --help") from e
-    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as e:
-        if path is None:
-            raise ConclugenError(f"{_first_line(e)}; see --help") from e
-        raise ConclugenError(_explain_override(argv, e)) from e
-    if _positional is not None:
-        _positional.extend(rest)
-    elif rest:
-        raise ConclugenError(f"{rest[0]!r} is not a flag; write --flag=value, see --help")
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def _config_path(argv: list[str]) -> str | None:
-    """Value of --config on a command line, if it is there."""
-    path = None
-    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = arg.lstrip("-").partition("=")
-        if arg.startswith("-") and name == "config":
-            path = value if equals else following
-    return path
+def load(name: str) -> ModuleType:
+    """Import the module of a command.
+
+    Raises:
+      ConclugenError: there is no such command.
+      ModuleNotFoundError: it needs a package that is not installed.
+    """
+    known = find(name)
+    if known is None:
+        raise ConclugenError(f"{name!r} is not a command; there are {', '.join(COMMANDS)}")
+    return importlib.import_module(f"conclugen_jax.commands.{known}")
 
 
-def _explain_override(argv: list[str], error: Exception) -> str:
-    """Which --config.KEY of the command line is to blame for an exception of ml_collections, and what it should be."""
-    known = dict(_keys(_load(argv)))
-    for arg in argv:
-        key, _, value = arg.lstrip("-").partition("=")
-        if not key.startswith("config."):
-            continue
-        key = key.removeprefix("config.")
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean config.{near[0]}?" if near else ""
-            return f"config.{key} is not a configuration key{hint} (all keys: --help)"
-        if repr(value) in str(error) or value in str(error) or key in str(error):
-            return f"config.{key}={value}: expected a value like {known[key]!r} ({type(known[key]).__name__})"
-    return f"the command line cannot be used ({_first_line(error)}); see --help"
+def _way_to(module: str, command: str) -> str:
+    """Say how to install a package: the extra that holds it, that of the command's name first."""
+    package = module.partition(".")[0]
+    package = DISTRIBUTIONS.get(package, package.replace("_", "-")).lower()
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        needed = [Requirement(line) for line in metadata.requires("conclugen_jax") or []]
+        markers = [str(one.marker) for one in needed if one.name.lower() == package]
+        extras = [marker.partition("extra == ")[2].strip('"') for marker in markers if "extra == " in marker]
+        if extras:
+            return f"pip install 'conclugen_jax[{command if command in extras else extras[0]}]'"
+    return f"pip install {package}"
 
 
-def _load(argv: list[str]):
-    """The configuration of the file that a command line names, without overrides."""
-    path = _config_path(argv)
-    if path is None:
-        raise ConclugenError("--config is missing; name a configuration file such as --config=configs/demo.py")
-    try:
-        config = runpy.run_path(path)["get_config"]()
-        keys = set(dict(_keys(config)))
-        known = set(dict(_keys(runpy.run_path(str(BASE_CONFIG))["get_config"]()))) if _of_run else keys
-    except (Exception, SystemExit) as e:
-        raise ConclugenError(
-            f"--config={path}: cannot be loaded ({type(e).__name__}: {_first_line(e)}); it must define get_config(), see "
-            "configs/demo.py"
-        ) from e
-    if keys != known:
-        wrong = [f"lacks config.{k}" for k in sorted(known - keys)] + [
-            f"has config.{k}, unknown to configs/base.py" for k in keys - known
-        ]
-        raise ConclugenError(f"--config={path}: {wrong[0]}; start from configs/base.py and override its keys")
-    return config
-
-
-def _keys(config, prefix: str = ""):
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _help(main: Callable[[], None]) -> str:
-    module = sys.modules[main.__module__]
-    lines = [module.__doc__.strip(), "", "Flags:"]
-    own = FLAGS.get_flags_for_module(module) + (
-        FLAGS.get_flags_for_module(sys.modules[__name__]) if "config" in FLAGS else []
-    )
-    lines += [f"  --{name}  {meaning or FLAGS[name].help}" for name, meaning in _borrowed.items()]
-    lines += [f"  --{flag.name}  {flag.help}" for flag in own]
-    if "config" in FLAGS and _of_run:
-        body = BASE_CONFIG.read_text(encoding="utf-8").split("config = ConfigDict()\n")[1].split("return")[0]
-        keys = [line.strip() for line in body.splitlines() if "#" in line]
-        lines += [
-            "",
-            "Configuration keys with their defaults; override one with --config.SECTION.KEY=VALUE, a tuple as",
-        ]
-        lines += ["--config.data.modalities=\"('video','text')\":", ""]
-        lines += [f"  {'' if key.startswith('config.') else 'config.'}{key}" for key in keys]
-    return "\n".join(lines)
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _fail(message: object) -> None:
+def _fail(message: object) -> int:
     processes.fail(str(message), 2)
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    return 2

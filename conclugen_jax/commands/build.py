@@ -1,17 +1,15 @@
 """Build a data set's shards from feature files.
 
-python -m launch.build_dataset --dataset=meld --source=processed/meld --data_dir=data
-python -m launch.build_dataset --dataset=features --name=mine --source=FOLDER --label=emotion --data_dir=data
-python -m launch.build_dataset --dataset=digits --data_dir=data
+conclugen build --dataset=meld --source=processed/meld --data_dir=data
+conclugen build --dataset=features --name=mine --source=FOLDER --label=emotion --data_dir=data
+conclugen build --dataset=digits --data_dir=data
 
-The files go to DATA_DIR/NAME/VERSION; that folder is what --config.data.path names. Building what is there already,
-from the same files, writes nothing. docs/datasets/ has a page for each data set.
+The command writes to DATA_DIR/NAME/VERSION; that folder is what --data names for other commands. Building again from the
+same files writes nothing. docs/datasets/ has a page for each data set.
 """
 
 import os
 from pathlib import Path
-
-from absl import flags
 
 from conclugen_jax.commands import app
 from conclugen_jax.data import builders, digits, formats
@@ -22,66 +20,53 @@ from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import progress, signals
 
-FLAGS = flags.FLAGS
-DATASET = flags.DEFINE_string("dataset", None, f"Which data set: digits, {', '.join(CORPORA)}, or features: any other")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that holds the data sets; made if needed")
-SOURCE = flags.DEFINE_string("source", None, "Folder or file of the features")
-FORMAT = flags.DEFINE_string("format", "auto", f"Layout of the source: auto, {', '.join(formats.FORMATS)}")
-NAME = flags.DEFINE_string("name", "", "Name of the built data set; needed for --dataset=features")
-VERSION = flags.DEFINE_string("version", "1.0.0", "Version of the built data set")
-MODALITY = flags.DEFINE_multi_string(
-    "modality", [], "NAME=PATH: features of a modality, beside those in the source; may be repeated"
-)
-ONLY = flags.DEFINE_list("modalities", [], "Names of the modalities to build; all if left out")
-LABELS = flags.DEFINE_list("labels", [], "Files of labels, instead of labels.csv in the source")
-LABEL = flags.DEFINE_list("label", [], "features: column of the label, or one column of 0 and 1 per label")
-LABEL_KIND = flags.DEFINE_enum("label_kind", "", ["", "single", "multi", "value"], "features: if not to be guessed")
-CLASSES = flags.DEFINE_list("classes", [], "features: names of the classes in order; else those found, sorted")
-TARGETS = flags.DEFINE_list("targets", [], "features: columns of further things to predict")
-POOL = flags.DEFINE_string("pool", "mean", "How frames or tokens become one vector: mean, max, last")
-NUM_FOLDS = flags.DEFINE_integer("num_folds", 0, "Split by group into this many folds, for data without splits")
-FOLD = flags.DEFINE_integer("fold", 0, "With --num_folds: the fold to test on, from 0; the one before validates")
-DROP_BAD = flags.DEFINE_bool("drop_bad", False, "Leave out and list examples with NaN, infinities or no modality")
-STRICT = flags.DEFINE_bool("strict", False, "Refuse ids or groups that several splits have in common")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set that is there already")
-NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes; 0 for as many as there are cores", lower_bound=0)
-BEAM = flags.DEFINE_bool("beam", False, "Let Apache Beam run the workers (pip install 'conclugen_jax[beam]')")
-BEAM_OPTIONS = flags.DEFINE_list("beam_options", [], "Pipeline options, such as --runner=FlinkRunner")
+command = app.Command()
+FLAGS = command.flags
+command.string("dataset", None, f"Which data set: digits, {', '.join(CORPORA)}, or features: any other")
+command.string("data_dir", None, "Folder that holds the data sets; made if needed")
+command.string("source", None, "Folder or file of the features")
+command.string("format", "auto", f"Layout of the source: auto, {', '.join(formats.FORMATS)}")
+command.string("name", "", "Name of the built data set; needed for --dataset=features")
+command.string("version", "1.0.0", "Version of the built data set")
+command.multi_string("modality", [], "NAME=PATH: features of a modality, besides those in the source; may be repeated")
+command.list("modalities", [], "Names of the modalities to build; default: all")
+command.list("labels", [], "Files of labels, instead of labels.csv in the source")
+command.list("label", [], "features: column of the label, or one column of 0 and 1 per label")
+command.enum("label_kind", "", ["", "single", "multi", "value"], "features: kind of the label; default: guess it")
+command.list("classes", [], "features: names of the classes in order; default: those found, sorted")
+command.list("targets", [], "features: columns of further things to predict")
+command.string("pool", "mean", "How frames or tokens become one vector: mean, max, last")
+command.integer("num_folds", 0, "Split by group into this many folds, for data without splits")
+command.integer("fold", 0, "With --num_folds: the fold to test on, from 0; the one before validates")
+command.bool("drop_bad", False, "Leave out and list examples with NaN, infinities or no modality")
+command.bool("strict", False, "Refuse ids or groups that several splits have in common")
+command.bool("overwrite", False, "Replace a data set that is there already")
+command.integer("num_workers", 0, "Processes; 0 for as many as there are cores", lower_bound=0)
+command.bool("beam", False, "Let Apache Beam run the workers (pip install 'conclugen_jax[beam]')")
+command.list("beam_options", [], "Pipeline options, such as --runner=FlinkRunner")
 
 OF_FILES = (
-    SOURCE,
-    FORMAT,
-    NAME,
-    VERSION,
-    MODALITY,
-    ONLY,
-    LABELS,
-    LABEL,
-    LABEL_KIND,
-    CLASSES,
-    TARGETS,
-    POOL,
-    NUM_FOLDS,
-    FOLD,
+    *("source", "format", "name", "version", "modality", "modalities", "labels", "label", "label_kind", "classes"),
+    *("targets", "pool", "num_folds", "fold"),
 )
-"""What says which files are read, and how."""
+"""Flags that say which files are read, and how."""
 
 
 def main() -> None:
     """Build and say what was built."""
     signals.unwinding()
     _refuse_ignored()
-    source = _source(app.required("dataset"))
-    workers = NUM_WORKERS.value or os.cpu_count()
+    source = _source(command.required("dataset"))
+    workers = FLAGS.num_workers or os.cpu_count()
     with progress.Counter(f"building {source.spec.name}") as counter:
         folder = builders.build(
             source,
-            app.required("data_dir"),
-            overwrite=OVERWRITE.value,
-            drop_bad=DROP_BAD.value,
-            strict=STRICT.value,
+            command.required("data_dir"),
+            overwrite=FLAGS.overwrite,
+            drop_bad=FLAGS.drop_bad,
+            strict=FLAGS.strict,
             num_workers=workers,
-            beam=BEAM_OPTIONS.value if BEAM.value else None,
+            beam=FLAGS.beam_options if FLAGS.beam else None,
             progress=counter,
         )
     for line in describe(folder):
@@ -128,21 +113,21 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
 
 def _refuse_ignored() -> None:
     """Refuse flags that would do nothing."""
-    given = [flag for flag in OF_FILES if flag.value != flag.default]
-    if DATASET.value == "digits" and given:
-        raise ConclugenError(f"--{given[0].name} is for features in files; the digits are as they are, leave it out")
-    if FLAGS["fold"].present and not NUM_FOLDS.value:
-        raise ConclugenError(f"--fold={FOLD.value} without --num_folds; say how many folds there are")
-    kind = LABEL_KIND.value
-    if len(LABEL.value) > 1 and kind not in ("", "multi"):
+    given = [name for name in OF_FILES if FLAGS[name].value != FLAGS[name].default]
+    if FLAGS.dataset == "digits" and given:
+        raise ConclugenError(f"--{given[0]} is for features in files; the digits are as they are, leave it out")
+    if FLAGS["fold"].present and not FLAGS.num_folds:
+        raise ConclugenError(f"--fold={FLAGS.fold} without --num_folds; say how many folds there are")
+    kind = FLAGS.label_kind
+    if len(FLAGS.label) > 1 and kind not in ("", "multi"):
         raise ConclugenError(
-            f"--label_kind={kind} is for one column, --label names {len(LABEL.value)}; name one, or multi"
+            f"--label_kind={kind} is for one column, --label names {len(FLAGS.label)}; name one, or multi"
         )
-    if CLASSES.value and (len(LABEL.value) > 1 or kind in ("multi", "value")):
+    if FLAGS.classes and (len(FLAGS.label) > 1 or kind in ("multi", "value")):
         raise ConclugenError("--classes names the classes of one column of --label_kind=single; leave it out")
-    if BEAM_OPTIONS.value and not BEAM.value:
+    if FLAGS.beam_options and not FLAGS.beam:
         raise ConclugenError("--beam_options without --beam; add --beam, or leave them out")
-    if BEAM.value and NUM_WORKERS.value:
+    if FLAGS.beam and FLAGS.num_workers:
         raise ConclugenError("--num_workers with --beam, whose own options say how many there are; leave it out")
 
 
@@ -155,16 +140,16 @@ def _source(dataset: str):
     return formats.open_source(
         Request(
             dataset=dataset,
-            source=Path(SOURCE.value) if SOURCE.value else None,
-            format=FORMAT.value,
-            name=NAME.value,
-            version=VERSION.value,
-            modalities=dict(_pair(text) for text in MODALITY.value),
-            only=tuple(ONLY.value),
-            labels=tuple(map(Path, LABELS.value)),
-            layout=Layout(tuple(LABEL.value), LABEL_KIND.value, tuple(CLASSES.value), tuple(TARGETS.value)),
-            pool=POOL.value,
-            folds=(NUM_FOLDS.value, FOLD.value) if NUM_FOLDS.value else None,
+            source=Path(FLAGS.source) if FLAGS.source else None,
+            format=FLAGS.format,
+            name=FLAGS.name,
+            version=FLAGS.version,
+            modalities=dict(_pair(text) for text in FLAGS.modality),
+            only=tuple(FLAGS.modalities),
+            labels=tuple(map(Path, FLAGS.labels)),
+            layout=Layout(tuple(FLAGS.label), FLAGS.label_kind, tuple(FLAGS.classes), tuple(FLAGS.targets)),
+            pool=FLAGS.pool,
+            folds=(FLAGS.num_folds, FLAGS.fold) if FLAGS.num_folds else None,
         )
     )
 
@@ -174,7 +159,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not name or not path:
         raise ConclugenError(f"--modality={text}: expected NAME=PATH, such as landmarks=landmarks.npy")
     return name, path
-
-
-if __name__ == "__main__":
-    app.run(main)

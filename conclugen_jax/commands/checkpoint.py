@@ -1,21 +1,19 @@
-"""Checkpoints of a run: see them, verify them, hand their weights on, use those of others.
+"""List, verify, export and import checkpoints.
 
-python -m launch.checkpoint list --workdir=RUN                   a table: step, size, when saved, loss, newest and best
-python -m launch.checkpoint verify --workdir=RUN                 re-reads every checkpoint; exit code 2 if one is damaged
-python -m launch.checkpoint export --workdir=RUN --output=FOLDER          the newest checkpoint's weights, for others
-python -m launch.checkpoint import --source=FOLDER --workdir=NEW          a workdir of such weights
+conclugen checkpoint list --workdir=RUN                     a table: step, size, when saved, loss, newest and best
+conclugen checkpoint verify --workdir=RUN                   re-read every checkpoint; exit code 2 if one is damaged
+conclugen checkpoint export --workdir=RUN --output=FOLDER   the newest checkpoint's weights, for others
+conclugen checkpoint import --source=FOLDER --workdir=NEW   a workdir of such weights
 
 An export is weights.safetensors (parameters, running averages and feature statistics; nothing that only training needs)
 and export.json (configuration without its paths, manifest of the data set, step, hashes). RUN is a pretraining run. NEW
-serves launch.probe, launch.embed, the notebooks, and launch.downstream as config.downstream.checkpoint=NEW; it cannot be
-trained further. Give --data to import where the data set of the run is here, else to those commands. export and import
-print the same hashes: publish them, and compare.
+serves probe, embed, the notebooks, and downstream as --checkpoint=NEW; it cannot be trained further. Give --data to
+import if the data set of the run is on this machine, else to those commands. export and import print the same hashes:
+publish them, and compare.
 """
 
 import json
-import sys
 
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
@@ -23,30 +21,33 @@ from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import exchange
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; import: the folder to make")
-STEP = flags.DEFINE_string("step", None, "verify, export: newest, best or a step; default: verify all, export newest")
-OUTPUT = flags.DEFINE_string("output", None, "export: folder to make")
-SOURCE = flags.DEFINE_string("source", None, "import: folder of an export")
-DATA = flags.DEFINE_string("data", None, "import: folder of the data set that the run was trained on, if it is here")
-JSON = flags.DEFINE_bool("json", False, "list, verify: one JSON array on standard output, nothing else")
-
-command = ""
+command = app.Command(words="list, verify, export or import")
+FLAGS = command.flags
+command.string("workdir", None, "Folder of a run; import: the folder to make")
+command.string("step", None, "verify, export: newest, best or a step; default: verify all, export newest")
+command.string("output", None, "export: folder to make")
+command.string("source", None, "import: folder of an export")
+command.string("data", None, "import: folder of the data set that the run was trained on, if it is here")
+command.bool("json", False, "list, verify: print one JSON array on standard output, nothing else")
 
 
 def main() -> None:
     """Do what the first argument says."""
-    if command not in COMMANDS:
-        raise ConclugenError(f"{command!r} is not a command; write {', '.join(COMMANDS)} first, see --help")
-    does, takes = COMMANDS[command]
+    action, *more = command.words or [""]
+    if action not in ACTIONS:
+        raise ConclugenError(f"{action!r} is not a command; write {', '.join(ACTIONS)} first, see --help")
+    if more:
+        raise ConclugenError(f"{more[0]!r} is not a flag; write --flag=value, see --help")
+    does, takes = ACTIONS[action]
     for name in ("step", "output", "source", "data", "json"):
-        if name not in takes and flags.FLAGS[name].present:
-            raise ConclugenError(f"--{name} is no flag of {command!r}; see --help")
-    does(app.required("workdir"))
+        if name not in takes and FLAGS[name].present:
+            raise ConclugenError(f"--{name} is no flag of {action!r}; see --help")
+    does(command.required("workdir"))
 
 
 def _list(workdir: str) -> None:
     rows = exchange.listing(workdir)
-    if JSON.value:
+    if FLAGS.json:
         print(json.dumps(rows, indent=1))
         return
     table = Table()
@@ -61,8 +62,8 @@ def _list(workdir: str) -> None:
 
 
 def _verify(workdir: str) -> None:
-    rows = exchange.verify(workdir, STEP.value or "all")
-    if JSON.value:
+    rows = exchange.verify(workdir, FLAGS.step or "all")
+    if FLAGS.json:
         print(json.dumps(rows, indent=1))
     else:
         for row in rows:
@@ -76,12 +77,12 @@ def _verify(workdir: str) -> None:
 
 
 def _export(workdir: str) -> None:
-    output = app.required("output")
-    _say(output, exchange.export_weights(workdir, output, STEP.value or "newest"))
+    output = command.required("output")
+    _say(output, exchange.export_weights(workdir, output, FLAGS.step or "newest"))
 
 
 def _import(workdir: str) -> None:
-    _say(workdir, exchange.import_weights(app.required("source"), workdir, DATA.value))
+    _say(workdir, exchange.import_weights(command.required("source"), workdir, FLAGS.data))
 
 
 def _say(folder: str, hashes: exchange.Hashes) -> None:
@@ -90,14 +91,9 @@ def _say(folder: str, hashes: exchange.Hashes) -> None:
     print(f"SHA-256 of the parameters: {hashes.parameters}")
 
 
-COMMANDS = {
+ACTIONS = {
     "list": (_list, {"json"}),
     "verify": (_verify, {"step", "json"}),
     "export": (_export, {"step", "output"}),
     "import": (_import, {"source", "data"}),
 }
-
-if __name__ == "__main__":
-    if sys.argv[1:] and not sys.argv[1].startswith("-"):
-        command = sys.argv.pop(1)
-    app.run(main)

@@ -1,22 +1,29 @@
-"""Train and score a classifier: python -m launch.downstream --config=configs/linear_evaluation.py
---config.data.path=DATA/NAME/VERSION --config.downstream.checkpoint=PRETRAINING_RUN --workdir=RUN
+"""Train and score a classifier.
 
-Prints the scores of the test split and leaves them, with confusion matrix and per-class scores, in RUN/result.json.
+conclugen downstream --config=linear_evaluation --data=DATA/NAME/VERSION --checkpoint=PRETRAINING_RUN
+
+Prints the scores of the test split and writes them, with confusion matrix and per-class scores, to WORKDIR/result.json.
 With --sweep the grid of config.sweep (rates, decays, seeds, labels per class, draws of them) is trained at once on
 frozen representations, and rate and decay are chosen by the validation split:
---sweep --config.sweep.learning_rates="(1e-3,1e-2)" --config.sweep.labels_per_class="(5,20,0)"
+--sweep --config.sweep.learning_rates=1e-3,1e-2 --config.sweep.labels_per_class=5,20,0
 """
 
-from absl import flags
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
 from conclugen_jax.commands import app
 from conclugen_jax.evaluate import downstream, sweep
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: result.json, metrics.jsonl, checkpoints")
-SWEEP = flags.DEFINE_bool("sweep", False, "Train the whole grid of config.sweep in one run")
-app.define_config()
+command = app.Command(config="run", short=app.OF_PRETRAINING | {"checkpoint": "downstream.checkpoint"})
+FLAGS = command.flags
+command.string(
+    "workdir",
+    None,
+    "Folder of the run: result.json, metrics.jsonl, checkpoints; default: CHECKPOINT/PROTOCOL, or runs/PROTOCOL",
+)
+command.bool("sweep", False, "Train the whole grid of config.sweep in one run")
 
 SCORES = ("accuracy", "f1", "precision", "recall")
 VALUE_SCORES = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7")
@@ -24,10 +31,22 @@ VALUE_SCORES = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7")
 
 def main() -> None:
     """Train, choose the best epoch, print the scores."""
-    if SWEEP.value:
-        _show_sweep(sweep.sweep(app.config(), app.required("workdir")))
-        return
-    result = downstream.downstream(app.config(), app.required("workdir"))
+    workdir = FLAGS.workdir or _beside_checkpoint()
+    if FLAGS.sweep:
+        _show_sweep(sweep.sweep(command.config, workdir))
+    else:
+        _show(downstream.downstream(command.config, workdir))
+    print(f"saved as {workdir}/{downstream.RESULT}")
+
+
+def _beside_checkpoint() -> str:
+    section = command.config.downstream
+    trained_before = section.protocol in ("linear_evaluation", "fine_tuning")
+    folder = section.checkpoint if trained_before and section.checkpoint else "runs"
+    return str(Path(folder, section.protocol + ("_sweep" if FLAGS.sweep else "")))
+
+
+def _show(result: dict) -> None:
     number = result["kind"] == "value"
     scores = VALUE_SCORES if number else SCORES
     what = f"{result['target']} of " if result["target"] else ""
@@ -66,7 +85,3 @@ def _show_sweep(result: dict) -> None:
 
 def _shown(score: float, number: bool) -> str:
     return f"{score:.3f}" if number else f"{100 * score:.2f}"
-
-
-if __name__ == "__main__":
-    app.run(main)

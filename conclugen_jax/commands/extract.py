@@ -1,19 +1,17 @@
-"""Clips -> features -> shards, in one pass over each clip.
+"""Turn clips into features and these into shards, in one pass over each clip.
 
-python -m launch.extract --dataset=clips --name=mine --source=videos/ --data_dir=data \\
+conclugen extract --dataset=clips --name=mine --source=videos/ --data_dir=data \\
     --weights=weights/resnet152 --weights=weights/resnet3d101 --weights=weights/resdavenet --weights=weights/text
-python -m launch.extract --dataset=meld --source=MELD.Raw --data_dir=data --weights=...
+conclugen extract --dataset=meld --source=MELD.Raw --data_dir=data --weights=...
 
-The data set goes to DATA_DIR/NAME/VERSION. Repeat the command to go on after an interruption; what is done is not done
-again. docs/extraction.md tells which folders, labels and subtitles are understood.
+The command writes to DATA_DIR/NAME/VERSION. Repeat it to resume after an interruption: clips that are done are not done
+again. docs/extraction.md says which folders, labels and subtitles are understood.
 """
 
 import os
 from pathlib import Path
 
-from absl import flags
-
-from conclugen_jax.commands import app, build_dataset
+from conclugen_jax.commands import app, build
 from conclugen_jax.data import formats
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA
@@ -25,42 +23,14 @@ from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.system import progress, signals
 
-FLAGS = flags.FLAGS
-WEIGHTS = flags.DEFINE_multi_string(
-    "weights", [], "Folder of converted weights; repeated, those of one modality are joined"
+command = app.Command(
+    refuse=dict.fromkeys(
+        ("format", "modality", "modalities", "pool", "drop_bad", "strict"), "is for features in files; leave it out"
+    )
 )
-BACKBONE = flags.DEFINE_multi_string(
-    "backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated"
-)
-CUT = flags.DEFINE_bool("cut", False, "Make an utterance of each line of the subtitles beside a clip")
-CROP_FACES = flags.DEFINE_bool("crop_faces", True, "Crop the face of each clip; else whole frames are taken")
-NO_FACE = flags.DEFINE_enum(
-    "no_face", "drop", preparation.NO_FACE, "Clips without a face: left out, whole frames, no pictures"
-)
-MTCNN = flags.DEFINE_string(
-    "mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN, instead of those that come along"
-)
-SPEECH = flags.DEFINE_string(
-    "speech", "", "Recogniser where no words are known: pocketsphinx, or faster-whisper:MODEL_FOLDER"
-)
-NUM_VIEWS = flags.DEFINE_integer(
-    "num_views", 1, "Views of each clip of the training split; the first is the clip as it is", lower_bound=1
-)
-STRENGTH = flags.DEFINE_enum("strength", "strong", list(augmentation.STRENGTHS), "Of the other views")
-SEED = flags.DEFINE_integer("seed", 0, "Of the other views")
-PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "Of the networks")
-FRONT_END = flags.DEFINE_enum("front_end", "published", list(mel.FRONT_ENDS), "What the audio network hears")
-SIZE = flags.DEFINE_integer("size", 180, "Side of the frames, in pixels", lower_bound=32, upper_bound=1280)
-AUTHORS = flags.DEFINE_bool(
-    "authors_normalisation", False, "2D: mean and deviation exchanged, as in the authors' configuration"
-)
-BATCH_ITEMS = flags.DEFINE_integer(
-    "batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1, upper_bound=65_536
-)
-KEEP = flags.DEFINE_bool(
-    "keep_vectors", False, "Keep the folder of single vectors: with other labels or clips only what is new is done"
-)
-app.borrow(
+FLAGS = command.flags
+command.borrow(
+    build.command,
     dataset=f"Which data set: clips (any folder), {', '.join(CORPORA)}",
     source="Folder of the clips",
     data_dir="",
@@ -68,8 +38,8 @@ app.borrow(
     version="",
     labels="Tables, instead of labels.csv in the source; with columns video, start and end their rows are the utterances",
     label="clips: column of the label, or one column of 0 and 1 per label",
-    label_kind="<single|multi|value>: clips: if not to be guessed",
-    classes="clips: names of the classes in order; else those found, sorted",
+    label_kind="clips: kind of the label, single, multi or value; default: guess it",
+    classes="clips: names of the classes in order; default: those found, sorted",
     targets="clips: columns of further things to predict",
     num_folds="",
     fold="",
@@ -77,6 +47,33 @@ app.borrow(
     num_workers="Processes that decode; 0 for as many as there are cores",
     beam="",
     beam_options="",
+)
+command.multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")
+command.multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
+command.bool("cut", False, "Make an utterance of each line of the subtitles beside a clip")
+command.bool("crop_faces", True, "Crop the face of each clip; else whole frames are taken")
+command.enum(
+    "no_face",
+    "drop",
+    preparation.NO_FACE,
+    "What to do with a clip without a face: drop it, use whole frames, or no pictures",
+)
+command.string("mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN; default: those of this package")
+command.string("speech", "", "Speech recogniser for clips without words: pocketsphinx, or faster-whisper:MODEL_FOLDER")
+command.integer(
+    "num_views", 1, "Views of each clip of the training split; the first is the clip as it is", lower_bound=1
+)
+command.enum("strength", "strong", list(augmentation.STRENGTHS), "Strength of the augmentation of the other views")
+command.integer("seed", 0, "Seed of the other views")
+command.enum("precision", "float32", ["float32", "bfloat16"], "Precision of the networks")
+command.enum("front_end", "published", list(mel.FRONT_ENDS), "What the audio network hears")
+command.integer("size", 180, "Side of the frames, in pixels", lower_bound=32, upper_bound=1280)
+command.bool("authors_normalisation", False, "2D: swap mean and deviation, as the authors' configuration does")
+command.integer(
+    "batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1, upper_bound=65_536
+)
+command.bool(
+    "keep_vectors", False, "Keep the folder of single vectors: with other labels or clips only new ones are done"
 )
 
 
@@ -92,69 +89,59 @@ def main() -> None:
 
 def _extract() -> None:
     allocation.keep_freed_memory()
-    dataset = app.required("dataset")
-    _refuse_ignored()
+    dataset = command.required("dataset")
     networks = Networks(
-        tuple(WEIGHTS.value),
-        tuple(BACKBONE.value),
-        Options(SIZE.value, PRECISION.value, FRONT_END.value, AUTHORS.value, BATCH_ITEMS.value),
+        tuple(FLAGS.weights),
+        tuple(FLAGS.backbone),
+        Options(FLAGS.size, FLAGS.precision, FLAGS.front_end, FLAGS.authors_normalisation, FLAGS.batch_items),
     )
     request = _request(dataset)
-    found = clips.find(dataset, request.source, labels=request.labels, cut=CUT.value)
-    beam = build_dataset.BEAM_OPTIONS.value if build_dataset.BEAM.value else None
-    workers = build_dataset.NUM_WORKERS.value or os.cpu_count()
+    found = clips.find(dataset, request.source, labels=request.labels, cut=FLAGS.cut)
+    beam = FLAGS.beam_options if FLAGS.beam else None
+    workers = FLAGS.num_workers or os.cpu_count()
     progress.say(f"{request.source}: {counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
         folder, tally = extraction.extract(
             request,
             found,
             networks,
-            app.required("data_dir"),
+            command.required("data_dir"),
             num_workers=workers,
             beam=beam,
-            overwrite=build_dataset.OVERWRITE.value,
-            keep=KEEP.value,
+            overwrite=FLAGS.overwrite,
+            keep=FLAGS.keep_vectors,
             progress=counter,
-            faces=MTCNN.value if CROP_FACES.value else "",
-            no_face=NO_FACE.value,
-            recogniser=SPEECH.value,
-            num_views=NUM_VIEWS.value,
-            seed=SEED.value,
-            strength=STRENGTH.value,
+            faces=FLAGS.mtcnn if FLAGS.crop_faces else "",
+            no_face=FLAGS.no_face,
+            recogniser=FLAGS.speech,
+            num_views=FLAGS.num_views,
+            seed=FLAGS.seed,
+            strength=FLAGS.strength,
         )
-    for line in build_dataset.describe(folder, with_dropped=False):
+    for line in build.describe(folder, with_dropped=False):
         print(line)
     for line in _told(tally, folder, len(found)):
         print(line)
 
 
-def _refuse_ignored() -> None:
-    """Refuse flags of launch.build_dataset that mean nothing here."""
-    b = build_dataset
-    for flag in (b.FORMAT, b.MODALITY, b.ONLY, b.POOL, b.DROP_BAD, b.STRICT):
-        if flag.value != flag.default:
-            raise ConclugenError(f"--{flag.name} is for features in files; leave it out")
-
-
 def _request(dataset: str) -> Request:
     if dataset not in (*CORPORA, GENERIC):
         raise ConclugenError(f"--dataset={dataset} is unknown; there are {', '.join((*CORPORA, GENERIC))}")
-    source = Path(app.required("source"))
+    source = Path(command.required("source"))
     if not source.is_dir():
         raise ConclugenError(f"{source}: no such folder; name the folder of the clips with --source")
     own = dataset == GENERIC
-    b = build_dataset
-    labels = tuple(map(Path, b.LABELS.value)) or _beside(source)
-    if own and b.LABEL.value and not labels:
-        raise ConclugenError(f"--label={b.LABEL.value[0]}: no labels.csv in {source}; name the table with --labels")
+    labels = tuple(map(Path, FLAGS.labels)) or _beside(source)
+    if own and FLAGS.label and not labels:
+        raise ConclugenError(f"--label={FLAGS.label[0]}: no labels.csv in {source}; name the table with --labels")
     return Request(
         dataset=formats.GENERIC if own else dataset,
         source=source,
-        name=app.required("name") if own else b.NAME.value,
-        version=b.VERSION.value,
+        name=command.required("name") if own else FLAGS.name,
+        version=FLAGS.version,
         labels=labels,
-        layout=Layout(tuple(b.LABEL.value), b.LABEL_KIND.value, tuple(b.CLASSES.value), tuple(b.TARGETS.value)),
-        folds=(b.NUM_FOLDS.value, b.FOLD.value) if b.NUM_FOLDS.value else None,
+        layout=Layout(tuple(FLAGS.label), FLAGS.label_kind, tuple(FLAGS.classes), tuple(FLAGS.targets)),
+        folds=(FLAGS.num_folds, FLAGS.fold) if FLAGS.num_folds else None,
     )
 
 
@@ -202,7 +189,3 @@ def _told(tally: extraction.Tally, folder: Path, count: int) -> list[str]:
 def counted(n: int) -> str:
     """A number of utterances."""
     return f"{n:,} utterance{'' if n == 1 else 's'}"
-
-
-if __name__ == "__main__":
-    app.run(main)

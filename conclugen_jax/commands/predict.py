@@ -1,9 +1,9 @@
-"""What a downstream run says of clips.
+"""Predict the classes of clips by a downstream run.
 
-python -m launch.predict --checkpoint=runs/linear --weights=weights/resnet152 --weights=weights/text CLIP.mp4 ...
+conclugen predict --checkpoint=runs/linear --weights=weights/resnet152 --weights=weights/text CLIP.mp4 ...
 
-The features are made as those that the run was trained on were: its data set knows how, and which weights. Words come from
-subtitles beside a clip (.srt, .vtt, .csv, .txt), else from the recogniser of speech of the data set.
+The command makes features as those of the run's data set were made, with the same weights. Words come from subtitles
+beside a clip (.srt, .vtt, .csv, .txt), else from the data set's speech recogniser.
 """
 
 import json
@@ -11,7 +11,6 @@ import os
 import sys
 from pathlib import Path
 
-from absl import flags
 from rich.console import Console
 
 from conclugen_jax.commands import app
@@ -19,34 +18,31 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import allocation, prediction, tables, timeline
 from conclugen_jax.extract.networks import mtcnn
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a downstream run")
-WEIGHTS = flags.DEFINE_multi_string(
+command = app.Command(words="clips")
+FLAGS = command.flags
+command.string("checkpoint", None, "Folder of a downstream run")
+command.multi_string(
     "weights",
     [],
     "Folder of converted weights that the data set was made with, those of the run's modalities; repeated",
 )
-BACKBONE = flags.DEFINE_multi_string(
-    "backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated"
-)
-CUT = flags.DEFINE_bool("cut", False, "Predict each line of the subtitles beside a clip; else the whole clip")
-SPEECH = flags.DEFINE_string("speech", "", "Another recogniser: pocketsphinx, or faster-whisper:MODEL_FOLDER")
-MTCNN = flags.DEFINE_string(
-    "mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN, instead of those that come along"
-)
-NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes that decode; 0: this one", lower_bound=0)
-JSON = flags.DEFINE_bool("json", False, "One JSON list on standard output, nothing else")
-PICTURE = flags.DEFINE_string("picture", "", "PNG file to draw the predictions into, with frames and words")
-CLIPS = app.define_positional()
+command.multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
+command.bool("cut", False, "Predict each line of the subtitles beside a clip; else the whole clip")
+command.string("speech", "", "Another speech recogniser: pocketsphinx, or faster-whisper:MODEL_FOLDER")
+command.string("mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN; default: those of this package")
+command.integer("num_workers", 0, "Processes that decode; 0: this one", lower_bound=0)
+command.bool("json", False, "Print one JSON list on standard output, nothing else")
+command.string("picture", "", "PNG file to draw the predictions into, with frames and words")
 
 
-def main() -> None:
+def main() -> int:
     """Predict, show; exit with 1 if a clip failed."""
     allocation.keep_freed_memory()
-    if not CLIPS:
+    if not command.words:
         raise ConclugenError("no clips; name them after the flags")
-    if "" in CLIPS:
+    if "" in command.words:
         raise ConclugenError("a clip without a name; leave it out")
-    files = [Path(clip) for clip in CLIPS]
+    files = [Path(clip) for clip in command.words]
     folder = next((file for file in files if file.is_dir()), None)
     if folder is not None:
         raise ConclugenError(f"{folder}: a folder; name the clips in it, such as {folder}/*.mp4")
@@ -54,32 +50,27 @@ def main() -> None:
     twice = next((file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1), None)
     if twice is not None:
         raise ConclugenError(f"{twice}: named twice; name each clip once")
-    if PICTURE.value:
-        timeline.check(Path(PICTURE.value))
+    if FLAGS.picture:
+        timeline.check(Path(FLAGS.picture))
     found = prediction.predict(
-        app.required("checkpoint"),
+        command.required("checkpoint"),
         files,
-        WEIGHTS.value,
-        BACKBONE.value,
-        cut=CUT.value,
-        recogniser=SPEECH.value,
-        mtcnn_folder=MTCNN.value,
-        num_workers=NUM_WORKERS.value,
+        FLAGS.weights,
+        FLAGS.backbone,
+        cut=FLAGS.cut,
+        recogniser=FLAGS.speech,
+        mtcnn_folder=FLAGS.mtcnn,
+        num_workers=FLAGS.num_workers,
     )
-    if JSON.value:
+    if FLAGS.json:
         print(json.dumps([p.to_json() for p in found], indent=1, allow_nan=False))
     else:
         shown = [p for p in found if not p.failure]
         if shown:
-            Console().print(tables.of_predictions(shown, CHECKPOINT.value))
-    if PICTURE.value:
-        timeline.draw(found, Path(PICTURE.value))
+            Console().print(tables.of_predictions(shown, FLAGS.checkpoint))
+    if FLAGS.picture:
+        timeline.draw(found, Path(FLAGS.picture))
     for p in found:
         if p.failure:
             print(f"failed: {p.failure}", file=sys.stderr)
-    if any(p.failure for p in found):
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    app.run(main)
+    return int(any(p.failure for p in found))

@@ -1,15 +1,15 @@
-"""Label efficiency of a checkpoint: python -m launch.probe --workdir=PRETRAINING_RUN --output=TABLE
+"""Measure accuracy with few labels per class.
 
-Linear evaluation with few labels per class, for raw features, the same network untrained, and the checkpoint; each the
-mean and standard deviation over several draws of the labels. Writes TABLE.json and TABLE.md and prints the table.
+conclugen probe --workdir=PRETRAINING_RUN
+
+Compares raw features, the same network untrained, and the checkpoint by linear evaluation; each score is the mean and
+standard deviation over several draws of the labels. Prints the table and writes it as OUTPUT.json and OUTPUT.md.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
@@ -18,22 +18,22 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.system import files
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a pretraining run")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "newest", "newest, best or a step; default: newest")
-DATA = flags.DEFINE_string("data", None, "Folder of a labelled data set; default: the one of the run")
-OUTPUT = flags.DEFINE_string("output", None, "Path of the table without its ending")
-LABELS = flags.DEFINE_list(
-    "labels", ["2", "5", "20", "all"], "Labels per class, default 2,5,20,all; one class per example only"
-)
-DRAWS = flags.DEFINE_integer("draws", 10, "Random draws of the labelled examples, default 10", lower_bound=2)
-SEED = flags.DEFINE_integer("seed", 0, "Of the draws", lower_bound=0)
+command = app.Command()
+FLAGS = command.flags
+command.string("workdir", None, "Folder of a pretraining run")
+command.string("checkpoint", "newest", "newest, best or a step; default: newest")
+command.string("data", None, "Folder of a labelled data set; default: the one of the run")
+command.string("output", None, "Path of the table without its ending; default: WORKDIR/label_efficiency")
+command.list("labels", ["2", "5", "20", "all"], "Labels per class, default 2,5,20,all; one class per example only")
+command.integer("draws", 10, "Random draws of the labelled examples, default 10", lower_bound=2)
+command.integer("seed", 0, "Seed of the draws", lower_bound=0)
 
 
 def main() -> None:
     """Compute the table, write it, print it."""
-    output = Path(app.required("output"))
-    bad = [text for text in LABELS.value if text != "all" and not (text.isascii() and text.isdecimal() and int(text))]
-    if not LABELS.value:
+    output = Path(FLAGS.output or Path(command.required("workdir"), "label_efficiency"))
+    bad = [text for text in FLAGS.labels if text != "all" and not (text.isascii() and text.isdecimal() and int(text))]
+    if not FLAGS.labels:
         raise ConclugenError("--labels is empty; name numbers of labels per class, or all")
     if bad:
         raise ConclugenError(f"--labels: {bad[0]!r} is neither a number of labels per class nor 'all'")
@@ -42,15 +42,14 @@ def main() -> None:
     except OSError as e:
         raise ConclugenError(f"--output={output}: {e.strerror}; choose another path") from e
     report = probe.label_efficiency_of_run(
-        app.required("workdir"),
-        which=CHECKPOINT.value,
-        data=DATA.value,
-        labels_per_class=[0 if text == "all" else int(text) for text in LABELS.value],
-        num_draws=DRAWS.value,
-        seed=SEED.value,
+        command.required("workdir"),
+        which=FLAGS.checkpoint,
+        data=FLAGS.data,
+        labels_per_class=[0 if text == "all" else int(text) for text in FLAGS.labels],
+        num_draws=FLAGS.draws,
+        seed=FLAGS.seed,
     )
-    content = json.dumps(dataclasses.asdict(report), indent=1) + "\n"
-    files.write_atomically(Path(f"{output}.json"), content, place="--output")
+    files.write_json(Path(f"{output}.json"), dataclasses.asdict(report), place="--output")
     columns, rows = cells(report)
     markdown = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
     lines = "\n".join([*markdown, "", report.protocol, ""])
@@ -78,7 +77,3 @@ def cells(report: probe.Report) -> tuple[list[str], list[list[str]]]:
 def _cell(num_labels: int, accuracy: list[float]) -> str:
     mean = f"{100 * np.mean(accuracy):.1f}"
     return f"{mean} ± {100 * np.std(accuracy):.1f}" if num_labels else mean  # all labels: nothing is drawn
-
-
-if __name__ == "__main__":
-    app.run(main)

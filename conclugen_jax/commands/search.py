@@ -1,11 +1,11 @@
 """Search for hyper-parameters of pretraining.
 
-python -m launch.search --config=configs/demo.py --config.data.path=DATA/NAME/VERSION --search=SEARCH --trials=40
+conclugen search --config=demo --data=DATA/NAME/VERSION --search=SEARCH --trials=40
 
-Repeat the same command to go on, with more --trials by choice; start it on several terminals or machines (or with
+Repeat the same command to resume, with more --trials if you like; start it on several terminals or machines (or with
 --workers=2) to share the trials of one folder. SEARCH/result.json names the best values and the command that pretrains
-with them; SEARCH/trials/NNNN is the workdir of each trial, of which the best keeps its checkpoints. Ctrl-C or SIGTERM
-saves a checkpoint first.
+with them; SEARCH/trials/NNNN is the workdir of each trial; the best one keeps its checkpoints. Ctrl-C or SIGTERM saves a
+checkpoint first.
 
 --space=FILE.json sets what is searched instead of the default, around the values of --config:
 {"optimizer.learning_rate": {"low": 1e-5, "high": 1e-3, "log": true}, "model.projection_dim": {"choices": [256, 512]}}
@@ -18,7 +18,6 @@ import sys
 import threading
 from typing import Any, TextIO
 
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
@@ -26,42 +25,40 @@ from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import search, search_space
 
-SEARCH = flags.DEFINE_string("search", None, "Folder of the search: search.sqlite, result.json, trials")
-TRIALS = flags.DEFINE_integer(
+command = app.Command(config="run", short=app.OF_PRETRAINING)
+FLAGS = command.flags
+command.string(
+    "search", None, "Folder of the search: search.sqlite, result.json, trials; default: runs/search_CONFIGURATION"
+)
+command.integer(
     "trials", 40, "How many, finished, pruned and failed together; default 40 (the authors: 200)", lower_bound=1
 )
-OBJECTIVE = flags.DEFINE_enum(
+command.enum(
     "objective",
     "pretraining_loss",
     list(search.OBJECTIVES),
     "pretraining_loss (default; reads no label) or validation_probe (logistic regression, one class per example)",
 )
-SPACE = flags.DEFINE_string(
-    "space", None, "JSON file of what is searched; default: sizes, loss weights, clusters, rates"
-)
-WORKERS = flags.DEFINE_integer(
-    "workers", 1, "Processes on this machine that share the trials, default 1", lower_bound=1
-)
-app.define_config()
+command.string("space", None, "JSON file of what is searched; default: sizes, loss weights, clusters, rates")
+command.integer("workers", 1, "Processes on this machine that share the trials, default 1", lower_bound=1)
 
 SHOWN = 10  # rows of the table
 
 
 def main() -> None:
     """Run trials, then show the best ones."""
-    folder = app.required("search")
-    config = app.config()
-    space = search_space.read(SPACE.value) if SPACE.value else None
-    if WORKERS.value > 1:
-        _share(WORKERS.value)
+    folder = FLAGS.search or f"runs/search_{command.config_name}"
+    space = search_space.read(FLAGS.space) if FLAGS.space else None
+    if FLAGS.workers > 1:
+        _share(FLAGS.workers)
     result = search.search(
-        config,
+        command.config,
         folder,
-        num_trials=TRIALS.value,
-        objective=OBJECTIVE.value,
+        num_trials=FLAGS.trials,
+        objective=FLAGS.objective,
         space=space,
-        source=SPACE.value or "",
-        arguments=_config_arguments(sys.argv[1:]),
+        source=FLAGS.space or "",
+        arguments=command.config_arguments,
     )
     console = Console()
     console.print(table(result))
@@ -97,7 +94,7 @@ def _share(workers: int) -> None:
     """
     fraction = f"{0.75 / workers:.3f}"  # of a GPU's memory, which each would take for itself
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": fraction, **os.environ}
-    command = [sys.executable, "-m", "launch.search", *sys.argv[1:], "--workers=1"]
+    again = [sys.executable, "-m", "conclugen_jax", "search", *command.argv, "--workers=1"]
     received: list[int] = []
     processes: list[subprocess.Popen] = []
 
@@ -112,7 +109,7 @@ def _share(workers: int) -> None:
         if not received:
             processes.append(
                 subprocess.Popen(
-                    command,
+                    again,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -147,18 +144,3 @@ def _copy(worker: int, lines: TextIO, said: set[str]) -> None:
             elif line not in said:
                 said.add(line)
                 sys.stderr.write(line)
-
-
-def _config_arguments(argv: list[str]) -> list[str]:
-    """Those arguments of a command line that set the configuration, each with its value in one piece."""
-    kept = []
-    for argument, following in zip(argv, [*argv[1:], "-"], strict=True):
-        name = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("-") and (name == "config" or name.startswith("config.")):
-            separate = "=" not in argument and not following.startswith("-")
-            kept.append(f"--{argument.lstrip('-')}" + (f"={following}" if separate else ""))
-    return kept
-
-
-if __name__ == "__main__":
-    app.run(main)

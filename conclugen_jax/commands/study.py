@@ -1,32 +1,34 @@
-"""Run a whole study: python -m launch.study --config=configs/study_demo.py --study=FOLDER
+"""Run a whole study.
 
-Methods x data sets x protocols x seeds, several runs side by side. Repeat the command to go on after an interruption;
-what is done is skipped. FOLDER/results.json holds all scores, python -m launch.report --study=FOLDER makes the report.
+conclugen study --config=study_demo --study=FOLDER
+
+Runs methods x data sets x protocols x seeds, several runs side by side. Repeat the command to resume after an
+interruption; finished runs are skipped. FOLDER/results.json holds all scores; conclugen report --study=FOLDER makes the
+report.
 """
 
 import sys
 
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from conclugen_jax.commands import app
 from conclugen_jax.study import running as study_lib
 
-STUDY = flags.DEFINE_string("study", None, "Folder of the study: its runs, study.json, results.json")
-app.define_config(of_run=False)
+command = app.Command(config="study")
+FLAGS = command.flags
+command.string("study", None, "Folder of the study: its runs, study.json, results.json; default: runs/CONFIGURATION")
 
 
-def main() -> None:
+def main() -> int:
     """Run what is missing, print a table of accuracies, exit with 1 if a cell has failed."""
-    results = study_lib.run(app.config(), app.required("study"))
+    results = study_lib.run(command.config, FLAGS.study or f"runs/{command.config_name}")
     for dataset, protocol in dict.fromkeys((s["dataset"], s["protocol"]) for s in results["summary"]):
         _show(results, dataset, protocol)
     failed = [cell for cell in results["cells"] if cell["status"] != "done"]
     for cell in failed:
         print(f"{cell['status']}: {cell['path']}: {cell['error'] or 'it was not run'}", file=sys.stderr)
-    if failed:
-        sys.exit(1)
+    return int(bool(failed))
 
 
 def _show(results: dict, dataset: str, protocol: str) -> None:
@@ -52,7 +54,3 @@ def _cell(score: dict | None, factor: int) -> str:
     if score["interval"] is None:
         return shown
     return f"{shown} ± {factor * (score['interval'][1] - score['mean']):.{digits}f}"
-
-
-if __name__ == "__main__":
-    app.run(main)

@@ -80,7 +80,7 @@ def search(
       space: see :mod:`conclugen_jax.study.search_space`; ``None``: its default around ``config``.
       source: where the space comes from, for messages.
       devices: to train on; ``None``: all.
-      arguments: those of ``launch.pretrain`` that give ``config``, for the command in the result.
+      arguments: those of ``conclugen pretrain`` that give ``config``, for the command in the result.
 
     Returns:
       What ``result.json`` holds.
@@ -452,7 +452,7 @@ class Trials:
     def _command(self, overrides: Mapping[str, Any]) -> str:
         kept = [a for a in self._arguments if a.partition("=")[0].lstrip("-").removeprefix("config.") not in overrides]
         chosen = [f"--config.{key}={value}" for key, value in overrides.items()]
-        return shlex.join(["python", "-m", "launch.pretrain", *kept, *chosen, f"--workdir={self._folder / 'best'}"])
+        return shlex.join(["conclugen", "pretrain", *kept, *chosen, f"--workdir={self._folder / 'best'}"])
 
 
 def _distribution(optuna: Any, dimension: Mapping[str, Any]) -> Any:

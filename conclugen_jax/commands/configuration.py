@@ -1,0 +1,146 @@
+"""Configurations of a command line: found by name or path, loaded once, and overridden key by key."""
+
+import ast
+import difflib
+import importlib.util
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from conclugen_jax.errors import ConclugenError, reason
+
+PACKAGE = Path(__file__).parents[1]
+FOLDER = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+"""The shipped configurations: inside an installed package, or at the top of a checkout."""
+PARSERS = {
+    bool: flags.BooleanParser().parse,
+    int: flags.IntegerParser().parse,
+    float: flags.FloatParser().parse,
+    str: str,
+}
+"""Type of a key -> how its value is read from a command line; tuples: :func:`_tuple`."""
+
+
+def names() -> dict[str, str]:
+    """Return the shipped configurations: name -> first line of their docstring."""
+    files = sorted(path for path in FOLDER.glob("*.py") if path.stem != "__init__")
+    docs = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in files}
+    return {name: doc.partition("\n")[0] for name, doc in docs.items()}
+
+
+def find(given: str) -> Path:
+    """Return the file of a configuration that is given by name or by path.
+
+    Raises:
+      ConclugenError: there is none; the message lists the names there are.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    named = FOLDER / f"{given.replace('-', '_')}.py"
+    if path.name == given and named.stem in names():
+        return named
+    raise ConclugenError(
+        f"--config={given}: no such file, nor a name of a configuration; there are {', '.join(names())} (conclugen configs)"
+    )
+
+
+def load(given: str, *, of_run: bool) -> ConfigDict:
+    """Load a configuration, locked.
+
+    Args:
+      given: name or path.
+      of_run: it must have the keys of ``configs/base.py``, all of them and no other.
+
+    Raises:
+      ConclugenError: no such file, its code fails, or its keys are others.
+    """
+    path = find(given)
+    make_importable()
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+        keys = set(dict(leaves(config)))
+    except (Exception, SystemExit) as e:  # whatever the user's code raises
+        raise ConclugenError(
+            f"--config={given}: cannot be loaded ({type(e).__name__}: {reason(e)}); it must define get_config(), see "
+            "configs/demo.py"
+        ) from e
+    known = set(dict(leaves(base()))) if of_run else keys
+    wrong = [f"lacks config.{key}" for key in sorted(known - keys)]
+    wrong += [f"has config.{key}, unknown to configs/base.py" for key in sorted(keys - known)]
+    if wrong:
+        raise ConclugenError(f"--config={given}: {wrong[0]}; start from configs/base.py and override its keys")
+    return config.lock()
+
+
+def base() -> ConfigDict:
+    """Return the configuration with every key of a run, at its default."""
+    make_importable()
+    return importlib.import_module("configs.base").get_config()
+
+
+def make_importable() -> None:
+    """Let configuration files import the shipped ones as ``from configs import base``, wherever these are installed."""
+    if "configs" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "configs", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
+        )
+        sys.modules["configs"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["configs"])
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Set one key, written as ``SECTION.KEY``, to a value as it stands on a command line.
+
+    Raises:
+      ConclugenError: there is no such key, or the value is of another type.
+    """
+    known = dict(leaves(config))
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"; did you mean config.{near[0]}?" if near else ""
+        raise ConclugenError(f"config.{key} is not a configuration key{hint} (all keys: --help)")
+    default = known[key]
+    try:
+        value = _tuple(text, default) if isinstance(default, tuple) else PARSERS[type(default)](text)
+    except ValueError as e:
+        kind = type(default).__name__
+        raise ConclugenError(f"config.{key}={text}: expected a value like {default!r} ({kind})") from e
+    config.update_from_flattened_dict({key: value})
+
+
+def _tuple(text: str, default: tuple) -> tuple:
+    """Read ``video,text``, ``video``, ``1e-3,1e-2`` or a tuple of Python.
+
+    Raises:
+      ValueError: words where the default has numbers.
+    """
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = tuple(word for word in (part.strip() for part in text.strip("()[] ").split(",")) if word)
+    value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if default and not any(isinstance(x, str) for x in default) and any(isinstance(x, str) for x in value):
+        raise ValueError(text)
+    return value
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key and value of everything that is no section."""
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def described_keys() -> list[str]:
+    """Return the lines of ``configs/base.py`` that set a key: ``config.SECTION.KEY = DEFAULT  # meaning``."""
+    body = (FOLDER / "base.py").read_text(encoding="utf-8").split("config = ConfigDict()\n")[1].split("return")[0]
+    lines = [line.strip() for line in body.splitlines() if "#" in line]
+    return [line if line.startswith("config.") else f"config.{line}" for line in lines]

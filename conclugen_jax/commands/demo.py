@@ -1,0 +1,44 @@
+"""Run the whole method on embedded digits: build the data set, pretrain, measure accuracy with few labels.
+
+conclugen demo [--folder=FOLDER] [--tiny]
+
+Takes about a minute on two CPU cores. Repeat the command to resume. The commands that it runs are printed; change them
+as you like. FOLDER/label_efficiency.md has the table.
+"""
+
+import shlex
+from pathlib import Path
+
+from conclugen_jax.commands import app
+from conclugen_jax.data import digits
+from conclugen_jax.system import progress
+
+command = app.Command()
+FLAGS = command.flags
+command.string("folder", "conclugen_demo", "Folder for data, run and table; default: conclugen_demo")
+command.bool("tiny", False, "Small networks and two epochs, which learn little: tests an installation in seconds")
+
+TINY = (
+    *("--config.model.representation_dim=32", "--config.model.projection_dim=16", "--config.train.num_epochs=2"),
+    *("--config.model.reconstruction_dim=16", "--config.clustering.start_epoch=1"),
+)
+
+
+def main() -> int:
+    """Run the three commands, and stop at the first that fails."""
+    folder, tiny = Path(FLAGS.folder), FLAGS.tiny
+    data, run = folder / "data" / digits.SPEC.name / digits.SPEC.version, folder / "conclugen"
+    commands = (
+        ("build", f"--dataset={digits.SPEC.name}", f"--data_dir={folder / 'data'}"),
+        ("pretrain", "--config=demo", f"--data={data}", f"--workdir={run}", *(TINY if tiny else ())),
+        (
+            *("probe", f"--workdir={run}", f"--output={folder / 'label_efficiency'}"),
+            *(("--labels=2,all", "--draws=2") if tiny else ()),
+        ),
+    )
+    for name, *arguments in commands:
+        progress.say(f"\nconclugen {shlex.join([name, *arguments])}")
+        code = app.call(name, arguments)
+        if code:
+            return code
+    return 0
