@@ -1,7 +1,11 @@
 """Pieces that several tests use."""
 
+import contextlib
+import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from conclugen_jax.commands import app
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
 from conclugen_jax.train import feed, loop, parallel
 from configs import base
 
+ROOT = Path(__file__).parent.parent
 SHARED_DATA = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 """Real files that may not be copied into the project; tests on them are left out where they are not."""
 
@@ -78,6 +84,42 @@ def log_without_times(workdir) -> list[dict[str, Any]]:
     """metrics.jsonl less what depends on the clock."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in r.items() if k != "examples_per_second"} for r in records]
+
+
+def run(command: str, *arguments: Any, code: int = 0) -> subprocess.CompletedProcess:
+    """Run a command in this process, as ``conclugen COMMAND ARGUMENTS`` does, and check its exit code.
+
+    A mistake (code 2) must end in one sentence. Numbers are those of the devices and compiler options of this process.
+    """
+    argv, out, err = list(map(str, arguments)), io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        returned = app.call(command.removeprefix("launch."), argv)
+    return _checked(subprocess.CompletedProcess([command, *argv], returned, out.getvalue(), err.getvalue()), code)
+
+
+def start(
+    command: str, *arguments: Any, code: int = 0, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+) -> subprocess.CompletedProcess:
+    """Run a command, or ``python -m launch.NAME``, in a process of its own, on one device, and check its exit code."""
+    module = [command] if command.startswith("launch.") else ["conclugen_jax", command]
+    result = subprocess.run(
+        [*prefix, sys.executable, "-m", *module, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    return _checked(result, code)
+
+
+def _checked(result: subprocess.CompletedProcess, code: int) -> subprocess.CompletedProcess:
+    assert result.returncode == code, (result.returncode, result.stdout, result.stderr)
+    if code == 2:
+        assert "Traceback" not in result.stderr
+        assert result.stderr.strip().splitlines()[-1].startswith("error: "), result.stderr
+    return result
 
 
 class Faces:

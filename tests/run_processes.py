@@ -64,6 +64,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.argv, arguments = sys.argv[:1], sys.argv
-    app._parse = lambda _: sys.argv.extend(arguments[1:])
-    app.run(main)
+    sys.exit(app.guarded(main))

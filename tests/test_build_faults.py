@@ -47,13 +47,13 @@ class SlowParts(Parted):
 
 COMMAND = """
 import sys
-from conclugen_jax.commands import app, build_dataset
+from conclugen_jax.commands import app, build
 from conclugen_jax.data import builders
 from tests import test_build_faults
 if __name__ == "__main__":
     builders.SHARD_BYTES = 9 * 4 * 52
-    build_dataset._source = lambda name: test_build_faults.SlowParts()
-    app.run(build_dataset.main)
+    build._source = lambda name: test_build_faults.SlowParts()
+    app.run("build", sys.argv[1:])
 """
 
 

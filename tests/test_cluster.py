@@ -1,16 +1,15 @@
 """The examples for clusters: they can be parsed, and every module, flag and key named there exists."""
 
-import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from conclugen_jax.system import cluster
+from conclugen_jax.commands import app
+from conclugen_jax.system import processes
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "launch" / "cluster"
@@ -55,26 +54,18 @@ def test_shell_scripts_can_be_parsed(script):
 
 
 def test_the_launcher_takes_every_argument():
-    code = (
-        "import json, sys, importlib\nfrom conclugen_jax.commands import app\n"
-        "module, *arguments = json.loads(sys.argv[1])\nimportlib.import_module(module)\n"
-        "sys.argv = [module, *arguments]\napp._parse(sys.argv)\nflags = app.FLAGS\n"
-        "print(json.dumps([flags.distributed, app.config().train.batch_size, app.required('workdir')]))"
-    )
-    for name, command in COMMANDS.items():
-        result = subprocess.run(
-            [sys.executable, "-c", code, json.dumps(command())], capture_output=True, text=True, check=False, cwd=ROOT
-        )
-        assert result.returncode == 0, (name, result.stderr)
-        distributed, batch_size, workdir = json.loads(result.stdout)
-        assert distributed == "auto"
-        assert batch_size % 16 == 0  # devices
-        assert workdir.endswith("runs/conclugen" if name != "slurm" else "$RUNS/conclugen")
+    for name, words in COMMANDS.items():
+        module, *arguments = words()
+        command = app.load(module.removeprefix("launch.")).command
+        command.parse(arguments)
+        assert command.flags.distributed == "auto"
+        assert command.config.train.batch_size % 16 == 0  # devices
+        assert command.flags.workdir.endswith("runs/conclugen" if name != "slurm" else "$RUNS/conclugen")
 
 
 def test_the_processes_of_a_jobset_find_each_other():
     job, one = container()
-    assert [x["name"] for x in one["env"]] == [cluster.ADDRESS, cluster.COUNT, cluster.INDEX]
+    assert [x["name"] for x in one["env"]] == [processes.ADDRESS, processes.COUNT, processes.INDEX]
     name, count = jobset()["metadata"]["name"], job["template"]["spec"]["completions"]
     assert one["env"][0]["value"].rpartition(":")[0] == f"{name}-{job['name']}-0-0.{name}"
     assert one["env"][1]["value"] == str(count) == str(job["template"]["spec"]["parallelism"])
@@ -83,12 +74,12 @@ def test_the_processes_of_a_jobset_find_each_other():
 
 def test_sky_sets_the_variables_that_are_read():
     exported = re.findall(r"export (\w+)=", sky()["run"])
-    assert exported == [cluster.ADDRESS, cluster.COUNT, cluster.INDEX]
+    assert exported == [processes.ADDRESS, processes.COUNT, processes.INDEX]
 
 
 def test_the_guide_names_what_there_is():
     guide = (FOLDER / "README.md").read_text()
-    for name in (cluster.ADDRESS, cluster.COUNT, cluster.INDEX):
+    for name in (processes.ADDRESS, processes.COUNT, processes.INDEX):
         assert name in guide
     for name in re.findall(r"\]\(([^)]+)\)", guide):
         assert (FOLDER / name).is_file(), name

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from conclugen_jax.commands import names
 from conclugen_jax.data import builders
-from tests.helpers import Faces, log_without_times
+from tests.helpers import ROOT, Faces, log_without_times, run, start
 
-ROOT = Path(__file__).parent.parent
 TINY = """
 from tests import helpers
 
@@ -23,36 +22,11 @@ def get_config():
 """
 
 
-def run(*arguments, code=0, env=None, prefix=()):
-    """Run ``python -m launch.X ...`` and check its exit code; a mistake must end in one line, without a traceback."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "PYTHONPATH": str(ROOT),
-        **(env or {}),
-    }
-    result = subprocess.run(
-        [*prefix, sys.executable, "-m", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == code, (result.returncode, result.stdout, result.stderr)
-    if code == 2:
-        assert "Traceback" not in result.stderr
-        assert result.stderr.strip().splitlines()[-1].startswith("error: "), result.stderr
-    return result
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with the digits, a tiny configuration for them, and one for the random faces."""
     folder = tmp_path_factory.mktemp("commands")
-    run("launch.build_dataset", "--dataset=digits", f"--data_dir={folder}/data")
+    run("build", "--dataset=digits", f"--data_dir={folder}/data")
     digits = TINY.replace(
         "tiny_config()",
         f"tiny_config({str(folder / 'data/digits/1.0.0')!r}, data__modalities=('pixels', 'fourier', 'profiles'), "
@@ -69,7 +43,7 @@ def place(tmp_path_factory):
 def test_build_pretrain_interrupt_resume_evaluate(place):
     config = f"--config={place}/digits.py"
     whole, broken = place / "whole", place / "broken"
-    done = run("launch.pretrain", config, f"--workdir={whole}")
+    done = start("launch.pretrain", config, f"--workdir={whole}")
     assert "done: 21 steps" in done.stderr
     # Interrupt a second run as soon as it has logged something; wherever that is, it must go on from there.
     process = subprocess.Popen(
@@ -86,13 +60,13 @@ def test_build_pretrain_interrupt_resume_evaluate(place):
     # Meanwhile nobody else gets the workdir.
     if process.poll() is None:
         process.send_signal(signal.SIGSTOP)  # else it may be done before the other has started
-        refused = run("launch.pretrain", config, f"--workdir={broken}", code=2)
+        refused = start("launch.pretrain", config, f"--workdir={broken}", code=2)
         assert f"in use by process {process.pid}" in refused.stderr
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode in (0, 128 + signal.SIGTERM), stderr
-    run("launch.pretrain", config, f"--workdir={broken}")
+    start("launch.pretrain", config, f"--workdir={broken}")
     assert log_without_times(broken) == log_without_times(whole)
 
     linear = [
@@ -100,12 +74,12 @@ def test_build_pretrain_interrupt_resume_evaluate(place):
         "--config.train.num_epochs=5",
         "--config.optimizer.learning_rate=0.01",
     ]
-    result = run("launch.downstream", config, *linear, f"--workdir={place}/linear")
+    result = start("launch.downstream", config, *linear, f"--workdir={place}/linear")
     assert "linear_evaluation on digits" in result.stdout
     scores = json.loads((place / "linear" / "result.json").read_text())
     assert f"{100 * scores['test']['accuracy']:.2f}" in result.stdout
     assert scores["test"]["accuracy"] > 0.5
-    probed = run("launch.probe", f"--workdir={broken}", f"--output={place}/table", "--labels=2,all", "--draws=2")
+    probed = start("launch.probe", f"--workdir={broken}", f"--output={place}/table", "--labels=2,all", "--draws=2")
     table = json.loads((place / "table.json").read_text())
     assert [r["num_labels"] for r in table["results"]] == [2, 0] * 3
     assert "broken, pretrained" in probed.stdout
@@ -126,15 +100,15 @@ def test_kill_9_loses_nothing_but_time(place):
         time.sleep(0.01)
     process.kill()
     process.wait()
-    run("launch.pretrain", config, f"--workdir={workdir}")
+    start("launch.pretrain", config, f"--workdir={workdir}")
     assert log_without_times(workdir) == log_without_times(place / "whole")
 
 
-@pytest.mark.parametrize("launcher", sorted(p.stem for p in (ROOT / "launch").glob("[a-z]*.py") if p.stem != "app"))
-def test_help_explains_and_exits_cleanly(launcher):
-    result = run(f"launch.{launcher}", "--help")
-    assert f"python -m launch.{launcher}" in result.stdout
-    if launcher in ("pretrain", "downstream"):
+@pytest.mark.parametrize("name", names.COMMANDS)
+def test_help_explains_and_exits_cleanly(name):
+    result = run(name, "--help")
+    assert f"\nconclugen {name}" in result.stdout
+    if name in ("pretrain", "downstream"):
         assert "config.train.batch_size = 4096  # examples per step" in result.stdout
         assert "--config.SECTION.KEY=VALUE" in result.stdout
 
@@ -154,7 +128,7 @@ MISTAKES = {
     "unknown choice": (["--config.precision=float8"], "'float32', 'tensorfloat32', 'bfloat16'"),
     "batch over devices": (
         ["--config.train.batch_size=18"],
-        "4 devices cannot share equally; set it to 16 or 20",
+        "8 devices cannot share equally; set it to 16 or 24",
     ),
     "no data": (["--config.data.path=/nowhere"], "/nowhere"),
     "unknown flag": (["--steps=3"], "Unknown command line flag 'steps'"),
@@ -165,35 +139,28 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_end_in_one_sentence_before_anything_is_written(place, tmp_path, name):
     extra, message = MISTAKES[name]
-    start = time.monotonic()
-    result = run(
-        "launch.pretrain",
-        f"--config={place}/faces.py",
-        f"--workdir={tmp_path}/run",
-        *extra,
-        code=2,
-        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
-    )
+    began = time.monotonic()
+    result = run("pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/run", *extra, code=2)
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["launch.pretrain", "--workdir=x"], "--config is missing"),
-        (["launch.pretrain", "--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
-        (["launch.pretrain", "--config=configs/demo.py", "--config.data.path=x"], "--workdir is missing"),
+        (["pretrain", "--workdir=x"], "--config is missing"),
+        (["pretrain", "--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
+        (["report"], "--study is missing"),
         (
-            ["launch.build_dataset", "--dataset=mnist", "--data_dir=x"],
+            ["build", "--dataset=mnist", "--data_dir=x"],
             "--dataset=mnist is unknown; there are digits, voxceleb2",
         ),
-        (["launch.build_dataset", "--dataset=digits"], "--data_dir is missing"),
-        (["launch.probe", "--workdir=/nowhere", "--output=x"], "/nowhere/config.json"),
-        (["launch.probe", "--workdir=x", "--output=x", "--labels=2,few"], "'few' is neither"),
-        (["launch.probe", "--workdir=x", "--output=x", "--draws=one"], "draws"),
+        (["build", "--dataset=digits"], "--data_dir is missing"),
+        (["probe", "--workdir=/nowhere", "--output=x"], "/nowhere/config.json"),
+        (["probe", "--workdir=x", "--output=x", "--labels=2,few"], "'few' is neither"),
+        (["probe", "--workdir=x", "--output=x", "--draws=one"], "draws"),
     ],
 )
 def test_missing_or_impossible_arguments(arguments, message):
@@ -216,7 +183,7 @@ def test_missing_or_impossible_arguments(arguments, message):
 )
 def test_bad_configuration_files(tmp_path, text, message):
     (tmp_path / "bad.py").write_text(text)
-    result = run("launch.pretrain", f"--config={tmp_path}/bad.py", f"--workdir={tmp_path}/run", code=2)
+    result = run("pretrain", f"--config={tmp_path}/bad.py", f"--workdir={tmp_path}/run", code=2)
     assert message in result.stderr
     assert not (tmp_path / "run").exists()
 
@@ -226,7 +193,7 @@ def test_damaged_shard_is_named(place, tmp_path):
     shard = next(data.glob("*train*array_record*"))
     os.truncate(shard, shard.stat().st_size - 1)
     result = run(
-        "launch.pretrain",
+        "pretrain",
         f"--config={place}/faces.py",
         f"--config.data.path={data}",
         f"--workdir={tmp_path}/run",
@@ -238,7 +205,7 @@ def test_damaged_shard_is_named(place, tmp_path):
 
 def test_workdir_that_cannot_be_written(place, tmp_path):
     (tmp_path / "file").write_text("")
-    result = run("launch.pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/file/run", code=2)
+    result = run("pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/file/run", code=2)
     assert "cannot be written" in result.stderr
     assert "--workdir" in result.stderr
 
@@ -248,16 +215,16 @@ def test_full_disk_ends_build_and_run_in_one_sentence(place, tmp_path):
     # No file may grow beyond 30 KiB: as on a full disk, writes fail in the middle.
     full = ["bash", "-c", 'trap "" XFSZ; ulimit -f 30; exec "$@"', "full"]
     build = ["launch.build_dataset", "--dataset=digits", f"--data_dir={tmp_path}/data"]
-    assert "cannot write the data set" in run(*build, code=2, prefix=full).stderr
+    assert "cannot write the data set" in start(*build, code=2, prefix=full).stderr
     assert not list((tmp_path / "data").iterdir())
     train = ["launch.pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/run"]
-    result = run(*train, code=2, prefix=full)
+    result = start(*train, code=2, prefix=full)
     assert f"{tmp_path}/run" in result.stderr
-    run("launch.pretrain", f"--config={place}/faces.py", f"--workdir={tmp_path}/run")  # space again: it goes on
+    start(*train)  # space again: it goes on
 
 
 def test_compiled_programs_are_kept_for_this_machine(tmp_path):
-    code = "import launch, os; print(os.environ['JAX_COMPILATION_CACHE_DIR'])"
+    code = "import os, conclugen_jax.commands; print(os.environ['JAX_COMPILATION_CACHE_DIR'])"
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
 
     def said(**more):

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conclugen_jax.commands import app
 from conclugen_jax.data import formats
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.importers.csd import LABEL_COLUMNS, read_folds
 from conclugen_jax.data.requests import Request
+from tests.helpers import ROOT
 from tests.layouts import save
-from tests.test_commands import ROOT
 
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/datasets").glob("*.md"))}
 BLOCKS = {name: re.findall(r"```\n(.*?)```", text, re.DOTALL) for name, text in PAGES.items()}
@@ -28,11 +29,7 @@ COMMANDS = [
 
 def flags(launcher):
     """Names of a launcher's own flags."""
-    return set(
-        re.findall(
-            r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / "conclugen_jax" / "commands" / f"{launcher}.py").read_text()
-        )
-    )
+    return set(app.load(launcher).command.flags)
 
 
 BUILD = flags("build_dataset")

@@ -10,13 +10,12 @@ import pytest
 from conclugen_jax.commands import checks as doctor
 from conclugen_jax.data import builders
 from configs import base
-from tests.helpers import Faces
-from tests.test_commands import run
+from tests.helpers import Faces, run
 
 
 def test_a_sound_installation(tmp_path):
     path = builders.build(Faces(), tmp_path / "data")
-    result = run("launch.doctor", f"--data={path}", f"--workdir={tmp_path}/w", "--json")
+    result = run("doctor", f"--data={path}", f"--workdir={tmp_path}/w", "--json")
     found = json.loads(result.stdout)
     checks = {f["check"]: f for f in found["checks"]}
     assert list(checks) == [

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conclugen_jax.commands.build_dataset import describe
+from conclugen_jax.commands.build import describe
 from conclugen_jax.data import features, files, formats, parquet
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.combined import ConcatFeatures, VariantFeatures

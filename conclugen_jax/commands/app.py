@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from types import ModuleType
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from packaging.requirements import Requirement
 
 from conclugen_jax.commands import configuration
-from conclugen_jax.commands.main import COMMANDS, HELP, find
+from conclugen_jax.commands.names import COMMANDS, HELP, find
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.system import processes, signals
 
@@ -183,26 +183,35 @@ def run(name: str, argv: Sequence[str]) -> NoReturn:
 
 
 def call(name: str, argv: Sequence[str] = ()) -> int:
-    """Run a command in this process.
-
-    A mistake of the user ends in one sentence on standard error and exit code 2; ``--help`` explains everything. Of several
-    processes that share a run all end with the one that fails.
+    """Run a command in this process; any number of times.
 
     Args:
       name: of the command.
       argv: its arguments.
 
     Returns:
-      The exit code.
+      The exit code, see :func:`guarded`.
     """
-    try:
+
+    def work() -> int | None:
         module = load(name)
         if HELP & set(argv):
-            print(module.command.help(name, module.__doc__))
-            return 0
+            return print(module.command.help(name, module.__doc__))
         module.command.parse(argv)
         with _handlers_restored():
-            code = module.main() or 0
+            return module.main()
+
+    return guarded(work, name)
+
+
+def guarded(work: Callable[[], int | None], name: str = "this command") -> int:
+    """Call a function, and turn what it raises into one sentence on standard error and an exit code.
+
+    A mistake of the user is 2, a signal 128 + its number. Of several processes that share a run all end with the one that
+    fails. Errors that are no mistake of the user are raised.
+    """
+    try:
+        code = work() or 0
         processes.leave()
         return code
     except signals.Interrupted as e:

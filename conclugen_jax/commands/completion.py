@@ -10,7 +10,7 @@ The script holds all names, so completing is instant. Print it again after an up
 import contextlib
 
 from conclugen_jax.commands import app, configuration
-from conclugen_jax.commands.main import COMMANDS
+from conclugen_jax.commands.names import COMMANDS
 from conclugen_jax.errors import ConclugenError
 
 command = app.Command(words="bash, zsh or fish")

@@ -9,7 +9,9 @@ as you like. FOLDER/label_efficiency.md has the table.
 import shlex
 from pathlib import Path
 
-from conclugen_jax.commands import app
+import jax
+
+from conclugen_jax.commands import app, configuration
 from conclugen_jax.data import digits
 from conclugen_jax.system import progress
 
@@ -26,11 +28,13 @@ TINY = (
 
 def main() -> int:
     """Run the three commands, and stop at the first that fails."""
-    folder, tiny = Path(FLAGS.folder), FLAGS.tiny
+    folder, tiny, devices = Path(FLAGS.folder), FLAGS.tiny, jax.device_count()
+    rows = configuration.load("demo", of_run=True).train.batch_size
+    shared = () if rows % devices == 0 else (f"--batch_size={rows // devices * devices}",)  # equally by the devices
     data, run = folder / "data" / digits.SPEC.name / digits.SPEC.version, folder / "conclugen"
     commands = (
         ("build", f"--dataset={digits.SPEC.name}", f"--data_dir={folder / 'data'}"),
-        ("pretrain", "--config=demo", f"--data={data}", f"--workdir={run}", *(TINY if tiny else ())),
+        ("pretrain", "--config=demo", f"--data={data}", f"--workdir={run}", *shared, *(TINY if tiny else ())),
         (
             *("probe", f"--workdir={run}", f"--output={folder / 'label_efficiency'}"),
             *(("--labels=2,all", "--draws=2") if tiny else ()),

@@ -1,0 +1,52 @@
+"""The table of all commands."""
+
+GROUPS = {
+    "Start": {
+        "demo": "run the whole method on embedded digits in a minute: build, pretrain, probe",
+        "doctor": "check whether this machine can train, and say how to fix what is wrong",
+        "configs": "list the named configurations, print one, or write one out to edit",
+        "completion": "print a script that completes commands, flags and keys in bash, zsh or fish",
+    },
+    "Data": {
+        "build": "build a data set's shards from feature files",
+        "inspect": "show what is in a data set, and verify every file and record",
+        "convert_mmsa": "convert the pickles of MMSA and MMSA-FET to tables, executing nothing in them",
+        "extract": "turn clips (video, sound, words) into a data set",
+        "convert_weights": "convert published weights of the frozen backbones that extract uses",
+    },
+    "Training": {
+        "pretrain": "pretrain; repeat the command to resume",
+        "search": "search hyper-parameters of pretraining",
+        "downstream": "train a classifier: linear evaluation, fine-tuning, supervised, raw features, sweeps",
+        "study": "run methods x data sets x protocols x seeds; repeat the command to resume",
+    },
+    "Results": {
+        "probe": "measure accuracy with few labels per class",
+        "embed": "write representations and class probabilities as .npz or Parquet",
+        "predict": "predict classes of clips",
+        "report": "write a study as one page of tables, curves and maps",
+        "checkpoint": "list, verify, export and import checkpoints",
+    },
+}
+"""Group -> command -> what it does."""
+COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
+ALIASES = {"build_dataset": "build", "inspect_dataset": "inspect"}
+"""Former name -> command."""
+HELP = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
+
+
+def find(text: str) -> str | None:
+    """Return the command that a user means by a name, with dashes or underscores, today's or former."""
+    name = text.replace("-", "_")
+    name = ALIASES.get(name, name)
+    return name if name in COMMANDS else None
+
+
+def overview() -> str:
+    """Return the page that ``conclugen --help`` prints."""
+    lines = ["Multi-modal self-supervised pretraining with ConCluGen.", "", "conclugen COMMAND [--FLAG=VALUE ...]"]
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {name:16} {line}" for name, line in commands.items())]
+    return "\n".join(
+        [*lines, "", "conclugen COMMAND --help explains a command; conclugen --version prints the version."]
+    )

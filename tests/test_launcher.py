@@ -1,0 +1,230 @@
+"""The command ``conclugen``: its overview, names, completion, configurations by name, short flags, and the demo."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conclugen_jax import __version__
+from conclugen_jax.commands import app, completion, configuration, names
+from conclugen_jax.errors import ConclugenError
+from tests.helpers import ROOT, run, start
+
+CONCLUGEN = [sys.executable, "-m", "conclugen_jax"]
+
+
+def typed(*arguments):
+    return subprocess.run([*CONCLUGEN, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_overview_names_every_command_and_loads_nothing_slow():
+    code = "import sys; from conclugen_jax.commands import main; print(main.names.overview(), *sys.modules, sep='\\n')"
+    lines = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    for name in names.COMMANDS:
+        assert any(line.startswith(f"  {name} ") for line in lines), name
+    assert not {"jax", "numpy", "absl", "ml_collections"} & set(lines)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert typed("--help").returncode == 0
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.5
+
+
+def test_each_command_has_a_module_and_former_names_still_work():
+    for name in names.COMMANDS:
+        assert {"command", "main"} <= set(vars(app.load(name))), name
+        assert names.COMMANDS[name].endswith(tuple("abcdefghijklmnopqrstuvwxyz")), name
+    for path in (ROOT / "launch").glob("[a-z]*.py"):
+        assert names.find(path.stem) in names.COMMANDS
+    assert names.find("convert-mmsa") == "convert_mmsa"
+    assert names.find("build_dataset") == names.find("build-dataset") == "build"
+
+
+def test_what_is_no_command():
+    assert typed("--version").stdout == f"conclugen {__version__}\n"
+    wrong = typed("pretrian")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert (
+        wrong.stderr
+        == "error: 'pretrian' is not a command; did you mean 'pretrain'? (all commands: conclugen --help)\n"
+    )
+    assert typed("build-dataest").stderr.startswith("error: 'build-dataest' is not a command; did you mean 'build'?")
+    assert typed().returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "launch").glob("[a-z]*.py")))
+def test_every_launcher_starts(name):
+    assert f"\nconclugen {names.find(name)}" in start(f"launch.{name}", "--help").stdout
+
+
+# Configurations.
+
+
+def test_configurations_are_listed_printed_and_written(tmp_path):
+    listed = run("configs").stdout.splitlines()
+    known = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
+    assert [line.split()[0] for line in listed] == known
+    assert all(len(line.split()) > 3 for line in listed)
+    assert run("configs", "small").stdout == (ROOT / "configs/small.py").read_text()
+    path = tmp_path / "mine.py"
+    assert f"--config={path}" in run("configs", "linear-evaluation", f"--output={path}").stdout
+    mine = configuration.load(str(path), of_run=True)
+    assert mine == configuration.load("linear_evaluation", of_run=True)
+    assert mine.downstream.protocol == "linear_evaluation"
+    assert "exists already" in run("configs", "small", f"--output={path}", code=2).stderr
+    assert "'smal' is not a name of a configuration; there are base, " in run("configs", "smal", code=2).stderr
+    assert "without a name" in run("configs", f"--output={path}", code=2).stderr
+    with pytest.raises(
+        ConclugenError, match="smal: no such file, nor a name of a configuration; there are base, conclu"
+    ):
+        configuration.find("smal")
+
+
+def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_text("from configs import demo\n\ndef get_config():\n    return demo.get_config()\n")
+    assert configuration.find("demo").resolve() == tmp_path / "demo"
+    assert configuration.find("small") == ROOT / "configs/small.py"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("data.modalities", "video", ("video",)),
+        ("data.modalities", "video,text", ("video", "text")),
+        ("data.modalities", "(video, text)", ("video", "text")),
+        ("data.modalities", "('video','text')", ("video", "text")),
+        ("data.modalities", "", ()),
+        ("data.modalities", "()", ()),
+        ("sweep.learning_rates", "1e-3,1e-2", (1e-3, 1e-2)),
+        ("sweep.seeds", "5", (5,)),
+        ("online_probe.learning_rates", "(0.5,)", (0.5,)),
+        ("data.path", "5", "5"),
+        ("data.standardize", "true", True),
+        ("optimizer.learning_rate", "1", 1.0),
+        ("train.batch_size", "512", 512),
+    ],
+)
+def test_values_of_the_command_line(key, text, value):
+    config = configuration.base()
+    configuration.override(config, key, text)
+    found = dict(configuration.leaves(config))[key]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("train.batch_size", "1.5", "config.train.batch_size=1.5: expected a value like 4096 (int)"),
+        ("data.standardize", "perhaps", "config.data.standardize=perhaps: expected a value like False (bool)"),
+        ("online_probe.learning_rates", "few", "expected a value like (0.001, 0.01) (tuple)"),
+        ("train", "1", "config.train is not a configuration key"),
+        ("data.pth", "x", "config.data.pth is not a configuration key; did you mean config.data.path?"),
+    ],
+)
+def test_values_that_cannot_be(key, text, message):
+    with pytest.raises(ConclugenError) as e:
+        configuration.override(configuration.base(), key, text)
+    assert message in str(e.value)
+
+
+# Command lines.
+
+
+def parsed(name, *argv):
+    command = app.load(name).command
+    command.parse(argv)
+    return command
+
+
+def test_short_flags_and_separate_values():
+    command = parsed("pretrain", "--config", "demo", "--data=d", "--batch-size", "70", "--config.data.standardize")
+    assert (command.config.data.path, command.config.train.batch_size, command.config_name) == ("d", 70, "demo")
+    assert command.config.data.standardize is True
+    assert command.config_arguments == [
+        *("--config=demo", "--config.data.path=d", "--config.train.batch_size=70", "--config.data.standardize=true")
+    ]
+    command = parsed("downstream", "--config=linear_evaluation", "--checkpoint=runs/a", "--nosweep")
+    assert command.config.downstream.checkpoint == "runs/a"
+    assert parsed("pretrain", "--config=demo").config.data.path == ""  # nothing is left of the line before
+
+
+def test_default_folders(monkeypatch, tmp_path, capsys):
+    seen = []
+    from conclugen_jax.commands import downstream, pretrain
+
+    monkeypatch.setattr(pretrain.pretrain, "pretrain", lambda config, workdir, **_: seen.append(workdir))
+    monkeypatch.setattr(downstream.downstream, "downstream", lambda config, workdir: seen.append(workdir))
+    monkeypatch.setattr(downstream.sweep, "sweep", lambda config, workdir: seen.append(workdir))
+    monkeypatch.setattr(downstream, "_show", lambda _: None)
+    monkeypatch.setattr(downstream, "_show_sweep", lambda _: None)
+    assert app.call("pretrain", ["--config=demo", "--data=d"]) == 0
+    linear = ["--config=linear_evaluation", "--data=d", "--checkpoint=runs/a"]
+    assert app.call("downstream", linear) == app.call("downstream", [*linear, "--sweep"]) == 0
+    assert app.call("downstream", ["--config=supervised", "--data=d"]) == 0
+    assert seen == ["runs/demo", "runs/a/linear_evaluation", "runs/a/linear_evaluation_sweep", "runs/supervised"]
+    assert capsys.readouterr().out.startswith("saved in runs/demo\n")
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch, capsys):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'PIL'", name="PIL.Image")
+
+    monkeypatch.setattr(app, "load", missing)
+    assert app.call("extract", []) == 2
+    expected = "error: extract needs PIL.Image, which is not installed; pip install 'conclugen_jax[extract]'\n"
+    assert capsys.readouterr().err == expected
+
+
+# Completion.
+
+
+def completed(script, *words):
+    """What bash offers for the last word."""
+    program = f"{script}\nCOMP_WORDS=({' '.join(map(repr, words))}); COMP_CWORD={len(words) - 1}; _conclugen\n"
+    program += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    return subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+
+
+def test_completion_in_bash():
+    script = run("completion", "bash").stdout
+    assert completed(script, "conclugen", "pret") == ["pretrain "]
+    assert completed(script, "conclugen", "con") == ["configs", "convert_mmsa", "convert_weights"]
+    assert completed(script, "conclugen", "embed", "--spl") == ["--split="]
+    assert completed(script, "conclugen", "pretrain", "--config.optimizer.w") == ["--config.optimizer.weight_decay="]
+    assert "--checkpoint=" in completed(script, "conclugen", "downstream", "--")
+    assert completed(script, "conclugen", "search", "--config", "=", "study_d") == ["study_demo "]
+    assert completed(script, "conclugen", "search", "--config=sma") == ["--config=small "]
+    assert completed(script, "conclugen", "pretrain", "--data", "=", "x") == [""]
+    assert "name one shell" in run("completion", "tcsh", code=2).stderr
+
+
+def test_completion_in_zsh_and_fish():
+    assert run("completion", "zsh").stdout.startswith("autoload -U +X bashcompinit && bashcompinit\n_conclugen() {")
+    lines = run("completion", "fish").stdout.splitlines()
+    text = names.COMMANDS["probe"]
+    assert f"complete -c conclugen -n __fish_use_subcommand -f -a probe -d '{text}'" in lines
+    assert any("from pretrain' -l config.data.path -r -d " in line for line in lines)
+    assert completion._quoted("it's") == r"'it\'s'"
+
+
+# The demo.
+
+
+@pytest.mark.slow
+def test_the_demo_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("demo", "--tiny")
+    assert "conclugen, pretrained" in result.stdout
+    assert "conclugen probe --workdir=conclugen_demo/conclugen" in result.stderr
+    assert (tmp_path / "conclugen_demo/label_efficiency.md").is_file()
+    table = json.loads((tmp_path / "conclugen_demo/label_efficiency.json").read_text())
+    assert len(table["results"]) == 6
+    kept = json.loads((tmp_path / "conclugen_demo/conclugen/config.json").read_text())
+    assert kept["data"]["modalities"] == ["pixels", "fourier", "profiles"]  # though the configuration names none
+    assert os.listdir(tmp_path) == ["conclugen_demo"]
