@@ -816,7 +816,7 @@ def test_mistakes_on_the_command_line(arguments, message):
 
 
 def test_help():
-    assert "python -m launch.inspect_dataset --data=" in launch("--help").stdout
+    assert "conclugen inspect --data=" in launch("--help").stdout
 
 
 def test_names_that_the_terminal_lacks(tmp_path):

@@ -559,10 +559,10 @@ def test_killed_stopped_and_shared_searches_end_as_one_that_nothing_disturbed(pl
         assert log_without_times(broken / name) == log_without_times(tmp_path / "whole" / name)
     # The command in the result gives the best trial again.
     assert result["command"] in output
-    python, *arguments = shlex.split(result["command"])
-    assert python == "python"
+    program, *arguments = shlex.split(result["command"])
+    assert program == "conclugen"
     environment = {**os.environ, "XLA_FLAGS": COMPILED, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "conclugen_jax", *arguments], cwd=ROOT, env=environment, check=True, capture_output=True)
     assert log_without_times(broken / "best") == log_without_times(Path(result["best"]["workdir"]))
 
 

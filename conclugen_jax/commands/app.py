@@ -131,7 +131,7 @@ class Command:
         """Return ``--num-views=10`` as ``--num_views=10``, where there is such a flag."""
         name, equals, value = arg.partition("=")
         known = name[2:].replace("-", "_")
-        if name.startswith("--") and (known in self.flags or known in self.short):
+        if name.startswith("--") and {known, known.removeprefix("no")} & {*self.flags, *self.short}:
             return f"--{known}{equals}{value}"
         return arg
 
