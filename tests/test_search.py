@@ -562,7 +562,8 @@ def test_killed_stopped_and_shared_searches_end_as_one_that_nothing_disturbed(pl
     program, *arguments = shlex.split(result["command"])
     assert program == "conclugen"
     environment = {**os.environ, "XLA_FLAGS": COMPILED, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "conclugen_jax", *arguments], cwd=ROOT, env=environment, check=True, capture_output=True)
+    again = [sys.executable, "-m", "conclugen_jax", *arguments]
+    subprocess.run(again, cwd=ROOT, env=environment, check=True, capture_output=True)
     assert log_without_times(broken / "best") == log_without_times(Path(result["best"]["workdir"]))
 
 
