@@ -1,6 +1,5 @@
 """Feature files that are broken, misplaced, hostile or huge, and what is said of those that are not used."""
 
-import builtins
 import contextlib
 import io
 import os
@@ -461,19 +460,6 @@ def test_damaged_parquet_files(tmp_path):
         except ConclugenError:
             faults += 1
     assert faults > 30
-
-
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
-    pq.write_table(pa.table({"id": ["a"], "x": [[1.0]]}), tmp_path / "all.parquet")
-    usual = builtins.__import__
-
-    def missing(name, *more):
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return usual(name, *more)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    refused(r"all.parquet: Parquet needs pyarrow; pip install pyarrow", tmp_path / "all.parquet")
 
 
 def test_names_of_files_that_are_not_utf8_and_links_to_nothing(tmp_path):

@@ -1,4 +1,4 @@
-"""Features made of others: side by side, in several variants, or looked for in one split."""
+"""Combine features: side by side, in several variants, or looked for in one split."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -18,20 +18,17 @@ class ConcatFeatures:
         self.pieces, self.dim = pieces, sum(piece.dim for piece in pieces)
 
     def names(self) -> dict[str, list[str]]:
-        """Those of the first piece."""
         return self.pieces[0].names()
 
     def files(self) -> Iterable[Path]:
-        """Those of all pieces."""
         return (path for piece in self.pieces for path in piece.files())
 
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple | None]:
-        """One place in each piece."""
+        """Return a place in each piece."""
         places = zip(*(piece.locate(split, keys) for piece in self.pieces), strict=True)
         return [None if None in place else place for place in places]
 
     def read(self, place: tuple) -> np.ndarray | None:
-        """The vectors one after the other [dim]."""
         vectors = [piece.read(part) for piece, part in zip(self.pieces, place, strict=True)]
         return None if any(x is None for x in vectors) else np.concatenate(vectors)
 
@@ -43,7 +40,7 @@ class VariantFeatures:
         self.variants, self.first_split, self.dim = variants, first_split, variants[0].dim
 
     def names(self) -> dict[str, list[str]]:
-        """Those that any variant has."""
+        """Return the names that any variant has."""
         names: dict[str, set[str]] = {}
         for variant in self.variants:
             for split, some in variant.names().items():
@@ -51,20 +48,19 @@ class VariantFeatures:
         return {split: sorted(some) for split, some in names.items()}
 
     def files(self) -> Iterable[Path]:
-        """Those of all variants."""
         return (path for variant in self.variants for path in variant.files())
 
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple[int, tuple] | None]:
-        """How many of the variants count for the split, and the place in each of all of them."""
+        """Return how many of the variants the split uses, and the place in each of all variants."""
         count = len(self.variants) if split == self.first_split else 1
         places = zip(*(variant.locate(split, keys) for variant in self.variants), strict=True)
         return [None if all(p is None for p in place) else (count, place) for place in places]
 
     def read(self, place: tuple[int, tuple]) -> np.ndarray | None:
-        """[variants, dim]; None if none is there.
+        """Return [variants, dim], None if no variant exists.
 
         Raises:
-          ConclugenError: some are there and some are not, or they differ in size.
+          ConclugenError: only some exist, or they differ in size.
         """
         count, parts = place
         stored = (None if part is None else v.read(part) for v, part in zip(self.variants, parts, strict=True))
@@ -75,7 +71,7 @@ class VariantFeatures:
             if x is None or len(x) != self.dim:
                 fault = "is missing" if x is None else f"has {len(x)} values"
                 raise ConclugenError(f"{part}: this variant {fault}, another has {self.dim}; complete the variants")
-        return np.stack(vectors[:count])
+        return np.stack(vectors)
 
 
 class OfSplit:
@@ -85,24 +81,21 @@ class OfSplit:
         self.features, self.split, self.dim = features, split, features.dim
 
     def names(self) -> dict[str, list[str]]:
-        """Those of the features."""
         return self.features.names()
 
     def files(self) -> Iterable[Path]:
-        """Those of the features."""
         return self.features.files()
 
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[Any]:
-        """Places in the split where the files lie."""
+        """Return places in the split where the files lie."""
         return self.features.locate(self.split, keys)
 
     def read(self, place: Any) -> np.ndarray | None:
-        """The vector [dim] at a place."""
         return self.features.read(place)
 
 
 def all_from(features: Features, split: str) -> Features:
-    """Features that are looked for in one split, also for rows of others."""
+    """Return features that are looked for in one split, also for rows of other splits."""
     if isinstance(features, VariantFeatures):
         return VariantFeatures([OfSplit(v, split) for v in features.variants], first_split=features.first_split)
     return OfSplit(features, split)

@@ -1,4 +1,4 @@
-"""What is true of each published corpus: classes in the order of its data, groups, splits, what to leave out."""
+"""Facts of each published corpus: classes in the order of its data, groups, splits, what to leave out."""
 
 import dataclasses
 import re
@@ -53,7 +53,7 @@ class Corpus:
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def spec(self, name: str, version: str, modalities: Mapping[str, int], splits, variants) -> DatasetSpec:
-        """Description of a data set of this corpus."""
+        """Return the description of a data set of this corpus."""
         return DatasetSpec(
             name=name,
             version=version,
@@ -148,7 +148,7 @@ CORPORA: dict[str, Corpus] = {
 
 
 def expected_counts(corpus: Corpus | None, counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """split (or "all") -> number ``expected`` and ``found``, from the number of examples of each split."""
+    """Return split (or "all") -> number ``expected`` and ``found``, from the number of examples of each split."""
     if corpus is None:
         return {}
     return {
@@ -158,5 +158,5 @@ def expected_counts(corpus: Corpus | None, counts: Mapping[str, int]) -> dict[st
 
 
 def dropped(corpus: Corpus, split: str) -> frozenset[str]:
-    """Names of a split's utterances that are to be left out."""
+    """Return the names of a split's utterances that are to be left out."""
     return corpus.drop.get(split, frozenset()) | corpus.drop.get("", frozenset())

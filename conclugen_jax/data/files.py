@@ -1,10 +1,9 @@
-"""Files of arrays, read such that nothing in them is executed and no memory is taken that they do not hold."""
+"""Read files of arrays. Nothing in them is executed, and no more memory is taken than they hold."""
 
 import io
 import os
 import stat
 import weakref
-import zipfile
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, reason
 
 MOST_BYTES = 2**30
-"""Of what is read whole: the file of a clip, a row of a matrix. A sparse file of any size takes no room on a disk."""
+"""Bytes that are read at once: the file of a clip, a row of a matrix. A sparse file can have any size."""
 
 MOST_TEXT = 2**31
 """Bytes of a file of ids or labels."""
@@ -25,7 +24,7 @@ MOST_UNPACKED = 200
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder of few files, sorted; hidden ones are left out.
+    """Return what lies in a folder of few files, sorted, without hidden files.
 
     Raises:
       ConclugenError: no folder, or one that cannot be read.
@@ -36,35 +35,22 @@ def entries(folder: Path) -> list[Path]:
         raise ConclugenError(f"{folder}: cannot be read ({e.strerror}); name a folder of features") from e
 
 
-def check_regular(path: Path) -> None:
-    """Refuse what is no regular file: a pipe may wait for ever, a device has no end.
-
-    Raises:
-      ConclugenError: no such file, or something else than a file.
-    """
-    try:
-        mode = path.stat().st_mode
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); mend the file or its permissions") from e
-    if not stat.S_ISREG(mode):
-        raise ConclugenError(f"{path}: no regular file but a folder, pipe, socket or device; name a file")
-
-
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, open for reading.
+    """Open a regular file; a pipe may wait for ever, and a device has no end.
 
     Raises:
-      ConclugenError: no such file, or one that cannot be read.
+      ConclugenError: no such file, something else than a file, or not readable.
     """
-    check_regular(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConclugenError(f"{path}: no regular file but a folder, pipe, socket or device; name a file")
         return path.open("rb")
     except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); mend the file or its permissions") from e
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); correct the file or its permissions") from e
 
 
 def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Content of a regular file of at most ``most`` bytes.
+    """Return the content of a regular file of at most ``most`` bytes.
 
     Raises:
       ConclugenError: no such file, a larger one, or one that cannot be read.
@@ -78,11 +64,11 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
         try:
             return file.read()
         except OSError as e:
-            raise ConclugenError(f"{path}: cannot be read ({e.strerror}); mend the file") from e
+            raise ConclugenError(f"{path}: cannot be read ({e.strerror}); correct the file") from e
 
 
 def read_npy(path: Path) -> np.ndarray | None:
-    """Array of an npy file, None if there is no such file.
+    """Return the array of an npy file, None if there is no such file.
 
     The size that the header declares is compared with the file's before memory is taken, and objects are refused:
     nothing in the file is executed.
@@ -107,20 +93,19 @@ def read_npy(path: Path) -> np.ndarray | None:
 
 
 def _npy_header(file: BinaryIO, size: int, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran order, and type of an npy file of ``size`` bytes, whose array begins where it stops."""
+    """Read shape, whether in Fortran order, and type of an npy file of ``size`` bytes; the array follows."""
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
     except Exception as e:  # NumPy parses the header as Python: damage ends in many kinds
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise ConclugenError(f"{path}: not an npy file ({reason}); write it with numpy.save") from e
+        raise ConclugenError(f"{path}: not an npy file ({reason(e)}); write it with numpy.save") from e
     if dtype.hasobject:
         raise ConclugenError(f"{path}: holds Python objects, which are not read; save a plain array of numbers")
     declared = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if declared != size - file.tell() or min(shape, default=0) < 0:
         raise ConclugenError(
-            f"{path}: holds fewer or more bytes than its header declares; it is damaged, write it anew"
+            f"{path}: holds fewer or more bytes than its header declares; it is damaged, write it again"
         )
     return shape, fortran, dtype
 
@@ -128,7 +113,7 @@ def _npy_header(file: BinaryIO, size: int, path: Path) -> tuple[tuple[int, ...],
 class NpyMatrix:
     """Rows of an npy file [n, ...], read from the open file when they are asked for.
 
-    A memory map would do the same, but end the process by a signal where the file is cut short meanwhile.
+    A memory map would end the process by a signal if the file were truncated meanwhile.
 
     Attributes:
       shape: of the array.
@@ -154,11 +139,11 @@ class NpyMatrix:
             )
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return self.shape[0]
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """A row, of shape ``shape[1:]``.
+        """Return a row, of shape ``shape[1:]``.
 
         Raises:
           ConclugenError: the file has become shorter.
@@ -174,14 +159,16 @@ class NpyMatrix:
         try:
             data = os.pread(self._file, count * size, self._start + first * size)
         except OSError as e:
-            raise ConclugenError(f"{self.path}: cannot be read ({e.strerror}); mend the file") from e
+            raise ConclugenError(f"{self.path}: cannot be read ({e.strerror}); correct the file") from e
         if len(data) < count * size:
-            raise ConclugenError(f"{self.path}: has become shorter while it was read; let it be, and build again")
+            raise ConclugenError(
+                f"{self.path}: has become shorter while it was read; do not change it, and build again"
+            )
         return data
 
 
 def read_ids(path: Path) -> list[str]:
-    """Lines of a text file, without spaces around them; empty ones at the end do not count.
+    """Return the lines of a text file, without spaces around them and without empty lines at the end.
 
     Raises:
       ConclugenError: no UTF-8 text, or an empty line between others.
@@ -196,37 +183,33 @@ def read_ids(path: Path) -> list[str]:
 
 
 def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, np.ndarray]:
-    """Arrays of an npz file, all or those with some names; nothing in it is executed.
+    """Return the arrays of an npz file, all or those with some names; nothing in it is executed.
 
     Raises:
       ConclugenError: no npz file, one with Python objects, or with something else than arrays.
     """
     with open_regular(path) as raw:
         try:
-            with zipfile.ZipFile(raw) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-                names = archive.namelist()
-            if unpacked > MOST_UNPACKED * max(os.fstat(raw.fileno()).st_size, 2**20):
-                raise ValueError(
-                    f"it would unpack to {unpacked / 2**30:.1f} GiB, more than {MOST_UNPACKED} times its size"
-                )
-            twice = [name for name, n in Counter(name.removesuffix(".npy") for name in names).items() if n > 1]
-            if twice:
-                raise ValueError(f"{twice[0]!r} is there twice")
-            raw.seek(0)
-            with np.load(raw, allow_pickle=False) as file:
+            with np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
+                unpacked = sum(member.file_size for member in file.zip.infolist())
+                if unpacked > MOST_UNPACKED * max(os.fstat(raw.fileno()).st_size, 2**20):
+                    raise ValueError(
+                        f"it would unpack to {unpacked / 2**30:.1f} GiB, more than {MOST_UNPACKED} times its size"
+                    )
+                twice = [name for name, n in Counter(file.files).items() if n > 1]
+                if twice:
+                    raise ValueError(f"{twice[0]!r} is there twice")
                 arrays = {name: file[name] for name in file.files if only is None or name in only}
             other = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-            if other:  # NumPy hands out as bytes what does not begin as an array does
+            if other:  # NumPy returns bytes where a member does not begin as an array does
                 raise ValueError(f"{other[0]!r} in it is no array")
         except Exception as e:  # zipfile, zlib and NumPy raise many kinds for damaged files
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise ConclugenError(f"{path}: cannot be read as an npz file of plain arrays ({reason})") from e
+            raise ConclugenError(f"{path}: cannot be read as an npz file of plain arrays ({reason(e)})") from e
     return arrays
 
 
 def as_text(values: Iterable[Any], where: str) -> list[str]:
-    """Values of a column as text, nothing where there is none.
+    """Return the values of a column as text, "" for None.
 
     Raises:
       ConclugenError: a value that is no Unicode text, which UTF-8 can write.

@@ -1,4 +1,4 @@
-"""Feature vectors of one modality in a folder, a file per clip."""
+"""Read the feature vectors of one modality from a folder with a file per clip."""
 
 import os
 import unicodedata
@@ -18,7 +18,7 @@ class FolderFeatures:
     """One npy file per clip, ``FOLDER/KEY.npy`` or ``FOLDER/SPLIT/KEY.npy``: [dim] or [time, dim]."""
 
     def __init__(self, folder: Path, *, how: str):
-        """Look which clips there are; ``how``: the pooling over time, none allowed if empty.
+        """Look for the clips. ``how`` is the pooling over time; sequences are refused if it is empty.
 
         Raises:
           ConclugenError: no folder, no npy file in it, or files where none are looked for.
@@ -31,15 +31,15 @@ class FolderFeatures:
         self.dim = len(self.read(first))
 
     def names(self) -> dict[str, list[str]]:
-        """split -> names of its files without ending, sorted; the split is "" where there are no split folders."""
+        """Return split -> names of its files without ending, sorted; the split is "" where there are no split folders."""
         return {s: sorted(canonical(os.path.basename(p)[:-4]) for p in _npy_files(f)) for s, f in self.splits.items()}
 
     def files(self) -> Iterable[str]:
-        """All files, sorted."""
+        """Return the paths of all files, sorted."""
         return (path for f in self.splits.values() for path in sorted(_npy_files(f)))
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
-        """Paths; whether there is a file shows when it is read.
+        """Return paths; only :meth:`read` looks whether there is a file.
 
         Raises:
           ConclugenError: a key that is no name of a file.
@@ -55,7 +55,7 @@ class FolderFeatures:
         return [_path(folder, key) for key in keys]
 
     def read(self, place: str | Path) -> np.ndarray | None:
-        """The vector [dim] of a file, None if there is no such file.
+        """Return the vector [dim] of a file, None if there is no such file.
 
         Raises:
           ConclugenError: a damaged file, or one of something else than numbers.
@@ -71,7 +71,7 @@ class FolderFeatures:
 
 
 def _path(folder: Path, key: str) -> str:
-    """Path of a clip's file; some systems write the letters of a name and their accents apart."""
+    """Return the path of a clip's file; some systems write the letters of a name and their accents apart."""
     path = f"{folder}{os.sep}{key}.npy"
     if key.isascii() or os.path.lexists(path):
         return path
@@ -80,7 +80,7 @@ def _path(folder: Path, key: str) -> str:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """split -> its folder; "" -> the folder itself where it has no folders of splits."""
+    """Return split -> its folder; "" -> the folder itself if it has no folders of splits."""
     others = _others(folder)
     found = [p for p in others if p.name.lower() in SPLIT_NAMES and os.path.isdir(p)]
     splits = {SPLIT_NAMES[p.name.lower()]: p for p in found}
@@ -94,7 +94,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _others(folder: Path) -> list[Path]:
-    """What lies in a folder beside its npy files, sorted; hidden ones are left out."""
+    """Return what lies in a folder beside its npy files, sorted, without hidden files."""
     try:
         with os.scandir(folder) as found:
             names = sorted(e.name for e in found if not e.name.endswith(".npy") and not e.name.startswith("."))
@@ -104,7 +104,7 @@ def _others(folder: Path) -> list[Path]:
 
 
 def _refuse_misplaced(path: Path) -> None:
-    """Refuse what looks like features or labels but would be passed over."""
+    """Refuse what looks like features or labels but would be ignored."""
     if path.suffix.lower() == ".npy":
         raise ConclugenError(f"{path}: files of features end in .npy, in small letters; rename it")
     if path.name in ("metadata.csv", "labels.csv"):
@@ -117,7 +117,7 @@ def _refuse_misplaced(path: Path) -> None:
 
 
 def holds_npy(path: Path) -> bool:
-    """Whether npy files lie somewhere below a folder, hidden ones left out."""
+    """Return whether npy files lie somewhere below a folder, hidden files aside."""
     if not os.path.isdir(path):
         return False
     names = (name for _, _, names in os.walk(path) for name in names)
@@ -125,7 +125,7 @@ def holds_npy(path: Path) -> bool:
 
 
 def _npy_files(folder: Path) -> list[str]:
-    """Paths of the npy files in a folder, hidden ones left out.
+    """Return the paths of the npy files in a folder, without hidden files.
 
     Raises:
       ConclugenError: a name that is not UTF-8.

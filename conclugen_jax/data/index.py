@@ -1,4 +1,4 @@
-"""Which row a name stands for; how names are compared."""
+"""Find rows by name; how names are compared."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from conclugen_jax.errors import ConclugenError
 
 
 def canonical(name: str) -> str:
-    """A name as names are compared: letters composed with their accents, a split in front of it by its own name."""
+    """Return a name as names are compared: accents composed with their letters, a split in front by its own name."""
     name = unicodedata.normalize("NFC", name)
     split, slash, rest = name.partition("/")
     return f"{SPLIT_NAMES[split.lower()]}/{rest}" if slash and split.lower() in SPLIT_NAMES else name
 
 
 class Index:
-    """Rows by name, in 16 bytes a name: names are told apart by 64 bits of their hash."""
+    """Rows by name, in 16 bytes a name: names are compared by 64 bits of their hash."""
 
     def __init__(self, names: Sequence[str], where: str):
-        """Take the name of each row; ``where`` names the file in messages.
+        """Index the name of each row; ``where`` names the file in messages.
 
         Raises:
           ConclugenError: a name that is empty or there twice.
@@ -36,7 +36,7 @@ class Index:
             raise ConclugenError(f"{where}: id {name!r} is there twice; each row needs an id of its own")
 
     def rows(self, split: str, keys: Sequence[str]) -> list[int | None]:
-        """Row of the name ``SPLIT/KEY`` if there is one, else of ``KEY``, else None."""
+        """Return the row of the name ``SPLIT/KEY`` of each key if there is one, else of ``KEY``, else None."""
         plain, within = self._find(keys), self._find([f"{split}/{key}" for key in keys])
         return [None if row < 0 else int(row) for row in np.where(within >= 0, within, plain)]
 

@@ -1,4 +1,4 @@
-"""A source made of two halves: annotations that say which examples there are, and features found by their keys."""
+"""Join a source from two halves: annotations say which examples there are, features are found by their keys."""
 
 import dataclasses
 import hashlib
@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from conclugen_jax.data.annotations import take
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Example, Features
 from conclugen_jax.errors import ConclugenError
 
@@ -22,7 +25,7 @@ class Piece:
     places: Mapping[str, Any]
 
     def __iter__(self) -> Iterator[Example]:
-        """The examples; a modality without features is absent.
+        """Yield the examples; a modality without features is absent.
 
         Raises:
           ConclugenError: a file of features that cannot be read.
@@ -51,10 +54,10 @@ class Piece:
 
 
 class JoinedSource:
-    """Source of annotated features; it can be read in parts.
+    """A source of annotated features, which can be read in parts.
 
     Attributes:
-      opened: fingerprint of the files when they were opened, "" where nothing is known of that.
+      opened: fingerprint of the files when they were opened, "" if it was not taken.
     """
 
     def __init__(
@@ -82,11 +85,11 @@ class JoinedSource:
         self.opened, self._identity = "", identity
 
     def num_examples(self, split: str) -> int:
-        """Number of annotated rows."""
+        """Return the number of annotated rows."""
         return len(self.annotations[split].ids)
 
     def examples(self, split: str) -> Iterator[Example]:
-        """All examples of a split in the order of the annotations.
+        """Return all examples of a split in the order of the annotations.
 
         Raises:
           ConclugenError: a file of features that cannot be read.
@@ -94,33 +97,26 @@ class JoinedSource:
         return iter(self.part(split, 0, self.num_examples(split)))
 
     def part(self, split: str, start: int, stop: int) -> Piece:
-        """Rows ``start`` to ``stop`` of a split."""
-        all_rows, part = self.annotations[split], slice(start, stop)
-        rows = Annotations(
-            ids=all_rows.ids[part],
-            groups=all_rows.groups[part],
-            label=None if all_rows.label is None else all_rows.label[part],
-            targets={name: column[part] for name, column in all_rows.targets.items()},
-            keys=all_rows.keys[part],
-        )
+        """Return rows ``start`` to ``stop`` of a split."""
+        rows = take(self.annotations[split], np.arange(start, stop))
         places = {m: features.locate(split, rows.keys) for m, features in self.features.items()}
         return Piece(self.spec, dataclasses.replace(rows, keys=()), self.features, places)
 
     def provenance(self) -> dict[str, Any]:
-        """Where the examples come from, for the manifest."""
+        """Return where the examples come from, for the manifest."""
         return self._facts
 
     def folders(self) -> set[str]:
-        """Folders of all files that are read."""
+        """Return the folders of all files that are read."""
         return {os.path.dirname(path) for path in self._label_files} | {
             os.path.dirname(path) for features in self.features.values() for path in features.files()
         }
 
     def fingerprint(self) -> str:
-        """Hash of the options, of the label files' content, and of name, size and time of every feature file, or an identity.
+        """Hash the options, the label files' content, and name, size and time of every feature file, or return the identity.
 
         Raises:
-          ConclugenError: a file is gone, cannot be read, or is another one than when the source was opened.
+          ConclugenError: a file is gone, cannot be read, or has changed since the source was opened.
         """
         if self._identity:
             return self._identity
@@ -130,7 +126,7 @@ class JoinedSource:
         return found
 
     def stamp(self) -> tuple[str, float]:
-        """The fingerprint of the files as they are now, and when one of them was changed last, in seconds since 1970.
+        """Return the fingerprint of the files now, and when one of them last changed, in seconds since 1970.
 
         Raises:
           ConclugenError: a file is gone or cannot be read.
@@ -164,4 +160,4 @@ def _stat(path: str | Path) -> os.stat_result:
 
 
 def _unreadable(path: str | Path, error: OSError) -> ConclugenError:
-    return ConclugenError(f"{path}: cannot be read ({error.strerror}); it was there a moment ago")
+    return ConclugenError(f"{path}: cannot be read ({error.strerror}); it disappeared during the build")

@@ -2,59 +2,23 @@
 
 import contextlib
 import functools
+import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet, types
 
-from conclugen_jax.data.files import MOST_UNPACKED, as_text, check_regular
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.data.files import MOST_UNPACKED, as_text, open_regular
+from conclugen_jax.errors import ConclugenError, reason
 
 BATCH_BYTES = 2**26
-"""Of a column that are decoded at a time."""
-
-
-@contextlib.contextmanager
-def _parquet_faults(path: Path) -> Iterator[None]:
-    """All that pyarrow raises on damaged files -> one sentence."""
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError, IndexError) as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:300]
-        raise ConclugenError(f"{path}: cannot be read as a Parquet file ({reason}); write it anew") from e
-
-
-def open_parquet(path: Path, *, words: str | None = None) -> Any:
-    """A ``pyarrow.parquet.ParquetFile``.
-
-    Args:
-      path: of the file.
-      words: a column whose texts are to be held once each, however often they are repeated.
-
-    Raises:
-      ConclugenError: pyarrow is missing, the file is no Parquet file, or two columns have one name.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as e:
-        raise ConclugenError(f"{path}: Parquet needs pyarrow; pip install pyarrow") from e
-    check_regular(path)
-    stat = path.stat()
-    _check_footer(path.absolute(), stat.st_ino, stat.st_mtime_ns, stat.st_size)
-    with _parquet_faults(path):
-        file = pyarrow.parquet.ParquetFile(path, read_dictionary=[words] if words else None)
-        names = file.schema_arrow.names
-    twice = [name for name, n in Counter(names).items() if n > 1]
-    if twice:
-        raise ConclugenError(f"{path}: column {twice[0]!r} is there twice; each needs a name of its own")
-    return file
-
+"""Bytes of a column that are decoded at a time."""
 
 FOOTER = """
 import sys
@@ -67,37 +31,55 @@ for group in range(found.num_row_groups):
 """Program that looks at what a Parquet file says of its columns."""
 
 
+def parquet_kinds(path: Path) -> dict[str, str]:
+    """Check a Parquet file and return the kind of each column: ``vectors`` (lists of numbers), ``values``, or its type.
+
+    The other functions expect a file that was checked here.
+
+    Raises:
+      ConclugenError: not a Parquet file, or two columns have one name.
+    """
+    with open_regular(path) as file:
+        stat = os.fstat(file.fileno())
+    _check_footer(path.absolute(), stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    with _faults(path):
+        schema = parquet.ParquetFile(path).schema_arrow
+    twice = [name for name, n in Counter(schema.names).items() if n > 1]
+    if twice:
+        raise ConclugenError(f"{path}: column {twice[0]!r} is there twice; each needs a name of its own")
+    return {field.name: _kind(field.type) for field in schema}
+
+
 @functools.lru_cache(maxsize=4096)
 def _check_footer(path: Path, *_version: int) -> None:
-    """Let another process look at the footer first: pyarrow's C++ code aborts the one that meets some damaged ones.
+    """Look at the footer in another process first: some damaged footers make pyarrow's C++ code abort the process.
 
     Raises:
       ConclugenError: that process was aborted. What pyarrow itself reports is left to where the file is read.
     """
-    if not sys.executable:
-        return
     command = [sys.executable, "-c", FOOTER, str(path)]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode < 0:
-        said = done.stderr.strip().splitlines()
-        reason = said[-1].strip().removeprefix("what():").strip()[:300] if said else f"signal {-done.returncode}"
-        raise ConclugenError(f"{path}: cannot be read as a Parquet file ({reason}); write it anew")
+        said = done.stderr.strip().splitlines() or [f"signal {-done.returncode}"]
+        raise _unreadable(path, said[-1].strip().removeprefix("what():").strip()[:300])
 
 
-def parquet_kinds(path: Path) -> dict[str, str]:
-    """Name of each column of a Parquet file -> ``vectors`` (lists of numbers), ``values``, or its type if it is neither.
-
-    Raises:
-      ConclugenError: see :func:`open_parquet`.
-    """
-    return {field.name: _kind(field.type) for field in open_parquet(path).schema_arrow}
+def _unreadable(path: Path, why: str) -> ConclugenError:
+    return ConclugenError(f"{path}: cannot be read as a Parquet file ({why}); write it again")
 
 
-def _kind(column: Any) -> str:
-    from pyarrow import types
+@contextlib.contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """Turn whatever pyarrow raises on damaged files into one sentence."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError, IndexError) as e:
+        raise _unreadable(path, reason(e, 300)) from e
 
+
+def _kind(column: pa.DataType) -> str:
     inner, depth = column, 0
     while types.is_list(inner) or types.is_large_list(inner) or types.is_fixed_size_list(inner):
         inner, depth = inner.value_type, depth + 1
@@ -111,21 +93,23 @@ def _kind(column: Any) -> str:
 
 
 def parquet_column(path: Path, column: str) -> list[str]:
-    """All values of a column as text, nothing where it is null.
+    """Return all values of a column as text, "" where it is null.
 
     Raises:
       ConclugenError: no such column, or one that cannot be read or holds neither text nor numbers.
     """
-    file = _with_column(open_parquet(path), path, column)
+    with _faults(path):
+        file = parquet.ParquetFile(path)
+    _decoded(file, path, column)
     kind = _kind(file.schema_arrow.field(column).type)
     if kind != "values":
         raise ConclugenError(f"{path}: column {column!r} holds {kind}, expected text or numbers, one in each row")
-    file = open_parquet(path, words=column)
     texts: list[str] = []
-    with _parquet_faults(path):
+    where = f"{path}, column {column!r}"
+    with _faults(path):
+        file = parquet.ParquetFile(path, read_dictionary=[column])  # holds a text once, however often it is repeated
         for chunk in file.read(columns=[column]).column(column).chunks:
-            where = f"{path}, column {column!r}"
-            if hasattr(chunk, "dictionary"):
+            if isinstance(chunk, pa.DictionaryArray):
                 words = as_text(chunk.dictionary.to_pylist(), where)
                 texts += ["" if i is None else words[i] for i in chunk.indices.to_pylist()]
             else:
@@ -134,12 +118,12 @@ def parquet_column(path: Path, column: str) -> list[str]:
 
 
 def parquet_vectors(path: Path, column: str, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray | None]]:
-    """Lists of numbers, a few MiB at a time.
+    """Read lists of numbers, a few MiB at a time.
 
     Args:
       path: of the file.
       column: of lists, or of lists of lists.
-      rows: int64 [n], ascending, each once.
+      rows: int64 [n], ascending, each once; negative ones stand for no row.
 
     Yields:
       Each row and its array [dim] or [time, dim], None where the column is null.
@@ -147,42 +131,32 @@ def parquet_vectors(path: Path, column: str, rows: np.ndarray) -> Iterator[tuple
     Raises:
       ConclugenError: no such column, or one that cannot be read.
     """
-    file = _with_column(open_parquet(path), path, column)
-    start = 0
-    for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + size)]
-        if len(wanted):
-            for row, value in _group_values(file, path, column, group, wanted - start):
-                where = f"{path}, row {start + row}, column {column!r}"
-                yield start + row, None if not value.is_valid else _numbers(value.values, where)
-        start += size
-
-
-def _group_values(file: Any, path: Path, column: str, group: int, wanted: np.ndarray) -> Iterator[tuple[int, Any]]:
-    """Values at some rows of a row group."""
-    rows = file.metadata.row_group(group).num_rows
-    batch_rows = max(1, min(2**16, BATCH_BYTES * rows // _decoded(file, column, [group])))
-    with _parquet_faults(path):
+    with _faults(path):
+        file = parquet.ParquetFile(path)
+        size = _decoded(file, path, column)
+        batch_rows = max(1, min(2**16, BATCH_BYTES * file.metadata.num_rows // size))
         start = 0
-        for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[column]):
-            for row in wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + len(batch))].tolist():
-                yield row, batch.column(0)[row - start]
-            start += len(batch)
-            if start > wanted[-1]:
-                return
-    raise ConclugenError(f"{path}: row group {group} holds fewer rows than the file declares; write it anew")
+        for group in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+            if len(wanted):
+                for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[column]):
+                    here = slice(*np.searchsorted(wanted, [start, start + len(batch)]))
+                    for row in wanted[here].tolist():
+                        value, where = batch.column(0)[row - start], f"{path}, row {row}, column {column!r}"
+                        yield row, _numbers(value.values, where) if value.is_valid else None
+                    start += len(batch)
+                if start <= wanted[-1]:
+                    raise _unreadable(path, f"row group {group} holds fewer rows than the file declares")
+            start = stop
 
 
-def _numbers(values: Any, where: str) -> np.ndarray:
-    """A list's values [dim], or [time, dim] of a list of lists."""
-    import pyarrow.compute
-    from pyarrow import types
-
+def _numbers(values: pa.Array, where: str) -> np.ndarray:
+    """Return a list's values [dim], or [time, dim] of a list of lists."""
     shape: tuple[int, ...] = (len(values),)
     nulls = values.null_count
     if types.is_nested(values.type):
-        dims = pyarrow.compute.unique(pyarrow.compute.list_value_length(values)).to_pylist() or [0]
+        dims = pc.unique(pc.list_value_length(values)).to_pylist() or [0]
         if len(dims) > 1:
             raise ConclugenError(f"{where}: lists of different lengths; expected (dim,) or (time, dim)")
         shape = (len(values), dims[0])
@@ -193,23 +167,21 @@ def _numbers(values: Any, where: str) -> np.ndarray:
     return values.to_numpy(zero_copy_only=False).reshape(shape)
 
 
-def _with_column(file: Any, path: Path, column: str) -> Any:
-    """The file, if it has a column, and one that does not unpack beyond measure."""
-    names = file.schema_arrow.names
-    if column not in names:
-        raise ConclugenError(f"{path}: no column {column!r}; it has {', '.join(names)}")
-    unpacked = _decoded(file, column, range(file.num_row_groups))
-    if unpacked > MOST_UNPACKED * max(path.stat().st_size, 2**20):
+def _decoded(file: parquet.ParquetFile, path: Path, column: str) -> int:
+    """Return the bytes that a column takes once decoded, as the file declares; a repeated value counts each time.
+
+    Raises:
+      ConclugenError: no such column, or it would take too much memory.
+    """
+    if column not in file.schema_arrow.names:
+        raise ConclugenError(f"{path}: no column {column!r}; it has {', '.join(file.schema_arrow.names)}")
+    root = column.split(".")[0]
+    parts = [i for i in range(len(file.schema)) if file.schema.column(i).path.split(".")[0] == root]
+    chunks = [file.metadata.row_group(g).column(i) for g in range(file.num_row_groups) for i in parts]
+    size = 1 + sum(max(8 * chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks)
+    if size > MOST_UNPACKED * max(path.stat().st_size, 2**20):
         raise ConclugenError(
-            f"{path}: column {column!r} would unpack to {unpacked / 2**30:.1f} GiB, more than {MOST_UNPACKED} times the "
-            "file's size; write it anew"
+            f"{path}: column {column!r} would unpack to {size / 2**30:.1f} GiB, more than {MOST_UNPACKED} times the "
+            "file's size; write it again"
         )
-    return file
-
-
-def _decoded(file: Any, column: str, groups: Iterable[int]) -> int:
-    """Bytes that a column takes once decoded, as the file declares; a value repeated on disk counts each time."""
-    parts = [file.schema.column(i).path.split(".")[0] for i in range(len(file.schema))]
-    wanted = [i for i, part in enumerate(parts) if part == column.split(".")[0]]
-    chunks = (file.metadata.row_group(group).column(i) for group in groups for i in wanted)
-    return 1 + sum(max(8 * chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks)
+    return size

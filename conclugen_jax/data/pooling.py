@@ -1,4 +1,4 @@
-"""One vector from a sequence of frame-level or token-level features."""
+"""Reduce a sequence of frame-level or token-level features to one vector."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def pool(x: Any, how: str, where: str, *, length: int | None = None) -> np.ndarr
         return x
     if length is not None:
         if not 1 <= length <= len(x):
-            raise ConclugenError(f"{where}: length {length} of a sequence of {len(x)} steps; mend the lengths")
+            raise ConclugenError(f"{where}: length {length} of a sequence of {len(x)} steps; correct the lengths")
         x = x[:length]
     if not len(x):
         raise ConclugenError(f"{where}: a sequence of no steps; leave the file out if the modality is absent")

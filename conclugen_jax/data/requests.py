@@ -1,4 +1,4 @@
-"""What a user asks to be built, and what the reader of a format finds for it."""
+"""What a user asks to build, and what the reader of a format finds."""
 
 import dataclasses
 import os

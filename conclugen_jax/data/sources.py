@@ -1,4 +1,4 @@
-"""What a source of examples is: a description of the data set and an iterator over each split."""
+"""Define a source of examples: a description of the data set and an iterator over each split."""
 
 import dataclasses
 import hashlib
