@@ -419,11 +419,6 @@ def test_every_video_must_have_the_width_of_the_first(tmp_path):
         reader.read(("b", 0.0, 1.0, 0))
 
 
-def test_unknown_pooling_is_refused(features):
-    with pytest.raises(ConclugenError, match="pooling 'median' is unknown"):
-        CsdFeatures(features.files(), pool="median")
-
-
 def test_labels_of_the_wrong_width_are_refused(tmp_path):
     seven = write_labels(tmp_path / "7.csd", {"03bSnISJMiM": 2})
     with pytest.raises(ConclugenError, match=r"video '03bSnISJMiM': label rows of width 7, those of cmu_mosi have 1"):

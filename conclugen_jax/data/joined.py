@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.data.annotations import take
+from conclugen_jax.data.files import open_regular
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Example, Features
 from conclugen_jax.errors import ConclugenError
+
+HASHED_BYTES = 2**24
+"""Bytes of a label file that are read at a time; it may be the file of all features."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +141,9 @@ class JoinedSource:
         changed = 0.0
         for path in self._label_files:
             changed = max(changed, _stat(path).st_ctime)
-            try:
-                digest.update(path.read_bytes())
-            except OSError as e:
-                raise _unreadable(path, e) from e
+            with open_regular(path) as file:
+                while part := file.read(HASHED_BYTES):
+                    digest.update(part)
         for modality, features in self.features.items():
             digest.update(f"\0{modality}\0".encode())
             for path in features.files():
@@ -156,8 +159,4 @@ def _stat(path: str | Path) -> os.stat_result:
     try:
         return os.stat(path)
     except OSError as e:
-        raise _unreadable(path, e) from e
-
-
-def _unreadable(path: str | Path, error: OSError) -> ConclugenError:
-    return ConclugenError(f"{path}: cannot be read ({error.strerror}); it disappeared during the build")
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it disappeared during the build") from e

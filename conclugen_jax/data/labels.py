@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from conclugen_jax.data import annotations as annotations_lib
+from conclugen_jax.data import label_columns
+from conclugen_jax.data.annotations import by_split
 from conclugen_jax.data.cells import Table, column_name, read_csv, stack
 from conclugen_jax.data.corpora import dropped
 from conclugen_jax.data.importers import csd
@@ -41,7 +42,7 @@ def annotate(request: Request, found: Found) -> Found:
     rows = [(split or "train", name) for split, names in union(found.features).items() for name in names]
     ids = [name for _, name in rows]
     unlabelled = Annotations(ids, [""] * len(ids), None, {}, ids)
-    columns = annotations_lib.by_split(unlabelled, [split for split, _ in rows])
+    columns = by_split(unlabelled, [split for split, _ in rows])
     return dataclasses.replace(found, columns=columns, label=LabelSpec("none"))
 
 
@@ -67,11 +68,11 @@ def _with_split_of_name(table: Table) -> Table:
 
 def _from_table(request: Request, found: Found, table: Table) -> Found:
     if request.corpus is not None:
-        return dataclasses.replace(found, columns=annotations_lib.corpus_table(request.corpus, table))
+        return dataclasses.replace(found, columns=label_columns.corpus_table(request.corpus, table))
     asked = request.layout
     label = tuple(map(column_name, asked.label)) or (("label",) if "label" in table.columns else ())
     layout = dataclasses.replace(asked, label=label, targets=tuple(map(column_name, asked.targets)))
-    columns, spec, targets = annotations_lib.from_table(table, layout)
+    columns, spec, targets = label_columns.from_table(table, layout)
     return dataclasses.replace(found, columns=columns, label=spec, targets=targets)
 
 
@@ -98,7 +99,7 @@ def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, 
             f"{request.dataset}: nothing says which split an utterance is in; use folders train, validation and test, or a "
             "labels.csv with columns id, split and label"
         )
-    return annotations_lib.from_names(corpus, names)
+    return label_columns.from_names(corpus, names)
 
 
 def union(features: Mapping[str, Features]) -> dict[str, Sequence[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.data.files import MOST_UNPACKED
-from conclugen_jax.data.pooling import POOLS, pool
+from conclugen_jax.data.pooling import pool
 from conclugen_jax.errors import ConclugenError, reason
 
 EPSILON = 1e-5
@@ -47,10 +47,8 @@ class CsdFeatures:
           pool: over time: ``mean``, ``max`` or ``last``.
 
         Raises:
-          ConclugenError: no file, an unknown pooling, or a file that holds no sequences of vectors.
+          ConclugenError: no file, or one that holds no sequences of vectors.
         """
-        if pool not in POOLS:
-            raise ConclugenError(f"pooling {pool!r} is unknown; there are {', '.join(POOLS)}")
         self._sequences = [CsdFile(path) for path in ([paths] if isinstance(paths, Path) else paths)]
         if not self._sequences:
             raise ConclugenError("no .csd file is named for the modality; name one or more")
