@@ -1,11 +1,18 @@
 """Files in the layouts that users hold, written for tests, and what a data set built from them holds."""
 
+import contextlib
 import csv
+import os
+import resource
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from conclugen_jax.data import builders, formats, shards
 from conclugen_jax.data.annotations import Layout
+from conclugen_jax.data.requests import Request
+from conclugen_jax.errors import ConclugenError
 
 DIMS = {"video": 5, "audio": 3, "text": 4}
 
@@ -87,3 +94,33 @@ def write_csd(path, entries, *, root="a sequence"):
             group = file.create_group(f"{root}/data/{video}")
             group["features"], group["intervals"] = x, np.asarray(intervals, np.float64)
         file.create_group(f"{root}/metadata")["root name"] = np.array([root.encode()], dtype=h5py.string_dtype())
+
+
+def refused(message, source, **options):
+    """The request ends in one sentence that says so."""
+    request = Request(**{"dataset": "features", "name": "mine", "source": source} | options)
+    with pytest.raises(ConclugenError, match=message) as e:
+        formats.open_source(request)
+    assert "\n" not in str(e.value)
+
+
+def matrices(folder, *modalities, ids="ab"):
+    """A matrix for each modality."""
+    for name in modalities:
+        save(folder / f"{name}.npy", np.ones((len(ids), 2)))
+        (folder / f"{name}.txt").write_text("\n".join(ids))
+    return folder
+
+
+@contextlib.contextmanager
+def little_memory():
+    """A gigabyte beyond what is in use: what takes more ends in MemoryError, not in the death of the machine."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("no /proc to say how much memory is in use")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -378,33 +378,3 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
     with pytest.raises(ConclugenError, match="changed while it was read"):
         builders.build(source, tmp_path / "data")
     assert not list((tmp_path / "data").iterdir())
-
-
-# What is asked for
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"dataset": "mosi"}, r"'mosi' is unknown; there are voxceleb2, caer"),
-        ({"format": "zip"}, r"format 'zip' is unknown; there are auto, authors"),
-        ({"pool": "sum"}, r"pooling 'sum' is unknown; there are mean, max, last"),
-        ({"name": ""}, r"needs a name of its own; give it with --name"),
-        ({"source": Path("nowhere")}, r"nowhere: no such file or folder"),
-        ({"source": None}, r"no source"),
-        ({"only": ("smell",)}, r"no modality 'smell'; there are x"),
-        ({"modalities": {"y": "gone.npy"}}, r"gone.npy: no such file"),
-        ({"dataset": "meld"}, r"no labels; add a labels.csv"),
-        ({"dataset": "caer"}, r"nothing says which split"),
-        ({"format": "csd"}, r"format 'csd' is for cmu_mosei and cmu_mosi"),
-        ({"folds": (3, 0)}, r"fold 0 of 3 over 1 groups"),
-        ({"layout": Layout(label=("emotion",))}, r"no column 'emotion'; it has id, label"),
-    ],
-)
-def test_impossible_requests_say_the_way_out(tmp_path, changes, message):
-    save(tmp_path / "t" / "x" / "a.npy", np.ones(2))
-    if "layout" in changes:
-        (tmp_path / "t" / "labels.csv").write_text("id,label\na,1\n")
-    request = {"dataset": "features", "source": tmp_path / "t", "name": "mine"} | changes
-    with pytest.raises(ConclugenError, match=message):
-        formats.open_source(Request(**request))

@@ -9,7 +9,7 @@ from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.data.sources import Annotations, DatasetSpec, Example, LabelSpec
 from conclugen_jax.errors import ConclugenError
-from tests.layouts import build, save, write_csd
+from tests.layouts import build, save
 
 EMOTIONS = ",".join(CORPORA["cmu_mosei"].label.names)
 TABLES = {
@@ -390,52 +390,3 @@ def test_bad_values_are_named_by_their_column(tmp_path):
     np.savez(tmp_path / "x.npz", ids=np.array(list("abc")), x=x)
     with pytest.raises(ConclugenError, match=r"id 'b', modality 'x': 2 of 4 values are NaN .*\(first at column 2\)"):
         build(Request("features", tmp_path / "x.npz", name="mine"), tmp_path / "data")
-
-
-# CMU-MultimodalSDK
-
-
-def mosei(folder):
-    """Two videos with three segments of two steps each."""
-    pytest.importorskip("h5py")
-    folder.mkdir()
-    segments, steps = [[0, 2], [2, 4], [4, 6]], [[i, i + 1] for i in range(6)]
-    labels = np.zeros((3, 7))
-    labels[:, 0] = [-1, 0, 1]
-    videos = ("9cxlcpbmrH0", "-3g5yACwYnA")
-    write_csd(folder / "CMU_MOSEI_Labels.csd", dict.fromkeys(videos, (labels, segments)))
-    write_csd(folder / "CMU_MOSEI_COVAREP.csd", dict.fromkeys(videos, (np.array([0, 1, 5, 2, 4, 4.5])[:, None], steps)))
-    return folder
-
-
-def test_csd_pools_as_asked(tmp_path):
-    folder = mosei(tmp_path / "mosei")
-    for how, expected in (("mean", [0.5, 3.5, 4.25]), ("max", [1, 5, 4.5]), ("last", [1, 2, 4.5])):
-        source = formats.open_source(Request("cmu_mosei", folder, pool=how))
-        found = [float(e.features["audio"][0]) for e in source.examples("train") if e.group == "-3g5yACwYnA"]
-        assert found == expected
-
-
-def test_csd_leaves_out_the_broken_segments(tmp_path, monkeypatch):
-    folder = mosei(tmp_path / "mosei")
-    corpus = CORPORA["cmu_mosei"]
-    monkeypatch.setitem(corpus.drop, "", corpus.drop[""] | {"9cxlcpbmrH0_1"})
-    source = formats.open_source(Request("cmu_mosei", folder))
-    ids = [i for a in source.annotations.values() for i in a.ids]
-    assert sorted(ids) == ["-3g5yACwYnA_0", "-3g5yACwYnA_1", "-3g5yACwYnA_2", "9cxlcpbmrH0_0", "9cxlcpbmrH0_2"]
-    header = "video,start_time,end_time,sentiment,happy,sad,anger,surprise,disgust,fear"
-    rows = [f"{v},{s},{s + 2},0,0,0,0,0,0,0" for v in ("9cxlcpbmrH0", "-3g5yACwYnA") for s in (0, 2, 4)]
-    table = write(tmp_path / "segments.csv", "\n".join([header, *rows]))
-    again = formats.open_source(Request("cmu_mosei", folder, labels=(table,)))
-    assert {s: a.ids for s, a in again.annotations.items()} == {s: a.ids for s, a in source.annotations.items()}
-
-
-def test_two_label_files_of_csd_are_refused_unless_one_is_named(tmp_path):
-    folder = mosei(tmp_path / "mosei")
-    second = folder / "CMU_MOSEI_Labels_old.csd"
-    second.write_bytes((folder / "CMU_MOSEI_Labels.csd").read_bytes())
-    message = refusal(formats.open_source, Request("cmu_mosei", folder))
-    assert message.startswith("2 label files (")
-    assert message.endswith("name one with --labels=FILE.csd")
-    source = formats.open_source(Request("cmu_mosei", folder, labels=(second,)))
-    assert source.provenance()["label_files"] == ["CMU_MOSEI_Labels_old.csd"]
