@@ -41,13 +41,13 @@ def open_authors(request: Request) -> Found:
     folders = _folders(request.source / "features")
     features: dict[str, Features] = {}
     for modality, kinds in MODALITIES.items():
-        pieces = [_open_folder(folders[kind]) for kind in kinds if kind in folders]
-        if pieces and len(pieces) < len(kinds):
+        present = [folders[kind] for kind in kinds if kind in folders]
+        if present and len(present) < len(kinds):
             raise ConclugenError(
                 f"{request.source}: {modality!r} needs {' and '.join(kinds)}, one is missing in features/"
             )
-        if pieces:
-            features[modality] = _concatenated(pieces)
+        if present:
+            features[modality] = _side_by_side(present)
     if not features:
         raise ConclugenError(f"{request.source}: no frames_2d..., audio_spectrograms... or texts... in features/")
     if corpus.named is not None:  # the names say as much as the annotations, at a hundredth of the time
@@ -74,32 +74,19 @@ def _folders(root: Path) -> dict[str, Path]:
     return result
 
 
-def _open_folder(folder: Path) -> FolderFeatures | VariantFeatures:
-    variants = [p for p in entries(folder) if re.fullmatch(r"aug\d+", p.name)]
-    if len(variants) < 2:
-        return FolderFeatures(*variants or [folder], how="")
-    variants.sort(key=lambda p: int(p.name[3:]))
-    return VariantFeatures([FolderFeatures(p, how="") for p in variants], first_split="train")
+def _side_by_side(folders: list[Path]) -> Features:
+    """Open folders whose vectors of the same clip and variant make up one vector."""
+    stored = [_variants(folder) for folder in folders]
+    if len(set(map(len, stored))) > 1:
+        raise ConclugenError(f"{folders[0]} and {folders[1]} have different numbers of variants; complete them")
+    variants = [ConcatFeatures(same) if len(same) > 1 else same[0] for same in zip(*stored, strict=True)]
+    return VariantFeatures(variants, first_split="train") if len(variants) > 1 else variants[0]
 
 
-def _concatenated(pieces: list[FolderFeatures | VariantFeatures]) -> Features:
-    """Put 2D and 3D features of the same variant side by side."""
-    if len(pieces) == 1:
-        return pieces[0]
-    numbers = {len(p.variants) if isinstance(p, VariantFeatures) else 0 for p in pieces}
-    if len(numbers) > 1:
-        raise ConclugenError(
-            f"{_name(pieces[0])} and {_name(pieces[1])} have different numbers of variants; complete them"
-        )
-    if numbers == {0}:
-        return ConcatFeatures(pieces)
-    return VariantFeatures(
-        [ConcatFeatures(same) for same in zip(*(p.variants for p in pieces), strict=True)], first_split="train"
-    )
-
-
-def _name(piece: FolderFeatures | VariantFeatures) -> Path:
-    return piece.variants[0].folder.parent if isinstance(piece, VariantFeatures) else piece.folder
+def _variants(folder: Path) -> list[FolderFeatures]:
+    """Open the variants ``aug1``, ``aug2``, ... in a folder, or the folder itself where there are none."""
+    paths = [p for p in entries(folder) if re.fullmatch(r"aug\d+", p.name)] or [folder]
+    return [FolderFeatures(p, how="") for p in sorted(paths, key=lambda p: (len(p.name), p.name))]
 
 
 def _annotations_file(source: Path, *, cropped: bool) -> Path:
