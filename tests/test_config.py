@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import allowed
 from conclugen_jax.run import config as config_lib
 from configs import base
 from tests.helpers import tiny_config
@@ -139,10 +140,10 @@ def test_impossible_values_are_refused_by_key(key, value, message):
 
 def test_every_choice_and_range_is_of_a_key():
     flat = dict(config_lib.flatten(base.get_config().to_dict()))
-    assert set(config_lib.CHOICES) | set(config_lib.RANGES) <= set(flat)
-    assert all(flat[k] in allowed for k, allowed in config_lib.CHOICES.items())
+    assert set(allowed.CHOICES) | set(allowed.RANGES) <= set(flat)
+    assert all(flat[k] in choices for k, choices in allowed.CHOICES.items())
     numbers = {k for k, v in flat.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    assert numbers == set(config_lib.RANGES), "every number has a range"
+    assert numbers == set(allowed.RANGES), "every number has a range"
 
 
 def test_objectives_that_train_nothing_are_refused():
