@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.run import seals, trees
+from conclugen_jax.run import saving, seals, trees
 from conclugen_jax.run.trees import fingerprint as fingerprint
 from conclugen_jax.run.trees import from_tree as from_tree
 from conclugen_jax.run.trees import of_main as of_main
@@ -26,8 +25,6 @@ from conclugen_jax.system import processes, progress
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 """Folder of damaged checkpoints, as STEP-TIME."""
-PATIENCE = 1200.0
-"""Seconds after which a save counts as hanging."""
 
 
 class Damaged(ConclugenError):
@@ -76,9 +73,7 @@ class Checkpoints:
           ConclugenError: the folder cannot be used, or has no checkpoint and is only to be read.
         """
         self.workdir, self._folder = Path(workdir), (Path(workdir) / FOLDER).absolute()
-        self._max_failures, self._failures = max_failures, 0
-        self._failure: ConclugenError | None = None  # of the newest save
-        self._writing: threading.Thread | None = None
+        self._saver = saving.Saver(self.workdir / FOLDER, max_failures)
         self._manager: ocp.CheckpointManager | None = None
         if not processes.is_main():
             return
@@ -145,35 +140,12 @@ class Checkpoints:
         """
         if not self._manager:
             return
-        self._join()
-        if self._failures >= self._max_failures:
-            raise self._failure
+        self._saver.check()
         if step in self.steps():
             return
         tree = to_tree(state)
         record = {"step": step, "sha256": fingerprint(tree), "info": dict(info), "info_sha256": _json_hash(info)}
-        # The thread is a daemon: a disk that does not answer must not keep the process from ending.
-        self._writing = threading.Thread(target=self._write, args=(step, tree, record, loss), daemon=True)
-        self._writing.start()
-
-    def _write(self, step: int, tree: Any, record: Mapping[str, Any], loss: float | None) -> None:
-        try:
-            try:
-                self._commit(step, tree, record, loss)
-            except Exception:
-                self._clear()
-                self._commit(step, tree, record, loss)
-            self._failure, self._failures = None, 0
-        except Exception as e:  # Orbax and TensorStore raise many kinds
-            self._failure = ConclugenError(
-                f"{self.workdir / FOLDER}: checkpoint of step {step} cannot be written ({_shown(e)}); free space and repeat "
-                "the command to resume"
-            )
-            self._failures += 1
-            with contextlib.suppress(Exception):
-                self._clear()
-            if self._failures < self._max_failures:
-                progress.say(f"warning: {self._failure}; the run goes on")
+        self._saver.start(step, lambda: self._commit(step, tree, record, loss), self._clear)
 
     def _commit(self, step: int, tree: Any, record: Mapping[str, Any], loss: float | None) -> None:
         args = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(dict(record)))
@@ -198,7 +170,7 @@ class Checkpoints:
         Raises:
           ConclugenError: all are damaged, or the newest intact one does not fit.
         """
-        self._join()
+        self._saver.join()
         damaged = None
         while steps := self.steps():
             try:
@@ -278,35 +250,20 @@ class Checkpoints:
         """Wait until everything saved so far is committed.
 
         Raises:
-          ConclugenError: the newest save has failed.
+          ConclugenError: the newest save has failed, or hangs.
         """
-        self._join()
-        if self._failure:
-            raise self._failure
-
-    def _join(self) -> None:
-        if self._writing:
-            self._writing.join(PATIENCE)
-            if self._writing.is_alive():
-                raise ConclugenError(
-                    f"{self.workdir / FOLDER}: a checkpoint is still not written after {PATIENCE:.0f} s; the disk does not "
-                    "answer, repeat the command when it does"
-                )
-            self._writing = None
+        self._saver.wait()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         """Wait and close; a failed save does not hide another error that has ended the run."""
-        try:
-            self._join()
-        except ConclugenError as e:
-            self._failure = e
-        if self._manager and self._writing is None:
-            self._manager.close()
-        if kind is None and self._failure:
-            raise self._failure
+        with contextlib.suppress(ConclugenError) if kind else contextlib.nullcontext():
+            self._saver.join()
+            if self._manager:
+                self._manager.close()
+            self._saver.wait()
 
 
 def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.CheckpointManagerOptions:
