@@ -113,11 +113,11 @@ def test_a_second_signal_does_not_wait_for_the_first(tmp_path):
     code = (
         "import time\n"
         "from conclugen_jax.system import signals\n"
-        "signals.unwinding()\n"
-        "try:\n"
-        "    print('ready', flush=True); time.sleep(60)\n"
-        "finally:\n"
-        "    print('leaving', flush=True); time.sleep(60)\n"
+        "with signals.ending_at_once():\n"
+        "    try:\n"
+        "        print('ready', flush=True); time.sleep(60)\n"
+        "    finally:\n"
+        "        print('leaving', flush=True); time.sleep(60)\n"
     )
     build = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT, text=True)
     for said, number in (("ready\n", signal.SIGTERM), ("leaving\n", signal.SIGINT)):

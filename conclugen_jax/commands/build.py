@@ -52,9 +52,9 @@ OF_FILES = (
 """Flags that say which files are read, and how."""
 
 
+@signals.ending_at_once()
 def main() -> None:
     """Build and say what was built."""
-    signals.unwinding()
     _refuse_ignored()
     source = _source(command.required("dataset"))
     workers = FLAGS.num_workers or os.cpu_count()

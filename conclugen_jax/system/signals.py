@@ -88,6 +88,13 @@ def caught() -> Iterator[Stop]:
 
 
 @contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let signals end all of the work in the context, or in the decorated function; see :meth:`Stop.at_once`."""
+    with caught() as stop, stop.at_once():
+        yield
+
+
+@contextlib.contextmanager
 def _watched(stop: Stop) -> Iterator[None]:
     """End the process at the second signal, and for a first one that waits too long for compiled code.
 
@@ -133,15 +140,3 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def unwinding() -> None:
-    """Let SIGINT and SIGTERM raise SystemExit from now on, so that unfinished work is removed; a second one ends at once."""
-
-    def end(number: int, _frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda again, _: os._exit(128 + again))
-        raise SystemExit(128 + number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
