@@ -21,15 +21,13 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(RUN) -m launch.build_dataset --dataset=digits --data_dir=$(DEMO)/data
-	$(RUN) -m launch.pretrain --config=configs/demo.py --config.data.path=$(DEMO)/data/digits/1.0.0 --workdir=$(DEMO)/conclugen
-	$(RUN) -m launch.probe --workdir=$(DEMO)/conclugen --output=$(DEMO)/label_efficiency
+	$(RUN) -m conclugen_jax demo --folder=$(DEMO)
 
 study: $(STAMP)
-	$(RUN) -m launch.build_dataset --dataset=digits --data_dir=$(STUDY)/data
-	$(RUN) -m launch.study --config=configs/study_demo.py --study=$(STUDY) \
+	$(RUN) -m conclugen_jax build --dataset=digits --data_dir=$(STUDY)/data
+	$(RUN) -m conclugen_jax study --config=study_demo --study=$(STUDY) \
 		--config.pretraining_path=$(STUDY)/data/digits/1.0.0 --config.datasets.digits.path=$(STUDY)/data/digits/1.0.0
-	$(RUN) -m launch.report --study=$(STUDY)
+	$(RUN) -m conclugen_jax report --study=$(STUDY)
 
 # TORCH_PYTHON names a Python with torch and fast-pytorch-kmeans; without it our side is timed alone.
 bench: $(STAMP)
