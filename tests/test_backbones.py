@@ -19,7 +19,7 @@ from conclugen_jax.extract.backbones import Backbone, Networks, Options, View
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.media import decoding as media
-from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.media.clip import SAMPLE_RATE, Clip
 from conclugen_jax.extract.networks import davenet, resnet, weights
 from tests import clips
 from tests.test_networks import TOKENIZER, write_text
@@ -50,7 +50,7 @@ def still(count=20):
     """A clip of one picture throughout, an array of its own for each frame; noise; words."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    sound = rng.normal(0, 0.1, media.SAMPLE_RATE).astype(np.float32)
+    sound = rng.normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
     return Clip([picture.copy() for _ in range(count)], np.arange(count) / RATE, RATE, sound, text=TEXT)
 
 

@@ -12,7 +12,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones, clips, faces, preparation
 from conclugen_jax.extract.backbones import Networks
 from conclugen_jax.extract.media import decoding as media
-from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import mtcnn, weights
 
 CLIPS = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "clips"

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract.media import clip as clip_lib
+from conclugen_jax.extract.media import container, sampler, sound
 from conclugen_jax.extract.media import decoding as media
 from tests import clips
 
@@ -110,6 +112,22 @@ def test_times_that_leap_do_not_fill_the_memory(tmp_path):
     assert media.decode(late, end=2.0).sound is None
 
 
+def test_sound_that_leaps_is_too_long(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as opened:
+        stream = opened.add_stream("pcm_s16le", rate=16_000)
+        stream.layout = "mono"
+        for start in (0, 320_000_000):
+            frame = av.AudioFrame.from_ndarray(np.full((1, 16_000), 9000, np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 16_000, start, Fraction(1, 16_000)
+            opened.mux(stream.encode(frame))
+        opened.mux(stream.encode(None))
+    with pytest.raises(ConclugenError, match="more than 300 s in one piece; cut it"):
+        media.decode(path)
+    clip = media.decode(path, end=2.0)
+    assert (len(clip.sound), clip.length) == (16_000, 2.0)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_sound_that_is_none_is_left_out(tmp_path, value):
     from scipy.io import wavfile
@@ -185,7 +203,7 @@ def test_large_frames_are_made_smaller(tmp_path):
 def test_frames_of_a_long_clip_are_made_smaller(tmp_path, monkeypatch):
     path = clips.write(tmp_path / "a.mkv", clips.steady(4.0))
     assert media.decode(path).frames[0].shape == (48, 64, 3)
-    monkeypatch.setattr(media, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(sampler, "MAX_BYTES", 100_000)
     clip = media.decode(path)
     assert sum(frame.nbytes for frame in clip.frames) <= 100_000
     assert len(clip.frames) == 64
@@ -215,19 +233,19 @@ def test_pictures_that_begin_a_little_late_are_there_from_the_start(tmp_path, la
 
 def test_a_cover_is_no_picture_of_a_clip():
     stream = av.open(io.BytesIO(), "w", format="matroska").add_stream("mjpeg", rate=1)
-    assert not media._is_cover(stream)
+    assert not container.is_cover(stream)
     stream.disposition = type(stream.disposition).attached_pic
-    assert media._is_cover(stream)
+    assert container.is_cover(stream)
 
 
 def test_frames_without_times_follow_each_other():
     stream = types.SimpleNamespace(average_rate=Fraction(4), guessed_rate=None, sample_aspect_ratio=None)
-    sampler = media._Sampler(stream, (4.0,), 0.0, None, Fraction(0), 1.0)
+    taken = sampler.Sampler(stream, (4.0,), 0.0, None, Fraction(0), 1.0)
     for i in range(4):
         frame = av.VideoFrame.from_ndarray(clips.image(10 * i), format="rgb24")
         frame.pts = None
-        sampler.add(frame)
-    frames, times = sampler.finish()
+        taken.add(frame)
+    frames, times = taken.finish()
     assert times.tolist() == [0, 0.25, 0.5, 0.75]
     assert [clips.number_of(frame) for frame in frames] == [0, 10, 20, 30]
 
@@ -295,7 +313,7 @@ def test_intervals_that_are_not_there(tmp_path):
 
 
 def test_too_long_in_one_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(media, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(clip_lib, "MAX_SECONDS", 1.0)
     with pytest.raises(ConclugenError, match="more than 1 s in one piece; cut it"):
         media.decode(clips.write(tmp_path / "a.mkv", clips.steady(3.0)))
     assert media.decode(tmp_path / "a.mkv", start=1.5, end=2.0).frames
@@ -303,7 +321,7 @@ def test_too_long_in_one_piece(tmp_path, monkeypatch):
 
 def test_only_the_interval_counts_for_the_longest(tmp_path, monkeypatch):
     """Wherever decoding has to begin: at a key frame before, or at the start of the clip."""
-    monkeypatch.setattr(media, "MAX_SECONDS", 3.0)
+    monkeypatch.setattr(clip_lib, "MAX_SECONDS", 3.0)
     sound = np.linspace(-0.5, 0.5, 128_000).astype(np.float32)
     for name, codec, gop in (("a.mkv", "mpeg4", 25), ("b.mkv", "mpeg4", 400), ("c.avi", "mpeg4", 25)):
         path = clips.write(tmp_path / name, clips.steady(8.0), codec=codec, gop=gop, b_frames=0, sound=sound)
@@ -347,10 +365,10 @@ def test_all_of_the_sound_is_heard(tmp_path):
 def test_frames_that_were_left_out_are_not_taken_for_others():
     frames = [np.full((2, 2, 3), i, np.uint8) for i in range(6)]
     times = np.array([0.5, 0.75, 1.0, 1.25, 3.0, 3.25])  # of 4 a second: none from 0 to 0.5 and from 1.5 to 3
-    clip = media.Clip(frames, times, 4.0, None)
+    clip = clip_lib.Clip(frames, times, 4.0, None)
     assert [int(f[0, 0, 0]) for f in clip.at_rate(1.0)] == [2, 4]
     assert [int(f[0, 0, 0]) for f in clip.at_rate(2.0)] == [0, 2, 4]
-    between = media.Clip(frames[:1], np.array([0.5]), 4.0, None)
+    between = clip_lib.Clip(frames[:1], np.array([0.5]), 4.0, None)
     assert [int(f[0, 0, 0]) for f in between.at_rate(1.0)] == [0]
 
 
@@ -362,12 +380,12 @@ def test_sound_whose_form_changes_is_heard_on(tmp_path):
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, len(frames) * count, Fraction(1, rate)
         frames.append(frame)
-    recorder = media._Recorder(0.0, None, Fraction(0))
+    recorder = sound.Recorder(0.0, None, Fraction(0))
     for frame in frames:
         recorder.add(frame)
-    sound = recorder.finish()
-    assert abs(len(sound) - 16_000) < 40
-    np.testing.assert_allclose(np.delete(sound, np.s_[7900:8100])[:-100], 0.25, atol=1e-3)
+    heard = recorder.finish()
+    assert abs(len(heard) - 16_000) < 40
+    np.testing.assert_allclose(np.delete(heard, np.s_[7900:8100])[:-100], 0.25, atol=1e-3)
 
 
 def test_a_gap_in_the_sound_is_silence(tmp_path):

@@ -11,7 +11,7 @@ from safetensors import numpy as safetensors
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones
 from conclugen_jax.extract.media import mel
-from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import conversion, convolution, davenet, mtcnn, resnet, text_encoder, weights
 from tests.parity import seeded
 from tests.test_torch_files import FILES

@@ -14,7 +14,7 @@ import pytest
 
 from conclugen_jax.extract import backbones
 from conclugen_jax.extract.media import mel
-from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import davenet, resnet, text_encoder, weights
 from tests.parity import seeded
 from tests.test_networks import TOKENIZER, close

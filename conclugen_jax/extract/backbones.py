@@ -16,7 +16,7 @@ import numpy as np
 
 from conclugen_jax.errors import ConclugenError, place_of
 from conclugen_jax.extract.media import augmentation, mel
-from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import davenet, resnet, text_encoder, weights
 from conclugen_jax.extract.networks.weights import Weights
 

@@ -30,8 +30,7 @@ from conclugen_jax.extract import preparation, workers
 from conclugen_jax.extract.averages import Averages
 from conclugen_jax.extract.backbones import Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.media import decoding as media
-from conclugen_jax.extract.media import speech
+from conclugen_jax.extract.media import container, speech
 from conclugen_jax.extract.networks import weights
 from conclugen_jax.extract.preparation import Prepared, Recipe
 from conclugen_jax.extract.store import Planned, Store
@@ -232,7 +231,7 @@ def extract(
     builders.check_spec(plan.spec)
     todo, unknown = _asked_for(plan, utterances, how)
     if how.rates or set(how.modalities.values()) - {"text"}:
-        media.library()  # where it is not installed that is no fault of the clips
+        container.library()  # where it is not installed that is no fault of the clips
     fingerprint = _fingerprint(plan, todo, facts)
     target = data_dir / plan.spec.name / plan.spec.version
     folder = data_dir / f".extracting-{plan.spec.name}-{plan.spec.version}"

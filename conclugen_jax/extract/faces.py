@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import mtcnn
 
 MIN_PROBABILITY = 0.9

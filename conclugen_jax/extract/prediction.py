@@ -16,8 +16,7 @@ from conclugen_jax.extract import backbones as backbones_lib
 from conclugen_jax.extract import extraction, preparation, workers
 from conclugen_jax.extract.backbones import PRECISIONS, Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance, sound_beside
-from conclugen_jax.extract.media import decoding as media
-from conclugen_jax.extract.media import speech, subtitles
+from conclugen_jax.extract.media import sampler, speech, subtitles
 from conclugen_jax.extract.networks import mtcnn, weights
 from conclugen_jax.run import workdir as workdir_lib
 
@@ -151,7 +150,7 @@ def _same_way(
         if (
             how_run.precision not in PRECISIONS
             or type(how_run.size) is not int
-            or not 0 < how_run.size <= media.MAX_SIDE
+            or not 0 < how_run.size <= sampler.MAX_SIDE
         ):
             raise ValueError("options that no extraction has")
         detections = made["frames"].get("faces_per_second")

@@ -13,7 +13,7 @@ from conclugen_jax.extract.backbones import Backbone, Items, View
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import decoding as media
 from conclugen_jax.extract.media import speech
-from conclugen_jax.extract.media.decoding import Clip
+from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import weights
 
 NO_FACE = ("drop", "whole", "missing")

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from conclugen_jax.extract.media.decoding import SAMPLE_RATE
+from conclugen_jax.extract.media.clip import SAMPLE_RATE
 
 
 def hz_to_mel(hz: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 
 from conclugen_jax.data.manifest import sha256
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.media.decoding import SAMPLE_RATE, SILENCE
+from conclugen_jax.extract.media.clip import SAMPLE_RATE
+from conclugen_jax.extract.media.sound import SILENCE
 
 Recogniser = Callable[[np.ndarray], str]
 """float32 [samples] at 16 kHz -> words, empty where none are heard."""

@@ -1,0 +1,54 @@
+"""A decoded clip: frames at a constant rate with their times, and mono sound at 16 kHz."""
+
+import dataclasses
+
+import numpy as np
+
+SAMPLE_RATE = 16_000
+"""Samples of the sound per second."""
+
+MAX_SECONDS = 300.0
+"""Longest clip or interval; all of its frames are held in memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """What was decoded of a clip or of an interval of it.
+
+    Attributes:
+      frames: uint8 RGB arrays [height, width, 3], upright and with square pixels, at ``rate`` and at the lower rates that were
+        asked for. Samples that show the same picture share an array.
+      times: of the frames, in seconds from the start of the interval.
+      rate: frames per second that were asked for, or the clip's own rate where that is lower.
+      sound: float32 [samples] between -1 and 1 at 16 kHz; ``None`` for a clip without sound, or with silence only.
+      text: what is said, if known.
+      notes: remarks for the user, such as a broken end.
+      length: seconds from the start of the interval to the end of what was decoded.
+    """
+
+    frames: list[np.ndarray]
+    times: np.ndarray
+    rate: float
+    sound: np.ndarray | None
+    text: str | None = None
+    notes: tuple[str, ...] = ()
+    length: float = 0.0
+
+    def at_rate(self, rate: float) -> list[np.ndarray]:
+        """Return the frames on the screen ``rate`` times per second, or all if there are fewer; at least one.
+
+        Times at which frames were dropped, such as those without a face, have none.
+        """
+        return [self.frames[i] for i in self.rows_at(rate)]
+
+    def rows_at(self, rate: float) -> list[int]:
+        """Return the indices of the frames that :meth:`at_rate` returns."""
+        if not len(self.frames):
+            return []
+        if rate >= self.rate:  # skip the frames between, which belong to lower rates
+            samples = self.times * self.rate
+            return np.flatnonzero(np.abs(samples - np.rint(samples)) < 1e-6).tolist() or [0]
+        wanted = np.arange(0, self.times[-1] + 1 / self.rate - 1e-6, 1 / rate) + 1e-6
+        rows = np.searchsorted(self.times, wanted, side="right") - 1
+        shown = (rows >= 0) & (wanted - self.times[rows] < 1 / self.rate)
+        return rows[shown].tolist() or [0]

@@ -1,0 +1,139 @@
+"""Frames at constant rates: at each time k / rate the frame that is on the screen."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax.extract.media import clip as clip_lib
+
+MAX_SIDE = 1280
+"""Longest side of a decoded frame, in pixels; larger frames are scaled down, since faces in them are only cropped."""
+
+MAX_BYTES = 2**30
+"""Memory for the frames of a clip; those of a longer clip are scaled down to fit."""
+
+USUAL_RATE = 16.0
+"""Frames at lower rates are scaled down as at this one, so that their size does not depend on the rate."""
+
+
+class Sampler:
+    """Samples a stream of pictures at one or several rates. Each rate has a grid of its own that begins at the interval.
+
+    Attributes:
+      rate: frames per second of the first grid: the first rate asked for, or the stream's own where that is lower.
+      done: whether the interval is complete.
+      too_long: whether it is longer than :data:`conclugen_jax.extract.media.clip.MAX_SECONDS`.
+      shrunk: whether frames were scaled down for want of memory.
+    """
+
+    def __init__(
+        self, stream: Any, rates: tuple[float, ...], start: float, end: float | None, zero: Fraction, seconds: float
+    ):
+        """Prepare a sampler.
+
+        Args:
+          stream: of PyAV.
+          rates: frames per second, the highest first.
+          start: of the interval, in seconds after ``zero``.
+          end: of the interval; ``None``: the end of the clip.
+          zero: time at which the container begins.
+          seconds: expected length of the interval; 0 if unknown, which is taken for a short one.
+        """
+        own = stream.average_rate or stream.guessed_rate
+        highest = Fraction(own) if own and own <= rates[0] else Fraction(rates[0])
+        self.rate = min(rates[0], float(own)) if own else rates[0]
+        steps = [1 / highest, *(1 / Fraction(r) for r in rates[1:] if r < highest)]
+        self._counts = dict.fromkeys(steps, 0)  # time from one sample to the next -> samples so far
+        self._frame_length = 1 / Fraction(own) if own else Fraction(1, 25)
+        self._start, self._end, self._zero = _exact(start), None if end is None else _exact(end), zero
+        self._next = self._until = self._start
+        self._shown, self._shown_at = None, Fraction(-1)
+        self._aspect = float(stream.sample_aspect_ratio or 1)
+        usual = min(max(rates[0], USUAL_RATE), float(own or math.inf))
+        self._pixels = MAX_BYTES / 3 / max(1.0, min(seconds, clip_lib.MAX_SECONDS) * usual)
+        self._frames: list[np.ndarray] = []
+        self._times: list[float] = []
+        self._bytes = 0
+        self.done = self.shrunk = self.too_long = False
+
+    def add(self, frame: Any) -> None:
+        """Add the next frame in the order of presentation.
+
+        Raises:
+          MemoryError: the frames take far more memory than expected.
+        """
+        if frame.pts is not None and frame.time_base is not None:
+            at = frame.pts * frame.time_base - self._zero
+        else:
+            at = Fraction(0) if self._shown is None else self._shown_at + self._frame_length
+        if self._shown is None and self._next < at < 1 and not self._frames:
+            at = self._next  # pictures that begin a little after the sound
+        self._take_until(at)
+        length = frame.duration * frame.time_base if frame.duration and frame.time_base else self._frame_length
+        self._shown, self._shown_at, self._until = frame, at, at + (length or self._frame_length)
+
+    def _take_until(self, time: Fraction) -> None:
+        """Take the frame on the screen for all samples before ``time``."""
+        image = None
+        while self._next < time and not self.done:
+            if self._end is not None and self._next >= self._end:
+                self.done = True
+            elif self._next - self._start > clip_lib.MAX_SECONDS:
+                self.done = self.too_long = True
+            else:
+                if self._shown is not None and self._shown_at <= self._next:
+                    image = self._image(self._shown) if image is None else image
+                    self._frames.append(image)
+                    self._times.append(float(self._next - self._start))
+                self._advance()
+
+    def _advance(self) -> None:
+        """Move to the next sample of any grid."""
+        passed = self._next - self._start
+        self._counts = {step: n + (n * step == passed) for step, n in self._counts.items()}
+        self._next = self._start + min(n * step for step, n in self._counts.items())
+
+    def _image(self, frame: Any) -> np.ndarray:
+        image = upright(frame, self._aspect, self._pixels)
+        self.shrunk = self.shrunk or frame.width * frame.height > self._pixels
+        self._bytes += image.nbytes
+        if self._bytes > 2 * MAX_BYTES:
+            raise MemoryError
+        return image
+
+    @property
+    def seconds(self) -> float:
+        """Time from the start of the interval to the end of the last frame."""
+        until = self._until if self._end is None else min(self._until, self._end)
+        return max(0.0, float(until - self._start))
+
+    def finish(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the frames and their times in seconds; the last frame stays on the screen for its own length."""
+        self._take_until(self._until)
+        return self._frames, np.array(self._times)
+
+
+def _exact(seconds: float) -> Fraction:
+    """Return seconds as they were written, to the microsecond."""
+    return Fraction(round(seconds * 1_000_000), 1_000_000)
+
+
+def upright(frame: Any, aspect: float = 1.0, pixels: float = math.inf) -> np.ndarray:
+    """Return a frame as a player shows it: uint8 RGB [height, width, 3], square pixels, turned, at most :data:`MAX_SIDE` wide.
+
+    Args:
+      frame: of PyAV.
+      aspect: width of a pixel divided by its height.
+      pixels: at most, in the whole frame.
+    """
+    width, height = frame.width, frame.height
+    width = max(1, round(width * aspect)) if 0.1 < aspect < 10 else width
+    scale = min(1.0, MAX_SIDE / max(width, height), math.sqrt(pixels / (width * height)))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if size != (frame.width, frame.height):
+        frame = frame.reformat(*size, "rgb24", interpolation="AREA")
+    image = frame.to_ndarray(format="rgb24")
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

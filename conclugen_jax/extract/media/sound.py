@@ -1,0 +1,108 @@
+"""Sound as one channel at 16 kHz, each piece at its place in time."""
+
+from collections import deque
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax.extract.media import clip as clip_lib
+from conclugen_jax.extract.media import container
+from conclugen_jax.extract.media.clip import SAMPLE_RATE
+
+GAP = 0.1
+"""Seconds without sound in the middle of a clip that are filled with silence; shorter gaps are imprecise times."""
+
+SILENCE = 1e-4
+"""Greatest amplitude of sound that counts as none (-80 dB of full scale)."""
+
+LOUDEST = 1000.0
+"""Greatest amplitude that is plausible; in a damaged file numbers may be anything."""
+
+
+class Recorder:
+    """Collects the sound of an interval.
+
+    Attributes:
+      done: whether the interval is complete.
+    """
+
+    def __init__(self, start: float, end: float | None, zero: Fraction):
+        """Prepare a recorder.
+
+        Args:
+          start: of the interval, in seconds after ``zero``.
+          end: of the interval; ``None``: the end of the clip.
+          zero: time at which the container begins.
+        """
+        self._start, self._end, self._zero = start, end, zero
+        self._resampler, self._format = None, None
+        self._pieces: deque[np.ndarray] = deque()
+        self._begin: float | None = None
+        self._length = 0.0
+        self.done = False
+
+    @property
+    def seconds(self) -> float:
+        """Time from the start of the interval to the end of the last piece."""
+        until = (self._begin or 0.0) + self._length
+        return max(0.0, (until if self._end is None else min(until, self._end)) - self._start)
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the interval is longer than :data:`conclugen_jax.extract.media.clip.MAX_SECONDS`."""
+        return self.seconds > clip_lib.MAX_SECONDS
+
+    def add(self, frame: Any) -> None:
+        """Add the next piece of sound, a frame of PyAV."""
+        at = float(frame.pts * frame.time_base - self._zero) if frame.pts is not None and frame.time_base else None
+        if self._begin is None:
+            self._begin = at or 0.0
+        elif at is not None and (gap := at - self._begin - self._length) > GAP:
+            end = self._end if self._end is not None else self._start + 2 * clip_lib.MAX_SECONDS
+            if at > end:
+                self.done, self._length = True, end - self._begin
+                return
+            self._pieces.append(np.zeros(round(gap * SAMPLE_RATE), np.float32))
+            self._length += gap
+        form = frame.format.name, frame.layout.name, frame.sample_rate
+        if form != self._format:  # that of the first frame, or a change in the middle
+            self._finish_resampler()
+            self._resampler = container.library().AudioResampler(format="fltp", rate=SAMPLE_RATE)
+            self._format = form
+        frame.pts = None  # the resampler would fill gaps by its own rules
+        self._keep(self._resampler.resample(frame))
+        self.done = self._end is not None and self._begin + self._length > self._end
+
+    def _finish_resampler(self) -> None:
+        if self._resampler is not None:
+            self._keep(self._resampler.resample(None))
+
+    def _keep(self, frames: list[Any]) -> None:
+        """Append resampled frames, and drop the pieces before the interval."""
+        for frame in frames:
+            self._pieces.append(frame.to_ndarray().mean(axis=0))  # FFmpeg's own mixture to mono is louder
+            self._length += self._pieces[-1].size / SAMPLE_RATE
+            while len(self._pieces) > 1 and self._begin + self._pieces[0].size / SAMPLE_RATE <= self._start:
+                passed = self._pieces.popleft().size / SAMPLE_RATE
+                self._begin, self._length = self._begin + passed, self._length - passed
+
+    def finish(self) -> np.ndarray | None:
+        """Return the sound of the interval, float32 [samples], with zeros before its beginning; ``None`` if there is none."""
+        self._finish_resampler()
+        if not self._pieces or self._begin - self._start > clip_lib.MAX_SECONDS:
+            return None
+        samples = np.concatenate(self._pieces)
+        offset = round((self._begin - self._start) * SAMPLE_RATE)
+        samples = samples[-offset:] if offset < 0 else np.concatenate([np.zeros(offset, np.float32), samples])
+        if self._end is not None:
+            samples = samples[: round((self._end - self._start) * SAMPLE_RATE)]
+        return samples.astype(np.float32) if samples.size else None
+
+
+def fault(sound: np.ndarray) -> str:
+    """Return why a sound counts as none; empty if it counts."""
+    peak = np.abs(sound).max(initial=0)
+    if not peak <= LOUDEST:
+        return "the sound is no sound"
+    return "the sound is silence" if peak < SILENCE else ""
