@@ -235,6 +235,15 @@ def test_subtitles(tmp_path):
     assert subtitles.beside(tmp_path / "z.mp4") is None
 
 
+def test_numbers_and_identifiers_are_told_from_words(tmp_path):
+    (tmp_path / "a.srt").write_text("1\n100:00:01,000 --> 100:00:02,000\nI am\n42\n")
+    assert subtitles.read(tmp_path / "a.srt") == [subtitles.Utterance(360_001.0, 360_002.0, "I am 42")]
+    (tmp_path / "a.vtt").write_text(
+        "WEBVTT\n\nfirst\n00:01.000 --> 00:02.000\nHello\n\nsecond\n00:03.000 --> 00:04.000\nyou\n\nNOTE a remark\n"
+    )
+    assert [u.text for u in subtitles.read(tmp_path / "a.vtt")] == ["Hello", "you"]
+
+
 def test_subtitles_that_cannot_be(tmp_path):
     for name, text, message in (
         ("a.srt", "1\n00:00:xx,000 --> 00:00:02,000\nhello\n", "is no interval"),

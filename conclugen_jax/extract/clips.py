@@ -1,6 +1,7 @@
-"""Which clips there are: the folders of published corpora as they are unpacked, and folders of one's own."""
+"""Find clips: in the folders of published corpora as they are unpacked, and in folders of one's own."""
 
 import dataclasses
+import functools
 import glob
 import os
 import re
@@ -12,26 +13,11 @@ from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import subtitles
 
-PICTURES = (
-    ".mp4",
-    ".avi",
-    ".mkv",
-    ".mov",
-    ".webm",
-    ".flv",
-    ".mpg",
-    ".mpeg",
-    ".m4v",
-    ".wmv",
-    ".ts",
-    ".mts",
-    ".m2ts",
-    ".3gp",
-    ".ogv",
-)
+PICTURES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".flv", ".mpg", ".mpeg", ".m4v", ".wmv")
+PICTURES += (".ts", ".mts", ".m2ts", ".3gp", ".ogv")
 SOUNDS = (".wav", ".mp3", ".m4a", ".flac", ".ogg", ".aac", ".opus", ".wma")
 MEDIA = PICTURES + SOUNDS
-"""Endings of files that are taken for clips."""
+"""Endings of files that count as clips."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +26,13 @@ class Utterance:
 
     Attributes:
       key: its name, unique within its split.
-      split: that its folder says it is in; empty where nothing is said.
+      split: named by its folder; empty if the folder names none.
       path: of the clip.
       start: in seconds.
       end: in seconds; ``None``: the end of the clip.
       text: what is said, where it is known.
       sound: file of the sound, where it is another than the clip.
-      problem: why it cannot be extracted; empty where nothing is known to be wrong.
+      problem: why it cannot be extracted; empty if nothing is known to be wrong.
     """
 
     key: str
@@ -64,7 +50,7 @@ class Utterance:
         return f"{self.split}/{self.key}" if self.split else self.key
 
     def stamp(self) -> list:
-        """What changes when the example does."""
+        """Return what changes when the example does: times, words, and size and time of its files."""
         return [self.start, self.end, self.text, self.problem, *map(_stamp, filter(None, (self.path, self.sound)))]
 
 
@@ -77,10 +63,10 @@ def _stamp(path: str) -> list[int]:
 
 
 def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool = False) -> list[Utterance]:
-    """The utterances in a folder.
+    """Return the utterances in a folder, sorted by place.
 
     Args:
-      dataset: a key of :data:`LAYOUTS`, else any clips: ``[train|validation|test/]...`` with subtitles beside them.
+      dataset: a key of :data:`LAYOUTS`; others mean any clips: ``[train|validation|test/]...`` with subtitles beside them.
       source: folder.
       labels: tables; where they have columns ``start`` and ``end`` (or ``start_time`` and ``end_time``) and ``video``, their
         rows are the utterances, and a column ``text`` says what is said.
@@ -99,9 +85,7 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
     if tables:
         found = _from_tables(tables, _by_name(source))
     else:
-        found = list(LAYOUTS.get(dataset, _any)(source))
-        found = [_with_words(u, cut) for u in found]
-        found = [u for group in found for u in group]
+        found = [each for u in LAYOUTS.get(dataset, _any)(source) for each in with_words(u, cut=cut)]
     if not found:
         raise ConclugenError(
             f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md for the folders"
@@ -121,7 +105,7 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
 
 
 MAX_NAME = 240
-"""Bytes of a name: vectors are kept in files of that name and an ending."""
+"""Bytes of a name at most: a file of vectors has that name and an ending."""
 
 
 def _check_name(u: Utterance) -> None:
@@ -136,7 +120,7 @@ def _check_name(u: Utterance) -> None:
 
 
 def _files(folder: Path, endings: tuple[str, ...] = MEDIA) -> Iterator[Path]:
-    """Files below a folder, in order; linked folders are entered, each once."""
+    """Yield files below a folder, in order. Linked folders are entered, each once."""
     entered: set[str] = set()
 
     def refuse(e: OSError) -> None:
@@ -155,7 +139,7 @@ def _files(folder: Path, endings: tuple[str, ...] = MEDIA) -> Iterator[Path]:
 
 
 def _by_name(source: Path) -> dict[str, list[Path]]:
-    """Clips by their names and by their paths below a folder, without endings; pictures are preferred to sound alone."""
+    """Return clips by their names and by their paths below a folder, without endings; sound counts if there are no pictures."""
     found: dict[str, list[Path]] = {}
     for path in _files(source):
         for name in {path.stem, path.relative_to(source).with_suffix("").as_posix()}:
@@ -172,9 +156,9 @@ def _interval_columns(table: Table) -> tuple[str, str, str] | None:
 
 
 def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]]) -> list[Utterance]:
-    """Rows with intervals; without a column ``id`` a row is called VIDEO_NUMBER, as in the label tables of CMU-MOSEI."""
+    """Return the rows of tables. Without a column ``id`` a row is called VIDEO_NUMBER, as in the label tables of CMU-MOSEI."""
     found, counts, there = [], {}, False
-    lines_of: dict[Path, list[subtitles.Utterance]] = {}
+    read = functools.cache(subtitles.read)  # many rows may be of one clip
     for table in tables:
         video, start, end = _interval_columns(table)
         for where, row in table:
@@ -195,14 +179,14 @@ def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]]) -> li
                 raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; mend the row")
             words = " ".join(row["text"].split()) if "text" in table.names else None
             u = Utterance(key, "", str(paths[0]), *times, words or None, sound=sound_beside(paths[0]))
-            found.append(_with_words_of_interval(u, lines_of))
+            found += with_words(u, read=read)
     if found and not there:
         raise ConclugenError(f"{tables[0].path}: none of its {len(counts)} videos is there, such as {min(counts)!r}")
     return found
 
 
 def sound_beside(path: Path) -> str:
-    """The one file of sound that has the name of a file of pictures; empty if there is none."""
+    """Return the one file of sound that has the name of a file of pictures; empty if there is none, or several."""
     if path.suffix.lower() not in PICTURES:
         return ""
     beside = path.parent.glob(f"{glob.escape(path.stem)}.*")
@@ -210,26 +194,21 @@ def sound_beside(path: Path) -> str:
     return str(found[0]) if len(found) == 1 else ""
 
 
-def _with_words_of_interval(u: Utterance, lines_of: dict[Path, list[subtitles.Utterance]]) -> Utterance:
-    """What subtitles beside a clip say in an interval of it; those without times say nothing of it."""
-    path = subtitles.beside(Path(u.path)) if u.text is None else None
-    if path is None:
-        return u
-    try:
-        lines = lines_of[path] if path in lines_of else lines_of.setdefault(path, subtitles.read(path))
-    except ConclugenError as e:
-        return dataclasses.replace(u, problem=str(e))
-    timed = [line for line in lines if line.end is not None]
-    return dataclasses.replace(u, text=subtitles.said(timed, u.start, u.end))
+def with_words(
+    u: Utterance, *, cut: bool = False, read: Callable[[Path], list[subtitles.Utterance]] = subtitles.read
+) -> list[Utterance]:
+    """Return an utterance with the words of the subtitles beside its clip, unless its words are known already.
 
-
-def _with_words(u: Utterance, cut: bool) -> list[Utterance]:
-    """What subtitles beside a clip say; where they cannot be read, that is the clip's problem."""
+    Args:
+      u: utterance; subtitles that cannot be read become its problem.
+      cut: return an utterance for each line of subtitles that have times.
+      read: reads a file of subtitles.
+    """
     path = subtitles.beside(Path(u.path)) if u.text is None else None
     if path is None:
         return [u]
     try:
-        lines = subtitles.read(path)
+        lines = read(path)
     except ConclugenError as e:
         return [dataclasses.replace(u, problem=str(e))]
     if cut and lines and lines[0].end is not None:
@@ -241,7 +220,7 @@ def _with_words(u: Utterance, cut: bool) -> list[Utterance]:
 
 
 def _any(source: Path) -> Iterator[Utterance]:
-    """Any clips; a name is the path within its split without ending, with '_' for '/'. Sound beside pictures is theirs."""
+    """Find any clips: a key is the path within the split without ending, with '_' for '/'. Sound beside pictures is theirs."""
     groups: dict[Path, list[Path]] = {}
     for path in _files(source):
         groups.setdefault(path.with_suffix(""), []).append(path)
@@ -257,7 +236,7 @@ def _any(source: Path) -> Iterator[Utterance]:
 
 
 def _voxceleb2(source: Path) -> Iterator[Utterance]:
-    """``[dev/]mp4/IDENTITY/YOUTUBE/CLIP.mp4``; the sound in ``aac/IDENTITY/YOUTUBE/CLIP.m4a`` where it is. Test is left out."""
+    """``[dev/]mp4/IDENTITY/YOUTUBE/CLIP.mp4``; sound in ``aac/IDENTITY/YOUTUBE/CLIP.m4a``. The test set is skipped."""
     for path in _files(source, PICTURES):
         parts = path.relative_to(source).with_suffix("").parts
         if len(parts) < 3 or "test" in parts[:-3]:
@@ -336,4 +315,4 @@ LAYOUTS: dict[str, Callable[[Path], Iterator[Utterance]]] = {
     "cmu_mosi": _mosei,
     "ravdess": _ravdess,
 }
-"""Data set -> what finds its clips."""
+"""Data set -> function that finds its clips."""

@@ -13,10 +13,10 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import embedding
 from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import extraction, preparation, workers
+from conclugen_jax.extract import clips, extraction, preparation, workers
 from conclugen_jax.extract.backbones import PRECISIONS, Backbone, Networks, Options
-from conclugen_jax.extract.clips import Utterance, sound_beside
-from conclugen_jax.extract.media import sampler, speech, subtitles
+from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.extract.media import sampler, speech
 from conclugen_jax.extract.networks import mtcnn, weights
 from conclugen_jax.run import workdir as workdir_lib
 
@@ -109,17 +109,7 @@ def predict(
 
 
 def _utterances(file: Path, cut: bool) -> list[Utterance]:
-    path, whole = subtitles.beside(file), Utterance(str(file), "", str(file), sound=sound_beside(file))
-    try:
-        lines = subtitles.read(path) if path is not None else []
-    except ConclugenError as e:
-        return [dataclasses.replace(whole, problem=str(e))]
-    if cut and lines and lines[0].end is not None:
-        return [
-            dataclasses.replace(whole, key=f"{file}#{i}", start=u.start, end=u.end, text=u.text)
-            for i, u in enumerate(lines)
-        ]
-    return [dataclasses.replace(whole, text=subtitles.said(lines) if lines else None)]
+    return clips.with_words(Utterance(str(file), "", str(file), sound=clips.sound_beside(file)), cut=cut)
 
 
 def _same_way(

@@ -1,4 +1,4 @@
-"""What is said when: subtitles (.srt, .vtt), tables (.csv) with intervals, and plain text (.txt)."""
+"""Read what is said when: subtitles (.srt, .vtt), tables (.csv) with intervals, and plain text (.txt)."""
 
 import csv
 import dataclasses
@@ -12,7 +12,7 @@ from pathlib import Path
 from conclugen_jax.errors import ConclugenError
 
 MAX_BYTES = 64 * 2**20
-"""Larger files are no subtitles."""
+"""Largest file of subtitles."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +38,13 @@ _TAG = re.compile(r"<[^<>]{0,100}>|\{\\[^{}]{0,100}\}")
 
 
 def beside(clip: Path) -> Path | None:
-    """The file of subtitles of a clip: of its name, with another ending."""
+    """Return the file of subtitles of a clip, which has its name and another ending; ``None`` if there is none."""
     endings = (ending for suffix in SUFFIXES for ending in (suffix, suffix.upper()))
     return next((p for p in map(clip.with_suffix, endings) if p.is_file()), None)
 
 
 def read(path: Path) -> list[Utterance]:
-    """The utterances in a file, in the order of their times; none where nothing is said in it.
+    """Return the utterances in a file, in the order of their times; none if nothing is said in it.
 
     Raises:
       ConclugenError: the file cannot be read, or a time in it cannot.
@@ -64,7 +64,7 @@ def read(path: Path) -> list[Utterance]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, UTF-8 or UTF-16 with its mark, else Windows' Latin letters.
+    """Return a file's text: UTF-8, UTF-16 with its mark, or else Windows-1252.
 
     Raises:
       ConclugenError: the file cannot be read or is too large.
@@ -84,7 +84,7 @@ def read_text(path: Path) -> str:
 
 
 def _cues(path: Path, text: str) -> list[Utterance]:
-    """A cue is a line of times and the lines below, up to an empty one or to the next times (and their number)."""
+    """Read cues: a line of times and the lines below, up to an empty one or to the next times (and their number)."""
     found: list[Utterance] = []
     lines = text.splitlines()
     at = list(_lines_of_times(lines))
@@ -104,7 +104,7 @@ def _cues(path: Path, text: str) -> list[Utterance]:
 
 
 def _lines_of_times(lines: list[str]) -> Iterator[int]:
-    """Where the times are: in the first or second line of a block they may be damaged, further below they are not."""
+    """Yield where times are: in the first two lines of a block they may be damaged, in a line further below they are not."""
     place, remark, timed = 0, False, False
     for i, line in enumerate(lines):
         place = place + 1 if line.strip() else 0
@@ -127,7 +127,7 @@ def _checked(path: Path, start: float, end: float | None, words: str) -> Utteran
 
 
 def _table(path: Path, text: str) -> list[Utterance]:
-    """Columns ``start``, ``end`` (seconds) and ``text``."""
+    """Read columns ``start``, ``end`` (seconds) and ``text``, whatever their case."""
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         columns, rows = list(reader.fieldnames or ()), list(reader)
@@ -151,13 +151,15 @@ def _table(path: Path, text: str) -> list[Utterance]:
 
 
 def said(utterances: list[Utterance], start: float = 0.0, end: float | None = None) -> str | None:
-    """Words of the utterances that lie in an interval by more than half; ``None`` where nothing is said."""
+    """Return the words of the utterances that lie in an interval by more than half; ``None`` if nothing is said.
+
+    An utterance without times counts only where the interval is the whole clip (``end`` is ``None``).
+    """
     words = []
     for u in utterances:
         if u.end is None:
-            words.append(u.text)
-            continue
-        shared = min(u.end, end if end is not None else u.end) - max(u.start, start)
-        if shared > (u.end - u.start) / 2:
-            words.append(u.text)
+            inside = end is None
+        else:
+            inside = min(u.end, u.end if end is None else end) - max(u.start, start) > (u.end - u.start) / 2
+        words += [u.text] if inside else []
     return " ".join(words) or None

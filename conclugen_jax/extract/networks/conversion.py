@@ -180,7 +180,7 @@ FAMILIES = ("bert", "roberta", "distilbert")
 
 
 def text_options(config: Mapping[str, Any], source: str) -> tuple[str, dict[str, Any]]:
-    """Family and attributes of :class:`conclugen_jax.extract.networks.text_encoder.TextEncoder` from a published ``config.json``.
+    """Return the family and the attributes of a text encoder that a published ``config.json`` describes.
 
     Raises:
       ConclugenError: a family or an activation that is not known, or a size that is missing.
