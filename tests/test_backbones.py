@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from conclugen_jax.extract import backbones, extraction, prediction, preparation
-from conclugen_jax.extract.averages import Averages
+from conclugen_jax.extract.vectors import Averages
 from conclugen_jax.extract.backbones import Backbone, Networks, Options, View
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import augmentation, mel

@@ -27,7 +27,7 @@ from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
 from conclugen_jax.extract import preparation, workers
-from conclugen_jax.extract.averages import Averages
+from conclugen_jax.extract.vectors import Averages
 from conclugen_jax.extract.backbones import Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import container, speech
