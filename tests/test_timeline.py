@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import timeline
 from conclugen_jax.extract.prediction import Prediction
 
 CLIP = "nowhere/a.mkv"
+PALE, MARK, GREY = (ImageColor.getrgb(colour) for colour in (timeline.PALE, timeline.MARK, timeline.GREY))
 
 
 def drawn(folder, *predictions):
@@ -24,7 +25,7 @@ def is_of(pixels, *colours):
 
 def pale_rows(image):
     """Bars and axes from top to bottom: the rows of each, which are those with something pale."""
-    rows = np.flatnonzero(is_of(image, timeline.PALE).any(axis=1))
+    rows = np.flatnonzero(is_of(image, PALE).any(axis=1))
     return np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
 
 
@@ -33,8 +34,8 @@ def bars(image):
     found = []
     for rows in pale_rows(image):
         line = image[rows[len(rows) // 2]]
-        right = np.flatnonzero(is_of(line, timeline.PALE))[-1]
-        outside = np.flatnonzero(~is_of(line, timeline.PALE, timeline.MARK, timeline.GREY)[:right])
+        right = np.flatnonzero(is_of(line, PALE))[-1]
+        outside = np.flatnonzero(~is_of(line, PALE, MARK, GREY)[:right])
         found.append(line[outside[-1] + 1 : right + 1])
     return found
 
@@ -48,35 +49,35 @@ def axis(image, length, seconds):
 
 def test_the_half_of_a_bar_is_reached_by_likely_classes_alone(tmp_path):
     first, second = bars(drawn(tmp_path, Prediction(CLIP, 0, 0, None, ("joy", "fear"), (0.9, 0.1), ("joy",))))
-    assert tuple(first[len(first) // 2]) == timeline.MARK
-    assert tuple(second[len(second) // 2]) == timeline.PALE
+    assert tuple(first[len(first) // 2]) == MARK
+    assert tuple(second[len(second) // 2]) == PALE
 
 
 def test_bars_are_as_long_as_the_probabilities_in_the_order_of_the_classes(tmp_path):
     probability = (0.15, 0.6, 0.25)
     found = bars(drawn(tmp_path, Prediction(CLIP, 0, 0, "words", ("joy", "fear", "anger"), probability, ("fear",))))
-    filled = [1 - is_of(bar, timeline.PALE).mean() for bar in found]
+    filled = [1 - is_of(bar, PALE).mean() for bar in found]
     np.testing.assert_allclose(filled, probability, atol=2 / min(map(len, found)))
     assert len({len(bar) for bar in found}) == 1
-    assert [tuple(bar[0]) for bar in found] == [timeline.GREY, timeline.MARK, timeline.GREY]
+    assert [tuple(bar[0]) for bar in found] == [GREY, MARK, GREY]
 
 
 def test_every_label_that_is_predicted_is_marked(tmp_path):
     found = bars(drawn(tmp_path, Prediction(CLIP, 0, 0, None, ("a", "b", "c"), (0.7, 0.2, 0.8), ("a", "c"))))
-    assert [tuple(bar[0]) for bar in found] == [timeline.MARK, timeline.GREY, timeline.MARK]
+    assert [tuple(bar[0]) for bar in found] == [MARK, GREY, MARK]
 
 
 @pytest.mark.parametrize(("start", "end"), [(2.0, 4.0), (1.0, 4.0), (0.0, 4.0)])
 def test_an_utterance_begins_on_the_axis_when_it_begins_in_the_clip(tmp_path, start, end):
     image = drawn(tmp_path, Prediction(CLIP, start, end, None, ("joy", "fear"), (0.9, 0.1), ("joy",)))
     seconds = [0.1, 0.9, 1.1, 1.9, 2.1, 3.9]
-    assert axis(image, end, seconds) == [timeline.MARK if at > start else timeline.PALE for at in seconds]
+    assert axis(image, end, seconds) == [MARK if at > start else PALE for at in seconds]
 
 
 def test_utterances_that_failed_are_grey_on_the_axis_and_pauses_pale(tmp_path):
     heard = Prediction(CLIP, 1.0, 2.0, None, ("joy", "fear"), (0.9, 0.1), ("joy",))
     image = drawn(tmp_path, heard, Prediction(CLIP, 3.0, 4.0, failure="too dark"))
-    expected = [timeline.PALE, timeline.MARK, timeline.PALE, timeline.GREY]
+    expected = [PALE, MARK, PALE, GREY]
     assert axis(image, 4.0, [0.5, 1.5, 2.5, 3.5]) == expected
 
 
