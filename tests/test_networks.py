@@ -9,7 +9,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones
+from conclugen_jax.extract import backbones, items
 from conclugen_jax.extract.media import mel
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import conversion, convolution, davenet, mtcnn, resnet, text_encoder, weights
@@ -153,14 +153,14 @@ def test_texts_of_any_length_are_tokenized_and_cut_off(tmp_path):
     weights.convert("text", write_text(tmp_path / "published", "roberta"), tmp_path / "text")
     backbone = backbones.create(weights.load(tmp_path / "text"), backbones.Options())
     assert backbone.prepare.max_tokens == 32  # two of 34 positions are not used
-    clip = backbones.Clip([], np.zeros(0), 0.0, None, text="I am VERY happy today, am I")
+    clip = Clip([], np.zeros(0), 0.0, None, text="I am VERY happy today, am I")
     tokens, mask = backbone.prepare(clip, None)
     assert tokens[0, : mask.sum()].tolist() == [2, 4, 5, 6, 7, 9, 1, 5, 4, 3]
     assert tokens.shape == (1, 16)
-    long = backbone.prepare(backbones.Clip([], np.zeros(0), 0.0, None, text="happy " * 500), None)
+    long = backbone.prepare(Clip([], np.zeros(0), 0.0, None, text="happy " * 500), None)
     assert long[0].shape == (1, 32)
     assert long[0][0, -1] == 3  # cut off before its end mark, not through it
-    assert backbone.prepare(backbones.Clip([], np.zeros(0), 0.0, None, text=None), None) is None
+    assert backbone.prepare(Clip([], np.zeros(0), 0.0, None, text=None), None) is None
 
 
 @pytest.mark.parametrize("name", seeded.sounds())
@@ -275,7 +275,7 @@ def test_activations_by_name():
 def test_windows_of_sixteen_frames(count, lengths):
     frames = [np.full((4, 4, 3), i, np.uint8) for i in range(count)]
     clip = Clip(frames, np.arange(count) / 16, 16.0, None)
-    (found,) = backbones.windows(clip, None, rate=16.0, size=4)
+    (found,) = items.windows(clip, None, rate=16.0, size=4)
     at = 0
     for window, length in zip(found, lengths, strict=True):
         shown = [*range(at, at + length), *[at + length - 1] * (16 - length)]
@@ -322,7 +322,7 @@ def test_options_that_make_no_network_are_refused_at_once(tmp_path, network, nam
     if network == "text":
         options |= {"num_layers": 1, "first_position": 0, "num_types": 0, "activation": "gelu", "epsilon": 1e-12}
     loaded = weights.Weights(network, options | {name: value}, {"layer0": {}}, "", {}, tmp_path)
-    with pytest.raises(ConclugenError, match=rf"its options make no network \('{name}' is"):
+    with pytest.raises(ConclugenError, match=rf"its options make no network \(.*{name}.*\); convert"):
         backbones.create(loaded, backbones.Options())
 
 
@@ -342,7 +342,7 @@ def test_options_and_tokenizer_are_part_of_what_is_compared(tmp_path):
     (tmp_path / "text" / weights.FACTS).write_text(json.dumps(facts))
     (tmp_path / "text" / weights.TOKENIZER).write_text(TOKENIZER)
     with pytest.raises(
-        ConclugenError, match=r"its options make no network \('max_positions' is -1\); convert the weights anew"
+        ConclugenError, match=r"its options make no network \(.*max_positions.*\); convert the weights anew"
     ):
         backbones.create(weights.load(tmp_path / "text"), backbones.Options())
 
@@ -366,7 +366,7 @@ def test_changed_weights_are_noticed(tmp_path):
     with pytest.raises(ConclugenError, match="not the file whose SHA-256"):
         weights.load(loaded.folder)
     (loaded.folder / weights.FACTS).write_text("{}")
-    with pytest.raises(ConclugenError, match="not weights of format"):
+    with pytest.raises(ConclugenError, match=r"network\.json: not as expected .*; convert the weights anew"):
         weights.load(loaded.folder)
-    with pytest.raises(ConclugenError, match="no such file"):
+    with pytest.raises(ConclugenError, match=r"cannot be read \(No such file or directory\); convert the weights anew"):
         weights.load(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""What turns the media of a clip into a feature vector: the frozen networks, and the interface for others.
+"""Backbones turn the media of a clip into a feature vector: the frozen networks here, and the interface for others.
 
 A backbone has two functions. ``prepare`` runs in worker processes: a decoded clip -> items, such as frames or windows of them.
 ``vectors`` runs on the device: a batch of items of many clips -> a vector each. A clip's feature is the mean over its items.
@@ -8,43 +8,27 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError, place_of
-from conclugen_jax.extract.media import augmentation, mel
+from conclugen_jax.extract.items import WINDOW, Items, Tokens, View, frames, spectrogram, tokenizer, windows
+from conclugen_jax.extract.media import mel
 from conclugen_jax.extract.media.clip import Clip
+from conclugen_jax.extract.media.sampler import MAX_SIDE
 from conclugen_jax.extract.networks import davenet, resnet, text_encoder, weights
+from conclugen_jax.extract.networks.options import OPTIONS, NoOptions, TextOptions
 from conclugen_jax.extract.networks.weights import Weights
-
-Items = tuple[np.ndarray, ...]
-"""Arrays whose rows belong together, one row for each item of a clip."""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
 """Mean and standard deviation of the colours, of ImageNet and as the authors use them for Kinetics-400."""
 
-WINDOW = 16
-"""Frames of an item of a 3D network."""
-
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """An augmented view of a clip; the draw follows from these."""
-
-    seed: int
-    clip: str
-    number: int
-    strength: str
-
-    def generator(self, modality: str) -> np.random.Generator:
-        """Random numbers of this view of a modality."""
-        return augmentation.generator(self.seed, self.clip, modality, self.number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,19 +65,19 @@ class Options:
       size: side of the frames, in pixels.
       precision: ``float32`` or ``bfloat16``.
       front_end: of the sound, a key of :data:`conclugen_jax.extract.media.mel.FRONT_ENDS`.
-      authors_normalisation: mean and deviation of the colours exchanged for 2D networks, as in the authors' configuration.
+      authors_normalisation: swap mean and deviation of the colours for 2D networks, as the authors' configuration does.
       batch_items: frames at a time; 3D networks take a sixteenth of it in windows, at least one.
     """
 
-    size: int = 180
-    precision: str = "float32"
-    front_end: str = "published"
+    size: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)] = 180
+    precision: Literal["float32", "bfloat16"] = "float32"
+    front_end: Literal["published", "authors"] = "published"
     authors_normalisation: bool = False
     batch_items: int = 16
 
 
 def create(loaded: Weights, options: Options) -> Backbone:
-    """The backbone of converted weights.
+    """Return the backbone of converted weights.
 
     Raises:
       ConclugenError: weights that make no vectors, or of another shape than the network.
@@ -120,44 +104,24 @@ def create(loaded: Weights, options: Options) -> Backbone:
 
 
 def _check_options(loaded: Weights) -> None:
-    """Compare the options of a network with what there is, before anything is made of them.
+    """Check the options of a network before anything is made of them.
 
     Raises:
       ConclugenError: one is missing, spare, or of another type or range.
     """
-    options = loaded.options
     layers = sum(name.startswith("layer") for name in loaded.params)
-    ranges: dict[str, tuple[int, int]] = {}
-    if loaded.network == "text":
-        ranges = dict.fromkeys(("vocabulary", "width", "num_heads", "hidden_dim", "max_positions"), (1, 2**24))
-        ranges |= {"num_layers": (max(layers, 1), layers), "first_position": (0, 1024), "num_types": (0, 1024)}
-    elif loaded.network == "resdavenet":
-        ranges = {"kernel_mels": (1, 1024)}
-    others: Mapping[str, Callable[[Any], bool]] = {
-        "text": {
-            "activation": lambda x: type(x) is str and x in text_encoder.ACTIVATIONS,
-            "epsilon": lambda x: type(x) is float and 0 < x < 1,
-        },
-        "resdavenet": {"widths": lambda x: type(x) is list and len(x) == 5 and all(_is_size(n, 1, 2**14) for n in x)},
-    }.get(loaded.network, {})
-    wrong = [name for name in options.keys() | ranges.keys() | others.keys() if name not in {**ranges, **others}]
-    wrong += [name for name, (least, most) in ranges.items() if not _is_size(options.get(name), least, most)]
-    wrong += [name for name, is_right in others.items() if not is_right(options.get(name))]
-    if not wrong and loaded.network == "text" and options["width"] % options["num_heads"]:
-        wrong = ["num_heads"]
-    if wrong:
-        name = min(wrong)
-        raise ConclugenError(
-            f"{loaded.folder}: its options make no network ({name!r} is {repr(options.get(name))[:100]}); {weights.AGAIN}"
-        )
-
-
-def _is_size(n: Any, least: int, most: int) -> bool:
-    return type(n) is int and least <= n <= most
+    try:
+        found = msgspec.convert(loaded.options, OPTIONS.get(loaded.network, NoOptions))
+        if isinstance(found, TextOptions) and found.width % found.num_heads:
+            raise msgspec.ValidationError(f"width {found.width} is no multiple of num_heads {found.num_heads}")
+        if isinstance(found, TextOptions) and found.num_layers != layers:
+            raise msgspec.ValidationError(f"num_layers is {found.num_layers}, the weights have {layers} layers")
+    except msgspec.ValidationError as e:
+        raise ConclugenError(f"{loaded.folder}: its options make no network ({e}); {weights.AGAIN}") from e
 
 
 def checked(module: Any, loaded: Weights, example: Items) -> None:
-    """Compare the variables of converted weights with those that a module has.
+    """Compare the variables of converted weights with those of a module.
 
     Raises:
       ConclugenError: one is missing, spare or misshapen.
@@ -176,7 +140,7 @@ def checked(module: Any, loaded: Weights, example: Items) -> None:
 
 
 def load_own(name: str) -> Backbone:
-    """A user's backbone: ``MODULE:FUNCTION``, which is called without arguments.
+    """Return a user's backbone: ``MODULE:FUNCTION`` is called without arguments.
 
     Raises:
       ConclugenError: it cannot be imported, or is no backbone; its ``vectors`` raises it too, whatever happens there.
@@ -208,11 +172,11 @@ def load_own(name: str) -> Backbone:
 
 
 def _vectors_of(own: Backbone, *arrays: np.ndarray) -> Any:
-    """What a user's function gives; an error in it is told as theirs."""
+    """Call the user's ``vectors`` and attribute its errors to it."""
     try:
         return own.vectors(*arrays)
     except Exception as e:
-        if type(e).__name__ == "JaxRuntimeError":  # memory, which is told elsewhere
+        if type(e).__name__ == "JaxRuntimeError":  # out of memory, which is reported elsewhere
             raise
         shapes = ", ".join(f"{x.dtype} {list(x.shape)}" for x in arrays)
         raise ConclugenError(
@@ -260,97 +224,9 @@ def _text(loaded: Weights, options: Options, dtype: Any) -> tuple:
     return module, prepare, 0.0, 8, example, {"max_tokens": module.max_tokens}
 
 
-def frames(clip: Clip, view: View | None, *, rate: float, size: int) -> Items | None:
-    """Frames at a rate, uint8 [n, size, size, 3]."""
-    pictures = _resized(clip, view, rate, size)
-    return (np.stack(pictures),) if pictures else None
-
-
-def windows(clip: Clip, view: View | None, *, rate: float, size: int) -> Items | None:
-    """Windows of 16 frames, one after the other, uint8 [n, 16, size, size, 3].
-
-    A last window with fewer than half of its frames is left out, unless it is the only one; else it is filled up with its
-    last frame.
-    """
-    pictures = _resized(clip, view, rate, size)
-    if not pictures:
-        return None
-    rest = len(pictures) % WINDOW
-    if rest and rest < WINDOW / 2 and len(pictures) > WINDOW:
-        pictures = pictures[:-rest]
-    elif rest:
-        pictures = pictures + [pictures[-1]] * (WINDOW - rest)
-    return (np.stack(pictures).reshape(-1, WINDOW, size, size, 3),)
-
-
-def _resized(clip: Clip, view: View | None, rate: float, size: int) -> list[np.ndarray]:
-    from conclugen_jax.extract.faces import resize
-
-    small = {id(f): f if f.shape[:2] == (size, size) else resize(f, (size, size)) for f in clip.at_rate(rate)}
-    if view is not None:
-        change = augmentation.draw_pictures(view.generator("video"), augmentation.STRENGTHS[view.strength])
-        small = {key: change.apply(frame) for key, frame in small.items()}
-    return [small[id(f)] for f in clip.at_rate(rate)]
-
-
-LENGTHS = 256
-"""Spectrograms are filled up to a multiple of so many frames, of which a program is compiled for each."""
-
-
-def spectrogram(clip: Clip, view: View | None, *, front_end: str) -> Items | None:
-    """One item: a log-Mel spectrogram [1, frames, mels], filled up with zeros, and its length [1]."""
-    if clip.sound is None:
-        return None
-    x = mel.FRONT_ENDS[front_end][0](clip.sound)
-    if view is not None:
-        x = augmentation.change_sound(x, view.generator("audio"), augmentation.STRENGTHS[view.strength])
-    filled = np.pad(x, ((0, -len(x) % LENGTHS), (0, 0)))
-    return filled[None], np.array([len(x)], np.int32)
-
-
-class Tokens:
-    """Text -> tokens; the tokenizer is opened where it is used."""
-
-    def __init__(self, path: str, max_tokens: int):
-        self.path, self.max_tokens = path, max_tokens
-
-    def __call__(self, clip: Clip, view: View | None) -> Items | None:
-        """One item: tokens [1, length], filled up to a power of two from 8 on, and whether each is real."""
-        if not clip.text:
-            return None
-        text = clip.text
-        if view is not None:
-            text = augmentation.change_text(text, view.generator("text"), augmentation.STRENGTHS[view.strength])
-        ids = tokenizer(self.path, self.max_tokens).encode(text).ids
-        length = min(max(8, 1 << (len(ids) - 1).bit_length()), self.max_tokens)
-        tokens, mask = np.zeros((1, length), np.int32), np.zeros((1, length), bool)
-        tokens[0, : len(ids)], mask[0, : len(ids)] = ids, True
-        return tokens, mask
-
-
-@functools.cache
-def tokenizer(path: str, max_tokens: int) -> Any:
-    """The tokenizer of a ``tokenizer.json``, which cuts texts off at the longest that the encoder takes.
-
-    Raises:
-      ConclugenError: the file cannot be read.
-    """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as e:
-        raise ConclugenError("text needs the package tokenizers: pip install 'conclugen_jax[extract]'") from e
-    try:
-        found = Tokenizer.from_file(path)
-    except Exception as e:  # the library raises this class itself
-        raise ConclugenError(f"{path}: not a tokenizer that can be read ({e}); fetch it again") from e
-    found.no_padding()
-    found.enable_truncation(max_tokens)
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """Which backbones: light enough to be sent to another process.
+    """Which backbones to load; can be sent to other processes.
 
     Attributes:
       folders: of converted weights.
@@ -365,7 +241,7 @@ class Networks:
 
 @functools.cache
 def load(networks: Networks) -> list[Backbone]:
-    """Backbones of folders of weights, then those of users, once in each process.
+    """Load the backbones of folders of weights, then those of users, once in each process.
 
     Raises:
       ConclugenError: none, two of one name, or one that cannot be loaded.

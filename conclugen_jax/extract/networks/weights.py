@@ -1,4 +1,4 @@
-"""Folders of converted weights: safetensors, a JSON file that says what they are, and a tokenizer beside encoders of text."""
+"""Read and write folders of converted weights: safetensors, a JSON file that says what they are, a tokenizer for text."""
 
 import dataclasses
 import hashlib
@@ -7,16 +7,17 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
-from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import pickles
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.networks import conversion, resnet, torch_files
+from conclugen_jax.system import files
 
 WEIGHTS = "weights.safetensors"
 FACTS = "network.json"
@@ -34,6 +35,19 @@ NETWORKS = (
 """What ``launch/convert_weights.py --network`` takes."""
 
 AGAIN = "convert the weights anew with python -m launch.convert_weights"
+
+
+class _Facts(msgspec.Struct):
+    """What the JSON file beside the weights says."""
+
+    format: Literal[FORMAT]
+    format_version: Literal[FORMAT_VERSION]
+    network: Literal[NETWORKS]
+    options: dict[str, Any]
+    weights_sha256: str
+    source: dict[str, str]
+    left_out: list[str] = []
+    attribution: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,20 +95,21 @@ def convert(network: str, source: Path, output: Path, *, entry: str = "", attrib
     Raises:
       ConclugenError: a file that cannot be read, a tensor that is missing, spare or misshapen, or a folder in use.
     """
-    options: dict[str, Any] = {}
-    sources = [source]
     if network not in NETWORKS:
         raise ConclugenError(f"network {network!r} is unknown; there are {', '.join(NETWORKS)}")
     if not source.exists():
         raise ConclugenError(f"{source}: no such file or folder; name the published weights")
+    options: dict[str, Any] = {}
+    sources, further, left_out = [source], [], []
     if network == "mtcnn":
         sources = [source / f"{name}.pt" for name in conversion.MTCNN]
-        networks = {path.stem: conversion.tensors_of(_read(path), str(path)) for path in sources}
-        params, left_out = conversion.convert_mtcnn(networks), []
+        params = conversion.convert_mtcnn({p.stem: conversion.tensors_of(_read(p), str(p)) for p in sources})
     else:
         if network == "text":
             sources = [source / name for name in ("model.safetensors", "config.json", TOKENIZER)]
-            family, options = conversion.text_options(_json(sources[1]), str(sources[1]))
+            further = sources[2:]
+            config = files.read_json(sources[1], dict[str, Any], way_out="name a folder that has a whole one")
+            family, options = conversion.text_options(config, str(sources[1]))
             if not sources[2].is_file():
                 raise ConclugenError(f"{sources[2]}: no such file; put the encoder's {TOKENIZER} there")
         tensors = conversion.tensors_of(_read(sources[0]), str(sources[0]), entry)
@@ -106,8 +121,7 @@ def convert(network: str, source: Path, output: Path, *, entry: str = "", attrib
             num_axes, depth = (3, network[8:]) if network.startswith("resnet3d") else (2, network[6:])
             params = conversion.convert_resnet(tensors, int(depth), num_axes)
         left_out = sorted(tensors.left_out)
-    hashes = {path.name: manifest_lib.sha256(path) for path in sources}
-    further = [sources[2]] if network == "text" else []
+    hashes = {path.name: files.sha256(path) for path in sources}
     save(output, network, options, params, source=hashes, left_out=left_out, attribution=attribution, further=further)
     return left_out
 
@@ -119,7 +133,7 @@ def save(
     params: Mapping[str, Any],
     *,
     source: Mapping[str, str],
-    left_out: list[str] | None = None,
+    left_out: Sequence[str] = (),
     attribution: str = "",
     further: Sequence[Path] = (),
 ) -> None:
@@ -130,16 +144,8 @@ def save(
     """
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     content = safetensors.save({name: np.ascontiguousarray(x) for name, x in flat.items()})
-    facts = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "network": network,
-        "options": dict(options),
-        "weights_sha256": hashlib.sha256(content).hexdigest(),
-        "source": dict(source),
-        "left_out": list(left_out or []),
-        "attribution": attribution,
-    }
+    digest = hashlib.sha256(content).hexdigest()
+    facts = _Facts(FORMAT, FORMAT_VERSION, network, dict(options), digest, dict(source), list(left_out), attribution)
     scratch = output.parent / f".{output.name}-{os.getpid()}"
     try:
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -148,7 +154,8 @@ def save(
         (scratch / WEIGHTS).write_bytes(content)
         for path in further:
             (scratch / path.name).write_bytes(path.read_bytes())
-        (scratch / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(msgspec.to_builtins(facts), indent=1) + "\n"
+        (scratch / FACTS).write_text(text, encoding="utf-8")
         scratch.replace(output)
     except OSError as e:
         raise ConclugenError(f"{output}: cannot be written ({e.strerror}); free space or name another folder") from e
@@ -167,28 +174,17 @@ def load(folder: str | Path) -> Weights:
         raise ConclugenError(
             f"{folder}: a file, expected a folder of converted weights; convert it first with python -m launch.convert_weights"
         )
-    facts = _json(folder / FACTS)
-    if facts.get("format") != FORMAT or facts.get("format_version") != FORMAT_VERSION:
-        raise ConclugenError(f"{folder / FACTS}: not weights of format {FORMAT!r} version {FORMAT_VERSION}; {AGAIN}")
-    kinds = {"network": str, "options": dict, "weights_sha256": str, "source": dict}
-    for name, kind in kinds.items():
-        if type(facts.get(name)) is not kind:
-            raise ConclugenError(f"{folder / FACTS}: {name!r} is missing or of another type; {AGAIN}")
-    if facts["network"] not in NETWORKS:
-        raise ConclugenError(f"{folder / FACTS}: network {facts['network'][:40]!r} is unknown; {AGAIN}")
+    facts = files.read_json(folder / FACTS, _Facts, way_out=AGAIN)
     path = folder / WEIGHTS
-    if not path.is_file() or manifest_lib.sha256(path) != facts["weights_sha256"]:
+    if not path.is_file() or files.sha256(path) != facts.weights_sha256:
         raise ConclugenError(f"{path}: missing, or not the file whose SHA-256 {FACTS} has; {AGAIN}")
-    flat = _safetensors(path)
-    params = traverse_util.unflatten_dict(flat, sep="/")
+    params = traverse_util.unflatten_dict(_safetensors(path), sep="/")
     tokenizer = ""
-    if facts["network"] == "text":
+    if facts.network == "text":
         if not (folder / TOKENIZER).is_file():
             raise ConclugenError(f"{folder / TOKENIZER}: no such file; {AGAIN}")
-        tokenizer = manifest_lib.sha256(folder / TOKENIZER)
-    return Weights(
-        facts["network"], facts["options"], params, facts["weights_sha256"], facts["source"], folder, tokenizer
-    )
+        tokenizer = files.sha256(folder / TOKENIZER)
+    return Weights(facts.network, facts.options, params, facts.weights_sha256, facts.source, folder, tokenizer)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -203,15 +199,3 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
         return safetensors.load_file(path)
     except Exception as e:  # the library names only one of the kinds that it raises
         raise ConclugenError(f"{path}: not a safetensors file that can be read ({type(e).__name__}: {e})") from e
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConclugenError(f"{path}: no such file; name a folder that has it") from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise ConclugenError(f"{path}: cannot be read as JSON ({e}); fetch it again") from e
-    if not isinstance(found, dict):
-        raise ConclugenError(f"{path}: holds no JSON object; fetch it again")
-    return found
