@@ -28,7 +28,7 @@ TOKENS = 12
 PEER = """
 import json, sys, time
 import numpy as np, torch, torchvision, transformers
-from conclugen_jax.extract import media, mel
+from conclugen_jax.extract.media import decoding, mel
 from PIL import Image
 from tests.parity.references import IMAGENET, KINETICS, ResDAVEnet, ResNet3D
 
@@ -41,7 +41,7 @@ class Clips(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.paths)
     def __getitem__(self, i):
-        clip = media.decode(self.paths[i])
+        clip = decoding.decode(self.paths[i])
         frames = [resize(f, (180, 180)) for f in clip.frames]
         seconds = np.arange(0, clip.times[-1] + 1e-6, 1) + 1e-6
         one = np.stack([frames[j] for j in np.searchsorted(clip.times, seconds, side="right") - 1])
@@ -132,23 +132,24 @@ def ours(paths: list[str], args: argparse.Namespace) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from conclugen_jax.extract import extraction, preparation, workers
+    from conclugen_jax.extract import preparation, workers
     from conclugen_jax.extract.backbones import Options
     from conclugen_jax.extract.clips import Utterance
+    from conclugen_jax.extract.vectors import Clock, vectors
 
     networks = backbones(Options(precision=args.precision, batch_items=args.batch_items))
     how = preparation.recipe(networks)
 
-    def run(paths: list[str], tally: extraction.Tally) -> int:
+    def run(paths: list[str], clock: Clock) -> int:
         jobs = [(Utterance(f"{i}", "", path, text="words"), 1) for i, path in enumerate(paths)]
         prepared = workers.prepared(jobs, how, args.num_workers)
-        results = list(extraction.vectors(prepared, networks, tally))
+        results = list(vectors(prepared, networks, clock))
         assert not any(each.failure for each, _ in results), [each.failure for each, _ in results if each.failure]
         return len(results)
 
-    run(paths[: len(set(paths))], extraction.Tally())
-    tally, start = extraction.Tally(), time.perf_counter()
-    count = run(paths, tally)
+    run(paths[: len(set(paths))], Clock())
+    clock, start = Clock(), time.perf_counter()
+    count = run(paths, clock)
     took = time.perf_counter() - start
     a, rates = jnp.ones((8192 if jax.default_backend() == "gpu" else 2000,) * 2, args.precision), []
     product = jax.jit(jnp.matmul)
@@ -156,8 +157,8 @@ def ours(paths: list[str], args: argparse.Namespace) -> dict[str, float]:
         start = time.perf_counter()
         product(a, a).block_until_ready()
         rates.append(2 * len(a) ** 3 / (time.perf_counter() - start))
-    result = {"clips_per_second": count / took, "matmul": max(rates), "host_seconds": tally.host_seconds}
-    result |= {"device_seconds": tally.device_seconds, "device": jax.devices()[0].device_kind}
+    result = {"clips_per_second": count / took, "matmul": max(rates), "host_seconds": clock.host}
+    result |= {"device_seconds": clock.device, "device": jax.devices()[0].device_kind}
     for b in networks[:2]:
         shape = (b.batch_size, 180, 180, 3) if b.name == "resnet152" else (b.batch_size, 16, 180, 180, 3)
         x = jnp.zeros(shape, jnp.uint8)

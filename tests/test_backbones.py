@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from conclugen_jax.extract import backbones, extraction, prediction, preparation
-from conclugen_jax.extract.vectors import Averages
-from conclugen_jax.extract.backbones import Backbone, Networks, Options, View
+from conclugen_jax.extract import backbones, items, prediction, preparation, provenance
+from conclugen_jax.extract.backbones import Backbone, Networks, Options
 from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.extract.items import View
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.media import decoding as media
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, Clip
 from conclugen_jax.extract.networks import davenet, resnet, weights
+from conclugen_jax.extract.vectors import vectors
 from tests import clips
 from tests.test_networks import TOKENIZER, write_text
 
@@ -40,9 +41,9 @@ def tokenizer(tmp_path_factory):
 def functions(tokenizer):
     """What prepares each modality."""
     return {
-        "video": functools.partial(backbones.frames, rate=RATE, size=SIDE),
-        "audio": functools.partial(backbones.spectrogram, front_end="published"),
-        "text": backbones.Tokens(str(tokenizer), 64),
+        "video": functools.partial(items.frames, rate=RATE, size=SIDE),
+        "audio": functools.partial(items.spectrogram, front_end="published"),
+        "text": items.Tokens(str(tokenizer), 64),
     }
 
 
@@ -65,10 +66,10 @@ def draw(modality, number=1, clip="train/anna", seed=5):
 
 def filled_up(spectrogram):
     """[frames, mels] -> one item, zeros behind it."""
-    length = -(-len(spectrogram) // backbones.LENGTHS) * backbones.LENGTHS
-    items = np.zeros((1, length, spectrogram.shape[1]), np.float32)
-    items[0, : len(spectrogram)] = spectrogram
-    return items
+    length = -(-len(spectrogram) // items.LENGTHS) * items.LENGTHS
+    filled = np.zeros((1, length, spectrogram.shape[1]), np.float32)
+    filled[0, : len(spectrogram)] = spectrogram
+    return filled
 
 
 def same(one, other):
@@ -100,7 +101,7 @@ def test_without_a_view_a_clip_is_as_it_is(functions, tokenizer):
     assert tokens[real].tolist() == Tokenizer.from_file(str(tokenizer)).encode(TEXT).ids
 
 
-@pytest.mark.parametrize("prepare", [backbones.frames, backbones.windows])
+@pytest.mark.parametrize("prepare", [items.frames, items.windows])
 def test_all_frames_of_a_view_are_changed_alike(prepare):
     clip = still(40)
     (found,) = prepare(clip, view(), rate=RATE, size=SIDE)
@@ -127,7 +128,7 @@ def test_strengths_differ(functions):
 @pytest.mark.parametrize("front_end", mel.FRONT_ENDS)
 def test_sound_of_a_view_is_masked(front_end):
     clip = still()
-    found, lengths = backbones.spectrogram(clip, view(), front_end=front_end)
+    found, lengths = items.spectrogram(clip, view(), front_end=front_end)
     heard = mel.FRONT_ENDS[front_end][0](clip.sound)
     changed = augmentation.change_sound(heard, draw("audio"), augmentation.STRENGTHS["strong"])
     np.testing.assert_array_equal(found, filled_up(changed))
@@ -171,9 +172,9 @@ def test_copies_of_a_clip_under_two_names_have_other_views(film, functions):
 def test_views_follow_from_seed_name_number_and_strength(film, functions, strength):
     clip = dataclasses.replace(media.decode(film, rate=RATE), text=TEXT)
     found = views_of(film, functions, num_views=4, seed=7, strength=strength)
-    for number, items in enumerate(found):
+    for number, each in enumerate(found):
         expected = View(7, "train/anna", number, strength) if number else None
-        assert all(same(items[modality], run(clip, expected)) for modality, run in functions.items())
+        assert all(same(each[modality], run(clip, expected)) for modality, run in functions.items())
     for one, other in itertools.combinations(found, 2):
         assert not any(same(one[modality], other[modality]) for modality in MODALITIES)
 
@@ -204,7 +205,7 @@ def loaded(tmp_path_factory):
             options = {"widths": [16, 16, 32, 64, 128], "kernel_mels": 40}
             params = randomly(davenet.ResDAVEnet(**options), *sounds(64))
         elif network == "resnet3d18":
-            params = randomly(resnet.ResNet(18, 3, *backbones.KINETICS), pictures(1, backbones.WINDOW)[0])
+            params = randomly(resnet.ResNet(18, 3, *backbones.KINETICS), pictures(1, items.WINDOW)[0])
         else:
             params = randomly(resnet.ResNet(18, 2, *backbones.IMAGENET), pictures(1)[0])
         return weights.Weights(network, options, params, "", {}, Path())
@@ -246,14 +247,14 @@ def test_frames_are_seen_as_often_as_documented(loaded, network, rate):
     backbone = backbones.create(loaded(network), Options(size=SIDE))
     assert backbone.rate == backbone.provenance["frames_per_second"] == rate
     assert backbone.provenance.get("window") == (16 if "3d" in network else None)
-    (items,) = backbone.prepare(numbered(3.0), None)
-    assert items.shape[1:] == ((16,) if "3d" in network else ()) + (SIDE, SIDE, 3)
-    assert items[..., 0, 0, 0].ravel().tolist() == list(range(0, 48, 16 // rate))
+    (found,) = backbone.prepare(numbered(3.0), None)
+    assert found.shape[1:] == ((16,) if "3d" in network else ()) + (SIDE, SIDE, 3)
+    assert found[..., 0, 0, 0].ravel().tolist() == list(range(0, 48, 16 // rate))
 
 
 @pytest.mark.parametrize(("network", "tolerance"), [("resnet3d18", 0.03), ("resdavenet", 0.01), ("text", 0.02)])
 def test_bfloat16_of_every_network_is_near(loaded, network, tolerance):
-    inputs = {"resnet3d18": pictures(1, backbones.WINDOW), "resdavenet": sounds(2000), "text": words()}[network]
+    inputs = {"resnet3d18": pictures(1, items.WINDOW), "resdavenet": sounds(2000), "text": words()}[network]
     exact, near = (
         backbones.create(loaded(network), Options(size=SIDE, precision=precision))
         for precision in ("float32", "bfloat16")
@@ -289,9 +290,7 @@ def test_vectors_of_any_view_that_are_not_finite_are_a_failure_of_their_backbone
     values = [1.0, 2.0, 3.0]
     values[number] = value
     both = iter([prepared("a", values), prepared("b", [1.0, 2.0, 3.0])])
-    found = {
-        each.place: (each.failure, joined) for each, joined in extraction.vectors(both, networks, extraction.Tally())
-    }
+    found = {each.place: (each.failure, joined) for each, joined in vectors(both, networks)}
     assert found["a"][0].startswith("a: odd gave numbers that are not finite")
     assert found["a"][1] == {}
     assert found["b"][0] == ""
@@ -301,11 +300,9 @@ def test_vectors_of_any_view_that_are_not_finite_are_a_failure_of_their_backbone
 def test_a_vector_is_the_mean_over_all_items_of_its_clip():
     rng = np.random.default_rng(0)
     items = {name: rng.normal(size=(count, 3)).astype(np.float32) for name, count in (("a", 20), ("b", 3), ("c", 9))}
-    averages = Averages(Backbone("same", "video", 3, None, lambda x: 2 * x, batch_size=4))
-    found = {}
-    for name, rows in items.items():
-        found |= averages.add(name, (rows,))
-    found |= averages.flush()
+    doubling = Backbone("same", "video", 3, None, lambda x: 2 * x, batch_size=4)
+    clips_of = [preparation.Prepared(name, ({"same": (rows,)},)) for name, rows in items.items()]
+    found = {each.place: joined["video"][0] for each, joined in vectors(iter(clips_of), [doubling])}
     for name, rows in items.items():
         np.testing.assert_allclose(found[name], 2 * rows.astype(np.float64).mean(axis=0), rtol=1e-5, atol=1e-6)
 
@@ -317,7 +314,7 @@ def facts(networks=OWN, **options):
     """What a data set of one backbone of the tests' own says of its extraction."""
     found = backbones.load(networks)
     how = preparation.recipe(found, size=networks.options.size, **options)
-    return json.loads(json.dumps(extraction.provenance(found, how, networks.options)))
+    return json.loads(json.dumps(provenance.of(found, how, networks.options).to_json()))
 
 
 def test_other_views_are_told_apart():

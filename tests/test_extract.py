@@ -22,10 +22,10 @@ from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import clips as clips_lib
-from conclugen_jax.extract import extraction, preparation, workers
+from conclugen_jax.extract import extraction, preparation, vectors, workers
 from conclugen_jax.extract.backbones import Networks, Options
 from conclugen_jax.extract.networks import mtcnn
-from conclugen_jax.extract.store import Store
+from conclugen_jax.extract.store import State, Store
 from tests import clips, own_backbones
 from tests.test_commands import run
 
@@ -320,14 +320,15 @@ def store(tmp_path):
     utterance = clips_lib.Utterance("a", "train", str(tmp_path / "a.mkv"), text="words")
     opened = Store(tmp_path / "store")
     opened.begin({"recipe": 1})
-    opened.put(utterance, 2, {"video": np.ones((2, 3), np.float32)}, stamp=utterance.stamp(), notes=("odd",))
+    done = State(stamp=utterance.stamp(), views=2, present=["video"], notes=["odd"])
+    opened.put(utterance, {"video": np.ones((2, 3), np.float32)}, done)
     return opened, utterance
 
 
 def test_what_is_done_is_known(store):
     opened, utterance = store
-    expected = {"present": ["video"], "notes": ["odd"], "failure": ""}
-    assert expected.items() <= opened.state(utterance, 2).items()
+    found = opened.state(utterance, 2)
+    assert (found.present, found.notes, found.failure) == (["video"], ["odd"], "")
     opened.begin({"recipe": 1})
     assert opened.state(utterance, 2)
     assert opened.state(utterance, 1) is None  # other views
@@ -419,7 +420,9 @@ def test_what_cannot_be_is_refused_before_anything_is_done(videos, tmp_path):
         with pytest.raises(ConclugenError, match="the name takes lower case letters"):
             extract(videos, tmp_path / "data", name=name)
     weights_of = Path(__file__).parent
-    with pytest.raises(ConclugenError, match=r"network\.json: no such file"):
+    with pytest.raises(
+        ConclugenError, match=r"network\.json: cannot be read \(No such file.*; convert the weights anew"
+    ):
         extract(videos, tmp_path / "data", faces=str(weights_of))
     assert not (tmp_path / "data").exists()
 
@@ -619,7 +622,7 @@ def test_commands_that_make_no_sense(videos, tmp_path):
         (["--dataset=clips"], "--name is missing"),
         (["--dataset=nothing", "--name=a"], "--dataset=nothing is unknown"),
         (["--dataset=clips", "--name=a", "--pool=max"], "--pool is for features in files"),
-        (["--dataset=clips", "--name=a", "--weights=/nowhere"], "no such file"),
+        (["--dataset=clips", "--name=a", "--weights=/nowhere"], "No such file"),
         (
             ["--dataset=clips", "--name=a", f"--weights={__file__}"],
             "convert it first with python -m launch.convert_weights",
@@ -675,7 +678,7 @@ def test_items_of_rare_shapes_do_not_hold_up_their_clips(monkeypatch):
 
     mean = Backbone("b", "video", 1, None, lambda x: x.mean(axis=1, keepdims=True), batch_size=4)
 
-    monkeypatch.setattr(extraction, "MOST_WAITING", 3)
+    monkeypatch.setattr(vectors, "MOST_WAITING", 3)
     taken = []
 
     def prepared():
@@ -685,27 +688,28 @@ def test_items_of_rare_shapes_do_not_hold_up_their_clips(monkeypatch):
             yield Prepared(f"clip{i}", (items,), times=(0.0, 1.0))
 
     found = []
-    for each, vectors in extraction.vectors(prepared(), [mean], extraction.Tally()):
+    for each, rows in vectors.vectors(prepared(), [mean]):
         found.append(each.place)
-        assert vectors["video"].tolist() == [[float(each.place[-1])]]
+        assert rows["video"].tolist() == [[float(each.place[-1])]]
         assert len(taken) - len(found) <= 3
     assert sorted(found) == [f"clip{i}" for i in range(7)]
 
 
 def test_items_of_other_shapes_or_types_are_not_put_into_one_batch():
-    from conclugen_jax.extract.averages import Averages
     from conclugen_jax.extract.backbones import Backbone
+    from conclugen_jax.extract.preparation import Prepared
 
     taken = []
 
-    def vectors(x):
+    def first(x):
         taken.append((x.shape, x.dtype.str))
         return np.asarray(x, np.float32).reshape(len(x), -1)[:, :1]
 
-    running = Averages(Backbone("b", "video", 1, None, vectors, batch_size=2))
+    backbone = Backbone("b", "video", 1, None, first, batch_size=2)
     arrays = [np.full((1, 3), 7, np.float32), np.full((1, 3), 300, np.int32), np.full((1, 1, 3), 5, np.float32)]
-    assert not [found for i, x in enumerate(arrays) for found in running.add(i, (x,))]
-    assert {key: vector.tolist() for key, vector in running.flush()} == {0: [7.0], 1: [300.0], 2: [5.0]}
+    items = (Prepared(str(i), ({"b": (x,)},)) for i, x in enumerate(arrays))
+    found = {each.place: rows["video"].tolist() for each, rows in vectors.vectors(items, [backbone])}
+    assert found == {"0": [[7.0]], "1": [[300.0]], "2": [[5.0]]}
     assert taken == [((2, 3), "<f4"), ((2, 3), "<i4"), ((2, 1, 3), "<f4")]
 
 

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, extraction, prediction, preparation, tables, timeline
-from conclugen_jax.extract.backbones import Networks
+from conclugen_jax.extract import backbones, prediction, preparation, provenance, timeline
+from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.networks import mtcnn, weights
 from conclugen_jax.extract.prediction import Prediction
+from conclugen_jax.extract.vectors import vectors
 from tests import clips
 
 OWN = tuple(f"tests.own_backbones:{name}" for name in ("pictures", "loudness", "words"))
@@ -24,7 +25,7 @@ def made(**changes):
     """What the manifest of a data set says of its extraction."""
     networks = Networks((), OWN)
     how = preparation.recipe(backbones.load(networks), faces=str(mtcnn.WEIGHTS), no_face="missing")
-    facts = extraction.provenance(backbones.load(networks), how, networks.options)
+    facts = provenance.of(backbones.load(networks), how, networks.options).to_json()
     facts["speech"] = {"name": "pocketsphinx", "version": metadata.version("pocketsphinx")}
     return types.SimpleNamespace(name="mine", source={"extraction": json.loads(json.dumps(facts | changes))})
 
@@ -97,12 +98,12 @@ def test_other_weights_are_refused_by_their_hash(tmp_path):
 
     found, expected = {"resnet18": facts("1")}, {"resnet18": facts("2")}
     with pytest.raises(ConclugenError, match=r'resnet18: its sha256 is "1+", that of the features of runs/a is "2+"'):
-        prediction._compare(found, expected, [*expected], "runs/a")
-    prediction._compare(found, {"resnet18": facts("1") | {"source": {"another": "file"}}}, ["resnet18"], "runs/a")
+        provenance.compare(found, expected, [*expected], "runs/a")
+    provenance.compare(found, {"resnet18": facts("1") | {"source": {"another": "file"}}}, ["resnet18"], "runs/a")
     many = {f"option{i}": i for i in range(100)}
     found, expected = ({"text": facts("1") | {"options": many | {"z": z}}} for z in (1, 2))
     with pytest.raises(ConclugenError, match="text: its options is"):
-        prediction._compare(found, expected, [*expected], "runs/a")
+        provenance.compare(found, expected, [*expected], "runs/a")
 
 
 def prepared(utterance, own=OWN, **options):
@@ -182,7 +183,7 @@ def test_brackets_in_words_are_shown(capsys):
     found = Prediction(
         "a [red] b.mkv", 0, 1, "[/music] hello", ("[b]x",), (1.0,), ("[b]x",), ("[i]audio",), ("[u]odd",)
     )
-    Console(width=200).print(tables.of_predictions([found], "runs/[blue]"))
+    Console(width=200).print(prediction.table([found], "runs/[blue]"))
     shown = capsys.readouterr().out
     for text in ("[/music] hello", "a [red] b.mkv", "[b]x", "runs/[blue]: probabilities", "no [i]audio; [u]odd"):
         assert text in shown
@@ -191,8 +192,8 @@ def test_brackets_in_words_are_shown(capsys):
 def test_remarks_have_a_column_only_where_there_are_some():
     plain = Prediction("a.mkv", 0, 1, "a", ("x",), (1.0,), ("x",))
     odd = Prediction("b.mkv", 0, 1, None, ("x",), (1.0,), ("x",), ("audio",), ("silence", "no audio"))
-    assert [c.header for c in tables.of_predictions([plain], "r").columns][-1] == "x"
-    last = tables.of_predictions([plain, odd], "r").columns[-1]
+    assert [c.header for c in prediction.table([plain], "r").columns][-1] == "x"
+    last = prediction.table([plain, odd], "r").columns[-1]
     assert (last.header, list(last.cells)) == ("remarks", ["", "no audio; silence"])
 
 
@@ -208,7 +209,7 @@ def test_sound_beside_a_clip_is_its_own(tmp_path):
 
 def test_words_have_a_column_only_where_there_are_some():
     silent = Prediction("a.mkv", 0, 1, None, ("x",), (1.0,), ("x",))
-    assert [c.header for c in tables.of_predictions([silent], "r").columns] == ["clip", "seconds", "prediction", "x"]
+    assert [c.header for c in prediction.table([silent], "r").columns] == ["clip", "seconds", "prediction", "x"]
 
 
 def test_weights_of_mtcnn_come_along():
@@ -216,7 +217,7 @@ def test_weights_of_mtcnn_come_along():
 
 
 def test_vectors_of_one_modality_are_joined_in_the_order_of_their_backbones():
-    first, second = (np.full((1, n), n, np.float32) for n in (2, 3))
-    order = [types.SimpleNamespace(name=name, modality="video") for name in ("b", "a")]
-    joined = extraction._joined({(0, "a"): second[0], (0, "b"): first[0]}, 1, order)
-    assert joined["video"].tolist() == [[2, 2, 3, 3, 3]]
+    order = [Backbone(name, "video", dim, None, lambda x: x) for name, dim in (("b", 2), ("a", 3))]
+    items = {"a": (np.full((1, 3), 3, np.float32),), "b": (np.full((1, 2), 2, np.float32),)}
+    ((_, rows),) = vectors(iter([preparation.Prepared("clip", (items,))]), order)
+    assert rows["video"].tolist() == [[2, 2, 3, 3, 3]]

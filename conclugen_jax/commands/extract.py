@@ -17,7 +17,7 @@ from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import allocation, clips, extraction, preparation
+from conclugen_jax.extract import allocation, clips, extraction, outcome, preparation
 from conclugen_jax.extract.backbones import Networks, Options
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.networks import mtcnn
@@ -156,7 +156,7 @@ def _beside(source: Path) -> tuple[Path, ...]:
     return tuple([p for p in tables if p.name.lower() == "labels.csv"] or tables)
 
 
-def _told(tally: extraction.Tally, folder: Path, count: int) -> list[str]:
+def _told(tally: outcome.Tally, folder: Path, count: int) -> list[str]:
     left_out = count - tally.done - len(tally.failures)
     lines = [f"{counted(left_out)} not named by the labels and left out"] if left_out > 0 else []
     if tally.unknown:
@@ -170,18 +170,17 @@ def _told(tally: extraction.Tally, folder: Path, count: int) -> list[str]:
     known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already
     lines += [f"{counted(n)}: {note}" for note, n in sorted(tally.notes.items()) if note not in known]
     if tally.failures:
-        path = extraction.table(folder, extraction.FAILURES)
+        path = outcome.table(folder, outcome.FAILURES)
         lines.append(f"{counted(len(tally.failures))} failed and left out; see {path}")
     if tally.heard:
-        path = extraction.table(folder, extraction.WORDS)
+        path = outcome.table(folder, outcome.WORDS)
         lines.append(f"words were recognised in {counted(len(tally.heard))}; see {path}")
-    total = tally.host_seconds + tally.device_seconds
-    if total > 0:
-        what = "waiting for decoded clips" if tally.host_seconds > tally.device_seconds else "computing features"
+    host, device = tally.clock.host, tally.clock.device
+    if host + device > 0:
+        what = "waiting for decoded clips" if host > device else "computing features"
         before = f", {tally.reused:,} of them before" if tally.reused else ""
         lines.append(
-            f"{counted(tally.done)} extracted{before}; {max(tally.host_seconds, tally.device_seconds) / total:.0%} of the "
-            f"time {what}"
+            f"{counted(tally.done)} extracted{before}; {max(host, device) / (host + device):.0%} of the time {what}"
         )
     return lines
 

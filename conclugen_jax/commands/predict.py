@@ -15,7 +15,7 @@ from rich.console import Console
 
 from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import allocation, prediction, tables, timeline
+from conclugen_jax.extract import allocation, prediction, timeline
 from conclugen_jax.extract.networks import mtcnn
 
 command = app.Command(words="clips")
@@ -67,7 +67,7 @@ def main() -> int:
     else:
         shown = [p for p in found if not p.failure]
         if shown:
-            Console().print(tables.of_predictions(shown, FLAGS.checkpoint))
+            Console().print(prediction.table(shown, FLAGS.checkpoint))
     if FLAGS.picture:
         timeline.draw(found, Path(FLAGS.picture))
     for p in found:

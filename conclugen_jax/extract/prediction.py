@@ -1,29 +1,33 @@
-"""From clips to predictions: the features are made as those that the run was trained on were."""
+"""From clips to predictions. Features are made as those that the run was trained on."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from rich.markup import escape
+from rich.table import Table
 
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import embedding
 from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import clips, extraction, preparation, workers
-from conclugen_jax.extract.backbones import PRECISIONS, Backbone, Networks, Options
+from conclugen_jax.extract import clips, preparation, provenance, workers
+from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.media import sampler, speech
+from conclugen_jax.extract.media import speech
 from conclugen_jax.extract.networks import mtcnn, weights
+from conclugen_jax.extract.provenance import Provenance
+from conclugen_jax.extract.vectors import vectors
 from conclugen_jax.run import workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a run says of an utterance.
+    """What a run predicts for an utterance.
 
     Attributes:
       clip: path.
@@ -35,7 +39,7 @@ class Prediction:
       predicted: names of the classes predicted (one, or any number of labels), or the number.
       missing: modalities of the run that the clip lacks.
       notes: what was odd.
-      failure: why there is no prediction; empty where there is.
+      failure: why there is no prediction; empty if there is one.
       boxes: of faces: (time from the start, x, y, x, y), in parts of the frame.
     """
 
@@ -53,11 +57,11 @@ class Prediction:
 
     @property
     def said(self) -> str:
-        """What is predicted, in words."""
+        """Return what is predicted, in words."""
         return f"{self.predicted:.2f}" if isinstance(self.predicted, float) else ", ".join(self.predicted) or "none"
 
     def to_json(self) -> dict[str, Any]:
-        """Without the boxes."""
+        """Return all but the boxes."""
         facts = dataclasses.asdict(self)
         facts["probability"] = dict(zip(facts.pop("classes"), facts["probability"], strict=False))
         del facts["boxes"]
@@ -100,10 +104,8 @@ def predict(
     networks = Networks(tuple(map(str, folders)), tuple(own))
     backbones, how = _same_way(manifest, workdir, network.modalities, networks, recogniser, Path(mtcnn_folder))
     utterances = [u for file in files for u in _utterances(file, cut)]
-    tally, found = extraction.Tally(), {}
-    jobs = [(u, 1) for u in utterances]
-    for each, vectors in extraction.vectors(workers.prepared(jobs, how, num_workers), backbones, tally):
-        found[each.place] = (each, vectors)
+    prepared = workers.prepared([(u, 1) for u in utterances], how, num_workers)
+    found = {each.place: (each, rows) for each, rows in vectors(prepared, backbones)}
     run = embedding.predictor(network)
     return [_prediction(u, *found[u.place], network, run, manifest.modalities) for u in utterances]
 
@@ -120,7 +122,35 @@ def _same_way(
     recogniser: str,
     faces: Path,
 ) -> tuple[list[Backbone], preparation.Recipe]:
-    """Backbones of the modalities of a run and the recipe, as its data set was made."""
+    """Return the backbones of a run's modalities, and how clips are prepared, as the run's data set was made."""
+    made = _made(manifest, workdir)
+    networks = dataclasses.replace(networks, options=made.options)
+    by_name = {b.name: b for b in backbones_lib.load(networks)} if networks.folders or networks.own else {}
+    needed = [name for name, facts in made.backbones.items() if facts["modality"] in modalities]
+    found = provenance.of_backbones(list(by_name.values()))
+    provenance.compare(found, made.backbones, needed, str(workdir))
+    if made.frames.faces:
+        _check_faces(made.frames, workdir, faces)
+    recogniser = recogniser or made.speech.get("name", "")
+    if recogniser:
+        preparation.recogniser(recogniser)  # an unknown one is no fault of the clips
+    if recogniser and recogniser == made.speech.get("name") and speech.provenance(recogniser) != made.speech:
+        raise ConclugenError(
+            f"{recogniser}: of another version or with another model than the words of {workdir} were recognised with; install "
+            "that one, or choose a recogniser with --speech"
+        )
+    how = preparation.recipe(
+        [by_name[name] for name in needed],
+        size=made.options.size,
+        faces=str(faces) if made.frames.faces else "",
+        no_face=made.frames.no_face or "drop",
+        recogniser=recogniser,
+    )
+    return [by_name[name] for name in needed], how
+
+
+def _made(manifest: Manifest, workdir: str | Path) -> Provenance:
+    """Return how the data set of a run was made."""
     made = manifest.source.get("extraction")
     if not isinstance(made, dict):
         raise ConclugenError(
@@ -128,92 +158,41 @@ def _same_way(
             "to be made; train on one that was"
         )
     try:
-        names = {field.name for field in dataclasses.fields(Options)}
-        how_run = Options(**{k: v for k, v in made["options"].items() if k in names})
-        expected = {name: dict(facts) for name, facts in made["backbones"].items()}
-        needed = [name for name, facts in expected.items() if facts["modality"] in modalities]
-        crops, no_face, heard = made["frames"]["faces"], made["frames"]["no_face"], made["speech"]
-        if not all(
-            type(x) is str for x in (crops, no_face, heard.get("name", ""), how_run.precision, how_run.front_end)
-        ):
-            raise ValueError("a name that is no text")
-        if (
-            how_run.precision not in PRECISIONS
-            or type(how_run.size) is not int
-            or not 0 < how_run.size <= sampler.MAX_SIDE
-        ):
-            raise ValueError("options that no extraction has")
-        detections = made["frames"].get("faces_per_second")
-        recogniser = recogniser or heard.get("name", "")
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        return provenance.read(made)
+    except msgspec.ValidationError as e:
         raise ConclugenError(
-            f"{workdir}: damaged facts of its data set ({type(e).__name__}: {e}); restore its {workdir_lib.DATA}, or train anew"
+            f"{workdir}: damaged facts of its data set ({e}); restore its {workdir_lib.DATA}, or train anew"
         ) from e
-    given = networks.folders or networks.own
-    by_name = {b.name: b for b in backbones_lib.load(dataclasses.replace(networks, options=how_run))} if given else {}
-    _compare(extraction.facts_of(list(by_name.values())), expected, needed, workdir)
-    backbones = [by_name[name] for name in needed]
-    if crops and detections != preparation.DETECTIONS:
+
+
+def _check_faces(made: provenance.Frames, workdir: str | Path, faces: Path) -> None:
+    if made.faces_per_second != preparation.DETECTIONS:
         raise ConclugenError(
             f"{workdir}: in the clips of its data set faces were not looked for {preparation.DETECTIONS:g} times a second, as "
             "now; extract it anew"
         )
-    if crops and weights.load(faces).sha256 != crops:
+    if weights.load(faces).sha256 != made.faces:
         raise ConclugenError(f"{faces}: other weights of MTCNN than those of the data set; name these with --mtcnn")
-    if recogniser:
-        preparation.recogniser(recogniser)  # an unknown one is no fault of the clips
-    if recogniser and recogniser == heard.get("name") and speech.provenance(recogniser) != heard:
-        raise ConclugenError(
-            f"{recogniser}: of another version or with another model than the words of {workdir} were recognised with; install "
-            "that one, or choose a recogniser with --speech"
-        )
-    options = {"faces": str(faces) if crops else "", "no_face": no_face or "drop", "recogniser": recogniser}
-    return backbones, preparation.recipe(backbones, size=how_run.size, **options)
-
-
-def _compare(
-    found: Mapping[str, dict[str, Any]],
-    expected: Mapping[str, dict[str, Any]],
-    needed: Sequence[str],
-    workdir: str | Path,
-) -> None:
-    """Compare what is known of backbones, by their names, with what a data set was made with."""
-    lacking, spare = [name for name in needed if name not in found], sorted(found.keys() - expected.keys())
-    if lacking:
-        raise ConclugenError(
-            f"{workdir}: its features need {', '.join(lacking)}; name the weights with --weights, or with --backbone"
-        )
-    if spare:
-        raise ConclugenError(f"{workdir}: its features were made without {', '.join(spare)}; leave that out")
-    for name in sorted(found):
-        # The same weights may come from another file.
-        keys = sorted((found[name].keys() | expected[name].keys()) - {"source"}, key=lambda key: (key != "sha256", key))
-        for key in keys:
-            ours, theirs = (json.dumps(facts[name].get(key), sort_keys=True) for facts in (found, expected))
-            if ours != theirs:
-                raise ConclugenError(
-                    f"{name}: its {key} is {ours[:200]}, that of the features of {workdir} is {theirs[:200]}; name the same"
-                )
 
 
 def _prediction(
     u: Utterance,
     each: preparation.Prepared,
-    vectors: dict[str, np.ndarray],
+    rows: dict[str, np.ndarray],
     network: embedding.Network,
     run: Callable[..., dict[str, np.ndarray]],
     sizes: dict[str, int],
 ) -> Prediction:
     if each.failure:
         return Prediction(u.path, u.start, u.end or 0.0, u.text, failure=each.failure)
-    present = {m: np.array([m in vectors]) for m in network.modalities}
-    missing = tuple(m for m in network.modalities if m not in vectors)
+    present = {m: np.array([m in rows]) for m in network.modalities}
+    missing = tuple(m for m in network.modalities if m not in rows)
     facts = {"text": each.text, "notes": each.notes, "boxes": each.boxes, "missing": missing}
     if len(missing) == len(network.modalities):
         return Prediction(
             u.path, *each.times, failure=f"{u.path}: lacks {', '.join(missing)}, all that the run uses", **facts
         )
-    features = {m: vectors[m] if m in vectors else np.zeros((1, sizes[m]), np.float32) for m in network.modalities}
+    features = {m: rows[m] if m in rows else np.zeros((1, sizes[m]), np.float32) for m in network.modalities}
     found, label = run(features, present), network.label
     if label.kind == "value":
         return Prediction(u.path, *each.times, predicted=float(found["prediction"][0]), **facts)
@@ -226,3 +205,31 @@ def _names(label: LabelSpec, predicted: Any) -> tuple[str, ...]:
     if label.kind == "single":
         return (label.names[int(predicted)],)
     return tuple(name for name, yes in zip(label.names, predicted, strict=True) if yes)
+
+
+def table(predictions: Sequence[Prediction], title: str) -> Table:
+    """Return a table of predictions for a terminal, a row for each utterance.
+
+    Args:
+      predictions: those that did not fail; of one run.
+      title: what made them.
+    """
+    classes = predictions[0].classes if predictions else ()
+    shown = Table(title=escape(f"{title}: probabilities in %" if classes else title))
+    said = any(p.text for p in predictions)
+    for column in ("clip", "seconds", *(["words"] if said else []), "prediction"):
+        shown.add_column(column, overflow="fold")
+    for name in classes:
+        shown.add_column(escape(name), justify="right")
+    remarks = [_remarks(p) for p in predictions]
+    if any(remarks):
+        shown.add_column("remarks", overflow="fold")
+    for p, remark in zip(predictions, remarks, strict=True):
+        cells = [Path(p.clip).name, f"{p.start:.1f}-{p.end:.1f}", *([p.text or ""] if said else []), p.said]
+        row = [*map(escape, cells), *(f"{100 * x:.1f}" for x in p.probability)]
+        shown.add_row(*row, *([escape(remark)] if any(remarks) else []))
+    return shown
+
+
+def _remarks(p: Prediction) -> str:
+    return "; ".join(dict.fromkeys([*(f"no {modality}" for modality in p.missing), *p.notes]))

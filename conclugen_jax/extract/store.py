@@ -1,18 +1,16 @@
-"""Vectors of the utterances that are done, one file each, so that an interrupted extraction goes on where it was.
+"""Vectors of the utterances that are done, one file each, so that an interrupted extraction resumes at the clip.
 
 ``VIEW/MODALITY/[SPLIT/]KEY.npy`` holds a vector, which is the layout that data sets are built from (docs/datasets/features.md),
 and ``done/[SPLIT/]KEY.json`` what became of an utterance; it is written last.
 """
 
-import io
 import json
-import os
 import shutil
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from conclugen_jax.data.combined import VariantFeatures
@@ -20,12 +18,33 @@ from conclugen_jax.data.folders import FolderFeatures
 from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.system import files
 
 RECIPE, KEPT = "recipe.json", "kept"
 
 
+class State(msgspec.Struct):
+    """What became of an utterance.
+
+    Attributes:
+      stamp: of the utterance before its files were read.
+      views: number of its views.
+      present: modalities that it has vectors of, sorted.
+      notes: remarks for the user.
+      failure: why there are no vectors; empty if there are.
+      text: what is said.
+    """
+
+    stamp: list[Any] = []
+    views: int = 1
+    present: list[str] = []
+    notes: list[str] = []
+    failure: str = ""
+    text: str | None = None
+
+
 class Planned:
-    """Features that are not there yet: only their names and sizes."""
+    """Features that do not exist yet: only their names and sizes."""
 
     def __init__(self, utterances: Sequence[Utterance], dim: int):
         self.dim, self._names = dim, {}
@@ -33,21 +52,21 @@ class Planned:
             self._names.setdefault(u.split, []).append(u.key)
 
     def names(self) -> dict[str, list[str]]:
-        """Of all utterances."""
+        """Return the keys of all utterances, by split."""
         return self._names
 
     def files(self) -> tuple:
-        """None yet."""
+        """Return no files."""
         return ()
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
-        """The name within the data set of each key that there is."""
+        """Return the name within the data set of each key, ``None`` where there is none."""
         known = {s: set(names) for s, names in self._names.items()}
         in_split, anywhere = known.get(split, set()), known.get("", set())
         return [f"{split}/{k}" if k in in_split else k if k in anywhere else None for k in keys]
 
     def read(self, place: str) -> np.ndarray | None:
-        """Nothing yet."""
+        """Return nothing."""
 
 
 class Store:
@@ -61,16 +80,16 @@ class Store:
         self.folder = folder
 
     def is_kept(self) -> bool:
-        """Whether the vectors are to stay after the data set is built."""
+        """Return whether the vectors stay after the data set is built."""
         return (self.folder / KEPT).exists()
 
     def begin(self, recipe: Mapping[str, Any], *, overwrite: bool = False, keep: bool = False) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Args:
-          recipe: JSON; that of an earlier try must be the same for its vectors to be kept.
-          overwrite: delete what another recipe has left.
-          keep: the vectors are to stay after the data set is built.
+          recipe: JSON; the vectors of an earlier try are used if its recipe was the same.
+          overwrite: delete the vectors of another recipe.
+          keep: the vectors stay after the data set is built.
 
         Raises:
           ConclugenError: another recipe has left vectors.
@@ -86,68 +105,37 @@ class Store:
                 )
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(path, text.encode())
+        _write(path, text)
         if keep:
-            _write(self.folder / KEPT, b"")
+            (self.folder / KEPT).touch()
 
-    def state(self, utterance: Utterance, num_views: int) -> dict[str, Any] | None:
-        """What became of an utterance: ``failure`` (empty if none), ``present`` modalities, ``notes``, ``text``.
-
-        ``None``: it is not done.
-
-        An utterance whose file, interval or words have changed is not done.
-        """
+    def state(self, utterance: Utterance, num_views: int) -> State | None:
+        """Return what became of an utterance; ``None`` if it is not done, or its file, interval or words have changed."""
         path = self._place("done", utterance, ".json")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            same = found["stamp"] == json.loads(json.dumps(utterance.stamp())) and found["views"] == num_views
-            vectors = [self._place(f"{v}/{m}", utterance, ".npy") for v in range(num_views) for m in found["present"]]
-            return found if same and all(p.is_file() for p in vectors) else None
-        except (OSError, ValueError, KeyError, TypeError):
+            found = files.read_json(path, State, way_out="")
+        except ConclugenError:
             return None
+        vectors = [self._place(f"{v}/{m}", utterance, ".npy") for v in range(num_views) for m in found.present]
+        same = found.stamp == utterance.stamp() and found.views == num_views
+        return found if same and all(p.is_file() for p in vectors) else None
 
-    def put(
-        self,
-        utterance: Utterance,
-        num_views: int,
-        vectors: Mapping[str, np.ndarray],
-        *,
-        stamp: list,
-        notes: tuple[str, ...] = (),
-        failure: str = "",
-        text: str | None = None,
-    ) -> None:
-        """Note what became of an utterance.
-
-        Args:
-          utterance: which.
-          num_views: of it.
-          vectors: modality -> float32 [views, dim].
-          stamp: of the utterance before its files were read.
-          notes: what was odd.
-          failure: why there are no vectors.
-          text: what was said.
+    def put(self, utterance: Utterance, vectors: Mapping[str, np.ndarray], state: State) -> None:
+        """Write the vectors of an utterance, modality -> float32 [views, dim], and what became of it.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: they cannot be written.
         """
         for modality, views in vectors.items():
             for number, vector in enumerate(views):
-                content = io.BytesIO()
-                np.save(content, vector, allow_pickle=False)
-                _write(self._place(f"{number}/{modality}", utterance, ".npy"), content.getvalue())
-        done = {
-            "stamp": stamp,
-            "views": num_views,
-            "present": sorted(vectors),
-            "notes": list(notes),
-            "failure": failure,
-            "text": text,
-        }
-        _write(self._place("done", utterance, ".json"), json.dumps(done).encode())
+                path = self._place(f"{number}/{modality}", utterance, ".npy")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with files.replaced(path) as scratch:
+                    np.save(scratch, vector, allow_pickle=False)
+        _write(self._place("done", utterance, ".json"), json.dumps(msgspec.to_builtins(state)))
 
     def features(self, modality: str, num_views: int, first_split: str) -> Features | None:
-        """The vectors of a modality as a data set is built from them; ``None`` if no utterance has it.
+        """Return the vectors of a modality as a data set is built from them; ``None`` if no utterance has it.
 
         Args:
           modality: their name.
@@ -162,7 +150,7 @@ class Store:
         return VariantFeatures([first, *others], first_split=first_split) if others else first
 
     def keep_only(self, present: Mapping[str, Sequence[str]]) -> None:
-        """Delete the vectors of earlier tries that no longer count; ``present``: place -> its modalities."""
+        """Delete the vectors that do not count any more; ``present``: place -> its modalities."""
         for folder in self.folder.glob("[0-9]*/*"):
             for path in folder.rglob("*.npy"):
                 place = path.relative_to(folder).as_posix().removesuffix(".npy")
@@ -177,12 +165,12 @@ class Store:
 
 
 def _changed(path: Path, recipe: Mapping[str, Any]) -> str:
-    """Which parts of a recipe differ from the stored one, in brackets."""
+    """Return which parts of a recipe differ from the stored one, in brackets."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        names = sorted(k for k in stored.keys() | recipe.keys() if stored.get(k) != recipe.get(k))
-    except (OSError, ValueError, AttributeError):
+        stored = files.read_json(path, dict[str, Any], way_out="")
+    except ConclugenError:
         return ""
+    names = sorted(k for k in stored.keys() | recipe.keys() if stored.get(k) != recipe.get(k))
     return f" ({', '.join(names)})" if names else ""
 
 
@@ -190,12 +178,7 @@ def _has_vectors(folder: Path) -> bool:
     return next(folder.rglob("*.npy"), None) is not None
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, also where two processes do the same work."""
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{os.getpid()}-{threading.get_ident()}")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with files.replaced(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")

@@ -1,66 +1,138 @@
-"""Items of many clips through one backbone in full batches, and the mean vector of each clip."""
+"""Run backbones over prepared utterances: items in full batches, and the mean vector of each utterance."""
 
 import dataclasses
-from collections.abc import Hashable, Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.backbones import Backbone, Items
+from conclugen_jax.extract.preparation import Prepared
+
+MOST_WAITING = 64
+"""Utterances that wait for their batches to fill, at most; an interruption loses their vectors."""
 
 
 @dataclasses.dataclass
-class _Sum:
+class Clock:
+    """Seconds that the device waited for prepared clips, and that the backbones took."""
+
+    host: float = 0.0
+    device: float = 0.0
+
+
+def vectors(
+    prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: Clock | None = None
+) -> Iterator[tuple[Prepared, dict[str, np.ndarray]]]:
+    """Run the backbones over prepared utterances.
+
+    Args:
+      prepared: utterances, in any order.
+      backbones: in the order in which vectors of one modality are joined.
+      clock: accumulates the time taken.
+
+    Yields:
+      (utterance, modality -> float32 [views, dim]) of each utterance as soon as it is complete. The dictionary is empty for
+      failures, among them vectors that are not finite.
+
+    Raises:
+      ConclugenError: vectors of another size than a backbone says.
+    """
+    running, clock = _Running(backbones), clock or Clock()
+    prepared = iter(prepared)
+    while True:
+        start = time.perf_counter()
+        each = next(prepared, None)
+        clock.host += time.perf_counter() - start
+        start = time.perf_counter()
+        if each is None:
+            yield from running.flush()
+        elif each.failure:
+            yield each, {}
+        else:
+            yield from running.add(each)
+        clock.device += time.perf_counter() - start
+        if each is None:
+            return
+
+
+@dataclasses.dataclass
+class _Mean:
+    """Of the vectors of the items of a view: how many there are, how many are missing yet, and the sum of the others."""
+
+    count: int
     left: int
     total: np.ndarray
-    count: int
 
 
-class Averages:
-    """Runs a backbone; batches always have its batch size, so that a clip's vector does not depend on its neighbours."""
+_Key = tuple[int, str]
+"""A view and a backbone."""
 
-    def __init__(self, backbone: Backbone):
-        self.backbone = backbone
-        self._waiting: dict[tuple, list[tuple[Hashable, Items]]] = {}
-        self._sums: dict[Hashable, _Sum] = {}
 
-    def add(self, key: Hashable, items: Items) -> Iterator[tuple[Hashable, np.ndarray]]:
-        """Take the items of a clip; yields (key, float32 [dim]) of each clip that is complete by now.
+class _Running:
+    """Utterances under way. Batches have one size, so that the vector of a clip does not depend on its neighbours."""
 
-        Raises:
-          ConclugenError: vectors of another size than the backbone says.
-        """
-        n = len(items[0])
-        if not n or key in self._sums:
-            raise ValueError(f"{key}: no items, or added twice")
-        self._sums[key] = _Sum(n, np.zeros(self.backbone.dim, np.float64), n)
-        shape = tuple((x.shape[1:], x.dtype.str) for x in items)
-        rows = self._waiting.setdefault(shape, [])
-        rows += [(key, tuple(x[i] for x in items)) for i in range(n)]
-        while len(rows) >= self.backbone.batch_size:
-            yield from self._run(rows)
+    def __init__(self, backbones: Sequence[Backbone]):
+        self._backbones = {b.name: b for b in backbones}
+        # (backbone, shapes and types of an item's arrays) -> items that wait for a full batch
+        self._queues: dict[tuple, list[tuple[str, _Key, Items]]] = {}
+        self._waiting: dict[str, tuple[Prepared, dict[_Key, _Mean]]] = {}  # by place
 
-    def flush(self) -> Iterator[tuple[Hashable, np.ndarray]]:
+    def add(self, each: Prepared) -> Iterator[tuple[Prepared, dict[str, np.ndarray]]]:
+        """Take an utterance; yield those that are complete by now."""
+        means: dict[_Key, _Mean] = {}
+        self._waiting[each.place] = dataclasses.replace(each, views=({},) * len(each.views)), means
+        queues = []
+        for view, items in enumerate(each.views):
+            for name, arrays in items.items():
+                n = len(arrays[0])
+                means[view, name] = _Mean(n, n, np.zeros(self._backbones[name].dim, np.float64))
+                kind = name, *((x.shape[1:], x.dtype.str) for x in arrays)
+                queue = self._queues.setdefault(kind, [])
+                queue += [(each.place, (view, name), tuple(x[i] for x in arrays)) for i in range(n)]
+                queues.append((name, queue))
+        for name, queue in queues:
+            while len(queue) >= self._backbones[name].batch_size:
+                yield from self._run(name, queue)
+        if len(self._waiting) >= MOST_WAITING:
+            yield from self.flush()
+
+    def flush(self) -> Iterator[tuple[Prepared, dict[str, np.ndarray]]]:
         """Run what is left, in batches filled up with copies."""
-        for rows in self._waiting.values():
-            while rows:
-                yield from self._run(rows)
+        for (name, *_), queue in self._queues.items():
+            while queue:
+                yield from self._run(name, queue)
 
-    def _run(self, waiting: list[tuple[Hashable, Items]]) -> Iterator[tuple[Hashable, np.ndarray]]:
-        """Take a batch off the front."""
-        rows = waiting[: self.backbone.batch_size]
-        del waiting[: self.backbone.batch_size]
-        filled = rows + [rows[-1]] * (self.backbone.batch_size - len(rows))
-        arrays = [np.stack(columns) for columns in zip(*(items for _, items in filled), strict=True)]
-        vectors = np.asarray(self.backbone.vectors(*arrays), np.float32)
-        if vectors.shape != (len(filled), self.backbone.dim):
-            raise ConclugenError(
-                f"backbone {self.backbone.name}: vectors of shape {vectors.shape}, expected {(len(filled), self.backbone.dim)}"
-            )
-        for (key, _), vector in zip(rows, vectors, strict=False):
-            known = self._sums[key]
-            known.left -= 1
-            known.total += vector
-            if not known.left:
-                del self._sums[key]
-                yield key, (known.total / known.count).astype(np.float32)
+    def _run(self, name: str, queue: list[tuple[str, _Key, Items]]) -> Iterator[tuple[Prepared, dict[str, np.ndarray]]]:
+        """Take a batch off the front of a queue."""
+        backbone = self._backbones[name]
+        size = backbone.batch_size, backbone.dim
+        rows = queue[: size[0]]
+        del queue[: size[0]]
+        filled = rows + [rows[-1]] * (size[0] - len(rows))
+        arrays = [np.stack(columns) for columns in zip(*(items for *_, items in filled), strict=True)]
+        found = np.asarray(backbone.vectors(*arrays), np.float32)
+        if found.shape != size:
+            raise ConclugenError(f"backbone {name}: vectors of shape {found.shape}, expected {size}")
+        for (place, key, _), vector in zip(rows, found, strict=False):
+            each, means = self._waiting[place]
+            means[key].left -= 1
+            means[key].total += vector
+            if not any(mean.left for mean in means.values()):
+                del self._waiting[place]
+                yield self._finished(each, {k: (m.total / m.count).astype(np.float32) for k, m in means.items()})
+
+    def _finished(self, each: Prepared, found: dict[_Key, np.ndarray]) -> tuple[Prepared, dict[str, np.ndarray]]:
+        bad = sorted({name for (_, name), x in found.items() if not np.isfinite(x).all()})
+        if bad:
+            names = ", ".join(bad)
+            reason = f"{each.place}: {names} gave numbers that are not finite; is something odd about the clip?"
+            return Prepared(each.place, failure=reason), {}
+        joined = {}
+        for modality in dict.fromkeys(b.modality for b in self._backbones.values()):
+            names = [b.name for b in self._backbones.values() if b.modality == modality]
+            if (0, names[0]) in found:  # a modality is there with all of its backbones in all views, or not at all
+                views = [np.concatenate([found[view, name] for name in names]) for view in range(len(each.views))]
+                joined[modality] = np.stack(views)
+        return dataclasses.replace(each, views=()), joined

@@ -1,0 +1,95 @@
+"""What became of the utterances, and the tables beside a data set that say so."""
+
+import csv
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conclugen_jax.data.cells import read_csv
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract.vectors import Clock
+from conclugen_jax.system import files
+
+LISTED = 100
+"""Failures that the manifest names at most; the table of failures names all."""
+
+FAILURES, WORDS = ("failures", "reason"), ("words", "words")
+"""Tables beside the data sets, and their column besides ``utterance``: why one failed, which words were recognised."""
+
+
+@dataclasses.dataclass
+class Tally:
+    """What became of the utterances.
+
+    Attributes:
+      done: number of those with vectors of one modality at least.
+      failures: place -> reason.
+      notes: remark -> number of utterances.
+      missing: modality -> number of utterances without it.
+      heard: place -> words that were recognised.
+      unknown: ids in the labels that name no clip.
+      reused: number of utterances that an earlier try had done.
+      clock: what the extraction waited for.
+    """
+
+    done: int = 0
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: Counter = dataclasses.field(default_factory=Counter)
+    missing: Counter = dataclasses.field(default_factory=Counter)
+    heard: dict[str, str] = dataclasses.field(default_factory=dict)
+    unknown: list[str] = dataclasses.field(default_factory=list)
+    reused: int = 0
+    clock: Clock = dataclasses.field(default_factory=Clock)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the manifest says of it."""
+        return {
+            "failed": len(self.failures),
+            "failures": dict(sorted(self.failures.items())[:LISTED]),
+            "notes": dict(sorted(self.notes.items())),
+        }
+
+
+def known(made: Mapping[str, Any], target: Path, count: int) -> Tally:
+    """Return what became of the utterances of a data set that is there already.
+
+    Args:
+      made: what its manifest says of the extraction.
+      target: its folder.
+      count: number of its utterances.
+    """
+    path = table(target, FAILURES)
+    try:
+        failures = {row["utterance"]: row[FAILURES[1]] for _, row in read_csv(path)} if path.is_file() else {}
+    except (ConclugenError, KeyError):
+        failures = {}
+    if len(failures) != made["failed"]:  # the table was changed or deleted
+        failures = dict(made["failures"])
+    done = count - made["failed"]
+    return Tally(done=done, failures=failures, notes=Counter(made["notes"]), reused=done)
+
+
+def kind(note: str) -> str:
+    """Return a note without its numbers, so that it can be counted."""
+    note = "no face in some frames" if note.startswith("no face in") else note.partition(" (")[0]
+    return note.lstrip("0123456789 ")
+
+
+def table(target: Path, which: tuple[str, str]) -> Path:
+    """Return the path of a table of a data set; ``which``: :data:`FAILURES` or :data:`WORDS`."""
+    return target.parent.parent / f"{which[0]}-{target.parent.name}-{target.name}.csv"
+
+
+def write_table(target: Path, which: tuple[str, str], rows: Mapping[str, str]) -> Path:
+    """Write a table of a data set, or remove it if there are no rows; return its path."""
+    path = table(target, which)
+    if not rows:
+        path.unlink(missing_ok=True)
+        return path
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("utterance", which[1]), *sorted(rows.items())])
+    files.write_atomically(path, text.getvalue(), place="--data_dir")
+    return path

@@ -1,0 +1,132 @@
+"""What vectors depend on besides the clips: written into the manifest of a data set, read and compared for a prediction."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any, Literal
+
+import msgspec
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import preparation
+from conclugen_jax.extract.backbones import Backbone, Options
+from conclugen_jax.extract.media import speech
+from conclugen_jax.extract.networks import weights
+from conclugen_jax.extract.preparation import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """How pictures are cropped.
+
+    Attributes:
+      faces: SHA-256 of MTCNN's weights; empty for whole frames.
+      no_face: one of :data:`conclugen_jax.extract.preparation.NO_FACE`; empty for whole frames.
+      faces_per_second: frames per second in which faces are looked for.
+    """
+
+    faces: str
+    no_face: Literal["", *preparation.NO_FACE]
+    faces_per_second: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What vectors depend on besides the clips: JSON, the same on every machine with the same versions.
+
+    Attributes:
+      backbones: name -> modality, size of the vectors, and what else the backbone says of itself.
+      options: of the backbones; their batch size does not count.
+      frames: how pictures are cropped.
+      speech: which recogniser heard the words; empty for none.
+      views: their number, seed and strength; empty for one.
+      versions: of the packages that read clips.
+    """
+
+    backbones: dict[str, dict[str, Any]]
+    options: Options
+    frames: Frames
+    speech: dict[str, str]
+    views: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the manifest stores it."""
+        facts = dataclasses.asdict(self)
+        del facts["options"]["batch_items"]
+        return facts
+
+
+def of(backbones: Sequence[Backbone], how: Recipe, options: Options) -> Provenance:
+    """Return what the vectors of backbones depend on."""
+    faces = Frames(weights.load(how.faces).sha256, how.no_face, preparation.DETECTIONS) if how.faces else Frames("", "")
+    return Provenance(
+        backbones=of_backbones(backbones),
+        options=options,
+        frames=faces,
+        speech=speech.provenance(how.recogniser) if how.recogniser else {},
+        views={"number": how.num_views, "seed": how.seed, "strength": how.strength} if how.num_views > 1 else {},
+        versions={name: version for name in ("av", "pillow", "tokenizers") if (version := _version(name))},
+    )
+
+
+def of_backbones(backbones: Sequence[Backbone]) -> dict[str, dict[str, Any]]:
+    """Return name -> what the vectors of a backbone depend on."""
+    return {b.name: {"modality": b.modality, "dim": b.dim, **b.provenance} for b in backbones}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+class _Backbone(msgspec.Struct):
+    modality: str
+    dim: int
+
+
+def read(made: Mapping[str, Any]) -> Provenance:
+    """Return the provenance in what a manifest says of an extraction.
+
+    Raises:
+      msgspec.ValidationError: a fact is missing or cannot be; the message names it.
+    """
+    found = msgspec.convert(made, Provenance)
+    msgspec.convert(found.backbones, dict[str, _Backbone])
+    return found
+
+
+def compare(
+    found: Mapping[str, dict[str, Any]], expected: Mapping[str, dict[str, Any]], needed: Sequence[str], whose: str
+) -> None:
+    """Compare backbones with those that the features of a run were made with.
+
+    Args:
+      found: name -> facts of the backbones at hand.
+      expected: name -> facts of those that made the data set.
+      needed: names that the run needs.
+      whose: the run, for messages.
+
+    Raises:
+      ConclugenError: one is missing, spare, or was another one.
+    """
+    missing, spare = [name for name in needed if name not in found], sorted(found.keys() - expected.keys())
+    if missing:
+        raise ConclugenError(
+            f"{whose}: its features need {', '.join(missing)}; name the weights with --weights, or with --backbone"
+        )
+    if spare:
+        raise ConclugenError(f"{whose}: its features were made without {', '.join(spare)}; leave that out")
+    for name, ours in sorted(found.items()):
+        for key, a, b in _differences(ours, expected[name]):
+            raise ConclugenError(f"{name}: its {key} is {a}, that of the features of {whose} is {b}; name the same")
+
+
+def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (key, ours, theirs) of facts that differ, the hash of weights first. Their source may differ."""
+    keys = sorted((found.keys() | expected.keys()) - {"source"}, key=lambda key: (key != "sha256", key))
+    shown = [(key, *(json.dumps(facts.get(key), sort_keys=True) for facts in (found, expected))) for key in keys]
+    return [(key, a[:200], b[:200]) for key, a, b in shown if a != b]
