@@ -1,4 +1,4 @@
-"""The face in a clip: found on some frames, followed over the clip, cropped from all frames."""
+"""Find the face in some frames of a clip, follow it over the clip, and crop it from all frames."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import mtcnn
 
 MIN_PROBABILITY = 0.9
-"""Of a face that is followed."""
+"""Least probability of a face that is followed."""
 
 GAP = 1.0
-"""Seconds from its nearest detection within which a frame still counts as showing the face."""
+"""Seconds from the nearest detection within which a frame counts as showing the face."""
 
 MIN_OVERLAP = 0.1
 """Intersection over union at which two boxes, one after the other, are the same face."""
 
 DETECTION_SIDE = 640
-"""Longer side of the frames that faces are looked for in, at most."""
+"""Longer side of the frames that the detector sees, at most, in pixels."""
 
 
 @dataclasses.dataclass
@@ -38,7 +38,7 @@ class Track:
 
 
 def follow(times: Sequence[float], boxes: Sequence[np.ndarray | None], gap: float = GAP) -> list[Track]:
-    """Join boxes of frames, one each, that overlap from one detection to the next.
+    """Join boxes that overlap from one detection to the next into tracks.
 
     Args:
       times: of the frames.
@@ -60,7 +60,7 @@ def follow(times: Sequence[float], boxes: Sequence[np.ndarray | None], gap: floa
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes [4]."""
+    """Return the intersection over union of two boxes [4]."""
     sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
     shared = float(np.prod(sides))
     whole = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared
@@ -68,7 +68,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def find(params: Mapping[str, Any], frames: Sequence[np.ndarray]) -> list[np.ndarray | None]:
-    """The box of the most probable face of each frame (its corners in pixels), ``None`` where there is none.
+    """Return the box of the most probable face of each frame (corners in pixels), ``None`` where there is none.
 
     Args:
       params: variables of MTCNN.
@@ -90,7 +90,7 @@ def find(params: Mapping[str, Any], frames: Sequence[np.ndarray]) -> list[np.nda
 
 
 def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], size: int, gap: float = GAP) -> Clip:
-    """The clip's face, followed, in square frames; frames in which it is not seen are left out.
+    """Crop the clip's face to square frames, and drop frames in which it is not seen.
 
     Args:
       clip: whole frames.
@@ -121,7 +121,7 @@ def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], si
 
 
 def resize(frame: np.ndarray, size: tuple[int, int], box: tuple[float, ...] | None = None) -> np.ndarray:
-    """Bilinear interpolation with averaging where it shrinks, as Pillow does it.
+    """Resize a frame by bilinear interpolation, with averaging where it shrinks.
 
     Args:
       frame: uint8 [height, width, 3].

@@ -1,4 +1,4 @@
-"""What happens to a clip on the host, in a worker process: decode, find the face, hear the words, make items."""
+"""Prepare a clip on the host, in a worker process: decode, find the face, recognise the words, make items."""
 
 import dataclasses
 import functools
@@ -18,29 +18,28 @@ from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import weights
 
 NO_FACE = ("drop", "whole", "missing")
-"""What becomes of a clip without a face: a failure, the whole frame instead, or no pictures."""
+"""For a clip without a face: report a failure, take whole frames, or treat the pictures as missing."""
 
 DETECTIONS = 2.0
 """Frames per second in which faces are looked for."""
 
-
 LACKING = 0.5
-"""Seconds that an interval may go on after its clip without a note."""
+"""Seconds by which an interval may end after its clip without a note."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How clips are prepared; can be sent to other processes.
+    """How to prepare clips; can be sent to other processes.
 
     Attributes:
       prepare: backbone -> its function.
       modalities: backbone -> its modality.
-      rates: frames per second that are decoded, the highest first; none where no backbone looks at pictures.
+      rates: frames per second to decode, the highest first; empty if no backbone looks at pictures.
       size: side of the frames that faces are cropped to.
       faces: folder of MTCNN's weights; empty for whole frames.
       no_face: one of :data:`NO_FACE`.
-      recogniser: of speech, for clips without known words; empty for none.
-      num_views: of each clip of the training split, the first of them as it is.
+      recogniser: of speech, for clips whose words are unknown; empty for none.
+      num_views: of each clip of the training split; the first is the clip as it is.
       seed: of the views.
       strength: of the views, a key of :data:`conclugen_jax.extract.media.augmentation.STRENGTHS`.
     """
@@ -58,9 +57,9 @@ class Recipe:
 
 
 def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
-    """The recipe for some backbones; ``options``: further attributes.
+    """Return the recipe for backbones; ``options`` are further attributes.
 
-    Faces are looked for as often whatever the backbones look at, so that the frames of one do not depend on the others.
+    Faces are looked for at a rate of their own, so that the frames of one backbone do not depend on the others.
     """
     rates = {b.rate for b in backbones if b.rate}
     rates |= {DETECTIONS} if rates and options.get("faces") else set()
@@ -74,13 +73,13 @@ def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """The items of an utterance.
+    """The items of an utterance, ready for the backbones.
 
     Attributes:
       place: of the utterance.
-      views: for each view, backbone -> items; a backbone whose modality the clip lacks is not a key.
-      notes: what was odd.
-      failure: why there are none; empty where there are.
+      views: for each view, backbone -> items; backbones of a missing modality are not there.
+      notes: remarks for the user.
+      failure: why there are none; empty if there are.
       text: what is said, as far as known.
       times: start and end of the utterance in seconds, as far as known.
       boxes: of faces: (time, x, y, x, y) each, in parts of the frame.
@@ -96,7 +95,7 @@ class Prepared:
 
 
 def prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
-    """Prepare an utterance; whatever is wrong with its files becomes its failure."""
+    """Prepare an utterance. Whatever is wrong with its files becomes its failure."""
     try:
         return _prepare(utterance, how, num_views)
     except ConclugenError as e:
@@ -140,10 +139,10 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
 
 
 def _checked(name: str, items: Items | None) -> Items | None:
-    """What a function ``prepare`` gave; ``None`` where there are no items.
+    """Check what a backbone's ``prepare`` returned; return ``None`` if there are no items.
 
     Raises:
-      ConclugenError: these are no items.
+      ConclugenError: something else than items.
     """
     if items is None:
         return None
@@ -192,7 +191,7 @@ def _cropped(utterance: Utterance, clip: Clip, how: Recipe, notes: list[str]) ->
 
 @functools.cache
 def mtcnn_weights(folder: str) -> Any:
-    """Variables of MTCNN, read once in each process.
+    """Return the variables of MTCNN, read once in each process.
 
     Raises:
       ConclugenError: weights of another network.
@@ -207,5 +206,5 @@ def mtcnn_weights(folder: str) -> Any:
 
 @functools.cache
 def recogniser(name: str) -> speech.Recogniser:
-    """A recogniser of speech, opened once in each process."""
+    """Return a recogniser of speech, opened once in each process."""
     return speech.create(name)

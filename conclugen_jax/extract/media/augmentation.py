@@ -1,4 +1,4 @@
-"""Views of a clip for the loss between instances: one draw per clip and modality, applied to all of it.
+"""Augmented views of a clip for the contrastive loss: one draw per clip and modality, applied to all of it.
 
 Pictures: the published SimCLR settings (random resized crop, flip, colour jitter, grey, blur). Sound: masked bands of
 frequency and time. Text: words swapped, deleted and repeated.
@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 
 def generator(seed: int, clip: str, modality: str, view: int) -> np.random.Generator:
-    """Random numbers of one view, the same whatever else is computed, in whatever order."""
+    """Return the random numbers of one view, which do not depend on what else is computed, or in which order."""
     text = f"{seed}\0{clip}\0{modality}\0{view}".encode()
     return np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little"))
 
@@ -97,7 +97,7 @@ _COLOURS = {
 
 
 def draw_pictures(rng: np.random.Generator, strength: Strength) -> PictureChange:
-    """A change for all frames of a clip."""
+    """Draw a change for all frames of a clip."""
     colours: list[tuple[str, float]] = []
     box = _crop(rng, strength)
     flip = rng.random() < 0.5
@@ -115,7 +115,7 @@ def draw_pictures(rng: np.random.Generator, strength: Strength) -> PictureChange
 
 
 def _crop(rng: np.random.Generator, strength: Strength) -> tuple[float, float, float, float]:
-    """As in the published random resized crop: ten tries, then the largest crop in the middle that is allowed."""
+    """Draw a random resized crop: ten tries, then the whole frame."""
     low, high = map(math.log, strength.aspect)
     for _ in range(10):
         area, aspect = rng.uniform(*strength.area), math.exp(rng.uniform(low, high))

@@ -1,4 +1,4 @@
-"""Sound -> log-Mel spectrograms, by the two front ends that ResDAVEnet was used with."""
+"""Turn sound into log-Mel spectrograms, with the two front ends that ResDAVEnet was used with."""
 
 import functools
 
@@ -8,20 +8,20 @@ from conclugen_jax.extract.media.clip import SAMPLE_RATE
 
 
 def hz_to_mel(hz: np.ndarray) -> np.ndarray:
-    """Mel scale of Slaney's Auditory Toolbox: linear up to 1 kHz, logarithmic above."""
+    """Convert Hz to the Mel scale of Slaney's Auditory Toolbox: linear up to 1 kHz, logarithmic above."""
     hz = np.asarray(hz, np.float64)
     return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1e-9) / 1000) / np.log(6.4))
 
 
 def mel_to_hz(mel: np.ndarray) -> np.ndarray:
-    """Inverse of :func:`hz_to_mel`."""
+    """Invert :func:`hz_to_mel`."""
     mel = np.asarray(mel, np.float64)
     return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
 
 
 @functools.cache
 def filters(sample_rate: int, n_fft: int, n_mels: int, low_hz: float, high_hz: float) -> np.ndarray:
-    """Triangular filters of equal area.
+    """Return triangular filters of equal area.
 
     Returns:
       float32 [n_mels, n_fft / 2 + 1].
@@ -36,14 +36,14 @@ def filters(sample_rate: int, n_fft: int, n_mels: int, low_hz: float, high_hz: f
 
 @functools.cache
 def window(name: str, length: int) -> np.ndarray:
-    """A periodic window of SciPy, [length]."""
-    from scipy import signal  # half a second of imports, for those who hear alone
+    """Return a periodic window of SciPy, [length]."""
+    from scipy import signal  # takes half a second, needed for sound only
 
     return signal.get_window(name, length)
 
 
 def power(sound: np.ndarray, n_fft: int, hop: int, window: np.ndarray, mode: str) -> np.ndarray:
-    """Squared magnitudes of the Fourier transform of windows centred at multiples of ``hop``.
+    """Return squared magnitudes of the Fourier transform of windows centred at multiples of ``hop``.
 
     Args:
       sound: [samples].
@@ -64,7 +64,7 @@ def power(sound: np.ndarray, n_fft: int, hop: int, window: np.ndarray, mode: str
 
 
 def published(sound: np.ndarray) -> np.ndarray:
-    """What the published ResDAVEnet hears.
+    """Return the spectrogram that the published ResDAVEnet takes.
 
     16 kHz, mean removed, pre-emphasis 0.97, Hamming windows of 25 ms every 10 ms, 40 Mel bands from 20 Hz, in dB below
     the greatest value, down to -80.
@@ -91,7 +91,7 @@ def _decibels(bands: np.ndarray, floor: float = 1e-10, span: float = 80.0) -> np
 
 
 def authors(sound: np.ndarray) -> np.ndarray:
-    """What the authors' configuration computes: 16 kHz sound read as if it had 22,050 Hz.
+    """Return the spectrogram of the authors' configuration, which reads 16 kHz sound as if it had 22,050 Hz.
 
     Hann windows of 2048 samples every 160, 128 Mel bands up to 11,025 Hz, power scaled from 0 to 1 over the clip.
 

@@ -1,4 +1,4 @@
-"""Speech recognition: sound in, words out, by recognisers of other packages."""
+"""Recognise speech with other packages: sound in, words out."""
 
 import threading
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from conclugen_jax.data.manifest import sha256
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media.clip import SAMPLE_RATE
 from conclugen_jax.extract.media.sound import SILENCE
+from conclugen_jax.system import files
 
 Recogniser = Callable[[np.ndarray], str]
 """float32 [samples] at 16 kHz -> words, empty where none are heard."""
@@ -21,7 +21,7 @@ MODEL = "model.bin"
 
 
 def create(name: str) -> Recogniser:
-    """A recogniser by name.
+    """Return a recogniser by name.
 
     Args:
       name: ``pocketsphinx`` (offline, English, poor), or ``faster-whisper:FOLDER`` with a model's folder.
@@ -40,14 +40,14 @@ def create(name: str) -> Recogniser:
 
 
 def provenance(name: str) -> dict[str, str]:
-    """What the words depend on besides the sound: JSON.
+    """Return what the words depend on besides the sound: JSON.
 
     Args:
       name: of a recogniser, as for :func:`create`.
     """
     package, _, folder = name.partition(":")
     facts = {"name": name, "version": metadata.version(package)}
-    return facts | ({"sha256": sha256(Path(folder) / MODEL)} if folder else {})
+    return facts | ({"sha256": files.sha256(Path(folder) / MODEL)} if folder else {})
 
 
 def _pocketsphinx() -> Recogniser:
@@ -59,10 +59,10 @@ def _pocketsphinx() -> Recogniser:
 
     def recognise(sound: np.ndarray) -> str:
         if np.abs(sound).max(initial=0) < SILENCE:
-            return ""  # it hears words there
+            return ""  # PocketSphinx hears words in silence
         samples = (np.clip(sound, -1, 1) * 32767).astype("<i2")
-        with alone:  # workers of Beam have threads
-            decoder.reinit_feat()  # else what it hears depends on what it has heard before
+        with alone:  # Beam's workers have threads
+            decoder.reinit_feat()  # otherwise the words depend on earlier clips
             decoder.start_utt()
             decoder.process_raw(samples.tobytes(), full_utt=True)
             decoder.end_utt()

@@ -1,4 +1,4 @@
-"""Published weights -> variables of our networks: every tensor is taken, known to be of no use here, or refused by name."""
+"""Convert published weights to variables of our networks. Every tensor is taken, known to be of no use, or refused by name."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ HEADS = (
     "pooler.",
     "qa_outputs.",
 )
-"""Names of the layers behind the features, which are left out."""
+"""Prefixes of layers behind the features, which are dropped."""
 
 COUNTERS = "num_batches_tracked"
 
@@ -33,7 +33,7 @@ class Tensors:
 
     Attributes:
       source: name of the file, for messages.
-      left_out: names of tensors that were there and are of no use.
+      left_out: names of tensors that were dropped.
     """
 
     def __init__(self, tensors: Mapping[str, Any], source: str):
@@ -41,7 +41,7 @@ class Tensors:
         self.left_out: list[str] = []
 
     def take(self, name: str, *shape: int) -> np.ndarray:
-        """A tensor as float32.
+        """Remove a tensor and return it as float32.
 
         Raises:
           ConclugenError: it is missing, of another shape, or holds values that are not finite.
@@ -60,11 +60,11 @@ class Tensors:
         return x
 
     def has(self, prefix: str) -> bool:
-        """Whether a tensor that is left begins so."""
+        """Return whether the name of a tensor that is left begins so."""
         return any(name.startswith(prefix) for name in self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor that is left; () if there is none."""
+        """Return the shape of a tensor that is left; () if there is none."""
         return getattr(self._tensors.get(name), "shape", ())
 
     def count(self, pattern: str) -> int:
@@ -73,14 +73,14 @@ class Tensors:
         return max((int(match[1]) + 1 for match in found if match), default=0)
 
     def leave_out(self, *prefixes: str) -> None:
-        """Tensors that are known and not needed."""
+        """Drop tensors that are known and not needed."""
         for name in [name for name in self._tensors if name.startswith(prefixes) or name.endswith(COUNTERS)]:
             del self._tensors[name]
             if not name.endswith(COUNTERS):
                 self.left_out.append(name)
 
     def finish(self) -> None:
-        """Refuse a file with anything else in it."""
+        """Refuse a file with any tensor that was not taken or dropped."""
         if self._tensors:
             name = min(self._tensors)
             raise ConclugenError(
@@ -90,12 +90,12 @@ class Tensors:
 
 
 def tensors_of(tree: Mapping[str, Any], source: str, entry: str = "") -> Tensors:
-    """The tensors in what a file holds.
+    """Return the tensors in what a file holds.
 
     Args:
-      tree: tensors by name, perhaps in an entry ``state_dict``, perhaps with ``module.`` in front of each.
+      tree: tensors by name, perhaps in an entry ``state_dict``, perhaps each with the prefix ``module.``.
       source: name of the file, for messages.
-      entry: the one to use; dots lead into entries of entries.
+      entry: the one to use; dots separate nested entries.
 
     Raises:
       ConclugenError: there is no such entry.
@@ -112,7 +112,7 @@ def tensors_of(tree: Mapping[str, Any], source: str, entry: str = "") -> Tensors
 
 
 def folded(tensors: Tensors, convolution: str, norm: str, shape: Sequence[int]) -> dict[str, np.ndarray]:
-    """A convolution without bias [out, in, ...] and the BatchNorm behind it as kernel [..., in, out] and bias [out]."""
+    """Fold a convolution without bias [out, in, ...] and its BatchNorm into a kernel [..., in, out] and a bias [out]."""
     kernel = tensors.take(f"{convolution}.weight", *shape).astype(np.float64)
     scale, shift, mean, variance = (
         tensors.take(f"{norm}.{name}", shape[0]).astype(np.float64)
@@ -126,7 +126,7 @@ def folded(tensors: Tensors, convolution: str, norm: str, shape: Sequence[int]) 
 
 
 def convert_resnet(tensors: Tensors, depth: int, num_axes: int) -> dict[str, Any]:
-    """Variables of :class:`conclugen_jax.extract.networks.resnet.ResNet` from torchvision's or pretorched-x' names."""
+    """Return variables of a :class:`~conclugen_jax.extract.networks.resnet.ResNet` named as by torchvision or pretorched-x."""
 
     def cube(size: int) -> tuple[int, ...]:
         return (size,) * num_axes
@@ -153,7 +153,7 @@ def convert_resnet(tensors: Tensors, depth: int, num_axes: int) -> dict[str, Any
 
 
 def convert_davenet(tensors: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables of :class:`conclugen_jax.extract.networks.davenet.ResDAVEnet`, and its attributes as the shapes tell them."""
+    """Return variables of :class:`conclugen_jax.extract.networks.davenet.ResDAVEnet`, and its attributes from the shapes."""
     shape = tensors.shape("conv1.weight")
     mels = shape[2] if len(shape) == 4 else 40
     widths = [shape[0] if shape else 128] + [
@@ -247,7 +247,7 @@ _DISTILBERT = {
 
 
 def convert_text(tensors: Tensors, family: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of :class:`conclugen_jax.extract.networks.text_encoder.TextEncoder` from the names of Hugging Face."""
+    """Return variables of :class:`conclugen_jax.extract.networks.text_encoder.TextEncoder` from the names of Hugging Face."""
     prefix = f"{family}." if tensors.has(f"{family}.") else ""
     width, hidden = options["width"], options["hidden_dim"]
     names, layers = (_BERT, "encoder.layer") if family != "distilbert" else (_DISTILBERT, "transformer.layer")
@@ -280,7 +280,7 @@ def convert_text(tensors: Tensors, family: str, options: Mapping[str, Any]) -> d
 
 
 def convert_mtcnn(networks: Mapping[str, Tensors]) -> dict[str, Any]:
-    """Variables of the three networks of MTCNN from the names of facenet-pytorch; keys ``pnet``, ``rnet``, ``onet``."""
+    """Return variables of ``pnet``, ``rnet`` and ``onet`` from the names of facenet-pytorch."""
     params: dict[str, Any] = {}
     for network, layers in MTCNN.items():
         tensors, found = networks[network], {}

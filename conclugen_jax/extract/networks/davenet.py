@@ -24,7 +24,7 @@ KERNEL = 9
 
 
 def blocks(widths: Sequence[int]) -> list[tuple[str, int, int]]:
-    """(name, width, stride) of each block; the first of each stage halves both axes and projects its shortcut."""
+    """Return (name, width, stride) of each block; the first of each stage halves both axes and projects its shortcut."""
     return [
         (f"layer{stage}_{number}", width, 2 if number == 0 else 1)
         for stage, width in enumerate(widths[1:], 1)
@@ -33,7 +33,7 @@ def blocks(widths: Sequence[int]) -> list[tuple[str, int, int]]:
 
 
 def _masked(x: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Zeros beyond the end, which is what a convolution of the sound alone would see there."""
+    """Set what is beyond the end to zero, as a convolution of the sound alone would see it."""
     return jnp.where((jnp.arange(x.shape[2])[None] < lengths[:, None])[:, None, :, None], x, 0)
 
 
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Outputs and their lengths in time; relu applied."""
+        """Return outputs and their lengths in time, after relu."""
         strides = (self.stride, self.stride)
         shortcut = Convolution(self.width, (1, 1), strides, name="downsample")(x) if self.stride > 1 else x
         lengths = -(-lengths // self.stride)
@@ -70,7 +70,7 @@ class ResDAVEnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
-        """Features of spectrograms of several lengths, each as if it were alone.
+        """Return features of spectrograms of several lengths, each as if it were alone.
 
         Args:
           x: [n, time, mels]; what lies beyond a spectrogram's end has no influence.

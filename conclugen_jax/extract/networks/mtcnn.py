@@ -21,14 +21,13 @@ THRESHOLDS = (0.6, 0.7, 0.7)
 FACTOR = 0.709
 MIN_SIZE = 20
 IMAGES = 8
-"""Images that go through P-Net at a time, at most."""
+"""Images in a batch of P-Net, at most."""
 
 CHUNK = 64
-"""Crops that go through R-Net and O-Net at a time; the last chunk is filled up, so that one program serves all."""
-
+"""Crops in a batch of R-Net and O-Net; the last one is padded, so that one program serves all."""
 
 MOST_SIZES = 8
-"""Sizes of images whose programs are kept."""
+"""Image sizes whose programs are kept."""
 
 _sizes: set[tuple[int, int, int]] = set()
 
@@ -43,7 +42,7 @@ class PReLU(nn.Module):
 
 
 def _pool(x: jax.Array, size: int) -> jax.Array:
-    """Maxima of windows 2 apart; the last may reach over the edge."""
+    """Take maxima of windows 2 apart; the last may reach over the edge."""
     edges = [(0, (size - n) % 2 if n >= size else size - n) for n in x.shape[1:3]]
     return nn.max_pool(x, (size, size), (2, 2), edges)
 
@@ -111,7 +110,7 @@ class Face(NamedTuple):
 def detect(
     params: Mapping[str, Any], images: np.ndarray, *, min_size: int = MIN_SIZE, thresholds: Sequence[float] = THRESHOLDS
 ) -> list[list[Face]]:
-    """Faces in images of one size.
+    """Find faces in images of one size.
 
     Args:
       params: variables of ``pnet``, ``rnet`` and ``onet``.
@@ -153,7 +152,7 @@ def _scales(height: int, width: int, min_size: int) -> list[float]:
 
 
 def _propose(params: Any, images: np.ndarray, min_size: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Square boxes with their probabilities [m, 5], and the image of each [m]."""
+    """Return square boxes with their probabilities [m, 5], and the image of each [m]."""
     height, width = images.shape[1:3]
     device_images = jnp.asarray(images)
     boxes, owners = [], []
@@ -249,7 +248,7 @@ _NETWORKS = {"rnet": _refiner(RNet()), "onet": _refiner(ONet())}
 
 
 def _square(boxes: np.ndarray) -> np.ndarray:
-    """Boxes about the same centres, as wide as high."""
+    """Return boxes about the same centres, as wide as high."""
     sides = boxes[:, 2:4] - boxes[:, :2]
     longest = sides.max(axis=1, keepdims=True)
     corner = boxes[:, :2] + sides * 0.5 - longest * 0.5
@@ -262,7 +261,7 @@ def _shifted(boxes: np.ndarray, regression: np.ndarray) -> np.ndarray:
 
 
 def suppress(boxes: np.ndarray, owners: np.ndarray, threshold: float, *, of_smaller: bool = False) -> np.ndarray:
-    """Rows to keep: none overlaps a more probable one of its image by more than a threshold.
+    """Return the rows to keep: none overlaps a more probable box of its image by more than a threshold.
 
     Args:
       boxes: [m, 5 or more], corners and probability.

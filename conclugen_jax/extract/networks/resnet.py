@@ -26,12 +26,12 @@ STEM = 64
 
 
 def is_bottleneck(depth: int) -> bool:
-    """Whether blocks have three convolutions."""
+    """Return whether blocks have three convolutions."""
     return depth >= 50
 
 
 def output_dim(depth: int) -> int:
-    """Size of the feature vector: 512 or 2048."""
+    """Return the size of the feature vector: 512 or 2048."""
     return WIDTHS[-1] * (4 if is_bottleneck(depth) else 1)
 
 
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 def blocks(depth: int) -> list[tuple[str, int, int, bool]]:
-    """(name, width, stride, projects) of each block; names are ``layerSTAGE_NUMBER``, stages from 1."""
+    """Return (name, width, stride, projects) of each block; names are ``layerSTAGE_NUMBER``, stages from 1."""
     found, channels = [], STEM
     for stage, (count, width) in enumerate(zip(STAGES[depth], WIDTHS, strict=True), 1):
         for number in range(count):
@@ -113,7 +113,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Features of frames or clips.
+        """Return features of frames or clips.
 
         Args:
           x: uint8 (0 to 255) or float (0 to 1) [n, height, width, 3] or [n, time, height, width, 3], RGB.

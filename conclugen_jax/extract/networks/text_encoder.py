@@ -77,12 +77,12 @@ class TextEncoder(nn.Module):
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a text at most."""
+        """Return the number of tokens in a text, at most."""
         return self.max_positions - self.first_position
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """Mean of the last hidden states over the real tokens, the special ones among them.
+        """Return the mean of the last hidden states over the real tokens, special ones included.
 
         Args:
           tokens: int [n, length].

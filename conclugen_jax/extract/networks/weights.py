@@ -60,7 +60,7 @@ class Weights:
       params: its variables, as they nest in the module.
       sha256: of the file of weights.
       source: published files that they were made of: name -> SHA-256.
-      folder: that they lie in.
+      folder: that holds them.
       tokenizer: SHA-256 of the tokenizer beside an encoder of text; empty for others.
     """
 
@@ -73,7 +73,7 @@ class Weights:
     tokenizer: str = ""
 
     def provenance(self) -> dict[str, Any]:
-        """What a data set says of the weights that it was made with."""
+        """Return what a data set stores of the weights that it was made with."""
         facts = {"network": self.network, "sha256": self.sha256, "source": self.source, "options": self.options}
         return facts | ({"tokenizer": self.tokenizer} if self.tokenizer else {})
 
@@ -85,12 +85,12 @@ def convert(network: str, source: Path, output: Path, *, entry: str = "", attrib
       network: one of :data:`NETWORKS`.
       source: file of ``torch.save`` or safetensors; for ``text`` a folder with ``config.json``, ``model.safetensors`` and
         ``tokenizer.json``; for ``mtcnn`` one with ``pnet.pt``, ``rnet.pt`` and ``onet.pt``.
-      output: folder to be made, new or empty.
-      entry: which entry of the file holds the tensors, where that is not plain.
-      attribution: whose weights they are and under which licence, to be kept with them.
+      output: new or empty folder.
+      entry: of the file that holds the tensors, if there are several.
+      attribution: author and licence, stored with the weights.
 
     Returns:
-      Names of the tensors that are not needed and were left out.
+      Names of the tensors that are not needed and were dropped.
 
     Raises:
       ConclugenError: a file that cannot be read, a tensor that is missing, spare or misshapen, or a folder in use.
@@ -137,7 +137,7 @@ def save(
     attribution: str = "",
     further: Sequence[Path] = (),
 ) -> None:
-    """Write a folder of weights, all or nothing; ``further``: files to be copied into it.
+    """Write a folder of weights, all or nothing; files in ``further`` are copied into it.
 
     Raises:
       ConclugenError: the folder is in use or cannot be written.
@@ -164,7 +164,7 @@ def save(
 
 
 def load(folder: str | Path) -> Weights:
-    """Read a folder of weights and compare it with its hash.
+    """Read a folder of weights and check it against its hash.
 
     Raises:
       ConclugenError: it is not such a folder, or is damaged.
