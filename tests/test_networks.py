@@ -228,20 +228,20 @@ def test_weights_are_of_the_network_that_is_named(tmp_path):
 def test_weights_of_mtcnn_in_the_layout_of_facenet_pytorch():
     ours = weights.load(mtcnn.WEIGHTS).params
     published = {}
-    for network, layers in conversion.MTCNN.items():
-        tensors = {}
-        for name, (outputs, inputs, size) in layers.items():
-            kernel = ours[network][name]["kernel"]
-            if size:
+    for network, layers in ours.items():
+        tensors = {f"{name}.weight": layer["slope"] for name, layer in layers.items() if "slope" in layer}
+        for name, layer in layers.items():
+            if "kernel" not in layer:
+                continue
+            kernel, (inputs, outputs) = layer["kernel"], layer["kernel"].shape[-2:]
+            if kernel.ndim == 4:
                 kernel = np.einsum("hwio->oihw", kernel)
             elif name in ("dense4", "dense5") and inputs > 256:  # PyTorch: permute(0, 3, 2, 1), then flattened
-                side = {"dense4": 3, "dense5": 3}[name]
-                kernel = np.einsum("hwco->owhc", kernel.reshape(side, side, -1, outputs)).reshape(outputs, inputs)
+                kernel = np.einsum("hwco->owhc", kernel.reshape(3, 3, -1, outputs)).reshape(outputs, inputs)
             else:
                 kernel = kernel.T
-            tensors |= {f"{name}.weight": kernel, f"{name}.bias": ours[network][name]["bias"]}
-        slopes = {f"{name}.weight": p["slope"] for name, p in ours[network].items() if "slope" in p}
-        published[network] = conversion.Tensors(tensors | slopes, network)
+            tensors |= {f"{name}.weight": kernel, f"{name}.bias": layer["bias"]}
+        published[network] = conversion.Tensors(tensors, network)
     again = conversion.convert_mtcnn(published)
     jax.tree.map(np.testing.assert_array_equal, again, ours)
 

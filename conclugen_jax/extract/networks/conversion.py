@@ -4,10 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.networks import davenet, resnet, text_encoder
+from conclugen_jax.extract.networks import davenet, mtcnn, resnet, text_encoder
 
 EPSILON = 1e-5
 """Of BatchNorm in all networks with one."""
@@ -282,52 +283,22 @@ def convert_text(tensors: Tensors, family: str, options: Mapping[str, Any]) -> d
 def convert_mtcnn(networks: Mapping[str, Tensors]) -> dict[str, Any]:
     """Return variables of ``pnet``, ``rnet`` and ``onet`` from the names of facenet-pytorch."""
     params: dict[str, Any] = {}
-    for network, layers in MTCNN.items():
-        tensors, found = networks[network], {}
-        first_dense = next((name for name, (_, _, size) in layers.items() if not size), "")
-        for name, (outputs, inputs, size) in layers.items():
-            if size:
-                kernel = tensors.take(f"{name}.weight", outputs, inputs, size, size).transpose(2, 3, 1, 0)
-            else:
-                kernel = tensors.take(f"{name}.weight", outputs, inputs).T
-                if name == first_dense:  # its inputs: [width, height, channels] there, [height, width, channels] here
-                    channels = list(layers.values())[list(layers).index(name) - 1][0]
-                    side = round((inputs / channels) ** 0.5)
-                    kernel = kernel.reshape(side, side, channels, -1).transpose(1, 0, 2, 3).reshape(inputs, outputs)
-            found[name] = {"kernel": np.ascontiguousarray(kernel), "bias": tensors.take(f"{name}.bias", outputs)}
-            slope = re.sub(r"^(conv|dense)", "prelu", name)
-            if "_" not in name:
-                found[slope] = {"slope": tensors.take(f"{slope}.weight", outputs)}
+    for network, (module, size) in mtcnn.NETWORKS.items():
+        tensors, channels = networks[network], 0
+        image = np.zeros((1, size, size, 3), np.float32)
+        params[network] = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+        for name, layer in sorted(params[network].items()):  # convolutions before dense layers
+            for kind, leaf in layer.items():
+                old = f"{name}.bias" if kind == "bias" else f"{name}.weight"
+                x = tensors.take(old, *leaf.shape[::-1][:2], *leaf.shape[:-2])
+                if x.ndim == 4:
+                    x, channels = x.transpose(2, 3, 1, 0), len(x)
+                elif x.ndim == 2:
+                    x = x.T
+                    if channels:  # the inputs are [width, height, channels] there, [height, width, channels] here
+                        side = round((len(x) / channels) ** 0.5)
+                        x = x.reshape(side, side, channels, -1).transpose(1, 0, 2, 3).reshape(x.shape)
+                        channels = 0
+                layer[kind] = np.ascontiguousarray(x)
         tensors.finish()
-        params[network] = found
     return params
-
-
-MTCNN: dict[str, dict[str, tuple[int, int, int]]] = {
-    "pnet": {
-        "conv1": (10, 3, 3),
-        "conv2": (16, 10, 3),
-        "conv3": (32, 16, 3),
-        "conv4_1": (2, 32, 1),
-        "conv4_2": (4, 32, 1),
-    },
-    "rnet": {
-        "conv1": (28, 3, 3),
-        "conv2": (48, 28, 3),
-        "conv3": (64, 48, 2),
-        "dense4": (128, 576, 0),
-        "dense5_1": (2, 128, 0),
-        "dense5_2": (4, 128, 0),
-    },
-    "onet": {
-        "conv1": (32, 3, 3),
-        "conv2": (64, 32, 3),
-        "conv3": (64, 64, 3),
-        "conv4": (128, 64, 2),
-        "dense5": (256, 1152, 0),
-        "dense6_1": (2, 256, 0),
-        "dense6_2": (4, 256, 0),
-        "dense6_3": (10, 256, 0),
-    },
-}
-"""Layers of the three networks: name -> (outputs, inputs, size of the kernel; 0 for a dense layer)."""

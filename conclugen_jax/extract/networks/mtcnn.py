@@ -95,6 +95,10 @@ class ONet(nn.Module):
         )
 
 
+NETWORKS = {"pnet": (PNet(), 12), "rnet": (RNet(), 24), "onet": (ONet(), 48)}
+"""Name -> (network, least side of its input)."""
+
+
 class Face(NamedTuple):
     """A face in an image.
 
@@ -229,7 +233,7 @@ def _run(network: str, params: Any, crops: np.ndarray) -> tuple[np.ndarray, np.n
         chunk = crops[start : start + CHUNK]
         count = len(chunk)
         chunk = np.concatenate([chunk, np.zeros((CHUNK - count, *chunk.shape[1:]), np.float32)])
-        probability, regression = jax.device_get(_NETWORKS[network](params, chunk))
+        probability, regression = jax.device_get(_REFINERS[network](params, chunk))
         probabilities.append(probability[:count])
         regressions.append(regression[:count])
     return np.concatenate(probabilities), np.concatenate(regressions)
@@ -244,7 +248,7 @@ def _refiner(network: nn.Module):
     return run
 
 
-_NETWORKS = {"rnet": _refiner(RNet()), "onet": _refiner(ONet())}
+_REFINERS = {name: _refiner(NETWORKS[name][0]) for name in ("rnet", "onet")}
 
 
 def _square(boxes: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from safetensors import numpy as safetensors
 
 from conclugen_jax.data import pickles
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.networks import conversion, resnet, torch_files
+from conclugen_jax.extract.networks import conversion, mtcnn, resnet, torch_files
 from conclugen_jax.system import files
 
 WEIGHTS = "weights.safetensors"
@@ -102,7 +102,7 @@ def convert(network: str, source: Path, output: Path, *, entry: str = "", attrib
     options: dict[str, Any] = {}
     sources, further, left_out = [source], [], []
     if network == "mtcnn":
-        sources = [source / f"{name}.pt" for name in conversion.MTCNN]
+        sources = [source / f"{name}.pt" for name in mtcnn.NETWORKS]
         params = conversion.convert_mtcnn({p.stem: conversion.tensors_of(_read(p), str(p)) for p in sources})
     else:
         if network == "text":
