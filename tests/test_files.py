@@ -1,0 +1,82 @@
+"""Files of our own: whole or not at all, and read back as what they should be."""
+
+import hashlib
+import os
+
+import msgspec
+import pytest
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import files
+
+
+class Shape(msgspec.Struct):
+    """What the file of these tests holds."""
+
+    name: str
+    sizes: list[int]
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_atomically(path, "old")
+
+    def fail():
+        with files.replaced(path) as scratch:
+            scratch.write_text("half")
+            assert path.read_text() == "old"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    files.write_atomically(path, b"new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+
+    def full(_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConclugenError, match=r"a\.json: cannot be written \(No space left.*choose another --study"):
+        files.write_json(path, {}, place="--study")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_comes_back_as_its_type(tmp_path):
+    files.write_json(tmp_path / "a.json", {"name": "é", "sizes": [1, 2]})
+    assert files.read_json(tmp_path / "a.json", Shape, way_out="restore it") == Shape("é", [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"cannot be read \(No such file"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 10**5, "not valid JSON"),
+        (b"[]", "not as expected"),
+        (b'{"name": "x"}', r"not as expected \(.*`sizes`"),
+        (b'{"name": "x", "sizes": [1, "2"]}', r"not as expected \(.*sizes\[1\]|\$\.sizes\[\.\.\.\]"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_one_sentence(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConclugenError) as refused:
+        files.read_json(path, Shape, way_out="restore it")
+    assert str(refused.value).startswith(f"{path}: ")
+    assert str(refused.value).endswith("; restore it")
+    assert refused.match(message)
+
+
+def test_hashes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc" * 10**5)
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 10**5).hexdigest()
