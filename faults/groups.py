@@ -4,18 +4,28 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import checkpoint
-from faults import fuzz
-from faults.harness import SIGNALS, STUDY, Place, Tally, damages, differences, refusal, state_of, stopped, until, within
+from faults import bad_numbers, disks, fuzz
+from faults.harness import (
+    SIGNALS,
+    STUDY,
+    Place,
+    Tally,
+    damages,
+    differences,
+    files_of,
+    refusal,
+    state_of,
+    stopped,
+    until,
+    within,
+)
 from faults.soak import soak
 
 Group = Callable[[Place, float], Iterator[Tally]]
@@ -43,7 +53,7 @@ def kills(place: Place, seconds: float) -> Iterator[Tally]:
     within(place, tally, seconds * 0.55, pretraining, most=40)
     yield tally
     tally = Tally("kill -9 in a data build")
-    expected = _files(place.data)
+    expected = files_of(place.data)
 
     def building(rng: random.Random) -> None:
         name = place.fresh(rng)
@@ -52,7 +62,7 @@ def kills(place: Place, seconds: float) -> Iterator[Tally]:
             process.kill()
         process.communicate()
         code, out = place.run(place.build(name))
-        found = _files(place.folder / name / "digits" / "1.0.0")
+        found = files_of(place.folder / name / "digits" / "1.0.0")
         debris = [p.name for p in (place.folder / name).rglob(".*") if p.is_dir()]
         tally.count(
             "survived" if code == 0 and found == expected and not debris else f"{name}: {code} {debris} {out[-300:]}"
@@ -127,11 +137,6 @@ def _downstream(place: Place, name: str) -> list[str]:
         "--config.train.num_epochs=5",
         f"--workdir={place.folder / name}",
     ]
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    """Contents of a data set's files; the manifest without where it was built from."""
-    return {p.name: p.read_bytes() for p in sorted(folder.glob("*")) if p.is_file()}
 
 
 def signals(place: Place, seconds: float) -> Iterator[Tally]:
@@ -256,73 +261,6 @@ def data(place: Place, seconds: float) -> Iterator[Tally]:
     yield tally
 
 
-def disk(place: Place, seconds: float) -> Iterator[Tally]:
-    """Disks that are full, read-only or gone."""
-    tally = Tally("disk full during build (no file beyond a size), then repeated")
-
-    def full_build(rng: random.Random) -> None:
-        name, size = place.fresh(rng), rng.randrange(1 << 10, 1 << 21)
-        code, out = place.run(place.build(name), largest_file=size)
-        if code and not refusal(code, out):
-            tally.count(f"{name}: limit {size}: {code} {out[-400:]}")
-            return
-        code, out = place.run(place.build(name))
-        same = code == 0 and _files(place.folder / name / "digits" / "1.0.0") == _files(place.data)
-        tally.count("survived" if same else f"{name}: {code} {out[-300:]}")
-
-    within(place, tally, seconds * 0.2, full_build, most=8)
-    yield tally
-    tally = Tally("disk full during training (saves and log), then space and repeated")
-
-    def full_run(rng: random.Random) -> None:
-        name = place.fresh(rng)
-        with _small_disk(place, name, rng.randrange(1 << 18, 1 << 24)) as grow:
-            code, out = place.run(place.pretrain(name))
-            if code and not refusal(code, out):
-                tally.count(f"{name}: {code} {out[-400:]}")
-                return
-            grow()
-            place.count_resumed(tally, name)
-
-    within(place, tally, seconds * 0.6, full_run, most=20)
-    yield tally
-    tally, name = Tally("workdir removed during the run"), place.fresh()
-    process = place.start(place.pretrain(name))
-    if until(process, place.seconds * 0.7):
-        shutil.rmtree(place.folder / name, ignore_errors=True)
-    out, _ = process.communicate()
-    clear = process.returncode == 0 or refusal(process.returncode, out)
-    tally.count(place.resumes_exactly(name) if clear else f"{name}: {process.returncode} {out[-400:]}")
-    yield tally
-    tally, name = Tally("workdir on a read-only disk"), place.fresh()
-    with _small_disk(place, name, 1 << 26):
-        if os.path.ismount(place.folder / name):
-            subprocess.run(["mount", "-o", "remount,ro", place.folder / name], check=True)
-            tally.count(place.resumes_exactly(name))
-    yield tally
-
-
-class _small_disk:
-    """A tmpfs at a workdir, where that is allowed; entering gives a function that makes room."""
-
-    def __init__(self, place: Place, name: str, size: int):
-        self._path, self._size = place.folder / name, size
-
-    def __enter__(self) -> Callable[[], None]:
-        self._path.mkdir()
-        options = ["-t", "tmpfs", "-o", f"size={self._size}", "tmpfs", str(self._path)]
-        self._mounted = subprocess.run(["mount", *options], capture_output=True, check=False).returncode == 0
-        return self._grow
-
-    def _grow(self) -> None:
-        if self._mounted:
-            subprocess.run(["mount", "-o", f"remount,size={1 << 28}", str(self._path)], check=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self._mounted:
-            subprocess.run(["umount", "-l", str(self._path)], check=False)
-
-
 def together(place: Place, seconds: float) -> Iterator[Tally]:
     """Two at once, and locks that were left."""
     tally = Tally("two runs in one workdir: the second refused, the first unharmed")
@@ -349,71 +287,6 @@ def together(place: Place, seconds: float) -> Iterator[Tally]:
         (place.folder / name).mkdir()
         (place.folder / name / ".lock").write_text(f"process {pid} on here since 2020-01-01T00:00:00+00:00\n")
         tally.count(place.resumes_exactly(name))
-    yield tally
-
-
-def _features(
-    place: Place, name: str, num: int, *, constant: bool = False, classes: int = 2, greatest: float = 0.0
-) -> Path:
-    """A built data set of a few examples of two modalities; its first modality may be the same in all rows, or one row huge."""
-    source, rng = place.folder / f"{name}source", np.random.default_rng(place.random.getrandbits(32))
-    source.mkdir()
-    ids = [f"clip{i}" for i in range(num)]
-    for modality in ("video", "audio"):
-        x = np.ones((num, 8), np.float32) if constant and modality == "video" else rng.normal(size=(num, 8))
-        x[3:4] += greatest
-        np.save(source / f"{modality}.npy", x.astype(np.float32))
-        (source / f"{modality}.txt").write_text("\n".join(ids))
-    rows = [f"{k},{'train' if i < num - 2 or num < 3 else 'test'},c{i % classes},g{i}" for i, k in enumerate(ids)]
-    (source / "labels.csv").write_text("id,split,label,group\n" + "\n".join(rows) + "\n")
-    command = ["launch.build_dataset", "--dataset=features", f"--name={name}", f"--source={source}"]
-    place.ok([*command, f"--data_dir={place.folder / 'small'}"])
-    return place.folder / "small" / name / "1.0.0"
-
-
-def numbers(place: Place, seconds: float) -> Iterator[Tally]:
-    """Numbers that go bad, and data that is too small."""
-    small = {
-        "a column that is the same in all rows": {"num": 40, "constant": True},
-        "examples of one class only": {"num": 40, "classes": 1},
-        "one example": {"num": 1},
-        "a row of numbers so great that losses are NaN": {"num": 40, "greatest": 1e30},
-    }
-    options = [
-        "--config.data.modalities=('video','audio')",
-        "--config.train.batch_size=8",
-        "--config.online_probe.every_epochs=0",
-    ]
-    for fault, what in small.items():
-        tally, name = Tally(fault), f"small{place.random.getrandbits(32):x}"
-        # Standardisation would divide by what is huge.
-        raw = ["--config.data.standardize=False"] if "greatest" in what else []
-        code, out = place.run(place.pretrain(name, *options, *raw, data=_features(place, name, **what)))
-        lines = state_of(place.folder / name)["metrics.jsonl"] if code == 0 else []
-        finite = lines and all(line.get("left_out") or line["loss"] == line["loss"] for line in lines)
-        noted = "greatest" not in what or (place.folder / name / "bad_steps.jsonl").is_file()
-        tally.count("survived" if finite and noted else refusal(code, out) or f"{name}: exit code {code}: {out[-400:]}")
-        yield tally
-    cases = {
-        "NaN by a huge rate": ["--config.optimizer.learning_rate=900", "--config.optimizer.name=sgd"],
-        "a batch larger than the data": ["--config.train.batch_size=4000"],
-        "more clusters than points": ["--config.clustering.num_clusters=4000"],
-    }
-    for fault, options in cases.items():
-        tally, name = Tally(fault), place.fresh()
-        code, out = place.run(place.pretrain(name, *options))
-        tally.count(refusal(code, out) or f"{name}: exit code {code}: {out[-400:]}")
-        yield tally
-    tally, name = Tally("steps told to be left out: the rest is trained, and again the same"), place.fresh()
-    states = []
-    for copy in (name, f"{name}b"):
-        (place.folder / copy).mkdir()
-        (place.folder / copy / "bad_steps.jsonl").write_text(json.dumps({"step": 7}) + "\n")
-        code, out = place.run(place.pretrain(copy))
-        states.append(state_of(place.folder / copy) if code == 0 else {"out": out})
-    finite = all(line.get("left_out") or line["loss"] == line["loss"] for line in states[0].get("metrics.jsonl", []))
-    same = "out" not in states[0] and not differences(*states) and finite
-    tally.count("survived" if same else f"{name}: {states[0].get('out', 'differs')}")
     yield tally
 
 
@@ -444,9 +317,9 @@ GROUPS: dict[str, tuple[Group, float]] = {
     "signals": (signals, 5),
     "checkpoints": (checkpoints, 2),
     "data": (data, 1.2),
-    "disk": (disk, 2),
+    "disk": (disks.disk, 2),
     "together": (together, 0.8),
-    "numbers": (numbers, 0.8),
+    "numbers": (bad_numbers.numbers, 0.8),
     "readers": (readers, 0.8),
 }
 """Name -> (group, its share of the time)."""

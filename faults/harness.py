@@ -91,16 +91,22 @@ class Tally:
 
 
 class Place:
-    """A folder with a built data set, a configuration and an undisturbed run of it."""
+    """A folder with a built data set, a configuration and an undisturbed run of it.
 
-    def __init__(self, folder: Path, seed: int):
+    Args:
+      folder: where the commands read and write.
+      seed: the seed of the random numbers.
+      xla_flags: how the commands compile; as users' do by default.
+    """
+
+    def __init__(self, folder: Path, seed: int, xla_flags: str = ""):
         self.folder, self.seed, self.random = folder, seed, random.Random(seed)
         self.env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": xla_flags,
             "PYTHONPATH": str(ROOT),
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "cache")),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "OMP_NUM_THREADS": "1",
         }
@@ -218,6 +224,11 @@ def state_of(workdir: Path) -> dict[str, Any]:
         lines = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
         found[name] = [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
     return found
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Contents of a data set's files; the manifest without where it was built from."""
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*")) if p.is_file()}
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:

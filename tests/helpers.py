@@ -27,6 +27,9 @@ SHARED_DATA = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] 
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no folder of real data (CONCLUGEN_SHARED)")
 
+QUICK_COMPILATION = "--xla_backend_optimization_level=0"
+"""XLA_FLAGS of processes that tests start."""
+
 
 def close(actual: Any, expected: Any, relative: float = 1e-4) -> bool:
     """Largest difference relative to the largest expected value: the yardstick of the golden numbers."""

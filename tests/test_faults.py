@@ -3,13 +3,14 @@
 import pytest
 
 from faults import fuzz, groups, harness
+from tests.helpers import QUICK_COMPILATION
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return harness.Place(tmp_path_factory.mktemp("faults"), seed=7)
+    return harness.Place(tmp_path_factory.mktemp("faults"), 7, QUICK_COMPILATION)
 
 
 @pytest.mark.parametrize("name", groups.GROUPS)
