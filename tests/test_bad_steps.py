@@ -1,5 +1,7 @@
 """Steps whose loss or gradient is not finite: left out exactly, named, and at most so many in a row."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -26,9 +28,9 @@ def data(tmp_path_factory):
     return builders.build(Faces(), tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture
-def bad_row(monkeypatch):
-    """A row of the training split has a NaN, which the builder would have refused."""
+@pytest.fixture(scope="module")
+def with_bad_row():
+    """A context in which a row of the training split has a NaN, which the builder would have refused."""
     read = shards.ShardStream.rows
 
     def rows(self, indices, variants=None):
@@ -37,32 +39,55 @@ def bad_row(monkeypatch):
             found["features"]["audio"][np.asarray(indices) == BAD_ROW, 3] = np.nan
         return found
 
-    monkeypatch.setattr(shards.ShardStream, "rows", rows)
+    @contextlib.contextmanager
+    def patched():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shards.ShardStream, "rows", rows)
+            yield
+
+    return patched
+
+
+@pytest.fixture
+def bad_row(with_bad_row):
+    with with_bad_row():
+        yield
+
+
+@pytest.fixture(scope="module")
+def bad_run(data, with_bad_row, tmp_path_factory):
+    """A run over the bad row, in which clustering joins in the second epoch: its last state, its folder and what it said."""
+    folder, said = tmp_path_factory.mktemp("bad"), io.StringIO()
+    with with_bad_row(), contextlib.redirect_stderr(said):
+        state = pretrain.pretrain(config_of(data, clustering__start_epoch=1), folder, devices=DEVICES)
+    return state, folder, said.getvalue()
 
 
 def config_of(data, **changes):
     # The host tier reads rows when they are needed: a table cached beside the shards would not hold the NaN.
-    return tiny_config(data, **{"data__tier": "shards", "clustering__start_epoch": 1, **changes})
+    return tiny_config(data, **{"data__tier": "shards", "clustering__start_epoch": 0, **changes})
 
 
-def test_a_row_that_is_not_finite_costs_one_step_an_epoch_and_is_named(data, tmp_path, bad_row, capsys):
-    state = pretrain.pretrain(config_of(data), tmp_path / "run", devices=DEVICES)
+def test_a_row_that_is_not_finite_costs_one_step_an_epoch_and_is_named(data, tmp_path, bad_run, bad_row):
+    state, folder, said = bad_run
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, state.batch_stats, state.opt_state)))
-    notes = [json.loads(line) for line in (tmp_path / "run" / workdir_lib.BAD_STEPS).read_text().splitlines()]
+    notes = [json.loads(line) for line in (folder / workdir_lib.BAD_STEPS).read_text().splitlines()]
     assert [(n["step"] - 1) // 4 for n in notes] == [0, 1, 2, 3]  # 4 epochs of 4 steps
     assert all(n["ids"] == [f"train{BAD_ROW}"] and BAD_ROW in n["rows"] and len(n["rows"]) == 16 for n in notes)
-    records = log_without_times(tmp_path / "run")
+    records = log_without_times(folder)
     assert [r["step"] for r in records] == list(range(1, 17))
     assert [r["step"] for r in records if r.get("left_out")] == [n["step"] for n in notes]
     assert all(np.isfinite(r["loss"]) for r in records if not r.get("left_out"))
-    assert f"the features of train{BAD_ROW} are not finite; the step is left out" in capsys.readouterr().err
+    assert f"the features of train{BAD_ROW} are not finite; the step is left out" in said
 
     # A run that knows the steps beforehand never goes back, and is the same bit for bit.
     (tmp_path / "knowing").mkdir()
     (tmp_path / "knowing" / workdir_lib.BAD_STEPS).write_text(
-        (tmp_path / "run" / workdir_lib.BAD_STEPS).read_text(encoding="utf-8")
+        (folder / workdir_lib.BAD_STEPS).read_text(encoding="utf-8")
     )
-    assert_same_bits(pretrain.pretrain(config_of(data), tmp_path / "knowing", devices=DEVICES), state)
+    assert_same_bits(
+        pretrain.pretrain(config_of(data, clustering__start_epoch=1), tmp_path / "knowing", devices=DEVICES), state
+    )
     assert log_without_times(tmp_path / "knowing") == records
 
 
@@ -82,9 +107,9 @@ def test_a_step_that_is_left_out_changes_nothing_but_the_count(data, tmp_path):
     assert 7 in {int(x) for x in moments}  # Adam has moved seven times
 
 
-def test_interrupted_and_resumed_it_leaves_out_the_same(data, tmp_path, bad_row, monkeypatch):
-    expected = pretrain.pretrain(config_of(data), tmp_path / "whole", devices=DEVICES)
-    take = recorder.Recorder.take
+def test_interrupted_and_resumed_it_leaves_out_the_same(data, tmp_path, bad_run, bad_row, monkeypatch):
+    expected, folder, _ = bad_run
+    config, take = config_of(data, clustering__start_epoch=1), recorder.Recorder.take
 
     def take_then_stop(self, dispatch, metrics):
         take(self, dispatch, metrics)
@@ -94,9 +119,9 @@ def test_interrupted_and_resumed_it_leaves_out_the_same(data, tmp_path, bad_row,
     with monkeypatch.context() as patch:
         patch.setattr(recorder.Recorder, "take", take_then_stop)
         with pytest.raises(signals.Interrupted):
-            pretrain.pretrain(config_of(data), tmp_path / "run", devices=DEVICES)
-    assert_same_bits(pretrain.pretrain(config_of(data), tmp_path / "run", devices=DEVICES), expected)
-    assert log_without_times(tmp_path / "run") == log_without_times(tmp_path / "whole")
+            pretrain.pretrain(config, tmp_path / "run", devices=DEVICES)
+    assert_same_bits(pretrain.pretrain(config, tmp_path / "run", devices=DEVICES), expected)
+    assert log_without_times(tmp_path / "run") == log_without_times(folder)
 
 
 @pytest.mark.parametrize(("allowed", "message"), [(0, r"^step 9: the loss"), (2, r"^step 11: .*so were the 2 before")])

@@ -109,6 +109,7 @@ def test_several_labels(tmp_path, kind):
     assert "clustering/nmi" not in record
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_it_logs_every_probe_once(data, probed, tmp_path, monkeypatch):
     config, whole, folder = probed
     seen = []
@@ -129,6 +130,7 @@ def test_interrupted_and_resumed_it_logs_every_probe_once(data, probed, tmp_path
     assert lines(tmp_path) == lines(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["in the steps before", "in the probe"])
 def test_a_signal_before_a_probe_waits_for_the_checkpoint_and_one_in_it_does_not(
     data, probed, tmp_path, monkeypatch, when
