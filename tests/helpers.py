@@ -28,7 +28,7 @@ SHARED_DATA = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no folder of real data (CONCLUGEN_SHARED)")
 
 QUICK_COMPILATION = "--xla_backend_optimization_level=0"
-"""XLA_FLAGS of processes that tests start."""
+"""XLA_FLAGS of processes that tests start: they compute the same bits as this process."""
 
 
 def close(actual: Any, expected: Any, relative: float = 1e-4) -> bool:
@@ -108,7 +108,13 @@ def start(
     result = subprocess.run(
         [*prefix, sys.executable, "-m", *module, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **(env or {})},
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": QUICK_COMPILATION,
+            "PYTHONPATH": str(ROOT),
+            **(env or {}),
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -12,7 +12,7 @@ import pytest
 
 from conclugen_jax.commands import names
 from conclugen_jax.data import builders
-from tests.helpers import ROOT, Faces, log_without_times, run, start
+from tests.helpers import QUICK_COMPILATION, ROOT, Faces, log_without_times, run, start
 
 TINY = """
 from tests import helpers
@@ -49,7 +49,7 @@ def test_build_pretrain_interrupt_resume_evaluate(place):
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.pretrain", config, f"--workdir={broken}"],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -92,7 +92,7 @@ def test_kill_9_loses_nothing_but_time(place):
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.pretrain", config, f"--workdir={workdir}"],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120

@@ -14,7 +14,7 @@ from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import notebook, probe
 from conclugen_jax.pretrain import training as pretrain
-from tests.helpers import Faces, tiny_config
+from tests.helpers import QUICK_COMPILATION, Faces, tiny_config
 
 pytest.importorskip("IPython", reason="needs the extra 'notebooks'")
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def test_it_runs_and_shows(name, runs, monkeypatch):
     monkeypatch.setenv("CONCLUGEN_WORKDIRS", ",".join(workdirs))
     monkeypatch.setenv("CONCLUGEN_LABELS", "2,5")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
     command = [sys.executable, str(ROOT / "tests" / "run_notebook.py"), f"{name}.ipynb"]
     done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

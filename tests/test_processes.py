@@ -21,7 +21,7 @@ from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
 from conclugen_jax.system import cluster, party, processes
 from conclugen_jax.train import feed, parallel
-from tests.helpers import Faces, assert_same_bits, close, flat, log_without_times, tiny_config
+from tests.helpers import QUICK_COMPILATION, Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 from tests.run_processes import STOP_AFTER, config_of
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +37,7 @@ def free_port():
 def start(*arguments, count=2):
     """Python with some arguments as so many processes of two devices each; use :func:`ended` on them."""
     port, shared = free_port(), {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    shared |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", cluster.COUNT: str(count)}
+    shared |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {QUICK_COMPILATION}", cluster.COUNT: str(count)}
     shared[cluster.ADDRESS] = f"127.0.0.1:{port}"
     return [
         subprocess.Popen(

@@ -24,12 +24,11 @@ from conclugen_jax.run import checkpoint
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.study import search, search_space
 from conclugen_jax.system import signals
-from tests.helpers import Faces, log_without_times, tiny_config
+from tests.helpers import QUICK_COMPILATION, Faces, log_without_times, tiny_config
 
 ROOT = Path(__file__).parent.parent
 DEVICES = jax.devices()[:1]
 RATES = {"optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
-COMPILED = "--xla_backend_optimization_level=0"  # as what runs in this process, for the same bits
 
 
 @pytest.fixture(scope="module")
@@ -522,7 +521,7 @@ def start(place, folder, *more):
             *(f"--search={folder}", *more),
         ],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": COMPILED, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "XLA_FLAGS": QUICK_COMPILATION, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -561,7 +560,7 @@ def test_killed_stopped_and_shared_searches_end_as_one_that_nothing_disturbed(pl
     assert result["command"] in output
     program, *arguments = shlex.split(result["command"])
     assert program == "conclugen"
-    environment = {**os.environ, "XLA_FLAGS": COMPILED, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION, "PYTHONPATH": str(ROOT)}
     again = [sys.executable, "-m", "conclugen_jax", *arguments]
     subprocess.run(again, cwd=ROOT, env=environment, check=True, capture_output=True)
     assert log_without_times(broken / "best") == log_without_times(Path(result["best"]["workdir"]))

@@ -25,7 +25,7 @@ from conclugen_jax.study import results as study_results
 from conclugen_jax.study import running as study_lib
 from conclugen_jax.study import work as study_work
 from conclugen_jax.study.report import reading as report_study
-from tests.helpers import Faces, tiny_config
+from tests.helpers import QUICK_COMPILATION, Faces, tiny_config
 from tests.test_commands import run
 
 ROOT = Path(__file__).parents[1]
@@ -172,7 +172,7 @@ def test_killed_and_repeated_it_equals_the_uninterrupted_study(whole, data, tmp_
     script = tmp_path / "main.py"
     script.write_text(CODE)
     command = [sys.executable, str(script), str(data), str(tmp_path / "study")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_COMPILATION}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "study").glob("pretraining/*/seed_*/metrics.jsonl")) and time.monotonic() < deadline:
