@@ -299,6 +299,15 @@ def test_unchanged_files_are_not_built_again_and_changed_ones_are_noticed(tmp_pa
     assert not found["train"]["clip3"][0]["video"].any()
 
 
+def test_label_files_are_hashed_in_pieces(tmp_path, monkeypatch):
+    save(tmp_path / "x" / "a.npy", np.ones(2))
+    (tmp_path / "labels.csv").write_text("id,label\na,1\n")
+    source = formats.open_source(Request("features", tmp_path, name="t"))
+    whole = source.fingerprint()
+    monkeypatch.setattr(joined, "HASHED_BYTES", 5)
+    assert source.fingerprint() == whole
+
+
 def test_headers_in_capitals_and_targets_named_like_other_columns(tmp_path):
     save(tmp_path / "t" / "x.npy", np.ones((2, 2)))
     (tmp_path / "t" / "x.txt").write_text("a\nb")

@@ -220,6 +220,12 @@ def test_files_of_labels_have_the_columns_of_the_first(tmp_path, second, message
         open_table(tmp_path / "t", "", file="c.csv", **both)
 
 
+def test_either_all_files_of_labels_say_a_split_or_none(tmp_path):
+    labels = tuple(write(tmp_path / f"{name}.csv", f"id,label\n{name[0]},x\n") for name in ("all", "test"))
+    message = refusal(open_table, tmp_path / "t", "", file="c.csv", labels=labels)
+    assert message.endswith(f"all.csv: no column 'split', which {tmp_path}/test.csv has; it has id, label")
+
+
 def test_metadata_of_splits_has_the_columns_of_the_first(tmp_path):
     for split, header in (("train", "file_name,label"), ("test", "file_name,other")):
         save(tmp_path / split / "a.npy", np.ones(2))

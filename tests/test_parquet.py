@@ -1,8 +1,11 @@
 """Parquet files: columns of all kinds, blocks of rows, damage, and files that are huge in memory."""
 
+import subprocess
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from conclugen_jax.data import features, formats, parquet
 from conclugen_jax.data.features import ParquetFeatures
@@ -55,6 +58,19 @@ def test_parquet_columns_of_all_kinds(tmp_path):
         assert formats.open_source(Request("features", path, name="t", only=("x",))).spec.modalities == {"x": 2}
 
 
+def test_a_footer_is_looked_at_once_by_another_process(tmp_path, monkeypatch):
+    path, calls, run = tmp_path / "all.parquet", [], subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: calls.append(args) or run(*args, **options))
+    table = pa.table({"id": ["a", "b"], "x": [[1.0], [2.0]], "y": [[3.0], [4.0]], "label": ["p", "q"]})
+    pq.write_table(table, path)
+    build(Request("features", path, name="t"), tmp_path / "data")
+    assert len(calls) == 1
+    monkeypatch.setattr(parquet, "FOOTER", "import os; os.abort()")  # as pyarrow does at some damage
+    pq.write_table(table, path)
+    refused(r"all.parquet: cannot be read as a Parquet file \(signal 6\); write it again", path)
+
+
+@pytest.mark.slow  # a process for each file
 def test_damaged_parquet_files(tmp_path):
     path = tmp_path / "all.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["id", "id"]), path)
