@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
-from conclugen_jax.data.sources import DatasetSpec, LabelSpec
+from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 
 MOSEI_EMOTIONS = ("happiness", "sadness", "anger", "surprise", "disgust", "fear")
@@ -51,21 +51,6 @@ class Corpus:
     shared_groups: bool = False
     drop: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def spec(self, name: str, version: str, modalities: Mapping[str, int], splits, variants) -> DatasetSpec:
-        """Return the description of a data set of this corpus."""
-        return DatasetSpec(
-            name=name,
-            version=version,
-            description=self.description,
-            licence=self.licence,
-            modalities=modalities,
-            label=self.label,
-            splits=splits,
-            targets=self.targets,
-            variants=variants,
-            shared_groups=self.shared_groups,
-        )
 
 
 def _voxceleb2(name: str) -> Named:

@@ -165,7 +165,7 @@ def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
     if folds:
         (stored,) = found.columns
         features = {m: all_from(f, stored) for m, f in features.items()}
-    spec = _spec(request, found, features, columns, folds)
+    spec = _spec(request, found, features, tuple(columns), folds)  # by_split() puts train first
     return JoinedSource(spec, columns, features, label_files=found.label_files, facts=facts, identity=found.identity)
 
 
@@ -249,24 +249,19 @@ def _folds(request: Request, found: Found) -> tuple[Mapping[str, Annotations], t
     return annotations_lib.by_group(annotations, *folds, where=request.name or request.dataset), folds
 
 
-def _spec(request: Request, found: Found, features, columns, folds) -> DatasetSpec:
-    corpus = request.corpus
-    name = request.name or request.dataset
+def _spec(request: Request, found: Found, features, splits, folds) -> DatasetSpec:
+    corpus, name = request.corpus, request.name or request.dataset
     if folds and request.folds:
         name += f"_fold{folds[1]}of{folds[0]}"
-    modalities = {m: f.dim for m, f in features.items()}
-    variants = {m: len(f.variants) for m, f in features.items() if isinstance(f, VariantFeatures)}
-    splits = tuple(columns)  # train is the first: by_split() puts it there
-    if corpus is not None:
-        return corpus.spec(name, request.version, modalities, splits, variants)
     return DatasetSpec(
         name=name,
         version=request.version,
-        description=f"Features of {request.name}.",
-        licence="not stated",
-        modalities=modalities,
-        label=found.label,
+        description=corpus.description if corpus else f"Features of {request.name}.",
+        licence=corpus.licence if corpus else "not stated",
+        modalities={m: f.dim for m, f in features.items()},
+        label=corpus.label if corpus else found.label,
         splits=splits,
-        targets=found.targets,
-        variants=variants,
+        targets=corpus.targets if corpus else found.targets,
+        variants={m: len(f.variants) for m, f in features.items() if isinstance(f, VariantFeatures)},
+        shared_groups=corpus is not None and corpus.shared_groups,
     )
