@@ -29,16 +29,16 @@ def test_split_folders_in_capitals_are_used_and_unknown_ones_refused(tmp_path):
 
 
 MISPLACED = {
-    "loose": ("x/c.npy", r"x/c.npy: lies beside the folders of splits"),
+    "loose": ("x/c.npy", r"x/c.npy: is next to folders of splits"),
     "capitals": ("x/train/c.NPY", r"c.NPY: files of features end in .npy"),
     "matrix in capitals": ("y.NPY", r"y.NPY: files of features end in .npy"),
     "nested": ("x/train/actor/c.npy", r"train/actor: the .npy files below it would not be read"),
     "deep": ("y/a/b/c.npy", r"y/a: the .npy files below it would not be read"),
-    "metadata": ("x/train/metadata.csv", r"metadata.csv: is not read there"),
-    "labels": ("x/labels.csv", r"labels.csv: is not read there"),
-    "folder and matrix": ("x.npy", r"x.npy: lies beside a folder x of .npy files"),
+    "metadata": ("x/train/metadata.csv", r"metadata.csv: is ignored there"),
+    "labels": ("x/labels.csv", r"labels.csv: is ignored there"),
+    "folder and matrix": ("x.npy", r"x.npy: is next to a folder x of .npy files"),
     "split for modality": ("train/a.npy", r"train: a split where a modality is expected"),
-    "label array": ("labels.npy", r"'labels' is an array of several values a row, taken for no modality"),
+    "label array": ("labels.npy", r"'labels' is an array of several values a row, not a modality"),
 }
 
 
@@ -104,14 +104,14 @@ def test_labels_beside_a_file_that_has_its_own(tmp_path):
     dataset, _ = build(Request("features", source, name="t"), tmp_path / "data")
     assert dataset.manifest.label.names == ("no", "yes")
     pq.write_table(pa.table({"id": ["a", "b"], "x": lists, "label": [0, 1]}), source / "all.parquet")
-    refused(r"labels.csv: lies beside all.parquet.*choose with --labels=", source)
+    refused(r"labels.csv: is next to all.parquet.*choose with --labels=", source)
     labels = (source / "labels.csv",)
     assert formats.open_source(Request("features", source, name="t", labels=labels)).spec.label.names == ("no", "yes")
     assert formats.open_source(Request("features", source / "all.parquet", name="t")).spec.label.names == ("0", "1")
     save(tmp_path / "m" / "a.npy", np.ones(2))
     (tmp_path / "m/metadata.csv").write_text("file_name\na.npy\n")
     (tmp_path / "m/labels.csv").write_text("id,label\na,yes\n")
-    refused("labels.csv: lies beside metadata.csv", tmp_path / "m")
+    refused("labels.csv: is next to metadata.csv", tmp_path / "m")
 
 
 def test_labels_that_are_named_go_before_those_in_the_file(tmp_path):
@@ -185,7 +185,7 @@ def test_accents_apart_or_composed_are_the_same_id(tmp_path):
         assert set(found["train"][label][0]) == {"folder", "matrix"}
         assert dataset.manifest.source["unused"] == {}
     matrices(tmp_path / "twice", "x", ids=[composed, apart])
-    refused("id .* is there twice", tmp_path / "twice")
+    refused("id .* appears twice", tmp_path / "twice")
 
 
 def test_empty_lines_among_ids(tmp_path):
@@ -203,7 +203,7 @@ def test_empty_lines_among_ids(tmp_path):
     [
         ({"format": "authors", "dataset": "meld"}, r"features: cannot be read \(No such file"),
         ({"format": "metadata"}, r"expected one metadata.csv in it"),
-        ({"format": "npz"}, r"no regular file"),
+        ({"format": "npz"}, r"not a regular file"),
         ({"format": "parquet"}, r"0 Parquet files"),
         ({"format": "table", "source": "x/a.npy"}, r"a.npy: cannot be read \(Not a directory"),
         ({"format": "metadata", "source": "x/a.npy"}, r"a.npy: cannot be read \(Not a directory"),
@@ -283,7 +283,7 @@ def test_a_named_corpus_in_a_table_with_splits_of_its_own(tmp_path):
 
 
 def test_ids_twice_in_a_matrix(tmp_path):
-    refused("x.txt: id 'b' is there twice", matrices(tmp_path, "x", ids="abb"))
+    refused("x.txt: id 'b' appears twice", matrices(tmp_path, "x", ids="abb"))
 
 
 @pytest.mark.parametrize(

@@ -331,7 +331,7 @@ def test_numbers_are_names_where_names_are_numbers(tmp_path):
 
 def test_labels_in_an_array_of_two_axes_are_no_modality(tmp_path):
     np.savez(tmp_path / "all.npz", ids=np.array(["a", "b"]), x=np.ones((2, 3)), label=np.eye(2))
-    with pytest.raises(ConclugenError, match=r"'label' is an array of several values a row, taken for no modality"):
+    with pytest.raises(ConclugenError, match=r"'label' is an array of several values a row, not a modality"):
         formats.open_source(Request("features", tmp_path / "all.npz", name="t"))
 
 

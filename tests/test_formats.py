@@ -353,5 +353,5 @@ def test_yaml_with_a_key_twice_is_refused(tmp_path):
     root = tmp_path / "meld"
     write_authors(root, {"train": ["dia0_utt0"], "val": [], "test": []})
     (root / "annotations.yaml").write_text("train:\n  dia0_utt0: {emotions: 1}\n  dia0_utt0: {emotions: 2}\n")
-    with pytest.raises(ConclugenError, match="'dia0_utt0' is there twice"):
+    with pytest.raises(ConclugenError, match="'dia0_utt0' appears twice"):
         formats.open_source(Request("meld", root))

@@ -60,19 +60,19 @@ def test_only_regular_files_are_read(tmp_path, name, make):
     elif name == "x.txt":
         refused(r"no ids; put one id a line in x.txt", source)
     elif name == "labels.csv":
-        refused("labels.csv: no regular file", source, labels=(source / name,))
+        refused("labels.csv: not a regular file", source, labels=(source / name,))
     else:
-        refused(f"{name}: no regular file", source)
+        refused(f"{name}: not a regular file", source)
 
 
 @pytest.mark.parametrize("name", ["all.npz", "all.parquet", "annotations.yaml"])
 def test_pipes_in_place_of_whole_data_sets(tmp_path, name):
     os.mkfifo(tmp_path / name)
     if name == "annotations.yaml":
-        with pytest.raises(ConclugenError, match=f"{name}: no regular file"):
+        with pytest.raises(ConclugenError, match=f"{name}: not a regular file"):
             authors._load_yaml(tmp_path / name)
     else:
-        refused(f"{name}: no regular file", tmp_path / name, format=name.split(".")[1])
+        refused(f"{name}: not a regular file", tmp_path / name, format=name.split(".")[1])
 
 
 def test_huge_files_that_take_no_room(tmp_path):
@@ -137,7 +137,7 @@ def test_npz_members_that_are_no_arrays_and_ids_that_are_no_text(tmp_path):
     for member, data, fault in (
         ("notes.txt", b"hello", "'notes.txt' in it is no array"),
         ("y.npy", b"hello", "'y' in it is no array"),
-        ("ids.npy", b"x", "'ids' is there twice"),
+        ("ids.npy", b"x", "'ids' appears twice"),
     ):
         np.savez(path, ids=["a"], x=np.ones((1, 2)))
         with zipfile.ZipFile(path, "a") as archive, pytest.warns() if member == "ids.npy" else contextlib.nullcontext():

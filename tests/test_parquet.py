@@ -74,7 +74,7 @@ def test_a_footer_is_looked_at_once_by_another_process(tmp_path, monkeypatch):
 def test_damaged_parquet_files(tmp_path):
     path = tmp_path / "all.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["id", "id"]), path)
-    refused("column 'id' is there twice", path)
+    refused("column 'id' appears twice", path)
     buffers = [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")]
     bad = pa.Array.from_buffers(pa.string(), 1, buffers)
     pq.write_table(pa.table({"id": bad, "x": [[1.0]]}), path)

@@ -47,7 +47,7 @@ def split_name(text: str, where: str) -> str:
     name = SPLIT_NAMES.get(text.strip().lower(), text.strip())
     if not name.replace("_", "a").isalnum() or not name.isascii() or name.lower() == "all":
         raise ConclugenError(
-            f"{where}: split {text!r}; names are of letters, digits and '_', and 'all' means all of them"
+            f"{where}: split {text!r}; names consist of letters, digits and '_', and 'all' is reserved"
         )
     return name
 

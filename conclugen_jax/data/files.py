@@ -43,7 +43,7 @@ def open_regular(path: Path) -> BinaryIO:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConclugenError(f"{path}: no regular file but a folder, pipe, socket or device; name a file")
+            raise ConclugenError(f"{path}: not a regular file but a folder, pipe, socket or device; name a file")
         return path.open("rb")
     except OSError as e:
         raise ConclugenError(f"{path}: cannot be read ({e.strerror}); correct the file or its permissions") from e
@@ -198,7 +198,7 @@ def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, n
                     )
                 twice = [name for name, n in Counter(file.files).items() if n > 1]
                 if twice:
-                    raise ValueError(f"{twice[0]!r} is there twice")
+                    raise ValueError(f"{twice[0]!r} appears twice")
                 arrays = {name: file[name] for name in file.files if only is None or name in only}
             other = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
             if other:  # NumPy returns bytes where a member does not begin as an array does

@@ -87,7 +87,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     if len(splits) < len(found):
         raise ConclugenError(f"{folder}: two folders for the same split ({', '.join(p.name for p in found)})")
     if found and (loose := _npy_files(folder)):
-        raise ConclugenError(f"{loose[0]}: lies beside the folders of splits; move it into one of them")
+        raise ConclugenError(f"{loose[0]}: is next to folders of splits; move it into one of them")
     for path in [p for p in others if p not in found] + [p for split in found for p in _others(split)]:
         _refuse_misplaced(path)
     return splits or {"": folder}
@@ -106,9 +106,9 @@ def _others(folder: Path) -> list[Path]:
 def _refuse_misplaced(path: Path) -> None:
     """Refuse what looks like features or labels but would be ignored."""
     if path.suffix.lower() == ".npy":
-        raise ConclugenError(f"{path}: files of features end in .npy, in small letters; rename it")
+        raise ConclugenError(f"{path}: files of features end in .npy, in lower case; rename it")
     if path.name in ("metadata.csv", "labels.csv"):
-        raise ConclugenError(f"{path}: is not read there; it belongs into the folder that --source names")
+        raise ConclugenError(f"{path}: is ignored there; move it to the folder that --source names")
     if holds_npy(path):
         raise ConclugenError(
             f"{path}: the .npy files below it would not be read; folders of splits are called train, validation and test, "

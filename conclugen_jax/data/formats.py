@@ -227,7 +227,7 @@ def _unused(features: Features, columns: Mapping[str, Annotations]) -> int:
 
 
 def _passed_over(request: Request, found: Found) -> list[str]:
-    """Return what lies beside the features and is neither a label file nor named as a modality."""
+    """Return what is next to the features and is neither a label file nor named as a modality."""
     used = {path.name for path in found.label_files}
     for path in request.modalities.values():
         used |= {os.path.basename(path), os.path.basename(path.rpartition(":")[0])}

@@ -33,7 +33,7 @@ class Index:
         twice = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
         if twice.size:
             name = names[self._order[twice[0]]]
-            raise ConclugenError(f"{where}: id {name!r} is there twice; each row needs an id of its own")
+            raise ConclugenError(f"{where}: id {name!r} appears twice; each row needs an id of its own")
 
     def rows(self, split: str, keys: Sequence[str]) -> list[int | None]:
         """Return the row of the name ``SPLIT/KEY`` of each key if there is one, else of ``KEY``, else None."""

@@ -57,7 +57,7 @@ def _metadata_files(source: Path) -> dict[str, Path]:
         )
     if (source / "labels.csv").is_file():
         raise ConclugenError(
-            f"{source / 'labels.csv'}: lies beside metadata.csv, where the labels of this format stand; move it away, or name "
+            f"{source / 'labels.csv'}: is next to metadata.csv, which holds the labels of this format; move it away, or name "
             "--format=table"
         )
     return files

@@ -46,7 +46,7 @@ def parquet_kinds(path: Path) -> dict[str, str]:
         schema = parquet.ParquetFile(path).schema_arrow
     twice = [name for name, n in Counter(schema.names).items() if n > 1]
     if twice:
-        raise ConclugenError(f"{path}: column {twice[0]!r} is there twice; each needs a name of its own")
+        raise ConclugenError(f"{path}: column {twice[0]!r} appears twice; each needs a name of its own")
     return {field.name: _kind(field.type) for field in schema}
 
 

@@ -31,7 +31,7 @@ def open_table(request: Request) -> Found:
         if path.suffix == ".npy" and not _is_lengths(path):
             if path.stem in found:  # the folder of this name comes first
                 raise ConclugenError(
-                    f"{path}: lies beside a folder {path.stem} of .npy files; remove or rename one of them"
+                    f"{path}: is next to a folder {path.stem} of .npy files; remove or rename one of them"
                 )
             found[path.stem] = functools.partial(MatrixFeatures, path, how=request.pool)
         elif holds_npy(path):
@@ -42,7 +42,7 @@ def open_table(request: Request) -> Found:
                 )
             found[path.name] = functools.partial(FolderFeatures, path, how=request.pool)
         elif path.suffix.lower() == ".npy" and not _is_lengths(path):
-            raise ConclugenError(f"{path}: files of features end in .npy, in small letters; rename it")
+            raise ConclugenError(f"{path}: files of features end in .npy, in lower case; rename it")
         else:
             others.append(path)
     _refuse_label_arrays(request.source, found)
@@ -60,7 +60,7 @@ def _refuse_label_arrays(where: Path | None, modalities: Iterable[str]) -> None:
     for name in modalities:
         if name.lower() in ("label", "labels", "split", "group", "id", "ids"):
             raise ConclugenError(
-                f"{where}: {name!r} is an array of several values a row, taken for no modality; write labels as columns of "
+                f"{where}: {name!r} is an array of several values a row, not a modality; write labels as columns of "
                 "one value each, named with --label=A,B, or rename it"
             )
 
@@ -115,7 +115,7 @@ def open_parquet_table(request: Request) -> Found:
     if not request.labels and beside.is_file():
         if set(named) != {"id"}:
             raise ConclugenError(
-                f"{beside}: lies beside {source.name}, which has columns of its own; choose with --labels={beside} or "
+                f"{beside}: is next to {source.name}, which has columns of its own; choose with --labels={beside} or "
                 f"--source={source}"
             )
         request = dataclasses.replace(request, labels=(beside,))

@@ -210,7 +210,7 @@ def _node(event: Any, events: Iterator[Any], anchors: dict[str, Any], levels: in
         while not isinstance(inner := next(events), yaml.MappingEndEvent):
             key = _node(inner, events, anchors, levels - 1)
             if not isinstance(key, str) or key in node:
-                fault = f"{key[:100]!r} is there twice" if isinstance(key, str) else f"a {type(key).__name__} as key"
+                fault = f"{key[:100]!r} appears twice" if isinstance(key, str) else f"a {type(key).__name__} as key"
                 raise ValueError(f"{fault}{inner.start_mark}")
             node[key] = _node(next(events), events, anchors, levels - 1)
     if event.anchor is not None:
