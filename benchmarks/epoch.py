@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from benchmarks import sides, step
+from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.train import parallel
 from configs import base
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sides
+from conclugen_jax import pretrain
 from conclugen_jax.data.host_table import DeviceTable
 from conclugen_jax.method import clustering, train_state
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.train import feed, optimizer, parallel
 from configs import base
 
@@ -85,7 +85,7 @@ class Trainer:
         self.inputs = self.feed.table, position, None
         start = time.perf_counter()
         with jax.default_matmul_precision(self.precision):
-            self.program = parallel.compiled(self.feed.make_dispatch(step), self.state, *self.inputs)
+            self.program = parallel.compiled(self.feed.program(step), self.state, *self.inputs)
         self.compilation_seconds = time.perf_counter() - start
 
     def steps(self, number: int) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.commands import app
 from conclugen_jax.pretrain import recorder
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import workdir
 from conclugen_jax.system import processes, signals
 from tests.helpers import tiny_config

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pretrain import recorder
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import signals

@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.evaluate import downstream
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.study import definition as study_runs
 from tests.helpers import Faces

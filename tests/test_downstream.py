@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import classifier, downstream, probe, task
 from conclugen_jax.evaluate import encoder as encoder_lib
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
 from conclugen_jax.train import parallel
 from tests.helpers import Faces, assert_same_bits, tiny_config

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, embedding, probe
-from conclugen_jax.pretrain import training as pretrain
 from tests.helpers import Faces, tiny_config
 from tests.test_commands import run
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, exchange, probe
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib

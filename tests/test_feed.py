@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, host_table, shards
-from conclugen_jax.pretrain import training as pretrain
-from conclugen_jax.train import feed, loop
+from conclugen_jax.train import feed, loop, parallel
 from tests.helpers import Faces, assert_same_bits, fed, log_without_times, tiny_config
 
 ROWS = {
@@ -70,10 +70,8 @@ def test_rows_stored_in_bfloat16_are_rounded_alike_on_every_tier(table):
 
 def test_a_run_compiles_two_programs_whatever_the_lengths_of_its_dispatches(tmp_path, monkeypatch, capsys):
     compiled = []
-    compile_it = pretrain.parallel.compiled
-    monkeypatch.setattr(
-        pretrain.parallel, "compiled", lambda program, *a: compiled.append(program) or compile_it(program, *a)
-    )
+    compile_it = parallel.compiled
+    monkeypatch.setattr(parallel, "compiled", lambda program, *a: compiled.append(program) or compile_it(program, *a))
     path = builders.build(Faces(), tmp_path / "data")
     # 4 steps an epoch in dispatches of 2, 1 and 1.
     config = tiny_config(path, data__tier="device", train__steps_per_dispatch=3, train__num_epochs=4)

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.method import clustering, losses, objective, train_state
 from conclugen_jax.method.model import ConCluGen
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.train import optimizer
 from tests.helpers import close, flat, tiny_config, tree_of
 

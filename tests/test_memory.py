@@ -3,9 +3,9 @@
 import jax
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.train import memory
 from configs import base
 from tests.helpers import Faces, tiny_config

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import notebook, probe
-from conclugen_jax.pretrain import training as pretrain
 from tests.helpers import QUICK_COMPILATION, Faces, tiny_config
 
 pytest.importorskip("IPython", reason="needs the extra 'notebooks'")

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import online_probe, probe
-from conclugen_jax.pretrain import recorder
-from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.pretrain import pauses, recorder
 from conclugen_jax.run import checkpoint
 from conclugen_jax.system import signals
-from conclugen_jax.train import loop
 from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
 
 ONE = jax.devices()[:1]
@@ -113,16 +112,16 @@ def test_several_labels(tmp_path, kind):
 def test_interrupted_and_resumed_it_logs_every_probe_once(data, probed, tmp_path, monkeypatch):
     config, whole, folder = probed
     seen = []
-    usual = loop.is_due
+    usual = pauses.Saving.is_due
 
-    def stop_after_two_epochs(dispatch, config):
+    def stop_after_two_epochs(self, dispatch):
         seen.append(dispatch.end_step)
         if dispatch.end_step == 10:
             raise signals.Interrupted(15)
-        return usual(dispatch, config)
+        return usual(self, dispatch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "is_due", stop_after_two_epochs)
+        patch.setattr(pauses.Saving, "is_due", stop_after_two_epochs)
         with pytest.raises(signals.Interrupted):
             pretrain.pretrain(config, tmp_path, devices=ONE)
     assert [r["step"] for r in lines(tmp_path)] == [8]

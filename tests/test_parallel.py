@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import host_table
 from conclugen_jax.data.batches import epoch_order
 from conclugen_jax.method import collectives, objective, train_state
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.pretrain import training as pretrain
-from conclugen_jax.train import feed, loop, optimizer, parallel
+from conclugen_jax.train import feed, optimizer, parallel
 from tests.helpers import assert_same_bits, close, fed, flat, tiny_config
 
 DIMS = {"video": 24, "audio": 16, "text": 12}
@@ -53,7 +53,12 @@ def train(config, table, indices, num_devices):
         "axis_name": parallel.AXIS,
     }
     step = functools.partial(pretrain.pretrain_step, optimizer=make, schedule=schedule, **keywords)
-    program = parallel.map_step(loop.make_dispatch(step, rows_of_table, STEPS // 5), devices)
+
+    def dispatch(state, table, position, indices):
+        batch_of = rows_of_table(table, position, indices)
+        return feed.repeat(step, batch_of, state, position["num_steps"], most_steps=STEPS // 5)
+
+    program = parallel.map_step(dispatch, devices)
     placed = parallel.replicate(table, devices)
 
     # One step taken apart, from a state with a full queue in the middle of an epoch.

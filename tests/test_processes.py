@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax.pretrain import setup
 from conclugen_jax.run import checkpoint
 from conclugen_jax.system import cluster, party, processes
 from conclugen_jax.train import feed, parallel
@@ -205,14 +206,14 @@ def test_other_data_or_unequal_devices_are_refused(data, tmp_path, monkeypatch):
     manifests = [shards.open_dataset(path).manifest for path in (data, other)]
     sent = []
     monkeypatch.setattr(processes, "text_of_main", lambda text: sent.append(text) or text)
-    pretrain._check_alike(config, manifests[0])
+    setup.check_alike(config, manifests[0])
     monkeypatch.setattr(processes, "text_of_main", lambda text: sent[0])
-    pretrain._check_alike(config, manifests[0])
+    setup.check_alike(config, manifests[0])
     elsewhere = config.copy_and_resolve_references()
     elsewhere.data.path = "/elsewhere"
-    pretrain._check_alike(elsewhere, manifests[0])
+    setup.check_alike(elsewhere, manifests[0])
     with pytest.raises(ConclugenError, match=r"faces 1\.0\.0 here is not the data set that process 0 has"):
-        pretrain._check_alike(config, manifests[1])
+        setup.check_alike(config, manifests[1])
 
     class Device:
         def __init__(self, process_index):
@@ -220,7 +221,7 @@ def test_other_data_or_unequal_devices_are_refused(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(jax, "devices", lambda: [Device(0), Device(0), Device(1)])
     with pytest.raises(ConclugenError, match="the processes have 2, 1 devices"):
-        pretrain._check_alike(config, manifests[0])
+        setup.check_alike(config, manifests[0])
 
 
 def place(index, count=2, port=None):

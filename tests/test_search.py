@@ -15,11 +15,11 @@ import jax
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.pretrain import recorder
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.study import search, search_space

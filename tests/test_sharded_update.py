@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.evaluate import downstream
 from conclugen_jax.method import train_state
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
-from conclugen_jax.train import loop, optimizer, parallel, sharded_update
+from conclugen_jax.train import feed, optimizer, parallel, sharded_update
 from tests.helpers import Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 
 N, STEPS, IDLE = 16, 6, 2
@@ -37,7 +37,10 @@ class Run:
             rates={"hidden/kernel": 0.25},
         )
         axes = sharded_update.axes(self.start(), self.config, self.devices)
-        dispatch = loop.make_dispatch(self._step, lambda _, __, rows: lambda i: rows[i], STEPS)
+
+        def dispatch(state, _, position, rows):
+            return feed.repeat(self._step, lambda i: rows[i], state, position["num_steps"], most_steps=STEPS)
+
         self.program = parallel.map_step(dispatch, self.devices, axes)
 
     def _step(self, state, x):

@@ -11,7 +11,7 @@ import pytest
 
 from conclugen_jax.method import fusion, losses, objective, train_state
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.pretrain import training as pretrain
+from conclugen_jax import pretrain
 from conclugen_jax.train import feed, loop, optimizer
 from tests.helpers import assert_same_bits, close, flat, tiny_config
 

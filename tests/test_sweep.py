@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, grid, sweep
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import config as config_lib
 from tests.helpers import Faces, tiny_config
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.evaluate import downstream
 from conclugen_jax.method import losses, objective, train_state, views
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.pretrain import training as pretrain
-from conclugen_jax.train import feed, loop, optimizer, parallel
+from conclugen_jax.train import feed, optimizer, parallel
 from tests.helpers import assert_same_bits, fed, log_without_times, tiny_config
 from tests.test_records import Parted
 
@@ -34,7 +34,7 @@ def visits(path, tier, pairs=(), first_step=0, **changes):
     """(row, video) of every visit of a run from a step on, from the feed of training."""
     config = tiny_config(path, data__tier=tier, train__num_epochs=2, **changes)
     stream = shards.ShardStream(shards.open_dataset(path), "train", ("video", "text"), all_variants=True)
-    rows = loop.load_rows(config, stream)
+    rows = feed.load_rows(config, stream)
     devices = jax.devices()[:2]
     batches = feed.Feed(rows, config, devices, pairs=pairs)
     seen = [rows["features"]["video"] for _, rows in fed(batches, first_step)]

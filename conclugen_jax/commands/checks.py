@@ -15,9 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from packaging.requirements import Requirement
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import builders, digits, shards
 from conclugen_jax.method import collectives
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
 from conclugen_jax.system import locks
 from conclugen_jax.train import parallel

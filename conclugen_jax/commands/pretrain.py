@@ -8,8 +8,8 @@ checkpoint first; a second one ends the process at once.
 With several machines or processes, start the same command once for each, with --distributed=auto (launch/cluster).
 """
 
+from conclugen_jax import pretrain
 from conclugen_jax.commands import app
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.system import processes
 
 command = app.Command(config="run", short=app.OF_PRETRAINING)

@@ -238,7 +238,7 @@ def _fit(
 ) -> Best:
     """Train to the last epoch and keep the best one."""
     batches = feed.Feed(run.splits["train"], run.config, run.devices, keys=("features", "present", "label"))
-    program = batches.make_dispatch(step, sharded_update.axes(state, run.config, run.devices))
+    program = batches.program(step, sharded_update.axes(state, run.config, run.devices))
     state = sharded_update.place(state, run.config, run.devices)
     task, best, lowest, since = run.task, None, float("inf"), 0
     for dispatch, inputs in batches(batches.plan(0)):

@@ -14,7 +14,7 @@ from conclugen_jax.data.sources import Annotations, LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.train import loop
+from conclugen_jax.train import feed
 
 NAMES = ("train", "validation", "test")
 
@@ -98,9 +98,9 @@ def load(config: ConfigDict, label: LabelSpec, streams: Mapping[str, ShardStream
       ConclugenError: folds that cannot be cut, no row with a label, or a class with fewer labels than asked for.
     """
     if not config.downstream.num_folds:
-        rows = {name: loop.load_rows(config, stream) for name, stream in streams.items()}
+        rows = {name: feed.load_rows(config, stream) for name, stream in streams.items()}
     else:
-        rows = _fold(config, loop.load_rows(config, streams["train"]), streams["train"])
+        rows = _fold(config, feed.load_rows(config, streams["train"]), streams["train"])
     train = rows["train"]
     labels = task_lib.labels_of(train)
     train.usable = np.intersect1d(train.usable, np.flatnonzero(task_lib.known(label, labels)))

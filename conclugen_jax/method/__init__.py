@@ -1,1 +1,1 @@
-"""What the paper says, as pure functions and Flax modules: losses, clustering, networks, objective. No files; uses no other room."""
+"""What the paper says, as pure functions and Flax modules: losses, clustering, networks, objective. Uses no files, no room."""

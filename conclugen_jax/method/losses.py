@@ -163,6 +163,7 @@ def reconstruction_loss(
     *,
     valid: jax.Array | None = None,
     axis_name: str | None = None,
+    per_row: bool = False,
 ) -> jax.Array:
     """Mean squared error between decoded and original features of one modality.
 
@@ -171,10 +172,11 @@ def reconstruction_loss(
       target: [n, dim]; no gradient flows into it.
       valid: boolean [n], rows that have the modality. ``None``: all.
       axis_name: mapped axis over which the batch is split.
+      per_row: return the loss of each row, for a batch that is decoded in chunks; :func:`masked_mean` is the rest.
 
     Returns:
       Scalar: mean over valid rows and features of the squared difference (no factor one half); 0 where no row is
-      valid.
+      valid. With ``per_row`` float32 [n]: the mean over features, 0 for a row that is not valid.
 
     Raises:
       ValueError: the shapes differ or are not [n, dim].
@@ -183,18 +185,11 @@ def reconstruction_loss(
       Eq. 6.
     """
     _check_pair("reconstruction_loss", predicted, target, valid)
-    valid = collectives.all_valid(predicted.shape[0], valid)
-    predicted, target = (jnp.where(valid[:, None], x, 0) for x in (predicted, target))
-    return masked_mean(squared_errors(predicted, target), valid, axis_name)
-
-
-def squared_errors(predicted: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean over features of the squared difference of each row: [n, dim], [n, dim] -> float32 [n] (Eq. 6).
-
-    No gradient flows into the target.
-    """
     difference = predicted.astype(jnp.float32) - jax.lax.stop_gradient(target).astype(jnp.float32)
-    return jnp.square(difference).mean(axis=1)
+    if valid is not None:
+        difference = jnp.where(valid[:, None], difference, 0)
+    rows = jnp.square(difference).mean(axis=1)
+    return rows if per_row else masked_mean(rows, collectives.all_valid(len(rows), valid), axis_name)
 
 
 def cross_entropy(

@@ -27,12 +27,14 @@ class Encoded:
     """The part of the training network that works row by row, each a dict by modality; empty where the head is missing.
 
     Attributes:
+      inputs: [n, feature_dims[m]], the features as the first layer sees them: the target of the reconstruction.
       reduced: [n, R/8], what the first Linear of the projection gives.
-      squared_errors: float32 [n], of the reconstruction, mean over the modality's features.
+      reconstructions: [n, feature_dims[m]].
     """
 
+    inputs: dict[str, jax.Array]
     reduced: dict[str, jax.Array]
-    squared_errors: dict[str, jax.Array]
+    reconstructions: dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -383,10 +385,10 @@ class ConCluGen(nn.Module):
         """What needs one row at a time: a batch may pass through it in parts. modality -> [n, feature_dims[m]]."""
         inputs = self.standardized(features)
         representations = self.representation(inputs)
-        decoded = self.decoder(representations) if "decoder" in self.heads else {}
         return Encoded(
+            inputs=inputs,
             reduced=self._projection(representations, "reduce"),
-            squared_errors={m: losses.squared_errors(x, inputs[m]) for m, x in decoded.items()},
+            reconstructions=self.decoder(representations) if "decoder" in self.heads else {},
         )
 
     def project(

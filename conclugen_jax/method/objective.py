@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ def contrastive_term(
 ) -> jax.Array:
     """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5).
 
-    Who passes the encoder in chunks saves memory: then similarities are not kept either.
+    With ``encoder_chunk_size``, similarities are recomputed in the backward pass.
     """
     return sum(
         losses.masked_margin_softmax(
@@ -65,10 +65,10 @@ def modality_pairs(modalities: Sequence[str], which: str) -> list[tuple[str, str
 
 
 def reconstruction_term(
-    squared_errors: Mapping[str, jax.Array], present: Mapping[str, jax.Array], *, axis_name: str | None
+    errors: Mapping[str, jax.Array], present: Mapping[str, jax.Array], *, axis_name: str | None
 ) -> jax.Array:
-    """L_Rec: mean squared error summed over modalities (Eq. 7)."""
-    return sum(losses.masked_mean(x, present[m], axis_name) for m, x in squared_errors.items())
+    """L_Rec: the rows' squared errors [n] averaged over those that have the modality, summed over modalities (Eq. 7)."""
+    return sum(losses.masked_mean(x, present[m], axis_name) for m, x in errors.items())
 
 
 def in_chunks(fn: Callable[[Any], Any], rows: Any, size: int) -> Any:
@@ -88,6 +88,22 @@ def in_chunks(fn: Callable[[Any], Any], rows: Any, size: int) -> Any:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), results, rest)
 
 
+class Forward(NamedTuple):
+    """What the losses need of the training network; each a dict by modality, empty where the head is missing.
+
+    Attributes:
+      projections: float32 [n, P], unit rows.
+      cluster_logits: float32 [n, K].
+      errors: float32 [n], L_Rec of each row.
+      batch_stats: updated running averages of BatchNorm.
+    """
+
+    projections: dict[str, jax.Array]
+    cluster_logits: dict[str, jax.Array]
+    errors: dict[str, jax.Array]
+    batch_stats: Any
+
+
 def forward(
     model: model_lib.ConCluGen,
     variables: Any,
@@ -95,17 +111,20 @@ def forward(
     present: Mapping[str, jax.Array],
     *,
     chunk_size: int,
-) -> tuple[model_lib.Encoded, model_lib.Projected, Any]:
-    """The training network: row by row in chunks, then BatchNorm and what follows it over the whole batch.
+) -> Forward:
+    """Run the training network: row by row in chunks, then BatchNorm and what follows it over the whole batch."""
 
-    Returns:
-      (encoded, projected, updated batch_stats).
-    """
-    encoded = in_chunks(functools.partial(model.apply, variables, method="encode"), features, chunk_size)
+    def row_by_row(features: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        encoded = model.apply(variables, features, method="encode")
+        decoded = encoded.reconstructions
+        errors = {m: losses.reconstruction_loss(x, encoded.inputs[m], per_row=True) for m, x in decoded.items()}
+        return encoded.reduced, errors
+
+    reduced, errors = in_chunks(row_by_row, features, chunk_size)
     projected, updates = model.apply(
-        variables, encoded.reduced, present=present, train=True, method="project", mutable=["batch_stats"]
+        variables, reduced, present=present, train=True, method="project", mutable=["batch_stats"]
     )
-    return encoded, projected, updates.get("batch_stats", {})
+    return Forward(projected.projections, projected.cluster_logits, errors, updates.get("batch_stats", {}))
 
 
 def clustering_term(
@@ -249,47 +268,59 @@ def pretrain_loss(
     Returns:
       Loss over the global batch, and (metrics, updated batch_stats, clustering or ``None``).
     """
-    present, weights = batch["present"], config.loss
-    features, terms, counted, clustered = batch["features"], {}, [], None
+    weights, features = config.loss, batch["features"]
     variables = {**state.variables(), "params": params}
-    apply = functools.partial(forward, model, present=present, chunk_size=config.encoder_chunk_size)
+    apply = functools.partial(forward, model, present=batch["present"], chunk_size=config.encoder_chunk_size)
+    options = {"config": config, "axis_name": axis_name}
+    terms: dict[str, Term] = {}
+    clustered = None
     if weights.instance_weight:
         # The first view serves all terms; the second passes through the networks as a further modality would.
         told_apart, view_key = weights.instance_modality, jax.random.fold_in(key, 1)
-        first, second = views.two_views(
-            features[told_apart], view_key, config=config, statistics=statistics, axis_name=axis_name
+        first, second = views.two_views(features[told_apart], view_key, statistics=statistics, **options)
+        outputs = apply(variables, {**features, told_apart: first})
+        again = apply({**variables, "batch_stats": outputs.batch_stats}, {told_apart: second})
+        terms["loss/instance"] = Term(
+            weights.instance_weight,
+            losses.info_nce(
+                outputs.projections[told_apart],
+                again.projections[told_apart],
+                temperature=weights.instance_temperature,
+                valid=batch["present"][told_apart],
+                axis_name=axis_name,
+            ),
         )
-        features = {**features, told_apart: first}
-    encoded, outputs, batch_stats = apply(variables, features)
-    if weights.instance_weight:
-        _, again, batch_stats = apply({**variables, "batch_stats": batch_stats}, {told_apart: second})
-        terms["loss/instance"] = losses.info_nce(
-            outputs.projections[told_apart],
-            again.projections[told_apart],
-            temperature=weights.instance_temperature,
-            valid=present[told_apart],
-            axis_name=axis_name,
-        )
-        counted.append((weights.instance_weight, terms["loss/instance"], True))
+        batch_stats = again.batch_stats
+    else:
+        outputs = apply(variables, features)
+        batch_stats = outputs.batch_stats
     if weights.contrastive_weight:
-        terms["loss/contrastive"] = contrastive_term(outputs.projections, present, config=config, axis_name=axis_name)
-        counted.append((weights.contrastive_weight, terms["loss/contrastive"], True))
+        contrastive = contrastive_term(outputs.projections, batch["present"], **options)
+        terms["loss/contrastive"] = Term(weights.contrastive_weight, contrastive)
     if weights.clustering_weight and cluster:
         clustered = clustering_term(
-            outputs.cluster_logits,
-            present,
-            state,
-            key,
-            config=config,
-            steps_per_epoch=steps_per_epoch,
-            axis_name=axis_name,
+            outputs.cluster_logits, batch["present"], state, key, steps_per_epoch=steps_per_epoch, **options
         )
-        terms["loss/clustering"] = clustered.loss
-        counted.append((weights.clustering_weight, clustered.loss, clustered.active))
+        terms["loss/clustering"] = Term(weights.clustering_weight, clustered.loss, clustered.active)
     if weights.reconstruction_weight:
-        terms["loss/reconstruction"] = reconstruction_term(encoded.squared_errors, present, axis_name=axis_name)
-        counted.append((weights.reconstruction_weight, terms["loss/reconstruction"], True))
-    loss = sum((weight * term for weight, term, _ in counted), jnp.float32(0))
-    if weights.reduction == "mean":
-        loss = loss / jnp.maximum(sum(jnp.asarray(active, jnp.float32) for *_, active in counted), 1)
-    return loss, ({"loss": loss, **terms}, batch_stats, clustered)
+        reconstruction = reconstruction_term(outputs.errors, batch["present"], axis_name=axis_name)
+        terms["loss/reconstruction"] = Term(weights.reconstruction_weight, reconstruction)
+    loss = weighted(terms.values(), weights.reduction)
+    return loss, ({"loss": loss, **{name: term.value for name, term in terms.items()}}, batch_stats, clustered)
+
+
+class Term(NamedTuple):
+    """A term of the objective: its weight, its value, and whether it counts yet."""
+
+    weight: float
+    value: jax.Array
+    active: jax.Array | bool = True
+
+
+def weighted(terms: Iterable[Term], reduction: str) -> jax.Array:
+    """Sum the weighted terms (Eq. 11-13); ``mean``: divided by how many of them are active."""
+    terms = list(terms)
+    loss = sum((term.weight * term.value for term in terms), jnp.float32(0))
+    if reduction == "sum":
+        return loss
+    return loss / jnp.maximum(sum(jnp.asarray(term.active, jnp.float32) for term in terms), 1)

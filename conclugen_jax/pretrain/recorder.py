@@ -1,10 +1,11 @@
 """From the metrics of dispatches to the lines of a log; steps that went wrong are found here."""
 
 import collections
+import contextlib
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -58,8 +59,11 @@ class Recorder:
         self._speed: collections.deque[tuple[int, float]] = collections.deque(maxlen=20)
         self._time = time.monotonic()
 
-    def restart_clock(self) -> None:
-        """Leave what has just passed (compilation, a checkpoint) out of the examples per second."""
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Write what is pending, then leave what happens in the context (compilation, a checkpoint) out of the speed."""
+        self.flush()
+        yield
         self._time = time.monotonic()
 
     def take(self, dispatch: loop.Dispatch, metrics: Any) -> None:

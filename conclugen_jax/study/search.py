@@ -16,13 +16,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from conclugen_jax import pretrain
 from conclugen_jax.data import batches, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.study import search_space

@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 
+from conclugen_jax import pretrain
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, sweep
-from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.study import results as study_results

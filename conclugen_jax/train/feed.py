@@ -18,8 +18,23 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, host_table, shards
 from conclugen_jax.method import collectives
+from conclugen_jax.method.train_state import Metrics, TrainState
+from conclugen_jax.system import progress
 from conclugen_jax.train import loop, parallel
 from conclugen_jax.train.loop import Dispatch
+
+
+def load_rows(config: ConfigDict, stream: shards.ShardStream) -> shards.RowSource:
+    """Read the rows of a split to where the configuration keeps them."""
+    with progress.Counter(f"reading {stream.split}") as counter:
+        return batches.load(
+            stream,
+            tier=config.data.tier,
+            device_table_gib=config.data.device_table_gib,
+            host_table_gib=config.data.host_table_gib,
+            host_cache_gib=config.data.host_cache_gib,
+            progress=counter,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +91,21 @@ class Feed:
         """All dispatches from a step to the end of the run; see ``loop.plan``."""
         return loop.plan(first_step, self.lengths, self.config.train.num_epochs, left_out)
 
-    def make_dispatch(self, step: Callable, state_axes: Any = None) -> Callable:
-        """The program for all dispatches of the feed: see ``loop.make_dispatch`` and ``parallel.map_step``."""
-        return parallel.map_step(loop.make_dispatch(step, self.batches_of, max(self.lengths)), self.devices, state_axes)
+    def program(self, step: Callable, state_axes: Any = None) -> Callable:
+        """Return the program of all dispatches: ``(state, table, position, rows) -> (state, metrics [most steps])``.
+
+        One program serves dispatches of any length, so that a step is the same code in all of them.
+
+        Args:
+          step: ``(state, batch) -> (state, metrics)``.
+          state_axes: see ``parallel.map_step``.
+        """
+
+        def dispatch(state: TrainState, table: Any, position: Any, rows: Any) -> tuple[TrainState, Metrics]:
+            batch_of = self.batches_of(table, position, rows)
+            return repeat(step, batch_of, state, position["num_steps"], most_steps=max(self.lengths))
+
+        return parallel.map_step(dispatch, self.devices, state_axes)
 
     def __call__(self, dispatches: Iterable[Dispatch]) -> Iterator[tuple[Dispatch, Any]]:
         """Dispatches with what their program takes besides the state: (table, position, rows), or ``None`` for no program."""
@@ -136,6 +163,38 @@ class Feed:
             rows["features"] = {m: x.astype(self._storage, copy=False) for m, x in rows["features"].items()}
         stacked = host_table.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), rows)
         return parallel.shard(parallel.split_rows(stacked, len(own), axis=1), self.devices)
+
+
+def repeat(
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+    batch_of: Callable[[jax.Array], Any],
+    state: TrainState,
+    num_steps: jax.Array,
+    *,
+    most_steps: int,
+) -> tuple[TrainState, Metrics]:
+    """Take ``num_steps`` steps, inside a compiled program.
+
+    Args:
+      step: ``(state, batch) -> (state, metrics)``.
+      batch_of: step from 0 -> its batch.
+      state: before the first step.
+      num_steps: integer scalar.
+      most_steps: room for the metrics; those beyond ``num_steps`` are 0.
+
+    Returns:
+      (state after the last step, metrics [most_steps]).
+    """
+    step = jax.jit(step, inline=True)  # traced once, for the shapes of its metrics and for the loop
+    _, like = jax.eval_shape(step, state, jax.eval_shape(batch_of, jnp.int32(0)))
+
+    def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, history = carry
+        state, metrics = step(state, batch_of(i))
+        return state, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), history, metrics)
+
+    history = jax.tree.map(lambda x: jnp.zeros((most_steps, *x.shape), x.dtype), like)
+    return jax.lax.fori_loop(0, num_steps, body, (state, history))
 
 
 def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:

@@ -1,17 +1,13 @@
-"""What pretraining and downstream training share: dispatches of many steps, and what is made of them."""
+"""Dispatches of many steps, the records made of their metrics, and the evaluation of whole splits."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jax_core
-from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, shards
-from conclugen_jax.method.train_state import Metrics, TrainState
-from conclugen_jax.system import progress
+from conclugen_jax.method.train_state import Metrics
 from conclugen_jax.train import parallel
 
 
@@ -33,38 +29,6 @@ class Dispatch(NamedTuple):
     end_step: int
     ends_epoch: bool
     left_out: bool = False
-
-
-def make_dispatch(
-    step: Callable[..., tuple[TrainState, Metrics]],
-    batches_of: Callable[[Any, Any, Any], Callable[[jax.Array], Any]],
-    most_steps: int,
-) -> Callable:
-    """Many steps in one program: ``(state, table, position, rows) -> (state, metrics [most_steps])``.
-
-    One program serves dispatches of any length up to ``most_steps``, so that a step is the same code in all of them.
-
-    Args:
-      step: ``(state, batch) -> (state, metrics)``.
-      batches_of: ``(table, position, rows)`` -> the function that gives the batch of step i.
-      most_steps: room for the metrics; beyond ``position["num_steps"]`` they are 0.
-    """
-
-    def dispatch(state: TrainState, table: Any, position: Any, rows: Any) -> tuple[TrainState, Metrics]:
-        batch_of = batches_of(table, position, rows)
-
-        # The step is traced once, for the shapes of its metrics and for the loop.
-        traced, like = jax.make_jaxpr(step, return_shape=True)(state, jax.eval_shape(batch_of, jnp.int32(0)))
-        run, structure = jax_core.jaxpr_as_fun(traced), jax.tree.structure(like)
-
-        def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, metrics = jax.tree.unflatten(structure, run(*jax.tree.leaves((carry[0], batch_of(i)))))
-            return state, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), carry[1], metrics)
-
-        nothing = jax.tree.map(lambda x: jnp.zeros((most_steps, *x.shape), x.dtype), like[1])
-        return jax.lax.fori_loop(0, position["num_steps"], body, (state, nothing))
-
-    return dispatch
 
 
 def plan(
@@ -91,25 +55,6 @@ def plan(
                     yield Dispatch(epoch, i, 1, before + i + 1, i + 1 == steps_per_epoch, left_out=True)
                 begin = i + 1
             start = end
-
-
-def is_due(dispatch: Dispatch, config: ConfigDict) -> bool:
-    """Whether a checkpoint follows: every so many epochs and at the run's end."""
-    done = dispatch.epoch + 1
-    return dispatch.ends_epoch and (done % config.checkpoint.every_epochs == 0 or done == config.train.num_epochs)
-
-
-def load_rows(config: ConfigDict, stream: shards.ShardStream) -> shards.RowSource:
-    """The rows of a split, kept where the configuration says."""
-    with progress.Counter(f"reading {stream.split}") as counter:
-        return batches.load(
-            stream,
-            tier=config.data.tier,
-            device_table_gib=config.data.device_table_gib,
-            host_table_gib=config.data.host_table_gib,
-            host_cache_gib=config.data.host_cache_gib,
-            progress=counter,
-        )
 
 
 def evaluate(
