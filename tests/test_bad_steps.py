@@ -163,5 +163,5 @@ def test_the_first_operation_that_gives_no_number_is_named_by_choice(data, tmp_p
     steps = workdir_lib.left_out_steps(tmp_path / "run")
     assert [line.split(":")[0] for line in said] == [f"step {step}" for step in steps]
     # The NaN of the features meets the first product of the audio's network.
-    assert all("encountered in dot_general" in line and ", in model.py, line " in line for line in said), said
+    assert all("encountered in dot_general" in line and ", in layers.py, line " in line for line in said), said
     assert_same_bits(pretrain.pretrain(config, tmp_path / "without", devices=DEVICES), state)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from conclugen_jax.method import layers
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.method.model import BatchNorm, Classifier, ConCluGen
+from conclugen_jax.method.layers import BatchNorm
+from conclugen_jax.method.model import Classifier, ConCluGen
 from conclugen_jax.train import parallel
 from tests.helpers import flat, tiny_config
 
@@ -194,7 +196,7 @@ def test_unknown_or_misshapen_features_are_refused(bad):
 def test_relu_is_that_of_jax_and_keeps_its_result_only(dtype):
     x = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.inf, -jnp.inf, jnp.nan], dtype)
     gradient = jnp.arange(1, 9, dtype=dtype)
-    (ours, back), (theirs, their_back) = jax.vjp(model_lib.relu, x), jax.vjp(jax.nn.relu, x)
+    (ours, back), (theirs, their_back) = jax.vjp(layers.relu, x), jax.vjp(jax.nn.relu, x)
     np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32))
     np.testing.assert_array_equal(*(b(gradient)[0].astype(jnp.float32) for b in (back, their_back)))
     kept = jax.tree.leaves(back)
@@ -250,7 +252,7 @@ def test_dropout_does_not_depend_on_the_number_of_devices():
 def test_products_whose_gradients_come_in_order_are_plain_products():
     rng = np.random.default_rng(0)
     x, kernel, g = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((6, 5), (5, 4), (6, 4)))
-    (ours, back), (plain, plain_back) = jax.vjp(model_lib._product, x, kernel), jax.vjp(jnp.matmul, x, kernel)
+    (ours, back), (plain, plain_back) = jax.vjp(layers._product, x, kernel), jax.vjp(jnp.matmul, x, kernel)
     np.testing.assert_array_equal(ours, plain)
     for got, expected in zip(back(g), plain_back(g), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-6)

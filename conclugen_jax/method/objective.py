@@ -268,32 +268,15 @@ def pretrain_loss(
     Returns:
       Loss over the global batch, and (metrics, updated batch_stats, clustering or ``None``).
     """
-    weights, features = config.loss, batch["features"]
+    weights, options = config.loss, {"config": config, "axis_name": axis_name}
     variables = {**state.variables(), "params": params}
     apply = functools.partial(forward, model, present=batch["present"], chunk_size=config.encoder_chunk_size)
-    options = {"config": config, "axis_name": axis_name}
     terms: dict[str, Term] = {}
-    clustered = None
     if weights.instance_weight:
-        # The first view serves all terms; the second passes through the networks as a further modality would.
-        told_apart, view_key = weights.instance_modality, jax.random.fold_in(key, 1)
-        first, second = views.two_views(features[told_apart], view_key, statistics=statistics, **options)
-        outputs = apply(variables, {**features, told_apart: first})
-        again = apply({**variables, "batch_stats": outputs.batch_stats}, {told_apart: second})
-        terms["loss/instance"] = Term(
-            weights.instance_weight,
-            losses.info_nce(
-                outputs.projections[told_apart],
-                again.projections[told_apart],
-                temperature=weights.instance_temperature,
-                valid=batch["present"][told_apart],
-                axis_name=axis_name,
-            ),
-        )
-        batch_stats = again.batch_stats
+        outputs, terms["loss/instance"] = _of_two_views(apply, variables, batch, key, statistics=statistics, **options)
     else:
-        outputs = apply(variables, features)
-        batch_stats = outputs.batch_stats
+        outputs = apply(variables, batch["features"])
+    clustered = None
     if weights.contrastive_weight:
         contrastive = contrastive_term(outputs.projections, batch["present"], **options)
         terms["loss/contrastive"] = Term(weights.contrastive_weight, contrastive)
@@ -306,7 +289,7 @@ def pretrain_loss(
         reconstruction = reconstruction_term(outputs.errors, batch["present"], axis_name=axis_name)
         terms["loss/reconstruction"] = Term(weights.reconstruction_weight, reconstruction)
     loss = weighted(terms.values(), weights.reduction)
-    return loss, ({"loss": loss, **{name: term.value for name, term in terms.items()}}, batch_stats, clustered)
+    return loss, ({"loss": loss, **{name: term.value for name, term in terms.items()}}, outputs.batch_stats, clustered)
 
 
 class Term(NamedTuple):
@@ -324,3 +307,31 @@ def weighted(terms: Iterable[Term], reduction: str) -> jax.Array:
     if reduction == "sum":
         return loss
     return loss / jnp.maximum(sum(jnp.asarray(term.active, jnp.float32) for term in terms), 1)
+
+
+def _of_two_views(
+    apply: Callable[..., Forward],
+    variables: Any,
+    batch: Mapping[str, Mapping[str, jax.Array]],
+    key: jax.Array,
+    *,
+    config: ConfigDict,
+    statistics: views.Statistics | None,
+    axis_name: str | None,
+) -> tuple[Forward, Term]:
+    """Outputs for the first view, which serves all terms, and L_NCE between the two views of a modality (Eq. 1)."""
+    modality, view_key = config.loss.instance_modality, jax.random.fold_in(key, 1)
+    first, second = views.two_views(
+        batch["features"][modality], view_key, config=config, statistics=statistics, axis_name=axis_name
+    )
+    outputs = apply(variables, {**batch["features"], modality: first})
+    # The second view passes through the networks as a further modality would.
+    again = apply({**variables, "batch_stats": outputs.batch_stats}, {modality: second})
+    loss = losses.info_nce(
+        outputs.projections[modality],
+        again.projections[modality],
+        temperature=config.loss.instance_temperature,
+        valid=batch["present"][modality],
+        axis_name=axis_name,
+    )
+    return outputs._replace(batch_stats=again.batch_stats), Term(config.loss.instance_weight, loss)

@@ -1,0 +1,227 @@
+"""The layers of the networks: gated embedding units, projection heads, decoders.
+
+Sizes: n rows, R representation_dim, P projection_dim, H reconstruction_dim.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from conclugen_jax.method import collectives
+
+
+def linear(
+    features: int, fan_in: int, *, dtype: Any, name: str, use_bias: bool = True, first: bool = False
+) -> nn.Dense:
+    """A Dense layer that starts as the authors' layers do: weights and biases uniform in +-1/sqrt(fan_in).
+
+    ``first``: nobody needs the gradient of its input.
+    """
+
+    def uniform(key, shape, dtype=jnp.float32):
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=uniform,
+        bias_init=uniform,
+        dot_general=jax.lax.dot_general if first or jax.default_backend() != "cpu" else _dot_general,
+        name=name,
+    )
+
+
+def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """What Dense calls for [n, inputs], [inputs, outputs]."""
+    return _product(x, kernel)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x kernel. The gradient of the kernel waits for that of x, so that the kernel can be updated in its place.
+
+    Else XLA's compiler for CPUs sees no reason why the update should not come before the kernel's last use, and copies all
+    parameters at every step.
+    """
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(factors, gradient):
+    x, kernel = factors
+    of_x = gradient @ kernel.T
+    return of_x, x.T @ gradient + 0 * of_x[0, 0]
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), of which only the result is kept for the backward pass; ``jax.nn.relu`` keeps x beside it."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y, gradient):
+    return (jnp.where(y > 0, gradient, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
+class RepresentationHead(nn.Module):
+    """Gated embedding unit: relu(fc1 x) -> y * sigmoid(gate y) -> relu(fc2 y). [n, dim] -> [n, R].
+
+    With ``bottleneck`` the unit works at the input's size and one more Linear, ``expand``, leads to R.
+    """
+
+    representation_dim: int
+    bottleneck: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dim = x.shape[1]
+        width = dim if self.bottleneck else self.representation_dim
+        y = relu(linear(width, dim, dtype=self.dtype, name="fc1", first=True)(x))
+        y = y * nn.sigmoid(linear(width, width, dtype=self.dtype, name="gate")(y))
+        y = relu(linear(width, width, dtype=self.dtype, name="fc2")(y))
+        if self.bottleneck:
+            y = linear(self.representation_dim, width, dtype=self.dtype, name="expand")(y)
+        return y
+
+
+class RepresentationHeads(nn.Module):
+    """One :class:`RepresentationHead` per modality."""
+
+    bottleneck: Sequence[str]
+    representation_dim: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {
+            m: RepresentationHead(self.representation_dim, m in self.bottleneck, self.dtype, name=m)(x)
+            for m, x in features.items()
+        }
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over the valid rows of all devices.
+
+    Unlike ``flax.linen.BatchNorm`` it weighs devices by their number of valid rows, so that a batch split over
+    devices gives the numbers of the whole batch. Running averages follow PyTorch: ``running = momentum * running +
+    (1 - momentum) * batch``, with the unbiased variance.
+    """
+
+    momentum: float
+    epsilon: float
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, valid: jax.Array | None, train: bool) -> jax.Array:
+        dim = x.shape[1]
+        scale = self.param("scale", nn.initializers.ones, (dim,))
+        bias = self.param("bias", nn.initializers.zeros, (dim,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (dim,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (dim,))
+        y = x.astype(jnp.float32)
+        if train:
+            mean, var, count = self._statistics(y, collectives.all_valid(x.shape[0], valid))
+            if not self.is_initializing():
+                unbiased = var * count / jnp.maximum(count - 1, 1)
+                keep = jnp.where(count > 0, self.momentum, 1.0)
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return ((y - mean[None, :]) * factor[None, :] + bias[None, :]).astype(x.dtype)
+
+    def _statistics(self, y: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        count = collectives.total(valid.sum(), self.axis_name).astype(jnp.float32)
+        divisor = jnp.maximum(count, 1)
+        kept = jnp.where(valid[:, None], y, 0)
+        mean = collectives.total(kept.sum(axis=0), self.axis_name) / divisor
+        deviation = jnp.where(valid[:, None], y - mean[None, :], 0)
+        var = collectives.total(jnp.square(deviation).sum(axis=0), self.axis_name) / divisor
+        return mean, var, count
+
+
+class ProjectionHead(nn.Module):
+    """Linear R -> R/8, BatchNorm, relu, Linear -> P, and a last relu by choice, in two stages.
+
+    ``reduce`` is the first Linear, row by row: [n, R] -> [n, R/8]. ``project`` is the rest, over the whole batch:
+    [n, R/8] -> [n, P].
+    """
+
+    representation_dim: int
+    projection_dim: int
+    last_relu: bool
+    momentum: float
+    epsilon: float
+    dtype: Any
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, stage: str, valid: jax.Array | None = None, train: bool = False) -> jax.Array:
+        hidden = self.representation_dim // 8
+        if stage == "reduce":
+            return linear(hidden, self.representation_dim, dtype=self.dtype, name="fc1")(x)
+        y = BatchNorm(self.momentum, self.epsilon, self.axis_name, name="norm")(x, valid, train)
+        y = linear(self.projection_dim, hidden, dtype=self.dtype, name="fc2")(relu(y))
+        return relu(y) if self.last_relu else y
+
+
+class SeparateProjections(nn.Module):
+    """One :class:`ProjectionHead` per modality."""
+
+    head: Mapping[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Mapping[str, jax.Array], stage: str, valid: Mapping[str, Any], train: bool) -> dict:
+        return {m: ProjectionHead(**self.head, name=m)(v, stage, valid.get(m), train) for m, v in x.items()}
+
+
+class Decoder(nn.Module):
+    """Linear R -> H, relu, Linear -> the modality's features, and a last relu by choice. [n, R] -> [n, dim]."""
+
+    reconstruction_dim: int
+    feature_dim: int
+    last_relu: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = relu(linear(self.reconstruction_dim, x.shape[1], dtype=self.dtype, name="fc1")(x))
+        y = linear(self.feature_dim, self.reconstruction_dim, dtype=self.dtype, name="fc2")(y)
+        return relu(y) if self.last_relu else y
+
+
+class Decoders(nn.Module):
+    """One :class:`Decoder` per modality."""
+
+    feature_dims: Mapping[str, int]
+    reconstruction_dim: int
+    last_relu: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, representations: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {
+            m: Decoder(self.reconstruction_dim, self.feature_dims[m], self.last_relu, self.dtype, name=m)(x)
+            for m, x in representations.items()
+        }
