@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from conclugen_jax import pretrain
 from conclugen_jax.method import fusion, losses, objective, train_state
 from conclugen_jax.method import model as model_lib
-from conclugen_jax import pretrain
 from conclugen_jax.train import feed, loop, optimizer
 from tests.helpers import assert_same_bits, close, flat, tiny_config
 
@@ -92,7 +92,8 @@ def test_terms_are_those_of_the_rows_that_are_there(small):
         both = present[a] & present[b]
         expected += losses.masked_margin_softmax(outputs.projections[a][both], outputs.projections[b][both])
     np.testing.assert_allclose(contrastive, expected, rtol=1e-5)
-    errors = model.apply(state.variables(), batch["features"], method="encode").squared_errors
+    encoded = model.apply(state.variables(), batch["features"], method="encode")
+    errors = {m: jnp.square(x - encoded.inputs[m]).mean(axis=1) for m, x in encoded.reconstructions.items()}
     reconstruction = objective.reconstruction_term(errors, present, axis_name=None)
     by_hand = [
         np.square(np.asarray(outputs.reconstructions[m]) - batch["features"][m])[present[m]].mean() for m in present
