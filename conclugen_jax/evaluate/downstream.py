@@ -27,7 +27,7 @@ from conclugen_jax.evaluate import encoder as encoder_lib
 from conclugen_jax.evaluate import splits as splits_lib
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.evaluate.encoder import Encoder
-from conclugen_jax.evaluate.task import TRAINABLE, Task
+from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import config as config_lib
@@ -68,7 +68,7 @@ def downstream(
     config = config_lib.with_modalities(config, dataset.manifest.modalities)
     label = splits_lib.label_of(config, dataset)
     encoder = encoder_lib.from_config(config, dataset.manifest)
-    encodes = "representation/.*" in TRAINABLE[config.downstream.protocol]
+    encodes = config.downstream.protocol not in config_lib.FROZEN
     streams = splits_lib.open_streams(config, dataset, encoder.modalities, all_variants=encodes)
     _check_batches(config, len(streams["train"].usable), devices)
     with (
@@ -184,8 +184,8 @@ def _run(
     devices: Sequence[jax.Device],
     stop: signals.Stop,
 ) -> dict[str, Any]:
-    trainable = TRAINABLE[config.downstream.protocol]
-    encode = "representation/.*" in trainable
+    encode = config.downstream.protocol not in config_lib.FROZEN
+    trainable = (task_lib.CLASSIFIER, task_lib.ENCODER) if encode else (task_lib.CLASSIFIER,)
     if not encode:
         splits = {name: encoder_lib.represented(encoder, rows, config, devices) for name, rows in splits.items()}
     usable = splits["train"].usable
@@ -197,7 +197,7 @@ def _run(
     task = task_lib.create(config, label, encoder.model, encode, labels, parallel.AXIS)
     forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
     run = _Run(config, task, splits, devices, evaluation_batch, forward)
-    rates = {"representation/.*": config.downstream.encoder_rate}
+    rates = {task_lib.ENCODER: config.downstream.encoder_rate}
     optimizer, schedule = optimizer_lib.from_config(config, run.steps_per_epoch, trainable, rates)
     step = functools.partial(
         classifier.downstream_step, task=task, optimizer=optimizer, schedule=schedule, split=config.optimizer.shard

@@ -14,6 +14,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint
+from conclugen_jax.run.allowed import PRETRAINED
 from conclugen_jax.train import loop, parallel
 
 
@@ -61,7 +62,7 @@ def from_config(config: ConfigDict, manifest: Manifest) -> Encoder:
       ConclugenError: no checkpoint named or found, or modalities that are missing or of another size than the data's.
     """
     protocol = config.downstream.protocol
-    if protocol in ("linear_evaluation", "fine_tuning"):
+    if protocol in PRETRAINED:
         return _of_checkpoint(config, manifest)
     where, wanted = f"data set {config.data.path}", config.downstream.modalities or config.data.modalities
     names = manifest_lib.choose(manifest.modalities, wanted, what="modality", where=where)

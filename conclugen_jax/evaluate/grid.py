@@ -18,7 +18,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import classifier
 from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.evaluate.task import TRAINABLE, Task
+from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.system import progress, signals
@@ -187,9 +187,8 @@ class _Program:
         return classifier.fresh_state(config, self.task, {JOINED: self._dim}, optimizer)
 
     def _optimizer(self, learning_rate: Any, weight_decay: Any):
-        trainable = TRAINABLE[self._config.downstream.protocol]
         return optimizer_lib.from_config(
-            self._config, self._steps, trainable, learning_rate=learning_rate, weight_decay=weight_decay
+            self._config, self._steps, (task_lib.CLASSIFIER,), learning_rate=learning_rate, weight_decay=weight_decay
         )
 
     def _step(self, rate, decay, weights, params, opt_state, step, rng, batch):

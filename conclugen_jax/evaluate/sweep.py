@@ -23,7 +23,7 @@ from conclugen_jax.evaluate import encoder as encoder_lib
 from conclugen_jax.evaluate import grid as grid_lib
 from conclugen_jax.evaluate import splits as splits_lib
 from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.evaluate.task import TRAINABLE, Task
+from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method import fusion
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
@@ -49,11 +49,11 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     config_lib.check(config)
     config_lib.check_downstream(config)
-    if "representation/.*" in TRAINABLE[config.downstream.protocol] or config.downstream.num_folds:
+    if config.downstream.protocol not in config_lib.FROZEN or config.downstream.num_folds:
         raise ConclugenError(
             f"config.downstream.protocol is {config.downstream.protocol!r} with num_folds "
-            f"{config.downstream.num_folds}; a sweep needs frozen representations ('linear_evaluation' or 'raw_features') and "
-            "stored splits"
+            f"{config.downstream.num_folds}; a sweep needs frozen representations "
+            f"({' or '.join(map(repr, config_lib.FROZEN))}) and stored splits"
         )
     grid = _grid(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)

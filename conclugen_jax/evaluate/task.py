@@ -15,13 +15,8 @@ from conclugen_jax.evaluate import metrics as metrics_lib
 from conclugen_jax.method import losses
 from conclugen_jax.method import model as model_lib
 
-TRAINABLE = {
-    "linear_evaluation": ("classifier/.*",),
-    "fine_tuning": ("classifier/.*", "representation/.*"),
-    "supervised": ("classifier/.*", "representation/.*"),
-    "raw_features": ("classifier/.*",),
-}
-"""Protocol -> parameters that are trained; all others stay as they are, bit for bit."""
+CLASSIFIER, ENCODER = "classifier/.*", "representation/.*"
+"""Patterns of the parameters that are trained; of frozen protocols the classifier's alone."""
 
 
 class Task(NamedTuple):

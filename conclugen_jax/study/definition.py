@@ -7,13 +7,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run.allowed import FROZEN, PRETRAINED, PROTOCOLS
 from conclugen_jax.study import results as study_results
 
-SWEPT = ("linear_evaluation", "raw_features")
+SWEPT = FROZEN
 """Protocols whose labels and draws are one run each (a sweep)."""
-ALONE = ("supervised", "raw_features")
+ALONE = tuple(protocol for protocol in PROTOCOLS if protocol not in PRETRAINED)
 """Protocols that need no pretraining; in tables each is a method of its own."""
-PROTOCOLS = ("linear_evaluation", "fine_tuning", *ALONE)
 KEYS = {
     *("name", "pretraining_path", "methods", "datasets", "seeds", "labels", "label_draws", "training_draws"),
     *("jobs", "job_gib", "reference", "order"),
