@@ -162,27 +162,20 @@ def test_stopped_members_stay_stopped_and_those_without_numbers_never_win(monkey
     right = np.array([[1, 2, 2, 4, 4], [4] * 5, [0, 1, 2, 3, 3]])
     seen = []
 
-    class Program:
-        def __init__(self, *_):
-            self.keep = lambda improved, new, old: seen.append(improved[0, :, 0].tolist())
+    def evaluate(*_):
+        at = len(seen)
+        labels = np.where(np.arange(4)[None, :] < right[:, at, None], 0, 1)
+        logits = np.stack([1 - labels, labels], axis=-1).astype(np.float32)
+        return logits[None, :, None], losses[None, :, None, at]
 
-        def start(self, *_):
-            return None, None, None
-
-        def epoch(self, *_):
-            return None, None
-
-        def evaluate(self, *_):
-            at = len(seen)
-            labels = np.where(np.arange(4)[None, :] < right[:, at, None], 0, 1)
-            logits = np.stack([1 - labels, labels], axis=-1).astype(np.float32)
-            return logits[None, :, None], losses[None, :, None, at]
-
-    monkeypatch.setattr(grid, "_Program", Program)
     config = tiny_config(train__num_epochs=5, train__batch_size=4, downstream__early_stopping_epochs=1)
+    made = grid.Grid(config, LabelSpec("single", ("a", "b")), num_rows=4, dim=2)
+    monkeypatch.setattr(made, "_start", lambda *_: (None, None, None))
+    monkeypatch.setattr(made, "_epoch", lambda *_: (None, None))
+    monkeypatch.setattr(made, "_evaluate", evaluate)
+    monkeypatch.setattr(made, "_keep", lambda improved, new, old: seen.append(improved[0, :, 0].tolist()))
     vectors = {name: grid.Vectors(np.zeros((4, 2)), np.zeros(4, int), np.arange(4)) for name in ("train", "validation")}
-    label = LabelSpec("single", ("a", "b"))
-    fits = grid.fit(config, (0.1, 0.2, 0.3), (0.0,), [(0, 0)], [np.arange(4)], label, vectors, quiet=True)
+    fits = made.fit(grid.Members((0.1, 0.2, 0.3), (0.0,), [(0, 0)], [np.arange(4)]), vectors)
     np.testing.assert_array_equal(fits.measure[0, :, 0], [0.5, -np.inf, 0.75])
     np.testing.assert_array_equal(fits.best_epoch[0, :, 0], [1, 0, 3])
     assert seen == [[True, False, True], [True, False, True], [False, False, True], [False, False, True], [False] * 3]
