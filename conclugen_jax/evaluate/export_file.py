@@ -31,8 +31,6 @@ AGAIN = "ask for the export again"
 
 
 class DataSet(msgspec.Struct):
-    """The data set that a run was trained on."""
-
     name: str
     version: str
     sha256: str
@@ -51,43 +49,34 @@ class Export(msgspec.Struct):
     data: dict[str, Any]
 
 
-class Data(msgspec.Struct):
-    """What is read of the section ``data``."""
-
+class _Data(msgspec.Struct):
     modalities: list[str]
     train_split: str
     test_split: str
     standardize: bool
 
 
-class Loss(msgspec.Struct):
-    """What is read of the section ``loss``: which heads there are."""
-
+class _Loss(msgspec.Struct):
     contrastive_weight: float
     clustering_weight: float
     reconstruction_weight: float
     instance_weight: float
 
 
-class Clustering(msgspec.Struct):
-    """What is read of the section ``clustering``."""
-
+class _Clustering(msgspec.Struct):
     num_clusters: int
     metric: str
 
 
-Model = msgspec.defstruct("Model", list(model_lib.SETTINGS.items()))
-
-
-class Configuration(msgspec.Struct):
+class _Configuration(msgspec.Struct):
     """What is read of the configuration of a run that is not trained further."""
 
     seed: int
     precision: str
-    data: Data
-    model: Model
-    loss: Loss
-    clustering: Clustering
+    data: _Data
+    model: msgspec.defstruct("_Model", list(model_lib.SETTINGS.items()))
+    loss: _Loss
+    clustering: _Clustering
 
 
 class Hashes(NamedTuple):
@@ -126,7 +115,7 @@ def read(folder: Path) -> tuple[Hashes, ConfigDict, Manifest, dict[str, Any]]:
 
 def _config(path: Path, tree: dict[str, Any]) -> ConfigDict:
     try:
-        known = msgspec.convert(tree, Configuration)
+        known = msgspec.convert(tree, _Configuration)
         for key, value in config_lib.flatten(msgspec.to_builtins(known)):
             config_lib.check_value(key, value)
         config_lib.check_modalities(known.data.modalities)

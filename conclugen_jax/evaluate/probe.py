@@ -141,9 +141,7 @@ def label_efficiency_of_run(
       workdir: of a pretraining run.
       which: checkpoint, see :func:`load`.
       data: folder of a labelled data set with the run's modalities; ``None``: the run's own.
-      labels_per_class: how many labels of each class are used; 0: all.
-      num_draws: random draws of the labelled rows.
-      seed: of the draws.
+      labels_per_class, num_draws, seed: see :func:`label_efficiency`.
 
     Raises:
       ConclugenError: the data has not one class per example, or lacks the run's modalities.
@@ -187,9 +185,7 @@ def label_efficiency_of_runs(
     Args:
       workdirs: name -> pretraining run. All of the same data, as its manifest says; modalities may differ.
       which: checkpoint, see :func:`load`.
-      labels_per_class: how many labels of each class are used; 0: all.
-      num_draws: random draws of the labelled rows.
-      seed: of the draws.
+      labels_per_class, num_draws, seed: see :func:`label_efficiency`.
 
     Raises:
       ConclugenError: the runs have not all the same data, or it has not one class per example.

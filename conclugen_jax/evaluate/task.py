@@ -157,20 +157,13 @@ def class_weights(which: str, label: LabelSpec, labels: np.ndarray) -> np.ndarra
     return np.where((counts > 0) & (counts < n), (n - counts) / np.maximum(counts, 1), 1).astype(np.float32)
 
 
-def never_seen(label: LabelSpec, labels: np.ndarray) -> list[str]:
-    """Return the names of the classes, or labels, that no training example has."""
+def warnings(label: LabelSpec, labels: np.ndarray) -> list[str]:
+    """Return a sentence for each class, or label, that no training example has."""
     if label.kind == "value":
         return []
     counts = np.bincount(labels, minlength=len(label.names)) if label.kind == "single" else labels.sum(axis=0)
-    return [name for name, count in zip(label.names, counts, strict=True) if not count]
-
-
-def warnings(label: LabelSpec, labels: np.ndarray) -> list[str]:
-    """Return a sentence for each class, or label, that no training example has."""
-    return [
-        f"warning: no training example is {name!r}; the classifier cannot learn to predict it"
-        for name in never_seen(label, labels)
-    ]
+    never = [name for name, count in zip(label.names, counts, strict=True) if not count]
+    return [f"warning: no training example is {name!r}; the classifier cannot learn to predict it" for name in never]
 
 
 def not_finite(config: ConfigDict) -> str:
