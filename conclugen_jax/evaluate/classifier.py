@@ -21,7 +21,7 @@ from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.run import config as config_lib
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.system import progress, signals
 from conclugen_jax.train import feed, loop, parallel, sharded_update
 from conclugen_jax.train import optimizer as optimizer_lib
@@ -116,7 +116,7 @@ def prepare(
     return Training(config, task, encoder, splits, labels, devices, evaluation_batch, forward)
 
 
-def fit(training: Training, log: workdir_lib.MetricsLog, display: progress.Display, stop: signals.Stop) -> Best:
+def fit(training: Training, log: log_lib.MetricsLog, display: progress.Display, stop: signals.Stop) -> Best:
     """Train to the last epoch, or until the validation loss has not fallen for some, and keep the best epoch.
 
     Raises:

@@ -25,6 +25,7 @@ from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.evaluate.encoder import Encoder
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import config as config_lib
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
 from conclugen_jax.train import parallel
@@ -117,7 +118,7 @@ def _train(training: classifier.Training, folder: Path, stop: signals.Stop) -> c
     title = f"{config.downstream.protocol} {folder.name}"
     mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
     with (
-        workdir_lib.MetricsLog(folder, step=0, **mirrors) as log,
+        log_lib.MetricsLog(folder, step=0, **mirrors) as log,
         progress.Display(title, total_steps=config.train.num_epochs * steps, steps_per_epoch=steps) as display,
     ):
         modalities = ", ".join(training.encoder.modalities)

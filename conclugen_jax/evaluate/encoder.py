@@ -13,7 +13,7 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import weights
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import checkpoint
+from conclugen_jax.run import trees
 from conclugen_jax.run.allowed import PRETRAINED
 from conclugen_jax.train import loop, parallel
 
@@ -100,7 +100,7 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest) -> Encoder:
 
 
 def _origin(source: str | None, step: int, seed: int, params: Any) -> dict[str, Any]:
-    return {"workdir": source, "step": step, "seed": seed, "sha256": checkpoint.fingerprint(params)}
+    return {"workdir": source, "step": step, "seed": seed, "sha256": trees.fingerprint(params)}
 
 
 def _modalities(config: ConfigDict, model: model_lib.ConCluGen, manifest: Manifest) -> list[str]:

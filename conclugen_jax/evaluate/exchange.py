@@ -17,7 +17,7 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, export_file, weights
 from conclugen_jax.evaluate.export_file import EXPORT, WEIGHTS, Hashes
-from conclugen_jax.run import checkpoint, seals
+from conclugen_jax.run import checkpoint, seals, trees
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files
@@ -118,7 +118,7 @@ def export_weights(workdir: str | Path, output: str | Path, which: str | int = "
     with _appearing(output) as folder:
         arrays = {name: np.ascontiguousarray(x) for name, x in export_file.flat(variables).items()}
         (folder / WEIGHTS).write_bytes(safetensors.save(arrays))  # save_file would make it readable by its owner alone
-        hashes = Hashes(step, files.sha256(folder / WEIGHTS), checkpoint.fingerprint(variables["params"]))
+        hashes = Hashes(step, files.sha256(folder / WEIGHTS), trees.fingerprint(variables["params"]))
         export = export_file.Export(
             format="conclugen_jax weights",
             format_version=1,

@@ -20,8 +20,8 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import weights
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import checkpoint
 from conclugen_jax.run import config as config_lib
+from conclugen_jax.run import trees
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files
 
@@ -85,7 +85,7 @@ class Hashes(NamedTuple):
     Attributes:
       step: of the checkpoint.
       weights: SHA-256 of the file of weights.
-      parameters: :func:`conclugen_jax.run.checkpoint.fingerprint` of the parameters, as downstream results name it.
+      parameters: :func:`conclugen_jax.run.trees.fingerprint` of the parameters, as downstream results name it.
     """
 
     step: int
@@ -150,11 +150,11 @@ def _variables(path: Path, hashes: Hashes, template: Mapping[str, Any]) -> dict[
         wrong = min(found.keys() ^ expected.keys())
         fact = "is missing" if wrong in expected else "is not part of the model"
         raise ConclugenError(f"{path}: {wrong} {fact} of the configuration in {EXPORT}; {AGAIN}")
-    variables = checkpoint.from_tree(traverse_util.unflatten_dict(found, sep="/"), template, source=str(path))
+    variables = trees.from_tree(traverse_util.unflatten_dict(found, sep="/"), template, source=str(path))
     for name, x in found.items():
         if not np.isfinite(x).all():
             raise ConclugenError(f"{path}: {name} has values that are not finite; {AGAIN}")
-    if checkpoint.fingerprint(variables["params"]) != hashes.parameters:
+    if trees.fingerprint(variables["params"]) != hashes.parameters:
         raise ConclugenError(f"{path}: not the parameters whose hash {EXPORT} has; {AGAIN}")
     return variables
 

@@ -17,7 +17,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.method import clustering, fusion
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.model import ConCluGen
-from conclugen_jax.run import checkpoint
+from conclugen_jax.run import checkpoint, trees
 from conclugen_jax.run import workdir as workdir_lib
 
 
@@ -54,7 +54,7 @@ def _restore(workdir: str | Path, which: str | int) -> _Restored:
         step = saved.find(which)
         tree, _ = saved.restore_tree(step)
     found = {name: tree.get(name, {}) for name in template}
-    variables = checkpoint.from_tree(found, template, source=f"{workdir} step {step}")
+    variables = trees.from_tree(found, template, source=f"{workdir} step {step}")
     return _Restored(model, variables, config, tree.get("centroids", np.zeros(0)))
 
 
