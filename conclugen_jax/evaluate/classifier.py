@@ -20,6 +20,7 @@ from conclugen_jax.evaluate.encoder import Encoder
 from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
+from conclugen_jax.run import allowed
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.system import progress, signals
@@ -110,7 +111,7 @@ def prepare(
     config = with_fitting_batch(config, len(usable), num_devices)
     labels = task_lib.labels_of(splits["train"])[usable]
     weights = task_lib.class_weights(config.downstream.class_weights, label, labels)
-    network = None if config.downstream.protocol in config_lib.FROZEN else encoder.model
+    network = None if config.downstream.protocol in allowed.FROZEN else encoder.model
     task = task_lib.create(config, label, weights=weights, encoder=network, axis_name=parallel.AXIS)
     forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
     return Training(config, task, encoder, splits, labels, devices, evaluation_batch, forward)

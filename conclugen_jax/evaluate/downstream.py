@@ -23,7 +23,7 @@ from conclugen_jax.evaluate import encoder as encoder_lib
 from conclugen_jax.evaluate import splits as splits_lib
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.evaluate.encoder import Encoder
-from conclugen_jax.run import checkpoint
+from conclugen_jax.run import allowed, checkpoint
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
@@ -86,7 +86,7 @@ def _open(config: ConfigDict, num_devices: int) -> _Opened:
     config = config_lib.with_modalities(config, dataset.manifest.modalities)
     label = splits_lib.label_of(config, dataset)
     encoder = encoder_lib.from_config(config, dataset.manifest)
-    variants = config.downstream.protocol not in config_lib.FROZEN
+    variants = config.downstream.protocol not in allowed.FROZEN
     streams = splits_lib.open_streams(config, dataset, encoder.modalities, all_variants=variants)
     if not config.downstream.labels_per_class:  # with few labels the batch is what there is
         config_lib.check_batches(config, num_examples=len(streams["train"].usable), num_devices=num_devices)
@@ -97,7 +97,7 @@ def _run(opened: _Opened, folder: Path, devices: Sequence[jax.Device], stop: sig
     """Read the rows, encode them if the encoder is frozen, train, and score the best epoch."""
     config, manifest, label, encoder, streams = opened
     rows = splits_lib.load(config, label, streams)
-    if config.downstream.protocol in config_lib.FROZEN:
+    if config.downstream.protocol in allowed.FROZEN:
         rows = {name: encoder_lib.represented(encoder, x, config, devices) for name, x in rows.items()}
     training = classifier.prepare(config, label, encoder, rows, devices)
     best = _train(training, folder, stop)

@@ -25,6 +25,7 @@ from conclugen_jax.evaluate import splits as splits_lib
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method import fusion
+from conclugen_jax.run import allowed
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
@@ -49,11 +50,11 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     config_lib.check(config)
     config_lib.check_downstream(config)
-    if config.downstream.protocol not in config_lib.FROZEN or config.downstream.num_folds:
+    if config.downstream.protocol not in allowed.FROZEN or config.downstream.num_folds:
         raise ConclugenError(
             f"config.downstream.protocol is {config.downstream.protocol!r} with num_folds "
             f"{config.downstream.num_folds}; a sweep needs frozen representations "
-            f"({' or '.join(map(repr, config_lib.FROZEN))}) and stored splits"
+            f"({' or '.join(map(repr, allowed.FROZEN))}) and stored splits"
         )
     grid = _grid(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
