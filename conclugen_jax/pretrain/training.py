@@ -362,7 +362,9 @@ def _first_nan(run: _Run, saved: checkpoint.Checkpoints, step: int) -> str:
         with jax.disable_jit(), jax.debug_nans(True):
             one_device(state, {key: rows[key] for key in ("features", "present")})
     except FloatingPointError as e:
-        ours = [f for f in traceback.extract_tb(e.__traceback__) if Path(__file__).parents[1] in Path(f.filename).parents]
+        ours = [
+            f for f in traceback.extract_tb(e.__traceback__) if Path(__file__).parents[1] in Path(f.filename).parents
+        ]
         where = f", in {Path(ours[-1].filename).name}, line {ours[-1].lineno}: {ours[-1].line}" if ours else ""
         return f"{str(e).splitlines()[0]}{where}"
     return "no operation gave a result that is not a number; some may be infinite"
