@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 
 from conclugen_jax.data import findings, place, workers
 from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.moments import Moments
 from conclugen_jax.data.records import Part, record_features
 from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
 from conclugen_jax.errors import ConclugenError
@@ -197,10 +198,10 @@ def _finish(
         )
     shards = _place(spec, parts, folder)
     _write_sidecars(parts, folder)
-    statistics = {m: manifest_lib.Statistics(dim) for m, dim in spec.modalities.items()}
+    statistics = {m: Moments.zero(dim) for m, dim in spec.modalities.items()}
     for _, part in parts[spec.splits[0]]:
         for m, s in part.statistics.items():
-            statistics[m].merge(**s.state())
+            statistics[m].merge(s)
     converted, replaced = Counter(), Counter()
     for _, part in itertools.chain(*parts.values()):
         converted.update(part.converted)

@@ -239,7 +239,7 @@ def _check_statistics(manifest: Manifest, scans: Scans, faults: Faults) -> None:
     for m, tally in first.features.items():
         if tally.non_finite or not first.complete:
             continue
-        counted, said = tally.columns.statistics.result(), manifest.statistics[m]
+        counted, said = tally.columns.moments.result(), manifest.statistics[m]
         size = np.abs([counted["mean"], counted["std"]]).max(axis=0)
         for key in ("mean", "std"):
             found, expected = np.array(counted[key]), np.array(said[key])

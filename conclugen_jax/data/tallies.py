@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data.manifest import Statistics
+from conclugen_jax.data.moments import Moments
 from conclugen_jax.data.sources import LabelSpec
 
 COLUMNS_SHOWN = 8
@@ -16,25 +16,23 @@ class Spread:
     """Mean, deviation and extremes of each column of rows [n, dim], over several calls."""
 
     def __init__(self, dim: int):
-        self.statistics = Statistics(dim)
+        self.moments = Moments.zero(dim)
         self.low, self.high = np.full(dim, np.inf), np.full(dim, -np.inf)
 
     def add(self, rows: np.ndarray) -> None:
         """Count rows [n, dim]; n may be 0."""
         if len(rows):
-            rows = rows.astype(np.float64)
-            mean = rows.mean(axis=0)
-            self.statistics.merge(count=len(rows), mean=mean, squares=np.square(rows - mean).sum(axis=0))
+            self.moments.merge(Moments.of(rows))
             self.low, self.high = np.minimum(self.low, rows.min(axis=0)), np.maximum(self.high, rows.max(axis=0))
 
-    def moments(self) -> dict[str, float | None]:
+    def center(self) -> dict[str, float | None]:
         """Return ``mean`` and ``std`` of the only column; None without rows."""
-        known = self.statistics.count > 0
-        return {key: values[0] if known else None for key, values in self.statistics.result().items()}
+        known = self.moments.count > 0
+        return {key: values[0] if known else None for key, values in self.moments.result().items()}
 
     def extremes(self) -> dict[str, float | None]:
         """Return ``min`` and ``max`` over all columns; None without rows."""
-        known = self.statistics.count > 0
+        known = self.moments.count > 0
         return {"min": float(self.low.min()) if known else None, "max": float(self.high.max()) if known else None}
 
 
@@ -82,7 +80,7 @@ class LabelTally:
             return {"known": 0}
         if self.spec.kind != "value":
             return {"known": self.known, "counts": self.counts.tolist()}
-        return {"known": self.known, **self._spread.moments(), **self._spread.extremes()}
+        return {"known": self.known, **self._spread.center(), **self._spread.extremes()}
 
 
 class FeatureTally:
@@ -128,7 +126,7 @@ class FeatureTally:
 
     def report(self) -> dict[str, Any]:
         """Return all numbers; None for those that need a vector where there is none."""
-        number, norm = self.columns.statistics.count, self._norms.moments()
+        number, norm = self.columns.moments.count, self._norms.center()
         constant = np.flatnonzero(self.columns.low == self.columns.high) if number > 1 else np.zeros(0, int)
         return {
             "vectors": number,
