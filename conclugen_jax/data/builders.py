@@ -22,7 +22,8 @@ import tensorflow_datasets as tfds
 from conclugen_jax.data import findings, place, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.moments import Moments
-from conclugen_jax.data.records import Part, record_features
+from conclugen_jax.data.parts import Part
+from conclugen_jax.data.records import record_features
 from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
 from conclugen_jax.errors import ConclugenError
 

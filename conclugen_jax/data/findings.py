@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_data_source
 
-from conclugen_jax.data.records import Part, record_features
+from conclugen_jax.data.parts import Part
+from conclugen_jax.data.records import record_features
 from conclugen_jax.data.sources import DatasetSpec
 from conclugen_jax.errors import ConclugenError
 

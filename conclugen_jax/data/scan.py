@@ -10,8 +10,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import wire
+from conclugen_jax.data.checks import MOST_NAME
 from conclugen_jax.data.manifest import Manifest
-from conclugen_jax.data.records import MOST_NAME
 from conclugen_jax.data.sources import name_hash
 from conclugen_jax.data.tallies import FeatureTally, LabelTally
 from conclugen_jax.errors import ConclugenError, reason
