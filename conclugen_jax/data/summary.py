@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conclugen_jax.data import builders
+from conclugen_jax.data import assembly
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.corpora import CORPORA, expected_counts
 
@@ -41,7 +41,7 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
     dropped = {s: f["dropped"] for s, f in manifest.splits.items() if f["dropped"]}
     if dropped and with_dropped:
         lines.append(
-            f"left out as bad: {', '.join(f'{s} {n:,}' for s, n in dropped.items())}; see {folder / builders.DROPPED}"
+            f"left out as bad: {', '.join(f'{s} {n:,}' for s, n in dropped.items())}; see {folder / assembly.DROPPED}"
         )
     corpus = CORPORA.get(str(manifest.source.get("dataset")))
     for n in expected_counts(corpus, {s: f["num_examples"] for s, f in manifest.splits.items()}).values():
