@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from conclugen_jax.data import findings
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.moments import Moments
-from conclugen_jax.data.parts import Part
+from conclugen_jax.data.parts import Entries, Parts
 from conclugen_jax.data.records import record_features
 from conclugen_jax.data.sources import DatasetSpec, Source
 from conclugen_jax.errors import ConclugenError
@@ -26,7 +26,7 @@ DROPPED = "dropped.csv"
 
 def finish(
     source: Source,
-    parts: dict[str, list[tuple[Path, Part]]],
+    parts: Parts,
     folder: Path,
     *,
     fingerprint: str,
@@ -61,14 +61,6 @@ def finish(
         )
     shards = _place(spec, parts, folder)
     _write_sidecars(parts, folder)
-    statistics = {m: Moments.zero(dim) for m, dim in spec.modalities.items()}
-    for _, part in parts[spec.splits[0]]:
-        for m, s in part.statistics.items():
-            statistics[m].merge(s)
-    converted, replaced = Counter(), Counter()
-    for _, part in itertools.chain(*parts.values()):
-        converted.update(part.converted)
-        replaced.update(part.replaced)
     manifest = manifest_lib.Manifest(
         name=spec.name,
         version=spec.version,
@@ -79,20 +71,33 @@ def finish(
         targets=dict(spec.targets),
         variants={m: n for m, n in spec.variants.items() if n > 1},
         splits={split: _counts(spec, entries) for split, entries in parts.items()},
-        statistics={m: s.result() for m, s in statistics.items()},
+        statistics=_statistics(spec, parts[spec.splits[0]]),
         files=manifest_lib.describe_files(folder, shards),
-        source={
-            **getattr(source, "provenance", dict)(),
-            "converted": dict(converted),
-            "replaced": dict(replaced),
-            "fingerprint": fingerprint,
-        },
+        source=getattr(source, "provenance", dict)() | _counted(parts) | {"fingerprint": fingerprint},
         warnings=warnings,
     )
     (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _place(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> dict[str, dict[str, Any]]:
+def _statistics(spec: DatasetSpec, entries: Entries) -> dict[str, dict[str, list[float]]]:
+    """Return mean and deviation of the columns of each modality."""
+    found = {m: Moments.zero(dim) for m, dim in spec.modalities.items()}
+    for _, part in entries:
+        for m, moments in part.statistics.items():
+            found[m].merge(moments)
+    return {m: moments.result() for m, moments in found.items()}
+
+
+def _counted(parts: Parts) -> dict[str, dict[str, int]]:
+    """Return how many vectors were converted to float32, and how many values were replaced by 0."""
+    converted, replaced = Counter(), Counter()
+    for _, part in itertools.chain(*parts.values()):
+        converted.update(part.converted)
+        replaced.update(part.replaced)
+    return {"converted": dict(converted), "replaced": dict(replaced)}
+
+
+def _place(spec: DatasetSpec, parts: Parts, folder: Path) -> dict[str, dict[str, Any]]:
     """Move the parts to their final names and write the metadata that TFDS reads; return facts by file name."""
     shards, infos = {}, []
     for split, entries in parts.items():
@@ -118,7 +123,7 @@ def _place(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder:
     return shards
 
 
-def _write_sidecars(parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> None:
+def _write_sidecars(parts: Parts, folder: Path) -> None:
     dropped = []
     for split, entries in parts.items():
         presence = np.concatenate([part.presence for _, part in entries])
@@ -129,7 +134,7 @@ def _write_sidecars(parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> 
             csv.writer(file).writerows([("split", "row", "id", "reason"), *dropped])
 
 
-def _counts(spec: DatasetSpec, entries: list[tuple[Path, Part]]) -> dict[str, Any]:
+def _counts(spec: DatasetSpec, entries: Entries) -> dict[str, Any]:
     """Return the manifest's entry of a split."""
     present = sum(part.presence.sum(axis=0) for _, part in entries)
     counts = {name: sum(part.label_counts[name] for _, part in entries).tolist() for name in ("", *spec.targets)}

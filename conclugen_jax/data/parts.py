@@ -75,3 +75,10 @@ class Part:
                 replaced=texts.replaced,
                 sha256=texts.sha256,
             )
+
+
+Entries = list[tuple[Path, Part]]
+"""File and facts of each part of a split, in order."""
+
+Parts = dict[str, Entries]
+"""By split."""
