@@ -140,10 +140,10 @@ def _duplicates(scans: Scans, modality: str, top: int) -> dict[str, Any]:
     for split, scan in scans.items():
         rows, vectors, pairs = _within(entries[split], top)
         if vectors:
-            names = [[scan.shards.text(row, "id") for row in pair] for pair in pairs]
+            names = [[scan.text(row, "id") for row in pair] for pair in pairs]
             within[split] = {"vectors": vectors, "rows": rows, "pairs": names}
     for splits, vectors, rows, pairs in _common(entries, top):
-        names = [[scans[s].shards.text(row, "id") for s, row in zip(splits, pair, strict=True)] for pair in pairs]
+        names = [[scans[s].text(row, "id") for s, row in zip(splits, pair, strict=True)] for pair in pairs]
         across.append({"splits": list(splits), "vectors": vectors, "rows": rows, "pairs": names})
     return {"within": within, "across": across}
 
@@ -153,7 +153,7 @@ def _shared(scans: Scans, key: str, top: int) -> list[dict[str, Any]]:
     entries = {split: _entries(getattr(scan, f"{key}s")[:, None], scan.rows) for split, scan in scans.items()}
     found = []
     for splits, count, rows, pairs in _common(entries, top):
-        names = [scans[splits[0]].shards.text(row, key) for row, _ in pairs]
+        names = [scans[splits[0]].text(row, key) for row, _ in pairs]
         found.append({"splits": list(splits), "count": count, "rows": rows, "names": names})
     return found
 

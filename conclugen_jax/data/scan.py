@@ -87,72 +87,12 @@ class Chunk(NamedTuple):
     columns: dict[str, list[Any]]
 
 
-class Shards:
-    """The shards of a split, read one after the other without TFDS, so that a fault has a file and a row.
-
-    Attributes:
-      variants: modality -> number of vectors in a record.
-      sizes: name of each shard -> number of its records, as the manifest says.
-      as_listed: whether every shard read so far holds as many.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, split: str):
-        self.folder = folder
-        first = split == next(iter(manifest.splits))
-        self.variants = {m: manifest.variants.get(m, 1) if first else 1 for m in manifest.modalities}
-        self.sizes = {name: manifest.files[name]["records"] for name in manifest_lib.shard_names(manifest, split)}
-        self.as_listed = True
-        self._fields = wire.fields(manifest, self.variants)
-        row_bytes = sum(4 * dim * self.variants[m] for m, dim in manifest.modalities.items())
-        self._chunk_rows = max(1, min(MOST_ROWS, CHUNK_BYTES // row_bytes))
-
-    def find(self, row: int) -> tuple[str, int]:
-        """Return the shard that holds a row of the split, and the row's place in it."""
-        for name, size in self.sizes.items():
-            if row < size:
-                return name, row
-            row -= size
-        raise IndexError(row)
-
-    def text(self, row: int, key: str) -> str:
-        """Return ``id`` or ``group`` of a row that was read before."""
-        name, position = self.find(row)
-        return _parse(_open(self.folder / name)[position], self._fields)[key]
-
-    def chunks(self, name: str, first_row: int, faults: Faults) -> Iterator[Chunk]:
-        """Yield the records of one shard that can be read; the first is row ``first_row`` of the split.
-
-        Raises:
-          ConclugenError: the first fault, where faults are not collected.
-        """
-        try:
-            source = _open(self.folder / name)
-        except Exception as e:  # array_record raises RuntimeError, most often without saying more
-            faults.add(name, f"cannot be opened ({reason(e)})")
-            return
-        if len(source) != self.sizes[name]:
-            self.as_listed = False
-            faults.add(name, f"holds {len(source)} records, the manifest says {self.sizes[name]}")
-        num = min(len(source), self.sizes[name])
-        for start in range(0, num, self._chunk_rows):
-            positions = range(start, min(start + self._chunk_rows, num))
-            found: dict[int, dict[str, Any]] = {}
-            for position, raw in zip(positions, _read(source, positions), strict=True):
-                row = first_row + position
-                try:
-                    found[row] = _parse(raw, self._fields)
-                except _Unfit as e:
-                    faults.add(name, str(e), [row])
-            if found:
-                columns = {field: [record[field] for record in found.values()] for field in self._fields}
-                yield Chunk(name, np.array([*found], np.int64), columns)
-
-
 class SplitScan:
     """Everything that was learned of a split; complete once :meth:`run` has returned.
 
+    The shards are read one after the other without TFDS, so that a fault has a file and a row.
+
     Attributes:
-      shards: of the split.
       rows: int64 [n], those that could be read.
       ids: uint64 [n], hashes of the ids.
       groups: uint64 [n], hashes of the groups, 0 where empty.
@@ -172,12 +112,18 @@ class SplitScan:
           faults: takes in what is found.
           verify: hash the shards and check every field of every record.
         """
-        self.shards = Shards(folder, manifest, split)
-        self._manifest, self._split, self._faults, self._verify = manifest, split, faults, verify
+        self._folder, self._manifest, self._split = folder, manifest, split
+        self._faults, self._verify = faults, verify
+        self._sizes = {name: manifest.files[name]["records"] for name in manifest_lib.shard_names(manifest, split)}
+        first = split == next(iter(manifest.splits))
+        self._variants = {m: manifest.variants.get(m, 1) if first else 1 for m in manifest.modalities}
+        self._fields = wire.fields(manifest, self._variants)
+        row_bytes = sum(4 * dim * self._variants[m] for m, dim in manifest.modalities.items())
+        self._chunk_rows = max(1, min(MOST_ROWS, CHUNK_BYTES // row_bytes))
+        self._flags = _presence(folder, manifest, split, faults) if verify else None
         self.features = {m: FeatureTally(dim) for m, dim in manifest.modalities.items()}
         self.labels = {name: LabelTally(spec) for name, spec in {"": manifest.label, **manifest.targets}.items()}
-        self._flags = _presence(folder, manifest, split, faults) if verify else None
-        self.rows = np.zeros(0, np.int64)
+        self.rows, self.complete = np.zeros(0, np.int64), True
         self.ids = self.groups = np.zeros(0, np.uint64)
         self.present = np.zeros((0, len(manifest.modalities)), bool)
 
@@ -188,28 +134,65 @@ class SplitScan:
           ConclugenError: the first fault, where faults are not collected.
         """
         done, pieces = 0, [(self.rows, self.ids, self.groups, self.present)]
-        for name, size in self.shards.sizes.items():
+        for name, size in self._sizes.items():
             if self._verify:
                 self._faults.check_file(self._manifest, name)
-            for chunk in self.shards.chunks(name, done, self._faults):
+            for chunk in self._chunks(name, done):
                 pieces.append(self._take(chunk))
                 progress(int(chunk.rows[-1]) + 1)
             done += size
             progress(done)
         self.rows, self.ids, self.groups, self.present = map(np.concatenate, zip(*pieces, strict=True))
-        self.complete = len(self.rows) == done and self.shards.as_listed
+        self.complete &= len(self.rows) == done
         if self._verify:
             _, first = np.unique(self.ids, return_index=True)
             for row in np.delete(self.rows, first):
-                self._faults.add(self.shards.find(int(row))[0], "the id of a row before it in the split", [row])
+                self._faults.add(self._find(int(row))[0], "the id of a row before it in the split", [row])
         return self
+
+    def text(self, row: int, key: str) -> str:
+        """Return ``id`` or ``group`` of a row that was read before."""
+        name, position = self._find(row)
+        return _parse(_open(self._folder / name)[position], self._fields)[key]
+
+    def _find(self, row: int) -> tuple[str, int]:
+        """Return the shard that holds a row of the split, and the row's place in it."""
+        for name, size in self._sizes.items():
+            if row < size:
+                return name, row
+            row -= size
+        raise IndexError(row)
+
+    def _chunks(self, name: str, first_row: int) -> Iterator[Chunk]:
+        """Yield the records of one shard that can be read; the first is row ``first_row`` of the split."""
+        try:
+            source = _open(self._folder / name)
+        except Exception as e:  # array_record raises RuntimeError, most often without saying more
+            self._faults.add(name, f"cannot be opened ({reason(e)})")
+            return
+        if len(source) != self._sizes[name]:
+            self.complete = False
+            self._faults.add(name, f"holds {len(source)} records, the manifest says {self._sizes[name]}")
+        num = min(len(source), self._sizes[name])
+        for start in range(0, num, self._chunk_rows):
+            positions = range(start, min(start + self._chunk_rows, num))
+            found: dict[int, dict[str, Any]] = {}
+            for position, raw in zip(positions, _read(source, positions), strict=True):
+                row = first_row + position
+                try:
+                    found[row] = _parse(raw, self._fields)
+                except _Unfit as e:
+                    self._faults.add(name, str(e), [row])
+            if found:
+                columns = {field: [record[field] for record in found.values()] for field in self._fields}
+                yield Chunk(name, np.array([*found], np.int64), columns)
 
     def _take(self, chunk: Chunk) -> tuple[np.ndarray, ...]:
         """Count a chunk; returns its rows, hashes of ids and groups, and presence."""
         manifest, columns = self._manifest, chunk.columns
         present = np.array([columns[f"present/{m}"] for m in manifest.modalities], bool).T
         features = {
-            m: np.frombuffer(b"".join(columns[f"features/{m}"]), "<f4").reshape(-1, self.shards.variants[m], dim)
+            m: np.frombuffer(b"".join(columns[f"features/{m}"]), "<f4").reshape(-1, self._variants[m], dim)
             for m, dim in manifest.modalities.items()
         }
         if self._verify:
