@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -17,7 +16,7 @@ from conclugen_jax.data.corpora import CORPORA, expected_counts
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import record_features
 from conclugen_jax.data.scan import Faults, SplitScan
-from conclugen_jax.data.sources import DatasetSpec
+from conclugen_jax.data.sources import DatasetSpec, LabelSpec
 from conclugen_jax.errors import reason
 
 Scans = dict[str, SplitScan]
@@ -74,8 +73,16 @@ def inspect(
 
 
 def _identity(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    kept = ("name", "version", "description", "licence", "modalities", "variants", "label", "targets")
-    return {"path": str(folder), **msgspec.to_builtins({key: getattr(manifest, key) for key in kept})}
+    def label(spec: LabelSpec) -> dict[str, Any]:
+        return {"kind": spec.kind, "names": list(spec.names)}
+
+    kept = ("name", "version", "description", "licence", "modalities", "variants")
+    return {
+        "path": str(folder),
+        **{key: getattr(manifest, key) for key in kept},
+        "label": label(manifest.label),
+        "targets": {name: label(spec) for name, spec in manifest.targets.items()},
+    }
 
 
 def _split_report(manifest: Manifest, split: str, scan: SplitScan) -> dict[str, Any]:
