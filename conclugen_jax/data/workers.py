@@ -13,8 +13,6 @@ from conclugen_jax.data.sources import DatasetSpec, Example
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import pool
 
-Spawning, interrupts_blocked = pool._Spawning, pool._interrupts_blocked
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
