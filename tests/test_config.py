@@ -122,7 +122,7 @@ IMPOSSIBLE = [
     ("data.modalities", ("video,text",), "modalities=video,text"),
     ("train.num_epochs", 10**23, "between 1"),
     ("model.representation_dim", 8 * 10**12, "between 8"),
-    ("data.path", "", "build_dataset"),
+    ("data.path", "", "conclugen build makes one"),
     ("schedule.period_multiplier", 0, "between 1"),
     ("seed", -1, "between 0"),
 ]

@@ -625,7 +625,7 @@ def test_commands_that_make_no_sense(videos, tmp_path):
         (["--dataset=clips", "--name=a", "--weights=/nowhere"], "No such file"),
         (
             ["--dataset=clips", "--name=a", f"--weights={__file__}"],
-            "convert it first with python -m launch.convert_weights",
+            "convert it first with conclugen convert_weights",
         ),
         (["--dataset=clips", "--name=a", "--speech=siri"], "error: speech recogniser 'siri' is unknown"),
         (["--dataset=clips", "--name=a", "--label=a", "--label=b"], "--label is there 2 times; write it once"),

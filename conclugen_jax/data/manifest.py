@@ -130,7 +130,7 @@ def read(folder: str | Path) -> Manifest:
     """
     if not str(folder):
         raise ConclugenError("no data set is named; name its folder with --data or --config.data.path")
-    way_out = "name the folder DATA_DIR/NAME/VERSION that python -m launch.build_dataset printed"
+    way_out = "name the folder DATA_DIR/NAME/VERSION that conclugen build printed"
     return read_file(Path(folder) / FILE, missing=way_out)
 
 

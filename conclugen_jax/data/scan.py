@@ -41,7 +41,7 @@ class Faults:
             if not self._collect:
                 place = "" if row is None else f"row {row}: "
                 raise ConclugenError(
-                    f"{self._folder / file}: {place}{what}; --verify lists all faults, launch.build_dataset --overwrite "
+                    f"{self._folder / file}: {place}{what}; --verify lists all faults, conclugen build --overwrite "
                     "builds again"
                 )
             ranges = self._found.setdefault((file, what), [])

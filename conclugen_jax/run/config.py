@@ -34,7 +34,7 @@ def check(config: ConfigDict) -> None:
     if not config.data.path:
         raise ConclugenError(
             "config.data.path is empty; name the folder of a built data set, --config.data.path=DATA_DIR/NAME/VERSION "
-            "(python -m launch.build_dataset makes one)"
+            "(conclugen build makes one)"
         )
     if config.model.representation_dim % 8:
         raise ConclugenError(
