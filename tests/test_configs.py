@@ -46,7 +46,11 @@ def pretrained(data, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+QUICK = ("conclugen", "instance_cont", "linear_evaluation")
+EACH = [pytest.param(p, marks=() if p.stem in QUICK else pytest.mark.slow, id=p.stem) for p in FILES]
+
+
+@pytest.mark.parametrize("path", EACH)
 def test_two_steps_at_a_tiny_size(path, data, pretrained, tmp_path):
     config = load(path)
     config.update_from_flattened_dict(SMALL | {"data.path": str(data)})
