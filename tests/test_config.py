@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import allowed
+from conclugen_jax.method import model
 from conclugen_jax.run import config as config_lib
 from configs import base
 from tests.helpers import tiny_config
@@ -86,6 +87,7 @@ def text_without_future(text):
 def test_every_key_is_read_by_code():
     used = used_keys()
     names = {chain.rsplit(".", 2)[-2] + "." + chain.rsplit(".", 1)[-1] for chain in used if chain.count(".") >= 1}
+    names |= {f"model.{name}" for name in model.SETTINGS}  # read by name: config.model[name]
     aliases = {"loss": "weights", "clustering": "section", "model": "section", "sweep": "section"}
     for key, _ in config_lib.flatten(base.get_config().to_dict()):
         section, _, leaf = key.rpartition(".")

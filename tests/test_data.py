@@ -367,7 +367,7 @@ def test_manifest_that_is_no_json_or_absent(copy):
     (copy / manifest_lib.FILE).write_text('{"format": "concl')
     with pytest.raises(ConclugenError, match=r"manifest\.json: not valid JSON .*; build the data set again"):
         shards.open_dataset(copy)
-    with pytest.raises(ConclugenError, match="build_dataset"):
+    with pytest.raises(ConclugenError, match="conclugen build"):
         shards.open_dataset(copy / "nowhere")
 
 
