@@ -21,9 +21,9 @@ from conclugen_jax.study.report import figures as report_figures
 from conclugen_jax.study.report import published as report_published
 from conclugen_jax.study.report import reading as report_study
 from conclugen_jax.study.report import report
-from conclugen_jax.study.report import svg as report_svg
+from conclugen_jax.study.report import charts as report_svg
 from conclugen_jax.study.report import tables as report_tables
-from conclugen_jax.study.report.svg import Series
+from conclugen_jax.study.report.charts import Series
 from tests.browser import CHROMIUM, Browser
 from tests.helpers import Faces, tiny_config
 from tests.test_commands import run

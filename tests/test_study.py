@@ -22,7 +22,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import definition as study_runs
 from conclugen_jax.study import results as study_results
-from conclugen_jax.study import running as study_lib
+from conclugen_jax.study import study as study_lib
 from conclugen_jax.study import work as study_work
 from conclugen_jax.study.report import reading as report_study
 from tests.helpers import QUICK_COMPILATION, Faces, tiny_config

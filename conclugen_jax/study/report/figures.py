@@ -13,11 +13,11 @@ from conclugen_jax.data import shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import checkpoint
 from conclugen_jax.study.report import embedding_map as report_map
-from conclugen_jax.study.report import svg as report_svg
+from conclugen_jax.study.report import charts as report_svg
 from conclugen_jax.study.report import tables as report_tables
 from conclugen_jax.study.report.page import figures, legend, paragraph, side_by_side, subtitle
 from conclugen_jax.study.report.reading import PRETRAINING, PROTOCOLS, Cell, Run, Score, Study
-from conclugen_jax.study.report.svg import Series
+from conclugen_jax.study.report.charts import Series
 
 NUM_MAPS = 3
 BINS = 120

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from conclugen_jax.study.report.svg import swatch, text
+from conclugen_jax.study.report.charts import swatch, text
 
 STYLE = Path(__file__).with_name("page.css")
 

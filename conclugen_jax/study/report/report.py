@@ -13,7 +13,7 @@ from conclugen_jax.study.report import embedding_map as report_map
 from conclugen_jax.study.report import figures as report_figures
 from conclugen_jax.study.report import page as report_page
 from conclugen_jax.study.report import reading as report_study
-from conclugen_jax.study.report import svg as report_svg
+from conclugen_jax.study.report import charts as report_svg
 from conclugen_jax.study.report import tables as report_tables
 from conclugen_jax.study.report.page import Section
 from conclugen_jax.study.report.published import SOURCE

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from conclugen_jax.study.report import published as report_published
 from conclugen_jax.study.report.reading import PROTOCOLS, Comparison, DatasetFacts, Score, Study, Summary
-from conclugen_jax.study.report.svg import text
+from conclugen_jax.study.report.charts import text
 
 MEASURES = {
     "single": ("accuracy", "f1", "precision", "recall"),
