@@ -1,21 +1,36 @@
-"""Figures as inline SVG: lines with intervals, confusion matrices, scattered points, stacked shares.
+"""The charts of a report: lines with intervals, confusion matrices, maps, layers.
 
-A figure is 360 units wide, the width of a phone, so that its text keeps its size there. Colours come from the page
-(classes ``k0`` to ``k9``); dashes, markers and words say the same as the colours.
+A chart is 360 units wide, the width of a phone, so that its text keeps its size there. Dashes, markers and words say the
+same as the colours.
 """
 
-import html
 import itertools
 import math
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-WIDTH = 360
-NUM_STYLES = 10
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+
+from conclugen_jax.study.report.drawing import (
+    LETTER,
+    NUM_STYLES,
+    WIDTH,
+    Drawing,
+    colour,
+    letters_of,
+    printable,
+    shortened,
+    styled,
+)
+
 TALLEST_MAP = 340
-_DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "4 2", "12 3", "1.5 4", "9 2 2 2 2 2", "6 6", "3 1")
-_LETTER = 6.5  # mean width of a character at 11 units, generous
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+_DASHES = ("-", (7, 3), (2, 2.5), (9, 3, 2, 3), (4, 2), (12, 3), (1.5, 4), (9, 2, 2, 2, 2, 2), (6, 6), (3, 1))
 
 
 class Series(NamedTuple):
@@ -34,66 +49,7 @@ class Series(NamedTuple):
     band: bool = False
 
 
-def text(value: Any) -> str:
-    """Any text for HTML and SVG: escaped, and without characters that a page cannot hold."""
-    kept = "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else "\ufffd" for c in str(value))
-    return html.escape(kept.encode("utf-8", "replace").decode("utf-8"), quote=True)
-
-
-def letters_of(name: str) -> int:
-    """Width of a text in letters; Chinese, Japanese and Korean characters are two wide."""
-    return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in name)
-
-
-def shortened(name: str, letters: int) -> str:
-    """At most so many letters wide, the last one an ellipsis where some are left out."""
-    if letters_of(name) <= letters:
-        return name
-    while name and letters_of(name) >= letters:
-        name = name[:-1]
-    return f"{name}…"
-
-
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``, about ``most`` of them."""
-    span = high - low
-    if not span > 0 or not math.isfinite(span):
-        return [low]
-    rough = span / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def marker(style: int, x: float, y: float, r: float = 3.2) -> str:
-    """Path of a marker: another shape for each of ten styles, and again after ten."""
-    shape = (style + style // NUM_STYLES) % NUM_STYLES
-    outlines = {
-        1: [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-        2: [(0, -1.25), (1.15, 0.85), (-1.15, 0.85)],
-        3: [(0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)],
-        4: [(0, 1.25), (1.15, -0.85), (-1.15, -0.85)],
-        5: [(-1.3, -0.45), (1.3, -0.45), (1.3, 0.45), (-1.3, 0.45)],
-        6: [(-0.45, -1.3), (0.45, -1.3), (0.45, 1.3), (-0.45, 1.3)],
-        7: [(-1.1, -1.1), (1.1, -1.1), (-1.1, 1.1), (1.1, 1.1)],
-        8: [(-1.25, 0), (0.85, -1.15), (0.85, 1.15)],
-        9: [(1.25, 0), (-0.85, -1.15), (-0.85, 1.15)],
-    }
-    if shape == 0:
-        return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r:.1f} 0a{r} {r} 0 1 0 {-2 * r:.1f} 0z"
-    return "M" + "L".join(f"{x + r * dx:.1f} {y + r * dy:.1f}" for dx, dy in outlines[shape]) + "z"
-
-
-def swatch(style: int, *, line: bool) -> str:
-    """A legend's sample of a style, 26 by 12 units."""
-    drawn = f'<path d="M0 6H26" class="line"{_dash(style)}/>' if line else ""
-    return (
-        f'<svg class="swatch k{style % NUM_STYLES}" viewBox="0 0 26 12" width="26" height="12" aria-hidden="true">{drawn}'
-        f'<path d="{marker(style, 13, 6, 3.6)}" class="mark"/></svg>'
-    )
-
-
+@styled
 def line_chart(
     title: str,
     series: Sequence[Series],
@@ -101,54 +57,41 @@ def line_chart(
     x_label: str,
     y_label: str,
     x_ticks: Sequence[tuple[float, str]] = (),
-    y_format: Callable[[float], str] = "{:g}".format,
     y_bounds: tuple[float, float] = (-math.inf, math.inf),
     height: int = 236,
 ) -> str:
-    """Lines over a common axis.
+    """Draw lines over a common axis.
 
     Args:
       title: what it shows, for readers that do not see it.
-      series: the lines; at least one has a point.
+      series: the lines, each with a point at least.
       x_label: under the axis.
       y_label: above the axis.
       x_ticks: (position, label); round numbers by default.
-      y_format: value -> text.
       y_bounds: the axis never goes beyond.
       height: in units; the width is 360.
     """
-    left, right, top, bottom = 44, 12, 24 if y_label else 14, 38
+    drawing = Drawing(height)
+    axes = drawing.axes(44, 24 if y_label else 14, WIDTH - 12, height - 38)
     xs = [x for x, _ in x_ticks] or [p[0] for s in series for p in s.points]
-    low, high = _y_range(series, y_bounds)
-    x_low, x_high = min(xs), max(xs)
-    pad = 0.05 * (x_high - x_low) if x_ticks else 0
-    x_low, x_high = x_low - pad - (x_low == x_high), x_high + pad + (x_low == x_high)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        inside = min(max(y, low), high)  # a whisker that leaves the axis ends at its edge
-        return (
-            left + (WIDTH - left - right) * (x - x_low) / (x_high - x_low),
-            height - bottom - (height - top - bottom) * (inside - low) / (high - low),
-        )
-
-    parts = [f'<text x="4" y="13" class="axis">{text(y_label)}</text>']
-    for y in ticks(low, high):
-        _, v = at(x_low, y)
-        parts.append(f'<path d="M{left} {v:.1f}H{WIDTH - right}" class="grid"/>')
-        parts.append(f'<text x="{left - 6}" y="{v + 4:.1f}" class="tick end">{text(y_format(y))}</text>')
-    for x, label in x_ticks or [(x, f"{x:,.10g}") for x in ticks(x_low, x_high, 4)]:
-        h, _ = at(x, low)
-        parts.append(f'<path d="M{h:.1f} {height - bottom}v4" class="grid"/>')
-        parts.append(f'<text x="{h:.1f}" y="{height - bottom + 16}" class="tick middle">{text(label)}</text>')
-    parts.append(
-        f'<text x="{(left + WIDTH - right) / 2:.0f}" y="{height - 5}" class="axis middle">{text(x_label)}</text>'
-    )
-    drawn = [s for s in series if s.points]
-    for i, one in enumerate(drawn):
+    pad = (0.05 * (max(xs) - min(xs)) if x_ticks else 0) or (1 if max(xs) == min(xs) else 0)
+    axes.set(xlabel=x_label, xlim=(min(xs) - pad, max(xs) + pad), ylim=_y_range(series, y_bounds))
+    drawing.word(4, 13, y_label)
+    for i, one in enumerate(series):
         # Bars stand side by side, all those of a place within 20 units.
-        shift = 0 if one.band else min(5, 20 / len(drawn)) * (i - (len(drawn) - 1) / 2)
-        parts.append(_line(one, at, shift, x_label, y_format))
-    return _svg(height, title, parts)
+        shift = 0 if one.band else min(5, 20 / len(series)) * (i - (len(series) - 1) / 2)
+        _line(drawing, axes, one, shift, f", {x_label} " if one.band else "")
+    if x_ticks:
+        axes.set_xticks([x for x, _ in x_ticks], [label for _, label in x_ticks])
+    else:
+        _round_ticks(axes.xaxis, "{:,.10g}", 4, integer=True)
+    _round_ticks(axes.yaxis, "{:.4g}", 6)
+    return drawing.svg(title)
+
+
+def _round_ticks(axis: Any, form: str, most: int, *, integer: bool = False) -> None:
+    axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10], integer=integer))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: form.format(round(x, 12))))
 
 
 def _y_range(series: Sequence[Series], bounds: tuple[float, float]) -> tuple[float, float]:
@@ -162,96 +105,130 @@ def _y_range(series: Sequence[Series], bounds: tuple[float, float]) -> tuple[flo
     return max(low - margin, bounds[0]), min(high + margin, bounds[1])
 
 
-def _line(one: Series, at: Callable, shift: float, x_label: str, y_format: Callable[[float], str]) -> str:
-    places = [at(x, y) for x, y, _, _ in one.points]
-    path = "M" + "L".join(f"{h + shift:.1f} {v:.1f}" for h, v in places)
+def _line(drawing: "Drawing", axes: Axes, one: Series, shift: float, place: str) -> None:
+    """Draw one line with its intervals and markers; ``place`` comes before a point's x on hover, if that is told."""
+    own = colour(f"k{one.style % NUM_STYLES}")
+    shifted = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
+    x, y = [p[0] for p in one.points], [p[1] for p in one.points]
     ranged = [p for p in one.points if p[2] is not None and p[3] is not None]
-    parts = []
-    if one.band and len(ranged) > 1:
-        edge = [at(x, high) for x, _, _, high in ranged] + [at(x, low) for x, _, low, _ in reversed(ranged)]
-        parts.append('<path class="band" d="M' + "L".join(f"{h:.1f} {v:.1f}" for h, v in edge) + 'z"/>')
-    elif not one.band:
-        bars = [(at(x, low), at(x, high)) for x, _, low, high in ranged]
-        parts += [f'<path class="bar" d="M{h + shift:.1f} {v:.1f}V{w:.1f}"/>' for (h, v), (_, w) in bars]
-    parts.append(f'<path d="{path}" class="line"{_dash(one.style)}/>')
-    every = max(1, math.ceil(len(places) / 7)) if one.band else 1
-    chosen = list(range(every // 2 if len(places) > 1 else 0, len(places), every)) or [0]
-    for i in chosen:
-        x, y, low, high = one.points[i]
-        between = "" if low is None or high is None else f" [{y_format(low)}, {y_format(high)}]"
-        hint = f"<title>{text(one.name)}, {text(x_label)} {x:,.6g}: {text(y_format(y) + between)}</title>"
-        if not one.band:
-            hint = f"<title>{text(one.name)}: {text(y_format(y) + between)}</title>"
-        parts.append(f'<path d="{marker(one.style, places[i][0] + shift, places[i][1])}" class="mark">{hint}</path>')
-    return f'<g class="k{one.style % NUM_STYLES}"><title>{text(one.name)}</title>{"".join(parts)}</g>'
+    if ranged:
+        at, _, low, high = zip(*ranged, strict=True)
+        if one.band:
+            axes.fill_between(at, low, high, color=own, alpha=0.15, linewidth=0)
+        else:
+            axes.vlines(at, low, high, color=own, linewidth=1.2, alpha=0.7, transform=shifted)
+    style = {"color": own, "linewidth": 1.8, "linestyle": _dash(one.style), "transform": shifted}
+    drawing.hint(axes.plot(x, y, **style)[0], one.name)
+    every = max(1, math.ceil(len(x) / 7)) if one.band else 1
+    for i in range(every // 2 if len(x) > 1 else 0, len(x), every):
+        _, _, low, high = one.points[i]
+        told = f"{place}{x[i]:,.6g}" if place else ""
+        between = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+        mark = axes.plot(x[i], y[i], transform=shifted, **_marker(one.style))[0]
+        drawing.hint(mark, f"{one.name}{told}: {y[i]:.4g}{between}")
 
 
+def _dash(style: int) -> Any:
+    dash = _DASHES[style % NUM_STYLES]
+    return dash if dash == "-" else (0, dash)
+
+
+def _marker(style: int, size: float = 6.5) -> dict[str, Any]:
+    """Arguments of a line without line: another shape for each of ten styles, and again after ten."""
+    shape = _MARKERS[(style + style // NUM_STYLES) % NUM_STYLES]
+    edge = {"markeredgecolor": colour("card"), "markeredgewidth": 0.8}
+    return {
+        "color": colour(f"k{style % NUM_STYLES}"),
+        "linestyle": "",
+        "marker": shape,
+        "markersize": size,
+        "clip_on": False,
+        **edge,
+    }
+
+
+@styled
+def swatch(style: int) -> str:
+    """Draw a legend's sample of a style, 26 by 12 units."""
+    drawing = Drawing(12, width=26)
+    line = {"linewidth": 1.8, "linestyle": _dash(style), "color": colour(f"k{style % NUM_STYLES}")}
+    drawing.figure.add_artist(Line2D([0, 1], [0.5, 0.5], **line))
+    drawing.figure.add_artist(Line2D([0.5], [0.5], **_marker(style)))
+    return drawing.svg("", kind="swatch")
+
+
+@styled
 def confusion(title: str, matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Rows of true classes as shares of their examples, in % in the cells, counts on hover."""
+    """Draw rows of true classes as shares of their examples, in % in the cells, counts on hover."""
     n, letters = len(names), 13 if len(names) <= 12 else 9
     short = [shortened(name, letters) for name in names]
     upright = max(map(letters_of, short)) <= 3
     rows = [f"{name} ({sum(row)})" for name, row in zip(short, matrix, strict=True)]
-    left = 14 + _LETTER * max(map(letters_of, rows))
-    right = (
-        4 if upright else max(4 + 0.72 * _LETTER * letters_of(name) - 14 * (n - 1 - j) for j, name in enumerate(short))
-    )
-    top = 40 if upright else 30 + 0.72 * _LETTER * max(map(letters_of, short))
+    left = 14 + LETTER * max(map(letters_of, rows))
+    slant = [0.72 * LETTER * letters_of(name) for name in short]
+    right = 4 if upright else max(4, *(4 + width - 14 * (n - 1 - j) for j, width in enumerate(slant)))
+    top = 40 if upright else 30 + max(slant)
     size = min((WIDTH - left - right) / n, 40)
-    parts = [
-        '<text x="4" y="14" class="axis">true class (examples)</text>',
-        f'<text x="{WIDTH - 4}" y="14" class="axis end">predicted class</text>',
-    ]
-    for i, (name, row) in enumerate(zip(names, matrix, strict=True)):
-        x, y, total = left + size * (i + 0.5), top + size * (i + 0.5), sum(row)
-        turned = f'x="{x:.1f}" y="{top - 6:.1f}" class="tick middle"'
-        if not upright:
-            turned = f'transform="translate({x + 3:.1f} {top - 6:.1f}) rotate(-45)" class="tick"'
-        parts.append(
-            f'<text x="{left - 6:.1f}" y="{y + 4:.1f}" class="tick end">{_named(name, letters)} ({total})</text>'
-            f"<text {turned}>{_named(name, letters)}</text>"
-        )
-        for j, count in enumerate(row):
-            share = count / total if total else 0
-            hint = f"true {name}, predicted {names[j]}: {count} of {total} ({100 * share:.1f} %)"
-            label = f"{100 * share:.0f}" if size >= 17 else ""
-            parts.append(_shade(left + size * j, top + size * i, size, share, hint, label))
-    return _svg(top + size * n + 8, title, parts)
+    drawing = Drawing(top + size * n + 8)
+    axes = drawing.axes(left, top, left + size * n, top + size * n)
+    turned = {} if upright else {"rotation": 45, "ha": "left", "rotation_mode": "anchor"}
+    _heat(drawing, axes, matrix, lambda i, j: f"true {names[i]}, predicted {names[j]}", numbers=size >= 17)
+    places = [i + 0.5 for i in range(n)]
+    axes.set_xticks(places, short, **turned)
+    axes.set_yticks(places, rows)
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        for label, name, shown in zip(labels, names, short, strict=True):
+            if shown != name:
+                drawing.hint(label, name)
+    drawing.word(4, 14, "true class (examples)")
+    drawing.word(WIDTH - 4, 14, "predicted class", ha="right")
+    return drawing.svg(title)
 
 
+@styled
 def confusion_pairs(title: str, matrices: Sequence[Sequence[Sequence[int]]], names: Sequence[str]) -> str:
-    """One 2 x 2 matrix per label: absent and present (rows) against not predicted and predicted."""
-    width, height, size, columns = 118, 132, 38, 3
-    parts = []
+    """Draw one 2 x 2 matrix per label: absent and present (rows) against not predicted and predicted."""
+    width, height, size, columns = 118, 132, 76, 3
+    drawing = Drawing(height * math.ceil(len(names) / columns))
     for k, (name, matrix) in enumerate(zip(names, matrices, strict=True)):
-        x, y = 2 + width * (k % columns) + 34, 44 + height * (k // columns)
-        parts.append(f'<text x="{x + size}" y="{y - 26}" class="axis middle strong">{_named(name, 14)}</text>')
-        for i, answer in enumerate(("no", "yes")):
-            parts.append(f'<text x="{x + size * (i + 0.5)}" y="{y - 6}" class="tick middle">{answer}</text>')
-            parts.append(f'<text x="{x - 5}" y="{y + size * (i + 0.5) + 4}" class="tick end">{answer}</text>')
-            total = sum(matrix[i])
-            for j, count in enumerate(matrix[i]):
-                share = count / total if total else 0
-                hint = (
-                    f"{name}: {('absent', 'present')[i]}, {('not predicted', 'predicted')[j]}: {count} of {total} "
-                    f"({100 * share:.1f} %)"
-                )
-                parts.append(_shade(x + size * j, y + size * i, size, share, hint, f"{100 * share:.0f}"))
-    return _svg(height * math.ceil(len(names) / columns), title, parts)
+        left, top = 36 + width * (k % columns), 44 + height * (k // columns)
+        axes = drawing.axes(left, top, left + size, top + size)
+        heading = drawing.word(left + size / 2, top - 26, shortened(name, 14), "ink", ha="center", weight="bold")
+        drawing.hint(heading, printable(name))
+        answers = [(name, a, p) for a in ("absent", "present") for p in ("not predicted", "predicted")]
+        _heat(drawing, axes, matrix, lambda i, j, answers=answers: "{}: {}, {}".format(*answers[2 * i + j]))
+        axes.set_xticks([0.5, 1.5], ["no", "yes"])
+        axes.set_yticks([0.5, 1.5], ["no", "yes"])
+    return drawing.svg(title)
 
 
-def _shade(x: float, y: float, size: float, share: float, hint: str, label: str) -> str:
-    cell = f'<rect x="{x:.1f}" y="{y:.1f}" width="{size:.1f}" height="{size:.1f}" class="cell"/>'
-    fill = f'<rect x="{x:.1f}" y="{y:.1f}" width="{size:.1f}" height="{size:.1f}" class="heat" fill-opacity="{share:.3f}"/>'
-    tone = "deep" if share > 0.75 else "pale"
-    word = (
-        f'<text x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" class="count {tone}">{label}</text>' if label else ""
-    )
-    return f"<g><title>{text(hint)}</title>{cell}{fill}{word}</g>"
+def _heat(
+    drawing: "Drawing",
+    axes: Axes,
+    matrix: Sequence[Sequence[int]],
+    describe: Callable[[int, int], str],
+    *,
+    numbers: bool = True,
+) -> None:
+    """Draw a matrix of counts as shares of its rows; ``describe``: row and column -> their name on hover."""
+    for i, row in enumerate(matrix):
+        for j, count in enumerate(row):
+            share = count / sum(row) if sum(row) else 0.0
+            face = matplotlib.colors.to_rgba(colour("heat"), round(share, 3))
+            cell = axes.add_patch(Rectangle((j, i), 1, 1, facecolor=face, edgecolor=colour("rule"), clip_on=False))
+            drawing.hint(cell, f"{describe(i, j)}: {count} of {sum(row)} ({100 * share:.1f} %)")
+            if numbers:
+                ink = colour("deep" if share > 0.75 else "ink")
+                axes.text(j + 0.5, i + 0.5, f"{100 * share:.0f}", size=10, color=ink, ha="center", va="center_baseline")
+    axes.set(xlim=(0, len(matrix[0])), ylim=(len(matrix), 0))
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, bottom=False, top=True, labelbottom=False, labeltop=True)
 
 
+@styled
 def scatter(title: str, points: Sequence[tuple[float, float]], groups: Sequence[int], names: Sequence[str]) -> str:
-    """Points of a map, a colour and marker per group, its name at the middle of its points.
+    """Draw the points of a map, a colour and marker per group, its name at the middle of its points.
 
     Args:
       title: what it shows.
@@ -265,30 +242,34 @@ def scatter(title: str, points: Sequence[tuple[float, float]], groups: Sequence[
     scale = min((WIDTH - 2 * edge) / wide, (TALLEST_MAP - 2 * edge) / tall)
     height = max(scale * tall + 2 * edge, 120)
     middle = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
-    radius = 2.5 if len(points) <= 600 else 1.9
+    drawing = Drawing(height)
+    axes = drawing.axes(0, 0, WIDTH, height)
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    axes.axis("off")
     members = {g: [] for g in sorted(set(groups))}
     for (x, y), g in zip(points, groups, strict=True):
         members[g].append((WIDTH / 2 + scale * (x - middle[0]), height / 2 + scale * (y - middle[1])))
-    parts, words = [], []
     for g, places in members.items():
-        path = "".join(marker(g, x, y, radius) for x, y in places)
-        hint = f"<title>{text(names[g])}: {len(places)} points</title>"
-        parts.append(f'<path d="{path}" class="point k{g % NUM_STYLES}">{hint}</path>')
-        h, v = _most_central(places)
-        half = 0.65 * _LETTER * letters_of(shortened(names[g], 16)) + 3
-        h, v = min(max(h, half), WIDTH - half), max(v - 6, 12)  # above the point, which would be hidden
-        words.append(f'<text x="{h:.1f}" y="{v:.1f}" class="word middle">{_named(names[g], 16)}</text>')
-    return _svg(height, title, parts + words)
+        style = {**_marker(g, 5 if len(points) <= 600 else 3.8), "markeredgewidth": 0, "alpha": 0.8}
+        drawing.hint(axes.plot(*zip(*places, strict=True), **style)[0], f"{names[g]}: {len(places)} points")
+    for g, places in members.items():
+        x, y = _most_central(places)
+        half = 0.65 * LETTER * letters_of(shortened(names[g], 16)) + 3
+        x, y = min(max(x, half), WIDTH - half), max(y - 6, 12)  # above the point, which would be hidden
+        word = drawing.word(x, y, shortened(names[g], 16), "ink", ha="center", weight="bold")
+        drawing.hint(word, printable(names[g]), kind="word")
+    return drawing.svg(title)
 
 
 def _most_central(places: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The point nearest to the medians: a mean may lie between two heaps, where no point is."""
-    h, v = (sorted(p[i] for p in places)[len(places) // 2] for i in (0, 1))
-    return min(places, key=lambda p: (p[0] - h) ** 2 + (p[1] - v) ** 2)
+    """Return the point nearest to the medians: a mean may lie between two heaps, where no point is."""
+    x, y = (sorted(p[i] for p in places)[len(places) // 2] for i in (0, 1))
+    return min(places, key=lambda p: (p[0] - x) ** 2 + (p[1] - y) ** 2)
 
 
+@styled
 def stacked(title: str, xs: Sequence[float], shares: Sequence[Sequence[float]], *, x_label: str) -> str:
-    """Shares of a whole over time as layers, the largest at the bottom.
+    """Draw shares of a whole over time as layers, the largest at the bottom.
 
     Args:
       title: what it shows.
@@ -296,47 +277,16 @@ def stacked(title: str, xs: Sequence[float], shares: Sequence[Sequence[float]], 
       shares: of each position, from large to small, adding up to 1.
       x_label: under the axis.
     """
-    height, left, right, top, bottom = 200, 44, 12, 24, 38
-    span = (xs[-1] - xs[0]) or 1
-
-    def at(x: float, y: float) -> str:
-        v = height - bottom - (height - top - bottom) * y
-        return f"{left + (WIDTH - left - right) * (x - xs[0]) / span:.1f} {v:.1f}"
-
-    parts = ['<text x="4" y="13" class="axis">share of the points</text>']
-    below = [0.0] * len(xs)
-    for k in range(max(map(len, shares))):
-        above = [b + (s[k] if k < len(s) else 0) for b, s in zip(below, shares, strict=True)]
-        edge = [at(x, y) for x, y in zip(xs, above, strict=True)]
-        edge += [at(x, y) for x, y in zip(reversed(xs), reversed(below), strict=True)]
-        last = shares[-1][k] if k < len(shares[-1]) else 0
-        hint = f"<title>number {k + 1} by size: {100 * last:.1f} % at the end</title>"
-        parts.append(f'<path d="M{"L".join(edge)}z" class="layer {"even" if k % 2 else "odd"}">{hint}</path>')
-        below = above
-    for y in (0, 0.5, 1):
-        v = at(xs[0], y).split()[1]
-        parts.append(f'<text x="{left - 6}" y="{float(v) + 4:.1f}" class="tick end">{100 * y:.0f} %</text>')
-    for x in ticks(xs[0], xs[-1], 4):
-        h = at(x, 0).split()[0]
-        parts.append(f'<text x="{h}" y="{height - bottom + 16}" class="tick middle">{x:,.10g}</text>')
-    parts.append(
-        f'<text x="{(left + WIDTH - right) / 2:.0f}" y="{height - 5}" class="axis middle">{text(x_label)}</text>'
-    )
-    return _svg(height, title, parts)
-
-
-def _named(name: str, letters: int) -> str:
-    short = shortened(name, letters)
-    return text(short) if short == name else f"{text(short)}<title>{text(name)}</title>"
-
-
-def _dash(style: int) -> str:
-    dash = _DASHES[style % NUM_STYLES]
-    return f' stroke-dasharray="{dash}"' if dash else ""
-
-
-def _svg(height: float, title: str, parts: Sequence[str]) -> str:
-    body = "\n".join(itertools.chain(parts))
-    return (
-        f'<svg class="figure" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{text(title)}">\n{body}\n</svg>'
-    )
+    drawing = Drawing(200)
+    axes = drawing.axes(44, 24, WIDTH - 12, 200 - 38)
+    drawing.word(4, 13, "share of the points")
+    layers = list(itertools.zip_longest(*shares, fillvalue=0.0))
+    colours = [colour("layer-a"), colour("layer-b")]
+    drawn = axes.stackplot(xs, *layers, colors=colours, edgecolor=colour("card"), linewidth=0.7)
+    for k, (layer, area) in enumerate(zip(layers, drawn, strict=True), 1):
+        drawing.hint(area, f"number {k} by size: {100 * layer[-1]:.1f} % at the end")
+    axes.margins(x=0)
+    axes.set(xlabel=x_label, ylim=(0, 1))
+    axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    _round_ticks(axes.xaxis, "{:,.10g}", 4, integer=True)
+    return drawing.svg(title)

@@ -1,12 +1,11 @@
-"""The tables of a report as data, and as Markdown and HTML: scores, protocols, comparisons, label efficiency, failures."""
+"""The tables of a report as data, and as Markdown: scores, protocols, comparisons, label efficiency, failures."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from conclugen_jax.study.report import published as report_published
 from conclugen_jax.study.report.reading import PROTOCOLS, Comparison, DatasetFacts, Score, Study, Summary
-from conclugen_jax.study.report.charts import text
 
 MEASURES = {
     "single": ("accuracy", "f1", "precision", "recall"),
@@ -37,6 +36,7 @@ REMARKABLE = "✱"
 class Table(NamedTuple):
     """A table; a cell is one or more lines, the first the most important; ``words``: its cells hold no numbers."""
 
+    kind = "table"
     caption: str
     columns: tuple[str, ...]
     rows: list[tuple[tuple[str, ...], ...]]
@@ -82,7 +82,7 @@ def protocols(study: Study) -> Table | None:
                 found.setdefault((s.method, s.protocol), {})[key] = s
     if not found:
         return None
-    rank = {name: i for i, name in enumerate(study.titles)}
+    rank = {name: i for i, name in enumerate(study.methods)}
     order = ("supervised", "linear_evaluation", "fine_tuning")
     rows, published = [], False
     for method, protocol in sorted(found, key=lambda x: (x[1] != "supervised", rank.get(x[0], 99), order.index(x[1]))):
@@ -191,8 +191,8 @@ def words_of_labels(labels: int) -> str:
 def dataset_title(study: Study, key: str) -> str:
     """Key of a data set, with its name and version."""
     facts = study.datasets[key]
-    name = f"{facts.name} {facts.version}".rstrip()
-    return name if key == facts.name else f"{key} ({name})"
+    name = f"{facts.name} {facts.version}"
+    return key if facts.error else name if key == facts.name else f"{key} ({name})"
 
 
 def percent(x: float, measure: str = "accuracy") -> str:
@@ -208,7 +208,7 @@ def signed(x: float, measure: str = "accuracy") -> str:
 
 def ordered(study: Study, found: Iterable[Summary]) -> list[Summary]:
     """In the order of the protocols, then of the methods."""
-    protocol_rank, rank = {p: i for i, p in enumerate(PROTOCOLS)}, {m: i for i, m in enumerate(study.titles)}
+    protocol_rank, rank = {p: i for i, p in enumerate(PROTOCOLS)}, {m: i for i, m in enumerate(study.methods)}
     return sorted(found, key=lambda s: (protocol_rank.get(s.protocol, 99), rank.get(s.method, 99), s.labels or 1e9))
 
 
@@ -217,8 +217,8 @@ def _score(score: Score | None, measure: str, published: float | None) -> tuple[
         return NOTHING
     deviation = "" if score.std is None else f" ± {percent(score.std, measure)}"
     lines = [percent(score.mean, measure) + deviation]
-    if score.low is not None and score.high is not None:
-        lines.append(f"[{percent(score.low, measure)}, {percent(score.high, measure)}]")
+    if score.interval is not None:
+        lines.append("[{}, {}]".format(*(percent(x, measure) for x in score.interval)))
     if published is not None:
         as_printed = f"{100 * published:.2f}".removesuffix("0")  # the paper's tables have one or two decimals
         lines.append(f"paper {as_printed} ({signed(score.mean - published)})")
@@ -228,11 +228,12 @@ def _score(score: Score | None, measure: str, published: float | None) -> tuple[
 def _difference(c: Comparison | None) -> tuple[str, ...]:
     if c is None or c.difference is None:
         return NOTHING
-    if c.low is None or c.high is None:
-        return signed(c.difference, c.measure), f"n = {c.n}"
-    mark = f" {REMARKABLE}" if c.low > 0 or c.high < 0 else ""
-    interval = f"[{signed(c.low, c.measure)}, {signed(c.high, c.measure)}]"
-    return f"{signed(c.difference, c.measure)}{mark}", interval
+    difference = signed(c.difference, c.measure)
+    if c.interval is None:
+        return difference, f"n = {c.n}"
+    low, high = c.interval
+    mark = f" {REMARKABLE}" if low > 0 or high < 0 else ""
+    return difference + mark, f"[{signed(low, c.measure)}, {signed(high, c.measure)}]"
 
 
 def to_markdown(table: Table) -> str:
@@ -241,29 +242,6 @@ def to_markdown(table: Table) -> str:
     lines = [[escaped(c) or " " for c in table.columns], ["---"] * len(table.columns), *rows]
     note = f"\n\n{escaped(table.note)}" if table.note else ""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + note
-
-
-def to_html(table: Table) -> str:
-    """A table in a box of its own that scrolls sideways where it is wider than the page."""
-    head = "".join(f'<th scope="col">{text(c)}</th>' for c in table.columns)
-    rows = "".join(
-        "<tr>"
-        + "".join(_cell(cell, "th" if i == 0 else "td", REMARKABLE in cell[0]) for i, cell in enumerate(row))
-        + "</tr>"
-        for row in table.rows
-    )
-    note = f'<p class="note">{text(table.note)}</p>' if table.note else ""
-    kind = ' class="words"' if table.words else ""
-    return (
-        f'<div class="box" role="region" tabindex="0" aria-label="{text(table.caption)}"><table{kind}><thead><tr>{head}'
-        f"</tr></thead><tbody>{rows}</tbody></table></div>{note}"
-    )
-
-
-def _cell(lines: Sequence[str], tag: str, strong: bool) -> str:
-    first, *others = map(text, lines)
-    kind = ' scope="row"' if tag == "th" else ' class="strong"' if strong else ""
-    return f"<{tag}{kind}>{first}{''.join(f'<span>{line}</span>' for line in others)}</{tag}>"
 
 
 def escaped(value: str) -> str:
