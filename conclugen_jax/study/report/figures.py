@@ -12,12 +12,13 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import checkpoint
+from conclugen_jax.run.allowed import PROTOCOLS
 from conclugen_jax.study.report import charts
 from conclugen_jax.study.report import embedding_map as report_map
 from conclugen_jax.study.report import tables as report_tables
 from conclugen_jax.study.report.charts import Series
 from conclugen_jax.study.report.page import Block, Columns, Figures, Heading, Legend, Text
-from conclugen_jax.study.report.reading import PRETRAINING, PROTOCOLS, Run, Study
+from conclugen_jax.study.report.reading import PRETRAINING, Run, Study
 from conclugen_jax.study.report.tables import Table
 
 NUM_MAPS = 3
@@ -95,7 +96,7 @@ def _efficiencies(study: Study, key: str, styles: Mapping[tuple[str, str], int])
 
 
 def positions(labels: Collection[int]) -> dict[int, float]:
-    """Labels per class -> position on the axis, ascending: logarithmic, all labels (0) a step after the last."""
+    """Return the place of each number of labels on the axis: logarithmic, all labels (0) a step after the last."""
     places = {k: math.log2(k) for k in sorted(labels) if k}
     known = list(places.values()) or [0.0]
     step = max((known[-1] - known[0]) / max(len(known) - 1, 1), 1.0)
@@ -182,42 +183,34 @@ def _curves(study: Study, key: str, title: str, log: str) -> str:
 def curve(
     logs: Sequence[Sequence[Mapping[str, Any]]], key: str
 ) -> list[tuple[float, float, float | None, float | None]]:
-    """(step, mean over logs, least, greatest) of a logged value, long logs averaged over stretches of steps.
+    """Return (step, mean over logs, least, greatest) of a logged value, long logs averaged over stretches of steps.
 
     Args:
       logs: of the seeds; records with ``step``.
       key: what is drawn; records without it, or whose value is no finite number, are left out.
     """
-    values = [[(r["step"], r[key]) for r in log if _is_number(r.get(key))] for log in logs]
-    steps = [step for one in values for step, _ in one]
-    if not steps:
+    values = [
+        (r["step"], r[key], seed) for seed, log in enumerate(logs) for r in log if math.isfinite(r.get(key, math.nan))
+    ]
+    if not values:
         return []
-    width = max(1.0, (max(steps) - min(steps) + 1) / BINS)
-    stretches: dict[int, list[list[float]]] = {}
-    places: dict[int, list[int]] = {}
-    for i, one in enumerate(values):
-        for step, value in one:
-            b = int((step - min(steps)) / width)
-            stretches.setdefault(b, [[] for _ in values])[i].append(value)
-            places.setdefault(b, []).append(step)
+    steps, heights, seeds = np.array(values, float).T
+    stretches = (steps - steps.min()) // max(1.0, (np.ptp(steps) + 1) / BINS)
     points = []
-    for b in sorted(stretches):
-        means = [sum(x) / len(x) for x in stretches[b] if x]
+    for stretch in np.unique(stretches):
+        here = stretches == stretch
+        means = [float(heights[here & (seeds == seed)].mean()) for seed in np.unique(seeds[here])]
         ends = (min(means), max(means)) if len(means) > 1 else (None, None)
-        points.append((sum(places[b]) / len(places[b]), sum(means) / len(means), *ends))
+        points.append((float(steps[here].mean()), float(np.mean(means)), *ends))
     return points
 
 
-def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-
 def _sizes(run: Run, title: str) -> str:
-    """Cluster sizes over time as layers; nothing before there are two probes with them."""
+    """Draw cluster sizes over time as layers; nothing before there are two probes with them."""
     steps, shares = [], []
     for r in run.probes:
-        sizes = r.get("cluster_sizes")
-        if isinstance(sizes, list) and all(_is_number(x) and x >= 0 for x in sizes) and sum(sizes) > 0:
+        sizes = r.get("cluster_sizes", ())
+        if sum(sizes):
             steps.append(r["step"])
             shares.append([size / sum(sizes) for size in sorted(sizes, reverse=True)])
     return charts.stacked(title, steps, shares, x_label="step") if len(steps) > 1 else ""
@@ -284,7 +277,7 @@ def _maps_of(
 
 
 def _checkpointed(study: Study, method: str) -> Run | None:
-    """The first seed's run of a method, if it has saved a checkpoint."""
+    """Return the first seed's run of a method, if it has saved a checkpoint."""
     runs = study.runs.get(study.methods[method].pretraining or "", {})
     run = runs[min(runs)] if runs else None
     return run if run and any((run.workdir / checkpoint.FOLDER).glob("[0-9]*")) else None

@@ -17,14 +17,13 @@ from conclugen_jax.study.results import RESULTS
 from conclugen_jax.system import files
 
 PRETRAINING = "pretraining"
-
-PROTOCOLS = {
+TITLES = {
     "linear_evaluation": "linear evaluation",
     "fine_tuning": "fine-tuned",
     "supervised": "supervised baseline",
     "raw_features": "raw features",
 }
-"""Protocol -> its name in text, in the order of tables."""
+"""Protocol -> its name in text."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 FolderName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.\.?$)[^/\0]+$")]
@@ -158,14 +157,14 @@ class Study(Results, kw_only=True):
 
     def title(self, method: str) -> str:
         """Return what a method, or a protocol that stands for one, is called."""
-        return self.methods[method].title if method in self.methods else PROTOCOLS.get(method, method)
+        return self.methods[method].title if method in self.methods else TITLES.get(method, method)
 
     def label(self, method: str, protocol: str) -> str:
         """Return what a row of a table is called."""
         title, known = self.title(method), self.methods.get(method)
         if protocol == "linear_evaluation" or (protocol != "fine_tuning" and (known is None or not known.pretraining)):
             return title
-        return f"{title}, {PROTOCOLS.get(protocol, protocol)}"
+        return f"{title}, {TITLES.get(protocol, protocol)}"
 
     def users(self, pretraining: str) -> list[str]:
         """Return the methods that use a pretraining, the one of its name first."""
