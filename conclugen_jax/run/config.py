@@ -214,11 +214,16 @@ def from_json(text: str, source: str) -> ConfigDict:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """One line ``key: old -> new`` for every key whose value differs or that only one side has."""
-    before, after = dict(flatten(old.to_dict())), dict(flatten(new.to_dict()))
+    """Return one line ``config.key: old -> new`` for every key whose value differs or that only one side has."""
+    return [f"config.{line}" for line in changes(old.to_dict(), new.to_dict())]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one line ``key: old -> new`` for every leaf of two trees that differs or that only one side has."""
+    before, after = dict(flatten(old)), dict(flatten(new))
     missing = "(absent)"
     return [
-        f"config.{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
+        f"{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
         for key in sorted({*before, *after})
         if before.get(key, missing) != after.get(key, missing)
     ]
