@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -271,23 +272,25 @@ def test_a_process_that_is_killed_fails_its_run_and_what_depends_on_it(data, tmp
 
 
 def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkeypatch):
-    """The real processes, each ending at once; a worker that ends so can say nothing itself."""
+    """Processes that end at once, each; one that ends so can say nothing itself."""
     chain = next(study_runs.chains(definition(data)))
     study_work.work_through(tmp_path, chain[:1], lambda run, root: (root / run.path / "done.json").write_text("{}"))
     begun = []
 
-    class Process:
-        exitcode = 3
-
-        def __init__(self, target, args):
-            begun.append([run.path for run in args[1]])
-
-        def start(self):
+    class Crashing:
+        def __init__(self, *_, **__):
             pass
 
-        join = is_alive = terminate = kill = lambda *_: None
+        def submit(self, function, root, chain):
+            begun.append([run.path for run in chain])
+            future = Future()
+            future.set_exception(study_work.Died())
+            return future
 
-    monkeypatch.setattr(study_work.multiprocessing, "get_context", lambda _: type("Context", (), {"Process": Process}))
+        def close(self):
+            return [3]
+
+    monkeypatch.setattr(study_work, "Pool", Crashing)
     WORK(tmp_path, [chain], 1, type("Stop", (), {"signal": None}))
     paths = [run.path for run in chain]
     assert begun == [paths, *(paths[i:] for i in range(2, len(paths)))]
