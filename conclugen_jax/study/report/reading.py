@@ -195,7 +195,7 @@ def read(folder: str | Path) -> Study:
       ConclugenError: no results there, or a damaged file, which is named.
     """
     folder = Path(folder)
-    way_out = "name the folder of a study, or repeat launch.study to collect its results again"
+    way_out = "name the folder of a study, or repeat `conclugen study` to collect its results again"
     results = files.read_json(folder / RESULTS, Results, way_out=way_out)
     names = dict.fromkeys(method.pretraining for method in results.methods.values() if method.pretraining)
     runs = {name: dict(_runs(folder / PRETRAINING / name)) for name in names}
