@@ -157,7 +157,7 @@ def test_the_default_space_has_what_the_authors_searched_where_it_is_used():
     assert space["model.representation_dim"] == {"choices": [8, 16, 32, 64]}
     assert space["clustering.num_clusters"] == {"low": 4, "high": 32, "log": True}
     assert space["clustering.queue_batches"]["high"] == 4  # fewer than an epoch has steps
-    for objective in search.OBJECTIVES:
+    for objective in search_space.OBJECTIVES:
         assert search_space.check(space, config, objective=objective, source="x").keys() == space.keys()
     generative = changed(config, loss__contrastive_weight=0.0, loss__clustering_weight=0.0)
     assert set(search_space.default(generative, steps_per_epoch=5)) == {
@@ -380,7 +380,7 @@ def test_the_sampler_learns(config, tmp_path, imagined):
 def opened(folder):
     """The trials of a search that has begun."""
     definition = json.loads((folder / trials_lib.DEFINITION).read_text())
-    with trials_lib.opened(folder, definition, direction="minimize", meaning="", arguments=()) as trials:
+    with trials_lib.opened(folder, definition, ()) as trials:
         yield trials
 
 
@@ -581,6 +581,7 @@ def test_two_workers_do_as_many_trials_as_wanted(place, tmp_path):
     assert "pretraining_loss, minimize" in output
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_workers_with_130_and_the_search_goes_on(place, tmp_path):
     process = start(place, tmp_path, "--trials=50", "--workers=2", "--config.train.num_epochs=400")
     wait_for(tmp_path, "trials/*/metrics.jsonl", process)

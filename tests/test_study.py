@@ -324,6 +324,15 @@ def test_what_was_made_with_another_configuration_is_not_passed_off(whole, data,
     assert "result.json: made with other weights (step 8 " in found["error"]
 
 
+def test_runs_that_name_no_modalities_are_done_once(data, here, tmp_path):
+    """Their workdirs name all that the data set has, which is no other configuration."""
+    study = definition(data, ("raw_features",), seeds=(1,), order=(), methods=ConfigDict(), reference="raw_features")
+    study.datasets.faces.protocols.raw_features.data.modalities = ()
+    first = study_lib.run(study, tmp_path)
+    assert [c["status"] for c in first["cells"]] == ["done"]
+    assert study_lib.run(study, tmp_path) == first
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -40,7 +40,7 @@ command.integer(
 command.enum(
     "objective",
     "pretraining_loss",
-    list(search.OBJECTIVES),
+    list(search_space.OBJECTIVES),
     "pretraining_loss (default; reads no label) or validation_probe (logistic regression, one class per example)",
 )
 command.string("space", None, "JSON file of what is searched; default: sizes, loss weights, clusters, rates")

@@ -28,15 +28,6 @@ if TYPE_CHECKING:  # Optuna is an extra
 
     from conclugen_jax.study.trials import Trials
 
-OBJECTIVES = {
-    "pretraining_loss": "sum of the loss terms without their weights, each at the scale of the base configuration, mean "
-    "over the last epoch; the least is best; no label is read",
-    "validation_probe": "accuracy of logistic regression (L2, C = 1) on the standardised representations of the training "
-    "split, scored on the validation split after the last epoch; the greatest is best",
-}
-
-DIRECTIONS = {"pretraining_loss": "minimize", "validation_probe": "maximize"}
-
 Measure = Callable[[ConfigDict, Mapping[str, float], TrainState], float]
 
 
@@ -62,7 +53,7 @@ def search(
       folder: takes ``search.json``, ``search.sqlite``, ``result.json`` and ``trials/NNNN``, the trials' workdirs. Repeating
         the call resumes: first a trial that was interrupted or killed, in its own workdir, from its own checkpoint.
       num_trials: finished, pruned and failed ones together; may be raised later.
-      objective: one of ``OBJECTIVES``.
+      objective: one of ``search_space.OBJECTIVES``.
       space: see :mod:`conclugen_jax.study.search_space`; ``None``: its default around ``config``.
       source: where the space comes from, for messages.
       devices: to train on; ``None``: all.
@@ -82,8 +73,7 @@ def search(
         raise ConclugenError(f"the search needs {e.name}; pip install 'conclugen_jax[search]'") from e
     devices = list(devices or jax.devices())
     config, measure, definition = _planned(config, devices, objective, space, source)
-    told = {"direction": DIRECTIONS[objective], "meaning": OBJECTIVES[objective], "arguments": arguments}
-    with signals.caught() as stop, trials_lib.opened(Path(folder), definition, **told) as trials:
+    with signals.caught() as stop, trials_lib.opened(Path(folder), definition, arguments) as trials:
         try:
             while not stop.signal:
                 with trials.taken(num_trials) as trial:
@@ -112,8 +102,8 @@ def _planned(
     config: ConfigDict, devices: Sequence[jax.Device], objective: str, space: Any, source: str
 ) -> tuple[ConfigDict, Measure, dict[str, Any]]:
     """Check what is asked for; return the trials' configuration, their measure, and what defines the search."""
-    if objective not in OBJECTIVES:
-        raise ConclugenError(f"the objective {objective!r} is unknown; there are {', '.join(OBJECTIVES)}")
+    if objective not in search_space.OBJECTIVES:
+        raise ConclugenError(f"the objective {objective!r} is unknown; there are {', '.join(search_space.OBJECTIVES)}")
     config, dataset, steps_per_epoch = _check(config, devices)
     if space is None:
         space, source = search_space.default(config, steps_per_epoch=steps_per_epoch), "the default space"
@@ -141,7 +131,7 @@ def _loss(base: ConfigDict) -> Measure:
 
 
 def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
-    """Accuracy on the validation split; see ``OBJECTIVES``."""
+    """Accuracy on the validation split; see ``search_space.OBJECTIVES``."""
     label = dataset.manifest.label
     if label.kind != "single":
         raise ConclugenError(

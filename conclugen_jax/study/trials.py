@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import config as config_lib
+from conclugen_jax.study.search_space import OBJECTIVES
 from conclugen_jax.system import files, locks, progress
 
 DATABASE, DEFINITION, RESULT, FOLDER = "search.sqlite", "search.json", "result.json", "trials"
@@ -45,16 +46,12 @@ def _first_rung(num_epochs: int) -> int:
 
 
 @contextlib.contextmanager
-def opened(
-    folder: Path, definition: Mapping[str, Any], *, direction: str, meaning: str, arguments: Sequence[str]
-) -> Iterator["Trials"]:
+def opened(folder: Path, definition: Mapping[str, Any], arguments: Sequence[str]) -> Iterator["Trials"]:
     """Open the trials of a folder, which is created if needed.
 
     Args:
       folder: of the search.
       definition: ``objective``, ``space``, ``data`` and ``config``; the same for all processes and times.
-      direction: of the objective, "minimize" or "maximize".
-      meaning: of the objective, for the result.
       arguments: those of ``conclugen pretrain`` that give the configuration, for the command in the result.
 
     Raises:
@@ -76,11 +73,12 @@ def opened(
         )
         first_rung = _first_rung(definition["config"]["train"]["num_epochs"])
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=REDUCTION)
+        direction = OBJECTIVES[definition["objective"]].direction
         study = optuna.create_study(
             storage=storage, study_name=NAME, direction=direction, pruner=pruner, load_if_exists=True
         )
     try:
-        yield Trials(folder, definition, study, storage, meaning, arguments)
+        yield Trials(folder, definition, arguments, study, storage)
     finally:
         storage.remove_session()
         storage.engine.dispose()
@@ -127,12 +125,11 @@ class Trials:
         self,
         folder: Path,
         definition: Mapping[str, Any],
+        arguments: Sequence[str],
         study: optuna.Study,
         storage: optuna.storages.BaseStorage,
-        meaning: str,
-        arguments: Sequence[str],
     ):
-        self._folder, self._definition, self._meaning, self._arguments = folder, definition, meaning, arguments
+        self._folder, self._definition, self._arguments = folder, definition, arguments
         self._study, self._storage = study, storage
         self._space = {key: _distribution(dimension) for key, dimension in definition["space"].items()}
         self._num_epochs = definition["config"]["train"]["num_epochs"]
@@ -186,16 +183,15 @@ class Trials:
         with _exclusive(self._folder):
             trials = [_facts(t) for t in self._study.get_trials(deepcopy=False)]
             finished = [t for t in trials if t["state"] == "finished"]
-            direction = self._study.direction.name.lower()
-            sign = 1 if direction == "minimize" else -1
+            objective = self._definition["objective"]
+            sign = 1 if OBJECTIVES[objective].direction == "minimize" else -1
             best = min(finished, key=lambda t: sign * t["value"], default=None)
             for t in trials:
                 if t["state"] != "running" and t is not best:
                     shutil.rmtree(self.workdir(t["number"]) / checkpoint.FOLDER, ignore_errors=True)
             states = [t["state"] for t in trials]
-            objective = self._definition["objective"]
             result = {
-                "objective": {"name": objective, "direction": direction, "meaning": self._meaning},
+                "objective": {"name": objective, **OBJECTIVES[objective]._asdict()},
                 "best": best and {**best, "workdir": str(self.workdir(best["number"]))},
                 "command": best and self._command(best["overrides"]),
                 "num_trials": {state: states.count(state) for state in (*STATES.values(), "running")},
