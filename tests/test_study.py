@@ -222,6 +222,13 @@ def test_a_failed_cell_is_marked_and_the_others_go_on(data, here, tmp_path):
     assert not list(tmp_path.rglob("failed.json"))
 
 
+def work_through(root, chain, act):
+    """A chain whose runs are done by a function."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_work, "perform", act)
+        study_work.work_through(root, chain)
+
+
 def test_whatever_happens_in_a_run_the_next_is_tried(data, tmp_path):
     done = []
 
@@ -233,13 +240,13 @@ def test_whatever_happens_in_a_run_the_next_is_tried(data, tmp_path):
 
     chain = next(study_runs.chains(definition(data, ("linear_evaluation", "fine_tuning"))))
     assert [run.protocol for run in chain].count("fine_tuning") == 2
-    study_work.work_through(tmp_path, chain, act)
+    work_through(tmp_path, chain, act)
     assert done == [run.protocol for run in chain if run.protocol != "fine_tuning"]
     failed = [json.loads(p.read_text())["error"] for p in tmp_path.rglob("failed.json")]
     assert failed == ["MemoryError: no more"] * 2
     # Repeated, a run that failed is done again and one that is done is not.
     done.clear()
-    study_work.work_through(tmp_path, chain, lambda run, root: done.append(run.protocol))
+    work_through(tmp_path, chain, lambda run, root: done.append(run.protocol))
     assert done == ["fine_tuning"] * 2
 
 
@@ -258,7 +265,7 @@ def test_a_process_that_is_killed_fails_its_run_and_what_depends_on_it(data, tmp
 
     killed_at = 2  # even a result that it had just left does not count as finished
     with pytest.raises(Killed):
-        study_work.work_through(tmp_path, chain, act)
+        work_through(tmp_path, chain, act)
     assert "was begun and has not ended" in study_results.failure(tmp_path / chain[2].path)
     rest = study_work.mark_lost(tmp_path, chain, -signal.SIGKILL)
     assert "killed by signal 9" in study_results.failure(tmp_path / chain[2].path)
@@ -274,7 +281,7 @@ def test_a_process_that_is_killed_fails_its_run_and_what_depends_on_it(data, tmp
 def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkeypatch):
     """Processes that end at once, each; one that ends so can say nothing itself."""
     chain = next(study_runs.chains(definition(data)))
-    study_work.work_through(tmp_path, chain[:1], lambda run, root: (root / run.path / "done.json").write_text("{}"))
+    work_through(tmp_path, chain[:1], lambda run, root: (root / run.path / "done.json").write_text("{}"))
     begun = []
 
     class Crashing:

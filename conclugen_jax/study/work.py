@@ -10,7 +10,6 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -166,16 +165,11 @@ def _fail(root: Path, run: Run, error: str) -> None:
     files.write_json(root / run.path / FAILURE, {"error": error}, place="--study")
 
 
-def work_through(root: Path, chain: list[Run], act: Callable[[Run, Path], None] | None = None) -> None:
+def work_through(root: Path, chain: list[Run]) -> None:
     """Do the runs of a chain that are not done; a failed pretraining fails what depends on it.
 
-    While a run is being done it is marked as failed, so that one whose process is killed is never taken for finished. Where
-    pretraining was done now, what there is of downstream runs is compared with it.
-
-    Args:
-      root: the study's folder.
-      chain: runs in the order of their dependence.
-      act: does one run; for tests.
+    A run is marked as failed while it is being done, so that one whose process is killed never counts as finished. After a
+    new pretraining, downstream runs that are done are compared with it.
     """
     broken, renewed = None, False
     for run in chain:
@@ -190,14 +184,14 @@ def work_through(root: Path, chain: list[Run], act: Callable[[Run, Path], None] 
             problem = _of_another(root, run)
             if problem:
                 raise ConclugenError(problem)
-            (act or perform)(run, root)
+            perform(run, root)
             (root / run.path / FAILURE).unlink()
         except signals.Interrupted:
             raise
-        except Exception as e:  # whatever it is, the other cells go on; the log has it in full
+        except Exception as e:  # whatever it is, the other runs continue; the log has it in full
             if not isinstance(e, ConclugenError):
                 traceback.print_exc()
-            cause = reason(e) if isinstance(e, ConclugenError) else f"{type(e).__name__}: {reason(e)}"
+            cause = str(e) if isinstance(e, ConclugenError) else f"{type(e).__name__}: {reason(e)}"
             _fail(root, run, cause)
             broken = cause if run.protocol == "pretraining" else None
 
