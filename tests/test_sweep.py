@@ -11,7 +11,7 @@ import pytest
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream, grid, sweep
+from conclugen_jax.evaluate import classifier, downstream, grid, sweep
 from conclugen_jax.pretrain import training as pretrain
 from conclugen_jax.run import config as config_lib
 from tests.helpers import Faces, tiny_config
@@ -179,6 +179,17 @@ def test_stopped_members_stay_stopped_and_those_without_numbers_never_win(monkey
     np.testing.assert_array_equal(fits.measure[0, :, 0], [0.5, -np.inf, 0.75])
     np.testing.assert_array_equal(fits.best_epoch[0, :, 0], [1, 0, 3])
     assert seen == [[True, False, True], [True, False, True], [False, False, True], [False, False, True], [False] * 3]
+
+
+def test_a_loss_that_is_no_number_counts_as_no_lower_one_and_a_later_one_may_be_lower():
+    best = classifier.BestEpochs("accuracy", patience=2)
+    epochs = [(0.5, 2.0), (0.9, np.nan), (0.6, 1.0), (0.6, 3.0)]
+    assert [bool(best.improved(i, *x)) for i, x in enumerate(epochs)] == [True, False, True, False]
+    assert best.running
+    assert (best.epoch, best.measure) == (2, 0.6)
+    best.improved(4, 0.5, 1.0)
+    assert not best.running
+    assert not best.improved(5, 1.0, 0.5)
 
 
 def test_losses_that_are_never_finite_are_an_error(targets, tmp_path):

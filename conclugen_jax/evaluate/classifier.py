@@ -32,8 +32,44 @@ class Best(NamedTuple):
     """The epoch of best validation measure, the earliest of equals, and its weights on the host."""
 
     epoch: int
-    scores: dict[str, Any]
     weights: dict[str, Any]
+
+
+class BestEpochs:
+    """The best epoch of each classifier so far, and which still train; of arrays of classifiers, or of one."""
+
+    def __init__(self, measure: str, patience: int, shape: tuple[int, ...] = ()):
+        """Start before the first epoch.
+
+        Args:
+          measure: ``mae``, lower is better, or ``accuracy``.
+          patience: epochs without a lower validation loss after which a classifier stops; 0: never.
+          shape: of the array of classifiers.
+        """
+        self._sign, self._patience = 1 if measure == "mae" else -1, patience
+        self._cost, self._lowest = np.full(shape, np.inf), np.full(shape, np.inf)
+        self.epoch, self._since = np.zeros(shape, int), np.zeros(shape, int)
+
+    @property
+    def running(self) -> np.ndarray:
+        """Classifiers that have not stopped early."""
+        return (self._since < self._patience) | (self._patience == 0)
+
+    @property
+    def measure(self) -> np.ndarray:
+        """Validation measure of the best epochs; infinite, the worst, where the loss was never finite."""
+        return self._cost * self._sign
+
+    def improved(self, epoch: int, measure: Any, losses: Any) -> np.ndarray:
+        """Take in the validation of an epoch; return which running classifiers were never better."""
+        running = self.running
+        # Never select an epoch whose outputs are NaN: as classes they would count as the first one.
+        cost = np.where(np.isfinite(losses), np.asarray(measure) * self._sign, np.inf)
+        improved = running & (cost < self._cost)
+        self._cost, self.epoch = np.where(improved, cost, self._cost), np.where(improved, epoch, self.epoch)
+        self._since = np.where(running & (losses < self._lowest), 0, self._since + running)
+        self._lowest = np.where(running, np.fmin(self._lowest, losses), self._lowest)
+        return improved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +165,8 @@ def fit(training: Training, log: log_lib.MetricsLog, display: progress.Display, 
     batches = feed.Feed(training.splits["train"], config, devices, keys=("features", "present", "label"))
     program = batches.make_dispatch(step, sharded_update.axes(state, config, devices))
     state = sharded_update.place(state, config, devices)
-    best, lowest, since = None, float("inf"), 0
+    patience = config.downstream.early_stopping_epochs
+    best, kept = BestEpochs(task.measure, patience), None
     for dispatch, inputs in batches(batches.plan(0)):
         state, metrics = program(state, *inputs)
         records = loop.records(dispatch, metrics)
@@ -137,24 +174,21 @@ def fit(training: Training, log: log_lib.MetricsLog, display: progress.Display, 
             weights = {"params": state.params, "feature_stats": state.feature_stats}
             scores = training.scores(weights, "validation", brief=True)
             records[-1] |= {"validation/loss": scores["loss"], f"validation/{task.measure}": scores[task.measure]}
-            # Never select an epoch whose outputs are NaN: as classes they would count as the first one.
-            if math.isfinite(scores["loss"]) and (best is None or task.is_better(scores, best.scores)):
+            if best.improved(dispatch.epoch, scores[task.measure], scores["loss"]):
                 # A copy on the host: the next dispatch takes the state's memory.
-                best = Best(dispatch.epoch, scores, jax.tree.map(lambda x: np.array(x, copy=True), weights))
-            since = 0 if scores["loss"] < lowest else since + 1
-            lowest = min(lowest, scores["loss"])
+                kept = Best(dispatch.epoch, jax.tree.map(lambda x: np.array(x, copy=True), weights))
             shown = {"loss": records[-1]["loss"], f"validation {task.measure}": scores[task.measure]}
             display.update(dispatch.end_step, shown)
         every = config.train.log_every_steps
         log.write([r for r in records if r["step"] % every == 0 or "validation/loss" in r])
         if stop.signal:
             raise signals.Interrupted(stop.signal)
-        if dispatch.ends_epoch and since == config.downstream.early_stopping_epochs > 0:
-            display.say(f"stopped after epoch {dispatch.epoch + 1}: no lower validation loss for {since} epochs")
+        if not best.running:
+            display.say(f"stopped after epoch {dispatch.epoch + 1}: no lower validation loss for {patience} epochs")
             break
-    if best is None:
+    if kept is None:
         raise ConclugenError(f"{config.data.path}: {task_lib.not_finite(config)}")
-    return best
+    return kept
 
 
 def downstream_step(

@@ -131,7 +131,8 @@ class Grid:
         truth = validation.labels[validation.usable]
         known = validation.x[validation.usable], jnp.asarray(truth)
         params, opt_state, rngs = self._start(members)
-        kept, best = params, _Best(self._task.measure, self.config.downstream.early_stopping_epochs, members.shape)
+        patience = self.config.downstream.early_stopping_epochs
+        kept, best = params, classifier.BestEpochs(self._task.measure, patience, members.shape)
         for epoch in range(self.config.train.num_epochs):
             if not best.running.any():
                 break
@@ -202,35 +203,6 @@ class Grid:
 
         over_grid = jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(0, None))
         return jax.vmap(over_grid)(params, weights)
-
-
-class _Best:
-    """The best epoch of each member so far, and which members still train."""
-
-    def __init__(self, measure: str, patience: int, shape: tuple[int, int, int]):
-        self._sign, self._patience = 1 if measure == "mae" else -1, patience
-        self._cost, self._lowest = np.full(shape, np.inf), np.full(shape, np.inf)
-        self.epoch, self._since = np.zeros(shape, int), np.zeros(shape, int)
-
-    @property
-    def running(self) -> np.ndarray:
-        """Members that have not stopped early."""
-        return (self._since < self._patience) | (self._patience == 0)
-
-    @property
-    def measure(self) -> np.ndarray:
-        """Of each member's best epoch."""
-        return self._cost * self._sign
-
-    def improved(self, epoch: int, measure: np.ndarray, losses: np.ndarray) -> np.ndarray:
-        """Take in an epoch's validation; return which running members were never better."""
-        running = self.running
-        costs = np.where(np.isfinite(losses), measure * self._sign, np.inf)  # never select outputs that are NaN
-        improved = running & (costs < self._cost)
-        self._cost, self.epoch = np.where(improved, costs, self._cost), np.where(improved, epoch, self.epoch)
-        self._since = np.where(running & (losses < self._lowest), 0, self._since + running)
-        self._lowest = np.where(running, np.minimum(self._lowest, losses), self._lowest)
-        return improved
 
 
 def _keep(improved: Any, new: Any, old: Any) -> Any:

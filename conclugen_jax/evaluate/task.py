@@ -88,11 +88,6 @@ class Task(NamedTuple):
         """The score that chooses the best epoch: ``accuracy``, the greater the better; ``mae``, the less the better."""
         return "mae" if self.label.kind == "value" else "accuracy"
 
-    def is_better(self, scores: Mapping[str, Any], than: Mapping[str, Any]) -> bool:
-        """Return whether scores are better by the measure."""
-        a, b = scores[self.measure], than[self.measure]
-        return a < b if self.measure == "mae" else a > b
-
 
 def num_outputs(label: LabelSpec) -> int:
     """Return the units that a label needs: one for a number, else one per name."""
