@@ -10,8 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run import allowed
 from conclugen_jax.method import model
+from conclugen_jax.run import allowed
 from conclugen_jax.run import config as config_lib
 from configs import base
 from tests.helpers import tiny_config
