@@ -33,7 +33,7 @@ study: $(STAMP)
 bench: $(STAMP)
 	$(RUN) -m benchmarks.cpu --torch-python=$(TORCH_PYTHON) --json=$(BENCH)
 
-# The quick tests, at most eight minutes on two cores, and the slow proofs: kills, faults, several processes, whole commands.
+# test: the quick tests, at most eight minutes on two cores. test-slow: kills, faults, several processes, whole commands.
 test: $(STAMP)
 	$(RUN) -m pytest -m "not slow"
 

@@ -63,16 +63,13 @@ def _per_epoch(vectors, label, rates: int, decays: int, seeds: int) -> float:
         config = linear_evaluation.get_config()
         config.train.batch_size, config.train.num_epochs = 500, epochs
         start = time.perf_counter()
-        grid.fit(
-            config,
+        members = grid.Members(
             np.geomspace(1e-4, 1e-2, rates),
             np.geomspace(1e-5, 1e-2, decays),
             [(seed, 0) for seed in range(seeds)],
             [vectors["train"].usable] * seeds,
-            label,
-            vectors,
-            quiet=True,
         )
+        grid.Grid(config, label, len(vectors["train"].usable), vectors["train"].x.shape[1]).fit(members, vectors)
         times[epochs] = time.perf_counter() - start
     return (times[1 + EPOCHS] - times[1]) / EPOCHS
 

@@ -1,6 +1,6 @@
 """ConClu: L_MMS + L_Clu (Eq. 12) on VoxCeleb2 features.
 
-Command:  python -m launch.pretrain --config=configs/conclu.py --config.data.path=DATA/voxceleb2/1.0.0 --workdir=RUN
+Command:  conclugen pretrain --config=conclu --data=DATA/voxceleb2/1.0.0 --workdir=RUN
 Hardware: one GPU of 24 GiB or more, or a TPU host. Time: not measured.
 Score:    published, linear evaluation, weighted accuracy: CMU-MOSEI 57.4, MELD 58.0, CAER 36.6; ours: not measured.
 """

@@ -1,6 +1,6 @@
 """ConGen: L_MMS + L_Rec (Eq. 13) on VoxCeleb2 features.
 
-Command:  python -m launch.pretrain --config=configs/congen.py --config.data.path=DATA/voxceleb2/1.0.0 --workdir=RUN
+Command:  conclugen pretrain --config=congen --data=DATA/voxceleb2/1.0.0 --workdir=RUN
 Hardware: one GPU of 24 GiB or more, or a TPU host. Time: not measured.
 Score:    published, linear evaluation, weighted accuracy: CMU-MOSEI 53.3, MELD 57.4, CAER 35.8; ours: not measured.
 """

@@ -1,6 +1,6 @@
 """ConCluGen on the embedded digits: the whole method, sized for two CPU cores.
 
-Command:  make demo
+Command:  conclugen demo
 Hardware: two CPU cores. Time: 20 s, of which half is compilation.
 Score:    logistic regression on its representations, 10 draws of 2 / 5 / 20 labels per class: 90.4 / 95.2 / 96.9 %;
           on raw features 80.3 / 91.5 / 95.8 %.

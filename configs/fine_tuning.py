@@ -1,7 +1,6 @@
 """Fine-tuning of a pretraining checkpoint: classifier and representation networks, with the paper's rates for MELD.
 
-Command:  python -m launch.downstream --config=configs/fine_tuning.py --config.data.path=DATA/meld/1.0.0
-              --config.downstream.checkpoint=PRETRAINING_RUN --workdir=RUN
+Command:  conclugen downstream --config=fine_tuning --data=DATA/meld/1.0.0 --checkpoint=PRETRAINING_RUN --workdir=RUN
           CAER:      --config.optimizer.learning_rate=6.1e-3 --config.optimizer.weight_decay=8.216e-2
           CMU-MOSEI: --config.optimizer.learning_rate=9.96e-3 --config.optimizer.weight_decay=7e-5
           A rate of their own for the representation networks: --config.downstream.encoder_rate=0.1

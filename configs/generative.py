@@ -1,6 +1,6 @@
 """Generative: L_Rec alone on VoxCeleb2 features.
 
-Command:  python -m launch.pretrain --config=configs/generative.py --config.data.path=DATA/voxceleb2/1.0.0 --workdir=RUN
+Command:  conclugen pretrain --config=generative --data=DATA/voxceleb2/1.0.0 --workdir=RUN
 Hardware: one GPU of 24 GiB or more, or a TPU host. Time: not measured.
 Score:    published, linear evaluation, weighted accuracy: CMU-MOSEI 46.9, MELD 52.1, CAER 37.3; ours: not measured.
 """

@@ -3,7 +3,7 @@
 Views are stored variants (features of augmented clips) where the data set has them; else they are made of the features,
 by masking and noise (config.views).
 
-Command:  python -m launch.pretrain --config=configs/instance_cont.py --config.data.path=DATA/voxceleb2/1.0.0 --workdir=RUN
+Command:  conclugen pretrain --config=instance_cont --data=DATA/voxceleb2/1.0.0 --workdir=RUN
 Hardware: one GPU of 24 GiB or more, or a TPU host. Time: not measured.
 Score:    published, linear evaluation, weighted accuracy: CMU-MOSEI 41.2, MELD 46.3, CAER 34.6; ours: not measured.
 """

@@ -1,7 +1,6 @@
 """Linear evaluation of a pretraining checkpoint, with the paper's rates for MELD.
 
-Command:  python -m launch.downstream --config=configs/linear_evaluation.py --config.data.path=DATA/meld/1.0.0
-              --config.downstream.checkpoint=PRETRAINING_RUN --workdir=RUN
+Command:  conclugen downstream --config=linear_evaluation --data=DATA/meld/1.0.0 --checkpoint=PRETRAINING_RUN --workdir=RUN
           CAER:      --config.optimizer.learning_rate=6.1e-3 --config.optimizer.weight_decay=8.216e-2
           CMU-MOSEI: --config.optimizer.learning_rate=9.96e-3 --config.optimizer.weight_decay=7e-5
 Time:     not measured.

@@ -1,6 +1,6 @@
 """Multi-Cont: L_MMS alone on VoxCeleb2 features. The paper leaves its weight decay blank; here it is that of the others.
 
-Command:  python -m launch.pretrain --config=configs/multi_cont.py --config.data.path=DATA/voxceleb2/1.0.0 --workdir=RUN
+Command:  conclugen pretrain --config=multi_cont --data=DATA/voxceleb2/1.0.0 --workdir=RUN
 Hardware: one GPU of 24 GiB or more, or a TPU host. Time: not measured.
 Score:    published, linear evaluation, weighted accuracy: CMU-MOSEI 56.4, MELD 57.2, CAER 34.6; ours: not measured.
 """

@@ -1,7 +1,6 @@
 """Multi-Cont on video and text.
 
-Command:  python -m launch.pretrain --config=configs/multi_cont_without_audio.py --config.data.path=DATA/voxceleb2/1.0.0
-              --workdir=RUN
+Command:  conclugen pretrain --config=multi_cont_without_audio --data=DATA/voxceleb2/1.0.0 --workdir=RUN
 Hardware: one GPU of 24 GiB or more, or a TPU host. Time: not measured.
 Score:    published, linear evaluation, weighted accuracy: CMU-MOSEI 53.4, MELD 54.3, CAER 35.1; ours: not measured.
 """

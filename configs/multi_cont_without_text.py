@@ -1,7 +1,6 @@
 """Multi-Cont on video and audio. Any modality is left out by name, as here.
 
-Command:  python -m launch.pretrain --config=configs/multi_cont_without_text.py --config.data.path=DATA/voxceleb2/1.0.0
-              --workdir=RUN
+Command:  conclugen pretrain --config=multi_cont_without_text --data=DATA/voxceleb2/1.0.0 --workdir=RUN
 Hardware: one GPU of 24 GiB or more, or a TPU host. Time: not measured.
 Score:    published, linear evaluation, weighted accuracy: CMU-MOSEI 42.5, MELD 48.1, CAER 23.2; ours: not measured.
 """

@@ -1,7 +1,7 @@
 """ConCluGen for some hundred to some thousand clips, such as a data set of one's own: the whole method in smaller networks.
 
-Command:  python -m launch.pretrain --config=configs/small.py --config.data.path=DATA/mine/1.0.0 --workdir=RUN
-          A training split of less than 192 clips takes a smaller --config.train.batch_size: an epoch has three steps at least.
+Command:  conclugen pretrain --config=small --data=DATA/mine/1.0.0 --workdir=RUN
+          A training split of less than 192 clips takes a smaller --batch_size: an epoch has three steps at least.
 Hardware: two CPU cores, or any GPU. Time: not measured.
 Score:    not measured; the same sizes on digits: configs/demo.py, on RAVDESS: docs/ravdess.md.
 """

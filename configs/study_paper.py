@@ -1,10 +1,10 @@
 """The paper's full study: nine methods pretrained on VoxCeleb2, evaluated on CMU-MOSEI, MELD and CAER.
 
-Command:  python -m launch.study --config=configs/study_paper.py --study=runs/paper
+Command:  conclugen study --config=study_paper --study=runs/paper
           Data sets are expected in data/; elsewhere: --config.pretraining_path=DATA/voxceleb2/1.0.0
           --config.datasets.meld.path=DATA/meld/1.0.0 and so on (docs/datasets says how they are built).
 Hardware: one GPU of 24 GiB or more, or a TPU host. Time: not measured.
-Score:    published tables: launch.report shows them beside ours; ours: not measured.
+Score:    published tables: conclugen report shows them beside ours; ours: not measured.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """All methods on RAVDESS features of two modalities, facial action units and sound; split by actor, eight emotions.
 
-Command:  python -m launch.study --config=configs/study_ravdess.py --study=runs/ravdess
+Command:  conclugen study --config=study_ravdess --study=runs/ravdess
               --config.pretraining_path=DATA/ravdess/1.0.0 --config.datasets.ravdess.path=DATA/ravdess/1.0.0
 Hardware: two CPU cores. Time and score: see docs/ravdess.md.
 """

@@ -1,6 +1,6 @@
 """Supervised baseline: the network of linear evaluation from random weights, encoder trained too.
 
-Command:  python -m launch.downstream --config=configs/supervised.py --config.data.path=DATA/meld/1.0.0 --workdir=RUN
+Command:  conclugen downstream --config=supervised --data=DATA/meld/1.0.0 --workdir=RUN
 Time:     not measured.
 Score:    published accuracy: CMU-MOSEI 57.88, CAER 34.43, MELD 55.97; ours: not measured.
 """

@@ -1,1 +1,1 @@
-"""What runs survive: real commands with seeded faults. ``make faults``, docs/reliability.md."""
+"""Do seeded harm to real commands and check what they survive: ``make faults``, docs/reliability.md."""

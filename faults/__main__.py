@@ -1,7 +1,7 @@
 """Run the fault suite: python -m faults --report=docs/reliability_table.md
 
-Ends by itself after about --budget seconds (780), shared by the groups. The exit code is 1 if anything was lost; then the
-folders of these attempts are kept and named.
+The suite takes about --budget seconds (780), shared by the groups. If anything was lost, the exit code is 1 and the folders of
+these attempts are kept and named.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Numbers that go bad, and data that is too small."""
+"""Numbers that become NaN, and data that is too small."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from faults.harness import Place, Tally, differences, refusal, state_of
 def _features(
     place: Place, name: str, num: int, *, constant: bool = False, classes: int = 2, greatest: float = 0.0
 ) -> Path:
-    """A built data set of a few examples of two modalities; its first modality may be the same in all rows, or one row huge."""
+    """Build a data set of a few examples of two modalities; the first may be constant, or have one huge row."""
     source, rng = place.folder / f"{name}source", np.random.default_rng(place.random.getrandbits(32))
     source.mkdir()
     ids = [f"clip{i}" for i in range(num)]
@@ -29,7 +29,7 @@ def _features(
 
 
 def numbers(place: Place, seconds: float) -> Iterator[Tally]:
-    """Numbers that go bad, and data that is too small."""
+    """Train on degenerate data, at a huge rate, and with steps to skip."""
     small = {
         "a column that is the same in all rows": {"num": 40, "constant": True},
         "examples of one class only": {"num": 40, "classes": 1},

@@ -10,7 +10,7 @@ from faults.harness import Place, Tally, files_of, refusal, until, within
 
 
 def disk(place: Place, seconds: float) -> Iterator[Tally]:
-    """Disks that are full, read-only or gone."""
+    """Fill the disk, make it read-only, or remove the workdir."""
     tally = Tally("disk full during build (no file beyond a size), then repeated")
 
     def full_build(rng: random.Random) -> None:
@@ -56,7 +56,7 @@ def disk(place: Place, seconds: float) -> Iterator[Tally]:
 
 
 class _small_disk:
-    """A tmpfs at a workdir, where that is allowed; entering gives a function that makes room."""
+    """Mount a small tmpfs at a workdir, where that is allowed; entering returns a function that makes room."""
 
     def __init__(self, place: Place, name: str, size: int):
         self._path, self._size = place.folder / name, size

@@ -1,4 +1,4 @@
-"""Outside files, mutated: bytes flipped, cut, doubled, spliced with what readers trip over, and random ones."""
+"""Mutate outside files: flip, cut, double and splice bytes, and insert what readers trip over."""
 
 import dataclasses
 import itertools
@@ -31,7 +31,7 @@ TOKENS = (
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A content with one to four changes, or none of it."""
+    """Return a content with one to four changes, or rarely random bytes instead."""
     if rng.random() < 0.02:
         return rng.randbytes(rng.randrange(200))
     content = bytearray(data)
@@ -52,7 +52,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def _everything(request: Request) -> Callable[[], Any]:
-    """Reader of a small source, one of whose files is mutated: everything in it is read."""
+    """Return a reader of everything in a small source, one of whose files is mutated."""
 
     def read() -> None:
         source = formats.open_source(request)
@@ -64,7 +64,7 @@ def _everything(request: Request) -> Callable[[], Any]:
 
 
 def _tables(folder: Path, kind: str) -> tuple[Path, Request]:
-    """Features with ids and labels: the file to be mutated, and how the source is opened."""
+    """Write features with ids and labels; return the file to mutate and the request that opens the source."""
     ids, splits = [f"clip{i}" for i in range(8)], ["train"] * 6 + ["test"] * 2
     x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     columns = {"split": splits, "label": [i % 2 for i in range(8)], "group": ids}
@@ -86,7 +86,7 @@ def _tables(folder: Path, kind: str) -> tuple[Path, Request]:
 
 
 def _csd(folder: Path, kind: str) -> tuple[Path, Request]:
-    """Sequences and labels of three videos of CMU-MOSI, one of each fold."""
+    """Write sequences and labels of three videos of CMU-MOSI, one of each fold."""
     import h5py
 
     videos, intervals = ("03bSnISJMiM", "c5xsKMxpXnc", "tmZoasNr4rU"), np.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
@@ -100,7 +100,7 @@ def _csd(folder: Path, kind: str) -> tuple[Path, Request]:
 
 
 def _authors(folder: Path, _kind: str) -> tuple[Path, Request]:
-    """Tree of the authors' code with its annotations in YAML."""
+    """Write a tree of the authors' code with its annotations in YAML."""
     tree = {"train": ["dia0_utt0", "dia0_utt1"], "val": ["dia0_utt0"], "test": ["dia7_utt3"]}
     lines = []
     for split, names in tree.items():
@@ -119,11 +119,11 @@ SOURCES: dict[str, Callable[[Path, str], tuple[Path, Request]]] = {
     **dict.fromkeys(("csd", "csd labels"), _csd),
     "annotations": _authors,
 }
-"""Kinds that are read as part of a source, and what writes a valid one."""
+"""Kinds that are read as part of a source, each with what writes a valid one."""
 
 
 def _mmsa(folder: Path) -> tuple[bytes, Callable[[], Any]]:
-    """A pickle of MMSA: its content, and its conversion."""
+    """Return the content of a pickle of MMSA, and what converts it."""
     clips = {"id": ["a$_$0", "b$_$1"], "text": np.ones((2, 2, 3), np.float32), "audio": np.ones((2, 2, 1), np.float32)}
     content = pickle.dumps({"train": {**clips, "regression_labels": np.zeros(2, np.float32)}}, 4)
 
@@ -135,7 +135,7 @@ def _mmsa(folder: Path) -> tuple[bytes, Callable[[], Any]]:
 
 
 def _export(folder: Path, run: Path, kind: str) -> tuple[Path, Callable[[], Any]]:
-    """Weights to share: the file to be mutated, and the import of both. The hash of weights is made to fit."""
+    """Export weights; return the file to mutate and the import of both, which first makes the hash of the weights fit."""
     if not (folder / "export").exists():
         exchange.export_weights(run, folder / "export")
     facts = folder / "export" / exchange.EXPORT
@@ -161,7 +161,7 @@ CHECKPOINT_FILES = (
 
 
 def _checkpoint(folder: Path, run: Path, name: str) -> tuple[Path, Callable[[], Any]]:
-    """A file of a checkpoint, and the restoring of it. The hashes of its files are made to fit, as an attacker would."""
+    """Return a file of a checkpoint and what restores it, after making the hashes fit as an attacker would."""
     step = max(int(p.name) for p in (run / checkpoint.FOLDER).iterdir() if p.name.isdecimal())
     copy = folder / checkpoint.FOLDER / str(step)
     if not copy.exists():
@@ -183,7 +183,7 @@ ALONE: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
     "subtitles": ("words.srt", SUBTITLES, subtitles.read),
     "intervals": ("words.csv", b"start,end,text\n0,1.5,hello\n2,3,you\n", subtitles.read),
 }
-"""Kinds that are read alone: file, content, reader."""
+"""Kinds that are read alone: name of the file, content, reader."""
 
 KINDS = (
     *("manifest", "configuration", "metrics log", "bad steps"),
@@ -197,13 +197,13 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A file that a reader reads.
+    """A file to mutate and its reader.
 
     Attributes:
-      path: of the file.
-      valid: its content.
-      read: reads it.
-      renew: makes the files beside it anew; a reader may have left something there.
+      path: path of the file.
+      valid: its valid content.
+      read: function that reads it.
+      renew: function that writes the files beside it again, since a reader may leave some.
     """
 
     path: Path
@@ -213,7 +213,7 @@ class Target:
 
 
 def target(kind: str, folder: Path, run: Path) -> Target:
-    """The file of a kind, in a folder of its own; ``run``: a whole run, whose files are taken as valid ones."""
+    """Return the file of a kind in a folder of its own; the finished run ``run`` provides valid files."""
     files = {"manifest": "data.json", "configuration": "config.json", "metrics log": "metrics.jsonl"}
     if kind in files or kind == "bad steps":
         valid = (run / files[kind]).read_bytes() if kind in files else b'{"step": 3, "ids": []}\n{"step": 4}\n'
@@ -248,7 +248,7 @@ def target(kind: str, folder: Path, run: Path) -> Target:
 
 
 def inputs(kind: str, folder: Path, place: Any) -> Iterator[tuple[bytes, Callable[[], Any]]]:
-    """Endless mutations of a kind of file: the content, and the reading of it."""
+    """Yield mutations of a kind of file without end: the content and the reader."""
     file = target(kind, folder, place.folder / "whole")
     for i in itertools.count(1):
         content = mutated(file.valid, place.random)

@@ -1,4 +1,4 @@
-"""The faults, by group: each a function of a place and of seconds that yields what became of its attempts."""
+"""The groups of faults. Each takes a place and a number of seconds, and yields the tallies of its attempts."""
 
 import json
 import os
@@ -31,14 +31,14 @@ from faults.soak import soak
 Group = Callable[[Place, float], Iterator[Tally]]
 
 LONG = 60.0
-"""Seconds that a group must have for attempts that take a minute each."""
+"""Seconds from which on a group tries what takes a minute an attempt."""
 
 AT_ONCE = 1.5
-"""How much longer a run takes beside another one."""
+"""Factor by which a run takes longer beside another one."""
 
 
 def kills(place: Place, seconds: float) -> Iterator[Tally]:
-    """kill -9 at moments spread over the whole command."""
+    """Kill commands at moments spread over their whole duration."""
     tally = Tally("kill -9 in pretraining: start, compilation, steps, probes, saves")
 
     def pretraining(rng: random.Random) -> None:
@@ -92,7 +92,7 @@ def kills(place: Place, seconds: float) -> Iterator[Tally]:
 
 
 def _study_kills(place: Place, seconds: float) -> Tally:
-    """kill -9 of a study of two pretraining runs and two linear evaluations, several times in a row."""
+    """Kill a study of two pretraining runs and two linear evaluations several times in a row."""
     tally = Tally("kill -9 in a study, three times, and its runs with it")
     config = place.folder / "study.py"
     config.write_text(STUDY.format(path=str(place.data)))
@@ -123,7 +123,7 @@ def _study_kills(place: Place, seconds: float) -> Tally:
 
 
 def without_place(tree: Any, name: str) -> str:
-    """Content as text, without the folder that it lies in."""
+    """Return content as text, without the name of its folder."""
     return json.dumps(tree, sort_keys=True).replace(name, "")
 
 
@@ -140,7 +140,7 @@ def _downstream(place: Place, name: str) -> list[str]:
 
 
 def signals(place: Place, seconds: float) -> Iterator[Tally]:
-    """SIGTERM, SIGINT and SIGUSR1 at any moment, once and twice."""
+    """Send SIGTERM, SIGINT and SIGUSR1 at any moment, once and twice."""
     once, twice = Tally("SIGTERM, SIGINT or SIGUSR1 at any moment"), Tally("the same twice in a row")
 
     def signalled(rng: random.Random) -> None:
@@ -169,7 +169,7 @@ def signals(place: Place, seconds: float) -> Iterator[Tally]:
 
 
 def _one_of_two(place: Place, seconds: float) -> Tally:
-    """SIGTERM or SIGINT to one of two processes that train together: both end, and go on together as if nothing was."""
+    """Send a signal to one of two processes that train together: both end, and resume together exactly."""
     tally = Tally("SIGTERM, SIGINT or SIGKILL to one of two processes")
     expected: dict[str, Any] = {}
 
@@ -198,7 +198,7 @@ def _one_of_two(place: Place, seconds: float) -> Tally:
 
 
 def checkpoints(place: Place, seconds: float) -> Iterator[Tally]:
-    """Every file of the newest checkpoint damaged in each way, in seeded order."""
+    """Damage every file of the newest checkpoint in each way, in seeded order."""
     tally = Tally("a file of the newest checkpoint flipped, truncated, zeroed or deleted")
     base = place.folder / "whole"
     newest = max(int(p.name) for p in (base / checkpoint.FOLDER).iterdir() if p.name.isdecimal())
@@ -237,7 +237,7 @@ def _damage(path: Path, content: bytes | None) -> None:
 
 
 def data(place: Place, seconds: float) -> Iterator[Tally]:
-    """Every file of a data set damaged in each way; two valid shards swapped."""
+    """Damage every file of a data set in each way, and swap two valid shards."""
     tally = Tally("a file of the data set flipped, truncated, zeroed or deleted")
     todo = [(p.name, way) for p in sorted(place.data.iterdir()) if p.is_file() for way in range(4)]
     place.random.shuffle(todo)
@@ -262,7 +262,7 @@ def data(place: Place, seconds: float) -> Iterator[Tally]:
 
 
 def together(place: Place, seconds: float) -> Iterator[Tally]:
-    """Two at once, and locks that were left."""
+    """Start two commands at once, and leave stale locks."""
     tally = Tally("two runs in one workdir: the second refused, the first unharmed")
     name = place.fresh()
     first = place.start(place.pretrain(name))
@@ -291,7 +291,7 @@ def together(place: Place, seconds: float) -> Iterator[Tally]:
 
 
 def readers(place: Place, seconds: float) -> Iterator[Tally]:
-    """Mutations of every kind of outside file, read in this process."""
+    """Read mutations of every kind of outside file in this process."""
     for kind in fuzz.KINDS:
         tally = Tally(f"fuzzed {kind}")
         end = time.monotonic() + seconds / len(fuzz.KINDS)
@@ -322,7 +322,7 @@ GROUPS: dict[str, tuple[Group, float]] = {
     "numbers": (bad_numbers.numbers, 0.8),
     "readers": (readers, 0.8),
 }
-"""Name -> (group, its share of the time)."""
+"""Groups by name, each with its share of the time."""
 
 EXTRA: dict[str, tuple[Group, float]] = {"soak": (soak, 1)}
-"""Groups that are tried only where they are named."""
+"""Groups that run only when they are named."""

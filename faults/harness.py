@@ -1,4 +1,4 @@
-"""Commands with faults, and what became of them: survived exactly, refused clearly, or LOST."""
+"""Start commands, do them harm, and count what they survived exactly, refused clearly, or LOST."""
 
 import concurrent.futures
 import dataclasses
@@ -62,14 +62,14 @@ def get_config():
 
 @dataclasses.dataclass
 class Tally:
-    """What became of the attempts at one fault.
+    """Count the outcomes of the attempts at one fault.
 
     Attributes:
-      fault: what was done.
-      survived: times a repeated command ended as if nothing had happened.
-      refused: times the command ended with one sentence that says why not.
-      lost: what happened in all other cases; must be empty.
-      went_on: how many of those that survived had a checkpoint in the middle to go on from.
+      fault: what was done to the command.
+      survived: times the repeated command left what an undisturbed one leaves.
+      refused: times the command ended with one sentence that says why.
+      lost: a description of every other outcome; must be empty.
+      went_on: how many of the survivors resumed from a checkpoint in the middle.
     """
 
     fault: str
@@ -83,7 +83,7 @@ class Tally:
         return self.survived + self.refused + len(self.lost)
 
     def count(self, outcome: str) -> None:
-        """Take ``survived``, ``refused``, or any other word as what was lost."""
+        """Count ``survived`` or ``refused``; note any other text as lost."""
         if outcome in ("survived", "refused"):
             setattr(self, outcome, getattr(self, outcome) + 1)
         else:
@@ -91,7 +91,7 @@ class Tally:
 
 
 class Place:
-    """A folder with a built data set, a configuration and an undisturbed run of it.
+    """Build a data set and train an undisturbed run on it, to compare others with.
 
     Args:
       folder: where the commands read and write.
@@ -136,7 +136,7 @@ class Place:
         ]
 
     def start(self, command: Sequence[str], *, largest_file: int = 0) -> subprocess.Popen:
-        """Start ``python -m COMMAND``; its output is kept. Writing beyond ``largest_file`` bytes fails, if that is not 0."""
+        """Start ``python -m COMMAND`` and keep its output; a ``largest_file`` limits the bytes of any file it writes."""
         limited = (
             ["bash", "-c", f'ulimit -f {largest_file // 1024}; trap "" XFSZ; exec "$@"', "bash"] if largest_file else []
         )
@@ -167,7 +167,7 @@ class Place:
         ]
 
     def run(self, command: Sequence[str], *, largest_file: int = 0) -> tuple[int, str]:
-        """Exit code and output of a command; -99 if it does not end in five minutes."""
+        """Run a command; return its exit code and output. The code is -99 if it does not end in five minutes."""
         process = self.start(command, largest_file=largest_file)
         try:
             out, _ = process.communicate(timeout=300)
@@ -182,23 +182,23 @@ class Place:
             raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{out}")
 
     def fresh(self, rng: random.Random | None = None) -> str:
-        """Name of a workdir that is not there yet."""
+        """Return the name of a workdir that does not exist yet."""
         return f"run{(rng or self.random).getrandbits(40):010x}"
 
     def steps(self, name: str) -> list[int]:
-        """Steps of the checkpoints in a workdir."""
+        """Return the steps of the checkpoints in a workdir."""
         folder = self.folder / name / checkpoint.FOLDER
         return [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
 
     def count_resumed(self, tally: Tally, name: str, *options: str) -> None:
-        """Repeat a command that was stopped and count what comes of it."""
+        """Repeat a command that was stopped and count the outcome."""
         steps = self.steps(name)
         outcome = self.resumes_exactly(name, *options)
         tally.went_on += outcome == "survived" and 0 < max(steps, default=0) < self.last_step
         tally.count(outcome)
 
     def resumes_exactly(self, name: str, *options: str, data: Path | None = None, says: str = "") -> str:
-        """Repeat the command: ``survived`` if it ends like the undisturbed run and said so, ``refused`` if it says why not."""
+        """Repeat the command. Return ``survived`` if it ends like the undisturbed run, ``refused`` if it says why it cannot."""
         code, out = self.run(self.pretrain(name, *options, data=data))
         if code == 0:
             different = differences(state_of(self.folder / name), self.expected)
@@ -210,13 +210,13 @@ class Place:
 
 
 def refusal(code: int, out: str) -> str:
-    """``refused`` if a command ended as a mistake should: code 2, one sentence, no traceback; else empty."""
+    """Return ``refused`` if a command ended with code 2, one sentence and no traceback; else an empty string."""
     clear = code == 2 and "Traceback" not in out and out.strip().splitlines()[-1].startswith("error: ")
     return "refused" if clear else ""
 
 
 def state_of(workdir: Path) -> dict[str, Any]:
-    """Everything that a run leaves: arrays of the newest checkpoint by path, and the log without its times."""
+    """Return everything that a run leaves: the arrays of the newest checkpoint by path, and the logs without times."""
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         tree, info = saved.restore_tree(saved.find("newest"))
     found = {"info": info, **{f"state{path}": x for path, x in _leaves(tree)}}
@@ -240,7 +240,7 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """What differs between two runs, bit for bit."""
+    """Return the keys of what differs between two runs, bit for bit."""
 
     def same(x: Any, y: Any) -> bool:
         if isinstance(x, np.ndarray):
@@ -251,7 +251,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def until(process: subprocess.Popen, seconds: float) -> bool:
-    """Wait so long, or until the process has ended; whether it still runs."""
+    """Wait some seconds, or until the process ends; return whether it still runs."""
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -260,7 +260,7 @@ def until(process: subprocess.Popen, seconds: float) -> bool:
 
 
 def stopped(process: subprocess.Popen, number: int, limit: float = 30.0) -> tuple[int, str, float]:
-    """Send a signal; exit code, output, and seconds until the end (-99 beyond the limit)."""
+    """Send a signal; return exit code (-99 beyond the limit), output, and the seconds until the process ended."""
     start = time.monotonic()
     process.send_signal(number)
     try:
@@ -272,7 +272,7 @@ def stopped(process: subprocess.Popen, number: int, limit: float = 30.0) -> tupl
 
 
 def damages(data: bytes, rng: random.Random) -> dict[str, bytes | None]:
-    """A file's content damaged in each way; ``None``: the file is deleted."""
+    """Return a file's content damaged in each way; ``None`` means that the file is deleted."""
     flipped = bytearray(data)
     if data:
         flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -287,9 +287,9 @@ def damages(data: bytes, rng: random.Random) -> dict[str, bytes | None]:
 def within(
     place: Place, tally: Tally, seconds: float, action: Callable[[random.Random], None], most: int, at_once: int = 2
 ) -> None:
-    """Repeat an action, some at a time, until the time is over, at least once and at most so many times.
+    """Repeat an action, ``at_once`` at a time, at least once and at most ``most`` times, until the time is over.
 
-    Each attempt has random numbers of its own, which follow from the seed, the fault and the attempt's number.
+    Each attempt draws from its own random numbers, seeded by the seed, the fault and the attempt's number.
     """
     end, numbers, lock = time.monotonic() + seconds, iter(range(most)), threading.Lock()
 
@@ -307,7 +307,7 @@ def within(
 
 
 def table(tallies: Sequence[Tally]) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     lines = ["| fault | tried | survived exactly | refused clearly | LOST |", "|---|---|---|---|---|"]
     for t in tallies:
         survived = f"{t.survived} ({t.went_on} from a checkpoint in the middle)" if t.went_on else str(t.survived)

@@ -1,4 +1,4 @@
-"""Training without an end, killed at random: memory and open files stay flat, the log complete."""
+"""Train without end under random kills: memory and open files stay flat, the log stays complete."""
 
 import json
 import time
@@ -14,7 +14,7 @@ MOST_MIB_PER_MINUTE, MOST_FILES_PER_MINUTE = 4.0, 1.0
 
 
 def soak(place: Place, seconds: float) -> Iterator[Tally]:
-    """One long life at first, half of the time, then kills and signals at random."""
+    """Train undisturbed for half of the time, then under random kills and signals."""
     name, end = place.fresh(), time.monotonic() + seconds
     # TensorStore keeps a tenth of a MiB of every save (docs/reliability.md), and there are some fifty of these epochs a second.
     options = ["num_epochs=1000000", "online_probe.every_epochs=100", "checkpoint.every_epochs=500"]
@@ -51,13 +51,13 @@ def soak(place: Place, seconds: float) -> Iterator[Tally]:
 
 
 def _usage(process: int) -> tuple[float, int]:
-    """Resident set in MiB and number of open files."""
+    """Return the resident set in MiB and the number of open files."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     return int(lines["VmRSS"].split()[0]) / 1024, len(list(Path(f"/proc/{process}/fd").iterdir()))
 
 
 def _slopes(samples: list[tuple[float, float, int]]) -> tuple[float, float]:
-    """Growth a minute of both, by least squares."""
+    """Return the growth of both per minute, by least squares."""
     if len(samples) < 3:
         return float("nan"), float("nan")
     t, memory, files = np.array(samples).T

@@ -23,7 +23,7 @@ from configs import base
 
 ROOT = Path(__file__).parent.parent
 SHARED_DATA = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data"
-"""Real files that may not be copied into the project; tests on them are left out where they are not."""
+"""Folder of real files that may not be copied into the project; without it the tests that read them are skipped."""
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no folder of real data (CONCLUGEN_SHARED)")
 
@@ -32,7 +32,7 @@ QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 
 
 def close(actual: Any, expected: Any, relative: float = 1e-4) -> bool:
-    """Largest difference relative to the largest expected value: the yardstick of the golden numbers."""
+    """Return whether the largest difference is small relative to the largest expected value."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     scale = max(np.abs(expected).max(initial=0), 1e-6)
@@ -40,7 +40,7 @@ def close(actual: Any, expected: Any, relative: float = 1e-4) -> bool:
 
 
 def tree_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """Arrays whose key begins with ``prefix/`` as nested float32 dicts."""
+    """Return the arrays whose key begins with ``prefix/`` as nested dicts of float32."""
     flat = {
         k.removeprefix(f"{prefix}/"): jnp.asarray(v, jnp.float32)
         for k, v in arrays.items()
@@ -50,7 +50,7 @@ def tree_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    """Leaves by path."""
+    """Return the leaves of a tree by path; random keys as their data."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(
             jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
@@ -60,7 +60,7 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 
 def assert_same_bits(a: Any, b: Any) -> None:
-    """Two trees are equal bit for bit."""
+    """Assert that two trees are equal bit for bit."""
     a, b = flat(a), flat(b)
     assert a.keys() == b.keys()
     different = [k for k in a if a[k].dtype != b[k].dtype or a[k].tobytes() != b[k].tobytes()]
@@ -68,7 +68,7 @@ def assert_same_bits(a: Any, b: Any) -> None:
 
 
 def fed(batches: feed.Feed, first_step: int = 0) -> Iterator[tuple[loop.Dispatch, Any]]:
-    """What the steps of each dispatch take: (dispatch, rows [num_steps, batch_size, ...]), in the order of the batch."""
+    """Yield each dispatch with the rows of its steps: leaves [num_steps, batch_size, ...], in the order of the batch."""
 
     def all_steps(table, position, rows):
         return jax.vmap(batches.batches_of(table, position, rows))(jnp.arange(max(batches.lengths)))
@@ -84,7 +84,7 @@ def fed(batches: feed.Feed, first_step: int = 0) -> Iterator[tuple[loop.Dispatch
 
 
 def log_without_times(workdir) -> list[dict[str, Any]]:
-    """metrics.jsonl less what depends on the clock."""
+    """Return the records of metrics.jsonl without what depends on the clock."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in r.items() if k != "examples_per_second"} for r in records]
 
@@ -181,7 +181,7 @@ class Faces:
 
 
 def tiny_config(path: str = "", **changes: Any):
-    """The base configuration at a size that compiles and runs in seconds, for the data of :class:`Faces`."""
+    """Return the base configuration at a size that compiles and runs in seconds, for the data of :class:`Faces`."""
     config = base.get_config()
     config.update_from_flattened_dict(
         {

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: left out exactly, named, and at most so many in a row."""
+"""Steps whose loss or gradient is not finite are skipped exactly and named, up to a limit in a row."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def with_bad_row():
-    """A context in which a row of the training split has a NaN, which the builder would have refused."""
+    """Return a context in which a row of the training split has a NaN, which the builder would reject."""
     read = shards.ShardStream.rows
 
     def rows(self, indices, variants=None):
@@ -56,7 +56,7 @@ def bad_row(with_bad_row):
 
 @pytest.fixture(scope="module")
 def bad_run(data, with_bad_row, tmp_path_factory):
-    """A run over the bad row, in which clustering joins in the second epoch: its last state, its folder and what it said."""
+    """Train over the bad row, with clustering from the second epoch on; return the last state, the folder and the output."""
     folder, said = tmp_path_factory.mktemp("bad"), io.StringIO()
     with with_bad_row(), contextlib.redirect_stderr(said):
         state = pretrain.pretrain(config_of(data, clustering__start_epoch=1), folder, devices=DEVICES)

@@ -214,11 +214,11 @@ def test_the_example_of_the_documentation(tmp_path):
     text = (ROOT / "docs/datasets/features.md").read_text()
     program = text.split("```python\n")[1].split("```")[0]
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    line = text.split("```\npython -m ")[1].split("\n")[0]
-    module, *flags = line.split()  # python -m launch.build_dataset ...
+    line = text.split("```\nconclugen ")[1].split("\n")[0]
+    name, *flags = line.split()
     flags = [flag.replace("=mine", f"={tmp_path}/mine") if "--source" in flag else flag for flag in flags]
     flags = [f"--data_dir={tmp_path}/data" if "--data_dir" in flag else flag for flag in flags]
-    result = run(module, *flags)
+    result = run(name, *flags)
     manifest = manifest_lib.read(tmp_path / "data/mine/1.0.0")
     assert {s: f["num_examples"] for s, f in manifest.splits.items()} == {"train": 34, "validation": 33, "test": 33}
     assert manifest.modalities == {"audio": 128, "video": 512}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.data import builders, formats, place, workers
+from conclugen_jax.data import assembly, builders, formats, place, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
@@ -273,7 +273,7 @@ def test_only_a_full_disk_asks_for_space(tmp_path, monkeypatch, number, way):
     def fail(*args):
         raise OSError(number, os.strerror(number), "there")
 
-    monkeypatch.setattr(builders, "_place", fail)
+    monkeypatch.setattr(assembly, "_place", fail)
     expected = (
         rf"^there: cannot write the data set \({re.escape(os.strerror(number))}\); {way} choose another --data_dir$"
     )

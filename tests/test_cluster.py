@@ -33,15 +33,15 @@ def container():
 
 
 def launched(script):
-    """The arguments of the launcher that a shell script starts: from ``-m`` on."""
-    [line] = [x for x in script.replace("\\\n", " ").splitlines() if " -m launch." in x]
+    """The arguments of ``conclugen`` in a shell script."""
+    [line] = [x for x in script.replace("\\\n", " ").splitlines() if "/conclugen pretrain " in x]
     words = shlex.split(line)
-    return words[words.index("-m") + 1 :]
+    return words[words.index(".venv/bin/conclugen") + 1 :]
 
 
 COMMANDS = {
     "slurm": lambda: launched(slurm()),
-    "jobset": lambda: container()[1]["command"][2:],
+    "jobset": lambda: container()[1]["command"][1:],
     "sky": lambda: launched(sky()["run"]),
 }
 
@@ -55,8 +55,8 @@ def test_shell_scripts_can_be_parsed(script):
 
 def test_the_launcher_takes_every_argument():
     for name, words in COMMANDS.items():
-        module, *arguments = words()
-        command = app.load(module.removeprefix("launch.")).command
+        program, *arguments = words()
+        command = app.load(program).command
         command.parse(arguments)
         assert command.flags.distributed == "auto"
         assert command.config.train.batch_size % 16 == 0  # devices

@@ -23,7 +23,7 @@ COMMANDS = [
     for name, blocks in BLOCKS.items()
     for block in blocks
     for line in block.replace("\\\n", " ").splitlines()
-    if line.strip().startswith("python -m")
+    if line.strip().startswith("conclugen ")
 ]
 
 
@@ -37,8 +37,8 @@ BUILD = flags("build_dataset")
 
 def test_commands_have_modules_and_flags_that_exist():
     assert len(COMMANDS) > 8
-    for page, (_, _, module, *arguments) in COMMANDS:
-        known = flags(module.removeprefix("launch."))
+    for page, (_, command, *arguments) in COMMANDS:
+        known = flags(command)
         for argument in arguments:
             name, _, value = argument.removeprefix("--").partition("=")
             assert name.replace("-", "_") in known, (page, argument)

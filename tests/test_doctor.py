@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax.commands import checks as doctor
 from conclugen_jax.data import builders
+from conclugen_jax.pretrain import checks as doctor
 from configs import base
 from tests.helpers import Faces, run
 

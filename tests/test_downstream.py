@@ -16,7 +16,7 @@ from conclugen_jax.evaluate import classifier, downstream, probe, task
 from conclugen_jax.evaluate import encoder as encoder_lib
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint
-from conclugen_jax.train import parallel
+from conclugen_jax.train import optimizer
 from tests.helpers import Faces, assert_same_bits, tiny_config
 
 DEVICES = jax.devices()[:2]
@@ -140,18 +140,17 @@ def test_frozen_parameters_stay_bit_for_bit(data):
     # The encoder is put among the parameters of a run that trains the classifier only.
     config = settings(data, "", downstream__protocol="supervised", train__num_epochs=1)
     trainable = ("classifier/.*", "representation/text/.*")
-    optimizer, schedule = downstream.optimizer_lib.from_config(config, 4, trainable)
+    adamw, schedule = optimizer.from_config(config, 4, trainable)
     manifest = shards.open_dataset(data).manifest
     encoder = encoder_lib.from_config(config, manifest)
-    made = task.create(config, manifest.label, encoder.model, True, np.arange(8) % 4, parallel.AXIS)
-    state = classifier.fresh_state(config, made, encoder.dims, optimizer, encoder.variables)
+    made = task.create(config, manifest.label, encoder=encoder.model)
+    state = classifier.fresh_state(config, made, encoder.dims, adamw, encoder.variables)
     rows = batches.open_split(shards.open_dataset(data), "train", config.data.modalities, tier="host").rows(
         np.arange(16)
     )
-    made = made._replace(classifier=made.classifier.clone(axis_name=None))
-    after, _ = jax.jit(
-        lambda s, b: classifier.downstream_step(s, b, task=made, optimizer=optimizer, schedule=schedule)
-    )(state, rows)
+    after, _ = jax.jit(lambda s, b: classifier.downstream_step(s, b, task=made, optimizer=adamw, schedule=schedule))(
+        state, rows
+    )
     for m in ("video", "audio"):
         assert_same_bits(after.params["representation"][m], state.params["representation"][m])
     for part in (after.params["representation"]["text"], after.params["classifier"]):
@@ -161,14 +160,14 @@ def test_frozen_parameters_stay_bit_for_bit(data):
 
 def test_dropout_differs_from_step_to_step(data, pretrained):
     config = settings(data, pretrained)
-    optimizer, schedule = downstream.optimizer_lib.from_config(config, 4, ("nothing",))
+    adamw, schedule = optimizer.from_config(config, 4, ("nothing",))
     manifest = shards.open_dataset(data).manifest
     encoder = encoder_lib.from_config(config, manifest)
-    made = task.create(config, manifest.label, encoder.model, False, np.arange(8) % 4, None)
-    state = classifier.fresh_state(config, made, encoder.dims, optimizer, encoder.variables)
+    made = task.create(config, manifest.label)
+    state = classifier.fresh_state(config, made, encoder.dims, adamw, encoder.variables)
     x = {m: np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32) for m in encoder.modalities}
     batch = {"features": x, "present": {m: np.ones(16, bool) for m in x}, "label": np.arange(16) % 4}
-    step = jax.jit(lambda s: classifier.downstream_step(s, batch, task=made, optimizer=optimizer, schedule=schedule))
+    step = jax.jit(lambda s: classifier.downstream_step(s, batch, task=made, optimizer=adamw, schedule=schedule))
     first, metrics = step(state)
     _, later = step(first)
     assert metrics["loss"] == step(state)[1]["loss"] != later["loss"]

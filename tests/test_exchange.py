@@ -14,7 +14,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, exchange, probe
-from conclugen_jax.run import checkpoint
+from conclugen_jax.run import checkpoint, trees
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from tests.helpers import Faces, assert_same_bits, tiny_config
@@ -86,7 +86,7 @@ def test_round_trip_bit_for_bit(run, export, imported, config, tmp_path):
     facts = json.loads((export / "export.json").read_text())
     assert again.step == facts["step"] == 8
     assert again.weights == hashlib.sha256((export / "weights.safetensors").read_bytes()).hexdigest()
-    assert again.parameters == checkpoint.fingerprint(variables["params"])
+    assert again.parameters == trees.fingerprint(variables["params"])
     assert facts["data_set"]["name"] == "faces"
 
 
@@ -240,19 +240,22 @@ def nested(depth):
 
 CONFIGURATION = "the configuration cannot be used"
 BAD_FACTS = {
-    "other format": (put("format", "zip"), "not an export of format"),
-    "later version": (put("format_version", 2), "not an export of format"),
-    "version by name": (put("format_version", "1"), "not an export of format"),
-    "no step": (put("step", ...), "'step' is missing"),
-    "step that is true": (put("step", True), "'step' is missing or of another type than int"),
-    "step that is text": (put("step", "8"), "'step' is missing or of another type than int"),
-    "negative step": (put("step", -1), "'step' is -1"),
-    "step too large": (put("step", 2**31), "'step' is 2147483648"),
-    "no configuration": (put("config", []), "'config' is missing or of another type than dict"),
-    "no section": (put("config.model", ...), f"{CONFIGURATION} .config.model.bottleneck is missing"),
-    "section is a list": (put("config.loss", [1]), f"{CONFIGURATION} .config.loss.contrastive_weight is missing"),
-    "size as text": (put("config.model.representation_dim", "32"), "representation_dim is missing or of another type"),
-    "size as fraction": (put("config.model.projection_dim", 16.0), "projection_dim is missing or of another type"),
+    "other format": (
+        put("format", "zip"),
+        "not as expected .Invalid enum value 'zip' - at `[$].format`.*an export of version 1",
+    ),
+    "later version": (put("format_version", 2), "not as expected .* at `[$].format_version`"),
+    "version by name": (put("format_version", "1"), "not as expected .* at `[$].format_version`"),
+    "no step": (put("step", ...), "missing required field `step`"),
+    "step that is true": (put("step", True), "Expected `int`, got `bool` - at `[$].step`"),
+    "step that is text": (put("step", "8"), "Expected `int`, got `str` - at `[$].step`"),
+    "negative step": (put("step", -1), "Expected `int` >= 0 - at `[$].step`"),
+    "step too large": (put("step", 2**31), "Expected `int` <= 2147483647 - at `[$].step`"),
+    "no configuration": (put("config", []), "Expected `object`, got `array` - at `[$].config`"),
+    "no section": (put("config.model", ...), f"{CONFIGURATION} .*missing required field `model`"),
+    "section is a list": (put("config.loss", [1]), f"{CONFIGURATION} .*got `array` - at `[$].loss`"),
+    "size as text": (put("config.model.representation_dim", "32"), "got `str` - at `[$].model.representation_dim`"),
+    "size as fraction": (put("config.model.projection_dim", 16.0), "got `float` - at `[$].model.projection_dim`"),
     "size out of range": (
         put("config.model.representation_dim", 2**40),
         "representation_dim is 1099511627776; it must",
@@ -265,11 +268,11 @@ BAD_FACTS = {
     ),
     "number too large": (
         put("config.model.norm_epsilon", 10**30),
-        "config.model.norm_epsilon is 10{30}; it must be less",
+        "config.model.norm_epsilon is 1e.30; it must be between",
     ),
     "unknown choice": (put("config.precision", "int4"), "config.precision is 'int4'; it must be one of"),
     "modality that is no name": (put("config.data.modalities", ["../video"]), "config.data.modalities is"),
-    "modality as number": (put("config.data.modalities", [3]), "config.data.modalities is"),
+    "modality as number": (put("config.data.modalities", [3]), "got `int` - at `[$].data.modalities.0.`"),
     "modality not of the data": (put("config.data.modalities", ["smell"]), "has no modality 'smell'"),
     "key with a dot": (put("config.train", {"a.b": 1}), CONFIGURATION),
     "fewer modalities": (put("config.data.modalities", ["video", "audio"]), "is not part of the model"),
@@ -277,7 +280,7 @@ BAD_FACTS = {
     "no manifest": (put("data", {}), "'data': damaged manifest .KeyError: 'format'"),
     "other manifest": (put("data.version", "2.0.0"), "'data' is not the manifest whose hash"),
     "size not of the manifest": (put("data.modalities.video", 25), "damaged manifest"),
-    "hash of the data is no text": (put("data_set.sha256", [1]), "'data' is not the manifest whose hash"),
+    "hash of the data is no text": (put("data_set.sha256", [1]), "got `array` - at `[$].data_set.sha256`"),
     "hash of the weights": (put("weights_sha256", "0" * 64), "not the file whose SHA-256"),
     "hash of the parameters": (put("parameters_sha256", "0" * 64), "not the parameters whose hash"),
     "deep configuration": (put("config.train", nested(600)), "nested too deeply|cannot be used"),
@@ -308,16 +311,16 @@ def refused(source, tmp_path, message):
 def test_not_json(export, tmp_path, text):
     source = shutil.copytree(export, tmp_path / "made")
     (source / "export.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    refused(source, tmp_path, "not valid JSON|not an export of format|nested too deeply")
+    refused(source, tmp_path, "not valid JSON|not as expected")
 
 
 @pytest.mark.parametrize("name", ["export.json", "weights.safetensors"])
 def test_a_file_is_missing(export, tmp_path, name):
     source = shutil.copytree(export, tmp_path / "made")
     (source / name).unlink()
-    refused(source, tmp_path, rf"{name}: (cannot be read|no such file)")
+    refused(source, tmp_path, rf"{name}: cannot be read")
     (source / name).mkdir()
-    refused(source, tmp_path, rf"{name}: (cannot be read|no such file)")
+    refused(source, tmp_path, rf"{name}: cannot be read")
 
 
 def header(content, change):

@@ -572,7 +572,7 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
 
     network = embedding.load(tmp_path / "run")
     _, rows = rows_of(data, "test")
-    expected = embedding.predict(network, rows["features"], rows["present"])["probability"][0]
+    expected = embedding.predictor(network)(rows["features"], rows["present"])["probability"][0]
     np.testing.assert_allclose(list(found["probability"].values()), expected, atol=1e-6)
     from PIL import Image
 
@@ -625,7 +625,7 @@ def test_commands_that_make_no_sense(videos, tmp_path):
         (["--dataset=clips", "--name=a", "--weights=/nowhere"], "No such file"),
         (
             ["--dataset=clips", "--name=a", f"--weights={__file__}"],
-            "convert it first with python -m launch.convert_weights",
+            "convert it first with conclugen convert_weights",
         ),
         (["--dataset=clips", "--name=a", "--speech=siri"], "error: speech recogniser 'siri' is unknown"),
         (["--dataset=clips", "--name=a", "--label=a", "--label=b"], "--label is there 2 times; write it once"),

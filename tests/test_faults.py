@@ -1,4 +1,4 @@
-"""A short form of the fault suite: every group, an attempt or two each. ``make faults`` is the long one."""
+"""Every group of the fault suite tries a fault or two; ``make faults`` is the long form."""
 
 import pytest
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.data import builders, formats, joined
+from conclugen_jax.data import assembly, builders, formats, joined
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
@@ -210,9 +210,9 @@ def test_bad_rows_are_refused_with_their_ids_or_dropped_and_listed(tmp_path):
     dataset, found = build(request, tmp_path / "data", drop_bad=True)
     assert list(found["train"]) == ["c0", "c1", "c3", "c4", "c6", "c8"]
     assert dataset.manifest.splits["train"]["dropped"] == 3
-    listed = list(csv.reader((dataset.path / builders.DROPPED).read_text().splitlines()))
+    listed = list(csv.reader((dataset.path / assembly.DROPPED).read_text().splitlines()))
     assert [row[:3] for row in listed] == [["split", "row", "id"], *(["train", str(i), f"c{i}"] for i in (2, 5, 7))]
-    assert builders.DROPPED in dataset.manifest.files
+    assert assembly.DROPPED in dataset.manifest.files
     with pytest.raises(ConclugenError, match="other examples"):
         build(request, tmp_path / "data")
 

@@ -1,4 +1,4 @@
-"""The feed of a training loop: the same rows on every tier, computed on the device or sent there in bounded parts."""
+"""The feed of a training loop gives the same rows on every tier, from a table on the device or sent in bounded parts."""
 
 import jax
 import numpy as np

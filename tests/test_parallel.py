@@ -21,7 +21,7 @@ N, STEPS = 64, 20
 
 @pytest.fixture(scope="module", params=["complete", "missing"])
 def runs(request):
-    """Twenty SGD steps on one and on eight devices, with all modalities and with many missing."""
+    """Train twenty SGD steps on one and on eight devices, with all modalities and with many missing."""
     config = tiny_config(
         train__batch_size=N, clustering__queue_batches=2, optimizer__name="sgd", optimizer__learning_rate=0.05
     )
@@ -92,7 +92,7 @@ def train(config, table, indices, num_devices):
 
 
 def rows_of_table(table, position, indices):
-    """Rows of the steps of a dispatch, by indices [steps, n] of the table."""
+    """Return what gathers the rows of a step, by indices [steps, n] of the table."""
     return lambda i: feed.take_rows(table, indices[i], {})
 
 

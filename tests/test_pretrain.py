@@ -33,7 +33,7 @@ def config(data):
 
 @pytest.fixture(scope="module")
 def uninterrupted(config, tmp_path_factory):
-    """Runs that nothing interrupted, by tier: four epochs of four steps, clustering from the third epoch on."""
+    """Return uninterrupted runs by tier: four epochs of four steps, clustering from the third epoch on."""
     runs = {}
 
     def run(tier):

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conclugen_jax.data import builders, formats, records, shards, workers
+from conclugen_jax.data import builders, checks, formats, parts, records, shards, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.joined import JoinedSource
@@ -90,7 +90,7 @@ def test_serialised_as_tfds_would(tmp_path):
     source = Parted((6, 1, 1), kind="multi", missing=0.5, variants=2)
     features = records.record_features(source.spec)
     theirs = example_serializer.ExampleSerializer(features.get_serialized_info())
-    checker = records._Checker(source.spec, "train", first_split=True)
+    checker = checks.Checker(source.spec, "train", first_split=True)
     for row, example in enumerate(source.examples("train")):
         record = checker.record(row, example)
         parse = tf_example_pb2.Example.FromString
@@ -163,7 +163,7 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
     job = workers.Job(source.spec, "train", 5, examples, tmp_path / "part", first_split=True)
     part = job.run()
     part.save(tmp_path / "facts.npz")
-    again = records.Part.load(tmp_path / "facts.npz", source.spec)
+    again = parts.Part.load(tmp_path / "facts.npz", source.spec)
     assert part.bad == again.bad
     assert part.bad[0][:2] == (9, "train4")
     assert part.converted == again.converted == {"audio float64": 1}
@@ -180,7 +180,7 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
 
 @pytest.mark.parametrize(("split", "expected"), [("train", (3, 24)), ("test", (1, 24))])
 def test_an_absent_modality_has_as_many_variants_as_one_that_is_there(split, expected):
-    checker = records._Checker(Parted(variants=3).spec, split, first_split=split == "train")
+    checker = checks.Checker(Parted(variants=3).spec, split, first_split=split == "train")
     for there in (np.ones(expected, np.float32), None):
         features = {"audio": np.zeros(16)} | ({} if there is None else {"video": there})
         vector = checker.record(0, Example("a", features, label=0))["features"]["video"]

@@ -5,6 +5,7 @@ import html.parser
 import json
 import re
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -16,14 +17,13 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.run import checkpoint
+from conclugen_jax.study.report import charts, report
 from conclugen_jax.study.report import embedding_map as report_map
 from conclugen_jax.study.report import figures as report_figures
 from conclugen_jax.study.report import published as report_published
 from conclugen_jax.study.report import reading as report_study
-from conclugen_jax.study.report import report
-from conclugen_jax.study.report import svg as report_svg
 from conclugen_jax.study.report import tables as report_tables
-from conclugen_jax.study.report.svg import Series
+from conclugen_jax.study.report.charts import Series
 from tests.browser import CHROMIUM, Browser
 from tests.helpers import Faces, tiny_config
 from tests.test_commands import run
@@ -335,7 +335,7 @@ def test_confusion_matrices_are_summed_and_normalised(page):
         "sentiment (cmu_mosei 1.0.0): numbers for labels, so no confusion matrix."
         in page.sections["confusion-matrices"]
     )
-    empty = Page(report_svg.confusion("t", [[0, 0], [1, 3]], ["a", "b"]))
+    empty = Page(charts.confusion("t", [[0, 0], [1, 3]], ["a", "b"]))
     assert "true a, predicted a: 0 of 0 (0.0 %)" in empty.figures["t"]
 
 
@@ -442,16 +442,21 @@ def test_nothing_is_loaded_from_elsewhere(page, written):
     assert "url(" not in style
     assert "@import" not in style
     for tag, attributes in page.tags:
-        assert tag not in ("link", "script", "iframe", "img", "object", "base")
-        assert not {"src", "srcset", "xlink:href", "style"} & set(attributes)
+        assert tag not in ("link", "script", "iframe", "img", "object", "base", "image", "metadata")
+        assert not {"src", "srcset", "xlink:href"} & set(attributes)
+        assert "(" not in attributes.get("style", "").replace("var(--", "")
+        assert attributes.get("clip-path", "url(#").startswith("url(#")
         assert attributes.get("href", "#").startswith("#")
         assert not any(name.startswith("on") for name in attributes)
     assert (
         "meta",
         {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'"},
     ) in page.tags
+    assert [tag for tag, _ in page.tags].count("style") == 1  # none of a figure, which would be the page's
+    assert {a["href"][1:] for tag, a in page.tags if tag == "a"} == set(page.sections) - {""}
     targets = {a["id"] for _, a in page.tags if "id" in a}
-    assert {a["href"][1:] for tag, a in page.tags if tag == "a"} == targets
+    used = {a["href"][1:] for _, a in page.tags if "href" in a}
+    assert used | {a["clip-path"][5:-1] for _, a in page.tags if "clip-path" in a} == targets
 
 
 def test_results_alone_make_a_report(study, tmp_path):
@@ -531,7 +536,7 @@ def test_damaged_results_are_named(name, data, tmp_path):
     tree = copy.deepcopy(results(data))
     DAMAGES[name](tree)
     (tmp_path / "results.json").write_text(json.dumps(tree))
-    with pytest.raises(ConclugenError, match=r"results\.json: damaged \(\w+: .*collect the study's results anew"):
+    with pytest.raises(ConclugenError, match=r"results\.json: not as expected \(.*\); .*collect its results again"):
         report.write(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
@@ -551,7 +556,7 @@ def test_damaged_files_are_named(study, tmp_path):
     with pytest.raises(ConclugenError, match=r"data\.json: damaged manifest"):
         report.write(folder)
     (folder / "results.json").write_text("[" * 100_000)
-    with pytest.raises(ConclugenError, match=r"results\.json: damaged"):
+    with pytest.raises(ConclugenError, match=r"results\.json: not valid JSON"):
         report.write(folder)
     with pytest.raises(ConclugenError, match="no method 'conclu'"):
         report.write(study, tmp_path / "new", maps=["conclu"])
@@ -568,18 +573,21 @@ def test_damaged_checkpoint_is_named(study, tmp_path):
     assert not (folder / "report.html").exists()
 
 
-def test_ticks_are_round_and_inside():
-    assert report_svg.ticks(0.47, 1.02) == [0.6, 0.8, 1.0] or report_svg.ticks(0.47, 1.02) == [
-        0.5,
-        0.6,
-        0.7,
-        0.8,
-        0.9,
-        1.0,
-    ]
-    assert report_svg.ticks(0, 100) == [0, 20, 40, 60, 80, 100]
-    assert report_svg.ticks(3, 3) == [3]
-    assert report_svg.ticks(-1e-9, 1e-9)[0] >= -1e-9
+def ticks(svg):
+    return re.findall("<text[^>]*>([^<]*)</text>", svg)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0.5, 1.0), ["1", "2", "step", "0.5", "0.6", "0.7", "0.8", "0.9", "1"]),
+        ((0.0, 100.0), ["1", "2", "step", "0", "20", "40", "60", "80", "100"]),
+        ((3.0, 3.0), ["1", "2", "step", "2.85", "2.9", "2.95", "3", "3.05", "3.1", "3.15"]),
+    ],
+)
+def test_ticks_are_round(values, expected):
+    series = [Series("a", 0, [(1, values[0], None, None), (2, values[1], None, None)], band=True)]
+    assert ticks(charts.line_chart("t", series, x_label="step", y_label="")) == expected
 
 
 def test_lines_stay_inside_their_figure():
@@ -590,22 +598,51 @@ def test_lines_stay_inside_their_figure():
         [(0, 0.0, 0.0, 0.0), (1, 0.0, 0.0, 0.0)],
     ):
         for band in (True, False):
-            svg = report_svg.line_chart("t", [Series("a", 3, points, band)], x_label="x", y_label="y")
-            path = re.search(r'<path d="(M[^"]*)" class="line"', svg)[1]
-            numbers = [tuple(map(float, p.split())) for p in path[1:].split("L")]
-            assert all(40 <= x <= 350 and 10 <= y <= 200 for x, y in numbers), path
+            svg = charts.line_chart("t", [Series("a", 3, points, band)], x_label="x", y_label="y")
+            path = re.search(r'<title>a</title>\s*<path d="M ([^"]*)"', svg)
+            numbers = [tuple(map(float, p.split())) for p in path[1].split("L")] if path else []
+            markers = re.findall(r"<title>a[:,] .*\n.*(?:\n.*){0,12}?<use [^>]*x=\"([\d.]+)\" y=\"([\d.]+)\"", svg)
+            assert len(markers) == len(points)
+            numbers += [tuple(map(float, place)) for place in markers]
+            assert all(40 <= x <= 350 and 10 <= y <= 200 for x, y in numbers), numbers
 
 
 def test_every_style_has_its_own_marker_and_dash():
-    drawn = {report_svg.swatch(k, line=True).replace(f"k{k % 10}", "") for k in range(20)}
+    drawn = {re.sub(r"k\d|m[0-9a-f]{10}", "", charts.swatch(k)) for k in range(20)}
     assert len(drawn) == 20
+
+
+def test_names_are_drawn_as_they_are():
+    """What looks like an id, a colour, a number or a formula in a name is not taken for the figure's own."""
+    name = '$x$ #c0de00 0.12345 id="m"'
+    svg = charts.line_chart("t", [Series(name, 0, [(1, 1.0, None, None)])], x_label=name, y_label=name)
+    assert ticks(svg).count(name) == 2
+    page = Page(svg)
+    assert page.figures["t"].count(name) == 3
+
+
+def test_the_same_results_make_the_same_page(written, study):
+    pages = [report.write(study, written[1], maps=["conclugen", "generative"]).files[0].read_bytes() for _ in range(2)]
+    assert pages[0] == pages[1]
+    assert len(pages[0]) < 1_000_000
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_without_an_optional_package_one_sentence_says_what_to_install(study, tmp_path, monkeypatch, package):
+    for name in ("figures", "page", "charts", "drawing"):
+        monkeypatch.delitem(sys.modules, f"conclugen_jax.study.report.{name}", raising=False)
+        monkeypatch.delattr(f"conclugen_jax.study.report.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConclugenError, match=rf"needs {package}; pip install 'conclugen_jax\[report\]'"):
+        report.write(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_command(study, tmp_path):
     result = run("launch.report", f"--study={study}", f"--output={tmp_path}/out", "--maps=")
     assert "10 of 12 runs done" in result.stdout
     assert (tmp_path / "out/report.html").exists()
-    assert "results.json: no such file" in run("launch.report", f"--study={tmp_path}", code=2).stderr
+    assert "results.json: cannot be read (No such file" in run("launch.report", f"--study={tmp_path}", code=2).stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to look at the page with")

@@ -23,6 +23,7 @@ from conclugen_jax.pretrain import recorder
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.study import search, search_space
+from conclugen_jax.study import trials as trials_lib
 from conclugen_jax.system import signals
 from tests.helpers import QUICK_COMPILATION, Faces, log_without_times, tiny_config
 
@@ -156,7 +157,7 @@ def test_the_default_space_has_what_the_authors_searched_where_it_is_used():
     assert space["model.representation_dim"] == {"choices": [8, 16, 32, 64]}
     assert space["clustering.num_clusters"] == {"low": 4, "high": 32, "log": True}
     assert space["clustering.queue_batches"]["high"] == 4  # fewer than an epoch has steps
-    for objective in search.OBJECTIVES:
+    for objective in search_space.OBJECTIVES:
         assert search_space.check(space, config, objective=objective, source="x").keys() == space.keys()
     generative = changed(config, loss__contrastive_weight=0.0, loss__clustering_weight=0.0)
     assert set(search_space.default(generative, steps_per_epoch=5)) == {
@@ -339,7 +340,7 @@ def test_a_full_disk_ends_the_search_not_the_trial(config, tmp_path, monkeypatch
         raise ConclugenError("metrics.jsonl: cannot be written; free space") from OSError(28, "No space left on device")
 
     monkeypatch.setattr(pretrain, "pretrain", disk_full)
-    for _ in range(2 * search.STARTS):
+    for _ in range(2 * trials_lib.STARTS):
         with pytest.raises(ConclugenError, match="free space"):
             run(config, tmp_path, 2)
     monkeypatch.setattr(pretrain, "pretrain", imagine)
@@ -375,48 +376,46 @@ def test_the_sampler_learns(config, tmp_path, imagined):
     assert np.mean(distance[-15:]) < 1.0  # 1.5 without learning
 
 
-def left_running(config, folder, times=1):
+@contextlib.contextmanager
+def opened(folder):
+    """The trials of a search that has begun."""
+    definition = json.loads((folder / trials_lib.DEFINITION).read_text())
+    with trials_lib.opened(folder, definition, ()) as trials:
+        yield trials
+
+
+def left_running(folder, times=1):
     """A trial that its process took and left: killed."""
-    definition = json.loads((folder / search.DEFINITION).read_text())
     for _ in range(times):
-        with search._opened(folder, definition, ()) as trials, contextlib.ExitStack() as owned:
-            trial = trials._left_behind(owned) or trials._new(10**6, owned)
+        with opened(folder) as trials:
+            trial = trials._ask(10**6)
     return trial
 
 
 def test_a_killed_trial_is_taken_up_first_and_given_up_after_several_kills(config, tmp_path, imagined):
     run(config, tmp_path, 1)
-    assert left_running(config, tmp_path).number == 1
+    assert left_running(tmp_path).number == 1
     assert not list((tmp_path / "trials").glob("*.lock"))
     result = run(config, tmp_path, 1)  # enough trials, but one is to be ended
     assert [t["state"] for t in result["trials"]][1] in ("finished", "pruned")
-    assert left_running(config, tmp_path, times=search.STARTS).number == 2
+    assert left_running(tmp_path, times=trials_lib.STARTS).number == 2
     result = run(config, tmp_path, 4)
     assert [t["number"] for t in result["trials"]] == [0, 1, 2, 3]
     assert result["trials"][2]["state"] == "failed"
     assert "killed 3 times after step 0" in result["trials"][2]["error"]
 
 
-def test_a_trial_killed_while_it_was_drawn_does_not_count(config, tmp_path, imagined):
-    run(config, tmp_path, 1)
-    definition = json.loads((tmp_path / search.DEFINITION).read_text())
-    with search._opened(tmp_path, definition, ()) as trials:
+def test_a_trial_killed_while_it_was_drawn_is_drawn_again(config, tmp_path, imagined):
+    whole = run(config, tmp_path / "whole", 3)
+    run(config, tmp_path / "killed", 1)
+    with opened(tmp_path / "killed") as trials:
         trials._study.ask()
-    result = run(config, tmp_path, 3)
-    assert [t["number"] for t in result["trials"]] == [0, 2, 3]
-    assert result["num_trials"] | {"finished": 0, "pruned": 0} == {
-        "finished": 0,
-        "pruned": 0,
-        "failed": 0,
-        "running": 0,
-    }
+    assert run(config, tmp_path / "killed", 3)["trials"] == whole["trials"]
 
 
 def test_a_trial_of_a_running_process_is_left_to_it(config, tmp_path, imagined):
     run(config, tmp_path, 1)
-    definition = json.loads((tmp_path / search.DEFINITION).read_text())
-    with search._opened(tmp_path, definition, ()) as trials, contextlib.ExitStack() as owned:
-        trials._new(10**6, owned)
+    with opened(tmp_path) as trials, trials.taken(10**6):
         result = run(config, tmp_path, 3)
     assert [t["state"] == "running" for t in result["trials"]] == [False, True, False]
 
@@ -445,7 +444,7 @@ def test_changed_data_is_refused(config, tmp_path, imagined):
 
 def test_a_database_that_is_none_is_named(config, tmp_path, imagined):
     run(config, tmp_path, 1)
-    (tmp_path / search.DATABASE).write_bytes(b"no database at all" * 100)
+    (tmp_path / trials_lib.DATABASE).write_bytes(b"no database at all" * 100)
     with pytest.raises(ConclugenError, match=r"search\.sqlite: cannot be read or written"):
         run(config, tmp_path, 2)
 
@@ -480,6 +479,8 @@ def test_a_folder_whose_name_no_database_can_have_is_refused(config, tmp_path, n
 
 
 def test_without_optuna_one_sentence_says_what_to_install(config, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "conclugen_jax.study.trials")
+    monkeypatch.delattr("conclugen_jax.study.trials")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConclugenError, match=r"pip install 'conclugen_jax\[search\]'"):
         run(config, tmp_path / "search", 1)
@@ -487,9 +488,9 @@ def test_without_optuna_one_sentence_says_what_to_install(config, tmp_path, monk
 
 
 def test_rungs():
-    assert search.rungs(60) == [7, 14, 28]
-    assert search.rungs(8) == [1, 2, 4]
-    assert search.rungs(1) == []
+    assert trials_lib.rungs(60) == [7, 14, 28]
+    assert trials_lib.rungs(8) == [1, 2, 4]
+    assert trials_lib.rungs(1) == []
 
 
 # The command.
@@ -580,6 +581,7 @@ def test_two_workers_do_as_many_trials_as_wanted(place, tmp_path):
     assert "pretraining_loss, minimize" in output
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_workers_with_130_and_the_search_goes_on(place, tmp_path):
     process = start(place, tmp_path, "--trials=50", "--workers=2", "--config.train.num_epochs=400")
     wait_for(tmp_path, "trials/*/metrics.jsonl", process)
@@ -587,9 +589,8 @@ def test_ctrl_c_ends_workers_with_130_and_the_search_goes_on(place, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    definition = json.loads((tmp_path / search.DEFINITION).read_text())
-    with search._opened(tmp_path, definition, ()) as trials, contextlib.ExitStack() as owned:
-        assert trials._left_behind(owned) is not None  # nobody is at work on it any more
+    with opened(tmp_path) as trials, trials.taken(0) as trial:
+        assert trial is not None  # nobody is at work on it any more
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class Run:
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"gradient_norm": norm}
 
     def start(self):
-        """The whole state at step 0."""
+        """Return the whole state at step 0."""
         rng = np.random.default_rng(1)
         params = {a: {b: normal(rng, shape) for b, shape in part.items()} for a, part in PARAMETERS.items()}
         return train_state.create({"params": params}, self.optimizer, jax.random.key(2))
@@ -75,7 +75,7 @@ class Run:
         return None, position, parallel.split_rows(rows, len(self.devices), axis=1)
 
     def __call__(self, state, count):
-        """(state on the devices, gradient norms) after so many steps."""
+        """Return the state on the devices and the gradient norms after some steps."""
         state, metrics = self.program(state, *self.inputs(int(state.step), count))
         return state, np.asarray(metrics["gradient_norm"])[:count]
 
@@ -89,7 +89,7 @@ def normal(rng, shape):
 
 @pytest.fixture(scope="module")
 def runs():
-    """Programs by (optimizer, split, devices), each made once."""
+    """Return programs by (optimizer, split, devices), each built once."""
     return functools.cache(Run)
 
 

@@ -31,7 +31,7 @@ def one_step(config, state, batch, model, optimizer, cluster=True):
 
 @pytest.fixture(scope="module")
 def one():
-    """Configuration, model, state with a full queue, and a batch in which many rows lack text or audio."""
+    """Return configuration, model, state with a full queue, a batch in which many rows lack text or audio, and optimizer."""
     config = tiny_config(clustering__start_epoch=0)
     dims, rng = {"video": 24, "audio": 16, "text": 12}, np.random.default_rng(0)
     model = model_lib.from_config(config, dims)
@@ -47,13 +47,13 @@ def one():
 
 @pytest.fixture
 def small(one):
-    """The same, in which a test may change the configuration and the batch."""
+    """Return the same with a configuration and a batch that a test may change."""
     config, model, state, batch, make = one
     return config.copy_and_resolve_references(), model, state, jax.tree.map(np.copy, batch), make
 
 
 def gradients(small, config):
-    """((loss, what comes beside it), gradients) of a state and a batch."""
+    """Return ((loss, auxiliary outputs), gradients) of a state and a batch."""
     _, model, state, batch, _ = small
     loss_fn = functools.partial(objective.pretrain_loss, model=model, config=config, steps_per_epoch=100, cluster=True)
     return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(state.params, state, batch, jax.random.key(2))
@@ -61,7 +61,7 @@ def gradients(small, config):
 
 @pytest.fixture(scope="module")
 def whole(one):
-    """Loss and gradients of the batch as a whole."""
+    """Return loss and gradients of the batch without chunks."""
     return gradients(one, one[0])
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import definition as study_runs
 from conclugen_jax.study import results as study_results
-from conclugen_jax.study import running as study_lib
+from conclugen_jax.study import study as study_lib
 from conclugen_jax.study import work as study_work
 from conclugen_jax.study.report import reading as report_study
 from tests.helpers import QUICK_COMPILATION, Faces, tiny_config
@@ -221,6 +222,13 @@ def test_a_failed_cell_is_marked_and_the_others_go_on(data, here, tmp_path):
     assert not list(tmp_path.rglob("failed.json"))
 
 
+def work_through(root, chain, act):
+    """A chain whose runs are done by a function."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_work, "perform", act)
+        study_work.work_through(root, chain)
+
+
 def test_whatever_happens_in_a_run_the_next_is_tried(data, tmp_path):
     done = []
 
@@ -232,13 +240,13 @@ def test_whatever_happens_in_a_run_the_next_is_tried(data, tmp_path):
 
     chain = next(study_runs.chains(definition(data, ("linear_evaluation", "fine_tuning"))))
     assert [run.protocol for run in chain].count("fine_tuning") == 2
-    study_work.work_through(tmp_path, chain, act)
+    work_through(tmp_path, chain, act)
     assert done == [run.protocol for run in chain if run.protocol != "fine_tuning"]
     failed = [json.loads(p.read_text())["error"] for p in tmp_path.rglob("failed.json")]
     assert failed == ["MemoryError: no more"] * 2
     # Repeated, a run that failed is done again and one that is done is not.
     done.clear()
-    study_work.work_through(tmp_path, chain, lambda run, root: done.append(run.protocol))
+    work_through(tmp_path, chain, lambda run, root: done.append(run.protocol))
     assert done == ["fine_tuning"] * 2
 
 
@@ -257,7 +265,7 @@ def test_a_process_that_is_killed_fails_its_run_and_what_depends_on_it(data, tmp
 
     killed_at = 2  # even a result that it had just left does not count as finished
     with pytest.raises(Killed):
-        study_work.work_through(tmp_path, chain, act)
+        work_through(tmp_path, chain, act)
     assert "was begun and has not ended" in study_results.failure(tmp_path / chain[2].path)
     rest = study_work.mark_lost(tmp_path, chain, -signal.SIGKILL)
     assert "killed by signal 9" in study_results.failure(tmp_path / chain[2].path)
@@ -271,23 +279,25 @@ def test_a_process_that_is_killed_fails_its_run_and_what_depends_on_it(data, tmp
 
 
 def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkeypatch):
-    """The real processes, each ending at once; a worker that ends so can say nothing itself."""
+    """Processes that end at once, each; one that ends so can say nothing itself."""
     chain = next(study_runs.chains(definition(data)))
-    study_work.work_through(tmp_path, chain[:1], lambda run, root: (root / run.path / "done.json").write_text("{}"))
+    work_through(tmp_path, chain[:1], lambda run, root: (root / run.path / "done.json").write_text("{}"))
     begun = []
 
-    class Process:
-        exitcode = 3
-
-        def __init__(self, target, args):
-            begun.append([run.path for run in args[1]])
-
-        def start(self):
+    class Crashing:
+        def __init__(self, *_, **__):
             pass
 
-        join = is_alive = terminate = kill = lambda *_: None
+        def submit(self, function, root, chain):
+            begun.append([run.path for run in chain])
+            future = Future()
+            future.set_exception(study_work.Died())
+            return future
 
-    monkeypatch.setattr(study_work.multiprocessing, "get_context", lambda _: type("Context", (), {"Process": Process}))
+        def close(self):
+            return [3]
+
+    monkeypatch.setattr(study_work, "Pool", Crashing)
     WORK(tmp_path, [chain], 1, type("Stop", (), {"signal": None}))
     paths = [run.path for run in chain]
     assert begun == [paths, *(paths[i:] for i in range(2, len(paths)))]
@@ -319,6 +329,15 @@ def test_what_was_made_with_another_configuration_is_not_passed_off(whole, data,
     shutil.rmtree(folder / "pretraining/conclugen/seed_1")
     (found,) = study_lib.chosen(study_lib.run(study, folder)["cells"], **cell)
     assert "result.json: made with other weights (step 8 " in found["error"]
+
+
+def test_runs_that_name_no_modalities_are_done_once(data, here, tmp_path):
+    """Their workdirs name all that the data set has, which is no other configuration."""
+    study = definition(data, ("raw_features",), seeds=(1,), order=(), methods=ConfigDict(), reference="raw_features")
+    study.datasets.faces.protocols.raw_features.data.modalities = ()
+    first = study_lib.run(study, tmp_path)
+    assert [c["status"] for c in first["cells"]] == ["done"]
+    assert study_lib.run(study, tmp_path) == first
 
 
 @pytest.mark.parametrize(

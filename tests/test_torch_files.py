@@ -152,6 +152,27 @@ def test_many_views_of_one_storage_do_not_fill_the_memory(tmp_path):
         torch_files.read(archive(tmp_path / "b.pth", tree, zeros))
 
 
+def test_storages_that_overlap_in_the_archive_do_not_fill_the_memory(tmp_path):
+    """The second lies in the first, so that both together are larger than the file."""
+    with zipfile.ZipFile(io.BytesIO(), "w") as inner:
+        inner.writestr("a/data/1", bytes(2**20))
+        info = inner.getinfo("a/data/1")
+        within = inner.fp.getvalue()
+    one = pickled(Fake((1,), (1,), length=len(within), kind="ByteStorage"))
+    two = pickled(Fake((1,), (1,), length=2**20, kind="ByteStorage")).replace(
+        b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x001"
+    )
+    tree = one[:-1] + b"X\x01\x00\x00\x00y" + two[two.index(b"ctorch._utils") :]
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
+        file.writestr("a/data.pkl", tree)
+        file.writestr("a/data/0", within)
+        info.header_offset = file.getinfo("a/data/0").header_offset + 30 + len("a/data/0")
+        file.filelist.append(info)
+        file.NameToInfo[info.filename] = info
+    with pytest.raises(ConclugenError, match=r"storages of more bytes than the file|damaged archive \(Overlapped"):
+        torch_files.read(tmp_path / "a.pth")
+
+
 def test_one_storage_has_one_type(tmp_path):
     first, second = pickled(Fake((4,), (1,))), pickled(Fake((4,), (1,), kind="IntStorage"))
     # one dictionary with both: the first without its end, then key and value of the second

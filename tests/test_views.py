@@ -24,14 +24,14 @@ def data(tmp_path_factory):
     return builders.build(Parted(missing=0.3, variants=3), tmp_path_factory.mktemp("data"))
 
 
-def stored(path):
-    """All variants of the training split: float32 [64, 3, 24]."""
+def stored():
+    """Return all variants of the training split: float32 [64, 3, 24]."""
     source = Parted(missing=0.3, variants=3)
     return np.stack([e.features["video"] for e in source.examples("train")])
 
 
 def visits(path, tier, pairs=(), first_step=0, **changes):
-    """(row, video) of every visit of a run from a step on, from the feed of training."""
+    """Return the video of every visit of a run from a step on, as the feed of training gives it."""
     config = tiny_config(path, data__tier=tier, train__num_epochs=2, **changes)
     stream = shards.ShardStream(shards.open_dataset(path), "train", ("video", "text"), all_variants=True)
     rows = feed.load_rows(config, stream)
@@ -50,7 +50,7 @@ def test_every_tier_visits_the_same_variants(data, pairs):
     assert_same_bits(visits(data, "host", pairs, data__host_cache_gib=0.0), expected)
     assert_same_bits(visits(data, "host", pairs, first_step=6), expected[6 * 16 :])  # resumed
     # Each vector is one of the row's own variants, and none of the three is left out.
-    known = {x.tobytes(): (row, v) for row, example in enumerate(stored(data)) for v, x in enumerate(example)}
+    known = {x.tobytes(): (row, v) for row, example in enumerate(stored()) for v, x in enumerate(example)}
     found = [known[x.tobytes()] for x in expected.reshape(-1, 24)]
     assert {v for _, v in found} == {0, 1, 2}
     if pairs:

@@ -10,18 +10,16 @@ import functools
 import importlib
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from types import ModuleType
 from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict
-from packaging.requirements import Requirement
 
 from conclugen_jax.commands import configuration
 from conclugen_jax.commands.names import COMMANDS, HELP, find
@@ -198,8 +196,7 @@ def call(name: str, argv: Sequence[str] = ()) -> int:
         if HELP & set(argv):
             return print(module.command.help(name, module.__doc__))
         module.command.parse(argv)
-        with _handlers_restored():
-            return module.main()
+        return module.main()
 
     return guarded(work, name)
 
@@ -241,18 +238,6 @@ def guarded(work: Callable[[], int | None], name: str = "this command") -> int:
         raise
 
 
-@contextlib.contextmanager
-def _handlers_restored() -> Iterator[None]:
-    """Put the signal handlers back that a command replaces."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 def load(name: str) -> ModuleType:
     """Import the module of a command.
 
@@ -268,6 +253,8 @@ def load(name: str) -> ModuleType:
 
 def _way_to(module: str, command: str) -> str:
     """Say how to install a package: the extra that holds it, that of the command's name first."""
+    from packaging.requirements import Requirement  # late: few commands end here
+
     package = module.partition(".")[0]
     package = DISTRIBUTIONS.get(package, package.replace("_", "-")).lower()
     with contextlib.suppress(metadata.PackageNotFoundError):

@@ -43,7 +43,7 @@ def find(given: str) -> Path:
     if path.is_file():
         return path
     named = FOLDER / f"{given.replace('-', '_')}.py"
-    if path.name == given and named.stem in names():
+    if path.name == given and named.is_file():
         return named
     raise ConclugenError(
         f"--config={given}: no such file, nor a name of a configuration; there are {', '.join(names())} (conclugen configs)"

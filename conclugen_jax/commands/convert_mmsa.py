@@ -6,12 +6,10 @@ The file is a pickle, a format that can carry programs. This command reads it as
 to confirm that you know where the file comes from. docs/datasets/mmsa.md says what is written.
 """
 
-import signal
-import sys
-
 from conclugen_jax.commands import app
 from conclugen_jax.data.importers import mmsa
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import signals
 
 command = app.Command()
 FLAGS = command.flags
@@ -21,9 +19,9 @@ command.string("output", None, "Folder for the tables; must not exist yet")
 command.list("modalities", None, f"Which of {','.join(mmsa.MODALITIES)}; default: all in the file")
 
 
+@signals.ending_at_once()
 def main() -> None:
     """Convert and say what was converted."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch folder is removed on the way out
     source, output = command.required("source"), command.required("output")
     if not FLAGS.trust_pickle:
         raise ConclugenError(

@@ -11,7 +11,8 @@ import io
 import json
 from pathlib import Path
 
-from conclugen_jax.commands import app, checks, configuration
+from conclugen_jax.commands import app, configuration
+from conclugen_jax.pretrain import checks
 
 command = app.Command()
 FLAGS = command.flags

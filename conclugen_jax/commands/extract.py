@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from conclugen_jax.commands import app, build
-from conclugen_jax.data import formats
+from conclugen_jax.data import formats, summary
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
@@ -118,7 +118,7 @@ def _extract() -> None:
             seed=FLAGS.seed,
             strength=FLAGS.strength,
         )
-    for line in build.describe(folder, with_dropped=False):
+    for line in summary.describe(folder, with_dropped=False):
         print(line)
     for line in _told(tally, folder, len(found)):
         print(line)

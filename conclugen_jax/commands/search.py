@@ -11,11 +11,13 @@ checkpoint first.
 {"optimizer.learning_rate": {"low": 1e-5, "high": 1e-3, "log": true}, "model.projection_dim": {"choices": [256, 512]}}
 """
 
+import concurrent.futures
+import functools
+import io
 import os
 import signal
-import subprocess
 import sys
-import threading
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -24,6 +26,8 @@ from rich.table import Table
 from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import search, search_space
+from conclugen_jax.system import signals
+from conclugen_jax.system.pool import Died, Pool
 
 command = app.Command(config="run", short=app.OF_PRETRAINING)
 FLAGS = command.flags
@@ -36,7 +40,7 @@ command.integer(
 command.enum(
     "objective",
     "pretraining_loss",
-    list(search.OBJECTIVES),
+    list(search_space.OBJECTIVES),
     "pretraining_loss (default; reads no label) or validation_probe (logistic regression, one class per example)",
 )
 command.string("space", None, "JSON file of what is searched; default: sizes, loss weights, clusters, rates")
@@ -49,9 +53,8 @@ def main() -> None:
     """Run trials, then show the best ones."""
     folder = FLAGS.search or f"runs/search_{command.config_name}"
     space = search_space.read(FLAGS.space) if FLAGS.space else None
-    if FLAGS.workers > 1:
-        _share(FLAGS.workers)
-    result = search.search(
+    search_all = functools.partial(
+        search.search,
         command.config,
         folder,
         num_trials=FLAGS.trials,
@@ -60,13 +63,16 @@ def main() -> None:
         source=FLAGS.space or "",
         arguments=command.config_arguments,
     )
+    if FLAGS.workers > 1:
+        _share(FLAGS.workers, functools.partial(_worked, search_all))
+    result = search_all()
     console = Console()
     console.print(table(result))
     counts = ", ".join(f"{count} {state}" for state, count in result["num_trials"].items() if count)
     for t in result["trials"]:
         if t["error"]:
             console.print(f"trial {t['number']} failed: {t['error']}", markup=False, soft_wrap=True)
-    console.print(f"{counts}; saved as {folder}/{search.RESULT}", markup=False, soft_wrap=True)
+    console.print(f"{counts}; saved as {folder}/result.json", markup=False, soft_wrap=True)
     if result["best"]:
         console.print(f"best, with checkpoints: {result['best']['workdir']}", markup=False, soft_wrap=True)
         console.print(f"again: {result['command']}", markup=False, soft_wrap=True)
@@ -87,60 +93,64 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
-def _share(workers: int) -> None:
-    """Run this same command so many times at once, and end as the first that could not; return when all are done.
+def _share(workers: int, work: Callable[[], bool]) -> None:
+    """Do the same work in several processes; return when all have done it.
 
-    Each has a session of its own, so that Ctrl-C reaches it once, from here.
+    Args:
+      workers: number of processes.
+      work: returns whether a process came to its end, not where a signal stopped it.
+
+    Raises:
+      ConclugenError: the mistake that one process found, or processes were killed.
     """
-    fraction = f"{0.75 / workers:.3f}"  # of a GPU's memory, which each would take for itself
-    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": fraction, **os.environ}
-    again = [sys.executable, "-m", "conclugen_jax", "search", *command.argv, "--workers=1"]
+    pools = [Pool(1, start=functools.partial(_begin, i, workers)) for i in range(workers)]
     received: list[int] = []
-    processes: list[subprocess.Popen] = []
 
     def forward(number: int, _frame: object) -> None:
         received.append(number)
-        for process in processes:
-            process.terminate()
+        for pool in pools:
+            pool.terminate()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)
-    for _ in range(workers):
-        if not received:
-            processes.append(
-                subprocess.Popen(
-                    again,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    env=environment,
-                    start_new_session=True,
-                )
-            )
-    said: set[str] = set()
-    copies = [threading.Thread(target=_copy, args=(i, p.stderr, said)) for i, p in enumerate(processes)]
-    for copy in copies:
-        copy.start()
-    codes = [process.wait() for process in processes]
-    for copy in copies:
-        copy.join()
+    ended = [pool.submit(work) for pool in pools if not received]
+    concurrent.futures.wait(ended)
+    codes = [code for pool in pools for code in pool.close()]
     if received:
         sys.exit(128 + received[0])
-    if 2 in codes:
-        sys.exit(2)
-    if any(codes):
+    for future in ended:
+        if future.exception() and not isinstance(future.exception(), Died):
+            raise future.exception()
+    lost = sum(bool(future.exception()) or not future.result() for future in ended)
+    if lost:
         raise ConclugenError(
-            f"{sum(map(bool, codes))} of {workers} workers ended before their time (exit codes {codes}; -9: killed, out of "
-            "memory?); repeat the command to go on, with fewer --workers if memory is short"
+            f"{lost} of {workers} workers ended before their time (exit codes {codes}; -9: killed, out of memory?); repeat "
+            "the command to resume, with fewer --workers if memory is short"
         )
 
 
-def _copy(worker: int, lines: TextIO, said: set[str]) -> None:
-    """Hand on what a worker says, with its number; a mistake that all of them name once."""
-    with lines:
-        for line in lines:
-            if not line.startswith("error: "):
-                sys.stderr.write(f"[{worker}] {line}")
-            elif line not in said:
-                said.add(line)
-                sys.stderr.write(line)
+def _begin(worker: int, workers: int) -> None:
+    """Give a process its share of a GPU's memory and its number in front of what it says."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.75 / workers:.3f}")
+    sys.stderr = _Numbered(worker, sys.stderr)
+
+
+class _Numbered(io.TextIOBase):
+    """Standard error of a worker, with its number in front of each line."""
+
+    def __init__(self, worker: int, file: TextIO):
+        self._prefix, self._file, self._rest = f"[{worker}] ", file, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        self._file.write("".join(f"{self._prefix}{line}\n" for line in lines))
+        self._file.flush()
+        return len(text)
+
+
+def _worked(search_all: Callable[[], Any]) -> bool:
+    try:
+        search_all()
+        return True
+    except signals.Interrupted:
+        return False

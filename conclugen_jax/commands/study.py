@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conclugen_jax.commands import app
-from conclugen_jax.study import running as study_lib
+from conclugen_jax.study import study as study_lib
 
 command = app.Command(config="study")
 FLAGS = command.flags

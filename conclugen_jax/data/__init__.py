@@ -1,1 +1,4 @@
-"""From the files of users to verified shards to rows of a split. NumPy only, no JAX; uses ``system``."""
+"""From users' files to verified shards to rows of a split: sources -> builders -> manifest -> shards -> batches.
+
+NumPy only, no JAX; uses ``system``.
+"""

@@ -1,7 +1,7 @@
-"""From shards to rows: which rows make which batch, and where the rows are kept.
+"""Choose the rows of each batch, and where rows are kept.
 
-The order of examples is a function of (seed, epoch) alone: the position in the stream is the step number, whatever
-the number of devices and wherever the rows are kept (device table, host table, or the shards on disk).
+The order of examples is a function of (seed, epoch) alone, and the step number is the position in that order. It does not
+depend on the number of devices or on where the rows are kept (device table, host table, or the shards on disk).
 """
 
 import queue
@@ -22,7 +22,7 @@ TABLES = {"host": HostTable, "device": DeviceTable}
 def open_split(
     dataset: Dataset, split: str, modalities: Sequence[str], *, tier: str = "auto", **limits: float
 ) -> RowSource:
-    """Rows of a split, kept where :func:`load` says.
+    """Open the rows of a split, kept where :func:`load` says.
 
     Args:
       dataset: as opened.
@@ -53,7 +53,7 @@ def load(
       tier: ``device``, ``host``, ``shards``, or ``auto``: the first of these whose limit holds the split.
       device_table_gib: limit of the device table, GiB.
       host_table_gib: limit of the host table, GiB.
-      host_cache_gib: from this size on, GiB, a table is kept in memory-mapped files beside the shards, made once.
+      host_cache_gib: from this size on, in GiB, a table is kept in memory-mapped files beside the shards.
       progress: called with the rows read and all rows while a table is filled.
 
     Raises:
@@ -67,7 +67,7 @@ def load(
 
 
 def choose_tier(tier: str, gib: float, *, device_table_gib: float, host_table_gib: float) -> str:
-    """``tier`` itself, or for ``auto`` the first of device, host and shards that holds ``gib`` GiB."""
+    """Return ``tier``, or for ``auto`` the first of device, host and shards that holds ``gib`` GiB."""
     if tier != "auto":
         return tier
     return "device" if gib <= device_table_gib else "host" if gib <= host_table_gib else "shards"
@@ -102,7 +102,7 @@ def _mix(x: Any) -> Any:
 def batch_indices(
     usable: np.ndarray, *, seed: int, epoch: int, first_step: int, num_steps: int, batch_size: int
 ) -> np.ndarray:
-    """Row indices of consecutive training steps of one epoch.
+    """Return the row indices of consecutive training steps of one epoch.
 
     Args:
       usable: rows to draw from.
@@ -122,14 +122,14 @@ def batch_indices(
 def variant_choices(
     indices: Any, variants: Mapping[str, int], *, seed: int, epoch: Any, pairs: Collection[str] = (), xp: Any = np
 ) -> dict[str, Any]:
-    """Which stored variant of each row an epoch visits, by a hash of (seed, epoch, row, modality).
+    """Choose the stored variant of each row that an epoch visits, by a hash of (seed, epoch, row, modality).
 
     Args:
       indices: of the rows, any shape.
-      variants: modality -> how many are stored.
+      variants: modality -> number of stored variants.
       seed: of the run.
       epoch: counted from 0.
-      pairs: modalities of which two different variants of a row are wanted.
+      pairs: modalities that get two different variants of a row.
       xp: ``numpy``, or ``jax.numpy`` for indices and an epoch on a device.
 
     Returns:
@@ -149,9 +149,9 @@ def variant_choices(
 
 
 def evaluation_batches(indices: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Cut indices into batches of one size, in order: (indices [batch_size], how many of them count).
+    """Cut indices into batches of one size, in order: (indices [batch_size], number of them that count).
 
-    The last batch is filled up with its own first row; rows beyond the count are to be dropped.
+    The last batch is filled up with its own first row; drop the results beyond the count.
     """
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
@@ -160,7 +160,7 @@ def evaluation_batches(indices: np.ndarray, batch_size: int) -> Iterator[tuple[n
 
 
 def prefetch(make: Callable[[Any], Any], items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
-    """``map(make, items)`` computed by a thread up to ``depth`` items ahead.
+    """Compute ``map(make, items)`` in a thread, up to ``depth`` items ahead.
 
     Raises:
       Exception: whatever ``items`` or ``make`` raised, where the item would have come.

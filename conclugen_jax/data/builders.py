@@ -4,29 +4,18 @@ TensorFlow Datasets runs here without TensorFlow. One process, several, or Apach
 set, all through :func:`conclugen_jax.data.records.write_part`. A data set gets its final name only when it is complete.
 """
 
-import contextlib
-import csv
 import errno
-import io
 import itertools
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tensorflow_datasets as tfds
-
-from conclugen_jax.data import findings, place, workers
+from conclugen_jax.data import assembly, place, workers
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.records import Part, record_features
 from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
 from conclugen_jax.errors import ConclugenError
-
-DROPPED = "dropped.csv"
-"""Beside the shards where ``drop_bad`` dropped examples: split, row, id, reason."""
 
 VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 """``major.minor.patch`` as TFDS takes it."""
@@ -82,7 +71,7 @@ def build(
             parts = workers.run(jobs, num_workers=num_workers, beam=beam, progress=progress, total=_total(source))
             folder = scratch / spec.name / spec.version
             folder.mkdir(parents=True)
-            _finish(source, parts, folder, fingerprint=fingerprint, drop_bad=drop_bad, strict=strict)
+            assembly.finish(source, parts, folder, fingerprint=fingerprint, drop_bad=drop_bad, strict=strict)
             if source.fingerprint() != read_from:
                 raise ConclugenError(f"data set {spec.name!r}: the source changed while it was read; build again")
             target.parent.mkdir(exist_ok=True)
@@ -170,112 +159,6 @@ def _pieces(examples: Iterator[Any], rows: int) -> Iterator[tuple[int, Iterator[
         if not first:
             return
         yield start, itertools.chain(first, itertools.islice(examples, rows - 1))
-
-
-def _finish(
-    source: Source,
-    parts: dict[str, list[tuple[Path, Part]]],
-    folder: Path,
-    *,
-    fingerprint: str,
-    drop_bad: bool,
-    strict: bool,
-) -> None:
-    """Do what needs all parts: refusals, final names, metadata of TFDS, manifest."""
-    spec = source.spec
-    parts = {split: parts.get(split, []) for split in spec.splits}
-    findings.refuse_bad(parts, drop_bad=drop_bad)
-    for split, entries in parts.items():
-        if not sum(len(part.rows) for _, part in entries):
-            raise ConclugenError(f"split {split!r} of data set {spec.name!r} has no examples; leave the split out")
-    findings.refuse_duplicates(spec, parts)
-    findings.refuse_absent_modalities(spec, parts)
-    warnings = findings.leaks(spec, parts)
-    if strict and warnings:
-        raise ConclugenError(
-            f"data set {spec.name!r}: {'; '.join(warnings)}; repair the splits or build without --strict"
-        )
-    shards = _place(spec, parts, folder)
-    _write_sidecars(parts, folder)
-    statistics = {m: manifest_lib.Statistics(dim) for m, dim in spec.modalities.items()}
-    for _, part in parts[spec.splits[0]]:
-        for m, s in part.statistics.items():
-            statistics[m].merge(**s.state())
-    converted, replaced = Counter(), Counter()
-    for _, part in itertools.chain(*parts.values()):
-        converted.update(part.converted)
-        replaced.update(part.replaced)
-    manifest = manifest_lib.Manifest(
-        name=spec.name,
-        version=spec.version,
-        description=spec.description,
-        licence=spec.licence,
-        modalities=dict(spec.modalities),
-        label=spec.label,
-        targets=dict(spec.targets),
-        variants={m: n for m, n in spec.variants.items() if n > 1},
-        splits={split: _counts(spec, entries) for split, entries in parts.items()},
-        statistics={m: s.result() for m, s in statistics.items()},
-        files=manifest_lib.describe_files(folder, shards),
-        source={
-            **getattr(source, "provenance", dict)(),
-            "converted": dict(converted),
-            "replaced": dict(replaced),
-            "fingerprint": fingerprint,
-        },
-        warnings=warnings,
-    )
-    (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _place(spec: DatasetSpec, parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> dict[str, dict[str, Any]]:
-    """Move the parts to their final names and write the metadata that TFDS reads; return facts by file name."""
-    shards, infos = {}, []
-    for split, entries in parts.items():
-        filled = [(path, part) for path, part in entries if len(part.rows)]
-        size = 0
-        for i, (path, part) in enumerate(filled):
-            name = f"{spec.name}-{split}.array_record-{i:05d}-of-{len(filled):05d}"
-            os.replace(path, folder / name)
-            shards[name] = {"records": len(part.rows), "sha256": part.sha256}
-            size += (folder / name).stat().st_size
-        lengths = [len(part.rows) for _, part in filled]
-        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
-    with contextlib.redirect_stdout(io.StringIO()):
-        tfds.folder_dataset.write_metadata(
-            data_dir=folder,
-            features=record_features(spec),
-            split_infos=infos,
-            version=spec.version,
-            description=spec.description,
-            check_data=False,
-            disable_shuffling=True,  # records keep the source's order
-        )
-    return shards
-
-
-def _write_sidecars(parts: dict[str, list[tuple[Path, Part]]], folder: Path) -> None:
-    dropped = []
-    for split, entries in parts.items():
-        presence = np.concatenate([part.presence for _, part in entries])
-        np.save(folder / manifest_lib.PRESENCE.format(split=split), presence, allow_pickle=False)
-        dropped += [(split, *bad) for _, part in entries for bad in part.bad]
-    if dropped:
-        with (folder / DROPPED).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("split", "row", "id", "reason"), *dropped])
-
-
-def _counts(spec: DatasetSpec, entries: list[tuple[Path, Part]]) -> dict[str, Any]:
-    """Return the manifest's entry of a split."""
-    present = sum(part.presence.sum(axis=0) for _, part in entries)
-    counts = {name: sum(part.label_counts[name] for _, part in entries).tolist() for name in ("", *spec.targets)}
-    return {
-        "num_examples": sum(len(part.rows) for _, part in entries),
-        "present": {m: int(n) for m, n in zip(spec.modalities, present, strict=True)},
-        "label_counts": counts.pop(""),
-        "target_counts": counts,
-        "dropped": sum(len(part.bad) for _, part in entries),
-    }
 
 
 def check_spec(spec: DatasetSpec) -> None:

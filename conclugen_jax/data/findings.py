@@ -1,16 +1,15 @@
 """Find what is wrong or suspicious in a data set as a whole: bad rows, repeated ids, ids or groups in two splits."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 from array_record.python import array_record_data_source
 
-from conclugen_jax.data.records import Part, record_features
+from conclugen_jax.data.parts import Entries, Parts
+from conclugen_jax.data.records import record_features
 from conclugen_jax.data.sources import DatasetSpec
 from conclugen_jax.errors import ConclugenError
 
-Parts = dict[str, list[tuple[Path, Part]]]
 SHOWN = 5
 """Names in a message, at most."""
 
@@ -89,7 +88,7 @@ def leaks(spec: DatasetSpec, parts: Parts) -> list[str]:
     return found
 
 
-def _name(spec: DatasetSpec, entries: list[tuple[Path, Part]], position: int, key: str) -> str:
+def _name(spec: DatasetSpec, entries: Entries, position: int, key: str) -> str:
     """Return the id or group of a written record, by its position in the split."""
     for path, part in entries:
         if position < len(part.rows):

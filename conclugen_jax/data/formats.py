@@ -109,7 +109,7 @@ def recognise(request: Request) -> str:
         return "csd" if any(".csd" in path for path in request.modalities.values()) else "table"
     if source.suffix in (".pkl", ".pickle"):
         raise ConclugenError(
-            f"{source}: a pickle can execute code when it is read; convert it first: python -m launch.convert_mmsa --help"
+            f"{source}: a pickle can execute code when it is read; convert it first: conclugen convert_mmsa --help"
         )
     if source.is_file():
         kind = {".npz": "npz", ".parquet": "parquet", ".csd": "csd"}.get(source.suffix)
@@ -129,7 +129,7 @@ def recognise(request: Request) -> str:
     if any(name.endswith(".npy") or holds_npy(p) for name, p in inside.items()) or request.modalities:
         return "table"
     if any(name.endswith((".pkl", ".pickle")) for name in inside):
-        raise ConclugenError(f"{source}: holds pickles, which are not read; see python -m launch.convert_mmsa --help")
+        raise ConclugenError(f"{source}: holds pickles, which are not read; see conclugen convert_mmsa --help")
     raise ConclugenError(
         f"{source}: no known layout (it holds {', '.join(sorted(inside)[:5]) or 'nothing'}); docs/datasets/features.md shows "
         "the one to use, --format names one"

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ CHUNK_ROWS = 1024  # records that are decoded together
 FOLDER = "cache"
 
 Progress = Callable[[int, int], None] | None
+Columns = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+"""File name -> shape and type of its array."""
 
 
 class Facts(msgspec.Struct):
@@ -65,12 +67,9 @@ def read(stream: ShardStream, *, progress: Progress = None) -> Rows:
     Raises:
       ConclugenError: a record that cannot be read.
     """
-    table = None
-    for start, chunk in _chunks(stream, progress):
-        if table is None:
-            table = map_arrays(lambda x: np.empty((stream.num_examples, *x.shape[1:]), x.dtype), chunk)
-        fill(table, chunk, start)
-    return table
+    table = {name: np.empty(shape, dtype) for name, (shape, dtype) in _columns(stream).items()}
+    _fill(stream, table, progress)
+    return _rows(stream, table)
 
 
 def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
@@ -79,22 +78,23 @@ def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
     Raises:
       ConclugenError: a record that cannot be read.
     """
-    folder = stream.dataset.path / FOLDER / stream.split
-    row = _columns(stream, stream.rows(np.arange(1), _every_variant(stream, 1)))
-    table = _stored(stream, folder, row)
+    folder, columns = stream.dataset.path / FOLDER / stream.split, _columns(stream)
+    table = _stored(stream, folder, columns)
     if table is None:
         try:
-            table = _make(stream, folder, row, progress)
+            table = _make(stream, folder, columns, progress)
         except OSError as e:
             logging.getLogger(__name__).warning(
                 "%s: the host table cannot be kept there (%s); it is read into memory", folder, e.strerror or e
             )
             return read(stream, progress=progress)
-    return {
-        "features": {m: table[_column(stream, m)] for m in stream.modalities},
-        "present": {m: stream.presence[:, c] for c, m in enumerate(stream.modalities)},
-        "label": table[f"label.{stream.target}"],
-    }
+    return _rows(stream, table)
+
+
+def _by_column(stream: ShardStream, rows: Rows) -> dict[str, np.ndarray]:
+    """Return rows by file name; no modality has a dot in its name, and the main label's ends with one."""
+    features = {_column(stream, m): x for m, x in rows["features"].items()}
+    return {**features, f"label.{stream.target}": rows["label"]}
 
 
 def _column(stream: ShardStream, modality: str) -> str:
@@ -102,20 +102,28 @@ def _column(stream: ShardStream, modality: str) -> str:
     return f"{modality}.variants" if modality in stream.variants else modality
 
 
-def _columns(stream: ShardStream, rows: Rows) -> dict[str, np.ndarray]:
-    """Return rows by file name; no modality has a dot in its name, and the main label's ends with one."""
-    features = {_column(stream, m): x for m, x in rows["features"].items()}
-    return {**features, f"label.{stream.target}": rows["label"]}
+def _rows(stream: ShardStream, table: Mapping[str, np.ndarray]) -> Rows:
+    """Return a table by file name as rows."""
+    return {
+        "features": {m: table[_column(stream, m)] for m in stream.modalities},
+        "present": {m: stream.presence[:, c] for c, m in enumerate(stream.modalities)},
+        "label": table[f"label.{stream.target}"],
+    }
+
+
+def _columns(stream: ShardStream) -> Columns:
+    row = stream.rows(np.arange(1), _every_variant(stream, 1))
+    return {name: ((stream.num_examples, *x.shape[1:]), x.dtype) for name, x in _by_column(stream, row).items()}
 
 
 def _every_variant(stream: ShardStream, num_rows: int) -> Variants:
     return {m: np.tile(np.arange(number), (num_rows, 1)) for m, number in stream.variants.items()}
 
 
-def _stored(stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+def _stored(stream: ShardStream, folder: Path, columns: Columns) -> dict[str, np.ndarray] | None:
     """Map the files of all columns; return None if one is missing or was not written for this manifest."""
     table = {}
-    for name, row in columns.items():
+    for name, (shape, dtype) in columns.items():
         path = folder / f"{name}.npy"
         try:
             # Open the file first: a writer removes the facts before it replaces the file, so these facts are the file's.
@@ -124,7 +132,7 @@ def _stored(stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray]
             fits = facts.manifest == stream.dataset.manifest.fingerprint() and facts.bytes == path.stat().st_size
             # A damaged header may still be readable.
             like = (table[name].shape, table[name].dtype.str, table[name].flags.c_contiguous)
-            fits = fits and like == ((stream.num_examples, *row.shape[1:]), row.dtype.str, True)
+            fits = fits and like == (shape, dtype.str, True)
             if fits and stream.dataset.verified == "hash":
                 fits = facts.sha256 == files.sha256(path)
         except FileNotFoundError:
@@ -137,9 +145,7 @@ def _stored(stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray]
     return table
 
 
-def _make(
-    stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray], progress: Progress
-) -> dict[str, np.ndarray]:
+def _make(stream: ShardStream, folder: Path, columns: Columns, progress: Progress) -> dict[str, np.ndarray]:
     """Write the files of all columns; if another process is doing so, wait and use its files."""
     folder.mkdir(parents=True, exist_ok=True)
     waited = []
@@ -163,16 +169,13 @@ def _make(
         return {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in columns}
 
 
-def _write(stream: ShardStream, folder: Path, columns: Mapping[str, np.ndarray], progress: Progress) -> None:
+def _write(stream: ShardStream, folder: Path, columns: Columns, progress: Progress) -> None:
     """Write an npy file of each column, and its facts."""
     tables = {}
-    for name, row in columns.items():
-        shape = (stream.num_examples, *row.shape[1:])
-        tables[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", row.dtype, shape)
+    for name, (shape, dtype) in columns.items():
+        tables[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
         _reserve(folder / f"{name}.npy")
-    for start, chunk in _chunks(stream, progress):
-        for name, x in _columns(stream, chunk).items():
-            tables[name][start : start + len(x)] = x
+    _fill(stream, tables, progress)
     for name, x in tables.items():
         x.flush()
         path = folder / f"{name}.npy"
@@ -187,14 +190,15 @@ def _reserve(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
 
 
-def _chunks(stream: ShardStream, progress: Progress) -> Iterator[tuple[int, Rows]]:
-    """Yield consecutive rows of a split with the index of the first."""
-    n = stream.num_examples
-    for start in range(0, n, CHUNK_ROWS):
-        stop = min(start + CHUNK_ROWS, n)
-        yield start, stream.rows(np.arange(start, stop), _every_variant(stream, stop - start))
+def _fill(stream: ShardStream, table: Mapping[str, np.ndarray], progress: Progress) -> None:
+    """Read all rows into the arrays of a table, a chunk at a time."""
+    for start in range(0, stream.num_examples, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, stream.num_examples)
+        chunk = stream.rows(np.arange(start, stop), _every_variant(stream, stop - start))
+        for name, x in _by_column(stream, chunk).items():
+            table[name][start:stop] = x
         if progress is not None:
-            progress(stop, n)
+            progress(stop, stream.num_examples)
 
 
 def per_variant(indices: Any, variants: Any) -> Any:
@@ -205,11 +209,3 @@ def per_variant(indices: Any, variants: Any) -> Any:
 def map_arrays(fn: Callable[[np.ndarray], np.ndarray], rows: Rows) -> Rows:
     """Apply a function to every array of some rows."""
     return {k: {m: fn(x) for m, x in v.items()} if isinstance(v, dict) else fn(v) for k, v in rows.items()}
-
-
-def fill(table: Rows, chunk: Rows, start: int) -> None:
-    """Write consecutive rows into a table from row ``start`` on."""
-    for key, value in chunk.items():
-        for modality, x in value.items() if isinstance(value, dict) else [(None, value)]:
-            target = table[key] if modality is None else table[key][modality]
-            target[start : start + len(x)] = x

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -17,7 +16,8 @@ from conclugen_jax.data.corpora import CORPORA, expected_counts
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import record_features
 from conclugen_jax.data.scan import Faults, SplitScan
-from conclugen_jax.data.sources import DatasetSpec
+from conclugen_jax.data.sources import DatasetSpec, LabelSpec
+from conclugen_jax.data.tallies import feature_report, label_report
 from conclugen_jax.errors import reason
 
 Scans = dict[str, SplitScan]
@@ -55,8 +55,8 @@ def inspect(
     scans: Scans = {}
     done = 0
     for split, facts in manifest.splits.items():
-        scan = SplitScan(folder, manifest, split, faults, verify=verify)
-        scans[split] = scan.run(lambda n, before=done: progress(before + n, total) if progress is not None else None)
+        tell = (lambda n, before=done: progress(before + n, total)) if progress is not None else lambda n: None
+        scans[split] = SplitScan(folder, manifest, split, faults).run(tell, verify=verify)
         done += facts["num_examples"]
     if verify:
         _check_counts(manifest, scans, faults)
@@ -74,8 +74,16 @@ def inspect(
 
 
 def _identity(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    kept = ("name", "version", "description", "licence", "modalities", "variants", "label", "targets")
-    return {"path": str(folder), **msgspec.to_builtins({key: getattr(manifest, key) for key in kept})}
+    def label(spec: LabelSpec) -> dict[str, Any]:
+        return {"kind": spec.kind, "names": list(spec.names)}
+
+    kept = ("name", "version", "description", "licence", "modalities", "variants")
+    return {
+        "path": str(folder),
+        **{key: getattr(manifest, key) for key in kept},
+        "label": label(manifest.label),
+        "targets": {name: label(spec) for name, spec in manifest.targets.items()},
+    }
 
 
 def _split_report(manifest: Manifest, split: str, scan: SplitScan) -> dict[str, Any]:
@@ -83,16 +91,20 @@ def _split_report(manifest: Manifest, split: str, scan: SplitScan) -> dict[str, 
     kinds, counts = np.unique(scan.present, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     combinations = {"+".join(m for m, p in zip(modalities, kinds[i], strict=True) if p): int(counts[i]) for i in order}
+    labels = {name: label_report(scan.labels.get(name), spec) for name, spec in scan.specs.items()}
     missing = (~scan.present).sum(axis=0).tolist()
     return {
         "num_examples": len(scan.rows),
         "dropped": manifest.splits[split]["dropped"],
         "groups": int(np.unique(scan.groups[scan.groups != 0]).size),
-        "label": scan.labels[""].report(),
-        "targets": {name: scan.labels[name].report() for name in manifest.targets},
+        "label": labels.pop(""),
+        "targets": labels,
         "missing": dict(zip(modalities, missing, strict=True)),
         "combinations": combinations,
-        "features": {m: tally.report() for m, tally in scan.features.items()},
+        "features": {
+            m: feature_report(scan.vectors[m], scan.good(m), scan.present[:, c], scan.columns[m])
+            for c, m in enumerate(modalities)
+        },
     }
 
 
@@ -135,15 +147,18 @@ def _common(entries: Mapping[str, Entries], top: int) -> Iterator[tuple[tuple[st
 
 def _duplicates(scans: Scans, modality: str, top: int) -> dict[str, Any]:
     """Find examples with identical vectors of a modality (other than zero ones), within splits and across them."""
-    entries = {split: _entries(scan.features[modality].hashes(), scan.rows) for split, scan in scans.items()}
+    entries = {}
+    for split, scan in scans.items():
+        there = scan.present[:, [list(scan.vectors).index(modality)]]
+        entries[split] = _entries(np.where(there, scan.vectors[modality].hashes, 0), scan.rows)
     within, across = {}, []
     for split, scan in scans.items():
         rows, vectors, pairs = _within(entries[split], top)
         if vectors:
-            names = [[scan.shards.text(row, "id") for row in pair] for pair in pairs]
+            names = [[scan.text(row, "id") for row in pair] for pair in pairs]
             within[split] = {"vectors": vectors, "rows": rows, "pairs": names}
     for splits, vectors, rows, pairs in _common(entries, top):
-        names = [[scans[s].shards.text(row, "id") for s, row in zip(splits, pair, strict=True)] for pair in pairs]
+        names = [[scans[s].text(row, "id") for s, row in zip(splits, pair, strict=True)] for pair in pairs]
         across.append({"splits": list(splits), "vectors": vectors, "rows": rows, "pairs": names})
     return {"within": within, "across": across}
 
@@ -153,7 +168,7 @@ def _shared(scans: Scans, key: str, top: int) -> list[dict[str, Any]]:
     entries = {split: _entries(getattr(scan, f"{key}s")[:, None], scan.rows) for split, scan in scans.items()}
     found = []
     for splits, count, rows, pairs in _common(entries, top):
-        names = [scans[splits[0]].shards.text(row, key) for row, _ in pairs]
+        names = [scans[splits[0]].text(row, key) for row, _ in pairs]
         found.append({"splits": list(splits), "count": count, "rows": rows, "names": names})
     return found
 
@@ -223,10 +238,11 @@ def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
         pairs = [
             (f"present of {m}", [facts["present"][m]], [n]) for m, n in zip(manifest.modalities, present, strict=True)
         ]
-        for name, tally in scan.labels.items():
+        for name, values in scan.labels.items():
             said = facts["target_counts"][name] if name else facts["label_counts"]
-            if not tally.wrong:
-                pairs.append((f"target_counts of {name}" if name else "label_counts", said, tally.counts.tolist()))
+            if name not in scan.misfits:
+                counted = label_report(values, scan.specs[name]).get("counts", [])
+                pairs.append((f"target_counts of {name}" if name else "label_counts", said, counted))
         for what, *both in pairs:
             if both[0] != both[1]:
                 said, counted = (", ".join(map(str, numbers)) for numbers in both)
@@ -236,10 +252,10 @@ def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
 def _check_statistics(manifest: Manifest, scans: Scans, faults: Faults) -> None:
     """Compare mean and deviation of the first split's vectors with the manifest's, where all of them can be used."""
     first = next(iter(scans.values()))
-    for m, tally in first.features.items():
-        if tally.non_finite or not first.complete:
+    for m, columns in first.columns.items():
+        if first.vectors[m].bad.any() or not first.complete:
             continue
-        counted, said = tally.columns.statistics.result(), manifest.statistics[m]
+        counted, said = columns.moments.result(), manifest.statistics[m]
         size = np.abs([counted["mean"], counted["std"]]).max(axis=0)
         for key in ("mean", "std"):
             found, expected = np.array(counted[key]), np.array(said[key])

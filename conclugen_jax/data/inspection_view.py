@@ -1,4 +1,4 @@
-"""The report of an inspection as text and tables for a width of 80 columns."""
+"""Print the report of an inspection as text and tables for a width of 80 columns."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,12 +17,12 @@ RANGES_SHOWN = 20
 
 
 def render(report: Report) -> list[RenderableType]:
-    """Everything a report of :func:`conclugen_jax.data.inspection.inspect` says, in the order of interest.
+    """Return everything a report of :func:`conclugen_jax.data.inspection.inspect` says, in the order of interest.
 
     Nothing of what the data set says of itself is taken for markup.
     """
-    parts: list[RenderableType] = [*_heading(report), *_classes(report), *_modalities(report), *_vectors(report)]
-    return [*parts, *_twice(report), *_origin(report), *_files(report), *_verdict(report)]
+    sections = (_heading, _classes, _modalities, _vectors, _twice, _origin, _files, _verdict)
+    return [part for section in sections for part in section(report)]
 
 
 def _title(text: str) -> Text:
@@ -30,12 +30,11 @@ def _title(text: str) -> Text:
 
 
 def _line(text: str, depth: int = 0) -> Padding:
-    """A sentence, set in."""
     return Padding(Text(text), (0, 0, 0, 2 + 2 * depth), expand=False)
 
 
 def _items(lines: Iterable[str]) -> Padding:
-    """A list, each entry of which may take several lines."""
+    """Return a list, each entry of which may take several lines."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column()
     grid.add_column(overflow="fold")
@@ -44,8 +43,8 @@ def _items(lines: Iterable[str]) -> Padding:
     return Padding(grid, (0, 0, 0, 2), expand=False)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[int] = (0,)) -> Padding:
-    """Texts in columns; those numbered ``words`` are set left, the others, of numbers, right."""
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Sequence[int] = (0,)) -> Padding:
+    """Return texts in columns; those numbered ``words`` are aligned left, the others, of numbers, right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(columns):
         table.add_column(Text(name), justify="left" if i in words else "right", overflow="fold")
@@ -59,54 +58,45 @@ def _heading(report: Report) -> Iterator[RenderableType]:
     yield _line(report["description"])
     yield _line(f"licence: {report['licence']}")
     yield _title("Splits")
-    rows = []
-    for split, facts in report["splits"].items():
-        rows.append([split, f"{facts['num_examples']:,}", f"{facts['groups']:,}", f"{facts['dropped']:,}"])
+    counts = ("num_examples", "groups", "dropped")
+    rows = [[split, *(f"{facts[key]:,}" for key in counts)] for split, facts in report["splits"].items()]
     yield _table(["split", "examples", "groups", "left out"], rows)
 
 
 def _classes(report: Report) -> Iterator[RenderableType]:
-    labels = {"": report["label"], **report["targets"]}
-    for name, label in labels.items():
+    for name, label in {"": report["label"], **report["targets"]}.items():
         found = {s: f["targets"][name] if name else f["label"] for s, f in report["splits"].items()}
-        title = f"Target {name}" if name else "Label"
-        if label["kind"] == "none":
-            yield _title(f"{title}: none")
-        elif label["kind"] == "value":
-            yield _title(f"{title}: a number")
+        kind, names = label["kind"], label["names"]
+        what = {"none": "none", "value": "a number", "single": f"one of {len(names)} classes"}
+        yield _title(f"{f'Target {name}' if name else 'Label'}: {what.get(kind, f'any of {len(names)} labels')}")
+        if kind == "value":
             keys = ("mean", "std", "min", "max")
             rows = [[s, f"{f['known']:,}", *(_short(f[key]) for key in keys)] for s, f in found.items()]
             yield _table(["split", "known", *keys], rows)
-        else:
-            n = len(label["names"])
-            yield _title(f"{title}: " + (f"one of {n} classes" if label["kind"] == "single" else f"any of {n} labels"))
-            rows = []
-            for i, each in enumerate(label["names"]):
-                rows.append([each, *(_share(f["counts"][i], f["known"]) for f in found.values())])
-            unknown = {s: report["splits"][s]["num_examples"] - f["known"] for s, f in found.items()}
-            if any(unknown.values()):
-                totals = [report["splits"][s]["num_examples"] for s in found]
-                rows.append(["(unknown)", *(_share(n, t) for n, t in zip(unknown.values(), totals, strict=True))])
+        elif kind != "none":
+            rows = [
+                [each, *(_share(f["counts"][i], f["known"]) for f in found.values())] for i, each in enumerate(names)
+            ]
+            totals = [f["num_examples"] for f in report["splits"].values()]
+            unknown = [(total - f["known"], total) for total, f in zip(totals, found.values(), strict=True)]
+            if any(n for n, _ in unknown):
+                rows.append(["(unknown)", *(_share(*each) for each in unknown)])
             yield _table(["name", *found], rows)
 
 
 def _modalities(report: Report) -> Iterator[RenderableType]:
-    splits = report["splits"]
+    splits, variants = report["splits"], report["variants"]
     yield _title("Modalities, and how many examples lack them")
-    variants = report["variants"]
     rows = []
     for m, dim in report["modalities"].items():
-        cells = [f"{dim:,}"] + ([f"{variants.get(m, 1)}"] if variants else [])
-        cells += [_share(f["missing"][m], f["num_examples"]) if f["missing"][m] else "-" for f in splits.values()]
-        rows.append([m, *cells])
+        missing = [_share(f["missing"][m], f["num_examples"]) if f["missing"][m] else "-" for f in splits.values()]
+        rows.append([m, f"{dim:,}", *([f"{variants.get(m, 1)}"] if variants else []), *missing])
     yield _table(["modality", "size", *(["variants"] if variants else []), *splits], rows)
     kinds = dict.fromkeys(kind for facts in splits.values() for kind in facts["combinations"])
     if len(kinds) > 1:
         yield _title("Modalities that are there together")
-        rows = []
-        for kind in kinds:
-            counts = {s: f["combinations"].get(kind, 0) for s, f in splits.items()}
-            rows.append([kind or "(none)", *(_share(n, splits[s]["num_examples"]) for s, n in counts.items())])
+        counts = {k: [(f["combinations"].get(k, 0), f["num_examples"]) for f in splits.values()] for k in kinds}
+        rows = [[kind or "(none)", *(_share(*each) for each in counts[kind])] for kind in kinds]
         yield _table(["modalities", *splits], rows)
 
 
@@ -118,8 +108,7 @@ def _vectors(report: Report) -> Iterator[RenderableType]:
             f = facts["features"][m]
             norm = f"{_short(f['norm_mean'])} ± {_short(f['norm_std'])}" if f["vectors"] else "-"
             zeros = "-" if f["zero_share"] is None else f"{100 * f['zero_share']:.1f}%"
-            numbers = [f"{f['vectors']:,}", norm, _short(f["min"]), _short(f["max"]), zeros]
-            rows.append(["" if i else m, split, *numbers])
+            rows.append(["" if i else m, split, f"{f['vectors']:,}", norm, _short(f["min"]), _short(f["max"]), zeros])
             remarks += [f"{m}, {split}: {remark}" for remark in _remarks(f)]
     yield _table(["modality", "split", "vectors", "L2 norm", "min", "max", "zeros"], rows, words=(0, 1))
     yield Text("")
@@ -138,29 +127,27 @@ def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _twice(report: Report) -> Iterator[RenderableType]:
-    """Vectors, ids and groups that are there more than once."""
+    """Yield vectors, ids and groups that occur more than once."""
     yield _title("What is there twice")
-    rows, nothing = [], []
+    rows, remarks = [], []
     for m, found in report["duplicates"].items():
-        for split, entry in found["within"].items():
-            rows.append([m, split, f"{entry['rows']:,}", _pairs(entry["pairs"])])
-        for entry in found["across"]:
-            rows.append([m, *_both(entry["rows"]), _pairs(entry["pairs"])])
+        for entry in [*({**e, "rows": {s: e["rows"]}} for s, e in found["within"].items()), *found["across"]]:
+            rows.append([m, *_both(entry["rows"]), ", ".join(f"{a}={b}" for a, b in entry["pairs"])])
     if not rows:
-        nothing.append("no two examples have the same vector")
-    for key, noun in (("shared_ids", "id"), ("shared_groups", "group")):
-        for entry in report[key]:
-            rows.append([f"{entry['count']:,} {noun}{'s' * (entry['count'] > 1)}", *_both(entry["rows"])])
-            rows[-1].append(", ".join(entry["names"]))
-        if not report[key]:
-            nothing.append(f"no {noun} is in two splits")
+        remarks.append("no two examples have the same vector")
+    for noun in ("id", "group"):
+        entries = report[f"shared_{noun}s"]
+        for entry in entries:
+            rows.append([_number(entry["count"], noun), *_both(entry["rows"]), ", ".join(entry["names"])])
+        if not entries:
+            remarks.append(f"no {noun} is in two splits")
     if rows:
         yield _table(["same", "in", "examples", "such as"], rows, words=(0, 1, 3))
         yield Text("")
     if report["shared_groups"] and report["shared_groups_by_design"]:
-        nothing.append("the corpus has the same groups in several splits by design")
-    if nothing:
-        yield _items(nothing)
+        remarks.append("the corpus has the same groups in several splits by design")
+    if remarks:
+        yield _items(remarks)
     if report["warnings"]:
         yield _title("Warnings when it was built")
         yield _items(report["warnings"])
@@ -170,15 +157,10 @@ def _both(rows: Mapping[str, int]) -> tuple[str, str]:
     return " + ".join(rows), " + ".join(f"{n:,}" for n in rows.values())
 
 
-def _pairs(pairs: Sequence[Sequence[str]]) -> str:
-    return ", ".join(f"{a}={b}" for a, b in pairs)
-
-
 def _origin(report: Report) -> Iterator[RenderableType]:
     yield _title("Origin")
     for key, value in report["source"].items():
-        for depth, line in _facts(key, value):
-            yield _line(line, depth)
+        yield from _facts(key, value)
     for split, n in report["expected"].items():
         what = "all splits" if split == "all" else split
         same = "as many as" if n["found"] == n["expected"] else f"not the {n['expected']:,}"
@@ -186,19 +168,19 @@ def _origin(report: Report) -> Iterator[RenderableType]:
     yield _line(f"manifest: {report['fingerprint']}")
 
 
-def _facts(name: str, value: Any, depth: int = 0) -> Iterator[tuple[int, str]]:
-    """Lines of what a manifest says, with how deep it lies; hashes are shortened, what is empty is left out."""
+def _facts(name: str, value: Any, depth: int = 0) -> Iterator[RenderableType]:
+    """Yield lines of what a manifest says; hashes are shortened, empty values are skipped."""
     if not isinstance(value, Mapping):
         if value not in ("", None, [], {}):
-            yield depth, f"{name}: {_brief(value)}"
+            yield _line(f"{name}: {_brief(value)}", depth)
         return
     inner = {k: v for k, v in value.items() if v not in ("", None, [], {})}
     if any(isinstance(v, Mapping) for v in inner.values()):
-        yield depth, f"{name}:"
+        yield _line(f"{name}:", depth)
         for k, v in inner.items():
             yield from _facts(k, v, depth + 1)
     elif inner:
-        yield depth, f"{name}: " + ", ".join(f"{k} {_brief(v)}" for k, v in inner.items())
+        yield _line(f"{name}: " + ", ".join(f"{k} {_brief(v)}" for k, v in inner.items()), depth)
 
 
 def _brief(value: Any) -> str:
@@ -208,13 +190,12 @@ def _brief(value: Any) -> str:
 
 def _files(report: Report) -> Iterator[RenderableType]:
     yield _title(f"Files in {report['path']}")
-    shards: dict[str, list[Mapping[str, int]]] = {}
+    groups: dict[str, list[Mapping[str, int]]] = {}  # the shards of a split take one line
     for name, facts in report["files"].items():
-        # the shards of a split in one line: NAME-SPLIT.array_record-NNNNN-of-NNNNN
         stem, mark, _ = name.partition(".array_record-")
-        shards.setdefault(f"{stem}.array_record-*" if mark and "records" in facts else name, []).append(facts)
+        groups.setdefault(f"{stem}.array_record-*" if mark and "records" in facts else name, []).append(facts)
     rows = []
-    for name, each in shards.items():
+    for name, each in groups.items():
         records = f"{sum(f['records'] for f in each):,}" if "records" in each[0] else ""
         rows.append([name, f"{len(each):,}", records, _bytes(sum(f["bytes"] for f in each))])
     rows.append(["all", f"{len(report['files']):,}", "", _bytes(report["total_bytes"])])
@@ -258,7 +239,5 @@ def _number(count: int, noun: str) -> str:
 
 
 def _bytes(size: int) -> str:
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"
+    scale, unit = next(((s, u) for s, u in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if size >= s), (0, "B"))
+    return f"{size / scale:.1f} {unit}" if scale else f"{size} B"

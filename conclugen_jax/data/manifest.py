@@ -1,4 +1,4 @@
-"""The manifest beside the shards: what the files must be, what the columns mean, statistics of the features."""
+"""Read, write and check the manifest of a data set: its files, the meaning of its columns, statistics of its features."""
 
 import dataclasses
 import hashlib
@@ -52,7 +52,7 @@ class FileFacts(TypedDict):
     records: NotRequired[Count]
 
 
-class Moments(TypedDict):
+class ColumnStatistics(TypedDict):
     """Mean and population deviation of each feature [dim]."""
 
     mean: list[float]
@@ -97,22 +97,22 @@ class Manifest:
     targets: dict[str, LabelSpec]
     variants: dict[str, Size]
     splits: dict[str, SplitFacts]
-    statistics: dict[str, Moments]
+    statistics: dict[str, ColumnStatistics]
     files: dict[str, FileFacts]
     source: dict[str, Any]
     warnings: list[str]
 
     def to_json(self) -> str:
-        """JSON text of the manifest."""
+        """Return the manifest as JSON."""
         tree = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         return json.dumps(tree, indent=1, allow_nan=False) + "\n"
 
     def fingerprint(self) -> str:
-        """SHA-256 of the manifest, and through the hashes in it of every file of the data set."""
+        """Return the SHA-256 of the manifest, which covers every file of the data set by its hash."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def standardization(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and divisor of each feature, float32 [dim] each; a column that never varies is divided by 1.
+        """Return mean and divisor of each feature, float32 [dim] each; the divisor of a constant column is 1.
 
         A deviation at the level of rounding (1e-6 of the mean's size) counts as constant.
         """
@@ -130,7 +130,7 @@ def read(folder: str | Path) -> Manifest:
     """
     if not str(folder):
         raise ConclugenError("no data set is named; name its folder with --data or --config.data.path")
-    way_out = "name the folder DATA_DIR/NAME/VERSION that python -m launch.build_dataset printed"
+    way_out = "name the folder DATA_DIR/NAME/VERSION that conclugen build printed"
     return read_file(Path(folder) / FILE, missing=way_out)
 
 
@@ -213,7 +213,7 @@ def _check(manifest: Manifest) -> None:
 
 
 def shard_names(manifest: Manifest, split: str) -> list[str]:
-    """Names of a split's shard files, in order."""
+    """Return the names of a split's shard files, in order."""
     return sorted(name for name in manifest.files if name.startswith(f"{manifest.name}-{split}.array_record-"))
 
 
@@ -244,7 +244,7 @@ def verify(folder: str | Path, manifest: Manifest, *, level: str = "hash") -> No
 
 
 def describe_files(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Facts of every file in a folder, for the manifest; ``shards``: name -> its ``records`` and ``sha256``."""
+    """Return facts of every file in a folder, for the manifest; ``shards``: name -> its ``records`` and ``sha256``."""
     facts = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != FILE):
         known = shards.get(path.name, {})
@@ -264,52 +264,8 @@ def sha256(path: Path) -> str:
         raise ConclugenError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
 
 
-class Statistics:
-    """Running mean and deviation of vectors, float64, one pass (Chan, Golub and LeVeque, 1983)."""
-
-    def __init__(self, dim: int, block: int = 64):
-        self.count, self.mean, self.squares = 0, np.zeros(dim), np.zeros(dim)
-        self._block, self._pending = block, []
-
-    def add(self, row: np.ndarray) -> None:
-        """Take in one vector [dim]."""
-        self._pending.append(row)
-        if len(self._pending) == self._block:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        rows = np.asarray(self._pending, np.float64)
-        self._pending = []
-        mean = rows.mean(axis=0)
-        rows -= mean
-        self.merge(count=len(rows), mean=mean, squares=np.square(rows, out=rows).sum(axis=0))
-
-    def state(self) -> dict[str, Any]:
-        """``count``, ``mean`` [dim] and ``squares`` [dim], as :meth:`merge` takes them."""
-        self._flush()
-        return {"count": self.count, "mean": self.mean, "squares": self.squares}
-
-    def merge(self, *, count: int, mean: np.ndarray, squares: np.ndarray) -> None:
-        """Take in the state of another object, of other rows."""
-        self._flush()
-        if count:
-            delta, total = mean - self.mean, self.count + int(count)
-            self.squares = self.squares + squares + np.square(delta) * (self.count * int(count) / total)
-            self.mean = self.mean + delta * (int(count) / total)
-            self.count = total
-
-    def result(self) -> dict[str, list[float]]:
-        """``mean`` and ``std`` (population), each a list [dim]; zeros and ones if there was no row."""
-        self._flush()
-        if not self.count:
-            return {"mean": [0.0] * len(self.mean), "std": [1.0] * len(self.mean)}
-        return {"mean": self.mean.tolist(), "std": np.sqrt(self.squares / self.count).tolist()}
-
-
 def choose(available: Iterable[str], wanted: Iterable[str], *, what: str, where: str) -> list[str]:
-    """The wanted names, all of which must be available.
+    """Return the wanted names, all of which must be available.
 
     Raises:
       ConclugenError: names the first that is not, and those there are.

@@ -1,35 +1,31 @@
-"""Examples -> checked TFDS records -> one part of a split on disk, with everything that was counted on the way.
+"""Check examples, write them as TFDS records to one part of a split, and count what the manifest needs.
 
-A part is what one process writes: a file of its own, so that parts may be made in any order, anywhere.
+One process writes a part, to a file of its own. Parts can be made in any order, on any machine.
 """
 
-import dataclasses
 import errno
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from conclugen_jax.data.manifest import Statistics, sha256
-from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec, name_hash
+from conclugen_jax.data.checks import Checker
+from conclugen_jax.data.manifest import sha256
+from conclugen_jax.data.parts import Part
+from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
 from conclugen_jax.errors import ConclugenError, reason
 
 WRITER_OPTIONS = "group_size:1,snappy"
 """One record a chunk, for random access; the quickest compression, since float features hardly shrink."""
 
-MOST_NAME = 1000
-"""Characters of an id or a group, at most."""
-
 
 def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
-    """TFDS features of one record."""
+    """Return the TFDS features of one record."""
 
     def scalar(dtype):
         return tfds.features.Tensor(shape=(), dtype=dtype)
@@ -57,73 +53,6 @@ def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(record)
 
 
-class _Texts(msgspec.Struct):
-    """The fields of a part that are no arrays."""
-
-    bad: list[tuple[int, str, str]]
-    converted: dict[str, int]
-    replaced: dict[str, int]
-    targets: list[str]
-    sha256: str
-
-
-@dataclasses.dataclass
-class Part:
-    """What a written part holds.
-
-    Attributes:
-      rows: int64 [n], the source's row of each record.
-      presence: bool [n, modalities].
-      ids: uint64 [n], hashes of the ids.
-      groups: uint64 [n], hashes of the groups, 0 where empty.
-      label_counts: the main label's first, then the further targets'; int64 [names] each.
-      statistics: modality -> running statistics, of the first split.
-      bad: (row, id, reason) of each example that was left out.
-      converted: number of vectors that were not float32, by "modality dtype".
-      replaced: number of values that the source's reader put 0 for, by modality.
-      sha256: of the file, "" where there is none.
-    """
-
-    rows: np.ndarray
-    presence: np.ndarray
-    ids: np.ndarray
-    groups: np.ndarray
-    label_counts: dict[str, np.ndarray]
-    statistics: dict[str, Statistics]
-    bad: list[tuple[int, str, str]]
-    converted: dict[str, int]
-    replaced: dict[str, int]
-    sha256: str = ""
-
-    def save(self, path: Path) -> None:
-        """Write to an npz file; :meth:`load` reads it."""
-        texts = _Texts(self.bad, self.converted, self.replaced, list(self.label_counts), self.sha256)
-        arrays = {name: getattr(self, name) for name in ("rows", "presence", "ids", "groups")}
-        arrays |= {f"counts/{name}": counts for name, counts in self.label_counts.items()}
-        for m, s in self.statistics.items():
-            arrays |= {f"statistics/{m}/{k}": np.asarray(v) for k, v in s.state().items()}
-        np.savez(path, texts=np.frombuffer(msgspec.json.encode(texts), np.uint8), **arrays)
-
-    @classmethod
-    def load(cls, path: Path, spec: DatasetSpec) -> "Part":
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            texts, statistics = msgspec.json.decode(file["texts"].tobytes(), type=_Texts), {}
-            for m, dim in spec.modalities.items():
-                if f"statistics/{m}/count" in file:
-                    statistics[m] = Statistics(dim)
-                    statistics[m].merge(**{k: file[f"statistics/{m}/{k}"] for k in ("count", "mean", "squares")})
-            return cls(
-                **{name: file[name] for name in ("rows", "presence", "ids", "groups")},
-                label_counts={name: file[f"counts/{name}"] for name in texts.targets},
-                statistics=statistics,
-                bad=texts.bad,
-                converted=texts.converted,
-                replaced=texts.replaced,
-                sha256=texts.sha256,
-            )
-
-
 def write_part(
     spec: DatasetSpec, split: str, first_row: int, examples: Iterable[Example], path: Path, *, first_split: bool
 ) -> Part:
@@ -131,11 +60,11 @@ def write_part(
 
     Args:
       spec: of the data set.
-      split: that the examples belong to.
+      split: of the examples.
       first_row: the source's row of the first example.
       examples: to be written, in order.
-      path: of the file; none is left where no example was good.
-      first_split: whether statistics are to be taken, and variants expected.
+      path: of the file; none remains if no example was good.
+      first_split: compute statistics, and expect variants.
 
     Returns:
       Facts of the part. Examples with NaN or infinite values or without any modality are not written but listed as bad.
@@ -144,7 +73,7 @@ def write_part(
       ConclugenError: any other fault of an example, or a source that cannot be read.
       OSError: the file cannot be written.
     """
-    checker = _Checker(spec, split, first_split=first_split)
+    checker = Checker(spec, split, first_split=first_split)
     failure: list[Exception] = []
 
     def records() -> Iterator[bytes]:
@@ -189,7 +118,7 @@ def _of_the_source(error: Exception, split: str) -> Exception:
 
 
 def serialize(record: Mapping[str, Any]) -> bytes:
-    """A record as TFDS writes it under :func:`record_features`, in a tenth of the time of its general encoder."""
+    """Serialise a record as TFDS does under :func:`record_features`, in a third of the time of its general encoder."""
     example = tf_example_pb2.Example()
     feature = example.features.feature
     for name, value in _flat(record):
@@ -210,156 +139,3 @@ def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}/{key}", each) for key, each in value.items())
         else:
             yield name, value
-
-
-def _shown(label: Any) -> str:
-    """A label for a message; Python writes no integer of thousands of digits."""
-    try:
-        return repr(label)[:100]
-    except ValueError:
-        return f"{type(label).__name__} too large to be written"
-
-
-class _Bad(Exception):
-    """An example that may be dropped."""
-
-
-class _Checker:
-    """Turns examples into records, refuses bad ones, and counts while they go by."""
-
-    def __init__(self, spec: DatasetSpec, split: str, *, first_split: bool):
-        self.spec, self.split = spec, split
-        self.variants = {m: spec.variants.get(m, 1) if first_split else 1 for m in spec.modalities}
-        self.statistics = {m: Statistics(dim) for m, dim in spec.modalities.items()} if first_split else {}
-        self.rows: list[int] = []
-        self.presence: list[list[bool]] = []
-        self.ids: list[int] = []
-        self.groups: list[int] = []
-        self.label_counts = {"": np.zeros(len(spec.label.names), np.int64)}
-        self.label_counts |= {name: np.zeros(len(t.names), np.int64) for name, t in spec.targets.items()}
-        self.bad: list[tuple[int, str, str]] = []
-        self.converted: Counter[str] = Counter()
-        self.replaced: Counter[str] = Counter()
-
-    def part(self) -> Part:
-        """Everything counted so far."""
-        return Part(
-            rows=np.array(self.rows, np.int64),
-            presence=np.array(self.presence, bool).reshape(-1, len(self.spec.modalities)),
-            ids=np.array(self.ids, np.uint64),
-            groups=np.array(self.groups, np.uint64),
-            label_counts=self.label_counts,
-            statistics=self.statistics,
-            bad=self.bad,
-            converted=dict(self.converted),
-            replaced=dict(self.replaced),
-        )
-
-    def record(self, row: int, example: Example) -> dict[str, Any] | None:
-        """TFDS record of an example, None if it is bad."""
-        if not isinstance(example, Example):
-            raise ConclugenError(f"split {self.split!r}, row {row}: a {type(example).__name__}, expected an Example")
-        where = f"split {self.split!r}, row {row}, id {str(example.id)[:100]!r}"
-        for name, text, least in (("id", example.id, 1), ("group", example.group, 0)):
-            if not isinstance(text, str) or not least <= len(text) <= MOST_NAME or not text.isprintable():
-                raise ConclugenError(f"{where}: {name} must be a printable str of {least} to {MOST_NAME} characters")
-        spare = set(example.features) - set(self.spec.modalities)
-        if spare:
-            raise ConclugenError(
-                f"{where}: unknown modality {min(spare)!r}; the data set has {list(self.spec.modalities)}"
-            )
-        try:
-            if not example.features:
-                raise _Bad("no modality is present")
-            vectors = {m: self._vector(f"{where}, modality {m!r}", m, x) for m, x in example.features.items()}
-        except _Bad as e:
-            self.bad.append((row, example.id, str(e)))
-            return None
-        record = {
-            "id": example.id,
-            "group": example.group,
-            "features": {m: vectors[m] if m in vectors else self._absent(m) for m in self.spec.modalities},
-            "present": {m: m in vectors for m in self.spec.modalities},
-        }
-        if self.spec.label.kind != "none":
-            record["label"] = self._label(where, self.spec.label, example.label, self.label_counts[""])
-        if self.spec.targets:
-            record["targets"] = self._targets(where, example)
-        self._count(row, example, vectors)
-        return record
-
-    def _count(self, row: int, example: Example, vectors: dict[str, np.ndarray]) -> None:
-        self.rows.append(row)
-        self.ids.append(name_hash(example.id))
-        self.groups.append(name_hash(example.group))
-        self.presence.append([m in vectors for m in self.spec.modalities])
-        self.replaced.update({m: n for m, n in example.replaced.items() if n})
-        for m, x in vectors.items():
-            dtype = np.asarray(example.features[m]).dtype
-            if dtype != np.float32:
-                self.converted[f"{m} {dtype}"] += 1
-            if m in self.statistics:
-                for variant in np.atleast_2d(x):
-                    self.statistics[m].add(variant)
-
-    def _absent(self, modality: str) -> np.ndarray:
-        dim, variants = self.spec.modalities[modality], self.variants[modality]
-        stacked = self.spec.variants.get(modality, 1) > 1
-        return np.zeros((variants, dim) if stacked else dim, np.float32)
-
-    def _vector(self, where: str, modality: str, x: Any) -> np.ndarray:
-        x = np.asarray(x)
-        dim, variants = self.spec.modalities[modality], self.variants[modality]
-        stacked = self.spec.variants.get(modality, 1) > 1
-        if stacked and variants == 1 and x.ndim == 1:
-            x = x[None]
-        shape = (variants, dim) if stacked else (dim,)
-        if x.dtype == object or x.dtype.kind not in "fiub" or x.shape != shape:
-            raise ConclugenError(f"{where}: {x.dtype} of shape {x.shape}, expected real numbers of shape {shape}")
-        with np.errstate(over="ignore"):
-            y = x.astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(y))
-        if bad.size:
-            raise _Bad(
-                f"modality {modality!r}: {bad.size} of {y.size} values are NaN or infinite in float32 "
-                f"(first at column {bad[0] % dim})"
-            )
-        return y
-
-    def _label(self, where: str, spec: LabelSpec, label: Any, counts: np.ndarray) -> Any:
-        if spec.kind == "single":
-            if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < len(spec.names):
-                raise ConclugenError(
-                    f"{where}: label {_shown(label)}, expected an integer from 0 to {len(spec.names) - 1}"
-                )
-            counts[label] += 1
-            return int(label)
-        try:
-            with np.errstate(over="ignore"):  # infinite then, and refused
-                values = np.asarray(label, np.float32) if label is not None else np.zeros(0, np.float32)
-        except (TypeError, ValueError, OverflowError):
-            values = np.zeros(0, np.float32)
-        if spec.kind == "value":
-            if values.shape != () or not np.isfinite(values):
-                raise ConclugenError(f"{where}: label {_shown(label)}, expected a finite number of float32")
-            return np.float32(values)
-        if values.shape != (len(spec.names),) or not np.isin(values, (0, 1)).all():
-            raise ConclugenError(
-                f"{where}: label {_shown(label)}, expected {len(spec.names)} values 0 or 1 ({', '.join(spec.names)})"
-            )
-        counts += values.astype(np.int64)
-        return values
-
-    def _targets(self, where: str, example: Example) -> dict[str, Any]:
-        spare = set(example.targets) - set(self.spec.targets)
-        if spare:
-            raise ConclugenError(f"{where}: unknown target {min(spare)!r}; the data set has {list(self.spec.targets)}")
-        result = {}
-        for name, spec in self.spec.targets.items():
-            value = example.targets.get(name)
-            if value is None:
-                nothing = np.full(len(spec.names), np.nan, np.float32)
-                result[name] = {"single": -1, "value": np.float32(np.nan), "multi": nothing}[spec.kind]
-            else:
-                result[name] = self._label(f"{where}, target {name!r}", spec, value, self.label_counts[name])
-        return result

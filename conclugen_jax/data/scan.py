@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_data_source
@@ -10,10 +10,10 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import wire
+from conclugen_jax.data.checks import MOST_NAME
 from conclugen_jax.data.manifest import Manifest
-from conclugen_jax.data.records import MOST_NAME
 from conclugen_jax.data.sources import name_hash
-from conclugen_jax.data.tallies import FeatureTally, LabelTally
+from conclugen_jax.data.tallies import Columns, Vectors, label_fits, measure
 from conclugen_jax.errors import ConclugenError, reason
 
 CHUNK_BYTES = 4 * 2**20
@@ -41,7 +41,7 @@ class Faults:
             if not self._collect:
                 place = "" if row is None else f"row {row}: "
                 raise ConclugenError(
-                    f"{self._folder / file}: {place}{what}; --verify lists all faults, launch.build_dataset --overwrite "
+                    f"{self._folder / file}: {place}{what}; --verify lists all faults, conclugen build --overwrite "
                     "builds again"
                 )
             ranges = self._found.setdefault((file, what), [])
@@ -73,96 +73,24 @@ class Faults:
         return [{"file": file, "what": what, "rows": rows} for (file, what), rows in self._found.items()]
 
 
-class Chunk(NamedTuple):
-    """Consecutive records of a shard.
-
-    Attributes:
-      file: name of the shard.
-      rows: int64 [n], rows of the split.
-      columns: field of the records -> n values.
-    """
-
-    file: str
-    rows: np.ndarray
-    columns: dict[str, list[Any]]
-
-
-class Shards:
-    """The shards of a split, read one after the other without TFDS, so that a fault has a file and a row.
-
-    Attributes:
-      variants: modality -> number of vectors in a record.
-      sizes: name of each shard -> number of its records, as the manifest says.
-      as_listed: whether every shard read so far holds as many.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, split: str):
-        self.folder = folder
-        first = split == next(iter(manifest.splits))
-        self.variants = {m: manifest.variants.get(m, 1) if first else 1 for m in manifest.modalities}
-        self.sizes = {name: manifest.files[name]["records"] for name in manifest_lib.shard_names(manifest, split)}
-        self.as_listed = True
-        self._fields = wire.fields(manifest, self.variants)
-        row_bytes = sum(4 * dim * self.variants[m] for m, dim in manifest.modalities.items())
-        self._chunk_rows = max(1, min(MOST_ROWS, CHUNK_BYTES // row_bytes))
-
-    def find(self, row: int) -> tuple[str, int]:
-        """Return the shard that holds a row of the split, and the row's place in it."""
-        for name, size in self.sizes.items():
-            if row < size:
-                return name, row
-            row -= size
-        raise IndexError(row)
-
-    def text(self, row: int, key: str) -> str:
-        """Return ``id`` or ``group`` of a row that was read before."""
-        name, position = self.find(row)
-        return _parse(_open(self.folder / name)[position], self._fields)[key]
-
-    def chunks(self, name: str, first_row: int, faults: Faults) -> Iterator[Chunk]:
-        """Yield the records of one shard that can be read; the first is row ``first_row`` of the split.
-
-        Raises:
-          ConclugenError: the first fault, where faults are not collected.
-        """
-        try:
-            source = _open(self.folder / name)
-        except Exception as e:  # array_record raises RuntimeError, most often without saying more
-            faults.add(name, f"cannot be opened ({reason(e)})")
-            return
-        if len(source) != self.sizes[name]:
-            self.as_listed = False
-            faults.add(name, f"holds {len(source)} records, the manifest says {self.sizes[name]}")
-        num = min(len(source), self.sizes[name])
-        for start in range(0, num, self._chunk_rows):
-            positions = range(start, min(start + self._chunk_rows, num))
-            found: dict[int, dict[str, Any]] = {}
-            for position, raw in zip(positions, _read(source, positions), strict=True):
-                row = first_row + position
-                try:
-                    found[row] = _parse(raw, self._fields)
-                except _Unfit as e:
-                    faults.add(name, str(e), [row])
-            if found:
-                columns = {field: [record[field] for record in found.values()] for field in self._fields}
-                yield Chunk(name, np.array([*found], np.int64), columns)
-
-
 class SplitScan:
     """Everything that was learned of a split; complete once :meth:`run` has returned.
 
+    The shards are read one after the other without TFDS, so that a fault has a file and a row.
+
     Attributes:
-      shards: of the split.
       rows: int64 [n], those that could be read.
       ids: uint64 [n], hashes of the ids.
       groups: uint64 [n], hashes of the groups, 0 where empty.
       present: bool [n, modalities].
-      features: modality -> numbers and hashes of its vectors.
-      labels: "" and each further target -> its counts.
+      vectors: modality -> measures of its vectors.
+      columns: modality -> mean, deviation and extremes of its features, over the vectors that are present and finite.
+      labels: "" and each further target -> its known values, [k] or [k, labels]; no entry without labels.
+      misfits: those of the labels with values out of range.
       complete: whether every record could be read, and none is missing or spare.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, faults: Faults, *, verify: bool):
+    def __init__(self, folder: Path, manifest: Manifest, split: str, faults: Faults):
         """Prepare; nothing is read yet.
 
         Args:
@@ -170,76 +98,140 @@ class SplitScan:
           manifest: as read from it.
           split: its name.
           faults: takes in what is found.
-          verify: hash the shards and check every field of every record.
         """
-        self.shards = Shards(folder, manifest, split)
-        self._manifest, self._split, self._faults, self._verify = manifest, split, faults, verify
-        self.features = {m: FeatureTally(dim) for m, dim in manifest.modalities.items()}
-        self.labels = {name: LabelTally(spec) for name, spec in {"": manifest.label, **manifest.targets}.items()}
-        self._flags = _presence(folder, manifest, split, faults) if verify else None
-        self.rows = np.zeros(0, np.int64)
-        self.ids = self.groups = np.zeros(0, np.uint64)
-        self.present = np.zeros((0, len(manifest.modalities)), bool)
+        self._folder, self._manifest, self._split, self._faults = folder, manifest, split, faults
+        self._sizes = {name: manifest.files[name]["records"] for name in manifest_lib.shard_names(manifest, split)}
+        first = split == next(iter(manifest.splits))
+        self._variants = {m: manifest.variants.get(m, 1) if first else 1 for m in manifest.modalities}
+        self._fields = wire.fields(manifest, self._variants)
+        row_bytes = sum(4 * dim * self._variants[m] for m, dim in manifest.modalities.items())
+        self._chunk_rows = max(1, min(MOST_ROWS, CHUNK_BYTES // row_bytes))
+        self.specs = {"": manifest.label, **manifest.targets}
+        self.columns = {m: Columns(dim) for m, dim in manifest.modalities.items()}
+        self.complete, self.misfits = True, set[str]()
 
-    def run(self, progress: Callable[[int], None]) -> "SplitScan":
-        """Read all records; ``progress`` is called with the number of rows done.
+    def run(self, progress: Callable[[int], None], *, verify: bool) -> "SplitScan":
+        """Read all records.
+
+        Args:
+          progress: called with the number of rows done.
+          verify: hash the shards and check every field of every record.
 
         Raises:
           ConclugenError: the first fault, where faults are not collected.
         """
-        done, pieces = 0, [(self.rows, self.ids, self.groups, self.present)]
-        for name, size in self.shards.sizes.items():
-            if self._verify:
+        flags = _presence(self._folder, self._manifest, self._split, self._faults) if verify else None
+        done, chunks = 0, [self._columns([], [])]
+        for name, size in self._sizes.items():
+            if verify:
                 self._faults.check_file(self._manifest, name)
-            for chunk in self.shards.chunks(name, done, self._faults):
-                pieces.append(self._take(chunk))
-                progress(int(chunk.rows[-1]) + 1)
+            for rows, records in self._chunks(name, done):
+                chunks.append(self._columns(rows, records))
+                progress(rows[-1] + 1)
             done += size
             progress(done)
-        self.rows, self.ids, self.groups, self.present = map(np.concatenate, zip(*pieces, strict=True))
-        self.complete = len(self.rows) == done and self.shards.as_listed
-        if self._verify:
-            _, first = np.unique(self.ids, return_index=True)
-            for row in np.delete(self.rows, first):
-                self._faults.add(self.shards.find(int(row))[0], "the id of a row before it in the split", [row])
+        self._join(chunks)
+        self.complete &= len(self.rows) == done
+        if verify:
+            self._check(flags)
+        for target, values in self.labels.items():
+            fits, unknown = label_fits(values, self.specs[target])
+            wrong = ~fits & ~(unknown & bool(target))  # only further targets may be unknown
+            self._note(f"target {target!r} is out of range" if target else "label is out of range", wrong)
+            self.labels[target] = values[fits]
+            if wrong.any():
+                self.misfits.add(target)
+        if verify:
+            again = np.ones(len(self.rows), bool)
+            again[np.unique(self.ids, return_index=True)[1]] = False
+            self._note("the id of a row before it in the split", again)
         return self
 
-    def _take(self, chunk: Chunk) -> tuple[np.ndarray, ...]:
-        """Count a chunk; returns its rows, hashes of ids and groups, and presence."""
-        manifest, columns = self._manifest, chunk.columns
-        present = np.array([columns[f"present/{m}"] for m in manifest.modalities], bool).T
-        features = {
-            m: np.frombuffer(b"".join(columns[f"features/{m}"]), "<f4").reshape(-1, self.shards.variants[m], dim)
-            for m, dim in manifest.modalities.items()
-        }
-        if self._verify:
-            self._check(chunk, present, features)
-        for c, (m, x) in enumerate(features.items()):
-            self.features[m].add(x, present[:, c])
-        for target, tally in self.labels.items():
-            if tally.spec.kind == "none":
-                continue
-            wrong = tally.add(wire.label_array(columns[wire.label_field(target)], tally.spec), may_lack=bool(target))
-            what = f"target {target!r}" if target else "label"
-            self._faults.add(chunk.file, f"{what} is out of range", chunk.rows[wrong])
-        ids, groups = (np.array([name_hash(text) for text in columns[key]], np.uint64) for key in ("id", "group"))
-        return chunk.rows, ids, groups, present
+    def good(self, modality: str) -> np.ndarray:
+        """Return which vectors of a modality are present and finite, bool [n, variants]."""
+        column = list(self.vectors).index(modality)
+        return self.present[:, [column]] & (self.vectors[modality].bad == 0)
 
-    def _check(self, chunk: Chunk, present: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
-        """Find faults of records that can be parsed."""
-        file, rows, faults = chunk.file, chunk.rows, self._faults
+    def text(self, row: int, key: str) -> str:
+        """Return ``id`` or ``group`` of a row that was read before."""
+        for name, size in self._sizes.items():
+            if row < size:
+                return _parse(_open(self._folder / name)[row], self._fields)[key]
+            row -= size
+        raise IndexError(row)
+
+    def _chunks(self, name: str, first_row: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+        """Yield rows and records of one shard that can be read; the first is row ``first_row`` of the split."""
+        try:
+            source = _open(self._folder / name)
+        except Exception as e:  # array_record raises RuntimeError, most often without saying more
+            self._faults.add(name, f"cannot be opened ({reason(e)})")
+            return
+        if len(source) != self._sizes[name]:
+            self.complete = False
+            self._faults.add(name, f"holds {len(source)} records, the manifest says {self._sizes[name]}")
+        num = min(len(source), self._sizes[name])
+        for start in range(0, num, self._chunk_rows):
+            positions = range(start, min(start + self._chunk_rows, num))
+            found: dict[int, dict[str, Any]] = {}
+            for position, raw in zip(positions, _read(source, positions), strict=True):
+                try:
+                    found[first_row + position] = _parse(raw, self._fields)
+                except _Unfit as e:
+                    self._faults.add(name, str(e), [first_row + position])
+            if found:
+                yield list(found), list(found.values())
+
+    def _columns(self, rows: list[int], records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        """Return what is kept of a chunk of records, by name."""
+        modalities = self._manifest.modalities
+        kept = {"rows": np.array(rows, np.int64)}
+        kept["present"] = np.array([[r[f"present/{m}"] for m in modalities] for r in records], bool)
+        kept["present"] = kept["present"].reshape(-1, len(modalities))
         for key, least in (("id", 1), ("group", 0)):
-            bad = [not (least <= len(t) <= MOST_NAME and t.isprintable()) for t in chunk.columns[key]]
-            faults.add(file, f"{key} is not of {least} to {MOST_NAME} printable characters", rows[np.array(bad)])
-        for here, (m, x) in zip(present.T, features.items(), strict=True):
-            finite = np.isfinite(x).all(axis=(1, 2))
-            faults.add(file, f"{m} has values that are not finite", rows[~finite])
-            faults.add(file, f"{m} is absent but not zero", rows[~here & finite & x.any(axis=(1, 2))])
-        faults.add(file, "no modality is present", rows[~present.any(axis=1)])
-        if self._flags is not None:
-            other, name = self._flags[rows] != present, manifest_lib.PRESENCE.format(split=self._split)
-            for c, m in enumerate(features):
-                faults.add(name, f"{m} is said otherwise than in the record", rows[other[:, c]])
+            texts = [record[key] for record in records]
+            kept[f"{key}s"] = np.array([name_hash(text) for text in texts], np.uint64)
+            kept[f"{key}s wrong"] = np.array(
+                [not (least <= len(t) <= MOST_NAME and t.isprintable()) for t in texts], bool
+            )
+        for c, (m, dim) in enumerate(modalities.items()):
+            x = np.frombuffer(b"".join(r[f"features/{m}"] for r in records), "<f4").reshape(-1, self._variants[m], dim)
+            vectors = measure(x)
+            kept |= {f"{m} {key}": values for key, values in vectors._asdict().items()}
+            self.columns[m].add(x[kept["present"][:, c, None] & (vectors.bad == 0)])
+        for target, spec in self.specs.items():
+            if spec.kind != "none":
+                field = wire.label_field(target)
+                kept[field] = wire.label_array([record[field] for record in records], spec)
+        return kept
+
+    def _join(self, chunks: list[dict[str, np.ndarray]]) -> None:
+        kept = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+        self.rows, self.ids, self.groups, self.present = (kept[key] for key in ("rows", "ids", "groups", "present"))
+        self._wrong = {key: kept[f"{key}s wrong"] for key in ("id", "group")}
+        self.vectors = {m: Vectors(*(kept[f"{m} {f}"] for f in Vectors._fields)) for m in self._manifest.modalities}
+        self.labels = {t: kept[wire.label_field(t)] for t, spec in self.specs.items() if spec.kind != "none"}
+
+    def _note(self, what: str, wrong: np.ndarray) -> None:
+        """Note a fault of rows, bool [n], of the shards that hold them."""
+        end = 0
+        for name, size in self._sizes.items():
+            start, end = end, end + size
+            self._faults.add(name, what, self.rows[wrong & (start <= self.rows) & (self.rows < end)])
+
+    def _check(self, flags: np.ndarray | None) -> None:
+        """Find faults of records that can be parsed; ``flags``: bool [num_examples, modalities] beside the shards."""
+        for key, least in (("id", 1), ("group", 0)):
+            self._note(f"{key} is not of {least} to {MOST_NAME} printable characters", self._wrong[key])
+        for here, (m, v) in zip(self.present.T, self.vectors.items(), strict=True):
+            finite = (v.bad == 0).all(axis=1)
+            self._note(f"{m} has values that are not finite", ~finite)
+            self._note(f"{m} is absent but not zero", ~here & finite & v.hashes.any(axis=1))
+        self._note("no modality is present", ~self.present.any(axis=1))
+        if flags is not None:
+            other, file = flags[self.rows] != self.present, manifest_lib.PRESENCE.format(split=self._split)
+            for c, m in enumerate(self.vectors):
+                self._faults.add(file, f"{m} is said otherwise than in the record", self.rows[other[:, c]])
 
 
 class _Unfit(Exception):

@@ -1,143 +1,110 @@
-"""Count feature vectors and labels while they are read; the counts take no more memory with more examples."""
+"""Measure feature vectors one by one, and summarise them and the labels of a split."""
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from conclugen_jax.data.manifest import Statistics
+from conclugen_jax.data.moments import Moments
 from conclugen_jax.data.sources import LabelSpec
 
 COLUMNS_SHOWN = 8
 """Constant columns that are named, at most."""
 
 
-class Spread:
-    """Mean, deviation and extremes of each column of rows [n, dim], over several calls."""
-
-    def __init__(self, dim: int):
-        self.statistics = Statistics(dim)
-        self.low, self.high = np.full(dim, np.inf), np.full(dim, -np.inf)
-
-    def add(self, rows: np.ndarray) -> None:
-        """Count rows [n, dim]; n may be 0."""
-        if len(rows):
-            rows = rows.astype(np.float64)
-            mean = rows.mean(axis=0)
-            self.statistics.merge(count=len(rows), mean=mean, squares=np.square(rows - mean).sum(axis=0))
-            self.low, self.high = np.minimum(self.low, rows.min(axis=0)), np.maximum(self.high, rows.max(axis=0))
-
-    def moments(self) -> dict[str, float | None]:
-        """Return ``mean`` and ``std`` of the only column; None without rows."""
-        known = self.statistics.count > 0
-        return {key: values[0] if known else None for key, values in self.statistics.result().items()}
-
-    def extremes(self) -> dict[str, float | None]:
-        """Return ``min`` and ``max`` over all columns; None without rows."""
-        known = self.statistics.count > 0
-        return {"min": float(self.low.min()) if known else None, "max": float(self.high.max()) if known else None}
-
-
-class LabelTally:
-    """Counts of one label.
+class Vectors(NamedTuple):
+    """What is kept of each vector of a modality, [n, variants] each.
 
     Attributes:
-      known: number of examples that have it.
-      counts: int64 [names], examples of each class, or with each label.
-      wrong: number of examples whose label is out of range.
+      hashes: uint64, of the bytes; 0 for a vector of zeros.
+      norms: float64, L2.
+      lows: float32, least value.
+      highs: float32, largest value.
+      zeros: int32, number of zeros.
+      bad: int32, number of values that are not finite.
     """
 
-    def __init__(self, spec: LabelSpec):
-        self.spec, self.known, self.wrong = spec, 0, 0
-        self.counts, self._spread = np.zeros(len(spec.names), np.int64), Spread(1)
-
-    def add(self, values: np.ndarray, *, may_lack: bool) -> np.ndarray:
-        """Count labels.
-
-        Args:
-          values: [n], or [n, labels] for ``multi``.
-          may_lack: -1 or NaN stands for unknown, as it does for further targets.
-
-        Returns:
-          Bool [n], those that are out of range, which are not counted.
-        """
-        kind, num = self.spec.kind, len(self.spec.names)
-        if kind == "single":
-            unknown, fits = values == -1, (values >= 0) & (values < num)
-            self.counts += np.bincount(values[fits], minlength=num)
-        elif kind == "multi":
-            unknown, fits = np.isnan(values).all(axis=1), np.isin(values, (0, 1)).all(axis=1)
-            self.counts += values[fits].sum(axis=0).astype(np.int64)
-        else:
-            unknown, fits = np.isnan(values), np.isfinite(values)
-            self._spread.add(values[fits, None])
-        wrong = ~fits & ~(unknown & may_lack)
-        self.known += int(fits.sum())
-        self.wrong += int(wrong.sum())
-        return wrong
-
-    def report(self) -> dict[str, Any]:
-        """Return ``known`` and ``counts``, or ``mean``, ``std``, ``min`` and ``max`` (None where no label is known)."""
-        if self.spec.kind == "none":
-            return {"known": 0}
-        if self.spec.kind != "value":
-            return {"known": self.known, "counts": self.counts.tolist()}
-        return {"known": self.known, **self._spread.moments(), **self._spread.extremes()}
+    hashes: np.ndarray
+    norms: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+    zeros: np.ndarray
+    bad: np.ndarray
 
 
-class FeatureTally:
-    """Numbers of one modality in one split, over the vectors of the examples that have it.
+@np.errstate(all="ignore")
+def measure(x: np.ndarray) -> Vectors:
+    """Measure vectors, float32 [n, variants, dim]."""
+    hashes, filled = np.zeros(x.shape[:2], np.uint64), x.any(axis=2)
+    hashes[filled] = [int.from_bytes(hashlib.blake2b(v, digest_size=8).digest(), "little") for v in x[filled]]
+    norms = np.linalg.norm(x.astype(np.float64), axis=2)
+    zeros, bad = (found.sum(axis=2, dtype=np.int32) for found in (x == 0, ~np.isfinite(x)))
+    return Vectors(hashes, norms, x.min(axis=2), x.max(axis=2), zeros, bad)
 
-    Only the number of values that are not finite counts vectors with such values. Where several variants are stored, each
-    is a vector.
 
-    Attributes:
-      non_finite: number of values that are not finite.
-      columns: mean, deviation and extremes of each column.
-    """
+class Columns:
+    """Mean, deviation and extremes of each feature, over vectors [n, dim] of several calls."""
 
     def __init__(self, dim: int):
-        self.columns, self._norms = Spread(dim), Spread(1)
-        self.non_finite = self._zeros = self._zero_vectors = 0
-        self._hashes: list[np.ndarray] = [np.zeros((0, 1), np.uint64)]
+        self.moments = Moments.zero(dim)
+        self.low, self.high = np.full(dim, np.inf, np.float32), np.full(dim, -np.inf, np.float32)
 
-    def add(self, x: np.ndarray, present: np.ndarray) -> None:
-        """Count vectors.
+    def add(self, vectors: np.ndarray) -> None:
+        """Count vectors [n, dim]; n may be 0."""
+        if len(vectors):
+            self.moments.merge(Moments.of(vectors))
+            self.low = np.minimum(self.low, vectors.min(axis=0))
+            self.high = np.maximum(self.high, vectors.max(axis=0))
 
-        Args:
-          x: float32 [n, variants, dim].
-          present: bool [n].
-        """
-        hashes = np.zeros(x.shape[:2], np.uint64)
-        there = present[:, None] & (x != 0).any(axis=2)
-        hashes[there] = [int.from_bytes(hashlib.blake2b(v, digest_size=8).digest(), "little") for v in x[there]]
-        self._hashes.append(hashes)
-        vectors = x[present].reshape(-1, x.shape[2])
-        finite = np.isfinite(vectors)
-        self.non_finite += int(finite.size - finite.sum())
-        vectors = vectors[finite.all(axis=1)]
-        self._zeros += int((vectors == 0).sum())
-        self._zero_vectors += int((~vectors.any(axis=1)).sum())
-        self._norms.add(np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True))
-        self.columns.add(vectors)
 
-    def hashes(self) -> np.ndarray:
-        """Return a hash of each vector's bytes, uint64 [n, variants]; 0 where it is absent or all zeros."""
-        found = [hashes for hashes in self._hashes if len(hashes)] or self._hashes
-        return np.concatenate(found)
+def feature_report(vectors: Vectors, good: np.ndarray, present: np.ndarray, columns: Columns) -> dict[str, Any]:
+    """Summarise a modality of a split.
 
-    def report(self) -> dict[str, Any]:
-        """Return all numbers; None for those that need a vector where there is none."""
-        number, norm = self.columns.statistics.count, self._norms.moments()
-        constant = np.flatnonzero(self.columns.low == self.columns.high) if number > 1 else np.zeros(0, int)
-        return {
-            "vectors": number,
-            "norm_mean": norm["mean"],
-            "norm_std": norm["std"],
-            **self.columns.extremes(),
-            "zero_share": self._zeros / (number * len(self.columns.low)) if number else None,
-            "zero_vectors": self._zero_vectors,
-            "constant_columns": len(constant),
-            "first_constant_columns": constant[:COLUMNS_SHOWN].tolist(),
-            "non_finite": self.non_finite,
-        }
+    Args:
+      vectors: of all examples.
+      good: bool [n, variants], present and finite; others count only as ``non_finite``.
+      present: bool [n].
+      columns: of the good vectors.
+
+    Returns:
+      Numbers, None for those that need a vector where there is none.
+    """
+    number = int(good.sum())
+    norm, low, high = (_spread(x[good]) for x in (vectors.norms, vectors.lows, vectors.highs))
+    constant = np.flatnonzero(columns.low == columns.high) if number > 1 else np.zeros(0, int)
+    return {
+        "vectors": number,
+        "norm_mean": norm["mean"],
+        "norm_std": norm["std"],
+        "min": low["min"],
+        "max": high["max"],
+        "zero_share": int(vectors.zeros[good].sum()) / (number * len(columns.low)) if number else None,
+        "zero_vectors": int((vectors.hashes[good] == 0).sum()),
+        "constant_columns": len(constant),
+        "first_constant_columns": constant[:COLUMNS_SHOWN].tolist(),
+        "non_finite": int(vectors.bad[present].sum()),
+    }
+
+
+def label_fits(values: np.ndarray, spec: LabelSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Return which labels are in range and which are unknown (-1 or NaN), bool [n] each; ``values``: [n] or [n, labels]."""
+    if spec.kind == "single":
+        return (values >= 0) & (values < len(spec.names)), values == -1
+    if spec.kind == "multi":
+        return np.isin(values, (0, 1)).all(axis=1), np.isnan(values).all(axis=1)
+    return np.isfinite(values), np.isnan(values)
+
+
+def label_report(values: np.ndarray | None, spec: LabelSpec) -> dict[str, Any]:
+    """Summarise labels in range: ``known`` and ``counts``, or ``mean``, ``std``, ``min`` and ``max`` (None without any)."""
+    if values is None:  # of kind "none"
+        return {"known": 0}
+    if spec.kind == "value":
+        return {"known": len(values), **_spread(values)}
+    counts = np.bincount(values, minlength=len(spec.names)) if spec.kind == "single" else values.sum(axis=0).astype(int)
+    return {"known": len(values), "counts": counts.tolist()}
+
+
+def _spread(values: np.ndarray) -> dict[str, float | None]:
+    values = values.astype(np.float64)
+    return {key: float(getattr(values, key)()) if len(values) else None for key in ("mean", "std", "min", "max")}

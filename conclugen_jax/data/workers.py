@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data.records import Part, write_part
+from conclugen_jax.data.parts import Part, Parts
+from conclugen_jax.data.records import write_part
 from conclugen_jax.data.sources import DatasetSpec, Example
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import pool
-
-Spawning, interrupts_blocked = pool._Spawning, pool._interrupts_blocked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ def run(
     beam: Sequence[str] | None,
     progress: Callable[[int, int | None], None] | None,
     total: int | None,
-) -> dict[str, list[tuple[Path, Part]]]:
+) -> Parts:
     """Write all parts.
 
     Args:
@@ -71,7 +70,7 @@ def run(
         results = _run_processes(jobs, num_workers)
     else:
         results = ((job, job.run()) for job in jobs)
-    parts: dict[str, list[tuple[Path, Part]]] = {}
+    parts: Parts = {}
     done = 0
     with contextlib.closing(results):  # no worker writes after this, even if the loop raises
         for job, part in results:

@@ -1,1 +1,1 @@
-"""What representations are worth: probes, linear evaluation, fine-tuning, embeddings, exports. Uses ``train`` and below."""
+"""What representations are worth: probes, linear evaluation, fine-tuning, weights to share. Uses ``train`` and below."""

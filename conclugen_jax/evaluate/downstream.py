@@ -5,12 +5,8 @@ encoder's weights come from and which parameters are trained. A frozen encoder i
 its representations.
 """
 
-import dataclasses
-import functools
-import json
-import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +23,12 @@ from conclugen_jax.evaluate import encoder as encoder_lib
 from conclugen_jax.evaluate import splits as splits_lib
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.evaluate.encoder import Encoder
-from conclugen_jax.evaluate.task import TRAINABLE, Task
-from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.run import checkpoint
+from conclugen_jax.run import allowed, checkpoint
 from conclugen_jax.run import config as config_lib
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
-from conclugen_jax.train import feed, loop, parallel, sharded_update
-from conclugen_jax.train import optimizer as optimizer_lib
+from conclugen_jax.train import parallel
 
 RESULT = "result.json"
 
@@ -57,41 +51,89 @@ def downstream(
     Raises:
       ConclugenError: an impossible configuration, bad data, a checkpoint that does not fit the data, or a loss that is
         not finite in any epoch.
-      Interrupted: SIGINT or SIGTERM came; repeating the command starts this run anew.
+      Interrupted: SIGINT or SIGTERM came; repeating the command starts this run again.
     """
     devices = list(devices or jax.devices())
     config_lib.check(config)
     config_lib.check_downstream(config)
     if config.downstream.num_folds and config.downstream.fold == -1:
         return _all_folds(config, Path(workdir), devices)
-    dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
-    config = config_lib.with_modalities(config, dataset.manifest.modalities)
-    label = splits_lib.label_of(config, dataset)
-    encoder = encoder_lib.from_config(config, dataset.manifest)
-    encodes = "representation/.*" in TRAINABLE[config.downstream.protocol]
-    streams = splits_lib.open_streams(config, dataset, encoder.modalities, all_variants=encodes)
-    _check_batches(config, len(streams["train"].usable), devices)
+    opened = _open(config, len(devices))
     with (
         workdir_lib.claim(workdir) as folder,
         signals.caught() as stop,
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
-        workdir_lib.settle(folder, config, dataset.manifest)
+        workdir_lib.settle(folder, opened.config, opened.manifest)
         if (folder / RESULT).exists():
-            return finished(folder / RESULT, encoder)
+            return finished(folder / RESULT, opened.encoder)
         with stop.at_once():  # such a run is repeated from its start
-            rows = splits_lib.load(config, label, streams)
-            return _run(config, folder, dataset.manifest, label, encoder, rows, devices, stop)
+            return _run(opened, folder, devices, stop)
 
 
-def _check_batches(config: ConfigDict, num_examples: int, devices: Sequence[jax.Device]) -> None:
-    """With few labels the batch is what there is; else it must fit the data."""
-    if not config.downstream.labels_per_class:
-        config_lib.check_batches(config, num_examples=num_examples, num_devices=len(devices))
+class _Opened(NamedTuple):
+    """What a run is made of, before any row is read."""
+
+    config: ConfigDict
+    manifest: Manifest
+    label: LabelSpec
+    encoder: Encoder
+    streams: dict[str, shards.ShardStream]
+
+
+def _open(config: ConfigDict, num_devices: int) -> _Opened:
+    dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
+    config = config_lib.with_modalities(config, dataset.manifest.modalities)
+    label = splits_lib.label_of(config, dataset)
+    encoder = encoder_lib.from_config(config, dataset.manifest)
+    variants = config.downstream.protocol not in allowed.FROZEN
+    streams = splits_lib.open_streams(config, dataset, encoder.modalities, all_variants=variants)
+    if not config.downstream.labels_per_class:  # with few labels the batch is what there is
+        config_lib.check_batches(config, num_examples=len(streams["train"].usable), num_devices=num_devices)
+    return _Opened(config, dataset.manifest, label, encoder, streams)
+
+
+def _run(opened: _Opened, folder: Path, devices: Sequence[jax.Device], stop: signals.Stop) -> dict[str, Any]:
+    """Read the rows, encode them if the encoder is frozen, train, and score the best epoch."""
+    config, manifest, label, encoder, streams = opened
+    rows = splits_lib.load(config, label, streams)
+    if config.downstream.protocol in allowed.FROZEN:
+        rows = {name: encoder_lib.represented(encoder, x, config, devices) for name, x in rows.items()}
+    training = classifier.prepare(config, label, encoder, rows, devices)
+    best = _train(training, folder, stop)
+    result = facts(config, manifest, label, encoder) | {
+        "num_train_examples": len(training.labels),
+        "labels_per_class": config.downstream.labels_per_class,
+        "best_epoch": best.epoch,
+        "validation": training.scores(best.weights, "validation"),
+        "test": training.scores(best.weights, "test"),
+    }
+    files.write_json(folder / RESULT, result)
+    return result
+
+
+def _train(training: classifier.Training, folder: Path, stop: signals.Stop) -> classifier.Best:
+    """Train with a log and a display, and save the weights of the best epoch."""
+    config, steps = training.config, training.steps_per_epoch
+    title = f"{config.downstream.protocol} {folder.name}"
+    mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
+    with (
+        log_lib.MetricsLog(folder, step=0, **mirrors) as log,
+        progress.Display(title, total_steps=config.train.num_epochs * steps, steps_per_epoch=steps) as display,
+    ):
+        modalities = ", ".join(training.encoder.modalities)
+        display.say(f"{title}: {len(training.labels)} examples, modalities {modalities}")
+        for warning in task_lib.warnings(training.task.label, training.labels):
+            display.say(warning)
+        best = classifier.fit(training, log, display, stop)
+    shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)  # of a run that was killed before it left a result
+    with checkpoint.Checkpoints(folder) as saved:
+        saved.save((best.epoch + 1) * steps, best.weights, {"best_epoch": best.epoch})
+    return best
 
 
 def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """Every fold once, each a run in a folder of its own; the scores are means over folds, beside those of each."""
+    """Run every fold in a folder of its own; return the means of the scores over folds, beside those of each."""
     results = []
     for fold in range(config.downstream.num_folds):
         one = config.copy_and_resolve_references()
@@ -109,13 +151,15 @@ def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device])
 
 
 def finished(path: Path, encoder: Encoder) -> dict[str, Any]:
-    """The result of a run that is finished already, if it is of the same weights."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        same, step = result["encoder"] == encoder.origin, result["encoder"]["step"]
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise ConclugenError(f"{path}: damaged ({type(e).__name__}); delete it to run again") from e
-    if not same:
+    """Return the result of a run that is finished already.
+
+    Raises:
+      ConclugenError: the file is damaged, or the result is of other weights.
+    """
+    result = files.read_json(path, dict[str, Any], way_out="delete it to run again")
+    before = result.get("encoder")
+    if before != encoder.origin:
+        step = before.get("step") if isinstance(before, dict) else None
         raise ConclugenError(
             f"{path}: made with other weights (step {step} of the pretraining run, now step "
             f"{encoder.origin['step']}); choose another --workdir, or name that step as config.downstream.checkpoint_step"
@@ -124,152 +168,8 @@ def finished(path: Path, encoder: Encoder) -> dict[str, Any]:
     return result
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """Everything that does not change during a run.
-
-    Attributes:
-      config: of the run.
-      task: what is predicted, and from what.
-      splits: ``train``, ``validation`` and ``test`` rows.
-      devices: that share a batch.
-      evaluation_batch: examples per call of ``forward``.
-      forward: compiled outputs, for evaluation.
-    """
-
-    config: ConfigDict
-    task: Task
-    splits: Mapping[str, shards.RowSource]
-    devices: Sequence[jax.Device]
-    evaluation_batch: int
-    forward: Callable
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.splits["train"].usable) // self.config.train.batch_size
-
-    def scores(self, weights: Mapping[str, Any], split: str, *, brief: bool = False) -> dict[str, Any]:
-        """All scores of a split (or, ``brief``, loss and measure), from the predictions for all examples with a label."""
-        logits, facts = loop.evaluate(
-            self.forward,
-            parallel.replicate(weights, self.devices),
-            self.splits[split],
-            batch_size=self.evaluation_batch,
-            num_devices=len(self.devices),
-        )
-        known = task_lib.known(self.task.label, facts["label"])
-        if not known.any():
-            raise ConclugenError(
-                f"{self.config.data.path}: no example of the {split} split has the label; name another"
-            )
-        of_known = self.task.brief_scores if brief else self.task.scores
-        return of_known(logits[known], facts["label"][known])
-
-
-class Best(NamedTuple):
-    """The epoch of best validation measure, the earliest of equals, and its weights on the host."""
-
-    epoch: int
-    scores: dict[str, Any]
-    weights: dict[str, Any]
-
-
-def _run(
-    config: ConfigDict,
-    workdir: Path,
-    manifest: Manifest,
-    label: LabelSpec,
-    encoder: Encoder,
-    splits: Mapping[str, shards.RowSource],
-    devices: Sequence[jax.Device],
-    stop: signals.Stop,
-) -> dict[str, Any]:
-    trainable = TRAINABLE[config.downstream.protocol]
-    encode = "representation/.*" in trainable
-    if not encode:
-        splits = {name: encoder_lib.represented(encoder, rows, config, devices) for name, rows in splits.items()}
-    usable = splits["train"].usable
-    _check_batches(config, len(usable), devices)
-    evaluation_batch = math.ceil(config.train.batch_size / len(devices)) * len(devices)
-    config = config.copy_and_resolve_references()
-    config.train.batch_size = classifier.fitting_batch(config, len(usable), len(devices))
-    labels = task_lib.labels_of(splits["train"])[usable]
-    task = task_lib.create(config, label, encoder.model, encode, labels, parallel.AXIS)
-    forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
-    run = _Run(config, task, splits, devices, evaluation_batch, forward)
-    rates = {"representation/.*": config.downstream.encoder_rate}
-    optimizer, schedule = optimizer_lib.from_config(config, run.steps_per_epoch, trainable, rates)
-    step = functools.partial(
-        classifier.downstream_step, task=task, optimizer=optimizer, schedule=schedule, split=config.optimizer.shard
-    )
-    state = classifier.fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
-    title = f"{config.downstream.protocol} {workdir.name}"
-    total_steps = config.train.num_epochs * run.steps_per_epoch
-    mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
-    with (
-        workdir_lib.MetricsLog(workdir, step=0, **mirrors) as log,
-        progress.Display(title, total_steps=total_steps, steps_per_epoch=run.steps_per_epoch) as display,
-    ):
-        display.say(f"{title}: {len(usable)} examples, modalities {', '.join(encoder.modalities)}")
-        for warning in task_lib.warnings(label, labels):
-            display.say(warning)
-        best = _fit(run, step, state, log, display, stop)
-    shutil.rmtree(workdir / checkpoint.FOLDER, ignore_errors=True)  # of a run that was killed before it left a result
-    with checkpoint.Checkpoints(workdir) as saved:
-        saved.save((best.epoch + 1) * run.steps_per_epoch, best.weights, {"best_epoch": best.epoch})
-    result = facts(config, manifest, label, encoder) | {
-        "num_train_examples": len(usable),
-        "labels_per_class": config.downstream.labels_per_class,
-        "best_epoch": best.epoch,
-        "validation": run.scores(best.weights, "validation"),
-        "test": run.scores(best.weights, "test"),
-    }
-    files.write_json(workdir / RESULT, result)
-    return result
-
-
-def _fit(
-    run: _Run,
-    step: Callable,
-    state: TrainState,
-    log: workdir_lib.MetricsLog,
-    display: progress.Display,
-    stop: signals.Stop,
-) -> Best:
-    """Train to the last epoch and keep the best one."""
-    batches = feed.Feed(run.splits["train"], run.config, run.devices, keys=("features", "present", "label"))
-    program = batches.program(step, sharded_update.axes(state, run.config, run.devices))
-    state = sharded_update.place(state, run.config, run.devices)
-    task, best, lowest, since = run.task, None, float("inf"), 0
-    for dispatch, inputs in batches(batches.plan(0)):
-        state, metrics = program(state, *inputs)
-        records = loop.records(dispatch, metrics)
-        if dispatch.ends_epoch:
-            weights = {"params": state.params, "feature_stats": state.feature_stats}
-            scores = run.scores(weights, "validation", brief=True)
-            records[-1] |= {"validation/loss": scores["loss"], f"validation/{task.measure}": scores[task.measure]}
-            # Outputs that are no numbers predict nothing, whatever class they would count as.
-            if math.isfinite(scores["loss"]) and (best is None or task.is_better(scores, best.scores)):
-                # A copy on the host: the next dispatch takes the state's memory.
-                best = Best(dispatch.epoch, scores, jax.tree.map(lambda x: np.array(x, copy=True), weights))
-            since = 0 if scores["loss"] < lowest else since + 1
-            lowest = min(lowest, scores["loss"])
-            shown = {"loss": records[-1]["loss"], f"validation {task.measure}": scores[task.measure]}
-            display.update(dispatch.end_step, shown)
-        every = run.config.train.log_every_steps
-        log.write([r for r in records if r["step"] % every == 0 or "validation/loss" in r])
-        if stop.signal:
-            raise signals.Interrupted(stop.signal)
-        if dispatch.ends_epoch and since == run.config.downstream.early_stopping_epochs > 0:
-            display.say(f"stopped after epoch {dispatch.epoch + 1}: no lower validation loss for {since} epochs")
-            break
-    if best is None:
-        raise ConclugenError(f"{run.config.data.path}: {task_lib.not_finite(run.config)}")
-    return best
-
-
 def facts(config: ConfigDict, manifest: Manifest, label: LabelSpec, encoder: Encoder) -> dict[str, Any]:
-    """What a result says of where it comes from."""
+    """Return what a result says of where it comes from."""
     return {
         "protocol": config.downstream.protocol,
         "encoder": encoder.origin,

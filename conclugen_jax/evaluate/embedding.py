@@ -1,13 +1,13 @@
 """Representations, and the predictions of a downstream run, for any split of any data set, a batch at a time."""
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from conclugen_jax.data import batches, shards
@@ -15,11 +15,12 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream, encoder, probe, task
+from conclugen_jax.evaluate import downstream, encoder, task, weights
 from conclugen_jax.method import fusion as fusion_lib
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.system import files
 
 FUSIONS = ("none", "concat", "mean")
 
@@ -47,54 +48,50 @@ class Network(NamedTuple):
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> Network:
-    """The network of a pretraining or downstream run.
+    """Load the network of a pretraining or downstream run.
 
     Args:
       workdir: of the run.
       which: ``newest``, ``best`` or a step; a downstream run has one checkpoint, of its best epoch.
 
     Raises:
-      ConclugenError: no run there; or a linear evaluation whose encoder is gone or was trained on.
+      ConclugenError: no run there; or a downstream run whose encoder is gone or was trained further.
     """
-    if not (Path(workdir) / downstream.RESULT).exists():
-        model, variables, config = probe.load(workdir, which)
-        return Network(model.clone(axis_name=None), variables, list(config.data.modalities))
-    result, config = _result(Path(workdir)), workdir_lib.read_config(workdir)
+    path = Path(workdir) / downstream.RESULT
+    if not path.exists():
+        model, variables, config = weights.load(workdir, which)
+        return Network(model, variables, list(config.data.modalities))
+    result, config = files.read_json(path, _Result, way_out="delete it and run again"), workdir_lib.read_config(workdir)
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         tree, _ = saved.restore_tree(saved.find(which))
-    origin = result["encoder"]
-    if result["protocol"] == "raw_features":
-        model, variables = encoder.raw_features(config, workdir_lib.read_data(workdir), result["modalities"])
-    elif origin["workdir"] is None:
-        manifest = workdir_lib.read_data(workdir)
-        sizes = {m: manifest.modalities[m] for m in result["modalities"]}
-        model = model_lib.from_config(config, sizes).clone(heads=())
-    else:
-        model, variables, _ = probe.load(origin["workdir"], origin["step"])
-        if checkpoint.fingerprint(variables["params"]) != origin["sha256"]:
-            raise ConclugenError(
-                f"{workdir}: its encoder, step {origin['step']} of {origin['workdir']}, has other weights now; run it anew"
-            )
-    if "representation" in tree["params"]:
+    config.downstream.checkpoint_step = str(result.encoder.step)
+    model, variables, modalities, _, origin = encoder.from_config(config, workdir_lib.read_data(workdir))
+    if result.encoder.workdir is not None and origin["sha256"] != result.encoder.sha256:
+        raise ConclugenError(
+            f"{workdir}: its encoder, step {result.encoder.step} of {result.encoder.workdir}, has other weights now; "
+            "run it again"
+        )
+    if "representation" in tree["params"]:  # it was trained too
         variables = {"params": {"representation": tree["params"]["representation"]}}
         variables |= {"feature_stats": tree["feature_stats"]} if tree.get("feature_stats") else {}
-    label = LabelSpec(result["kind"], tuple(result["classes"]))
-    classifier = model_lib.Classifier(
-        num_outputs=task.num_outputs(label), dropout_rate=0.0, fusion=config.downstream.fusion
-    )
+    label = LabelSpec(result.kind, tuple(result.classes))
+    classifier = task.create(config, label).classifier
     params = {"params": tree["params"]["classifier"]}
-    if isinstance(model, model_lib.ConCluGen):
-        model = model.clone(axis_name=None)
-    return Network(model, variables, result["modalities"], classifier, params, label, config.downstream.threshold)
+    return Network(model, variables, modalities, classifier, params, label, config.downstream.threshold)
 
 
-def _result(workdir: Path) -> dict[str, Any]:
-    try:
-        result = json.loads((workdir / downstream.RESULT).read_text(encoding="utf-8"))
-        _ = [result[key] for key in ("protocol", "kind", "classes", "modalities")], result["encoder"]["workdir"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ConclugenError(f"{workdir / downstream.RESULT}: damaged ({type(e).__name__}: {e}); run it anew") from e
-    return result
+class _Origin(msgspec.Struct):
+    workdir: str | None
+    step: int
+    sha256: str
+
+
+class _Result(msgspec.Struct):
+    """What is read of ``result.json``."""
+
+    kind: str
+    classes: list[str]
+    encoder: _Origin
 
 
 def embed(
@@ -106,7 +103,7 @@ def embed(
     fusion: str = "none",
     batch_size: int = 1024,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Rows of a split as vectors.
+    """Yield the rows of a split as vectors.
 
     Args:
       network: as loaded.
@@ -149,26 +146,19 @@ def embed(
         yield chunk | _predicted(network, logits, count)
 
 
-def predict(
-    network: Network, features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Predictions for rows that are in memory.
-
-    Args:
-      network: of a downstream run.
-      features: modality -> float32 [n, dim], of all modalities of the network; anything where absent.
-      present: modality -> bool [n].
-
-    Returns:
-      ``probability`` float32 [n, classes] and ``prediction`` [n] or [n, labels], or just ``prediction`` for a number.
-    """
-    return predictor(network)(features, present)
-
-
 def predictor(
     network: Network,
 ) -> Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """:func:`predict` for one network, compiled once for all calls with as many rows."""
+    """Return a function that predicts rows in memory, compiled once for all calls with as many rows.
+
+    Args:
+      network: of a downstream run.
+
+    Returns:
+      Function of ``features``, modality -> float32 [n, dim] of all modalities of the network, anything where absent, and
+      ``present``, modality -> bool [n]. It gives ``probability`` float32 [n, classes] and ``prediction`` [n] or
+      [n, labels], or just ``prediction`` for a number.
+    """
     forward = jax.jit(functools.partial(_forward, network, (), "none"))
 
     def run(features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -195,14 +185,9 @@ def _forward(
 def _predicted(network: Network, logits: Any, count: int) -> dict[str, np.ndarray]:
     if network.classifier is None:
         return {}
-    logits = np.asarray(logits, np.float64)[:count]
+    logits = np.asarray(logits)[:count]
+    prediction = task.predictions(network.label, logits, network.threshold)
     if network.label.kind == "value":
-        return {"prediction": logits[:, 0].astype(np.float32)}
-    if network.label.kind == "multi":
-        probability = 1 / (1 + np.exp(-logits))
-        prediction = (probability > network.threshold).astype(np.int64)
-    else:
-        probability = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probability /= probability.sum(axis=1, keepdims=True)
-        prediction = logits.argmax(axis=1)
-    return {"probability": probability.astype(np.float32), "prediction": prediction}
+        return {"prediction": prediction}
+    probability = task.probabilities(network.label, logits).astype(np.float32)
+    return {"probability": probability, "prediction": prediction.astype(np.int64)}

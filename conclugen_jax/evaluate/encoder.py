@@ -11,20 +11,21 @@ from conclugen_jax.data import batches, host_table, shards
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import probe
+from conclugen_jax.evaluate import weights
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import checkpoint
+from conclugen_jax.run import trees
+from conclugen_jax.run.allowed import PRETRAINED
 from conclugen_jax.train import loop, parallel
 
 
 @dataclasses.dataclass(frozen=True)
 class RawFeatures:
-    """Stands where the network does and passes features on, standardised if ``variables`` holds their statistics."""
+    """Takes the place of the network and passes features on, standardised if ``variables`` holds their statistics."""
 
     feature_dims: Mapping[str, int]
 
     def apply(self, variables: Mapping[str, Any], features: Mapping[str, jax.Array], *, method: str) -> dict[str, Any]:
-        """modality -> [n, feature_dims[m]], in and out."""
+        """Return modality -> [n, feature_dims[m]] of the same."""
         assert method == "represent"
         stats = variables.get("feature_stats", {})
         if not stats:
@@ -51,17 +52,17 @@ class Encoder(NamedTuple):
 
 
 def from_config(config: ConfigDict, manifest: Manifest) -> Encoder:
-    """Where the weights come from, by ``config.downstream.protocol``.
+    """Make the encoder of ``config.downstream.protocol``; this says where its weights come from.
 
     1. ``linear_evaluation``, ``fine_tuning``: the named pretraining checkpoint.
     2. ``supervised``: random, by the seed, at the sizes of the configuration.
-    3. ``raw_features``: there are none, the features themselves are used.
+    3. ``raw_features``: there are none; the features themselves are used.
 
     Raises:
       ConclugenError: no checkpoint named or found, or modalities that are missing or of another size than the data's.
     """
     protocol = config.downstream.protocol
-    if protocol in ("linear_evaluation", "fine_tuning"):
+    if protocol in PRETRAINED:
         return _of_checkpoint(config, manifest)
     where, wanted = f"data set {config.data.path}", config.downstream.modalities or config.data.modalities
     names = manifest_lib.choose(manifest.modalities, wanted, what="modality", where=where)
@@ -77,7 +78,7 @@ def from_config(config: ConfigDict, manifest: Manifest) -> Encoder:
 
 
 def raw_features(config: ConfigDict, manifest: Manifest, names: Sequence[str]) -> tuple[RawFeatures, dict[str, Any]]:
-    """Features as they are or, with ``config.data.standardize``, by the data set's statistics."""
+    """Return a model that passes features on, with ``config.data.standardize`` by the data set's statistics."""
     stats = {m: manifest.standardization(m) for m in names} if config.data.standardize else {}
     variables = {"feature_stats": {m: {"mean": mean, "scale": scale} for m, (mean, scale) in stats.items()}}
     return RawFeatures({m: manifest.modalities[m] for m in names}), variables
@@ -90,8 +91,8 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest) -> Encoder:
             "config.downstream.checkpoint is empty; linear evaluation and fine-tuning need the workdir of a pretraining "
             "run (the supervised baseline is --config.downstream.protocol=supervised)"
         )
-    step = probe.find_step(source, config.downstream.checkpoint_step)
-    model, variables, trained = probe.load(source, step)
+    step = weights.find_step(source, config.downstream.checkpoint_step)
+    model, variables, trained = weights.load(source, step)
     model = model.clone(dtype=model_lib.DTYPES[config.precision])
     names = _modalities(config, model, manifest)
     dims = dict.fromkeys(names, model.representation_dim)
@@ -99,11 +100,11 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest) -> Encoder:
 
 
 def _origin(source: str | None, step: int, seed: int, params: Any) -> dict[str, Any]:
-    return {"workdir": source, "step": step, "seed": seed, "sha256": checkpoint.fingerprint(params)}
+    return {"workdir": source, "step": step, "seed": seed, "sha256": trees.fingerprint(params)}
 
 
 def _modalities(config: ConfigDict, model: model_lib.ConCluGen, manifest: Manifest) -> list[str]:
-    """Modalities whose representations are used: those asked for, or all of the encoder's."""
+    """Return the modalities whose representations are used: those asked for, or all of the encoder's."""
     known = dict(model.feature_dims)
     where = f"checkpoint {config.downstream.checkpoint}"
     names = manifest_lib.choose(known, config.downstream.modalities or known, what="modality", where=where)
@@ -120,7 +121,7 @@ def _modalities(config: ConfigDict, model: model_lib.ConCluGen, manifest: Manife
 def represented(
     encoder: Encoder, rows: shards.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
 ) -> host_table.HostTable:
-    """The split with representations in place of features, computed once."""
+    """Return the split with representations in place of features."""
     forward = parallel.map_forward(
         lambda v, batch: encoder.model.apply(v, batch["features"], method="represent"), devices
     )

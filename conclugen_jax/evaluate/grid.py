@@ -3,9 +3,7 @@
 Members that differ in rate and decay alone share every batch and every dropout mask, as separate runs of one seed would.
 """
 
-import contextlib
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +16,8 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import classifier
 from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.evaluate.task import TRAINABLE, Task
+from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.run import config as config_lib
-from conclugen_jax.system import progress, signals
 from conclugen_jax.train import optimizer as optimizer_lib
 
 JOINED = "joined"
@@ -41,9 +37,29 @@ class Vectors(NamedTuple):
     usable: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Fits:
-    """What training a grid has left behind; G groups (seed, draw), R rates, W decays.
+class Members(NamedTuple):
+    """The classifiers of a grid: every rate with every decay in every group.
+
+    Attributes:
+      learning_rates: R of them.
+      weight_decays: W of them.
+      groups: G pairs (seed, draw of the labels).
+      rows: of each group, those trained on; equally many.
+    """
+
+    learning_rates: Sequence[float]
+    weight_decays: Sequence[float]
+    groups: Sequence[tuple[int, int]]
+    rows: Sequence[np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(G, R, W)."""
+        return len(self.groups), len(self.learning_rates), len(self.weight_decays)
+
+
+class Fits(NamedTuple):
+    """What training a grid has left behind.
 
     Attributes:
       measure: [G, R, W], best validation measure of each member; infinite, the worst, where its loss never was finite.
@@ -57,150 +73,115 @@ class Fits:
 
 
 def batch(x: jax.Array, labels: Any) -> dict[str, Any]:
-    """A batch as a classifier takes it."""
+    """Return a batch as a classifier takes it."""
     return {"features": {JOINED: x}, "present": {JOINED: jnp.ones(x.shape[0], bool)}, "label": labels}
 
 
-def task_of(config: ConfigDict, label: LabelSpec, labels: np.ndarray) -> Task:
-    """The task of classifiers on vectors; ``labels``: of the rows trained on."""
-    return task_lib.create(config, label, None, False, labels, None)
+class Grid:
+    """Trains grids of one configuration, label, and number and size of training vectors; they share one compilation."""
 
+    def __init__(self, config: ConfigDict, label: LabelSpec, num_rows: int, dim: int):
+        """Check the batch.
 
-def fit(
-    config: ConfigDict,
-    learning_rates: Sequence[float],
-    weight_decays: Sequence[float],
-    groups: Sequence[tuple[int, int]],
-    rows: Sequence[np.ndarray],
-    label: Any,
-    vectors: Mapping[str, Vectors],
-    stop: signals.Stop | None = None,
-    *,
-    quiet: bool = False,
-    programs: dict[Any, Any] | None = None,
-) -> Fits:
-    """Train the classifiers of a grid together.
+        Args:
+          config: of the run; ``downstream.labels_per_class`` is that of the rows.
+          label: what is predicted.
+          num_rows: training rows of each member.
+          dim: of a vector.
 
-    Args:
-      config: of the run, with the number of labels per class that ``rows`` have.
-      learning_rates: R of them.
-      weight_decays: W of them.
-      groups: G pairs (seed, draw of the labels).
-      rows: of each group, those trained on; equally many.
-      label: what is predicted.
-      vectors: ``train`` and ``validation``.
-      stop: asked before every epoch.
-      quiet: show no progress.
-      programs: compiled ones of earlier calls with the same configuration, label and rows, to be used again.
+        Raises:
+          ConclugenError: a batch greater than the rows.
+        """
+        self.config = classifier.with_fitting_batch(config, num_rows, 1)
+        self.label, self._dim = label, dim
+        self._steps = num_rows // self.config.train.batch_size
+        self._task = task_lib.create(config, label)
+        self._template = self._fresh_state(config.seed)
+        self._epoch = jax.jit(self._run_epoch, donate_argnums=1)
+        self._evaluate = jax.jit(self._outputs)
+        self._keep = jax.jit(_keep, donate_argnums=2)
 
-    Raises:
-      ConclugenError: a batch greater than the rows, or no validation example with a label.
-      Interrupted: a signal came.
-    """
-    train, validation = vectors["train"], vectors["validation"]
-    if not validation.usable.size:
-        raise ConclugenError(f"{config.data.path}: no example of the validation split has the label; name another")
-    config = config.copy_and_resolve_references()
-    config.train.batch_size = classifier.fitting_batch(config, len(rows[0]), 1)
-    config_lib.check_batches(config, num_examples=len(rows[0]), num_devices=1)
-    steps_per_epoch = len(rows[0]) // config.train.batch_size
-    grid = (len(groups), len(learning_rates), len(weight_decays))
-    task = task_of(config, label, train.labels[rows[0]])
-    key, programs = (steps_per_epoch, train.x.shape[1]), {} if programs is None else programs
-    if key not in programs:
-        programs[key] = _Program(config, task, *key)
-    program = programs[key]
-    params, opt_state, rngs = program.start(groups, grid)
-    weights = np.stack([task_of(config, label, train.labels[r]).weights for r in rows])
-    best, lowest = np.full(grid, np.inf), np.full(grid, np.inf)
-    since, epochs, kept = np.zeros(grid, int), np.zeros(grid, int), params
-    patience = config.downstream.early_stopping_epochs
-    labels = jnp.asarray(train.labels)
-    rates, decays = (jnp.asarray(values, jnp.float32) for values in (learning_rates, weight_decays))
-    known = validation.x[validation.usable], validation.labels[validation.usable]
-    title = f"{config.downstream.labels_per_class or 'all'} labels a class" if label.kind == "single" else "sweep"
-    counting = (
-        contextlib.nullcontext() if quiet else progress.Counter(f"{np.prod(grid)} classifiers, {title}", unit="epochs")
-    )
-    with counting as counter:
-        for epoch in range(config.train.num_epochs):
-            running = (since < patience) | (patience == 0)
-            if stop is not None and stop.signal:
-                raise signals.Interrupted(stop.signal)
-            if not running.any():
-                break
-            params, opt_state = program.epoch(
-                params,
-                opt_state,
-                jnp.int32(epoch * steps_per_epoch),
-                rngs,
-                rates,
-                decays,
-                weights,
-                train.x,
-                labels,
-                _epoch_indices(groups, rows, epoch, steps_per_epoch, config.train.batch_size),
-            )
-            logits, loss = jax.tree.map(np.asarray, program.evaluate(params, weights, *known))
-            measure = np.array([task.measured(x, known[1]) for x in logits.reshape(-1, *logits.shape[3:])])
-            costs = measure.reshape(grid) * (1 if task.measure == "mae" else -1)
-            costs = np.where(np.isfinite(loss), costs, np.inf)  # outputs that are no numbers predict nothing
-            improved = running & (costs < best)
-            best, epochs = np.where(improved, costs, best), np.where(improved, epoch, epochs)
-            kept = program.keep(improved, params, kept)
-            since = np.where(running & (loss < lowest), 0, since + running)
-            lowest = np.where(running, np.minimum(lowest, loss), lowest)
-            if counter is not None:
-                counter(epoch + 1, config.train.num_epochs)
-    return Fits(best * (1 if task.measure == "mae" else -1), epochs, kept)
-
-
-def _epoch_indices(groups, rows, epoch: int, num_steps: int, batch_size: int) -> np.ndarray:
-    """The batches of each group's own run: int32 [steps, G, batch]."""
-    wanted = {"epoch": epoch, "first_step": 0, "num_steps": num_steps, "batch_size": batch_size}
-    each = [batches.batch_indices(own, seed=seed, **wanted) for (seed, _), own in zip(groups, rows, strict=True)]
-    return np.stack(each, axis=1)
-
-
-class _Program:
-    """The compiled parts of a fit: an epoch of the whole grid, its outputs on a split, and keeping the best."""
-
-    def __init__(self, config: ConfigDict, task: Task, steps_per_epoch: int, dim: int):
-        self.task, self._config, self._steps, self._dim = task, config, steps_per_epoch, dim
-        self._template = self.fresh_state(config.seed)
-        self.epoch = jax.jit(self._epoch, donate_argnums=1)
-        self.evaluate = jax.jit(self._evaluate)
-        self.keep = jax.jit(_keep, donate_argnums=2)
-
-    def start(self, groups: Sequence[tuple[int, int]], grid: tuple[int, int, int]) -> tuple[Any, Any, jax.Array]:
-        """(params, opt_state) with leaves [G, R, W, ...], and the random keys [G]."""
-        states = [self.fresh_state(seed) for seed, _ in groups]
-        stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *((s.params, s.opt_state) for s in states))
-        spread = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None, None], (*grid, *x.shape[1:])), stacked)
-        return *spread, jnp.stack([s.rng for s in states])
-
-    def fresh_state(self, seed: int) -> TrainState:
-        """The state that a run of this seed starts from."""
-        config = self._config.copy_and_resolve_references()
-        config.seed = seed
-        optimizer, _ = self._optimizer(config.optimizer.learning_rate, config.optimizer.weight_decay)
-        return classifier.fresh_state(config, self.task, {JOINED: self._dim}, optimizer)
-
-    def _optimizer(self, learning_rate: Any, weight_decay: Any):
-        trainable = TRAINABLE[self._config.downstream.protocol]
-        return optimizer_lib.from_config(
-            self._config, self._steps, trainable, learning_rate=learning_rate, weight_decay=weight_decay
+    def task(self, labels: np.ndarray) -> Task:
+        """Return the task of members that are trained on rows of these labels."""
+        return self._task._replace(
+            weights=task_lib.class_weights(self.config.downstream.class_weights, self.label, labels)
         )
 
+    def fit(
+        self, members: Members, vectors: Mapping[str, Vectors], before_epoch: Callable[[int], None] = lambda epoch: None
+    ) -> Fits:
+        """Train the classifiers of a grid together.
+
+        Args:
+          members: of the grid.
+          vectors: ``train`` and ``validation``.
+          before_epoch: called with the number of every epoch before it; what it raises ends the training.
+
+        Raises:
+          ConclugenError: no validation example with a label.
+        """
+        train, validation = vectors["train"], vectors["validation"]
+        if not validation.usable.size:
+            raise ConclugenError(
+                f"{self.config.data.path}: no example of the validation split has the label; name another"
+            )
+        rates, decays = (jnp.asarray(x, jnp.float32) for x in (members.learning_rates, members.weight_decays))
+        weights = np.stack([self.task(train.labels[rows]).weights for rows in members.rows])
+        labels = jnp.asarray(train.labels)
+        truth = validation.labels[validation.usable]
+        known = validation.x[validation.usable], jnp.asarray(truth)
+        params, opt_state, rngs = self._start(members)
+        patience = self.config.downstream.early_stopping_epochs
+        kept, best = params, classifier.BestEpochs(self._task.measure, patience, members.shape)
+        for epoch in range(self.config.train.num_epochs):
+            if not best.running.any():
+                break
+            before_epoch(epoch)
+            indices = self._indices(members, epoch)
+            first = jnp.int32(epoch * self._steps)
+            params, opt_state = self._epoch(
+                params, opt_state, first, rngs, rates, decays, weights, train.x, labels, indices
+            )
+            logits, losses = (np.asarray(x) for x in self._evaluate(params, weights, *known))
+            scores = [self._task.measured(x, truth) for x in logits.reshape(-1, *logits.shape[3:])]
+            kept = self._keep(best.improved(epoch, np.reshape(scores, members.shape), losses), params, kept)
+        return Fits(best.measure, best.epoch, kept)
+
+    def _start(self, members: Members) -> tuple[Any, Any, jax.Array]:
+        """Return (params, opt_state) with leaves [G, R, W, ...], and the random keys [G]."""
+        states = [self._fresh_state(seed) for seed, _ in members.groups]
+        stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *((s.params, s.opt_state) for s in states))
+        spread = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None, None], (*members.shape, *x.shape[1:])), stacked)
+        return *spread, jnp.stack([s.rng for s in states])
+
+    def _fresh_state(self, seed: int) -> TrainState:
+        """Return the state that a run of this seed starts from."""
+        config = self.config.copy_and_resolve_references()
+        config.seed = seed
+        optimizer, _ = self._optimizer(config.optimizer.learning_rate, config.optimizer.weight_decay)
+        return classifier.fresh_state(config, self._task, {JOINED: self._dim}, optimizer)
+
+    def _optimizer(self, learning_rate: Any, weight_decay: Any):
+        return optimizer_lib.from_config(
+            self.config, self._steps, (task_lib.CLASSIFIER,), learning_rate=learning_rate, weight_decay=weight_decay
+        )
+
+    def _indices(self, members: Members, epoch: int) -> np.ndarray:
+        """Return the batches of each group's own run: int32 [steps, G, batch]."""
+        wanted = {"epoch": epoch, "first_step": 0, "num_steps": self._steps, "batch_size": self.config.train.batch_size}
+        groups = zip(members.groups, members.rows, strict=True)
+        each = [batches.batch_indices(rows, seed=seed, **wanted) for (seed, _), rows in groups]
+        return np.stack(each, axis=1)
+
     def _step(self, rate, decay, weights, params, opt_state, step, rng, batch):
-        """One member's step, the very one of a run of its own."""
+        """Take one member's step, the same as in a run of its own."""
         optimizer, schedule = self._optimizer(rate, decay)
         state = self._template.replace(params=params, opt_state=opt_state, step=step, rng=rng)
-        task = self.task._replace(weights=weights)
+        task = self._task._replace(weights=weights)
         state, _ = classifier.downstream_step(state, batch, task=task, optimizer=optimizer, schedule=schedule)
         return state.params, state.opt_state
 
-    def _epoch(self, params, opt_state, first_step, rngs, rates, decays, weights, x, labels, indices):
+    def _run_epoch(self, params, opt_state, first_step, rngs, rates, decays, weights, x, labels, indices):
         over_decays = jax.vmap(self._step, in_axes=(None, 0, None, 0, 0, None, None, None))
         over_rates = jax.vmap(over_decays, in_axes=(0, None, None, 0, 0, None, None, None))
         over_groups = jax.vmap(over_rates, in_axes=(None, None, 0, 0, 0, None, 0, 0))
@@ -213,10 +194,12 @@ class _Program:
         numbers = first_step + jnp.arange(self._steps)
         return jax.lax.scan(step, (params, opt_state), (numbers, indices))[0]
 
-    def _evaluate(self, params, weights, x, labels):
+    def _outputs(self, params, weights, x, labels):
+        """Return logits [G, R, W, n, num_outputs] and losses [G, R, W] of the members."""
+
         def one(params, weights):
-            logits = self.task.logits(params, {}, batch(x, None))
-            return logits, self.task._replace(weights=weights).loss(logits, labels)
+            logits = self._task.logits(params, {}, batch(x, None))
+            return logits, self._task._replace(weights=weights).loss(logits, labels)
 
         over_grid = jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(0, None))
         return jax.vmap(over_grid)(params, weights)

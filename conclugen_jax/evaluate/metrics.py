@@ -7,8 +7,11 @@ import numpy as np
 
 
 def weighted_accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Accuracy weighted by occurrence: plain accuracy for one class per example [n]; for any number of labels [n, labels]
-    the accuracy (tp + tn) / n of each, weighted by its share of all positives (0 without any positive)."""
+    """Return the accuracy weighted by occurrence.
+
+    That is plain accuracy for one class per example [n]. For any number of labels [n, labels] it is the accuracy
+    (tp + tn) / n of each, weighted by its share of all positives (0 without any positive).
+    """
     right = np.asarray(labels, int) == np.asarray(predictions, int)
     if right.ndim == 1:
         return float(right.mean())
@@ -17,12 +20,12 @@ def weighted_accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def absolute_error(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Mean absolute error of numbers [n]."""
+    """Return the mean absolute error of numbers [n]."""
     return float(np.abs(np.asarray(labels, np.float64) - np.asarray(predictions, np.float64)).mean())
 
 
 def single_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, F1, precision and recall of one class per example, each class weighted by its number of examples.
+    """Compute accuracy, F1, precision and recall of one class per example, each class weighted by its number of examples.
 
     Weighted recall equals plain accuracy. A class that is never predicted has precision 0.
 
@@ -45,7 +48,7 @@ def single_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequ
 
 
 def multi_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, F1, precision and recall of any number of labels per example, weighted by the labels' positives.
+    """Compute accuracy, F1, precision and recall of any number of labels per example, weighted by the labels' positives.
 
     Accuracy of a label is (tp + tn) / n; the mean over labels weighs each by its share of all positives. A label
     that is never predicted has precision 0. Without any positive all scores are 0.
@@ -71,7 +74,7 @@ def multi_label_scores(labels: np.ndarray, predictions: np.ndarray, names: Seque
 
 
 def value_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """The usual scores of sentiment from -3 to 3 (CMU-MOSI, CMU-MOSEI).
+    """Compute the usual scores of sentiment from -3 to 3 (CMU-MOSI, CMU-MOSEI).
 
     Args:
       labels: real [n], n >= 1.

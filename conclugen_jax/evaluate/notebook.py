@@ -46,7 +46,7 @@ def curves(
     spread: Mapping[str, Sequence[float]] | None = None,
     ticks: Sequence[float] = (),
 ) -> Picture:
-    """A figure of lines, name -> (xs, ys), told apart by colour and marker.
+    """Draw lines, name -> (xs, ys), told apart by colour and marker.
 
     A line's look comes from its place in ``lines``: give an empty one where a name has no values, and it looks the same in
     every figure. ``spread``: name -> half height of its bars. ``ticks``: the marks of a logarithmic x axis.
@@ -72,7 +72,7 @@ def curves(
 
 
 def efficiency_curves(results: Sequence[LabelEfficiency]) -> Picture:
-    """Mean accuracy and its standard deviation over draws against labels per class; all labels are left out."""
+    """Draw mean accuracy and its standard deviation over draws against labels per class, without "all labels"."""
     few = [r for r in results if r.num_labels]
     lines, spread = {}, {}
     for name in dict.fromkeys(r.name for r in few):
@@ -84,7 +84,7 @@ def efficiency_curves(results: Sequence[LabelEfficiency]) -> Picture:
 
 
 def efficiency_table(results: Sequence[LabelEfficiency]) -> Table:
-    """Mean accuracy ± its standard deviation over draws, a row for each kind of vectors."""
+    """Tabulate mean accuracy ± its standard deviation over draws, a row for each kind of vectors."""
     numbers = list(dict.fromkeys(r.num_labels for r in results))
     rows = []
     for name in dict.fromkeys(r.name for r in results):
@@ -94,7 +94,7 @@ def efficiency_table(results: Sequence[LabelEfficiency]) -> Table:
 
 
 def maps(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> Picture:
-    """A figure of maps side by side, title -> (points [n, 2], group of each [n]); a group looks the same in all."""
+    """Draw maps side by side, title -> (points [n, 2], group of each [n]); a group looks the same in all."""
     from matplotlib.figure import Figure
 
     columns = min(2, len(panels))
@@ -113,7 +113,7 @@ def maps(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[st
 
 
 def bars(values: Mapping[str, Mapping[str, float]], *, y: str) -> Picture:
-    """A figure of grouped bars: group -> name -> height."""
+    """Draw grouped bars: group -> name -> height."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")

@@ -17,7 +17,7 @@ from conclugen_jax.data import batches, shards
 from conclugen_jax.data.host_table import HostTable
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import grid
+from conclugen_jax.evaluate import grid, weights
 from conclugen_jax.evaluate import metrics as metrics_lib
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.method import clustering, fusion, losses
@@ -29,7 +29,7 @@ ROWS = 512  # examples at a time
 
 
 def create(config: ConfigDict, model: model_lib.ConCluGen) -> "OnlineProbe | None":
-    """The probe of a run, or ``None`` where none is wanted.
+    """Make the probe of a run, or ``None`` where none is wanted.
 
     Raises:
       ConclugenError: data without labels, or with other modalities than the run's.
@@ -38,78 +38,60 @@ def create(config: ConfigDict, model: model_lib.ConCluGen) -> "OnlineProbe | Non
 
 
 class OnlineProbe:
-    """Probes a state on the labelled data of ``config.online_probe``: bank and training rows are those of the training
-    split, queries those of the validation split."""
+    """Probes a state on the labelled data of ``config.online_probe``.
+
+    Bank and training rows are those of the training split, queries those of the validation split.
+    """
 
     def __init__(self, config: ConfigDict, model: model_lib.ConCluGen):
-        path = config.online_probe.path or config.data.path
-        dataset = shards.open_dataset(path, verify=config.data.verify)
+        dataset = _open(config, model)
         self.label: LabelSpec = dataset.manifest.label
-        if self.label.kind == "none":
-            raise ConclugenError(
-                f"{path}: the data set has no labels; name one that has as config.online_probe.path or set "
-                "config.online_probe.every_epochs=0"
-            )
-        for m, size in model.feature_dims.items():
-            found = dataset.manifest.modalities.get(m)
-            if found != size:
-                raise ConclugenError(
-                    f"{path}: {'no features' if found is None else f'{found} features'} of modality {m!r}, the run has "
-                    f"{size}; name data of the same extractors as config.online_probe.path"
-                )
-        modalities = list(model.feature_dims)
+        modalities, known = list(model.feature_dims), {}
         self._splits: dict[str, HostTable] = {
             name: batches.open_split(dataset, getattr(config.data, f"{name}_split"), modalities, tier="host")
             for name in ("train", "validation")
         }
-        self._known = {name: self._usable(rows) for name, rows in self._splits.items()}
-        for name, known in self._known.items():
-            if not known.size:
-                raise ConclugenError(f"{path}: no example of the {name} split has a label; name other data")
-        self._config = self._of_classifiers(config, len(self._known["train"]))
-        self._model, self._every, self._last = model, config.online_probe.every_epochs, config.train.num_epochs
+        for name, rows in self._splits.items():
+            known[name] = np.intersect1d(rows.usable, np.flatnonzero(task_lib.known(self.label, rows.table["label"])))
+            if not known[name].size:
+                raise ConclugenError(f"{dataset.path}: no example of the {name} split has a label; name other data")
+        self._known = known
+        section, num_rows = config.online_probe, len(known["train"])
+        self._neighbours = min(section.neighbours, num_rows)
+        self._model, self._every, self._last = model, section.every_epochs, config.train.num_epochs
         # Compiled once: each compilation would keep a megabyte for as long as the process lives.
-        self._forward, self._programs = jax.jit(functools.partial(_forward, model)), {}
+        self._forward = jax.jit(functools.partial(_forward, model))
         self._nearest_cluster = jax.jit(functools.partial(clustering.nearest, metric=config.clustering.metric))
+        self._linear = grid.Grid(
+            _of_classifiers(config, num_rows), self.label, num_rows, model.representation_dim * len(modalities)
+        )
+        self._members = grid.Members(
+            list(section.learning_rates), [config.optimizer.weight_decay], [(config.seed, 0)], [known["train"]]
+        )
         self._cost: tuple[int, float] | None = None
         self.protocol = (
-            f"{dataset.manifest.name} {dataset.manifest.version}: {len(self._known['train'])} labelled training examples, "
-            f"scored on {len(self._known['validation'])} of the validation split; {self._neighbours} nearest neighbours by "
+            f"{dataset.manifest.name} {dataset.manifest.version}: {num_rows} labelled training examples, "
+            f"scored on {len(known['validation'])} of the validation split; {self._neighbours} nearest neighbours by "
             f"cosine of the concatenated representations, each one vote; linear: best of rates "
-            f"{', '.join(f'{rate:g}' for rate in config.online_probe.learning_rates)} by that split, "
-            f"{config.online_probe.num_epochs} epochs at most"
+            f"{', '.join(f'{rate:g}' for rate in section.learning_rates)} by that split, "
+            f"{section.num_epochs} epochs at most"
         )
 
-    @property
-    def _neighbours(self) -> int:
-        return min(self._config.online_probe.neighbours, len(self._known["train"]))
-
-    def _usable(self, rows: HostTable) -> np.ndarray:
-        return np.intersect1d(rows.usable, np.flatnonzero(task_lib.known(self.label, rows.table["label"])))
-
-    @staticmethod
-    def _of_classifiers(config: ConfigDict, num_examples: int) -> ConfigDict:
-        """The run's configuration as the linear classifiers read it."""
-        config = config.copy_and_resolve_references()
-        config.train.num_epochs = config.online_probe.num_epochs
-        config.train.batch_size = min(config.train.batch_size, num_examples)
-        config.downstream.protocol = "linear_evaluation"
-        config.downstream.labels_per_class = config.downstream.early_stopping_epochs = 0
-        config.schedule.warmup_epochs = 0
-        return config
-
     def is_due(self, dispatch: loop.Dispatch) -> bool:
-        """Whether a probe follows: every so many epochs and at the run's end."""
+        """Return whether a probe follows a dispatch: every so many epochs and at the run's end."""
         done = dispatch.epoch + 1
         return dispatch.ends_epoch and (done % self._every == 0 or done == self._last)
 
     def cost(self, dispatch: loop.Dispatch) -> float | None:
-        """What the probe after a dispatch says of the checkpoint, the less the better; ``None`` if there was none."""
+        """Return the cost that the probe after a dispatch gives the checkpoint, lower is better; ``None`` without a probe."""
         return self._cost[1] if self._cost is not None and self._cost[0] == dispatch.end_step else None
 
     def __call__(self, state: TrainState, step: int, epoch: int) -> dict[str, Any]:
-        """A line for the log: ``knn/...``, ``linear/...`` (accuracy, or mae of numbers), and with clusters
-        ``clustering/nmi`` and ``cluster_sizes`` of the validation split."""
+        """Probe a state; return a line for the log.
+
+        It has ``knn/...`` and ``linear/...`` (accuracy, or mae of numbers), and with clusters ``clustering/nmi`` and
+        ``cluster_sizes`` of the validation split.
+        """
         # A copy: the next dispatch takes the state's memory.
         variables = jax.tree.map(lambda x: np.array(x, copy=True), state.variables())
         train, validation = (self._vectors(variables, self._splits[name]) for name in ("train", "validation"))
@@ -123,18 +105,7 @@ class OnlineProbe:
             "train": grid.Vectors(jnp.asarray(train["x"]), labels["train"], rows),
             "validation": grid.Vectors(jnp.asarray(validation["x"]), labels["validation"], queries),
         }
-        rates = list(self._config.online_probe.learning_rates)
-        fits = grid.fit(
-            self._config,
-            rates,
-            [self._config.optimizer.weight_decay],
-            [(self._config.seed, 0)],
-            [rows],
-            self.label,
-            vectors,
-            quiet=True,
-            programs=self._programs,
-        )
+        fits = self._linear.fit(self._members, vectors)
         found = fits.measure.min() if measure == "mae" else fits.measure.max()
         if np.isfinite(found):  # else no classifier had a finite loss in any epoch
             record[f"linear/{measure}"] = float(found)
@@ -145,12 +116,11 @@ class OnlineProbe:
         return record | {"protocol": self.protocol}
 
     def _vectors(self, variables: Mapping[str, Any], rows: HostTable) -> dict[str, np.ndarray]:
-        parts = []
-        for indices, count in batches.evaluation_batches(np.arange(rows.num_examples), ROWS):
-            batch = rows.rows(indices)
-            outputs = self._forward(variables, batch["features"], batch["present"])
-            parts.append({name: np.asarray(x)[:count] for name, x in outputs.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        def inputs(at: np.ndarray) -> dict[str, Any]:
+            batch = rows.rows(at)
+            return {"features": batch["features"], "present": batch["present"]}
+
+        return weights.in_batches(functools.partial(self._forward, variables), inputs, rows.num_examples, ROWS)
 
     def _clusters(self, fused: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         assigned = np.asarray(self._nearest_cluster(jnp.asarray(fused), jnp.asarray(centroids)))
@@ -162,8 +132,38 @@ class OnlineProbe:
         return {"clustering/nmi": float(normalized_mutual_info_score(labels, assigned)), "cluster_sizes": sizes}
 
 
-def _forward(model: model_lib.ConCluGen, variables: Any, features: Any, present: Any) -> dict[str, jax.Array]:
-    outputs = model.apply(variables, features, present=present)
+def _open(config: ConfigDict, model: model_lib.ConCluGen) -> shards.Dataset:
+    """Open the labelled data; refuse data without labels or with other features than the run's."""
+    path = config.online_probe.path or config.data.path
+    dataset = shards.open_dataset(path, verify=config.data.verify)
+    if dataset.manifest.label.kind == "none":
+        raise ConclugenError(
+            f"{path}: the data set has no labels; name one that has as config.online_probe.path or set "
+            "config.online_probe.every_epochs=0"
+        )
+    for m, size in model.feature_dims.items():
+        found = dataset.manifest.modalities.get(m)
+        if found != size:
+            raise ConclugenError(
+                f"{path}: {'no features' if found is None else f'{found} features'} of modality {m!r}, the run has "
+                f"{size}; name data of the same extractors as config.online_probe.path"
+            )
+    return dataset
+
+
+def _of_classifiers(config: ConfigDict, num_examples: int) -> ConfigDict:
+    """Return the run's configuration as the linear classifiers read it."""
+    config = config.copy_and_resolve_references()
+    config.train.num_epochs = config.online_probe.num_epochs
+    config.train.batch_size = min(config.train.batch_size, num_examples)
+    config.downstream.protocol = "linear_evaluation"
+    config.downstream.labels_per_class = config.downstream.early_stopping_epochs = 0
+    config.schedule.warmup_epochs = 0
+    return config
+
+
+def _forward(model: model_lib.ConCluGen, variables: Any, batch: Any) -> dict[str, jax.Array]:
+    outputs, present = model.apply(variables, batch["features"], present=batch["present"]), batch["present"]
     vectors = {"x": fusion.fuse(outputs.representations, present, "concat").astype(jnp.float32)}
     if outputs.cluster_logits:
         vectors["fused"] = fusion.fuse(outputs.cluster_logits, present, "mean")
@@ -172,12 +172,12 @@ def _forward(model: model_lib.ConCluGen, variables: Any, features: Any, present:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _nearest(known: jax.Array, queries: jax.Array, k: int) -> jax.Array:
-    """Rows of the k most similar of some unit vectors."""
+    """Return the rows of the k most similar of some unit vectors."""
     return jax.lax.top_k(losses.unit_rows(queries) @ known.T, k)[1]
 
 
 def knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, label: LabelSpec, *, k: int) -> np.ndarray:
-    """Predictions by the k rows of highest cosine similarity, each with one vote.
+    """Predict by the k rows of highest cosine similarity, each with one vote.
 
     Args:
       bank: [n, dim].

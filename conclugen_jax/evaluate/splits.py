@@ -20,7 +20,7 @@ NAMES = ("train", "validation", "test")
 
 
 class Subset(NamedTuple):
-    """Some rows of a split, numbered anew; keeps no copy of them."""
+    """Some rows of a split, numbered from 0; keeps no copy of them."""
 
     source: RowSource
     members: np.ndarray
@@ -42,19 +42,19 @@ class Subset(NamedTuple):
         return {}
 
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
-        """Rows at the given indices, in that order."""
+        """Return the rows at the given indices, in that order."""
         return self.source.rows(self.members[indices], variants)
 
 
 def names(config: ConfigDict) -> dict[str, str]:
-    """``train``, ``validation``, ``test`` -> the split that is used as such; one split for all where folds are cut."""
+    """Return the split that is used as ``train``, ``validation`` and ``test``; one for all where folds are cut."""
     if config.downstream.num_folds:
         return dict.fromkeys(NAMES, config.data.train_split)
     return {name: getattr(config.data, f"{name}_split") for name in NAMES}
 
 
 def label_of(config: ConfigDict, dataset: Dataset) -> LabelSpec:
-    """What is to be predicted.
+    """Return what is to be predicted.
 
     Raises:
       ConclugenError: an unknown target or split, or a data set without labels.
@@ -73,7 +73,7 @@ def label_of(config: ConfigDict, dataset: Dataset) -> LabelSpec:
 def open_streams(
     config: ConfigDict, dataset: Dataset, modalities: list[str], *, all_variants: bool
 ) -> dict[str, ShardStream]:
-    """The stream of each split; ``all_variants``: whether training visits stored variants."""
+    """Open the stream of each split; ``all_variants``: whether training visits stored variants."""
     return {
         name: ShardStream(
             dataset,
@@ -87,7 +87,7 @@ def open_streams(
 
 
 def load(config: ConfigDict, label: LabelSpec, streams: Mapping[str, ShardStream]) -> dict[str, RowSource]:
-    """The rows of each split, training rows restricted to those that have a label and, by choice, to few of each class.
+    """Load the rows of each split; training uses those that have a label and, by choice, few of each class.
 
     Args:
       config: ``downstream.num_folds``, ``fold``, ``labels_per_class`` and ``label_draw`` are read.
@@ -111,7 +111,7 @@ def load(config: ConfigDict, label: LabelSpec, streams: Mapping[str, ShardStream
 
 
 def few(label: LabelSpec, labels: np.ndarray, usable: np.ndarray, num_per_class: int, draw: int) -> np.ndarray:
-    """``num_per_class`` random rows of every class among those usable (0: all), by the number of the draw alone."""
+    """Draw ``num_per_class`` random rows of every class among those usable (0: all), by the number of the draw alone."""
     if not num_per_class:
         return usable
     if label.kind != "single":

@@ -23,8 +23,9 @@ from conclugen_jax.evaluate import encoder as encoder_lib
 from conclugen_jax.evaluate import grid as grid_lib
 from conclugen_jax.evaluate import splits as splits_lib
 from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.evaluate.task import TRAINABLE, Task
+from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method import fusion
+from conclugen_jax.run import allowed
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
@@ -45,15 +46,15 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
     Raises:
       ConclugenError: an impossible configuration, bad data, or losses that are not finite.
-      Interrupted: SIGINT or SIGTERM came; repeating the command starts anew.
+      Interrupted: SIGINT or SIGTERM came; repeating the command starts again.
     """
     config_lib.check(config)
     config_lib.check_downstream(config)
-    if "representation/.*" in TRAINABLE[config.downstream.protocol] or config.downstream.num_folds:
+    if config.downstream.protocol not in allowed.FROZEN or config.downstream.num_folds:
         raise ConclugenError(
             f"config.downstream.protocol is {config.downstream.protocol!r} with num_folds "
-            f"{config.downstream.num_folds}; a sweep needs frozen representations ('linear_evaluation' or 'raw_features') and "
-            "stored splits"
+            f"{config.downstream.num_folds}; a sweep needs frozen representations "
+            f"({' or '.join(map(repr, allowed.FROZEN))}) and stored splits"
         )
     grid = _grid(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
@@ -104,7 +105,7 @@ def _with(config: ConfigDict, **changes: Any) -> ConfigDict:
 def _joined(
     config: ConfigDict, encoder: encoder_lib.Encoder, label: LabelSpec, name: str, rows: RowSource
 ) -> grid_lib.Vectors:
-    """Of the training split its usable rows; of the others all that have a label, with features or without."""
+    """Join the representations of a split; usable are training rows with features, and other rows with a label."""
     table = encoder_lib.represented(encoder, rows, config, jax.devices()[:1])
     x = fusion.fuse(table.table["features"], table.table["present"], config.downstream.fusion)
     labels = table.table["label"]
@@ -119,37 +120,56 @@ def _at(
     vectors: Mapping[str, grid_lib.Vectors],
     stop: signals.Stop,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(selected, members) at one number of labels."""
+    """Train a grid at one number of labels; return (selected, members)."""
     number, train = config.downstream.labels_per_class, vectors["train"]
     draws = grid["label_draws"] if number else grid["label_draws"][:1]  # all labels are the same rows at every draw
     groups = list(itertools.product(grid["seeds"], draws))
     rows = [splits_lib.few(label, train.labels, train.usable, number, draw) for _, draw in groups]
-    fits = grid_lib.fit(config, grid["learning_rates"], grid["weight_decays"], groups, rows, label, vectors, stop)
-    task = grid_lib.task_of(config, label, train.labels[rows[0]])
-    better = np.argmin if task.measure == "mae" else np.argmax
+    trainer = grid_lib.Grid(config, label, len(rows[0]), vectors["train"].x.shape[1])
+    members = grid_lib.Members(grid["learning_rates"], grid["weight_decays"], groups, rows)
+    title = f"{number or 'all'} labels a class" if label.kind == "single" else "sweep"
+    with progress.Counter(f"{np.prod(members.shape)} classifiers, {title}", unit="epochs") as counter:
+
+        def before_epoch(epoch: int) -> None:
+            counter(epoch, config.train.num_epochs)
+            if stop.signal:
+                raise signals.Interrupted(stop.signal)
+
+        fits = trainer.fit(members, vectors, before_epoch)
     if not np.isfinite(fits.measure).any(axis=(1, 2)).all():
         raise ConclugenError(f"{config.data.path}: {task_lib.not_finite(config)}, or the rates of config.sweep")
-    selected, members = [], []
-    for g, (seed, draw) in enumerate(groups):
-        named = {"labels_per_class": number, "label_draw": draw, "seed": seed}
-        chosen = np.unravel_index(better(fits.measure[g]), fits.measure[g].shape)  # the first of equals
-        for at in np.ndindex(fits.measure[g].shape):
-            member = named | {
-                "learning_rate": grid["learning_rates"][at[0]],
-                "weight_decay": grid["weight_decays"][at[1]],
+    return _selected(trainer, members, fits, vectors)
+
+
+def _selected(
+    trainer: grid_lib.Grid,
+    members: grid_lib.Members,
+    fits: grid_lib.Fits,
+    vectors: Mapping[str, grid_lib.Vectors],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Choose the member of best validation measure in every group and score it; return (selected, members)."""
+    train, number, selected, tried = vectors["train"], trainer.config.downstream.labels_per_class, [], []
+    for g, (seed, draw) in enumerate(members.groups):
+        task = trainer.task(train.labels[members.rows[g]])
+        measures = fits.measure[g]
+        best = np.argmin(measures) if task.measure == "mae" else np.argmax(measures)  # the first of equals
+        chosen = np.unravel_index(best, measures.shape)
+        for at in np.ndindex(measures.shape):
+            member = {
+                "labels_per_class": number,
+                "label_draw": draw,
+                "seed": seed,
+                "learning_rate": members.learning_rates[at[0]],
+                "weight_decay": members.weight_decays[at[1]],
                 "best_epoch": int(fits.best_epoch[g][at]),
             }
-            measure = float(fits.measure[g][at])
-            members.append(member | {f"validation/{task.measure}": measure if np.isfinite(measure) else None})
+            measure = float(measures[at]) if np.isfinite(measures[at]) else None
+            tried.append(member | {f"validation/{task.measure}": measure})
             if at == chosen:
-                own = grid_lib.task_of(config, label, train.labels[rows[g]])
                 params = jax.tree.map(lambda x, g=g, at=at: x[g][at], fits.params)
-                selected.append(
-                    member
-                    | {"num_train_examples": len(rows[g])}
-                    | {name: _scores(own, params, vectors[name]) for name in ("validation", "test")}
-                )
-    return selected, members
+                scores = {name: _scores(task, params, vectors[name]) for name in ("validation", "test")}
+                selected.append(member | {"num_train_examples": len(members.rows[g])} | scores)
+    return selected, tried
 
 
 def _scores(task: Task, params: Any, split: grid_lib.Vectors) -> dict[str, Any]:

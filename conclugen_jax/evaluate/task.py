@@ -15,22 +15,16 @@ from conclugen_jax.evaluate import metrics as metrics_lib
 from conclugen_jax.method import losses
 from conclugen_jax.method import model as model_lib
 
-TRAINABLE = {
-    "linear_evaluation": ("classifier/.*",),
-    "fine_tuning": ("classifier/.*", "representation/.*"),
-    "supervised": ("classifier/.*", "representation/.*"),
-    "raw_features": ("classifier/.*",),
-}
-"""Protocol -> parameters that are trained; all others stay as they are, bit for bit."""
+CLASSIFIER, ENCODER = "classifier/.*", "representation/.*"
+"""Patterns of the parameters that are trained; of frozen protocols the classifier's alone."""
 
 
 class Task(NamedTuple):
     """What is predicted, and from what.
 
     Attributes:
-      encoder: the representation network, or what stands in its place.
+      encoder: the representation network; ``None``: features are representations already.
       classifier: what is trained on its representations.
-      encode: whether features still have to be encoded; ``False``: they are representations already.
       label: kind (``single``, ``multi`` or ``value``) and names.
       weights: [num_outputs], of the classes, or of the positive side of each label; not used for ``value``.
       threshold: probability above which a label of several is predicted.
@@ -38,7 +32,6 @@ class Task(NamedTuple):
 
     encoder: Any
     classifier: model_lib.Classifier
-    encode: bool
     label: LabelSpec
     weights: np.ndarray
     threshold: float
@@ -46,9 +39,9 @@ class Task(NamedTuple):
     def logits(
         self, params: Any, feature_stats: Any, batch: Mapping[str, Any], dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        """float32 [n, num_outputs] from ``features`` and ``present`` of a batch; the prediction itself for ``value``."""
+        """Return float32 [n, num_outputs] from ``features`` and ``present``; the prediction itself for ``value``."""
         inputs = batch["features"]
-        if self.encode:
+        if self.encoder is not None:
             variables = {
                 "params": {"representation": params["representation"]},
                 "feature_stats": feature_stats,
@@ -59,7 +52,7 @@ class Task(NamedTuple):
         )
 
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """Scalar, over the global batch."""
+        """Return the loss over the global batch, a scalar."""
         weights, axis_name = jnp.asarray(self.weights), self.classifier.axis_name
         if self.label.kind == "single":
             return losses.cross_entropy(logits, labels, class_weights=weights, axis_name=axis_name)
@@ -68,7 +61,7 @@ class Task(NamedTuple):
         return losses.absolute_error(logits[:, 0], labels, axis_name=axis_name)
 
     def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """All scores of a split (``metrics.py``) from the outputs [n, num_outputs] for all its rows, and their ``loss``."""
+        """Return the ``loss`` and all scores of a split (``metrics.py``) from the outputs [n, num_outputs] of its rows."""
         predictions = self.predictions(logits)
         if self.label.kind == "value":
             return self.brief_scores(logits, labels) | metrics_lib.value_scores(labels, predictions)
@@ -76,44 +69,58 @@ class Task(NamedTuple):
         return self.brief_scores(logits, labels) | of_kind(labels, predictions, self.label.names)
 
     def brief_scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """``loss`` and the measure alone, quickly."""
+        """Return ``loss`` and the measure alone, quickly."""
         alone = self._replace(classifier=self.classifier.clone(axis_name=None))
         loss = float(alone.loss(jnp.asarray(logits), jnp.asarray(labels)))
         return {"loss": loss, self.measure: self.measured(logits, labels)}
 
     def measured(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        """The measure of all rows."""
+        """Return the measure of all rows."""
         of_kind = metrics_lib.absolute_error if self.label.kind == "value" else metrics_lib.weighted_accuracy
         return of_kind(labels, self.predictions(logits))
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Class [n], presence of each label [n, num_outputs], or number [n]."""
-        if self.label.kind == "single":
-            return logits.argmax(axis=1)
-        if self.label.kind == "value":
-            return logits[:, 0]
-        return 1 / (1 + np.exp(-logits.astype(np.float64))) > self.threshold
+        """Return the predictions; see :func:`predictions`."""
+        return predictions(self.label, logits, self.threshold)
 
     @property
     def measure(self) -> str:
         """The score that chooses the best epoch: ``accuracy``, the greater the better; ``mae``, the less the better."""
         return "mae" if self.label.kind == "value" else "accuracy"
 
-    def is_better(self, scores: Mapping[str, Any], than: Mapping[str, Any]) -> bool:
-        """Whether scores are better by the measure."""
-        a, b = scores[self.measure], than[self.measure]
-        return a < b if self.measure == "mae" else a > b
-
 
 def num_outputs(label: LabelSpec) -> int:
-    """Units that a label needs: one for a number, else one per name."""
+    """Return the units that a label needs: one for a number, else one per name."""
     return 1 if label.kind == "value" else len(label.names)
 
 
+def predictions(label: LabelSpec, logits: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the class [n], presence of each label [n, num_outputs], or number [n] from the outputs [n, num_outputs]."""
+    if label.kind == "single":
+        return logits.argmax(axis=1)
+    if label.kind == "value":
+        return logits[:, 0]
+    return probabilities(label, logits) > threshold
+
+
+def probabilities(label: LabelSpec, logits: np.ndarray) -> np.ndarray:
+    """Return the probability of each class, or of each label by itself, float64 [n, num_outputs]."""
+    logits = np.asarray(logits, np.float64)
+    if label.kind == "multi":
+        return 1 / (1 + np.exp(-logits))
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
 def create(
-    config: ConfigDict, label: LabelSpec, encoder: Any, encode: bool, labels: np.ndarray, axis_name: str | None
+    config: ConfigDict,
+    label: LabelSpec,
+    *,
+    weights: np.ndarray | None = None,
+    encoder: Any = None,
+    axis_name: str | None = None,
 ) -> Task:
-    """The task of a run; ``labels``: of the rows that are trained on."""
+    """Return the task of a run; see :class:`Task`. Without ``weights`` all classes weigh alike."""
     classifier = model_lib.Classifier(
         num_outputs=num_outputs(label),
         dropout_rate=config.downstream.dropout_rate,
@@ -121,12 +128,12 @@ def create(
         dtype=model_lib.DTYPES[config.precision],
         axis_name=axis_name,
     )
-    weights = class_weights(config.downstream.class_weights, label, labels)
-    return Task(encoder, classifier, encode, label, weights, config.downstream.threshold)
+    weights = np.ones(num_outputs(label), np.float32) if weights is None else weights
+    return Task(encoder, classifier, label, weights, config.downstream.threshold)
 
 
 def class_weights(which: str, label: LabelSpec, labels: np.ndarray) -> np.ndarray:
-    """Weights of the classes, or of the positive side of each label, float32 [num_outputs].
+    """Return the weights of the classes, or of the positive side of each label, float32 [num_outputs].
 
     Args:
       which: ``inverse_frequency``: n / (num_classes * n_c) for single labels, so that classes weigh alike and the mean
@@ -145,24 +152,17 @@ def class_weights(which: str, label: LabelSpec, labels: np.ndarray) -> np.ndarra
     return np.where((counts > 0) & (counts < n), (n - counts) / np.maximum(counts, 1), 1).astype(np.float32)
 
 
-def never_seen(label: LabelSpec, labels: np.ndarray) -> list[str]:
-    """Names of the classes, or labels, that no training example has."""
+def warnings(label: LabelSpec, labels: np.ndarray) -> list[str]:
+    """Return a sentence for each class, or label, that no training example has."""
     if label.kind == "value":
         return []
     counts = np.bincount(labels, minlength=len(label.names)) if label.kind == "single" else labels.sum(axis=0)
-    return [name for name, count in zip(label.names, counts, strict=True) if not count]
-
-
-def warnings(label: LabelSpec, labels: np.ndarray) -> list[str]:
-    """A sentence for each class, or label, that no training example has."""
-    return [
-        f"warning: no training example is {name!r}; the classifier cannot learn to predict it"
-        for name in never_seen(label, labels)
-    ]
+    never = [name for name, count in zip(label.names, counts, strict=True) if not count]
+    return [f"warning: no training example is {name!r}; the classifier cannot learn to predict it" for name in never]
 
 
 def not_finite(config: ConfigDict) -> str:
-    """What to say where the validation loss was a number in no epoch."""
+    """Return the message for a validation loss that is never finite."""
     return (
         "the validation loss is not finite in any epoch; lower config.optimizer.learning_rate (now "
         f"{config.optimizer.learning_rate:g}) or set config.data.standardize=True"
@@ -170,7 +170,7 @@ def not_finite(config: ConfigDict) -> str:
 
 
 def labels_of(rows: RowSource) -> np.ndarray:
-    """Labels of all rows of a split, in order; reads the whole split where no table holds it."""
+    """Return the labels of all rows of a split, in order; reads the whole split where no table holds it."""
     table: Any = getattr(rows, "table", None)
     if table is not None:
         return np.asarray(table["label"])
@@ -180,7 +180,7 @@ def labels_of(rows: RowSource) -> np.ndarray:
 
 
 def known(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
-    """Which rows have a label at all: boolean [n]. Those of a further target may be unknown: -1 or NaN."""
+    """Return which rows have a label, boolean [n]; a further target is unknown where it is -1 or NaN."""
     if label.kind == "single":
         return labels >= 0
     return np.isfinite(labels) if label.kind == "value" else np.isfinite(labels).all(axis=1)

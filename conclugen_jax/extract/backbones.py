@@ -250,9 +250,7 @@ def load(networks: Networks) -> list[Backbone]:
     found += [load_own(name) for name in networks.own]
     names = [b.name for b in found]
     if not found:
-        raise ConclugenError(
-            "no backbone; name folders of weights with --weights (see python -m launch.convert_weights)"
-        )
+        raise ConclugenError("no backbone; name folders of weights with --weights (see conclugen convert_weights)")
     if len(set(names)) < len(names):
         raise ConclugenError(f"two backbones are called {max(names, key=names.count)!r}; give one another name")
     return found

@@ -154,8 +154,8 @@ def _made(manifest: Manifest, workdir: str | Path) -> Provenance:
     made = manifest.source.get("extraction")
     if not isinstance(made, dict):
         raise ConclugenError(
-            f"{workdir}: its data set {manifest.name!r} was not made by launch.extract, so nothing says how its features are "
-            "to be made; train on one that was"
+            f"{workdir}: its data set {manifest.name!r} was not made by conclugen extract, so nothing says how its features "
+            "are to be made; train on one that was"
         )
     try:
         return provenance.read(made)

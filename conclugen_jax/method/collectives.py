@@ -57,7 +57,7 @@ def own_part_of_mean(x: jax.Array, axis_name: str) -> jax.Array:
     return jax.lax.psum_scatter(parts(x, count, jnp), axis_name, scatter_dimension=0) / count
 
 
-def joinparts(part: jax.Array, shape: Sequence[int], axis_name: str) -> jax.Array:
+def join_parts(part: jax.Array, shape: Sequence[int], axis_name: str) -> jax.Array:
     """The array of which each device has a part: the inverse of :func:`own_part`."""
     return jax.lax.all_gather(part, axis_name, tiled=True)[: math.prod(shape)].reshape(shape)
 

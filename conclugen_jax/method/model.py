@@ -6,7 +6,7 @@ H reconstruction_dim.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import flax
 import flax.linen as nn
@@ -268,6 +268,11 @@ class Classifier(nn.Module):
         return layers.linear(self.num_outputs, x.shape[1], dtype=self.dtype, name="linear")(x).astype(jnp.float32)
 
 
+_FROM_ELSEWHERE = {"feature_dims", "num_clusters", "heads", "standardize", "dtype", "axis_name", "parent", "name"}
+SETTINGS = {name: kind for name, kind in get_type_hints(ConCluGen).items() if name not in _FROM_ELSEWHERE}
+"""Attributes of the network that a configuration has as ``model.NAME``, with their types."""
+
+
 def from_config(config: ConfigDict, feature_dims: Mapping[str, int], axis_name: str | None = None) -> ConCluGen:
     """The network of a configuration; heads whose loss has weight 0 do not exist."""
     weights, heads = config.loss, []
@@ -277,23 +282,14 @@ def from_config(config: ConfigDict, feature_dims: Mapping[str, int], axis_name: 
         heads.append("clustering")
     if weights.reconstruction_weight:
         heads.append("decoder")
-    section = config.model
     return ConCluGen(
         feature_dims=dict(feature_dims),
-        bottleneck=tuple(section.bottleneck),
-        representation_dim=section.representation_dim,
-        projection_dim=section.projection_dim,
         num_clusters=config.clustering.num_clusters,
-        reconstruction_dim=section.reconstruction_dim,
-        projection_sharing=section.projection_sharing,
-        projection_relu=section.projection_relu,
-        decoder_relu=section.decoder_relu,
         heads=tuple(heads),
         standardize=config.data.standardize,
-        norm_momentum=section.norm_momentum,
-        norm_epsilon=section.norm_epsilon,
         dtype=DTYPES[config.precision],
         axis_name=axis_name,
+        **{name: config.model[name] for name in SETTINGS},
     )
 
 

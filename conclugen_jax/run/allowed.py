@@ -2,6 +2,13 @@
 
 from conclugen_jax.method import clustering
 
+PROTOCOLS = ("linear_evaluation", "fine_tuning", "supervised", "raw_features")
+"""Of downstream runs, in the order of tables."""
+FROZEN = ("linear_evaluation", "raw_features")
+"""Protocols that train the classifier alone; the others train the encoder too."""
+PRETRAINED = ("linear_evaluation", "fine_tuning")
+"""Protocols that start from a pretraining run; the others need none."""
+
 CHOICES = {
     "precision": ("float32", "tensorfloat32", "bfloat16"),
     "data.tier": ("auto", "device", "host", "shards"),
@@ -19,7 +26,7 @@ CHOICES = {
     "checkpoint.best_by": ("loss", "probe"),
     "optimizer.name": ("adamw", "sgd"),
     "schedule.granularity": ("epoch", "step"),
-    "downstream.protocol": ("linear_evaluation", "fine_tuning", "supervised", "raw_features"),
+    "downstream.protocol": PROTOCOLS,
     "downstream.fusion": ("concat", "mean"),
     "downstream.class_weights": ("inverse_frequency", "none"),
 }
@@ -36,7 +43,7 @@ RANGES = {
     "model.projection_dim": (1, 2**20),
     "model.reconstruction_dim": (1, 2**20),
     "model.norm_momentum": (0, 1),
-    "model.norm_epsilon": (1e-12, None),
+    "model.norm_epsilon": (1e-12, 1),
     "loss.contrastive_weight": (0, None),
     "loss.clustering_weight": (0, None),
     "loss.reconstruction_weight": (0, None),

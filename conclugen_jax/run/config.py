@@ -34,7 +34,7 @@ def check(config: ConfigDict) -> None:
     if not config.data.path:
         raise ConclugenError(
             "config.data.path is empty; name the folder of a built data set, --config.data.path=DATA_DIR/NAME/VERSION "
-            "(python -m launch.build_dataset makes one)"
+            "(conclugen build makes one)"
         )
     if config.model.representation_dim % 8:
         raise ConclugenError(
@@ -214,11 +214,16 @@ def from_json(text: str, source: str) -> ConfigDict:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """One line ``key: old -> new`` for every key whose value differs or that only one side has."""
-    before, after = dict(flatten(old.to_dict())), dict(flatten(new.to_dict()))
+    """Return one line ``config.key: old -> new`` for every key whose value differs or that only one side has."""
+    return [f"config.{line}" for line in changes(old.to_dict(), new.to_dict())]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one line ``key: old -> new`` for every leaf of two trees that differs or that only one side has."""
+    before, after = dict(flatten(old)), dict(flatten(new))
     missing = "(absent)"
     return [
-        f"config.{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
+        f"{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
         for key in sorted({*before, *after})
         if before.get(key, missing) != after.get(key, missing)
     ]

@@ -1,4 +1,4 @@
-"""What a study consists of: its definition checked, and every run of it in the order of their dependence."""
+"""Check the definition of a study and list its runs in the order of their dependence."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,13 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.study import results as study_results
+from conclugen_jax.run.allowed import FROZEN, PRETRAINED, PROTOCOLS
 
-SWEPT = ("linear_evaluation", "raw_features")
+SWEPT = FROZEN
 """Protocols whose labels and draws are one run each (a sweep)."""
-ALONE = ("supervised", "raw_features")
+ALONE = tuple(protocol for protocol in PROTOCOLS if protocol not in PRETRAINED)
 """Protocols that need no pretraining; in tables each is a method of its own."""
-PROTOCOLS = ("linear_evaluation", "fine_tuning", *ALONE)
 KEYS = {
     *("name", "pretraining_path", "methods", "datasets", "seeds", "labels", "label_draws", "training_draws"),
     *("jobs", "job_gib", "reference", "order"),
@@ -42,7 +41,7 @@ class Run:
 
 
 def check(study: ConfigDict) -> None:
-    """Refuse a definition that cannot be run.
+    """Check that a definition can be run.
 
     Raises:
       ConclugenError: names the key and what is expected.
@@ -70,7 +69,7 @@ def check(study: ConfigDict) -> None:
             raise ConclugenError(
                 f"config.datasets.{name} has the keys {', '.join(sorted(dataset.keys()))}; a data set has path and protocols"
             )
-        study_results.target_of(dataset)
+        target_of(dataset)
         unknown = sorted(set(dataset.protocols.keys()) - set(PROTOCOLS))
         if unknown:
             raise ConclugenError(
@@ -91,6 +90,21 @@ def check(study: ConfigDict) -> None:
         )
 
 
+def target_of(settings: ConfigDict) -> str:
+    """Return the target that the protocols of a data set predict; empty: its main label.
+
+    Raises:
+      ConclugenError: they predict several.
+    """
+    targets = sorted({config.downstream.target for config in settings.protocols.values()})
+    if len(targets) > 1:
+        raise ConclugenError(
+            f"the protocols of {settings.path} predict different targets ({', '.join(map(repr, targets))}; '' is the main "
+            "label); name the data set once for each in config.datasets"
+        )
+    return targets[0] if targets else ""
+
+
 def _check_counts(study: ConfigDict) -> None:
     if not 0 < study.job_gib < float("inf") or study.jobs < 0:
         raise ConclugenError(
@@ -99,7 +113,7 @@ def _check_counts(study: ConfigDict) -> None:
     missing = sorted({p for d in study.datasets.values() for p in d.protocols} - set(study.labels.keys()))
     if missing:
         raise ConclugenError(
-            f"config.labels.{missing[0]}: missing, but a data set has that protocol; add it, (0,): all"
+            f"config.labels.{missing[0]}: missing, but a data set has that protocol; add it, (0,) for all labels"
         )
     lists = {"seeds": study.seeds} | {f"labels.{protocol}": n for protocol, n in study.labels.items()}
     for key, numbers in lists.items():
@@ -112,7 +126,7 @@ def _check_counts(study: ConfigDict) -> None:
 
 
 def chains(study: ConfigDict) -> Iterator[list[Run]]:
-    """Runs in the order of their dependence, those of one method and seed together: pretraining first, if any."""
+    """Yield runs in the order of their dependence, those of one method and seed together: pretraining first, if any."""
     for seed in study.seeds:
         for name in study.order:
             method = study.methods[name]
@@ -131,7 +145,7 @@ def chains(study: ConfigDict) -> Iterator[list[Run]]:
 
 
 def _downstream(study: ConfigDict, method: str, modalities: Any, seed: int, pretraining: str) -> list[Run]:
-    """The downstream runs of one method and seed on all data sets."""
+    """Return the downstream runs of one method and seed on all data sets."""
     runs = []
     draws = range(seed * study.label_draws, (seed + 1) * study.label_draws)
     for dataset, settings in study.datasets.items():

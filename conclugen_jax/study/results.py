@@ -13,19 +13,23 @@ from ml_collections import ConfigDict
 import conclugen_jax
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import downstream
+from conclugen_jax.study.definition import ALONE, Run, target_of
 
 RESULTS = "results.json"
+FAILURE = "failed.json"
+"""In the workdir of a run that failed, or has begun and not ended: why."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 MEASURES = ("accuracy", "f1", "precision", "recall")
 VALUE_MEASURES = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7")
 
 
-def collect(study: ConfigDict, runs: Iterable[Any], root: Path) -> dict[str, Any]:
-    """All that a study has found so far.
+def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any]:
+    """Collect all that a study has found so far.
 
     Args:
       study: its definition.
-      runs: all of them, see ``study_runs.chains``.
+      runs: all of them, see ``definition.chains``.
       root: the study's folder.
 
     Returns:
@@ -35,7 +39,7 @@ def collect(study: ConfigDict, runs: Iterable[Any], root: Path) -> dict[str, Any
       a baseline, taken seed by seed on the same labels.
     """
     cells = [cell for run in runs if run.protocol != "pretraining" for cell in _cells(run, root)]
-    place = {method: i for i, method in enumerate((*study.order, "supervised", "raw_features"))}
+    place = {method: i for i, method in enumerate((*study.order, *ALONE))}
     cells = sorted(_merged(cells), key=lambda cell: place[cell["method"]])
     return {
         "name": study.name,
@@ -47,26 +51,11 @@ def collect(study: ConfigDict, runs: Iterable[Any], root: Path) -> dict[str, Any
             name: {"title": study.methods[name].title, "pretraining": study.methods[name].get("uses") or name}
             for name in study.order
         }
-        | {name: {"title": name.replace("_", " "), "pretraining": None} for name in ("supervised", "raw_features")},
+        | {name: {"title": name.replace("_", " "), "pretraining": None} for name in ALONE},
         "cells": cells,
         "summary": summarize(cells),
         "comparisons": compare(cells, study.reference),
     }
-
-
-def target_of(settings: ConfigDict) -> str:
-    """The target that the protocols of a data set predict; empty: its main label.
-
-    Raises:
-      ConclugenError: they predict several.
-    """
-    targets = sorted({config.downstream.target for config in settings.protocols.values()})
-    if len(targets) > 1:
-        raise ConclugenError(
-            f"the protocols of {settings.path} predict different targets ({', '.join(map(repr, targets))}; '' is the main "
-            "label); name the data set once for each in config.datasets"
-        )
-    return targets[0] if targets else ""
 
 
 def _dataset(settings: ConfigDict) -> dict[str, Any]:
@@ -92,8 +81,8 @@ def _dataset(settings: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _cells(run: Any, root: Path) -> list[dict[str, Any]]:
-    """The cells of a run, one per number of labels."""
+def _cells(run: Run, root: Path) -> list[dict[str, Any]]:
+    """Return the cells of a run, one per number of labels."""
     section = run.config.downstream
     numbers = list(run.config.sweep.labels_per_class) or [section.labels_per_class]
     named = {"dataset": run.dataset, "method": run.method, "protocol": run.protocol, "seed": run.seed}
@@ -101,7 +90,7 @@ def _cells(run: Any, root: Path) -> list[dict[str, Any]]:
     path = root / run.path
     error = failure(path)
     try:
-        result = None if error else json.loads((path / "result.json").read_text(encoding="utf-8"))
+        result = None if error else json.loads((path / downstream.RESULT).read_text(encoding="utf-8"))
         found = [_found(result, n, section) for n in numbers] if result is not None else []
     except FileNotFoundError:
         found = []
@@ -117,7 +106,7 @@ def _cells(run: Any, root: Path) -> list[dict[str, Any]]:
 
 
 def _found(result: Mapping[str, Any], number: int, section: ConfigDict) -> dict[str, Any]:
-    """What a result says of one number of labels."""
+    """Return what a result says of one number of labels."""
     measures = VALUE_MEASURES if result["kind"] == "value" else MEASURES
     alone = {**result, "labels_per_class": section.labels_per_class, "label_draw": section.label_draw}
     own = [fit for fit in result.get("selected", [alone]) if fit["labels_per_class"] == number]
@@ -131,9 +120,9 @@ def _found(result: Mapping[str, Any], number: int, section: ConfigDict) -> dict[
 
 
 def failure(path: Path) -> str | None:
-    """Why the run in a folder has failed; ``None`` if it has not."""
+    """Return why the run in a folder has failed; ``None`` if it has not."""
     try:
-        return str(json.loads((path / "failed.json").read_text(encoding="utf-8"))["error"])
+        return str(json.loads((path / FAILURE).read_text(encoding="utf-8"))["error"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -146,7 +135,7 @@ def _summed(matrices: Iterable[Any]) -> list[Any] | None:
 
 
 def _merged(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One cell per data set, method, protocol, number of labels and seed, its draws put together."""
+    """Merge the draws of each data set, method, protocol, number of labels and seed into one cell."""
     merged: dict[tuple, dict[str, Any]] = {}
     for cell in cells:
         key = tuple(cell[k] for k in ("dataset", "method", "protocol", "labels_per_class", "seed"))
@@ -172,7 +161,7 @@ def _merged(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation (n - 1) and 95 % interval of Student's t of independent values; ``None`` where n is 1."""
+    """Return mean, standard deviation (n - 1) and 95 % interval of Student's t of independent values; ``None`` where n is 1."""
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return {"mean": mean, "std": None, "interval": None}
@@ -240,7 +229,7 @@ def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str
 
 
 def _differences(own: Mapping[int, Any], other: Mapping[int, Any]) -> tuple[list[float], str]:
-    """One difference per seed that both have, over the draws of labels that both have."""
+    """Return one difference per seed that both have, over the draws of labels that both have."""
     differences, measure = [], ""
     for seed in sorted(own.keys() & other.keys()):
         a, b = own[seed], other[seed]

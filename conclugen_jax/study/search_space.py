@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -15,6 +15,27 @@ from conclugen_jax.run import config as config_lib
 
 Space = dict[str, dict[str, Any]]
 """key -> {"low", "high"} with "log" by choice, both ends included, or {"choices"}."""
+
+
+class Objective(NamedTuple):
+    """What trials are compared by: the direction that is better, and a sentence for users."""
+
+    direction: str
+    meaning: str
+
+
+OBJECTIVES = {
+    "pretraining_loss": Objective(
+        "minimize",
+        "sum of the loss terms without their weights, each at the scale of the base configuration, mean over the last "
+        "epoch; the least is best; no label is read",
+    ),
+    "validation_probe": Objective(
+        "maximize",
+        "accuracy of logistic regression (L2, C = 1) on the standardised representations of the training split, scored on "
+        "the validation split after the last epoch; the greatest is best",
+    ),
+}
 
 TERMS = ("contrastive", "instance", "clustering", "reconstruction")
 

@@ -61,11 +61,22 @@ class Pool:
         while waiting:
             yield waiting.popleft().result()
 
+    def terminate(self) -> None:
+        """Send SIGTERM to all processes; a call that handles it, as pretraining does, still returns."""
+        for process in self._context.started:
+            if process.pid is not None:
+                process.terminate()
+
     def kill(self) -> None:
         """End all processes, whatever they do."""
         for process in self._context.started:
             if process.pid is not None:
                 process.kill()
+
+    def close(self) -> list[int | None]:
+        """Wait for all processes to end; return their exit codes, negative for the signal that ended one."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        return [process.exitcode for process in self._context.started]
 
     def __enter__(self) -> "Pool":
         return self
@@ -73,7 +84,7 @@ class Pool:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is not None:
             self.kill()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self.close()
 
 
 class _Spawning(multiprocessing.context.SpawnContext):

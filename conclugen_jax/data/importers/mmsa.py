@@ -1,4 +1,4 @@
-"""Feature dictionaries of MMSA and MMSA-FET (pickle files) turned into plain tables of one vector per clip."""
+"""Convert feature dictionaries of MMSA and MMSA-FET (pickle files) to plain tables of one vector per clip."""
 
 import collections
 import csv
@@ -29,12 +29,13 @@ LABELS = {
 }
 """Column of the table of labels -> its key in the dictionary of a split."""
 
-SEPARATOR = "$_$"  # between video and clip in an id
+SEPARATOR = "$_$"
+"""Between video and clip in an id."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Split:
-    """One split of a file: its name there and here, what it holds, the ids of its n clips."""
+    """One split of a file: its name there and here, its values, the ids of its n clips."""
 
     key: str
     name: str
@@ -44,7 +45,7 @@ class _Split:
 
 @dataclasses.dataclass
 class _Table:
-    """Vectors of one modality: float32 [dim] each, the ids they belong to, what happened on the way."""
+    """Vectors of one modality, float32 [dim] each, with their ids and counts of special cases."""
 
     rows: list[np.ndarray] = dataclasses.field(default_factory=list)
     ids: list[str] = dataclasses.field(default_factory=list)
@@ -54,21 +55,21 @@ class _Table:
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
-@np.errstate(all="ignore")  # what is not finite is refused where it matters, not warned of
+@np.errstate(all="ignore")  # values that are not finite are refused where they matter
 def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str] | None = None) -> dict[str, Any]:
     """Write the tables of a feature dictionary.
 
-    The folder gets ``<modality>.npy`` (float32 [k, dim], the mean over the valid steps of each clip),
+    The folder holds ``<modality>.npy`` (float32 [k, dim], the mean over the valid steps of each clip),
     ``<modality>.txt`` (the k ids, one a line; clips without the modality are in neither), ``labels.csv`` and
-    ``source.json``. It appears complete or not at all.
+    ``source.json``. It is written whole or not at all.
 
     Args:
       source: pickle file of MMSA or MMSA-FET; nothing in it is executed.
       output: folder to make; there must be none yet.
-      modalities: which of ``text``, ``audio``, ``video``; all that the file holds where None.
+      modalities: which of ``text``, ``audio``, ``video``; None for all that the file holds.
 
     Returns:
-      The content of ``source.json``: file, hash, number of clips by split, what is known of each modality.
+      The content of ``source.json``: file, hash, number of clips by split, facts of each modality.
 
     Raises:
       ConclugenError: the file is not such a dictionary, a value cannot be used, or the folder cannot be written.
@@ -105,12 +106,12 @@ def _state(source: Path) -> tuple[int, int] | None:
     try:
         stat = source.stat()
     except OSError:
-        return None  # the reader says it better
+        return None  # the reader has the better message
     return stat.st_size, stat.st_mtime_ns
 
 
 def _splits(source: Path, tree: Any) -> list[_Split]:
-    """The splits that hold clips, the one to train on first."""
+    """Return the splits that hold clips, the training split first."""
     if not isinstance(tree, dict):
         raise ConclugenError(f"{source}: a {type(tree).__name__}, expected a dictionary with 'train', 'valid', 'test'")
     found: dict[str, _Split] = {}
@@ -170,7 +171,7 @@ def _chosen(source: Path, splits: Sequence[_Split], modalities: Sequence[str] | 
 
 
 def _labels(source: Path, splits: Sequence[_Split]) -> dict[str, list[str]]:
-    """Column -> a number or, where unknown, nothing for each clip of all splits, as text."""
+    """Return column -> a number for each clip of all splits, as text; empty where unknown."""
     columns = {}
     for column, key in LABELS.items():
         cells: list[str] = []
@@ -196,7 +197,7 @@ def _labels(source: Path, splits: Sequence[_Split]) -> dict[str, list[str]]:
 
 
 def _numbers(values: Any, n: int, where: str) -> np.ndarray:
-    """Numbers of n clips, of the type in which they are stored."""
+    """Return the numbers of n clips, of the type in which they are stored."""
     if isinstance(values, list) and all(type(x) in (int, float) for x in values):
         try:
             values = np.asarray(values, np.float64)
@@ -221,17 +222,11 @@ def _table(source: Path, splits: Sequence[_Split], modality: str) -> _Table:
         table.dim = x.shape[2]
         table.types.add(x.dtype.name)
         mask, lengths = _mask(source, split, modality, x), _lengths(source, split, key, x)
-        table.valid_steps.add(
-            "mask in text_bert" if mask is not None else "lengths" if lengths is not None else "not all zero"
-        )
+        known = "mask in text_bert" if mask is not None else "lengths" if lengths is not None else "not all zero"
+        table.valid_steps.add(known)
         for i, name in enumerate(split.ids):
-            vector = _pool(
-                x[i],
-                None if mask is None else mask[i],
-                None if lengths is None else int(lengths[i]),
-                f"{where} of {name!r}",
-                table.counts,
-            )
+            one_mask, length = None if mask is None else mask[i], None if lengths is None else int(lengths[i])
+            vector = _pool(x[i], one_mask, length, f"{where} of {name!r}", table.counts)
             if vector is not None:
                 table.rows.append(vector)
                 table.ids.append(name)
@@ -242,7 +237,7 @@ def _table(source: Path, splits: Sequence[_Split], modality: str) -> _Table:
 
 
 def _sequences(split: _Split, key: str, where: str) -> np.ndarray:
-    """Real numbers [n, steps, dim]."""
+    """Return real numbers [n, steps, dim]."""
     x = split.values[key]
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu":
         raise ConclugenError(f"{where} is not an array of numbers; MMSA-FET writes one with return_type='np'")
@@ -252,7 +247,7 @@ def _sequences(split: _Split, key: str, where: str) -> np.ndarray:
 
 
 def _mask(source: Path, split: _Split, modality: str, x: np.ndarray) -> np.ndarray | None:
-    """Which tokens are some, bool [n, steps]; None where the file does not say."""
+    """Return which steps are tokens, bool [n, steps]; None where the file does not say."""
     if modality != "text" or "text_bert" not in split.values:
         return None
     where, tokens = f"{source}: {split.key}['text_bert']", split.values["text_bert"]
@@ -267,7 +262,7 @@ def _mask(source: Path, split: _Split, modality: str, x: np.ndarray) -> np.ndarr
 
 
 def _lengths(source: Path, split: _Split, key: str, x: np.ndarray) -> np.ndarray | None:
-    """Number of steps of each clip [n], at most as many as are stored; None where the file does not say."""
+    """Return the number of steps of each clip [n], at most those stored; None where the file does not say."""
     name = f"{key}_lengths"
     if key == "text" or name not in split.values:
         return None
@@ -281,7 +276,7 @@ def _lengths(source: Path, split: _Split, key: str, x: np.ndarray) -> np.ndarray
 def _pool(
     x: np.ndarray, mask: np.ndarray | None, length: int | None, where: str, counts: collections.Counter[str]
 ) -> np.ndarray | None:
-    """Mean over the valid steps of a clip.
+    """Return the mean over the valid steps of a clip.
 
     Args:
       x: numbers [steps, dim].
@@ -302,7 +297,7 @@ def _pool(
         valid = mask
     elif length is not None and not filled[length:].any():
         valid = np.arange(len(x)) < length
-    else:  # lengths that leave out steps with content were counted up to the first zeros
+    else:  # a length that excludes steps with content was counted up to the first zeros
         counts["outside_length"] += length is not None
         valid = filled
     if not (valid & filled).any():
@@ -337,7 +332,7 @@ def _write(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".converting-{os.getpid()}-", dir=output.parent))
-        folder = scratch / "tables"  # a temporary folder is private, this one need not be
+        folder = scratch / "tables"  # a temporary folder is private, this one is not
         folder.mkdir()
         for m, table in tables.items():
             np.save(folder / f"{m}.npy", np.stack(table.rows))

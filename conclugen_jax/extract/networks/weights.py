@@ -34,7 +34,7 @@ NETWORKS = (
 )
 """What ``launch/convert_weights.py --network`` takes."""
 
-AGAIN = "convert the weights anew with python -m launch.convert_weights"
+AGAIN = "convert the weights anew with conclugen convert_weights"
 
 
 class _Facts(msgspec.Struct):
@@ -172,7 +172,7 @@ def load(folder: str | Path) -> Weights:
     folder = Path(folder)
     if folder.is_file():
         raise ConclugenError(
-            f"{folder}: a file, expected a folder of converted weights; convert it first with python -m launch.convert_weights"
+            f"{folder}: a file, expected a folder of converted weights; convert it first with conclugen convert_weights"
         )
     facts = files.read_json(folder / FACTS, _Facts, way_out=AGAIN)
     path = folder / WEIGHTS

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.run import checkpoint
 from conclugen_jax.study.report.reading import Run
+from conclugen_jax.system import files
 
 POINTS = 1500
 FEWEST = 10
@@ -63,7 +63,7 @@ class Learned(NamedTuple):
 
 
 def sample(run: Run, dataset: Dataset) -> Sample:
-    """Rows of the test split of a data set with the modalities of a run, the same for every run with these.
+    """Return rows of the test split of a data set with the modalities of a run, the same for every run with these.
 
     Raises:
       ConclugenError: the data set lacks the run's modalities or test split, or there are too few rows.
@@ -85,7 +85,7 @@ def sample(run: Run, dataset: Dataset) -> Sample:
 
 
 def raw(rows: Sample, cache: Path) -> np.ndarray:
-    """The map of the features themselves, float32 [n, 2]; see :func:`flattened`."""
+    """Return the map of the features themselves, float32 [n, 2]; see :func:`flattened`."""
 
     def compute() -> dict[str, np.ndarray]:
         return {"positions": flattened(probe.concatenated(rows.features, rows.present))}
@@ -94,7 +94,7 @@ def raw(rows: Sample, cache: Path) -> np.ndarray:
 
 
 def learned(run: Run, rows: Sample, cache: Path) -> Learned:
-    """The map of the representations of a run's newest checkpoint, made once and kept.
+    """Return the map of the representations of a run's newest checkpoint, which is computed once and kept.
 
     Raises:
       ConclugenError: no checkpoint, or a damaged one.
@@ -106,7 +106,7 @@ def learned(run: Run, rows: Sample, cache: Path) -> Learned:
 
 
 def groups_of(labels: np.ndarray, label: LabelSpec) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Classes to colour rows by: of several labels the one that is alone, of a number its sign."""
+    """Return classes to colour rows by: of several labels the one that is alone, of a number its sign."""
     if label.kind == "single":
         return labels.astype(int), label.names
     if label.kind == "multi":
@@ -126,7 +126,7 @@ def _compute(run: Run, rows: Sample, step: int) -> dict[str, np.ndarray]:
 
 
 def flattened(vectors: np.ndarray) -> np.ndarray:
-    """[n, dim] -> float32 [n, 2]: standardised, at most 50 principal components, t-SNE; the same at every call."""
+    """Map [n, dim] to float32 [n, 2]: standardise, at most 50 principal components, t-SNE; the same at every call."""
     scaled = StandardScaler().fit_transform(np.asarray(vectors, np.float64))
     if not scaled.any():
         return np.zeros((len(vectors), 2), np.float32)  # all rows are the same: one point
@@ -145,7 +145,7 @@ def _flattened(scaled: np.ndarray) -> np.ndarray:
 
 
 def _kept(cache: Path, facts: list, n: int, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What was computed before from the same facts, or is now; a damaged file is made anew."""
+    """Return what was computed before from the same facts, else compute it; a damaged file is replaced."""
     facts = [*facts, POINTS, COMPONENTS, sklearn.__version__]
     path = cache / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]}.npz"
     try:
@@ -156,10 +156,7 @@ def _kept(cache: Path, facts: list, n: int, compute: Callable[[], dict[str, np.n
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there, or damaged
     arrays = compute()
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_bytes(buffer.getvalue())
-    os.replace(scratch, path)
+    with files.replaced(path) as scratch:
+        np.savez(scratch, **arrays)
     return arrays

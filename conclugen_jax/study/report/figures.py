@@ -1,8 +1,8 @@
-"""The figures of a report as HTML, section by section: label efficiency, confusion matrices, pretraining, maps."""
+"""The figures of a report, section by section: label efficiency, confusion matrices, pretraining, maps."""
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import checkpoint
+from conclugen_jax.run.allowed import PROTOCOLS
+from conclugen_jax.study.report import charts
 from conclugen_jax.study.report import embedding_map as report_map
-from conclugen_jax.study.report import svg as report_svg
 from conclugen_jax.study.report import tables as report_tables
-from conclugen_jax.study.report.page import figures, legend, paragraph, side_by_side, subtitle
-from conclugen_jax.study.report.reading import PRETRAINING, PROTOCOLS, Cell, Run, Score, Study
-from conclugen_jax.study.report.svg import Series
+from conclugen_jax.study.report.charts import Series
+from conclugen_jax.study.report.page import Block, Columns, Figures, Heading, Legend, Text
+from conclugen_jax.study.report.reading import PRETRAINING, Run, Study
+from conclugen_jax.study.report.tables import Table
 
 NUM_MAPS = 3
 BINS = 120
@@ -43,77 +45,85 @@ PROBES = {
 }
 
 
-def label_efficiency(study: Study, tables: Mapping[str, str]) -> str:
-    """Accuracy against labels per class, a figure per data set beside its table.
+def label_efficiency(study: Study, tables: Sequence[Table]) -> list[Block]:
+    """Draw accuracy against labels per class, a figure per data set beside its table.
 
     Args:
       study: as read.
-      tables: title of a data set -> its table as HTML; only data sets with two numbers of labels have one.
+      tables: of the data sets that have two numbers of labels.
     """
     lines = dict.fromkeys((s.method, s.protocol) for s in report_tables.ordered(study, study.summary))
-    own = {method: i for i, method in enumerate(dict.fromkeys([*study.titles, *(method for method, _ in lines)]))}
+    own = {method: i for i, method in enumerate(dict.fromkeys([*study.methods, *(method for method, _ in lines)]))}
     styles, spare = {}, itertools.count(len(own))
     for method, protocol in lines:
         styles[method, protocol] = next(spare) if own[method] in styles.values() else own[method]
-    drawn, used = [], {}
-    for key, facts in study.datasets.items():
-        title, measure = report_tables.dataset_title(study, key), report_tables.headline(facts)
-        scores = {(s.method, s.protocol, s.labels): s.scores.get(measure) for s in study.summary if s.dataset == key}
-        scores = {place: score for place, score in scores.items() if score is not None and score.mean is not None}
-        places = positions({labels for _, _, labels in scores})
-        if title not in tables or not scores:
+    by_title = {table.caption: table for table in tables}
+    body, used = [], {}
+    for key in study.datasets:
+        title = report_tables.dataset_title(study, key)
+        series = _efficiencies(study, key, styles)
+        if title not in by_title or not series:
             continue
-        series = []
-        for line, style in styles.items():
-            points = [(x, scores[*line, labels]) for labels, x in places.items() if (*line, labels) in scores]
-            if len(points) > 1:  # one point is no curve; the table has it
-                used[study.label(*line)] = style
-                series.append(Series(study.label(*line), style, [(x, *_percent(s)) for x, s in points]))
-        svg = report_svg.line_chart(
+        used |= {one.name: one.style for one in series}
+        labels = {s.labels for s in study.summary if s.dataset == key}
+        svg = charts.line_chart(
             f"Accuracy against labels per class, {title}",
             series,
             x_label="labels per class",
-            y_label=f"{report_tables.NAMES[measure]} in %",
-            x_ticks=[(x, str(labels or "all")) for labels, x in places.items()],
-            y_format="{:.4g}".format,
+            y_label=f"{report_tables.NAMES[report_tables.headline(study.datasets[key])]} in %",
+            x_ticks=[(x, str(number or "all")) for number, x in positions(labels).items()],
             y_bounds=(0, 100),
             height=290,
         )
-        drawn.append(subtitle(title) + side_by_side([figures([("", svg)]), tables[title]]))
+        body += [Heading(title), Columns([[Figures([("", svg)])], [by_title[title]]])]
     note = "Bars are 95 % intervals over seeds; one that reaches the edge goes beyond it. The axis is logarithmic up to “all”."
-    return legend(used.items()) + paragraph(note, note=True) + "".join(drawn)
+    return [Legend(list(used.items())), Text(note, note=True), *body]
 
 
-def positions(labels: Sequence[int]) -> dict[int, float]:
-    """Labels per class -> position on the axis, ascending: logarithmic, all labels (0) a step after the last."""
+def _efficiencies(study: Study, key: str, styles: Mapping[tuple[str, str], int]) -> list[Series]:
+    """Return the line of each method and protocol on a data set; one point is no line, the table has it."""
+    measure = report_tables.headline(study.datasets[key])
+    scores = {(s.method, s.protocol, s.labels): s.scores.get(measure) for s in study.summary if s.dataset == key}
+    scores = {place: score for place, score in scores.items() if score is not None and score.mean is not None}
+    places = positions({labels for _, _, labels in scores})
+    series = []
+    for line, style in styles.items():
+        found = [(x, scores[*line, labels]) for labels, x in places.items() if (*line, labels) in scores]
+        points = [(x, *_percent(score.mean, *(score.interval or (None, None)))) for x, score in found]
+        if len(points) > 1:
+            series.append(Series(study.label(*line), style, points))
+    return series
+
+
+def positions(labels: Collection[int]) -> dict[int, float]:
+    """Return the place of each number of labels on the axis: logarithmic, all labels (0) a step after the last."""
     places = {k: math.log2(k) for k in sorted(labels) if k}
     known = list(places.values()) or [0.0]
     step = max((known[-1] - known[0]) / max(len(known) - 1, 1), 1.0)
     return places | ({0: known[-1] + step} if 0 in labels else {})
 
 
-def _percent(score: Score) -> tuple[float | None, ...]:
-    return tuple(None if x is None else 100 * x for x in (score.mean, score.low, score.high))
+def _percent(*shares: float | None) -> tuple[float | None, ...]:
+    return tuple(None if x is None else 100 * x for x in shares)
 
 
-def confusion(study: Study) -> str:
-    """Confusion matrices of every method, with all labels or as many as the study went up to."""
-    protocols, methods = list(PROTOCOLS), list(study.titles)
-    parts = []
+def confusion(study: Study) -> list[Block]:
+    """Draw the confusion matrices of every method, with all labels or as many as the study went up to."""
+    protocols, methods = list(PROTOCOLS), list(study.methods)
+    body: list[Block] = []
     for key, facts in study.datasets.items():
         title, labels = report_tables.dataset_title(study, key), report_tables.most_labels(study, key)
-        cells: dict[tuple[str, str], list[Cell]] = {}
-        for c in study.cells:
-            if c.dataset == key and c.labels == labels and c.confusion_matrix is not None:
-                cells.setdefault((c.method, c.protocol), []).append(c)
         if facts.kind == "value":
-            parts.append(paragraph(f"{title}: numbers for labels, so no confusion matrix.", note=True))
+            body.append(Text(f"{title}: numbers for labels, so no confusion matrix.", note=True))
             continue
-        draw = report_svg.confusion_pairs if facts.kind == "multi" else report_svg.confusion
+        cells: dict[tuple[str, str], list[Any]] = {}
+        for c in study.cells:
+            if facts.kind != "unknown" and (c.dataset, c.labels) == (key, labels) and c.confusion_matrix is not None:
+                cells.setdefault((c.method, c.protocol), []).append(c.confusion_matrix)
+        draw = charts.confusion_pairs if facts.kind == "multi" else charts.confusion
         shown = []
         for method, protocol in sorted(cells, key=lambda x: (_rank(protocols, x[1]), _rank(methods, x[0]))):
-            name = study.label(method, protocol)
-            total = _sum([c.confusion_matrix for c in cells[method, protocol]])
+            name, total = study.label(method, protocol), np.sum(cells[method, protocol], axis=0).tolist()
             shown.append((name, draw(f"Confusion matrix of {name} on {title}", total, facts.classes)))
         if shown:
             meaning = "rows: truly absent (no) or present (yes), columns: predicted; " if facts.kind == "multi" else ""
@@ -121,47 +131,41 @@ def confusion(study: Study) -> str:
                 f"Test split, {report_tables.words_of_labels(labels)}; {meaning}in % of each row, summed over seeds and draws "
                 "of labels; counts on hover."
             )
-            parts += [subtitle(title), paragraph(note, note=True), figures(shown)]
-    return "".join(parts) or paragraph("No run has left a confusion matrix.")
+            body += [Heading(title), Text(note, note=True), Figures(shown)]
+    return body or [Text("No run has left a confusion matrix.")]
 
 
 def _rank(order: Sequence[str], name: str) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def _sum(matrices: Sequence[Any]) -> Any:
-    if isinstance(matrices[0], list):
-        return [_sum(rows) for rows in zip(*matrices, strict=True)]
-    return sum(matrices)
-
-
-def pretraining(study: Study) -> str:
-    """Losses, k-means and online probes against steps, a line per pretraining."""
+def pretraining(study: Study) -> list[Block]:
+    """Draw losses, k-means and online probes against steps, a line per pretraining."""
     if not study.runs:
-        return paragraph(f"There is no pretraining run in {study.path / PRETRAINING}.")
-    body = legend((study.pretraining_title(name), _style(study, name)) for name in study.runs)
+        return [Text(f"There is no pretraining run in {study.path / PRETRAINING}.")]
     note = "Mean over seeds, the band from the least to the greatest; long runs are averaged over stretches of steps."
-    body += paragraph(note, note=True)
+    body = [
+        Legend([(study.pretraining_title(name), _style(study, name)) for name in study.runs]),
+        Text(note, note=True),
+    ]
     groups = (
         ("Losses", TERMS, "metrics", "No losses are logged."),
         ("k-means", KMEANS, "metrics", "No k-means is logged: no method clusters, or clustering has not begun."),
         ("Probes during pretraining", PROBES, "probes", "No probes ran during pretraining."),
     )
     for heading, keys, log, nothing in groups:
-        charts = [(title, chart) for key, title in keys.items() if (chart := _curves(study, key, title, log))]
-        body += subtitle(heading) + (figures(charts) if charts else paragraph(nothing))
+        drawn = [(title, chart) for key, title in keys.items() if (chart := _curves(study, key, title, log))]
+        body += [Heading(heading), Figures(drawn) if drawn else Text(nothing)]
     records = [r for runs in study.runs.values() for run in runs.values() for r in run.probes]
     for said in dict.fromkeys(str(r["protocol"]) for r in records if "protocol" in r):
-        body += paragraph(f"Protocol: {said}", note=True)
+        body.append(Text(f"Protocol: {said}", note=True))
     titles = {study.pretraining_title(name): runs[min(runs)] for name, runs in study.runs.items()}
     sizes = [(title, chart) for title, run in titles.items() if (chart := _sizes(run, f"Cluster sizes of {title}"))]
-    return body + (subtitle("Cluster sizes, first seed, largest at the bottom") + figures(sizes) if sizes else "")
+    return [*body, Heading("Cluster sizes, first seed, largest at the bottom"), Figures(sizes)] if sizes else body
 
 
 def _style(study: Study, pretraining: str) -> int:
-    """That of the method of the pretraining's name, or of the first method that uses it."""
-    users = [method for method, name in study.pretraining.items() if name == pretraining]
-    return list(study.titles).index(pretraining if pretraining in users else users[0])
+    return list(study.methods).index(study.users(pretraining)[0])
 
 
 def _curves(study: Study, key: str, title: str, log: str) -> str:
@@ -173,55 +177,47 @@ def _curves(study: Study, key: str, title: str, log: str) -> str:
     if not series:
         return ""
     bounds = (-math.inf if key in TERMS else 0.0, math.inf)  # counts and shares
-    return report_svg.line_chart(title, series, x_label="step", y_label="", y_format="{:.4g}".format, y_bounds=bounds)
+    return charts.line_chart(title, series, x_label="step", y_label="", y_bounds=bounds)
 
 
 def curve(
     logs: Sequence[Sequence[Mapping[str, Any]]], key: str
 ) -> list[tuple[float, float, float | None, float | None]]:
-    """(step, mean over logs, least, greatest) of a logged value, long logs averaged over stretches of steps.
+    """Return (step, mean over logs, least, greatest) of a logged value, long logs averaged over stretches of steps.
 
     Args:
       logs: of the seeds; records with ``step``.
       key: what is drawn; records without it, or whose value is no finite number, are left out.
     """
-    values = [[(r["step"], r[key]) for r in log if _is_number(r.get(key))] for log in logs]
-    steps = [step for one in values for step, _ in one]
-    if not steps:
+    values = [
+        (r["step"], r[key], seed) for seed, log in enumerate(logs) for r in log if math.isfinite(r.get(key, math.nan))
+    ]
+    if not values:
         return []
-    width = max(1.0, (max(steps) - min(steps) + 1) / BINS)
-    stretches: dict[int, list[list[float]]] = {}
-    places: dict[int, list[int]] = {}
-    for i, one in enumerate(values):
-        for step, value in one:
-            b = int((step - min(steps)) / width)
-            stretches.setdefault(b, [[] for _ in values])[i].append(value)
-            places.setdefault(b, []).append(step)
+    steps, heights, seeds = np.array(values, float).T
+    stretches = (steps - steps.min()) // max(1.0, (np.ptp(steps) + 1) / BINS)
     points = []
-    for b in sorted(stretches):
-        means = [sum(x) / len(x) for x in stretches[b] if x]
+    for stretch in np.unique(stretches):
+        here = stretches == stretch
+        means = [float(heights[here & (seeds == seed)].mean()) for seed in np.unique(seeds[here])]
         ends = (min(means), max(means)) if len(means) > 1 else (None, None)
-        points.append((sum(places[b]) / len(places[b]), sum(means) / len(means), *ends))
+        points.append((float(steps[here].mean()), float(np.mean(means)), *ends))
     return points
 
 
-def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-
 def _sizes(run: Run, title: str) -> str:
-    """Cluster sizes over time as layers; nothing before there are two probes with them."""
+    """Draw cluster sizes over time as layers; nothing before there are two probes with them."""
     steps, shares = [], []
     for r in run.probes:
-        sizes = r.get("cluster_sizes")
-        if isinstance(sizes, list) and all(_is_number(x) and x >= 0 for x in sizes) and sum(sizes) > 0:
+        sizes = r.get("cluster_sizes", ())
+        if sum(sizes):
             steps.append(r["step"])
             shares.append([size / sum(sizes) for size in sorted(sizes, reverse=True)])
-    return report_svg.stacked(title, steps, shares, x_label="step") if len(steps) > 1 else ""
+    return charts.stacked(title, steps, shares, x_label="step") if len(steps) > 1 else ""
 
 
-def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> str:
-    """Maps of the test split of each data set: raw features, then each method's representations, its first seed.
+def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Block]:
+    """Draw maps of the test split of each data set: raw features, then each method's representations, its first seed.
 
     Args:
       study: as read.
@@ -231,54 +227,61 @@ def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> str:
     Raises:
       ConclugenError: a damaged checkpoint or data set.
     """
-    able = [method for method in study.pretraining if _checkpointed(study, method)]
+    able = [method for method in study.methods if _checkpointed(study, method)]
     chosen = able[:NUM_MAPS] if wanted is None else list(wanted)
     if not chosen:
-        return paragraph("No pretraining run has a checkpoint to map." if wanted is None else "No maps were asked for.")
+        return [Text("No pretraining run has a checkpoint to map." if wanted is None else "No maps were asked for.")]
     note = (
         f"At most {report_map.POINTS:,} rows, standardised; the first {report_map.COMPONENTS} principal components, then t-SNE "
         "with a fixed seed. Distances between far groups mean little. Clusters: the nearest centroid of the run’s last k-means."
     )
-    body = paragraph(note, note=True)
+    body: list[Block] = [Text(note, note=True)]
     for key, facts in study.datasets.items():
         title = report_tables.dataset_title(study, key)
-        if not (Path(facts.path) / manifest_lib.FILE).is_file():
-            body += paragraph(f"{title}: no map, there is no data set in {facts.path} any more.", note=True)
-            continue
-        dataset = shards.open_dataset(facts.path, verify="size")
-        drawn, missing, seen = [], [], set()
-        for method in chosen:
-            name, run = study.title(method), _checkpointed(study, method)
-            if run is None:
-                missing.append(f"no map of {name}, it has no checkpoint.")
-                continue
-            try:
-                rows = report_map.sample(run, dataset)
-            except ConclugenError as e:  # another corpus than the run was trained on may lack what it needs
-                missing.append(f"no map of {name}: {e}.")
-                continue
-            if rows.modalities not in seen:
-                seen.add(rows.modalities)
-                caption = f"raw features: {', '.join(rows.modalities)}"
-                drawn.append((caption, _map(caption, report_map.raw(rows, cache), rows.groups, rows.names)))
-            found = report_map.learned(run, rows, cache)
-            drawn.append((f"{name}, by class", _map(name, found.positions, rows.groups, rows.names)))
-            if len(found.clusters):
-                names = [str(k) for k in range(int(found.clusters.max()) + 1)]
-                drawn.append((f"{name}, by cluster", _map(f"{name}, clusters", found.positions, found.clusters, names)))
-            else:
-                missing.append(f"{name} has no clusters to colour its map by.")
-        body += subtitle(title) + figures(drawn) if drawn else ""
-        body += "".join(paragraph(f"{title}: {sentence}", note=True) for sentence in missing)
+        if (Path(facts.path) / manifest_lib.FILE).is_file():
+            drawn, missing = _maps_of(study, shards.open_dataset(facts.path, verify="size"), cache, chosen)
+        else:
+            drawn, missing = [], [f"no map, there is no data set in {facts.path} any more."]
+        body += [Heading(title), Figures(drawn)] if drawn else []
+        body += [Text(f"{title}: {sentence}", note=True) for sentence in missing]
     return body
 
 
+def _maps_of(
+    study: Study, dataset: shards.Dataset, cache: Path, chosen: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return (caption, map) of a data set's features and of each method, and a sentence for each map that cannot be."""
+    drawn, missing, seen = [], [], set()
+    for method in chosen:
+        name, run = study.title(method), _checkpointed(study, method)
+        if run is None:
+            missing.append(f"no map of {name}, it has no checkpoint.")
+            continue
+        try:
+            rows = report_map.sample(run, dataset)
+        except ConclugenError as e:  # another corpus than the run was trained on may lack what it needs
+            missing.append(f"no map of {name}: {e}.")
+            continue
+        if rows.modalities not in seen:
+            seen.add(rows.modalities)
+            caption = f"raw features: {', '.join(rows.modalities)}"
+            drawn.append((caption, _map(caption, report_map.raw(rows, cache), rows.groups, rows.names)))
+        found = report_map.learned(run, rows, cache)
+        drawn.append((f"{name}, by class", _map(name, found.positions, rows.groups, rows.names)))
+        if len(found.clusters):
+            names = [str(k) for k in range(int(found.clusters.max()) + 1)]
+            drawn.append((f"{name}, by cluster", _map(f"{name}, clusters", found.positions, found.clusters, names)))
+        else:
+            missing.append(f"{name} has no clusters to colour its map by.")
+    return drawn, missing
+
+
 def _checkpointed(study: Study, method: str) -> Run | None:
-    """The first seed's run of a method, if it has saved a checkpoint."""
-    runs = study.runs.get(study.pretraining.get(method) or "", {})
+    """Return the first seed's run of a method, if it has saved a checkpoint."""
+    runs = study.runs.get(study.methods[method].pretraining or "", {})
     run = runs[min(runs)] if runs else None
     return run if run and any((run.workdir / checkpoint.FOLDER).glob("[0-9]*")) else None
 
 
 def _map(title: str, positions: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> str:
-    return report_svg.scatter(f"Map of {title}", positions.tolist(), groups.tolist(), names)
+    return charts.scatter(f"Map of {title}", positions.tolist(), groups.tolist(), names)

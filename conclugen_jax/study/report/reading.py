@@ -3,96 +3,134 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
 
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.study.results import RESULTS
+from conclugen_jax.system import files
 
-RESULTS = "results.json"
 PRETRAINING = "pretraining"
-PROBES = "probes.jsonl"
-
-PROTOCOLS = {
+TITLES = {
     "linear_evaluation": "linear evaluation",
     "fine_tuning": "fine-tuned",
     "supervised": "supervised baseline",
     "raw_features": "raw features",
 }
-"""Protocol -> its name in text, in the order of tables."""
+"""Protocol -> its name in text."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+FolderName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.\.?$)[^/\0]+$")]
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetFacts:
+class DatasetFacts(msgspec.Struct):
     """A labelled data set: where it is, the hash of its manifest, and the names of its classes.
 
-    Where it could not be read when results were collected, ``error`` says why, and its kind is ``unknown``.
+    ``error`` says why it could not be read when results were collected; nothing else is known then, ``kind`` is "unknown".
     """
 
     path: str
-    name: str
-    version: str
-    sha256: str
-    kind: str
-    classes: tuple[str, ...]
-    num_examples: dict[str, int]
+    name: str = ""
+    version: str = ""
+    sha256: str = ""
+    kind: Literal["single", "multi", "value", "unknown"] = "unknown"
+    classes: tuple[str, ...] = ()
+    num_examples: dict[str, Count] = {}
     error: str = ""
 
+    def __post_init__(self) -> None:
+        if (self.kind == "unknown") != bool(self.error):
+            raise ValueError("expected a kind or an error")
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One run of the study; ``labels`` per class, 0 stands for all; ``confusion_matrix`` of counts or ``None``."""
+    def fits(self, matrix: list) -> bool:
+        """Return whether a confusion matrix has counts in the shape that these labels give."""
+        n, counts = len(self.classes), np.asarray(matrix)
+        shape = {"single": (n, n), "multi": (n, 2, 2), "unknown": counts.shape}.get(self.kind)
+        return counts.shape == shape and counts.dtype.kind == "i" and bool((counts >= 0).all())
+
+
+class Place(msgspec.Struct):
+    """What a number is about; ``labels`` per class, 0 stands for all."""
 
     dataset: str
     method: str
     protocol: str
-    labels: int
-    seed: int
-    draws: int
-    status: str
-    error: str
+    labels: Count = msgspec.field(name="labels_per_class")
+
+
+class Cell(Place):
+    """One run of the study; ``confusion_matrix`` of counts or ``None``."""
+
+    seed: Count
+    status: Literal["done", "failed", "missing"]
     path: str
-    confusion_matrix: Any
+    confusion_matrix: list | None
+    error: str | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Score:
+class Score(msgspec.Struct):
     """Mean over seeds; deviation and 95 % interval are ``None`` where one seed alone is there."""
 
     mean: float | None
     std: float | None
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None
+
+    def __post_init__(self) -> None:
+        self.mean, self.std, self.interval = _finite(self.mean), _finite(self.std), _finite(self.interval)
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
+class Summary(Place):
     """Scores of one method, protocol and number of labels over ``n`` seeds."""
 
-    dataset: str
-    method: str
-    protocol: str
-    labels: int
-    n: int
+    n: Count
     scores: dict[str, Score]
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(Place):
     """Mean difference of a method from a baseline over ``n`` paired seeds, with its 95 % interval."""
 
-    dataset: str
-    protocol: str
-    labels: int
     measure: str
-    method: str
     baseline: str
     difference: float | None
-    low: float | None
-    high: float | None
-    n: int
+    interval: tuple[float, float] | None
+    n: Count
+
+    def __post_init__(self) -> None:
+        self.difference, self.interval = _finite(self.difference), _finite(self.interval)
+
+
+class Method(msgspec.Struct):
+    """Its name in tables, and the pretraining that it uses (``None``: raw features, supervised)."""
+
+    title: str
+    pretraining: FolderName | None
+
+
+class Results(msgspec.Struct):
+    """Content of ``results.json``, see :mod:`conclugen_jax.study.results`."""
+
+    name: str
+    versions: dict[str, str]
+    definition: Any
+    datasets: dict[str, DatasetFacts]
+    methods: dict[str, Method]
+    cells: list[Cell]
+    summary: list[Summary]
+    comparisons: list[Comparison]
+
+    def __post_init__(self) -> None:
+        for place in (*self.cells, *self.summary, *self.comparisons):
+            if place.dataset not in self.datasets:
+                raise ValueError(f"data set {place.dataset!r} is not described")
+        for cell in self.cells:
+            if cell.confusion_matrix is not None and not self.datasets[cell.dataset].fits(cell.confusion_matrix):
+                raise ValueError(f"the confusion matrix of {cell.path!r} does not fit the classes of {cell.dataset!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,66 +144,48 @@ class Run:
     probes: list[dict[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """Everything a report is made of.
+class Study(Results, kw_only=True):
+    """Everything a report is made of: the results, and what the pretraining runs left.
 
     Attributes:
       path: folder of the study.
-      name: of the study.
-      versions: package -> version.
-      definition: the study's configuration as JSON.
-      datasets: by key.
-      titles: method -> title, in the order of tables.
-      pretraining: method -> name of its pretraining, or ``None`` (raw features, supervised).
-      cells: all runs of the study.
-      summary: scores over seeds.
-      comparisons: paired differences.
       runs: pretraining -> seed -> run, as far as they have begun.
     """
 
     path: Path
-    name: str
-    versions: dict[str, str]
-    definition: Any
-    datasets: dict[str, DatasetFacts]
-    titles: dict[str, str]
-    pretraining: dict[str, str | None]
-    cells: list[Cell]
-    summary: list[Summary]
-    comparisons: list[Comparison]
     runs: dict[str, dict[int, Run]]
 
     def title(self, method: str) -> str:
-        """What a method, or a protocol that stands for one, is called."""
-        return self.titles.get(method, PROTOCOLS.get(method, method))
+        """Return what a method, or a protocol that stands for one, is called."""
+        return self.methods[method].title if method in self.methods else TITLES.get(method, method)
 
     def label(self, method: str, protocol: str) -> str:
-        """What a row of a table is called."""
-        title = self.title(method)
-        if protocol == "linear_evaluation" or (protocol != "fine_tuning" and self.pretraining.get(method) is None):
+        """Return what a row of a table is called."""
+        title, known = self.title(method), self.methods.get(method)
+        if protocol == "linear_evaluation" or (protocol != "fine_tuning" and (known is None or not known.pretraining)):
             return title
-        return f"{title}, {PROTOCOLS.get(protocol, protocol)}"
+        return f"{title}, {TITLES.get(protocol, protocol)}"
+
+    def users(self, pretraining: str) -> list[str]:
+        """Return the methods that use a pretraining, the one of its name first."""
+        users = [name for name, method in self.methods.items() if method.pretraining == pretraining]
+        return sorted(users, key=lambda name: name != pretraining)
 
     def pretraining_title(self, pretraining: str) -> str:
-        """What a pretraining is called: as the method of its name, else as the first method that uses it."""
-        users = [method for method, name in self.pretraining.items() if name == pretraining]
-        return self.title(pretraining if pretraining in users or not users else users[0])
+        """Return what a pretraining is called."""
+        return self.title(self.users(pretraining)[0])
 
-    def different_data(self) -> list[str]:
-        """One sentence for each data set of which runs of this study saw different contents."""
-        sentences = []
+    def different_data(self) -> Iterator[str]:
+        """Yield one sentence for each data set of which runs of this study saw different contents."""
         for facts in self.datasets.values():
-            for runs in self.runs.values():
-                for run in runs.values():
-                    same_name = (run.data.name, run.data.version) == (facts.name, facts.version)
-                    if same_name and run.data.fingerprint() != facts.sha256:
-                        sentences.append(
-                            f"{run.workdir.relative_to(self.path)} was pretrained on other data than was scored: {facts.name} "
-                            f"{facts.version} had the hash {run.data.fingerprint()[:12]} then and {facts.sha256[:12]} in the "
-                            "results; their numbers do not belong together."
-                        )
-        return sentences
+            for run in (run for runs in self.runs.values() for run in runs.values()):
+                same_name = (run.data.name, run.data.version) == (facts.name, facts.version)
+                if same_name and run.data.fingerprint() != facts.sha256:
+                    yield (
+                        f"{run.workdir.relative_to(self.path)} was pretrained on other data than was scored: {facts.name} "
+                        f"{facts.version} had the hash {run.data.fingerprint()[:12]} then and {facts.sha256[:12]} in the "
+                        "results; their numbers do not belong together."
+                    )
 
 
 def read(folder: str | Path) -> Study:
@@ -174,128 +194,13 @@ def read(folder: str | Path) -> Study:
     Raises:
       ConclugenError: no results there, or a damaged file, which is named.
     """
-    path = Path(folder) / RESULTS
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConclugenError(f"{path}: no such file; name the folder of a study whose results are collected") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConclugenError(f"{path}: cannot be read ({e}); collect the study's results anew") from e
-    try:
-        study = _study(Path(folder), json.loads(text))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
-        raise ConclugenError(
-            f"{path}: damaged ({type(e).__name__}: {str(e)[:200]}); collect the study's results anew"
-        ) from e
-    names = dict.fromkeys(name for name in study.pretraining.values() if name)
-    runs = {name: dict(_runs(study.path / PRETRAINING / name)) for name in names}
-    return dataclasses.replace(study, runs={name: found for name, found in runs.items() if found})
-
-
-def _study(folder: Path, tree: Mapping[str, Any]) -> Study:
-    datasets = {}
-    for key, d in tree["datasets"].items():
-        if "error" in d:
-            datasets[key] = DatasetFacts(_text(d["path"]), key, "", "", "unknown", (), {}, _text(d["error"]))
-            continue
-        if d["kind"] not in ("single", "multi", "value"):
-            raise ValueError(f"data set {key!r} has labels of kind {d['kind']!r}")
-        texts = [_text(d[field]) for field in ("path", "name", "version", "sha256", "kind")]
-        counts = {split: _integer(count) for split, count in d["num_examples"].items()}
-        datasets[key] = DatasetFacts(*texts, tuple(_text(name) for name in d["classes"]), counts)
-    return Study(
-        path=folder,
-        name=_text(tree["name"]),
-        versions={name: str(version) for name, version in tree["versions"].items()},
-        definition=tree["definition"],
-        datasets=datasets,
-        titles={key: _text(method["title"]) for key, method in tree["methods"].items()},
-        pretraining={key: _name(method["pretraining"]) for key, method in tree["methods"].items()},
-        cells=[_cell(c, datasets) for c in tree["cells"]],
-        summary=[
-            Summary(*_place(s, datasets), _integer(s["n"]), {k: _score(x) for k, x in s["scores"].items()})
-            for s in tree["summary"]
-        ],
-        comparisons=[_comparison(c, datasets) for c in tree["comparisons"]],
-        runs={},
-    )
-
-
-def _place(x: Mapping[str, Any], datasets: Mapping[str, DatasetFacts]) -> tuple[str, str, str, int]:
-    if x["dataset"] not in datasets:
-        raise ValueError(f"data set {x['dataset']!r} is not described")
-    return x["dataset"], _text(x["method"]), _text(x["protocol"]), _integer(x["labels_per_class"])
-
-
-def _cell(c: Mapping[str, Any], datasets: Mapping[str, DatasetFacts]) -> Cell:
-    place = _place(c, datasets)
-    if c["status"] not in ("done", "failed", "missing"):
-        raise ValueError(f"a cell has the status {c['status']!r}")
-    facts, matrix = datasets[place[0]], c.get("confusion_matrix")
-    if facts.kind == "unknown":
-        matrix = None
-    if matrix is not None:
-        n = len(facts.classes)
-        shape = {"single": (n, n), "multi": (n, 2, 2)}.get(facts.kind)
-        if shape is None or not _has_shape(matrix, shape):
-            raise ValueError(f"the confusion matrix of {c['path']!r} is not of shape {shape}")
-    return Cell(
-        *place,
-        seed=_integer(c["seed"]),
-        draws=_integer(c["draws"]),
-        status=c["status"],
-        error=str(c["error"] or ""),
-        path=_text(c["path"]),
-        confusion_matrix=matrix,
-    )
-
-
-def _score(x: Mapping[str, Any]) -> Score:
-    return Score(_number(x["mean"]), _number(x["std"]), *_interval(x["interval"]))
-
-
-def _comparison(c: Mapping[str, Any], datasets: Mapping[str, DatasetFacts]) -> Comparison:
-    dataset, method, protocol, labels = _place(c, datasets)
-    difference, (low, high) = _number(c["difference"]), _interval(c["interval"])
-    texts = _text(c["measure"]), method, _text(c["baseline"])
-    return Comparison(dataset, protocol, labels, *texts, difference, low, high, _integer(c["n"]))
-
-
-def _has_shape(matrix: Any, shape: tuple[int, ...]) -> bool:
-    if not shape:
-        return type(matrix) is int and matrix >= 0
-    return isinstance(matrix, list) and len(matrix) == shape[0] and all(_has_shape(row, shape[1:]) for row in matrix)
-
-
-def _interval(x: Any) -> tuple[float | None, float | None]:
-    low, high = (None, None) if x is None else x
-    return _number(low), _number(high)
-
-
-def _number(x: Any) -> float | None:
-    """A finite number; ``None`` also for NaN, which is what one seed's deviation may be."""
-    if x is not None and (isinstance(x, bool) or not isinstance(x, int | float)):
-        raise TypeError(f"{x!r} is not a number")
-    return None if x is None or not math.isfinite(x) else float(x)
-
-
-def _integer(x: Any) -> int:
-    if type(x) is not int or x < 0:
-        raise TypeError(f"{x!r} is not a count")
-    return x
-
-
-def _text(x: Any) -> str:
-    if not isinstance(x, str):
-        raise TypeError(f"{x!r} is not text")
-    return x
-
-
-def _name(x: Any) -> str | None:
-    """A folder's name, or ``None``: nothing that leads out of the study."""
-    if x is not None and (Path(_text(x)).name != x or x == ".."):
-        raise ValueError(f"{x!r} is not the name of a pretraining")
-    return x
+    folder = Path(folder)
+    way_out = "name the folder of a study, or repeat `conclugen study` to collect its results again"
+    results = files.read_json(folder / RESULTS, Results, way_out=way_out)
+    names = dict.fromkeys(method.pretraining for method in results.methods.values() if method.pretraining)
+    runs = {name: dict(_runs(folder / PRETRAINING / name)) for name in names}
+    begun = {name: found for name, found in runs.items() if found}
+    return Study(**msgspec.structs.asdict(results), path=folder, runs=begun)
 
 
 def _runs(folder: Path) -> Iterator[tuple[int, Run]]:
@@ -303,35 +208,37 @@ def _runs(folder: Path) -> Iterator[tuple[int, Run]]:
         seed = workdir.name.removeprefix("seed_")
         if not (seed.isascii() and seed.isdecimal()) or not (workdir / workdir_lib.CONFIG).exists():
             continue  # nothing has begun here
-        yield (
-            int(seed),
-            Run(
-                workdir,
-                workdir_lib.read_data(workdir),
-                json.loads(workdir_lib.read_config(workdir).to_json()),
-                records(workdir / workdir_lib.METRICS),
-                records(workdir / PROBES),
-            ),
-        )
+        data, config = workdir_lib.read_data(workdir), json.loads(workdir_lib.read_config(workdir).to_json())
+        logs = (records(workdir / log) for log in (workdir_lib.METRICS, workdir_lib.PROBES))
+        yield int(seed), Run(workdir, data, config, *logs)
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """Lines of a log, none where it is not there; a last line that a kill or a running process cut short is left out."""
+    """Read the lines of a log; none where there is no file.
+
+    A last line that a kill or a running process cut short is ignored.
+
+    Raises:
+      ConclugenError: a line is not a JSON object with a step.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as e:
         raise ConclugenError(f"{path}: cannot be read ({e}); repeat the run in a new folder") from e
-    records = []
-    for number, line in enumerate(lines[:-1], 1):
+    found = []
+    for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            if type(record["step"]) is not int:
-                raise TypeError("its step is no number")
+            found.append(json.loads(line))
+            msgspec.convert(found[-1]["step"], int)
         except (ValueError, TypeError, KeyError, RecursionError) as e:
             raise ConclugenError(
-                f"{path}, line {number}: not a JSON object with a step ({type(e).__name__}); mend or delete that line"
+                f"{path}, line {number}: not a JSON object with a step ({type(e).__name__}); correct or delete that line"
             ) from e
-        records.append(record)
-    return records
+    return found
+
+
+def _finite(x: Any) -> Any:
+    """Return a number or interval, or ``None`` where it is not finite, as one seed's deviation may be."""
+    return x if x is not None and all(map(math.isfinite, x if isinstance(x, tuple) else (x,))) else None

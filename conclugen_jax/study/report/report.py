@@ -4,18 +4,13 @@ import collections
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import conclugen_jax
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.study.report import embedding_map as report_map
-from conclugen_jax.study.report import figures as report_figures
-from conclugen_jax.study.report import page as report_page
-from conclugen_jax.study.report import reading as report_study
-from conclugen_jax.study.report import svg as report_svg
+from conclugen_jax.study.report import embedding_map, reading
 from conclugen_jax.study.report import tables as report_tables
-from conclugen_jax.study.report.page import Section
 from conclugen_jax.study.report.published import SOURCE
 from conclugen_jax.study.report.reading import Study
 from conclugen_jax.study.report.tables import Table
@@ -53,29 +48,43 @@ def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence
       ConclugenError: no results, a damaged file, a method that the study does not have, or a folder that cannot be
         written.
     """
-    found, folder = report_study.read(study), Path(output or study)
+    try:
+        from conclugen_jax.study.report import figures, page
+    except ModuleNotFoundError as e:
+        raise ConclugenError(f"the report needs {e.name}; pip install 'conclugen_jax[report]'") from e
+    found, folder = reading.read(study), Path(output or study)
     if maps:
-        manifest_lib.choose(found.pretraining, maps, what="method", where=f"study {found.path}")
+        manifest_lib.choose(list(found.methods), maps, what="method", where=f"study {found.path}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConclugenError(f"--output={folder}: {e.strerror}; choose another folder") from e
     warnings = [*_changed_datasets(found), *found.different_data()]
     tables = _tables(found)
-    body = {title: _shown(title, those) for title, those in tables.items()}
-    if tables["Label efficiency"]:
-        those = {t.caption: report_tables.to_html(t) for t in tables["Label efficiency"]}
-        body["Label efficiency"] = report_figures.label_efficiency(found, those)
-    sections = {title: body[title] for title in ("Results", "Protocols", "Paired comparisons", "Label efficiency")}
-    sections["Confusion matrices"] = report_figures.confusion(found)
-    sections["Pretraining"] = report_figures.pretraining(found)
-    sections["Maps of the test split"] = report_figures.maps(found, folder / report_map.FOLDER, maps)
-    sections["Failed and missing"] = body["Failed and missing"]
-    sections["Configuration and versions"] = _configuration(found)
-    parts = [Section(title.lower().replace(" ", "-"), title, text) for title, text in sections.items()]
-    page = report_page.page(f"Study {found.name}", _lead(found), warnings, parts)
-    files.write_atomically(folder / MARKDOWN, _markdown(found, tables, warnings))
-    files.write_atomically(folder / HTML, page)
+
+    def shown(title: str) -> list[page.Block]:
+        those = tables[title]
+        parts = [[*([] if t.caption == title else [page.Heading(t.caption)]), t] for t in those]
+        return [page.Columns(parts)] if len(parts) > 1 else parts[0] if parts else [page.Text(EMPTY[title])]
+
+    efficiency = tables["Label efficiency"]
+    configurations = [page.Folded(summary, content) for summary, content in _configurations(found).items()]
+    sections = {title: shown(title) for title in ("Results", "Protocols", "Paired comparisons")} | {
+        "Label efficiency": figures.label_efficiency(found, efficiency) if efficiency else shown("Label efficiency"),
+        "Confusion matrices": figures.confusion(found),
+        "Pretraining": figures.pretraining(found),
+        "Maps of the test split": figures.maps(found, folder / embedding_map.FOLDER, maps),
+        "Failed and missing": shown("Failed and missing"),
+        "Configuration and versions": [
+            *configurations,
+            *tables["Data sets"],
+            *tables["Versions"],
+            page.Text(f"Published numbers: {SOURCE}.", note=True),
+        ],
+    }
+    files.write_atomically(folder / MARKDOWN, _markdown(found, tables, warnings), place="--output")
+    html = page.render(f"Study {found.name}", _lead(found), warnings, sections)
+    files.write_atomically(folder / HTML, html, place="--output")
     return Written([folder / HTML, folder / MARKDOWN], progress(found), warnings)
 
 
@@ -112,25 +121,13 @@ def _markdown(study: Study, tables: Mapping[str, list[Table]], warnings: Iterabl
     return "\n\n".join([*parts, f"Published numbers: {escaped(SOURCE)}."]) + "\n"
 
 
-def _shown(title: str, tables: Sequence[Table]) -> str:
-    if not tables:
-        return report_page.paragraph(EMPTY[title])
-    each = [("" if t.caption == title else report_page.subtitle(t.caption)) + report_tables.to_html(t) for t in tables]
-    return report_page.side_by_side(each) if len(each) > 1 else each[0]
-
-
-def _lead(study: Study) -> str:
+def _lead(study: Study) -> list[str]:
     lines = [progress(study)]
     for key, facts in study.datasets.items():
         splits = ", ".join(f"{count:,} {split}" for split, count in facts.num_examples.items())
-        kinds = {
-            "single": f", {len(facts.classes)} classes",
-            "multi": f", {len(facts.classes)} labels",
-            "value": "",
-            "unknown": "",
-        }
-        lines.append(f"{report_tables.dataset_title(study, key)}: {splits}{kinds[facts.kind]}.")
-    return "".join(f'<p class="lead">{report_svg.text(line)}</p>' for line in lines)
+        kinds = {"single": f", {len(facts.classes)} classes", "multi": f", {len(facts.classes)} labels"}
+        lines.append(f"{report_tables.dataset_title(study, key)}: {splits}{kinds.get(facts.kind, '')}.")
+    return lines
 
 
 def _changed_datasets(study: Study) -> Iterator[str]:
@@ -147,16 +144,11 @@ def _changed_datasets(study: Study) -> Iterator[str]:
                 )
 
 
-def _configuration(study: Study) -> str:
-    body = report_page.folded("Definition of the study", _json(study.definition))
+def _configurations(study: Study) -> dict[str, str]:
+    """Return the study's definition and each pretraining's configuration, as JSON by title."""
+    found = {"Definition of the study": study.definition}
     for name, runs in study.runs.items():
         run = runs[min(runs)]
         place = f"{study.pretraining_title(name)} ({run.workdir.relative_to(study.path)})"
-        body += report_page.folded(f"Configuration of {place}", _json(run.config))
-    body += report_tables.to_html(report_tables.datasets(study))
-    body += report_tables.to_html(report_tables.versions(study, conclugen_jax.__version__))
-    return body + report_page.paragraph(f"Published numbers: {SOURCE}.", note=True)
-
-
-def _json(tree: Any) -> str:
-    return json.dumps(tree, indent=1, ensure_ascii=False)
+        found[f"Configuration of {place}"] = run.config
+    return {title: json.dumps(tree, indent=1, ensure_ascii=False) for title, tree in found.items()}

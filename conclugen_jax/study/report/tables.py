@@ -1,12 +1,12 @@
-"""The tables of a report as data, and as Markdown and HTML: scores, protocols, comparisons, label efficiency, failures."""
+"""The tables of a report as data, and as Markdown: scores, protocols, comparisons, label efficiency, failures."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from conclugen_jax.run.allowed import PROTOCOLS
 from conclugen_jax.study.report import published as report_published
-from conclugen_jax.study.report.reading import PROTOCOLS, Comparison, DatasetFacts, Score, Study, Summary
-from conclugen_jax.study.report.svg import text
+from conclugen_jax.study.report.reading import Comparison, DatasetFacts, Score, Study, Summary
 
 MEASURES = {
     "single": ("accuracy", "f1", "precision", "recall"),
@@ -37,6 +37,7 @@ REMARKABLE = "✱"
 class Table(NamedTuple):
     """A table; a cell is one or more lines, the first the most important; ``words``: its cells hold no numbers."""
 
+    kind = "table"
     caption: str
     columns: tuple[str, ...]
     rows: list[tuple[tuple[str, ...], ...]]
@@ -45,7 +46,7 @@ class Table(NamedTuple):
 
 
 def scores(study: Study, key: str) -> Table:
-    """Methods against measures on one data set, with all labels or as many as the study went up to."""
+    """Tabulate methods against measures on one data set, with all labels or as many as the study went up to."""
     facts = study.datasets[key]
     labels = most_labels(study, key)
     rows = []
@@ -64,13 +65,13 @@ def scores(study: Study, key: str) -> Table:
 
 
 def _known(study: Study, method: str) -> str:
-    """The paper's method of that name or title."""
+    """Return the paper's method of that name or title."""
     by_title = {title: name for name, title in report_published.TITLES.items()}
     return method if method in report_published.TITLES else by_title.get(study.title(method), method)
 
 
 def protocols(study: Study) -> Table | None:
-    """Accuracy of the supervised baseline, linear evaluation and fine-tuning, data sets side by side."""
+    """Tabulate accuracy of the supervised baseline, linear evaluation and fine-tuning, data sets side by side."""
     keys = [k for k, d in study.datasets.items() if any(s.dataset == k for s in study.summary)]
     tuned = {s.method for s in study.summary if s.protocol == "fine_tuning"} | {"conclugen"}
     found: dict[tuple[str, str], dict[str, Summary]] = {}
@@ -82,7 +83,7 @@ def protocols(study: Study) -> Table | None:
                 found.setdefault((s.method, s.protocol), {})[key] = s
     if not found:
         return None
-    rank = {name: i for i, name in enumerate(study.titles)}
+    rank = {name: i for i, name in enumerate(study.methods)}
     order = ("supervised", "linear_evaluation", "fine_tuning")
     rows, published = [], False
     for method, protocol in sorted(found, key=lambda x: (x[1] != "supervised", rank.get(x[0], 99), order.index(x[1]))):
@@ -103,7 +104,7 @@ def protocols(study: Study) -> Table | None:
 
 
 def comparisons(study: Study, key: str) -> Table | None:
-    """Paired differences of methods from baselines; those whose interval excludes zero are marked."""
+    """Tabulate paired differences of methods from baselines; those whose interval excludes zero are marked."""
     found = [c for c in study.comparisons if c.dataset == key]
     if not found:
         return None
@@ -127,7 +128,7 @@ def comparisons(study: Study, key: str) -> Table | None:
 
 
 def label_efficiency(study: Study, key: str) -> Table | None:
-    """Accuracy against labels per class; ``None`` where the study has one number of labels alone."""
+    """Tabulate accuracy against labels per class; ``None`` where the study has one number of labels alone."""
     facts = study.datasets[key]
     found = [s for s in study.summary if s.dataset == key]
     labels = sorted({s.labels for s in found}, key=lambda k: k or float("inf"))
@@ -151,7 +152,7 @@ def label_efficiency(study: Study, key: str) -> Table | None:
 
 
 def unfinished(study: Study) -> Table | None:
-    """Cells that failed, with their error, and cells that are missing."""
+    """Tabulate runs that failed, with their error, and runs that are missing."""
     rows = [
         ((c.path,), (c.status,), (c.error or ("not run yet" if c.status == "missing" else "no reason was noted"),))
         for c in sorted(study.cells, key=lambda c: c.status)
@@ -161,54 +162,54 @@ def unfinished(study: Study) -> Table | None:
 
 
 def datasets(study: Study) -> Table:
-    """Which data sets, by their hash."""
+    """Tabulate the data sets with their hashes."""
     rows = [((dataset_title(study, k),), (d.sha256,), (d.path,)) for k, d in study.datasets.items()]
     return Table("Data sets", ("data set", "SHA-256 of its manifest", "folder"), rows, words=True)
 
 
 def versions(study: Study, own: str) -> Table:
-    """Versions that the study was made with, and that of this report."""
+    """Tabulate the versions that the study was made with, and that of this report."""
     rows = [((name,), (version,)) for name, version in study.versions.items()]
     return Table("Versions", ("package", "version"), [*rows, (("this report",), (own,))], words=True)
 
 
 def most_labels(study: Study, key: str) -> int:
-    """All labels (0) where the study has that, else the largest number per class."""
+    """Return all labels (0) where the study has that, else the largest number per class."""
     found = {s.labels for s in study.summary if s.dataset == key}
     return 0 if 0 in found or not found else max(found)
 
 
 def headline(facts: DatasetFacts) -> str:
-    """The one measure for figures and small tables."""
+    """Return the one measure for figures and small tables."""
     return MEASURES[facts.kind][0]
 
 
 def words_of_labels(labels: int) -> str:
-    """Number of labels in words."""
+    """Return a number of labels in words."""
     return f"{labels} labels per class" if labels else "all labels"
 
 
 def dataset_title(study: Study, key: str) -> str:
-    """Key of a data set, with its name and version."""
+    """Return the key of a data set, with its name and version."""
     facts = study.datasets[key]
-    name = f"{facts.name} {facts.version}".rstrip()
-    return name if key == facts.name else f"{key} ({name})"
+    name = f"{facts.name} {facts.version}"
+    return key if facts.error else name if key == facts.name else f"{key} ({name})"
 
 
 def percent(x: float, measure: str = "accuracy") -> str:
-    """A score as text."""
+    """Return a score as text."""
     return f"{x:.3f}" if measure in PLAIN else f"{100 * x:.1f}"
 
 
 def signed(x: float, measure: str = "accuracy") -> str:
-    """A difference as text, with its sign also where it rounds to zero, as the end of an interval may."""
+    """Return a difference as text, with its sign also where it rounds to zero, as the end of an interval may."""
     digits = f"{abs(x):.3f}" if measure in PLAIN else f"{100 * abs(x):.1f}"
     return ("±" if abs(x) < 1e-9 else "−" if x < 0 else "+") + digits
 
 
 def ordered(study: Study, found: Iterable[Summary]) -> list[Summary]:
-    """In the order of the protocols, then of the methods."""
-    protocol_rank, rank = {p: i for i, p in enumerate(PROTOCOLS)}, {m: i for i, m in enumerate(study.titles)}
+    """Sort summaries by protocol, then by method."""
+    protocol_rank, rank = {p: i for i, p in enumerate(PROTOCOLS)}, {m: i for i, m in enumerate(study.methods)}
     return sorted(found, key=lambda s: (protocol_rank.get(s.protocol, 99), rank.get(s.method, 99), s.labels or 1e9))
 
 
@@ -217,8 +218,8 @@ def _score(score: Score | None, measure: str, published: float | None) -> tuple[
         return NOTHING
     deviation = "" if score.std is None else f" ± {percent(score.std, measure)}"
     lines = [percent(score.mean, measure) + deviation]
-    if score.low is not None and score.high is not None:
-        lines.append(f"[{percent(score.low, measure)}, {percent(score.high, measure)}]")
+    if score.interval is not None:
+        lines.append("[{}, {}]".format(*(percent(x, measure) for x in score.interval)))
     if published is not None:
         as_printed = f"{100 * published:.2f}".removesuffix("0")  # the paper's tables have one or two decimals
         lines.append(f"paper {as_printed} ({signed(score.mean - published)})")
@@ -228,46 +229,24 @@ def _score(score: Score | None, measure: str, published: float | None) -> tuple[
 def _difference(c: Comparison | None) -> tuple[str, ...]:
     if c is None or c.difference is None:
         return NOTHING
-    if c.low is None or c.high is None:
-        return signed(c.difference, c.measure), f"n = {c.n}"
-    mark = f" {REMARKABLE}" if c.low > 0 or c.high < 0 else ""
-    interval = f"[{signed(c.low, c.measure)}, {signed(c.high, c.measure)}]"
-    return f"{signed(c.difference, c.measure)}{mark}", interval
+    difference = signed(c.difference, c.measure)
+    if c.interval is None:
+        return difference, f"n = {c.n}"
+    low, high = c.interval
+    mark = f" {REMARKABLE}" if low > 0 or high < 0 else ""
+    return difference + mark, f"[{signed(low, c.measure)}, {signed(high, c.measure)}]"
 
 
 def to_markdown(table: Table) -> str:
-    """A table of GitHub's Markdown, the lines of a cell side by side."""
+    """Return a table in GitHub's Markdown, the lines of a cell side by side."""
     rows = [[escaped(" · ".join(cell)) for cell in row] for row in table.rows]
     lines = [[escaped(c) or " " for c in table.columns], ["---"] * len(table.columns), *rows]
     note = f"\n\n{escaped(table.note)}" if table.note else ""
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + note
 
 
-def to_html(table: Table) -> str:
-    """A table in a box of its own that scrolls sideways where it is wider than the page."""
-    head = "".join(f'<th scope="col">{text(c)}</th>' for c in table.columns)
-    rows = "".join(
-        "<tr>"
-        + "".join(_cell(cell, "th" if i == 0 else "td", REMARKABLE in cell[0]) for i, cell in enumerate(row))
-        + "</tr>"
-        for row in table.rows
-    )
-    note = f'<p class="note">{text(table.note)}</p>' if table.note else ""
-    kind = ' class="words"' if table.words else ""
-    return (
-        f'<div class="box" role="region" tabindex="0" aria-label="{text(table.caption)}"><table{kind}><thead><tr>{head}'
-        f"</tr></thead><tbody>{rows}</tbody></table></div>{note}"
-    )
-
-
-def _cell(lines: Sequence[str], tag: str, strong: bool) -> str:
-    first, *others = map(text, lines)
-    kind = ' scope="row"' if tag == "th" else ' class="strong"' if strong else ""
-    return f"<{tag}{kind}>{first}{''.join(f'<span>{line}</span>' for line in others)}</{tag}>"
-
-
 def escaped(value: str) -> str:
-    """Text that Markdown shows as it is: on one line, nothing of it markup."""
+    """Escape text so that Markdown shows it as it is: on one line, nothing of it markup."""
     one_line = " ".join("".join(c if c.isprintable() else " " for c in value).split())
     one_line = one_line.encode("utf-8", "replace").decode("utf-8")
     return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", one_line)

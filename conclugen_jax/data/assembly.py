@@ -1,0 +1,147 @@
+"""Assemble written parts to a data set: refusals, final names, metadata of TFDS, manifest."""
+
+import contextlib
+import csv
+import io
+import itertools
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from conclugen_jax.data import findings
+from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.moments import Moments
+from conclugen_jax.data.parts import Entries, Parts
+from conclugen_jax.data.records import record_features
+from conclugen_jax.data.sources import DatasetSpec, Source
+from conclugen_jax.errors import ConclugenError
+
+DROPPED = "dropped.csv"
+"""Beside the shards where ``drop_bad`` dropped examples: split, row, id, reason."""
+
+
+def finish(
+    source: Source,
+    parts: Parts,
+    folder: Path,
+    *,
+    fingerprint: str,
+    drop_bad: bool,
+    strict: bool,
+) -> None:
+    """Do what needs all parts: refusals, final names, metadata of TFDS, manifest.
+
+    Args:
+      source: of the examples.
+      parts: split -> (file, facts) of each part, in order.
+      folder: that becomes the data set.
+      fingerprint: of the source and the options.
+      drop_bad: drop bad examples; else refuse them.
+      strict: refuse what is otherwise a warning.
+
+    Raises:
+      ConclugenError: a bad example, a split or modality without examples, a repeated id, or a warning.
+    """
+    spec = source.spec
+    parts = {split: parts.get(split, []) for split in spec.splits}
+    findings.refuse_bad(parts, drop_bad=drop_bad)
+    for split, entries in parts.items():
+        if not sum(len(part.rows) for _, part in entries):
+            raise ConclugenError(f"split {split!r} of data set {spec.name!r} has no examples; leave the split out")
+    findings.refuse_duplicates(spec, parts)
+    findings.refuse_absent_modalities(spec, parts)
+    warnings = findings.leaks(spec, parts)
+    if strict and warnings:
+        raise ConclugenError(
+            f"data set {spec.name!r}: {'; '.join(warnings)}; repair the splits or build without --strict"
+        )
+    shards = _place(spec, parts, folder)
+    _write_sidecars(parts, folder)
+    manifest = manifest_lib.Manifest(
+        name=spec.name,
+        version=spec.version,
+        description=spec.description,
+        licence=spec.licence,
+        modalities=dict(spec.modalities),
+        label=spec.label,
+        targets=dict(spec.targets),
+        variants={m: n for m, n in spec.variants.items() if n > 1},
+        splits={split: _counts(spec, entries) for split, entries in parts.items()},
+        statistics=_statistics(spec, parts[spec.splits[0]]),
+        files=manifest_lib.describe_files(folder, shards),
+        source=getattr(source, "provenance", dict)() | _counted(parts) | {"fingerprint": fingerprint},
+        warnings=warnings,
+    )
+    (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _statistics(spec: DatasetSpec, entries: Entries) -> dict[str, dict[str, list[float]]]:
+    """Return mean and deviation of the columns of each modality."""
+    found = {m: Moments.zero(dim) for m, dim in spec.modalities.items()}
+    for _, part in entries:
+        for m, moments in part.statistics.items():
+            found[m].merge(moments)
+    return {m: moments.result() for m, moments in found.items()}
+
+
+def _counted(parts: Parts) -> dict[str, dict[str, int]]:
+    """Return how many vectors were converted to float32, and how many values were replaced by 0."""
+    converted, replaced = Counter(), Counter()
+    for _, part in itertools.chain(*parts.values()):
+        converted.update(part.converted)
+        replaced.update(part.replaced)
+    return {"converted": dict(converted), "replaced": dict(replaced)}
+
+
+def _place(spec: DatasetSpec, parts: Parts, folder: Path) -> dict[str, dict[str, Any]]:
+    """Move the parts to their final names and write the metadata that TFDS reads; return facts by file name."""
+    shards, infos = {}, []
+    for split, entries in parts.items():
+        filled = [(path, part) for path, part in entries if len(part.rows)]
+        size = 0
+        for i, (path, part) in enumerate(filled):
+            name = f"{spec.name}-{split}.array_record-{i:05d}-of-{len(filled):05d}"
+            os.replace(path, folder / name)
+            shards[name] = {"records": len(part.rows), "sha256": part.sha256}
+            size += (folder / name).stat().st_size
+        lengths = [len(part.rows) for _, part in filled]
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
+    with contextlib.redirect_stdout(io.StringIO()):
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder,
+            features=record_features(spec),
+            split_infos=infos,
+            version=spec.version,
+            description=spec.description,
+            check_data=False,
+            disable_shuffling=True,  # records keep the source's order
+        )
+    return shards
+
+
+def _write_sidecars(parts: Parts, folder: Path) -> None:
+    dropped = []
+    for split, entries in parts.items():
+        presence = np.concatenate([part.presence for _, part in entries])
+        np.save(folder / manifest_lib.PRESENCE.format(split=split), presence, allow_pickle=False)
+        dropped += [(split, *bad) for _, part in entries for bad in part.bad]
+    if dropped:
+        with (folder / DROPPED).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("split", "row", "id", "reason"), *dropped])
+
+
+def _counts(spec: DatasetSpec, entries: Entries) -> dict[str, Any]:
+    """Return the manifest's entry of a split."""
+    present = sum(part.presence.sum(axis=0) for _, part in entries)
+    counts = {name: sum(part.label_counts[name] for _, part in entries).tolist() for name in ("", *spec.targets)}
+    return {
+        "num_examples": sum(len(part.rows) for _, part in entries),
+        "present": {m: int(n) for m, n in zip(spec.modalities, present, strict=True)},
+        "label_counts": counts.pop(""),
+        "target_counts": counts,
+        "dropped": sum(len(part.bad) for _, part in entries),
+    }

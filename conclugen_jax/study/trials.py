@@ -1,0 +1,266 @@
+"""The trials of a search in one sqlite database, shared by processes of which any may be killed.
+
+Optuna proposes, prunes and remembers. What it lacks is here: a trial belongs to the process that holds its lock, and one whose
+process is gone is asked for again, under its number and with its values, so that it resumes in its own workdir.
+"""
+
+import contextlib
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.run import checkpoint
+from conclugen_jax.run import config as config_lib
+from conclugen_jax.study.search_space import OBJECTIVES
+from conclugen_jax.system import files, locks, progress
+
+DATABASE, DEFINITION, RESULT, FOLDER = "search.sqlite", "search.json", "result.json", "trials"
+NAME = "pretraining"  # of the one study in the database
+
+FIRST_RUNG_SHARE, REDUCTION, NUM_RUNGS = 8, 2, 3
+"""Trials are compared after an eighth, a quarter and a half of the epochs; the better half goes on."""
+
+STARTS = 3
+"""A trial that was killed so often without one more checkpoint has failed."""
+
+STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+def rungs(num_epochs: int) -> list[int]:
+    """Return the numbers of epochs after which a trial is compared with the others."""
+    steps = [_first_rung(num_epochs) * REDUCTION**i for i in range(NUM_RUNGS)]
+    return [step for step in steps if step < num_epochs]
+
+
+def _first_rung(num_epochs: int) -> int:
+    return max(1, num_epochs // FIRST_RUNG_SHARE)
+
+
+@contextlib.contextmanager
+def opened(folder: Path, definition: Mapping[str, Any], arguments: Sequence[str]) -> Iterator["Trials"]:
+    """Open the trials of a folder, which is created if needed.
+
+    Args:
+      folder: of the search.
+      definition: ``objective``, ``space``, ``data`` and ``config``; the same for all processes and times.
+      arguments: those of ``conclugen pretrain`` that give the configuration, for the command in the result.
+
+    Raises:
+      ConclugenError: the folder cannot be written or belongs to another search.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if set(str(folder.absolute())) & set("?%{}"):
+        raise ConclugenError(
+            f"{folder.absolute()}: the database cannot lie in a folder whose name has ?, %, {{ or }}; choose another --search"
+        )
+    try:
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConclugenError(f"{folder}: cannot be written ({e.strerror}); choose another --search") from e
+    with _exclusive(folder):
+        _settle(folder, definition)
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{folder.absolute() / DATABASE}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
+        first_rung = _first_rung(definition["config"]["train"]["num_epochs"])
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=REDUCTION)
+        direction = OBJECTIVES[definition["objective"]].direction
+        study = optuna.create_study(
+            storage=storage, study_name=NAME, direction=direction, pruner=pruner, load_if_exists=True
+        )
+    try:
+        yield Trials(folder, definition, arguments, study, storage)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _settle(folder: Path, definition: Mapping[str, Any]) -> None:
+    """Write what a new search is, or compare it with what an old one was."""
+    path = folder / DEFINITION
+    if not path.exists():
+        if (folder / DATABASE).exists():
+            raise ConclugenError(f"{path}: missing, but there are trials; restore it or choose another --search")
+        files.write_json(path, definition, place="--search")
+        return
+    old = files.read_json(path, dict[str, Any], way_out="restore it or choose another --search")
+    changed = config_lib.changes(old, json.loads(json.dumps(definition)))
+    if changed:
+        raise ConclugenError(
+            f"{folder}: the search here was started otherwise ({'; '.join(changed)}); repeat that command to resume it or "
+            "choose another --search"
+        )
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Let one process at a time ask, tell and tidy up; the others wait.
+
+    Raises:
+      ConclugenError: the database cannot be read or written.
+    """
+    with locks.hold(folder / ".lock", wait=lambda _: None):
+        try:
+            yield
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as e:
+            raise ConclugenError(
+                f"{folder / DATABASE}: cannot be read or written ({reason(e.__cause__ or e)}); free space or restore the file "
+                "and repeat the command to resume, or choose another --search"
+            ) from e
+
+
+class Trials:
+    """The trials of a search, see :func:`opened`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        definition: Mapping[str, Any],
+        arguments: Sequence[str],
+        study: optuna.Study,
+        storage: optuna.storages.BaseStorage,
+    ):
+        self._folder, self._definition, self._arguments = folder, definition, arguments
+        self._study, self._storage = study, storage
+        self._space = {key: _distribution(dimension) for key, dimension in definition["space"].items()}
+        self._num_epochs = definition["config"]["train"]["num_epochs"]
+
+    def workdir(self, number: int) -> Path:
+        """Return the workdir of a trial's run."""
+        return self._folder / FOLDER / f"{number:04d}"
+
+    @contextlib.contextmanager
+    def taken(self, num_trials: int) -> Iterator[Trial | None]:
+        """Own a trial while the context lasts: one whose process is gone, else a new one; ``None`` if there are enough."""
+        with contextlib.ExitStack() as owned:
+            with _exclusive(self._folder):
+                trial = self._ask(num_trials)
+                if trial is not None:
+                    owned.enter_context(locks.hold(self._lock(trial.number)))
+            try:
+                yield trial
+            except BaseException:
+                if trial is not None:  # ended in order: this start does not count against the trial
+                    with _exclusive(self._folder):
+                        trial.set_user_attr("starts", [])
+                raise
+            if trial is not None:
+                self.result()
+
+    def report(self, trial: Trial, epochs: int, value: float) -> None:
+        """Note the objective after so many epochs; a run that resumed before them has the same again."""
+        with _exclusive(self._folder):
+            if epochs not in self._frozen(trial).intermediate_values:
+                trial.report(value, epochs)
+
+    def prunes(self, trial: Trial) -> bool:
+        """Return whether a trial is not among the better ones after the epochs reported."""
+        with _exclusive(self._folder):
+            return trial.should_prune()
+
+    def end(self, trial: Trial, state: TrialState, error: str | None = None) -> None:
+        """Note how a trial ended: ``COMPLETE``, ``PRUNED``, or ``FAIL`` with the reason."""
+        with _exclusive(self._folder):
+            values = self._frozen(trial).intermediate_values
+            value = values[self._num_epochs] if state == TrialState.COMPLETE else None
+            if error is not None:
+                trial.set_user_attr("error", error)
+            self._study.tell(trial, value, state)
+        reached = f" with {value:.6g}" if value is not None else f" after {max(values, default=0)} epochs"
+        progress.say(f"trial {trial.number} {STATES[state]}" + (f": {error}" if error else reached))
+
+    def result(self) -> dict[str, Any]:
+        """Write ``result.json`` and delete the checkpoints of trials that ended without being the best."""
+        with _exclusive(self._folder):
+            trials = [_facts(t) for t in self._study.get_trials(deepcopy=False)]
+            finished = [t for t in trials if t["state"] == "finished"]
+            objective = self._definition["objective"]
+            sign = 1 if OBJECTIVES[objective].direction == "minimize" else -1
+            best = min(finished, key=lambda t: sign * t["value"], default=None)
+            for t in trials:
+                if t["state"] != "running" and t is not best:
+                    shutil.rmtree(self.workdir(t["number"]) / checkpoint.FOLDER, ignore_errors=True)
+            states = [t["state"] for t in trials]
+            result = {
+                "objective": {"name": objective, **OBJECTIVES[objective]._asdict()},
+                "best": best and {**best, "workdir": str(self.workdir(best["number"]))},
+                "command": best and self._command(best["overrides"]),
+                "num_trials": {state: states.count(state) for state in (*STATES.values(), "running")},
+                "trials": trials,
+            }
+            files.write_json(self._folder / RESULT, result, place="--search")
+        return result
+
+    def _ask(self, num_trials: int) -> Trial | None:
+        self._queue_those_left_behind()
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        total = len(self._study.get_trials(deepcopy=False))
+        if not waiting and total >= num_trials:
+            return None
+        # A seed for each trial: a resumed search neither repeats its first draws nor depends on having stopped.
+        entropy = [self._definition["config"]["seed"], min((t.number for t in waiting), default=total)]
+        self._study.sampler = optuna.samplers.TPESampler(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        return self._study.ask(self._space)
+
+    def _queue_those_left_behind(self) -> None:
+        """Let trials wait to be asked for again whose process is gone; one that was killed too often has failed."""
+        for found in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not self._is_free(found.number):
+                continue
+            saved = self.workdir(found.number).glob(f"{checkpoint.FOLDER}/*")
+            step = max((int(p.name) for p in saved if p.name.isdecimal()), default=0)
+            starts = [*found.user_attrs.get("starts", []), step]
+            if starts[-STARTS:] == [step] * STARTS:
+                error = f"killed {STARTS} times after step {step} without a message; out of the host's memory?"
+                self._storage.set_trial_user_attr(found._trial_id, "error", error)
+                self._study.tell(found.number, state=TrialState.FAIL)
+            else:
+                self._storage.set_trial_user_attr(found._trial_id, "starts", starts)
+                self._storage.set_trial_state_values(found._trial_id, TrialState.WAITING)
+
+    def _is_free(self, number: int) -> bool:
+        try:
+            with locks.hold(self._lock(number)):
+                return True
+        except locks.Busy:
+            return False
+
+    def _lock(self, number: int) -> Path:
+        return self.workdir(number).with_suffix(".lock")
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        return self._storage.get_trial(trial._trial_id)
+
+    def _command(self, overrides: Mapping[str, Any]) -> str:
+        kept = [a for a in self._arguments if a.partition("=")[0].lstrip("-").removeprefix("config.") not in overrides]
+        chosen = [f"--config.{key}={value}" for key, value in overrides.items()]
+        return shlex.join(["conclugen", "pretrain", *kept, *chosen, f"--workdir={self._folder / 'best'}"])
+
+
+def _distribution(dimension: Mapping[str, Any]) -> optuna.distributions.BaseDistribution:
+    if "choices" in dimension:
+        return optuna.distributions.CategoricalDistribution(dimension["choices"])
+    whole = isinstance(dimension["low"], int)
+    kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
+    return kind(dimension["low"], dimension["high"], log=dimension["log"])
+
+
+def _facts(trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial as JSON."""
+    return {
+        "number": trial.number,
+        "state": STATES.get(trial.state, "running"),
+        "value": trial.value if trial.state == TrialState.COMPLETE else None,
+        "overrides": dict(trial.params),
+        "values_by_epochs": {str(epochs): value for epochs, value in sorted(trial.intermediate_values.items())},
+        "error": trial.user_attrs.get("error"),
+    }
