@@ -4,7 +4,8 @@ No gradient flows through anything here.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,14 +125,7 @@ def lloyd(
     Raises:
       ValueError: shapes that do not fit together, an unknown metric, or no iteration.
     """
-    if points.ndim != 2 or init_centroids.ndim != 2 or points.shape[1] != init_centroids.shape[1]:
-        raise ValueError(
-            f"lloyd needs points [n, dim] and centroids [num_clusters, dim], got {points.shape} and {init_centroids.shape}"
-        )
-    if metric not in METRICS or max_iterations < 1:
-        raise ValueError(f"lloyd needs a metric of {METRICS} and max_iterations >= 1, got {metric!r}, {max_iterations}")
-    if weights is not None and weights.shape != points.shape[:1]:
-        raise ValueError(f"lloyd: weights must be [{points.shape[0]}], got {weights.shape}")
+    _check_lloyd(points, init_centroids, weights, metric, max_iterations)
     points, init_centroids = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (points, init_centroids))
     num_clusters, dim = init_centroids.shape
     # A column of ones gives the counts with the sums; zeros fill rows up to whole vectors of a CPU, which adds those in
@@ -140,38 +134,58 @@ def lloyd(
     rows = rows if weights is None else rows * weights[:, None]
     columns = (unit_rows(points) if metric == "cosine" else points).T
 
-    def iterate(carry):
-        centroids, before, _, iterations, _ = carry
-        assignments = _nearest(columns, centroids, metric)
-        sums = collectives.total(_cluster_sums(rows, assignments, num_clusters), axis_name)
-        counts = sums[:, dim : dim + 1]
-        moved = jnp.where(counts > 0, sums[:, :dim] / jnp.where(counts > 0, counts, 1), 0)
-        # Equal assignments have equal sums: the shift is 0, also where the compiler rounds the two means differently.
-        shift = jnp.where(jnp.any(sums != before), jnp.sum(jnp.square(moved - centroids)), 0)
-        return moved, sums, assignments, iterations + 1, shift
+    iterate = functools.partial(_iterate, rows, columns, metric=metric, axis_name=axis_name)
 
     def unfinished(carry):
         *_, iterations, shift = carry
         return (iterations < max_iterations) & (shift > tolerance)
 
-    def iterate_if_unfinished(_, carry):
-        return jax.tree.map(functools.partial(jnp.where, unfinished(carry)), iterate(carry), carry)
-
-    def loop(start, per_turn):
-        if per_turn == 1:
-            return jax.lax.while_loop(unfinished, iterate, start)
-        return jax.lax.while_loop(
-            unfinished, lambda carry: jax.lax.fori_loop(0, per_turn, iterate_if_unfinished, carry), start
-        )
-
     no_sums, unassigned = jnp.full((num_clusters, rows.shape[1]), -1.0), jnp.full(points.shape[0], -1, jnp.int32)
     start = (init_centroids, no_sums, unassigned, jnp.int32(0), jnp.float32(jnp.inf))
+    loop = functools.partial(_while, unfinished, iterate)
     centroids, _, assignments, iterations, _ = jax.lax.platform_dependent(
         start,
         cpu=functools.partial(loop, per_turn=iterations_per_turn or 1),
         default=functools.partial(loop, per_turn=iterations_per_turn or 8),
     )
     return KMeans(centroids, assignments, iterations)
+
+
+def _iterate(rows: jax.Array, columns: jax.Array, carry: tuple, *, metric: str, axis_name: str | None) -> tuple:
+    """One iteration of Lloyd: assign, then move. rows [n, dim + 1 + padding], columns [dim, n]."""
+    centroids, before, _, iterations, _ = carry
+    num_clusters, dim = centroids.shape
+    assignments = _nearest(columns, centroids, metric)
+    sums = collectives.total(_cluster_sums(rows, assignments, num_clusters), axis_name)
+    counts = sums[:, dim : dim + 1]
+    moved = jnp.where(counts > 0, sums[:, :dim] / jnp.where(counts > 0, counts, 1), 0)
+    # Equal assignments have equal sums: the shift is 0, also where the compiler rounds the two means differently.
+    shift = jnp.where(jnp.any(sums != before), jnp.sum(jnp.square(moved - centroids)), 0)
+    return moved, sums, assignments, iterations + 1, shift
+
+
+def _check_lloyd(points, init_centroids, weights, metric, max_iterations) -> None:
+    if points.ndim != 2 or init_centroids.ndim != 2 or points.shape[1] != init_centroids.shape[1]:
+        raise ValueError(
+            f"lloyd needs points [n, dim] and centroids [num_clusters, dim], got {points.shape} and {init_centroids.shape}"
+        )
+    if metric not in METRICS or max_iterations < 1:
+        raise ValueError(f"lloyd needs a metric of {METRICS} and max_iterations >= 1, got {metric!r}, {max_iterations}")
+    if weights is not None and weights.shape != points.shape[:1]:
+        raise ValueError(f"lloyd: weights must be [{points.shape[0]}], got {weights.shape}")
+
+
+def _while(unfinished: Callable, iterate: Callable, start: Any, *, per_turn: int) -> Any:
+    """``jax.lax.while_loop`` that looks at ``unfinished`` every ``per_turn`` iterations; those past the end change nothing."""
+    if per_turn == 1:
+        return jax.lax.while_loop(unfinished, iterate, start)
+
+    def iterate_if_unfinished(_, carry):
+        return jax.tree.map(functools.partial(jnp.where, unfinished(carry)), iterate(carry), carry)
+
+    return jax.lax.while_loop(
+        unfinished, lambda carry: jax.lax.fori_loop(0, per_turn, iterate_if_unfinished, carry), start
+    )
 
 
 def nearest(points: jax.Array, centroids: jax.Array, *, metric: str) -> jax.Array:
