@@ -250,7 +250,8 @@ def test_subtitles_that_cannot_be(tmp_path):
         ("a.srt", "1\n00:00:03,000 --> 00:00:02,000\nhello\n", "from 3 s to 2 s"),
         ("a.srt", "nothing", "no utterances"),
         ("a.csv", "start,text\n1,a\n", "no column 'end'"),
-        ("a.csv", "start,end,text\n1,b,a\n", "line 2: start and end are not numbers"),
+        ("a.csv", "start,end,text\n1,b,a\n", "line 2: end 'b', expected a number from 0 to 1e"),
+        ("a.csv", "start,end,text\n0,1,hello, you\n", "line 2: 4 cells, the header has 3; quote cells with commas"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ConclugenError, match=message):

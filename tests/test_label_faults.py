@@ -220,10 +220,12 @@ def test_files_of_labels_have_the_columns_of_the_first(tmp_path, second, message
         open_table(tmp_path / "t", "", file="c.csv", **both)
 
 
-def test_either_all_files_of_labels_say_a_split_or_none(tmp_path):
-    labels = tuple(write(tmp_path / f"{name}.csv", f"id,label\n{name[0]},x\n") for name in ("all", "test"))
-    message = refusal(open_table, tmp_path / "t", "", file="c.csv", labels=labels)
-    assert message.endswith(f"all.csv: no column 'split', which {tmp_path}/test.csv has; it has id, label")
+def test_a_file_of_labels_that_says_no_split_is_train_unless_a_corpus_has_splits(tmp_path):
+    labels = tuple(write(tmp_path / f"{name}.csv", f"id,label\n{name[0]},sad\n") for name in ("all", "both_test"))
+    source = open_table(tmp_path / "t", "", file="c.csv", labels=labels)
+    assert {s: a.ids for s, a in source.annotations.items()} == {"train": ["a"], "test": ["b"]}
+    message = refusal(open_table, tmp_path / "t", "", file="c.csv", labels=labels, dataset="caer")
+    assert message.endswith("all.csv, line 2: no column 'split'; the table has id, label")
 
 
 def test_metadata_of_splits_has_the_columns_of_the_first(tmp_path):

@@ -32,7 +32,7 @@ def test_tensorboard_mirrors_the_log(tmp_path):
 
 
 def test_a_failing_mirror_warns_once_and_the_log_goes_on(tmp_path, monkeypatch, caplog):
-    def fail(self, records):
+    def fail(self, step, numbers):
         raise RuntimeError("disk gone")
 
     monkeypatch.setattr(trackers.TensorBoard, "write", fail)

@@ -240,11 +240,10 @@ def test_a_cover_is_no_picture_of_a_clip():
 
 def test_frames_without_times_follow_each_other():
     stream = types.SimpleNamespace(average_rate=Fraction(4), guessed_rate=None, sample_aspect_ratio=None)
-    taken = sampler.Sampler(stream, (4.0,), 0.0, None, Fraction(0), 1.0)
+    taken = sampler.Sampler(stream, (4.0,), 0.0, None, 1.0)
     for i in range(4):
         frame = av.VideoFrame.from_ndarray(clips.image(10 * i), format="rgb24")
-        frame.pts = None
-        taken.add(frame)
+        taken.add(frame, None)
     frames, times = taken.finish()
     assert times.tolist() == [0, 0.25, 0.5, 0.75]
     assert [clips.number_of(frame) for frame in frames] == [0, 10, 20, 30]
@@ -380,9 +379,9 @@ def test_sound_whose_form_changes_is_heard_on(tmp_path):
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, len(frames) * count, Fraction(1, rate)
         frames.append(frame)
-    recorder = sound.Recorder(0.0, None, Fraction(0))
+    recorder = sound.Recorder(0.0, None)
     for frame in frames:
-        recorder.add(frame)
+        recorder.add(frame, frame.pts * frame.time_base)
     heard = recorder.finish()
     assert abs(len(heard) - 16_000) < 40
     np.testing.assert_allclose(np.delete(heard, np.s_[7900:8100])[:-100], 0.25, atol=1e-3)

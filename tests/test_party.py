@@ -141,6 +141,25 @@ def test_who_is_done_waits_for_the_others():
     assert min(float(errors[0]), float(errors[2])) > 0.5
 
 
+LATE = """
+import time
+import jax, numpy as np
+from conclugen_jax.system import processes
+processes.start(60)
+time.sleep(0 if processes.is_main() else 35)
+mesh = jax.sharding.Mesh(jax.devices(), "x")
+split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+assert jax.make_array_from_callback((4,), split, lambda _: np.full(1, 2.0)).prod() == 16
+processes.leave()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_compiles_half_a_minute_longer_is_waited_for():
+    codes, errors = ended(start("-c", LATE))
+    assert codes == [0, 0], errors
+
+
 CLUSTERS = [
     ({}, "no cluster here; set JAX_COORDINATOR_ADDRESS=HOST:PORT"),
     ({"JAX_PROCESS_ID": "1"}, "JAX_COORDINATOR_ADDRESS is not set"),

@@ -106,25 +106,32 @@ def _header(path: Path, cells: Sequence[str]) -> list[str]:
     return names
 
 
-def stack(tables: Sequence[Table]) -> Table:
-    """Put the rows of several tables below each other.
+def check_columns(tables: Sequence[Table]) -> None:
+    """Check that all tables have the columns of the first one.
 
     Raises:
-      ConclugenError: a table lacks a column of the first one, or ``split``, which another one has.
+      ConclugenError: one of them lacks a column.
     """
-    first, names = tables[0], tables[0].names
-    if "split" not in names and any("split" in table.columns for table in tables):
-        names.append("split")
+    first = tables[0]
     for table in tables:
-        for name in names:
-            if name not in table.columns:
-                owner = next(other for other in tables if name in other.columns)
-                raise ConclugenError(
-                    f"{table.path}: no column {name!r}, which {owner.path} has; it has {', '.join(table.names)}"
-                )
+        missing = next((name for name in first.names if name not in table.columns), None)
+        if missing:
+            raise ConclugenError(
+                f"{table.path}: no column {missing!r}, which {first.path} has; it has {', '.join(table.names)}"
+            )
+
+
+def stack(tables: Sequence[Table]) -> Table:
+    """Put the rows of several tables below each other, with the columns of the first one.
+
+    Raises:
+      ConclugenError: a table lacks a column of the first one.
+    """
+    check_columns(tables)
+    first = tables[0]
     return Table(
         first.path,
-        {name: [cell for table in tables for cell in table.columns[name]] for name in names},
+        {name: [cell for table in tables for cell in table.columns[name]] for name in first.names},
         [place for table in tables for place in table.where],
         None if first.keys is None else [key for table in tables for key in table.keys],
     )

@@ -1,5 +1,6 @@
 """Read the feature vectors of one modality from one file with ids: a matrix or a Parquet column."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,44 +17,98 @@ BLOCK_BYTES = 2**27
 """Bytes of vectors of a Parquet column that are kept, since rows may be asked for in another order than the file's."""
 
 
-class MatrixFeatures:
-    """One array [n, dim] or [n, time, dim] with n ids: ``NAME.npy`` and ``NAME.txt``, or an npz file.
+@dataclasses.dataclass(frozen=True)
+class Npy:
+    """A matrix ``NAME.npy``; its ids in ``NAME.txt`` or ``ids.txt``, lengths of padded steps in ``NAME_lengths.npy``."""
 
-    Rows of an npy file are read one by one; arrays of an npz file are read whole, by each process.
-    """
+    path: Path
+
+    @property
+    def ids_path(self) -> Path:
+        for candidate in (self.path.with_suffix(".txt"), self.path.parent / "ids.txt"):
+            if candidate.is_file():
+                return candidate
+        raise ConclugenError(f"{self.path}: no ids; put one id a line in {self.path.stem}.txt beside it")
+
+    @property
+    def lengths_path(self) -> Path:
+        return self.path.with_name(self.path.stem + "_lengths.npy")
+
+    def files(self) -> list[Path]:
+        return [self.path, *(path for path in (self.ids_path, self.lengths_path) if path.exists())]
+
+    def ids(self) -> list[str]:
+        return read_ids(self.ids_path)
+
+    def arrays(self) -> tuple[NpyMatrix, np.ndarray | None]:
+        """Return the matrix, whose rows are read when asked for, and the lengths."""
+        return NpyMatrix(self.path), read_npy(self.lengths_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Npz:
+    """A matrix ``KEY`` of an npz file; its ids in ``ids`` or ``id``, lengths of padded steps in ``KEY_lengths``."""
+
+    path: Path
+    key: str
+
+    @property
+    def ids_path(self) -> Path:
+        return self.path
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def ids(self) -> list[str]:
+        arrays = npz_arrays(self.path, ("id", "ids"))
+        ids = arrays.get("ids", arrays.get("id"))
+        if ids is None or ids.ndim != 1 or ids.dtype.kind not in "USiu":
+            raise self._without("ids", " of one id a row")
+        return as_text(ids, f"{self.path}, ids")
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the matrix and the lengths, both read whole."""
+        arrays = npz_arrays(self.path, (self.key, f"{self.key}_lengths"))
+        if self.key not in arrays:
+            raise self._without(self.key)
+        return arrays[self.key], arrays.get(f"{self.key}_lengths")
+
+    def _without(self, name: str, such: str = "") -> ConclugenError:
+        return ConclugenError(f"{self.path}: no array {name!r}{such}; it has {', '.join(npz_arrays(self.path))}")
+
+
+class MatrixFeatures:
+    """One array [n, dim] or [n, time, dim] with n ids, in an npy or npz file."""
 
     def __init__(self, path: Path, *, how: str, key: str = ""):
         """Open a matrix.
 
         Args:
-          path: of the npy file, with ``NAME.txt`` or ``ids.txt`` (an id a line) beside it and, if steps are padded,
-            ``NAME_lengths.npy``; or of an npz file.
+          path: of the npy or npz file.
           how: pooling over time.
-          key: of the array in an npz file, which also holds ``id`` or ``ids`` and, if steps are padded, ``KEY_lengths``.
+          key: of the array in an npz file.
 
         Raises:
           ConclugenError: files that are missing, damaged or do not fit each other.
         """
-        self.path, self.key, self.how = path, key, how
-        self._ids_path = path if path.suffix == ".npz" else _ids_beside(path)
+        self.path, self.how = path, how
+        self._stored = Npz(path, key) if path.suffix == ".npz" else Npy(path)
         self._opened: tuple[np.ndarray | NpyMatrix, np.ndarray | None] | None = None
-        names = self._ids()
+        names, ids_path = self._stored.ids(), self._stored.ids_path
         array, _ = self._arrays()
         if len(names) != len(array):
-            raise ConclugenError(f"{path}: {len(array)} rows but {len(names)} ids in {self._ids_path}")
+            raise ConclugenError(f"{path}: {len(array)} rows but {len(names)} ids in {ids_path}")
         if not names:
             raise ConclugenError(f"{path}: no rows; leave the modality out")
-        self._index = Index(names, str(self._ids_path))
+        self._index = Index(names, str(ids_path))
         self.dim = array.shape[-1]
 
     def names(self) -> dict[str, list[str]]:
         """Return the ids, in the file's order, as of one split."""
-        return {"": list(map(canonical, self._ids()))}
+        return {"": list(map(canonical, self._stored.ids()))}
 
     def files(self) -> Iterable[Path]:
-        """Return the paths of the matrix, its ids and its lengths."""
-        beside = [] if self.path.suffix == ".npz" else [self._ids_path, _lengths(self.path)]
-        return [self.path, *(path for path in beside if path.exists())]
+        return self._stored.files()
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
         """Return the row of each key: of ``SPLIT/KEY`` if there is one, else of ``KEY``."""
@@ -73,26 +128,11 @@ class MatrixFeatures:
         """Drop the open arrays and the ids for another process, which does not call :meth:`locate`."""
         return {**self.__dict__, "_opened": None, "_index": None}
 
-    def _ids(self) -> list[str]:
-        if self.path.suffix != ".npz":
-            return read_ids(self._ids_path)
-        arrays = npz_arrays(self.path, ("id", "ids"))
-        ids = arrays.get("ids", arrays.get("id"))
-        if ids is None or ids.ndim != 1 or ids.dtype.kind not in "USiu":
-            raise self._without("ids", " of one id a row")
-        return as_text(ids, f"{self.path}, ids")
-
     def _arrays(self) -> tuple[np.ndarray | NpyMatrix, np.ndarray | None]:
         """Return the array, opened once in each process, and the lengths of its sequences."""
         if self._opened is not None:
             return self._opened
-        if self.path.suffix == ".npz":
-            arrays = npz_arrays(self.path, (self.key, f"{self.key}_lengths"))
-            array, lengths = arrays.get(self.key), arrays.get(f"{self.key}_lengths")
-            if array is None:
-                raise self._without(self.key)
-        else:
-            array, lengths = NpyMatrix(self.path), read_npy(_lengths(self.path))
+        array, lengths = self._stored.arrays()
         if len(array.shape) not in (2, 3) or array.dtype.kind not in "fiub" or 0 in array.shape[1:]:
             raise ConclugenError(
                 f"{self.path}: {array.dtype} of shape {array.shape}, expected numbers of shape (n, dim) or (n, time, dim)"
@@ -101,20 +141,6 @@ class MatrixFeatures:
             raise ConclugenError(f"{self.path}: lengths of shape {lengths.shape}, expected {len(array)} integers")
         self._opened = array, lengths if len(array.shape) == 3 else None
         return self._opened
-
-    def _without(self, name: str, such: str = "") -> ConclugenError:
-        return ConclugenError(f"{self.path}: no array {name!r}{such}; it has {', '.join(npz_arrays(self.path))}")
-
-
-def _ids_beside(path: Path) -> Path:
-    for candidate in (path.with_suffix(".txt"), path.parent / "ids.txt"):
-        if candidate.is_file():
-            return candidate
-    raise ConclugenError(f"{path}: no ids; put one id a line in {path.with_suffix('.txt').name} beside it")
-
-
-def _lengths(path: Path) -> Path:
-    return path.with_name(path.stem + "_lengths.npy")
 
 
 class ParquetFeatures:

@@ -54,20 +54,20 @@ def _labels(table: Table, layout: Layout) -> tuple[LabelSpec, list[Any]]:
         return LabelSpec("multi", layout.label), list(zip(*columns, strict=True))
     (column,) = layout.label
     cells = _cells(table, column)
-    values, unsaid = set(cells), not layout.kind and not layout.classes
+    values, guess = set(cells), not layout.kind and not layout.classes
     if not values:
         raise ConclugenError(f"{table.path}: column {column!r} is empty in every row; leave it out")
-    if layout.kind == "value" or (unsaid and _are_numbers(values) and not _are_indices(values)):
+    if layout.kind == "value" or (guess and _are_numbers(values) and not _are_indices(values)):
         return LabelSpec("value"), _numbers(table, column)
     if "" in values:
         raise ConclugenError(
             f"{table.where[cells.index('')]}: column {column!r} is empty or nan; give every row a label, or build "
             "without labels"
         )
-    if unsaid:
+    if guess:
         _refuse_mixed(values, column, table)
     names = layout.classes or _class_names(values, column, table)
-    return LabelSpec("single", names), _indices(table, column, cells, dict(zip(names, range(len(names)), strict=True)))
+    return LabelSpec("single", names), _indices(table, column, cells, {name: i for i, name in enumerate(names)})
 
 
 def _class_names(values: set[str], column: str, table: Table) -> tuple[str, ...]:
@@ -203,7 +203,7 @@ def _corpus_values(
     """Return the numbers of a column or, of a ``single`` label, the classes; ``others`` are further names of classes."""
     if spec.kind == "value":
         return _numbers(table, column, span)
-    index = dict(zip(spec.names, range(len(spec.names)), strict=True)) | others
+    index = {name: i for i, name in enumerate(spec.names)} | others
     return _indices(table, column, [cell.lower() for cell in table.stripped(column)], index)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conclugen_jax.data import label_columns
 from conclugen_jax.data.annotations import by_split
-from conclugen_jax.data.cells import Table, column_name, read_csv, stack
+from conclugen_jax.data.cells import Table, check_columns, column_name, read_csv, stack
 from conclugen_jax.data.corpora import dropped
 from conclugen_jax.data.importers import csd
 from conclugen_jax.data.requests import Found, Request
@@ -36,7 +36,9 @@ def annotate(request: Request, found: Found) -> Found:
             columns, outside = csd.read_label_tables(tables, request.dataset, drop=dropped(request.corpus, ""))
             by_id = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
             return dataclasses.replace(found, columns=by_id, facts={**found.facts, "rows_outside_folds": outside})
-        return _from_table(request, found, stack(list(map(_with_split_of_name, tables))))
+        check_columns(tables)
+        default = "train" if request.corpus is None else ""
+        return _from_table(request, found, stack([_with_split(table, default) for table in tables]))
     if request.corpus is not None:
         return dataclasses.replace(found, columns=from_names(request, found.features))
     rows = [(split or "train", name) for split, names in union(found.features).items() for name in names]
@@ -53,17 +55,17 @@ def _label_files(request: Request) -> list[Path]:
     return [p for p in beside if p.name.lower() == "labels.csv"] or (beside if request.corpus is not None else [])
 
 
-def _with_split_of_name(table: Table) -> Table:
-    """Add a column ``split`` from the file's name to a table without one, if its name says a split."""
+def _with_split(table: Table, default: str) -> Table:
+    """Add a column ``split`` to a table without one: what the file's name says, else the default, if there is one."""
     words = re.split(r"[^a-z]+", table.path.stem.lower())
     splits = sorted({SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES})
-    if "split" in map(str.lower, table.names) or not splits:
+    if "split" in table.columns or not (splits or default):
         return table
     if len(splits) > 1:
         raise ConclugenError(
             f"{table.path}: its name says {' and '.join(splits)}; add a column 'split' that says it of each row"
         )
-    return dataclasses.replace(table, columns={**table.columns, "split": splits * len(table)})
+    return dataclasses.replace(table, columns={**table.columns, "split": (splits or [default]) * len(table)})
 
 
 def _from_table(request: Request, found: Found, table: Table) -> Found:

@@ -87,8 +87,7 @@ def open_npz(request: Request) -> Found:
     if "ids" in named:
         named["id"] = named.pop("ids")
     texts = {name: as_text(column, f"{source}, {name}") for name, column in named.items()}
-    result = Found(request.opened(found), passed_over=others)
-    return dataclasses.replace(result, **_own_labels(request, source, texts))
+    return _with_labels(request, Found(request.opened(found), passed_over=others), source, texts)
 
 
 def open_parquet_table(request: Request) -> Found:
@@ -120,8 +119,7 @@ def open_parquet_table(request: Request) -> Found:
             )
         request = dataclasses.replace(request, labels=(beside,))
     texts = {} if request.labels else {name: parquet_column(source, column) for name, column in named.items()}
-    result = Found(request.opened(found), passed_over=others)
-    return dataclasses.replace(result, **_own_labels(request, source, texts))
+    return _with_labels(request, Found(request.opened(found), passed_over=others), source, texts)
 
 
 def _named(where: Path, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,20 +132,21 @@ def _named(where: Path, columns: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _own_labels(request: Request, file: Path, columns: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return the fields of ``Found`` that say where labels stand: in other files, in the columns of the file, or nowhere.
+def _with_labels(request: Request, found: Found, file: Path, columns: Mapping[str, Sequence[str]]) -> Found:
+    """Say where labels stand: in files that the user named, in columns of the file of the features, or nowhere.
 
     Raises:
       ConclugenError: the file has no column ``id``, or no row, or columns differ in length.
     """
     if request.labels:
-        return {"label_files": request.labels}
-    if not len(columns.get("id", ())):
+        return dataclasses.replace(found, label_files=request.labels)
+    num_rows = len(columns.get("id", ()))
+    if not num_rows:
         raise ConclugenError(f"{file}: no column 'id', or no rows; each row needs an id")
-    num_rows = len(columns["id"])
     for name, column in columns.items():
         if len(column) != num_rows:
             raise ConclugenError(f"{file}: {len(column)} values of {name!r} for {num_rows} ids; correct the file")
     if request.corpus is not None and request.corpus.named is not None and "split" not in columns:
-        return {}  # the names say as much
-    return {"label_files": [file], "table": Table(file, columns, [f"{file}, row {i}" for i in range(num_rows)])}
+        return found  # the names say as much
+    table = Table(file, columns, [f"{file}, row {i}" for i in range(num_rows)])
+    return dataclasses.replace(found, label_files=[file], table=table)

@@ -121,21 +121,24 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     text = utterance.text
     if recognised and clip.sound is not None:
         text = recogniser(how.recogniser)(clip.sound) or None
-    clip = dataclasses.replace(clip, text=text)
-    views = []
-    for number in range(num_views):
-        view = View(how.seed, utterance.place, number, how.strength) if number else None
-        items = {name: _checked(name, run(clip, view)) for name, run in how.prepare.items()}
-        views.append({name: x for name, x in items.items() if x is not None})
-    # A vector is made of all backbones of a modality, in all views.
-    missing = sorted({how.modalities[name] for name in how.prepare if not all(name in items for items in views)})
+    views, missing = _views(dataclasses.replace(clip, text=text), how, utterance.place, num_views)
     if len(missing) == len(used):
         raise ConclugenError(
             f"{utterance.path}: lacks {' and '.join(missing)}; {'; '.join(notes) or 'nothing is left'}"
         )
     notes += [f"no {modality}" for modality in missing]
-    views = [{name: x for name, x in items.items() if how.modalities[name] not in missing} for items in views]
-    return Prepared(utterance.place, tuple(views), tuple(notes), "", text, (utterance.start, end), boxes)
+    return Prepared(utterance.place, views, tuple(notes), "", text, (utterance.start, end), boxes)
+
+
+def _views(clip: Clip, how: Recipe, place: str, num_views: int) -> tuple[tuple[dict[str, Items], ...], list[str]]:
+    """Return the items of each view, and the modalities that are missing: those that lack a backbone in any view."""
+    views = []
+    for number in range(num_views):
+        view = View(how.seed, place, number, how.strength) if number else None
+        views.append({name: _checked(name, run(clip, view)) for name, run in how.prepare.items()})
+    missing = sorted({how.modalities[name] for items in views for name, x in items.items() if x is None})
+    there = [name for name in how.prepare if how.modalities[name] not in missing]
+    return tuple({name: items[name] for name in there} for items in views), missing
 
 
 def _checked(name: str, items: Items | None) -> Items | None:

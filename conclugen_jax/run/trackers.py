@@ -16,13 +16,13 @@ RUN_ID = "tracker.json"
 
 
 class Mirror(Protocol):
-    """Where records are written besides the log."""
+    """A place besides the log where the numbers of records are written."""
 
-    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add the numbers of every record at its step."""
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add the numbers of a step."""
 
     def close(self) -> None:
-        """Hand over what is left."""
+        """Write what is buffered and end."""
 
 
 class TensorBoard:
@@ -37,11 +37,10 @@ class TensorBoard:
         tensorboardx = _package("tensorboardX", "config.train.tensorboard is True", "set the key to False")
         self._writer = tensorboardx.SummaryWriter(str(workdir / FOLDER), purge_step=step + 1)
 
-    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add one point per number of every record, at the record's step."""
-        for record in records:
-            for name, value in _numbers(record).items():
-                self._writer.add_scalar(name, value, record["step"])
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add one point per number."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what is buffered."""
@@ -62,10 +61,9 @@ class WeightsAndBiases:
         self._run = wandb.init(id=number, resume="allow", name=workdir.name, dir=str(workdir))
         _keep_run_id(workdir, "wandb", self._run.id)
 
-    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Log every record at its step."""
-        for record in records:
-            self._run.log(_numbers(record), step=record["step"])
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Log the numbers of a step."""
+        self._run.log(numbers, step=step)
 
     def close(self) -> None:
         """Finish the run."""
@@ -86,10 +84,9 @@ class MLflow:
         run = self._mlflow.start_run(run_id=number) if number else self._mlflow.start_run(run_name=workdir.name)
         _keep_run_id(workdir, "mlflow", run.info.run_id)
 
-    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Log every record at its step."""
-        for record in records:
-            self._mlflow.log_metrics(_numbers(record), step=record["step"])
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Log the numbers of a step."""
+        self._mlflow.log_metrics(numbers, step=step)
 
     def close(self) -> None:
         """End the run."""
@@ -120,8 +117,10 @@ class Mirrors:
             self._try(kind.__name__, lambda kind=kind: self._open.append(kind(workdir, step)))
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Hand records to all that still work."""
-        self._open = [m for m in self._open if self._try(type(m).__name__, lambda m=m: m.write(records))]
+        """Hand the numbers of records to all mirrors that still work."""
+        for record in records:
+            step, numbers = record["step"], {name: x for name, x in record.items() if name != "step"}
+            self._open = [m for m in self._open if self._try(type(m).__name__, m.write, step, numbers)]
 
     def close(self) -> None:
         """Close all that still work."""
@@ -129,9 +128,9 @@ class Mirrors:
             self._try(type(mirror).__name__, mirror.close)
 
     @staticmethod
-    def _try(name: str, action: Callable[[], Any]) -> bool:
+    def _try(name: str, action: Callable[..., Any], *arguments: Any) -> bool:
         try:
-            action()
+            action(*arguments)
         except ConclugenError:
             raise
         except Exception as e:  # an error of a tracker must not end the run
@@ -145,10 +144,6 @@ def _package(name: str, why: str, way_out: str) -> Any:
         return importlib.import_module(name)
     except ImportError as e:
         raise ConclugenError(f"{why} but {name} is not installed; pip install {name} or {way_out}") from e
-
-
-def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in record.items() if name != "step"}
 
 
 def _run_id(workdir: Path, tracker: str) -> str | None:

@@ -81,24 +81,21 @@ def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = F
             f"{workdir}: holds imported weights, which come without what training needs to go on; choose another --workdir"
         )
     if (workdir / CONFIG).exists():
-        if not _continues(workdir, config, data, moved=moved):
-            return
-    elif any(workdir.glob("checkpoints/[0-9]*")):
+        changed = config_lib.differences(read_config(workdir), config)
+        _check_same(workdir, changed, data, moved=moved)
+        if changed:
+            files.write_atomically(workdir / CONFIG, config_lib.to_json(config))
+        return
+    if any(workdir.glob("checkpoints/[0-9]*")):
         raise ConclugenError(
             f"{workdir / CONFIG}: missing, but there are checkpoints; restore it or choose another --workdir"
         )
-    else:
-        files.write_atomically(workdir / DATA, data.to_json())
+    files.write_atomically(workdir / DATA, data.to_json())
     files.write_atomically(workdir / CONFIG, config_lib.to_json(config))
 
 
-def _continues(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool) -> bool:
-    """Compare a run with the one of the workdir; return whether places have changed, and nothing else.
-
-    Raises:
-      ConclugenError: see :func:`settle`.
-    """
-    changed = config_lib.differences(read_config(workdir), config)
+def _check_same(workdir: Path, changed: list[str], data: Manifest, *, moved: bool) -> None:
+    """Refuse to resume a run whose configuration has changed, but for places, or whose data has."""
     elsewhere = [line for line in changed if line.startswith(tuple(f"config.{key}:" for key in PLACES))]
     if len(elsewhere) < len(changed):
         raise ConclugenError(
@@ -115,7 +112,6 @@ def _continues(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool
             f"{workdir}: the run here was started with other data (data set {data.name} {data.version} has changed since); "
             "restore that data set to resume or choose another --workdir"
         )
-    return bool(elsewhere)
 
 
 def read_config(workdir: str | Path) -> ConfigDict:

@@ -47,6 +47,20 @@ def start(timeout: float) -> None:
         heartbeat_timeout_seconds=seconds,
         shutdown_timeout_seconds=seconds,
     )
+    _connect_devices()
+
+
+def _connect_devices() -> None:
+    """Let all devices meet in one sum.
+
+    On CPUs the first collective operation waits 30 s for the other processes. Later it would come after a compilation, which
+    may take one process much longer than another that finds its programs in the cache.
+    """
+    import jax
+
+    mesh = jax.sharding.Mesh(jax.devices(), "devices")
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+    jax.block_until_ready(jax.make_array_from_callback((mesh.size,), split, lambda _: np.ones(1, np.float32)).sum())
 
 
 def of_main(tree: Any) -> Any:

@@ -39,7 +39,6 @@ class Media:
     Attributes:
       pictures: the first stream of pictures, ``None`` if there is none or it is not wanted.
       sounds: the first stream of sound, likewise.
-      zero: time at which the container begins, in seconds.
       seconds: that the container says it lasts; 0 if it does not say.
       notes: what was wrong with the packets decoded so far.
     """
@@ -48,18 +47,20 @@ class Media:
         self._container = container
         self.pictures = next((s for s in container.streams.video if not is_cover(s)), None) if video else None
         self.sounds = next(iter(container.streams.audio), None) if sound else None
-        self.zero = Fraction(container.start_time or 0, 1_000_000)
+        self._zero = Fraction(container.start_time or 0, 1_000_000)
         self.seconds = (container.duration or 0) / 1_000_000
         self.notes: list[str] = []
         self.streams = [s for s in (self.pictures, self.sounds) if s is not None]
         for stream in self.streams:
             stream.codec_context.thread_count = 1  # clips are decoded side by side
 
-    def frames(self, start: float, back: float | None) -> Iterator[tuple[Any, Any]]:
-        """Yield (stream, frame) of decoded frames, each stream in its order of presentation.
+    def frames(self, start: float, back: float | None) -> Iterator[tuple[Any, Any, Fraction | None]]:
+        """Yield (stream, frame, time) of decoded frames, each stream in its order of presentation.
+
+        A time is in seconds from the beginning of the container; ``None`` if it is not known.
 
         Args:
-          start: in seconds from the beginning; frames before it may be yielded too.
+          start: of the interval, in seconds; frames before it may be yielded too.
           back: seconds before ``start`` at which decoding begins; ``None``: at the beginning of the file.
 
         Raises:
@@ -67,17 +68,19 @@ class Media:
         """
         awaited = set()  # streams of which nothing was yielded yet
         if back is not None and self._container.format.name not in WITHOUT_TIMES:
-            self._container.seek(int((start - back) * 1_000_000) + int(self.zero * 1_000_000), backward=True)
+            self._container.seek(int((start - back) * 1_000_000) + int(self._zero * 1_000_000), backward=True)
             awaited = set(self.streams)
         for stream, frame in self._decoded():
+            time = None
+            if frame.pts is not None and frame.time_base is not None:
+                time = frame.pts * frame.time_base - self._zero
             if stream in awaited:
                 if stream is self.pictures and not frame.key_frame:
                     continue  # the frames that it depends on were skipped
-                latest = start + (LATE_SOUND if stream is self.sounds else 0)
-                if frame.pts is None or float(frame.pts * frame.time_base - self.zero) > latest:
+                if time is None or float(time) > start + (LATE_SOUND if stream is self.sounds else 0):
                     raise TooLate
                 awaited.remove(stream)
-            yield stream, frame
+            yield stream, frame, time
         if self.pictures in awaited:
             raise TooLate
 

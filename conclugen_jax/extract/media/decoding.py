@@ -72,14 +72,14 @@ def _decode(
     takers: dict = {}
     if media.pictures is not None:
         seconds = (media.seconds if end is None else end) - start
-        takers[media.pictures] = Sampler(media.pictures, rates, start, end, media.zero, seconds)
+        takers[media.pictures] = Sampler(media.pictures, rates, start, end, seconds)
     if media.sounds is not None:
-        takers[media.sounds] = sound_lib.Recorder(start, end, media.zero)
+        takers[media.sounds] = sound_lib.Recorder(start, end)
     if not takers:
         raise ConclugenError(f"{path}: holds neither pictures nor sound that can be decoded")
-    for stream, frame in media.frames(start, back):
+    for stream, frame, time in media.frames(start, back):
         if not takers[stream].done:
-            takers[stream].add(frame)
+            takers[stream].add(frame, time)
         if any(taker.too_long for taker in takers.values()):
             raise ConclugenError(
                 f"{path}: more than {clip_lib.MAX_SECONDS:g} s in one piece; cut it, by subtitles or a table of intervals"

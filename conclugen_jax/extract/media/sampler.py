@@ -28,17 +28,14 @@ class Sampler:
       shrunk: whether frames were scaled down for want of memory.
     """
 
-    def __init__(
-        self, stream: Any, rates: tuple[float, ...], start: float, end: float | None, zero: Fraction, seconds: float
-    ):
+    def __init__(self, stream: Any, rates: tuple[float, ...], start: float, end: float | None, seconds: float):
         """Prepare a sampler.
 
         Args:
           stream: of PyAV.
           rates: frames per second, the highest first.
-          start: of the interval, in seconds after ``zero``.
+          start: of the interval, in seconds.
           end: of the interval; ``None``: the end of the clip.
-          zero: time at which the container begins.
           seconds: expected length of the interval; 0 if unknown, which is taken for a short one.
         """
         own = stream.average_rate or stream.guessed_rate
@@ -47,7 +44,7 @@ class Sampler:
         steps = [1 / highest, *(1 / Fraction(r) for r in rates[1:] if r < highest)]
         self._counts = dict.fromkeys(steps, 0)  # time from one sample to the next -> samples so far
         self._frame_length = 1 / Fraction(own) if own else Fraction(1, 25)
-        self._start, self._end, self._zero = _exact(start), None if end is None else _exact(end), zero
+        self._start, self._end = _exact(start), None if end is None else _exact(end)
         self._next = self._until = self._start
         self._shown, self._shown_at = None, Fraction(-1)
         self._aspect = float(stream.sample_aspect_ratio or 1)
@@ -58,21 +55,19 @@ class Sampler:
         self._bytes = 0
         self.done = self.shrunk = self.too_long = False
 
-    def add(self, frame: Any) -> None:
-        """Add the next frame in the order of presentation.
+    def add(self, frame: Any, time: Fraction | None) -> None:
+        """Add the next frame in the order of presentation, with its time in seconds if that is known.
 
         Raises:
           MemoryError: the frames take far more memory than expected.
         """
-        if frame.pts is not None and frame.time_base is not None:
-            at = frame.pts * frame.time_base - self._zero
-        else:
-            at = Fraction(0) if self._shown is None else self._shown_at + self._frame_length
-        if self._shown is None and self._next < at < 1 and not self._frames:
-            at = self._next  # pictures that begin a little after the sound
-        self._take_until(at)
+        if time is None:
+            time = Fraction(0) if self._shown is None else self._shown_at + self._frame_length
+        if self._shown is None and self._next < time < 1:
+            time = self._next  # pictures that begin a little after the sound
+        self._take_until(time)
         length = frame.duration * frame.time_base if frame.duration and frame.time_base else self._frame_length
-        self._shown, self._shown_at, self._until = frame, at, at + (length or self._frame_length)
+        self._shown, self._shown_at, self._until = frame, time, time + (length or self._frame_length)
 
     def _take_until(self, time: Fraction) -> None:
         """Take the frame on the screen for all samples before ``time``."""

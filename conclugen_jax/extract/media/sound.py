@@ -27,15 +27,9 @@ class Recorder:
       done: whether the interval is complete.
     """
 
-    def __init__(self, start: float, end: float | None, zero: Fraction):
-        """Prepare a recorder.
-
-        Args:
-          start: of the interval, in seconds after ``zero``.
-          end: of the interval; ``None``: the end of the clip.
-          zero: time at which the container begins.
-        """
-        self._start, self._end, self._zero = start, end, zero
+    def __init__(self, start: float, end: float | None):
+        """Prepare a recorder of an interval in seconds; ``end`` is ``None`` for the end of the clip."""
+        self._start, self._end = start, end
         self._resampler, self._format = None, None
         self._pieces: deque[np.ndarray] = deque()
         self._begin: float | None = None
@@ -53,14 +47,13 @@ class Recorder:
         """Whether the interval is longer than :data:`conclugen_jax.extract.media.clip.MAX_SECONDS`."""
         return self.seconds > clip_lib.MAX_SECONDS
 
-    def add(self, frame: Any) -> None:
-        """Add the next piece of sound, a frame of PyAV."""
-        at = float(frame.pts * frame.time_base - self._zero) if frame.pts is not None and frame.time_base else None
+    def add(self, frame: Any, time: Fraction | None) -> None:
+        """Add the next piece of sound, a frame of PyAV, with its time in seconds if that is known."""
         if self._begin is None:
-            self._begin = at or 0.0
-        elif at is not None and (gap := at - self._begin - self._length) > GAP:
+            self._begin = float(time or 0)
+        elif time is not None and (gap := float(time) - self._begin - self._length) > GAP:
             end = self._end if self._end is not None else self._start + 2 * clip_lib.MAX_SECONDS
-            if at > end:
+            if time > end:
                 self.done, self._length = True, end - self._begin
                 return
             self._pieces.append(np.zeros(round(gap * SAMPLE_RATE), np.float32))

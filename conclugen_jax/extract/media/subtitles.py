@@ -1,14 +1,13 @@
 """Read what is said when: subtitles (.srt, .vtt), tables (.csv) with intervals, and plain text (.txt)."""
 
-import csv
 import dataclasses
 import html
-import io
 import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from conclugen_jax.data.cells import number, read_csv
 from conclugen_jax.errors import ConclugenError
 
 MAX_BYTES = 64 * 2**20
@@ -55,7 +54,7 @@ def read(path: Path) -> list[Utterance]:
         return [Utterance(0.0, None, " ".join(text.split()))]
     if not text.strip():
         return []
-    found = _table(path, text) if suffix == ".csv" else _cues(path, text)
+    found = _table(path) if suffix == ".csv" else _cues(path, text)
     if not found and "-->" not in text and suffix != ".csv":
         raise ConclugenError(
             f"{path}: no utterances; expected lines such as 00:00:01,000 --> 00:00:02,500 and text below"
@@ -126,27 +125,20 @@ def _checked(path: Path, start: float, end: float | None, words: str) -> Utteran
     return Utterance(start, end, words)
 
 
-def _table(path: Path, text: str) -> list[Utterance]:
+def _table(path: Path) -> list[Utterance]:
     """Read columns ``start``, ``end`` (seconds) and ``text``, whatever their case."""
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        columns, rows = list(reader.fieldnames or ()), list(reader)
-    except csv.Error as e:
-        raise ConclugenError(f"{path}: not csv ({e}); mend the file") from e
-    names = {name.lower().strip(): name for name in columns if name}
-    twice = next((name for name in names if sum(name == c.lower().strip() for c in columns) > 1), None)
-    if twice is not None:
+    table = read_csv(path)
+    names = {name.lower(): name for name in table.names}
+    if len(names) < len(table.names):
+        twice = next(name for name in names if sum(name == other.lower() for other in table.names) > 1)
         raise ConclugenError(f"{path}: two columns {twice!r}; leave one out")
     missing = {"start", "end", "text"} - names.keys()
     if missing:
         raise ConclugenError(f"{path}: no column {min(missing)!r}; expected start, end (seconds) and text")
     found = []
-    for number, row in enumerate(rows, 2):
-        try:
-            start, end = float(row[names["start"]]), float(row[names["end"]])
-        except (TypeError, ValueError):
-            raise ConclugenError(f"{path}, line {number}: start and end are not numbers of seconds") from None
-        found.append(_checked(path, start, end, " ".join((row[names["text"]] or "").split())))
+    for where, row in table:
+        start, end = (number(row[names[name]], f"{where}: {name}", (0, 1e6)) for name in ("start", "end"))
+        found.append(_checked(path, start, end, " ".join(row[names["text"]].split())))
     return [u for u in found if u.text]
 
 

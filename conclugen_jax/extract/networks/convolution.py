@@ -36,19 +36,13 @@ class Convolution(nn.Module):
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:
-    """A convolution (of [n, ..., in] with [..., in, out]).
+    """Return the convolution of [n, ..., in] with [..., in, out].
 
-    On a processor one of size 1 is a matrix product, and one in three dimensions is made of two-dimensional ones: XLA's own
-    run at half and at a seventh of the speed there (measured at the sizes of ResNet3D-101). Those of stride 1 and three taps
-    in time share products between neighbouring frames as well, which takes up to half of their time again.
+    On a processor XLA's three-dimensional convolutions are slow, so they are made of two-dimensional ones. Those of stride 1
+    and three taps in time share products between neighbouring frames as well.
     """
 
     def on_processor(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        if max(kernel.shape[:-2]) == 1 and not any(padding):
-            thinned = x[(slice(None), *(slice(None, None, s) for s in strides))]
-            return jnp.tensordot(thinned, kernel.reshape(kernel.shape[-2:]), 1)
-        if len(strides) < 3:
-            return native(x, kernel)
         if x.shape[1] > 1 and kernel.shape[0] == 3 and (strides[0], padding[0]) == (1, 1):
             return _by_pairs(x, kernel, strides[1:], padding[1:])
         return (_by_patches if x.shape[-1] >= MANY_CHANNELS else _by_frames)(x, kernel, strides, padding)
@@ -56,10 +50,11 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding:
     def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return _native(x, kernel, strides, padding)
 
+    if len(strides) < 3 or max(kernel.shape[:-2]) == 1:
+        return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=on_processor, default=native)
 
 
-FEW_CHANNELS = 16
 MANY_CHANNELS = 512
 """From here on maps are small, and a product with all of their patches is the faster form."""
 
@@ -71,7 +66,7 @@ def _native(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: 
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:
-    """One product of the kernel with all patches."""
+    """Return the product of the kernel with all patches at once."""
     if x.shape[1] == 1 and padding[0]:  # all taps but one would meet nothing but zeros
         kernel, padding = kernel[padding[0] : padding[0] + 1], (0, *padding[1:])
     x = jnp.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
@@ -85,34 +80,18 @@ def _by_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], paddi
 
 
 def _by_frames(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:
-    """Every output frame is a two-dimensional convolution of its input frames, whose channels are laid side by side."""
-    n, time, height, width, channels = x.shape
-    stride, taps = strides[0], len(kernel)
-    outputs = (time + 2 * padding[0] - taps) // stride + 1
+    """Convolve each output frame's input frames, with their channels side by side, in two dimensions."""
+    n, stride, taps = len(x), strides[0], len(kernel)
     x = jnp.pad(x, ((0, 0), (padding[0], padding[0]), *((0, 0),) * 3))
-    group = 1
-    if channels < FEW_CHANNELS:
-        # Short runs are slow to copy: first all frames side by side, then longer runs of them. And two output frames at a
-        # time, with zeros where a kernel does not reach: twice the outputs make up for more than the zeros cost.
-        group = 1 + (outputs % 2 == 0)
-        shifts = [(i * stride, (group - 1 - i) * stride) for i in range(group)]
-        kernel = jnp.concatenate([jnp.pad(kernel, (shift, *((0, 0),) * 4)) for shift in shifts], axis=-1)
-        run = len(kernel) * channels
-        x = jnp.moveaxis(x, 1, 3).reshape(n, height, width, -1)
-        starts = [i * stride * channels for i in range(0, outputs, group)]
-        x = jnp.stack([x[..., start : start + run] for start in starts], axis=1)
-    else:
-        last = (outputs - 1) * stride + 1
-        x = jnp.concatenate([x[:, i : i + last : stride] for i in range(taps)], axis=-1)
-    x = x.reshape(-1, height, width, x.shape[-1])
+    last = x.shape[1] - taps
+    x = jnp.concatenate([x[:, i : i + last + 1 : stride] for i in range(taps)], axis=-1)
     kernel = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], x.shape[-1], -1)
-    y = _native(x, kernel, strides[1:], padding[1:])
-    y = y.reshape(n, outputs // group, *y.shape[1:3], group, -1)
-    return jnp.moveaxis(y, 4, 2).reshape(n, outputs, *y.shape[2:4], -1)
+    y = _native(x.reshape(-1, *x.shape[2:]), kernel, strides[1:], padding[1:])
+    return y.reshape(n, -1, *y.shape[1:])
 
 
 def _by_pairs(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:
-    """Two output frames at a time, of four two-dimensional convolutions instead of six (three where there are but two frames).
+    """Compute two output frames from four two-dimensional convolutions instead of six (from three if there are two frames).
 
     F(2, 3) along time (Winograd, 1980; Lavin and Gray, 2016): three taps, stride 1, one frame of zeros on either side.
     """

@@ -84,16 +84,6 @@ def blocks(depth: int) -> list[tuple[str, int, int, bool]]:
     return found
 
 
-def _max_pool(x: jax.Array) -> jax.Array:
-    """Maxima of three, two apart, along one axis after the other: those of whole windows, for a fifth of the work."""
-    axes = x.ndim - 2
-    for axis in range(axes):
-        before, after = axis, axes - axis - 1
-        window, strides = ((1,) * before + (size,) + (1,) * after for size in (3, 2))
-        x = nn.max_pool(x, window, strides, ((0, 0),) * before + ((1, 1),) + ((0, 0),) * after)
-    return x
-
-
 class ResNet(nn.Module):
     """Images or clips -> feature vectors.
 
@@ -127,7 +117,8 @@ class ResNet(nn.Module):
         x = ((x - mean) / std).astype(self.dtype)
         strides = (2, 2) if self.num_axes == 2 else (1, 2, 2)
         x = nn.relu(Convolution(STEM, (7,) * self.num_axes, strides, name="conv1")(x))
-        x = _max_pool(x)
+        axes = self.num_axes
+        x = nn.max_pool(x, (3,) * axes, (2,) * axes, ((1, 1),) * axes)
         for name, width, stride, projects in blocks(self.depth):
             x = Block(width, stride, self.num_axes, is_bottleneck(self.depth), projects, name=name)(x)
         return jnp.mean(x.astype(jnp.float32), axis=tuple(range(1, x.ndim - 1)))
