@@ -56,17 +56,8 @@ class Faults:
         Raises:
           ConclugenError: faults are not collected.
         """
-        path, expected = self._folder / name, manifest.files[name]
-        if not path.is_file():
-            self.add(name, "the file is missing")
-        elif path.stat().st_size != expected["bytes"]:
-            self.add(name, f"{path.stat().st_size} bytes, the manifest says {expected['bytes']}")
-        else:
-            try:
-                if manifest_lib.sha256(path) != expected["sha256"]:
-                    self.add(name, "content differs from the manifest (SHA-256)")
-            except ConclugenError as e:
-                self.add(name, str(e).removeprefix(f"{path}: "))
+        if fault := manifest_lib.file_fault(self._folder, manifest, name, level="hash"):
+            self.add(name, fault)
 
     def report(self) -> list[dict[str, Any]]:
         """Return ``file``, ``what`` and ``rows`` (first and last of each range) of each fault, in the order found."""
