@@ -22,6 +22,7 @@ from conclugen_jax.extract.networks import torch_files
 from conclugen_jax.run import checkpoint, seals
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.system.files import sha256
 
 TOKENS = (
     b"null", b"NaN", b"-Infinity", b"1e999", b"-1", b"99999999999999999999", b"true", b"[]", b"{}", b'""', b"\x00", b"\xff\xfe",
@@ -143,7 +144,7 @@ def _export(folder: Path, run: Path, kind: str) -> tuple[Path, Callable[[], Any]
 
     def read() -> None:
         if path is not facts:
-            told = json.loads(facts.read_text()) | {"weights_sha256": manifest_lib.sha256(path)}
+            told = json.loads(facts.read_text()) | {"weights_sha256": sha256(path)}
             facts.write_text(json.dumps(told))
         shutil.rmtree(folder / "imported", ignore_errors=True)
         exchange.import_weights(folder / "export", folder / "imported")

@@ -16,6 +16,7 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.moments import Moments
 from conclugen_jax.data.sources import Example, LabelSpec
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import files
 from tests.helpers import Faces
 
 
@@ -401,7 +402,7 @@ def test_wrong_record_count_is_found(copy):
 def test_presence_flags_of_another_shape_or_kind_are_refused_unexecuted(copy, array):
     path = copy / "presence-train.npy"
     np.save(path, array, allow_pickle=True)
-    facts = {"sha256": manifest_lib.sha256(path), "bytes": path.stat().st_size}
+    facts = {"sha256": files.sha256(path), "bytes": path.stat().st_size}
     spoil_manifest(copy, lambda t: t["files"].update({path.name: facts}))
     with pytest.raises(ConclugenError, match="presence-train"):
         batches.open_split(shards.open_dataset(copy), "train", ("video",))

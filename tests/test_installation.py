@@ -1,5 +1,6 @@
 """The wheel, installed into an environment of its own, from an empty folder: nothing comes from the checkout."""
 
+import json
 import os
 import subprocess
 import sys
@@ -39,5 +40,23 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
     run(conclugen, "configs", "small", "--output=mine.py", cwd=here)
     refused = run(conclugen, "pretrain", "--config=mine.py", "--data=nowhere", cwd=here, code=2)
     assert refused.stderr.startswith("error: nowhere/manifest.json: no such file")
-    assert "conclugen, pretrained" in run(conclugen, "demo", "--tiny", cwd=here).stdout
+    shown = run(conclugen, "demo", "--tiny", cwd=here)
+    assert "conclugen, pretrained" in shown.stdout
+    assert "conclugen probe --workdir=conclugen_demo/conclugen" in shown.stderr
+    table = json.loads((here / "conclugen_demo/label_efficiency.json").read_text())
+    assert len(table["results"]) == 6
+
+    # Results of a run go beside it unless another place is named; names of modalities are written out.
+    pretrained = "conclugen_demo/conclugen"
+    assert "400 rows" in run(conclugen, "embed", f"--workdir={pretrained}", cwd=here).stdout
+    assert (here / pretrained / "embeddings_test.npz").is_file()
+    linear = ["--config=linear_evaluation", "--data=conclugen_demo/data/digits/1.0.0", f"--checkpoint={pretrained}"]
+    few = ["--batch-size=200", "--config.train.num_epochs=1"]
+    said = run(conclugen, "downstream", *linear, *few, cwd=here).stdout
+    assert f"saved as {pretrained}/linear_evaluation/result.json" in said
+    run(conclugen, "probe", f"--workdir={pretrained}", "--labels=all", "--draws=2", cwd=here)
+    assert (here / pretrained / "label_efficiency.md").is_file()
+    for folder in (pretrained, f"{pretrained}/linear_evaluation"):
+        kept = json.loads((here / folder / "config.json").read_text())
+        assert kept["data"]["modalities"] == ["pixels", "fourier", "profiles"]
     assert sorted(os.listdir(here)) == ["conclugen_demo", "mine.py"]

@@ -1,7 +1,5 @@
-"""The command ``conclugen``: its overview, names, completion, configurations by name, short flags, and the demo."""
+"""The command ``conclugen``: its overview, names, completion, configurations by name, and short flags."""
 
-import json
-import os
 import resource
 import subprocess
 import sys
@@ -209,20 +207,3 @@ def test_completion_in_zsh_and_fish():
     assert f"complete -c conclugen -n __fish_use_subcommand -f -a probe -d '{text}'" in lines
     assert any("from pretrain' -l config.data.path -r -d " in line for line in lines)
     assert completion._quoted("it's") == r"'it\'s'"
-
-
-# The demo.
-
-
-@pytest.mark.slow
-def test_the_demo_in_any_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = run("demo", "--tiny")
-    assert "conclugen, pretrained" in result.stdout
-    assert "conclugen probe --workdir=conclugen_demo/conclugen" in result.stderr
-    assert (tmp_path / "conclugen_demo/label_efficiency.md").is_file()
-    table = json.loads((tmp_path / "conclugen_demo/label_efficiency.json").read_text())
-    assert len(table["results"]) == 6
-    kept = json.loads((tmp_path / "conclugen_demo/conclugen/config.json").read_text())
-    assert kept["data"]["modalities"] == ["pixels", "fourier", "profiles"]  # though the configuration names none
-    assert os.listdir(tmp_path) == ["conclugen_demo"]

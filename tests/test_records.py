@@ -23,6 +23,7 @@ from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Request
 from conclugen_jax.data.sources import Annotations, Example, LabelSpec, PartedSource
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import files
 from tests.helpers import Faces
 
 
@@ -168,7 +169,7 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
     assert part.bad[0][:2] == (9, "train4")
     assert part.converted == again.converted == {"audio float64": 1}
     assert part.replaced == again.replaced == {"text": 3}
-    assert part.sha256 == again.sha256 == manifest_lib.sha256(tmp_path / "part")
+    assert part.sha256 == again.sha256 == files.sha256(tmp_path / "part")
     for name in ("rows", "presence", "ids", "groups"):
         np.testing.assert_array_equal(getattr(part, name), getattr(again, name))
         assert getattr(part, name).dtype == getattr(again, name).dtype

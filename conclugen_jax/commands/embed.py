@@ -10,14 +10,12 @@ Parquet (vectors as lists of numbers) is written batch by batch.
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from conclugen_jax.commands import app
 from conclugen_jax.data import shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import embedding
+from conclugen_jax.evaluate import embedding, vector_files
 from conclugen_jax.run import workdir as workdir_lib
-from conclugen_jax.system import files, progress
+from conclugen_jax.system import progress
 
 command = app.Command()
 FLAGS = command.flags
@@ -35,8 +33,8 @@ def main() -> None:
     """Compute and write."""
     workdir = command.required("workdir")
     output = Path(FLAGS.output or Path(workdir, f"embeddings_{FLAGS.split}.npz"))
-    if output.suffix not in WRITERS:
-        raise ConclugenError(f"--output={output}: expected a name that ends with {' or '.join(WRITERS)}")
+    if output.suffix not in vector_files.WRITERS:
+        raise ConclugenError(f"--output={output}: expected a name that ends with {' or '.join(vector_files.WRITERS)}")
     network = embedding.load(workdir, FLAGS.checkpoint)
     dataset = shards.open_dataset(FLAGS.data or workdir_lib.read_config(workdir).data.path)
     rows = embedding.embed(
@@ -47,15 +45,9 @@ def main() -> None:
         fusion=FLAGS.fusion,
         batch_size=FLAGS.batch_size,
     )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with files.replaced(output) as scratch, progress.Counter(f"embedding {FLAGS.split}") as counter:
-            total = dataset.manifest.splits.get(FLAGS.split, {}).get("num_examples")
-            count = WRITERS[output.suffix](_counted(rows, counter, total), str(scratch))
-    except OSError as e:
-        raise ConclugenError(
-            f"--output={output}: cannot be written ({e.strerror or e}); free space or choose another file"
-        ) from e
+    with progress.Counter(f"embedding {FLAGS.split}") as counter:
+        total = dataset.manifest.splits.get(FLAGS.split, {}).get("num_examples")
+        count = vector_files.write(_counted(rows, counter, total), output)
     print(f"{output}: {count:,} rows of split {FLAGS.split}")
 
 
@@ -65,31 +57,3 @@ def _counted(rows: Iterator[dict], counter: progress.Counter, total: int | None)
         done += len(chunk["id"])
         counter(done, total)
         yield chunk
-
-
-def _write_npz(rows: Iterator[dict], path: str) -> int:
-    chunks = list(rows)
-    arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)
-    return len(arrays["id"])
-
-
-def _write_parquet(rows: Iterator[dict], path: str) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    writer, count = None, 0
-    try:
-        for chunk in rows:
-            table = pa.table({name: pa.array(list(x) if x.ndim > 1 else x) for name, x in chunk.items()})
-            writer = writer or pq.ParquetWriter(path, table.schema)
-            writer.write_table(table)
-            count += len(table)
-    finally:
-        if writer is not None:
-            writer.close()
-    return count
-
-
-WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}

@@ -99,7 +99,7 @@ def _extract() -> None:
     found = clips.find(dataset, request.source, labels=request.labels, cut=FLAGS.cut)
     beam = FLAGS.beam_options if FLAGS.beam else None
     workers = FLAGS.num_workers or os.cpu_count()
-    progress.say(f"{request.source}: {counted(len(found))}; opening the backbones, compiling their programs")
+    progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
         folder, tally = extraction.extract(
             request,
@@ -120,7 +120,7 @@ def _extract() -> None:
         )
     for line in summary.describe(folder, with_dropped=False):
         print(line)
-    for line in _told(tally, folder, len(found)):
+    for line in outcome.lines(tally, folder, len(found)):
         print(line)
 
 
@@ -154,37 +154,3 @@ def _beside(source: Path) -> tuple[Path, ...]:
     tables = sorted(p for p in source.glob("*.csv") if p.is_file()) if source.is_dir() else []
     tables = [p for p in tables if not any(p.with_suffix(ending).is_file() for ending in clips.MEDIA)]
     return tuple([p for p in tables if p.name.lower() == "labels.csv"] or tables)
-
-
-def _told(tally: outcome.Tally, folder: Path, count: int) -> list[str]:
-    left_out = count - tally.done - len(tally.failures)
-    lines = [f"{counted(left_out)} not named by the labels and left out"] if left_out > 0 else []
-    if tally.unknown:
-        lines.append(f"{len(tally.unknown):,} ids of the labels are the name of no clip, such as {tally.unknown[0]!r}")
-    for modality, n in sorted(tally.missing.items()):
-        if n == tally.done:
-            way_out = (
-                "; name a recogniser with --speech, or put subtitles beside the clips" if modality == "text" else ""
-            )
-            lines.append(f"warning: no utterance has {modality}, so the data set has not{way_out}")
-    known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already
-    lines += [f"{counted(n)}: {note}" for note, n in sorted(tally.notes.items()) if note not in known]
-    if tally.failures:
-        path = outcome.table(folder, outcome.FAILURES)
-        lines.append(f"{counted(len(tally.failures))} failed and left out; see {path}")
-    if tally.heard:
-        path = outcome.table(folder, outcome.WORDS)
-        lines.append(f"words were recognised in {counted(len(tally.heard))}; see {path}")
-    host, device = tally.clock.host, tally.clock.device
-    if host + device > 0:
-        what = "waiting for decoded clips" if host > device else "computing features"
-        before = f", {tally.reused:,} of them before" if tally.reused else ""
-        lines.append(
-            f"{counted(tally.done)} extracted{before}; {max(host, device) / (host + device):.0%} of the time {what}"
-        )
-    return lines
-
-
-def counted(n: int) -> str:
-    """A number of utterances."""
-    return f"{n:,} utterance{'' if n == 1 else 's'}"

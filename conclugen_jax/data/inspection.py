@@ -147,10 +147,7 @@ def _common(entries: Mapping[str, Entries], top: int) -> Iterator[tuple[tuple[st
 
 def _duplicates(scans: Scans, modality: str, top: int) -> dict[str, Any]:
     """Find examples with identical vectors of a modality (other than zero ones), within splits and across them."""
-    entries = {}
-    for split, scan in scans.items():
-        there = scan.present[:, [list(scan.vectors).index(modality)]]
-        entries[split] = _entries(np.where(there, scan.vectors[modality].hashes, 0), scan.rows)
+    entries = {split: _entries(scan.vectors[modality].hashes, scan.rows) for split, scan in scans.items()}
     within, across = {}, []
     for split, scan in scans.items():
         rows, vectors, pairs = _within(entries[split], top)

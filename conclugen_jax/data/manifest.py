@@ -228,19 +228,27 @@ def verify(folder: str | Path, manifest: Manifest, *, level: str = "hash") -> No
     Raises:
       ConclugenError: the first file that is missing, of another size, or changed.
     """
-    rebuild = "restore it from a copy or build the data set again with --overwrite"
-    for name, expected in manifest.files.items():
-        path = Path(folder) / name
+    for checked in ("size", "hash")[: 2 if level == "hash" else 1]:  # sizes of all files first, which takes no time
+        for name in manifest.files:
+            if fault := file_fault(Path(folder), manifest, name, level=checked):
+                raise ConclugenError(
+                    f"{Path(folder) / name}: {fault}; restore it from a copy or build the data set again with --overwrite"
+                )
+
+
+def file_fault(folder: Path, manifest: Manifest, name: str, *, level: str) -> str:
+    """Return how a file differs from the manifest, or an empty text; see :func:`verify`."""
+    path, expected = folder / name, manifest.files[name]
+    try:
         if not path.is_file():
-            raise ConclugenError(f"{path}: file is missing; {rebuild}")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise ConclugenError(f"{path}: {size} bytes, the manifest says {expected['bytes']}; {rebuild}")
-    if level == "hash":
-        for name, expected in manifest.files.items():
-            path = Path(folder) / name
-            if sha256(path) != expected["sha256"]:
-                raise ConclugenError(f"{path}: content differs from the manifest (SHA-256); {rebuild}")
+            return "the file is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{path.stat().st_size} bytes, the manifest says {expected['bytes']}"
+        if level == "hash" and files.sha256(path) != expected["sha256"]:
+            return "content differs from the manifest (SHA-256)"
+    except OSError as e:
+        return f"cannot be read ({e.strerror}); check its permissions and the disk"
+    return ""
 
 
 def describe_files(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -248,20 +256,8 @@ def describe_files(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> dic
     facts = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != FILE):
         known = shards.get(path.name, {})
-        facts[path.name] = {"sha256": known.get("sha256") or sha256(path), "bytes": path.stat().st_size, **known}
+        facts[path.name] = {"sha256": known.get("sha256") or files.sha256(path), "bytes": path.stat().st_size, **known}
     return facts
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal.
-
-    Raises:
-      ConclugenError: the file cannot be read.
-    """
-    try:
-        return files.sha256(path)
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); check its permissions and the disk") from e
 
 
 def choose(available: Iterable[str], wanted: Iterable[str], *, what: str, where: str) -> list[str]:

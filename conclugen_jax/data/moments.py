@@ -27,9 +27,10 @@ class Moments:
     @classmethod
     def of(cls, rows: np.ndarray) -> "Moments":
         """Return those of rows [n, dim], n > 0."""
-        rows = np.asarray(rows, np.float64)
+        rows = np.array(rows, np.float64)
         mean = rows.mean(axis=0)
-        return cls(len(rows), mean, np.square(rows - mean).sum(axis=0))
+        rows -= mean
+        return cls(len(rows), mean, np.square(rows, out=rows).sum(axis=0))
 
     def merge(self, other: "Moments") -> None:
         """Add the rows of another object."""

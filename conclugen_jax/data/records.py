@@ -15,10 +15,10 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from conclugen_jax.data.checks import Checker
-from conclugen_jax.data.manifest import sha256
 from conclugen_jax.data.parts import Part
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
 from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.system import files
 
 WRITER_OPTIONS = "group_size:1,snappy"
 """One record a chunk, for random access; the quickest compression, since float features hardly shrink."""
@@ -103,7 +103,7 @@ def write_part(
         raise OSError(number, what, str(path)) from e
     part = checker.part()
     if len(part.rows):
-        part.sha256 = sha256(path)
+        part.sha256 = files.sha256(path)
     else:
         path.unlink()
     return part

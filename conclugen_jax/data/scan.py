@@ -56,17 +56,8 @@ class Faults:
         Raises:
           ConclugenError: faults are not collected.
         """
-        path, expected = self._folder / name, manifest.files[name]
-        if not path.is_file():
-            self.add(name, "the file is missing")
-        elif path.stat().st_size != expected["bytes"]:
-            self.add(name, f"{path.stat().st_size} bytes, the manifest says {expected['bytes']}")
-        else:
-            try:
-                if manifest_lib.sha256(path) != expected["sha256"]:
-                    self.add(name, "content differs from the manifest (SHA-256)")
-            except ConclugenError as e:
-                self.add(name, str(e).removeprefix(f"{path}: "))
+        if fault := manifest_lib.file_fault(self._folder, manifest, name, level="hash"):
+            self.add(name, fault)
 
     def report(self) -> list[dict[str, Any]]:
         """Return ``file``, ``what`` and ``rows`` (first and last of each range) of each fault, in the order found."""
@@ -197,6 +188,7 @@ class SplitScan:
         for c, (m, dim) in enumerate(modalities.items()):
             x = np.frombuffer(b"".join(r[f"features/{m}"] for r in records), "<f4").reshape(-1, self._variants[m], dim)
             vectors = measure(x)
+            vectors.hashes[~kept["present"][:, c]] = 0
             kept |= {f"{m} {key}": values for key, values in vectors._asdict().items()}
             self.columns[m].add(x[kept["present"][:, c, None] & (vectors.bad == 0)])
         for target, spec in self.specs.items():
@@ -226,7 +218,7 @@ class SplitScan:
         for here, (m, v) in zip(self.present.T, self.vectors.items(), strict=True):
             finite = (v.bad == 0).all(axis=1)
             self._note(f"{m} has values that are not finite", ~finite)
-            self._note(f"{m} is absent but not zero", ~here & finite & v.hashes.any(axis=1))
+            self._note(f"{m} is absent but not zero", ~here & finite & ((v.lows != 0) | (v.highs != 0)).any(axis=1))
         self._note("no modality is present", ~self.present.any(axis=1))
         if flags is not None:
             other, file = flags[self.rows] != self.present, manifest_lib.PRESENCE.format(split=self._split)

@@ -16,7 +16,7 @@ class Vectors(NamedTuple):
     """What is kept of each vector of a modality, [n, variants] each.
 
     Attributes:
-      hashes: uint64, of the bytes; 0 for a vector of zeros.
+      hashes: uint64, of the bytes; 0 for a vector that is absent or all zeros.
       norms: float64, L2.
       lows: float32, least value.
       highs: float32, largest value.

@@ -72,7 +72,7 @@ def from_config(config: ConfigDict, manifest: Manifest) -> Encoder:
         return Encoder(model, variables, names, sizes, _origin(None, 0, config.seed, {}))
     model = model_lib.from_config(config, sizes).clone(heads=())
     key, _ = jax.random.split(jax.random.key(config.seed))
-    variables = model_lib.initial_variables(model, key, manifest and manifest.standardization)
+    variables = model_lib.initial_variables(model, key, manifest.standardization)
     dims = dict.fromkeys(names, model.representation_dim)
     return Encoder(model, variables, names, dims, _origin(None, 0, config.seed, variables["params"]))
 

@@ -93,3 +93,38 @@ def write_table(target: Path, which: tuple[str, str], rows: Mapping[str, str]) -
     csv.writer(text).writerows([("utterance", which[1]), *sorted(rows.items())])
     files.write_atomically(path, text.getvalue(), place="--data_dir")
     return path
+
+
+def lines(tally: Tally, folder: Path, count: int) -> list[str]:
+    """Return lines that say what became of ``count`` utterances, for the data set in a folder."""
+    left_out = count - tally.done - len(tally.failures)
+    told = [f"{counted(left_out)} not named by the labels and left out"] if left_out > 0 else []
+    if tally.unknown:
+        told.append(f"{len(tally.unknown):,} ids of the labels are the name of no clip, such as {tally.unknown[0]!r}")
+    for modality, n in sorted(tally.missing.items()):
+        if n == tally.done:
+            way_out = (
+                "; name a recogniser with --speech, or put subtitles beside the clips" if modality == "text" else ""
+            )
+            told.append(f"warning: no utterance has {modality}, so the data set has not{way_out}")
+    known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already
+    told += [f"{counted(n)}: {note}" for note, n in sorted(tally.notes.items()) if note not in known]
+    if tally.failures:
+        path = table(folder, FAILURES)
+        told.append(f"{counted(len(tally.failures))} failed and left out; see {path}")
+    if tally.heard:
+        path = table(folder, WORDS)
+        told.append(f"words were recognised in {counted(len(tally.heard))}; see {path}")
+    host, device = tally.clock.host, tally.clock.device
+    if host + device > 0:
+        what = "waiting for decoded clips" if host > device else "computing features"
+        before = f", {tally.reused:,} of them before" if tally.reused else ""
+        told.append(
+            f"{counted(tally.done)} extracted{before}; {max(host, device) / (host + device):.0%} of the time {what}"
+        )
+    return told
+
+
+def counted(n: int) -> str:
+    """Return a number of utterances as text."""
+    return f"{n:,} utterance{'' if n == 1 else 's'}"

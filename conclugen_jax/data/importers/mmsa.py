@@ -43,18 +43,6 @@ class _Split:
     ids: list[str]
 
 
-@dataclasses.dataclass
-class _Table:
-    """Vectors of one modality, float32 [dim] each, with their ids and counts of special cases."""
-
-    rows: list[np.ndarray] = dataclasses.field(default_factory=list)
-    ids: list[str] = dataclasses.field(default_factory=list)
-    dim: int = 0
-    types: set[str] = dataclasses.field(default_factory=set)
-    valid_steps: set[str] = dataclasses.field(default_factory=set)
-    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-
-
 @np.errstate(all="ignore")  # values that are not finite are refused where they matter
 def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str] | None = None) -> dict[str, Any]:
     """Write the tables of a feature dictionary.
@@ -81,7 +69,7 @@ def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str]
     splits = _splits(source, tree)
     chosen = _chosen(source, splits, modalities)
     labels = _labels(source, splits)
-    tables = {m: _table(source, splits, m) for m in chosen}
+    tables = {m: _table(source, splits, m) for m in chosen}  # rows, ids and facts of each
     facts = {
         "file": source.name,
         "bytes": len(content),
@@ -89,7 +77,7 @@ def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str]
         "pooling": "mean over the valid steps, in float64",
         "splits": {split.name: len(split.ids) for split in splits},
         "labels": list(labels),
-        "modalities": {m: _facts(table) for m, table in tables.items()},
+        "modalities": {m: known for m, (_, _, known) in tables.items()},
     }
     if _state(source) != state:
         raise ConclugenError(f"{source}: changed while it was read; convert it again when it is complete")
@@ -210,30 +198,43 @@ def _numbers(values: Any, n: int, where: str) -> np.ndarray:
     return values.reshape(-1)
 
 
-def _table(source: Path, splits: Sequence[_Split], modality: str) -> _Table:
-    table, key = _Table(), MODALITIES[modality]
+def _table(source: Path, splits: Sequence[_Split], modality: str) -> tuple[list[np.ndarray], list[str], dict[str, Any]]:
+    """Return vectors of one modality, float32 [dim] each, the ids they belong to, and facts for ``source.json``."""
+    key, dim, rows, ids = MODALITIES[modality], 0, [], []
+    types: set[str] = set()
+    valid_steps: set[str] = set()
+    counts: collections.Counter[str] = collections.Counter()
     for split in splits:
         if key not in split.values:
             continue
         where = f"{source}: {split.key}[{key!r}]"
         x = _sequences(split, key, where)
-        if table.dim not in (0, x.shape[2]):
-            raise ConclugenError(f"{where} has {x.shape[2]} features a step, the split before has {table.dim}")
-        table.dim = x.shape[2]
-        table.types.add(x.dtype.name)
+        if dim not in (0, x.shape[2]):
+            raise ConclugenError(f"{where} has {x.shape[2]} features a step, the split before has {dim}")
+        dim = x.shape[2]
+        types.add(x.dtype.name)
         mask, lengths = _mask(source, split, modality, x), _lengths(source, split, key, x)
-        known = "mask in text_bert" if mask is not None else "lengths" if lengths is not None else "not all zero"
-        table.valid_steps.add(known)
+        valid_steps.add(
+            "mask in text_bert" if mask is not None else "lengths" if lengths is not None else "not all zero"
+        )
         for i, name in enumerate(split.ids):
             one_mask, length = None if mask is None else mask[i], None if lengths is None else int(lengths[i])
-            vector = _pool(x[i], one_mask, length, f"{where} of {name!r}", table.counts)
+            vector = _pool(x[i], one_mask, length, f"{where} of {name!r}", counts)
             if vector is not None:
-                table.rows.append(vector)
-                table.ids.append(name)
-    if not table.rows:
+                rows.append(vector)
+                ids.append(name)
+    if not rows:
         raise ConclugenError(f"{source}: no clip has {modality}; leave it out with --modalities")
-    table.counts["absent"] = sum(len(split.ids) for split in splits) - len(table.rows)
-    return table
+    facts = {
+        "dim": dim,
+        "type_in_file": "/".join(sorted(types)),
+        "valid_steps": "/".join(sorted(valid_steps)),
+        "clips": len(rows),
+        "clips_without": sum(len(split.ids) for split in splits) - len(rows),
+        "clips_with_content_outside_their_length": counts["outside_length"],
+        "minus_infinity_set_to_0": counts["minus_infinity"],
+    }
+    return rows, ids, facts
 
 
 def _sequences(split: _Split, key: str, where: str) -> np.ndarray:
@@ -309,23 +310,11 @@ def _pool(
     return vector
 
 
-def _facts(table: _Table) -> dict[str, Any]:
-    return {
-        "dim": table.dim,
-        "type_in_file": "/".join(sorted(table.types)),
-        "valid_steps": "/".join(sorted(table.valid_steps)),
-        "clips": len(table.rows),
-        "clips_without": table.counts["absent"],
-        "clips_with_content_outside_their_length": table.counts["outside_length"],
-        "minus_infinity_set_to_0": table.counts["minus_infinity"],
-    }
-
-
 def _write(
     output: Path,
     splits: Sequence[_Split],
     labels: Mapping[str, list[str]],
-    tables: Mapping[str, _Table],
+    tables: Mapping[str, tuple[list[np.ndarray], list[str], Any]],
     facts: Mapping[str, Any],
 ) -> None:
     scratch = None
@@ -334,9 +323,9 @@ def _write(
         scratch = Path(tempfile.mkdtemp(prefix=f".converting-{os.getpid()}-", dir=output.parent))
         folder = scratch / "tables"  # a temporary folder is private, this one is not
         folder.mkdir()
-        for m, table in tables.items():
-            np.save(folder / f"{m}.npy", np.stack(table.rows))
-            (folder / f"{m}.txt").write_text("".join(f"{i}\n" for i in table.ids), encoding="utf-8", newline="\n")
+        for m, (rows, ids, _) in tables.items():
+            np.save(folder / f"{m}.npy", np.stack(rows))
+            (folder / f"{m}.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8", newline="\n")
         with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             first, *further = labels
