@@ -53,13 +53,14 @@ def split_name(text: str, where: str) -> str:
 
 
 def take(annotations: Annotations, rows: np.ndarray) -> Annotations:
-    """Return some rows of a split."""
+    """Return some rows of a split; ``rows``: int64 [n]."""
+    indices = rows.tolist()
     return Annotations(
-        ids=[annotations.ids[i] for i in rows],
-        groups=[annotations.groups[i] for i in rows],
+        ids=[annotations.ids[i] for i in indices],
+        groups=[annotations.groups[i] for i in indices],
         label=None if annotations.label is None else annotations.label[rows],
         targets={name: column[rows] for name, column in annotations.targets.items()},
-        keys=[annotations.keys[i] for i in rows],
+        keys=[annotations.keys[i] for i in indices],
     )
 
 

@@ -35,7 +35,7 @@ class Table:
 
     @property
     def names(self) -> list[str]:
-        """Names of the columns."""
+        """Return the names of the columns."""
         return list(self.columns)
 
     def __len__(self) -> int:

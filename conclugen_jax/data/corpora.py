@@ -54,7 +54,7 @@ class Corpus:
 
 
 def _voxceleb2(name: str) -> Named:
-    """``IDENTITY_YOUTUBE_CLIP``; the part in the middle may hold underscores itself."""
+    """Read ``IDENTITY_YOUTUBE_CLIP``; the part in the middle may itself hold underscores."""
     if not re.fullmatch(r"id\d+_.+_\d+", name):
         raise ConclugenError(f"voxceleb2: {name!r} is no name like id00012_21Uxsk56VDQ_00001")
     return Named(None, name.split("_", 1)[0])
@@ -64,7 +64,7 @@ CAER_CLASSES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise
 
 
 def _caer(name: str) -> Named:
-    """``CLASS_FILE``."""
+    """Read ``CLASS_FILE``."""
     found = {"Angry": 0, **{c: i for i, c in enumerate(CAER_CLASSES)}}.get(name.split("_", 1)[0])
     if found is None or "_" not in name:
         raise ConclugenError(f"caer: {name!r} does not begin with one of {', '.join(CAER_CLASSES)} and '_'")
@@ -72,7 +72,7 @@ def _caer(name: str) -> Named:
 
 
 def _ravdess(name: str) -> Named:
-    """``MODALITY-CHANNEL-EMOTION-INTENSITY-STATEMENT-REPETITION-ACTOR``."""
+    """Read ``MODALITY-CHANNEL-EMOTION-INTENSITY-STATEMENT-REPETITION-ACTOR``."""
     if not re.fullmatch(r"\d\d-\d\d-0[1-8](-\d\d){4}", name):
         raise ConclugenError(f"ravdess: {name!r} is no name like 01-01-06-01-02-01-12")
     return Named(int(name[6:8]) - 1, f"actor{name[-2:]}")

@@ -74,7 +74,7 @@ class JoinedSource:
         facts: Mapping[str, Any] | None = None,
         identity: str = "",
     ):
-        """Join.
+        """Join annotations and features.
 
         Args:
           spec: its splits are keys of ``annotations``, its modalities those of ``features``.

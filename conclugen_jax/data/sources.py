@@ -89,10 +89,10 @@ class Source(Protocol):
     spec: DatasetSpec
 
     def fingerprint(self) -> str:
-        """Text that changes when the examples do, such as a hash of the source files."""
+        """Return text that changes when the examples do, such as a hash of the source files."""
 
     def examples(self, split: str) -> Iterator[Example]:
-        """The examples of a split, always in the same order."""
+        """Yield the examples of a split, always in the same order."""
 
 
 @runtime_checkable
@@ -100,10 +100,10 @@ class PartedSource(Source, Protocol):
     """A source whose splits can be cut into parts, which several processes then read at the same time."""
 
     def num_examples(self, split: str) -> int:
-        """Number of examples of a split."""
+        """Return the number of examples of a split."""
 
     def part(self, split: str, start: int, stop: int) -> Iterable[Example]:
-        """Rows ``start`` to ``stop`` of a split, as something that can be sent to another process."""
+        """Return rows ``start`` to ``stop`` of a split, as something that can be sent to another process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,18 +132,18 @@ class Features(Protocol):
     dim: int
 
     def names(self) -> dict[str, list[str]]:
-        """split ("" where files do not say which) -> keys of the vectors there; empty where vectors have no keys."""
+        """Return split ("" if files do not say which) -> keys of its vectors; nothing if vectors have no keys."""
 
     def files(self) -> Iterable[Any]:
-        """Paths of the files that are read, for the fingerprint."""
+        """Return the paths of the files that are read, for the fingerprint."""
 
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[Any]:
-        """For each key a place that ``read`` understands, None where the modality is known to be absent."""
+        """Return a place for :meth:`read` for each key, None where the modality is known to be absent."""
 
     def read(self, place: Any) -> np.ndarray | None:
-        """The vector [dim] (or [variants, dim]) at a place; None if there is none after all."""
+        """Return the vector [dim] (or [variants, dim]) at a place, None if there is none after all."""
 
 
 def name_hash(text: str) -> int:
-    """64 bits of a hash of a name, 0 for an empty one."""
+    """Return 64 bits of a hash of a name, 0 for an empty one."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") if text else 0
