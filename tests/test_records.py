@@ -329,13 +329,11 @@ def goes_on(pid):
 def test_workers_end_with_their_parent(tmp_path):
     """A build whose main process is killed leaves no process behind."""
     code = (
-        "import sys, time, os\n"
-        "from conclugen_jax.system import signals\n"
-        "import concurrent.futures, multiprocessing\n"
+        "import os, time\n"
+        "from conclugen_jax.system import pool\n"
         "if __name__ == '__main__':\n"
-        "    pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn'),\n"
-        "        initializer=signals.end_with, initargs=(os.getpid(),))\n"
-        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    workers = pool.Pool(1)\n"
+        "    print(workers.submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(60)\n"
     )
     script = tmp_path / "parent.py"

@@ -8,11 +8,11 @@ import multiprocessing.context
 import multiprocessing.process
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
-
-from conclugen_jax.system import signals
 
 Died = concurrent.futures.process.BrokenProcessPool
 """Raised by the result of a call whose process was killed or crashed."""
@@ -109,6 +109,13 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _start(parent: int, start: Callable[[], None] | None) -> None:
-    signals.end_with(parent)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if start is not None:
         start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as its parent is gone, however that ended; ``parent`` is its process id."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)

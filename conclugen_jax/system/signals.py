@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,14 +128,3 @@ def _watched(stop: Stop) -> Iterator[None]:
         signal.set_wakeup_fd(before)
         os.write(into, b"\0")
         os.close(into)
-
-
-def end_with(parent: int) -> None:
-    """End this process as soon as its parent is gone, however that ended; ``parent`` is its process id."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
