@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import model
-from conclugen_jax.run import allowed
+from conclugen_jax.run import allowed, workdir
 from conclugen_jax.run import config as config_lib
 from configs import base
 from tests.helpers import tiny_config
@@ -200,16 +200,23 @@ def test_clustering_that_can_never_count_is_refused():
         config_lib.check_clustering(config, steps_per_epoch=5)
 
 
-def test_json_round_trip_keeps_types_and_is_data_only():
+def test_json_round_trip_keeps_types_and_is_data_only(tmp_path):
     config = tiny_config("path", data__modalities=("a", "b"))
     text = config_lib.to_json(config)
-    again = config_lib.from_json(text, "config.json")
+    again = config_lib.from_tree(json.loads(text), "config.json")
     assert again.to_dict() == config.to_dict()
     assert isinstance(again.data.modalities, tuple)
     assert json.loads(text)["data"]["modalities"] == ["a", "b"]
-    for bad in ("{", "[]", '{"model": 3}', "!!python/object/apply:os.system ['true']"):
-        with pytest.raises(ConclugenError, match=r"config\.json"):
-            config_lib.from_json(bad, "config.json")
+    for bad in (
+        "{",
+        "[]",
+        '{"model": 3}',
+        "!!python/object/apply:os.system ['true']",
+        '{"model": {"a.b": 1}, "data": {}}',
+    ):
+        (tmp_path / workdir.CONFIG).write_text(bad)
+        with pytest.raises(ConclugenError, match=r"config\.json: not "):
+            workdir.read_config(tmp_path)
 
 
 def test_differences_name_every_changed_key():

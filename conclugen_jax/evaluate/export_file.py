@@ -4,7 +4,6 @@ An export is a folder of two files: the weights as safetensors, and a JSON objec
 them. It may come from strangers: everything in it is checked, nothing in it is executed or opened as a path.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -119,7 +118,7 @@ def _config(path: Path, tree: dict[str, Any]) -> ConfigDict:
         for key, value in config_lib.flatten(msgspec.to_builtins(known)):
             config_lib.check_value(key, value)
         config_lib.check_modalities(known.data.modalities)
-        return without_places(config_lib.from_json(json.dumps(tree), str(path)))
+        return without_places(config_lib.from_tree(tree, str(path)))
     # The latter three where a name is none that ConfigDict allows, or sections are nested by the hundred.
     except (ConclugenError, msgspec.ValidationError, TypeError, ValueError, RecursionError) as e:
         raise ConclugenError(f"{path}: the configuration cannot be used ({e}); {AGAIN}") from e

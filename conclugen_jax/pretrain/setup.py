@@ -154,9 +154,9 @@ def check_alike(config: ConfigDict, manifest: Manifest) -> None:
         raise ConclugenError(
             f"the processes have {', '.join(str(counts[i]) for i in sorted(counts))} devices; give each as many"
         )
-    own = {"config": config_lib.to_json(config), "data": f"{manifest.name} {manifest.version} {manifest.fingerprint()}"}
-    main: Mapping[str, str] = json.loads(processes.text_of_main(json.dumps(own)))
-    different = config_lib.differences(config_lib.from_json(main["config"], "process 0"), config)
+    own = {"config": config.to_dict(), "data": f"{manifest.name} {manifest.version} {manifest.fingerprint()}"}
+    main: Mapping[str, Any] = json.loads(processes.text_of_main(json.dumps(own)))
+    different = config_lib.differences(config_lib.from_tree(main["config"], "process 0"), config)
     # Each machine may have the data elsewhere: it is compared by content.
     different = [line for line in different if not line.startswith("config.data.path:")]
     if different:

@@ -1,4 +1,4 @@
-"""Configurations as data: JSON in and out, differences between two, and refusal of impossible values.
+"""Configurations as data: to and from JSON, differences between two, and refusal of impossible values.
 
 A configuration is an ``ml_collections.ConfigDict``; which keys exist is declared by the configuration files, not here.
 """
@@ -178,7 +178,7 @@ def check_clustering(config: ConfigDict, *, steps_per_epoch: int) -> None:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of every leaf, tuples as lists."""
+    """Yield dotted key and value of every leaf, tuples as lists."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -187,29 +187,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def to_json(config: ConfigDict) -> str:
-    """The whole configuration as indented JSON, keys sorted."""
+    """Return the whole configuration as indented JSON with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str, source: str) -> ConfigDict:
-    """Read :func:`to_json`'s output; nothing in it is executed.
+def from_tree(tree: Any, source: str) -> ConfigDict:
+    """Return the configuration of a run that was read from JSON, as :func:`to_json` writes it.
 
     Args:
-      text: the JSON.
+      tree: the value of the JSON.
       source: its file, for messages.
 
     Raises:
-      ConclugenError: not JSON, or not an object of sections.
+      ConclugenError: it is no object of sections.
     """
-    try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise ConclugenError(f"{source}: not valid JSON ({e}); restore the file or use a new workdir") from e
     if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict) or not isinstance(tree.get("data"), dict):
         raise ConclugenError(f"{source}: not the configuration of a run; it needs the sections 'data' and 'model'")
     try:
         return ConfigDict(_lists_to_tuples(tree)).lock()
-    except (ValueError, TypeError, AttributeError) as e:  # keys that no configuration can have
+    # The types of errors of keys that ConfigDict does not allow, and of sections nested by the hundred.
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
         raise ConclugenError(f"{source}: not the configuration of a run ({e}); restore it or use a new workdir") from e
 
 

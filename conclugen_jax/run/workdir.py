@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -117,11 +118,7 @@ def _check_same(workdir: Path, changed: list[str], data: Manifest, *, moved: boo
 def read_config(workdir: str | Path) -> ConfigDict:
     """Read the configuration of the run in a workdir."""
     path = Path(workdir) / CONFIG
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConclugenError(f"{path}: no run here that can be read ({e}); name the workdir of a run") from e
-    return config_lib.from_json(text, str(path))
+    return config_lib.from_tree(files.read_json(path, Any, way_out="name the workdir of a run"), str(path))
 
 
 def read_data(workdir: str | Path) -> Manifest:
