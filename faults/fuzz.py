@@ -21,6 +21,7 @@ from conclugen_jax.extract.media import subtitles
 from conclugen_jax.extract.networks import torch_files
 from conclugen_jax.run import checkpoint, seals
 from conclugen_jax.run import config as config_lib
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system.files import sha256
 
@@ -218,14 +219,14 @@ def target(kind: str, folder: Path, run: Path) -> Target:
     files = {"manifest": "data.json", "configuration": "config.json", "metrics log": "metrics.jsonl"}
     if kind in files or kind == "bad steps":
         valid = (run / files[kind]).read_bytes() if kind in files else b'{"step": 3, "ids": []}\n{"step": 4}\n'
-        name = files.get(kind, workdir_lib.BAD_STEPS)
+        name = files.get(kind, log_lib.BAD_STEPS)
         readers: dict[str, Callable[[], Any]] = {
             "manifest": lambda: manifest_lib.read_file(folder / name, missing="name another"),
             "configuration": lambda: config_lib.differences(
                 workdir_lib.read_config(folder), workdir_lib.read_config(run)
             ),
-            "metrics log": lambda: workdir_lib.MetricsLog(folder, 10**9).__exit__(None),
-            "bad steps": lambda: workdir_lib.left_out_steps(folder),
+            "metrics log": lambda: log_lib.MetricsLog(folder, 10**9).__exit__(None),
+            "bad steps": lambda: log_lib.left_out_steps(folder),
         }
         return Target(folder / name, valid, readers[kind])
     if kind in ALONE:

@@ -15,7 +15,7 @@ from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pretrain import recorder
 from conclugen_jax.run import checkpoint
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.system import signals
 from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
 
@@ -71,7 +71,7 @@ def config_of(data, **changes):
 def test_a_row_that_is_not_finite_costs_one_step_an_epoch_and_is_named(data, tmp_path, bad_run, bad_row):
     state, folder, said = bad_run
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, state.batch_stats, state.opt_state)))
-    notes = [json.loads(line) for line in (folder / workdir_lib.BAD_STEPS).read_text().splitlines()]
+    notes = [json.loads(line) for line in (folder / log_lib.BAD_STEPS).read_text().splitlines()]
     assert [(n["step"] - 1) // 4 for n in notes] == [0, 1, 2, 3]  # 4 epochs of 4 steps
     assert all(n["ids"] == [f"train{BAD_ROW}"] and BAD_ROW in n["rows"] and len(n["rows"]) == 16 for n in notes)
     records = log_without_times(folder)
@@ -82,9 +82,7 @@ def test_a_row_that_is_not_finite_costs_one_step_an_epoch_and_is_named(data, tmp
 
     # A run that knows the steps beforehand never goes back, and is the same bit for bit.
     (tmp_path / "knowing").mkdir()
-    (tmp_path / "knowing" / workdir_lib.BAD_STEPS).write_text(
-        (folder / workdir_lib.BAD_STEPS).read_text(encoding="utf-8")
-    )
+    (tmp_path / "knowing" / log_lib.BAD_STEPS).write_text((folder / log_lib.BAD_STEPS).read_text(encoding="utf-8"))
     assert_same_bits(
         pretrain.pretrain(config_of(data, clustering__start_epoch=1), tmp_path / "knowing", devices=DEVICES), state
     )
@@ -93,7 +91,7 @@ def test_a_row_that_is_not_finite_costs_one_step_an_epoch_and_is_named(data, tmp
 
 def test_a_step_that_is_left_out_changes_nothing_but_the_count(data, tmp_path):
     (tmp_path / "run").mkdir()
-    workdir_lib.leave_out(tmp_path / "run", {"step": 1})
+    log_lib.leave_out(tmp_path / "run", {"step": 1})
     config = config_of(data, train__num_epochs=2, clustering__queue_reset="never")
     whole = pretrain.pretrain(config, tmp_path / "whole", devices=DEVICES)
     state = pretrain.pretrain(config, tmp_path / "run", devices=DEVICES)
@@ -132,7 +130,7 @@ def test_a_run_that_stays_bad_ends_with_its_last_good_checkpoint(data, tmp_path,
     with pytest.raises(ConclugenError, match=message + ".*lower config.optimizer.learning_rate"):
         pretrain.pretrain(config, tmp_path, devices=DEVICES)
     assert len(checked) == 1  # not again while a save may be under way, whose files come and go
-    assert workdir_lib.left_out_steps(tmp_path) == list(range(9, 9 + allowed))
+    assert log_lib.left_out_steps(tmp_path) == list(range(9, 9 + allowed))
     with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
         assert saved.steps() == [4, 8]
 
@@ -141,7 +139,7 @@ def test_a_loss_that_stands_out_is_left_out_by_choice(data, tmp_path, monkeypatc
     monkeypatch.setattr(recorder, "USUAL_STEPS", 4)
     config = config_of(data, train__num_epochs=3, clustering__start_epoch=2, train__max_loss_ratio=1.02)
     pretrain.pretrain(config, tmp_path / "run", devices=DEVICES)
-    left_out = workdir_lib.left_out_steps(tmp_path / "run")
+    left_out = log_lib.left_out_steps(tmp_path / "run")
     losses = [r.get("loss") for r in log_without_times(tmp_path / "run")]
     assert 9 < min(left_out) <= 12  # clustering joins in epoch 2 and adds its term
     assert [i + 1 for i, x in enumerate(losses) if x is None] == left_out
@@ -151,7 +149,7 @@ def test_a_loss_that_stands_out_is_left_out_by_choice(data, tmp_path, monkeypatc
 
 
 def test_a_damaged_note_is_refused(data, tmp_path):
-    (tmp_path / workdir_lib.BAD_STEPS).write_text('{"step": 1}\n{"st')
+    (tmp_path / log_lib.BAD_STEPS).write_text('{"step": 1}\n{"st')
     with pytest.raises(ConclugenError, match=r"bad_steps.jsonl: damaged"):
         pretrain.pretrain(config_of(data), tmp_path, devices=DEVICES)
 
@@ -160,7 +158,7 @@ def test_the_first_operation_that_gives_no_number_is_named_by_choice(data, tmp_p
     config = config_of(data, train__num_epochs=2)
     state = pretrain.pretrain(config, tmp_path / "run", devices=DEVICES, debug_nans=True)
     said = [line for line in capsys.readouterr().err.splitlines() if "invalid value (nan)" in line]
-    steps = workdir_lib.left_out_steps(tmp_path / "run")
+    steps = log_lib.left_out_steps(tmp_path / "run")
     assert [line.split(":")[0] for line in said] == [f"step {step}" for step in steps]
     # The NaN of the features meets the first product of the audio's network.
     assert all("encountered in dot_general" in line and ", in layers.py, line " in line for line in said), said

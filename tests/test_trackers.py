@@ -8,8 +8,8 @@ import types
 import pytest
 
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import trackers
-from conclugen_jax.run import workdir as workdir_lib
 
 RECORDS = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 
@@ -54,7 +54,7 @@ FAKES = {"wandb": (wandb, ("init", "log", "finish")), "mlflow": (mlflow, ("start
 
 
 def write(folder, tracker, step=0, records=RECORDS):
-    with workdir_lib.MetricsLog(folder, step, tracker=tracker) as log:
+    with log_lib.MetricsLog(folder, step, tracker=tracker) as log:
         for record in records:
             log.write([record])
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +87,7 @@ def test_a_tracker_that_fails_is_given_up_with_one_warning(tmp_path, monkeypatch
 
 def test_event_files_that_cannot_be_opened_are_a_warning_too(tmp_path, caplog):
     (tmp_path / trackers.FOLDER).write_text("in the way")
-    with caplog.at_level(logging.WARNING), workdir_lib.MetricsLog(tmp_path, 0, tensorboard=True) as log:
+    with caplog.at_level(logging.WARNING), log_lib.MetricsLog(tmp_path, 0, tensorboard=True) as log:
         log.write(RECORDS)
     assert len(caplog.records) == 1
     assert "TensorBoard is dropped" in caplog.text
@@ -97,7 +97,7 @@ def test_event_files_that_cannot_be_opened_are_a_warning_too(tmp_path, caplog):
 def test_a_package_that_is_missing_is_said_before_training(tmp_path, monkeypatch, tracker):
     monkeypatch.setitem(sys.modules, tracker, None)
     with pytest.raises(ConclugenError, match=rf"config.train.tracker is '{tracker}' but.*pip install {tracker}"):
-        workdir_lib.MetricsLog(tmp_path, 0, tracker=tracker)
+        log_lib.MetricsLog(tmp_path, 0, tracker=tracker)
 
 
 def test_a_damaged_note_of_the_run_starts_a_new_one(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from conclugen_jax.pretrain import recorder
 from conclugen_jax.pretrain.programs import Programs
 from conclugen_jax.pretrain.setup import Setup
 from conclugen_jax.run import checkpoint
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.system import processes, progress
 from conclugen_jax.train import sharded_update
 
@@ -25,7 +25,7 @@ PACKAGE = Path(conclugen_jax.__file__).parent
 
 def left_out(run: Setup) -> list[int]:
     """Steps whose update is left out, counted from 1, the same on all processes."""
-    own = workdir_lib.left_out_steps(run.workdir) if processes.is_main() else []
+    own = log_lib.left_out_steps(run.workdir) if processes.is_main() else []
     return json.loads(processes.text_of_main(json.dumps(own)))
 
 
@@ -52,7 +52,7 @@ def leave_out(run: Setup, bad: recorder.BadStep) -> None:
     cause = f"the features of {named} are not finite" if ids else "all features of its batch are finite"
     if processes.is_main():
         progress.say(f"warning: {what}; {cause}; the step is left out")
-        workdir_lib.leave_out(run.workdir, {"step": step, "reason": what, "ids": ids, "rows": indices.tolist()})
+        log_lib.leave_out(run.workdir, {"step": step, "reason": what, "ids": ids, "rows": indices.tolist()})
 
 
 def say_first_nan(run: Setup, programs: Programs, saved: checkpoint.Checkpoints, step: int) -> None:

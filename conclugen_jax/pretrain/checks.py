@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders, digits, shards
 from conclugen_jax.method import collectives
-from conclugen_jax.run import checkpoint
+from conclugen_jax.run import checkpoint, trees
 from conclugen_jax.system import locks
 from conclugen_jax.train import parallel
 
@@ -193,7 +193,7 @@ def training(config: ConfigDict) -> Finding:
         newest = workdir / checkpoint.FOLDER / str(int(state.step))
         shutil.rmtree(newest)
         again = pretrain.pretrain(config, workdir)
-        same = checkpoint.fingerprint(checkpoint.to_tree(state)) == checkpoint.fingerprint(checkpoint.to_tree(again))
+        same = trees.fingerprint(trees.to_tree(state)) == trees.fingerprint(trees.to_tree(again))
         if not same or not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
             found = "a resumed run is not the same bit for bit" if not same else "parameters are not finite"
             return Finding("training", "failed", found, "update jaxlib and driver; report it with the output of --json")

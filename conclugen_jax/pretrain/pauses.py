@@ -11,7 +11,7 @@ from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.pretrain.recorder import Recorder
 from conclugen_jax.pretrain.setup import Setup
 from conclugen_jax.run import checkpoint
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.system import processes, signals
 from conclugen_jax.train import parallel, sharded_update
 from conclugen_jax.train.loop import Dispatch
@@ -27,7 +27,7 @@ def ending_at_once(stop: signals.Stop) -> contextlib.AbstractContextManager[None
 class Probing:
     """Writes what the online probe finds to ``probes.jsonl``."""
 
-    def __init__(self, probe: online_probe.OnlineProbe, log: workdir_lib.MetricsLog, stop: signals.Stop):
+    def __init__(self, probe: online_probe.OnlineProbe, log: log_lib.MetricsLog, stop: signals.Stop):
         self._probe, self._log, self._stop = probe, log, stop
         self.is_due = probe.is_due
 
@@ -64,7 +64,7 @@ class Saving:
         self,
         run: Setup,
         saved: checkpoint.Checkpoints,
-        log: workdir_lib.MetricsLog,
+        log: log_lib.MetricsLog,
         recorder: Recorder,
         probe: online_probe.OnlineProbe | None,
         stop: signals.Stop,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.system import progress
 from conclugen_jax.train import loop
 
@@ -37,7 +37,7 @@ class Recorder:
     def __init__(
         self,
         config: ConfigDict,
-        log: workdir_lib.MetricsLog,
+        log: log_lib.MetricsLog,
         display: progress.Display,
         info: Mapping[str, Any],
     ):

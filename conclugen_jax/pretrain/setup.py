@@ -19,7 +19,7 @@ from conclugen_jax.method import model as model_lib
 from conclugen_jax.method import train_state, views
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.pretrain.step import pretrain_step
-from conclugen_jax.run import checkpoint
+from conclugen_jax.run import checkpoint, trees
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.system import processes
 from conclugen_jax.train import feed, memory, parallel
@@ -85,7 +85,7 @@ class Setup:
         """
         found = saved.restore_newest(jax.eval_shape(self.fresh_state))
         state, info = found or (self.fresh_state(), {"epoch_sums": {}, "epoch_steps": {}})
-        return checkpoint.of_main(state, info)
+        return trees.of_main(state, info)
 
     def memory(self, state: TrainState) -> dict[str, float]:
         """GiB that the run takes on each device, by what takes it."""

@@ -20,6 +20,7 @@ from conclugen_jax.pretrain.pauses import OnEpoch
 from conclugen_jax.pretrain.programs import Programs
 from conclugen_jax.pretrain.recorder import BadStep, Recorder
 from conclugen_jax.run import checkpoint
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import processes, progress, signals
 from conclugen_jax.train import feed, memory, parallel, sharded_update
@@ -99,8 +100,8 @@ def _train(
     mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
     shown = {"total_steps": run.total_steps, "steps_per_epoch": run.batches.steps_per_epoch, "first_step": first_step}
     with (
-        workdir_lib.MetricsLog(run.workdir, first_step, **mirrors) as log,
-        workdir_lib.MetricsLog(run.workdir, first_step, name=workdir_lib.PROBES) as probes,
+        log_lib.MetricsLog(run.workdir, first_step, **mirrors) as log,
+        log_lib.MetricsLog(run.workdir, first_step, name=log_lib.PROBES) as probes,
         progress.Display(run.title, **shown) as display,
         memory.explained(run.memory(state), config),
     ):

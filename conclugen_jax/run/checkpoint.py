@@ -16,10 +16,6 @@ from orbax.checkpoint import checkpoint_managers
 
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.run import saving, seals, trees
-from conclugen_jax.run.trees import fingerprint as fingerprint
-from conclugen_jax.run.trees import from_tree as from_tree
-from conclugen_jax.run.trees import of_main as of_main
-from conclugen_jax.run.trees import to_tree as to_tree
 from conclugen_jax.system import processes, progress
 
 FOLDER = "checkpoints"
@@ -143,8 +139,8 @@ class Checkpoints:
         self._saver.check()
         if step in self.steps():
             return
-        tree = to_tree(state)
-        record = {"step": step, "sha256": fingerprint(tree), "info": dict(info), "info_sha256": _json_hash(info)}
+        tree = trees.to_tree(state)
+        record = {"step": step, "sha256": trees.fingerprint(tree), "info": dict(info), "info_sha256": _json_hash(info)}
         self._saver.start(step, lambda: self._commit(step, tree, record, loss), self._clear)
 
     def _commit(self, step: int, tree: Any, record: Mapping[str, Any], loss: float | None) -> None:
@@ -198,7 +194,7 @@ class Checkpoints:
           ConclugenError: a path is missing, spare, or of another shape or type.
         """
         tree, info = self.restore_tree(step)
-        return from_tree(tree, template, source=f"{self.workdir} step {step}"), info
+        return trees.from_tree(tree, template, source=f"{self.workdir} step {step}"), info
 
     def restore_tree(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the state of a step as nested dicts of NumPy arrays, and its JSON object; all hashes are compared.
@@ -214,7 +210,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=args)
             record, tree = restored["record"], restored["state"]
-            same = record["step"] == step and record["sha256"] == fingerprint(tree)
+            same = record["step"] == step and record["sha256"] == trees.fingerprint(tree)
             same = same and record.get("info_sha256") in (None, _json_hash(record["info"]))
         except Exception as e:  # Orbax and TensorStore raise many kinds
             raise Damaged(f"{folder}: the checkpoint cannot be read ({_shown(e)})") from e

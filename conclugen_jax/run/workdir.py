@@ -11,12 +11,6 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import config as config_lib
-from conclugen_jax.run.log import BAD_STEPS as BAD_STEPS
-from conclugen_jax.run.log import METRICS as METRICS
-from conclugen_jax.run.log import PROBES as PROBES
-from conclugen_jax.run.log import MetricsLog as MetricsLog
-from conclugen_jax.run.log import leave_out as leave_out
-from conclugen_jax.run.log import left_out_steps as left_out_steps
 from conclugen_jax.system import files, locks, processes
 
 CONFIG = "config.json"

@@ -12,6 +12,7 @@ import numpy as np
 
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.study.results import RESULTS
 from conclugen_jax.system import files
@@ -209,7 +210,7 @@ def _runs(folder: Path) -> Iterator[tuple[int, Run]]:
         if not (seed.isascii() and seed.isdecimal()) or not (workdir / workdir_lib.CONFIG).exists():
             continue  # nothing has begun here
         data, config = workdir_lib.read_data(workdir), json.loads(workdir_lib.read_config(workdir).to_json())
-        logs = (records(workdir / log) for log in (workdir_lib.METRICS, workdir_lib.PROBES))
+        logs = (records(workdir / log) for log in (log_lib.METRICS, log_lib.PROBES))
         yield int(seed), Run(workdir, data, config, *logs)
 
 
