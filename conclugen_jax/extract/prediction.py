@@ -38,7 +38,7 @@ class Prediction:
       probability: of each class; empty for a number.
       predicted: names of the classes predicted (one, or any number of labels), or the number.
       missing: modalities of the run that the clip lacks.
-      notes: what was odd.
+      notes: remarks for the user.
       failure: why there is no prediction; empty if there is one.
       boxes: of faces: (time from the start, x, y, x, y), in parts of the frame.
     """
