@@ -14,8 +14,11 @@ from typing import Any
 
 from conclugen_jax.data import assembly, place, workers
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
+from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, PartedSource, Source
 from conclugen_jax.errors import ConclugenError
+
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+"""Names of modalities, targets and splits."""
 
 VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 """``major.minor.patch`` as TFDS takes it."""
@@ -167,34 +170,26 @@ def check_spec(spec: DatasetSpec) -> None:
     Raises:
       ConclugenError: an invalid name, version, modality or label.
     """
-
-    def label_fault(label: LabelSpec) -> bool:
-        named = label.kind in ("single", "multi")
-        return label.kind not in LABEL_KINDS or bool(label.names) != named or len(set(label.names)) < len(label.names)
-
     if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name) or not VERSION.fullmatch(spec.version):
         raise ConclugenError(
             f"data set {spec.name!r} version {spec.version!r}: the name takes lower case letters, digits and '_', the "
             "version three numbers without leading zeros, such as 1.0.0"
         )
-    bad = [m for m in spec.modalities if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", m)]
-    if bad or not spec.modalities or min(spec.modalities.values()) < 1:
+    if not spec.modalities or min(spec.modalities.values()) < 1 or not all(map(WORD.fullmatch, spec.modalities)):
         raise ConclugenError(
             f"data set {spec.name!r}: modalities {dict(spec.modalities)}; names take letters, digits and '_', sizes are >= 1"
         )
     for name, label in {"label": spec.label, **spec.targets}.items():
-        if (
-            label_fault(label)
-            or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
-            or (label.kind == "none" and name != "label")
-        ):
+        known = label.kind in (LABEL_KINDS if name == "label" else set(LABEL_KINDS) - {"none"})
+        named = bool(label.names) == (label.kind in ("single", "multi")) and len(set(label.names)) == len(label.names)
+        if not (known and named and WORD.fullmatch(name)):
             raise ConclugenError(
                 f"data set {spec.name!r}: {name} of kind {label.kind!r} with names {label.names}; kinds are "
                 f"{LABEL_KINDS}, 'single' and 'multi' have names, each once; targets are called by letters, digits and '_'"
             )
     if any(n < 1 or m not in spec.modalities for m, n in spec.variants.items()):
         raise ConclugenError(f"data set {spec.name!r}: variants {dict(spec.variants)}; modality -> a number >= 1")
-    if not spec.splits or not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", split) for split in spec.splits):
+    if not spec.splits or not all(map(WORD.fullmatch, spec.splits)):
         raise ConclugenError(
             f"data set {spec.name!r} has no split, or one that is not of letters, digits and '_': {list(spec.splits)}"
         )
