@@ -510,3 +510,32 @@ def test_prefetch_keeps_order_passes_errors_on_and_ends_its_thread():
     assert next(half) == 0
     half.close()
     assert "prefetch" not in {t.name for t in threading.enumerate()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "Digits"},
+        {"version": "01.0.0"},
+        {"modalities": {}},
+        {"modalities": {"x": 0}},
+        {"modalities": {"1x": 1}},
+        {"label": LabelSpec("none", ("a",))},
+        {"label": LabelSpec("single")},
+        {"label": LabelSpec("multi", ("a", "a"))},
+        {"label": LabelSpec("pairs", ("a",))},
+        {"targets": {"t": LabelSpec("none")}},
+        {"targets": {"t t": LabelSpec("value")}},
+        {"variants": {"y": 2}},
+        {"variants": {"x": 0}},
+        {"splits": ()},
+        {"splits": ("a b",)},
+    ],
+)
+def test_descriptions_that_cannot_be_are_refused(change):
+    spec = dataclasses.replace(
+        digits.SPEC, modalities={"x": 2}, targets={"age": LabelSpec("value")}, label=LabelSpec("none")
+    )
+    builders.check_spec(spec)
+    with pytest.raises(ConclugenError, match="data set"):
+        builders.check_spec(dataclasses.replace(spec, **change))
