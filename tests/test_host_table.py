@@ -138,7 +138,9 @@ def test_facts_are_never_beside_another_file(dataset, monkeypatch):
 
     monkeypatch.setattr(os, "replace", watched)
     batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
-    assert seen == [f"{name}.{end}" for name in ("text", "audio", "label.") for end in ("npy", "json")]
+    assert seen == [f"{n}.npy" for n in ("label.", "audio", "text")] + [
+        f"{n}.json" for n in ("text", "audio", "label.")
+    ]
 
 
 def test_one_process_makes_a_table_and_others_wait_for_it(dataset, monkeypatch, caplog):
@@ -148,11 +150,11 @@ def test_one_process_makes_a_table_and_others_wait_for_it(dataset, monkeypatch, 
         calls.append(1)
         begun.set()
         assert go_on.wait(30)
-        write(*args)
+        return write(*args)
 
     monkeypatch.setattr(host_table, "_write", slow)
     cache(dataset).mkdir(parents=True)
-    (cache(dataset) / ".making-killed").mkdir()
+    (cache(dataset) / ".tmp-killed.npy").touch()
     with concurrent.futures.ThreadPoolExecutor() as pool:
 
         def load():

@@ -4,10 +4,9 @@ The files are in ``DATA_SET/cache/SPLIT``. They belong to one manifest; its hash
 that does not fit is made again from the shards.
 """
 
+import contextlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -155,32 +154,33 @@ def _make(stream: ShardStream, folder: Path, columns: Columns, progress: Progres
         logging.getLogger(__name__).warning("%s: being made by %s; waiting for it", folder, holder)
 
     with locks.hold(folder / ".lock", wait=wait):
-        for path in folder.glob(".making-*"):  # left by a process that was killed: only one has the lock
-            shutil.rmtree(path, ignore_errors=True)
+        for path in folder.glob(".tmp-*"):  # left by a process that was killed: only one has the lock
+            path.unlink()
         table = _stored(stream, folder, columns) if waited else None
         if table is not None:
             return table
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder, ignore_cleanup_errors=True) as scratch:
-            _write(stream, Path(scratch), columns, progress)
+        with contextlib.ExitStack() as stack:
+            paths = {name: stack.enter_context(files.replaced(folder / f"{name}.npy")) for name in columns}
+            facts = _write(stream, paths, columns, progress)
             for name in columns:
                 (folder / f"{name}.json").unlink(missing_ok=True)
-                for suffix in ("npy", "json"):
-                    os.replace(Path(scratch) / f"{name}.{suffix}", folder / f"{name}.{suffix}")
+        for name, each in facts.items():
+            with files.replaced(folder / f"{name}.json") as path:
+                path.write_bytes(msgspec.json.encode(each))
         return {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in columns}
 
 
-def _write(stream: ShardStream, folder: Path, columns: Columns, progress: Progress) -> None:
-    """Write an npy file of each column, and its facts."""
+def _write(stream: ShardStream, paths: Mapping[str, Path], columns: Columns, progress: Progress) -> dict[str, Facts]:
+    """Write an npy file of each column; return its facts."""
     tables = {}
     for name, (shape, dtype) in columns.items():
-        tables[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
-        _reserve(folder / f"{name}.npy")
+        tables[name] = np.lib.format.open_memmap(paths[name], "w+", dtype, shape)
+        _reserve(paths[name])
     _fill(stream, tables, progress)
-    for name, x in tables.items():
+    for x in tables.values():
         x.flush()
-        path = folder / f"{name}.npy"
-        facts = Facts(stream.dataset.manifest.fingerprint(), path.stat().st_size, files.sha256(path))
-        (folder / f"{name}.json").write_bytes(msgspec.json.encode(facts))
+    fingerprint = stream.dataset.manifest.fingerprint()
+    return {name: Facts(fingerprint, path.stat().st_size, files.sha256(path)) for name, path in paths.items()}
 
 
 def _reserve(path: Path) -> None:
