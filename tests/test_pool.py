@@ -65,3 +65,14 @@ def test_an_error_leaves_no_worker_behind():
         fail()
     assert time.monotonic() - start < 40
     assert not lives(pids[0])
+
+
+def test_it_tells_how_workers_ended():
+    with pool.Pool(1) as workers:
+        with pytest.raises(pool.Died):
+            workers.submit(os._exit, 3).result()
+        assert workers.close() == [3]
+    with pool.Pool(1) as workers:
+        workers.submit(os.getpid).result()
+        workers.terminate()
+        assert workers.close() == [-signal.SIGTERM]

@@ -20,6 +20,7 @@ RESULTS = "results.json"
 FAILURE = "failed.json"
 """In the workdir of a run that failed, or has begun and not ended: why."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+PLACE = ("dataset", "method", "protocol", "labels_per_class")
 MEASURES = ("accuracy", "f1", "precision", "recall")
 VALUE_MEASURES = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7")
 
@@ -95,7 +96,7 @@ def _cells(run: Run, root: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         found = []
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
-        error, found = f"{path / 'result.json'}: damaged ({type(e).__name__}); delete it and repeat the study", []
+        error, found = f"{path / downstream.RESULT}: damaged ({type(e).__name__}); delete it and repeat the study", []
     if found:
         return [
             {**named, "labels_per_class": n, "status": "done", **empty, **f}
@@ -138,7 +139,7 @@ def _merged(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Merge the draws of each data set, method, protocol, number of labels and seed into one cell."""
     merged: dict[tuple, dict[str, Any]] = {}
     for cell in cells:
-        key = tuple(cell[k] for k in ("dataset", "method", "protocol", "labels_per_class", "seed"))
+        key = tuple(cell[k] for k in (*PLACE, "seed"))
         if key not in merged:
             merged[key] = cell
             continue
@@ -173,68 +174,53 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def summarize(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean over seeds of every data set, protocol, method and number of labels that is done."""
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        if cell["status"] == "done":
-            groups.setdefault(tuple(cell[k] for k in ("dataset", "method", "protocol", "labels_per_class")), []).append(
-                cell
-            )
+    """Average the scores of every data set, method, protocol and number of labels over the seeds that are done."""
     return [
-        dict(zip(("dataset", "method", "protocol", "labels_per_class"), key, strict=True))
+        dict(zip(PLACE, place, strict=True))
         | {"n": len(own), "scores": {m: interval([c["scores"][m] for c in own]) for m in own[0]["scores"]}}
-        for key, own in groups.items()
+        for place, own in _done(cells).items()
     ]
 
 
 def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
-    """Differences between methods on the same seeds and labels.
+    """Compare methods on the same seeds and labels.
 
     Linear evaluation of each method is compared with raw features, with the supervised baseline and with the reference
     method; fine-tuning with the supervised baseline and with the reference method. The difference of a seed is the mean
     over the draws of labels that both sides have.
     """
-    done = {}
-    for cell in cells:
-        if cell["status"] == "done":
-            key = (cell["dataset"], cell["protocol"], cell["labels_per_class"], cell["method"])
-            done.setdefault(key, {})[cell["seed"]] = cell["draw_scores"]
-    found = []
-    for (dataset, protocol, number, method), own in done.items():
+    done, found = _done(cells), []
+    for (dataset, method, protocol, number), own in done.items():
         baselines = {
-            "linear_evaluation": [("raw_features",) * 2, ("supervised",) * 2, (protocol, reference)],
-            "fine_tuning": [("supervised",) * 2, (protocol, reference)],
+            "linear_evaluation": [("raw_features",) * 2, ("supervised",) * 2, (reference, protocol)],
+            "fine_tuning": [("supervised",) * 2, (reference, protocol)],
         }.get(protocol, [])
-        for other_protocol, baseline in baselines:
-            other = done.get((dataset, other_protocol, number, baseline))
-            if other is None or baseline == method:
-                continue
-            differences, measure = _differences(own, other)
+        for baseline, other_protocol in baselines:
+            other = done.get((dataset, baseline, other_protocol, number), []) if baseline != method else []
+            measure = next(iter(own[0]["scores"]))
+            differences = _differences(own, other, measure)
             if differences:
                 measured = interval(differences)
-                found.append(
-                    {
-                        "dataset": dataset,
-                        "protocol": protocol,
-                        "labels_per_class": number,
-                        "measure": measure,
-                        "method": method,
-                        "baseline": baseline,
-                        "difference": measured["mean"],
-                        "interval": measured["interval"],
-                        "n": len(differences),
-                    }
-                )
+                place = {"dataset": dataset, "protocol": protocol, "labels_per_class": number, "measure": measure}
+                compared = {"method": method, "baseline": baseline, "difference": measured["mean"]}
+                found.append({**place, **compared, "interval": measured["interval"], "n": len(differences)})
     return found
 
 
-def _differences(own: Mapping[int, Any], other: Mapping[int, Any]) -> tuple[list[float], str]:
+def _differences(own: Sequence[Mapping], other: Sequence[Mapping], measure: str) -> list[float]:
     """Return one difference per seed that both have, over the draws of labels that both have."""
-    differences, measure = [], ""
-    for seed in sorted(own.keys() & other.keys()):
-        a, b = own[seed], other[seed]
-        shared = a.keys() & b.keys()
-        if shared:
-            measure = next(iter(a[next(iter(shared))]))
-            differences.append(float(np.mean([a[d][measure] - b[d][measure] for d in sorted(shared)])))
-    return differences, measure
+    others, differences = {cell["seed"]: cell["draw_scores"] for cell in other}, []
+    for seed, a in sorted((cell["seed"], cell["draw_scores"]) for cell in own):
+        b = others.get(seed, {})
+        shared = [a[draw][measure] - b[draw][measure] for draw in sorted(a.keys() & b.keys())]
+        differences += [float(np.mean(shared))] if shared else []
+    return differences
+
+
+def _done(cells: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:
+    """Return the cells that are done by place, one per seed."""
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        if cell["status"] == "done":
+            groups.setdefault(tuple(cell[k] for k in PLACE), []).append(cell)
+    return groups
