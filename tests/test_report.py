@@ -621,6 +621,14 @@ def test_names_are_drawn_as_they_are():
     assert page.figures["t"].count(name) == 3
 
 
+def test_maps_of_a_whole_study_fit_in_a_page():
+    """Three data sets, raw features and three methods by class and by cluster: 21 maps, in less than half of 5 MB."""
+    points = [(float(x), float(y)) for x, y in np.random.default_rng(0).normal(size=(report_map.POINTS, 2))]
+    svg = charts.scatter("t", points, [i % 7 for i in range(len(points))], "abcdefg")
+    assert svg.count("<use") == len(points)
+    assert 21 * len(svg) < 2_500_000
+
+
 def test_the_same_results_make_the_same_page(written, study):
     pages = [report.write(study, written[1], maps=["conclugen", "generative"]).files[0].read_bytes() for _ in range(2)]
     assert pages[0] == pages[1]

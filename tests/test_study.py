@@ -155,7 +155,7 @@ def test_a_finished_study_is_collected_without_running_anything(whole, data):
 
 CODE = """
 import sys, json
-from conclugen_jax import study
+from conclugen_jax.study import study
 from tests.test_study import small
 if __name__ == "__main__":
     study.run(small(sys.argv[1]), sys.argv[2])

@@ -12,7 +12,6 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import checkpoint
-from conclugen_jax.run.allowed import PROTOCOLS
 from conclugen_jax.study.report import charts
 from conclugen_jax.study.report import embedding_map as report_map
 from conclugen_jax.study.report import tables as report_tables
@@ -53,7 +52,7 @@ def label_efficiency(study: Study, tables: Sequence[Table]) -> list[Block]:
       tables: of the data sets that have two numbers of labels.
     """
     lines = dict.fromkeys((s.method, s.protocol) for s in report_tables.ordered(study, study.summary))
-    own = {method: i for i, method in enumerate(dict.fromkeys([*study.methods, *(method for method, _ in lines)]))}
+    own = {method: i for i, method in enumerate(study.methods)}
     styles, spare = {}, itertools.count(len(own))
     for method, protocol in lines:
         styles[method, protocol] = next(spare) if own[method] in styles.values() else own[method]
@@ -109,7 +108,6 @@ def _percent(*shares: float | None) -> tuple[float | None, ...]:
 
 def confusion(study: Study) -> list[Block]:
     """Draw the confusion matrices of every method, with all labels or as many as the study went up to."""
-    protocols, methods = list(PROTOCOLS), list(study.methods)
     body: list[Block] = []
     for key, facts in study.datasets.items():
         title, labels = report_tables.dataset_title(study, key), report_tables.most_labels(study, key)
@@ -122,7 +120,7 @@ def confusion(study: Study) -> list[Block]:
                 cells.setdefault((c.method, c.protocol), []).append(c.confusion_matrix)
         draw = charts.confusion_pairs if facts.kind == "multi" else charts.confusion
         shown = []
-        for method, protocol in sorted(cells, key=lambda x: (_rank(protocols, x[1]), _rank(methods, x[0]))):
+        for method, protocol in sorted(cells, key=lambda line: study.rank(*line)):
             name, total = study.label(method, protocol), np.sum(cells[method, protocol], axis=0).tolist()
             shown.append((name, draw(f"Confusion matrix of {name} on {title}", total, facts.classes)))
         if shown:
@@ -133,10 +131,6 @@ def confusion(study: Study) -> list[Block]:
             )
             body += [Heading(title), Text(note, note=True), Figures(shown)]
     return body or [Text("No run has left a confusion matrix.")]
-
-
-def _rank(order: Sequence[str], name: str) -> int:
-    return order.index(name) if name in order else len(order)
 
 
 def pretraining(study: Study) -> list[Block]:
@@ -253,7 +247,7 @@ def _maps_of(
     """Return (caption, map) of a data set's features and of each method, and a sentence for each map that cannot be."""
     drawn, missing, seen = [], [], set()
     for method in chosen:
-        name, run = study.title(method), _checkpointed(study, method)
+        name, run = study.methods[method].title, _checkpointed(study, method)
         if run is None:
             missing.append(f"no map of {name}, it has no checkpoint.")
             continue

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,18 +14,11 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run.allowed import PROTOCOLS
 from conclugen_jax.study.results import RESULTS
 from conclugen_jax.system import files
 
 PRETRAINING = "pretraining"
-TITLES = {
-    "linear_evaluation": "linear evaluation",
-    "fine_tuning": "fine-tuned",
-    "supervised": "supervised baseline",
-    "raw_features": "raw features",
-}
-"""Protocol -> its name in text."""
-
 Count = Annotated[int, msgspec.Meta(ge=0)]
 FolderName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.\.?$)[^/\0]+$")]
 
@@ -61,7 +54,7 @@ class Place(msgspec.Struct):
 
     dataset: str
     method: str
-    protocol: str
+    protocol: Literal[PROTOCOLS]
     labels: Count = msgspec.field(name="labels_per_class")
 
 
@@ -126,9 +119,9 @@ class Results(msgspec.Struct):
     comparisons: list[Comparison]
 
     def __post_init__(self) -> None:
-        for place in (*self.cells, *self.summary, *self.comparisons):
-            if place.dataset not in self.datasets:
-                raise ValueError(f"data set {place.dataset!r} is not described")
+        places = (*self.cells, *self.summary, *self.comparisons)
+        _known({place.dataset for place in places}, self.datasets)
+        _known({place.method for place in places} | {c.baseline for c in self.comparisons}, self.methods)
         for cell in self.cells:
             if cell.confusion_matrix is not None and not self.datasets[cell.dataset].fits(cell.confusion_matrix):
                 raise ValueError(f"the confusion matrix of {cell.path!r} does not fit the classes of {cell.dataset!r}")
@@ -156,16 +149,13 @@ class Study(Results, kw_only=True):
     path: Path
     runs: dict[str, dict[int, Run]]
 
-    def title(self, method: str) -> str:
-        """Return what a method, or a protocol that stands for one, is called."""
-        return self.methods[method].title if method in self.methods else TITLES.get(method, method)
-
     def label(self, method: str, protocol: str) -> str:
         """Return what a row of a table is called."""
-        title, known = self.title(method), self.methods.get(method)
-        if protocol == "linear_evaluation" or (protocol != "fine_tuning" and (known is None or not known.pretraining)):
-            return title
-        return f"{title}, {TITLES.get(protocol, protocol)}"
+        return self.methods[method].title + (", fine-tuned" if protocol == "fine_tuning" else "")
+
+    def rank(self, method: str, protocol: str) -> tuple[int, int]:
+        """Return a key that sorts by protocol, then by method."""
+        return PROTOCOLS.index(protocol), list(self.methods).index(method)
 
     def users(self, pretraining: str) -> list[str]:
         """Return the methods that use a pretraining, the one of its name first."""
@@ -174,7 +164,7 @@ class Study(Results, kw_only=True):
 
     def pretraining_title(self, pretraining: str) -> str:
         """Return what a pretraining is called."""
-        return self.title(self.users(pretraining)[0])
+        return self.methods[self.users(pretraining)[0]].title
 
     def different_data(self) -> Iterator[str]:
         """Yield one sentence for each data set of which runs of this study saw different contents."""
@@ -238,6 +228,11 @@ def records(path: Path) -> list[dict[str, Any]]:
                 f"{path}, line {number}: not a JSON object with a step ({type(e).__name__}); correct or delete that line"
             ) from e
     return found
+
+
+def _known(names: set[str], described: Collection[str]) -> None:
+    if names - set(described):
+        raise ValueError(f"{min(names - set(described))!r} is not described")
 
 
 def _finite(x: Any) -> Any:

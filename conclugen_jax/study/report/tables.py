@@ -1,10 +1,9 @@
 """The tables of a report as data, and as Markdown: scores, protocols, comparisons, label efficiency, failures."""
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-from conclugen_jax.run.allowed import PROTOCOLS
 from conclugen_jax.study.report import published as report_published
 from conclugen_jax.study.report.reading import Comparison, DatasetFacts, Score, Study, Summary
 
@@ -67,88 +66,69 @@ def scores(study: Study, key: str) -> Table:
 def _known(study: Study, method: str) -> str:
     """Return the paper's method of that name or title."""
     by_title = {title: name for name, title in report_published.TITLES.items()}
-    return method if method in report_published.TITLES else by_title.get(study.title(method), method)
+    return method if method in report_published.TITLES else by_title.get(study.methods[method].title, method)
 
 
 def protocols(study: Study) -> Table | None:
     """Tabulate accuracy of the supervised baseline, linear evaluation and fine-tuning, data sets side by side."""
-    keys = [k for k, d in study.datasets.items() if any(s.dataset == k for s in study.summary)]
-    tuned = {s.method for s in study.summary if s.protocol == "fine_tuning"} | {"conclugen"}
+    keys = [k for k in study.datasets if any(s.dataset == k for s in study.summary)]
+    tuned = {s.method for s in study.summary if s.protocol == "fine_tuning"} | {"conclugen", "supervised"}
     found: dict[tuple[str, str], dict[str, Summary]] = {}
-    for key in keys:
-        labels = most_labels(study, key)
-        for s in study.summary:
-            wanted = s.protocol == "supervised" or (s.protocol in PROTOCOLS and s.method in tuned)
-            if s.dataset == key and s.labels == labels and wanted and s.protocol != "raw_features":
-                found.setdefault((s.method, s.protocol), {})[key] = s
-    if not found:
-        return None
-    rank = {name: i for i, name in enumerate(study.methods)}
-    order = ("supervised", "linear_evaluation", "fine_tuning")
+    for s in study.summary:
+        if s.method in tuned and s.labels == most_labels(study, s.dataset):
+            found.setdefault((s.method, s.protocol), {})[s.dataset] = s
     rows, published = [], False
-    for method, protocol in sorted(found, key=lambda x: (x[1] != "supervised", rank.get(x[0], 99), order.index(x[1]))):
+    for method, protocol in sorted(found, key=lambda x: (x[1] != "supervised", *reversed(study.rank(*x)))):
         cells = []
         for key in keys:
-            one, facts = found[method, protocol].get(key), study.datasets[key]
-            paper = None
+            one, facts, paper = found[method, protocol].get(key), study.datasets[key], None
             if one is not None and one.labels == 0:
                 paper = report_published.accuracy(facts.name, facts.kind, _known(study, method), protocol)
             published |= paper is not None
             cells.append(_score(one.scores.get(headline(facts)), headline(facts), paper) if one else NOTHING)
         name = study.label(method, protocol)
         rows.append(((f"{name}, linear evaluation" if protocol == "linear_evaluation" else name,), *cells))
-    columns = tuple(dataset_title(study, k) for k in keys)
     note = "Accuracy on the test split in % (numbers to predict: accuracy in 2 steps), as above."
     note += f" paper: published accuracy (ours minus it), from {report_published.CITED}." if published else ""
-    return Table("Protocols", ("", *columns), rows, note)
+    return Table("Protocols", ("", *(dataset_title(study, k) for k in keys)), rows, note) if rows else None
 
 
 def comparisons(study: Study, key: str) -> Table | None:
     """Tabulate paired differences of methods from baselines; those whose interval excludes zero are marked."""
-    found = [c for c in study.comparisons if c.dataset == key]
-    if not found:
-        return None
-    labels = sorted({c.labels for c in found}, key=lambda k: k or float("inf"))
     rows: dict[tuple[str, ...], dict[int, Comparison]] = {}
-    for c in found:
-        rows.setdefault((c.method, c.protocol, c.baseline, c.measure), {})[c.labels] = c
-    named = []
-    for (method, protocol, baseline, measure), cells in rows.items():
-        lines = (study.label(method, protocol), f"minus {study.title(baseline)}")
-        lines += () if measure == "accuracy" else (NAMES.get(measure, measure),)
-        named.append((lines, *(_difference(cells.get(k)) for k in labels)))
+    for c in study.comparisons:
+        if c.dataset == key:
+            lines = (study.label(c.method, c.protocol), f"minus {study.methods[c.baseline].title}")
+            lines += () if c.measure == "accuracy" else (NAMES[c.measure],)
+            rows.setdefault(lines, {})[c.labels] = c
     note = (
         f"{REMARKABLE}: the 95 % interval excludes zero. Differences over the same seeds and the same drawn labels, in "
         "percentage points (MAE as it is, less is better), by labels per class; the intervals are not corrected for the "
         "number of comparisons."
     )
-    return Table(
-        dataset_title(study, key), ("difference", *(f"{k} labels" if k else "all labels" for k in labels)), named, note
-    )
+    cells = {lines: {k: _difference(c) for k, c in found.items()} for lines, found in rows.items()}
+    return _by_labels(study, key, "difference", cells, note) if rows else None
 
 
 def label_efficiency(study: Study, key: str) -> Table | None:
     """Tabulate accuracy against labels per class; ``None`` where the study has one number of labels alone."""
-    facts = study.datasets[key]
-    found = [s for s in study.summary if s.dataset == key]
-    labels = sorted({s.labels for s in found}, key=lambda k: k or float("inf"))
-    if len(labels) < 2:
-        return None
-    lines: dict[tuple[str, str], dict[int, Summary]] = {}
-    for s in ordered(study, found):
-        lines.setdefault((s.method, s.protocol), {})[s.labels] = s
-    measure = headline(facts)
-    rows = [
-        (
-            (study.label(method, protocol),),
-            *(_score(cells[k].scores.get(measure), measure, None) if k in cells else NOTHING for k in labels),
-        )
-        for (method, protocol), cells in lines.items()
-    ]
+    measure = headline(study.datasets[key])
+    rows: dict[tuple[str, ...], dict[int, tuple[str, ...]]] = {}
+    for s in ordered(study, [s for s in study.summary if s.dataset == key]):
+        rows.setdefault((study.label(s.method, s.protocol),), {})[s.labels] = _score(s.scores.get(measure), measure)
     note = f"{NAMES[measure]} in %: mean ± standard deviation over seeds, [95 % interval]; labels per class."
-    return Table(
-        dataset_title(study, key), ("method", *(f"{k} labels" if k else "all labels" for k in labels)), rows, note
-    )
+    several = len({k for cells in rows.values() for k in cells}) > 1
+    return _by_labels(study, key, "method", rows, note) if several else None
+
+
+def _by_labels(
+    study: Study, key: str, head: str, rows: Mapping[tuple[str, ...], Mapping[int, Any]], note: str
+) -> Table:
+    """Return a table with a column for each number of labels, all labels (0) last."""
+    labels = sorted({k for cells in rows.values() for k in cells}, key=lambda k: k or float("inf"))
+    columns = (head, *(f"{k} labels" if k else "all labels" for k in labels))
+    body = [(first, *(cells.get(k, NOTHING) for k in labels)) for first, cells in rows.items()]
+    return Table(dataset_title(study, key), columns, body, note)
 
 
 def unfinished(study: Study) -> Table | None:
@@ -208,12 +188,11 @@ def signed(x: float, measure: str = "accuracy") -> str:
 
 
 def ordered(study: Study, found: Iterable[Summary]) -> list[Summary]:
-    """Sort summaries by protocol, then by method."""
-    protocol_rank, rank = {p: i for i, p in enumerate(PROTOCOLS)}, {m: i for i, m in enumerate(study.methods)}
-    return sorted(found, key=lambda s: (protocol_rank.get(s.protocol, 99), rank.get(s.method, 99), s.labels or 1e9))
+    """Sort summaries by protocol, then by method, then by labels."""
+    return sorted(found, key=lambda s: (study.rank(s.method, s.protocol), s.labels or float("inf")))
 
 
-def _score(score: Score | None, measure: str, published: float | None) -> tuple[str, ...]:
+def _score(score: Score | None, measure: str, published: float | None = None) -> tuple[str, ...]:
     if score is None or score.mean is None:
         return NOTHING
     deviation = "" if score.std is None else f" ± {percent(score.std, measure)}"
@@ -226,8 +205,8 @@ def _score(score: Score | None, measure: str, published: float | None) -> tuple[
     return tuple(lines)
 
 
-def _difference(c: Comparison | None) -> tuple[str, ...]:
-    if c is None or c.difference is None:
+def _difference(c: Comparison) -> tuple[str, ...]:
+    if c.difference is None:
         return NOTHING
     difference = signed(c.difference, c.measure)
     if c.interval is None:
