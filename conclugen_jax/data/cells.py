@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def read_csv(path: Path) -> Table:
       ConclugenError: not a regular file, huge, in UTF-16, not separated by commas, without a header, or with a row that is
         not csv or has another number of cells than the header.
     """
-    reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=True)
+    reader = csv.reader(_text(path), strict=True)
     rows, where = [], []
     try:
         names = _header(path, next(filter(None, reader), []))
@@ -87,14 +87,15 @@ def read_csv(path: Path) -> Table:
     return Table(path, dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True)), where)
 
 
-def _decoded(path: Path) -> str:
-    content = read_whole(path, MOST_TEXT)
+def _text(path: Path) -> TextIO:
+    content, encoding = read_whole(path, MOST_TEXT), "utf-8-sig"
     if b"\0" in content:
         raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
     try:
-        return content.decode("utf-8-sig")
+        content.decode(encoding)
     except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")
+        encoding = "cp1252"
+    return io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace", newline="")
 
 
 def _header(path: Path, cells: Sequence[str]) -> list[str]:
