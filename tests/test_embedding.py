@@ -10,8 +10,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, embedding, probe
-from tests.helpers import Faces, tiny_config
-from tests.test_commands import run
+from tests.helpers import Faces, run, tiny_config
 
 DEVICES = jax.devices()[:1]
 

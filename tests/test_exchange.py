@@ -18,7 +18,7 @@ from conclugen_jax.run import checkpoint, trees
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from tests.helpers import Faces, assert_same_bits, tiny_config
-from tests.test_commands import run as command
+from tests.helpers import run as command
 
 DEVICES = jax.devices()[:1]
 PRIVATE = "/home/someone"

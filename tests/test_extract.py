@@ -27,7 +27,7 @@ from conclugen_jax.extract.backbones import Networks, Options
 from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.extract.store import State, Store
 from tests import clips, own_backbones
-from tests.test_commands import run
+from tests.helpers import run, start
 
 ROOT = Path(__file__).parent.parent
 OWN = tuple(f"tests.own_backbones:{name}" for name in ("pictures", "loudness", "words"))
@@ -556,7 +556,7 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
         "--config.train.batch_size=4",
         "--config.train.num_epochs=2",
     ]
-    trained = run("launch.downstream", *options, f"--workdir={tmp_path / 'run'}")
+    trained = start("launch.downstream", *options, f"--workdir={tmp_path / 'run'}")
     assert trained.returncode == 0, trained.stderr
     clip = videos / "test" / "test0.mkv"
     picture = tmp_path / "timeline.png"

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from conclugen_jax.data import pickles
 from conclugen_jax.data.importers import mmsa
 from conclugen_jax.errors import ConclugenError
-from tests.test_commands import ROOT
-from tests.test_commands import run as run_module
+from tests.helpers import ROOT
+from tests.helpers import run as run_module
 
 PROTOCOLS = (2, 3, 4, 5)
 

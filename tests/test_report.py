@@ -25,8 +25,7 @@ from conclugen_jax.study.report import reading as report_study
 from conclugen_jax.study.report import tables as report_tables
 from conclugen_jax.study.report.charts import Series
 from tests.browser import CHROMIUM, Browser
-from tests.helpers import Faces, tiny_config
-from tests.test_commands import run
+from tests.helpers import Faces, run, tiny_config
 
 NASTY = "</td><script>alert(1)</script> | & \"quoted\" 'x' `*_[a](http://b.c)_*` \u202e\x00\ud800 \\"
 VOID = {"meta", "br", "hr", "img", "input", "link"}

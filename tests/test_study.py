@@ -26,8 +26,7 @@ from conclugen_jax.study import results as study_results
 from conclugen_jax.study import study as study_lib
 from conclugen_jax.study import work as study_work
 from conclugen_jax.study.report import reading as report_study
-from tests.helpers import QUICK_COMPILATION, Faces, tiny_config
-from tests.test_commands import run
+from tests.helpers import QUICK_COMPILATION, Faces, run, tiny_config
 
 ROOT = Path(__file__).parents[1]
 WORK = study_work.work  # the real one, see below
