@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from conclugen_jax import __version__
-from conclugen_jax.commands import app, completion, configuration, names
+from conclugen_jax.commands import app, completion, names
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import configuration_files
 from tests.helpers import ROOT, run, start
 
 CONCLUGEN = [sys.executable, "-m", "conclugen_jax"]
@@ -69,8 +70,8 @@ def test_configurations_are_listed_printed_and_written(tmp_path):
     assert run("configs", "small").stdout == (ROOT / "configs/small.py").read_text()
     path = tmp_path / "mine.py"
     assert f"--config={path}" in run("configs", "linear-evaluation", f"--output={path}").stdout
-    mine = configuration.load(str(path), of_run=True)
-    assert mine == configuration.load("linear_evaluation", of_run=True)
+    mine = configuration_files.load(str(path), of_run=True)
+    assert mine == configuration_files.load("linear_evaluation", of_run=True)
     assert mine.downstream.protocol == "linear_evaluation"
     assert "exists already" in run("configs", "small", f"--output={path}", code=2).stderr
     assert "'smal' is not a name of a configuration; there are base, " in run("configs", "smal", code=2).stderr
@@ -78,14 +79,14 @@ def test_configurations_are_listed_printed_and_written(tmp_path):
     with pytest.raises(
         ConclugenError, match="smal: no such file, nor a name of a configuration; there are base, conclu"
     ):
-        configuration.find("smal")
+        configuration_files.find("smal")
 
 
 def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_text("from configs import demo\n\ndef get_config():\n    return demo.get_config()\n")
-    assert configuration.find("demo").resolve() == tmp_path / "demo"
-    assert configuration.find("small") == ROOT / "configs/small.py"
+    assert configuration_files.find("demo").resolve() == tmp_path / "demo"
+    assert configuration_files.find("small") == ROOT / "configs/small.py"
 
 
 @pytest.mark.parametrize(
@@ -107,9 +108,9 @@ def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
     ],
 )
 def test_values_of_the_command_line(key, text, value):
-    config = configuration.base()
-    configuration.override(config, key, text)
-    found = dict(configuration.leaves(config))[key]
+    config = configuration_files.base()
+    configuration_files.override(config, key, text)
+    found = dict(configuration_files.leaves(config))[key]
     assert (found, type(found)) == (value, type(value))
 
 
@@ -125,7 +126,7 @@ def test_values_of_the_command_line(key, text, value):
 )
 def test_values_that_cannot_be(key, text, message):
     with pytest.raises(ConclugenError) as e:
-        configuration.override(configuration.base(), key, text)
+        configuration_files.override(configuration_files.base(), key, text)
     assert message in str(e.value)
 
 

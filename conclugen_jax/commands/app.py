@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from conclugen_jax.commands import configuration
 from conclugen_jax.commands.names import COMMANDS, HELP, find
 from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.run import configuration_files
 from conclugen_jax.system import processes, signals
 
 OF_PRETRAINING = {"data": "data.path", "batch_size": "train.batch_size"}
@@ -122,7 +122,7 @@ class Command:
             found = {"config": "Name of a configuration (conclugen configs), or file that defines get_config()"} | found
         found |= {short: f"Short for --config.{key}" for short, key in self.short.items()}
         if self._kind == "run":
-            found |= dict(line.split(" = ", 1) for line in configuration.described_keys())
+            found |= dict(line.split(" = ", 1) for line in configuration_files.described_keys())
         return found
 
     def _underscored(self, arg: str) -> str:
@@ -161,12 +161,12 @@ class Command:
         given = [value for key, value in settings if not key]
         if not given or not given[-1]:
             raise ConclugenError("--config is missing; name a configuration, such as --config=demo (conclugen configs)")
-        self.config = configuration.load(given[-1], of_run=self._kind == "run")
-        self.config_name = configuration.find(given[-1]).stem
+        self.config = configuration_files.load(given[-1], of_run=self._kind == "run")
+        self.config_name = configuration_files.find(given[-1]).stem
         self.config_arguments = [f"--config={given[-1]}"]
         for key, value in settings:
             if key:
-                configuration.override(self.config, key, value)
+                configuration_files.override(self.config, key, value)
                 self.config_arguments.append(f"--config.{key}={value}")
 
 

@@ -9,9 +9,10 @@ The script holds all names, so completing is instant. Print it again after an up
 
 import contextlib
 
-from conclugen_jax.commands import app, configuration
+from conclugen_jax.commands import app
 from conclugen_jax.commands.names import COMMANDS
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import configuration_files
 
 command = app.Command(words="bash, zsh or fish")
 
@@ -55,7 +56,7 @@ def _flags() -> dict[str, dict[str, str]]:
 
 def _bash(flags: dict[str, dict[str, str]]) -> str:
     cases = [f'      {name}) words="{" ".join(f"--{flag}=" for flag in known)}" ;;' for name, known in flags.items()]
-    script = BASH.replace("@COMMANDS@", " ".join(flags)).replace("@CONFIGS@", " ".join(configuration.names()))
+    script = BASH.replace("@COMMANDS@", " ".join(flags)).replace("@CONFIGS@", " ".join(configuration_files.names()))
     return script.replace("@CASES@", "\n".join(cases))
 
 
@@ -68,7 +69,7 @@ def _fish(flags: dict[str, dict[str, str]]) -> str:
     for name, known in flags.items():
         lines.append(f"complete -c conclugen -n __fish_use_subcommand -f -a {name} -d {_quoted(COMMANDS[name])}")
         for flag, text in known.items():
-            values = f" -x -a {_quoted(' '.join(configuration.names()))}" if flag == "config" else " -r"
+            values = f" -x -a {_quoted(' '.join(configuration_files.names()))}" if flag == "config" else " -r"
             seen = f"'__fish_seen_subcommand_from {name}'"
             lines.append(f"complete -c conclugen -n {seen} -l {flag}{values} -d {_quoted(text)}")
     return "\n".join(lines)

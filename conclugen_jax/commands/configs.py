@@ -9,8 +9,9 @@ conclugen configs small --output=mine.py       a copy to edit; then: conclugen p
 
 from pathlib import Path
 
-from conclugen_jax.commands import app, configuration
+from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import configuration_files
 from conclugen_jax.system import files
 
 command = app.Command(words="the name of a configuration")
@@ -20,7 +21,7 @@ command.string("output", None, "File to write the configuration to; must not exi
 
 def main() -> None:
     """List, print or write."""
-    names = configuration.names()
+    names = configuration_files.names()
     if not command.words:
         if FLAGS.output:
             raise ConclugenError(f"--output={FLAGS.output} without a name; there are {', '.join(names)}")
@@ -32,7 +33,7 @@ def main() -> None:
     name = name.replace("-", "_")
     if more or name not in names:
         raise ConclugenError(f"{(more or [name])[0]!r} is not a name of a configuration; there are {', '.join(names)}")
-    text = (configuration.FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    text = (configuration_files.FOLDER / f"{name}.py").read_text(encoding="utf-8")
     if not FLAGS.output:
         print(text, end="")
         return

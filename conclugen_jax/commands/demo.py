@@ -11,8 +11,9 @@ from pathlib import Path
 
 import jax
 
-from conclugen_jax.commands import app, configuration
+from conclugen_jax.commands import app
 from conclugen_jax.data import digits
+from conclugen_jax.run import configuration_files
 from conclugen_jax.system import progress
 
 command = app.Command()
@@ -29,7 +30,7 @@ TINY = (
 def main() -> int:
     """Run the three commands, and stop at the first that fails."""
     folder, tiny, devices = Path(FLAGS.folder), FLAGS.tiny, jax.device_count()
-    rows = configuration.load("demo", of_run=True).train.batch_size
+    rows = configuration_files.load("demo", of_run=True).train.batch_size
     shared = () if rows % devices == 0 else (f"--batch_size={rows // devices * devices}",)  # equally by the devices
     data, run = folder / "data" / digits.SPEC.name / digits.SPEC.version, folder / "conclugen"
     commands = (

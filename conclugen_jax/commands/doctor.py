@@ -11,8 +11,9 @@ import io
 import json
 from pathlib import Path
 
-from conclugen_jax.commands import app, configuration
+from conclugen_jax.commands import app
 from conclugen_jax.pretrain import checks
+from conclugen_jax.run import configuration_files
 
 command = app.Command()
 FLAGS = command.flags
@@ -24,7 +25,7 @@ command.bool("json", False, "Print one JSON document instead of lines")
 def main() -> int:
     """Make all checks and print what they found."""
     findings = []
-    examined = checks.examine(configuration.base(), data=FLAGS.data, workdir=Path(FLAGS.workdir))
+    examined = checks.examine(configuration_files.base(), data=FLAGS.data, workdir=Path(FLAGS.workdir))
     while True:
         with contextlib.redirect_stderr(io.StringIO()):  # what the trial run says is of no interest
             finding = next(examined, None)

@@ -1,4 +1,4 @@
-"""Configurations of a command line: found by name or path, loaded once, and overridden key by key."""
+"""Configuration files: found by name or path, loaded once, and overridden key by key."""
 
 import ast
 import difflib
