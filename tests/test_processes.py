@@ -26,7 +26,7 @@ from tests.run_processes import STOP_AFTER, config_of
 
 ROOT = Path(__file__).parent.parent
 DEVICES = jax.devices()[:4]
-LIMIT = 240
+LIMIT = 600
 
 
 def free_port():
