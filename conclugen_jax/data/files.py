@@ -204,7 +204,9 @@ def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, n
             if other:  # NumPy returns bytes where a member does not begin as an array does
                 raise ValueError(f"{other[0]!r} in it is no array")
         except Exception as e:  # zipfile, zlib and NumPy raise many kinds for damaged files
-            raise ConclugenError(f"{path}: cannot be read as an npz file of plain arrays ({reason(e)})") from e
+            raise ConclugenError(
+                f"{path}: cannot be read as an npz file of plain arrays ({reason(e)}); write it with numpy.savez"
+            ) from e
     return arrays
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from conclugen_jax.data.annotations import array, by_split
 from conclugen_jax.data.cells import as_number, number, short
 from conclugen_jax.data.combined import ConcatFeatures, VariantFeatures
@@ -170,8 +172,6 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     The tree is built from the parser's events: PyYAML's constructor crashes on deeply nested lists, accepts a repeated
     key, and is seven times slower.
     """
-    import yaml
-
     tree = None
     try:
         with open_regular(path) as file:
@@ -183,7 +183,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
                     tree = _node(next(events), events, {}, DEEPEST)
     except (OSError, yaml.YAMLError, ValueError) as e:  # UnicodeDecodeError is a ValueError
         reason = " ".join(str(e).split())[:200]
-        raise ConclugenError(f"{path}: cannot be read as YAML ({reason})") from e
+        raise ConclugenError(f"{path}: cannot be read as YAML ({reason}); correct the file") from e
     if not isinstance(tree, dict):
         raise ConclugenError(f"{path}: a {type(tree).__name__}, expected splits that map ids to fields")
     return tree
@@ -191,8 +191,6 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 
 def _node(event: Any, events: Iterator[Any], anchors: dict[str, Any], levels: int) -> Any:
     """Return the text, list or mapping that begins with an event; the parser guarantees that what begins also ends."""
-    import yaml
-
     if isinstance(event, yaml.AliasEvent):
         if event.anchor not in anchors:
             raise ValueError(f"alias {event.anchor[:100]!r} of nothing{event.start_mark}")
