@@ -190,13 +190,11 @@ def knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, label: LabelS
       Most frequent class (the lowest of equals) [m], labels that more than half have [m, labels], or mean number [m].
     """
     known = losses.unit_rows(jnp.asarray(bank))
-    found = []
-    for indices, count in batches.evaluation_batches(np.arange(len(queries)), ROWS):
-        votes = labels[np.asarray(_nearest(known, jnp.asarray(queries[indices]), k))[:count]]
-        if label.kind == "single":
-            counts = np.stack([(votes == c).sum(axis=1) for c in range(len(label.names))], axis=1)
-            found.append(counts.argmax(axis=1))
-        else:
-            mean = votes.mean(axis=1)
-            found.append(mean if label.kind == "value" else mean > 0.5)
-    return np.concatenate(found)
+    nearest = weights.in_batches(
+        lambda rows: _nearest(known, rows, k), lambda at: jnp.asarray(queries[at]), len(queries), ROWS
+    )
+    votes = labels[nearest]
+    if label.kind == "single":
+        return np.stack([(votes == c).sum(axis=1) for c in range(len(label.names))], axis=1).argmax(axis=1)
+    mean = votes.mean(axis=1)
+    return mean if label.kind == "value" else mean > 0.5
