@@ -46,6 +46,7 @@ def test_results_are_in_order_and_jobs_are_read_as_they_are_needed():
         assert list(results) == [i * i for i in range(1, 20)]
 
 
+@pytest.mark.slow
 def test_interrupts_are_not_the_business_of_workers_and_a_kill_is_noticed():
     with pool.Pool(1) as workers:
         assert workers.submit(pid_after, signal.SIGINT).result() == workers.submit(os.getpid).result()
@@ -53,6 +54,7 @@ def test_interrupts_are_not_the_business_of_workers_and_a_kill_is_noticed():
             workers.submit(pid_after, signal.SIGKILL).result()
 
 
+@pytest.mark.slow
 def test_an_error_leaves_no_worker_behind():
     def fail():
         with pool.Pool(1) as workers:

@@ -82,12 +82,14 @@ with signals.caught() as stop:
 """
 
 
+@pytest.mark.slow
 def test_compiled_code_does_not_keep_a_signal_waiting_where_nothing_is_lost():
     code, seconds = ended(COMPILED_CODE.format(context="with stop.at_once():"), signal.SIGTERM)
     assert code == 143
     assert seconds < 10
 
 
+@pytest.mark.slow
 def test_compiled_code_that_must_end_is_waited_for_and_a_second_signal_ends_it():
     code, seconds = ended(COMPILED_CODE.format(context="if True:"), signal.SIGINT, signal.SIGINT, signal.SIGINT)
     assert code == 130
@@ -108,6 +110,7 @@ with signals.caught() as stop, stop.at_once():
 """
 
 
+@pytest.mark.slow
 def test_code_that_keeps_the_exception_does_not_keep_the_process():
     code, seconds = ended(KEPT, signal.SIGTERM)
     assert code == 143
