@@ -38,6 +38,24 @@ def left_out_steps(workdir: Path) -> list[int]:
     return sorted(set(steps))
 
 
+def records(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a log; none where there is no file. A last line that a kill cut short is ignored.
+
+    Raises:
+      ConclugenError: the file cannot be read, or a line is not a JSON object with a step.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConclugenError(f"{path}: cannot be read ({e}); repeat the run in a new folder") from e
+    for number, line in enumerate(lines, 1):
+        if _step_of(line) is None:
+            raise ConclugenError(f"{path}, line {number}: not a JSON object with a step; correct or delete that line")
+    return [json.loads(line) for line in lines]
+
+
 def leave_out(workdir: Path, record: dict[str, Any]) -> None:
     """Note a step whose update is skipped.
 

@@ -23,7 +23,6 @@ from conclugen_jax.study.report.drawing import (
     Drawing,
     colour,
     letters_of,
-    printable,
     shortened,
     styled,
 )
@@ -194,7 +193,7 @@ def confusion_pairs(title: str, matrices: Sequence[Sequence[Sequence[int]]], nam
         left, top = 36 + width * (k % columns), 44 + height * (k // columns)
         axes = drawing.axes(left, top, left + size, top + size)
         heading = drawing.word(left + size / 2, top - 26, shortened(name, 14), "ink", ha="center", weight="bold")
-        drawing.hint(heading, printable(name))
+        drawing.hint(heading, name)
         answers = [(name, a, p) for a in ("absent", "present") for p in ("not predicted", "predicted")]
         _heat(drawing, axes, matrix, lambda i, j, answers=answers: "{}: {}, {}".format(*answers[2 * i + j]))
         axes.set_xticks([0.5, 1.5], ["no", "yes"])
@@ -257,7 +256,7 @@ def scatter(title: str, points: Sequence[tuple[float, float]], groups: Sequence[
         half = 0.65 * LETTER * letters_of(shortened(names[g], 16)) + 3
         x, y = min(max(x, half), WIDTH - half), max(y - 6, 12)  # above the point, which would be hidden
         word = drawing.word(x, y, shortened(names[g], 16), "ink", ha="center", weight="bold")
-        drawing.hint(word, printable(names[g]), kind="word")
+        drawing.hint(word, names[g], kind="word")
     return drawing.svg(title)
 
 

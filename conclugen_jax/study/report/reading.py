@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 
 from conclugen_jax.data.manifest import Manifest
-from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.run.allowed import PROTOCOLS
@@ -200,34 +199,8 @@ def _runs(folder: Path) -> Iterator[tuple[int, Run]]:
         if not (seed.isascii() and seed.isdecimal()) or not (workdir / workdir_lib.CONFIG).exists():
             continue  # nothing has begun here
         data, config = workdir_lib.read_data(workdir), json.loads(workdir_lib.read_config(workdir).to_json())
-        logs = (records(workdir / log) for log in (log_lib.METRICS, log_lib.PROBES))
+        logs = (log_lib.records(workdir / name) for name in (log_lib.METRICS, log_lib.PROBES))
         yield int(seed), Run(workdir, data, config, *logs)
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a log; none where there is no file.
-
-    A last line that a kill or a running process cut short is ignored.
-
-    Raises:
-      ConclugenError: a line is not a JSON object with a step.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConclugenError(f"{path}: cannot be read ({e}); repeat the run in a new folder") from e
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(json.loads(line))
-            msgspec.convert(found[-1]["step"], int)
-        except (ValueError, TypeError, KeyError, RecursionError) as e:
-            raise ConclugenError(
-                f"{path}, line {number}: not a JSON object with a step ({type(e).__name__}); correct or delete that line"
-            ) from e
-    return found
 
 
 def _known(names: set[str], described: Collection[str]) -> None:
