@@ -173,8 +173,7 @@ class Checkpoints:
                 return self.restore(steps[-1], template)
             except Damaged as e:
                 damaged = damaged or e
-                moved = self._set_aside(steps[-1])
-                progress.say(f"warning: {e.fact}; it was moved to {moved}")
+                self._set_aside(steps[-1], e.fact)
         if damaged or any((self.workdir / DAMAGED).glob("*")):
             raise ConclugenError(
                 f"{self.workdir}: no intact checkpoint is left, the damaged ones are in {self.workdir / DAMAGED}; choose "
@@ -218,8 +217,8 @@ class Checkpoints:
             raise Damaged(f"{folder}: the checkpoint is not what was saved as step {step}")
         return tree, record["info"]
 
-    def _set_aside(self, step: int | str) -> Path:
-        """Move a damaged checkpoint out of the way; return where it is now."""
+    def _set_aside(self, step: int | str, fact: str) -> None:
+        """Move a damaged checkpoint out of the way, with a warning that says what was found."""
         now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
         target = self.workdir / DAMAGED / f"{step}-{now}"
         try:
@@ -229,17 +228,16 @@ class Checkpoints:
             raise ConclugenError(
                 f"{self._folder / str(step)}: damaged, and cannot be moved away ({e.strerror}); delete it to go on"
             ) from e
+        progress.say(f"warning: {fact}; it was moved to {target}")
         if self._manager:
             self._manager.reload()
-        return target
 
     def _set_aside_damaged(self) -> bool:
         """Move away all checkpoints that are not what was saved; return whether there were any."""
         checkpoints = [path for path in self._folder.glob("*") if path.is_dir() and path.name.isdecimal()]
         damaged = {path: wrong for path in checkpoints if (wrong := seals.changed(path))}
         for path, wrong in damaged.items():
-            moved = self._set_aside(path.name)
-            progress.say(f"warning: {path}: the checkpoint is damaged ({wrong}); it was moved to {moved}")
+            self._set_aside(path.name, f"{path}: the checkpoint is damaged ({wrong})")
         return bool(damaged)
 
     def wait(self) -> None:
