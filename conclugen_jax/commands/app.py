@@ -37,7 +37,6 @@ class Command:
 
     Attributes:
       flags: values of the flags, ``flags.NAME``.
-      argv: the command line as it was.
       words: the arguments that are no flags.
       config: the configuration, for a command that takes one.
       config_name: file name of the configuration without its ending.
@@ -56,7 +55,6 @@ class Command:
         self.flags = flags.FlagValues()
         self.flags.set_gnu_getopt()
         self.short, self.takes_words, self._kind, self._refused = dict(short or {}), words, config, dict(refuse)
-        self.argv: list[str] = []
         self.words: list[str] = []
         self.config: ConfigDict | None = None
         self.config_name, self.config_arguments = "", []
@@ -84,7 +82,6 @@ class Command:
         Raises:
           ConclugenError: a flag, key or value that cannot be, or no configuration where one is needed.
         """
-        self.argv = list(argv)
         for name in self.flags:
             self.flags[name].unparse()
         end = argv.index("--") if "--" in argv else len(argv)  # what follows are names
@@ -217,7 +214,7 @@ def guarded(work: Callable[[], int | None], name: str = "this command") -> int:
     except SystemExit as e:
         return e.code
     except ModuleNotFoundError as e:
-        if e.name.startswith("conclugen_jax"):
+        if not e.name or e.name.startswith("conclugen_jax"):
             raise
         return _fail(f"{name} needs {e.name}, which is not installed; {_way_to(e.name, name)}")
     except ConclugenError as e:

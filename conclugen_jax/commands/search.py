@@ -11,23 +11,14 @@ checkpoint first.
 {"optimizer.learning_rate": {"low": 1e-5, "high": 1e-3, "log": true}, "model.projection_dim": {"choices": [256, 512]}}
 """
 
-import concurrent.futures
 import functools
-import io
-import os
-import signal
-import sys
-from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from conclugen_jax.commands import app
-from conclugen_jax.errors import ConclugenError
-from conclugen_jax.study import search, search_space
-from conclugen_jax.system import signals
-from conclugen_jax.system.pool import Died, Pool
+from conclugen_jax.study import search, search_space, sharing
 
 command = app.Command(config="run", short=app.OF_PRETRAINING)
 FLAGS = command.flags
@@ -64,7 +55,7 @@ def main() -> None:
         arguments=command.config_arguments,
     )
     if FLAGS.workers > 1:
-        _share(FLAGS.workers, functools.partial(_worked, search_all))
+        sharing.share(FLAGS.workers, search_all)
     result = search_all()
     console = Console()
     console.print(table(result))
@@ -91,66 +82,3 @@ def table(result: dict[str, Any]) -> Table:
         searched = ", ".join(f"{key.split('.')[-1]} {search.short(value)}" for key, value in t["overrides"].items())
         shown.add_row(str(t["number"]), f"{t['value']:.6g}", searched)
     return shown
-
-
-def _share(workers: int, work: Callable[[], bool]) -> None:
-    """Do the same work in several processes; return when all have done it.
-
-    Args:
-      workers: number of processes.
-      work: returns whether a process came to its end, not where a signal stopped it.
-
-    Raises:
-      ConclugenError: the mistake that one process found, or processes were killed.
-    """
-    pools = [Pool(1, start=functools.partial(_begin, i, workers)) for i in range(workers)]
-    received: list[int] = []
-
-    def forward(number: int, _frame: object) -> None:
-        received.append(number)
-        for pool in pools:
-            pool.terminate()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
-    ended = [pool.submit(work) for pool in pools if not received]
-    concurrent.futures.wait(ended)
-    codes = [code for pool in pools for code in pool.close()]
-    if received:
-        sys.exit(128 + received[0])
-    for future in ended:
-        if future.exception() and not isinstance(future.exception(), Died):
-            raise future.exception()
-    lost = sum(bool(future.exception()) or not future.result() for future in ended)
-    if lost:
-        raise ConclugenError(
-            f"{lost} of {workers} workers ended before their time (exit codes {codes}; -9: killed, out of memory?); repeat "
-            "the command to resume, with fewer --workers if memory is short"
-        )
-
-
-def _begin(worker: int, workers: int) -> None:
-    """Give a process its share of a GPU's memory and its number in front of what it says."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.75 / workers:.3f}")
-    sys.stderr = _Numbered(worker, sys.stderr)
-
-
-class _Numbered(io.TextIOBase):
-    """Standard error of a worker, with its number in front of each line."""
-
-    def __init__(self, worker: int, file: TextIO):
-        self._prefix, self._file, self._rest = f"[{worker}] ", file, ""
-
-    def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        self._file.write("".join(f"{self._prefix}{line}\n" for line in lines))
-        self._file.flush()
-        return len(text)
-
-
-def _worked(search_all: Callable[[], Any]) -> bool:
-    try:
-        search_all()
-        return True
-    except signals.Interrupted:
-        return False
