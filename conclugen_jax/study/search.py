@@ -114,7 +114,7 @@ def _planned(
 
 
 def _check(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[ConfigDict, shards.Dataset, int]:
-    """Refuse what every trial would fail of; return configuration with its modalities, data set, steps of an epoch."""
+    """Check what every trial needs; return configuration with its modalities, data set, steps of an epoch."""
     config_lib.check(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
     config = config_lib.with_modalities(config, dataset.manifest.modalities)
@@ -131,7 +131,7 @@ def _loss(base: ConfigDict) -> Measure:
 
 
 def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
-    """Accuracy on the validation split; see ``search_space.OBJECTIVES``."""
+    """Return the measure of accuracy on the validation split; see ``search_space.OBJECTIVES``."""
     label = dataset.manifest.label
     if label.kind != "single":
         raise ConclugenError(

@@ -46,7 +46,7 @@ _SEARCHED_ALL_THE_SAME = ("train.batch_size", "data.standardize")
 
 
 def default(config: ConfigDict, *, steps_per_epoch: int) -> Space:
-    """What the authors searched (sizes, loss weights, clusters, queue, start epoch, rates), around a configuration.
+    """Return what the authors searched (sizes, loss weights, clusters, queue, start epoch, rates), around a configuration.
 
     Their ranges are not published; these are ours. Keys of terms without weight are left out, and so is the weight of
     the first term: AdamW follows the ratio of the weights alone.
@@ -87,7 +87,7 @@ def default(config: ConfigDict, *, steps_per_epoch: int) -> Space:
 
 
 def read(path: str | Path) -> Any:
-    """The JSON in a file; :func:`check` says whether it is a space.
+    """Read the JSON in a file; :func:`check` says whether it is a space.
 
     Raises:
       ConclugenError: the file cannot be read or is not JSON.
@@ -99,7 +99,7 @@ def read(path: str | Path) -> Any:
 
 
 def check(space: Any, config: ConfigDict, *, objective: str, source: str) -> Space:
-    """A space as it is searched: keys without ``config.``, numbers of the type that their key has.
+    """Check a space and return it as it is searched: keys without ``config.``, numbers of the type that their key has.
 
     Args:
       space: what the user wrote.
@@ -143,14 +143,14 @@ def check(space: Any, config: ConfigDict, *, objective: str, source: str) -> Spa
 
 
 def with_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """A copy of a configuration with some keys set."""
+    """Return a copy of a configuration with some keys set."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(dict(overrides))
     return config
 
 
 def comparable_loss(means: Mapping[str, float], config: ConfigDict, base: ConfigDict) -> float:
-    """The unweighted sum of the terms (Eq. 11-13), of the same scale whatever the trial's hyper-parameters.
+    """Return the unweighted sum of the terms (Eq. 11-13), on one scale whatever the trial's hyper-parameters.
 
     A cross-entropy against more rows or clusters is larger without being worse, so each is multiplied by its chance
     level under the base configuration over that under the trial's own. Clustering that has not joined yet counts as
@@ -169,7 +169,7 @@ def comparable_loss(means: Mapping[str, float], config: ConfigDict, base: Config
 
 
 def _chance(config: ConfigDict) -> dict[str, float]:
-    """Cross-entropy of a network that tells nothing apart, for each term that is one."""
+    """Return the cross-entropy of a network that tells nothing apart, for each term that is one."""
     modalities, rows = config.data.modalities, config.train.batch_size
     pairs = objective_lib.modality_pairs(modalities, config.loss.contrastive_pairs)
     assigned = 1 if config.loss.clustering_target == "joint" else len(modalities)
@@ -185,7 +185,7 @@ def _weights(config: ConfigDict) -> list[str]:
 
 
 def _unused(key: str, config: ConfigDict) -> str | None:
-    """Why a key changes nothing; ``None`` if it does."""
+    """Return why a key changes nothing; ``None`` if it changes something."""
     section, name = key.split(".")[0], key.split(".")[-1]
     for term in TERMS:
         of_term = name.startswith(f"{term}_") or (section == "clustering" and term == "clustering")
@@ -199,7 +199,7 @@ def _unused(key: str, config: ConfigDict) -> str | None:
 
 
 def _dimension(spec: Any, example: Any, where: str) -> dict[str, Any]:
-    """One entry of a space, its numbers of the type of the configuration's own value."""
+    """Return one entry of a space, its numbers of the type of the configuration's own value."""
     if isinstance(example, list):
         raise ConclugenError(f"{where} is a list; only numbers, words and switches can be searched, so remove it")
     if not isinstance(spec, dict) or set(spec) not in ({"choices"}, {"low", "high"}, {"low", "high", "log"}):
@@ -236,7 +236,7 @@ def _dimension(spec: Any, example: Any, where: str) -> dict[str, Any]:
 
 
 def _check_comparable(key: str, dimension: Mapping[str, Any], where: str) -> None:
-    """Refuse what would make one trial's loss mean something else than another's."""
+    """Check that a dimension leaves the losses of trials comparable."""
     section, name = key.split(".")[0], key.split(".")[-1]
     least = min(dimension.get("choices") or [dimension["low"]])
     if name.endswith("_weight"):

@@ -27,7 +27,7 @@ DATABASE, DEFINITION, RESULT, FOLDER = "search.sqlite", "search.json", "result.j
 NAME = "pretraining"  # of the one study in the database
 
 FIRST_RUNG_SHARE, REDUCTION, NUM_RUNGS = 8, 2, 3
-"""Trials are compared after an eighth, a quarter and a half of the epochs; the better half goes on."""
+"""Trials are compared after an eighth, a quarter and a half of the epochs; the better half continues."""
 
 STARTS = 3
 """A trial that was killed so often without one more checkpoint has failed."""

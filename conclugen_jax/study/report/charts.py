@@ -105,7 +105,7 @@ def _y_range(series: Sequence[Series], bounds: tuple[float, float]) -> tuple[flo
 
 
 def _line(drawing: "Drawing", axes: Axes, one: Series, shift: float, place: str) -> None:
-    """Draw one line with its intervals and markers; ``place`` comes before a point's x on hover, if that is told."""
+    """Draw one line with its intervals and markers; ``place`` comes before a point's x on hover; empty: no x."""
     own = colour(f"k{one.style % NUM_STYLES}")
     shifted = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
     x, y = [p[0] for p in one.points], [p[1] for p in one.points]
@@ -121,10 +121,10 @@ def _line(drawing: "Drawing", axes: Axes, one: Series, shift: float, place: str)
     every = max(1, math.ceil(len(x) / 7)) if one.band else 1
     for i in range(every // 2 if len(x) > 1 else 0, len(x), every):
         _, _, low, high = one.points[i]
-        told = f"{place}{x[i]:,.6g}" if place else ""
+        shown = f"{place}{x[i]:,.6g}" if place else ""
         between = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
         mark = axes.plot(x[i], y[i], transform=shifted, **_marker(one.style))[0]
-        drawing.hint(mark, f"{one.name}{told}: {y[i]:.4g}{between}")
+        drawing.hint(mark, f"{one.name}{shown}: {y[i]:.4g}{between}")
 
 
 def _dash(style: int) -> Any:
@@ -133,7 +133,7 @@ def _dash(style: int) -> Any:
 
 
 def _marker(style: int, size: float = 6.5) -> dict[str, Any]:
-    """Arguments of a line without line: another shape for each of ten styles, and again after ten."""
+    """Return arguments of a plot of markers alone: another shape for each of ten styles, and again after ten."""
     shape = _MARKERS[(style + style // NUM_STYLES) % NUM_STYLES]
     edge = {"markeredgecolor": colour("card"), "markeredgewidth": 0.8}
     return {

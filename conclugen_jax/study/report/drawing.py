@@ -61,7 +61,7 @@ styled = matplotlib.rc_context(_STYLE)
 
 
 class Drawing:
-    """A figure whose places are in units from its top left corner, and what is told of its parts on hover."""
+    """A figure with places in units from its top left corner, and the texts that its parts show on hover."""
 
     def __init__(self, height: float, width: float = WIDTH):
         self._width, self._height = width, height
@@ -78,7 +78,7 @@ class Drawing:
         return self.figure.text(x / self._width, 1 - y / self._height, text, color=colour(tone), **style)
 
     def hint(self, artist: Artist, text: str, kind: str = "part") -> None:
-        """Tell a text where the pointer is over an artist; ``kind`` is its class in page.css."""
+        """Show a text while the pointer is over an artist; ``kind`` is its class in page.css."""
         name = f"part{len(self._parts)}"
         artist.set_gid(name)
         self._parts[name] = text, kind

@@ -48,7 +48,7 @@ _ACCURACY = {
 
 
 def linear_evaluation(dataset: str, kind: str, method: str) -> dict[str, float]:
-    """Published scores, shares from 0 to 1, of the paper's table of linear evaluations; empty where it has none.
+    """Return published scores, shares from 0 to 1, of the paper's table of linear evaluations; empty where it has none.
 
     Args:
       dataset: name of the data set.
@@ -62,7 +62,7 @@ def linear_evaluation(dataset: str, kind: str, method: str) -> dict[str, float]:
 
 
 def accuracy(dataset: str, kind: str, method: str, protocol: str) -> float | None:
-    """Published accuracy, a share from 0 to 1, of the paper's table of protocols; ``None`` where it has none.
+    """Return published accuracy, a share from 0 to 1, of the paper's table of protocols; ``None`` where it has none.
 
     Args:
       dataset: name of the data set.

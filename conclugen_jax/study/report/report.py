@@ -29,7 +29,7 @@ EMPTY = {
 
 
 class Written(NamedTuple):
-    """What :func:`write` made: the files, how far the study is, and sentences that deserve to be seen on the screen."""
+    """What :func:`write` made: the files, how far the study is, and warnings for the screen."""
 
     files: list[Path]
     progress: str
@@ -89,14 +89,14 @@ def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence
 
 
 def progress(study: Study) -> str:
-    """How many runs are done, in a sentence."""
+    """Return how many runs are done, in a sentence."""
     count = collections.Counter(cell.status for cell in study.cells)
     others = "".join(f", {count[status]} {status}" for status in ("failed", "missing") if count[status])
     return f"{count['done']} of {len(study.cells)} runs done{others}."
 
 
 def _tables(study: Study) -> dict[str, list[Table]]:
-    """Heading -> its tables."""
+    """Return the tables of each heading."""
     keys = [k for k in study.datasets if any(s.dataset == k for s in study.summary)]
     protocols, unfinished = report_tables.protocols(study), report_tables.unfinished(study)
     return {
@@ -131,7 +131,7 @@ def _lead(study: Study) -> list[str]:
 
 
 def _changed_datasets(study: Study) -> Iterator[str]:
-    """Data sets that could not be read, or are other than when they were scored."""
+    """Yield a sentence for each data set that could not be read or has changed since it was scored."""
     for key, facts in study.datasets.items():
         if facts.error:
             yield f"Data set {key} could not be read when the results were collected: {facts.error}."
