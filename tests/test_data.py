@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +150,16 @@ def test_manifest_that_is_no_json_or_absent(copy):
         shards.open_dataset(copy)
     with pytest.raises(ConclugenError, match="conclugen build"):
         shards.open_dataset(copy / "nowhere")
+
+
+def test_a_manifest_in_a_folder_that_may_not_be_read(copy, monkeypatch):
+    def denied(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", denied)
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(ConclugenError, match=r"manifest\.json: cannot be read \(Permission denied\)"):
+        manifest_lib.read(copy)
 
 
 @pytest.mark.parametrize("depth", [600, 100_000])

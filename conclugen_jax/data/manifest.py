@@ -1,5 +1,6 @@
 """Read, write and check the manifest of a data set: its files, the meaning of its columns, statistics of its features."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -144,8 +145,9 @@ def read_file(path: Path, *, missing: str) -> Manifest:
     Raises:
       ConclugenError: there is none, or it is not a manifest of this format.
     """
-    if not path.exists():
-        raise ConclugenError(f"{path}: no such file; {missing}")
+    with contextlib.suppress(OSError):  # what else is wrong, the reader says
+        if not path.exists():
+            raise ConclugenError(f"{path}: no such file; {missing}")
     return from_tree(files.read_json(path, Any, way_out=AGAIN), str(path), way_out=AGAIN)
 
 
