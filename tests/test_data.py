@@ -299,4 +299,4 @@ def test_prefetch_keeps_order_passes_errors_on_and_ends_its_thread():
     half = batches.prefetch(lambda x: x, range(1000))
     assert next(half) == 0
     half.close()
-    assert "prefetch" not in {t.name for t in threading.enumerate()}
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("prefetch")]

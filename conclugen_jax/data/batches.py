@@ -4,9 +4,9 @@ The order of examples is a function of (seed, epoch) alone, and the step number 
 depend on the number of devices or on where the rows are kept (device table, host table, or the shards on disk).
 """
 
-import queue
-import threading
+import concurrent.futures
 import zlib
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -163,39 +163,16 @@ def prefetch(make: Callable[[Any], Any], items: Iterable[Any], depth: int = 2) -
     """Compute ``map(make, items)`` in a thread, up to ``depth`` items ahead.
 
     Raises:
-      Exception: whatever ``items`` or ``make`` raised, where the item would have come.
+      Exception: whatever ``make`` raised, where the item would have come.
     """
-    results: queue.Queue = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(result: tuple[str, Any]) -> None:
-        while not stop.is_set():
-            try:
-                results.put(result, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
+    with concurrent.futures.ThreadPoolExecutor(1, "prefetch") as thread:
+        waiting: deque[concurrent.futures.Future] = deque()
         try:
             for item in items:
-                if stop.is_set():
-                    return
-                put(("item", make(item)))
-            put(("end", None))
-        except BaseException as e:
-            put(("error", e))
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = results.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stop.set()
-        thread.join()
+                waiting.append(thread.submit(make, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            thread.shutdown(cancel_futures=True)
