@@ -91,3 +91,17 @@ def tone(seconds, hz=440.0):
 def steady(seconds, rate=25.0):
     """Times of a constant rate."""
     return np.arange(round(seconds * rate)) / rate
+
+
+def videos(folder):
+    """Write clips into split folders and return the folder; grey levels tell them apart, some lack sound or words."""
+    for split, count in (("train", 4), ("validation", 2), ("test", 2)):
+        (folder / split).mkdir()
+        for i in range(count):
+            path = folder / split / f"{split}{i}.mkv"
+            pictures = [image(10 * i + 5)] * 50
+            sound = None if i == 1 else 0.5 * tone(2.0)
+            write(path, steady(2.0), images=pictures, sound=sound)
+            if i != 2:
+                path.with_suffix(".txt").write_text("one two three " * (i + 1))
+    return folder
