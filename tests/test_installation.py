@@ -8,13 +8,13 @@ import sysconfig
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import QUICK_COMPILATION, ROOT
 
 
 @pytest.mark.slow
 def test_the_wheel_works_without_the_checkout(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # on one device
+    environment["XLA_FLAGS"] = QUICK_COMPILATION  # on one device
 
     def run(*command, code=0, cwd=tmp_path):
         result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
