@@ -51,7 +51,7 @@ def test_what_is_wrong_is_said_with_the_way_out_and_the_other_checks_are_made(tm
 
 def test_a_wrong_sum_and_a_wrong_product_are_noticed(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(doctor.parallel, "total", lambda x, _: x)
+        patch.setattr(doctor.collectives, "total", lambda x, _: x)
         assert doctor.collective().status == "failed"
     with monkeypatch.context() as patch:
         matmul = doctor.jnp.matmul
