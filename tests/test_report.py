@@ -323,6 +323,20 @@ def test_label_efficiency(page):
     assert report_figures.positions({0}) == {0: 1.0}
 
 
+def test_lines_of_one_point_stand_in_the_table_alone(study, tmp_path):
+    def thin(tree):
+        tree["summary"] = [
+            summary("faces", "conclugen", "linear_evaluation", 2, 1, accuracy=score(0.5)),
+            summary("faces", "generative", "linear_evaluation", 0, 1, accuracy=score(0.6)),
+        ]
+
+    folder = changed(study, tmp_path, thin)
+    report.write(folder, maps=[])
+    page = Page((folder / "report.html").read_text())
+    assert not [figure for figure in page.figures if figure.startswith("Accuracy against labels")]
+    assert [["method"], ["2 labels"], ["all labels"]] in [table[0] for table in page.tables]
+
+
 def test_confusion_matrices_are_summed_and_normalised(page):
     hints = page.figures["Confusion matrix of ConCluGen on meld 1.0.0"]
     assert "true neutral, predicted surprise: 2 of 4 (50.0 %)" in hints

@@ -60,17 +60,20 @@ def label_efficiency(study: Study, tables: Sequence[Table]) -> list[Block]:
     body, used = [], {}
     for key in study.datasets:
         title = report_tables.dataset_title(study, key)
-        series = _efficiencies(study, key, styles)
-        if title not in by_title or not series:
+        places = positions({s.labels for s in study.summary if s.dataset == key})
+        series = _efficiencies(study, key, styles, places)
+        if title not in by_title:
+            continue
+        if not series:
+            body += [Heading(title), by_title[title]]
             continue
         used |= {one.name: one.style for one in series}
-        labels = {s.labels for s in study.summary if s.dataset == key}
         svg = charts.line_chart(
             f"Accuracy against labels per class, {title}",
             series,
             x_label="labels per class",
             y_label=f"{report_tables.NAMES[report_tables.headline(study.datasets[key])]} in %",
-            x_ticks=[(x, str(number or "all")) for number, x in positions(labels).items()],
+            x_ticks=[(x, str(number or "all")) for number, x in places.items()],
             y_bounds=(0, 100),
             height=290,
         )
@@ -79,12 +82,13 @@ def label_efficiency(study: Study, tables: Sequence[Table]) -> list[Block]:
     return [Legend(list(used.items())), Text(note, note=True), *body]
 
 
-def _efficiencies(study: Study, key: str, styles: Mapping[tuple[str, str], int]) -> list[Series]:
+def _efficiencies(
+    study: Study, key: str, styles: Mapping[tuple[str, str], int], places: Mapping[int, float]
+) -> list[Series]:
     """Return the line of each method and protocol on a data set; one point is no line, the table has it."""
     measure = report_tables.headline(study.datasets[key])
     scores = {(s.method, s.protocol, s.labels): s.scores.get(measure) for s in study.summary if s.dataset == key}
     scores = {place: score for place, score in scores.items() if score is not None and score.mean is not None}
-    places = positions({labels for _, _, labels in scores})
     series = []
     for line, style in styles.items():
         found = [(x, scores[*line, labels]) for labels, x in places.items() if (*line, labels) in scores]
