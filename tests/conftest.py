@@ -28,14 +28,14 @@ jax.config.update("jax_default_matmul_precision", "highest")
 LONG = (
     "faults",
     "processes",
-    "pretrain",
-    "commands",
-    "study",
     "search",
+    "pretrain",
+    "study",
     "bad_steps",
-    "online_probe",
     "extract",
+    "online_probe",
     "exchange",
+    "clustering_term",
 )
 """Files that take longest."""
 
