@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import wire
@@ -191,6 +189,8 @@ class ShardStream:
 
 
 def _parse(record: bytes) -> Any:
+    from tensorflow_datasets.proto import tf_example_pb2  # late: see _data_source
+
     return tf_example_pb2.Example.FromString(record).features.feature
 
 
@@ -213,6 +213,8 @@ def _read_presence(dataset: Dataset, split: str, num_modalities: int, num_exampl
 
 
 def _data_source(dataset: Dataset, split: str) -> Any:
+    import tensorflow_datasets as tfds  # late: it takes a quarter of a second, and mistakes are reported before
+
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS may print that there is no TensorFlow
             return tfds.builder_from_directory(dataset.path).as_data_source(split)

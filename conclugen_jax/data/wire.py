@@ -5,11 +5,11 @@ comes after those that it begins): first the vectors of all modalities, of known
 this form needs no parsing for its vectors; any other record is parsed.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tensorflow_datasets.proto import tf_feature_pb2
 
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.sources import LabelSpec
@@ -77,11 +77,19 @@ class Wire:
                 return None
         if start + self._end > len(record):
             return None
-        return start, tf_feature_pb2.Features.FromString(record[start + self._end :]).feature
+        return start, _features()(record[start + self._end :]).feature
 
     def offset(self, name: str) -> int:
         """Return the offset of a vector from the first field."""
         return self._offsets[name]
+
+
+@functools.cache
+def _features() -> Any:
+    """Return the parser of the fields of a record; importing it takes a quarter of a second."""
+    from tensorflow_datasets.proto import tf_feature_pb2
+
+    return tf_feature_pb2.Features.FromString
 
 
 def _header(name: bytes, num_bytes: int) -> bytes:
