@@ -8,6 +8,7 @@ import contextlib
 import copy
 import functools
 import importlib
+import os
 import signal
 import sys
 import time
@@ -219,6 +220,9 @@ def guarded(work: Callable[[], int | None], name: str = "this command") -> int:
         return _fail(f"{name} needs {e.name}, which is not installed; {_way_to(e.name, name)}")
     except ConclugenError as e:
         return _fail(e)
+    except BrokenPipeError:  # of ``conclugen COMMAND | head``: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as e:
         return _fail(f"{e.filename or 'input or output'}: {e.strerror or e}")
     except KeyboardInterrupt:
