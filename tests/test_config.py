@@ -183,21 +183,24 @@ def test_batches_that_cannot_be_shared_or_filled_are_refused():
 
 def test_clustering_that_can_never_count_is_refused():
     config = tiny_config(clustering__queue_batches=4)
-    # 4 steps of 16 are 64 examples; 5 steps of 12 would fit into them.
-    with pytest.raises(ConclugenError, match=r"4 steps, so .*batch_size to 12 or less, the queue lower or .*='never'"):
-        config_lib.check_clustering(config, steps_per_epoch=4)
-    config_lib.check_clustering(config, steps_per_epoch=5)
+    # 79 examples are 4 steps of 16, or 5 of 15.
+    with pytest.raises(ConclugenError, match=r"4 steps, so .*batch_size to 15 or less, the queue lower or .*='never'"):
+        config_lib.check_clustering(config, num_examples=79)
+    config_lib.check_clustering(config, num_examples=80)
     config.clustering.num_clusters = 100
+    # No batch that fits would give enough points: it is not proposed.
+    with pytest.raises(ConclugenError, match=r"never count; set the queue lower or"):
+        config_lib.check_clustering(config, num_examples=79)
     with pytest.raises(ConclugenError, match="80 points"):
-        config_lib.check_clustering(config, steps_per_epoch=5)
+        config_lib.check_clustering(config, num_examples=80)
     config.loss.clustering_weight = 0.0
-    config_lib.check_clustering(config, steps_per_epoch=1)
+    config_lib.check_clustering(config, num_examples=16)
     config = tiny_config(clustering__start_epoch=4)
     with pytest.raises(ConclugenError, match=r"start_epoch is 4 but config\.train\.num_epochs is 4"):
-        config_lib.check_clustering(config, steps_per_epoch=5)
+        config_lib.check_clustering(config, num_examples=80)
     config = tiny_config(loss__contrastive_weight=0.0, loss__reconstruction_weight=0.0)
     with pytest.raises(ConclugenError, match="the only term"):
-        config_lib.check_clustering(config, steps_per_epoch=5)
+        config_lib.check_clustering(config, num_examples=80)
 
 
 def test_json_round_trip_keeps_types_and_is_data_only(tmp_path):

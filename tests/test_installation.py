@@ -42,15 +42,19 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
     assert refused.stderr.startswith("error: nowhere/manifest.json: no such file")
     shown = run(conclugen, "demo", "--tiny", cwd=here)
     assert "conclugen, pretrained" in shown.stdout
-    assert "conclugen probe --workdir=conclugen_demo/conclugen" in shown.stderr
-    table = json.loads((here / "conclugen_demo/label_efficiency.json").read_text())
+    assert "conclugen probe --workdir=conclugen_demo_tiny/conclugen" in shown.stderr
+    table = json.loads((here / "conclugen_demo_tiny/label_efficiency.json").read_text())
     assert len(table["results"]) == 6
 
     # Results of a run go beside it unless another place is named; names of modalities are written out.
-    pretrained = "conclugen_demo/conclugen"
+    pretrained = "conclugen_demo_tiny/conclugen"
     assert "400 rows" in run(conclugen, "embed", f"--workdir={pretrained}", cwd=here).stdout
     assert (here / pretrained / "embeddings_test.npz").is_file()
-    linear = ["--config=linear_evaluation", "--data=conclugen_demo/data/digits/1.0.0", f"--checkpoint={pretrained}"]
+    linear = [
+        "--config=linear_evaluation",
+        "--data=conclugen_demo_tiny/data/digits/1.0.0",
+        f"--checkpoint={pretrained}",
+    ]
     few = ["--batch-size=200", "--config.train.num_epochs=1"]
     said = run(conclugen, "downstream", *linear, *few, cwd=here).stdout
     assert f"saved as {pretrained}/linear_evaluation/result.json" in said
@@ -59,4 +63,4 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
     for folder in (pretrained, f"{pretrained}/linear_evaluation"):
         kept = json.loads((here / folder / "config.json").read_text())
         assert kept["data"]["modalities"] == ["pixels", "fourier", "profiles"]
-    assert sorted(os.listdir(here)) == ["conclugen_demo", "mine.py"]
+    assert sorted(os.listdir(here)) == ["conclugen_demo_tiny", "mine.py"]

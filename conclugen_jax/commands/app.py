@@ -6,6 +6,7 @@ parsed and may return an exit code. Each command has flags of its own, so a proc
 
 import contextlib
 import copy
+import difflib
 import functools
 import importlib
 import os
@@ -91,6 +92,10 @@ class Command:
         rest, settings = self._split(before)
         try:
             self.words = self.flags(["conclugen", *rest, *argv[end:]])[1:]
+        except flags.UnrecognizedFlagError as e:
+            near = difflib.get_close_matches(e.flagname, list(self.flags), n=1)
+            hint = f"did you mean --{near[0]}?" if near else "see --help"
+            raise ConclugenError(f"Unknown command line flag {e.flagname!r}; {hint}") from e
         except (flags.Error, ValueError) as e:
             raise ConclugenError(f"{reason(e)}; see --help") from e
         if self.words and not self.takes_words:

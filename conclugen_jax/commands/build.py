@@ -70,6 +70,10 @@ def main() -> None:
         )
     for line in summary.describe(folder):
         print(line)
+    if source.spec.label.kind == "none" and not FLAGS.label and FLAGS.dataset == "features":
+        print(
+            "no column 'label' was found; if the labels are in another column, name it with --label=COLUMN and --overwrite"
+        )
 
 
 def _refuse_ignored() -> None:

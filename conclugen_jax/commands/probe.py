@@ -24,7 +24,7 @@ command.string("workdir", None, "Folder of a pretraining run")
 command.string("checkpoint", "newest", "newest, best or a step; default: newest")
 command.string("data", None, "Folder of a labelled data set; default: the one of the run")
 command.string("output", None, "Path of the table without its ending; default: WORKDIR/label_efficiency")
-command.list("labels", ["2", "5", "20", "all"], "Labels per class, default 2,5,20,all; one class per example only")
+command.list("labels", None, "Labels per class; default: those of 2,5,20 that every class has, and all")
 command.integer("draws", 10, "Random draws of the labelled examples, default 10", lower_bound=2)
 command.integer("seed", 0, "Seed of the draws", lower_bound=0)
 
@@ -32,20 +32,23 @@ command.integer("seed", 0, "Seed of the draws", lower_bound=0)
 def main() -> None:
     """Compute the table, write it, print it."""
     output = Path(FLAGS.output or Path(command.required("workdir"), "label_efficiency"))
-    bad = [text for text in FLAGS.labels if text != "all" and not (text.isascii() and text.isdecimal() and int(text))]
-    if not FLAGS.labels:
+    bad = [
+        text for text in FLAGS.labels or () if text != "all" and not (text.isascii() and text.isdecimal() and int(text))
+    ]
+    if FLAGS.labels is not None and not FLAGS.labels:
         raise ConclugenError("--labels is empty; name numbers of labels per class, or all")
     if bad:
         raise ConclugenError(f"--labels: {bad[0]!r} is neither a number of labels per class nor 'all'")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ConclugenError(f"--output={output}: {e.strerror}; choose another path") from e
+    if FLAGS.output:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ConclugenError(f"--output={output}: {e.strerror}; choose another path") from e
     report = probe.label_efficiency_of_run(
         command.required("workdir"),
         which=FLAGS.checkpoint,
         data=FLAGS.data,
-        labels_per_class=[0 if text == "all" else int(text) for text in FLAGS.labels],
+        labels_per_class=FLAGS.labels and [0 if text == "all" else int(text) for text in FLAGS.labels],
         num_draws=FLAGS.draws,
         seed=FLAGS.seed,
     )

@@ -120,7 +120,8 @@ def draw_labels(labels: np.ndarray, num_per_class: int, *, seed: int) -> np.ndar
         members = np.flatnonzero(labels == value)
         if len(members) < num_per_class:
             raise ConclugenError(
-                f"class {value} has {len(members)} labelled examples, {num_per_class} per class were asked for; ask for fewer"
+                f"class {value} has {len(members)} labelled examples, {num_per_class} per class were asked for; ask for "
+                f"at most {len(members)}, or for all"
             )
         rows.append(rng.choice(members, num_per_class, replace=False))
     return np.sort(np.concatenate(rows))
@@ -131,7 +132,7 @@ def label_efficiency_of_run(
     *,
     which: str | int = "newest",
     data: str | Path | None = None,
-    labels_per_class: Sequence[int] = (2, 5, 20, 0),
+    labels_per_class: Sequence[int] | None = None,
     num_draws: int = 5,
     seed: int = 0,
 ) -> Report:
@@ -141,7 +142,8 @@ def label_efficiency_of_run(
       workdir: of a pretraining run.
       which: checkpoint, see :func:`load`.
       data: folder of a labelled data set with the run's modalities; ``None``: the run's own.
-      labels_per_class, num_draws, seed: see :func:`label_efficiency`.
+      labels_per_class: see :func:`label_efficiency`; ``None``: those of 2, 5, 20 that the smallest class has, and all.
+      num_draws, seed: see :func:`label_efficiency`.
 
     Raises:
       ConclugenError: the data has not one class per example, or lacks the run's modalities.
@@ -154,6 +156,9 @@ def label_efficiency_of_run(
         )
     names = (config.data.train_split, config.data.test_split)
     train, test = represent_splits(workdir, names, which=which, data=data)
+    if labels_per_class is None:
+        smallest = np.unique(train.label, return_counts=True)[1].min()
+        labels_per_class = [k for k in (2, 5, 20, 0) if k <= smallest]
     fresh = untrained(config, workdir)
     kinds = {
         "raw features": (train.fused(raw=True), test.fused(raw=True)),

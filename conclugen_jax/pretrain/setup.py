@@ -115,7 +115,7 @@ def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, Manifes
     stream = shards.ShardStream(dataset, config.data.train_split, config.data.modalities, all_variants=all_variants)
     config_lib.check_objective(config)
     config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=num_devices)
-    config_lib.check_clustering(config, steps_per_epoch=len(stream.usable) // config.train.batch_size)
+    config_lib.check_clustering(config, num_examples=len(stream.usable))
     if processes.several():
         check_alike(config, dataset.manifest)
     return config, dataset.manifest, stream

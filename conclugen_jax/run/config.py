@@ -144,8 +144,13 @@ def check_batches(config: ConfigDict, *, num_examples: int, num_devices: int) ->
         )
 
 
-def check_clustering(config: ConfigDict, *, steps_per_epoch: int) -> None:
-    """Refuse clustering that could never take part, or that has fewer points than clusters."""
+def check_clustering(config: ConfigDict, *, num_examples: int) -> None:
+    """Refuse clustering that could never take part, or that has fewer points than clusters.
+
+    Args:
+      config: of the run.
+      num_examples: usable ones of the training split.
+    """
     if not config.loss.clustering_weight:
         return
     section = config.clustering
@@ -161,9 +166,11 @@ def check_clustering(config: ConfigDict, *, steps_per_epoch: int) -> None:
             f"config.clustering.start_epoch is {section.start_epoch}, but clustering is the only term: nothing would be "
             "trained before; set it to 0"
         )
+    steps_per_epoch = num_examples // config.train.batch_size
     if section.queue_reset == "epoch" and section.queue_batches >= steps_per_epoch:
-        most = config.train.batch_size * steps_per_epoch // (section.queue_batches + 1)
-        smaller = f"config.train.batch_size to {most} or less, " if most else ""
+        most = num_examples // (section.queue_batches + 1)
+        enough = most > 1 and most * (section.queue_batches + 1) >= section.num_clusters
+        smaller = f"config.train.batch_size to {most} or less, " if enough else ""
         raise ConclugenError(
             f"config.clustering.queue_batches is {section.queue_batches} but an epoch has only {steps_per_epoch} "
             f"step{'s' * (steps_per_epoch > 1)}, so the queue, emptied at each epoch, would never count; set {smaller}the "

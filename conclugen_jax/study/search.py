@@ -122,7 +122,7 @@ def _check(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[ConfigDic
     config_lib.check_objective(config)
     config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=len(devices))
     steps_per_epoch = len(stream.usable) // config.train.batch_size
-    config_lib.check_clustering(config, steps_per_epoch=steps_per_epoch)
+    config_lib.check_clustering(config, num_examples=len(stream.usable))
     return config, dataset, steps_per_epoch
 
 
