@@ -13,11 +13,12 @@ _NAMES = {
     "clustering": "method.clustering",
     "model": "method.model",
     "optimizer": "train.optimizer",
+    "pretrain": "pretrain",
     "downstream": "evaluate.downstream",
     "probe": "evaluate.probe",
     "notebook": "evaluate.notebook",
 }
-"""Name -> module; ``pretrain`` is a room of that name."""
+"""Name -> module."""
 
 
 def __getattr__(name: str):

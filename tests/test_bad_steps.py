@@ -1,6 +1,7 @@
 """Steps whose loss or gradient is not finite are skipped exactly and named, up to a limit in a row."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.pretrain import recorder
+from conclugen_jax.pretrain import recorder, setup
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.system import signals
@@ -163,3 +164,26 @@ def test_the_first_operation_that_gives_no_number_is_named_by_choice(data, tmp_p
     # The NaN of the features meets the first product of the audio's network.
     assert all("encountered in dot_general" in line and ", in layers.py, line " in line for line in said), said
     assert_same_bits(pretrain.pretrain(config, tmp_path / "without", devices=DEVICES), state)
+
+
+def test_a_bad_step_is_computed_again_from_the_state_before_it(data, tmp_path, bad_row, monkeypatch):
+    """The step is in the middle of a dispatch, so that the steps before it in the dispatch must be computed again, too."""
+    seen = []
+    monkeypatch.setattr(jax, "disable_jit", lambda: contextlib.nullcontext())
+    usual = setup.create
+
+    def watched(*arguments):
+        run = usual(*arguments)
+
+        def step(state, batch, **keywords):
+            if not isinstance(state.step, jax.core.Tracer):
+                seen.append(int(state.step))
+                raise FloatingPointError("invalid value (nan) encountered in watched")
+            return run.step(state, batch, **keywords)
+
+        return dataclasses.replace(run, step=step)
+
+    monkeypatch.setattr(setup, "create", watched)
+    config = config_of(data, train__num_epochs=1, train__steps_per_dispatch=4)
+    pretrain.pretrain(config, tmp_path, devices=DEVICES, debug_nans=True)
+    assert seen == [step - 1 for step in log_lib.left_out_steps(tmp_path)]

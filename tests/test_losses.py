@@ -67,6 +67,23 @@ def test_reconstruction_loss_by_hand():
     assert losses.reconstruction_loss(predicted, target, valid=jnp.array([True, False])) == 5 / 2
 
 
+def test_no_gradient_flows_into_the_target_of_the_reconstruction():
+    predicted, target = jnp.ones((3, 2)), jnp.arange(6.0).reshape(3, 2)
+    gradients = jax.grad(losses.reconstruction_loss, argnums=(0, 1))(predicted, target)
+    assert np.any(gradients[0] != 0)
+    np.testing.assert_array_equal(gradients[1], 0)
+
+
+def test_reconstruction_loss_of_rows_is_what_the_mean_is_of():
+    rng = np.random.default_rng(0)
+    predicted, target = (jnp.asarray(rng.normal(size=(5, 3)), jnp.float32) for _ in range(2))
+    valid = jnp.array([True, False, True, True, False])
+    rows = losses.reconstruction_loss(predicted, target, per_row=True)
+    np.testing.assert_allclose(rows, np.square(np.asarray(predicted) - np.asarray(target)).mean(axis=1), rtol=1e-6)
+    whole = losses.reconstruction_loss(predicted, target, valid=valid)
+    np.testing.assert_allclose(losses.masked_mean(rows, valid), whole, rtol=1e-6)
+
+
 def test_cross_entropy_by_hand():
     logits, labels = jnp.log(jnp.array([[0.5, 0.5], [0.2, 0.8]])), jnp.array([0, 1])
     value = losses.cross_entropy(logits, labels, class_weights=jnp.array([1.0, 3.0]))

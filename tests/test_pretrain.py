@@ -14,6 +14,7 @@ from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pretrain import recorder
 from conclugen_jax.run import checkpoint
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import signals
 from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
@@ -132,6 +133,23 @@ def test_killed_run_drops_what_it_logged_beyond_its_checkpoint(whole, config, tm
     state = pretrain.pretrain(config, workdir, devices=DEVICES)
     assert_same_bits(state, expected)
     assert log_without_times(workdir) == log_without_times(expected_dir)
+
+
+def test_a_checkpoint_never_knows_more_than_the_log(whole, config, tmp_path, monkeypatch):
+    sync, asked = log_lib.MetricsLog.sync, []
+
+    def full_disk_at_the_first_save(self):
+        done = sync(self)
+        if self._path.name != log_lib.METRICS:
+            return done
+        asked.append(done)
+        return done and len(asked) > 1
+
+    monkeypatch.setattr(log_lib.MetricsLog, "sync", full_disk_at_the_first_save)
+    assert_same_bits(pretrain.pretrain(config, tmp_path, devices=DEVICES), whole[0])
+    with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+        assert saved.steps() == [8, 12, 16]  # not 4
+    assert log_without_times(tmp_path) == log_without_times(whole[1])
 
 
 def test_finished_run_is_returned_as_it_is(whole, config, tmp_path):

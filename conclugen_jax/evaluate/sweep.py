@@ -131,11 +131,13 @@ def _at(
     with progress.Counter(f"{np.prod(members.shape)} classifiers, {title}", unit="epochs") as counter:
 
         def before_epoch(epoch: int) -> None:
-            counter(epoch, config.train.num_epochs)
+            if epoch:  # the first one compiles
+                counter(epoch, config.train.num_epochs)
             if stop.signal:
                 raise signals.Interrupted(stop.signal)
 
         fits = trainer.fit(members, vectors, before_epoch)
+        counter(config.train.num_epochs, config.train.num_epochs)
     if not np.isfinite(fits.measure).any(axis=(1, 2)).all():
         raise ConclugenError(f"{config.data.path}: {task_lib.not_finite(config)}, or the rates of config.sweep")
     return _selected(trainer, members, fits, vectors)

@@ -84,6 +84,7 @@ class Saving:
         goodness = self._recorder.mean_loss(dispatch)
         if self._run.config.checkpoint.best_by == "probe":
             goodness = self._probe.cost(dispatch)
+        # All processes take part in this, whatever the disk of process 0 says below.
+        whole = sharded_update.whole(state, self._run.optimizer)
         if self._log.sync():
-            whole = sharded_update.whole(state, self._run.optimizer)
             self._saved.save(dispatch.end_step, whole, self._recorder.info(), loss=goodness)

@@ -100,7 +100,7 @@ class Counter:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._console.is_terminal:
+        if self._bar.live.is_started:
             self._bar.stop()
 
     def __call__(self, done: int, total: int | None) -> None:

@@ -51,9 +51,10 @@ _outermost: list[Stop] = []
 
 @contextlib.contextmanager
 def caught() -> Iterator[Stop]:
-    """Catch signals while the context lasts, in the main thread; other threads get a ``Stop`` that never changes.
+    """Catch signals while the context lasts, in the main thread.
 
-    A context inside of another one shares its ``Stop``: a signal between two runs of a search stops the next run.
+    A context inside of another one shares its ``Stop``: a signal between two runs of a search stops the next run. In another
+    thread, a context that is inside of none has a ``Stop`` that never changes.
     """
     if _outermost or threading.current_thread() is not threading.main_thread():
         yield _outermost[0] if _outermost else Stop()
