@@ -2,23 +2,20 @@
 
     python -m benchmarks.forms --size=paper --batch=512 --turns=7
 
-``product``: the gradient of a layer's weights waits for that of its input (``layers.linear``), so that the weights are updated
-in place. ``lloyd``: scores and sums of k-means in the form for CPUs (``clustering``). Sizes: ``paper``, or ``small`` (512
-everywhere). All programs live in one process and take turns; medians of seconds and of processor seconds are compared.
+``lloyd``: scores and sums of k-means in the form for CPUs (``clustering``). Sizes: ``paper``, or ``small`` (512 everywhere).
+All programs live in one process and take turns; medians of seconds and of processor seconds are compared.
 """
 
 import argparse
 import statistics
 import time
 
-import jax
 import jax.numpy as jnp
 
 from benchmarks import step
-from conclugen_jax.method import clustering, layers
+from conclugen_jax.method import clustering
 
 PLAIN = {
-    "product": {(layers, "_dot_general"): jax.lax.dot_general},
     "lloyd": {
         (clustering, "_first_best"): lambda scores: jnp.argmax(scores, axis=0).astype(jnp.int32),
         (clustering, "_added_sums"): clustering._product_sums,
@@ -44,11 +41,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("paper", "small"), default="paper")
     parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--clusters", type=int, default=8)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="steps a turn")
     a = parser.parse_args()
     sizes = step.PAPER if a.size == "paper" else step.SMALL
-    programs = {form: trainer(form, batch=a.batch, **sizes) for form in ("none", *PLAIN)}
+    programs = {form: trainer(form, batch=a.batch, num_clusters=a.clusters, **sizes) for form in ("none", *PLAIN)}
     seconds = {form: ([], []) for form in programs}
     for turn in range(-1, a.turns):
         for form, program in programs.items():

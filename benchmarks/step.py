@@ -46,6 +46,7 @@ class Trainer:
         config.train.batch_size, config.model.representation_dim = batch, representation_dim
         config.model.reconstruction_dim, config.precision = reconstruction_dim, options.get("precision", "float32")
         config.encoder_chunk_size = options.get("encoder_chunk_size", 0)
+        config.clustering.num_clusters = options.get("num_clusters", config.clustering.num_clusters)
         config.train.steps_per_dispatch = 10**4
         devices = jax.devices()[:1]
         rng, rows = np.random.default_rng(0), options.get("rows") or 2 * batch

@@ -247,30 +247,3 @@ def test_dropout_does_not_depend_on_the_number_of_devices():
         axis_name=parallel.AXIS,
     )(*parallel.split_rows((x, present), 8))
     np.testing.assert_allclose(np.asarray(y).reshape(8, 2), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_products_whose_gradients_come_in_order_are_plain_products():
-    rng = np.random.default_rng(0)
-    x, kernel, g = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((6, 5), (5, 4), (6, 4)))
-    (ours, back), (plain, plain_back) = jax.vjp(layers._product, x, kernel), jax.vjp(jnp.matmul, x, kernel)
-    np.testing.assert_array_equal(ours, plain)
-    for got, expected in zip(back(g), plain_back(g), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-6)
-
-
-def test_a_step_copies_no_kernel():
-    # XLA for CPUs copies a parameter in a loop where it may be updated before its last use.
-    model, x = small(representation_dim=64), features()
-    variables = model.init(jax.random.key(0), x, train=True)
-
-    def step(_, params):
-        def loss(params):
-            outputs, _ = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
-            return sum(jnp.square(r).mean() for r in outputs.reconstructions.values())
-
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
-
-    program = jax.jit(lambda p: jax.lax.fori_loop(0, 3, step, p), donate_argnums=0)
-    text = program.lower(variables["params"]).compile().as_text()
-    assert "f32[64,64]" in text
-    assert not [line for line in text.splitlines() if "f32[64,64]" in line.split(" copy(")[0] and " copy(" in line]

@@ -13,55 +13,14 @@ import jax.numpy as jnp
 from conclugen_jax.method import collectives
 
 
-def linear(
-    features: int, fan_in: int, *, dtype: Any, name: str, use_bias: bool = True, first: bool = False
-) -> nn.Dense:
-    """A Dense layer that starts as the authors' layers do: weights and biases uniform in +-1/sqrt(fan_in).
-
-    ``first``: nobody needs the gradient of its input.
-    """
+def linear(features: int, fan_in: int, *, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
+    """Return a Dense layer that starts as the authors' layers do: weights and biases uniform in +-1/sqrt(fan_in)."""
 
     def uniform(key, shape, dtype=jnp.float32):
         bound = fan_in**-0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=uniform,
-        bias_init=uniform,
-        dot_general=jax.lax.dot_general if first or jax.default_backend() != "cpu" else _dot_general,
-        name=name,
-    )
-
-
-def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """What Dense calls for [n, inputs], [inputs, outputs]."""
-    return _product(x, kernel)
-
-
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x kernel. The gradient of the kernel waits for that of x, so that the kernel can be updated in its place.
-
-    Else XLA's compiler for CPUs sees no reason why the update should not come before the kernel's last use, and copies all
-    parameters at every step.
-    """
-    return x @ kernel
-
-
-def _product_forward(x, kernel):
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(factors, gradient):
-    x, kernel = factors
-    of_x = gradient @ kernel.T
-    return of_x, x.T @ gradient + 0 * of_x[0, 0]
-
-
-_product.defvjp(_product_forward, _product_backward)
+    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=uniform, bias_init=uniform, name=name)
 
 
 @jax.custom_vjp
@@ -96,7 +55,7 @@ class RepresentationHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dim = x.shape[1]
         width = dim if self.bottleneck else self.representation_dim
-        y = relu(linear(width, dim, dtype=self.dtype, name="fc1", first=True)(x))
+        y = relu(linear(width, dim, dtype=self.dtype, name="fc1")(x))
         y = y * nn.sigmoid(linear(width, width, dtype=self.dtype, name="gate")(y))
         y = relu(linear(width, width, dtype=self.dtype, name="fc2")(y))
         if self.bottleneck:
