@@ -128,7 +128,7 @@ def ours(paths: list[str], args: argparse.Namespace) -> dict[str, float]:
     """Clips per second of our pipeline, and what it waited for."""
     from conclugen_jax.extract import allocation
 
-    allocation.keep_freed_memory()  # as launch.extract does
+    allocation.keep_freed_memory()  # as conclugen extract does
     import jax
     import jax.numpy as jnp
 
