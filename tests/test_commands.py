@@ -131,7 +131,8 @@ MISTAKES = {
         "8 devices cannot share equally; set it to 16 or 24",
     ),
     "no data": (["--config.data.path=/nowhere"], "/nowhere"),
-    "unknown flag": (["--steps=3"], "Unknown command line flag 'steps'"),
+    "unknown flag": (["--steps=3"], "Unknown command line flag 'steps'; see --help"),
+    "misspelt flag": (["--batchsize=3"], "Unknown command line flag 'batchsize'; did you mean --batch_size?"),
     "stray word": (["train"], "'train' is not a flag"),
 }
 

@@ -45,8 +45,10 @@ def find(given: str) -> Path:
     named = FOLDER / f"{given.replace('-', '_')}.py"
     if path.name == given and named.is_file():
         return named
+    near = difflib.get_close_matches(given, names(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
     raise ConclugenError(
-        f"--config={given}: no such file, nor a name of a configuration; there are {', '.join(names())} (conclugen configs)"
+        f"--config={given}: {hint}no such file, nor a name of a configuration; there are {', '.join(names())} (conclugen configs)"
     )
 
 
