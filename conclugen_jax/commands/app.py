@@ -93,7 +93,8 @@ class Command:
         try:
             self.words = self.flags(["conclugen", *rest, *argv[end:]])[1:]
         except flags.UnrecognizedFlagError as e:
-            near = difflib.get_close_matches(e.flagname, [*self.flags, *(["config"] if self._kind else [])], n=1)
+            known = [*self.flags, *self.short, *(["config"] if self._kind else [])]
+            near = difflib.get_close_matches(e.flagname, known, n=1)
             hint = f"did you mean --{near[0]}?" if near else "see --help"
             raise ConclugenError(f"Unknown command line flag {e.flagname!r}; {hint}") from e
         except (flags.Error, ValueError) as e:

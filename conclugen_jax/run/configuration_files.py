@@ -48,7 +48,8 @@ def find(given: str) -> Path:
     near = difflib.get_close_matches(given, names(), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ConclugenError(
-        f"--config={given}: {hint}no such file, nor a name of a configuration; there are {', '.join(names())} (conclugen configs)"
+        f"--config={given}: {hint}no such file, nor a name of a configuration; there are "
+        f"{', '.join(names())} (conclugen configs)"
     )
 
 
