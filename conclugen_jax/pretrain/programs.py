@@ -33,7 +33,7 @@ class Programs:
           ConclugenError: it takes more memory than the device has.
         """
         run, start, cluster = self._run, time.monotonic(), self._run.clusters(dispatch.epoch)
-        axes = sharded_update.axes(jax.eval_shape(run.fresh_state), run.config, run.devices)
+        axes = sharded_update.axes(state, run.config, run.devices)
         program = run.batches.program(functools.partial(run.step, cluster=cluster), axes)
         compiled = parallel.compiled(program, state, *inputs)
         memory.check(compiled, jax.local_devices()[0], run.memory(state), run.config)

@@ -8,6 +8,7 @@ FROZEN = ("linear_evaluation", "raw_features")
 """Protocols that train the classifier alone; the others train the encoder too."""
 PRETRAINED = ("linear_evaluation", "fine_tuning")
 """Protocols that start from a pretraining run; the others need none."""
+OPTIMIZERS = ("adamw", "sgd")
 
 CHOICES = {
     "precision": ("float32", "tensorfloat32", "bfloat16"),
@@ -24,7 +25,7 @@ CHOICES = {
     "clustering.initialisation": clustering.INITIALISATIONS,
     "clustering.metric": clustering.METRICS,
     "checkpoint.best_by": ("loss", "probe"),
-    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.name": OPTIMIZERS,
     "schedule.granularity": ("epoch", "step"),
     "downstream.protocol": PROTOCOLS,
     "downstream.fusion": ("concat", "mean"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-OPTIMIZERS = ("adamw", "sgd")
+from conclugen_jax.run.allowed import OPTIMIZERS
 
 
 def learning_rate_schedule(
