@@ -19,8 +19,8 @@ T = TypeVar("T")
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a scratch path whose file takes the place of ``path`` when the context ends without an error.
 
-    The file is synced first, so that it is there whole or not at all even after a power cut. The scratch file has the ending
-    of ``path`` and lies beside it; it is removed if the context fails.
+    The file is synced first, so that it is there whole or not at all even after a power cut. The scratch file is in
+    the folder of ``path`` and has its ending; it is removed if the context fails.
 
     Raises:
       OSError: no space, or not allowed.
