@@ -1,8 +1,12 @@
 """Rooms use only what they may, data knows no JAX, the method no files, and the package no configuration file."""
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -88,6 +92,19 @@ def test_boundaries():
             assert not roots & {"pathlib", "os", "io", "json"}, f"{own}: the method knows no files"
         if own != "train.parallel":
             assert "pmap" not in path.read_text(), f"{own}: pmap belongs to train/parallel.py"
+
+
+def test_every_library_is_declared():
+    """A library that comes along with another in the environment of the tests may be missing in a user's."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    optional = [x for name, x in project["optional-dependencies"].items() if name not in ("test", "parity")]
+    declared = {re.split(r"[^\w.-]", line)[0] for line in itertools.chain(project["dependencies"], *optional)}
+    declared = {name.lower().replace("-", "_") for name in declared}
+    found = metadata.packages_distributions()
+    for path in MODULES:
+        for root in {module.split(".")[0] for module in imports(path)} - sys.stdlib_module_names - {"conclugen_jax"}:
+            names = {name.lower().replace("-", "_") for name in found.get(root, [root])}
+            assert names & declared or root == "sqlalchemy", f"{name_of(path)}: {root} is not declared"  # Optuna's own
 
 
 def test_reading_data_loads_neither_jax_nor_tensorflow():
