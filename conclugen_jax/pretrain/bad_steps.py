@@ -11,7 +11,7 @@ import numpy as np
 
 import conclugen_jax
 from conclugen_jax.data import batches as batches_lib
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.pretrain import recorder
 from conclugen_jax.pretrain.programs import Programs
 from conclugen_jax.pretrain.setup import Setup
@@ -78,7 +78,7 @@ def say_first_nan(run: Setup, programs: Programs, saved: checkpoint.Checkpoints,
     except FloatingPointError as e:
         ours = [f for f in traceback.extract_tb(e.__traceback__) if PACKAGE in Path(f.filename).parents]
         where = f", in {Path(ours[-1].filename).name}, line {ours[-1].lineno}: {ours[-1].line}" if ours else ""
-        found = f"{str(e).splitlines()[0]}{where}"
+        found = f"{reason(e)}{where}"
     progress.say(f"step {step}: {found}")
 
 

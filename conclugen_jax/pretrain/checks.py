@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders, digits, shards
+from conclugen_jax.errors import reason
 from conclugen_jax.method import collectives
 from conclugen_jax.run import checkpoint, trees
 from conclugen_jax.system import locks
@@ -62,8 +63,7 @@ def examine(config: ConfigDict, *, data: str | None, workdir: Path) -> Iterator[
         try:
             yield check()
         except Exception as e:  # whatever is wrong is what is to be said
-            first_line = (str(e).strip() or type(e).__name__).splitlines()[0]
-            yield Finding(name, "failed", f"{type(e).__name__}: {first_line}", "mend what this says and repeat")
+            yield Finding(name, "failed", f"{type(e).__name__}: {reason(e)}", "mend what this says and repeat")
 
 
 def packages() -> Finding:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method import objective, similarity
 
@@ -93,7 +93,7 @@ def explained(parts: Mapping[str, float], config: ConfigDict) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        raise too_large(parts, config, str(e).strip().splitlines()[0][:120]) from e
+        raise too_large(parts, config, reason(e, 120)) from e
 
 
 def _way_out(parts: Mapping[str, float], config: ConfigDict) -> str:
