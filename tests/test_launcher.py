@@ -77,7 +77,8 @@ def test_configurations_are_listed_printed_and_written(tmp_path):
     assert "'smal' is not a name of a configuration; there are base, " in run("configs", "smal", code=2).stderr
     assert "without a name" in run("configs", f"--output={path}", code=2).stderr
     with pytest.raises(
-        ConclugenError, match="smal: no such file, nor a name of a configuration; there are base, conclu"
+        ConclugenError,
+        match="smal: no such file, nor a name of a configuration; did you mean small[?] there are base, conclu",
     ):
         configuration_files.find("smal")
 

@@ -46,10 +46,9 @@ def find(given: str) -> Path:
     if path.name == given and named.is_file():
         return named
     near = difflib.get_close_matches(given, names(), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}? there" if near else "there"
     raise ConclugenError(
-        f"--config={given}: {hint}no such file, nor a name of a configuration; there are "
-        f"{', '.join(names())} (conclugen configs)"
+        f"--config={given}: no such file, nor a name of a configuration; {hint} are {', '.join(names())} (conclugen configs)"
     )
 
 
