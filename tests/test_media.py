@@ -10,7 +10,7 @@ import pytest
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import clip as clip_lib
-from conclugen_jax.extract.media import container, sampler
+from conclugen_jax.extract.media import sampler
 from conclugen_jax.extract.media import decoding as media
 from tests import clips
 
@@ -172,9 +172,9 @@ def test_pictures_that_begin_a_little_late_are_there_from_the_start(tmp_path, la
 
 def test_a_cover_is_no_picture_of_a_clip():
     stream = av.open(io.BytesIO(), "w", format="matroska").add_stream("mjpeg", rate=1)
-    assert not container.is_cover(stream)
+    assert not media.is_cover(stream)
     stream.disposition = type(stream.disposition).attached_pic
-    assert container.is_cover(stream)
+    assert media.is_cover(stream)
 
 
 def test_frames_without_times_follow_each_other():

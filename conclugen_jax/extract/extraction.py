@@ -22,7 +22,7 @@ from conclugen_jax.extract import backbones as backbones_lib
 from conclugen_jax.extract import outcome, preparation, provenance, workers
 from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.media import container
+from conclugen_jax.extract.media import decoding
 from conclugen_jax.extract.outcome import FAILURES, WORDS, Tally
 from conclugen_jax.extract.preparation import Recipe
 from conclugen_jax.extract.store import Planned, State, Store
@@ -124,7 +124,7 @@ def _check_tools(how: Recipe) -> None:
     if how.faces:
         preparation.mtcnn_weights(how.faces)
     if how.rates or set(how.modalities.values()) - {"text"}:
-        container.library()
+        decoding.library()
 
 
 def _plan(

@@ -2,14 +2,16 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import clip as clip_lib
-from conclugen_jax.extract.media import container
 from conclugen_jax.extract.media import sound as sound_lib
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.media.sampler import Sampler
@@ -17,8 +19,33 @@ from conclugen_jax.extract.media.sampler import Sampler
 SEEK_BACK = (1.0, 16.0)
 """Seconds before an interval at which decoding begins, in turn; without a key frame between it begins further back."""
 
+LATE_SOUND = 0.1
+"""Seconds after the wanted time at which sound may begin after a seek."""
+
 LACKING = 1.0
 """Seconds by which a clip may be shorter than its header says."""
+
+WITHOUT_TIMES = ("avi",)
+"""Containers that store when frames are decoded, not when they are shown. Nothing in them is skipped by seeking."""
+
+
+class TooLate(Exception):
+    """Decoding began after the wanted time."""
+
+
+def library() -> Any:
+    """Return PyAV.
+
+    Its level of logging stays as it is: with a level set, FFmpeg's threads wait for Python's lock while Python waits for them.
+
+    Raises:
+      ConclugenError: PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError as e:
+        raise ConclugenError("decoding needs PyAV: pip install 'conclugen_jax[extract]'") from e
+    return av
 
 
 def decode(
@@ -47,7 +74,7 @@ def decode(
     Raises:
       ConclugenError: no such file, nothing in it that can be decoded, or an interval that it does not have.
     """
-    av, path = container.library(), Path(path)
+    av, path = library(), Path(path)
     if not path.is_file():
         raise ConclugenError(f"{path}: no such file")
     if not path.stat().st_size:
@@ -56,9 +83,10 @@ def decode(
         raise ConclugenError(f"{path}: no interval from {start} s to {end} s")
     try:
         for back in (*(seconds for seconds in SEEK_BACK if start > seconds + 1), None):
-            with av.open(str(path), metadata_errors="replace") as opened, contextlib.suppress(container.TooLate):
-                media = container.Media(opened, video=video, sound=sound)
-                return _decode(media, path, (rate, *also), start, end, back)
+            with av.open(str(path), metadata_errors="replace") as container, contextlib.suppress(TooLate):
+                pictures = next((s for s in container.streams.video if not is_cover(s)), None) if video else None
+                sounds = next(iter(container.streams.audio), None) if sound else None
+                return _decode(container, pictures, sounds, path, (rate, *also), start, end, back)
         raise AssertionError("the whole clip is never too late")
     except av.error.FFmpegError as e:
         raise ConclugenError(f"{path}: cannot be decoded ({e.strerror}); is it a video, and complete?") from e
@@ -66,54 +94,124 @@ def decode(
         raise ConclugenError(f"{path}: its frames do not fit into memory; cut it into intervals") from e
 
 
+def is_cover(stream: Any) -> bool:
+    """Return whether a stream is a still picture attached to sound."""
+    return bool(stream.disposition & type(stream.disposition).attached_pic)
+
+
 def _decode(
-    media: container.Media, path: Path, rates: tuple[float, ...], start: float, end: float | None, back: float | None
+    container: Any,
+    pictures: Any,
+    sounds: Any,
+    path: Path,
+    rates: tuple[float, ...],
+    start: float,
+    end: float | None,
+    back: float | None,
 ) -> Clip:
-    takers: dict = {}
-    if media.pictures is not None:
-        seconds = (media.seconds if end is None else end) - start
-        takers[media.pictures] = Sampler(media.pictures, rates, start, end, seconds)
-    if media.sounds is not None:
-        takers[media.sounds] = sound_lib.Recorder(start, end)
+    """Decode the streams that are not ``None``, and note what was odd."""
+    takers, notes = {}, []
+    if pictures is not None:
+        whole = (container.duration or 0) / 1_000_000
+        takers[pictures] = sampler = Sampler(pictures, rates, start, end, (whole if end is None else end) - start)
+    if sounds is not None:
+        takers[sounds] = recorder = sound_lib.Recorder(start, end)
     if not takers:
         raise ConclugenError(f"{path}: holds neither pictures nor sound that can be decoded")
-    for stream, frame, time in media.frames(start, back):
+    for stream, frame, time in _frames(container, list(takers), start, back, notes):
         if not takers[stream].done:
             takers[stream].add(frame, time)
-        if any(taker.too_long for taker in takers.values()):
+        if takers[stream].seconds > clip_lib.MAX_SECONDS:
             raise ConclugenError(
                 f"{path}: more than {clip_lib.MAX_SECONDS:g} s in one piece; cut it, by subtitles or a table of intervals"
             )
         if all(taker.done for taker in takers.values()):
             break
-    return _finished(media, path, takers.get(media.pictures), takers.get(media.sounds), rates[0], start, end)
-
-
-def _finished(
-    media: container.Media,
-    path: Path,
-    sampler: Sampler | None,
-    recorder: sound_lib.Recorder | None,
-    rate: float,
-    start: float,
-    end: float | None,
-) -> Clip:
-    """Assemble what was decoded, and note what was odd."""
-    frames, times = sampler.finish() if sampler is not None else ([], np.zeros(0))
-    sound, notes = recorder.finish() if recorder is not None else None, media.notes
+    frames, times = sampler.finish() if pictures is not None else ([], np.zeros(0))
+    sound = recorder.finish() if sounds is not None else None
     if not frames and sound is None:
-        interval = (
-            "" if not start and end is None else f" from {start:g} s to {'the end' if end is None else f'{end:g} s'}"
-        )
-        raise ConclugenError(f"{path}: nothing could be decoded{interval}; {' '.join(notes) or 'is it complete?'}")
-    if sampler is not None and sampler.shrunk:
+        span = f" from {start:g} s to {'the end' if end is None else f'{end:g} s'}" if start or end is not None else ""
+        raise ConclugenError(f"{path}: nothing could be decoded{span}; {' '.join(notes) or 'is it complete?'}")
+    if pictures is not None and sampler.shrunk:
         notes.append("frames are smaller than they might be, since there are many")
     if sound is not None and (fault := sound_lib.fault(sound)):
         notes.append(fault)
         sound = None
-    decoded = max(taker.seconds for taker in (sampler, recorder) if taker is not None)
-    declared = media.declared() - start
+    decoded, declared = max(taker.seconds for taker in takers.values()), _declared(container, list(takers)) - start
     if end is None and decoded < declared - LACKING:
         notes.append(f"the clip breaks off at {start + decoded:.1f} s of {start + declared:.1f} s")
-    rate = sampler.rate if sampler is not None else rate
+    rate = sampler.rate if pictures is not None else rates[0]
     return Clip(frames, times, rate, sound, notes=tuple(notes), length=round(decoded, 6))
+
+
+def _frames(
+    container: Any, streams: list[Any], start: float, back: float | None, notes: list[str]
+) -> Iterator[tuple[Any, Any, Fraction | None]]:
+    """Yield (stream, frame, time) of decoded frames, each stream in its order of presentation.
+
+    Args:
+      container: an open file.
+      streams: those to decode.
+      start: of the interval, in seconds; frames before it may be yielded too.
+      back: seconds before ``start`` at which decoding begins; ``None``: at the beginning of the file.
+      notes: what is wrong with packets is added here.
+
+    Raises:
+      TooLate: a stream's first frame that can be decoded is after ``start``.
+    """
+    zero, awaited = container.start_time or 0, set()  # in microseconds; streams of which nothing was yielded yet
+    if back is not None and container.format.name not in WITHOUT_TIMES:
+        container.seek(int((start - back) * 1_000_000) + zero, backward=True)
+        awaited = set(streams)
+    for stream, frame in _decoded(container, streams, notes):
+        timed = frame.pts is not None and frame.time_base is not None
+        time = frame.pts * frame.time_base - Fraction(zero, 1_000_000) if timed else None
+        if stream in awaited:
+            if stream.type == "video" and not frame.key_frame:
+                continue  # the frames that it depends on were skipped
+            if not timed or float(time) > start + (LATE_SOUND if stream.type == "audio" else 0):
+                raise TooLate
+            awaited.remove(stream)
+        yield stream, frame, time
+    if any(stream.type == "video" for stream in awaited):
+        raise TooLate
+
+
+def _decoded(container: Any, streams: list[Any], notes: list[str]) -> Iterator[tuple[Any, Any]]:
+    """Decode all packets; skip broken ones, and stop at a broken end."""
+    errors, broken, damaged = library().error, 0, 0
+    for stream in streams:
+        stream.codec_context.thread_count = 1  # clips are decoded side by side
+    # Decoded frames come in the order of presentation, so that the k-th takes the k-th of the times that there are.
+    times: deque[int] | None = deque() if container.format.name in WITHOUT_TIMES else None
+    try:
+        for packet in container.demux(streams):
+            timed = times is not None and packet.stream.type == "video"
+            if timed and packet.size and packet.dts is not None:
+                times.append(packet.dts)
+            try:
+                for frame in packet.decode():
+                    if timed:
+                        frame.pts = times.popleft() if times else None
+                    damaged += frame.is_corrupt
+                    yield packet.stream, frame
+            except errors.EOFError:
+                continue
+            except errors.FFmpegError:
+                broken += 1
+    except errors.FFmpegError as e:
+        notes.append(f"the file breaks off ({e.strerror})")
+    notes += [f"{broken} packets could not be decoded"] if broken else []
+    notes += [f"{damaged} frames are damaged"] if damaged else []
+
+
+def _declared(container: Any, streams: list[Any]) -> float:
+    """Return how many seconds the streams last by the header; 0 if it does not say."""
+    each = [float(s.duration * s.time_base) if s.duration else 0.0 for s in streams]
+    for s in streams:
+        if s.type == "video" and s.frames and s.average_rate:
+            # FFmpeg adapts the duration of an AVI file to what is there, but not its number of frames.
+            return max(*each, float(s.frames / s.average_rate))
+    if all(each):
+        return max(each)
+    return (container.duration or 0) / 1_000_000 if len(streams) == len(container.streams) else 0.0

@@ -1,5 +1,7 @@
 """Frames at constant rates: at each time k / rate the frame that is on the screen."""
 
+import heapq
+import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -24,7 +26,6 @@ class Sampler:
     Attributes:
       rate: frames per second of the first grid: the first rate asked for, or the stream's own where that is lower.
       done: whether the interval is complete.
-      too_long: whether it is longer than :data:`conclugen_jax.extract.media.clip.MAX_SECONDS`.
       shrunk: whether frames were scaled down for want of memory.
     """
 
@@ -39,21 +40,23 @@ class Sampler:
           seconds: expected length of the interval; 0 if unknown, which is taken for a short one.
         """
         own = stream.average_rate or stream.guessed_rate
-        highest = Fraction(own) if own and own <= rates[0] else Fraction(rates[0])
-        self.rate = min(rates[0], float(own)) if own else rates[0]
-        steps = [1 / highest, *(1 / Fraction(r) for r in rates[1:] if r < highest)]
-        self._counts = dict.fromkeys(steps, 0)  # time from one sample to the next -> samples so far
-        self._frame_length = 1 / Fraction(own) if own else Fraction(1, 25)
+        highest = min(Fraction(rates[0]), Fraction(own)) if own else Fraction(rates[0])
+        self.rate = float(highest)
+        self.done = self.shrunk = False
         self._start, self._end = _exact(start), None if end is None else _exact(end)
-        self._next = self._until = self._start
-        self._shown, self._shown_at = None, Fraction(-1)
+        longest = self._start + Fraction(clip_lib.MAX_SECONDS)
+        self._limit = longest if end is None else min(self._end, longest)
+        grids = [itertools.count(self._start, 1 / Fraction(r)) for r in (highest, *rates[1:]) if r <= highest]
+        self._wanted = heapq.merge(*grids)
+        self._next = next(self._wanted)
+        self._frame_length = 1 / Fraction(own) if own else Fraction(1, 25)
+        self._shown, self._shown_at, self._until = None, Fraction(0), Fraction(0)
         self._aspect = float(stream.sample_aspect_ratio or 1)
         usual = min(max(rates[0], USUAL_RATE), float(own or math.inf))
         self._pixels = MAX_BYTES / 3 / max(1.0, min(seconds, clip_lib.MAX_SECONDS) * usual)
         self._frames: list[np.ndarray] = []
         self._times: list[float] = []
         self._bytes = 0
-        self.done = self.shrunk = self.too_long = False
 
     def add(self, frame: Any, time: Fraction | None) -> None:
         """Add the next frame in the order of presentation, with its time in seconds if that is known.
@@ -62,36 +65,28 @@ class Sampler:
           MemoryError: the frames take far more memory than expected.
         """
         if time is None:
-            time = Fraction(0) if self._shown is None else self._shown_at + self._frame_length
+            time = self._until
         if self._shown is None and self._next < time < 1:
             time = self._next  # pictures that begin a little after the sound
         self._take_until(time)
+        self.done = self._end is not None and time >= self._end
         length = frame.duration * frame.time_base if frame.duration and frame.time_base else self._frame_length
-        self._shown, self._shown_at, self._until = frame, time, time + (length or self._frame_length)
+        self._shown, self._shown_at, self._until = frame, time, time + length
 
     def _take_until(self, time: Fraction) -> None:
         """Take the frame on the screen for all samples before ``time``."""
         image = None
-        while self._next < time and not self.done:
-            if self._end is not None and self._next >= self._end:
-                self.done = True
-            elif self._next - self._start > clip_lib.MAX_SECONDS:
-                self.done = self.too_long = True
-            else:
-                if self._shown is not None and self._shown_at <= self._next:
-                    image = self._image(self._shown) if image is None else image
-                    self._frames.append(image)
-                    self._times.append(float(self._next - self._start))
-                self._advance()
-
-    def _advance(self) -> None:
-        """Move to the next sample of any grid."""
-        passed = self._next - self._start
-        self._counts = {step: n + (n * step == passed) for step, n in self._counts.items()}
-        self._next = self._start + min(n * step for step, n in self._counts.items())
+        while self._next < min(time, self._limit):
+            passed = self._next
+            if self._shown is not None and self._shown_at <= passed:
+                image = self._image(self._shown) if image is None else image
+                self._frames.append(image)
+                self._times.append(float(passed - self._start))
+            while self._next == passed:  # which may be of several grids
+                self._next = next(self._wanted)
 
     def _image(self, frame: Any) -> np.ndarray:
-        image = upright(frame, self._aspect, self._pixels)
+        image = _upright(frame, self._aspect, self._pixels)
         self.shrunk = self.shrunk or frame.width * frame.height > self._pixels
         self._bytes += image.nbytes
         if self._bytes > 2 * MAX_BYTES:
@@ -115,14 +110,8 @@ def _exact(seconds: float) -> Fraction:
     return Fraction(round(seconds * 1_000_000), 1_000_000)
 
 
-def upright(frame: Any, aspect: float = 1.0, pixels: float = math.inf) -> np.ndarray:
-    """Return a frame as a player shows it: uint8 RGB [height, width, 3], square pixels, turned, at most :data:`MAX_SIDE` wide.
-
-    Args:
-      frame: of PyAV.
-      aspect: width of a pixel divided by its height.
-      pixels: at most, in the whole frame.
-    """
+def _upright(frame: Any, aspect: float, pixels: float) -> np.ndarray:
+    """Return a frame as a player shows it: turned, with square pixels (of this ``aspect``), and at most ``pixels`` of them."""
     width, height = frame.width, frame.height
     width = max(1, round(width * aspect)) if 0.1 < aspect < 10 else width
     scale = min(1.0, MAX_SIDE / max(width, height), math.sqrt(pixels / (width * height)))

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.extract.media import clip as clip_lib
-from conclugen_jax.extract.media import container
 from conclugen_jax.extract.media.clip import SAMPLE_RATE
 
 GAP = 0.1
@@ -21,48 +20,42 @@ LOUDEST = 1000.0
 
 
 class Recorder:
-    """Collects the sound of an interval.
+    """Collects the sound of an interval in seconds; an ``end`` of ``None`` is that of the clip.
 
     Attributes:
       done: whether the interval is complete.
     """
 
     def __init__(self, start: float, end: float | None):
-        """Prepare a recorder of an interval in seconds; ``end`` is ``None`` for the end of the clip."""
+        self.done = False
         self._start, self._end = start, end
+        self._limit = start + 2 * clip_lib.MAX_SECONDS if end is None else end
         self._resampler, self._format = None, None
         self._pieces: deque[np.ndarray] = deque()
         self._begin: float | None = None
         self._length = 0.0
-        self.done = False
 
     @property
     def seconds(self) -> float:
         """Time from the start of the interval to the end of the last piece."""
-        until = (self._begin or 0.0) + self._length
-        return max(0.0, (until if self._end is None else min(until, self._end)) - self._start)
-
-    @property
-    def too_long(self) -> bool:
-        """Whether the interval is longer than :data:`conclugen_jax.extract.media.clip.MAX_SECONDS`."""
-        return self.seconds > clip_lib.MAX_SECONDS
+        return max(0.0, min((self._begin or 0.0) + self._length, self._limit) - self._start)
 
     def add(self, frame: Any, time: Fraction | None) -> None:
         """Add the next piece of sound, a frame of PyAV, with its time in seconds if that is known."""
+        import av
+
         if self._begin is None:
             self._begin = float(time or 0)
         elif time is not None and (gap := float(time) - self._begin - self._length) > GAP:
-            end = self._end if self._end is not None else self._start + 2 * clip_lib.MAX_SECONDS
-            if time > end:
-                self.done, self._length = True, end - self._begin
+            if time > self._limit:
+                self.done, self._length = True, self._limit - self._begin
                 return
             self._pieces.append(np.zeros(round(gap * SAMPLE_RATE), np.float32))
             self._length += gap
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if form != self._format:  # that of the first frame, or a change in the middle
             self._finish_resampler()
-            self._resampler = container.library().AudioResampler(format="fltp", rate=SAMPLE_RATE)
-            self._format = form
+            self._resampler, self._format = av.AudioResampler(format="fltp", rate=SAMPLE_RATE), form
         frame.pts = None  # the resampler would fill gaps by its own rules
         self._keep(self._resampler.resample(frame))
         self.done = self._end is not None and self._begin + self._length > self._end
