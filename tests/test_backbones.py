@@ -130,14 +130,14 @@ def test_sound_of_a_view_is_masked(front_end):
     clip = still()
     found, lengths = items.spectrogram(clip, view(), front_end=front_end)
     heard = mel.FRONT_ENDS[front_end][0](clip.sound)
-    changed = augmentation.change_sound(heard, draw("audio"), augmentation.STRENGTHS["strong"])
+    changed = augmentation.change_sound(heard, draw("audio"))
     np.testing.assert_array_equal(found, filled_up(changed))
     assert lengths.tolist() == [len(heard)]
     assert not np.array_equal(found, filled_up(heard))
 
 
 def test_words_of_a_view_are_changed(functions, tokenizer):
-    changed = augmentation.change_text(TEXT, draw("text"), augmentation.STRENGTHS["strong"])
+    changed = augmentation.change_text(TEXT, draw("text"))
     assert changed != TEXT
     tokens, real = functions["text"](still(), view())
     assert tokens[real].tolist() == Tokenizer.from_file(str(tokenizer)).encode(changed).ids

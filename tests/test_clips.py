@@ -247,9 +247,9 @@ def test_numbers_and_identifiers_are_told_from_words(tmp_path):
 def test_subtitles_that_cannot_be(tmp_path):
     for name, text, message in (
         ("a.srt", "1\n00:00:xx,000 --> 00:00:02,000\nhello\n", "is no interval"),
-        ("a.srt", "1\n00:00:03,000 --> 00:00:02,000\nhello\n", "from 3 s to 2 s"),
+        ("a.srt", "1\n00:00:03,000 --> 00:00:02,000\nhello\n", "'hello' is from 3 s to 2 s"),
         ("a.srt", "nothing", "no utterances"),
-        ("a.csv", "start,text\n1,a\n", "no column 'end'"),
+        ("a.csv", "start,text\n1,a\n", "0 columns 'end'"),
         ("a.csv", "start,end,text\n1,b,a\n", "line 2: end 'b', expected a number from 0 to 1e"),
         ("a.csv", "start,end,text\n0,1,hello, you\n", "line 2: 4 cells, the header has 3; quote cells with commas"),
     ):
@@ -263,7 +263,7 @@ def test_tables_of_words(tmp_path):
     path.write_text("start,end,text\n")
     assert subtitles.read(path) == []
     path.write_text("start,end,text,Text\n0,1,a,b\n")
-    with pytest.raises(ConclugenError, match="two columns 'text'; leave one out"):
+    with pytest.raises(ConclugenError, match="2 columns 'text'"):
         subtitles.read(path)
 
 
@@ -356,24 +356,24 @@ def test_a_change_by_hand():
 
 def test_sound_is_masked_in_bands():
     x = np.random.default_rng(0).uniform(1, 2, (100, 40)).astype(np.float32)
-    y = augmentation.change_sound(x, np.random.default_rng(1), STRONG)
+    y = augmentation.change_sound(x, np.random.default_rng(1))
     masked = y == x.min()
     rows, columns = masked.all(axis=1).sum(), masked.all(axis=0).sum()
     assert 15 <= rows <= 35
     assert 6 <= columns <= 14
     np.testing.assert_array_equal(y[~masked], x[~masked])
-    assert augmentation.change_sound(x[:1], np.random.default_rng(1), STRONG).shape == (1, 40)
+    assert augmentation.change_sound(x[:1], np.random.default_rng(1)).shape == (1, 40)
 
 
 def test_words_are_changed_and_some_left():
     text = " ".join(f"w{i}" for i in range(20))
-    changed = [augmentation.change_text(text, np.random.default_rng(i), STRONG) for i in range(50)]
+    changed = [augmentation.change_text(text, np.random.default_rng(i)) for i in range(50)]
     assert len(set(changed)) > 40
     for each in changed:
         assert set(each.split()) <= set(text.split())
         assert 18 <= len(each.split()) <= 22
-    assert augmentation.change_text("alone", np.random.default_rng(0), STRONG) == "alone"
-    assert all(augmentation.change_text("two words", np.random.default_rng(i), STRONG) for i in range(20))
+    assert augmentation.change_text("alone", np.random.default_rng(0)) == "alone"
+    assert all(augmentation.change_text("two words", np.random.default_rng(i)) for i in range(20))
 
 
 def test_a_cell_that_is_too_long_is_no_csv(tmp_path):

@@ -59,7 +59,7 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ConclugenError(
-                f"{path}: {size / 2**30:.1f} GiB, expected at most {most / 2**30:.0f} GiB in a file of its kind; split it up"
+                f"{path}: {size / 2**30:.1f} GiB, expected at most {most / 2**30:g} GiB in a file of its kind; split it up"
             )
         try:
             return file.read()

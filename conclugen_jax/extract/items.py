@@ -73,7 +73,7 @@ def spectrogram(clip: Clip, view: View | None, *, front_end: str) -> Items | Non
         return None
     x = mel.FRONT_ENDS[front_end][0](clip.sound)
     if view is not None:
-        x = augmentation.change_sound(x, view.generator("audio"), augmentation.STRENGTHS[view.strength])
+        x = augmentation.change_sound(x, view.generator("audio"))
     filled = np.pad(x, ((0, -len(x) % LENGTHS), (0, 0)))
     return filled[None], np.array([len(x)], np.int32)
 
@@ -90,7 +90,7 @@ class Tokens:
             return None
         text = clip.text
         if view is not None:
-            text = augmentation.change_text(text, view.generator("text"), augmentation.STRENGTHS[view.strength])
+            text = augmentation.change_text(text, view.generator("text"))
         ids = tokenizer(self.path, self.max_tokens).encode(text).ids
         length = min(max(8, 1 << (len(ids) - 1).bit_length()), self.max_tokens)
         tokens, mask = np.zeros((1, length), np.int32), np.zeros((1, length), bool)

@@ -20,27 +20,21 @@ def generator(seed: int, clip: str, modality: str, view: int) -> np.random.Gener
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
-    """How much is changed.
+    """How much pictures are changed.
 
     Attributes:
       area: of the crop, least and greatest part.
       aspect: of the crop, least and greatest ratio of its sides.
       jitter: probability of a change of colours.
-      colours: greatest change of brightness, contrast, saturation (parts) and hue (of the circle).
       grey: probability.
       blur: probability.
-      mask: of sound: least and greatest part of the bands, and of the time, that is set to the least value.
-      words: parts of the words that are swapped, deleted and repeated, each at most.
     """
 
     area: tuple[float, float]
     aspect: tuple[float, float]
     jitter: float = 0.0
-    colours: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
     grey: float = 0.0
     blur: float = 0.0
-    mask: tuple[float, float] = (0.15, 0.35)
-    words: float = 0.1
 
 
 STRENGTHS = {
@@ -48,6 +42,15 @@ STRENGTHS = {
     "mild": Strength(area=(0.8, 1.0), aspect=(0.8, 1.2)),
 }
 """For pretraining (paper, section 4) and, milder, for labelled sets."""
+
+COLOURS = dict.fromkeys(("brightness", "contrast", "saturation"), (1 - 0.8, 1 + 0.8)) | {"hue": (-0.2, 0.2)}
+"""Least and greatest factor of a change of colours; of the hue, parts of the circle."""
+
+MASK = (0.15, 0.35)
+"""Least and greatest part of the bands, and of the time, of sound that is set to the least value."""
+
+WORDS = 0.1
+"""Parts of the words that are swapped, deleted and repeated, each at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,7 @@ class PictureChange:
         if self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         for name, amount in self.colours:
-            image = _COLOURS[name](image, amount)
+            image = _CHANGES[name](image, amount)
         if self.blur:
             image = image.filter(ImageFilter.GaussianBlur(self.blur * max(height, width)))
         return np.asarray(image)
@@ -87,7 +90,7 @@ def _hue(image: Image.Image, amount: float) -> Image.Image:
     return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
 
 
-_COLOURS = {
+_CHANGES = {
     "brightness": lambda image, amount: ImageEnhance.Brightness(image).enhance(amount),
     "contrast": lambda image, amount: ImageEnhance.Contrast(image).enhance(amount),
     "saturation": lambda image, amount: ImageEnhance.Color(image).enhance(amount),
@@ -102,11 +105,8 @@ def draw_pictures(rng: np.random.Generator, strength: Strength) -> PictureChange
     box = _crop(rng, strength)
     flip = rng.random() < 0.5
     if rng.random() < strength.jitter:
-        *parts, hue = strength.colours
-        names = ("brightness", "contrast", "saturation")
-        colours = [(n, rng.uniform(max(0.0, 1 - p), 1 + p)) for n, p in zip(names, parts, strict=True)]
-        colours.append(("hue", rng.uniform(-hue, hue)))
-        colours = [colours[i] for i in rng.permutation(len(colours))]
+        drawn = [(name, rng.uniform(*limits)) for name, limits in COLOURS.items()]
+        colours = [drawn[i] for i in rng.permutation(len(drawn))]
     if rng.random() < strength.grey:
         colours.append(("grey", 1.0))
     # A kernel a tenth of the side, whose standard deviation is between 0.1 and 2 pixels of 224 (SimCLR).
@@ -126,23 +126,23 @@ def _crop(rng: np.random.Generator, strength: Strength) -> tuple[float, float, f
     return 0.0, 0.0, 1.0, 1.0
 
 
-def change_sound(spectrogram: np.ndarray, rng: np.random.Generator, strength: Strength) -> np.ndarray:
+def change_sound(spectrogram: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mask a band of frequencies and a stretch of time with the least value; [frames, mels] -> the same shape."""
     changed = spectrogram.copy()
     for axis in (0, 1):
         length = changed.shape[axis]
-        size = round(rng.uniform(*strength.mask) * length)
+        size = round(rng.uniform(*MASK) * length)
         start = int(rng.integers(0, length - size + 1))
         changed[(slice(None),) * axis + (slice(start, start + size),)] = spectrogram.min()
     return changed
 
 
-def change_text(text: str, rng: np.random.Generator, strength: Strength) -> str:
+def change_text(text: str, rng: np.random.Generator) -> str:
     """Swap, delete and repeat some words; one at least is left."""
     words = text.split()
     if len(words) < 2:
         return text
-    most = max(1, round(strength.words * len(words)))
+    most = max(1, round(WORDS * len(words)))
     for _ in range(int(rng.integers(0, most + 1))):
         i, j = rng.integers(0, len(words), 2)
         words[i], words[j] = words[j], words[i]

@@ -7,60 +7,46 @@ import numpy as np
 from conclugen_jax.extract.media.clip import SAMPLE_RATE
 
 
-def hz_to_mel(hz: np.ndarray) -> np.ndarray:
+def _mel(hz: float) -> float:
     """Convert Hz to the Mel scale of Slaney's Auditory Toolbox: linear up to 1 kHz, logarithmic above."""
-    hz = np.asarray(hz, np.float64)
-    return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1e-9) / 1000) / np.log(6.4))
-
-
-def mel_to_hz(mel: np.ndarray) -> np.ndarray:
-    """Invert :func:`hz_to_mel`."""
-    mel = np.asarray(mel, np.float64)
-    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
+    return hz * 3 / 200 if hz < 1000 else 15 + 27 * np.log(hz / 1000) / np.log(6.4)
 
 
 @functools.cache
-def filters(sample_rate: int, n_fft: int, n_mels: int, low_hz: float, high_hz: float) -> np.ndarray:
-    """Return triangular filters of equal area.
-
-    Returns:
-      float32 [n_mels, n_fft / 2 + 1].
-    """
-    edges = mel_to_hz(np.linspace(hz_to_mel(low_hz), hz_to_mel(high_hz), n_mels + 2))
+def _filters(sample_rate: int, n_fft: int, n_mels: int, low_hz: float) -> np.ndarray:
+    """Return triangular filters of equal area up to half of the sample rate, float32 [n_fft / 2 + 1, n_mels]."""
+    mel = np.linspace(_mel(low_hz), _mel(sample_rate / 2), n_mels + 2)
+    edges = np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))  # back in Hz
     bins = np.arange(n_fft // 2 + 1) * sample_rate / n_fft
     rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
     area = 2 / (edges[2:] - edges[:-2])
-    return (np.maximum(0, np.minimum(rising, falling)) * area[:, None]).astype(np.float32)
+    return (np.maximum(0, np.minimum(rising, falling)) * area[:, None]).astype(np.float32).T
 
 
 @functools.cache
-def window(name: str, length: int) -> np.ndarray:
-    """Return a periodic window of SciPy, [length]."""
+def _window(name: str, length: int) -> np.ndarray:
     from scipy import signal  # takes half a second, needed for sound only
 
     return signal.get_window(name, length)
 
 
-def power(sound: np.ndarray, n_fft: int, hop: int, window: np.ndarray, mode: str) -> np.ndarray:
-    """Return squared magnitudes of the Fourier transform of windows centred at multiples of ``hop``.
+def _power(sound: np.ndarray, n_fft: int, window: str, mode: str) -> np.ndarray:
+    """Return squared magnitudes of the Fourier transform of windows centred at multiples of 10 ms.
 
     Args:
       sound: [samples].
-      n_fft: length of the transform.
-      hop: samples from one window to the next.
-      window: [n_fft].
+      n_fft: length of the transform and of the window.
+      window: by SciPy's name.
       mode: what lies beyond the ends: ``reflect`` or ``constant`` (zeros).
 
     Returns:
       float32 [frames, n_fft / 2 + 1]; there are 1 + samples // hop frames.
     """
-    half = n_fft // 2
-    if mode == "reflect" and len(sound) <= half:
-        mode = "constant"  # nothing to reflect
-    padded = np.pad(sound, half, mode=mode)
+    half, hop = n_fft // 2, SAMPLE_RATE // 100
+    padded = np.pad(sound, half, mode=mode if len(sound) > half else "constant")  # else there is nothing to reflect
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop][: 1 + len(sound) // hop]
-    return np.abs(np.fft.rfft(frames * window, axis=1)).astype(np.float32) ** 2
+    return np.abs(np.fft.rfft(frames * _window(window, n_fft), axis=1)).astype(np.float32) ** 2
 
 
 def published(sound: np.ndarray) -> np.ndarray:
@@ -78,16 +64,10 @@ def published(sound: np.ndarray) -> np.ndarray:
     sound = np.asarray(sound, np.float64)
     sound = sound - sound.mean()
     sound = np.append(sound[:1], sound[1:] - 0.97 * sound[:-1])
-    n_fft = SAMPLE_RATE * 25 // 1000
-    spectrum = power(sound, n_fft, SAMPLE_RATE // 100, window("hamming", n_fft), "reflect")
-    bands = spectrum @ filters(SAMPLE_RATE, n_fft, 40, 20.0, SAMPLE_RATE / 2).T
-    return _decibels(bands)
-
-
-def _decibels(bands: np.ndarray, floor: float = 1e-10, span: float = 80.0) -> np.ndarray:
-    decibels = 10 * np.log10(np.maximum(bands, floor))
-    decibels -= 10 * np.log10(max(float(bands.max()), floor))
-    return np.maximum(decibels, decibels.max() - span).astype(np.float32)
+    bands = _power(sound, 400, "hamming", "reflect") @ _filters(SAMPLE_RATE, 400, 40, 20.0)
+    decibels = 10 * np.log10(np.maximum(bands, 1e-10))
+    decibels -= 10 * np.log10(max(float(bands.max()), 1e-10))
+    return np.maximum(decibels, decibels.max() - 80.0).astype(np.float32)
 
 
 def authors(sound: np.ndarray) -> np.ndarray:
@@ -101,9 +81,7 @@ def authors(sound: np.ndarray) -> np.ndarray:
     Returns:
       float32 [frames, 128].
     """
-    sound = np.asarray(sound, np.float64)
-    spectrum = power(sound, 2048, 160, window("hann", 2048), "constant")
-    bands = spectrum @ filters(22_050, 2048, 128, 0.0, 22_050 / 2).T
+    bands = _power(np.asarray(sound, np.float64), 2048, "hann", "constant") @ _filters(22_050, 2048, 128, 0.0)
     low, high = bands.min(), bands.max()
     return ((bands - low) / max(high - low, np.finfo(np.float32).tiny)).astype(np.float32)
 

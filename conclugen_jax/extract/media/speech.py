@@ -15,7 +15,6 @@ from conclugen_jax.system import files
 Recogniser = Callable[[np.ndarray], str]
 """float32 [samples] at 16 kHz -> words, empty where none are heard."""
 
-
 MODEL = "model.bin"
 """File of a model of faster-whisper."""
 
@@ -29,32 +28,27 @@ def create(name: str) -> Recogniser:
     Raises:
       ConclugenError: an unknown name, or a package or folder that is not there.
     """
-    kind, _, folder = name.partition(":")
-    if kind == "pocketsphinx" and not folder:
-        return _pocketsphinx()
-    if kind == "faster-whisper" and folder:
-        return _whisper(Path(folder))
-    raise ConclugenError(
-        f"speech recogniser {name!r} is unknown; there are pocketsphinx and faster-whisper:MODEL_FOLDER"
-    )
+    package, _, folder = name.partition(":")
+    if package not in ("pocketsphinx", "faster-whisper") or bool(folder) != (package == "faster-whisper"):
+        raise ConclugenError(
+            f"speech recogniser {name!r} is unknown; there are pocketsphinx and faster-whisper:MODEL_FOLDER"
+        )
+    try:
+        return _whisper(Path(folder)) if folder else _pocketsphinx()
+    except ImportError as e:
+        raise ConclugenError(f"{package} is not installed: pip install {package}") from e
 
 
 def provenance(name: str) -> dict[str, str]:
-    """Return what the words depend on besides the sound: JSON.
-
-    Args:
-      name: of a recogniser, as for :func:`create`.
-    """
+    """Return what the words of a recogniser (see :func:`create`) depend on besides the sound: JSON."""
     package, _, folder = name.partition(":")
     facts = {"name": name, "version": metadata.version(package)}
     return facts | ({"sha256": files.sha256(Path(folder) / MODEL)} if folder else {})
 
 
 def _pocketsphinx() -> Recogniser:
-    try:
-        from pocketsphinx import Decoder
-    except ImportError as e:
-        raise ConclugenError("pocketsphinx is not installed: pip install 'conclugen_jax[extract]'") from e
+    from pocketsphinx import Decoder
+
     decoder, alone = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL"), threading.Lock()
 
     def recognise(sound: np.ndarray) -> str:
@@ -75,10 +69,8 @@ def _pocketsphinx() -> Recogniser:
 def _whisper(folder: Path) -> Recogniser:
     if not (folder / MODEL).is_file():
         raise ConclugenError(f"{folder}: no {MODEL}; name the folder of a model of faster-whisper")
-    try:
-        from faster_whisper import WhisperModel
-    except ImportError as e:
-        raise ConclugenError("faster-whisper is not installed: pip install faster-whisper") from e
+    from faster_whisper import WhisperModel
+
     model = WhisperModel(str(folder), local_files_only=True)
 
     def recognise(sound: np.ndarray) -> str:

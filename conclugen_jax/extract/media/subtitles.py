@@ -4,36 +4,29 @@ import dataclasses
 import html
 import itertools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from conclugen_jax.data.cells import number, read_csv
+from conclugen_jax.data.files import read_whole
 from conclugen_jax.errors import ConclugenError
 
 MAX_BYTES = 64 * 2**20
 """Largest file of subtitles."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Utterance:
-    """Something that is said.
-
-    Attributes:
-      start: in seconds from the start of the clip.
-      end: in seconds; ``None``: the end of the clip.
-      text: words.
-    """
-
-    start: float
-    end: float | None
-    text: str
-
 
 SUFFIXES = (".srt", ".vtt", ".csv", ".txt")
 
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
 _CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
 _TAG = re.compile(r"<[^<>]{0,100}>|\{\\[^{}]{0,100}\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """Something that is said: its words, and start and end in seconds of the clip; an end of ``None`` is that of the clip."""
+
+    start: float
+    end: float | None
+    text: str
 
 
 def beside(clip: Path) -> Path | None:
@@ -48,18 +41,20 @@ def read(path: Path) -> list[Utterance]:
     Raises:
       ConclugenError: the file cannot be read, or a time in it cannot.
     """
-    text = read_text(path)
-    suffix = path.suffix.lower()
+    text, suffix = read_text(path), path.suffix.lower()
     if suffix == ".txt":
         return [Utterance(0.0, None, " ".join(text.split()))]
     if not text.strip():
         return []
-    found = _table(path) if suffix == ".csv" else _cues(path, text)
-    if not found and "-->" not in text and suffix != ".csv":
+    if suffix != ".csv" and "-->" not in text:
         raise ConclugenError(
             f"{path}: no utterances; expected lines such as 00:00:01,000 --> 00:00:02,500 and text below"
         )
-    return sorted(found, key=lambda u: u.start)
+    found = _table(path) if suffix == ".csv" else _cues(path, text)
+    for u in found:
+        if not 0 <= u.start < u.end < 1e6:
+            raise ConclugenError(f"{path}: {u.text[:40]!r} is from {u.start:g} s to {u.end:g} s; correct its times")
+    return sorted((u for u in found if u.text), key=lambda u: u.start)
 
 
 def read_text(path: Path) -> str:
@@ -68,12 +63,7 @@ def read_text(path: Path) -> str:
     Raises:
       ConclugenError: the file cannot be read or is too large.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConclugenError(f"{path}: {path.stat().st_size} bytes, too large for text; expected subtitles")
-        content = path.read_bytes()
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror})") from e
+    content = read_whole(path, MAX_BYTES)
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", "replace")
     try:
@@ -83,63 +73,52 @@ def read_text(path: Path) -> str:
 
 
 def _cues(path: Path, text: str) -> list[Utterance]:
-    """Read cues: a line of times and the lines below, up to an empty one or to the next times (and their number)."""
-    found: list[Utterance] = []
-    lines = text.splitlines()
-    at = list(_lines_of_times(lines))
-    for i, following in zip(at, [*at, len(lines)][1:], strict=True):
-        times = _CUE.fullmatch(lines[i])
-        if times is None:
-            raise ConclugenError(f"{path}: {lines[i][:80]!r} is no interval; expected 00:00:01,000 --> 00:00:02,500")
-        below = lines[i + 1 : following]
-        if following < len(lines) and below and below[-1].strip().isdigit():
-            below.pop()  # the number of the next cue
-        said = itertools.takewhile(str.strip, below)
-        words = " ".join(html.unescape(_TAG.sub("", " ".join(said))).split())
-        start, end = _seconds(times.groups()[:4]), _seconds(times.groups()[4:])
-        if words and start != end:
-            found.append(_checked(path, start, end, words))
+    """Read cues: a line of times and the lines below, up to an empty one or to the next times (and their number).
+
+    Times may be damaged in the first two lines of a block; a line further below is one of words unless it is all times.
+    """
+    found = []
+    for filled, lines in itertools.groupby(text.splitlines(), key=lambda line: bool(line.strip())):
+        cues: list[tuple[re.Match, list[str]]] = []
+        for place, line in enumerate(lines if filled else ()):
+            times = _CUE.fullmatch(line)
+            if place == 0 and line.startswith("NOTE"):
+                break
+            if times is None and "-->" in line and place < 2 and not cues:
+                raise ConclugenError(f"{path}: {line[:80]!r} is no interval; expected 00:00:01,000 --> 00:00:02,500")
+            if times is not None:
+                if cues and cues[-1][1] and cues[-1][1][-1].strip().isdigit():
+                    cues[-1][1].pop()  # the number of this cue
+                cues.append((times, []))
+            elif cues:
+                cues[-1][1].append(line)
+        for times, said in cues:
+            start, end = _seconds(*times.groups()[:4]), _seconds(*times.groups()[4:])
+            words = " ".join(html.unescape(_TAG.sub("", " ".join(said))).split())
+            if words and start != end:
+                found.append(Utterance(start, end, words))
     return found
 
 
-def _lines_of_times(lines: list[str]) -> Iterator[int]:
-    """Yield where times are: in the first two lines of a block they may be damaged, in a line further below they are not."""
-    place, remark, timed = 0, False, False
-    for i, line in enumerate(lines):
-        place = place + 1 if line.strip() else 0
-        if place == 1:
-            remark, timed = line.startswith("NOTE"), False
-        if "-->" in line and not remark and ((place <= 2 and not timed) or _CUE.fullmatch(line)):
-            timed = True
-            yield i
-
-
-def _seconds(parts: tuple[str | None, ...]) -> float:
-    hours, minutes, seconds, fraction = parts
+def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str) -> float:
     return int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction.ljust(3, "0")) / 1000
-
-
-def _checked(path: Path, start: float, end: float | None, words: str) -> Utterance:
-    if end is not None and not 0 <= start < end < 1e6:
-        raise ConclugenError(f"{path}: an utterance from {start:g} s to {end:g} s ({words[:40]!r}); mend its times")
-    return Utterance(start, end, words)
 
 
 def _table(path: Path) -> list[Utterance]:
     """Read columns ``start``, ``end`` (seconds) and ``text``, whatever their case."""
     table = read_csv(path)
-    names = {name.lower(): name for name in table.names}
-    if len(names) < len(table.names):
-        twice = next(name for name in names if sum(name == other.lower() for other in table.names) > 1)
-        raise ConclugenError(f"{path}: two columns {twice!r}; leave one out")
-    missing = {"start", "end", "text"} - names.keys()
-    if missing:
-        raise ConclugenError(f"{path}: no column {min(missing)!r}; expected start, end (seconds) and text")
+    lowered = [name.lower() for name in table.names]
+    for name in ("start", "end", "text"):
+        if (count := lowered.count(name)) != 1:
+            raise ConclugenError(
+                f"{path}: {count} columns {name!r}; expected one each of start, end (seconds) and text"
+            )
     found = []
     for where, row in table:
-        start, end = (number(row[names[name]], f"{where}: {name}", (0, 1e6)) for name in ("start", "end"))
-        found.append(_checked(path, start, end, " ".join(row[names["text"]].split())))
-    return [u for u in found if u.text]
+        cells = dict(zip(lowered, row.values(), strict=True))
+        start, end = (number(cells[name], f"{where}: {name}", (0, 1e6)) for name in ("start", "end"))
+        found.append(Utterance(start, end, " ".join(cells["text"].split())))
+    return found
 
 
 def said(utterances: list[Utterance], start: float = 0.0, end: float | None = None) -> str | None:
