@@ -1,7 +1,6 @@
 """The log of a run: whole lines up to its step, mirrored, complete also after a full disk."""
 
 import json
-import logging
 import struct
 
 import pytest
@@ -29,24 +28,6 @@ def test_tensorboard_mirrors_the_log(tmp_path):
     with log_lib.MetricsLog(tmp_path, 0, tensorboard=True) as log:
         log.write([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
     assert event_steps(tmp_path / trackers.FOLDER, "loss") == [1, 2]
-
-
-def test_a_failing_mirror_warns_once_and_the_log_goes_on(tmp_path, monkeypatch, caplog):
-    def fail(self, step, numbers):
-        raise RuntimeError("disk gone")
-
-    monkeypatch.setattr(trackers.TensorBoard, "write", fail)
-    with caplog.at_level(logging.WARNING), log_lib.MetricsLog(tmp_path, 0, tensorboard=True) as log:
-        log.write([{"step": 1}])
-        log.write([{"step": 2}])
-    assert [r.getMessage().count("disk gone") for r in caplog.records] == [1]
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-
-
-def test_missing_tensorboard_is_said(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    with pytest.raises(ConclugenError, match="pip install tensorboardX"):
-        trackers.TensorBoard(tmp_path, 0)
 
 
 def test_log_keeps_whole_lines_up_to_its_step(tmp_path):

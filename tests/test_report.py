@@ -562,7 +562,7 @@ def test_damaged_files_are_named(study, tmp_path):
     with pytest.raises(ConclugenError, match=r"metrics\.jsonl, line 2: not a JSON object with a step"):
         report.write(folder)
     log.write_bytes(b"\xff\xfe\n")
-    with pytest.raises(ConclugenError, match=r"metrics\.jsonl: cannot be read"):
+    with pytest.raises(ConclugenError, match=r"metrics\.jsonl, line 1: not a JSON object"):
         report.write(folder)
     log.write_text("".join(lines))
     (folder / "pretraining/conclugen/seed_0/data.json").write_text("{}")

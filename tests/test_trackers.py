@@ -50,20 +50,36 @@ def mlflow(calls):
     )
 
 
-FAKES = {"wandb": (wandb, ("init", "log", "finish")), "mlflow": (mlflow, ("start_run", "log_metrics", "end_run"))}
+def tensorboard(calls):
+    def writer(*_, **named):
+        calls.note("SummaryWriter", **named)
+        return types.SimpleNamespace(
+            add_scalar=lambda *a: calls.note("add_scalar", *a), close=lambda: calls.note("close")
+        )
+
+    return types.SimpleNamespace(SummaryWriter=writer)
+
+
+FAKES = {
+    "wandb": ("wandb", wandb, ("init", "log", "finish")),
+    "mlflow": ("mlflow", mlflow, ("start_run", "log_metrics", "end_run")),
+    "TensorBoard": ("tensorboardX", tensorboard, ("SummaryWriter", "add_scalar", "close")),
+}
+TRACKERS = ("wandb", "mlflow")
 
 
 def write(folder, tracker, step=0, records=RECORDS):
-    with log_lib.MetricsLog(folder, step, tracker=tracker) as log:
+    wanted = {"tensorboard": True} if tracker == "TensorBoard" else {"tracker": tracker}
+    with log_lib.MetricsLog(folder, step, **wanted) as log:
         for record in records:
             log.write([record])
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("tracker", FAKES)
+@pytest.mark.parametrize("tracker", TRACKERS)
 def test_records_arrive_with_their_steps_and_a_resumed_run_goes_on_in_the_same_one(tmp_path, monkeypatch, tracker):
-    fake, (begin, log, end) = FAKES[tracker]
-    monkeypatch.setitem(sys.modules, tracker, fake(calls := Calls()))
+    package, fake, (begin, log, end) = FAKES[tracker]
+    monkeypatch.setitem(sys.modules, package, fake(calls := Calls()))
     write(tmp_path, tracker)
     assert [c[0] for c in calls] == [begin, log, log, end]
     assert [c[1:3] for c in calls if c[0] == log] == [({"loss": 2.0}, 1), ({"loss": 1.0}, 2)]
@@ -77,11 +93,13 @@ def test_records_arrive_with_their_steps_and_a_resumed_run_goes_on_in_the_same_o
 @pytest.mark.parametrize("tracker", FAKES)
 @pytest.mark.parametrize("point", [0, 1, 2])
 def test_a_tracker_that_fails_is_given_up_with_one_warning(tmp_path, monkeypatch, caplog, tracker, point):
-    fake, names = FAKES[tracker]
-    monkeypatch.setitem(sys.modules, tracker, fake(calls := Calls(fails=names[point])))
+    package, fake, names = FAKES[tracker]
+    monkeypatch.setitem(sys.modules, package, fake(calls := Calls(fails=names[point])))
     with caplog.at_level(logging.WARNING):
         assert write(tmp_path, tracker) == RECORDS
-    assert [f"{names[point]} failed" in r.getMessage() for r in caplog.records] == [True]
+    (warning,) = caplog.records
+    assert f"{tracker} is dropped" in warning.getMessage()
+    assert f"{names[point]} failed" in warning.getMessage()
     assert [c[0] for c in calls].count(names[point]) == 1
 
 
@@ -95,9 +113,10 @@ def test_event_files_that_cannot_be_opened_are_a_warning_too(tmp_path, caplog):
 
 @pytest.mark.parametrize("tracker", FAKES)
 def test_a_package_that_is_missing_is_said_before_training(tmp_path, monkeypatch, tracker):
-    monkeypatch.setitem(sys.modules, tracker, None)
-    with pytest.raises(ConclugenError, match=rf"config.train.tracker is '{tracker}' but.*pip install {tracker}"):
-        log_lib.MetricsLog(tmp_path, 0, tracker=tracker)
+    package = FAKES[tracker][0]
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConclugenError, match=rf"config.train.* but.*pip install {package}"):
+        write(tmp_path, tracker)
 
 
 def test_a_damaged_note_of_the_run_starts_a_new_one(tmp_path, monkeypatch):

@@ -22,37 +22,29 @@ def left_out_steps(workdir: Path) -> list[int]:
     Raises:
       ConclugenError: the file is damaged.
     """
-    path = workdir / BAD_STEPS
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); make it readable and repeat the command") from e
-    steps = [_step_of(line) for line in lines]
-    if None in steps:
-        raise ConclugenError(
-            f"{path}: damaged in line {steps.index(None) + 1}; restore it, or choose another --workdir: without it the run "
-            "would not be the same"
-        )
-    return sorted(set(steps))
+    way_out = "restore it, or choose another --workdir: without it the run would not be the same"
+    return sorted({record["step"] for record in records(workdir / BAD_STEPS, way_out=way_out, whole=True)})
 
 
-def records(path: Path) -> list[dict[str, Any]]:
+def records(path: Path, *, way_out: str = "correct or delete that line", whole: bool = False) -> list[dict[str, Any]]:
     """Read the lines of a log; none where there is no file. A last line that a kill cut short is ignored.
+
+    Args:
+      path: of the log.
+      way_out: what to do about a damaged line.
+      whole: no line may be cut short.
 
     Raises:
       ConclugenError: the file cannot be read, or a line is not a JSON object with a step.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConclugenError(f"{path}: cannot be read ({e}); repeat the run in a new folder") from e
+        lines = _lines(path)
+    except OSError as e:
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); make it readable and repeat the command") from e
+    lines = lines if whole and lines[-1] else lines[:-1]
     for number, line in enumerate(lines, 1):
-        if _step_of(line) is None:
-            raise ConclugenError(f"{path}, line {number}: not a JSON object with a step; correct or delete that line")
+        if _step_of(line) is None or "\ufffd" in line:
+            raise ConclugenError(f"{path}, line {number}: not a JSON object with a step; {way_out}")
     return [json.loads(line) for line in lines]
 
 
@@ -63,9 +55,8 @@ def leave_out(workdir: Path, record: dict[str, Any]) -> None:
       workdir: of the run.
       record: ``step``, ``reason``, ``ids`` of examples that are not finite, ``rows`` of the split that were its batch.
     """
-    path = workdir / BAD_STEPS
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    files.write_atomically(path, before + json.dumps(record) + "\n")
+    lines = [*_lines(workdir / BAD_STEPS)[:-1], json.dumps(record), ""]
+    files.write_atomically(workdir / BAD_STEPS, "\n".join(lines))
 
 
 class MetricsLog:
@@ -76,14 +67,7 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False, tracker: str = ""):
-        """Open a log.
-
-        Args:
-          workdir: of the run.
-          step: that the run resumes after.
-          name: of the file.
-          tensorboard: whether event files are written, too.
-          tracker: ``wandb``, ``mlflow`` or empty.
+        """Open a log to resume after a step, with mirrors by choice: see :class:`trackers.Mirrors`.
 
         Raises:
           ConclugenError: the file cannot be written, or a package is not installed.
@@ -92,7 +76,8 @@ class MetricsLog:
         self._waiting, self._warned = b"", False  # lines that are not written yet, and whether that was said
         if processes.is_main():
             self._mirrors = trackers.Mirrors(workdir, step, tensorboard=tensorboard, tracker=tracker)
-            files.write_atomically(self._path, "".join(f"{line}\n" for line in self._lines(step)))
+            kept = [line for line in _lines(self._path)[:-1] if (at := _step_of(line)) is not None and at <= step]
+            files.write_atomically(self._path, "".join(f"{line}\n" for line in kept))
             self._file = self._path.open("ab", buffering=0)
 
     def write(self, records: list[dict[str, Any]]) -> None:
@@ -149,12 +134,13 @@ class MetricsLog:
         if not complete and kind is None:
             raise ConclugenError(f"{self._path}: cannot be written; free space and repeat the command to resume")
 
-    def _lines(self, last: int) -> list[str]:
-        """Return the lines up to a step, without a last one that a kill cut short."""
-        if not self._path.exists():
-            return []
-        complete = self._path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        return [line for line in complete if (step := _step_of(line)) is not None and step <= last]
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file and what stands behind the last one: nothing, or a line that a kill cut short."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return [""]
 
 
 def _step_of(line: str) -> int | None:
