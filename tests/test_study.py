@@ -23,13 +23,14 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import definition as study_runs
 from conclugen_jax.study import results as study_results
+from conclugen_jax.study import sharing
 from conclugen_jax.study import study as study_lib
-from conclugen_jax.study import work as study_work
 from conclugen_jax.study.report import reading as report_study
+from conclugen_jax.system import signals
 from tests.helpers import QUICK_COMPILATION, Faces, run, tiny_config
 
 ROOT = Path(__file__).parents[1]
-WORK = study_work.work  # the real one, see below
+WORK = study_lib.work  # the real one, see below
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def here():
     with pytest.MonkeyPatch.context() as patch:
         one = jax.devices()[:1]
         patch.setattr(jax, "devices", lambda *_: one)
-        patch.setattr(study_work, "work", lambda root, waiting, *_: [study_work.work_through(root, c) for c in waiting])
+        patch.setattr(study_lib, "work", lambda root, waiting, *_: [study_lib.work_through(root, c) for c in waiting])
         yield
 
 
@@ -224,8 +225,8 @@ def test_a_failed_cell_is_marked_and_the_others_go_on(data, here, tmp_path):
 def work_through(root, chain, act):
     """A chain whose runs are done by a function."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_work, "perform", act)
-        study_work.work_through(root, chain)
+        patch.setattr(study_lib, "perform", act)
+        study_lib.work_through(root, chain)
 
 
 def test_whatever_happens_in_a_run_the_next_is_tried(data, tmp_path):
@@ -266,12 +267,12 @@ def test_a_process_that_is_killed_fails_its_run_and_what_depends_on_it(data, tmp
     with pytest.raises(Killed):
         work_through(tmp_path, chain, act)
     assert "was begun and has not ended" in study_results.failure(tmp_path / chain[2].path)
-    rest = study_work.mark_lost(tmp_path, chain, -signal.SIGKILL)
+    rest = study_lib.mark_lost(tmp_path, chain, -signal.SIGKILL)
     assert "killed by signal 9" in study_results.failure(tmp_path / chain[2].path)
     assert rest == chain[3:]
-    assert [study_work.is_done(tmp_path, run) for run in chain] == [True, True] + [False] * len(chain[2:])
+    assert [study_lib.is_done(tmp_path, run) for run in chain] == [True, True] + [False] * len(chain[2:])
     # Where it was pretraining, nothing that depends on it can be tried.
-    assert study_work.mark_lost(tmp_path / "early", chain, 1) == []
+    assert study_lib.mark_lost(tmp_path / "early", chain, 1) == []
     errors = [study_results.failure(tmp_path / "early" / run.path) for run in chain]
     assert errors[0].startswith("the process that ran it ended with exit code 1")
     assert all(error.startswith("its pretraining failed: the process") for error in errors[1:])
@@ -287,17 +288,17 @@ def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkey
         def __init__(self, *_, **__):
             pass
 
-        def submit(self, function, root, chain):
+        def submit(self, function, chain):
             begun.append([run.path for run in chain])
             future = Future()
-            future.set_exception(study_work.Died())
+            future.set_exception(sharing.Died())
             return future
 
         def close(self):
             return [3]
 
-    monkeypatch.setattr(study_work, "Pool", Crashing)
-    WORK(tmp_path, [chain], 1, type("Stop", (), {"signal": None}))
+    monkeypatch.setattr(sharing, "Pool", Crashing)
+    WORK(tmp_path, [chain], 1, signals.Stop())
     paths = [run.path for run in chain]
     assert begun == [paths, *(paths[i:] for i in range(2, len(paths)))]
     assert all("exit code 3" in study_results.failure(tmp_path / path) for path in paths[1:])
@@ -406,14 +407,19 @@ def test_several_labels_and_numbers(here, tmp_path):
         ({"reference": "best"}, "config.reference is 'best'"),
         ({"training_draws": 3}, "at most label_draws"),
         ({"colour": 1}, "config.colour: unknown"),
-        ({"seeds": ()}, r"config.seeds is \(\); name at least one"),
+        ({"seeds": ()}, r"config.seeds is \(\); name one or more"),
         ({"seeds": (1, 1)}, "each once"),
-        ({"seeds": (-1,)}, "from 0 on"),
+        ({"seeds": (-1,)}, r"config.seeds is \(-1,\)"),
         ({"job_gib": 0.0}, "config.job_gib is 0.0"),
         ({"jobs": -1}, "jobs -1"),
-        ({"labels": ConfigDict({"linear_evaluation": (0,)})}, "config.labels.raw_features: missing"),
+        ({"labels": ConfigDict({"linear_evaluation": (0,)})}, r"config.labels.raw_features is \(\); name"),
         ({"datasets.faces.protocols.supervised.downstream.target": "age"}, "predict different targets"),
         ({"methods.vision.colour": "red"}, "config.methods.vision has the keys colour, "),
+        (
+            {"datasets.faces.protocols.probing": ConfigDict({"downstream": {"target": ""}})},
+            "config.datasets.faces.protocols has 'probing'",
+        ),
+        ({"methods.vision.uses": "vision"}, "config.methods.vision.uses is 'vision'"),
         ({"datasets.faces.colour": "red"}, "config.datasets.faces has the keys colour, "),
     ],
 )
@@ -439,9 +445,9 @@ def test_interval_is_students():
 
 
 def test_processors_are_shared(monkeypatch):
-    monkeypatch.setattr(study_work, "processors", lambda: [0, 1, 2, 3])
-    assert 1 <= study_work.automatic_jobs(1e-3) <= 4
-    assert study_work.automatic_jobs(1e6) == 1
+    monkeypatch.setattr(study_lib, "processors", lambda: [0, 1, 2, 3])
+    assert 1 <= study_lib.automatic_jobs(1e-3) <= 4
+    assert study_lib.automatic_jobs(1e6) == 1
 
 
 def test_the_command_ends_with_1_and_names_each_cell_that_is_not_done(tmp_path):

@@ -46,47 +46,46 @@ def check(study: ConfigDict) -> None:
     Raises:
       ConclugenError: names the key and what is expected.
     """
-    wrong = sorted(KEYS ^ set(study.keys()))
-    if wrong:
-        raise ConclugenError(
-            f"config.{wrong[0]}: {'missing' if wrong[0] in KEYS else 'unknown'}; a study has the keys "
-            f"{', '.join(sorted(KEYS))}, see configs/study_demo.py"
-        )
-    _check_counts(study)
+    for fault in _faults(study):
+        raise ConclugenError(f"config.{fault}")
+
+
+def _faults(study: ConfigDict) -> Iterator[str]:
+    for key in sorted(KEYS ^ set(study.keys())):
+        yield f"{key}: {'missing' if key in KEYS else 'unknown'}; a study has the keys of configs/study_demo.py"
+    if not 0 < study.job_gib < float("inf") or study.jobs < 0:
+        yield f"job_gib is {study.job_gib} and jobs {study.jobs}; GiB must be above 0, jobs 0 (automatic) or more"
     for name, method in study.methods.items():
         own = {"title", "modalities", "uses" if "uses" in method else "pretraining"}
         if name in PROTOCOLS or set(method.keys()) != own:
-            raise ConclugenError(
-                f"config.methods.{name} has the keys {', '.join(sorted(method.keys()))}; a method has a title, modalities and "
+            yield (
+                f"methods.{name} has the keys {', '.join(sorted(method.keys()))}; a method has a title, modalities and "
                 f"pretraining or uses, and no protocol's name ({', '.join(PROTOCOLS)})"
             )
-        if "uses" in method and (method.uses not in study.methods or "uses" in study.methods[method.uses]):
-            raise ConclugenError(
-                f"config.methods.{name}.uses is {method.uses!r}; name a method that is pretrained itself"
-            )
+        if "uses" in method and "pretraining" not in study.methods.get(method.uses, ()):
+            yield f"methods.{name}.uses is {method.uses!r}; name a method that is pretrained itself"
     for name, dataset in study.datasets.items():
         if set(dataset.keys()) != {"path", "protocols"}:
-            raise ConclugenError(
-                f"config.datasets.{name} has the keys {', '.join(sorted(dataset.keys()))}; a data set has path and protocols"
-            )
+            yield f"datasets.{name} has the keys {', '.join(sorted(dataset.keys()))}; a data set has path and protocols"
+        for protocol in sorted(set(dataset.protocols.keys()) - set(PROTOCOLS)):
+            yield f"datasets.{name}.protocols has {protocol!r}; there are {', '.join(PROTOCOLS)}"
         target_of(dataset)
-        unknown = sorted(set(dataset.protocols.keys()) - set(PROTOCOLS))
-        if unknown:
-            raise ConclugenError(
-                f"config.datasets.{name}.protocols has {unknown[0]!r}; there are {', '.join(PROTOCOLS)}"
-            )
+    asked = sorted({protocol for dataset in study.datasets.values() for protocol in dataset.protocols})
+    lists = dict.fromkeys((f"labels.{protocol}" for protocol in asked), ())
+    lists |= {f"labels.{protocol}": n for protocol, n in study.labels.items()} | {"seeds": study.seeds}
+    for key, numbers in lists.items():
+        whole = all(isinstance(n, int) and n >= 0 for n in numbers)
+        if not numbers or len(set(numbers)) != len(numbers) or not whole:
+            yield f'{key} is {tuple(numbers)}; name one or more whole numbers, each once, as in --config.{key}="(0,5)"'
     if sorted(study.order) != sorted(study.methods.keys()):
-        raise ConclugenError(
-            f"config.order is {tuple(study.order)}; it must name every method once, as tables list them: "
-            f"{', '.join(study.methods.keys())}"
-        )
-    named = {*study.methods.keys(), *ALONE}
+        yield f"order is {tuple(study.order)}; it must name every method once: {', '.join(study.methods.keys())}"
+    named = sorted({*study.methods.keys(), *ALONE})
     if study.reference not in named:
-        raise ConclugenError(f"config.reference is {study.reference!r}; name one of {', '.join(sorted(named))}")
+        yield f"reference is {study.reference!r}; name one of {', '.join(named)}"
     if not 1 <= study.training_draws <= study.label_draws:
-        raise ConclugenError(
-            f"config.training_draws is {study.training_draws}; it must be at least 1 and at most label_draws "
-            f"({study.label_draws}), so that runs are compared on the same labels"
+        yield (
+            f"training_draws is {study.training_draws}; it must be at least 1 and at most label_draws ({study.label_draws}), "
+            "so that runs are compared on the same labels"
         )
 
 
@@ -103,26 +102,6 @@ def target_of(settings: ConfigDict) -> str:
             "label); name the data set once for each in config.datasets"
         )
     return targets[0] if targets else ""
-
-
-def _check_counts(study: ConfigDict) -> None:
-    if not 0 < study.job_gib < float("inf") or study.jobs < 0:
-        raise ConclugenError(
-            f"config.job_gib is {study.job_gib} and config.jobs {study.jobs}; GiB must be above 0, jobs 0 (automatic) or more"
-        )
-    missing = sorted({p for d in study.datasets.values() for p in d.protocols} - set(study.labels.keys()))
-    if missing:
-        raise ConclugenError(
-            f"config.labels.{missing[0]}: missing, but a data set has that protocol; add it, (0,) for all labels"
-        )
-    lists = {"seeds": study.seeds} | {f"labels.{protocol}": n for protocol, n in study.labels.items()}
-    for key, numbers in lists.items():
-        whole = all(isinstance(n, int) and n >= 0 for n in numbers)
-        if not numbers or len(set(numbers)) != len(numbers) or not whole:
-            raise ConclugenError(
-                f"config.{key} is {tuple(numbers)}; name at least one whole number from 0 on, each once, as in "
-                f'--config.{key}="(0,5)"'
-            )
 
 
 def chains(study: ConfigDict) -> Iterator[list[Run]]:

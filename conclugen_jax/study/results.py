@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,8 @@ def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any
       deviation and 95 % interval over seeds (Student's t); ``comparisons``: the same of the difference between a method and
       a baseline, taken seed by seed on the same labels.
     """
-    cells = [cell for run in runs if run.protocol != "pretraining" for cell in _cells(run, root)]
     place = {method: i for i, method in enumerate((*study.order, *ALONE))}
-    cells = sorted(_merged(cells), key=lambda cell: place[cell["method"]])
+    cells = sorted(_cells(runs, root), key=lambda cell: place[cell["method"]])
     return {
         "name": study.name,
         "versions": {"conclugen_jax": conclugen_jax.__version__, "python": platform.python_version()}
@@ -82,42 +81,62 @@ def _dataset(settings: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _cells(run: Run, root: Path) -> list[dict[str, Any]]:
-    """Return the cells of a run, one per number of labels."""
-    section = run.config.downstream
-    numbers = list(run.config.sweep.labels_per_class) or [section.labels_per_class]
-    named = {"dataset": run.dataset, "method": run.method, "protocol": run.protocol, "seed": run.seed}
-    empty = {"path": run.path, "draw_validation": {}, "draw_scores": {}, "confusion_matrix": None, "error": None}
-    path = root / run.path
+def _cells(runs: Iterable[Run], root: Path) -> Iterator[dict[str, Any]]:
+    """Yield a cell for each data set, method, protocol, number of labels and seed, from the runs that have its draws."""
+    parts: dict[tuple, list[tuple[Run, list[Mapping[str, Any]], str | None]]] = {}
+    for run in runs:
+        if run.protocol != "pretraining":
+            section = run.config.downstream
+            for number in run.config.sweep.labels_per_class or [section.labels_per_class]:
+                key = run.dataset, run.method, run.protocol, number, run.seed
+                parts.setdefault(key, []).append((run, *_fits(root / run.path, number, section)))
+    for key, found in parts.items():
+        errors = [error for _, _, error in found if error]
+        done = all(fits for _, fits, _ in found)
+        fits = [fit for _, own, _ in found for fit in own]
+        matrices = [fit["confusion_matrix"] for fit in fits]
+        yield {
+            **dict(zip((*PLACE, "seed"), key, strict=True)),
+            "status": "done" if done else "failed" if errors else "missing",
+            "path": found[0][0].path,
+            "draw_scores": {str(fit["draw"]): fit["scores"] for fit in fits},
+            "confusion_matrix": None if None in matrices or not matrices else np.sum(matrices, axis=0).tolist(),
+            "error": errors[0] if errors else None,
+            "scores": _means(fits, "scores") if done else {},
+            "validation": _means(fits, "validation") if done else {},
+            "draws": len(fits),
+        }
+
+
+def _fits(path: Path, number: int, section: ConfigDict) -> tuple[list[dict[str, Any]], str | None]:
+    """Return what the run in a folder found with a number of labels, one per draw, or why it has failed."""
     error = failure(path)
+    if error:
+        return [], error
     try:
-        result = None if error else json.loads((path / downstream.RESULT).read_text(encoding="utf-8"))
-        found = [_found(result, n, section) for n in numbers] if result is not None else []
-    except FileNotFoundError:
-        found = []
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
-        error, found = f"{path / downstream.RESULT}: damaged ({type(e).__name__}); delete it and repeat the study", []
-    if found:
+        result = json.loads((path / downstream.RESULT).read_text(encoding="utf-8"))
+        measures = VALUE_MEASURES if result["kind"] == "value" else MEASURES
+        alone = {**result, "labels_per_class": section.labels_per_class, "label_draw": section.label_draw}
+        own = [fit for fit in result.get("selected", [alone]) if fit["labels_per_class"] == number]
+        if not own:
+            raise KeyError(number)
         return [
-            {**named, "labels_per_class": n, "status": "done", **empty, **f}
-            for n, f in zip(numbers, found, strict=True)
-        ]
-    status = "failed" if error else "missing"
-    return [{**named, "labels_per_class": n, "status": status, **empty, "error": error} for n in numbers]
+            {
+                "draw": fit["label_draw"],
+                "scores": {m: float(fit["test"][m]) for m in measures},
+                "validation": {measures[0]: float(fit["validation"][measures[0]])},
+                "confusion_matrix": fit["test"].get("confusion_matrix"),
+            }
+            for fit in own
+        ], None
+    except FileNotFoundError:
+        return [], None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        return [], f"{path / downstream.RESULT}: damaged ({type(e).__name__}); delete it and repeat the study"
 
 
-def _found(result: Mapping[str, Any], number: int, section: ConfigDict) -> dict[str, Any]:
-    """Return what a result says of one number of labels."""
-    measures = VALUE_MEASURES if result["kind"] == "value" else MEASURES
-    alone = {**result, "labels_per_class": section.labels_per_class, "label_draw": section.label_draw}
-    own = [fit for fit in result.get("selected", [alone]) if fit["labels_per_class"] == number]
-    if not own:
-        raise KeyError(number)
-    return {
-        "draw_scores": {str(fit["label_draw"]): {m: float(fit["test"][m]) for m in measures} for fit in own},
-        "draw_validation": {str(fit["label_draw"]): float(fit["validation"][measures[0]]) for fit in own},
-        "confusion_matrix": _summed(fit["test"].get("confusion_matrix") for fit in own),
-    }
+def _means(fits: Sequence[Mapping[str, Any]], what: str) -> dict[str, float]:
+    return {measure: float(np.mean([fit[what][measure] for fit in fits])) for measure in fits[0][what]}
 
 
 def failure(path: Path) -> str | None:
@@ -128,37 +147,6 @@ def failure(path: Path) -> str | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as e:
         return f"failed for a reason that cannot be read ({type(e).__name__})"
-
-
-def _summed(matrices: Iterable[Any]) -> list[Any] | None:
-    matrices = list(matrices)
-    return None if not matrices or matrices[0] is None else np.sum(matrices, axis=0).tolist()
-
-
-def _merged(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge the draws of each data set, method, protocol, number of labels and seed into one cell."""
-    merged: dict[tuple, dict[str, Any]] = {}
-    for cell in cells:
-        key = tuple(cell[k] for k in (*PLACE, "seed"))
-        if key not in merged:
-            merged[key] = cell
-            continue
-        one = merged[key]
-        one["draw_scores"] |= cell["draw_scores"]
-        one["draw_validation"] |= cell["draw_validation"]
-        if cell["confusion_matrix"] is not None and one["confusion_matrix"] is not None:
-            one["confusion_matrix"] = _summed([one["confusion_matrix"], cell["confusion_matrix"]])
-        # A cell is done when all of its draws are, and failed when one of them is.
-        if one["status"] == "done" or cell["status"] == "failed":
-            one |= {"status": cell["status"], "error": cell["error"]}
-    for cell in merged.values():
-        validation = list(cell.pop("draw_validation").values())
-        cell |= {"scores": {}, "validation": {}, "draws": len(cell["draw_scores"])}
-        if cell["status"] == "done":
-            draws = list(cell["draw_scores"].values())
-            cell["scores"] = {m: float(np.mean([d[m] for d in draws])) for m in draws[0]}
-            cell["validation"] = {next(iter(draws[0])): float(np.mean(validation))}
-    return list(merged.values())
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -201,9 +189,11 @@ def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str
             differences = _differences(own, other, measure)
             if differences:
                 measured = interval(differences)
-                place = {"dataset": dataset, "protocol": protocol, "labels_per_class": number, "measure": measure}
-                compared = {"method": method, "baseline": baseline, "difference": measured["mean"]}
-                found.append({**place, **compared, "interval": measured["interval"], "n": len(differences)})
+                found.append(
+                    dict(zip(PLACE, (dataset, method, protocol, number), strict=True))
+                    | {"measure": measure, "baseline": baseline, "difference": measured["mean"]}
+                    | {"interval": measured["interval"], "n": len(differences)}
+                )
     return found
 
 

@@ -1,53 +1,81 @@
-"""The same work in several processes of one machine, which share its trials by files."""
+"""Work shared out to processes of this machine, each of which may be killed or end by itself."""
 
 import concurrent.futures
 import functools
 import io
+import operator
 import os
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any, TextIO
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import signals
 from conclugen_jax.system.pool import Died, Pool
 
+PATIENCE = 300.0
+"""Seconds after a signal within which a process must have ended."""
 
-def share(workers: int, work: Callable[[], Any]) -> None:
-    """Do the same work in several processes; return when all have done it.
+
+def side_by_side(
+    tasks: list[Any], jobs: int, function: Callable[[Any], Any], begin: Callable[[int, int], None], stop: signals.Stop
+) -> Iterator[tuple[Any, Future, int]]:
+    """Do tasks in processes of their own, some at a time; yield each with its outcome and exit code as it ends.
 
     Args:
-      workers: number of processes.
-      work: what each does, such as trials of one search; it can be pickled.
+      tasks: arguments of ``function``; emptied, and the caller may add others.
+      jobs: how many at a time.
+      function: can be pickled, as ``begin``.
+      begin: called first in each process with its place among the ``jobs`` and their number.
+      stop: whose signal ends all; what handles SIGTERM, as pretraining does, saves a checkpoint first.
+
+    Raises:
+      Interrupted: a signal came.
+    """
+    free = list(range(jobs))
+    running: dict[Future, tuple[Pool, Any, int]] = {}
+    try:
+        while (tasks or running) and not stop.signal:
+            while tasks and free:
+                task, place = tasks.pop(0), free.pop(0)
+                pool = Pool(1, start=functools.partial(begin, place, jobs))
+                running[pool.submit(function, task)] = pool, task, place
+            done, _ = concurrent.futures.wait(running, timeout=0.1, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in () if stop.signal else done:
+                pool, task, place = running.pop(future)
+                free.append(place)
+                (code,) = pool.close()
+                yield task, future, code or 0
+    finally:
+        for pool, _, _ in running.values():
+            pool.terminate()
+        concurrent.futures.wait(running, timeout=PATIENCE)
+        for pool, _, _ in running.values():
+            pool.kill()
+            pool.close()
+    if stop.signal:
+        raise signals.Interrupted(stop.signal)
+
+
+def share(workers: int, work: Callable[[], Any]) -> None:
+    """Do the same work, such as trials of one search, in several processes; return when all have done it.
 
     Raises:
       ConclugenError: the mistake that one process found, or processes were killed.
+      Interrupted: a signal came.
     """
-    pools = [Pool(1, start=functools.partial(_begin, i, workers)) for i in range(workers)]
-    received: list[int] = []
-
-    def forward(number: int, _frame: object) -> None:
-        received.append(number)
-        for pool in pools:
-            pool.terminate()
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    ended = [pool.submit(_worked, work) for pool in pools if not received]
-    concurrent.futures.wait(ended)
-    codes = [code for pool in pools for code in pool.close()]
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    if received:
-        sys.exit(128 + received[0])
-    for future in ended:
-        if future.exception() and not isinstance(future.exception(), Died):
-            raise future.exception()
-    lost = sum(bool(future.exception()) or not future.result() for future in ended)
-    if lost:
+    codes = []
+    with signals.caught() as stop:
+        for _, future, code in side_by_side([work] * workers, workers, operator.call, _begin, stop):
+            try:
+                future.result()
+            except (Died, signals.Interrupted):
+                codes.append(code)
+    if codes:
         raise ConclugenError(
-            f"{lost} of {workers} workers ended before their time (exit codes {codes}; -9: killed, out of memory?); repeat "
-            "the command to resume, with fewer --workers if memory is short"
+            f"{len(codes)} of {workers} workers ended before their time (exit codes {codes}; -9: killed, out of memory?); "
+            "repeat the command to resume, with fewer --workers if memory is short"
         )
 
 
@@ -68,12 +96,3 @@ class _Numbered(io.TextIOBase):
         self._file.write("".join(f"{self._prefix}{line}\n" for line in lines))
         self._file.flush()
         return len(text)
-
-
-def _worked(work: Callable[[], Any]) -> bool:
-    """Return whether the work came to its end; a signal stops it before."""
-    try:
-        work()
-        return True
-    except signals.Interrupted:
-        return False

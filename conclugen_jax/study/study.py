@@ -1,23 +1,39 @@
 """A study: methods x data sets x protocols x seeds, each cell a run of its own, several side by side.
 
-The way down: ``definition.py`` checks what is asked for and lists the runs, ``work.py`` does them, ``results.py`` collects
-their scores, ``report/`` shows them. One folder holds everything: ``pretraining/METHOD/seed_S`` and
-``PROTOCOL/DATASET/METHOD/seed_S...`` are workdirs, ``study.json`` is the definition, ``results.json`` the outcome. A repeated
-command skips what is finished and resumes an interrupted pretraining from its checkpoint.
+The way down: ``definition.py`` checks what is asked for and lists the runs in chains that depend on each other, here they are
+done, ``results.py`` collects their scores, ``report/`` shows them. One folder holds everything: ``pretraining/METHOD/seed_S``
+and ``PROTOCOL/DATASET/METHOD/seed_S...`` are workdirs, ``study.json`` is the definition, ``results.json`` the outcome. A
+repeated command skips runs that have their result and resumes an interrupted pretraining from its checkpoint; a run that fails
+is marked with its error, and the others continue.
 """
 
+import contextlib
+import functools
+import os
+import signal
+import time
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
+from conclugen_jax import pretrain
+from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.evaluate import downstream, sweep
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
-from conclugen_jax.study import definition, results, work
+from conclugen_jax.study import definition, results
+from conclugen_jax.study.definition import SWEPT, Run
+from conclugen_jax.study.results import FAILURE
+from conclugen_jax.study.sharing import Died, side_by_side
 from conclugen_jax.system import files, progress, signals
 
 DEFINITION = "study.json"
+DONE = "done.json"
+BEGUN = "it was begun and has not ended; repeat the command to resume"
 
 
 def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
@@ -39,13 +55,11 @@ def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
         chains = list(definition.chains(study))
         every = [run for chain in chains for run in chain]
         files.write_atomically(root / DEFINITION, config_lib.to_json(study))
-        waiting = [chain for chain in chains if not all(work.is_done(root, run) for run in chain)]
-        jobs = min(study.jobs or work.automatic_jobs(study.job_gib), max(len(waiting), 1))
-        progress.say(
-            f"study {study.name}: {len(every)} runs, {sum(work.is_done(root, run) for run in every)} done already, "
-            f"{jobs} side by side"
-        )
-        work.work(root, waiting, jobs, stop)
+        done = {run.path for run in every if is_done(root, run)}
+        waiting = [chain for chain in chains if not done.issuperset(run.path for run in chain)]
+        jobs = min(study.jobs or automatic_jobs(study.job_gib), max(len(waiting), 1))
+        progress.say(f"study {study.name}: {len(every)} runs, {len(done)} done already, {jobs} side by side")
+        work(root, waiting, jobs, stop)
         found = results.collect(study, every, root)
         files.write_json(root / results.RESULTS, found, place="--study")
     return found
@@ -54,3 +68,153 @@ def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
 def chosen(entries: Iterable[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
     """Return the entries of a list of results that have the given values."""
     return [entry for entry in entries if all(entry[k] == v for k, v in wanted.items())]
+
+
+def automatic_jobs(job_gib: float) -> int:
+    """Return how many jobs processors and free memory allow."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return max(1, min(len(processors()), int(available / job_gib)))
+
+
+def processors() -> list[int]:
+    """Return the numbers of the processors that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def is_done(root: Path, run: Run) -> bool:
+    """Return whether a run of this configuration has left its result and has not failed since."""
+    folder = root / run.path
+    finished = (folder / (DONE if run.protocol == "pretraining" else downstream.RESULT)).exists()
+    return finished and not (folder / FAILURE).exists() and not _of_another(root, run)
+
+
+def _of_another(root: Path, run: Run) -> str:
+    """Return what is wrong with a workdir that was made with another configuration; empty: nothing."""
+    if not (root / run.path / workdir_lib.CONFIG).exists():
+        return ""
+    try:
+        lines = config_lib.differences(workdir_lib.read_config(root / run.path), run.config)
+    except ConclugenError as e:
+        return str(e)
+    # The checkpoint is the study's own wherever the study lies; a key that only one side has came with another version;
+    # without modalities named, the run's are those of its data.
+    own = ["config.downstream.checkpoint:"] + ["config.data.modalities:"] * (not run.config.data.modalities)
+    changed = [line for line in lines if "(absent)" not in line and not line.startswith(tuple(own))]
+    if not changed:
+        return ""
+    return (
+        f"{root / run.path} was made with another configuration ({'; '.join(changed)}); delete that folder to run it again, "
+        "restore the configuration, or name another --study"
+    )
+
+
+def work(root: Path, waiting: list[list[Run]], jobs: int, stop: signals.Stop) -> None:
+    """Work through the chains in processes, ``jobs`` at a time, each on its own processors.
+
+    Raises:
+      Interrupted: a signal came; what was running has a checkpoint.
+    """
+    total, begun, finished = len(waiting), time.monotonic(), 0
+    do, begin = functools.partial(_work_through_logged, root), functools.partial(_begin, root)
+    for chain, future, code in side_by_side(waiting, jobs, do, begin, stop):
+        try:
+            future.result()
+            rest = []
+        except (Died, signals.Interrupted) as e:
+            rest = mark_lost(root, chain, code if isinstance(e, Died) else -signal.SIGTERM)
+        if rest:
+            waiting.append(rest)
+            continue
+        finished += 1
+        left = (time.monotonic() - begun) / finished * (total - finished)
+        progress.say(f"{finished}/{total} {chain[0].path} finished; about {left / 60:.0f} min left")
+
+
+def _begin(root: Path, place: int, jobs: int) -> None:
+    """Give a process its share of processors and of a GPU's memory, and the study's compiled programs."""
+    own = processors()[place::jobs]
+    if own and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, own)
+    if jobs > 1:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / jobs:.3f}")
+    if not jax.config.jax_compilation_cache_dir:  # runs of a study compile the same programs again and again
+        jax.config.update("jax_compilation_cache_dir", str((root / ".compiled").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _work_through_logged(root: Path, chain: list[Run]) -> None:
+    """Work through a chain; its output goes to a log of its own."""
+    (root / "logs").mkdir(exist_ok=True)
+    name = chain[0].path.replace("/", "_") + ".log"
+    log = (root / "logs" / name).open("a", encoding="utf-8")
+    with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        work_through(root, chain)
+
+
+def mark_lost(root: Path, chain: list[Run], code: int) -> list[Run]:
+    """Mark the run that a process was at when it ended without saying why, and all others if that was pretraining.
+
+    Returns:
+      The runs after it that can still be tried.
+    """
+    ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    cause = f"the process that ran it {ended}; repeat the command to try again"
+    open_ones = [run for run in chain if not is_done(root, run)]
+    begun = [run for run in open_ones if results.failure(root / run.path) == BEGUN]
+    if not open_ones:
+        return []
+    lost = (begun or open_ones)[0]
+    rest = chain[chain.index(lost) + 1 :]
+    _fail(root, [lost], cause)
+    if lost.protocol != "pretraining":
+        return rest
+    _fail(root, rest, f"its pretraining failed: {cause}")
+    return []
+
+
+def _fail(root: Path, runs: list[Run], error: str) -> None:
+    for run in runs:
+        (root / run.path).mkdir(parents=True, exist_ok=True)
+        files.write_json(root / run.path / FAILURE, {"error": error}, place="--study")
+
+
+def work_through(root: Path, chain: list[Run]) -> None:
+    """Do the runs of a chain that are not done; a failed pretraining fails what depends on it.
+
+    A run is marked as failed while it is being done, so that one whose process is killed never counts as finished. After a
+    new pretraining, downstream runs that are done are compared with it.
+    """
+    renewed = False
+    for i, run in enumerate(chain):
+        if is_done(root, run) and not renewed:
+            continue
+        renewed = renewed or run.protocol == "pretraining"
+        _fail(root, [run], BEGUN)
+        try:
+            problem = _of_another(root, run)
+            if problem:
+                raise ConclugenError(problem)
+            perform(run, root)
+            (root / run.path / FAILURE).unlink()
+        except Exception as e:  # whatever it is, the other runs continue; the log has it in full
+            if not isinstance(e, ConclugenError):
+                traceback.print_exc()
+            cause = str(e) if isinstance(e, ConclugenError) else f"{type(e).__name__}: {reason(e)}"
+            _fail(root, [run], cause)
+            if run.protocol == "pretraining":
+                _fail(root, chain[i + 1 :], f"its pretraining failed: {cause}")
+                break
+
+
+def perform(run: Run, root: Path) -> None:
+    """Do one run in its workdir."""
+    workdir, config = root / run.path, run.config.copy_and_resolve_references()
+    if config.downstream.checkpoint:
+        config.downstream.checkpoint = str((root / config.downstream.checkpoint).absolute())
+    if run.protocol == "pretraining":
+        state = pretrain.pretrain(config, workdir)
+        files.write_json(workdir / DONE, {"steps": int(state.step)}, place="--study")
+    elif run.protocol in SWEPT:
+        sweep.sweep(config, workdir)
+    else:
+        downstream.downstream(config, workdir)
