@@ -93,41 +93,31 @@ def search(
     return result
 
 
-def _identity(dataset: shards.Dataset) -> dict[str, str]:
-    manifest = dataset.manifest
-    return {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
-
-
 def _planned(
     config: ConfigDict, devices: Sequence[jax.Device], objective: str, space: Any, source: str
 ) -> tuple[ConfigDict, Measure, dict[str, Any]]:
     """Check what is asked for; return the trials' configuration, their measure, and what defines the search."""
     if objective not in search_space.OBJECTIVES:
         raise ConclugenError(f"the objective {objective!r} is unknown; there are {', '.join(search_space.OBJECTIVES)}")
-    config, dataset, steps_per_epoch = _check(config, devices)
-    if space is None:
-        space, source = search_space.default(config, steps_per_epoch=steps_per_epoch), "the default space"
-    space = search_space.check(space, config, objective=objective, source=source)
-    measure = _loss(config) if objective == "pretraining_loss" else _validation_probe(config, dataset)
-    definition = {"objective": objective, "space": space, "data": _identity(dataset), "config": config.to_dict()}
-    return config, measure, definition
-
-
-def _check(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[ConfigDict, shards.Dataset, int]:
-    """Check what every trial needs; return configuration with its modalities, data set, steps of an epoch."""
     config_lib.check(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
-    config = config_lib.with_modalities(config, dataset.manifest.modalities)
-    stream = shards.ShardStream(dataset, config.data.train_split, config.data.modalities)
-    config_lib.check_objective(config)
-    config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=len(devices))
-    steps_per_epoch = len(stream.usable) // config.train.batch_size
-    config_lib.check_clustering(config, num_examples=len(stream.usable))
-    return config, dataset, steps_per_epoch
+    manifest = dataset.manifest
+    base = config_lib.with_modalities(config, manifest.modalities)
+    num_examples = len(shards.ShardStream(dataset, base.data.train_split, base.data.modalities).usable)
+    config_lib.check_objective(base)
+    config_lib.check_batches(base, num_examples=num_examples, num_devices=len(devices))
+    config_lib.check_clustering(base, num_examples=num_examples)
+    if space is None:
+        space = search_space.default(base, steps_per_epoch=num_examples // base.train.batch_size)
+        source = "the default space"
+    space = search_space.check(space, base, objective=objective, source=source)
 
+    def loss(config: ConfigDict, means: Mapping[str, float], _: TrainState) -> float:
+        return search_space.comparable_loss(means, config, base)
 
-def _loss(base: ConfigDict) -> Measure:
-    return lambda config, means, _: search_space.comparable_loss(means, config, base)
+    measure = loss if objective == "pretraining_loss" else _validation_probe(base, dataset)
+    data = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
+    return base, measure, {"objective": objective, "space": space, "data": data, "config": base.to_dict()}
 
 
 def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
@@ -176,10 +166,9 @@ def _run(trial: "Trial", trials: "Trials", base: ConfigDict, measure: Measure, d
 
     def on_epoch(epoch: int, means: Mapping[str, float], state: TrainState) -> None:
         done = epoch + 1
-        if done == num_epochs or done in rungs(num_epochs):
-            trials.report(trial, done, measure(config, means, state))
-            if done < num_epochs and trials.prunes(trial):
-                raise Pruned
+        compared = done in (*rungs(num_epochs), num_epochs)
+        if compared and trials.report(trial, done, measure(config, means, state)):
+            raise Pruned
 
     shown = ", ".join(f"{key} {short(value)}" for key, value in trial.params.items())
     progress.say(f"trial {trial.number}: {shown}")

@@ -49,41 +49,32 @@ def default(config: ConfigDict, *, steps_per_epoch: int) -> Space:
     """Return what the authors searched (sizes, loss weights, clusters, queue, start epoch, rates), around a configuration.
 
     Their ranges are not published; these are ours. Keys of terms without weight are left out, and so is the weight of
-    the first term: AdamW follows the ratio of the weights alone.
-
-    Args:
-      config: in the middle of the space.
-      steps_per_epoch: bounds the queue.
+    the first term: AdamW follows the ratio of the weights alone. The queue has fewer batches than an epoch has steps.
     """
-    model, section = config.model, config.clustering
-
-    def sizes(value: int, *shares: float, multiple: int = 1) -> dict[str, Any]:
-        return {"choices": sorted({max(1, round(value * share / multiple)) * multiple for share in shares})}
-
-    def around(value: float) -> dict[str, Any]:
-        return {"low": value / 10, "high": value * 10, "log": True}
-
-    space = {"model.representation_dim": sizes(model.representation_dim, 1 / 4, 1 / 2, 1, 2, multiple=8)}
-    if _unused("model.projection_dim", config) is None:
-        space["model.projection_dim"] = sizes(model.projection_dim, 1 / 2, 1, 2)
-    if config.loss.reconstruction_weight:
-        space["model.reconstruction_dim"] = sizes(model.reconstruction_dim, 1 / 2, 1, 3 / 2)
-    for key in _weights(config)[1:]:
-        space[key] = around(dict(config_lib.flatten(config.to_dict()))[key])
-    if config.loss.clustering_weight:
-        space["clustering.num_clusters"] = {
-            "low": max(2, section.num_clusters // 2),
-            "high": 4 * section.num_clusters,
-            "log": True,
+    values, section, num_epochs = dict(config_lib.flatten(config.to_dict())), config.clustering, config.train.num_epochs
+    space = {
+        "model.representation_dim": {
+            "choices": sorted(
+                {max(1, round(values["model.representation_dim"] * x / 8)) * 8 for x in (1 / 4, 1 / 2, 1, 2)}
+            )
         }
-        longest = 8 if section.queue_reset == "never" else min(8, steps_per_epoch - 1)
-        if longest > 1:
-            space["clustering.queue_batches"] = {"low": 1, "high": longest}
-        if len(_weights(config)) > 1 and config.train.num_epochs >= 4:
-            space["clustering.start_epoch"] = {"low": 0, "high": config.train.num_epochs // 2}
-    space["optimizer.learning_rate"] = around(config.optimizer.learning_rate)
+    }
+    for key, shares in {"model.projection_dim": (1 / 2, 1, 2), "model.reconstruction_dim": (1 / 2, 1, 3 / 2)}.items():
+        space[key] = {"choices": sorted({max(1, round(values[key] * share)) for share in shares})}
+    for key in _weights(config)[1:]:
+        space[key] = {"low": values[key] / 10, "high": values[key] * 10, "log": True}
+    num_clusters = section.num_clusters
+    space["clustering.num_clusters"] = {"low": max(2, num_clusters // 2), "high": 4 * num_clusters, "log": True}
+    longest = 8 if section.queue_reset == "never" else min(8, steps_per_epoch - 1)
+    space["clustering.queue_batches"] = {"low": 1, "high": longest}
+    if len(_weights(config)) > 1 and num_epochs >= 4:
+        space["clustering.start_epoch"] = {"low": 0, "high": num_epochs // 2}
+    rate = config.optimizer.learning_rate
+    space["optimizer.learning_rate"] = {"low": rate / 10, "high": rate * 10, "log": True}
     space["optimizer.weight_decay"] = {"low": 1e-6, "high": 1e-1, "log": True}
-    return space
+    return {
+        key: one for key, one in space.items() if not _unused(key, config) and one.get("low", 0) < one.get("high", 1)
+    }
 
 
 def read(path: str | Path) -> Any:
@@ -116,29 +107,20 @@ def check(space: Any, config: ConfigDict, *, objective: str, source: str) -> Spa
     known = dict(config_lib.flatten(config.to_dict()))
     checked = {}
     for written, spec in space.items():
-        key, where = written.removeprefix("config."), f"{source}: {written}"
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            raise ConclugenError(f"{where} is not a configuration key" + (f"; did you mean {near[0]}?" if near else ""))
-        if key in checked:
-            raise ConclugenError(f"{where} stands there twice; keep one")
-        if key.startswith(_FIXED) and key not in _SEARCHED_ALL_THE_SAME:
-            raise ConclugenError(
-                f"{where} is no hyper-parameter to search, it is the same in all trials; remove it and set "
-                f"--config.{key} instead"
-            )
-        if reason := _unused(key, config):
-            raise ConclugenError(f"{where} has no effect, since config.{reason}; remove it or set that")
-        checked[key] = _dimension(spec, known[key], where)
-        if objective == "pretraining_loss":
-            _check_comparable(key, checked[key], where)
+        key = written.removeprefix("config.")
+        fault = _fault_of_key(key, known, config) or (key in checked and "stands there twice; keep one")
+        if not fault:
+            checked[key], fault = _dimension(spec, known[key])
+        fault = fault or (objective == "pretraining_loss" and _incomparable(key, checked[key]))
+        if not fault and key == "model.representation_dim" and "low" in checked[key]:
+            fault = "must be a multiple of 8; list its values as choices"
+        if fault:
+            raise ConclugenError(f"{source}: {written} {fault}")
         for value in checked[key].get("choices") or (checked[key]["low"], checked[key]["high"]):
             try:
                 config_lib.check(with_overrides(config, {key: value}))
             except ConclugenError as e:
                 raise ConclugenError(f"{source}: {e}") from None
-        if key == "model.representation_dim" and "low" in checked[key]:
-            raise ConclugenError(f"{where} must be a multiple of 8; list its values as choices")
     return checked
 
 
@@ -198,55 +180,52 @@ def _unused(key: str, config: ConfigDict) -> str | None:
     return None
 
 
-def _dimension(spec: Any, example: Any, where: str) -> dict[str, Any]:
-    """Return one entry of a space, its numbers of the type of the configuration's own value."""
-    if isinstance(example, list):
-        raise ConclugenError(f"{where} is a list; only numbers, words and switches can be searched, so remove it")
-    if not isinstance(spec, dict) or set(spec) not in ({"choices"}, {"low", "high"}, {"low", "high", "log"}):
-        raise ConclugenError(f"{where} is {json.dumps(spec)}; expected {_FORM}")
+def _fault_of_key(key: str, known: Mapping[str, Any], config: ConfigDict) -> str:
+    """Return why a key cannot be searched; empty: it can."""
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        return "is not a configuration key" + (f"; did you mean {near[0]}?" if near else "")
+    if isinstance(known[key], list):
+        return "is a list; only numbers, words and switches can be searched, so remove it"
+    if key.startswith(_FIXED) and key not in _SEARCHED_ALL_THE_SAME:
+        return (
+            f"is no hyper-parameter to search, it is the same in all trials; remove it and set --config.{key} instead"
+        )
+    unused = _unused(key, config)
+    return f"has no effect, since config.{unused}; remove it or set that" if unused else ""
 
-    def typed(value: Any) -> Any:
-        fits = type(value) is type(example) or (type(value) is int and type(example) is float)
+
+def _dimension(spec: Any, example: Any) -> tuple[dict[str, Any], str]:
+    """Return one entry of a space, its numbers of the type of the configuration's own value, and what is wrong with it."""
+    keys = set(spec) if isinstance(spec, dict) else set()
+    values = spec.get("choices", [spec.get("low"), spec.get("high")]) if keys else None
+    if keys not in ({"choices"}, {"low", "high"}, {"low", "high", "log"}) or not isinstance(values, list) or not values:
+        return {}, f"is {json.dumps(spec)}; expected {_FORM}"
+    kind = type(example)
+    for value in values:
+        fits = type(value) is kind or (type(value) is int and kind is float)
         if not fits or (isinstance(value, float) and not math.isfinite(value)):
-            raise ConclugenError(
-                f"{where}: {json.dumps(value)} is not a value like {json.dumps(example)} ({type(example).__name__})"
-            )
-        return type(example)(value)
-
-    if "choices" in spec:
-        choices = spec["choices"]
-        if not isinstance(choices, list) or not choices:
-            raise ConclugenError(
-                f"{where}: choices must be a list of at least one value, such as [{json.dumps(example)}]"
-            )
-        values = [typed(value) for value in choices]
-        if len(set(values)) != len(values):
-            raise ConclugenError(f"{where}: a choice stands there twice; keep one")
-        return {"choices": values}
+            return {}, f"has {json.dumps(value)}, which is not a value like {json.dumps(example)} ({kind.__name__})"
+    values = [kind(value) for value in values]
+    if keys == {"choices"}:
+        return {"choices": values}, "has a choice twice; keep one" if len(set(values)) != len(values) else ""
+    (low, high), log = values, spec.get("log", False)
+    fault = ""
     if isinstance(example, bool | str):
-        raise ConclugenError(f'{where} has no order; expected {{"choices": [{json.dumps(example)}, ...]}}')
-    low, high, log = typed(spec["low"]), typed(spec["high"]), spec.get("log", False)
-    if not isinstance(log, bool):
-        raise ConclugenError(f"{where}: log is {json.dumps(log)}; it must be true or false")
-    if not low < high or (log and low <= 0):
-        raise ConclugenError(
-            f"{where}: low {low} and high {high} span nothing; low must be less than high, and above 0 where log is true"
+        fault = f'has no order; expected {{"choices": [{json.dumps(example)}, ...]}}'
+    elif not isinstance(log, bool) or not low < high or (log and low <= 0):
+        fault = (
+            f"is {json.dumps(spec)}; low must be less than high, log true or false, and low above 0 where it is true"
         )
-    return {"low": low, "high": high, "log": log}
+    return {"low": low, "high": high, "log": log}, fault
 
 
-def _check_comparable(key: str, dimension: Mapping[str, Any], where: str) -> None:
-    """Check that a dimension leaves the losses of trials comparable."""
+def _incomparable(key: str, dimension: Mapping[str, Any]) -> str:
+    """Return why the losses of trials could not be compared; empty: they can."""
     section, name = key.split(".")[0], key.split(".")[-1]
-    least = min(dimension.get("choices") or [dimension["low"]])
+    way_out = "so losses could not be compared; change it or search with --objective=validation_probe"
     if name.endswith("_weight"):
-        if least == 0:
-            raise ConclugenError(
-                f"{where} may be 0, and a term without weight is not measured: such losses cannot be compared; raise it "
-                "or search with --objective=validation_probe"
-            )
-    elif key == "data.standardize" or section == "views" or (section == "loss" and name != "reduction"):
-        raise ConclugenError(
-            f"{where} changes what the loss measures, so losses could not be compared; remove it or search with "
-            "--objective=validation_probe"
-        )
+        least = min(dimension.get("choices") or [dimension["low"]])
+        return "" if least else f"may be 0, and a term without weight is not measured, {way_out}"
+    changes = key == "data.standardize" or section == "views" or (section == "loss" and name != "reduction")
+    return f"changes what the loss measures, {way_out}" if changes else ""

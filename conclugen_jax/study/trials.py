@@ -5,6 +5,7 @@ process is gone is asked for again, under its number and with its values, so tha
 """
 
 import contextlib
+import dataclasses
 import json
 import shlex
 import shutil
@@ -37,12 +38,8 @@ STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialSta
 
 def rungs(num_epochs: int) -> list[int]:
     """Return the numbers of epochs after which a trial is compared with the others."""
-    steps = [_first_rung(num_epochs) * REDUCTION**i for i in range(NUM_RUNGS)]
+    steps = [max(1, num_epochs // FIRST_RUNG_SHARE) * REDUCTION**i for i in range(NUM_RUNGS)]
     return [step for step in steps if step < num_epochs]
-
-
-def _first_rung(num_epochs: int) -> int:
-    return max(1, num_epochs // FIRST_RUNG_SHARE)
 
 
 @contextlib.contextmanager
@@ -71,11 +68,13 @@ def opened(folder: Path, definition: Mapping[str, Any], arguments: Sequence[str]
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{folder.absolute() / DATABASE}", engine_kwargs={"connect_args": {"timeout": 60}}
         )
-        first_rung = _first_rung(definition["config"]["train"]["num_epochs"])
-        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=REDUCTION)
-        direction = OBJECTIVES[definition["objective"]].direction
+        first_rung, *_ = rungs(definition["config"]["train"]["num_epochs"]) or [1]
         study = optuna.create_study(
-            storage=storage, study_name=NAME, direction=direction, pruner=pruner, load_if_exists=True
+            storage=storage,
+            study_name=NAME,
+            direction=OBJECTIVES[definition["objective"]].direction,
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=REDUCTION),
+            load_if_exists=True,
         )
     try:
         yield Trials(folder, definition, arguments, study, storage)
@@ -118,31 +117,25 @@ def _exclusive(folder: Path) -> Iterator[None]:
             ) from e
 
 
+@dataclasses.dataclass
 class Trials:
     """The trials of a search, see :func:`opened`."""
 
-    def __init__(
-        self,
-        folder: Path,
-        definition: Mapping[str, Any],
-        arguments: Sequence[str],
-        study: optuna.Study,
-        storage: optuna.storages.BaseStorage,
-    ):
-        self._folder, self._definition, self._arguments = folder, definition, arguments
-        self._study, self._storage = study, storage
-        self._space = {key: _distribution(dimension) for key, dimension in definition["space"].items()}
-        self._num_epochs = definition["config"]["train"]["num_epochs"]
+    folder: Path
+    definition: Mapping[str, Any]
+    arguments: Sequence[str]
+    study: optuna.Study
+    storage: optuna.storages.BaseStorage
 
     def workdir(self, number: int) -> Path:
         """Return the workdir of a trial's run."""
-        return self._folder / FOLDER / f"{number:04d}"
+        return self.folder / FOLDER / f"{number:04d}"
 
     @contextlib.contextmanager
     def taken(self, num_trials: int) -> Iterator[Trial | None]:
         """Own a trial while the context lasts: one whose process is gone, else a new one; ``None`` if there are enough."""
         with contextlib.ExitStack() as owned:
-            with _exclusive(self._folder):
+            with _exclusive(self.folder):
                 trial = self._ask(num_trials)
                 if trial is not None:
                     owned.enter_context(locks.hold(self._lock(trial.number)))
@@ -150,40 +143,39 @@ class Trials:
                 yield trial
             except BaseException:
                 if trial is not None:  # ended in order: this start does not count against the trial
-                    with _exclusive(self._folder):
+                    with _exclusive(self.folder):
                         trial.set_user_attr("starts", [])
                 raise
             if trial is not None:
                 self.result()
 
-    def report(self, trial: Trial, epochs: int, value: float) -> None:
-        """Note the objective after so many epochs; a run that resumed before them has the same again."""
-        with _exclusive(self._folder):
-            if epochs not in self._frozen(trial).intermediate_values:
-                trial.report(value, epochs)
+    def report(self, trial: Trial, epochs: int, value: float) -> bool:
+        """Note the objective after so many epochs; return whether the trial is not among the better ones.
 
-    def prunes(self, trial: Trial) -> bool:
-        """Return whether a trial is not among the better ones after the epochs reported."""
-        with _exclusive(self._folder):
-            return trial.should_prune()
+        A run that resumed before them has the same again.
+        """
+        with _exclusive(self.folder):
+            if epochs not in self._values(trial):
+                trial.report(value, epochs)
+            return epochs < self.definition["config"]["train"]["num_epochs"] and trial.should_prune()
 
     def end(self, trial: Trial, state: TrialState, error: str | None = None) -> None:
         """Note how a trial ended: ``COMPLETE``, ``PRUNED``, or ``FAIL`` with the reason."""
-        with _exclusive(self._folder):
-            values = self._frozen(trial).intermediate_values
-            value = values[self._num_epochs] if state == TrialState.COMPLETE else None
+        with _exclusive(self.folder):
+            values = self._values(trial)
+            value = values[max(values)] if state == TrialState.COMPLETE else None
             if error is not None:
                 trial.set_user_attr("error", error)
-            self._study.tell(trial, value, state)
+            self.study.tell(trial, value, state)
         reached = f" with {value:.6g}" if value is not None else f" after {max(values, default=0)} epochs"
         progress.say(f"trial {trial.number} {STATES[state]}" + (f": {error}" if error else reached))
 
     def result(self) -> dict[str, Any]:
         """Write ``result.json`` and delete the checkpoints of trials that ended without being the best."""
-        with _exclusive(self._folder):
-            trials = [_facts(t) for t in self._study.get_trials(deepcopy=False)]
+        with _exclusive(self.folder):
+            trials = [_facts(t) for t in self.study.get_trials(deepcopy=False)]
             finished = [t for t in trials if t["state"] == "finished"]
-            objective = self._definition["objective"]
+            objective = self.definition["objective"]
             sign = 1 if OBJECTIVES[objective].direction == "minimize" else -1
             best = min(finished, key=lambda t: sign * t["value"], default=None)
             for t in trials:
@@ -197,53 +189,49 @@ class Trials:
                 "num_trials": {state: states.count(state) for state in (*STATES.values(), "running")},
                 "trials": trials,
             }
-            files.write_json(self._folder / RESULT, result, place="--search")
+            files.write_json(self.folder / RESULT, result, place="--search")
         return result
 
     def _ask(self, num_trials: int) -> Trial | None:
         self._queue_those_left_behind()
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        total = len(self._study.get_trials(deepcopy=False))
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        total = len(self.study.get_trials(deepcopy=False))
         if not waiting and total >= num_trials:
             return None
         # A seed for each trial: a resumed search neither repeats its first draws nor depends on having stopped.
-        entropy = [self._definition["config"]["seed"], min((t.number for t in waiting), default=total)]
-        self._study.sampler = optuna.samplers.TPESampler(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-        return self._study.ask(self._space)
+        entropy = [self.definition["config"]["seed"], min((t.number for t in waiting), default=total)]
+        self.study.sampler = optuna.samplers.TPESampler(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        return self.study.ask({key: _distribution(d) for key, d in self.definition["space"].items()})
 
     def _queue_those_left_behind(self) -> None:
         """Let trials wait to be asked for again whose process is gone; one that was killed too often has failed."""
-        for found in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if not self._is_free(found.number):
+        for found in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            try:
+                with locks.hold(self._lock(found.number)):
+                    pass
+            except locks.Busy:
                 continue
             saved = self.workdir(found.number).glob(f"{checkpoint.FOLDER}/*")
             step = max((int(p.name) for p in saved if p.name.isdecimal()), default=0)
             starts = [*found.user_attrs.get("starts", []), step]
             if starts[-STARTS:] == [step] * STARTS:
                 error = f"killed {STARTS} times after step {step} without a message; out of the host's memory?"
-                self._storage.set_trial_user_attr(found._trial_id, "error", error)
-                self._study.tell(found.number, state=TrialState.FAIL)
+                self.storage.set_trial_user_attr(found._trial_id, "error", error)
+                self.study.tell(found.number, state=TrialState.FAIL)
             else:
-                self._storage.set_trial_user_attr(found._trial_id, "starts", starts)
-                self._storage.set_trial_state_values(found._trial_id, TrialState.WAITING)
-
-    def _is_free(self, number: int) -> bool:
-        try:
-            with locks.hold(self._lock(number)):
-                return True
-        except locks.Busy:
-            return False
+                self.storage.set_trial_user_attr(found._trial_id, "starts", starts)
+                self.storage.set_trial_state_values(found._trial_id, TrialState.WAITING)
 
     def _lock(self, number: int) -> Path:
         return self.workdir(number).with_suffix(".lock")
 
-    def _frozen(self, trial: Trial) -> FrozenTrial:
-        return self._storage.get_trial(trial._trial_id)
+    def _values(self, trial: Trial) -> dict[int, float]:
+        return self.storage.get_trial(trial._trial_id).intermediate_values
 
     def _command(self, overrides: Mapping[str, Any]) -> str:
-        kept = [a for a in self._arguments if a.partition("=")[0].lstrip("-").removeprefix("config.") not in overrides]
+        kept = [a for a in self.arguments if a.partition("=")[0].lstrip("-").removeprefix("config.") not in overrides]
         chosen = [f"--config.{key}={value}" for key, value in overrides.items()]
-        return shlex.join(["conclugen", "pretrain", *kept, *chosen, f"--workdir={self._folder / 'best'}"])
+        return shlex.join(["conclugen", "pretrain", *kept, *chosen, f"--workdir={self.folder / 'best'}"])
 
 
 def _distribution(dimension: Mapping[str, Any]) -> optuna.distributions.BaseDistribution:
