@@ -157,8 +157,8 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
     examples[7] = dataclasses.replace(examples[7], replaced={"text": 3})
     job = workers.Job(source.spec, "train", 5, examples, tmp_path / "part", first_split=True)
     part = job.run()
-    part.save(tmp_path / "facts.npz")
-    again = parts.Part.load(tmp_path / "facts.npz", source.spec)
+    part.save(tmp_path / "facts")
+    again = parts.Part.load(tmp_path / "facts")
     assert part.bad == again.bad
     assert part.bad[0][:2] == (9, "train4")
     assert part.converted == again.converted == {"audio float64": 1}

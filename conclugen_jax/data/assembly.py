@@ -14,8 +14,7 @@ import tensorflow_datasets as tfds
 
 from conclugen_jax.data import findings
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.moments import Moments
-from conclugen_jax.data.parts import Entries, Parts
+from conclugen_jax.data.parts import Entries, Moments, Parts
 from conclugen_jax.data.records import record_features
 from conclugen_jax.data.sources import DatasetSpec, Source
 from conclugen_jax.errors import ConclugenError
@@ -24,27 +23,16 @@ DROPPED = "dropped.csv"
 """Beside the shards where ``drop_bad`` dropped examples: split, row, id, reason."""
 
 
-def finish(
-    source: Source,
-    parts: Parts,
-    folder: Path,
-    *,
-    fingerprint: str,
-    drop_bad: bool,
-    strict: bool,
-) -> None:
+def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop_bad: bool, strict: bool) -> None:
     """Do what needs all parts: refusals, final names, metadata of TFDS, manifest.
 
     Args:
       source: of the examples.
-      parts: split -> (file, facts) of each part, in order.
+      parts: of each split.
       folder: that becomes the data set.
       fingerprint: of the source and the options.
       drop_bad: drop bad examples; else refuse them.
       strict: refuse what is otherwise a warning.
-
-    Raises:
-      ConclugenError: a bad example, a split or modality without examples, a repeated id, or a warning.
     """
     spec = source.spec
     parts = {split: parts.get(split, []) for split in spec.splits}
@@ -73,7 +61,11 @@ def finish(
         splits={split: _counts(spec, entries) for split, entries in parts.items()},
         statistics=_statistics(spec, parts[spec.splits[0]]),
         files=manifest_lib.describe_files(folder, shards),
-        source=getattr(source, "provenance", dict)() | _counted(parts) | {"fingerprint": fingerprint},
+        source={
+            **getattr(source, "provenance", dict)(),
+            **{name: _total(parts, name) for name in ("converted", "replaced")},
+            "fingerprint": fingerprint,
+        },
         warnings=warnings,
     )
     (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
@@ -88,13 +80,12 @@ def _statistics(spec: DatasetSpec, entries: Entries) -> dict[str, dict[str, list
     return {m: moments.result() for m, moments in found.items()}
 
 
-def _counted(parts: Parts) -> dict[str, dict[str, int]]:
-    """Return how many vectors were converted to float32, and how many values were replaced by 0."""
-    converted, replaced = Counter(), Counter()
+def _total(parts: Parts, name: str) -> dict[str, int]:
+    """Return the sum of a count of all parts, by its keys."""
+    total = Counter()
     for _, part in itertools.chain(*parts.values()):
-        converted.update(part.converted)
-        replaced.update(part.replaced)
-    return {"converted": dict(converted), "replaced": dict(replaced)}
+        total.update(getattr(part, name))
+    return dict(total)
 
 
 def _place(spec: DatasetSpec, parts: Parts, folder: Path) -> dict[str, dict[str, Any]]:

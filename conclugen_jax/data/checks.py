@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data.moments import Moments
-from conclugen_jax.data.parts import Part
+from conclugen_jax.data.parts import Moments, Part
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec, name_hash
 from conclugen_jax.errors import ConclugenError
 
@@ -17,30 +16,21 @@ MOST_NAME = 1000
 """Characters of an id or a group, at most."""
 
 
-def _shown(label: Any) -> str:
-    """Return a label for a message; Python refuses to print an integer of thousands of digits."""
-    try:
-        return repr(label)[:100]
-    except ValueError:
-        return f"{type(label).__name__} too large to be written"
-
-
 class _Bad(Exception):
     """An example that may be dropped."""
 
 
 class Checker:
-    """Turn examples into records, refuse bad ones, and count."""
+    """Turn the examples of a part into records, refuse bad ones, and count."""
 
     def __init__(self, spec: DatasetSpec, split: str, *, first_split: bool):
         self.spec, self.split = spec, split
-        self.variants = {m: spec.variants.get(m, 1) if first_split else 1 for m in spec.modalities}
+        self.shapes = {m: (dim,) for m, dim in spec.modalities.items()}
+        stacked = {m: n for m, n in spec.variants.items() if n > 1}
+        self.shapes |= {m: (n if first_split else 1, spec.modalities[m]) for m, n in stacked.items()}
         self.statistics = {m: Moments.zero(dim) for m, dim in spec.modalities.items()} if first_split else {}
         self.pending: dict[str, list[np.ndarray]] = {m: [] for m in self.statistics}
-        self.rows: list[int] = []
-        self.presence: list[list[bool]] = []
-        self.ids: list[int] = []
-        self.groups: list[int] = []
+        self.written: list[tuple[int, int, int, list[bool]]] = []  # row, hashes of id and group, presence
         self.label_counts = {"": np.zeros(len(spec.label.names), np.int64)}
         self.label_counts |= {name: np.zeros(len(t.names), np.int64) for name, t in spec.targets.items()}
         self.bad: list[tuple[int, str, str]] = []
@@ -51,11 +41,12 @@ class Checker:
         """Return everything counted so far."""
         for m in self.pending:
             self._count_pending(m)
+        rows, ids, groups, presence = zip(*self.written, strict=True) if self.written else ((),) * 4
         return Part(
-            rows=np.array(self.rows, np.int64),
-            presence=np.array(self.presence, bool).reshape(-1, len(self.spec.modalities)),
-            ids=np.array(self.ids, np.uint64),
-            groups=np.array(self.groups, np.uint64),
+            rows=np.array(rows, np.int64),
+            presence=np.array(presence, bool).reshape(-1, len(self.spec.modalities)),
+            ids=np.array(ids, np.uint64),
+            groups=np.array(groups, np.uint64),
             label_counts=self.label_counts,
             statistics=self.statistics,
             bad=self.bad,
@@ -71,11 +62,13 @@ class Checker:
         for name, text, least in (("id", example.id, 1), ("group", example.group, 0)):
             if not isinstance(text, str) or not least <= len(text) <= MOST_NAME or not text.isprintable():
                 raise ConclugenError(f"{where}: {name} must be a printable str of {least} to {MOST_NAME} characters")
-        spare = set(example.features) - set(self.spec.modalities)
-        if spare:
-            raise ConclugenError(
-                f"{where}: unknown modality {min(spare)!r}; the data set has {list(self.spec.modalities)}"
-            )
+        for kind, given, known in (
+            ("modality", example.features, self.spec.modalities),
+            ("target", example.targets, self.spec.targets),
+        ):
+            if not given.keys() <= known.keys():
+                spare = min(given.keys() - known.keys())
+                raise ConclugenError(f"{where}: unknown {kind} {spare!r}; the data set has {list(known)}")
         try:
             if not example.features:
                 raise _Bad("no modality is present")
@@ -83,24 +76,21 @@ class Checker:
         except _Bad as e:
             self.bad.append((row, example.id, str(e)))
             return None
-        record = {
-            "id": example.id,
-            "group": example.group,
-            "features": {m: vectors[m] if m in vectors else self._absent(m) for m in self.spec.modalities},
-            "present": {m: m in vectors for m in self.spec.modalities},
-        }
+        present = {m: m in vectors for m in self.spec.modalities}
+        features = {m: vectors[m] if there else np.zeros(self.shapes[m], np.float32) for m, there in present.items()}
+        record = {"id": example.id, "group": example.group, "features": features, "present": present}
         if self.spec.label.kind != "none":
             record["label"] = self._label(where, self.spec.label, example.label, self.label_counts[""])
         if self.spec.targets:
-            record["targets"] = self._targets(where, example)
-        self._count(row, example, vectors)
+            record["targets"] = {
+                name: self._target(f"{where}, target {name!r}", name, example.targets.get(name))
+                for name in self.spec.targets
+            }
+        self.written.append((row, name_hash(example.id), name_hash(example.group), list(present.values())))
+        self._count(example, vectors)
         return record
 
-    def _count(self, row: int, example: Example, vectors: dict[str, np.ndarray]) -> None:
-        self.rows.append(row)
-        self.ids.append(name_hash(example.id))
-        self.groups.append(name_hash(example.group))
-        self.presence.append([m in vectors for m in self.spec.modalities])
+    def _count(self, example: Example, vectors: dict[str, np.ndarray]) -> None:
         self.replaced.update({m: n for m, n in example.replaced.items() if n})
         for m, x in vectors.items():
             dtype = np.asarray(example.features[m]).dtype
@@ -117,19 +107,11 @@ class Checker:
             self.statistics[modality].merge(Moments.of(self.pending[modality]))
             self.pending[modality] = []
 
-    def _absent(self, modality: str) -> np.ndarray:
-        dim, variants = self.spec.modalities[modality], self.variants[modality]
-        stacked = self.spec.variants.get(modality, 1) > 1
-        return np.zeros((variants, dim) if stacked else dim, np.float32)
-
     def _vector(self, where: str, modality: str, x: Any) -> np.ndarray:
-        x = np.asarray(x)
-        dim, variants = self.spec.modalities[modality], self.variants[modality]
-        stacked = self.spec.variants.get(modality, 1) > 1
-        if stacked and variants == 1 and x.ndim == 1:
+        x, shape = np.asarray(x), self.shapes[modality]
+        if shape[:-1] == (1,) and x.ndim == 1:
             x = x[None]
-        shape = (variants, dim) if stacked else (dim,)
-        if x.dtype == object or x.dtype.kind not in "fiub" or x.shape != shape:
+        if x.dtype.kind not in "fiub" or x.shape != shape:
             raise ConclugenError(f"{where}: {x.dtype} of shape {x.shape}, expected real numbers of shape {shape}")
         with np.errstate(over="ignore"):
             y = x.astype(np.float32)
@@ -137,44 +119,54 @@ class Checker:
         if bad.size:
             raise _Bad(
                 f"modality {modality!r}: {bad.size} of {y.size} values are NaN or infinite in float32 "
-                f"(first at column {bad[0] % dim})"
+                f"(first at column {bad[0] % shape[-1]})"
             )
         return y
 
-    def _label(self, where: str, spec: LabelSpec, label: Any, counts: np.ndarray) -> Any:
+    def _target(self, where: str, name: str, value: Any) -> Any:
+        spec = self.spec.targets[name]
+        if value is not None:
+            return self._label(where, spec, value, self.label_counts[name])
         if spec.kind == "single":
-            if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < len(spec.names):
-                raise ConclugenError(
-                    f"{where}: label {_shown(label)}, expected an integer from 0 to {len(spec.names) - 1}"
-                )
+            return -1
+        return np.float32(np.nan) if spec.kind == "value" else np.full(len(spec.names), np.nan, np.float32)
+
+    def _label(self, where: str, spec: LabelSpec, label: Any, counts: np.ndarray) -> Any:
+        """Return a label as it is stored, and count it."""
+        number = len(spec.names)
+        if spec.kind == "single":
+            fits = isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < number
+            expected = f"an integer from 0 to {number - 1}"
+        else:
+            values = _floats(label)
+            if spec.kind == "value":
+                fits, expected = values.shape == () and np.isfinite(values), "a finite number of float32"
+            else:
+                fits = values.shape == (number,) and np.isin(values, (0, 1)).all()
+                expected = f"{number} values 0 or 1 ({', '.join(spec.names)})"
+        if not fits:
+            raise ConclugenError(f"{where}: label {_shown(label)}, expected {expected}")
+        if spec.kind == "single":
             counts[label] += 1
             return int(label)
-        try:
-            with np.errstate(over="ignore"):  # infinite then, and refused
-                values = np.asarray(label, np.float32) if label is not None else np.zeros(0, np.float32)
-        except (TypeError, ValueError, OverflowError):
-            values = np.zeros(0, np.float32)
         if spec.kind == "value":
-            if values.shape != () or not np.isfinite(values):
-                raise ConclugenError(f"{where}: label {_shown(label)}, expected a finite number of float32")
             return np.float32(values)
-        if values.shape != (len(spec.names),) or not np.isin(values, (0, 1)).all():
-            raise ConclugenError(
-                f"{where}: label {_shown(label)}, expected {len(spec.names)} values 0 or 1 ({', '.join(spec.names)})"
-            )
         counts += values.astype(np.int64)
         return values
 
-    def _targets(self, where: str, example: Example) -> dict[str, Any]:
-        spare = set(example.targets) - set(self.spec.targets)
-        if spare:
-            raise ConclugenError(f"{where}: unknown target {min(spare)!r}; the data set has {list(self.spec.targets)}")
-        result = {}
-        for name, spec in self.spec.targets.items():
-            value = example.targets.get(name)
-            if value is None:
-                nothing = np.full(len(spec.names), np.nan, np.float32)
-                result[name] = {"single": -1, "value": np.float32(np.nan), "multi": nothing}[spec.kind]
-            else:
-                result[name] = self._label(f"{where}, target {name!r}", spec, value, self.label_counts[name])
-        return result
+
+def _floats(label: Any) -> np.ndarray:
+    """Return a label as float32, of no value where it is no number."""
+    try:
+        with np.errstate(over="ignore"):  # infinite then, and refused
+            return np.asarray(label, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        return np.zeros(0, np.float32)
+
+
+def _shown(label: Any) -> str:
+    """Return a label for a message; Python refuses to print an integer of thousands of digits."""
+    try:
+        return repr(label)[:100]
+    except ValueError:
+        return f"{type(label).__name__} too large to be written"

@@ -1,23 +1,53 @@
-"""Describe a written part of a split: what the builder needs of it for the manifest."""
+"""Facts of a written part of a split, for the manifest; means and deviations in one pass."""
 
 import dataclasses
+import io
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from conclugen_jax.data.moments import Moments
-from conclugen_jax.data.sources import DatasetSpec
 
+@dataclasses.dataclass
+class Moments:
+    """Running mean and deviation of columns, float64 (Chan, Golub and LeVeque, 1983).
 
-class _Texts(msgspec.Struct):
-    """The fields of a part that are no arrays."""
+    Attributes:
+      count: number of rows.
+      mean: [dim].
+      squares: [dim], sums of squared differences from the mean.
+    """
 
-    bad: list[tuple[int, str, str]]
-    converted: dict[str, int]
-    replaced: dict[str, int]
-    targets: list[str]
-    sha256: str
+    count: int
+    mean: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def zero(cls, dim: int) -> "Moments":
+        """Return those of no row."""
+        return cls(0, np.zeros(dim), np.zeros(dim))
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> "Moments":
+        """Return those of rows [n, dim], n > 0."""
+        rows = np.array(rows, np.float64)
+        mean = rows.mean(axis=0)
+        rows -= mean
+        return cls(len(rows), mean, np.square(rows, out=rows).sum(axis=0))
+
+    def merge(self, other: "Moments") -> None:
+        """Add the rows of another object."""
+        if other.count:
+            delta, total = other.mean - self.mean, self.count + other.count
+            self.squares = self.squares + other.squares + np.square(delta) * (self.count * other.count / total)
+            self.mean = self.mean + delta * (other.count / total)
+            self.count = total
+
+    def result(self) -> dict[str, list[float]]:
+        """Return ``mean`` and ``std`` (population), each a list [dim]; zeros and ones if there was no row."""
+        deviation = np.sqrt(self.squares / self.count) if self.count else np.ones_like(self.mean)
+        return {"mean": self.mean.tolist(), "std": deviation.tolist()}
 
 
 @dataclasses.dataclass
@@ -29,7 +59,7 @@ class Part:
       presence: bool [n, modalities].
       ids: uint64 [n], hashes of the ids.
       groups: uint64 [n], hashes of the groups, 0 where empty.
-      label_counts: the main label's first, then the further targets'; int64 [names] each.
+      label_counts: "" for the main label, and each further target -> int64 [names].
       statistics: modality -> running statistics, of the first split.
       bad: (row, id, reason) of each example that was dropped.
       converted: number of vectors that were not float32, by "modality dtype".
@@ -49,32 +79,23 @@ class Part:
     sha256: str = ""
 
     def save(self, path: Path) -> None:
-        """Write an npz file that :meth:`load` reads."""
-        texts = _Texts(self.bad, self.converted, self.replaced, list(self.label_counts), self.sha256)
-        arrays = {name: getattr(self, name) for name in ("rows", "presence", "ids", "groups")}
-        arrays |= {f"counts/{name}": counts for name, counts in self.label_counts.items()}
-        for m, s in self.statistics.items():
-            arrays |= {f"statistics/{m}/{k}": np.asarray(v) for k, v in vars(s).items()}
-        np.savez(path, texts=np.frombuffer(msgspec.json.encode(texts), np.uint8), **arrays)
+        """Write a file that :meth:`load` reads."""
+        path.write_bytes(msgspec.msgpack.encode(self, enc_hook=_npy))
 
     @classmethod
-    def load(cls, path: Path, spec: DatasetSpec) -> "Part":
+    def load(cls, path: Path) -> "Part":
         """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            texts, statistics = msgspec.json.decode(file["texts"].tobytes(), type=_Texts), {}
-            for m in spec.modalities:
-                if f"statistics/{m}/count" in file:
-                    count, *others = (file[f"statistics/{m}/{k}"] for k in ("count", "mean", "squares"))
-                    statistics[m] = Moments(int(count), *others)
-            return cls(
-                **{name: file[name] for name in ("rows", "presence", "ids", "groups")},
-                label_counts={name: file[f"counts/{name}"] for name in texts.targets},
-                statistics=statistics,
-                bad=texts.bad,
-                converted=texts.converted,
-                replaced=texts.replaced,
-                sha256=texts.sha256,
-            )
+        return msgspec.msgpack.decode(path.read_bytes(), type=cls, dec_hook=_array)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _array(_type: Any, content: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 Entries = list[tuple[Path, Part]]

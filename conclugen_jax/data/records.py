@@ -3,6 +3,7 @@
 One process writes a part, to a file of its own. Parts can be made in any order, on any machine.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -74,33 +75,18 @@ def write_part(
       OSError: the file cannot be written.
     """
     checker = Checker(spec, split, first_split=first_split)
-    failure: list[Exception] = []
-
-    def records() -> Iterator[bytes]:
-        try:
-            for row, example in enumerate(examples, first_row):
-                record = checker.record(row, example)
-                if record is not None:
-                    yield serialize(record)
-        except Exception as e:
-            failure.append(e)
-            raise
-
-    try:
+    with _writing(path):
         writer = array_record_module.ArrayRecordWriter(str(path), WRITER_OPTIONS)
-        try:
-            for record in records():
-                writer.write(record)
-        finally:
+    try:
+        for row, example in enumerate(_readable(examples, split), first_row):
+            record = checker.record(row, example)
+            if record is not None:
+                data = serialize(record)
+                with _writing(path):
+                    writer.write(data)
+    finally:
+        with _writing(path):
             writer.close()
-    except Exception as e:
-        if failure:  # of the source or of a check; all else comes from writing
-            raise _of_the_source(failure[0], split).with_traceback(None) from None
-        if isinstance(e, OSError):
-            raise
-        what = reason(e, 300)
-        number = next((n for n in (errno.ENOSPC, errno.EDQUOT) if os.strerror(n) in what), errno.EIO)
-        raise OSError(number, what, str(path)) from e
     part = checker.part()
     if len(part.rows):
         part.sha256 = files.sha256(path)
@@ -109,12 +95,24 @@ def write_part(
     return part
 
 
-def _of_the_source(error: Exception, split: str) -> Exception:
-    if not isinstance(error, OSError):
-        return error
-    return ConclugenError(
-        f"{error.filename or f'split {split!r}'}: cannot be read ({error.strerror or error}); repair the source"
-    )
+def _readable(examples: Iterable[Example], split: str) -> Iterator[Example]:
+    try:
+        yield from examples
+    except OSError as e:
+        raise ConclugenError(
+            f"{e.filename or f'split {split!r}'}: cannot be read ({e.strerror or e}); repair the source"
+        ) from None
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn whatever the writer raises into OSError."""
+    try:
+        yield
+    except Exception as e:
+        what = reason(e, 300)
+        number = next((n for n in (errno.ENOSPC, errno.EDQUOT) if os.strerror(n) in what), errno.EIO)
+        raise OSError(number, what, str(path)) from e
 
 
 def serialize(record: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conclugen_jax.data.moments import Moments
+from conclugen_jax.data.parts import Moments
 from conclugen_jax.data.sources import LabelSpec
 
 COLUMNS_SHOWN = 8

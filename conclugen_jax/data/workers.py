@@ -109,7 +109,7 @@ def _run_beam(jobs: Iterator[Job], options: Sequence[str]) -> Iterator[tuple[Job
     """Run one element per part; each worker writes its facts beside its part, because Beam returns nothing."""
     jobs = list(jobs)
     run_beam(jobs, run_and_save, options)
-    return ((_lighter(job), Part.load(_facts(job), job.spec)) for job in jobs)
+    return ((_lighter(job), Part.load(_facts(job))) for job in jobs)
 
 
 def run_beam(elements: Sequence[Any], action: Callable[[Any], None], options: Sequence[str]) -> None:
@@ -154,4 +154,4 @@ def run_and_save(job: Job) -> None:
 
 
 def _facts(job: Job) -> Path:
-    return job.path.with_name(job.path.name + ".npz")
+    return job.path.with_name(job.path.name + ".facts")
