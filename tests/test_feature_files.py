@@ -72,9 +72,9 @@ BAD_TABLES = {
     "no rows": ("id,split,label\n", r"no rows below the header"),
     "label outside": (
         "id,split,label\nc0,train,joy\nc1,train,fun\n",
-        r"line 3: label 'fun' is none of the classes joy, sad",
+        r"line 3: label 'fun', expected one of the classes joy, sad",
     ),
-    "label empty": ("id,split,label\nc0,train,joy\nc1,train,\n", r"line 3: column 'label' is empty"),
+    "label empty": ("id,split,label\nc0,train,joy\nc1,train,\n", r"line 3: label '', expected one of the classes joy, sad"),
     "split": ("id,split,label\nc0,../x,joy\n", r"line 2: split '../x'"),
     "quote": ('id,split,label\nc0,train,"joy\n', r"not csv"),
     "duplicate": ("id,split,label\nc0,train,joy\nc0,train,joy\n", r"id 'c0': the same id as row 0"),
@@ -325,7 +325,7 @@ def test_numbers_are_names_where_names_are_numbers(tmp_path):
     save(tmp_path / "t" / "x.npy", np.ones((2, 2)))
     (tmp_path / "t" / "x.txt").write_text("a\nb")
     (tmp_path / "t" / "labels.csv").write_text("id,label\na,1\nb,0\n")
-    with pytest.raises(ConclugenError, match="label '0' is none of the classes 1, 2, 3"):
+    with pytest.raises(ConclugenError, match="label '0', expected one of the classes 1, 2, 3"):
         build(Request("features", tmp_path / "t", name="t", layout=Layout(classes=("1", "2", "3"))), tmp_path / "data")
 
 

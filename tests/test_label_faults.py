@@ -110,9 +110,8 @@ def test_names_with_underscores_are_no_numbers(tmp_path):
 def test_an_empty_label_is_refused_an_empty_target_is_unknown(tmp_path, cell):
     for others in ("x", "0.5", "1"):
         message = refusal(open_table, tmp_path, f"id,label\na,{others}\nb,{cell}\nc,{others}\n")
-        assert message.endswith(
-            "labels.csv, line 3: column 'label' is empty or nan; give every row a label, or build without labels"
-        )
+        expected = "a finite number of float32" if others == "0.5" else "one of the classes"
+        assert f"labels.csv, line 3: label {cell!r}, expected {expected}" in message
     layout = Layout(targets=("number", "mood"))
     table = f"id,label,number,mood\na,x,0.5,low\nb,x,{cell},{cell}\nc,y,1.5,high\n"
     train = open_table(tmp_path, table, layout=layout).annotations["train"]
@@ -129,7 +128,7 @@ def test_an_empty_target_of_a_corpus_is_unknown_but_not_its_label(tmp_path):
     train = open_table(tmp_path, table, ids="ab", dataset="cmu_mosei").annotations["train"]
     np.testing.assert_array_equal(train.targets["sentiment"], [np.nan, -2])
     message = refusal(open_table, tmp_path, f"{TABLES['meld']}\na,train,g,neutral,\n", dataset="meld")
-    assert "line 2: label '' is none of the classes neutral, surprise" in message
+    assert "line 2: label '', expected one of the classes neutral, surprise" in message
     message = refusal(open_table, tmp_path, f"{TABLES['cmu_mosi']}\na,train,g,\n", dataset="cmu_mosi")
     assert "line 2: sentiment '', expected a number from -3 to 3" in message
 
@@ -225,7 +224,7 @@ def test_a_file_of_labels_that_says_no_split_is_train_unless_a_corpus_has_splits
     source = open_table(tmp_path / "t", "", file="c.csv", labels=labels)
     assert {s: a.ids for s, a in source.annotations.items()} == {"train": ["a"], "test": ["b"]}
     message = refusal(open_table, tmp_path / "t", "", file="c.csv", labels=labels, dataset="caer")
-    assert message.endswith("all.csv, line 2: no column 'split'; the table has id, label")
+    assert message.endswith("all.csv: no column 'split'; it has id, label")
 
 
 def test_metadata_of_splits_has_the_columns_of_the_first(tmp_path):
@@ -258,7 +257,7 @@ def write(path, text):
 def test_a_meld_table_without_numbers_of_utterances_is_refused(tmp_path):
     table = "Speaker,Emotion,Sentiment,Dialogue_ID\nJoey,joy,positive,0\n"
     message = refusal(open_table, tmp_path, table, dataset="meld", file="dev_sent_emo.csv")
-    assert "dev_sent_emo.csv, line 2: no column 'id', nor 'dialogue_id' and 'utterance_id'; the table has" in message
+    assert "dev_sent_emo.csv: no column 'id', nor 'dialogue_id' and 'utterance_id'; it has" in message
 
 
 def test_one_file_holds_the_label_and_all_targets(tmp_path):
@@ -340,21 +339,12 @@ def test_folds_go_round():
 
 @pytest.mark.parametrize(
     ("groups", "num_folds", "fold"),
-    [("abc", 2, 0), ("abc", 3, 3), ("abc", 3, -1), (["a", "b", "c", ""], 3, 0)],
+    [("abc", 2, 0), ("abc", 3, 3), ("abc", 3, -1), (["a", "b", "c", ""], 3, 0), ("ab", 6, 5), ("abcd", 6, 5)],
 )
 def test_impossible_folds_are_refused(groups, num_folds, fold):
-    assert f"x: fold {fold} of {num_folds}" in refusal(
-        annotations.by_group, grouped(list(groups)), num_folds, fold, where="x"
-    )
-
-
-@pytest.mark.parametrize(
-    ("groups", "way_out"), [("ab", "take all of the corpus"), ("abcd", "or pass --num_folds=4 and --fold")]
-)
-def test_too_few_groups_for_the_folds(groups, way_out):
-    message = refusal(annotations.by_group, grouped(list(groups)), 6, 5, where="x")
-    assert f"x: rows of {len(groups)} groups (people), too few for 6 folds; " in message
-    assert message.endswith(way_out)
+    message = refusal(annotations.by_group, grouped(list(groups)), num_folds, fold, where="x")
+    assert message.startswith(f"x: fold {fold} of {num_folds} over {len(groups)} groups (people); there must be 3 folds")
+    assert (", such as --num_folds=4," in message) == (groups == "abcd")
 
 
 # Records

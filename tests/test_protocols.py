@@ -105,7 +105,7 @@ def test_a_class_that_no_training_example_has_is_named(capsys, tmp_path):
         ({"downstream__fold": 1}, "num_folds is 0 and fold 1"),
         (
             {"downstream__num_folds": 9, "downstream__fold": 0},
-            r"rows of 5 groups \(people\), too few for 9 folds; .* --num_folds=5",
+            r"of 9 over 5 groups \(people\); .* as many groups as folds, such as --num_folds=5",
         ),
         ({"downstream__labels_per_class": 1000}, "1000 per class were asked for"),
         ({"downstream__fusion": "mean"}, "raw features of different modalities have different sizes"),

@@ -31,19 +31,14 @@ def array(spec: LabelSpec, values: Sequence[Any]) -> np.ndarray | None:
     """Return labels or targets as :class:`Annotations` hold them; ``None`` among the values stands for unknown."""
     if spec.kind == "none":
         return None
-    if spec.kind == "single":
-        return np.array([-1 if v is None else v for v in values], np.int64)
-    if spec.kind == "value":
-        return np.array([np.nan if v is None else v for v in values], np.float32)
-    return np.array(values, np.float32).reshape(len(values), len(spec.names))
+    if spec.kind == "multi":
+        return np.array(values, np.float32).reshape(len(values), len(spec.names))
+    unknown, dtype = (-1, np.int64) if spec.kind == "single" else (np.nan, np.float32)
+    return np.array([unknown if v is None else v for v in values], dtype)
 
 
 def split_name(text: str, where: str) -> str:
-    """Return the name that a split gets: train, validation, test, or its own.
-
-    Raises:
-      ConclugenError: a name that is not of letters, digits and underscores.
-    """
+    """Return the name that a split gets: train, validation, test, or its own."""
     name = SPLIT_NAMES.get(text.strip().lower(), text.strip())
     if not name.replace("_", "a").isalnum() or not name.isascii() or name.lower() == "all":
         raise ConclugenError(
@@ -54,14 +49,11 @@ def split_name(text: str, where: str) -> str:
 
 def take(annotations: Annotations, rows: np.ndarray) -> Annotations:
     """Return some rows of a split; ``rows``: int64 [n]."""
-    indices = rows.tolist()
-    return Annotations(
-        ids=[annotations.ids[i] for i in indices],
-        groups=[annotations.groups[i] for i in indices],
-        label=None if annotations.label is None else annotations.label[rows],
-        targets={name: column[rows] for name, column in annotations.targets.items()},
-        keys=[annotations.keys[i] for i in indices],
+    ids, groups, keys = (
+        [column[i] for i in rows.tolist()] for column in (annotations.ids, annotations.groups, annotations.keys)
     )
+    label = None if annotations.label is None else annotations.label[rows]
+    return Annotations(ids, groups, label, {name: x[rows] for name, x in annotations.targets.items()}, keys)
 
 
 def by_split(annotations: Annotations, splits: Sequence[str]) -> dict[str, Annotations]:
@@ -82,18 +74,13 @@ def by_group(annotations: Annotations, num_folds: int, fold: int, *, where: str)
       ConclugenError: fewer than three folds, fewer groups than folds, or rows without group.
     """
     groups = sorted(set(annotations.groups))
-    if 0 < len(groups) < num_folds and "" not in groups:
-        way_out = f", or pass --num_folds={len(groups)} and --fold" if len(groups) >= 3 else ""
-        raise ConclugenError(
-            f"{where}: rows of {len(groups)} groups (people), too few for {num_folds} folds; take all of the corpus{way_out}"
-        )
     if num_folds < 3 or not 0 <= fold < num_folds or len(groups) < num_folds or "" in groups:
+        more = f", such as --num_folds={len(groups)}" if 3 <= len(groups) < num_folds else ""
         raise ConclugenError(
-            f"{where}: fold {fold} of {num_folds} over {len(groups)} groups; there must be 3 folds at least, as many groups "
-            "as folds, a group for every row, and folds count from 0"
+            f"{where}: fold {fold} of {num_folds} over {len(groups)} groups (people); there must be 3 folds at least, as many "
+            f"groups as folds{more}, a group for every row, and folds count from 0"
         )
     runs = np.array_split(np.array(groups, dtype=object), num_folds)
     split_of = dict.fromkeys(groups, "train")
-    split_of |= dict.fromkeys(runs[fold - 1], "validation")
-    split_of |= dict.fromkeys(runs[fold], "test")
+    split_of |= dict.fromkeys(runs[fold - 1], "validation") | dict.fromkeys(runs[fold], "test")
     return by_split(annotations, [split_of[group] for group in annotations.groups])

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -51,11 +51,27 @@ class Table:
         """Return the cells of a column without spaces around them; empty ones where there is no such column."""
         return [cell.strip() for cell in self.columns[name]] if name in self.columns else [""] * len(self)
 
+    def having(self, **columns: Sequence[str]) -> "Table":
+        """Return the table with these columns added or replaced."""
+        return dataclasses.replace(self, columns={**self.columns, **columns})
+
     def take(self, rows: Sequence[int]) -> "Table":
         """Return some rows."""
         columns = {name: [cells[i] for i in rows] for name, cells in self.columns.items()}
         keys = None if self.keys is None else [self.keys[i] for i in rows]
         return Table(self.path, columns, [self.where[i] for i in rows], keys)
+
+    def require(self, *names: str, why: str = "") -> None:
+        """Refuse a table without one of these columns."""
+        missing = next((name for name in names if name not in self.columns), None)
+        if missing is not None:
+            raise ConclugenError(f"{self.path}: no column {missing!r}{why}; it has {', '.join(self.columns)}")
+
+    def refuse(self, wrong: np.ndarray, column: str, expected: str) -> None:
+        """Refuse the first of the rows that are wrong (bool [n]) by its cell."""
+        for row in np.flatnonzero(wrong)[:1]:
+            cell = short(self.columns[column][row])
+            raise ConclugenError(f"{self.where[row]}: {column} {cell}, expected {expected}; correct it")
 
 
 def column_name(text: str) -> str:
@@ -71,10 +87,21 @@ def read_csv(path: Path) -> Table:
       ConclugenError: not a regular file, huge, in UTF-16, not separated by commas, without a header, or with a row that is
         not csv or has another number of cells than the header.
     """
-    reader = csv.reader(_text(path), strict=True)
+    content, encoding = read_whole(path, MOST_TEXT), "utf-8-sig"
+    if b"\0" in content:
+        raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError:
+        encoding = "cp1252"
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace", newline=""), strict=True)
     rows, where = [], []
     try:
-        names = _header(path, next(filter(None, reader), []))
+        names = list(map(column_name, next(filter(None, reader), [])))
+        if len(names) == 1 and {";", "\t"} & set(names[0]):
+            raise ConclugenError(f"{path}: its first line is {names[0][:100]!r}; separate cells by commas")
+        if not names or "" in names or len(set(names)) < len(names):
+            raise ConclugenError(f"{path}: its first line must name the columns, each once; it is {names}")
         for cells in filter(None, reader):
             where.append(f"{path}, line {reader.line_num}")
             if len(cells) != len(names):
@@ -87,52 +114,14 @@ def read_csv(path: Path) -> Table:
     return Table(path, dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True)), where)
 
 
-def _text(path: Path) -> TextIO:
-    content, encoding = read_whole(path, MOST_TEXT), "utf-8-sig"
-    if b"\0" in content:
-        raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
-    try:
-        content.decode(encoding)
-    except UnicodeDecodeError:
-        encoding = "cp1252"
-    return io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace", newline="")
-
-
-def _header(path: Path, cells: Sequence[str]) -> list[str]:
-    names = [column_name(name) for name in cells]
-    if len(names) == 1 and {";", "\t"} & set(names[0]):
-        raise ConclugenError(f"{path}: its first line is {names[0][:100]!r}; separate cells by commas")
-    if not names or "" in names or len(set(names)) < len(names):
-        raise ConclugenError(f"{path}: its first line must name the columns, each once; it is {names}")
-    return names
-
-
-def check_columns(tables: Sequence[Table]) -> None:
-    """Check that all tables have the columns of the first one.
-
-    Raises:
-      ConclugenError: one of them lacks a column.
-    """
+def stack(tables: Sequence[Table]) -> Table:
+    """Put the rows of several tables below each other; each must have the columns of the first one, which are kept."""
     first = tables[0]
     for table in tables:
-        missing = next((name for name in first.names if name not in table.columns), None)
-        if missing:
-            raise ConclugenError(
-                f"{table.path}: no column {missing!r}, which {first.path} has; it has {', '.join(table.names)}"
-            )
-
-
-def stack(tables: Sequence[Table]) -> Table:
-    """Put the rows of several tables below each other, with the columns of the first one.
-
-    Raises:
-      ConclugenError: a table lacks a column of the first one.
-    """
-    check_columns(tables)
-    first = tables[0]
+        table.require(*first.columns, why=f", which {first.path} has")
     return Table(
         first.path,
-        {name: [cell for table in tables for cell in table.columns[name]] for name in first.names},
+        {name: [cell for table in tables for cell in table.columns[name]] for name in first.columns},
         [place for table in tables for place in table.where],
         None if first.keys is None else [key for table in tables for key in table.keys],
     )
@@ -140,10 +129,8 @@ def stack(tables: Sequence[Table]) -> Table:
 
 def as_number(value: Any) -> float:
     """Return the finite number that a text spells, else NaN; 1_0 is a name, although Python reads 10."""
-    if isinstance(value, str) and "_" in value:
-        return math.nan
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, str) and "_" in value else float(value)
     except (TypeError, ValueError):
         return math.nan
     return number if math.isfinite(number) else math.nan

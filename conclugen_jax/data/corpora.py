@@ -5,18 +5,9 @@ import re
 from collections.abc import Callable, Mapping
 
 from conclugen_jax.data.sources import LabelSpec
-from conclugen_jax.errors import ConclugenError
 
 MOSEI_EMOTIONS = ("happiness", "sadness", "anger", "surprise", "disgust", "fear")
 """In the order of the published label files. (The authors' configuration names the fourth Fear and the sixth Surprise.)"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Named:
-    """What an utterance's name says about it: its label, None if nothing, and its group."""
-
-    label: int | None
-    group: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +22,9 @@ class Corpus:
       ranges: "label" or a target -> least and greatest number in published files, before a label is made 0 or 1.
       label_names: other names of classes in published files -> index.
       splits: that it comes with; empty if it has none.
-      named: what an utterance's name says, None if names say nothing; it raises ConclugenError for a name of another form.
+      named: returns label (None if unknown) and group of an utterance by its name, None for a name of another form; None if
+        names say nothing.
+      example: of a name.
       names_repeat: the same names stand for other utterances in other splits, so that ids get the split in front.
       shared_groups: groups are in several splits by design.
       drop: split -> names of utterances that are broken in the published data.
@@ -46,36 +39,30 @@ class Corpus:
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     label_names: Mapping[str, int] = dataclasses.field(default_factory=dict)
     splits: tuple[str, ...] = ("train", "validation", "test")
-    named: Callable[[str], Named] | None = None
+    named: Callable[[str], tuple[int | None, str] | None] | None = None
+    example: str = ""
     names_repeat: bool = False
     shared_groups: bool = False
     drop: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-def _voxceleb2(name: str) -> Named:
-    """Read ``IDENTITY_YOUTUBE_CLIP``; the part in the middle may itself hold underscores."""
-    if not re.fullmatch(r"id\d+_.+_\d+", name):
-        raise ConclugenError(f"voxceleb2: {name!r} is no name like id00012_21Uxsk56VDQ_00001")
-    return Named(None, name.split("_", 1)[0])
+CAER_CLASSES = ("anger", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
 
-CAER_CLASSES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+def _voxceleb2(name: str) -> tuple[None, str] | None:
+    match = re.fullmatch(r"(id\d+)_.+_\d+", name)
+    return match and (None, match[1])
 
 
-def _caer(name: str) -> Named:
-    """Read ``CLASS_FILE``."""
-    found = {"Angry": 0, **{c: i for i, c in enumerate(CAER_CLASSES)}}.get(name.split("_", 1)[0])
-    if found is None or "_" not in name:
-        raise ConclugenError(f"caer: {name!r} does not begin with one of {', '.join(CAER_CLASSES)} and '_'")
-    return Named(found, "")
+def _caer(name: str) -> tuple[int, str] | None:
+    match = re.fullmatch(r"(Anger|Angry|Disgust|Fear|Happy|Neutral|Sad|Surprise)_.*", name)
+    return match and (CAER_CLASSES.index(match[1].lower().replace("angry", "anger")), "")
 
 
-def _ravdess(name: str) -> Named:
-    """Read ``MODALITY-CHANNEL-EMOTION-INTENSITY-STATEMENT-REPETITION-ACTOR``."""
-    if not re.fullmatch(r"\d\d-\d\d-0[1-8](-\d\d){4}", name):
-        raise ConclugenError(f"ravdess: {name!r} is no name like 01-01-06-01-02-01-12")
-    return Named(int(name[6:8]) - 1, f"actor{name[-2:]}")
+def _ravdess(name: str) -> tuple[int, str] | None:
+    match = re.fullmatch(r"\d\d-\d\d-0([1-8])(?:-\d\d){3}-(\d\d)", name)
+    return match and (int(match[1]) - 1, f"actor{match[2]}")
 
 
 CORPORA: dict[str, Corpus] = {
@@ -85,14 +72,16 @@ CORPORA: dict[str, Corpus] = {
         label=LabelSpec("none"),
         splits=("train",),
         named=_voxceleb2,
+        example="id00012_21Uxsk56VDQ_00001",
         expected={"train": 534_616},
     ),
     "caer": Corpus(
         description="CAER: clips of TV shows with the emotion of the person shown.",
         licence="for research, on request; Lee et al., ICCV 2019",
-        label=LabelSpec("single", ("anger", "disgust", "fear", "happy", "neutral", "sad", "surprise")),
+        label=LabelSpec("single", CAER_CLASSES),
         label_names={"angry": 0},
         named=_caer,
+        example="Anger_0001",
         expected={"all": 13_175},
     ),
     "meld": Corpus(
@@ -127,6 +116,7 @@ CORPORA: dict[str, Corpus] = {
         label=LabelSpec("single", ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")),
         splits=(),
         named=_ravdess,
+        example="01-01-06-01-02-01-12",
         expected={"all": 1_440},
     ),
 }

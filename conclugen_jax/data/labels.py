@@ -1,14 +1,16 @@
 """Where labels come from: a table in the file of the features, label files, or the names of the utterances."""
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from conclugen_jax.data import label_columns
-from conclugen_jax.data.annotations import by_split
-from conclugen_jax.data.cells import Table, check_columns, column_name, read_csv, stack
-from conclugen_jax.data.corpora import dropped
+import numpy as np
+
+from conclugen_jax.data.annotations import array, by_split, split_name
+from conclugen_jax.data.cells import Table, as_number, column_name, number, read_csv, stack
+from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.importers import csd
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec
@@ -20,32 +22,23 @@ def annotate(request: Request, found: Found) -> Found:
 
     The first of these counts: the table that the format found, ``request.labels``, ``labels.csv`` in the source, any csv
     file there (for a corpus only), the utterances' names.
-
-    Raises:
-      ConclugenError: a faulty table, or names that do not say enough.
     """
     if found.columns is not None:
         return found
     if found.table is not None:
         return _from_table(request, found, found.table)
     files = list(found.label_files) or _label_files(request)
-    if files:
-        found = dataclasses.replace(found, label_files=files)
-        tables = [read_csv(path) for path in files]
-        if request.dataset in csd.LABEL_COLUMNS and "start_time" in tables[0].columns:
-            columns, outside = csd.read_label_tables(tables, request.dataset, drop=dropped(request.corpus, ""))
-            by_id = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
-            return dataclasses.replace(found, columns=by_id, facts={**found.facts, "rows_outside_folds": outside})
-        check_columns(tables)
-        default = "train" if request.corpus is None else ""
-        return _from_table(request, found, stack([_with_split(table, default) for table in tables]))
-    if request.corpus is not None:
-        return dataclasses.replace(found, columns=from_names(request, found.features))
-    rows = [(split or "train", name) for split, names in union(found.features).items() for name in names]
-    ids = [name for _, name in rows]
-    unlabelled = Annotations(ids, [""] * len(ids), None, {}, ids)
-    columns = by_split(unlabelled, [split for split, _ in rows])
-    return dataclasses.replace(found, columns=columns, label=LabelSpec("none"))
+    if not files:
+        return dataclasses.replace(found, columns=from_names(request, found.features), label=LabelSpec("none"))
+    found = dataclasses.replace(found, label_files=files)
+    tables = [read_csv(path) for path in files]
+    if request.dataset in csd.LABEL_COLUMNS and "start_time" in tables[0].columns:
+        columns, outside = csd.read_label_tables(tables, request.dataset, drop=dropped(request.corpus, ""))
+        by_id = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
+        return dataclasses.replace(found, columns=by_id, facts={**found.facts, "rows_outside_folds": outside})
+    if "split" not in tables[0].columns:
+        tables = [_with_split(table, "train" if request.corpus is None else "") for table in tables]
+    return _from_table(request, found, stack(tables))
 
 
 def _label_files(request: Request) -> list[Path]:
@@ -58,58 +51,48 @@ def _label_files(request: Request) -> list[Path]:
 def _with_split(table: Table, default: str) -> Table:
     """Add a column ``split`` to a table without one: what the file's name says, else the default, if there is one."""
     words = re.split(r"[^a-z]+", table.path.stem.lower())
-    splits = sorted({SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES})
-    if "split" in table.columns or not (splits or default):
+    splits = sorted({SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}) or [default]
+    if "split" in table.columns or splits == [""]:
         return table
     if len(splits) > 1:
         raise ConclugenError(
             f"{table.path}: its name says {' and '.join(splits)}; add a column 'split' that says it of each row"
         )
-    return dataclasses.replace(table, columns={**table.columns, "split": (splits or [default]) * len(table)})
-
-
-def _from_table(request: Request, found: Found, table: Table) -> Found:
-    if request.corpus is not None:
-        return dataclasses.replace(found, columns=label_columns.corpus_table(request.corpus, table))
-    asked = request.layout
-    label = tuple(map(column_name, asked.label)) or (("label",) if "label" in table.columns else ())
-    layout = dataclasses.replace(asked, label=label, targets=tuple(map(column_name, asked.targets)))
-    columns, spec, targets = label_columns.from_table(table, layout)
-    return dataclasses.replace(found, columns=columns, label=spec, targets=targets)
+    return table.having(split=splits * len(table))
 
 
 def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, Annotations]:
     """Read annotations from the names of the utterances alone.
 
     Raises:
-      ConclugenError: the corpus' names say nothing, or nothing says which split they are in.
+      ConclugenError: the corpus' names say nothing, one is of another form, or nothing says which split they are in.
     """
-    corpus = request.corpus
-    if corpus.named is None:
-        raise ConclugenError(
-            f"{request.dataset}: no labels; add a labels.csv with columns id, split, group and the labels"
-        )
+    corpus, where = request.corpus, request.dataset
+    if corpus is not None and corpus.named is None:
+        raise ConclugenError(f"{where}: no labels; add a labels.csv with columns id, split, group and the labels")
     names = union(features)
-    if len(corpus.splits) < 2:
+    if corpus is not None and len(corpus.splits) < 2:
         if not names.keys() & {"train", ""}:
             raise ConclugenError(
-                f"{request.dataset}: features of {', '.join(names)} only; put all files in train/, or use no split folders"
+                f"{where}: features of {', '.join(names)} only; put all files in train/, or use no split folders"
             )
         names = {"train": names.get("train", names.get("", []))}
-    elif "" in names:
+    elif corpus is not None and "" in names:
         raise ConclugenError(
-            f"{request.dataset}: nothing says which split an utterance is in; use folders train, validation and test, or a "
+            f"{where}: nothing says which split an utterance is in; use folders train, validation and test, or a "
             "labels.csv with columns id, split and label"
         )
-    return label_columns.from_names(corpus, names)
+    ids = [key for keys in names.values() for key in keys]
+    known = [(None, "") if corpus is None else corpus.named(key) for key in ids]
+    if None in known:
+        raise ConclugenError(f"{where}: {ids[known.index(None)]!r} is no name like {corpus.example}; rename it")
+    label = array(LabelSpec("none") if corpus is None else corpus.label, [label for label, _ in known])
+    splits = [split or "train" for split, keys in names.items() for _ in keys]
+    return by_split(Annotations(ids, [group for _, group in known], label, {}, ids), splits)
 
 
 def union(features: Mapping[str, Features]) -> dict[str, Sequence[str]]:
-    """Return split -> names that at least one modality has, sorted; ``SPLIT/KEY`` is the name ``KEY`` of that split.
-
-    Raises:
-      ConclugenError: some names say which split they are of, and some do not.
-    """
+    """Return split -> names that at least one modality has, sorted; ``SPLIT/KEY`` is the name ``KEY`` of that split."""
     names: dict[str, set[str]] = {}
     for each in features.values():
         for split, keys in each.names().items():
@@ -123,3 +106,155 @@ def union(features: Mapping[str, Features]) -> dict[str, Sequence[str]]:
             "who is where"
         )
     return {split: sorted(keys) for split, keys in names.items()}
+
+
+# Tables
+
+
+def _from_table(request: Request, found: Found, table: Table) -> Found:
+    if request.corpus is not None:
+        return dataclasses.replace(found, columns=_of_corpus(request.corpus, table))
+    if not len(table):
+        raise ConclugenError(f"{table.path}: no rows below the header")
+    layout = request.layout
+    names = tuple(map(column_name, layout.label)) or (("label",) if "label" in table.columns else ())
+    further = tuple(map(column_name, layout.targets))
+    table.require("id", *names, *further)
+    label, values = _guessed(table, names, layout.kind, layout.classes)
+    targets = {name: _guessed(table, (name,), optional=True) for name in further}
+    specs = {name: spec for name, (spec, _) in targets.items()}
+    for name in [n for spec in (label, *specs.values()) for n in spec.names]:
+        if not name.isprintable():
+            raise ConclugenError(f"{table.path}: class or label {name[:100]!r} cannot be printed; correct its name")
+    ids, columns = table.stripped("id"), {name: column for name, (_, column) in targets.items()}
+    rows = Annotations(ids, table.stripped("group"), values, columns, table.keys or ids)
+    splits = table.columns.get("split", ["train"] * len(table))
+    by_name = by_split(rows, list(map(split_name, splits, table.where)))
+    return dataclasses.replace(found, columns=by_name, label=label, targets=specs)
+
+
+def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
+    """Read a table of a corpus, with its classes by name (or index), one column per label, or a number.
+
+    Columns: ``id``; ``split``; ``group`` or ``speaker``; ``label`` or ``emotion`` (single), the labels' names (multi),
+    ``label`` or ``sentiment`` (value); further targets by name, unknown where a cell is empty. MELD's own csv files are
+    understood as they are.
+    """
+    if not len(table):
+        return {}
+    table = dataclasses.replace(table, columns={name.lower(): cells for name, cells in table.columns.items()})
+    if "id" not in table.columns and {"dialogue_id", "utterance_id"} <= table.columns.keys():
+        pairs = zip(table.stripped("dialogue_id"), table.stripped("utterance_id"), strict=True)
+        table = table.having(id=[f"dia{dialogue}_utt{utterance}" for dialogue, utterance in pairs])
+    table.require("id", why=", nor 'dialogue_id' and 'utterance_id'")
+    table.require("split")
+    splits = list(map(split_name, table.columns["split"], table.where))
+    kept = [i for i, key in enumerate(table.stripped("id")) if key not in dropped(corpus, splits[i])]
+    table, splits = table.take(kept), [splits[i] for i in kept]
+    keys = table.stripped("id")
+    rows = Annotations(
+        [f"{split}_{key}" for split, key in zip(splits, keys, strict=True)] if corpus.names_repeat else keys,
+        table.stripped("group" if "group" in table.columns else "speaker"),
+        _corpus_label(corpus, table),
+        {name: _column(table, name, s, corpus.ranges.get(name), {}, optional=True) for name, s in corpus.targets.items()},
+        table.keys or keys,
+    )
+    return by_split(rows, splits)
+
+
+def _corpus_label(corpus: Corpus, table: Table) -> np.ndarray | None:
+    spec, span = corpus.label, corpus.ranges.get("label")
+    if spec.kind == "none":
+        return None
+    if spec.kind == "multi":
+        table.require(*spec.names, why=f", one of {', '.join(spec.names)}")
+        values = [_column(table, name, LabelSpec("value"), span) for name in spec.names]
+        return (np.stack(values, axis=1) > 0).astype(np.float32)
+    column = next((name for name in ("label", "emotion", "sentiment") if name in table.columns), "label")
+    table.require(column)
+    return _column(table, column, spec, span, corpus.label_names)
+
+
+# Columns
+
+
+def _guessed(
+    table: Table, columns: Sequence[str], kind: str = "", classes: tuple[str, ...] = (), *, optional: bool = False
+) -> tuple[LabelSpec, np.ndarray | None]:
+    """Return what a user's columns hold (none: nothing; several: 0 and 1 per label) and the value of each row.
+
+    ``kind`` and ``classes`` are guessed where they are empty; an ``optional`` cell that is empty is unknown.
+    """
+    if not columns:
+        return LabelSpec("none"), None
+    if len(columns) > 1 or kind == "multi":
+        values = [[as_number(cell) for cell in table.columns[column]] for column in columns]
+        for column, bits in zip(columns, values, strict=True):
+            table.refuse(np.isin(bits, (0, 1), invert=True), column, "0 or 1")
+        return LabelSpec("multi", tuple(columns)), np.array(values, np.float32).T
+    (column,) = columns
+    found = set(_cells(table, column)) - {""}
+    if not found:
+        raise ConclugenError(f"{table.path}: column {column!r} is empty in every row; leave it out")
+    guess = not kind and not classes
+    others = {cell for cell in found if not (cell.isdecimal() and cell.isascii())}
+    numbers = {cell for cell in others if not math.isnan(as_number(cell))}
+    if kind == "value" or (guess and others and numbers == others):
+        spec = LabelSpec("value")
+    elif guess and numbers:  # a mistake, not classes
+        raise ConclugenError(
+            f"{table.path}: column {column!r} has numbers such as {min(numbers)!r} and {min(others - numbers)[:100]!r}, which "
+            "is none; correct it, or say what it is with --label_kind"
+        )
+    else:
+        spec = LabelSpec("single", classes or tuple(sorted(found) if others else _numbered(table, column, found)))
+    return spec, _column(table, column, spec, optional=optional)
+
+
+def _numbered(table: Table, column: str, found: Collection[str]) -> Iterable[str]:
+    """Return 0, 1, ... up to the largest class number."""
+    largest = max(found, key=lambda cell: (len(cell), cell))
+    if len(largest) > 4:
+        raise ConclugenError(
+            f"{table.path}: column {column!r} has class numbers up to {largest[:30]}; name the classes"
+        )
+    return map(str, range(int(largest) + 1))
+
+
+def _cells(table: Table, column: str) -> list[str]:
+    """Return a column without spaces; what other programs write for an empty cell, nan, is empty."""
+    return ["" if cell.lower() == "nan" else cell for cell in table.stripped(column)]
+
+
+def _column(
+    table: Table,
+    column: str,
+    spec: LabelSpec,
+    span: tuple[float, float] | None = None,
+    names: Mapping[str, int] | None = None,
+    *,
+    optional: bool = False,
+) -> np.ndarray:
+    """Return the numbers (float32 [n], NaN if unknown) or classes (int64 [n], -1 if unknown) of a column.
+
+    A class goes by its name or, unless the classes' own names are numbers, by its number. Of a corpus, whose names are in
+    lower case, ``names`` has further ones. An ``optional`` cell that is empty is unknown.
+    """
+    cells = _cells(table, column)
+    if spec.kind == "value":
+        rows = zip(cells, table.columns.get(column, cells), table.where, strict=True)
+        numbers = [
+            math.nan if optional and not cell else number(raw, f"{where}: {column}", span) for cell, raw, where in rows
+        ]
+        return np.array(numbers, np.float32)
+    if names is not None:
+        cells = [cell.lower() for cell in cells]
+    index = {name: i for i, name in enumerate(spec.names)} | dict(names or {})
+    by_number = not any(name.isdecimal() for name in index)
+    found = {c: index.get(c, int(c) if by_number and c.isdecimal() and len(c) < 6 else -1) for c in set(cells)}
+    classes = np.array([found[cell] for cell in cells], np.int64)
+    wrong = (classes < 0) | (classes >= len(spec.names))
+    if optional:
+        wrong &= np.array([cell != "" for cell in cells], bool)
+    table.refuse(wrong, column, f"one of the classes {', '.join(index)}")
+    return classes
