@@ -74,7 +74,10 @@ BAD_TABLES = {
         "id,split,label\nc0,train,joy\nc1,train,fun\n",
         r"line 3: label 'fun', expected one of the classes joy, sad",
     ),
-    "label empty": ("id,split,label\nc0,train,joy\nc1,train,\n", r"line 3: label '', expected one of the classes joy, sad"),
+    "label empty": (
+        "id,split,label\nc0,train,joy\nc1,train,\n",
+        r"line 3: label '', expected one of the classes joy, sad",
+    ),
     "split": ("id,split,label\nc0,../x,joy\n", r"line 2: split '../x'"),
     "quote": ('id,split,label\nc0,train,"joy\n', r"not csv"),
     "duplicate": ("id,split,label\nc0,train,joy\nc0,train,joy\n", r"id 'c0': the same id as row 0"),

@@ -145,7 +145,7 @@ def test_npz_members_that_are_no_arrays_and_ids_that_are_no_text(tmp_path):
         refused(rf"all.npz: cannot be read as an npz file of plain arrays \({fault}", path)
     for ids in (np.array([b"\xff\xfe"]), np.array(["\ud800"]), np.array([0x7FFFFFFF], np.uint32).view("U1")):
         np.savez(path, ids=ids, x=np.ones((1, 2)))
-        refused("id, row 0: no Unicode text", path)
+        refused("ids, row 0: no Unicode text", path)
         refused("ids, row 0: no Unicode text", None, modalities={"x": f"{path}:x"})
 
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conclugen_jax.data import features, formats, parquet
-from conclugen_jax.data.features import ParquetFeatures
+from conclugen_jax.data import formats, parquet
+from conclugen_jax.data.parquet import ParquetFeatures
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from tests.layouts import LAYOUT, assert_features, build, little_memory, refused, table_rows
@@ -104,10 +104,10 @@ def test_parquet_rows_in_any_order_are_decoded_in_blocks(tmp_path, monkeypatch):
         pa.table({"id": [f"c{i}" for i in range(n)], "x": [[float(i)] * 4 for i in range(n)]}), path, row_group_size=20
     )
     monkeypatch.setattr(parquet, "BATCH_BYTES", 500)
-    monkeypatch.setattr(features, "BLOCK_BYTES", 100 * 8 * 4)
+    monkeypatch.setattr(parquet, "BLOCK_BYTES", 100 * 8 * 4)
     column = ParquetFeatures(path, how="mean", column="x")
     calls, sizes = [], []
-    usual, decode = features.parquet_vectors, pq.ParquetFile.iter_batches
+    usual, decode = parquet.parquet_vectors, pq.ParquetFile.iter_batches
 
     def counted(path, column, rows):
         calls.append(len(rows))
@@ -117,7 +117,7 @@ def test_parquet_rows_in_any_order_are_decoded_in_blocks(tmp_path, monkeypatch):
         sizes.append(batch_size)
         return decode(self, batch_size, **options)
 
-    monkeypatch.setattr(features, "parquet_vectors", counted)
+    monkeypatch.setattr(parquet, "parquet_vectors", counted)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", sized)
     order = np.random.default_rng(0).permutation(n)
     places = column.locate("train", [f"c{i}" for i in order] + ["none"])

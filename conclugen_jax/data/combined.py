@@ -11,59 +11,62 @@ from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
 
 
-class ConcatFeatures:
-    """Several vectors of one clip as one, such as 2D and 3D frame features; absent where one of them is."""
+class _Combined:
+    """Features of which others are made."""
 
     def __init__(self, pieces: Sequence[Features]):
-        self.pieces, self.dim = pieces, sum(piece.dim for piece in pieces)
+        self.pieces, self.dim = pieces, pieces[0].dim
 
     def names(self) -> dict[str, list[str]]:
-        return self.pieces[0].names()
+        """Return the names that any piece has."""
+        names: dict[str, set[str]] = {}
+        for piece in self.pieces:
+            for split, some in piece.names().items():
+                names.setdefault(split, set()).update(some)
+        return {split: sorted(some) for split, some in names.items()}
 
     def files(self) -> Iterable[Path]:
         return (path for piece in self.pieces for path in piece.files())
 
+    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple]:
+        """Return the place in each piece."""
+        return list(zip(*(piece.locate(split, keys) for piece in self.pieces), strict=True))
+
+
+class ConcatFeatures(_Combined):
+    """Several vectors of one clip as one, such as 2D and 3D frame features; absent where one of them is."""
+
+    def __init__(self, pieces: Sequence[Features]):
+        super().__init__(pieces)
+        self.dim = sum(piece.dim for piece in pieces)
+
+    def names(self) -> dict[str, list[str]]:
+        return self.pieces[0].names()
+
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple | None]:
-        """Return a place in each piece."""
-        places = zip(*(piece.locate(split, keys) for piece in self.pieces), strict=True)
-        return [None if None in place else place for place in places]
+        return [None if None in place else place for place in super().locate(split, keys)]
 
     def read(self, place: tuple) -> np.ndarray | None:
         vectors = [piece.read(part) for piece, part in zip(self.pieces, place, strict=True)]
         return None if any(x is None for x in vectors) else np.concatenate(vectors)
 
 
-class VariantFeatures:
+class VariantFeatures(_Combined):
     """Several stored variants of each clip of the first split; of the other splits, variant 0."""
 
-    def __init__(self, variants: Sequence[Features], *, first_split: str):
-        self.variants, self.first_split, self.dim = variants, first_split, variants[0].dim
-
-    def names(self) -> dict[str, list[str]]:
-        """Return the names that any variant has."""
-        names: dict[str, set[str]] = {}
-        for variant in self.variants:
-            for split, some in variant.names().items():
-                names.setdefault(split, set()).update(some)
-        return {split: sorted(some) for split, some in names.items()}
-
-    def files(self) -> Iterable[Path]:
-        return (path for variant in self.variants for path in variant.files())
+    def __init__(self, pieces: Sequence[Features], *, first_split: str):
+        super().__init__(pieces)
+        self.first_split = first_split
 
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple[int, tuple] | None]:
         """Return how many of the variants the split uses, and the place in each of all variants."""
-        count = len(self.variants) if split == self.first_split else 1
-        places = zip(*(variant.locate(split, keys) for variant in self.variants), strict=True)
-        return [None if all(p is None for p in place) else (count, place) for place in places]
+        count = len(self.pieces) if split == self.first_split else 1
+        return [None if all(p is None for p in place) else (count, place) for place in super().locate(split, keys)]
 
     def read(self, place: tuple[int, tuple]) -> np.ndarray | None:
-        """Return [variants, dim], None if no variant exists.
-
-        Raises:
-          ConclugenError: only some exist, or they differ in size.
-        """
+        """Return [variants, dim], None if no variant exists."""
         count, parts = place
-        stored = (None if part is None else v.read(part) for v, part in zip(self.variants, parts, strict=True))
+        stored = (None if part is None else v.read(part) for v, part in zip(self.pieces, parts, strict=True))
         vectors = list(itertools.islice(stored, count))
         if all(x is None for x in vectors) and all(x is None for x in stored):
             return None
@@ -74,28 +77,22 @@ class VariantFeatures:
         return np.stack(vectors)
 
 
-class OfSplit:
+class _OfSplit(_Combined):
     """Features whose files all lie in one split, whatever split their rows are put in."""
 
     def __init__(self, features: Features, split: str):
-        self.features, self.split, self.dim = features, split, features.dim
-
-    def names(self) -> dict[str, list[str]]:
-        return self.features.names()
-
-    def files(self) -> Iterable[Path]:
-        return self.features.files()
+        super().__init__([features])
+        self.split = split
 
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[Any]:
-        """Return places in the split where the files lie."""
-        return self.features.locate(self.split, keys)
+        return self.pieces[0].locate(self.split, keys)
 
     def read(self, place: Any) -> np.ndarray | None:
-        return self.features.read(place)
+        return self.pieces[0].read(place)
 
 
 def all_from(features: Features, split: str) -> Features:
     """Return features that are looked for in one split, also for rows of other splits."""
     if isinstance(features, VariantFeatures):
-        return VariantFeatures([OfSplit(v, split) for v in features.variants], first_split=features.first_split)
-    return OfSplit(features, split)
+        return VariantFeatures([_OfSplit(v, split) for v in features.pieces], first_split=features.first_split)
+    return _OfSplit(features, split)

@@ -1,13 +1,14 @@
 """Read files of arrays. Nothing in them is executed, and no more memory is taken than they hold."""
 
+import contextlib
 import io
 import os
 import stat
 import weakref
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -23,16 +24,19 @@ MOST_UNPACKED = 200
 """Times its own size that a packed file may unpack to; arrays of features compress far less."""
 
 
-def entries(folder: Path) -> list[Path]:
-    """Return what lies in a folder of few files, sorted, without hidden files.
-
-    Raises:
-      ConclugenError: no folder, or one that cannot be read.
-    """
+@contextlib.contextmanager
+def readable(path: Path, way_out: str = "correct the file or its permissions") -> Iterator[None]:
+    """Turn what the system says of a file or folder that cannot be read into one sentence."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        yield
     except OSError as e:
-        raise ConclugenError(f"{folder}: cannot be read ({e.strerror}); name a folder of features") from e
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); {way_out}") from e
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return what lies in a folder of few files, sorted, without hidden files."""
+    with readable(folder, "name a folder of features"):
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -41,30 +45,21 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
       ConclugenError: no such file, something else than a file, or not readable.
     """
-    try:
+    with readable(path):
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConclugenError(f"{path}: not a regular file but a folder, pipe, socket or device; name a file")
         return path.open("rb")
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); correct the file or its permissions") from e
 
 
 def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Return the content of a regular file of at most ``most`` bytes.
-
-    Raises:
-      ConclugenError: no such file, a larger one, or one that cannot be read.
-    """
-    with open_regular(path) as file:
+    """Return the content of a regular file of at most ``most`` bytes."""
+    with open_regular(path) as file, readable(path):
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ConclugenError(
                 f"{path}: {size / 2**30:.1f} GiB, expected at most {most / 2**30:g} GiB in a file of its kind; split it up"
             )
-        try:
-            return file.read()
-        except OSError as e:
-            raise ConclugenError(f"{path}: cannot be read ({e.strerror}); correct the file") from e
+        return file.read()
 
 
 def read_npy(path: Path) -> np.ndarray | None:
@@ -77,23 +72,21 @@ def read_npy(path: Path) -> np.ndarray | None:
       ConclugenError: not an npy file, truncated, too large, holding Python objects, or a link to nothing.
     """
     try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        pass  # reading it says why
-    data = read_whole(path)
+        data = read_whole(path)
+    except ConclugenError as e:
+        if isinstance(e.__cause__, FileNotFoundError) and not path.is_symlink():
+            return None
+        raise
     file = io.BytesIO(data)
-    shape, fortran, dtype = _npy_header(file, len(data), path)
+    shape, order, dtype = _npy_header(file, len(data), path)
     try:
-        array = np.frombuffer(data, dtype, offset=file.tell())
-        return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+        return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order=order)
     except (ValueError, TypeError) as e:
         raise ConclugenError(f"{path}: not an npy file ({e}); write it with numpy.save") from e
 
 
-def _npy_header(file: BinaryIO, size: int, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read shape, whether in Fortran order, and type of an npy file of ``size`` bytes; the array follows."""
+def _npy_header(file: BinaryIO, size: int, path: Path) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
+    """Read shape, order of the axes and type of an npy file of ``size`` bytes; the array follows."""
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -107,7 +100,7 @@ def _npy_header(file: BinaryIO, size: int, path: Path) -> tuple[tuple[int, ...],
         raise ConclugenError(
             f"{path}: holds fewer or more bytes than its header declares; it is damaged, write it again"
         )
-    return shape, fortran, dtype
+    return shape, "F" if fortran else "C", dtype
 
 
 class NpyMatrix:
@@ -121,14 +114,10 @@ class NpyMatrix:
     """
 
     def __init__(self, path: Path):
-        """Open the file.
-
-        Raises:
-          ConclugenError: no npy file of numbers, another size than its header declares, or rows of more than ``MOST_BYTES``.
-        """
+        """Open the file."""
         self.path = path
         with open_regular(path) as file:
-            self.shape, self._fortran, self.dtype = _npy_header(file, os.fstat(file.fileno()).st_size, path)
+            self.shape, self._order, self.dtype = _npy_header(file, os.fstat(file.fileno()).st_size, path)
             self._start = file.tell()
             self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
@@ -148,11 +137,11 @@ class NpyMatrix:
         Raises:
           ConclugenError: the file has become shorter.
         """
-        inner, count = self.shape[1:], self._count
-        if not self._fortran:
-            return np.frombuffer(self._bytes(row * count, count), self.dtype).reshape(inner)
-        columns = (self._bytes(j * len(self) + row, 1) for j in range(count))
-        return np.frombuffer(b"".join(columns), self.dtype).reshape(inner[::-1]).T
+        if self._order == "C":
+            data = self._bytes(row * self._count, self._count)
+        else:
+            data = b"".join(self._bytes(j * len(self) + row, 1) for j in range(self._count))
+        return np.frombuffer(data, self.dtype).reshape(self.shape[1:], order=self._order)
 
     def _bytes(self, first: int, count: int) -> bytes:
         size = self.dtype.itemsize
@@ -168,11 +157,7 @@ class NpyMatrix:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Return the lines of a text file, without spaces around them and without empty lines at the end.
-
-    Raises:
-      ConclugenError: no UTF-8 text, or an empty line between others.
-    """
+    """Return the lines of a text file, without spaces around them and without empty lines at the end."""
     try:
         lines = [line.strip() for line in read_whole(path, MOST_TEXT).decode("utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError as e:
@@ -183,11 +168,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, np.ndarray]:
-    """Return the arrays of an npz file, all or those with some names; nothing in it is executed.
-
-    Raises:
-      ConclugenError: no npz file, one with Python objects, or with something else than arrays.
-    """
+    """Return the arrays of an npz file, all or those with some names; nothing in it is executed."""
     with open_regular(path) as raw:
         try:
             with np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
@@ -196,26 +177,23 @@ def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, n
                     raise ValueError(
                         f"it would unpack to {unpacked / 2**30:.1f} GiB, more than {MOST_UNPACKED} times its size"
                     )
-                twice = [name for name, n in Counter(file.files).items() if n > 1]
-                if twice:
-                    raise ValueError(f"{twice[0]!r} appears twice")
-                arrays = {name: file[name] for name in file.files if only is None or name in only}
-            other = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-            if other:  # NumPy returns bytes where a member does not begin as an array does
-                raise ValueError(f"{other[0]!r} in it is no array")
+                arrays = {}
+                for name, count in Counter(file.files).items():
+                    if count > 1:
+                        raise ValueError(f"{name!r} appears twice")
+                    if only is None or name in only:
+                        arrays[name] = file[name]
+                        if not isinstance(arrays[name], np.ndarray):  # NumPy returns bytes of what is no array
+                            raise ValueError(f"{name!r} in it is no array")
+                return arrays
         except Exception as e:  # zipfile, zlib and NumPy raise many kinds for damaged files
             raise ConclugenError(
                 f"{path}: cannot be read as an npz file of plain arrays ({reason(e)}); write it with numpy.savez"
             ) from e
-    return arrays
 
 
 def as_text(values: Iterable[Any], where: str) -> list[str]:
-    """Return the values of a column as text, "" for None.
-
-    Raises:
-      ConclugenError: a value that is no Unicode text, which UTF-8 can write.
-    """
+    """Return the values of a column as text that UTF-8 can write, "" for None."""
     texts: list[str] = []
     try:
         for value in values:

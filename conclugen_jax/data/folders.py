@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from conclugen_jax.data.files import read_npy
-from conclugen_jax.data.index import canonical
-from conclugen_jax.data.pooling import pool
+from conclugen_jax.data.features import canonical, pool
+from conclugen_jax.data.files import read_npy, readable
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
 
@@ -25,25 +24,21 @@ class FolderFeatures:
         """
         self.folder, self.how = folder, how
         self.splits = _split_folders(folder)
-        first = next((p for f in self.splits.values() for p in _npy_files(f)), None)
+        first = next((path for inside in self.splits.values() for path in _scan(inside)[0]), None)
         if first is None:
             raise ConclugenError(f"{folder}: no .npy files, neither in it nor in folders named train, validation, test")
         self.dim = len(self.read(first))
 
     def names(self) -> dict[str, list[str]]:
         """Return split -> names of its files without ending, sorted; the split is "" where there are no split folders."""
-        return {s: sorted(canonical(os.path.basename(p)[:-4]) for p in _npy_files(f)) for s, f in self.splits.items()}
+        return {s: sorted(canonical(os.path.basename(p)[:-4]) for p in _scan(f)[0]) for s, f in self.splits.items()}
 
     def files(self) -> Iterable[str]:
         """Return the paths of all files, sorted."""
-        return (path for f in self.splits.values() for path in sorted(_npy_files(f)))
+        return (path for folder in self.splits.values() for path in sorted(_scan(folder)[0]))
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
-        """Return paths; only :meth:`read` looks whether there is a file.
-
-        Raises:
-          ConclugenError: a key that is no name of a file.
-        """
+        """Return paths; only :meth:`read` looks whether there is a file."""
         folder = self.splits.get(split, self.splits.get(""))
         if folder is None:
             return [None] * len(keys)
@@ -55,11 +50,7 @@ class FolderFeatures:
         return [_path(folder, key) for key in keys]
 
     def read(self, place: str | Path) -> np.ndarray | None:
-        """Return the vector [dim] of a file, None if there is no such file.
-
-        Raises:
-          ConclugenError: a damaged file, or one of something else than numbers.
-        """
+        """Return the vector [dim] of a file, None if there is no such file."""
         x = read_npy(Path(place))
         if x is None:
             return None
@@ -67,7 +58,7 @@ class FolderFeatures:
             raise ConclugenError(
                 f"{place}: shape {x.shape}, expected one vector per clip; these are no pooled features"
             )
-        return pool(x, self.how or "mean", str(place))
+        return pool(x, self.how, str(place))
 
 
 def _path(folder: Path, key: str) -> str:
@@ -81,60 +72,48 @@ def _path(folder: Path, key: str) -> str:
 
 def _split_folders(folder: Path) -> dict[str, Path]:
     """Return split -> its folder; "" -> the folder itself if it has no folders of splits."""
-    others = _others(folder)
-    found = [p for p in others if p.name.lower() in SPLIT_NAMES and os.path.isdir(p)]
+    loose, others = _scan(folder)
+    found = [p for p in others if p.name.lower() in SPLIT_NAMES and p.is_dir()]
     splits = {SPLIT_NAMES[p.name.lower()]: p for p in found}
     if len(splits) < len(found):
         raise ConclugenError(f"{folder}: two folders for the same split ({', '.join(p.name for p in found)})")
-    if found and (loose := _npy_files(folder)):
+    if found and loose:
         raise ConclugenError(f"{loose[0]}: is next to folders of splits; move it into one of them")
-    for path in [p for p in others if p not in found] + [p for split in found for p in _others(split)]:
-        _refuse_misplaced(path)
+    for path in [p for p in others if p not in found] + [p for split in found for p in _scan(split)[1]]:
+        refuse_misplaced(path)
     return splits or {"": folder}
 
 
-def _others(folder: Path) -> list[Path]:
-    """Return what lies in a folder beside its npy files, sorted, without hidden files."""
-    try:
-        with os.scandir(folder) as found:
-            names = sorted(e.name for e in found if not e.name.endswith(".npy") and not e.name.startswith("."))
-    except OSError as e:
-        raise ConclugenError(f"{folder}: cannot be read ({e.strerror}); name a folder of .npy files") from e
-    return [folder / name for name in names]
-
-
-def _refuse_misplaced(path: Path) -> None:
-    """Refuse what looks like features or labels but would be ignored."""
+def refuse_misplaced(path: Path) -> None:
+    """Refuse what looks like features or labels but would be ignored where it is."""
+    fault = ""
     if path.suffix.lower() == ".npy":
-        raise ConclugenError(f"{path}: files of features end in .npy, in lower case; rename it")
-    if path.name in ("metadata.csv", "labels.csv"):
-        raise ConclugenError(f"{path}: is ignored there; move it to the folder that --source names")
-    if holds_npy(path):
-        raise ConclugenError(
-            f"{path}: the .npy files below it would not be read; folders of splits are called train, validation and test, "
-            "and files lie in them without further folders"
+        fault = "files of features end in .npy, in lower case; rename it"
+    elif path.name in ("metadata.csv", "labels.csv"):
+        fault = "is ignored there; move it to the folder that --source names"
+    elif holds_npy(path):
+        fault = (
+            "the .npy files below it would not be read; folders of splits are called train, validation and test, and files "
+            "lie in them without further folders"
         )
+    if fault:
+        raise ConclugenError(f"{path}: {fault}")
 
 
 def holds_npy(path: Path) -> bool:
     """Return whether npy files lie somewhere below a folder, hidden files aside."""
-    if not os.path.isdir(path):
-        return False
     names = (name for _, _, names in os.walk(path) for name in names)
     return any(name.lower().endswith(".npy") and not name.startswith(".") for name in names)
 
 
-def _npy_files(folder: Path) -> list[str]:
-    """Return the paths of the npy files in a folder, without hidden files.
-
-    Raises:
-      ConclugenError: a name that is not UTF-8.
-    """
-    with os.scandir(folder) as found:
-        paths = [entry.path for entry in found if entry.name.endswith(".npy") and not entry.name.startswith(".")]
+def _scan(folder: Path) -> tuple[list[str], list[Path]]:
+    """Return the paths of the npy files in a folder, and what else lies there, sorted; without hidden files."""
+    with readable(folder, "name a folder of .npy files"), os.scandir(folder) as found:
+        paths = [entry.path for entry in found if not entry.name.startswith(".")]
+    files = [path for path in paths if path.endswith(".npy")]
     try:
-        "".join(paths).encode()
+        "".join(files).encode()
     except UnicodeEncodeError as e:
-        name = next(ascii(os.path.basename(p)) for p in paths if not p.isprintable())
+        name = next(ascii(os.path.basename(p)) for p in files if not p.isprintable())
         raise ConclugenError(f"{folder}: the name {name} of a file is not UTF-8; rename it") from e
-    return paths
+    return files, sorted(Path(path) for path in paths if not path.endswith(".npy"))

@@ -9,19 +9,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from conclugen_jax.data import annotations as annotations_lib
 from conclugen_jax.data import labels, listed, tables
-from conclugen_jax.data.annotations import Layout
+from conclugen_jax.data.annotations import Layout, by_group
 from conclugen_jax.data.combined import VariantFeatures, all_from
-from conclugen_jax.data.corpora import CORPORA
+from conclugen_jax.data.corpora import CORPORA, Corpus
+from conclugen_jax.data.features import POOLS, canonical
 from conclugen_jax.data.files import entries
 from conclugen_jax.data.folders import holds_npy
 from conclugen_jax.data.importers import authors, corpus_csd
-from conclugen_jax.data.index import canonical
 from conclugen_jax.data.joined import JoinedSource
-from conclugen_jax.data.pooling import POOLS
 from conclugen_jax.data.requests import Found, Request, open_features
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features, LabelSpec
 from conclugen_jax.errors import ConclugenError
 
 FORMATS = {
@@ -62,16 +60,22 @@ def open_source(request: Request) -> JoinedSource:
 def _open(request: Request) -> JoinedSource:
     _check(request)
     kind = recognise(request) if request.format == "auto" else request.format
-    _check_format(request, kind)
+    if kind not in FORMATS:
+        raise ConclugenError(f"format {kind!r} is unknown; there are auto, {', '.join(FORMATS)}")
+    if request.labels and kind in ("authors", "metadata"):
+        raise ConclugenError(f"format {kind!r} has its labels in files of its own; leave --labels out")
+    if request.source is None and kind not in ("table", "csd"):
+        raise ConclugenError(f"format {kind!r} is read from a source; name its file or folder with --source")
+    if request.modalities and kind == "metadata":
+        raise ConclugenError("format 'metadata' lists all files; add a column NAME_file_name instead of --modality")
     return assemble(request, FORMATS[kind](request), kind)
 
 
 def _check(request: Request) -> None:
     """Refuse what is impossible whatever the files hold."""
-    if request.dataset not in (*CORPORA, GENERIC):
-        raise ConclugenError(f"data set {request.dataset!r} is unknown; there are {', '.join((*CORPORA, GENERIC))}")
-    if request.pool not in POOLS:
-        raise ConclugenError(f"pooling {request.pool!r} is unknown; there are {', '.join(POOLS)}")
+    for what, name, known in (("data set", request.dataset, (*CORPORA, GENERIC)), ("pooling", request.pool, POOLS)):
+        if name not in known:
+            raise ConclugenError(f"{what} {name!r} is unknown; there are {', '.join(known)}")
     if request.source is None and not request.modalities:
         raise ConclugenError("no source; name a folder or file with --source, or modalities with --modality NAME=PATH")
     if request.source is not None and not os.path.exists(request.source):
@@ -80,22 +84,8 @@ def _check(request: Request) -> None:
         raise ConclugenError("the data set needs a name of its own; give it with --name")
     if request.corpus is not None and request.layout != Layout():
         raise ConclugenError(
-            f"--label, --classes and --targets are for --dataset=features; {request.dataset} has its own"
+            f"--label, --classes and --targets are for data of your own; {request.dataset} has its own"
         )
-
-
-def _check_format(request: Request, kind: str) -> None:
-    """Refuse options that a format does not have."""
-    if kind not in FORMATS:
-        raise ConclugenError(f"format {kind!r} is unknown; there are auto, {', '.join(FORMATS)}")
-    if request.labels and kind in ("authors", "metadata"):
-        raise ConclugenError(
-            f"format {kind!r} has its labels in files of its own; leave --labels out, or name --format=table"
-        )
-    if request.source is None and kind not in ("table", "csd"):
-        raise ConclugenError(f"format {kind!r} is read from a source; name its file or folder with --source")
-    if request.modalities and kind == "metadata":
-        raise ConclugenError("format 'metadata' lists all files; add a column NAME_file_name instead of --modality")
 
 
 def recognise(request: Request) -> str:
@@ -112,23 +102,23 @@ def recognise(request: Request) -> str:
             f"{source}: a pickle can execute code when it is read; convert it first: conclugen convert_mmsa --help"
         )
     if source.is_file():
-        kind = {".npz": "npz", ".parquet": "parquet", ".csd": "csd"}.get(source.suffix)
-        if kind is None:
+        if source.suffix not in (".npz", ".parquet", ".csd"):
             raise ConclugenError(f"{source}: not a format that is read (.npz, .parquet, .csd, or a folder)")
-        return kind
+        return source.suffix.removeprefix(".")
     inside = {p.name: p for p in entries(source)}
+    splits = [p for name, p in inside.items() if name.lower() in SPLIT_NAMES]
+    endings = {p.suffix for p in inside.values()}
     if "features" in inside and inside["features"].is_dir():
         return "authors"
-    if any(name.endswith(".csd") for name in inside):
+    if ".csd" in endings:
         return "csd"
-    splits = [p for name, p in inside.items() if name.lower() in SPLIT_NAMES]
     if any((folder / "metadata.csv").is_file() for folder in (source, *splits)):
         return "metadata"
-    if any(name.endswith(".parquet") for name in inside):
+    if ".parquet" in endings:
         return "parquet"
-    if any(name.endswith(".npy") or holds_npy(p) for name, p in inside.items()) or request.modalities:
+    if ".npy" in endings or request.modalities or any(map(holds_npy, inside.values())):
         return "table"
-    if any(name.endswith((".pkl", ".pickle")) for name in inside):
+    if endings & {".pkl", ".pickle"}:
         raise ConclugenError(f"{source}: holds pickles, which are not read; see conclugen convert_mmsa --help")
     raise ConclugenError(
         f"{source}: no known layout (it holds {', '.join(sorted(inside)[:5]) or 'nothing'}); docs/datasets/features.md shows "
@@ -147,41 +137,42 @@ def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
     Raises:
       ConclugenError: labels that cannot be read or do not fit.
     """
-    features = _chosen(request, found, kind)
-    found = labels.annotate(request, dataclasses.replace(found, features=features))
-    if not found.columns:
-        raise ConclugenError(
-            f"{request.source or request.dataset}: no examples; the labels name none, or all are left out"
-        )
-    if not features:
-        raise ConclugenError(
-            f"{request.source}: no features found in format {kind!r}; name them with --modality NAME=PATH"
-        )
-    if request.corpus is not None and request.corpus.names_repeat:
-        for modality, each in features.items():
-            _refuse_shared_names(modality, each, found.columns)
-    columns, folds = _folds(request, found)
-    facts = _facts(request, found, kind, folds)
-    if folds:
-        (stored,) = found.columns
-        features = {m: all_from(f, stored) for m, f in features.items()}
-    spec = _spec(request, found, features, tuple(columns), folds)  # by_split() puts train first
-    return JoinedSource(spec, columns, features, label_files=found.label_files, facts=facts, identity=found.identity)
-
-
-def _chosen(request: Request, found: Found, kind: str) -> dict[str, Features]:
-    """Return the features to build: those of the format and those that the user named, in the order asked for."""
     features = dict(found.features)
     if kind != "csd":  # which opens those that are named itself
         features |= {m: open_features(path, request.pool) for m, path in request.modalities.items()}
-    for modality in request.only:
-        if modality not in features:
-            raise ConclugenError(f"no modality {modality!r}; there are {', '.join(features) or 'none'}")
-    return {m: features[m] for m in request.only or features}
+    request.require(features)
+    features = {m: features[m] for m in request.only or features}
+    found = labels.annotate(request, dataclasses.replace(found, features=features))
+    where = request.source or request.dataset
+    if not found.columns:
+        raise ConclugenError(f"{where}: no examples; the labels name none, or all are left out")
+    if not features:
+        raise ConclugenError(f"{where}: no features found in format {kind!r}; name them with --modality NAME=PATH")
+    if request.corpus is not None and request.corpus.names_repeat:
+        for modality, each in features.items():
+            _refuse_shared_names(modality, each, found.columns)
+    columns, folds = found.columns, request.folds
+    if request.corpus is not None and not request.corpus.splits:
+        folds = folds or DEFAULT_FOLDS
+    facts = _facts(request, found, kind, folds)
+    if folds:
+        if len(columns) > 1:
+            raise ConclugenError(
+                f"the data have splits ({', '.join(columns)}) already; leave --num_folds and --fold out"
+            )
+        ((stored, annotations),) = columns.items()
+        columns = by_group(annotations, *folds, where=request.name or request.dataset)
+        features = {m: all_from(f, stored) for m, f in features.items()}
+    spec = _spec(request, found, features, tuple(columns))  # by_split() puts train first
+    return JoinedSource(spec, columns, features, label_files=found.label_files, facts=facts, identity=found.identity)
 
 
 def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | None) -> dict[str, Any]:
     """Return where the examples come from, for the manifest."""
+    used = {path.name for path in found.label_files}
+    for path in request.modalities.values():
+        used |= {os.path.basename(path), os.path.basename(path.rpartition(":")[0])}
+    unused = {m: _unused(features, found.columns) for m, features in found.features.items()}
     return {
         "dataset": request.dataset,
         "format": kind,
@@ -189,10 +180,10 @@ def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | N
         "modalities": dict(request.modalities),
         "pool": request.pool,
         "folds": list(folds) if folds else None,
-        "unused": {m: n for m, f in found.features.items() if (n := _unused(f, found.columns))},
+        "unused": {m: n for m, n in unused.items() if n},
         "layout": dataclasses.asdict(request.layout),
         "label_files": [path.name for path in found.label_files],
-        "passed_over": _passed_over(request, found),
+        "passed_over": sorted(n.encode(errors="backslashreplace").decode() for n in {*found.passed_over} - used),
         **found.facts,
     }
 
@@ -203,65 +194,36 @@ def _refuse_shared_names(modality: str, features: Features, columns: Mapping[str
     seen: dict[str, str] = {}
     for split, annotations in columns.items():
         for key in map(canonical, annotations.keys if names else ()):
-            if key in names and f"{split}/{key}" not in names:
-                if key in seen:
-                    raise ConclugenError(
-                        f"modality {modality!r}: {key!r} is an utterance of {seen[key]!r} and another one of {split!r}; put "
-                        f"the split in front of the id, {split}/{key}, or the files into folders train, validation, test"
-                    )
-                seen[key] = split
+            if key in names and f"{split}/{key}" not in names and seen.setdefault(key, split) != split:
+                raise ConclugenError(
+                    f"modality {modality!r}: {key!r} is an utterance of {seen[key]!r} and another one of {split!r}; put "
+                    f"the split in front of the id, {split}/{key}, or the files into folders train, validation, test"
+                )
 
 
 def _unused(features: Features, columns: Mapping[str, Annotations]) -> int:
     """Return the number of vectors that no row of the annotations asks for."""
-    found = features.names()
-    if not found:
-        return 0
-    keys = {split: set(map(canonical, a.keys)) for split, a in columns.items()}
-    every = set().union(*keys.values())
-    count = 0
-    for split, names in found.items():
-        asked = keys.get(split, set()) if split else every | {f"{s}/{key}" for s, some in keys.items() for key in some}
-        count += sum(name not in asked for name in names)
-    return count
+    names = features.names()
+    keys = {split: set(map(canonical, a.keys)) for split, a in columns.items()} if names else {}
+    anywhere = {f"{split}/{key}" for split, some in keys.items() for key in some}.union(*keys.values())
+    return sum(name not in (keys.get(split, ()) if split else anywhere) for split in names for name in names[split])
 
 
-def _passed_over(request: Request, found: Found) -> list[str]:
-    """Return what is next to the features and is neither a label file nor named as a modality."""
-    used = {path.name for path in found.label_files}
-    for path in request.modalities.values():
-        used |= {os.path.basename(path), os.path.basename(path.rpartition(":")[0])}
-    return sorted(name.encode(errors="backslashreplace").decode() for name in set(found.passed_over) - used)
-
-
-def _folds(request: Request, found: Found) -> tuple[Mapping[str, Annotations], tuple[int, int] | None]:
-    """Return the annotations in their final splits, and the folds that made these."""
-    corpus, folds = request.corpus, request.folds
-    if folds is None and corpus is not None and not corpus.splits:
-        folds = DEFAULT_FOLDS
-    if folds is None:
-        return found.columns, None
-    if len(found.columns) > 1:
-        raise ConclugenError(
-            f"the data have splits ({', '.join(found.columns)}) already; leave --num_folds and --fold out"
-        )
-    (annotations,) = found.columns.values()
-    return annotations_lib.by_group(annotations, *folds, where=request.name or request.dataset), folds
-
-
-def _spec(request: Request, found: Found, features, splits, folds) -> DatasetSpec:
-    corpus, name = request.corpus, request.name or request.dataset
-    if folds and request.folds:
-        name += f"_fold{folds[1]}of{folds[0]}"
+def _spec(request: Request, found: Found, features: Mapping[str, Features], splits: tuple[str, ...]) -> DatasetSpec:
+    name = request.name or request.dataset
+    if request.folds:
+        name += f"_fold{request.folds[1]}of{request.folds[0]}"
+    label = found.label or LabelSpec("none")
+    corpus = request.corpus or Corpus(f"Features of {request.name}.", "not stated", label, found.targets)
     return DatasetSpec(
         name=name,
         version=request.version,
-        description=corpus.description if corpus else f"Features of {request.name}.",
-        licence=corpus.licence if corpus else "not stated",
+        description=corpus.description,
+        licence=corpus.licence,
         modalities={m: f.dim for m, f in features.items()},
-        label=corpus.label if corpus else found.label,
+        label=corpus.label,
         splits=splits,
-        targets=corpus.targets if corpus else found.targets,
-        variants={m: len(f.variants) for m, f in features.items() if isinstance(f, VariantFeatures)},
-        shared_groups=corpus is not None and corpus.shared_groups,
+        targets=corpus.targets,
+        variants={m: len(f.pieces) for m, f in features.items() if isinstance(f, VariantFeatures)},
+        shared_groups=corpus.shared_groups,
     )

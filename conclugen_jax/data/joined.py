@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,11 +30,7 @@ class Piece:
     places: Mapping[str, Any]
 
     def __iter__(self) -> Iterator[Example]:
-        """Yield the examples; a modality without features is absent.
-
-        Raises:
-          ConclugenError: a file of features that cannot be read.
-        """
+        """Yield the examples; a modality without features is absent."""
         rows, single = self.annotations, self.spec.label.kind == "single"
         for i, name in enumerate(rows.ids):
             vectors, replaced = {}, {}
@@ -93,11 +90,7 @@ class JoinedSource:
         return len(self.annotations[split].ids)
 
     def examples(self, split: str) -> Iterator[Example]:
-        """Return all examples of a split in the order of the annotations.
-
-        Raises:
-          ConclugenError: a file of features that cannot be read.
-        """
+        """Return all examples of a split in the order of the annotations."""
         return iter(self.part(split, 0, self.num_examples(split)))
 
     def part(self, split: str, start: int, stop: int) -> Piece:
@@ -112,9 +105,8 @@ class JoinedSource:
 
     def folders(self) -> set[str]:
         """Return the folders of all files that are read."""
-        return {os.path.dirname(path) for path in self._label_files} | {
-            os.path.dirname(path) for features in self.features.values() for path in features.files()
-        }
+        files = itertools.chain(self._label_files, *(features.files() for features in self.features.values()))
+        return {os.path.dirname(path) for path in files}
 
     def fingerprint(self) -> str:
         """Hash the options, the label files' content, and name, size and time of every feature file, or return the identity.
@@ -140,23 +132,21 @@ class JoinedSource:
         digest = hashlib.sha256(json.dumps([facts, repr(self.spec)], sort_keys=True).encode())
         changed = 0.0
         for path in self._label_files:
-            changed = max(changed, _stat(path).st_ctime)
             with open_regular(path) as file:
+                changed = max(changed, os.fstat(file.fileno()).st_ctime)
                 while part := file.read(HASHED_BYTES):
                     digest.update(part)
         for modality, features in self.features.items():
             digest.update(f"\0{modality}\0".encode())
             for path in features.files():
-                found = _stat(path)
+                try:
+                    found = os.stat(path)
+                except OSError as e:
+                    raise ConclugenError(
+                        f"{path}: cannot be read ({e.strerror}); it disappeared during the build"
+                    ) from e
                 changed = max(changed, found.st_ctime)
                 folder, name = os.path.basename(os.path.dirname(path)), os.path.basename(path)
                 split = SPLIT_NAMES.get(folder.lower(), "")
                 digest.update(os.fsencode(f"{split}/{name}\0{found.st_size}\0{found.st_mtime_ns}\0"))
         return digest.hexdigest(), changed
-
-
-def _stat(path: str | Path) -> os.stat_result:
-    try:
-        return os.stat(path)
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it disappeared during the build") from e

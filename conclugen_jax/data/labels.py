@@ -156,7 +156,10 @@ def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
         [f"{split}_{key}" for split, key in zip(splits, keys, strict=True)] if corpus.names_repeat else keys,
         table.stripped("group" if "group" in table.columns else "speaker"),
         _corpus_label(corpus, table),
-        {name: _column(table, name, s, corpus.ranges.get(name), {}, optional=True) for name, s in corpus.targets.items()},
+        {
+            name: _column(table, name, s, corpus.ranges.get(name), {}, optional=True)
+            for name, s in corpus.targets.items()
+        },
         table.keys or keys,
     )
     return by_split(rows, splits)

@@ -1,4 +1,4 @@
-"""Columns of Parquet files: text whole, lists of numbers a few MiB at a time."""
+"""Columns of Parquet files: text whole, lists of numbers a few MiB at a time, and the vectors in them by id."""
 
 import contextlib
 import functools
@@ -6,19 +6,24 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet, types
 
+from conclugen_jax.data.features import Index, canonical, pool
 from conclugen_jax.data.files import MOST_UNPACKED, as_text, open_regular
 from conclugen_jax.errors import ConclugenError, reason
 
 BATCH_BYTES = 2**26
 """Bytes of a column that are decoded at a time."""
+
+BLOCK_BYTES = 2**27
+"""Bytes of vectors that are kept, since rows may be asked for in another order than the file's."""
 
 FOOTER = """
 import sys
@@ -35,9 +40,6 @@ def parquet_kinds(path: Path) -> dict[str, str]:
     """Check a Parquet file and return the kind of each column: ``vectors`` (lists of numbers), ``values``, or its type.
 
     The other functions expect a file that was checked here.
-
-    Raises:
-      ConclugenError: not a Parquet file, or two columns have one name.
     """
     with open_regular(path) as file:
         stat = os.fstat(file.fileno())
@@ -54,12 +56,15 @@ def parquet_kinds(path: Path) -> dict[str, str]:
 def _check_footer(path: Path, *_version: int) -> None:
     """Look at the footer in another process first: some damaged footers make pyarrow's C++ code abort the process.
 
-    Raises:
-      ConclugenError: that process was aborted. What pyarrow itself reports is left to where the file is read.
+    What pyarrow itself reports is left to where the file is read.
     """
-    command = [sys.executable, "-c", FOOTER, str(path)]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        [sys.executable, "-c", FOOTER, str(path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if done.returncode < 0:
         said = done.stderr.strip().splitlines() or [f"signal {-done.returncode}"]
@@ -93,14 +98,8 @@ def _kind(column: pa.DataType) -> str:
 
 
 def parquet_column(path: Path, column: str) -> list[str]:
-    """Return all values of a column as text, "" where it is null.
-
-    Raises:
-      ConclugenError: no such column, or one that cannot be read or holds neither text nor numbers.
-    """
-    with _faults(path):
-        file = parquet.ParquetFile(path)
-    _decoded(file, path, column)
+    """Return all values of a column of text or numbers as text, "" where it is null."""
+    file, _ = _opened(path, column)
     kind = _kind(file.schema_arrow.field(column).type)
     if kind != "values":
         raise ConclugenError(f"{path}: column {column!r} holds {kind}, expected text or numbers, one in each row")
@@ -127,15 +126,11 @@ def parquet_vectors(path: Path, column: str, rows: np.ndarray) -> Iterator[tuple
 
     Yields:
       Each row and its array [dim] or [time, dim], None where the column is null.
-
-    Raises:
-      ConclugenError: no such column, or one that cannot be read.
     """
+    file, size = _opened(path, column)
+    batch_rows = max(1, min(2**16, BATCH_BYTES * file.metadata.num_rows // size))
+    start = 0
     with _faults(path):
-        file = parquet.ParquetFile(path)
-        size = _decoded(file, path, column)
-        batch_rows = max(1, min(2**16, BATCH_BYTES * file.metadata.num_rows // size))
-        start = 0
         for group in range(file.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows
             wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
@@ -153,35 +148,82 @@ def parquet_vectors(path: Path, column: str, rows: np.ndarray) -> Iterator[tuple
 
 def _numbers(values: pa.Array, where: str) -> np.ndarray:
     """Return a list's values [dim], or [time, dim] of a list of lists."""
-    shape: tuple[int, ...] = (len(values),)
-    nulls = values.null_count
+    shape, nulls = (len(values),), values.null_count
     if types.is_nested(values.type):
         dims = pc.unique(pc.list_value_length(values)).to_pylist() or [0]
         if len(dims) > 1:
             raise ConclugenError(f"{where}: lists of different lengths; expected (dim,) or (time, dim)")
-        shape = (len(values), dims[0])
-        values = values.flatten()
+        shape, values = (len(values), dims[0]), values.flatten()
         nulls += values.null_count
     if nulls:
         raise ConclugenError(f"{where}: an empty value (null) within a list; a missing modality is null as a whole")
     return values.to_numpy(zero_copy_only=False).reshape(shape)
 
 
-def _decoded(file: parquet.ParquetFile, path: Path, column: str) -> int:
-    """Return the bytes that a column takes once decoded, as the file declares; a repeated value counts each time.
-
-    Raises:
-      ConclugenError: no such column, or it would take too much memory.
-    """
-    if column not in file.schema_arrow.names:
-        raise ConclugenError(f"{path}: no column {column!r}; it has {', '.join(file.schema_arrow.names)}")
-    root = column.split(".")[0]
-    parts = [i for i in range(len(file.schema)) if file.schema.column(i).path.split(".")[0] == root]
-    chunks = [file.metadata.row_group(g).column(i) for g in range(file.num_row_groups) for i in parts]
-    size = 1 + sum(max(8 * chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks)
+def _opened(path: Path, column: str) -> tuple[parquet.ParquetFile, int]:
+    """Open a file; return the bytes, too, that a column takes once decoded, where a repeated value counts each time."""
+    with _faults(path):
+        file = parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if column not in names:
+            raise ConclugenError(f"{path}: no column {column!r}; it has {', '.join(names)}")
+        root = column.split(".")[0]
+        parts = [i for i in range(len(file.schema)) if file.schema.column(i).path.split(".")[0] == root]
+        chunks = [file.metadata.row_group(g).column(i) for g in range(file.num_row_groups) for i in parts]
+        size = 1 + sum(max(8 * chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks)
     if size > MOST_UNPACKED * max(path.stat().st_size, 2**20):
         raise ConclugenError(
             f"{path}: column {column!r} would unpack to {size / 2**30:.1f} GiB, more than {MOST_UNPACKED} times the "
             "file's size; write it again"
         )
-    return size
+    return file, size
+
+
+class ParquetFeatures:
+    """A column of number lists in a Parquet file, beside a column ``id``."""
+
+    def __init__(self, path: Path, *, how: str, column: str):
+        """Open a column; ``how`` is the pooling over time."""
+        self.path, self.column, self.how = path, column, how
+        self._block: dict[int, np.ndarray | None] = {}
+        kind = parquet_kinds(path).get(column, "vectors")
+        if kind != "vectors":
+            raise ConclugenError(f"{path}: column {column!r} holds {kind}, expected lists of numbers")
+        names = parquet_column(path, "id")
+        self._index = Index(names, str(path))
+        first = next((x for _, x in self._vectors(np.arange(len(names))) if x is not None), None)
+        if first is None:
+            raise ConclugenError(f"{path}: column {column!r} is empty in every row; leave the modality out")
+        self.dim = len(first)
+
+    def names(self) -> dict[str, list[str]]:
+        """Return the ids, in the file's order, as of one split."""
+        return {"": list(map(canonical, parquet_column(self.path, "id")))}
+
+    def files(self) -> Iterable[Path]:
+        return [self.path]
+
+    def locate(self, split: str, keys: Sequence[str]) -> Sequence[tuple[int, np.ndarray] | None]:
+        """Return the position of each key among the keys, and the rows of all of them (``SPLIT/KEY``, else ``KEY``)."""
+        rows = self._index.rows(split, keys)
+        return [None if row < 0 else (i, rows) for i, row in enumerate(rows.tolist())]
+
+    def read(self, place: tuple[int, np.ndarray]) -> np.ndarray | None:
+        """Return the vector [dim] of a row, None where the column is null.
+
+        The rows that will be asked for next are read with it, in the file's order.
+        """
+        position, rows = place
+        row = int(rows[position])
+        if row not in self._block:
+            following = np.unique(rows[position : position + max(1, BLOCK_BYTES // (8 * self.dim))])
+            self._block = dict(self._vectors(following))  # -1, of no row, is before the first
+        return self._block[row]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop the vectors and the ids for another process, which does not call :meth:`locate`."""
+        return {**self.__dict__, "_block": {}, "_index": None}
+
+    def _vectors(self, rows: np.ndarray) -> Iterable[tuple[int, np.ndarray | None]]:
+        for row, x in parquet_vectors(self.path, self.column, rows):
+            yield row, None if x is None else pool(x, self.how, f"{self.path}, row {row}, column {self.column!r}")

@@ -9,8 +9,9 @@ from typing import Any
 from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.cells import Table
 from conclugen_jax.data.corpora import CORPORA, Corpus
-from conclugen_jax.data.features import MatrixFeatures, ParquetFeatures
+from conclugen_jax.data.features import MatrixFeatures
 from conclugen_jax.data.folders import FolderFeatures
+from conclugen_jax.data.parquet import ParquetFeatures
 from conclugen_jax.data.sources import Annotations, Features, LabelSpec
 from conclugen_jax.errors import ConclugenError
 
@@ -51,21 +52,16 @@ class Request:
         return CORPORA.get(self.dataset)
 
     def opened(self, found: Mapping[str, Callable[[], Features]]) -> dict[str, Features]:
-        """Open those modalities that are to be built.
+        """Open those of the modalities in the source (modality -> what opens it) that are to be built and not named."""
+        self.require({**found, **self.modalities})
+        wanted = [m for m in found if m not in self.modalities and (not self.only or m in self.only)]
+        return {m: found[m]() for m in wanted}
 
-        Args:
-          found: modality -> what opens its features.
-
-        Raises:
-          ConclugenError: a modality that is asked for cannot be opened, or there is none of its name.
-        """
+    def require(self, modalities: Mapping[str, Any]) -> None:
+        """Refuse a modality that is asked for and not among these."""
         for modality in self.only:
-            if modality not in (*found, *self.modalities):
-                known = ", ".join([*found, *self.modalities]) or "none"
-                raise ConclugenError(f"no modality {modality!r}; there are {known}")
-        return {
-            m: open() for m, open in found.items() if m not in self.modalities and (not self.only or m in self.only)
-        }
+            if modality not in modalities:
+                raise ConclugenError(f"no modality {modality!r}; there are {', '.join(modalities) or 'none'}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,24 +96,20 @@ def open_features(path: str, pool: str) -> Features:
     """Open the features of one modality from a path as users write it.
 
     It is a folder of npy files; ``FILE.npy`` with ``FILE.txt``; ``FILE.npz:ARRAY``; or ``FILE.parquet:COLUMN``.
-
-    Raises:
-      ConclugenError: no such file, or one of another kind.
     """
     place, key = Path(path), ""
     if not os.path.exists(place) and ":" in path:  # which may also be in the name of a file or folder
         file, _, key = path.rpartition(":")
         place = Path(file)
+    key = key or "features"
     if not os.path.exists(place):
         raise ConclugenError(
             f"{path}: no such file or folder; name features with --modality NAME=PATH, once for each modality"
         )
     if place.is_dir():
         return FolderFeatures(place, how=pool)
-    if place.suffix == ".npy":
-        return MatrixFeatures(place, how=pool)
-    if place.suffix == ".npz":
-        return MatrixFeatures(place, how=pool, key=key or "features")
+    if place.suffix in (".npy", ".npz"):
+        return MatrixFeatures(place, how=pool, key=key if place.suffix == ".npz" else "")
     if place.suffix == ".parquet":
-        return ParquetFeatures(place, how=pool, column=key or "features")
+        return ParquetFeatures(place, how=pool, column=key)
     raise ConclugenError(f"{path}: expected a folder, FILE.npy, FILE.npz:ARRAY or FILE.parquet:COLUMN")

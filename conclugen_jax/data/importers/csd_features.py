@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from conclugen_jax.data.features import pool
 from conclugen_jax.data.files import MOST_UNPACKED
-from conclugen_jax.data.pooling import pool
 from conclugen_jax.errors import ConclugenError, reason
 
 EPSILON = 1e-5
