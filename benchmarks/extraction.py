@@ -126,17 +126,15 @@ def _words(clip, view, *, ids):
 
 def ours(paths: list[str], args: argparse.Namespace) -> dict[str, float]:
     """Clips per second of our pipeline, and what it waited for."""
-    from conclugen_jax.extract import allocation
-
-    allocation.keep_freed_memory()  # as conclugen extract does
     import jax
     import jax.numpy as jnp
 
     from conclugen_jax.extract import preparation, workers
     from conclugen_jax.extract.backbones import Options
     from conclugen_jax.extract.clips import Utterance
-    from conclugen_jax.extract.vectors import Clock, vectors
+    from conclugen_jax.extract.vectors import Clock, keep_freed_memory, vectors
 
+    keep_freed_memory()  # as conclugen extract does
     networks = backbones(Options(precision=args.precision, batch_items=args.batch_items))
     how = preparation.recipe(networks)
 

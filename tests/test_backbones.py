@@ -43,7 +43,7 @@ def functions(tokenizer):
     return {
         "video": functools.partial(items.frames, rate=RATE, size=SIDE),
         "audio": functools.partial(items.spectrogram, front_end="published"),
-        "text": items.Tokens(str(tokenizer), 64),
+        "text": functools.partial(items.tokens, path=str(tokenizer), max_tokens=64),
     }
 
 

@@ -35,6 +35,16 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_that_write_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "a.npy"
+    with files.replaced(path) as first, files.replaced(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first.suffix == second.suffix == ".npy"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_full_disk_leaves_the_old_file_and_is_one_sentence(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text("old")

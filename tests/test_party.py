@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.system import cluster, party, processes
+from conclugen_jax.system import cluster, processes
 from conclugen_jax.train import parallel
 from tests.test_processes import ended, free_port, start
 
@@ -22,13 +22,13 @@ def place(index, count=2, port=None):
 def test_a_process_without_its_coordinator_ends_in_time():
     began, here = time.monotonic(), place(1)
     with pytest.raises(ConclugenError, match=rf"{here.address}: process 0 could not be reached there within 1 s"):
-        party._call(here, 1)
+        cluster._call(here, 1)
     assert time.monotonic() - began < 3
 
 
 def test_a_host_that_is_not_there():
     with pytest.raises(ConclugenError, match=r"nowhere\.invalid:1234: process 0 could not be reached"):
-        party._call(cluster.Place("nowhere.invalid:1234", 2, 1), 1)
+        cluster._call(cluster.Place("nowhere.invalid:1234", 2, 1), 1)
 
 
 def meet(*places, timeout=1.5, first=lambda: None):
@@ -37,10 +37,10 @@ def meet(*places, timeout=1.5, first=lambda: None):
 
     def go(i, here):
         try:
-            lines = party.meet(here, timeout)
+            lines = cluster.meet(here, timeout)
             found[i] = len(lines)
             time.sleep(0.2)
-            for line in lines:
+            for line in lines.values():
                 line.close()
         except ConclugenError as e:
             found[i] = str(e)
@@ -60,9 +60,9 @@ def test_all_processes_meet_whoever_else_calls():
 
     def stranger():
         time.sleep(0.2)  # until process 0 listens
-        line = party.Line(socket.create_connection(("127.0.0.1", port), timeout=1))
-        line.send("GET / HTTP/1.1")
-        assert line.receive(1) is None
+        line = cluster.Line(socket.create_connection(("127.0.0.1", port), timeout=1))
+        line.send(request="GET / HTTP/1.1")
+        assert line.receive(1) == {}
         line.close()
 
     assert meet(place(0, 3, port), place(1, 3, port), place(2, 3, port), first=stranger) == [2, 1, 1]
@@ -87,9 +87,9 @@ def test_a_number_that_comes_twice_or_of_another_count(second):
 
 PARTY = """
 import os, sys, time
-from conclugen_jax.system import cluster, party, processes
+from conclugen_jax.system import cluster, processes
 place = cluster.from_environment()
-lines = party.meet(place, 20)
+lines = cluster.meet(place, 20)
 end, joined = os._exit, time.monotonic()
 
 def slow_exit(code):
@@ -98,7 +98,7 @@ def slow_exit(code):
     end(code)
 
 os._exit = slow_exit
-processes._party = party.Party(place, lines)
+processes._party = processes.Party(place, lines)
 if place.index == FIRST:
     ACTION
 if place.index != FIRST:
@@ -165,9 +165,12 @@ CLUSTERS = [
     ({"JAX_PROCESS_ID": "1"}, "JAX_COORDINATOR_ADDRESS is not set"),
     ({"JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_NUM_PROCESSES is not set"),
     ({"JAX_PROCESS_ID": "x", "JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID is x"),
-    ({"JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "they count from 0"),
-    ({"JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "a", "JAX_NUM_PROCESSES": "2"}, "it must be HOST:PORT"),
-    ({"JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "a:99999", "JAX_NUM_PROCESSES": "2"}, "it must be HOST:PORT"),
+    ({"JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID is 2"),
+    (
+        {"JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "a", "JAX_NUM_PROCESSES": "2"},
+        "JAX_COORDINATOR_ADDRESS is a;",
+    ),
+    ({"JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "a:99999", "JAX_NUM_PROCESSES": "2"}, "ADDRESS is a:99999;"),
 ]
 SLURM = {
     "SLURM_JOB_ID": "4097",
@@ -223,16 +226,24 @@ def test_what_open_mpi_says(no_cluster):
         assert cluster.from_environment() == cluster.Place(address, 4, 3, [1])
 
 
-@pytest.mark.parametrize("variables", [SLURM, *({**OPEN_MPI, "OMPI_MCA_orte_hnp_uri": x} for x in CONTACTS)])
-def test_jax_finds_the_same_place(no_cluster, variables):
-    from jax._src import clusters  # what jax.distributed.initialize calls by itself; it has no public name
+def test_clusters_that_only_jax_knows_are_found_by_it(no_cluster):
+    from jax._src import clusters
 
-    for name, value in variables.items():
-        no_cluster.setenv(name, value)
-    address, *others = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 1)
-    found = cluster.from_environment()
-    assert (found.host, found.port) == (address.rpartition(":")[0], int(address.rpartition(":")[2]))
-    assert others == [found.count, found.index, found.devices]
+    asked = []
+
+    class Pods(clusters.ClusterEnv):
+        name = "pods"
+        is_env_present = classmethod(lambda cls: True)
+        get_coordinator_address = classmethod(lambda cls, **_: asked.append(cls) or "pod-0:8482")
+        get_process_count = classmethod(lambda cls: 4)
+        get_process_id = classmethod(lambda cls: 3 if len(asked) < 2 else 1 / 0)
+
+    no_cluster.setattr(clusters.ClusterEnv, "_cluster_types", [Pods])
+    assert cluster.from_environment() == cluster.Place("pod-0:8482", 4, 3)
+    with pytest.raises(
+        ConclugenError, match=r"the cluster cannot be asked \(division by zero\); set JAX_COORDINATOR_ADDR"
+    ):
+        cluster.from_environment()
 
 
 def test_a_process_alone_is_the_main_one_and_waits_for_nobody():

@@ -17,7 +17,7 @@ from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import allocation, clips, extraction, outcome, preparation
+from conclugen_jax.extract import clips, extraction, outcome, preparation, vectors
 from conclugen_jax.extract.backbones import Networks, Options
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.networks import mtcnn
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _extract() -> None:
-    allocation.keep_freed_memory()
+    vectors.keep_freed_memory()
     dataset = command.required("dataset")
     networks = Networks(
         tuple(FLAGS.weights),

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import allocation, prediction, timeline
+from conclugen_jax.extract import prediction, timeline, vectors
 from conclugen_jax.extract.networks import mtcnn
 
 command = app.Command(words="clips")
@@ -37,7 +37,7 @@ command.string("picture", "", "PNG file to draw the predictions into, with frame
 
 def main() -> int:
     """Predict, show; exit with 1 if a clip failed."""
-    allocation.keep_freed_memory()
+    vectors.keep_freed_memory()
     if not command.words:
         raise ConclugenError("no clips; name them after the flags")
     if "" in command.words:

@@ -18,7 +18,7 @@ command.string(
     "workdir", None, "Folder of the run: checkpoints, metrics.jsonl, config.json; default: runs/CONFIGURATION"
 )
 command.enum(
-    "distributed", "off", ["off", "auto"], "auto: join the other processes that Slurm, Open MPI or JAX_* variables name"
+    "distributed", "off", ["off", "auto"], "auto: join the other processes that the cluster or JAX_* variables name"
 )
 command.float(
     "distributed_timeout",

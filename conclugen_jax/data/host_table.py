@@ -154,7 +154,7 @@ def _make(stream: ShardStream, folder: Path, columns: Columns, progress: Progres
         logging.getLogger(__name__).warning("%s: being made by %s; waiting for it", folder, holder)
 
     with locks.hold(folder / ".lock", wait=wait):
-        for path in folder.glob(".tmp-*"):  # left by a process that was killed: only one has the lock
+        for path in folder.glob(f"{files.SCRATCH}*"):  # left by a process that was killed: only one has the lock
             path.unlink()
         table = _stored(stream, folder, columns) if waited else None
         if table is not None:

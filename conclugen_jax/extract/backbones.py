@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError, place_of
-from conclugen_jax.extract.items import WINDOW, Items, Tokens, View, frames, spectrogram, tokenizer, windows
+from conclugen_jax.extract.items import WINDOW, Items, View, frames, spectrogram, tokenizer, tokens, windows
 from conclugen_jax.extract.media import mel
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.media.sampler import MAX_SIDE
@@ -82,12 +82,12 @@ def create(loaded: Weights, options: Options) -> Backbone:
     Raises:
       ConclugenError: weights that make no vectors, or of another shape than the network.
     """
-    dtype = PRECISIONS[options.precision]
-    make = _sound if loaded.network == "resdavenet" else _text if loaded.network == "text" else _pictures
-    if loaded.network == "mtcnn":
+    dtype, network = PRECISIONS[options.precision], loaded.network
+    if network == "mtcnn":
         raise ConclugenError(f"{loaded.folder}: MTCNN finds faces and makes no vectors; name it with --mtcnn")
     _check_options(loaded)
-    module, prepare, rate, batch, example, facts = make(loaded, options, dtype)
+    make = {"resdavenet": _sound, "text": _text}.get(network, _pictures)
+    modality, module, prepare, rate, example, facts = make(loaded, options, dtype)
     checked(module, loaded, example)
     params = jax.device_put(loaded.params)
 
@@ -96,19 +96,13 @@ def create(loaded: Weights, options: Options) -> Backbone:
         with jax.default_matmul_precision("highest" if options.precision == "float32" else "default"):
             return module.apply({"params": params}, *arrays)
 
-    dim = jax.eval_shape(apply, params, *example).shape[1]
+    batch, dim = len(example[0]), jax.eval_shape(apply, params, *example).shape[1]
     provenance = {**loaded.provenance(), "precision": options.precision, **facts}
-    vectors = functools.partial(apply, params)
-    modality = "audio" if loaded.network == "resdavenet" else "text" if loaded.network == "text" else "video"
-    return Backbone(loaded.network, modality, dim, prepare, vectors, rate, batch, provenance)
+    return Backbone(network, modality, dim, prepare, functools.partial(apply, params), rate, batch, provenance)
 
 
 def _check_options(loaded: Weights) -> None:
-    """Check the options of a network before anything is made of them.
-
-    Raises:
-      ConclugenError: one is missing, spare, or of another type or range.
-    """
+    """Check the options of a network before anything is made of them."""
     layers = sum(name.startswith("layer") for name in loaded.params)
     try:
         found = msgspec.convert(loaded.options, OPTIONS.get(loaded.network, NoOptions))
@@ -146,28 +140,15 @@ def load_own(name: str) -> Backbone:
       ConclugenError: it cannot be imported, or is no backbone; its ``vectors`` raises it too, whatever happens there.
     """
     module, _, function = name.partition(":")
-    if not module or not function:
-        raise ConclugenError(f"--backbone={name}: expected MODULE:FUNCTION, such as mine:colours")
     try:
-        make = getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as e:
-        raise ConclugenError(
-            f"--backbone={name}: {e}; run the command in the folder of {module}.py, or add that to PYTHONPATH"
-        ) from e
-    except AttributeError as e:
-        raise ConclugenError(f"--backbone={name}: {module} has no function {function!r}") from e
+        made = getattr(importlib.import_module(module), function)()
+        if not isinstance(made, Backbone):
+            raise TypeError(f"gave a {type(made).__name__}")
     except Exception as e:  # whatever a user's module does
-        raise ConclugenError(f"--backbone={name}: cannot be imported ({type(e).__name__}: {e})") from e
-    try:
-        made = make()
-    except Exception as e:
         raise ConclugenError(
-            f"--backbone={name}: {type(e).__name__}: {e}; expected a function without arguments that gives a Backbone"
+            f"--backbone={name}: {type(e).__name__}: {e}; expected MODULE:FUNCTION, such as mine:colours for mine.py in this "
+            "folder or in PYTHONPATH, a function without arguments that gives a Backbone (docs/extraction.md)"
         ) from e
-    if not isinstance(made, Backbone):
-        raise ConclugenError(
-            f"--backbone={name}: gave a {type(made).__name__}, expected a Backbone (docs/extraction.md)"
-        )
     return dataclasses.replace(made, vectors=functools.partial(_vectors_of, made))
 
 
@@ -191,13 +172,12 @@ def _pictures(loaded: Weights, options: Options, dtype: Any) -> tuple:
     if options.authors_normalisation and not volume:
         mean, std = std, mean
     module = resnet.ResNet(depth, 3 if volume else 2, mean, std, dtype)
-    rate = 16.0 if volume else 1.0
-    prepare = functools.partial(windows if volume else frames, rate=rate, size=options.size)
-    frame = (options.size, options.size, 3)
-    batch = max(1, options.batch_items // WINDOW) if volume else options.batch_items
-    example = (np.zeros((batch, WINDOW, *frame) if volume else (batch, *frame), np.uint8),)
-    facts = {"frames_per_second": rate, "size": options.size, "mean": list(mean), "std": list(std)}
-    return module, prepare, rate, batch, example, facts | ({"window": WINDOW} if volume else {})
+    rate, size = 16.0 if volume else 1.0, options.size
+    prepare = functools.partial(windows if volume else frames, rate=rate, size=size)
+    batch = (max(1, options.batch_items // WINDOW), WINDOW) if volume else (options.batch_items,)
+    facts = {"frames_per_second": rate, "size": size, "mean": list(mean), "std": list(std)}
+    facts |= {"window": WINDOW} if volume else {}
+    return "video", module, prepare, rate, (np.zeros((*batch, size, size, 3), np.uint8),), facts
 
 
 def _sound(loaded: Weights, options: Options, dtype: Any) -> tuple:
@@ -209,19 +189,19 @@ def _sound(loaded: Weights, options: Options, dtype: Any) -> tuple:
             "another --front_end"
         )
     prepare = functools.partial(spectrogram, front_end=options.front_end)
-    example = (np.zeros((4, 256, mels), np.float32), np.full(4, 256, np.int32))
-    return module, prepare, 0.0, 4, example, {"front_end": options.front_end, "mels": mels}
+    example = np.zeros((4, 256, mels), np.float32), np.full(4, 256, np.int32)
+    return "audio", module, prepare, 0.0, example, {"front_end": options.front_end, "mels": mels}
 
 
 def _text(loaded: Weights, options: Options, dtype: Any) -> tuple:
     module = text_encoder.TextEncoder(**loaded.options, dtype=dtype)
     if module.max_tokens < 1:
         raise ConclugenError(f"{loaded.folder}: its options make no network; {weights.AGAIN}")
-    path = loaded.folder / weights.TOKENIZER
-    tokenizer(str(path), module.max_tokens)  # one that cannot be read is no fault of the clips
-    prepare = Tokens(str(path), module.max_tokens)
-    example = (np.zeros((8, 32), np.int32), np.ones((8, 32), bool))
-    return module, prepare, 0.0, 8, example, {"max_tokens": module.max_tokens}
+    path = str(loaded.folder / weights.TOKENIZER)
+    tokenizer(path, module.max_tokens)  # one that cannot be read is no fault of the clips
+    prepare = functools.partial(tokens, path=path, max_tokens=module.max_tokens)
+    example = np.zeros((8, 32), np.int32), np.ones((8, 32), bool)
+    return "text", module, prepare, 0.0, example, {"max_tokens": module.max_tokens}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,18 +90,17 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
         raise ConclugenError(
             f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md for the folders"
         )
-    places: dict[str, Utterance] = {}
-    loose = next((u for u in found if not u.split), None)
-    if loose is not None and (other := next((u for u in found if u.split), None)) is not None:
+    loose, others = (next((u for u in found if bool(u.split) is split), None) for split in (False, True))
+    if loose and others:
         raise ConclugenError(
-            f"{loose.path}: lies beside the folder of {other.split} clips; move it into a folder of a split"
+            f"{loose.path}: lies beside the folder of {others.split} clips; move it into a folder of a split"
         )
+    places: dict[str, Utterance] = {}
     for u in found:
         _check_name(u)
-        other = places.setdefault(u.place, u)
-        if other is not u:
+        if (other := places.setdefault(u.place, u)) is not u:
             raise ConclugenError(f"{u.path}: its name {u.place!r} is also that of {other.path}; rename one of them")
-    return sorted(found, key=lambda u: u.place)
+    return [places[place] for place in sorted(places)]
 
 
 MAX_NAME = 240
@@ -109,10 +108,7 @@ MAX_NAME = 240
 
 
 def _check_name(u: Utterance) -> None:
-    try:
-        length = len(u.key.encode())
-    except UnicodeEncodeError:
-        length = 0
+    length = len(u.key.encode(errors="replace"))
     if not 0 < length <= MAX_NAME or not u.key.isprintable() or set("/\\") & set(u.key) or u.key in (".", ".."):
         raise ConclugenError(
             f"{u.path!a}: its name {u.key[:40]!a} is not printable text of 1 to {MAX_NAME} bytes without / and \\; rename it"

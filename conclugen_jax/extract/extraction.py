@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
 from conclugen_jax.extract import outcome, preparation, provenance, workers
-from conclugen_jax.extract.backbones import Backbone, Networks
+from conclugen_jax.extract.backbones import Networks
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import decoding
 from conclugen_jax.extract.outcome import FAILURES, WORDS, Tally
 from conclugen_jax.extract.preparation import Recipe
 from conclugen_jax.extract.store import Planned, State, Store
-from conclugen_jax.extract.vectors import vectors
+from conclugen_jax.extract.vectors import Clock, vectors
 from conclugen_jax.system import locks
 
 BEAM_PART = 16
@@ -34,36 +35,8 @@ BEAM_PART = 16
 
 Progress = Callable[[int, int | None], None]
 
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """A data set to be made.
-
-    Attributes:
-      request: data set, name, version, labels and folds.
-      dims: modality -> size of its vectors.
-      first_split: the one that has views.
-      todo: utterances with their numbers of views.
-      unknown: ids in the labels that name no clip.
-      facts: what the vectors depend on besides the clips.
-      fingerprint: hash of labels, clips and facts.
-      target: folder of the data set.
-      folder: of single vectors.
-    """
-
-    request: Request
-    dims: dict[str, int]
-    first_split: str
-    todo: list[tuple[Utterance, int]]
-    unknown: list[str]
-    facts: dict[str, Any]
-    fingerprint: str
-    target: Path
-    folder: Path
-
-    @property
-    def lock(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.lock")
+Job = tuple[Utterance, int, list]
+"""An utterance, its number of views, and its stamp before anything was read."""
 
 
 def extract(
@@ -101,40 +74,63 @@ def extract(
       ConclugenError: labels that fit no clip, a failure of every clip, a data set in the way, or a folder that cannot be
         written. What is done is kept for the next try.
     """
-    backbones = backbones_lib.load(networks)
-    how = preparation.recipe(backbones, size=networks.options.size, **preparation_options)
-    _check_tools(how)
-    plan = _plan(request, utterances, backbones, how, networks, Path(data_dir).absolute())
-    store = Store(plan.folder)
+    plan = _plan(request, utterances, networks, Path(data_dir).absolute(), preparation_options)
     if not overwrite and (plan.target / manifest_lib.FILE).is_file():
-        return plan.target, _there_already(plan, store)
+        return plan.target, _there_already(plan)
     with _written(plan):
-        store.begin(plan.facts, overwrite=overwrite, keep=keep)
-        tally = _run(store, plan, _Work(networks, how, plan.folder), num_workers, beam, progress)
-        built = _build(store, plan, tally, how.num_views, overwrite)
+        plan.store.begin(plan.facts, overwrite=overwrite, keep=keep)
+        tally = _run(plan, networks, num_workers, beam, progress)
+        built = _build(plan, tally, overwrite)
         if not keep:
-            shutil.rmtree(plan.folder, ignore_errors=True)
+            shutil.rmtree(plan.store.folder, ignore_errors=True)
     return built, tally
 
 
-def _check_tools(how: Recipe) -> None:
-    """Refuse what is missing here before it becomes a failure of every clip."""
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """A data set to be made.
+
+    Attributes:
+      request: data set, name, version, labels and folds.
+      how: to prepare clips.
+      dims: modality -> size of its vectors.
+      first_split: the one that has views.
+      todo: utterances with their numbers of views and their stamps.
+      unknown: ids in the labels that name no clip.
+      facts: what the vectors depend on besides the clips.
+      fingerprint: hash of labels, clips and facts.
+      target: folder of the data set.
+      store: of single vectors.
+    """
+
+    request: Request
+    how: Recipe
+    dims: dict[str, int]
+    first_split: str
+    todo: list[Job]
+    unknown: list[str]
+    facts: dict[str, Any]
+    fingerprint: str
+    target: Path
+    store: Store
+
+    @property
+    def lock(self) -> Path:
+        return self.store.folder.with_name(f"{self.store.folder.name}.lock")
+
+
+def _plan(
+    request: Request, utterances: Sequence[Utterance], networks: Networks, data_dir: Path, options: dict[str, Any]
+) -> _Plan:
+    backbones = backbones_lib.load(networks)
+    how = preparation.recipe(backbones, size=networks.options.size, **options)
+    # What is missing here must not become a failure of every clip.
     if how.recogniser:
         preparation.recogniser(how.recogniser)
     if how.faces:
         preparation.mtcnn_weights(how.faces)
     if how.rates or set(how.modalities.values()) - {"text"}:
         decoding.library()
-
-
-def _plan(
-    request: Request,
-    utterances: Sequence[Utterance],
-    backbones: Sequence[Backbone],
-    how: Recipe,
-    networks: Networks,
-    data_dir: Path,
-) -> _Plan:
     dims: Counter[str] = Counter()
     for b in backbones:
         dims[b.modality] += b.dim
@@ -142,37 +138,35 @@ def _plan(
     builders.check_spec(source.spec)
     todo, unknown = _asked_for(source, utterances, how)
     facts = provenance.of(backbones, how, networks.options).to_json()
-    labels, _ = source.stamp()
-    stamps = [[u.place, views, u.stamp()] for u, views in todo]
-    fingerprint = hashlib.sha256(json.dumps([labels, stamps, facts], sort_keys=True).encode()).hexdigest()
-    name, version = source.spec.name, source.spec.version
-    target, folder = data_dir / name / version, data_dir / f".extracting-{name}-{version}"
-    return _Plan(request, dict(dims), source.spec.splits[0], todo, unknown, facts, fingerprint, target, folder)
+    clips = [[u.place, views, stamp] for u, views, stamp in todo]
+    content = json.dumps([source.stamp()[0], clips, facts], sort_keys=True).encode()
+    fingerprint, name, version = hashlib.sha256(content).hexdigest(), source.spec.name, source.spec.version
+    target, store = data_dir / name / version, Store(data_dir / f".extracting-{name}-{version}")
+    first = source.spec.splits[0]
+    return _Plan(request, how, dict(dims), first, todo, unknown, facts, fingerprint, target, store)
 
 
-def _asked_for(
-    source: JoinedSource, utterances: Sequence[Utterance], how: Recipe
-) -> tuple[list[tuple[Utterance, int]], list[str]]:
-    """Return the utterances that the labels name, each with its number of views, and the ids that name none."""
+def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> tuple[list[Job], list[str]]:
+    """Return the utterances that the labels name, and the ids that name none."""
     by_place = {u.place: u for u in utterances}
     first, found, unknown = source.spec.splits[0], {}, []
     features = next(iter(source.features.values()))
     for split, columns in source.annotations.items():
-        counts = Counter(columns.keys)
-        if counts and max(counts.values()) > 1:
-            twice = max(counts, key=counts.__getitem__)
-            raise ConclugenError(f"the labels name {twice!r} twice in {split}; leave one row out")
+        (key, count), *_ = Counter(columns.keys).most_common(1) or [("", 0)]
+        if count > 1:
+            raise ConclugenError(f"the labels name {key!r} twice in {split}; leave one row out")
         places = dict(zip(columns.keys, features.locate(split, columns.keys), strict=True))
         there = [place for place in places.values() if place is not None]
-        found |= {place: (by_place[place], how.num_views if split == first else 1) for place in there}
+        views = how.num_views if split == first else 1
+        found |= {place: (by_place[place], views, by_place[place].stamp()) for place in there}
         lost = [key for key, place in places.items() if place is None]
         unknown += lost
         path = next((key for key in lost if "/" in key), None)
         if path is not None or (lost and not there):
             raise ConclugenError(
                 f"the labels name {path or lost[0]!r} in {split}, which is the name of no clip; there are such as "
-                f"{min(by_place)!r}: paths with _ for / and without ending (lines of subtitles with --cut); mend the ids, or "
-                "leave these rows out"
+                f"{min(by_place)!r}: paths with _ for / and without ending (lines of subtitles with --cut); correct the ids, "
+                "or leave these rows out"
             )
     if not found:
         raise ConclugenError(
@@ -181,7 +175,7 @@ def _asked_for(
     return [found[place] for place in sorted(found)], unknown
 
 
-def _there_already(plan: _Plan, store: Store) -> Tally:
+def _there_already(plan: _Plan) -> Tally:
     """Return the tally of the data set, and remove what a try left that was stopped when all but this was done."""
     present = manifest_lib.read(plan.target)
     made = present.source.get("extraction", {})
@@ -191,18 +185,17 @@ def _there_already(plan: _Plan, store: Store) -> Tally:
             "another --data_dir"
         )
     manifest_lib.verify(plan.target, present)
-    if plan.folder.exists() and not store.is_kept():
+    if plan.store.folder.exists() and not plan.store.is_kept():
         with contextlib.suppress(locks.Busy), locks.hold(plan.lock):
-            shutil.rmtree(plan.folder, ignore_errors=True)
+            shutil.rmtree(plan.store.folder, ignore_errors=True)
     return outcome.known(made, plan.target, len(plan.todo))
 
 
 @contextlib.contextmanager
 def _written(plan: _Plan) -> Iterator[None]:
     """Hold the lock of a data set while it is made; report what keeps it from being written."""
-    data_dir = plan.folder.parent
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        plan.lock.parent.mkdir(parents=True, exist_ok=True)
         with locks.hold(plan.lock):
             yield
     except locks.Busy as e:
@@ -212,26 +205,26 @@ def _written(plan: _Plan) -> Iterator[None]:
     except OSError as e:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = "free space and repeat the command, which goes on" if full else "choose another --data_dir"
-        raise ConclugenError(f"{e.filename or data_dir}: cannot be written ({e.strerror or e}); {way_out}") from e
+        raise ConclugenError(
+            f"{e.filename or plan.lock.parent}: cannot be written ({e.strerror or e}); {way_out}"
+        ) from e
 
 
-def _run(
-    store: Store, plan: _Plan, work: "_Work", num_workers: int, beam: Sequence[str] | None, progress: Progress
-) -> Tally:
-    """Extract what is not done, then count all. Failures are tried again: a file may have been mended."""
-    states = [store.state(*job) for job in plan.todo]
+def _run(plan: _Plan, networks: Networks, num_workers: int, beam: Sequence[str] | None, progress: Progress) -> Tally:
+    """Extract what is not done, then count all. Failures are tried again: a file may have been repaired."""
+    states = [plan.store.state(u, views) for u, views, _ in plan.todo]
     left = [job for job, state in zip(plan.todo, states, strict=True) if state is None or state.failure]
     tally, total = Tally(unknown=plan.unknown, reused=len(plan.todo) - len(left)), len(plan.todo)
     counted = itertools.count(tally.reused)
     progress(next(counted), total)
+    work = functools.partial(_work, plan.store.folder, networks, plan.how)
     if beam is not None:
-        parts = [left[i : i + BEAM_PART] for i in range(0, len(left), BEAM_PART)]
-        data_workers.run_beam(parts, work.run, beam)
+        data_workers.run_beam([left[i : i + BEAM_PART] for i in range(0, len(left), BEAM_PART)], work, beam)
     else:
-        work.run(left, num_workers, lambda: progress(next(counted), total), tally)
+        work(left, num_workers, tally.clock, lambda: progress(next(counted), total))
     present = {}
-    for u, views in plan.todo:
-        state = store.state(u, views) or State(failure="was changed while it was extracted")
+    for u, views, _ in plan.todo:
+        state = plan.store.state(u, views) or State(failure="was changed while it was extracted")
         if state.failure:
             tally.failures[u.place] = state.failure
             continue
@@ -239,62 +232,42 @@ def _run(
         tally.notes.update(map(outcome.kind, state.notes))
         tally.missing.update(plan.dims.keys() - set(state.present))
         present[u.place] = state.present
-        if work.how.recogniser and not u.text and state.text:
+        if plan.how.recogniser and not u.text and state.text:
             tally.heard[u.place] = state.text
-    store.keep_only(present)
+    plan.store.keep_only(present)
     return tally
 
 
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """What a process needs to extract utterances."""
-
-    networks: Networks
-    how: Recipe
-    folder: Path
-
-    def run(
-        self,
-        jobs: Sequence[tuple[Utterance, int]],
-        num_workers: int = 0,
-        done: Callable[[], None] = lambda: None,
-        tally: Tally | None = None,
-    ) -> None:
-        """Extract utterances into the store."""
-        store, by_place = Store(self.folder), {u.place: (u, n) for u, n in jobs}
-        stamps: dict[str, list] = {}
-
-        def begun() -> Iterator[tuple[Utterance, int]]:
-            for u, views in jobs:
-                stamps[u.place] = u.stamp()  # a file that changes from now on is done again the next time
-                yield u, views
-
-        with contextlib.closing(workers.prepared(begun(), self.how, num_workers)) as prepared:
-            clock = tally.clock if tally is not None else None
-            for each, found in vectors(prepared, backbones_lib.load(self.networks), clock):
-                utterance, views = by_place[each.place]
-                state = State(
-                    stamp=stamps.pop(each.place),
-                    views=views,
-                    present=sorted(found),
-                    notes=list(each.notes),
-                    failure=each.failure,
-                    text=each.text,
-                )
-                store.put(utterance, found, state)
-                done()
+def _work(
+    folder: Path,
+    networks: Networks,
+    how: Recipe,
+    jobs: Sequence[Job],
+    num_workers: int = 0,
+    clock: Clock | None = None,
+    done: Callable[[], None] = lambda: None,
+) -> None:
+    """Extract utterances into the store in a folder."""
+    store, by_place = Store(folder), {job[0].place: job for job in jobs}
+    with contextlib.closing(workers.prepared([job[:2] for job in jobs], how, num_workers)) as prepared:
+        for each, found in vectors(prepared, backbones_lib.load(networks), clock):
+            utterance, views, stamp = by_place[
+                each.place
+            ]  # a file that changes after its stamp is done again the next time
+            state = State(stamp, views, sorted(found), list(each.notes), each.failure, each.text)
+            store.put(utterance, found, state)
+            done()
 
 
-def _build(store: Store, plan: _Plan, tally: Tally, num_views: int, overwrite: bool) -> Path:
+def _build(plan: _Plan, tally: Tally, overwrite: bool) -> Path:
     """Write failures and words, then the shards."""
     listed = outcome.write_table(plan.target, FAILURES, tally.failures)
-    features: Mapping[str, Any] = {
-        m: found for m in plan.dims if (found := store.features(m, num_views, plan.first_split)) is not None
-    }
+    features = {m: plan.store.features(m, plan.how.num_views, plan.first_split) for m in plan.dims}
+    features = {m: found for m, found in features.items() if found is not None}
     if not tally.done or not features:
         first = next(iter(tally.failures.values()), "none has any modality")
         raise ConclugenError(f"each of {len(plan.todo):,} failed, such as: {first}; all of them are in {listed}")
     outcome.write_table(plan.target, WORDS, tally.heard)
     facts = {"extraction": {**plan.facts, "fingerprint": plan.fingerprint, **tally.to_json()}}
     source = formats.assemble(plan.request, Found(features, facts=facts, identity=plan.fingerprint), "clips")
-    return builders.build(source, plan.folder.parent, overwrite=overwrite, drop_bad=True)
+    return builders.build(source, plan.store.folder.parent, overwrite=overwrite, drop_bad=True)

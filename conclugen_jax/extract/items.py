@@ -17,6 +17,9 @@ Items = tuple[np.ndarray, ...]
 WINDOW = 16
 """Frames of an item of a 3D network."""
 
+LENGTHS = 256
+"""Spectrograms are padded to a multiple of so many frames: a program is compiled for each length."""
+
 
 @dataclasses.dataclass(frozen=True)
 class View:
@@ -28,13 +31,22 @@ class View:
     strength: str
 
     def generator(self, modality: str) -> np.random.Generator:
-        """Random numbers of this view of a modality."""
+        """Return the random numbers of this view of a modality."""
         return augmentation.generator(self.seed, self.clip, modality, self.number)
+
+
+def _pictures(clip: Clip, view: View | None, rate: float, size: int) -> list[np.ndarray]:
+    shown = clip.at_rate(rate)
+    small = {id(f): f if f.shape[:2] == (size, size) else resize(f, (size, size)) for f in shown}
+    if view is not None:
+        change = augmentation.draw_pictures(view.generator("video"), augmentation.STRENGTHS[view.strength])
+        small = {key: change.apply(frame) for key, frame in small.items()}
+    return [small[id(f)] for f in shown]
 
 
 def frames(clip: Clip, view: View | None, *, rate: float, size: int) -> Items | None:
     """Return frames at a rate, uint8 [n, size, size, 3]; ``None`` for a clip without pictures."""
-    pictures = _resized(clip, view, rate, size)
+    pictures = _pictures(clip, view, rate, size)
     return (np.stack(pictures),) if pictures else None
 
 
@@ -44,27 +56,15 @@ def windows(clip: Clip, view: View | None, *, rate: float, size: int) -> Items |
     A last window with fewer than half of its frames is dropped, unless it is the only one; any other is filled up with its
     last frame.
     """
-    pictures = _resized(clip, view, rate, size)
+    pictures = _pictures(clip, view, rate, size)
     if not pictures:
         return None
     rest = len(pictures) % WINDOW
-    if rest and rest < WINDOW / 2 and len(pictures) > WINDOW:
-        pictures = pictures[:-rest]
+    if 0 < rest < WINDOW / 2 and len(pictures) > WINDOW:
+        del pictures[-rest:]
     elif rest:
-        pictures = pictures + [pictures[-1]] * (WINDOW - rest)
+        pictures += [pictures[-1]] * (WINDOW - rest)
     return (np.stack(pictures).reshape(-1, WINDOW, size, size, 3),)
-
-
-def _resized(clip: Clip, view: View | None, rate: float, size: int) -> list[np.ndarray]:
-    small = {id(f): f if f.shape[:2] == (size, size) else resize(f, (size, size)) for f in clip.at_rate(rate)}
-    if view is not None:
-        change = augmentation.draw_pictures(view.generator("video"), augmentation.STRENGTHS[view.strength])
-        small = {key: change.apply(frame) for key, frame in small.items()}
-    return [small[id(f)] for f in clip.at_rate(rate)]
-
-
-LENGTHS = 256
-"""Spectrograms are padded to a multiple of so many frames: a program is compiled for each length."""
 
 
 def spectrogram(clip: Clip, view: View | None, *, front_end: str) -> Items | None:
@@ -78,29 +78,22 @@ def spectrogram(clip: Clip, view: View | None, *, front_end: str) -> Items | Non
     return filled[None], np.array([len(x)], np.int32)
 
 
-class Tokens:
-    """Turns text into tokens; the tokenizer is opened in the process that uses it."""
-
-    def __init__(self, path: str, max_tokens: int):
-        self.path, self.max_tokens = path, max_tokens
-
-    def __call__(self, clip: Clip, view: View | None) -> Items | None:
-        """Return one item: tokens [1, length], padded to a power of two from 8 on, and whether each is real."""
-        if not clip.text:
-            return None
-        text = clip.text
-        if view is not None:
-            text = augmentation.change_text(text, view.generator("text"))
-        ids = tokenizer(self.path, self.max_tokens).encode(text).ids
-        length = min(max(8, 1 << (len(ids) - 1).bit_length()), self.max_tokens)
-        tokens, mask = np.zeros((1, length), np.int32), np.zeros((1, length), bool)
-        tokens[0, : len(ids)], mask[0, : len(ids)] = ids, True
-        return tokens, mask
+def tokens(clip: Clip, view: View | None, *, path: str, max_tokens: int) -> Items | None:
+    """Return one item: tokens [1, length], padded to a power of two from 8 on, and whether each is real."""
+    if not clip.text:
+        return None
+    text = clip.text
+    if view is not None:
+        text = augmentation.change_text(text, view.generator("text"))
+    ids = tokenizer(path, max_tokens).encode(text).ids
+    length = min(max(8, 1 << (len(ids) - 1).bit_length()), max_tokens)
+    filled = np.pad(np.array([ids], np.int32), ((0, 0), (0, length - len(ids))))
+    return filled, np.arange(length)[None] < len(ids)
 
 
 @functools.cache
 def tokenizer(path: str, max_tokens: int) -> Any:
-    """Return the tokenizer of a ``tokenizer.json``, which truncates texts to what the encoder takes.
+    """Return the tokenizer of a ``tokenizer.json``, opened once in each process; it truncates texts to ``max_tokens``.
 
     Raises:
       ConclugenError: the file cannot be read.

@@ -46,11 +46,8 @@ class Tally:
 
     def to_json(self) -> dict[str, Any]:
         """Return what the manifest says of it."""
-        return {
-            "failed": len(self.failures),
-            "failures": dict(sorted(self.failures.items())[:LISTED]),
-            "notes": dict(sorted(self.notes.items())),
-        }
+        listed = dict(sorted(self.failures.items())[:LISTED])
+        return {"failed": len(self.failures), "failures": listed, "notes": dict(sorted(self.notes.items()))}
 
 
 def known(made: Mapping[str, Any], target: Path, count: int) -> Tally:
@@ -61,9 +58,8 @@ def known(made: Mapping[str, Any], target: Path, count: int) -> Tally:
       target: its folder.
       count: number of its utterances.
     """
-    path = table(target, FAILURES)
     try:
-        failures = {row["utterance"]: row[FAILURES[1]] for _, row in read_csv(path)} if path.is_file() else {}
+        failures = {row["utterance"]: row[FAILURES[1]] for _, row in read_csv(table(target, FAILURES))}
     except (ConclugenError, KeyError):
         failures = {}
     if len(failures) != made["failed"]:  # the table was changed or deleted
@@ -97,31 +93,25 @@ def write_table(target: Path, which: tuple[str, str], rows: Mapping[str, str]) -
 
 def lines(tally: Tally, folder: Path, count: int) -> list[str]:
     """Return lines that say what became of ``count`` utterances, for the data set in a folder."""
-    left_out = count - tally.done - len(tally.failures)
-    told = [f"{counted(left_out)} not named by the labels and left out"] if left_out > 0 else []
+    told, left_out = [], count - tally.done - len(tally.failures)
+    if left_out > 0:
+        told.append(f"{counted(left_out)} not named by the labels and left out")
     if tally.unknown:
         told.append(f"{len(tally.unknown):,} ids of the labels are the name of no clip, such as {tally.unknown[0]!r}")
-    for modality, n in sorted(tally.missing.items()):
-        if n == tally.done:
-            way_out = (
-                "; name a recogniser with --speech, or put subtitles beside the clips" if modality == "text" else ""
-            )
-            told.append(f"warning: no utterance has {modality}, so the data set has not{way_out}")
+    way_out = {"text": "; name a recogniser with --speech, or put subtitles beside the clips"}
+    for modality in sorted(m for m, n in tally.missing.items() if n == tally.done):
+        told.append(f"warning: no utterance has {modality}, so the data set has not{way_out.get(modality, '')}")
     known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already
     told += [f"{counted(n)}: {note}" for note, n in sorted(tally.notes.items()) if note not in known]
     if tally.failures:
-        path = table(folder, FAILURES)
-        told.append(f"{counted(len(tally.failures))} failed and left out; see {path}")
+        told.append(f"{counted(len(tally.failures))} failed and left out; see {table(folder, FAILURES)}")
     if tally.heard:
-        path = table(folder, WORDS)
-        told.append(f"words were recognised in {counted(len(tally.heard))}; see {path}")
-    host, device = tally.clock.host, tally.clock.device
-    if host + device > 0:
-        what = "waiting for decoded clips" if host > device else "computing features"
+        told.append(f"words were recognised in {counted(len(tally.heard))}; see {table(folder, WORDS)}")
+    seconds, what = max((tally.clock.device, "computing features"), (tally.clock.host, "waiting for decoded clips"))
+    if seconds:
         before = f", {tally.reused:,} of them before" if tally.reused else ""
-        told.append(
-            f"{counted(tally.done)} extracted{before}; {max(host, device) / (host + device):.0%} of the time {what}"
-        )
+        part = seconds / (tally.clock.host + tally.clock.device)
+        told.append(f"{counted(tally.done)} extracted{before}; {part:.0%} of the time {what}")
     return told
 
 

@@ -63,12 +63,8 @@ def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
     """
     rates = {b.rate for b in backbones if b.rate}
     rates |= {DETECTIONS} if rates and options.get("faces") else set()
-    return Recipe(
-        {b.name: b.prepare for b in backbones},
-        {b.name: b.modality for b in backbones},
-        tuple(sorted(rates, reverse=True)),
-        **options,
-    )
+    prepare, modalities = {b.name: b.prepare for b in backbones}, {b.name: b.modality for b in backbones}
+    return Recipe(prepare, modalities, tuple(sorted(rates, reverse=True)), **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +95,10 @@ def prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     try:
         return _prepare(utterance, how, num_views)
     except ConclugenError as e:
-        return Prepared(utterance.place, failure=str(e))
+        failure = str(e)
     except Exception as e:  # one clip of a million must not end a run of days; it is listed by name
         failure = f"{utterance.path}: {type(e).__name__}: {str(e)[:300]} ({place_of(e)})"
-        return Prepared(utterance.place, failure=failure)
+    return Prepared(utterance.place, failure=failure)
 
 
 def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
@@ -117,36 +113,26 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     if clip.length and end - utterance.start > clip.length + LACKING:
         notes.append("the clip ends before the interval does")
     if how.faces and clip.frames:
-        clip, boxes = _cropped(utterance, clip, how, notes)
+        clip, boxes, noted = _cropped(utterance, clip, how)
+        notes += noted
     text = utterance.text
     if recognised and clip.sound is not None:
         text = recogniser(how.recogniser)(clip.sound) or None
-    views, missing = _views(dataclasses.replace(clip, text=text), how, utterance.place, num_views)
+    clip = dataclasses.replace(clip, text=text)
+    views = [View(how.seed, utterance.place, i, how.strength) if i else None for i in range(num_views)]
+    items = [{name: _checked(name, run(clip, view)) for name, run in how.prepare.items()} for view in views]
+    # A modality is missing where any view lacks one of its backbones.
+    missing = sorted({how.modalities[name] for found in items for name, x in found.items() if x is None})
     if len(missing) == len(used):
-        raise ConclugenError(
-            f"{utterance.path}: lacks {' and '.join(missing)}; {'; '.join(notes) or 'nothing is left'}"
-        )
+        why = "; ".join(notes) or "nothing is left"
+        raise ConclugenError(f"{utterance.path}: lacks {' and '.join(missing)}; {why}")
+    items = [{name: x for name, x in found.items() if how.modalities[name] not in missing} for found in items]
     notes += [f"no {modality}" for modality in missing]
-    return Prepared(utterance.place, views, tuple(notes), "", text, (utterance.start, end), boxes)
-
-
-def _views(clip: Clip, how: Recipe, place: str, num_views: int) -> tuple[tuple[dict[str, Items], ...], list[str]]:
-    """Return the items of each view, and the modalities that are missing: those that lack a backbone in any view."""
-    views = []
-    for number in range(num_views):
-        view = View(how.seed, place, number, how.strength) if number else None
-        views.append({name: _checked(name, run(clip, view)) for name, run in how.prepare.items()})
-    missing = sorted({how.modalities[name] for items in views for name, x in items.items() if x is None})
-    there = [name for name in how.prepare if how.modalities[name] not in missing]
-    return tuple({name: items[name] for name in there} for items in views), missing
+    return Prepared(utterance.place, tuple(items), tuple(notes), "", text, (utterance.start, end), boxes)
 
 
 def _checked(name: str, items: Items | None) -> Items | None:
-    """Check what a backbone's ``prepare`` returned; return ``None`` if there are no items.
-
-    Raises:
-      ConclugenError: something else than items.
-    """
+    """Check what a backbone's ``prepare`` returned; return ``None`` if there are no items."""
     if items is None:
         return None
     arrays = items if isinstance(items, tuple) else ()
@@ -157,14 +143,12 @@ def _checked(name: str, items: Items | None) -> Items | None:
 
 
 def _decoded(utterance: Utterance, rates: tuple[float, ...], hears: bool) -> Clip:
-    if not rates and not hears:
-        return Clip([], np.zeros(0), 0.0, None)
     span = {"start": utterance.start, "end": utterance.end}
     aside = hears and bool(utterance.sound)
-    if not rates and aside:
-        return media.decode(utterance.sound, video=False, **span)
-    rate, *also = rates or (1.0,)
-    clip = media.decode(utterance.path, rate=rate, also=also, sound=hears and not aside, video=bool(rates), **span)
+    clip = Clip([], np.zeros(0), 0.0, None)
+    if rates or (hears and not aside):
+        rate, *also = rates or (1.0,)
+        clip = media.decode(utterance.path, rate=rate, also=also, sound=hears and not aside, video=bool(rates), **span)
     if aside:
         heard = media.decode(utterance.sound, video=False, **span)
         length = max(clip.length, heard.length)
@@ -172,7 +156,8 @@ def _decoded(utterance: Utterance, rates: tuple[float, ...], hears: bool) -> Cli
     return clip
 
 
-def _cropped(utterance: Utterance, clip: Clip, how: Recipe, notes: list[str]) -> tuple[Clip, tuple]:
+def _cropped(utterance: Utterance, clip: Clip, how: Recipe) -> tuple[Clip, tuple, list[str]]:
+    """Return the clip with the face's frames alone, the boxes found, and notes."""
     rows = clip.rows_at(DETECTIONS)
     found = faces.find(mtcnn_weights(how.faces), [clip.frames[i] for i in rows])
     boxes = tuple(
@@ -182,14 +167,13 @@ def _cropped(utterance: Utterance, clip: Clip, how: Recipe, notes: list[str]) ->
     )
     if boxes:
         cropped = faces.crop(clip, found, rows, how.size)
-        left_out = len(clip.frames) - len(cropped.frames)
-        if left_out:
-            notes.append(f"no face in {left_out} of {len(clip.frames)} frames")
-        return cropped, boxes
+        lost = len(clip.frames) - len(cropped.frames)
+        return cropped, boxes, [f"no face in {lost} of {len(clip.frames)} frames"] if lost else []
     if how.no_face == "drop":
         raise ConclugenError(f"{utterance.path}: no face was found; --no_face=whole takes whole frames")
-    notes.append("no face was found")
-    return (clip if how.no_face == "whole" else dataclasses.replace(clip, frames=[], times=np.zeros(0))), ()
+    if how.no_face == "missing":
+        clip = dataclasses.replace(clip, frames=[], times=np.zeros(0))
+    return clip, (), ["no face was found"]
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """What vectors depend on besides the clips: written into the manifest of a data set, read and compared for a prediction."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -16,8 +15,7 @@ from conclugen_jax.extract.networks import weights
 from conclugen_jax.extract.preparation import Recipe
 
 
-@dataclasses.dataclass(frozen=True)
-class Frames:
+class Frames(msgspec.Struct, frozen=True):
     """How pictures are cropped.
 
     Attributes:
@@ -31,8 +29,7 @@ class Frames:
     faces_per_second: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Provenance:
+class Provenance(msgspec.Struct, frozen=True):
     """What vectors depend on besides the clips: JSON, the same on every machine with the same versions.
 
     Attributes:
@@ -48,12 +45,12 @@ class Provenance:
     options: Options
     frames: Frames
     speech: dict[str, str]
-    views: dict[str, Any] = dataclasses.field(default_factory=dict)
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    views: dict[str, Any] = {}
+    versions: dict[str, str] = {}
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the manifest stores it."""
-        facts = dataclasses.asdict(self)
+        facts = msgspec.to_builtins(self)
         del facts["options"]["batch_items"]
         return facts
 
@@ -61,14 +58,10 @@ class Provenance:
 def of(backbones: Sequence[Backbone], how: Recipe, options: Options) -> Provenance:
     """Return what the vectors of backbones depend on."""
     faces = Frames(weights.load(how.faces).sha256, how.no_face, preparation.DETECTIONS) if how.faces else Frames("", "")
-    return Provenance(
-        backbones=of_backbones(backbones),
-        options=options,
-        frames=faces,
-        speech=speech.provenance(how.recogniser) if how.recogniser else {},
-        views={"number": how.num_views, "seed": how.seed, "strength": how.strength} if how.num_views > 1 else {},
-        versions={name: version for name in ("av", "pillow", "tokenizers") if (version := _version(name))},
-    )
+    heard = speech.provenance(how.recogniser) if how.recogniser else {}
+    views = {"number": how.num_views, "seed": how.seed, "strength": how.strength} if how.num_views > 1 else {}
+    versions = {name: version for name in ("av", "pillow", "tokenizers") if (version := _version(name))}
+    return Provenance(of_backbones(backbones), options, faces, heard, views, versions)
 
 
 def of_backbones(backbones: Sequence[Backbone]) -> dict[str, dict[str, Any]]:
@@ -102,10 +95,10 @@ def read(made: Mapping[str, Any]) -> Provenance:
 def compare(
     found: Mapping[str, dict[str, Any]], expected: Mapping[str, dict[str, Any]], needed: Sequence[str], whose: str
 ) -> None:
-    """Compare backbones with those that the features of a run were made with.
+    """Compare backbones with those that the features of a run were made with. Where weights came from may differ.
 
     Args:
-      found: name -> facts of the backbones at hand.
+      found: name -> facts of the backbones that were named.
       expected: name -> facts of those that made the data set.
       needed: names that the run needs.
       whose: the run, for messages.
@@ -113,20 +106,17 @@ def compare(
     Raises:
       ConclugenError: one is missing, spare, or was another one.
     """
-    missing, spare = [name for name in needed if name not in found], sorted(found.keys() - expected.keys())
-    if missing:
+    if missing := [name for name in needed if name not in found]:
         raise ConclugenError(
             f"{whose}: its features need {', '.join(missing)}; name the weights with --weights, or with --backbone"
         )
-    if spare:
+    if spare := sorted(found.keys() - expected.keys()):
         raise ConclugenError(f"{whose}: its features were made without {', '.join(spare)}; leave that out")
     for name, ours in sorted(found.items()):
-        for key, a, b in _differences(ours, expected[name]):
-            raise ConclugenError(f"{name}: its {key} is {a}, that of the features of {whose} is {b}; name the same")
-
-
-def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (key, ours, theirs) of facts that differ, the hash of weights first. Their source may differ."""
-    keys = sorted((found.keys() | expected.keys()) - {"source"}, key=lambda key: (key != "sha256", key))
-    shown = [(key, *(json.dumps(facts.get(key), sort_keys=True) for facts in (found, expected))) for key in keys]
-    return [(key, a[:200], b[:200]) for key, a, b in shown if a != b]
+        keys = (ours.keys() | expected[name].keys()) - {"source"}
+        for key in sorted(keys, key=lambda key: (key != "sha256", key)):  # the hash says most
+            a, b = (json.dumps(facts.get(key), sort_keys=True) for facts in (ours, expected[name]))
+            if a != b:
+                raise ConclugenError(
+                    f"{name}: its {key} is {a[:200]}, that of the features of {whose} is {b[:200]}; name the same"
+                )

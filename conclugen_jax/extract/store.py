@@ -52,20 +52,17 @@ class Planned:
             self._names.setdefault(u.split, []).append(u.key)
 
     def names(self) -> dict[str, list[str]]:
-        """Return the keys of all utterances, by split."""
         return self._names
 
     def files(self) -> tuple:
-        """Return no files."""
         return ()
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
         """Return the name within the data set of each key, ``None`` where there is none."""
-        known = {s: set(names) for s, names in self._names.items()}
-        in_split, anywhere = known.get(split, set()), known.get("", set())
+        in_split, anywhere = set(self._names.get(split, ())), set(self._names.get("", ()))
         return [f"{split}/{k}" if k in in_split else k if k in anywhere else None for k in keys]
 
-    def read(self, place: str) -> np.ndarray | None:
+    def read(self, place: str) -> None:
         """Return nothing."""
 
 
@@ -105,20 +102,20 @@ class Store:
                 )
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(path, text)
+        with files.replaced(path) as scratch:
+            scratch.write_text(text)
         if keep:
             (self.folder / KEPT).touch()
 
     def state(self, utterance: Utterance, num_views: int) -> State | None:
         """Return what became of an utterance; ``None`` if it is not done, or its file, interval or words have changed."""
-        path = self._place("done", utterance, ".json")
         try:
-            found = files.read_json(path, State, way_out="")
+            found = files.read_json(self._path("done", utterance, ".json"), State, way_out="")
         except ConclugenError:
             return None
-        vectors = [self._place(f"{v}/{m}", utterance, ".npy") for v in range(num_views) for m in found.present]
+        vectors = [self._path(f"{v}/{m}", utterance, ".npy") for v in range(num_views) for m in found.present]
         same = found.stamp == utterance.stamp() and found.views == num_views
-        return found if same and all(p.is_file() for p in vectors) else None
+        return found if same and all(path.is_file() for path in vectors) else None
 
     def put(self, utterance: Utterance, vectors: Mapping[str, np.ndarray], state: State) -> None:
         """Write the vectors of an utterance, modality -> float32 [views, dim], and what became of it.
@@ -128,11 +125,10 @@ class Store:
         """
         for modality, views in vectors.items():
             for number, vector in enumerate(views):
-                path = self._place(f"{number}/{modality}", utterance, ".npy")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with files.replaced(path) as scratch:
+                with self._replaced(f"{number}/{modality}", utterance, ".npy") as scratch:
                     np.save(scratch, vector, allow_pickle=False)
-        _write(self._place("done", utterance, ".json"), json.dumps(msgspec.to_builtins(state)))
+        with self._replaced("done", utterance, ".json") as scratch:
+            scratch.write_bytes(msgspec.json.encode(state))
 
     def features(self, modality: str, num_views: int, first_split: str) -> Features | None:
         """Return the vectors of a modality as a data set is built from them; ``None`` if no utterance has it.
@@ -143,11 +139,15 @@ class Store:
           first_split: its name.
         """
         folders = [self.folder / str(v) / modality for v in range(num_views)]
-        if not _has_vectors(folders[0]):
+        there = [next(folder.rglob("*.npy"), None) is not None for folder in folders]
+        if not there[0]:
             return None
         first = FolderFeatures(folders[0], how="mean")
-        others = [FolderFeatures(f, how="mean") if _has_vectors(f) else Planned((), first.dim) for f in folders[1:]]
-        return VariantFeatures([first, *others], first_split=first_split) if others else first
+        if num_views == 1:
+            return first
+        others = zip(folders[1:], there[1:], strict=True)
+        others = [FolderFeatures(f, how="mean") if has_some else Planned((), first.dim) for f, has_some in others]
+        return VariantFeatures([first, *others], first_split=first_split)
 
     def keep_only(self, present: Mapping[str, Sequence[str]]) -> None:
         """Delete the vectors that do not count any more; ``present``: place -> its modalities."""
@@ -157,11 +157,13 @@ class Store:
                 if folder.name not in present.get(place, ()):
                     path.unlink()
 
-    def _place(self, folder: str, utterance: Utterance, ending: str) -> Path:
-        path = self.folder / folder / f"{utterance.place}{ending}"
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise ConclugenError(f"{utterance.path}: the name {utterance.place!r} leads elsewhere; rename the clip")
-        return path
+    def _path(self, folder: str, utterance: Utterance, ending: str) -> Path:
+        return self.folder / folder / f"{utterance.place}{ending}"  # no key has a slash, see clips.find
+
+    def _replaced(self, folder: str, utterance: Utterance, ending: str):
+        path = self._path(folder, utterance, ending)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return files.replaced(path)
 
 
 def _changed(path: Path, recipe: Mapping[str, Any]) -> str:
@@ -172,13 +174,3 @@ def _changed(path: Path, recipe: Mapping[str, Any]) -> str:
         return ""
     names = sorted(k for k in stored.keys() | recipe.keys() if stored.get(k) != recipe.get(k))
     return f" ({', '.join(names)})" if names else ""
-
-
-def _has_vectors(folder: Path) -> bool:
-    return next(folder.rglob("*.npy"), None) is not None
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replaced(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")

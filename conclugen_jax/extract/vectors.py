@@ -1,6 +1,8 @@
 """Run backbones over prepared utterances: items in full batches, and the mean vector of each utterance."""
 
+import ctypes
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +15,9 @@ from conclugen_jax.extract.preparation import Prepared
 MOST_WAITING = 64
 """Utterances that wait for their batches to fill, at most; an interruption loses their vectors."""
 
+Finished = Iterator[tuple[Prepared, dict[str, np.ndarray]]]
+"""Utterances as soon as they are complete, with modality -> float32 [views, dim]; nothing for failures."""
+
 
 @dataclasses.dataclass
 class Clock:
@@ -22,9 +27,7 @@ class Clock:
     device: float = 0.0
 
 
-def vectors(
-    prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: Clock | None = None
-) -> Iterator[tuple[Prepared, dict[str, np.ndarray]]]:
+def vectors(prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: Clock | None = None) -> Finished:
     """Run the backbones over prepared utterances.
 
     Args:
@@ -33,28 +36,24 @@ def vectors(
       clock: accumulates the time taken.
 
     Yields:
-      (utterance, modality -> float32 [views, dim]) of each utterance as soon as it is complete. The dictionary is empty for
-      failures, among them vectors that are not finite.
+      Utterances and their vectors, see :data:`Finished`. Vectors that are not finite are a failure.
 
     Raises:
       ConclugenError: vectors of another size than a backbone says.
     """
     running, clock = _Running(backbones), clock or Clock()
-    prepared = iter(prepared)
-    while True:
-        start = time.perf_counter()
-        each = next(prepared, None)
-        clock.host += time.perf_counter() - start
-        start = time.perf_counter()
+    start = time.perf_counter()
+    for each in itertools.chain(prepared, (None,)):
+        came = time.perf_counter()
+        clock.host += came - start
         if each is None:
             yield from running.flush()
         elif each.failure:
             yield each, {}
         else:
             yield from running.add(each)
-        clock.device += time.perf_counter() - start
-        if each is None:
-            return
+        start = time.perf_counter()
+        clock.device += start - came
 
 
 @dataclasses.dataclass
@@ -79,7 +78,7 @@ class _Running:
         self._queues: dict[tuple, list[tuple[str, _Key, Items]]] = {}
         self._waiting: dict[str, tuple[Prepared, dict[_Key, _Mean]]] = {}  # by place
 
-    def add(self, each: Prepared) -> Iterator[tuple[Prepared, dict[str, np.ndarray]]]:
+    def add(self, each: Prepared) -> Finished:
         """Take an utterance; yield those that are complete by now."""
         means: dict[_Key, _Mean] = {}
         self._waiting[each.place] = dataclasses.replace(each, views=({},) * len(each.views)), means
@@ -98,13 +97,13 @@ class _Running:
         if len(self._waiting) >= MOST_WAITING:
             yield from self.flush()
 
-    def flush(self) -> Iterator[tuple[Prepared, dict[str, np.ndarray]]]:
+    def flush(self) -> Finished:
         """Run what is left, in batches filled up with copies."""
         for (name, *_), queue in self._queues.items():
             while queue:
                 yield from self._run(name, queue)
 
-    def _run(self, name: str, queue: list[tuple[str, _Key, Items]]) -> Iterator[tuple[Prepared, dict[str, np.ndarray]]]:
+    def _run(self, name: str, queue: list[tuple[str, _Key, Items]]) -> Finished:
         """Take a batch off the front of a queue."""
         backbone = self._backbones[name]
         size = backbone.batch_size, backbone.dim
@@ -124,15 +123,31 @@ class _Running:
                 yield self._finished(each, {k: (m.total / m.count).astype(np.float32) for k, m in means.items()})
 
     def _finished(self, each: Prepared, found: dict[_Key, np.ndarray]) -> tuple[Prepared, dict[str, np.ndarray]]:
-        bad = sorted({name for (_, name), x in found.items() if not np.isfinite(x).all()})
-        if bad:
+        if bad := sorted({name for (_, name), x in found.items() if not np.isfinite(x).all()}):
             names = ", ".join(bad)
             reason = f"{each.place}: {names} gave numbers that are not finite; is something odd about the clip?"
             return Prepared(each.place, failure=reason), {}
-        joined = {}
-        for modality in dict.fromkeys(b.modality for b in self._backbones.values()):
-            names = [b.name for b in self._backbones.values() if b.modality == modality]
-            if (0, names[0]) in found:  # a modality is there with all of its backbones in all views, or not at all
-                views = [np.concatenate([found[view, name] for name in names]) for view in range(len(each.views))]
-                joined[modality] = np.stack(views)
-        return dataclasses.replace(each, views=()), joined
+        joined: dict[
+            str, list[np.ndarray]
+        ] = {}  # of each view; a modality is there with all backbones in all views, or not
+        for b in self._backbones.values():
+            if (0, b.name) in found:
+                joined.setdefault(b.modality, []).append(np.stack([found[v, b.name] for v in range(len(each.views))]))
+        return dataclasses.replace(each, views=()), {m: np.concatenate(x, axis=1) for m, x in joined.items()}
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed for the next allocation, instead of giving it back to the system at once.
+
+    XLA takes and frees hundreds of MiB for every batch on a processor; without this a fifth of the time goes into pages that
+    the system fills with zeros. To be called before threads are started; freed memory stays with the process from then on.
+
+    Returns:
+      Whether the C library can do it; others are left as they are.
+    """
+    mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # of <malloc.h>
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    return all([set_option(arena_max, 1), set_option(mmap_threshold, 2**30), set_option(trim_threshold, 2**31 - 1)])

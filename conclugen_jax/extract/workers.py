@@ -1,7 +1,9 @@
 """Prepare utterances in processes beside the device, or in this one."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+
+import jax
 
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.preparation import Prepared, Recipe, prepare
@@ -29,66 +31,40 @@ def prepared(work: Iterable[Work], how: Recipe, num_workers: int) -> Iterator[Pr
       What was prepared of each. An utterance that crashes the process that decodes it, or keeps it busy for ever, is a failure.
     """
     if not num_workers:
-        for utterance, views in work:
-            yield prepare(utterance, how, views)
+        yield from (prepare(utterance, how, views) for utterance, views in work)
         return
-    work, waiting = iter(work), deque()
-    while True:
-        # After a crash, repeat what was under way one by one, to know which utterance crashes its process.
-        alone = list(waiting)
-        waiting.clear()
-        for job in alone:
-            yield _alone(job, how)
-        if (yield from _together(work, waiting, how, num_workers)):
-            return
+    work = iter(work)
+    while left := (yield from _in_processes(work, how, num_workers)):
+        for job in left:  # after a crash one by one, to know which utterance crashes its process
+            if (yield from _in_processes(iter([job]), how, 1)):
+                failure = f"{job[0].path}: the process that decoded it died; is it damaged or too large?"
+                yield Prepared(job[0].place, failure=failure)
 
 
-def _together(work: Iterator[Work], waiting: deque, how: Recipe, num_workers: int) -> Iterator[Prepared]:
-    """Yield results until the work is done (returns ``True``), or a process died or hangs; ``waiting`` is then what is left."""
-    futures: deque = deque()
-
-    def first() -> Prepared:
-        result = futures.popleft().result(TIMEOUT)
-        waiting.popleft()
-        return result
-
+def _in_processes(work: Iterator[Work], how: Recipe, num_workers: int) -> Generator[Prepared, None, list[Work]]:
+    """Yield results until the work is done, or a process died or hangs; return what was under way then."""
+    jobs, futures = deque(), deque()
     with Pool(num_workers, start=_compute_on_processor) as pool:
         try:
-            for job in work:
-                waiting.append(job)
-                futures.append(pool.submit(prepare, job[0], how, job[1]))
-                if len(futures) >= num_workers * AHEAD:
-                    yield first()
-            while futures:
-                yield first()
-            return True
+            while True:
+                while len(jobs) < num_workers * AHEAD and (job := next(work, None)):
+                    jobs.append(job)
+                    futures.append(pool.submit(prepare, job[0], how, job[1]))
+                if not jobs:
+                    return []
+                result = futures.popleft().result(TIMEOUT)
+                jobs.popleft()
+                yield result
         except Died:
-            return False
+            return list(jobs)
         except TimeoutError:
             pool.kill()
-            yield _given_up(waiting.popleft())
-            return False
-
-
-def _alone(job: Work, how: Recipe) -> Prepared:
-    utterance, views = job
-    with Pool(1, start=_compute_on_processor) as pool:
-        try:
-            return pool.submit(prepare, utterance, how, views).result(TIMEOUT)
-        except Died:
-            failure = f"{utterance.path}: the process that decoded it died; is it damaged or too large?"
-            return Prepared(utterance.place, failure=failure)
-        except TimeoutError:
-            pool.kill()
-            return _given_up(job)
-
-
-def _given_up(job: Work) -> Prepared:
-    return Prepared(job[0].place, failure=f"{job[0].path}: not decoded within {TIMEOUT:g} s; is it damaged?")
+            utterance, _ = jobs.popleft()
+            failure = f"{utterance.path}: not decoded within {TIMEOUT:g} s; is it damaged?"
+            yield Prepared(utterance.place, failure=failure)
+            return list(jobs)
 
 
 def _compute_on_processor() -> None:
     """Leave the device to the parent."""
-    import jax
-
     jax.config.update("jax_platforms", "cpu")

@@ -45,5 +45,7 @@ def changed(folder: Path) -> str:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Return the files of a folder by name, in order, without the hashes and what a killed process left of them."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (SUMS, f".tmp-{SUMS}"))
+    paths = sorted(
+        p for p in folder.rglob("*") if p.is_file() and p.name != SUMS and not p.name.startswith(files.SCRATCH)
+    )
     return {str(path.relative_to(folder)): path for path in paths}

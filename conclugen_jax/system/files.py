@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,18 +15,21 @@ from conclugen_jax.errors import ConclugenError
 
 T = TypeVar("T")
 
+SCRATCH = ".tmp-"
+"""How the name of a scratch file begins."""
+
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a scratch path whose file takes the place of ``path`` when the context ends without an error.
 
-    The file is synced first, so that it is there whole or not at all even after a power cut. The scratch file is in
-    the folder of ``path`` and has its ending; it is removed if the context fails.
+    The file is synced first, so that it is there whole or not at all even after a power cut. The scratch file is in the folder
+    of ``path``, has its ending and a name of its own: several processes may write one file. It is removed if the context fails.
 
     Raises:
       OSError: no space, or not allowed.
     """
-    scratch = path.with_name(f".tmp-{path.name}")
+    scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}{path.suffix}")
     try:
         yield scratch
         with scratch.open("rb") as file:

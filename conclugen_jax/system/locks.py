@@ -28,7 +28,15 @@ def hold(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
     """
     while True:
         with path.open("a+", encoding="utf-8") as file:
-            _lock(file, wait)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                if wait is None:
+                    raise Busy(holder) from None
+                wait(holder)
+                fcntl.flock(file, fcntl.LOCK_EX)
             if not _is(file, path):  # the last holder removed the file after it was opened here
                 continue
             try:
@@ -40,18 +48,6 @@ def hold(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
                 return
             finally:
                 path.unlink(missing_ok=True)
-
-
-def _lock(file: IO[str], wait: Callable[[str], None] | None) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        if wait is None:
-            raise Busy(holder) from None
-        wait(holder)
-        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _is(file: IO[str], path: Path) -> bool:

@@ -2,10 +2,7 @@
 
 import concurrent.futures
 import concurrent.futures.process
-import contextlib
-import multiprocessing
 import multiprocessing.context
-import multiprocessing.process
 import os
 import signal
 import threading
@@ -16,6 +13,17 @@ from typing import Any
 
 Died = concurrent.futures.process.BrokenProcessPool
 """Raised by the result of a call whose process was killed or crashed."""
+
+
+class _Spawning(multiprocessing.context.SpawnContext):
+    """Remembers the processes that it starts."""
+
+    def __init__(self) -> None:
+        self.started: list[multiprocessing.context.SpawnProcess] = []
+
+    def Process(self, *args, **kwargs):
+        self.started.append(super().Process(*args, **kwargs))
+        return self.started[-1]
 
 
 class Pool:
@@ -31,16 +39,18 @@ class Pool:
           num_workers: number of processes.
           start: called once in each process before its first call.
         """
-        self._context = _Spawning()
+        self._context, self._num_workers = _Spawning(), num_workers
         self._executor = concurrent.futures.ProcessPoolExecutor(
             num_workers, mp_context=self._context, initializer=_start, initargs=(os.getpid(), start)
         )
-        self._num_workers = num_workers
 
     def submit(self, function: Callable, *args: Any) -> concurrent.futures.Future:
-        """Queue one call."""
-        with _interrupts_blocked():
+        """Queue one call; a process that starts for it never sees Ctrl-C, which a terminal sends to all."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             return self._executor.submit(function, *args)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def map(self, function: Callable, jobs: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
         """Yield ``function(job)`` of every job, in order.
@@ -63,15 +73,13 @@ class Pool:
 
     def terminate(self) -> None:
         """Send SIGTERM to all processes; a call that handles it, as pretraining does, still returns."""
-        for process in self._context.started:
-            if process.pid is not None:
-                process.terminate()
+        for process in filter(lambda process: process.pid, self._context.started):
+            process.terminate()
 
     def kill(self) -> None:
         """End all processes, whatever they do."""
-        for process in self._context.started:
-            if process.pid is not None:
-                process.kill()
+        for process in filter(lambda process: process.pid, self._context.started):
+            process.kill()
 
     def close(self) -> list[int | None]:
         """Wait for all processes to end; return their exit codes, negative for the signal that ended one."""
@@ -85,27 +93,6 @@ class Pool:
         if kind is not None:
             self.kill()
         self.close()
-
-
-class _Spawning(multiprocessing.context.SpawnContext):
-    """Remembers the processes that it starts."""
-
-    def __init__(self) -> None:
-        self.started: list[multiprocessing.process.BaseProcess] = []
-
-    def Process(self, *args, **kwargs):
-        self.started.append(super().Process(*args, **kwargs))
-        return self.started[-1]
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, which a terminal sends to all: it is the parent's."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(parent: int, start: Callable[[], None] | None) -> None:

@@ -1,12 +1,19 @@
-"""Several processes that share one run: which one writes, what all get from it, and how they end together."""
+"""Several processes that share one run: which one writes, what all get from it, and how they end together.
 
+The connections on which they met stay open: a process that fails tells the others why, and one that is gone is noticed at once.
+"""
+
+import os
+import sys
+import threading
+import time
 from typing import Any
 
 import numpy as np
 
-from conclugen_jax.system import cluster, party
+from conclugen_jax.system import cluster
 
-_party: party.Party | None = None
+_party: "Party | None" = None
 
 
 def is_main() -> bool:
@@ -32,32 +39,21 @@ def start(timeout: float) -> None:
     place = cluster.from_environment()
     if place.count == 1:
         return
-    _party = party.Party(place, party.meet(place, timeout))
+    _party = Party(place, cluster.meet(place, timeout))
     import jax  # late: commands without JAX import this module, too
 
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the run
-    seconds = max(1, round(timeout))
+    names = "initialization_timeout", "heartbeat_timeout_seconds", "shutdown_timeout_seconds"
     jax.distributed.initialize(
         place.address,
         place.count,
         place.index,
         local_device_ids=place.devices,
         cluster_detection_method="deactivate",
-        initialization_timeout=seconds,
-        heartbeat_timeout_seconds=seconds,
-        shutdown_timeout_seconds=seconds,
+        **dict.fromkeys(names, max(1, round(timeout))),
     )
-    _connect_devices()
-
-
-def _connect_devices() -> None:
-    """Let all devices meet in one sum.
-
-    On CPUs the first collective operation waits 30 s for the other processes. Later it would come after a compilation, which
-    may take one process much longer than another that finds its programs in the cache.
-    """
-    import jax
-
+    # Let all devices meet in one sum. On CPUs the first collective operation waits 30 s for the other processes; later it
+    # would come after a compilation, which may take one process much longer than another that finds its programs in the cache.
     mesh = jax.sharding.Mesh(jax.devices(), "devices")
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
     jax.block_until_ready(jax.make_array_from_callback((mesh.size,), split, lambda _: np.ones(1, np.float32)).sum())
@@ -100,10 +96,61 @@ def wait() -> None:
 def fail(sentence: str, code: int) -> None:
     """Print why this process fails, tell the others, and end at once; return if it is alone."""
     if _party is not None:
-        _party.end(sentence, code, told=f"process {_party.place.index}: {sentence}")
+        _party.end(sentence, code, f"process {_party.place.index}: {sentence}")
 
 
 def leave() -> None:
     """Wait until the other processes are done as well; return at once if this one is alone."""
     if _party is not None:
         _party.leave()
+
+
+class Party:
+    """This process among those that have met; a thread for each line hears what becomes of the process there."""
+
+    def __init__(self, place: cluster.Place, lines: dict[int, cluster.Line]):
+        self.place, self._lines = place, lines
+        self._ending = threading.Lock()  # held by the thread that ends this process
+        self._left = threading.Semaphore(0)  # processes that have said that they leave
+        self._hearing = [threading.Thread(target=self._hear, args=x, daemon=True) for x in lines.items()]
+        for thread in self._hearing:
+            thread.start()
+
+    def _hear(self, number: int, line: cluster.Line) -> None:
+        gone = (
+            f"process {number} is gone (killed, out of memory, or its machine or network failed); repeat the command on "
+            "all machines to resume"
+        )
+        while word := line.receive():
+            if "error" in word:
+                self.end(word["error"], word["code"])
+            gone = ""
+            self._left.release()
+        if gone:
+            self.end(gone, 1)
+
+    def end(self, sentence: str, code: int, told: str = "") -> None:
+        """End this process with a sentence, and all others with what they are told; only the first thread to call does."""
+        if not self._ending.acquire(blocking=threading.current_thread() not in self._hearing):
+            return
+        try:
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+            for line in self._lines.values():
+                line.send(error=told or sentence, code=code)
+            if self.place.index == 0:  # JAX aborts all others as soon as process 0 is gone
+                deadline = time.monotonic() + cluster.PATIENCE
+                for thread in self._hearing:
+                    if thread is not threading.current_thread():
+                        thread.join(max(0, deadline - time.monotonic()))
+        finally:  # also where standard error is closed
+            os._exit(code)
+
+    def leave(self) -> None:
+        """Return when all processes have called this: the others tell process 0, which then tells them."""
+        if self.place.index == 0:
+            for _ in self._lines:
+                self._left.acquire()
+        for line in self._lines.values():
+            line.send(leaving=True)
+        if self.place.index != 0:
+            self._left.acquire()

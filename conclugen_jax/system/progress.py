@@ -39,22 +39,19 @@ class Display:
         self._last_line = float("-inf")
         # (step, second) of the last updates: the time of checkpoints, between dispatches, counts too.
         self._seen: collections.deque[tuple[int, float]] = collections.deque(maxlen=200)
-        self._live = None
-        if self._console.is_terminal:
-            columns = [TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn()]
-            self._bar = Progress(*columns, TextColumn("{task.fields[when]}"), console=self._console, expand=True)
-            self._task = self._bar.add_task(title, total=total_steps, completed=first_step, when="compiling")
-            self._numbers = Text(no_wrap=True, overflow="ellipsis")
-            self._live = Live(Group(self._bar, self._numbers), console=self._console, refresh_per_second=4)
+        columns = BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[when]}")
+        self._bar = Progress("{task.description}", *columns, console=self._console, expand=True)
+        self._task = self._bar.add_task(title, total=total_steps, completed=first_step, when="compiling")
+        self._numbers = Text(no_wrap=True, overflow="ellipsis")
+        self._live = Live(Group(self._bar, self._numbers), console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> "Display":
-        if self._live is not None:
+        if self._console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._live.stop()
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
@@ -71,11 +68,10 @@ class Display:
         if step > first:
             steps_per_second = (step - first) / max(now - start, 1e-9)
         eta = f"  ETA {_clock((self._total - step) / steps_per_second)}" if steps_per_second else ""
-        if self._live is not None:
+        if self._console.is_terminal:
             self._bar.update(self._task, completed=step, when=epoch + eta)
             self._numbers.plain = f"  {shown}"
-            return
-        if now - self._last_line >= PLAIN_SECONDS or step >= self._total:
+        elif now - self._last_line >= PLAIN_SECONDS or step >= self._total:
             self._last_line = now
             self.say(f"step {step}/{self._total}  {epoch}  {shown}{eta}")
 
@@ -89,27 +85,24 @@ class Counter:
 
     def __init__(self, title: str, file: TextIO | None = None, unit: str = "examples"):
         self._console = Console(file=file or sys.stderr, highlight=False, quiet=not processes.is_main())
-        columns = [TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[numbers]}")]
+        columns = "{task.description}", BarColumn(None), "{task.fields[numbers]}"
         self._bar = Progress(*columns, console=self._console, expand=True, transient=True)
         self._task = self._bar.add_task(title, total=None, numbers="")
-        self._title, self._unit, self._moved = title, unit, False
-        self._first: int | None = None
-        self._start = self._said = 0.0
+        self._title, self._unit = title, unit
+        self._moves, self._first, self._start, self._said = 0, 0, 0.0, 0.0
 
     def __enter__(self) -> "Counter":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._bar.live.is_started:
-            self._bar.stop()
+        self._bar.live.stop()
 
     def __call__(self, done: int, total: int | None) -> None:
         """Show that ``done`` of ``total`` items are done; ``None``: it is unknown how many there are."""
         now = time.monotonic()
-        if self._first is None:
-            self._first, self._start, self._said = done, now, now
-        elif done > self._first and not self._moved:
-            self._first, self._start, self._moved = done, now, True
+        self._said = self._said or now
+        if self._moves == 0 or (self._moves == 1 and done > self._first):
+            self._first, self._start, self._moves = done, now, self._moves + 1
         if now - self._start < 1.0:
             return
         rate = (done - self._first) / (now - self._start)

@@ -5,6 +5,7 @@ Slurm sends SIGUSR1 before the time limit of a job that asks for it (``--signal=
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -28,7 +29,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal = 0
-        self.at_once_now = False  # whether the program is inside of ``at_once``
+        self._at_once_now = False  # whether the program is inside of ``at_once``
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -39,11 +40,40 @@ class Stop:
         """
         if self.signal:
             raise Interrupted(self.signal)
-        before, self.at_once_now = self.at_once_now, True
+        before, self._at_once_now = self._at_once_now, True
         try:
             yield
         finally:
-            self.at_once_now = before
+            self._at_once_now = before
+
+    def note(self, number: int, _frame: object) -> None:
+        """Note the first signal, as its handler; the thread of :meth:`watch` ends the process at the second one."""
+        if self.signal:
+            return
+        self.signal = number
+        if self._at_once_now:
+            raise Interrupted(number)
+        os.write(2, b"stopping after the steps under way; once more to stop at once\n")
+
+    def watch(self, pipe: int) -> None:
+        """End the process at the second signal, and for a first one that waits too long for compiled code.
+
+        Python runs no handler while the main thread is in compiled code, which may be minutes. So this is a thread: it reads
+        the numbers of signals from a pipe, into which the interpreter writes them even then; a zero ends it.
+        """
+        first, wait = 0, None
+        while True:
+            if not select.select([pipe], [], [], wait)[0]:
+                if self._at_once_now:
+                    os.write(2, b"stopped; repeat the command to resume\n")
+                    os._exit(128 + first)
+                wait = None
+            elif (number := os.read(pipe, 1)[0]) == 0:
+                return os.close(pipe)
+            elif number in CAUGHT:
+                if first:
+                    os._exit(128 + number)
+                first, wait = number, GRACE
 
 
 _outermost: list[Stop] = []
@@ -59,29 +89,26 @@ def caught() -> Iterator[Stop]:
     if _outermost or threading.current_thread() is not threading.main_thread():
         yield _outermost[0] if _outermost else Stop()
         return
-    stop = Stop()
-
-    def note(number: int, _frame: object) -> None:
-        if stop.signal:
-            return  # the thread of ``_watched`` ends the process
-        stop.signal = number
-        if stop.at_once_now:
-            raise Interrupted(number)
-        os.write(2, b"stopping after the steps under way; once more to stop at once\n")
 
     def report(unraisable: Any) -> None:
         # An exception in ``__del__`` cannot propagate; the signal is noted nevertheless.
         if not isinstance(unraisable.exc_value, Interrupted):
             hook(unraisable)
 
+    stop, (out, into) = Stop(), os.pipe()
+    os.set_blocking(into, False)
     hook, sys.unraisablehook = sys.unraisablehook, report
-    before = {number: signal.signal(number, note) for number in CAUGHT}
+    before = {number: signal.signal(number, stop.note) for number in CAUGHT}
+    wakeup = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
+    threading.Thread(target=stop.watch, args=(out,), daemon=True).start()
     _outermost.append(stop)
     try:
-        with _watched(stop):
-            yield stop
+        yield stop
     finally:
         _outermost.clear()
+        signal.set_wakeup_fd(wakeup)
+        os.write(into, b"\0")
+        os.close(into)
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -92,40 +119,3 @@ def ending_at_once() -> Iterator[None]:
     """Let signals end all of the work in the context, or in the decorated function; see :meth:`Stop.at_once`."""
     with caught() as stop, stop.at_once():
         yield
-
-
-@contextlib.contextmanager
-def _watched(stop: Stop) -> Iterator[None]:
-    """End the process at the second signal, and for a first one that waits too long for compiled code.
-
-    Python runs no handler while the main thread is in compiled code, which may be minutes. So a thread does it: it reads the
-    numbers of signals from a pipe, into which the interpreter writes them even then.
-    """
-    out, into = os.pipe()
-    os.set_blocking(into, False)
-    before = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
-
-    def watch() -> None:
-        first = None
-        while number := os.read(out, 1)[0]:
-            if number not in CAUGHT:
-                continue
-            if first is not None:
-                os._exit(128 + number)
-            first = threading.Timer(GRACE, expire, [number])
-            first.daemon = True
-            first.start()
-        os.close(out)
-
-    def expire(number: int) -> None:
-        if stop.at_once_now:
-            os.write(2, b"stopped; repeat the command to resume\n")
-            os._exit(128 + number)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.write(into, b"\0")
-        os.close(into)
