@@ -1,12 +1,11 @@
 """Find what is wrong or suspicious in a data set as a whole: bad rows, repeated ids, ids or groups in two splits."""
 
-import itertools
-
 import numpy as np
 from array_record.python import array_record_data_source
 
 from conclugen_jax.data.parts import Entries, Parts
 from conclugen_jax.data.records import record_features
+from conclugen_jax.data.repeats import across, repeats, within
 from conclugen_jax.data.sources import DatasetSpec
 from conclugen_jax.errors import ConclugenError
 
@@ -41,16 +40,12 @@ def refuse_duplicates(spec: DatasetSpec, parts: Parts) -> None:
       ConclugenError: there is one.
     """
     for split, entries in parts.items():
-        ids = np.concatenate([part.ids for _, part in entries])
-        order = np.argsort(ids, kind="stable")
-        twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-        if twice.size:
-            rows = np.concatenate([part.rows for _, part in entries])
-            first, second = order[twice[0]], order[twice[0] + 1]
-            name = _name(spec, entries, int(second), "id")
+        if twice := within(repeats({split: _joined(entries, "ids")[:, None]}), split):
+            (first, second), rows = twice[0][:2], _joined(entries, "rows")
+            name = _name(spec, entries, second, "id")
             raise ConclugenError(
                 f"split {split!r}, row {rows[second]}, id {name[:100]!r}: the same id as row {rows[first]}; ids must be "
-                f"unique within a split ({twice.size} are not)"
+                f"unique within a split ({sum(map(len, twice)) - len(twice)} are not)"
             )
 
 
@@ -60,7 +55,7 @@ def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
     Raises:
       ConclugenError: there is one.
     """
-    presence = np.concatenate([part.presence for _, part in itertools.chain(*parts.values())])
+    presence = np.concatenate([_joined(entries, "presence") for entries in parts.values()])
     for modality, present in zip(spec.modalities, presence.T, strict=True):
         if not present.any():
             raise ConclugenError(
@@ -71,21 +66,20 @@ def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
 
 def leaks(spec: DatasetSpec, parts: Parts) -> list[str]:
     """Return one sentence for each pair of splits that has ids or groups in common."""
-    found = []
-    for what, column in (("id", "ids"), ("group", "groups")):
-        if what == "group" and spec.shared_groups:
-            continue
-        names = {s: np.concatenate([getattr(part, column) for _, part in entries]) for s, entries in parts.items()}
-        for a, b in itertools.combinations(parts, 2):
-            common = np.setdiff1d(np.intersect1d(names[a], names[b]), [0])  # 0 is the hash of no name
-            if common.size:
-                rows = [int(np.flatnonzero(names[a] == h)[0]) for h in common[:SHOWN]]
-                examples = ", ".join(sorted(repr(_name(spec, parts[a], row, what)) for row in rows))
-                found.append(
-                    f"splits {a!r} and {b!r} have {common.size} {what}{'s' if common.size > 1 else ''} in common, such as "
-                    f"{examples}"
-                )
-    return found
+    sentences = []
+    for what in ("id",) if spec.shared_groups else ("id", "group"):
+        found = repeats({split: _joined(entries, f"{what}s")[:, None] for split, entries in parts.items()})
+        for (a, b), shared in across(found, parts):
+            examples = ", ".join(sorted(repr(_name(spec, parts[a], rows[0], what)) for rows, _ in shared[:SHOWN]))
+            sentences.append(
+                f"splits {a!r} and {b!r} have {len(shared)} {what}{'s' if len(shared) > 1 else ''} in common, such as "
+                f"{examples}"
+            )
+    return sentences
+
+
+def _joined(entries: Entries, column: str) -> np.ndarray:
+    return np.concatenate([getattr(part, column) for _, part in entries])
 
 
 def _name(spec: DatasetSpec, entries: Entries, position: int, key: str) -> str:

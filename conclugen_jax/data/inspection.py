@@ -2,9 +2,8 @@
 
 import contextlib
 import io
-import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.corpora import CORPORA, expected_counts
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import record_features
+from conclugen_jax.data.repeats import Repeats, across, num_rows, repeats, within
 from conclugen_jax.data.scan import Faults, SplitScan
-from conclugen_jax.data.sources import DatasetSpec, LabelSpec
-from conclugen_jax.data.tallies import feature_report, label_report
-from conclugen_jax.errors import reason
+from conclugen_jax.data.sources import DatasetSpec
+from conclugen_jax.errors import ConclugenError, reason
 
 Scans = dict[str, SplitScan]
 TOLERANCE = 1e-9
@@ -46,14 +45,13 @@ def inspect(
     """
     folder = Path(path)
     manifest = manifest_lib.read(folder)
-    faults = Faults(folder, collect=verify)
-    total = sum(facts["num_examples"] for facts in manifest.splits.values())
+    faults = Faults(folder, manifest)
     if verify:
         _check_metadata(folder, manifest, faults)
     else:
         manifest_lib.verify(folder, manifest, level="size")
     scans: Scans = {}
-    done = 0
+    total, done = sum(facts["num_examples"] for facts in manifest.splits.values()), 0
     for split, facts in manifest.splits.items():
         tell = (lambda n, before=done: progress(before + n, total)) if progress is not None else lambda n: None
         scans[split] = SplitScan(folder, manifest, split, faults).run(tell, verify=verify)
@@ -61,8 +59,17 @@ def inspect(
     if verify:
         _check_counts(manifest, scans, faults)
         _check_statistics(manifest, scans, faults)
+    elif found := faults.report():
+        file, what, rows = found[0].values()
+        raise ConclugenError(
+            f"{folder / file}: {f'row {rows[0][0]}: ' if rows else ''}{what}; --verify lists all faults, conclugen build "
+            "--overwrite builds again"
+        )
+    known = json.loads(manifest.to_json())
+    own = ("name", "version", "description", "licence", "modalities", "variants", "label", "targets")
     return {
-        **_identity(folder, manifest),
+        "path": str(folder),
+        **{key: known[key] for key in own},
         "splits": {split: _split_report(manifest, split, scan) for split, scan in scans.items()},
         "duplicates": {m: _duplicates(scans, m, top) for m in manifest.modalities},
         "shared_ids": _shared(scans, "id", top),
@@ -73,101 +80,57 @@ def inspect(
     }
 
 
-def _identity(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    def label(spec: LabelSpec) -> dict[str, Any]:
-        return {"kind": spec.kind, "names": list(spec.names)}
-
-    kept = ("name", "version", "description", "licence", "modalities", "variants")
-    return {
-        "path": str(folder),
-        **{key: getattr(manifest, key) for key in kept},
-        "label": label(manifest.label),
-        "targets": {name: label(spec) for name, spec in manifest.targets.items()},
-    }
-
-
 def _split_report(manifest: Manifest, split: str, scan: SplitScan) -> dict[str, Any]:
     modalities = list(manifest.modalities)
     kinds, counts = np.unique(scan.present, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    combinations = {"+".join(m for m, p in zip(modalities, kinds[i], strict=True) if p): int(counts[i]) for i in order}
-    labels = {name: label_report(scan.labels.get(name), spec) for name, spec in scan.specs.items()}
     missing = (~scan.present).sum(axis=0).tolist()
     return {
         "num_examples": len(scan.rows),
         "dropped": manifest.splits[split]["dropped"],
-        "groups": int(np.unique(scan.groups[scan.groups != 0]).size),
-        "label": labels.pop(""),
-        "targets": labels,
+        "groups": np.setdiff1d(scan.hashes["group"], [0]).size,
+        "label": scan.label_report(""),
+        "targets": {name: scan.label_report(name) for name in manifest.targets},
         "missing": dict(zip(modalities, missing, strict=True)),
-        "combinations": combinations,
-        "features": {
-            m: feature_report(scan.vectors[m], scan.good(m), scan.present[:, c], scan.columns[m])
-            for c, m in enumerate(modalities)
-        },
+        "combinations": {"+".join(np.compress(kinds[i], modalities)): int(counts[i]) for i in order},
+        "features": {m: scan.tallies[m].report() for m in modalities},
     }
-
-
-Entries = tuple[np.ndarray, np.ndarray]
-"""Hashes in ascending order, and the row of each, in ascending order where they tie; no pair twice."""
-
-
-def _entries(hashes: np.ndarray, rows: np.ndarray) -> Entries:
-    """Return the entries of hashes [n, several] other than 0."""
-    kept = hashes.ravel() != 0
-    values, rows = hashes.ravel()[kept], np.repeat(rows, hashes.shape[1])[kept]
-    order = np.lexsort((rows, values))
-    values, rows = values[order], rows[order]
-    new = np.ones(len(values), bool)
-    new[1:] = (np.diff(values) != 0) | (np.diff(rows) != 0)
-    return values[new], rows[new]
-
-
-def _within(entries: Entries, top: int) -> tuple[int, int, list[tuple[int, int]]]:
-    """Return rows that share a hash with another row, shared hashes, and the first two rows of the most frequent ones."""
-    hashes, rows = entries
-    _, starts, inverse, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
-    shared = np.flatnonzero(counts > 1)
-    num_rows = np.unique(rows[counts[inverse] > 1]).size
-    first = starts[shared[np.lexsort((rows[starts[shared]], -counts[shared]))]][:top]
-    return int(num_rows), len(shared), [(int(rows[i]), int(rows[i + 1])) for i in first]
-
-
-def _common(entries: Mapping[str, Entries], top: int) -> Iterator[tuple[tuple[str, str], int, dict[str, int], Any]]:
-    """Yield pairs of splits that share hashes: (splits, shared hashes, rows that have one, the first pairs of rows)."""
-    for names in itertools.combinations(entries, 2):
-        pair = [entries[name] for name in names]
-        common = np.intersect1d(pair[0][0], pair[1][0])
-        if len(common):
-            num_rows = [int(np.unique(rows[np.isin(hashes, common)]).size) for hashes, rows in pair]
-            first = np.stack([rows[np.searchsorted(hashes, common)] for hashes, rows in pair], axis=1)
-            order = np.argsort(first[:, 0], kind="stable")[:top]
-            yield names, len(common), dict(zip(names, num_rows, strict=True)), first[order].tolist()
 
 
 def _duplicates(scans: Scans, modality: str, top: int) -> dict[str, Any]:
     """Find examples with identical vectors of a modality (other than zero ones), within splits and across them."""
-    entries = {split: _entries(scan.vectors[modality].hashes, scan.rows) for split, scan in scans.items()}
-    within, across = {}, []
+    found = repeats({split: scan.hashes[f"features/{modality}"] for split, scan in scans.items()})
+    inside = {}
     for split, scan in scans.items():
-        rows, vectors, pairs = _within(entries[split], top)
-        if vectors:
-            names = [[scan.text(row, "id") for row in pair] for pair in pairs]
-            within[split] = {"vectors": vectors, "rows": rows, "pairs": names}
-    for splits, vectors, rows, pairs in _common(entries, top):
-        names = [[scans[s].text(row, "id") for s, row in zip(splits, pair, strict=True)] for pair in pairs]
-        across.append({"splits": list(splits), "vectors": vectors, "rows": rows, "pairs": names})
-    return {"within": within, "across": across}
+        if shared := within(found, split):
+            pairs = [[scan.text(row, "id") for row in rows[:2]] for rows in shared[:top]]
+            inside[split] = {"vectors": len(shared), "rows": num_rows(shared), "pairs": pairs}
+    outside = [
+        {"splits": splits, "vectors": count, "rows": rows, "pairs": pairs}
+        for splits, count, rows, pairs in _across(scans, found, "id", top)
+    ]
+    return {"within": inside, "across": outside}
 
 
 def _shared(scans: Scans, key: str, top: int) -> list[dict[str, Any]]:
     """Find ids or groups that pairs of splits have in common."""
-    entries = {split: _entries(getattr(scan, f"{key}s")[:, None], scan.rows) for split, scan in scans.items()}
-    found = []
-    for splits, count, rows, pairs in _common(entries, top):
-        names = [scans[splits[0]].text(row, key) for row, _ in pairs]
-        found.append({"splits": list(splits), "count": count, "rows": rows, "names": names})
-    return found
+    found = repeats({split: scan.hashes[key] for split, scan in scans.items()})
+    return [
+        {"splits": splits, "count": count, "rows": rows, "names": [name for name, _ in pairs]}
+        for splits, count, rows, pairs in _across(scans, found, key, top)
+    ]
+
+
+def _across(
+    scans: Scans, found: Repeats, key: str, top: int
+) -> Iterator[tuple[list[str], int, dict[str, int], list[list[str]]]]:
+    """Yield splits that share hashes: the two, shared hashes, rows with one, ``key`` of the first rows of the first hashes."""
+    for splits, shared in across(found, scans):
+        rows = {split: num_rows(each) for split, each in zip(splits, zip(*shared, strict=True), strict=True)}
+        firsts = [
+            [scans[split].text(each[0], key) for split, each in zip(splits, pair, strict=True)] for pair in shared[:top]
+        ]
+        yield list(splits), len(shared), rows, firsts
 
 
 def _provenance(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -193,36 +156,25 @@ def _check_metadata(folder: Path, manifest: Manifest, faults: Faults) -> None:
     ours |= {name for split in manifest.splits for name in manifest_lib.shard_names(manifest, split)}
     for name in manifest.files:
         if name not in ours:
-            faults.check_file(manifest, name)
-    readable = True
+            faults.check_file(name)
     for name in ("dataset_info.json", "features.json"):
         if name not in manifest.files:
-            faults.add(manifest_lib.FILE, f"{name}, which TFDS needs, is not listed")
-        try:
-            json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            faults.add(name, "cannot be read as JSON")
-            readable = False
-    if readable:
-        _check_tfds(folder, manifest, faults)
-
-
-def _check_tfds(folder: Path, manifest: Manifest, faults: Faults) -> None:
+            faults.add_file(manifest_lib.FILE, f"{name}, which TFDS needs, is not listed")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on files that it cannot use
             info = tfds.builder_from_directory(folder).info
             found = {split: (sorted(s.filenames), list(s.shard_lengths)) for split, s in info.splits.items()}
             features = info.features.to_json()
     except Exception as e:  # TFDS raises many kinds
-        faults.add("dataset_info.json", f"TFDS cannot open the data set with it and features.json ({reason(e)})")
+        faults.add_file("dataset_info.json", f"TFDS cannot open the data set with it and features.json ({reason(e)})")
         return
     for split in dict.fromkeys((*manifest.splits, *found)):
         names = manifest_lib.shard_names(manifest, split) if split in manifest.splits else []
         if found.get(split, ([], [])) != (names, [manifest.files[name]["records"] for name in names]):
-            faults.add("dataset_info.json", f"shards of split {split!r} are said otherwise than in the manifest")
+            faults.add_file("dataset_info.json", f"shards of split {split!r} are said otherwise than in the manifest")
     known = {name: getattr(manifest, name) for name in DatasetSpec.__dataclass_fields__ if hasattr(manifest, name)}
     if features != record_features(DatasetSpec(**known | {"splits": tuple(manifest.splits)})).to_json():
-        faults.add("features.json", "fields of the records are said otherwise than in the manifest")
+        faults.add_file("features.json", "fields of the records are said otherwise than in the manifest")
 
 
 def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
@@ -232,35 +184,32 @@ def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
             continue
         facts = manifest.splits[split]
         present = scan.present.sum(axis=0).tolist()
-        pairs = [
-            (f"present of {m}", [facts["present"][m]], [n]) for m, n in zip(manifest.modalities, present, strict=True)
-        ]
-        for name, values in scan.labels.items():
+        pairs = [(f"present of {m}", [facts["present"][m]], [n]) for m, n in zip(scan.tallies, present, strict=True)]
+        for name in (name for name in scan.labels if name not in scan.misfits):
             said = facts["target_counts"][name] if name else facts["label_counts"]
-            if name not in scan.misfits:
-                counted = label_report(values, scan.specs[name]).get("counts", [])
-                pairs.append((f"target_counts of {name}" if name else "label_counts", said, counted))
+            what = f"target_counts of {name}" if name else "label_counts"
+            pairs.append((what, said, scan.label_report(name).get("counts", [])))
         for what, *both in pairs:
             if both[0] != both[1]:
                 said, counted = (", ".join(map(str, numbers)) for numbers in both)
-                faults.add(manifest_lib.FILE, f"split {split!r}: {what} {said}, the records have {counted}")
+                faults.add_file(manifest_lib.FILE, f"split {split!r}: {what} {said}, the records have {counted}")
 
 
 def _check_statistics(manifest: Manifest, scans: Scans, faults: Faults) -> None:
     """Compare mean and deviation of the first split's vectors with the manifest's, where all of them can be used."""
     first = next(iter(scans.values()))
-    for m, columns in first.columns.items():
-        if first.vectors[m].bad.any() or not first.complete:
+    for m, tally in first.tallies.items():
+        if tally.non_finite or not first.complete:
             continue
-        counted, said = columns.moments.result(), manifest.statistics[m]
+        counted = tally.columns.result()
         size = np.abs([counted["mean"], counted["std"]]).max(axis=0)
         for key in ("mean", "std"):
-            found, expected = np.array(counted[key]), np.array(said[key])
+            found, expected = np.array(counted[key]), np.array(manifest.statistics[m][key])
             # What rounding leaves of a constant column's deviation, or of a mean of zero, is no fault.
-            wrong = np.flatnonzero(~(np.abs(found - expected) <= TOLERANCE * np.abs(found) + 1e-13 * size))
+            wrong = np.flatnonzero(~np.isclose(expected, found, rtol=TOLERANCE, atol=1e-13 * size))
             if wrong.size:
                 c = wrong[0]
-                faults.add(
+                faults.add_file(
                     manifest_lib.FILE,
                     f"{key} of {m}: {wrong.size} columns differ from the records' (column {c}: {expected[c]!r}, the "
                     f"records have {found[c]!r})",

@@ -15,18 +15,20 @@ Report = Mapping[str, Any]
 RANGES_SHOWN = 20
 """Ranges of rows that a fault names, at most; the report itself has all."""
 
+EMPTY = ("", None, [], {})
+
 
 def render(report: Report) -> list[RenderableType]:
     """Return everything a report of :func:`conclugen_jax.data.inspection.inspect` says, in the order of interest.
 
     Nothing of what the data set says of itself is taken for markup.
     """
-    sections = (_heading, _classes, _modalities, _vectors, _twice, _origin, _files, _verdict)
-    return [part for section in sections for part in section(report)]
-
-
-def _title(text: str) -> Text:
-    return Text(f"\n{text}", style="bold")
+    parts: list[RenderableType] = [Text(f"{report['name']} {report['version']}", style="bold")]
+    parts += [_line(report["description"]), _line(f"licence: {report['licence']}")]
+    for section in (_splits, _labels, _modalities, _vectors, _twice, _origin, _files, _verdict):
+        for part in section(report):
+            parts.append(Text(f"\n{part}", style="bold") if isinstance(part, str) else part)
+    return parts
 
 
 def _line(text: str, depth: int = 0) -> Padding:
@@ -53,22 +55,20 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Sequ
     return Padding(table, (0, 0, 0, 2), expand=False)
 
 
-def _heading(report: Report) -> Iterator[RenderableType]:
-    yield Text(f"{report['name']} {report['version']}", style="bold")
-    yield _line(report["description"])
-    yield _line(f"licence: {report['licence']}")
-    yield _title("Splits")
+def _splits(report: Report) -> Iterator[str | Padding]:
+    """Yield titles, as text, and what is below them, as all sections do."""
+    yield "Splits"
     counts = ("num_examples", "groups", "dropped")
     rows = [[split, *(f"{facts[key]:,}" for key in counts)] for split, facts in report["splits"].items()]
     yield _table(["split", "examples", "groups", "left out"], rows)
 
 
-def _classes(report: Report) -> Iterator[RenderableType]:
+def _labels(report: Report) -> Iterator[str | Padding]:
     for name, label in {"": report["label"], **report["targets"]}.items():
         found = {s: f["targets"][name] if name else f["label"] for s, f in report["splits"].items()}
         kind, names = label["kind"], label["names"]
         what = {"none": "none", "value": "a number", "single": f"one of {len(names)} classes"}
-        yield _title(f"{f'Target {name}' if name else 'Label'}: {what.get(kind, f'any of {len(names)} labels')}")
+        yield f"{f'Target {name}' if name else 'Label'}: {what.get(kind, f'any of {len(names)} labels')}"
         if kind == "value":
             keys = ("mean", "std", "min", "max")
             rows = [[s, f"{f['known']:,}", *(_short(f[key]) for key in keys)] for s, f in found.items()]
@@ -77,16 +77,15 @@ def _classes(report: Report) -> Iterator[RenderableType]:
             rows = [
                 [each, *(_share(f["counts"][i], f["known"]) for f in found.values())] for i, each in enumerate(names)
             ]
-            totals = [f["num_examples"] for f in report["splits"].values()]
-            unknown = [(total - f["known"], total) for total, f in zip(totals, found.values(), strict=True)]
-            if any(n for n, _ in unknown):
-                rows.append(["(unknown)", *(_share(*each) for each in unknown)])
+            totals = {s: report["splits"][s]["num_examples"] for s in found}
+            if any(f["known"] < totals[s] for s, f in found.items()):
+                rows.append(["(unknown)", *(_share(totals[s] - f["known"], totals[s]) for s, f in found.items())])
             yield _table(["name", *found], rows)
 
 
-def _modalities(report: Report) -> Iterator[RenderableType]:
+def _modalities(report: Report) -> Iterator[str | Padding]:
     splits, variants = report["splits"], report["variants"]
-    yield _title("Modalities, and how many examples lack them")
+    yield "Modalities, and how many examples lack them"
     rows = []
     for m, dim in report["modalities"].items():
         missing = [_share(f["missing"][m], f["num_examples"]) if f["missing"][m] else "-" for f in splits.values()]
@@ -94,14 +93,16 @@ def _modalities(report: Report) -> Iterator[RenderableType]:
     yield _table(["modality", "size", *(["variants"] if variants else []), *splits], rows)
     kinds = dict.fromkeys(kind for facts in splits.values() for kind in facts["combinations"])
     if len(kinds) > 1:
-        yield _title("Modalities that are there together")
-        counts = {k: [(f["combinations"].get(k, 0), f["num_examples"]) for f in splits.values()] for k in kinds}
-        rows = [[kind or "(none)", *(_share(*each) for each in counts[kind])] for kind in kinds]
+        yield "Modalities that are there together"
+        rows = [
+            [k or "(none)", *(_share(f["combinations"].get(k, 0), f["num_examples"]) for f in splits.values())]
+            for k in kinds
+        ]
         yield _table(["modalities", *splits], rows)
 
 
-def _vectors(report: Report) -> Iterator[RenderableType]:
-    yield _title("Vectors")
+def _vectors(report: Report) -> Iterator[str | Padding]:
+    yield "Vectors"
     rows, remarks = [], []
     for m in report["modalities"]:
         for i, (split, facts) in enumerate(report["splits"].items()):
@@ -109,26 +110,23 @@ def _vectors(report: Report) -> Iterator[RenderableType]:
             norm = f"{_short(f['norm_mean'])} ± {_short(f['norm_std'])}" if f["vectors"] else "-"
             zeros = "-" if f["zero_share"] is None else f"{100 * f['zero_share']:.1f}%"
             rows.append(["" if i else m, split, f"{f['vectors']:,}", norm, _short(f["min"]), _short(f["max"]), zeros])
-            remarks += [f"{m}, {split}: {remark}" for remark in _remarks(f)]
+            shown, columns = ", ".join(map(str, f["first_constant_columns"])), f["constant_columns"]
+            more = ", ..." if columns > len(f["first_constant_columns"]) else ""
+            for count, noun, what in (
+                (f["non_finite"], "value", "not finite (must be 0; --verify names the rows)"),
+                (f["zero_vectors"], "vector", "zero throughout"),
+                (columns, "column", f"constant ({shown}{more})"),
+            ):
+                if count:
+                    remarks.append(f"{m}, {split}: {_number(count, noun)} {what}")
     yield _table(["modality", "split", "vectors", "L2 norm", "min", "max", "zeros"], rows, words=(0, 1))
-    yield Text("")
+    yield _line("")
     yield _items(remarks or ["every value is finite; no vector is zero throughout, no column constant"])
 
 
-def _remarks(facts: Mapping[str, Any]) -> Iterator[str]:
-    if facts["non_finite"]:
-        yield f"{_number(facts['non_finite'], 'value')} not finite (must be 0; --verify names the rows)"
-    if facts["zero_vectors"]:
-        yield f"{_number(facts['zero_vectors'], 'vector')} zero throughout"
-    if facts["constant_columns"]:
-        shown = facts["first_constant_columns"]
-        more = ", ..." if facts["constant_columns"] > len(shown) else ""
-        yield f"{_number(facts['constant_columns'], 'column')} constant ({', '.join(map(str, shown))}{more})"
-
-
-def _twice(report: Report) -> Iterator[RenderableType]:
+def _twice(report: Report) -> Iterator[str | Padding]:
     """Yield vectors, ids and groups that occur more than once."""
-    yield _title("What is there twice")
+    yield "What is there twice"
     rows, remarks = [], []
     for m, found in report["duplicates"].items():
         for entry in [*({**e, "rows": {s: e["rows"]}} for s, e in found["within"].items()), *found["across"]]:
@@ -137,19 +135,18 @@ def _twice(report: Report) -> Iterator[RenderableType]:
         remarks.append("no two examples have the same vector")
     for noun in ("id", "group"):
         entries = report[f"shared_{noun}s"]
-        for entry in entries:
-            rows.append([_number(entry["count"], noun), *_both(entry["rows"]), ", ".join(entry["names"])])
+        rows += [[_number(e["count"], noun), *_both(e["rows"]), ", ".join(e["names"])] for e in entries]
         if not entries:
             remarks.append(f"no {noun} is in two splits")
-    if rows:
-        yield _table(["same", "in", "examples", "such as"], rows, words=(0, 1, 3))
-        yield Text("")
     if report["shared_groups"] and report["shared_groups_by_design"]:
         remarks.append("the corpus has the same groups in several splits by design")
+    if rows:
+        yield _table(["same", "in", "examples", "such as"], rows, words=(0, 1, 3))
+        yield _line("")
     if remarks:
         yield _items(remarks)
     if report["warnings"]:
-        yield _title("Warnings when it was built")
+        yield "Warnings when it was built"
         yield _items(report["warnings"])
 
 
@@ -157,8 +154,8 @@ def _both(rows: Mapping[str, int]) -> tuple[str, str]:
     return " + ".join(rows), " + ".join(f"{n:,}" for n in rows.values())
 
 
-def _origin(report: Report) -> Iterator[RenderableType]:
-    yield _title("Origin")
+def _origin(report: Report) -> Iterator[str | Padding]:
+    yield "Origin"
     for key, value in report["source"].items():
         yield from _facts(key, value)
     for split, n in report["expected"].items():
@@ -168,13 +165,13 @@ def _origin(report: Report) -> Iterator[RenderableType]:
     yield _line(f"manifest: {report['fingerprint']}")
 
 
-def _facts(name: str, value: Any, depth: int = 0) -> Iterator[RenderableType]:
+def _facts(name: str, value: Any, depth: int = 0) -> Iterator[Padding]:
     """Yield lines of what a manifest says; hashes are shortened, empty values are skipped."""
     if not isinstance(value, Mapping):
-        if value not in ("", None, [], {}):
+        if value not in EMPTY:
             yield _line(f"{name}: {_brief(value)}", depth)
         return
-    inner = {k: v for k, v in value.items() if v not in ("", None, [], {})}
+    inner = {k: v for k, v in value.items() if v not in EMPTY}
     if any(isinstance(v, Mapping) for v in inner.values()):
         yield _line(f"{name}:", depth)
         for k, v in inner.items():
@@ -184,16 +181,14 @@ def _facts(name: str, value: Any, depth: int = 0) -> Iterator[RenderableType]:
 
 
 def _brief(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text
+    return re.sub(r"\A([0-9a-f]{12})[0-9a-f]{52}\Z", r"\1...", str(value))
 
 
-def _files(report: Report) -> Iterator[RenderableType]:
-    yield _title(f"Files in {report['path']}")
+def _files(report: Report) -> Iterator[str | Padding]:
+    yield f"Files in {report['path']}"
     groups: dict[str, list[Mapping[str, int]]] = {}  # the shards of a split take one line
     for name, facts in report["files"].items():
-        stem, mark, _ = name.partition(".array_record-")
-        groups.setdefault(f"{stem}.array_record-*" if mark and "records" in facts else name, []).append(facts)
+        groups.setdefault(re.sub(r"\.array_record-.*", ".array_record-*", name), []).append(facts)
     rows = []
     for name, each in groups.items():
         records = f"{sum(f['records'] for f in each):,}" if "records" in each[0] else ""
@@ -204,9 +199,9 @@ def _files(report: Report) -> Iterator[RenderableType]:
         yield _line(f"not of the data set: {', '.join(report['unlisted_files'])}")
 
 
-def _verdict(report: Report) -> Iterator[RenderableType]:
+def _verdict(report: Report) -> Iterator[str | Padding]:
     faults = report["faults"]
-    yield _title("Verification")
+    yield "Verification"
     if report["verified"] != "records":
         yield _line("sizes of the files only; --verify compares every file, record and count with the manifest")
     elif not faults:

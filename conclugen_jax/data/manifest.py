@@ -11,8 +11,8 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import msgspec
 import numpy as np
 
-from conclugen_jax.data.sources import LABEL_KINDS, LabelSpec
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.system import files
 
 FILE = "manifest.json"
@@ -25,23 +25,18 @@ AGAIN = "build the data set again"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Name = Annotated[str, msgspec.Meta(min_length=1)]
+FileName = Annotated[str, msgspec.Meta(pattern="^[^/]+$")]
+Some = msgspec.Meta(min_length=1)
 
 
 class SplitFacts(TypedDict):
-    """What a split holds.
-
-    Attributes:
-      num_examples: number of records.
-      present: modality -> number of examples that have it.
-      label_counts: examples per class or label.
-      target_counts: target -> examples per class or label.
-      dropped: number of bad examples that were left out.
-    """
+    """What a split holds: records, those that have each modality, those of each class or label, bad ones that were left out."""
 
     num_examples: Count
     present: dict[str, Count]
     label_counts: list[Count]
-    target_counts: dict[str, list[Count]]
+    target_counts: dict[Name, list[Count]]
     dropped: Count
 
 
@@ -93,13 +88,13 @@ class Manifest:
     version: str
     description: str
     licence: str
-    modalities: dict[str, Size]
+    modalities: Annotated[dict[str, Size], Some]
     label: LabelSpec
-    targets: dict[str, LabelSpec]
+    targets: dict[Name, LabelSpec]
     variants: dict[str, Size]
-    splits: dict[str, SplitFacts]
+    splits: Annotated[dict[str, SplitFacts], Some]
     statistics: dict[str, ColumnStatistics]
-    files: dict[str, FileFacts]
+    files: dict[FileName, FileFacts]
     source: dict[str, Any]
     warnings: list[str]
 
@@ -111,6 +106,15 @@ class Manifest:
     def fingerprint(self) -> str:
         """Return the SHA-256 of the manifest, which covers every file of the data set by its hash."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def labels(self) -> dict[str, LabelSpec]:
+        """Return the label, under the empty name, and the further targets."""
+        return {"": self.label, **self.targets}
+
+    def stored_variants(self, split: str) -> dict[str, int]:
+        """Return the number of vectors that each modality has in a record of a split."""
+        first = split == next(iter(self.splits))
+        return {m: self.variants.get(m, 1) if first else 1 for m in self.modalities}
 
     def standardization(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and divisor of each feature, float32 [dim] each; the divisor of a constant column is 1.
@@ -136,15 +140,7 @@ def read(folder: str | Path) -> Manifest:
 
 
 def read_file(path: Path, *, missing: str) -> Manifest:
-    """Read a manifest by its file name.
-
-    Args:
-      path: of the JSON file.
-      missing: the way out if there is no such file, for the message.
-
-    Raises:
-      ConclugenError: there is none, or it is not a manifest of this format.
-    """
+    """Read a manifest by its file name; see :func:`read`. ``missing``: the way out if there is no such file."""
     with contextlib.suppress(OSError):  # what else is wrong, the reader says
         if not path.exists():
             raise ConclugenError(f"{path}: no such file; {missing}")
@@ -179,33 +175,18 @@ def from_tree(tree: Any, source: str, *, way_out: str) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """Check how the fields fit each other.
-
-    Raises:
-      ValueError: names the entry that does not fit.
-    """
-    modalities, labels = manifest.modalities, (manifest.label, *manifest.targets.values())
-    if not manifest.splits or not modalities:
-        raise ValueError("no split or no modality")
-    if any(label.kind not in LABEL_KINDS for label in labels):
-        raise ValueError(f"label kinds {[label.kind for label in labels]}")
+    """Check how the fields fit each other; a ValueError names the entry that does not."""
+    modalities = manifest.modalities
     if not manifest.variants.keys() <= modalities.keys():
         raise ValueError(f"variants {manifest.variants}")
     for modality, dim in modalities.items():
         for statistic, values in manifest.statistics[modality].items():
             if len(values) != dim or not (np.abs(values) < np.finfo(np.float32).max).all():
                 raise ValueError(f"{statistic} of {modality!r} is not {dim} finite float32 numbers")
-    for name in manifest.files:
-        if Path(name).name != name:
-            raise ValueError(f"entry of file {name!r}")
-    names = {name: len(target.names) for name, target in manifest.targets.items()}
+    sizes = {name: len(label.names) for name, label in manifest.labels().items()}
     for split, facts in manifest.splits.items():
-        counted = {name: len(counts) for name, counts in facts["target_counts"].items()}
-        if (facts["present"].keys(), len(facts["label_counts"]), counted) != (
-            modalities.keys(),
-            len(manifest.label.names),
-            names,
-        ):
+        counted = {name: len(n) for name, n in {"": facts["label_counts"], **facts["target_counts"]}.items()}
+        if facts["present"].keys() != modalities.keys() or counted != sizes:
             raise ValueError(f"counts of split {split!r}")
         shards = shard_names(manifest, split)
         if not shards or PRESENCE.format(split=split) not in manifest.files:
@@ -251,6 +232,18 @@ def file_fault(folder: Path, manifest: Manifest, name: str, *, level: str) -> st
     except OSError as e:
         return f"cannot be read ({e.strerror}); check its permissions and the disk"
     return ""
+
+
+def read_presence(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
+    """Return which examples have which modality, bool [num_examples, modalities]; a ValueError says what is wrong."""
+    shape = (manifest.splits[split]["num_examples"], len(manifest.modalities))
+    try:  # the file is mapped, so that its header is checked before it is read
+        flags = np.load(folder / PRESENCE.format(split=split), allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as e:
+        raise ValueError(f"cannot be read ({reason(e)})") from e
+    if not isinstance(flags, np.ndarray) or flags.dtype != bool or flags.shape != shape:
+        raise ValueError(f"not bool of shape {shape}")
+    return np.asarray(flags)
 
 
 def describe_files(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,20 +1,21 @@
 """Read the records of a split once: what they hold in numbers, hashes of names and vectors, and every fault."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import collections
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python import array_record_data_source
-from tensorflow_datasets.proto import tf_example_pb2
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import wire
 from conclugen_jax.data.checks import MOST_NAME
 from conclugen_jax.data.manifest import Manifest
-from conclugen_jax.data.sources import name_hash
-from conclugen_jax.data.tallies import Columns, Vectors, label_fits, measure
-from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.data.moments import Moments
+from conclugen_jax.data.sources import LabelSpec, name_hash
+from conclugen_jax.errors import reason
 
 CHUNK_BYTES = 4 * 2**20
 """Features that are looked at together, at most."""
@@ -22,46 +23,86 @@ CHUNK_BYTES = 4 * 2**20
 MOST_ROWS = 2048
 """Records in a chunk, at most."""
 
+COLUMNS_SHOWN = 8
+"""Constant columns that are named, at most."""
+
 
 class Faults:
-    """What is wrong: by file and kind, with the rows of the split that it concerns."""
+    """What is wrong, by file and kind, with the rows of the split that it concerns."""
 
-    def __init__(self, folder: Path, *, collect: bool):
-        """Collect faults, or refuse the data set at the first one."""
-        self._folder, self._collect = folder, collect
+    def __init__(self, folder: Path, manifest: Manifest):
+        self._folder, self._manifest = folder, manifest
         self._found: dict[tuple[str, str], list[list[int]]] = {}
 
-    def add(self, file: str, what: str, rows: Iterable[int] | None = None) -> None:
-        """Note a fault of a file, or of these rows of its split; nothing where there are none.
-
-        Raises:
-          ConclugenError: faults are not collected.
-        """
-        for row in [None] if rows is None else rows:
-            if not self._collect:
-                place = "" if row is None else f"row {row}: "
-                raise ConclugenError(
-                    f"{self._folder / file}: {place}{what}; --verify lists all faults, conclugen build --overwrite "
-                    "builds again"
-                )
+    def add(self, file: str, what: str, rows: Iterable[int]) -> None:
+        """Note a fault of these rows of a file's split; nothing where there are none."""
+        for row in map(int, rows):
             ranges = self._found.setdefault((file, what), [])
-            if row is not None and ranges and ranges[-1][1] == row - 1:
-                ranges[-1][1] = int(row)
-            elif row is not None:
-                ranges.append([int(row), int(row)])
+            if ranges and ranges[-1][1] == row - 1:
+                ranges[-1][1] = row
+            else:
+                ranges.append([row, row])
 
-    def check_file(self, manifest: Manifest, name: str) -> None:
-        """Compare a file's size and hash with the manifest.
+    def add_file(self, file: str, what: str) -> None:
+        """Note a fault of a file as a whole."""
+        self._found[file, what] = []
 
-        Raises:
-          ConclugenError: faults are not collected.
-        """
-        if fault := manifest_lib.file_fault(self._folder, manifest, name, level="hash"):
-            self.add(name, fault)
+    def check_file(self, name: str) -> None:
+        """Compare a file's size and hash with the manifest."""
+        if fault := manifest_lib.file_fault(self._folder, self._manifest, name, level="hash"):
+            self.add_file(name, fault)
 
     def report(self) -> list[dict[str, Any]]:
-        """Return ``file``, ``what`` and ``rows`` (first and last of each range) of each fault, in the order found."""
-        return [{"file": file, "what": what, "rows": rows} for (file, what), rows in self._found.items()]
+        """Return ``file``, ``what`` and ``rows`` (first and last of each range) of each fault, file by file as found."""
+        files = [file for file, _ in self._found]
+        found = sorted(self._found.items(), key=lambda fault: files.index(fault[0][0]))
+        return [{"file": file, "what": what, "rows": rows} for (file, what), rows in found]
+
+
+class Tally:
+    """Numbers of a modality's vectors. Those that are present and finite count; others only as not finite."""
+
+    def __init__(self, dim: int):
+        self.columns, self._norms = Moments.zero(dim), Moments.zero(1)
+        self._low, self._high = np.full(dim, np.inf, np.float32), np.full(dim, -np.inf, np.float32)
+        self._zeros = self._zero_vectors = self.non_finite = 0
+
+    @np.errstate(all="ignore")
+    def add(self, x: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count vectors, float32 [n, variants, dim] of n examples.
+
+        Returns:
+          Hashes of the vectors, uint64 [n, variants], 0 for those of zeros only; which examples are finite, bool [n].
+        """
+        finite, filled = np.isfinite(x), x.any(axis=2)
+        hashes = np.zeros(filled.shape, np.uint64)
+        hashes[filled] = [int.from_bytes(hashlib.blake2b(v, digest_size=8).digest(), "little") for v in x[filled]]
+        self.non_finite += int((~finite[present]).sum())
+        good = x[present[:, None] & finite.all(axis=2)]
+        if len(good):
+            self.columns.merge(Moments.of(good))
+            self._norms.merge(Moments.of(np.linalg.norm(good.astype(np.float64), axis=1, keepdims=True)))
+            self._low, self._high = np.minimum(self._low, good.min(axis=0)), np.maximum(self._high, good.max(axis=0))
+            self._zeros += int((good == 0).sum())
+            self._zero_vectors += int((~good.any(axis=1)).sum())
+        return hashes, finite.all(axis=(1, 2))
+
+    def report(self) -> dict[str, Any]:
+        """Return the numbers; None for those that need a vector where there is none."""
+        count, norm = self.columns.count, self._norms.result()
+        constant = np.flatnonzero(self._low == self._high).tolist() if count > 1 else []
+        return {
+            "vectors": count,
+            "norm_mean": norm["mean"][0] if count else None,
+            "norm_std": norm["std"][0] if count else None,
+            "min": float(self._low.min()) if count else None,
+            "max": float(self._high.max()) if count else None,
+            "zero_share": self._zeros / (count * len(self._low)) if count else None,
+            "zero_vectors": self._zero_vectors,
+            "constant_columns": len(constant),
+            "first_constant_columns": constant[:COLUMNS_SHOWN],
+            "non_finite": self.non_finite,
+        }
 
 
 class SplitScan:
@@ -71,34 +112,24 @@ class SplitScan:
 
     Attributes:
       rows: int64 [n], those that could be read.
-      ids: uint64 [n], hashes of the ids.
-      groups: uint64 [n], hashes of the groups, 0 where empty.
       present: bool [n, modalities].
-      vectors: modality -> measures of its vectors.
-      columns: modality -> mean, deviation and extremes of its features, over the vectors that are present and finite.
-      labels: "" and each further target -> its known values, [k] or [k, labels]; no entry without labels.
+      hashes: ``id``, ``group`` and ``features/MODALITY`` -> uint64 [n, 1 or variants]; 0 where empty, absent or all zeros.
+      tallies: modality -> numbers of its vectors.
+      labels: "" and each further target that has labels -> its values in range, [k] or [k, labels].
       misfits: those of the labels with values out of range.
       complete: whether every record could be read, and none is missing or spare.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str, faults: Faults):
-        """Prepare; nothing is read yet.
-
-        Args:
-          folder: of the data set.
-          manifest: as read from it.
-          split: its name.
-          faults: takes in what is found.
-        """
         self._folder, self._manifest, self._split, self._faults = folder, manifest, split, faults
         self._sizes = {name: manifest.files[name]["records"] for name in manifest_lib.shard_names(manifest, split)}
-        first = split == next(iter(manifest.splits))
-        self._variants = {m: manifest.variants.get(m, 1) if first else 1 for m in manifest.modalities}
-        self._fields = wire.fields(manifest, self._variants)
+        self._variants = manifest.stored_variants(split)
+        self._fields = wire.fields(manifest, split)
         row_bytes = sum(4 * dim * self._variants[m] for m, dim in manifest.modalities.items())
         self._chunk_rows = max(1, min(MOST_ROWS, CHUNK_BYTES // row_bytes))
-        self.specs = {"": manifest.label, **manifest.targets}
-        self.columns = {m: Columns(dim) for m, dim in manifest.modalities.items()}
+        self._kept: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+        self.specs = {name: spec for name, spec in manifest.labels().items() if spec.kind != "none"}
+        self.tallies = {m: Tally(dim) for m, dim in manifest.modalities.items()}
         self.complete, self.misfits = True, set[str]()
 
     def run(self, progress: Callable[[int], None], *, verify: bool) -> "SplitScan":
@@ -107,151 +138,169 @@ class SplitScan:
         Args:
           progress: called with the number of rows done.
           verify: hash the shards and check every field of every record.
-
-        Raises:
-          ConclugenError: the first fault, where faults are not collected.
         """
-        flags = _presence(self._folder, self._manifest, self._split, self._faults) if verify else None
-        done, chunks = 0, [self._columns([], [])]
+        flags = self._presence() if verify else None
+        self._add("", [], [], verify=False, flags=None)  # so that there are arrays of each kind
+        done = 0
         for name, size in self._sizes.items():
             if verify:
-                self._faults.check_file(self._manifest, name)
+                self._faults.check_file(name)
             for rows, records in self._chunks(name, done):
-                chunks.append(self._columns(rows, records))
+                self._add(name, rows, records, verify=verify, flags=flags)
                 progress(rows[-1] + 1)
             done += size
             progress(done)
-        self._join(chunks)
+        found = {key: np.concatenate(chunks) for key, chunks in self._kept.items()}
+        self.rows, self.present = found.pop("rows"), found.pop("present")
+        self.labels = {name: found.pop(wire.label_field(name)) for name in self.specs}
+        self.hashes = found
         self.complete &= len(self.rows) == done
         if verify:
-            self._check(flags)
-        for target, values in self.labels.items():
-            fits, unknown = label_fits(values, self.specs[target])
-            wrong = ~fits & ~(unknown & bool(target))  # only further targets may be unknown
-            self._note(f"target {target!r} is out of range" if target else "label is out of range", wrong)
-            self.labels[target] = values[fits]
-            if wrong.any():
-                self.misfits.add(target)
-        if verify:
             again = np.ones(len(self.rows), bool)
-            again[np.unique(self.ids, return_index=True)[1]] = False
-            self._note("the id of a row before it in the split", again)
+            again[np.unique(self.hashes["id"], return_index=True)[1]] = False
+            for row in self.rows[again]:
+                self._faults.add(self._shard(row)[0], "the id of a row before it in the split", [row])
         return self
 
-    def good(self, modality: str) -> np.ndarray:
-        """Return which vectors of a modality are present and finite, bool [n, variants]."""
-        column = list(self.vectors).index(modality)
-        return self.present[:, [column]] & (self.vectors[modality].bad == 0)
+    def label_report(self, name: str) -> dict[str, Any]:
+        """Summarise labels in range: ``known`` and ``counts``, or ``mean``, ``std``, ``min`` and ``max`` (None without any)."""
+        if name not in self.labels:
+            return {"known": 0}
+        values, spec = self.labels[name], self.specs[name]
+        if spec.kind == "value":
+            keys, values = ("mean", "std", "min", "max"), values.astype(np.float64)
+            spread = {key: float(getattr(values, key)()) if len(values) else None for key in keys}
+            return {"known": len(values), **spread}
+        counts = np.bincount(values, minlength=len(spec.names)) if spec.kind == "single" else values.sum(axis=0)
+        return {"known": len(values), "counts": counts.astype(int).tolist()}
 
-    def text(self, row: int, key: str) -> str:
-        """Return ``id`` or ``group`` of a row that was read before."""
+    def text(self, index: int, key: str) -> str:
+        """Return ``id`` or ``group`` of one of the rows that were read."""
+        name, position = self._shard(self.rows[index])
+        return self._parse(_open(self._folder / name)[position])[key]
+
+    def _shard(self, row: int) -> tuple[str, int]:
+        """Return the shard that holds a row, and the row's position in it."""
         for name, size in self._sizes.items():
             if row < size:
-                return _parse(_open(self._folder / name)[row], self._fields)[key]
+                return name, int(row)
             row -= size
         raise IndexError(row)
+
+    def _presence(self) -> np.ndarray | None:
+        """Return what is present by the file beside the shards, bool [num_examples, modalities]; None where it is not that."""
+        name = manifest_lib.PRESENCE.format(split=self._split)
+        self._faults.check_file(name)
+        try:
+            return manifest_lib.read_presence(self._folder, self._manifest, self._split)
+        except ValueError as e:
+            self._faults.add_file(name, str(e))
+            return None
 
     def _chunks(self, name: str, first_row: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         """Yield rows and records of one shard that can be read; the first is row ``first_row`` of the split."""
         try:
             source = _open(self._folder / name)
         except Exception as e:  # array_record raises RuntimeError, most often without saying more
-            self._faults.add(name, f"cannot be opened ({reason(e)})")
+            self._faults.add_file(name, f"cannot be opened ({reason(e)})")
             return
         if len(source) != self._sizes[name]:
             self.complete = False
-            self._faults.add(name, f"holds {len(source)} records, the manifest says {self._sizes[name]}")
+            self._faults.add_file(name, f"holds {len(source)} records, the manifest says {self._sizes[name]}")
         num = min(len(source), self._sizes[name])
         for start in range(0, num, self._chunk_rows):
             positions = range(start, min(start + self._chunk_rows, num))
             found: dict[int, dict[str, Any]] = {}
-            for position, raw in zip(positions, _read(source, positions), strict=True):
+            for row, raw in enumerate(_read(source, positions), first_row + start):
                 try:
-                    found[first_row + position] = _parse(raw, self._fields)
-                except _Unfit as e:
-                    self._faults.add(name, str(e), [first_row + position])
+                    found[row] = self._parse(raw)
+                except ValueError as e:
+                    self._faults.add(name, str(e), [row])
             if found:
                 yield list(found), list(found.values())
 
-    def _columns(self, rows: list[int], records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        """Return what is kept of a chunk of records, by name."""
+    def _parse(self, raw: bytes | None) -> dict[str, Any]:
+        """Return the values of a record, each of the kind and size it must have; else raise a ValueError that says why."""
+        if raw is None:
+            raise ValueError("the record cannot be read")
+        try:
+            found = wire.parse(raw)
+        except Exception as e:  # protobuf raises kinds of its own
+            raise ValueError("the record cannot be parsed") from e
+        record = {}
+        for name, (kind, size) in self._fields.items():
+            values = getattr(found[name], kind).value if name in found else ()
+            if len(values) != 1:
+                raise ValueError(f"field {name!r} holds {len(values)} values of the expected kind, expected one")
+            if size is not None and len(values[0]) != size:
+                raise ValueError(f"field {name!r} holds {len(values[0])} bytes, expected {size}")
+            record[name] = values[0]
+        if len(found) != len(self._fields):
+            raise ValueError(f"unknown field {min(set(found) - set(self._fields))!r}")
+        try:
+            return record | {key: record[key].decode() for key in ("id", "group")}
+        except UnicodeDecodeError as e:
+            raise ValueError("id or group is not UTF-8") from e
+
+    def _add(
+        self, name: str, rows: list[int], records: list[dict[str, Any]], *, verify: bool, flags: np.ndarray | None
+    ) -> None:
+        """Keep what is needed of a chunk of a shard's records, and note their faults.
+
+        Args:
+          name: of the shard.
+          rows: of the split, one for each record.
+          records: as parsed.
+          verify: note all faults; else only labels out of range, which cannot be counted.
+          flags: bool [num_examples, modalities], what is present by the file beside the shards; None to skip that.
+        """
+
+        def note(what: str, wrong: np.ndarray, file: str = name) -> None:
+            self._faults.add(file, what, kept["rows"][wrong])
+
         modalities = self._manifest.modalities
-        kept = {"rows": np.array(rows, np.int64)}
-        kept["present"] = np.array([[r[f"present/{m}"] for m in modalities] for r in records], bool)
-        kept["present"] = kept["present"].reshape(-1, len(modalities))
+        present = np.array([[r[f"present/{m}"] for m in modalities] for r in records], bool).reshape(
+            -1, len(modalities)
+        )
+        kept = {"rows": np.array(rows, np.int64), "present": present}
         for key, least in (("id", 1), ("group", 0)):
             texts = [record[key] for record in records]
-            kept[f"{key}s"] = np.array([name_hash(text) for text in texts], np.uint64)
-            kept[f"{key}s wrong"] = np.array(
-                [not (least <= len(t) <= MOST_NAME and t.isprintable()) for t in texts], bool
-            )
+            kept[key] = np.array([name_hash(text) for text in texts], np.uint64)[:, None]
+            if verify:
+                wrong = np.array([not (least <= len(t) <= MOST_NAME and t.isprintable()) for t in texts], bool)
+                note(f"{key} is not of {least} to {MOST_NAME} printable characters", wrong)
         for c, (m, dim) in enumerate(modalities.items()):
             x = np.frombuffer(b"".join(r[f"features/{m}"] for r in records), "<f4").reshape(-1, self._variants[m], dim)
-            vectors = measure(x)
-            vectors.hashes[~kept["present"][:, c]] = 0
-            kept |= {f"{m} {key}": values for key, values in vectors._asdict().items()}
-            self.columns[m].add(x[kept["present"][:, c, None] & (vectors.bad == 0)])
+            hashes, finite = self.tallies[m].add(x, present[:, c])
+            kept[f"features/{m}"] = np.where(present[:, [c]], hashes, np.uint64(0))
+            if verify:
+                note(f"{m} has values that are not finite", ~finite)
+                note(f"{m} is absent but not zero", ~present[:, c] & finite & hashes.any(axis=1))
+            if flags is not None:
+                file = manifest_lib.PRESENCE.format(split=self._split)
+                note(f"{m} is said otherwise than in the record", flags[rows, c] != present[:, c], file)
+        if verify:
+            note("no modality is present", ~present.any(axis=1))
         for target, spec in self.specs.items():
-            if spec.kind != "none":
-                field = wire.label_field(target)
-                kept[field] = wire.label_array([record[field] for record in records], spec)
-        return kept
-
-    def _join(self, chunks: list[dict[str, np.ndarray]]) -> None:
-        kept = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
-        self.rows, self.ids, self.groups, self.present = (kept[key] for key in ("rows", "ids", "groups", "present"))
-        self._wrong = {key: kept[f"{key}s wrong"] for key in ("id", "group")}
-        self.vectors = {m: Vectors(*(kept[f"{m} {f}"] for f in Vectors._fields)) for m in self._manifest.modalities}
-        self.labels = {t: kept[wire.label_field(t)] for t, spec in self.specs.items() if spec.kind != "none"}
-
-    def _note(self, what: str, wrong: np.ndarray) -> None:
-        """Note a fault of rows, bool [n], of the shards that hold them."""
-        end = 0
-        for name, size in self._sizes.items():
-            start, end = end, end + size
-            self._faults.add(name, what, self.rows[wrong & (start <= self.rows) & (self.rows < end)])
-
-    def _check(self, flags: np.ndarray | None) -> None:
-        """Find faults of records that can be parsed; ``flags``: bool [num_examples, modalities] beside the shards."""
-        for key, least in (("id", 1), ("group", 0)):
-            self._note(f"{key} is not of {least} to {MOST_NAME} printable characters", self._wrong[key])
-        for here, (m, v) in zip(self.present.T, self.vectors.items(), strict=True):
-            finite = (v.bad == 0).all(axis=1)
-            self._note(f"{m} has values that are not finite", ~finite)
-            self._note(f"{m} is absent but not zero", ~here & finite & ((v.lows != 0) | (v.highs != 0)).any(axis=1))
-        self._note("no modality is present", ~self.present.any(axis=1))
-        if flags is not None:
-            other, file = flags[self.rows] != self.present, manifest_lib.PRESENCE.format(split=self._split)
-            for c, m in enumerate(self.vectors):
-                self._faults.add(file, f"{m} is said otherwise than in the record", self.rows[other[:, c]])
+            field = wire.label_field(target)
+            values = wire.label_array([record[field] for record in records], spec)
+            fits, unknown = _in_range(values, spec)
+            wrong = ~fits & ~(unknown & bool(target))  # only further targets may be unknown
+            note(f"target {target!r} is out of range" if target else "label is out of range", wrong)
+            kept[field] = values[fits]
+            if wrong.any():
+                self.misfits.add(target)
+        for key, values in kept.items():
+            self._kept[key].append(values)
 
 
-class _Unfit(Exception):
-    """A record that is not of the form the manifest says."""
-
-
-def _parse(raw: bytes | None, fields: Mapping[str, tuple[str, int | None]]) -> dict[str, Any]:
-    """Return the values of a record, each of the kind and size it must have."""
-    if raw is None:
-        raise _Unfit("the record cannot be read")
-    try:
-        found = tf_example_pb2.Example.FromString(raw).features.feature
-    except Exception as e:  # protobuf raises kinds of its own
-        raise _Unfit("the record cannot be parsed") from e
-    record = {}
-    for name, (kind, size) in fields.items():
-        values = getattr(found[name], kind).value if name in found else ()
-        if len(values) != 1:
-            raise _Unfit(f"field {name!r} holds {len(values)} values of the expected kind, expected one")
-        if size is not None and len(values[0]) != size:
-            raise _Unfit(f"field {name!r} holds {len(values[0])} bytes, expected {size}")
-        record[name] = values[0]
-    if len(found) != len(fields):
-        raise _Unfit(f"unknown field {min(set(found) - set(fields))!r}")
-    try:
-        return record | {key: record[key].decode() for key in ("id", "group")}
-    except UnicodeDecodeError as e:
-        raise _Unfit("id or group is not UTF-8") from e
+def _in_range(values: np.ndarray, spec: LabelSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Return which labels are in range and which are unknown (-1 or NaN), bool [n] each; ``values``: [n] or [n, labels]."""
+    if spec.kind == "single":
+        return (values >= 0) & (values < len(spec.names)), values == -1
+    if spec.kind == "multi":
+        return np.isin(values, (0, 1)).all(axis=1), np.isnan(values).all(axis=1)
+    return np.isfinite(values), np.isnan(values)
 
 
 def _open(path: Path) -> Any:
@@ -266,19 +315,3 @@ def _read(source: Any, positions: Sequence[int]) -> list[bytes | None]:
         if len(positions) == 1:
             return [None]
         return [record for position in positions for record in _read(source, [position])]
-
-
-def _presence(folder: Path, manifest: Manifest, split: str, faults: Faults) -> np.ndarray | None:
-    """Return the file beside the shards, bool [num_examples, modalities]; None where it is not that."""
-    name = manifest_lib.PRESENCE.format(split=split)
-    faults.check_file(manifest, name)
-    shape = (manifest.splits[split]["num_examples"], len(manifest.modalities))
-    try:
-        flags = np.load(folder / name, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as e:
-        faults.add(name, f"cannot be read ({reason(e)})")
-        return None
-    if not isinstance(flags, np.ndarray) or flags.dtype != bool or flags.shape != shape:
-        faults.add(name, f"not bool of shape {shape}")
-        return None
-    return flags

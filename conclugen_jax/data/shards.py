@@ -110,9 +110,8 @@ class ShardStream:
         manifest_lib.choose(manifest.splits, [split], what="split", where=where)
         self.dataset, self.split, self.target = dataset, split, target
         self.modalities = tuple(manifest_lib.choose(manifest.modalities, modalities, what="modality", where=where))
-        if target:
-            manifest_lib.choose(manifest.targets, [target], what="target", where=where)
-        self.label = manifest.targets[target] if target else manifest.label
+        manifest_lib.choose(manifest.targets, [target] if target else [], what="target", where=where)
+        self.label = manifest.labels()[target]
         self.where = f"{where}, split {split!r}"
         self.num_examples = manifest.splits[split]["num_examples"]
         self.source = _data_source(dataset, split)
@@ -121,14 +120,17 @@ class ShardStream:
                 f"{where}: split {split!r}: {len(self.source)} records, the manifest says {self.num_examples}; build it again"
             )
         columns = [list(manifest.modalities).index(m) for m in self.modalities]
-        self.presence = _read_presence(dataset, split, len(manifest.modalities), self.num_examples)[:, columns]
+        try:
+            self.presence = manifest_lib.read_presence(dataset.path, manifest, split)[:, columns]
+        except ValueError as e:
+            file = dataset.path / manifest_lib.PRESENCE.format(split=split)
+            raise ConclugenError(f"{file}: {e}; build the data set again") from e
         self.usable = np.flatnonzero(self.presence.any(axis=1))
         if not self.usable.size:
             raise ConclugenError(
                 f"{where}: no row of split {split!r} has any of the modalities {list(modalities)}; name others"
             )
-        stored = manifest.variants if split == next(iter(manifest.splits)) else {}
-        self._stored = {m: stored.get(m, 1) for m in manifest.modalities}
+        self._stored = manifest.stored_variants(split)
         self.variants = {m: self._stored[m] for m in self.modalities if all_variants and self._stored[m] > 1}
         self._wire = wire.Wire({f"features/{m}": dim * self._stored[m] for m, dim in manifest.modalities.items()})
         floats = sum(manifest.modalities[m] * self.variants.get(m, 1) for m in self.modalities)
@@ -146,7 +148,7 @@ class ShardStream:
         labels, name, stored = [], wire.label_field(self.target), wire.LABEL_LISTS.get(self.label.kind)
         with self._reading():
             for i, record in enumerate(self._read(indices)):
-                start, others = self._wire.locate(record) or (None, _parse(record))
+                start, others = self._wire.locate(record) or (None, wire.parse(record))
                 for m, x, offset, dim in columns:
                     usual = start is not None
                     data, at = (record, start + offset) if usual else (_bytes(others, f"features/{m}"), 0)
@@ -168,12 +170,9 @@ class ShardStream:
         Raises:
           ConclugenError: a record that cannot be read.
         """
-        examples = self._examples(indices)
-        return tuple(np.array([_bytes(e, key).decode() for e in examples]) for key in ("id", "group"))
-
-    def _examples(self, indices: np.ndarray) -> list[Any]:
         with self._reading():
-            return [_parse(record) for record in self._read(indices)]
+            examples = [wire.parse(record) for record in self._read(indices)]
+            return tuple(np.array([_bytes(e, key).decode() for e in examples]) for key in ("id", "group"))
 
     def _read(self, indices: np.ndarray) -> list[bytes]:
         return self.source.data_source.__getitems__([int(i) for i in indices])
@@ -188,28 +187,8 @@ class ShardStream:
             ) from e
 
 
-def _parse(record: bytes) -> Any:
-    from tensorflow_datasets.proto import tf_example_pb2  # late: see _data_source
-
-    return tf_example_pb2.Example.FromString(record).features.feature
-
-
 def _bytes(example: Any, key: str) -> bytes:
     return example[key].bytes_list.value[0]
-
-
-def _read_presence(dataset: Dataset, split: str, num_modalities: int, num_examples: int) -> np.ndarray:
-    """Return bool [num_examples, num_modalities]; the file is mapped, so that its header is checked before it is read."""
-    path, shape = dataset.path / manifest_lib.PRESENCE.format(split=split), (num_examples, num_modalities)
-    try:
-        presence = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError) as e:
-        raise ConclugenError(f"{path}: cannot be read ({e}); build the data set again") from e
-    if presence.dtype != bool or presence.shape != shape:
-        raise ConclugenError(
-            f"{path}: {presence.dtype} of shape {presence.shape}, expected bool of shape {shape}; build the data set again"
-        )
-    return np.asarray(presence)
 
 
 def _data_source(dataset: Dataset, split: str) -> Any:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class LabelSpec:
       names: of the classes or labels, in the order of their index; empty for ``value`` and ``none``.
     """
 
-    kind: str
+    kind: Literal["single", "multi", "value", "none"]
     names: tuple[str, ...] = ()
 
 
