@@ -47,29 +47,27 @@ class Name:
 
 @dataclasses.dataclass(eq=False)
 class Unfinished:
-    """A NumPy object whose state comes later in the file.
-
-    Attributes:
-      code: type of the numbers where the object is a dtype, empty for an array.
-      value: the dtype, the array (or list of objects), once the state is known.
-    """
+    """A dtype, or where ``code`` is empty an array, whose state, and so its value, comes later in the file."""
 
     code: str = ""
     value: Any = None
 
 
+class Memo(dict):
+    """What a file refers to again, by number: the value once it is known."""
+
+    def __getitem__(self, key: int) -> Any:
+        found = super().__getitem__(key)
+        return found.value if type(found) is Unfinished and found.value is not None else found
+
+
 def read(path: Path) -> tuple[Any, memoryview]:
     """Read a pickle of protocol 2 to 5 without importing or calling anything it names.
 
-    The file is mapped into memory: large arrays are views of it and take no memory of their own.
-
-    Args:
-      path: of a regular file.
-
     Returns:
       What the file describes: ``dict`` (with text keys), ``list``, ``tuple``, ``str``, ``int``, ``float``, ``bool``,
-      ``None``, ``bytes`` or ``memoryview``, and read-only arrays; an array of objects is a flat list. And the content of
-      the file.
+      ``None``, ``bytes`` or ``memoryview``, and read-only arrays, which are views of the mapped file and take no memory of
+      their own; an array of objects is a flat list. And the content of the file.
 
     Raises:
       ConclugenError: the file cannot be read, is no such pickle, is damaged, or asks for anything else.
@@ -81,31 +79,21 @@ def read(path: Path) -> tuple[Any, memoryview]:
 
 
 def interpret(unpickler: "Unpickler", path: Path) -> Any:
-    """Run an unpickler, and name the file in what it refuses.
-
-    Raises:
-      ConclugenError: the content is no such pickle, is damaged, or asks for what the unpickler does not admit.
-    """
+    """Run an unpickler; a ConclugenError names the file and says what is damaged or not admitted."""
     at = unpickler.content
     try:
         return unpickler.load()
     except Refused as e:
-        raise ConclugenError(f"{path}: {e} (byte {at.position}); nothing in the file was executed") from e
-    except MemoryError as e:
-        raise ConclugenError(f"{path}: does not fit into memory; nothing in the file was executed") from e
+        fault = f"{e} (byte {at.position})"
+    except MemoryError:
+        fault = "does not fit into memory"
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error, pickle.PickleError) as e:
-        raise ConclugenError(
-            f"{path}: damaged or cut off at byte {at.position} ({type(e).__name__}); nothing in the file was executed, "
-            "fetch it again"
-        ) from e
+        fault = f"damaged or cut off at byte {at.position} ({type(e).__name__}), fetch it again"
+    raise ConclugenError(f"{path}: {fault}; nothing in the file was executed")
 
 
 def map_file(path: Path) -> memoryview:
-    """Map a regular file that is not empty into memory.
-
-    Raises:
-      ConclugenError: there is no such file, or it cannot be read.
-    """
+    """Map a regular file that is not empty into memory; a ConclugenError says why that is not possible."""
     if not path.is_file():  # opening a pipe would wait for ever
         raise ConclugenError(f"{path}: no such file; name the file to be read")
     try:
@@ -146,23 +134,17 @@ class Dispatch(dict):
     """Operation by code; names what is not admitted."""
 
     def __missing__(self, code: int) -> Any:
-        known = pickletools.code2op.get(chr(code))
-        if known is None:
-            raise Refused(f"damaged: {code:#04x} is not an operation of the pickle format")
-        if known.name in ("STRING", "BINSTRING", "SHORT_BINSTRING"):
+        name = pickletools.code2op[chr(code)].name if chr(code) in pickletools.code2op else f"{code:#04x}"
+        if name in ("STRING", "BINSTRING", "SHORT_BINSTRING"):
             raise Refused("written by Python 2; load it there and write its arrays with numpy.savez")
-        raise Refused(f"holds the operation {known.name}, which a table of numbers and text does not need")
+        raise Refused(f"holds the operation {name}, which a table of numbers and text does not need")
 
 
 class Unpickler(pickle._Unpickler):
     """The standard library's unpickler without anything that could be called.
 
-    Attributes:
-      content: what is read.
-      calls: what stands for the names that are admitted; others are refused.
-      keys: types that keys of dictionaries may have; others could exhaust the stack when they are hashed.
-      what: is expected, for messages.
-      way_out: of what is refused, for messages.
+    ``calls`` has what stands for the names that are admitted. Keys of dictionaries are of the types ``keys``: others could
+    exhaust the stack when they are hashed. ``what`` and ``way_out`` are for messages.
     """
 
     calls: ClassVar[Calls]
@@ -173,7 +155,7 @@ class Unpickler(pickle._Unpickler):
 
     def __init__(self, content: Content):
         super().__init__(content)
-        self.content, self._copies_left = content, len(content.view)
+        self.content, self.memo, self._copies_left = content, Memo(), len(content.view)
 
     def find_class(self, module: str, name: str) -> Name:
         """Admit a name; nothing is imported."""
@@ -184,16 +166,14 @@ class Unpickler(pickle._Unpickler):
 
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if type(function) is not Name or type(arguments) is not tuple:
-            raise Refused("a call of something that is not a function")
-        call = self.calls[function.name]
+        call = self.calls[function.name] if type(function) is Name and type(arguments) is tuple else None
         if call is None:
-            raise Refused("a call of a class")
+            raise Refused("a call of something that is not a function")
         self.append(call(self, *arguments))
 
     def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack.pop()
-        if type(target) is not Unfinished or target.value is not None:
+        if type(target) is not Unfinished or target.value is not None or type(state) is not tuple:
             raise Refused(f"sets the state of a {type(target).__name__}")
         if target.code:
             target.value = _dtype_of(target.code, *state)
@@ -201,17 +181,6 @@ class Unpickler(pickle._Unpickler):
             _, shape, dtype, fortran, data = state
             target.value = self.array(data, dtype, shape, "F" if fortran else "C")
         self.append(target.value)
-
-    def load_binget(self) -> None:
-        self._get(self.content.read(1)[0])
-
-    def load_long_binget(self) -> None:
-        self._get(*struct.unpack("<I", self.content.read(4)))
-
-    def _get(self, key: int) -> None:
-        value = self.memo[key]
-        finished = type(value) is Unfinished and value.value is not None
-        self.append(value.value if finished else value)
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -221,33 +190,27 @@ class Unpickler(pickle._Unpickler):
         self._update(self.pop_mark())
 
     def _update(self, items: list[Any]) -> None:
-        if len(items) % 2 or any(type(key) not in self.keys for key in items[::2]):
+        if type(self.stack[-1]) is not dict or len(items) % 2 or any(type(key) not in self.keys for key in items[::2]):
             raise Refused("a dictionary whose keys are not text")
-        if type(self.stack[-1]) is not dict:
-            raise Refused(f"{type(self.stack[-1]).__name__} where a dict must be")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def load_frame(self) -> None:
         self.content.read(8)
 
-    dispatch |= {ord("R"): load_reduce, ord("b"): load_build, ord("h"): load_binget, ord("j"): load_long_binget}
-    dispatch |= {ord("s"): load_setitem, ord("u"): load_setitems, 0x95: load_frame}
-    dispatch[0x96] = pickle._Unpickler.load_binbytes8  # a bytearray is bytes as well
+    dispatch |= {ord("R"): load_reduce, ord("b"): load_build, ord("s"): load_setitem, ord("u"): load_setitems}
+    dispatch |= {0x95: load_frame, 0x96: pickle._Unpickler.load_binbytes8}  # a bytearray is bytes as well
 
     def array(self, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray | list[Any]:
-        """Return a view of bytes of the file, once size and shape are known to agree."""
-        if not isinstance(dtype, np.dtype) or type(shape) is not tuple or len(shape) > 8:
-            raise Refused("an array of unknown type or shape")
-        if any(type(n) is not int or not 0 <= n < 2**40 for n in shape):
-            raise Refused("an array of impossible shape")
-        size = math.prod(shape)
-        if dtype.kind == "O":
-            if type(data) is not list or len(data) != size:
-                raise Refused(f"an array of {size} objects that are not there")
+        """Return a view of bytes of the file, or a flat list of objects, once type, shape and size are known to agree."""
+        known = isinstance(dtype, np.dtype) and type(shape) is tuple and len(shape) <= 8
+        if not known or any(type(n) is not int or not 0 <= n < 2**40 for n in shape):
+            raise Refused("an array of unknown type or impossible shape")
+        size, objects = math.prod(shape), dtype.kind == "O"
+        held = len(data) if type(data) in ((list,) if objects else (memoryview, bytes)) else 0
+        if held != size * (1 if objects else dtype.itemsize):
+            raise Refused(f"an array of shape {shape} and type {dtype} that is not there")
+        if objects:
             return data
-        held = len(data) if type(data) in (memoryview, bytes) else -1
-        if held != size * dtype.itemsize:
-            raise Refused(f"an array said to have {size * dtype.itemsize} bytes has {max(held, 0)}")
         if not size:
             return np.empty(shape, dtype)
         if dtype.kind == "U" and np.frombuffer(data, dtype.str[0] + "u4").max() > 0x10FFFF:
@@ -263,8 +226,8 @@ class Unpickler(pickle._Unpickler):
 
 def _dtype(unpickler: Unpickler, code: Any, align: Any = False, copy: Any = True) -> Unfinished:
     if type(code) is not str or not _DTYPE.fullmatch(code):
-        what = repr(code[:20]) if type(code) is str else "unknown"
-        raise Refused(f"an array of type {what}; numbers, text and truth values are read")
+        kind = code[:20] if type(code) is str else type(code)
+        raise Refused(f"an array of type {kind!r}; numbers, text and truth values are read")
     return Unfinished(code)
 
 
