@@ -255,7 +255,7 @@ def test_files_of_another_layout_are_refused(tmp_path):
     with pytest.raises(ConclugenError, match="video 'a': no features and intervals"):
         CsdFeatures(path)
     write_csd(path, {"a": (STEPS, SECONDS), b"\xff": (STEPS, SECONDS)})
-    with pytest.raises(ConclugenError, match=r"name b'\\xff' of an entry is not UTF-8"):
+    with pytest.raises(ConclugenError, match=r"found the name b'\\xff', which is not UTF-8"):
         CsdFeatures(path)
 
 
@@ -332,7 +332,7 @@ def test_without_h5py_the_message_says_what_to_install(features, monkeypatch):
 @pytest.mark.skipif(not MOSI_WORDS.is_file(), reason="no sample of CMU-MOSI beside the repository")
 def test_published_words_of_mosi_open_and_are_refused_as_features():
     sequence, folds = CsdFile(MOSI_WORDS), read_folds("cmu_mosi")
-    assert sequence.names() == frozenset(folds)
+    assert sequence.names == frozenset(folds)
     assert len(folds) == 93
     with pytest.raises(ConclugenError, match=r"type \|S12, expected numbers; words or phones need word vectors"):
         CsdFeatures(MOSI_WORDS)

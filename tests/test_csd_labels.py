@@ -10,7 +10,7 @@ import pytest
 
 from conclugen_jax.data.cells import read_csv
 from conclugen_jax.data.importers import csd
-from conclugen_jax.data.importers.csd import read_folds, read_label_tables, read_labels
+from conclugen_jax.data.importers.csd import read_folds, read_labels
 from conclugen_jax.errors import ConclugenError
 from tests.test_csd import DIGITS, SECONDS, SHARED, TEST, TRAIN, VALIDATION, write_csd, write_labels
 
@@ -19,7 +19,7 @@ MOSEI_TABLES = sorted((SHARED / "cmu_mosei_labels").glob("*.csv"))
 
 def read_label_csv(paths, corpus, **options):
     tables = [read_csv(path) for path in ([paths] if isinstance(paths, Path) else paths)]
-    return read_label_tables(tables, corpus, **options)
+    return read_labels(tables, corpus, **options)
 
 
 def write_table(path, rows, header="video,start_time,end_time,sentiment,happy,sad,anger,surprise,disgust,fear,text"):
@@ -136,10 +136,10 @@ def test_label_table_columns_are_found_by_name(tmp_path):
 
 def test_labels_of_the_wrong_width_are_refused(tmp_path):
     seven = write_labels(tmp_path / "7.csd", {"03bSnISJMiM": 2})
-    with pytest.raises(ConclugenError, match=r"video '03bSnISJMiM': label rows of width 7, those of cmu_mosi have 1"):
+    with pytest.raises(ConclugenError, match=r"video '03bSnISJMiM': label rows of width 7, those of the corpus have 1"):
         read_labels(seven, "cmu_mosi")
     six = write_labels(tmp_path / "6.csd", {TRAIN: 2}, width=6)
-    with pytest.raises(ConclugenError, match=r"width 6, those of cmu_mosei have 7 \(sentiment, happy, sad, anger"):
+    with pytest.raises(ConclugenError, match=r"width 6, those of the corpus have 7 \(sentiment, happy, sad, anger"):
         read_labels(six, "cmu_mosei")
 
 

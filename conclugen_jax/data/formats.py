@@ -16,7 +16,7 @@ from conclugen_jax.data.corpora import CORPORA, Corpus
 from conclugen_jax.data.features import POOLS, canonical
 from conclugen_jax.data.files import entries
 from conclugen_jax.data.folders import holds_npy
-from conclugen_jax.data.importers import authors, corpus_csd
+from conclugen_jax.data.importers import authors, csd
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request, open_features
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features, LabelSpec
@@ -24,7 +24,7 @@ from conclugen_jax.errors import ConclugenError
 
 FORMATS = {
     "authors": authors.open_authors,
-    "csd": corpus_csd.open_csd,
+    "csd": csd.open_csd,
     "table": tables.open_table,
     "npz": tables.open_npz,
     "parquet": tables.open_parquet_table,

@@ -33,7 +33,7 @@ def annotate(request: Request, found: Found) -> Found:
     found = dataclasses.replace(found, label_files=files)
     tables = [read_csv(path) for path in files]
     if request.dataset in csd.LABEL_COLUMNS and "start_time" in tables[0].columns:
-        columns, outside = csd.read_label_tables(tables, request.dataset, drop=dropped(request.corpus, ""))
+        columns, outside = csd.read_labels(tables, request.dataset, drop=dropped(request.corpus, ""))
         by_id = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
         return dataclasses.replace(found, columns=by_id, facts={**found.facts, "rows_outside_folds": outside})
     if "split" not in tables[0].columns:

@@ -1,19 +1,24 @@
-"""Labels and standard folds of CMU-MOSEI and CMU-MOSI, as the CMU-MultimodalSDK publishes them."""
+"""CMU-MOSEI and CMU-MOSI from the files of the CMU-MultimodalSDK: label sequence, feature sequences, standard folds."""
 
 import importlib.resources
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from conclugen_jax.data.annotations import by_split
-from conclugen_jax.data.cells import Table, number
-from conclugen_jax.data.corpora import CORPORA
-from conclugen_jax.data.importers.csd_features import CsdFile, Key
+from conclugen_jax.data.cells import Table, number, read_csv
+from conclugen_jax.data.corpora import CORPORA, dropped
+from conclugen_jax.data.importers.csd_features import CsdFeatures, CsdFile, Key
+from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import Annotations
 from conclugen_jax.errors import ConclugenError
+
+KINDS = {"text": r"wordvectors|glove|bert", "audio": r"covarep|opensmile", "video": r"openface|facet"}
+"""modality -> what the names of its published files contain."""
 
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
 """Columns of the label of CMU-MOSEI, in the order of the published rows."""
@@ -23,6 +28,54 @@ LABEL_COLUMNS = {"cmu_mosei": ("sentiment", *EMOTIONS), "cmu_mosi": ("sentiment"
 
 Rows = Iterable[tuple[str, Key, Sequence[Any]]]
 """Where each label row stands, for messages; its key; its cells."""
+
+
+def open_csd(request: Request) -> Found:
+    """Open a folder of ``.csd`` files, or those named as modalities (``A.csd+B.csd`` are concatenated).
+
+    Raises:
+      ConclugenError: no labels, or several files for one modality.
+    """
+    _label_columns(request.dataset)
+    files = [] if request.source is None else [request.source]
+    if files and request.source.is_dir():
+        files = sorted(request.source.glob("*.csd"))
+    features = {m: CsdFeatures(paths, pool=request.pool) for m, paths in _modalities(request, files).items()}
+    labels = list(request.labels) or [p for p in files if "label" in p.name.lower()]
+    if not labels:
+        raise ConclugenError(f"{request.source}: no file with Label in its name; name it with --labels=FILE.csd")
+    if labels[0].suffix == ".csd" and len(labels) > 1:
+        raise ConclugenError(f"{len(labels)} label files ({labels[0]}, {labels[1]}); name one with --labels=FILE.csd")
+    source = labels[0] if labels[0].suffix == ".csd" else [read_csv(path) for path in labels]
+    columns, outside = read_labels(source, request.dataset, drop=dropped(request.corpus, ""))
+    facts = {"rows_outside_folds": outside, "minus_infinity": "read as 0"}
+    return Found(features, columns=columns, label_files=labels, facts=facts)
+
+
+def _modalities(request: Request, files: list[Path]) -> dict[str, list[Path]]:
+    """Return modality -> its files: as named, and for the others by what the published files are called."""
+    result = {m: [Path(p) for p in paths.split("+")] for m, paths in request.modalities.items()}
+    for modality, pattern in KINDS.items():
+        matches = [p for p in files if re.search(pattern, p.name.lower())]
+        if modality in result or (request.only and modality not in request.only) or not matches:
+            continue
+        if len(matches) > 1:
+            raise ConclugenError(
+                f"{request.source}: {', '.join(p.name for p in matches)} could all be {modality!r}; name one, or several to be "
+                f"concatenated, with --modality {modality}=FILE.csd+FILE.csd"
+            )
+        result[modality] = matches
+    if not result:
+        raise ConclugenError(f"{request.source}: no file of features known by its name; use --modality NAME=FILE.csd")
+    return result
+
+
+def _label_columns(corpus: str) -> dict[str, tuple[float, float]]:
+    """Return column of a label row -> least and greatest number there."""
+    if corpus not in LABEL_COLUMNS:
+        raise ConclugenError(f"corpus {corpus!r} has no standard folds here; there are {', '.join(LABEL_COLUMNS)}")
+    ranges = CORPORA[corpus].ranges
+    return {name: ranges.get(name, ranges["label"]) for name in LABEL_COLUMNS[corpus]}
 
 
 def read_folds(corpus: str) -> dict[str, str]:
@@ -38,15 +91,19 @@ def read_folds(corpus: str) -> dict[str, str]:
     return {video: split for split, video in pairs}
 
 
-def read_labels(path: Path, corpus: str, *, drop: Collection[str] = ()) -> tuple[dict[str, Annotations], int]:
-    """Read a label ``.csd`` file as published, not aligned.
+def read_labels(
+    source: Path | Sequence[Table], corpus: str, *, drop: Collection[str] = ()
+) -> tuple[dict[str, Annotations], int]:
+    """Read a label ``.csd`` file as published, not aligned, or tables of segments.
 
     Every row of every video in the standard folds is an example with id ``VIDEO_ROW``, the video as group and
     (video, start, end, row) as key. Examples are sorted by video, then row.
 
     Args:
-      path: of the file; its rows are [sentiment, happy, sad, anger, surprise, disgust, fear] for ``cmu_mosei`` and
-        [sentiment] for ``cmu_mosi``.
+      source: a file whose rows are [sentiment, happy, sad, anger, surprise, disgust, fear] for ``cmu_mosei`` and
+        [sentiment] for ``cmu_mosi``; or tables with these columns, ``video``, ``start_time`` and ``end_time`` (seconds), in
+        any order and among others. Rows are counted in the order of the tables, so that ids are the same only if they hold
+        all rows in the order of the label sequence.
       corpus: ``cmu_mosei`` or ``cmu_mosi``.
       drop: ids to be left out; the others keep their row numbers.
 
@@ -56,50 +113,45 @@ def read_labels(path: Path, corpus: str, *, drop: Collection[str] = ()) -> tuple
       ``EMOTIONS``) with target ``sentiment`` float32 [n] for ``cmu_mosei``, the sentiment float32 [n] for ``cmu_mosi``.
 
     Raises:
-      ConclugenError: an unknown corpus, no such file, one whose rows are not labels of this corpus, or a label outside
-        its range.
+      ConclugenError: an unknown corpus, no such file, rows that are not labels of this corpus, a missing column, or a label
+        or time that is not a number in its range.
     """
-    return _annotations(_rows_of_file(path, corpus), corpus, drop, str(path))
+    columns, folds = _label_columns(corpus), read_folds(corpus)
+    rows = _rows_of_file(source, columns) if isinstance(source, Path) else _rows_of_tables(source, columns)
+    found: dict[Key, list[float]] = {}
+    outside = 0
+    for place, key, cells in rows:
+        if key[0] in folds:
+            pairs = zip(cells, columns.items(), strict=True)
+            found[key] = [number(cell, f"{place}: {name}", span) for cell, (name, span) in pairs]
+        else:
+            outside += 1
+    if not found:
+        where = source if isinstance(source, Path) else ", ".join(str(table.path) for table in source)
+        raise ConclugenError(
+            f"{where}: no rows of videos in the standard folds of {corpus}, {outside} of others; name "
+            "the labels of this corpus, not aligned ones"
+        )
+    keys = sorted((key for key in found if _id(key) not in drop), key=lambda key: (key[0], key[3]))
+    values = np.array([found[key] for key in keys], np.float32).reshape(len(keys), len(columns))
+    label, targets = values[:, 0], {}
+    if corpus == "cmu_mosei":
+        label, targets = (values[:, 1:] > 0).astype(np.float32), {"sentiment": label}
+    examples = Annotations(list(map(_id, keys)), [key[0] for key in keys], label, targets, keys)
+    return by_split(examples, [folds[key[0]] for key in keys]), outside
 
 
-def read_label_tables(
-    tables: Sequence[Table], corpus: str, *, drop: Collection[str] = ()
-) -> tuple[dict[str, Annotations], int]:
-    """Read tables of segments.
-
-    Like :func:`read_labels`, but rows of a video are counted in the order of the tables, so that ids are the same as
-    there only if the tables hold all rows in the order of the label sequence.
-
-    Args:
-      tables: with the columns ``video``, ``start_time``, ``end_time`` (seconds), ``sentiment`` and, for ``cmu_mosei``,
-        those of ``EMOTIONS``, in any order and among others.
-      corpus: ``cmu_mosei`` or ``cmu_mosi``.
-      drop: ids to be left out.
-
-    Returns:
-      As :func:`read_labels`.
-
-    Raises:
-      ConclugenError: an unknown corpus, a missing column, or a cell that is not a number in its range.
-    """
-    return _annotations(_rows_of_tables(tables, corpus), corpus, drop, ", ".join(str(t.path) for t in tables))
+def _id(key: Key) -> str:
+    return f"{key[0]}_{key[3]}"
 
 
-def _label_columns(corpus: str) -> dict[str, tuple[float, float]]:
-    """Return column of a label row -> least and greatest number there."""
-    if corpus not in LABEL_COLUMNS:
-        raise ConclugenError(f"corpus {corpus!r} has no standard folds here; there are {', '.join(LABEL_COLUMNS)}")
-    ranges = CORPORA[corpus].ranges
-    return {name: ranges.get(name, ranges["label"]) for name in LABEL_COLUMNS[corpus]}
-
-
-def _rows_of_file(path: Path, corpus: str) -> Rows:
-    columns, file = _label_columns(corpus), CsdFile(path)
-    for video in sorted(file.names()):
+def _rows_of_file(path: Path, columns: Mapping[str, Any]) -> Rows:
+    file = CsdFile(path)
+    for video in sorted(file.names):
         steps, features = file.steps(video)
         if features.shape[1] != len(columns):
             raise ConclugenError(
-                f"{file.where(video)}: label rows of width {features.shape[1]}, those of {corpus} have {len(columns)} "
+                f"{file.where(video)}: label rows of width {features.shape[1]}, those of the corpus have {len(columns)} "
                 f"({', '.join(columns)}); name the file of labels"
             )
         values = file.values(video, slice(None)).tolist()
@@ -107,8 +159,8 @@ def _rows_of_file(path: Path, corpus: str) -> Rows:
             yield f"{file.where(video)}, label row {i}", (video, start, end, i), cells
 
 
-def _rows_of_tables(tables: Sequence[Table], corpus: str) -> Rows:
-    columns, counts = list(_label_columns(corpus)), Counter()
+def _rows_of_tables(tables: Sequence[Table], columns: Mapping[str, Any]) -> Rows:
+    counts = Counter[str]()
     for table in tables:
         missing = [name for name in ("video", "start_time", "end_time", *columns) if name not in table.columns]
         if missing:
@@ -120,32 +172,3 @@ def _rows_of_tables(tables: Sequence[Table], corpus: str) -> Rows:
             video = cells["video"].strip()
             yield where, (video, start, end, counts[video]), [cells[name] for name in columns]
             counts[video] += 1
-
-
-def _annotations(rows: Rows, corpus: str, drop: Collection[str], where: str) -> tuple[dict[str, Annotations], int]:
-    columns, folds = _label_columns(corpus), read_folds(corpus)
-    found: dict[Key, list[float]] = {}
-    outside = 0
-    for place, key, cells in rows:
-        if key[0] in folds:
-            pairs = zip(cells, columns.items(), strict=True)
-            found[key] = [number(cell, f"{place}: {name}", span) for cell, (name, span) in pairs]
-        else:
-            outside += 1
-    if not found:
-        raise ConclugenError(
-            f"{where}: no rows of videos in the standard folds of {corpus}, {outside} of others; name "
-            "the labels of this corpus, not aligned ones"
-        )
-    keys = sorted((key for key in found if _id(key) not in drop), key=lambda key: (key[0], key[3]))
-    values = np.array([found[key] for key in keys], np.float32).reshape(len(keys), len(columns))
-    if corpus == "cmu_mosei":
-        label, targets = (values[:, 1:] > 0).astype(np.float32), {"sentiment": values[:, 0]}
-    else:
-        label, targets = values[:, 0], {}
-    examples = Annotations(list(map(_id, keys)), [key[0] for key in keys], label, targets, keys)
-    return by_split(examples, [folds[key[0]] for key in keys]), outside
-
-
-def _id(key: Key) -> str:
-    return f"{key[0]}_{key[3]}"

@@ -5,6 +5,7 @@ seconds. The SDK's ``align`` names entries ``VIDEO[ROW]`` instead, after the row
 """
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,7 @@ class CsdFeatures:
     """
 
     def __init__(self, paths: Path | Iterable[Path], *, pool: str = "mean"):
-        """Open the files and look at the first entry of each.
-
-        Args:
-          paths: of one file or several.
-          pool: over time: ``mean``, ``max`` or ``last``.
+        """Open the files, one or several, and look at the first entry of each; pool by ``mean``, ``max`` or ``last``.
 
         Raises:
           ConclugenError: no file, or one that holds no sequences of vectors.
@@ -52,10 +49,9 @@ class CsdFeatures:
         self._sequences = [CsdFile(path) for path in ([paths] if isinstance(paths, Path) else paths)]
         if not self._sequences:
             raise ConclugenError("no .csd file is named for the modality; name one or more")
-        self._pool = pool
-        self._dims = [s.steps(min(s.names()))[1].shape[1] for s in self._sequences]
+        self._pool, self.replaced = pool, 0
+        self._dims = [s.steps(min(s.names))[1].shape[1] for s in self._sequences]
         self.dim = sum(self._dims)
-        self.replaced = 0
 
     def files(self) -> Iterable[Path]:
         """Return the paths of the files."""
@@ -67,7 +63,7 @@ class CsdFeatures:
 
     def locate(self, split: str, keys: Sequence[Key]) -> Sequence[Key | None]:
         """Return the keys (video, start, end, row) themselves, None where a file has no entry of the video."""
-        return [key if all(_entry_name(s, key) is not None for s in self._sequences) else None for key in keys]
+        return [key if all(s.entry_name(key) is not None for s in self._sequences) else None for key in keys]
 
     def read(self, place: Key) -> np.ndarray | None:
         """Return the vector [dim] of an example, None if a file lacks the video or has no step that overlaps the example.
@@ -77,15 +73,16 @@ class CsdFeatures:
         """
         vectors = []
         for sequence, dim in zip(self._sequences, self._dims, strict=True):
-            name = _entry_name(sequence, place)
-            vector = None if name is None else self._vector(sequence, dim, name, place)
+            vector = self._vector(sequence, dim, place)
             if vector is None:
                 return None
             vectors.append(vector)
         return np.concatenate(vectors)
 
-    def _vector(self, sequence: "CsdFile", dim: int, name: str, key: Key) -> np.ndarray | None:
-        video, start, end, row = key
+    def _vector(self, sequence: "CsdFile", dim: int, key: Key) -> np.ndarray | None:
+        (video, start, end, row), name = key, sequence.entry_name(key)
+        if name is None:
+            return None
         steps, features = sequence.steps(name)
         if features.shape[1] != dim:
             raise ConclugenError(
@@ -93,20 +90,18 @@ class CsdFeatures:
                 "correct or remove the entry"
             )
         if name == video:
-            chosen = np.minimum(steps[:, 1], end) - np.maximum(steps[:, 0], start) > EPSILON
+            index = np.flatnonzero(np.minimum(steps[:, 1], end) - np.maximum(steps[:, 0], start) > EPSILON)
         elif steps.size and (steps.min() < start - ROUNDING or steps.max() > end + ROUNDING):
             raise ConclugenError(
                 f"{sequence.where(name)}: from {steps.min():.3f} to {steps.max():.3f} s, but row {row} of the labels is from "
                 f"{start:.3f} to {end:.3f} s; align the sequence to these labels, or name the file that is not aligned"
             )
         else:
-            chosen = np.ones(len(steps), bool)
-        index = np.flatnonzero(chosen)
+            index = np.arange(len(steps))
         if not index.size:
             return None
         x = sequence.values(name, slice(int(index[0]), int(index[-1]) + 1))
-        order = index[np.argsort(steps[index, 0], kind="stable")]
-        x = x[order - index[0]]
+        x = x[index[np.argsort(steps[index, 0], kind="stable")] - index[0]]
         if x.dtype.kind == "f":
             low = np.isneginf(x)
             self.replaced += int(low.sum())
@@ -114,45 +109,39 @@ class CsdFeatures:
         return pool(x, self._pool, sequence.where(name))
 
 
-def _entry_name(sequence: "CsdFile", key: Key) -> str | None:
-    """Return the name of the entry that holds an example's steps, None if there is none."""
-    names = sequence.names()
-    return next((name for name in (key[0], f"{key[0]}[{key[3]}]") if name in names), None)
-
-
 class CsdFile:
-    """A ``.csd`` file, opened when first used in a process; it keeps the intervals of the latest entry only."""
+    """A ``.csd`` file, opened when first used in a process; it keeps the intervals of the latest entry only.
+
+    Attributes:
+      names: of the entries, at least one.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self._data: Any = None
-        self._names: frozenset[str] = frozenset()
         self._latest: tuple[str, np.ndarray, Any] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Keep only the path for another process, since an open file cannot be sent."""
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])
+        return CsdFile, (self.path,)
 
     def where(self, name: str) -> str:
         """Return what messages call an entry."""
         return f"{self.path}, video {name[:100]!r}"
 
+    def entry_name(self, key: Key) -> str | None:
+        """Return the name of the entry that holds an example's steps, None if there is none."""
+        return next((name for name in (key[0], f"{key[0]}[{key[3]}]") if name in self.names), None)
+
+    @functools.cached_property
     def names(self) -> frozenset[str]:
-        """Return the names of the entries, at least one."""
-        if self._data is None:
-            with _reading(self.path):
-                self._open()
-        return self._names
+        with _reading(self.path):
+            return frozenset(self._data)
 
     def steps(self, name: str) -> tuple[np.ndarray, Any]:
         """Return the checked intervals float64 [steps, 2] of an entry, and its features [steps, dim], not yet read."""
-        self.names()
         if self._latest is None or self._latest[0] != name:
             with _reading(self.path):
-                self._latest = name, *self._entry(name)
+                self._latest = name, *_checked(self._data[name], self.where(name))
         return self._latest[1:]
 
     def values(self, name: str, which: slice) -> np.ndarray:
@@ -161,56 +150,60 @@ class CsdFile:
         with _reading(self.path):
             return features[which]
 
-    def _open(self) -> None:
+    @functools.cached_property
+    def _data(self) -> Any:
+        """The HDF5 group of the entries."""
         try:
             import h5py
         except ImportError as e:
             raise ConclugenError(f"{self.path}: .csd files are HDF5, which needs h5py; pip install h5py") from e
-        file = h5py.File(self.path, "r")
-        root = next((node for node in file.values() if isinstance(node, h5py.Group)), None)
-        data = None if root is None else root.get("data")
-        if not isinstance(data, h5py.Group) or not len(data):
-            inside = "no group" if root is None else f"{root.name!r} with {', '.join(map(repr, root)) or 'nothing'}"
-            raise ConclugenError(
-                f"{self.path}: expected an HDF5 group /NAME/data with an entry per video, found {inside}; name a .csd file"
-            )
-        odd = [name for name in data if not isinstance(name, str)]
-        if odd:  # h5py hands out as bytes what is not UTF-8
-            raise ConclugenError(
-                f"{self.path}: the name {odd[0][:100]!r} of an entry is not UTF-8; download the file again"
-            )
-        self._names = frozenset(data)
-        self._data = data
+        with _reading(self.path):
+            file = h5py.File(self.path, "r")
+            root = next((node for node in file.values() if isinstance(node, h5py.Group)), None)
+            data = None if root is None else root.get("data")
+            if not isinstance(data, h5py.Group) or not len(data):
+                found = "no group" if root is None else f"{root.name!r} with {', '.join(map(repr, root)) or 'nothing'}"
+            elif odd := [
+                name for name in data if not isinstance(name, str)
+            ]:  # h5py hands out as bytes what is not UTF-8
+                found = f"the name {odd[0][:100]!r}, which is not UTF-8"
+            else:
+                return data
+        raise ConclugenError(
+            f"{self.path}: expected an HDF5 group /NAME/data with an entry per video, found {found}; name a .csd file, or "
+            "download it again"
+        )
 
-    def _entry(self, name: str) -> tuple[np.ndarray, Any]:
-        entry, where = self._data[name], self.where(name)
-        if not {"features", "intervals"} <= set(entry):
-            raise ConclugenError(f"{where}: no features and intervals; write the entry again")
-        features, intervals = entry["features"], entry["intervals"]
-        if features.dtype.kind not in "fiu":
+
+def _checked(entry: Any, where: str) -> tuple[np.ndarray, Any]:
+    """Return the intervals of an entry, read, and its features, not yet read."""
+    if not {"features", "intervals"} <= set(entry):
+        raise ConclugenError(f"{where}: no features and intervals; write the entry again")
+    features, intervals = entry["features"], entry["intervals"]
+    if features.dtype.kind not in "fiu":
+        raise ConclugenError(
+            f"{where}: features are of type {features.dtype}, expected numbers; words or phones need word vectors, such "
+            "as those of a TimestampedWordVectors file"
+        )
+    steps = features.shape[0] if features.ndim == 2 else -1
+    if intervals.dtype.kind not in "fiu" or intervals.shape != (steps, 2) or not features.shape[1]:
+        raise ConclugenError(
+            f"{where}: features {features.shape} and intervals {intervals.shape} of type {intervals.dtype}, expected "
+            "(steps, dim) and (steps, 2) with as many steps; write the entry again"
+        )
+    for array in (features, intervals):  # HDF5 declares sizes without storing anything
+        if array.nbytes > MOST_UNPACKED * max(array.id.get_storage_size(), 2**20):
             raise ConclugenError(
-                f"{where}: features are of type {features.dtype}, expected numbers; words or phones need word vectors, such "
-                "as those of a TimestampedWordVectors file"
+                f"{where}: {array.shape} numbers declared, {array.id.get_storage_size()} bytes stored; download it again"
             )
-        steps = features.shape[0] if features.ndim == 2 else -1
-        if intervals.dtype.kind not in "fiu" or intervals.shape != (steps, 2) or not features.shape[1]:
-            raise ConclugenError(
-                f"{where}: features {features.shape} and intervals {intervals.shape} of type {intervals.dtype}, expected "
-                "(steps, dim) and (steps, 2) with as many steps; write the entry again"
-            )
-        for array in (features, intervals):  # HDF5 declares sizes without storing anything
-            if array.nbytes > MOST_UNPACKED * max(array.id.get_storage_size(), 2**20):
-                raise ConclugenError(
-                    f"{where}: {array.shape} numbers declared, {array.id.get_storage_size()} bytes stored; download it again"
-                )
-        times = intervals[:].astype(np.float64)
-        wrong = np.flatnonzero(~(np.isfinite(times).all(axis=1) & (times[:, 1] >= times[:, 0])))
-        if wrong.size:
-            start, end = times[wrong[0]]
-            raise ConclugenError(
-                f"{where}, step {wrong[0]}: interval from {start} to {end} s, expected an end not before its start; correct it"
-            )
-        return times, features
+    times = intervals[:].astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(times).all(axis=1) & (times[:, 1] >= times[:, 0])))
+    if wrong.size:
+        start, end = times[wrong[0]]
+        raise ConclugenError(
+            f"{where}, step {wrong[0]}: interval from {start} to {end} s, expected an end not before its start; correct it"
+        )
+    return times, features
 
 
 @contextlib.contextmanager
