@@ -75,10 +75,10 @@ YAML = {
     ("cmu_mosei", "emotions: [0, 0, 3, 0, 0, 0], sentiment: -4"): "sentiment '-4', expected a number from -3 to 3",
     ("cmu_mosei", "emotions: [0, 0, 3, 0, 0, 0], sentiment: 1e39"): "sentiment '1e39', expected a number from -3 to 3",
     ("cmu_mosi", "sentiment: 3.2"): "sentiment '3.2', expected a number from -3 to 3",
-    ("meld", "emotions: 7"): "'7', expected a whole number from 0 to 6",
-    ("meld", "emotions: 0.5"): "'0.5', expected a whole number from 0 to 6",
-    ("meld", f"emotions: {'1' * 5000}"): f"'{'1' * 100}', expected a whole number from 0 to 6",
-    ("meld", "emotions: 1, sentiment: -2"): "'-2', expected a whole number from -1 to 1",
+    ("meld", "emotions: 7"): "emotions '7', expected a whole number from 0 to 6",
+    ("meld", "emotions: 0.5"): "emotions '0.5', expected a whole number from 0 to 6",
+    ("meld", f"emotions: {'1' * 5000}"): f"emotions '{'1' * 100}', expected a whole number from 0 to 6",
+    ("meld", "emotions: 1, sentiment: -2"): "sentiment '-2', expected a whole number from -1 to 1",
 }
 
 

@@ -15,7 +15,7 @@ from conclugen_jax.data.files import entries, open_regular
 from conclugen_jax.data.folders import FolderFeatures
 from conclugen_jax.data.labels import from_names
 from conclugen_jax.data.requests import Found, Request
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec
 from conclugen_jax.errors import ConclugenError
 
 MODALITIES = {"video": ("frames_2d", "frames_3d"), "audio": ("audio_spectrograms",), "text": ("texts",)}
@@ -35,26 +35,31 @@ def open_authors(request: Request) -> Found:
     Raises:
       ConclugenError: not one of the authors' data sets, several folders for one kind of features, no annotations.
     """
-    corpus = request.corpus
+    corpus, source = request.corpus, request.source
     if corpus is None:
         raise ConclugenError(
             "format 'authors' needs --dataset to be one of the corpora; the files do not say which it is"
         )
-    folders = _folders(request.source / "features")
+    folders = _folders(source / "features")
     features: dict[str, Features] = {}
     for modality, kinds in MODALITIES.items():
         present = [folders[kind] for kind in kinds if kind in folders]
         if present and len(present) < len(kinds):
-            raise ConclugenError(
-                f"{request.source}: {modality!r} needs {' and '.join(kinds)}, one is missing in features/"
-            )
+            raise ConclugenError(f"{source}: {modality!r} needs {' and '.join(kinds)}, one is missing in features/")
         if present:
             features[modality] = _side_by_side(present)
     if not features:
-        raise ConclugenError(f"{request.source}: no frames_2d..., audio_spectrograms... or texts... in features/")
+        raise ConclugenError(f"{source}: no frames_2d..., audio_spectrograms... or texts... in features/")
     if corpus.named is not None:  # the names say as much as the annotations, at a hundredth of the time
         return Found(features, columns=from_names(request, features))
-    file = _annotations_file(request.source, cropped=any("_cropped" in f.name for f in folders.values()))
+    files = [source / "annotations_cropped.yaml", source / "annotations.yaml"]
+    if not any("_cropped" in folder.name for folder in folders.values()):
+        files = files[::-1]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise ConclugenError(
+            f"{source}: neither annotations_cropped.yaml nor annotations.yaml; put it beside features/"
+        )
     return Found(features, columns=_read_annotations(file, corpus), label_files=[file])
 
 
@@ -91,79 +96,53 @@ def _variants(folder: Path) -> list[FolderFeatures]:
     return [FolderFeatures(p, how="") for p in sorted(paths, key=lambda p: (len(p.name), p.name))]
 
 
-def _annotations_file(source: Path, *, cropped: bool) -> Path:
-    names = ["annotations_cropped.yaml", "annotations.yaml"]
-    for name in names if cropped else names[::-1]:
-        if (source / name).is_file():
-            return source / name
-    raise ConclugenError(f"{source}: neither annotations_cropped.yaml nor annotations.yaml; put it beside features/")
-
-
 def _read_annotations(path: Path, corpus: Corpus) -> dict[str, Annotations]:
-    rows = list(_utterances(path, corpus))
-    targets = {
-        name: array(spec, [_target(where, fields, name, corpus) for _, _, where, fields in rows])
-        for name, spec in corpus.targets.items()
-    }
-    annotations = Annotations(
-        ids=[f"{split}_{key}" if corpus.names_repeat else key for split, key, _, _ in rows],
-        groups=[_group(where, fields) for _, _, where, fields in rows],
-        label=array(corpus.label, [_label(where, fields, corpus) for _, _, where, fields in rows]),
-        targets=targets,
-        keys=[key for _, key, _, _ in rows],
-    )
-    return by_split(annotations, [split for split, _, _, _ in rows])
-
-
-def _utterances(path: Path, corpus: Corpus) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
-    """Yield split, key, place for messages, and fields of each utterance."""
+    """Return annotations by split."""
+    splits, keys, groups, labels = [], [], [], []
+    targets: dict[str, list[Any]] = {name: [] for name in corpus.targets}
+    label = "sentiment" if corpus.label.kind == "value" else "emotions"
     for name, utterances in _load_yaml(path).items():
         if name not in SPLIT_NAMES or not isinstance(utterances, Mapping):
             raise ConclugenError(
                 f"{path}: {name!r} with a {type(utterances).__name__}, expected splits that map ids to fields"
             )
-        split = SPLIT_NAMES[name]
         for key, fields in utterances.items():
             where = f"{path}: {name}/{key}"
             if not isinstance(fields, Mapping):
                 raise ConclugenError(f"{where}: a {type(fields).__name__}, expected fields such as emotions")
-            if key not in dropped(corpus, split):
-                yield split, key, where, fields
+            if key in dropped(corpus, SPLIT_NAMES[name]):
+                continue
+            group = fields.get("video") or fields.get("person_id") or ""
+            if not isinstance(group, str):
+                raise ConclugenError(f"{where}: video or person_id is {short(group)}, expected text")
+            splits.append(SPLIT_NAMES[name])
+            keys.append(key)
+            groups.append(group)
+            labels.append(_value(f"{where}: {label}", fields.get(label), corpus.label, corpus.ranges.get("label")))
+            for target, spec in corpus.targets.items():
+                value, span = fields.get(target), corpus.ranges.get(target)
+                known = (
+                    None if value is None else _value(f"{where}: {target}", value, spec, span, first=-1)
+                )  # as published
+                targets[target].append(known)
+    ids = [f"{split}_{key}" if corpus.names_repeat else key for split, key in zip(splits, keys, strict=True)]
+    columns = {name: array(spec, targets[name]) for name, spec in corpus.targets.items()}
+    return by_split(Annotations(ids, groups, array(corpus.label, labels), columns, keys), splits)
 
 
-def _group(where: str, fields: Mapping[str, Any]) -> str:
-    group = fields.get("video") or fields.get("person_id") or ""
-    if not isinstance(group, str):
-        raise ConclugenError(f"{where}: video or person_id is {short(group)}, expected text")
-    return group
-
-
-def _label(where: str, fields: Mapping[str, Any], corpus: Corpus) -> Any:
-    span, names = corpus.ranges.get("label"), corpus.label.names
-    if corpus.label.kind == "value":
-        return number(fields.get("sentiment"), f"{where}: sentiment", span)
-    values = fields.get("emotions")
-    if corpus.label.kind == "single":
-        return _index(where, values, len(names))
-    if not isinstance(values, list) or len(values) != len(names):
-        raise ConclugenError(f"{where}: emotions of {type(values).__name__}, expected {len(names)} numbers")
-    return [float(number(v, f"{where}: emotions", span) > 0) for v in values]
-
-
-def _target(where: str, fields: Mapping[str, Any], name: str, corpus: Corpus) -> float | int | None:
-    value, spec = fields.get(name), corpus.targets[name]
-    if value is None:
-        return None
+def _value(where: str, value: Any, spec: LabelSpec, span: tuple[float, float] | None, first: int = 0) -> Any:
+    """Return what a field says; numbers are within ``span``, classes count from ``first``."""
     if spec.kind == "value":
-        return number(value, f"{where}: {name}", corpus.ranges.get(name))
-    return _index(where, value, len(spec.names), first=-1)  # as published
-
-
-def _index(where: str, text: Any, num: int, first: int = 0) -> int:
-    value = as_number(text) - first
-    if value not in range(num):
-        raise ConclugenError(f"{where}: {short(text)}, expected a whole number from {first} to {num - 1 + first}")
-    return int(value)
+        return number(value, where, span)
+    num = len(spec.names)
+    if spec.kind == "single":
+        index = as_number(value) - first
+        if index not in range(num):
+            raise ConclugenError(f"{where} {short(value)}, expected a whole number from {first} to {num - 1 + first}")
+        return int(index)
+    if not isinstance(value, list) or len(value) != num:
+        raise ConclugenError(f"{where} of {type(value).__name__}, expected {num} numbers")
+    return [float(number(each, where, span) > 0) for each in value]
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
