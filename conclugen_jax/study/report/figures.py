@@ -11,14 +11,13 @@ import numpy as np
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import shards
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import probe
 from conclugen_jax.run import checkpoint
-from conclugen_jax.study.report import charts
-from conclugen_jax.study.report import embedding_map as report_map
+from conclugen_jax.study.report import charts, embedding_map
 from conclugen_jax.study.report import tables as report_tables
 from conclugen_jax.study.report.charts import Series
-from conclugen_jax.study.report.page import Block, Columns, Figures, Heading, Legend, Text
 from conclugen_jax.study.report.reading import PRETRAINING, Run, Study
-from conclugen_jax.study.report.tables import Table
+from conclugen_jax.study.report.tables import Part, Table
 
 NUM_MAPS = 3
 BINS = 120
@@ -44,7 +43,7 @@ PROBES = {
 }
 
 
-def label_efficiency(study: Study, tables: Sequence[Table]) -> list[Block]:
+def label_efficiency(study: Study, tables: Sequence[Table]) -> list[Part]:
     """Draw accuracy against labels per class, a figure per data set beside its table.
 
     Args:
@@ -57,45 +56,42 @@ def label_efficiency(study: Study, tables: Sequence[Table]) -> list[Block]:
     for method, protocol in lines:
         styles[method, protocol] = next(spare) if own[method] in styles.values() else own[method]
     by_title = {table.caption: table for table in tables}
-    body, used = [], {}
-    for key in study.datasets:
-        title = report_tables.dataset_title(study, key)
-        places = positions({s.labels for s in study.summary if s.dataset == key})
-        series = _efficiencies(study, key, styles, places)
+    parts, used = [], {}
+    for key, facts in study.datasets.items():
+        title, measure = report_tables.dataset_title(study, key), report_tables.measures_of(facts)[0]
         if title not in by_title:
             continue
-        if not series:
-            body += [Heading(title), by_title[title]]
-            continue
+        places = positions({s.labels for s in study.summary if s.dataset == key})
+        series = _efficiencies(study, key, styles, places)
         used |= {one.name: one.style for one in series}
-        svg = charts.line_chart(
-            f"Accuracy against labels per class, {title}",
-            series,
-            x_label="labels per class",
-            y_label=f"{report_tables.NAMES[report_tables.headline(study.datasets[key])]} in %",
-            x_ticks=[(x, str(number or "all")) for number, x in places.items()],
-            y_bounds=(0, 100),
-            height=290,
-        )
-        body += [Heading(title), Columns([[Figures([("", svg)])], [by_title[title]]])]
+        parts.append(Part(title, table=by_title[title]))
+        if series:
+            svg = charts.line_chart(
+                f"Accuracy against labels per class, {title}",
+                series,
+                x_label="labels per class",
+                y_label=f"{report_tables.NAMES[measure]} in %",
+                x_ticks=[(x, str(number or "all")) for number, x in places.items()],
+                y_bounds=(0, 100),
+                height=290,
+            )
+            parts[-1] = parts[-1]._replace(figures=[("", svg)])
     note = "Bars are 95 % intervals over seeds; one that reaches the edge goes beyond it. The axis is logarithmic up to “all”."
-    return [Legend(list(used.items())), Text(note, note=True), *body]
+    return [Part(legend=list(used.items()), notes=[note]), *parts]
 
 
 def _efficiencies(
     study: Study, key: str, styles: Mapping[tuple[str, str], int], places: Mapping[int, float]
 ) -> list[Series]:
     """Return the line of each method and protocol on a data set; one point is no line, the table has it."""
-    measure = report_tables.headline(study.datasets[key])
-    scores = {(s.method, s.protocol, s.labels): s.scores.get(measure) for s in study.summary if s.dataset == key}
-    scores = {place: score for place, score in scores.items() if score is not None and score.mean is not None}
-    series = []
-    for line, style in styles.items():
-        found = [(x, scores[*line, labels]) for labels, x in places.items() if (*line, labels) in scores]
-        points = [(x, *_percent(score.mean, *(score.interval or (None, None)))) for x, score in found]
-        if len(points) > 1:
-            series.append(Series(study.label(*line), style, points))
-    return series
+    measure = report_tables.measures_of(study.datasets[key])[0]
+    points: dict[tuple[str, str], list] = {line: [] for line in styles}
+    for s in sorted((s for s in study.summary if s.dataset == key), key=lambda s: places[s.labels]):
+        score = s.scores.get(measure)
+        if score is not None and score.mean is not None:
+            heights = [None if y is None else 100 * y for y in (score.mean, *(score.interval or (None, None)))]
+            points[s.method, s.protocol].append((places[s.labels], *heights))
+    return [Series(study.label(*line), styles[line], found) for line, found in points.items() if len(found) > 1]
 
 
 def positions(labels: Collection[int]) -> dict[int, float]:
@@ -106,76 +102,64 @@ def positions(labels: Collection[int]) -> dict[int, float]:
     return places | ({0: known[-1] + step} if 0 in labels else {})
 
 
-def _percent(*shares: float | None) -> tuple[float | None, ...]:
-    return tuple(None if x is None else 100 * x for x in shares)
-
-
-def confusion(study: Study) -> list[Block]:
-    """Draw the confusion matrices of every method, with all labels or as many as the study went up to."""
-    body: list[Block] = []
+def confusion(study: Study) -> list[Part]:
+    """Show the confusion matrices of every method, with all labels or as many as the study went up to."""
+    parts = []
     for key, facts in study.datasets.items():
         title, labels = report_tables.dataset_title(study, key), report_tables.most_labels(study, key)
         if facts.kind == "value":
-            body.append(Text(f"{title}: numbers for labels, so no confusion matrix.", note=True))
+            parts.append(Part(notes=[f"{title}: numbers for labels, so no confusion matrix."]))
             continue
         cells: dict[tuple[str, str], list[Any]] = {}
         for c in study.cells:
             if facts.kind != "unknown" and (c.dataset, c.labels) == (key, labels) and c.confusion_matrix is not None:
                 cells.setdefault((c.method, c.protocol), []).append(c.confusion_matrix)
-        draw = charts.confusion_pairs if facts.kind == "multi" else charts.confusion
         shown = []
-        for method, protocol in sorted(cells, key=lambda line: study.rank(*line)):
-            name, total = study.label(method, protocol), np.sum(cells[method, protocol], axis=0).tolist()
-            shown.append((name, draw(f"Confusion matrix of {name} on {title}", total, facts.classes)))
-        if shown:
-            meaning = "rows: truly absent (no) or present (yes), columns: predicted; " if facts.kind == "multi" else ""
-            note = (
-                f"Test split, {report_tables.words_of_labels(labels)}; {meaning}in % of each row, summed over seeds and draws "
-                "of labels; counts on hover."
-            )
-            body += [Heading(title), Text(note, note=True), Figures(shown)]
-    return body or [Text("No run has left a confusion matrix.")]
+        for line in sorted(cells, key=lambda line: study.rank(*line)):
+            counts, matrices = np.sum(cells[line], axis=0).tolist(), []
+            if facts.kind == "multi":
+                matrices = [(name, ("no", "yes"), one) for name, one in zip(facts.classes, counts, strict=True)]
+            shown.append((study.label(*line), matrices or [("", facts.classes, counts)]))
+        note = (
+            f"Test split, {report_tables.words_of_labels(labels)}; rows: true class (its examples), columns: predicted class; "
+            "in % of each row, summed over seeds and draws of labels; counts on hover."
+        )
+        parts += [Part(title, notes=[note], figures=shown)] if shown else []
+    return parts or [Part(text="No run has left a confusion matrix.")]
 
 
-def pretraining(study: Study) -> list[Block]:
+def pretraining(study: Study) -> list[Part]:
     """Draw losses, k-means and online probes against steps, a line per pretraining."""
     if not study.runs:
-        return [Text(f"There is no pretraining run in {study.path / PRETRAINING}.")]
+        return [Part(text=f"There is no pretraining run in {study.path / PRETRAINING}.")]
     note = "Mean over seeds, the band from the least to the greatest; long runs are averaged over stretches of steps."
-    body = [
-        Legend([(study.pretraining_title(name), _style(study, name)) for name in study.runs]),
-        Text(note, note=True),
-    ]
+    styles = {name: list(study.methods).index(study.user(name)) for name in study.runs}
+    parts = [Part(legend=[(study.pretraining_title(name), style) for name, style in styles.items()], notes=[note])]
     groups = (
         ("Losses", TERMS, "metrics", "No losses are logged."),
         ("k-means", KMEANS, "metrics", "No k-means is logged: no method clusters, or clustering has not begun."),
         ("Probes during pretraining", PROBES, "probes", "No probes ran during pretraining."),
     )
     for heading, keys, log, nothing in groups:
-        drawn = [(title, chart) for key, title in keys.items() if (chart := _curves(study, key, title, log))]
-        body += [Heading(heading), Figures(drawn) if drawn else Text(nothing)]
+        bounds = (-math.inf if keys is TERMS else 0.0, math.inf)  # counts and shares
+        drawn = []
+        for key, title in keys.items():
+            curves = {
+                name: curve([getattr(run, log) for run in runs.values()], key) for name, runs in study.runs.items()
+            }
+            series = [
+                Series(study.pretraining_title(n), styles[n], found, True) for n, found in curves.items() if found
+            ]
+            if series:
+                drawn.append((title, charts.line_chart(title, series, x_label="step", y_bounds=bounds)))
+        parts.append(Part(heading, figures=drawn, text="" if drawn else nothing))
     records = [r for runs in study.runs.values() for run in runs.values() for r in run.probes]
-    for said in dict.fromkeys(str(r["protocol"]) for r in records if "protocol" in r):
-        body.append(Text(f"Protocol: {said}", note=True))
+    parts.append(
+        Part(notes=[f"Protocol: {p}" for p in dict.fromkeys(r["protocol"] for r in records if "protocol" in r)])
+    )
     titles = {study.pretraining_title(name): runs[min(runs)] for name, runs in study.runs.items()}
     sizes = [(title, chart) for title, run in titles.items() if (chart := _sizes(run, f"Cluster sizes of {title}"))]
-    return [*body, Heading("Cluster sizes, first seed, largest at the bottom"), Figures(sizes)] if sizes else body
-
-
-def _style(study: Study, pretraining: str) -> int:
-    return list(study.methods).index(study.users(pretraining)[0])
-
-
-def _curves(study: Study, key: str, title: str, log: str) -> str:
-    series = []
-    for name, runs in study.runs.items():
-        points = curve([getattr(run, log) for run in runs.values()], key)
-        if points:
-            series.append(Series(study.pretraining_title(name), _style(study, name), points, band=True))
-    if not series:
-        return ""
-    bounds = (-math.inf if key in TERMS else 0.0, math.inf)  # counts and shares
-    return charts.line_chart(title, series, x_label="step", y_label="", y_bounds=bounds)
+    return [*parts, Part("Cluster sizes, first seed, largest at the bottom", figures=sizes)] if sizes else parts
 
 
 def curve(
@@ -214,7 +198,7 @@ def _sizes(run: Run, title: str) -> str:
     return charts.stacked(title, steps, shares, x_label="step") if len(steps) > 1 else ""
 
 
-def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Block]:
+def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Part]:
     """Draw maps of the test split of each data set: raw features, then each method's representations, its first seed.
 
     Args:
@@ -228,50 +212,53 @@ def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Block]
     able = [method for method in study.methods if _checkpointed(study, method)]
     chosen = able[:NUM_MAPS] if wanted is None else list(wanted)
     if not chosen:
-        return [Text("No pretraining run has a checkpoint to map." if wanted is None else "No maps were asked for.")]
+        return [
+            Part(text="No pretraining run has a checkpoint to map." if wanted is None else "No maps were asked for.")
+        ]
     note = (
-        f"At most {report_map.POINTS:,} rows, standardised; the first {report_map.COMPONENTS} principal components, then t-SNE "
-        "with a fixed seed. Distances between far groups mean little. Clusters: the nearest centroid of the run’s last k-means."
+        f"At most {embedding_map.POINTS:,} rows, standardised; the first {embedding_map.COMPONENTS} principal components, then "
+        "t-SNE with a fixed seed. Distances between far groups mean little. Clusters: the nearest centroid of the run’s last "
+        "k-means."
     )
-    body: list[Block] = [Text(note, note=True)]
+    parts = [Part(notes=[note])]
     for key, facts in study.datasets.items():
         title = report_tables.dataset_title(study, key)
+        drawn, missing = [], [f"no map, there is no data set in {facts.path} any more."]
         if (Path(facts.path) / manifest_lib.FILE).is_file():
             drawn, missing = _maps_of(study, shards.open_dataset(facts.path, verify="size"), cache, chosen)
-        else:
-            drawn, missing = [], [f"no map, there is no data set in {facts.path} any more."]
-        body += [Heading(title), Figures(drawn)] if drawn else []
-        body += [Text(f"{title}: {sentence}", note=True) for sentence in missing]
-    return body
+        parts.append(Part(title if drawn else "", figures=drawn))
+        parts.append(Part(notes=[f"{title}: {sentence}" for sentence in missing]))
+    return parts
 
 
 def _maps_of(
     study: Study, dataset: shards.Dataset, cache: Path, chosen: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Return (caption, map) of a data set's features and of each method, and a sentence for each map that cannot be."""
-    drawn, missing, seen = [], [], set()
+    drawn, missing = {}, []
     for method in chosen:
         name, run = study.methods[method].title, _checkpointed(study, method)
         if run is None:
             missing.append(f"no map of {name}, it has no checkpoint.")
             continue
         try:
-            rows = report_map.sample(run, dataset)
+            rows = embedding_map.sample(run, dataset)
         except ConclugenError as e:  # another corpus than the run was trained on may lack what it needs
             missing.append(f"no map of {name}: {e}.")
             continue
-        if rows.modalities not in seen:
-            seen.add(rows.modalities)
-            caption = f"raw features: {', '.join(rows.modalities)}"
-            drawn.append((caption, _map(caption, report_map.raw(rows, cache), rows.groups, rows.names)))
-        found = report_map.learned(run, rows, cache)
-        drawn.append((f"{name}, by class", _map(name, found.positions, rows.groups, rows.names)))
-        if len(found.clusters):
-            names = [str(k) for k in range(int(found.clusters.max()) + 1)]
-            drawn.append((f"{name}, by cluster", _map(f"{name}, clusters", found.positions, found.clusters, names)))
+        caption = f"raw features: {', '.join(rows.features)}"
+        if caption not in drawn:
+            features = embedding_map.flattened(probe.concatenated(rows.features, rows.present), cache)
+            drawn[caption] = charts.scatter(f"Map of {caption}", features, rows.groups, rows.names)
+        vectors, clusters = embedding_map.represented(run, rows)
+        places = embedding_map.flattened(vectors, cache)
+        drawn[f"{name}, by class"] = charts.scatter(f"Map of {name}", places, rows.groups, rows.names)
+        if len(clusters):
+            names = [str(k) for k in range(int(clusters.max()) + 1)]
+            drawn[f"{name}, by cluster"] = charts.scatter(f"Map of {name}, clusters", places, clusters, names)
         else:
             missing.append(f"{name} has no clusters to colour its map by.")
-    return drawn, missing
+    return list(drawn.items()), missing
 
 
 def _checkpointed(study: Study, method: str) -> Run | None:
@@ -279,7 +266,3 @@ def _checkpointed(study: Study, method: str) -> Run | None:
     runs = study.runs.get(study.methods[method].pretraining or "", {})
     run = runs[min(runs)] if runs else None
     return run if run and any((run.workdir / checkpoint.FOLDER).glob("[0-9]*")) else None
-
-
-def _map(title: str, positions: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> str:
-    return charts.scatter(f"Map of {title}", positions.tolist(), groups.tolist(), names)

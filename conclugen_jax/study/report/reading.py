@@ -23,10 +23,7 @@ FolderName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.\.?$)[^/\0]+$")]
 
 
 class DatasetFacts(msgspec.Struct):
-    """A labelled data set: where it is, the hash of its manifest, and the names of its classes.
-
-    ``error`` says why it could not be read when results were collected; nothing else is known then, ``kind`` is "unknown".
-    """
+    """A labelled data set; ``error`` says why it could not be read when results were collected, then nothing else is known."""
 
     path: str
     name: str = ""
@@ -36,10 +33,6 @@ class DatasetFacts(msgspec.Struct):
     classes: tuple[str, ...] = ()
     num_examples: dict[str, Count] = {}
     error: str = ""
-
-    def __post_init__(self) -> None:
-        if (self.kind == "unknown") != bool(self.error):
-            raise ValueError("expected a kind or an error")
 
     def fits(self, matrix: list) -> bool:
         """Return whether a confusion matrix has counts in the shape that these labels give."""
@@ -105,27 +98,6 @@ class Method(msgspec.Struct):
     pretraining: FolderName | None
 
 
-class Results(msgspec.Struct):
-    """Content of ``results.json``, see :mod:`conclugen_jax.study.results`."""
-
-    name: str
-    versions: dict[str, str]
-    definition: Any
-    datasets: dict[str, DatasetFacts]
-    methods: dict[str, Method]
-    cells: list[Cell]
-    summary: list[Summary]
-    comparisons: list[Comparison]
-
-    def __post_init__(self) -> None:
-        places = (*self.cells, *self.summary, *self.comparisons)
-        _known({place.dataset for place in places}, self.datasets)
-        _known({place.method for place in places} | {c.baseline for c in self.comparisons}, self.methods)
-        for cell in self.cells:
-            if cell.confusion_matrix is not None and not self.datasets[cell.dataset].fits(cell.confusion_matrix):
-                raise ValueError(f"the confusion matrix of {cell.path!r} does not fit the classes of {cell.dataset!r}")
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A pretraining run: its folder, data, configuration (JSON), and the records of its logs."""
@@ -137,16 +109,32 @@ class Run:
     probes: list[dict[str, Any]]
 
 
-class Study(Results, kw_only=True):
-    """Everything a report is made of: the results, and what the pretraining runs left.
+class Study(msgspec.Struct):
+    """Everything a report is made of: ``results.json``, see :mod:`conclugen_jax.study.results`, and the runs.
 
     Attributes:
       path: folder of the study.
       runs: pretraining -> seed -> run, as far as they have begun.
     """
 
-    path: Path
-    runs: dict[str, dict[int, Run]]
+    name: str
+    versions: dict[str, str]
+    definition: Any
+    datasets: dict[str, DatasetFacts]
+    methods: dict[str, Method]
+    cells: list[Cell]
+    summary: list[Summary]
+    comparisons: list[Comparison]
+    path: Path = Path()
+    runs: dict[str, dict[int, Run]] = {}
+
+    def __post_init__(self) -> None:
+        places = (*self.cells, *self.summary, *self.comparisons)
+        _known({place.dataset for place in places}, self.datasets)
+        _known({place.method for place in places} | {c.baseline for c in self.comparisons}, self.methods)
+        for cell in self.cells:
+            if cell.confusion_matrix is not None and not self.datasets[cell.dataset].fits(cell.confusion_matrix):
+                raise ValueError(f"the confusion matrix of {cell.path!r} does not fit the classes of {cell.dataset!r}")
 
     def label(self, method: str, protocol: str) -> str:
         """Return what a row of a table is called."""
@@ -156,26 +144,14 @@ class Study(Results, kw_only=True):
         """Return a key that sorts by protocol, then by method."""
         return PROTOCOLS.index(protocol), list(self.methods).index(method)
 
-    def users(self, pretraining: str) -> list[str]:
-        """Return the methods that use a pretraining, the one of its name first."""
+    def user(self, pretraining: str) -> str:
+        """Return the method that a pretraining is shown as: the one of its name, else the first that uses it."""
         users = [name for name, method in self.methods.items() if method.pretraining == pretraining]
-        return sorted(users, key=lambda name: name != pretraining)
+        return pretraining if pretraining in users else users[0]
 
     def pretraining_title(self, pretraining: str) -> str:
         """Return what a pretraining is called."""
-        return self.methods[self.users(pretraining)[0]].title
-
-    def different_data(self) -> Iterator[str]:
-        """Yield one sentence for each data set of which runs of this study saw different contents."""
-        for facts in self.datasets.values():
-            for run in (run for runs in self.runs.values() for run in runs.values()):
-                same_name = (run.data.name, run.data.version) == (facts.name, facts.version)
-                if same_name and run.data.fingerprint() != facts.sha256:
-                    yield (
-                        f"{run.workdir.relative_to(self.path)} was pretrained on other data than was scored: {facts.name} "
-                        f"{facts.version} had the hash {run.data.fingerprint()[:12]} then and {facts.sha256[:12]} in the "
-                        "results; their numbers do not belong together."
-                    )
+        return self.methods[self.user(pretraining)].title
 
 
 def read(folder: str | Path) -> Study:
@@ -186,11 +162,12 @@ def read(folder: str | Path) -> Study:
     """
     folder = Path(folder)
     way_out = "name the folder of a study, or repeat `conclugen study` to collect its results again"
-    results = files.read_json(folder / RESULTS, Results, way_out=way_out)
-    names = dict.fromkeys(method.pretraining for method in results.methods.values() if method.pretraining)
+    study = files.read_json(folder / RESULTS, Study, way_out=way_out)
+    study.path = folder
+    names = dict.fromkeys(method.pretraining for method in study.methods.values() if method.pretraining)
     runs = {name: dict(_runs(folder / PRETRAINING / name)) for name in names}
-    begun = {name: found for name, found in runs.items() if found}
-    return Study(**msgspec.structs.asdict(results), path=folder, runs=begun)
+    study.runs = {name: found for name, found in runs.items() if found}
+    return study
 
 
 def _runs(folder: Path) -> Iterator[tuple[int, Run]]:

@@ -1,8 +1,12 @@
-"""A study as a page and as tables: study folder -> report.html, one file with all figures, and report.md."""
+"""A study as a page and as tables: study folder -> report.html, one file with all figures, and report.md.
+
+The page needs nothing else, on screens of any width, light or dark, and on paper. A section is a list of parts;
+``page.html.j2`` says how each looks.
+"""
 
 import collections
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +17,7 @@ from conclugen_jax.study.report import embedding_map, reading
 from conclugen_jax.study.report import tables as report_tables
 from conclugen_jax.study.report.published import SOURCE
 from conclugen_jax.study.report.reading import Study
-from conclugen_jax.study.report.tables import Table
+from conclugen_jax.study.report.tables import Part, Table, escaped
 from conclugen_jax.system import files
 
 HTML = "report.html"
@@ -49,7 +53,9 @@ def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence
         written.
     """
     try:
-        from conclugen_jax.study.report import figures, page
+        import jinja2
+
+        from conclugen_jax.study.report import charts, figures
     except ModuleNotFoundError as e:
         raise ConclugenError(f"the report needs {e.name}; pip install 'conclugen_jax[report]'") from e
     found, folder = reading.read(study), Path(output or study)
@@ -59,32 +65,38 @@ def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConclugenError(f"--output={folder}: {e.strerror}; choose another folder") from e
-    warnings = [*_changed_datasets(found), *found.different_data()]
-    tables = _tables(found)
-
-    def shown(title: str) -> list[page.Block]:
-        those = tables[title]
-        parts = [[*([] if t.caption == title else [page.Heading(t.caption)]), t] for t in those]
-        return [page.Columns(parts)] if len(parts) > 1 else parts[0] if parts else [page.Text(EMPTY[title])]
-
-    efficiency = tables["Label efficiency"]
-    configurations = [page.Folded(summary, content) for summary, content in _configurations(found).items()]
-    sections = {title: shown(title) for title in ("Results", "Protocols", "Paired comparisons")} | {
-        "Label efficiency": figures.label_efficiency(found, efficiency) if efficiency else shown("Label efficiency"),
+    warnings, tables = list(_warnings(found)), _tables(found)
+    shown = {
+        title: [Part("" if t.caption == title else t.caption, table=t) for t in those] or [Part(text=EMPTY[title])]
+        for title, those in tables.items()
+    }
+    if tables["Label efficiency"]:
+        shown["Label efficiency"] = figures.label_efficiency(found, tables["Label efficiency"])
+    sections = {
+        **{title: shown[title] for title in ("Results", "Protocols", "Paired comparisons", "Label efficiency")},
         "Confusion matrices": figures.confusion(found),
         "Pretraining": figures.pretraining(found),
         "Maps of the test split": figures.maps(found, folder / embedding_map.FOLDER, maps),
-        "Failed and missing": shown("Failed and missing"),
+        "Failed and missing": shown["Failed and missing"],
         "Configuration and versions": [
-            *configurations,
-            *tables["Data sets"],
-            *tables["Versions"],
-            page.Text(f"Published numbers: {SOURCE}.", note=True),
+            *(Part(heading=summary, folded=content) for summary, content in _configurations(found)),
+            *shown["Data sets"],
+            *shown["Versions"],
+            Part(notes=[f"Published numbers: {SOURCE}."]),
         ],
     }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("page.html.j2").render(
+        title=f"Study {found.name}", lead=_lead(found), warnings=warnings, sections=sections, swatch=charts.swatch
+    )
     files.write_atomically(folder / MARKDOWN, _markdown(found, tables, warnings), place="--output")
-    html = page.render(f"Study {found.name}", _lead(found), warnings, sections)
-    files.write_atomically(folder / HTML, html, place="--output")
+    files.write_atomically(folder / HTML, report_tables.printable(page), place="--output")
     return Written([folder / HTML, folder / MARKDOWN], progress(found), warnings)
 
 
@@ -98,20 +110,19 @@ def progress(study: Study) -> str:
 def _tables(study: Study) -> dict[str, list[Table]]:
     """Return the tables of each heading."""
     keys = [k for k in study.datasets if any(s.dataset == k for s in study.summary)]
-    protocols, unfinished = report_tables.protocols(study), report_tables.unfinished(study)
-    return {
+    found = {
         "Results": [report_tables.scores(study, k) for k in keys],
-        "Protocols": [protocols] if protocols else [],
-        "Paired comparisons": [t for k in keys if (t := report_tables.comparisons(study, k))],
-        "Label efficiency": [t for k in keys if (t := report_tables.label_efficiency(study, k))],
-        "Failed and missing": [unfinished] if unfinished else [],
+        "Protocols": [report_tables.protocols(study)],
+        "Paired comparisons": [report_tables.comparisons(study, k) for k in keys],
+        "Label efficiency": [report_tables.label_efficiency(study, k) for k in keys],
+        "Failed and missing": [report_tables.unfinished(study)],
         "Data sets": [report_tables.datasets(study)],
         "Versions": [report_tables.versions(study, conclugen_jax.__version__)],
     }
+    return {title: [table for table in tables if table] for title, tables in found.items()}
 
 
-def _markdown(study: Study, tables: Mapping[str, list[Table]], warnings: Iterable[str]) -> str:
-    escaped = report_tables.escaped
+def _markdown(study: Study, tables: Mapping[str, list[Table]], warnings: Sequence[str]) -> str:
     parts = [f"# Study {escaped(study.name)}", progress(study), *(f"**Beware.** {escaped(w)}" for w in warnings)]
     for title, those in tables.items():
         parts += [f"## {title}"] + ([] if those else [EMPTY[title]])
@@ -130,8 +141,8 @@ def _lead(study: Study) -> list[str]:
     return lines
 
 
-def _changed_datasets(study: Study) -> Iterator[str]:
-    """Yield a sentence for each data set that could not be read or has changed since it was scored."""
+def _warnings(study: Study) -> Iterator[str]:
+    """Yield a sentence for each data set that could not be read, has changed, or differed when runs saw it."""
     for key, facts in study.datasets.items():
         if facts.error:
             yield f"Data set {key} could not be read when the results were collected: {facts.error}."
@@ -142,13 +153,21 @@ def _changed_datasets(study: Study) -> Iterator[str]:
                     f"Data set {key} in {facts.path} has the hash {now[:12]} now, the results were made with "
                     f"{facts.sha256[:12]}; its maps show other data than the tables."
                 )
+    for facts in study.datasets.values():
+        for run in (run for runs in study.runs.values() for run in runs.values()):
+            same_name = (run.data.name, run.data.version) == (facts.name, facts.version)
+            if same_name and run.data.fingerprint() != facts.sha256:
+                yield (
+                    f"{run.workdir.relative_to(study.path)} was pretrained on other data than was scored: {facts.name} "
+                    f"{facts.version} had the hash {run.data.fingerprint()[:12]} then and {facts.sha256[:12]} in the "
+                    "results; their numbers do not belong together."
+                )
 
 
-def _configurations(study: Study) -> dict[str, str]:
-    """Return the study's definition and each pretraining's configuration, as JSON by title."""
-    found = {"Definition of the study": study.definition}
+def _configurations(study: Study) -> Iterator[tuple[str, str]]:
+    """Yield the study's definition and each pretraining's configuration: title and JSON."""
+    yield "Definition of the study", json.dumps(study.definition, indent=1, ensure_ascii=False)
     for name, runs in study.runs.items():
         run = runs[min(runs)]
-        place = f"{study.pretraining_title(name)} ({run.workdir.relative_to(study.path)})"
-        found[f"Configuration of {place}"] = run.config
-    return {title: json.dumps(tree, indent=1, ensure_ascii=False) for title, tree in found.items()}
+        title = f"Configuration of {study.pretraining_title(name)} ({run.workdir.relative_to(study.path)})"
+        yield title, json.dumps(run.config, indent=1, ensure_ascii=False)

@@ -1,19 +1,15 @@
 """The tables of a report as data, and as Markdown: scores, protocols, comparisons, label efficiency, failures."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from conclugen_jax.study.report import published as report_published
 from conclugen_jax.study.report.reading import Comparison, DatasetFacts, Score, Study, Summary
+from conclugen_jax.study.results import MEASURES
 
-MEASURES = {
-    "single": ("accuracy", "f1", "precision", "recall"),
-    "multi": ("accuracy", "f1", "precision", "recall"),
-    "value": ("accuracy_2", "f1_2", "accuracy_7", "correlation", "mae"),
-    "unknown": ("accuracy", "f1", "precision", "recall"),
-}
-"""Kind of the labels -> columns of its table; the first one is what figures and small tables show."""
+OF_KIND = {"value": ("accuracy_2", "f1_2", "accuracy_7", "correlation", "mae")}
+"""Kind of the labels -> columns of its table, where they are not ``MEASURES``; figures and small tables show the first one."""
 
 NAMES = {
     "accuracy": "Acc",
@@ -36,7 +32,6 @@ REMARKABLE = "✱"
 class Table(NamedTuple):
     """A table; a cell is one or more lines, the first the most important; ``words``: its cells hold no numbers."""
 
-    kind = "table"
     caption: str
     columns: tuple[str, ...]
     rows: list[tuple[tuple[str, ...], ...]]
@@ -44,23 +39,43 @@ class Table(NamedTuple):
     words: bool = False
 
 
+class Part(NamedTuple):
+    """A stretch of a section of the page; what it has is shown in this order.
+
+    Attributes:
+      heading: of the part.
+      text: a paragraph.
+      notes: paragraphs in small print.
+      legend: (name, style).
+      figures: (caption, SVG or confusion matrices); a matrix is (caption, classes, counts [n, n]).
+      table: beside the figures.
+      folded: text that is shown on demand.
+    """
+
+    heading: str = ""
+    text: str = ""
+    notes: Sequence[str] = ()
+    legend: Sequence[tuple[str, int]] = ()
+    figures: Sequence[tuple[str, Any]] = ()
+    table: Table | None = None
+    folded: str = ""
+
+
 def scores(study: Study, key: str) -> Table:
     """Tabulate methods against measures on one data set, with all labels or as many as the study went up to."""
-    facts = study.datasets[key]
-    labels = most_labels(study, key)
-    rows = []
-    published = False
+    facts, labels = study.datasets[key], most_labels(study, key)
+    measures, rows, published = measures_of(facts), [], False
     for one in ordered(study, [s for s in study.summary if s.dataset == key and s.labels == labels]):
         paper = {}
         if labels == 0 and one.protocol == "linear_evaluation":
             paper = report_published.linear_evaluation(facts.name, facts.kind, _known(study, one.method))
         published |= bool(paper)
-        cells = [_score(one.scores.get(m), m, paper.get(m)) for m in MEASURES[facts.kind]]
+        cells = [_score(one.scores.get(m), m, paper.get(m)) for m in measures]
         rows.append(((study.label(one.method, one.protocol),), *cells, (str(one.n),)))
     unit = "in %" + (", correlation and mean absolute error plain" if facts.kind == "value" else "")
     note = f"Test split, {words_of_labels(labels)}, {unit}: mean ± standard deviation over seeds, [95 % interval], n seeds."
     note += f" paper: published number (ours minus it), from {report_published.CITED}." if published else ""
-    return Table(dataset_title(study, key), ("method", *(NAMES[m] for m in MEASURES[facts.kind]), "n"), rows, note)
+    return Table(dataset_title(study, key), ("method", *(NAMES[m] for m in measures), "n"), rows, note)
 
 
 def _known(study: Study, method: str) -> str:
@@ -85,7 +100,8 @@ def protocols(study: Study) -> Table | None:
             if one is not None and one.labels == 0:
                 paper = report_published.accuracy(facts.name, facts.kind, _known(study, method), protocol)
             published |= paper is not None
-            cells.append(_score(one.scores.get(headline(facts)), headline(facts), paper) if one else NOTHING)
+            measure = measures_of(facts)[0]
+            cells.append(_score(one.scores.get(measure), measure, paper) if one else NOTHING)
         name = study.label(method, protocol)
         rows.append(((f"{name}, linear evaluation" if protocol == "linear_evaluation" else name,), *cells))
     note = "Accuracy on the test split in % (numbers to predict: accuracy in 2 steps), as above."
@@ -95,24 +111,23 @@ def protocols(study: Study) -> Table | None:
 
 def comparisons(study: Study, key: str) -> Table | None:
     """Tabulate paired differences of methods from baselines; those whose interval excludes zero are marked."""
-    rows: dict[tuple[str, ...], dict[int, Comparison]] = {}
+    rows: dict[tuple[str, ...], dict[int, tuple[str, ...]]] = {}
     for c in study.comparisons:
         if c.dataset == key:
             lines = (study.label(c.method, c.protocol), f"minus {study.methods[c.baseline].title}")
             lines += () if c.measure == "accuracy" else (NAMES[c.measure],)
-            rows.setdefault(lines, {})[c.labels] = c
+            rows.setdefault(lines, {})[c.labels] = _difference(c)
     note = (
         f"{REMARKABLE}: the 95 % interval excludes zero. Differences over the same seeds and the same drawn labels, in "
         "percentage points (MAE as it is, less is better), by labels per class; the intervals are not corrected for the "
         "number of comparisons."
     )
-    cells = {lines: {k: _difference(c) for k, c in found.items()} for lines, found in rows.items()}
-    return _by_labels(study, key, "difference", cells, note) if rows else None
+    return _by_labels(study, key, "difference", rows, note) if rows else None
 
 
 def label_efficiency(study: Study, key: str) -> Table | None:
     """Tabulate accuracy against labels per class; ``None`` where the study has one number of labels alone."""
-    measure = headline(study.datasets[key])
+    measure = measures_of(study.datasets[key])[0]
     rows: dict[tuple[str, ...], dict[int, tuple[str, ...]]] = {}
     for s in ordered(study, [s for s in study.summary if s.dataset == key]):
         rows.setdefault((study.label(s.method, s.protocol),), {})[s.labels] = _score(s.scores.get(measure), measure)
@@ -149,8 +164,8 @@ def datasets(study: Study) -> Table:
 
 def versions(study: Study, own: str) -> Table:
     """Tabulate the versions that the study was made with, and that of this report."""
-    rows = [((name,), (version,)) for name, version in study.versions.items()]
-    return Table("Versions", ("package", "version"), [*rows, (("this report",), (own,))], words=True)
+    rows = [((name,), (version,)) for name, version in {**study.versions, "this report": own}.items()]
+    return Table("Versions", ("package", "version"), rows, words=True)
 
 
 def most_labels(study: Study, key: str) -> int:
@@ -159,9 +174,9 @@ def most_labels(study: Study, key: str) -> int:
     return 0 if 0 in found or not found else max(found)
 
 
-def headline(facts: DatasetFacts) -> str:
-    """Return the one measure for figures and small tables."""
-    return MEASURES[facts.kind][0]
+def measures_of(facts: DatasetFacts) -> tuple[str, ...]:
+    """Return the columns of a data set's table; the first is the one measure of figures and small tables."""
+    return OF_KIND.get(facts.kind, MEASURES)
 
 
 def words_of_labels(labels: int) -> str:
@@ -176,15 +191,13 @@ def dataset_title(study: Study, key: str) -> str:
     return key if facts.error else name if key == facts.name else f"{key} ({name})"
 
 
-def percent(x: float, measure: str = "accuracy") -> str:
-    """Return a score as text."""
+def _number(x: float, measure: str) -> str:
     return f"{x:.3f}" if measure in PLAIN else f"{100 * x:.1f}"
 
 
 def signed(x: float, measure: str = "accuracy") -> str:
     """Return a difference as text, with its sign also where it rounds to zero, as the end of an interval may."""
-    digits = f"{abs(x):.3f}" if measure in PLAIN else f"{100 * abs(x):.1f}"
-    return ("±" if abs(x) < 1e-9 else "−" if x < 0 else "+") + digits
+    return ("±" if abs(x) < 1e-9 else "−" if x < 0 else "+") + _number(abs(x), measure)
 
 
 def ordered(study: Study, found: Iterable[Summary]) -> list[Summary]:
@@ -195,10 +208,10 @@ def ordered(study: Study, found: Iterable[Summary]) -> list[Summary]:
 def _score(score: Score | None, measure: str, published: float | None = None) -> tuple[str, ...]:
     if score is None or score.mean is None:
         return NOTHING
-    deviation = "" if score.std is None else f" ± {percent(score.std, measure)}"
-    lines = [percent(score.mean, measure) + deviation]
+    deviation = "" if score.std is None else f" ± {_number(score.std, measure)}"
+    lines = [_number(score.mean, measure) + deviation]
     if score.interval is not None:
-        lines.append("[{}, {}]".format(*(percent(x, measure) for x in score.interval)))
+        lines.append("[{}, {}]".format(*(_number(x, measure) for x in score.interval)))
     if published is not None:
         as_printed = f"{100 * published:.2f}".removesuffix("0")  # the paper's tables have one or two decimals
         lines.append(f"paper {as_printed} ({signed(score.mean - published)})")
@@ -227,5 +240,10 @@ def to_markdown(table: Table) -> str:
 def escaped(value: str) -> str:
     """Escape text so that Markdown shows it as it is: on one line, nothing of it markup."""
     one_line = " ".join("".join(c if c.isprintable() else " " for c in value).split())
-    one_line = one_line.encode("utf-8", "replace").decode("utf-8")
-    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", one_line)
+    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", printable(one_line))
+
+
+def printable(text: str) -> str:
+    """Return a text without what a page cannot hold: control characters and halves of characters."""
+    kept = re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
+    return kept.encode("utf-8", "replace").decode("utf-8")
