@@ -181,7 +181,8 @@ def test_number_of_devices_changes_nothing_but_rounding(folder, linear):
 
 
 def test_a_subset_of_modalities_by_choice(folder, data, pretrained):
-    config = settings(data, pretrained, downstream__modalities=("video",), train__num_epochs=2)
+    changes = {"train__num_epochs": 2, "train__batch_size": 4096}  # more than there are: lowered
+    config = settings(data, pretrained, downstream__modalities=("video",), **changes)
     result = downstream.downstream(config, folder / "vision", devices=DEVICES)
     assert result["modalities"] == ["video"]
     with checkpoint.Checkpoints(folder / "vision", read_only=True) as saved:
@@ -201,15 +202,16 @@ def test_multi_label(folder, pretrained):
 def test_class_weights_by_hand():
     single, multi = (LabelSpec(kind, tuple("abcd")) for kind in ("single", "multi"))
     labels = np.repeat([0, 2, 3], [10, 5, 1])
-    np.testing.assert_allclose(task.class_weights("inverse_frequency", single, labels), [16 / 40, 0, 16 / 20, 16 / 4])
+    np.testing.assert_allclose(task.class_weights(single, labels), [16 / 40, 0, 16 / 20, 16 / 4])
     several = np.zeros((16, 4))
     for column, positives in enumerate((10, 0, 5, 1)):
         several[:positives, column] = 1
-    np.testing.assert_allclose(task.class_weights("inverse_frequency", multi, several), [6 / 10, 1, 11 / 5, 15])
+    np.testing.assert_allclose(task.class_weights(multi, several), [6 / 10, 1, 11 / 5, 15])
     several[:, 1] = 1  # that every row has says as little as that none has
-    assert task.class_weights("inverse_frequency", multi, several)[1] == 1
-    np.testing.assert_array_equal(task.class_weights("none", single, labels), np.ones(4))
-    np.testing.assert_array_equal(task.class_weights("inverse_frequency", LabelSpec("value"), labels), np.ones(1))
+    assert task.class_weights(multi, several)[1] == 1
+    equal = task.create(tiny_config(downstream__class_weights="none"), single, labels)
+    np.testing.assert_array_equal(equal.weights, np.ones(4))
+    np.testing.assert_array_equal(task.create(tiny_config(), LabelSpec("value"), labels).weights, np.ones(1))
 
 
 def test_fine_tuning_starts_from_the_checkpoint_and_moves_it_at_its_own_rate(folder, data, pretrained):
@@ -331,7 +333,8 @@ def test_what_does_not_fit_is_refused(folder, data, pretrained):
     cases = [
         (settings(wide, pretrained), r"20 features of modality 'audio'.*trained on 16"),
         (settings(unlabelled, pretrained), "no labels"),
-        (settings(data, pretrained, train__batch_size=4096), "only 64 usable examples"),
+        (settings(data, pretrained, train__batch_size=15), "2 devices cannot share equally; set it to 14 or 16"),
+        (settings(data, pretrained, data__modalities=("video",)), "config.data.modalities leaves out 'audio', which"),
         (settings(data, ""), r"downstream\.checkpoint is empty"),
         (settings(data, folder / "nothing"), "nothing: no checkpoint here"),
         (settings(data, pretrained, downstream__checkpoint_step="7"), r"no checkpoint '7'"),

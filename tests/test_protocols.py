@@ -32,7 +32,7 @@ def rows_of(config, data, tier="auto"):
     dataset = shards.open_dataset(data)
     label = splits.label_of(config, dataset)
     config.data.tier = tier
-    return splits.load(config, label, splits.open_streams(config, dataset, ["video", "text"], all_variants=False))
+    return splits.load(config, label, splits.open_streams(config, dataset, ["video", "text"]))
 
 
 def test_few_labels_are_as_many_of_each_class_by_the_draw_alone(data, tmp_path):

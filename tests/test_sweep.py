@@ -235,7 +235,6 @@ def test_lists_of_impossible_values_are_refused(key, values):
     [
         ({"downstream__protocol": "supervised"}, "a sweep needs frozen representations"),
         ({"downstream__num_folds": 3, "downstream__fold": 0}, "stored splits"),
-        ({"train__batch_size": 100}, "has only 64"),
         (
             {"sweep__labels_per_class": (60,)},
             "labelled examples, 60 per class were asked for|only with one class per example",

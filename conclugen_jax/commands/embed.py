@@ -13,7 +13,7 @@ from pathlib import Path
 from conclugen_jax.commands import app
 from conclugen_jax.data import shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import embedding, vector_files
+from conclugen_jax.evaluate import embedding
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import progress
 
@@ -33,8 +33,8 @@ def main() -> None:
     """Compute and write."""
     workdir = command.required("workdir")
     output = Path(FLAGS.output or Path(workdir, f"embeddings_{FLAGS.split}.npz"))
-    if output.suffix not in vector_files.WRITERS:
-        raise ConclugenError(f"--output={output}: expected a name that ends with {' or '.join(vector_files.WRITERS)}")
+    if output.suffix not in embedding.WRITERS:
+        raise ConclugenError(f"--output={output}: expected a name that ends with {' or '.join(embedding.WRITERS)}")
     network = embedding.load(workdir, FLAGS.checkpoint)
     dataset = shards.open_dataset(FLAGS.data or workdir_lib.read_config(workdir).data.path)
     rows = embedding.embed(
@@ -47,7 +47,7 @@ def main() -> None:
     )
     with progress.Counter(f"embedding {FLAGS.split}") as counter:
         total = dataset.manifest.splits.get(FLAGS.split, {}).get("num_examples")
-        count = vector_files.write(_counted(rows, counter, total), output)
+        count = embedding.write(_counted(rows, counter, total), output)
     print(f"{output}: {count:,} rows of split {FLAGS.split}")
 
 

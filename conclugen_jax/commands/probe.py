@@ -9,7 +9,6 @@ standard deviation over several draws of the labels. Prints the table and writes
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -53,7 +52,7 @@ def main() -> None:
         seed=FLAGS.seed,
     )
     files.write_json(Path(f"{output}.json"), dataclasses.asdict(report), place="--output")
-    columns, rows = cells(report)
+    columns, rows = probe.table(report.results, factor=100, digits=1)
     markdown = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
     lines = "\n".join([*markdown, "", report.protocol, ""])
     files.write_atomically(Path(f"{output}.md"), lines, place="--output")
@@ -65,18 +64,3 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(f"saved as {output.with_suffix('.md')} and {output.with_suffix('.json')}", soft_wrap=True)
-
-
-def cells(report: probe.Report) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table as text."""
-    labels = list(dict.fromkeys(result.num_labels for result in report.results))
-    rows = []
-    for name in dict.fromkeys(result.name for result in report.results):
-        scores = {result.num_labels: result.accuracy for result in report.results if result.name == name}
-        rows.append([name, *(_cell(k, scores[k]) for k in labels)])
-    return ["vectors", *(f"{k} labels" if k else "all labels" for k in labels)], rows
-
-
-def _cell(num_labels: int, accuracy: list[float]) -> str:
-    mean = f"{100 * np.mean(accuracy):.1f}"
-    return f"{mean} ± {100 * np.std(accuracy):.1f}" if num_labels else mean  # all labels: nothing is drawn

@@ -1,10 +1,9 @@
 """Train a classifier, alone or with the representation network, and keep its best epoch."""
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,40 +11,30 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import shards
-from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.data.shards import RowSource
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.evaluate.encoder import Encoder
 from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
-from conclugen_jax.run import allowed
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.system import progress, signals
-from conclugen_jax.train import feed, loop, parallel, sharded_update
+from conclugen_jax.train import feed, loop, sharded_update
 from conclugen_jax.train import optimizer as optimizer_lib
 
 
-class Best(NamedTuple):
-    """The epoch of best validation measure, the earliest of equals, and its weights on the host."""
-
-    epoch: int
-    weights: dict[str, Any]
-
-
 class BestEpochs:
-    """The best epoch of each classifier so far, and which still train; of arrays of classifiers, or of one."""
+    """The best epoch of each classifier so far, the earliest of equals, and which still train.
+
+    Args:
+      measure: ``mae``, lower is better, or ``accuracy``.
+      patience: epochs without a lower validation loss after which a classifier stops; 0: never.
+      shape: of the array of classifiers.
+    """
 
     def __init__(self, measure: str, patience: int, shape: tuple[int, ...] = ()):
-        """Start before the first epoch.
-
-        Args:
-          measure: ``mae``, lower is better, or ``accuracy``.
-          patience: epochs without a lower validation loss after which a classifier stops; 0: never.
-          shape: of the array of classifiers.
-        """
         self._sign, self._patience = 1 if measure == "mae" else -1, patience
         self._cost, self._lowest = np.full(shape, np.inf), np.full(shape, np.inf)
         self.epoch, self._since = np.zeros(shape, int), np.zeros(shape, int)
@@ -72,123 +61,80 @@ class BestEpochs:
         return improved
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """What does not change while a classifier is trained.
+def fit(
+    config: ConfigDict,
+    task: Task,
+    encoder: Encoder,
+    rows: RowSource,
+    devices: Sequence[jax.Device],
+    validate: Callable[[Mapping[str, Any]], dict[str, float]],
+    folder: Path,
+    stop: signals.Stop,
+) -> tuple[int, dict[str, Any]]:
+    """Train to the last epoch, or until the validation loss has not fallen for some, with a log and a display.
 
-    Attributes:
-      config: of the run; its batch fits the training rows.
+    Args:
+      config: of the run; its batch fits the rows.
       task: what is predicted, and from what.
       encoder: where a network that is trained too starts.
-      splits: rows of ``train``, ``validation`` and ``test``; of a frozen encoder with representations for features.
-      labels: of the rows that are trained on.
+      rows: of the training split.
       devices: that share a batch.
-      evaluation_batch: rows per call of ``forward``.
-      forward: compiled outputs, for evaluation.
-    """
+      validate: weights -> loss and measure of the validation split.
+      folder: of the log.
+      stop: raises :class:`conclugen_jax.system.signals.Interrupted` when a signal came.
 
-    config: ConfigDict
-    task: Task
-    encoder: Encoder
-    splits: Mapping[str, shards.RowSource]
-    labels: np.ndarray
-    devices: Sequence[jax.Device]
-    evaluation_batch: int
-    forward: Callable
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches of training rows."""
-        return len(self.labels) // self.config.train.batch_size
-
-    def scores(self, weights: Mapping[str, Any], split: str, *, brief: bool = False) -> dict[str, Any]:
-        """Return all scores of a split (or, ``brief``, loss and measure), over all its rows with a label."""
-        logits, facts = loop.evaluate(
-            self.forward,
-            parallel.replicate(weights, self.devices),
-            self.splits[split],
-            batch_size=self.evaluation_batch,
-            num_devices=len(self.devices),
-        )
-        known = task_lib.known(self.task.label, facts["label"])
-        if not known.any():
-            raise ConclugenError(
-                f"{self.config.data.path}: no example of the {split} split has the label; name another"
-            )
-        of_known = self.task.brief_scores if brief else self.task.scores
-        return of_known(logits[known], facts["label"][known])
-
-    def start(self) -> tuple[Callable, TrainState]:
-        """Return the training step and the first state."""
-        frozen = self.task.encoder is None
-        trainable = (task_lib.CLASSIFIER,) if frozen else (task_lib.CLASSIFIER, task_lib.ENCODER)
-        rates = {task_lib.ENCODER: self.config.downstream.encoder_rate}
-        optimizer, schedule = optimizer_lib.from_config(self.config, self.steps_per_epoch, trainable, rates)
-        step = functools.partial(
-            downstream_step, task=self.task, optimizer=optimizer, schedule=schedule, split=self.config.optimizer.shard
-        )
-        return step, fresh_state(self.config, self.task, self.encoder.dims, optimizer, self.encoder.variables)
-
-
-def prepare(
-    config: ConfigDict,
-    label: LabelSpec,
-    encoder: Encoder,
-    splits: Mapping[str, shards.RowSource],
-    devices: Sequence[jax.Device],
-) -> Training:
-    """Put together what a training needs; arguments as in :class:`Training`.
-
-    Raises:
-      ConclugenError: a batch that the rows cannot fill or the devices cannot share.
-    """
-    num_devices, usable = len(devices), splits["train"].usable
-    evaluation_batch = math.ceil(config.train.batch_size / num_devices) * num_devices
-    config = with_fitting_batch(config, len(usable), num_devices)
-    labels = task_lib.labels_of(splits["train"])[usable]
-    weights = task_lib.class_weights(config.downstream.class_weights, label, labels)
-    network = None if config.downstream.protocol in allowed.FROZEN else encoder.model
-    task = task_lib.create(config, label, weights=weights, encoder=network, axis_name=parallel.AXIS)
-    forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
-    return Training(config, task, encoder, splits, labels, devices, evaluation_batch, forward)
-
-
-def fit(training: Training, log: log_lib.MetricsLog, display: progress.Display, stop: signals.Stop) -> Best:
-    """Train to the last epoch, or until the validation loss has not fallen for some, and keep the best epoch.
+    Returns:
+      The epoch of best validation measure and its weights, on the host.
 
     Raises:
       ConclugenError: the validation loss is not finite in any epoch.
-      Interrupted: SIGINT or SIGTERM came.
     """
-    config, devices, task = training.config, training.devices, training.task
-    step, state = training.start()
-    batches = feed.Feed(training.splits["train"], config, devices, keys=("features", "present", "label"))
-    program = batches.program(step, sharded_update.axes(state, config, devices))
-    state = sharded_update.place(state, config, devices)
-    patience = config.downstream.early_stopping_epochs
+    batches, program, state = _start(config, task, encoder, rows, devices)
+    patience, title = config.downstream.early_stopping_epochs, f"{config.downstream.protocol} {folder.name}"
     best, kept = BestEpochs(task.measure, patience), None
-    for dispatch, inputs in batches(batches.plan(0)):
-        state, metrics = program(state, *inputs)
-        records = loop.records(dispatch, metrics)
-        if dispatch.ends_epoch:
-            weights = {"params": state.params, "feature_stats": state.feature_stats}
-            scores = training.scores(weights, "validation", brief=True)
-            records[-1] |= {"validation/loss": scores["loss"], f"validation/{task.measure}": scores[task.measure]}
-            if best.improved(dispatch.epoch, scores[task.measure], scores["loss"]):
-                # A copy on the host: the next dispatch takes the state's memory.
-                kept = Best(dispatch.epoch, jax.tree.map(lambda x: np.array(x, copy=True), weights))
-            shown = {"loss": records[-1]["loss"], f"validation {task.measure}": scores[task.measure]}
-            display.update(dispatch.end_step, shown)
-        every = config.train.log_every_steps
-        log.write([r for r in records if r["step"] % every == 0 or "validation/loss" in r])
-        if stop.signal:
-            raise signals.Interrupted(stop.signal)
-        if not best.running:
-            display.say(f"stopped after epoch {dispatch.epoch + 1}: no lower validation loss for {patience} epochs")
-            break
+    steps, every = batches.steps_per_epoch, config.train.log_every_steps
+    mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
+    with (
+        log_lib.MetricsLog(folder, step=0, **mirrors) as log,
+        progress.Display(title, total_steps=config.train.num_epochs * steps, steps_per_epoch=steps) as display,
+    ):
+        size, modalities = config.train.batch_size, ", ".join(encoder.modalities)
+        display.say(f"{title}: {len(rows.usable)} examples, batches of {size}, modalities {modalities}")
+        for dispatch, inputs in batches(batches.plan(0)):
+            state, metrics = program(state, *inputs)
+            records = loop.records(dispatch, metrics)
+            if dispatch.ends_epoch:
+                weights = {"params": state.params, "feature_stats": state.feature_stats}
+                scores = validate(weights)
+                records[-1] |= {f"validation/{name}": score for name, score in scores.items()}
+                if best.improved(dispatch.epoch, scores[task.measure], scores["loss"]):
+                    # A copy on the host: the next dispatch takes the state's memory.
+                    kept = dispatch.epoch, jax.tree.map(lambda x: np.array(x, copy=True), weights)
+                shown = {"loss": records[-1]["loss"], f"validation {task.measure}": scores[task.measure]}
+                display.update(dispatch.end_step, shown)
+            log.write([r for r in records if r["step"] % every == 0 or "validation/loss" in r])
+            if stop.signal:
+                raise signals.Interrupted(stop.signal)
+            if not best.running:
+                display.say(f"stopped after epoch {dispatch.epoch + 1}: no lower validation loss for {patience} epochs")
+                break
     if kept is None:
-        raise ConclugenError(f"{config.data.path}: {task_lib.not_finite(config)}")
+        raise task_lib.not_finite(config)
     return kept
+
+
+def _start(config: ConfigDict, task: Task, encoder: Encoder, rows: RowSource, devices: Sequence[jax.Device]):
+    """Return the feed, the program of its dispatches and the first state, placed on the devices."""
+    batches = feed.Feed(rows, config, devices, keys=("features", "present", "label"))
+    trainable = (task_lib.CLASSIFIER,) if task.encoder is None else (task_lib.CLASSIFIER, task_lib.ENCODER)
+    rates = {task_lib.ENCODER: config.downstream.encoder_rate}
+    optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch, trainable, rates)
+    state = fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
+    step = functools.partial(
+        downstream_step, task=task, optimizer=optimizer, schedule=schedule, split=config.optimizer.shard
+    )
+    program = batches.program(step, sharded_update.axes(state, config, devices))
+    return batches, program, sharded_update.place(state, config, devices)
 
 
 def downstream_step(
@@ -219,44 +165,37 @@ def fresh_state(
     task: Task,
     dims: Mapping[str, int],
     optimizer: optax.GradientTransformation,
-    encoder_variables: Mapping[str, Any] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """Return a random classifier, on top of the encoder's parameters where those are trained too.
+    """Return a random classifier by the configuration's seed, on top of the encoder's ``variables`` where it is trained.
 
-    Args:
-      config: its seed is used.
-      task: of the run.
-      dims: modality -> size of its representation.
-      optimizer: makes its first state.
-      encoder_variables: needed where the task encodes.
+    ``dims``: modality -> size of its representation.
     """
     _, run_key = jax.random.split(jax.random.key(config.seed))
     init_key, run_key = jax.random.split(run_key)
     zeros = {m: jnp.zeros((1, dim)) for m, dim in dims.items()}
     present = {m: jnp.ones(1, bool) for m in dims}
     classifier = task.classifier.clone(axis_name=None)
-    params = {"classifier": classifier.init(init_key, zeros, present=present)["params"]}
-    feature_stats = {}
+    params, stats = {"classifier": classifier.init(init_key, zeros, present=present)["params"]}, {}
     if task.encoder is not None:
-        params["representation"] = encoder_variables["params"]["representation"]
-        feature_stats = encoder_variables.get("feature_stats", {})
-    return train_state.create({"params": params, "feature_stats": feature_stats}, optimizer, run_key)
+        params["representation"] = variables["params"]["representation"]
+        stats = variables.get("feature_stats", {})
+    return train_state.create({"params": params, "feature_stats": stats}, optimizer, run_key)
 
 
 def with_fitting_batch(config: ConfigDict, num_examples: int, num_devices: int) -> ConfigDict:
-    """Return the configuration with, for few labels per class, a batch of at most as many examples as there are.
+    """Return the configuration with a batch of at most as many examples as there are, shared equally by the devices.
 
     Raises:
-      ConclugenError: a batch that the examples cannot fill or the devices cannot share.
+      ConclugenError: the devices cannot share the batch, or are more than the examples.
     """
     most = num_examples // num_devices * num_devices
+    if not most:
+        raise ConclugenError(
+            f"{num_examples} labelled examples cannot be shared by {num_devices} devices; use fewer devices or raise "
+            "config.downstream.labels_per_class"
+        )
     config = config.copy_and_resolve_references()
-    if config.downstream.labels_per_class and config.train.batch_size > most:
-        if not most:
-            raise ConclugenError(
-                f"{num_examples} labelled examples cannot be shared by {num_devices} devices; use fewer devices or raise "
-                "config.downstream.labels_per_class"
-            )
-        config.train.batch_size = most
+    config.train.batch_size = min(config.train.batch_size, most)
     config_lib.check_batches(config, num_examples=num_examples, num_devices=num_devices)
     return config

@@ -1,7 +1,8 @@
 """Representations, and the predictions of a downstream run, for any split of any data set, a batch at a time."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream, encoder, task, weights
+from conclugen_jax.evaluate import encoder, weights
+from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.method import fusion as fusion_lib
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint
@@ -32,19 +34,29 @@ class Network(NamedTuple):
       model: computes representations, or passes features on.
       variables: its parameters and feature statistics.
       modalities: that it was trained on, or that its classifier uses.
-      classifier: of a downstream run, else None.
+      task: of a downstream run, what its classifier predicts, else None.
       classifier_params: its parameters.
-      label: what the classifier predicts.
-      threshold: probability above which a label of several is predicted.
     """
 
     model: model_lib.ConCluGen | encoder.RawFeatures
     variables: Mapping[str, Any]
     modalities: list[str]
-    classifier: model_lib.Classifier | None = None
+    task: task_lib.Task | None = None
     classifier_params: Mapping[str, Any] | None = None
-    label: LabelSpec | None = None
-    threshold: float = 0.5
+
+
+class _Origin(msgspec.Struct):
+    workdir: str | None
+    step: int
+    sha256: str
+
+
+class _Result(msgspec.Struct):
+    """What is read of ``result.json``."""
+
+    kind: str
+    classes: list[str]
+    encoder: _Origin
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> Network:
@@ -57,7 +69,7 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
     Raises:
       ConclugenError: no run there; or a downstream run whose encoder is gone or was trained further.
     """
-    path = Path(workdir) / downstream.RESULT
+    path = Path(workdir) / weights.RESULT
     if not path.exists():
         model, variables, config = weights.load(workdir, which)
         return Network(model, variables, list(config.data.modalities))
@@ -74,24 +86,8 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
     if "representation" in tree["params"]:  # it was trained too
         variables = {"params": {"representation": tree["params"]["representation"]}}
         variables |= {"feature_stats": tree["feature_stats"]} if tree.get("feature_stats") else {}
-    label = LabelSpec(result.kind, tuple(result.classes))
-    classifier = task.create(config, label).classifier
-    params = {"params": tree["params"]["classifier"]}
-    return Network(model, variables, modalities, classifier, params, label, config.downstream.threshold)
-
-
-class _Origin(msgspec.Struct):
-    workdir: str | None
-    step: int
-    sha256: str
-
-
-class _Result(msgspec.Struct):
-    """What is read of ``result.json``."""
-
-    kind: str
-    classes: list[str]
-    encoder: _Origin
+    predicts = task_lib.create(config, LabelSpec(result.kind, tuple(result.classes)))
+    return Network(model, variables, modalities, predicts, {"classifier": tree["params"]["classifier"]})
 
 
 def embed(
@@ -125,15 +121,10 @@ def embed(
     if fusion not in FUSIONS:
         raise ConclugenError(f"fusion {fusion!r} is unknown; there are {', '.join(FUSIONS)}")
     wanted = manifest_lib.choose(network.modalities, modalities or network.modalities, what="modality", where="the run")
-    used = network.modalities if network.classifier is not None else wanted
+    used = network.modalities if network.task is not None else wanted
     stream = shards.ShardStream(dataset, split, used)
-    for m in used:
-        size = network.model.feature_dims[m]
-        if dataset.manifest.modalities[m] != size:
-            raise ConclugenError(
-                f"{dataset.path} has {dataset.manifest.modalities[m]} features of modality {m!r}, the run was trained on "
-                f"{size}; use features of the same extractor"
-            )
+    sizes = {m: network.model.feature_dims[m] for m in used}
+    encoder.check_features(dataset.manifest, sizes, str(dataset.path), "the run")
     forward = jax.jit(functools.partial(_forward, network, wanted, fusion))
     for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
         rows = stream.rows(indices)
@@ -143,28 +134,24 @@ def embed(
         chunk = {"id": ids, "group": groups, "label": rows["label"][:count]}
         chunk |= {f"present/{m}": rows["present"][m][:count] for m in wanted}
         chunk |= {name: np.asarray(x)[:count] for name, x in vectors.items()}
-        yield chunk | _predicted(network, logits, count)
+        yield chunk | _predicted(network.task, logits, count)
 
 
 def predictor(
     network: Network,
 ) -> Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return a function that predicts rows in memory, compiled once for all calls with as many rows.
+    """Return a function that predicts rows in memory by a downstream run, compiled once for all calls with as many rows.
 
-    Args:
-      network: of a downstream run.
-
-    Returns:
-      Function of ``features``, modality -> float32 [n, dim] of all modalities of the network, anything where absent, and
-      ``present``, modality -> bool [n]. It gives ``probability`` float32 [n, classes] and ``prediction`` [n] or
-      [n, labels], or just ``prediction`` for a number.
+    It takes ``features``, modality -> float32 [n, dim] of all modalities of the network, anything where absent, and
+    ``present``, modality -> bool [n]. It gives ``probability`` float32 [n, classes] and ``prediction`` [n] or
+    [n, labels], or just ``prediction`` for a number.
     """
     forward = jax.jit(functools.partial(_forward, network, (), "none"))
 
     def run(features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with jax.default_matmul_precision("highest"):
             _, logits = forward(network.variables, network.classifier_params, dict(features), dict(present))
-        return _predicted(network, logits, len(next(iter(present.values()))))
+        return _predicted(network.task, logits, len(logits))
 
     return run
 
@@ -173,21 +160,65 @@ def _forward(
     network: Network, wanted: Sequence[str], how: str, variables: Any, params: Any, features: Any, present: Any
 ) -> tuple[dict[str, jax.Array], jax.Array | None]:
     """Return the vectors of the wanted modalities, fused if asked for, and the classifier's outputs if there is one."""
-    representations = network.model.apply(variables, features, method="represent")
-    logits = None
-    if network.classifier is not None:
-        logits = network.classifier.apply(params, representations, present=present)
+    representations, logits = network.model.apply(variables, features, method="represent"), None
+    if network.task is not None:
+        logits = network.task.logits(params, {}, {"features": representations, "present": present})
     if how == "none":
         return {m: jnp.where(present[m][:, None], representations[m], 0) for m in wanted}, logits
     return {"fused": fusion_lib.fuse({m: representations[m] for m in wanted}, present, how)}, logits
 
 
-def _predicted(network: Network, logits: Any, count: int) -> dict[str, np.ndarray]:
-    if network.classifier is None:
+def _predicted(predicts: task_lib.Task | None, logits: Any, count: int) -> dict[str, np.ndarray]:
+    if predicts is None:
         return {}
     logits = np.asarray(logits)[:count]
-    prediction = task.predictions(network.label, logits, network.threshold)
-    if network.label.kind == "value":
+    prediction = predicts.predictions(logits)
+    if predicts.label.kind == "value":
         return {"prediction": prediction}
-    probability = task.probabilities(network.label, logits).astype(np.float32)
-    return {"probability": probability, "prediction": prediction.astype(np.int64)}
+    return {
+        "probability": predicts.probabilities(logits).astype(np.float32),
+        "prediction": prediction.astype(np.int64),
+    }
+
+
+def write(rows: Iterable[dict[str, np.ndarray]], output: Path) -> int:
+    """Write rows of :func:`embed` to ``NAME.npz`` (put together in memory) or ``NAME.parquet`` (batch by batch).
+
+    Returns:
+      The number of rows.
+
+    Raises:
+      ConclugenError: no space, or not allowed; the file is whole or not there.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with files.replaced(output) as scratch:
+            return WRITERS[output.suffix](rows, scratch)
+    except OSError as e:
+        raise ConclugenError(
+            f"--output={output}: cannot be written ({e.strerror or e}); free space or choose another file"
+        ) from e
+
+
+def _write_npz(rows: Iterable[dict[str, Any]], path: Path) -> int:
+    chunks = list(rows)
+    np.savez(path, **{name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
+    return sum(len(chunk["id"]) for chunk in chunks)
+
+
+def _write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count = 0
+    with contextlib.ExitStack() as stack:
+        for chunk in rows:
+            table = pa.table({name: pa.array(list(x) if x.ndim > 1 else x) for name, x in chunk.items()})
+            if not count:
+                writer = stack.enter_context(pq.ParquetWriter(path, table.schema))
+            writer.write_table(table)
+            count += len(table)
+    return count
+
+
+WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}

@@ -26,8 +26,7 @@ class RawFeatures:
 
     def apply(self, variables: Mapping[str, Any], features: Mapping[str, jax.Array], *, method: str) -> dict[str, Any]:
         """Return modality -> [n, feature_dims[m]] of the same."""
-        assert method == "represent"
-        stats = variables.get("feature_stats", {})
+        stats = variables["feature_stats"]
         if not stats:
             return dict(features)
         return {m: (x - stats[m]["mean"][None, :]) / stats[m]["scale"][None, :] for m, x in features.items()}
@@ -61,31 +60,30 @@ def from_config(config: ConfigDict, manifest: Manifest) -> Encoder:
     Raises:
       ConclugenError: no checkpoint named or found, or modalities that are missing or of another size than the data's.
     """
-    protocol = config.downstream.protocol
-    if protocol in PRETRAINED:
-        return _of_checkpoint(config, manifest)
-    where, wanted = f"data set {config.data.path}", config.downstream.modalities or config.data.modalities
+    protocol, where, step, seed = config.downstream.protocol, f"data set {config.data.path}", 0, config.seed
+    source = config.downstream.checkpoint if protocol in PRETRAINED else None
+    wanted = config.downstream.modalities or config.data.modalities
+    if source is not None:
+        step, model, variables, seed, wanted = _of_checkpoint(config)
+        check_features(manifest, {m: model.feature_dims[m] for m in wanted}, where, f"checkpoint {source}")
     names = manifest_lib.choose(manifest.modalities, wanted, what="modality", where=where)
     sizes = {m: manifest.modalities[m] for m in names}
     if protocol == "raw_features":
-        model, variables = raw_features(config, manifest, names)
-        return Encoder(model, variables, names, sizes, _origin(None, 0, config.seed, {}))
-    model = model_lib.from_config(config, sizes).clone(heads=())
-    key, _ = jax.random.split(jax.random.key(config.seed))
-    variables = model_lib.initial_variables(model, key, manifest.standardization)
-    dims = dict.fromkeys(names, model.representation_dim)
-    return Encoder(model, variables, names, dims, _origin(None, 0, config.seed, variables["params"]))
+        stats = {m: manifest.standardization(m) for m in names} if config.data.standardize else {}
+        model, variables = RawFeatures(sizes), {"params": {}}
+        variables["feature_stats"] = {m: {"mean": mean, "scale": scale} for m, (mean, scale) in stats.items()}
+    elif source is None:
+        model = model_lib.from_config(config, sizes).clone(heads=())
+        key, _ = jax.random.split(jax.random.key(config.seed))
+        variables = model_lib.initial_variables(model, key, manifest.standardization)
+    dims = sizes if protocol == "raw_features" else dict.fromkeys(names, model.representation_dim)
+    origin = {"workdir": source, "step": step, "seed": seed, "sha256": trees.fingerprint(variables["params"])}
+    return Encoder(model, variables, names, dims, origin)
 
 
-def raw_features(config: ConfigDict, manifest: Manifest, names: Sequence[str]) -> tuple[RawFeatures, dict[str, Any]]:
-    """Return a model that passes features on, with ``config.data.standardize`` by the data set's statistics."""
-    stats = {m: manifest.standardization(m) for m in names} if config.data.standardize else {}
-    variables = {"feature_stats": {m: {"mean": mean, "scale": scale} for m, (mean, scale) in stats.items()}}
-    return RawFeatures({m: manifest.modalities[m] for m in names}), variables
-
-
-def _of_checkpoint(config: ConfigDict, manifest: Manifest) -> Encoder:
-    source = config.downstream.checkpoint
+def _of_checkpoint(config: ConfigDict) -> tuple[int, model_lib.ConCluGen, dict[str, Any], int, list[str]]:
+    """Return (step, model, variables, seed, modalities) of the named pretraining run: those asked for, or all of its own."""
+    source, asked = config.downstream.checkpoint, config.downstream.modalities
     if not source:
         raise ConclugenError(
             "config.downstream.checkpoint is empty; linear evaluation and fine-tuning need the workdir of a pretraining "
@@ -94,28 +92,31 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest) -> Encoder:
     step = weights.find_step(source, config.downstream.checkpoint_step)
     model, variables, trained = weights.load(source, step)
     model = model.clone(dtype=model_lib.DTYPES[config.precision])
-    names = _modalities(config, model, manifest)
-    dims = dict.fromkeys(names, model.representation_dim)
-    return Encoder(model, variables, names, dims, _origin(source, step, trained.seed, variables["params"]))
+    where = f"checkpoint {source}"
+    names = manifest_lib.choose(model.feature_dims, asked or model.feature_dims, what="modality", where=where)
+    if spare := set(names) - set(config.data.modalities):
+        raise ConclugenError(
+            f"config.data.modalities leaves out {min(spare)!r}, which {where} has; choose modalities of a checkpoint by "
+            "config.downstream.modalities"
+        )
+    return step, model, variables, trained.seed, names
 
 
-def _origin(source: str | None, step: int, seed: int, params: Any) -> dict[str, Any]:
-    return {"workdir": source, "step": step, "seed": seed, "sha256": trees.fingerprint(params)}
+def check_features(manifest: Manifest, sizes: Mapping[str, int], where: str, trained: str) -> None:
+    """Refuse data that lacks a modality of a network, or has features of another size.
 
-
-def _modalities(config: ConfigDict, model: model_lib.ConCluGen, manifest: Manifest) -> list[str]:
-    """Return the modalities whose representations are used: those asked for, or all of the encoder's."""
-    known = dict(model.feature_dims)
-    where = f"checkpoint {config.downstream.checkpoint}"
-    names = manifest_lib.choose(known, config.downstream.modalities or known, what="modality", where=where)
-    manifest_lib.choose(manifest.modalities, names, what="modality", where=f"data set {config.data.path}")
-    for m in names:
-        if known[m] != manifest.modalities[m]:
+    Args:
+      manifest: of the data.
+      sizes: modality -> size of the network's features.
+      where: names the data.
+      trained: names what was trained on such features.
+    """
+    for m in manifest_lib.choose(manifest.modalities, sizes, what="modality", where=where):
+        if manifest.modalities[m] != sizes[m]:
             raise ConclugenError(
-                f"data set {config.data.path} has {manifest.modalities[m]} features of modality {m!r}, {where} was "
-                f"trained on {known[m]}; use features of the same extractor"
+                f"{where} has {manifest.modalities[m]} features of modality {m!r}, {trained} was trained on {sizes[m]}; "
+                "use features of the same extractor"
             )
-    return names
 
 
 def represented(

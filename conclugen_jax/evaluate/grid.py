@@ -3,6 +3,7 @@
 Members that differ in rate and decay alone share every batch and every dropout mask, as separate runs of one seed would.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,10 +14,8 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches
 from conclugen_jax.data.sources import LabelSpec
-from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import classifier
 from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.train import optimizer as optimizer_lib
 
@@ -29,7 +28,7 @@ class Vectors(NamedTuple):
     Attributes:
       x: float32 [n, dim].
       labels: [n] or [n, labels], on the host.
-      usable: rows that may be trained on or, of the other splits, that have a label.
+      usable: rows that may be trained on or, of the other splits, that have a label; at least one.
     """
 
     x: jax.Array
@@ -38,13 +37,9 @@ class Vectors(NamedTuple):
 
 
 class Members(NamedTuple):
-    """The classifiers of a grid: every rate with every decay in every group.
+    """The classifiers of a grid: R rates with W decays in G groups, pairs (seed, draw of the labels).
 
-    Attributes:
-      learning_rates: R of them.
-      weight_decays: W of them.
-      groups: G pairs (seed, draw of the labels).
-      rows: of each group, those trained on; equally many.
+    ``rows``: of each group, those trained on; equally many.
     """
 
     learning_rates: Sequence[float]
@@ -81,31 +76,14 @@ class Grid:
     """Trains grids of one configuration, label, and number and size of training vectors; they share one compilation."""
 
     def __init__(self, config: ConfigDict, label: LabelSpec, num_rows: int, dim: int):
-        """Check the batch.
-
-        Args:
-          config: of the run; ``downstream.labels_per_class`` is that of the rows.
-          label: what is predicted.
-          num_rows: training rows of each member.
-          dim: of a vector.
-
-        Raises:
-          ConclugenError: a batch greater than the rows.
-        """
         self.config = classifier.with_fitting_batch(config, num_rows, 1)
-        self.label, self._dim = label, dim
+        self.task, self._dim = task_lib.create(config, label), dim
         self._steps = num_rows // self.config.train.batch_size
-        self._task = task_lib.create(config, label)
+        self._optimizer = functools.partial(optimizer_lib.from_config, self.config, self._steps, (task_lib.CLASSIFIER,))
         self._template = self._fresh_state(config.seed)
         self._epoch = jax.jit(self._run_epoch, donate_argnums=1)
         self._evaluate = jax.jit(self._outputs)
         self._keep = jax.jit(_keep, donate_argnums=2)
-
-    def task(self, labels: np.ndarray) -> Task:
-        """Return the task of members that are trained on rows of these labels."""
-        return self._task._replace(
-            weights=task_lib.class_weights(self.config.downstream.class_weights, self.label, labels)
-        )
 
     def fit(
         self, members: Members, vectors: Mapping[str, Vectors], before_epoch: Callable[[int], None] = lambda epoch: None
@@ -116,23 +94,16 @@ class Grid:
           members: of the grid.
           vectors: ``train`` and ``validation``.
           before_epoch: called with the number of every epoch before it; what it raises ends the training.
-
-        Raises:
-          ConclugenError: no validation example with a label.
         """
-        train, validation = vectors["train"], vectors["validation"]
-        if not validation.usable.size:
-            raise ConclugenError(
-                f"{self.config.data.path}: no example of the validation split has the label; name another"
-            )
+        train, validation, label = vectors["train"], vectors["validation"], self.task.label
         rates, decays = (jnp.asarray(x, jnp.float32) for x in (members.learning_rates, members.weight_decays))
-        weights = np.stack([self.task(train.labels[rows]).weights for rows in members.rows])
+        weights = np.stack([task_lib.create(self.config, label, train.labels[rows]).weights for rows in members.rows])
         labels = jnp.asarray(train.labels)
         truth = validation.labels[validation.usable]
         known = validation.x[validation.usable], jnp.asarray(truth)
         params, opt_state, rngs = self._start(members)
         patience = self.config.downstream.early_stopping_epochs
-        kept, best = params, classifier.BestEpochs(self._task.measure, patience, members.shape)
+        kept, best = params, classifier.BestEpochs(self.task.measure, patience, members.shape)
         for epoch in range(self.config.train.num_epochs):
             if not best.running.any():
                 break
@@ -143,7 +114,8 @@ class Grid:
                 params, opt_state, first, rngs, rates, decays, weights, train.x, labels, indices
             )
             logits, losses = (np.asarray(x) for x in self._evaluate(params, weights, *known))
-            scores = [self._task.measured(x, truth) for x in logits.reshape(-1, *logits.shape[3:])]
+            each = logits.reshape(-1, *logits.shape[3:])
+            scores = [task_lib.measured(label, truth, self.task.predictions(x)) for x in each]
             kept = self._keep(best.improved(epoch, np.reshape(scores, members.shape), losses), params, kept)
         return Fits(best.measure, best.epoch, kept)
 
@@ -158,26 +130,19 @@ class Grid:
         """Return the state that a run of this seed starts from."""
         config = self.config.copy_and_resolve_references()
         config.seed = seed
-        optimizer, _ = self._optimizer(config.optimizer.learning_rate, config.optimizer.weight_decay)
-        return classifier.fresh_state(config, self._task, {JOINED: self._dim}, optimizer)
-
-    def _optimizer(self, learning_rate: Any, weight_decay: Any):
-        return optimizer_lib.from_config(
-            self.config, self._steps, (task_lib.CLASSIFIER,), learning_rate=learning_rate, weight_decay=weight_decay
-        )
+        return classifier.fresh_state(config, self.task, {JOINED: self._dim}, self._optimizer()[0])
 
     def _indices(self, members: Members, epoch: int) -> np.ndarray:
         """Return the batches of each group's own run: int32 [steps, G, batch]."""
         wanted = {"epoch": epoch, "first_step": 0, "num_steps": self._steps, "batch_size": self.config.train.batch_size}
         groups = zip(members.groups, members.rows, strict=True)
-        each = [batches.batch_indices(rows, seed=seed, **wanted) for (seed, _), rows in groups]
-        return np.stack(each, axis=1)
+        return np.stack([batches.batch_indices(rows, seed=seed, **wanted) for (seed, _), rows in groups], axis=1)
 
     def _step(self, rate, decay, weights, params, opt_state, step, rng, batch):
         """Take one member's step, the same as in a run of its own."""
-        optimizer, schedule = self._optimizer(rate, decay)
+        optimizer, schedule = self._optimizer(learning_rate=rate, weight_decay=decay)
         state = self._template.replace(params=params, opt_state=opt_state, step=step, rng=rng)
-        task = self._task._replace(weights=weights)
+        task = self.task._replace(weights=weights)
         state, _ = classifier.downstream_step(state, batch, task=task, optimizer=optimizer, schedule=schedule)
         return state.params, state.opt_state
 
@@ -198,8 +163,8 @@ class Grid:
         """Return logits [G, R, W, n, num_outputs] and losses [G, R, W] of the members."""
 
         def one(params, weights):
-            logits = self._task.logits(params, {}, batch(x, None))
-            return logits, self._task._replace(weights=weights).loss(logits, labels)
+            logits = self.task.logits(params, {}, batch(x, None))
+            return logits, self.task._replace(weights=weights).loss(logits, labels)
 
         over_grid = jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(0, None))
         return jax.vmap(over_grid)(params, weights)

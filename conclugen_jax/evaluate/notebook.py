@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from conclugen_jax.evaluate import probe
 from conclugen_jax.evaluate.probe import LabelEfficiency
 
 MARKERS = "osD^vP*Xd<>ph"
@@ -85,12 +86,7 @@ def efficiency_curves(results: Sequence[LabelEfficiency]) -> Picture:
 
 def efficiency_table(results: Sequence[LabelEfficiency]) -> Table:
     """Tabulate mean accuracy ± its standard deviation over draws, a row for each kind of vectors."""
-    numbers = list(dict.fromkeys(r.num_labels for r in results))
-    rows = []
-    for name in dict.fromkeys(r.name for r in results):
-        own = {r.num_labels: r.accuracy for r in results if r.name == name}
-        rows.append([name, *(f"{np.mean(own[n]):.3f}" + (f" ± {np.std(own[n]):.3f}" if n else "") for n in numbers)])
-    return Table(["vectors", *(f"{n} labels" if n else "all labels" for n in numbers)], rows)
+    return Table(*probe.table(results))
 
 
 def maps(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> Picture:

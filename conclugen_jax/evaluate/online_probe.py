@@ -5,7 +5,6 @@ pretrained network. What it finds is a line in ``probes.jsonl``, with the protoc
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,11 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, shards
-from conclugen_jax.data.host_table import HostTable
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import grid, weights
-from conclugen_jax.evaluate import metrics as metrics_lib
+from conclugen_jax.evaluate import encoder, grid, weights
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.method import clustering, fusion, losses
 from conclugen_jax.method import model as model_lib
@@ -44,34 +41,28 @@ class OnlineProbe:
     """
 
     def __init__(self, config: ConfigDict, model: model_lib.ConCluGen):
-        dataset = _open(config, model)
-        self.label: LabelSpec = dataset.manifest.label
-        modalities, known = list(model.feature_dims), {}
-        self._splits: dict[str, HostTable] = {
-            name: batches.open_split(dataset, getattr(config.data, f"{name}_split"), modalities, tier="host")
-            for name in ("train", "validation")
-        }
-        for name, rows in self._splits.items():
-            known[name] = np.intersect1d(rows.usable, np.flatnonzero(task_lib.known(self.label, rows.table["label"])))
-            if not known[name].size:
-                raise ConclugenError(f"{dataset.path}: no example of the {name} split has a label; name other data")
-        self._known = known
-        section, num_rows = config.online_probe, len(known["train"])
+        section, dataset = config.online_probe, _open(config, model)
+        self._label: LabelSpec = dataset.manifest.label
+        self._tables, self._known = {}, {}
+        for name in ("train", "validation"):
+            rows = batches.open_split(dataset, config.data[f"{name}_split"], list(model.feature_dims), tier="host")
+            self._tables[name], where = rows.table, f"{dataset.path}, {name} split"
+            self._known[name] = task_lib.labelled(self._label, rows.table["label"], where, rows.usable)
+        num_rows = len(self._known["train"])
         self._neighbours = min(section.neighbours, num_rows)
         self._model, self._every, self._last = model, section.every_epochs, config.train.num_epochs
         # Compiled once: each compilation would keep a megabyte for as long as the process lives.
         self._forward = jax.jit(functools.partial(_forward, model))
         self._nearest_cluster = jax.jit(functools.partial(clustering.nearest, metric=config.clustering.metric))
-        self._linear = grid.Grid(
-            _of_classifiers(config, num_rows), self.label, num_rows, model.representation_dim * len(modalities)
-        )
+        dim = model.representation_dim * len(model.feature_dims)
+        self._linear = grid.Grid(_of_classifiers(config), self._label, num_rows, dim)
         self._members = grid.Members(
-            list(section.learning_rates), [config.optimizer.weight_decay], [(config.seed, 0)], [known["train"]]
+            list(section.learning_rates), [config.optimizer.weight_decay], [(config.seed, 0)], [self._known["train"]]
         )
         self._cost: tuple[int, float] | None = None
         self.protocol = (
             f"{dataset.manifest.name} {dataset.manifest.version}: {num_rows} labelled training examples, "
-            f"scored on {len(known['validation'])} of the validation split; {self._neighbours} nearest neighbours by "
+            f"scored on {len(self._known['validation'])} of the validation split; {self._neighbours} nearest neighbours by "
             f"cosine of the concatenated representations, each one vote; linear: best of rates "
             f"{', '.join(f'{rate:g}' for rate in section.learning_rates)} by that split, "
             f"{section.num_epochs} epochs at most"
@@ -93,43 +84,36 @@ class OnlineProbe:
         ``cluster_sizes`` of the validation split.
         """
         # A copy: the next dispatch takes the state's memory.
-        variables = jax.tree.map(lambda x: np.array(x, copy=True), state.variables())
-        train, validation = (self._vectors(variables, self._splits[name]) for name in ("train", "validation"))
-        measure = "mae" if self.label.kind == "value" else "accuracy"
-        rows, queries = self._known["train"], self._known["validation"]
-        labels = {name: self._splits[name].table["label"] for name in self._splits}
-        guess = knn(train["x"][rows], labels["train"][rows], validation["x"][queries], self.label, k=self._neighbours)
-        score = metrics_lib.absolute_error if measure == "mae" else metrics_lib.weighted_accuracy
-        record = {"step": step, "epoch": epoch, f"knn/{measure}": score(labels["validation"][queries], guess)}
+        forward = functools.partial(self._forward, jax.tree.map(lambda x: np.array(x, copy=True), state.variables()))
+        found = {
+            name: weights.in_batches(forward, {key: table[key] for key in ("features", "present")}, ROWS)
+            for name, table in self._tables.items()
+        }
+        bank, queries = (found[name]["x"][rows] for name, rows in self._known.items())
+        labels, truth = (self._tables[name]["label"][rows] for name, rows in self._known.items())
+        guess = knn(bank, labels, queries, self._label, k=self._neighbours)
+        measure = self._linear.task.measure
+        score = task_lib.measured(self._label, truth, guess)
+        record = {"step": step, "epoch": epoch, f"knn/{measure}": score}
         vectors = {
-            "train": grid.Vectors(jnp.asarray(train["x"]), labels["train"], rows),
-            "validation": grid.Vectors(jnp.asarray(validation["x"]), labels["validation"], queries),
+            name: grid.Vectors(jnp.asarray(found[name]["x"]), self._tables[name]["label"], rows)
+            for name, rows in self._known.items()
         }
         fits = self._linear.fit(self._members, vectors)
-        found = fits.measure.min() if measure == "mae" else fits.measure.max()
-        if np.isfinite(found):  # else no classifier had a finite loss in any epoch
-            record[f"linear/{measure}"] = float(found)
-            self._cost = step, float(found if measure == "mae" else -found)
+        best = fits.measure.min() if measure == "mae" else fits.measure.max()
+        if np.isfinite(best):  # else no classifier had a finite loss in any epoch
+            record[f"linear/{measure}"] = float(best)
+            self._cost = step, float(best if measure == "mae" else -best)
         centroids = np.asarray(state.centroids)
         if "clustering" in self._model.heads and centroids.any():
-            record |= self._clusters(validation["fused"][queries], centroids, labels["validation"][queries])
+            fused = jnp.asarray(found["validation"]["fused"][self._known["validation"]])
+            clusters = np.asarray(self._nearest_cluster(fused, jnp.asarray(centroids)))
+            record["cluster_sizes"] = np.bincount(clusters, minlength=len(centroids)).tolist()
+            if self._label.kind == "single":
+                from sklearn.metrics import normalized_mutual_info_score  # a second, for runs with probes alone
+
+                record["clustering/nmi"] = float(normalized_mutual_info_score(truth, clusters))
         return record | {"protocol": self.protocol}
-
-    def _vectors(self, variables: Mapping[str, Any], rows: HostTable) -> dict[str, np.ndarray]:
-        def inputs(at: np.ndarray) -> dict[str, Any]:
-            batch = rows.rows(at)
-            return {"features": batch["features"], "present": batch["present"]}
-
-        return weights.in_batches(functools.partial(self._forward, variables), inputs, rows.num_examples, ROWS)
-
-    def _clusters(self, fused: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        assigned = np.asarray(self._nearest_cluster(jnp.asarray(fused), jnp.asarray(centroids)))
-        sizes = np.bincount(assigned, minlength=len(centroids)).tolist()
-        if self.label.kind != "single":
-            return {"cluster_sizes": sizes}
-        from sklearn.metrics import normalized_mutual_info_score  # a second of imports, for runs with probes alone
-
-        return {"clustering/nmi": float(normalized_mutual_info_score(labels, assigned)), "cluster_sizes": sizes}
 
 
 def _open(config: ConfigDict, model: model_lib.ConCluGen) -> shards.Dataset:
@@ -141,24 +125,15 @@ def _open(config: ConfigDict, model: model_lib.ConCluGen) -> shards.Dataset:
             f"{path}: the data set has no labels; name one that has as config.online_probe.path or set "
             "config.online_probe.every_epochs=0"
         )
-    for m, size in model.feature_dims.items():
-        found = dataset.manifest.modalities.get(m)
-        if found != size:
-            raise ConclugenError(
-                f"{path}: {'no features' if found is None else f'{found} features'} of modality {m!r}, the run has "
-                f"{size}; name data of the same extractors as config.online_probe.path"
-            )
+    encoder.check_features(dataset.manifest, model.feature_dims, f"{path} (config.online_probe.path)", "the run")
     return dataset
 
 
-def _of_classifiers(config: ConfigDict, num_examples: int) -> ConfigDict:
+def _of_classifiers(config: ConfigDict) -> ConfigDict:
     """Return the run's configuration as the linear classifiers read it."""
     config = config.copy_and_resolve_references()
     config.train.num_epochs = config.online_probe.num_epochs
-    config.train.batch_size = min(config.train.batch_size, num_examples)
-    config.downstream.protocol = "linear_evaluation"
-    config.downstream.labels_per_class = config.downstream.early_stopping_epochs = 0
-    config.schedule.warmup_epochs = 0
+    config.downstream.early_stopping_epochs = config.schedule.warmup_epochs = 0
     return config
 
 
@@ -190,10 +165,7 @@ def knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, label: LabelS
       Most frequent class (the lowest of equals) [m], labels that more than half have [m, labels], or mean number [m].
     """
     known = losses.unit_rows(jnp.asarray(bank))
-    nearest = weights.in_batches(
-        lambda rows: _nearest(known, rows, k), lambda at: jnp.asarray(queries[at]), len(queries), ROWS
-    )
-    votes = labels[nearest]
+    votes = labels[weights.in_batches(lambda rows: _nearest(known, rows, k), queries, ROWS)]
     if label.kind == "single":
         return np.stack([(votes == c).sum(axis=1) for c in range(len(label.names))], axis=1).argmax(axis=1)
     mean = votes.mean(axis=1)

@@ -29,13 +29,7 @@ from conclugen_jax.run import workdir as workdir_lib
 
 @dataclasses.dataclass(frozen=True)
 class LabelEfficiency:
-    """Accuracy of one kind of vectors against the number of labels.
-
-    Attributes:
-      name: of the vectors.
-      num_labels: labels per class; 0 stands for all.
-      accuracy: of each draw of labels, on the test split.
-    """
+    """Test accuracy of each draw of labels, of one kind of vectors at one number of labels per class; 0 stands for all."""
 
     name: str
     num_labels: int
@@ -44,14 +38,7 @@ class LabelEfficiency:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Label efficiency of a run.
-
-    Attributes:
-      protocol: how the numbers were made, in words.
-      workdir: of the run.
-      data: name, version and hash of the labelled data.
-      results: one per kind of vectors and number of labels.
-    """
+    """Label efficiency of a run: how it was measured in words; name, version and hash of the labelled data; results."""
 
     protocol: str
     workdir: str
@@ -150,12 +137,8 @@ def label_efficiency_of_run(
     """
     config = workdir_lib.read_config(workdir)
     manifest = manifest_lib.read(data or config.data.path)
-    if manifest.label.kind != "single":
-        raise ConclugenError(
-            f"{data or config.data.path}: labels of kind {manifest.label.kind!r}; label efficiency needs one class per example"
-        )
-    names = (config.data.train_split, config.data.test_split)
-    train, test = represent_splits(workdir, names, which=which, data=data)
+    train, test = represent_splits(workdir, (config.data.train_split, config.data.test_split), which=which, data=data)
+    _check_classes(train.label, f"labels of {data or config.data.path}")
     if labels_per_class is None:
         smallest = np.unique(train.label, return_counts=True)[1].min()
         labels_per_class = [k for k in (2, 5, 20, 0) if k <= smallest]
@@ -165,16 +148,14 @@ def label_efficiency_of_run(
         "untrained network": tuple(concatenated(represent(*fresh, x.features), x.present) for x in (train, test)),
         f"{Path(workdir).name}, pretrained": (train.fused(), test.fused()),
     }
-    results = label_efficiency(
-        kinds, train.label, test.label, labels_per_class=labels_per_class, num_draws=num_draws, seed=seed
-    )
+    asked = {"labels_per_class": labels_per_class, "num_draws": num_draws, "seed": seed}
     protocol = (
         f"Accuracy in % on {len(test.label)} test examples of {manifest.name} {manifest.version}: scikit-learn logistic "
         f"regression (L2, C = 1) on standardised vectors, mean and standard deviation over {num_draws} draws of the "
         "labels (all labels: one fit)."
     )
     data_facts = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
-    return Report(protocol, str(workdir), data_facts, results)
+    return Report(protocol, str(workdir), data_facts, label_efficiency(kinds, train.label, test.label, **asked))
 
 
 def label_efficiency_of_runs(
@@ -195,45 +176,49 @@ def label_efficiency_of_runs(
     Raises:
       ConclugenError: the runs have not all the same data, or it has not one class per example.
     """
-    first, *others = workdirs
+    first, vectors = next(iter(workdirs)), {}
     manifest = workdir_lib.read_data(workdirs[first])
-    for name in others:
-        other = workdir_lib.read_data(workdirs[name])
+    for name, workdir in workdirs.items():
+        other, data = workdir_lib.read_data(workdir), workdir_lib.read_config(workdir).data
         if other.fingerprint() != manifest.fingerprint():
             raise ConclugenError(
                 f"run {name!r} is of data {other.name} {other.version}, run {first!r} of other data "
                 f"({manifest.name} {manifest.version}); compare runs of the same data"
             )
-    splits = {}
-    for name, workdir in workdirs.items():
-        data = workdir_lib.read_config(workdir).data
-        splits[name] = represent_splits(workdir, (data.train_split, data.test_split), which=which)
-    vectors = {name: (train.fused(), test.fused()) for name, (train, test) in splits.items()}
-    train, test = splits[first]
-    vectors["raw features"] = (train.fused(raw=True), test.fused(raw=True))
-    return label_efficiency(
-        vectors, train.label, test.label, labels_per_class=labels_per_class, num_draws=num_draws, seed=seed
-    )
+        train, test = represent_splits(workdir, (data.train_split, data.test_split), which=which)
+        vectors[name] = train.fused(), test.fused()
+        if name == first:
+            labels, raw = (train.label, test.label), (train.fused(raw=True), test.fused(raw=True))
+    asked = {"labels_per_class": labels_per_class, "num_draws": num_draws, "seed": seed}
+    return label_efficiency(vectors | {"raw features": raw}, *labels, **asked)
 
 
-def _check_classes(labels: np.ndarray) -> None:
+def table(
+    results: Sequence[LabelEfficiency], *, factor: float = 1, digits: int = 3
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: mean accuracy times ``factor`` ± its standard deviation over draws, a row for each name."""
+    numbers, rows = list(dict.fromkeys(r.num_labels for r in results)), []
+    for name in dict.fromkeys(r.name for r in results):
+        own = {r.num_labels: r.accuracy for r in results if r.name == name}
+        means = {k: f"{factor * np.mean(own[k]):.{digits}f}" for k in numbers}
+        spread = {k: f" ± {factor * np.std(own[k]):.{digits}f}" for k in numbers if k}  # all labels: nothing is drawn
+        rows.append([name, *(means[k] + spread.get(k, "") for k in numbers)])
+    return ["vectors", *(f"{k} labels" if k else "all labels" for k in numbers)], rows
+
+
+def _check_classes(labels: np.ndarray, where: str = "labels") -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ConclugenError(
-            f"labels are {labels.dtype} of shape {labels.shape}; this needs one class per example: integers of shape [n]"
+            f"{where} are {labels.dtype} of shape {labels.shape}; this needs one class per example: integers of shape [n]"
         )
 
 
 def accuracies(
     train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray, *, neighbours: int = 20
 ) -> dict[str, float]:
-    """Score scikit-learn's classifiers on vectors standardised by the training rows.
+    """Score scikit-learn's classifiers on vectors [n, dim] and [m, dim], standardised by the training rows.
 
-    Args:
-      train: [n, dim].
-      test: [m, dim].
-      train_labels: integer [n].
-      test_labels: integer [m].
-      neighbours: k of the nearest neighbours, by cosine of the vectors as they are; at most n.
+    ``neighbours``: k of the nearest neighbours, by cosine of the vectors as they are; at most n.
 
     Raises:
       ConclugenError: not one class per example.
@@ -277,11 +262,8 @@ def cluster_agreement(split: Split, *, seed: int = 0) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
 
     _check_classes(split.label)
-    found = {}
-    if split.clusters.size:
-        found["clusters of the run"] = normalized_mutual_info_score(split.label, split.clusters)
+    clusters = {"clusters of the run": split.clusters} if split.clusters.size else {}
     for name, raw in (("k-means of raw features", True), ("k-means of representations", False)):
         vectors = StandardScaler().fit_transform(split.fused(raw=raw))
-        found_here = KMeans(len(split.names), n_init=10, random_state=seed).fit_predict(vectors)
-        found[name] = normalized_mutual_info_score(split.label, found_here)
-    return {name: float(x) for name, x in found.items()}
+        clusters[name] = KMeans(len(split.names), n_init=10, random_state=seed).fit_predict(vectors)
+    return {name: float(normalized_mutual_info_score(split.label, x)) for name, x in clusters.items()}

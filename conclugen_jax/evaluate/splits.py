@@ -14,6 +14,7 @@ from conclugen_jax.data.sources import Annotations, LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.evaluate import task as task_lib
+from conclugen_jax.run.allowed import FROZEN
 from conclugen_jax.train import feed
 
 NAMES = ("train", "validation", "test")
@@ -24,10 +25,8 @@ class Subset(NamedTuple):
 
     source: RowSource
     members: np.ndarray
-
-    @property
-    def tier(self) -> str:
-        return "host"
+    tier: str = "host"
+    variants: Mapping[str, int] = {}
 
     @property
     def num_examples(self) -> int:
@@ -37,12 +36,7 @@ class Subset(NamedTuple):
     def usable(self) -> np.ndarray:
         return np.flatnonzero(np.isin(self.members, self.source.usable))
 
-    @property
-    def variants(self) -> Mapping[str, int]:
-        return {}
-
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
-        """Return the rows at the given indices, in that order."""
         return self.source.rows(self.members[indices], variants)
 
 
@@ -60,28 +54,21 @@ def label_of(config: ConfigDict, dataset: Dataset) -> LabelSpec:
       ConclugenError: an unknown target or split, or a data set without labels.
     """
     manifest, where, target = dataset.manifest, f"data set {config.data.path}", config.downstream.target
+    label = manifest.label
     if target:
-        manifest_lib.choose(manifest.targets, [target], what="target", where=where)
-    label = manifest.targets[target] if target else manifest.label
+        label = manifest.targets[manifest_lib.choose(manifest.targets, [target], what="target", where=where)[0]]
     if label.kind == "none":
         raise ConclugenError(f"{config.data.path}: the data set has no labels; a downstream run needs them")
-    for split in names(config).values():
-        manifest_lib.choose(manifest.splits, [split], what="split", where=where)
+    manifest_lib.choose(manifest.splits, names(config).values(), what="split", where=where)
     return label
 
 
-def open_streams(
-    config: ConfigDict, dataset: Dataset, modalities: list[str], *, all_variants: bool
-) -> dict[str, ShardStream]:
-    """Open the stream of each split; ``all_variants``: whether training visits stored variants."""
+def open_streams(config: ConfigDict, dataset: Dataset, modalities: list[str]) -> dict[str, ShardStream]:
+    """Open the stream of each split; a training that is not frozen may visit all stored variants."""
+    random = config.downstream.protocol not in FROZEN and config.data.variants == "random"
+    target = config.downstream.target
     return {
-        name: ShardStream(
-            dataset,
-            split,
-            modalities,
-            target=config.downstream.target,
-            all_variants=all_variants and name == "train" and config.data.variants == "random",
-        )
+        name: ShardStream(dataset, split, modalities, target=target, all_variants=random and name == "train")
         for name, split in names(config).items()
     }
 
@@ -89,24 +76,17 @@ def open_streams(
 def load(config: ConfigDict, label: LabelSpec, streams: Mapping[str, ShardStream]) -> dict[str, RowSource]:
     """Load the rows of each split; training uses those that have a label and, by choice, few of each class.
 
-    Args:
-      config: ``downstream.num_folds``, ``fold``, ``labels_per_class`` and ``label_draw`` are read.
-      label: what is predicted.
-      streams: as opened.
-
     Raises:
       ConclugenError: folds that cannot be cut, no row with a label, or a class with fewer labels than asked for.
     """
-    if not config.downstream.num_folds:
-        rows = {name: feed.load_rows(config, stream) for name, stream in streams.items()}
-    else:
+    if config.downstream.num_folds:
         rows = _fold(config, feed.load_rows(config, streams["train"]), streams["train"])
+    else:
+        rows = {name: feed.load_rows(config, stream) for name, stream in streams.items()}
     train = rows["train"]
     labels = task_lib.labels_of(train)
-    train.usable = np.intersect1d(train.usable, np.flatnonzero(task_lib.known(label, labels)))
-    if not train.usable.size:
-        raise ConclugenError(f"{streams['train'].where}: no row has the label and a modality; name another target")
-    train.usable = few(label, labels, train.usable, config.downstream.labels_per_class, config.downstream.label_draw)
+    usable = task_lib.labelled(label, labels, streams["train"].where, train.usable)
+    train.usable = few(label, labels, usable, config.downstream.labels_per_class, config.downstream.label_draw)
     return rows
 
 
@@ -124,12 +104,11 @@ def few(label: LabelSpec, labels: np.ndarray, usable: np.ndarray, num_per_class:
 
 def _fold(config: ConfigDict, rows: RowSource, stream: ShardStream) -> dict[str, RowSource]:
     section = config.downstream
-    everyone = np.arange(stream.num_examples)
-    _, groups = stream.names(everyone)
-    listed = Annotations(ids=list(everyone), groups=list(groups), label=None, targets={}, keys=list(everyone))
+    everyone = list(range(stream.num_examples))
+    _, groups = stream.names(np.arange(stream.num_examples))
+    listed = Annotations(ids=everyone, groups=list(groups), label=None, targets={}, keys=everyone)
     cut = annotations.by_group(listed, section.num_folds, section.fold, where=stream.where)
     members = {name: np.array(part.ids, int) for name, part in cut.items()}
-    held_out = {name: Subset(rows, members[name]) for name in ("validation", "test")}
     train = copy.copy(rows)
     train.usable = np.intersect1d(rows.usable, members["train"])
-    return {"train": train, **held_out}
+    return {"train": train, **{name: Subset(rows, members[name]) for name in NAMES[1:]}}

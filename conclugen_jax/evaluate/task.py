@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from conclugen_jax.data.host_table import CHUNK_ROWS
 from conclugen_jax.data.shards import RowSource
 from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import metrics as metrics_lib
 from conclugen_jax.method import losses
 from conclugen_jax.method import model as model_lib
@@ -36,16 +37,18 @@ class Task(NamedTuple):
     weights: np.ndarray
     threshold: float
 
+    @property
+    def measure(self) -> str:
+        """The score that chooses the best epoch: ``accuracy``, the greater the better; ``mae``, the less the better."""
+        return "mae" if self.label.kind == "value" else "accuracy"
+
     def logits(
         self, params: Any, feature_stats: Any, batch: Mapping[str, Any], dropout_key: jax.Array | None = None
     ) -> jax.Array:
         """Return float32 [n, num_outputs] from ``features`` and ``present``; the prediction itself for ``value``."""
         inputs = batch["features"]
         if self.encoder is not None:
-            variables = {
-                "params": {"representation": params["representation"]},
-                "feature_stats": feature_stats,
-            }
+            variables = {"params": {"representation": params["representation"]}, "feature_stats": feature_stats}
             inputs = self.encoder.apply(variables, inputs, method="represent")
         return self.classifier.apply(
             {"params": params["classifier"]}, inputs, present=batch["present"], dropout_key=dropout_key
@@ -60,112 +63,98 @@ class Task(NamedTuple):
             return losses.multi_label_cross_entropy(logits, labels, positive_weights=weights, axis_name=axis_name)
         return losses.absolute_error(logits[:, 0], labels, axis_name=axis_name)
 
-    def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """Return the ``loss`` and all scores of a split (``metrics.py``) from the outputs [n, num_outputs] of its rows."""
-        predictions = self.predictions(logits)
-        if self.label.kind == "value":
-            return self.brief_scores(logits, labels) | metrics_lib.value_scores(labels, predictions)
-        of_kind = metrics_lib.single_label_scores if self.label.kind == "single" else metrics_lib.multi_label_scores
-        return self.brief_scores(logits, labels) | of_kind(labels, predictions, self.label.names)
-
-    def brief_scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Return ``loss`` and the measure alone, quickly."""
-        alone = self._replace(classifier=self.classifier.clone(axis_name=None))
-        loss = float(alone.loss(jnp.asarray(logits), jnp.asarray(labels)))
-        return {"loss": loss, self.measure: self.measured(logits, labels)}
-
-    def measured(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        """Return the measure of all rows."""
-        of_kind = metrics_lib.absolute_error if self.label.kind == "value" else metrics_lib.weighted_accuracy
-        return of_kind(labels, self.predictions(logits))
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return the probability of each class, or of each label by itself, float64 [n, num_outputs]."""
+        logits = np.asarray(logits, np.float64)
+        if self.label.kind == "multi":
+            return 1 / (1 + np.exp(-logits))
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Return the predictions; see :func:`predictions`."""
-        return predictions(self.label, logits, self.threshold)
+        """Return the class [n], presence of each label [n, num_outputs], or number [n] from outputs [n, num_outputs]."""
+        if self.label.kind == "single":
+            return logits.argmax(axis=1)
+        return logits[:, 0] if self.label.kind == "value" else self.probabilities(logits) > self.threshold
 
-    @property
-    def measure(self) -> str:
-        """The score that chooses the best epoch: ``accuracy``, the greater the better; ``mae``, the less the better."""
-        return "mae" if self.label.kind == "value" else "accuracy"
+    def scores(self, logits: np.ndarray, labels: np.ndarray, where: str, *, brief: bool = False) -> dict[str, Any]:
+        """Return ``loss`` and all scores (``metrics.py``), or ``brief`` the measure alone, of the rows with a label.
+
+        ``where`` names the rows, of which one must have it.
+        """
+        rows = labelled(self.label, labels, where)
+        logits, labels = logits[rows], labels[rows]
+        predictions = self.predictions(logits)
+        alone = self._replace(classifier=self.classifier.clone(axis_name=None))
+        scores = {"loss": float(alone.loss(jnp.asarray(logits), jnp.asarray(labels)))}
+        if brief:
+            return scores | {self.measure: measured(self.label, labels, predictions)}
+        if self.label.kind == "value":
+            return scores | metrics_lib.value_scores(labels, predictions)
+        return scores | metrics_lib.class_scores(labels, predictions, self.label.names)
 
 
-def num_outputs(label: LabelSpec) -> int:
-    """Return the units that a label needs: one for a number, else one per name."""
-    return 1 if label.kind == "value" else len(label.names)
-
-
-def predictions(label: LabelSpec, logits: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the class [n], presence of each label [n, num_outputs], or number [n] from the outputs [n, num_outputs]."""
-    if label.kind == "single":
-        return logits.argmax(axis=1)
-    if label.kind == "value":
-        return logits[:, 0]
-    return probabilities(label, logits) > threshold
-
-
-def probabilities(label: LabelSpec, logits: np.ndarray) -> np.ndarray:
-    """Return the probability of each class, or of each label by itself, float64 [n, num_outputs]."""
-    logits = np.asarray(logits, np.float64)
-    if label.kind == "multi":
-        return 1 / (1 + np.exp(-logits))
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
+def measured(label: LabelSpec, labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Return the mean absolute error of numbers, else the accuracy weighted by occurrence."""
+    of_kind = metrics_lib.absolute_error if label.kind == "value" else metrics_lib.weighted_accuracy
+    return of_kind(labels, predictions)
 
 
 def create(
     config: ConfigDict,
     label: LabelSpec,
+    labels: np.ndarray | None = None,
     *,
-    weights: np.ndarray | None = None,
     encoder: Any = None,
     axis_name: str | None = None,
 ) -> Task:
-    """Return the task of a run; see :class:`Task`. Without ``weights`` all classes weigh alike."""
+    """Return the task of a run; see :class:`Task`. Classes weigh as in the ``labels`` that are trained on, if any."""
+    num_outputs = 1 if label.kind == "value" else len(label.names)
     classifier = model_lib.Classifier(
-        num_outputs=num_outputs(label),
+        num_outputs=num_outputs,
         dropout_rate=config.downstream.dropout_rate,
         fusion=config.downstream.fusion,
         dtype=model_lib.DTYPES[config.precision],
         axis_name=axis_name,
     )
-    weights = np.ones(num_outputs(label), np.float32) if weights is None else weights
+    weights = np.ones(num_outputs, np.float32)
+    if labels is not None and label.kind != "value" and config.downstream.class_weights != "none":
+        weights = class_weights(label, labels)
     return Task(encoder, classifier, label, weights, config.downstream.threshold)
 
 
-def class_weights(which: str, label: LabelSpec, labels: np.ndarray) -> np.ndarray:
-    """Return the weights of the classes, or of the positive side of each label, float32 [num_outputs].
+def class_weights(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
+    """Return weights by inverse frequency, float32 [classes], from labels [n] or [n, labels].
 
-    Args:
-      which: ``inverse_frequency``: n / (num_classes * n_c) for single labels, so that classes weigh alike and the mean
-        over examples is 1; negatives / positives for the positive side of each label of a multi-label task. A class
-        without examples has weight 0, a label that no row or every row has weight 1. ``none``: ones.
-      label: kind and names.
-      labels: of the rows that are trained on, [n] or [n, labels].
+    n / (num_classes * n_c) for single labels, so that classes weigh alike and the mean over examples is 1; negatives /
+    positives for the positive side of each label of a multi-label task. A class without examples has weight 0, a label
+    that no row or every row has weight 1.
     """
-    if which == "none" or label.kind == "value":
-        return np.ones(num_outputs(label), np.float32)
-    n = len(labels)
+    n, counts = len(labels), counted(label, labels)
     if label.kind == "single":
-        counts = np.bincount(labels, minlength=len(label.names))
         return np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0).astype(np.float32)
-    counts = np.asarray(labels, np.int64).sum(axis=0)
     return np.where((counts > 0) & (counts < n), (n - counts) / np.maximum(counts, 1), 1).astype(np.float32)
+
+
+def counted(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
+    """Return the examples of each class or label."""
+    if label.kind == "single":
+        return np.bincount(labels, minlength=len(label.names))
+    return np.asarray(labels, np.int64).sum(axis=0)
 
 
 def warnings(label: LabelSpec, labels: np.ndarray) -> list[str]:
     """Return a sentence for each class, or label, that no training example has."""
-    if label.kind == "value":
-        return []
-    counts = np.bincount(labels, minlength=len(label.names)) if label.kind == "single" else labels.sum(axis=0)
+    counts = [] if label.kind == "value" else counted(label, labels)
     never = [name for name, count in zip(label.names, counts, strict=True) if not count]
     return [f"warning: no training example is {name!r}; the classifier cannot learn to predict it" for name in never]
 
 
-def not_finite(config: ConfigDict) -> str:
-    """Return the message for a validation loss that is never finite."""
-    return (
-        "the validation loss is not finite in any epoch; lower config.optimizer.learning_rate (now "
-        f"{config.optimizer.learning_rate:g}) or set config.data.standardize=True"
+def not_finite(config: ConfigDict, more: str = "") -> ConclugenError:
+    """Return the error for a validation loss that is never finite."""
+    return ConclugenError(
+        f"{config.data.path}: the validation loss is not finite in any epoch; lower config.optimizer.learning_rate (now "
+        f"{config.optimizer.learning_rate:g}) or set config.data.standardize=True{more}"
     )
 
 
@@ -184,3 +173,16 @@ def known(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
     if label.kind == "single":
         return labels >= 0
     return np.isfinite(labels) if label.kind == "value" else np.isfinite(labels).all(axis=1)
+
+
+def labelled(label: LabelSpec, labels: np.ndarray, where: str, among: np.ndarray | None = None) -> np.ndarray:
+    """Return the rows that have a label, of all or of some.
+
+    Raises:
+      ConclugenError: none has; ``where`` names them.
+    """
+    rows = np.flatnonzero(known(label, labels))
+    rows = rows if among is None else np.intersect1d(among, rows)
+    if not rows.size:
+        raise ConclugenError(f"{where}: no example has the label and a modality; name another target or other data")
+    return rows

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,11 +14,15 @@ from conclugen_jax.data import batches, shards
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import clustering, fusion
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.model import ConCluGen
 from conclugen_jax.run import checkpoint, trees
 from conclugen_jax.run import workdir as workdir_lib
+
+RESULT = "result.json"
+"""In workdirs of downstream runs: what they have found."""
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, dict[str, Any], ConfigDict]:
@@ -34,28 +38,21 @@ def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, d
       run used it, is part of the model: features go in raw.
 
     Raises:
-      ConclugenError: no run or no checkpoint there, or one that does not fit its own configuration.
+      ConclugenError: no pretraining run or no checkpoint there, or one that does not fit its own configuration.
     """
-    restored = _restore(workdir, which)
-    return restored.model, restored.variables, restored.config
+    return _restore(workdir, which)[:3]
 
 
-class _Restored(NamedTuple):
-    model: ConCluGen
-    variables: dict[str, Any]
-    config: ConfigDict
-    centroids: np.ndarray  # [K, K], of the last k-means; zeros before the first
-
-
-def _restore(workdir: str | Path, which: str | int) -> _Restored:
+def _restore(workdir: str | Path, which: str | int) -> tuple[ConCluGen, dict[str, Any], ConfigDict, np.ndarray]:
+    """Return what :func:`load` does and the centroids [K, K] of the last k-means, zeros before the first."""
     config, manifest = workdir_lib.read_config(workdir), workdir_lib.read_data(workdir)
-    model, template = network(config, manifest, where=f"{workdir}, which is no pretraining run: its data")
-    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+    with _checkpoints(workdir) as saved:
+        model, template = network(config, manifest, where=f"{workdir}, which is no pretraining run: its data")
         step = saved.find(which)
         tree, _ = saved.restore_tree(step)
     found = {name: tree.get(name, {}) for name in template}
     variables = trees.from_tree(found, template, source=f"{workdir} step {step}")
-    return _Restored(model, variables, config, tree.get("centroids", np.zeros(0)))
+    return model, variables, config, tree.get("centroids", np.zeros(0))
 
 
 def network(config: ConfigDict, manifest: Manifest, *, where: str) -> tuple[ConCluGen, dict[str, Any]]:
@@ -71,15 +68,21 @@ def network(config: ConfigDict, manifest: Manifest, *, where: str) -> tuple[ConC
 
 
 def find_step(workdir: str | Path, which: str | int) -> int:
-    """Return the step of the ``newest`` or ``best`` checkpoint of a run, or of the one named."""
-    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+    """Return the step of the ``newest`` or ``best`` checkpoint of a pretraining run, or of the one named."""
+    with _checkpoints(workdir) as saved:
         return saved.find(which)
+
+
+def _checkpoints(workdir: str | Path) -> checkpoint.Checkpoints:
+    if Path(workdir, RESULT).exists():
+        raise ConclugenError(f"{workdir}: a downstream run; name the pretraining run whose weights are wanted")
+    return checkpoint.Checkpoints(workdir, read_only=True)
 
 
 def untrained(config: ConfigDict, workdir: str | Path) -> tuple[ConCluGen, dict[str, Any]]:
     """Return (model, variables) of a run as before its first step: same sizes, same seed, same standardisation."""
     manifest = workdir_lib.read_data(workdir)
-    model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities})
+    model, _ = network(config, manifest, where=f"{workdir}: its data")
     init_key, _ = jax.random.split(jax.random.key(config.seed))
     return model, model_lib.initial_variables(model, init_key, manifest.standardization)
 
@@ -90,11 +93,7 @@ def label_of(workdir: str | Path) -> LabelSpec:
 
 
 def represent(
-    model: ConCluGen,
-    variables: Mapping[str, Any],
-    features: Mapping[str, np.ndarray],
-    *,
-    batch_size: int = 1024,
+    model: ConCluGen, variables: Mapping[str, Any], features: Mapping[str, np.ndarray], *, batch_size: int = 1024
 ) -> dict[str, np.ndarray]:
     """Compute the representations of any rows.
 
@@ -115,20 +114,19 @@ def represent(
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"represent needs one or more modalities with the same rows, at least one, got rows {lengths}")
     # Compiled with the variables as an argument: as constants they would be copied into the program.
-    forward = functools.partial(
-        jax.jit(functools.partial(model.clone(axis_name=None).apply, method="represent")), variables
-    )
+    forward = jax.jit(functools.partial(model.clone(axis_name=None).apply, method="represent"))
     rows = {m: np.asarray(x, np.float32) for m, x in features.items()}
     with jax.default_matmul_precision("highest"):  # a GPU would round float32 products to TensorFloat-32
-        outputs = in_batches(forward, lambda at: {m: x[at] for m, x in rows.items()}, min(lengths.values()), batch_size)
+        outputs = in_batches(functools.partial(forward, variables), rows, batch_size)
     return {m: x.astype(np.float32, copy=False) for m, x in outputs.items()}
 
 
-def in_batches(forward: Callable[[Any], Any], rows: Callable[[np.ndarray], Any], num_rows: int, batch_size: int) -> Any:
-    """Return ``forward`` of all rows as NumPy arrays, computed a batch at a time; ``rows`` gives the rows at some indices."""
-    parts = []
+def in_batches(forward: Callable[[Any], Any], rows: Any, batch_size: int) -> Any:
+    """Return ``forward`` of a tree of arrays [n, ...] as NumPy arrays, computed a batch at a time."""
+    parts, num_rows = [], len(jax.tree.leaves(rows)[0])
     for indices, count in batches.evaluation_batches(np.arange(num_rows), min(batch_size, num_rows)):
-        parts.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], forward(rows(indices))))
+        outputs = forward(jax.tree.map(lambda x, at=indices: x[at], rows))
+        parts.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], outputs))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
@@ -173,25 +171,22 @@ def represent_split(
 def represent_splits(
     workdir: str | Path, splits: Sequence[str], *, which: str | int = "newest", data: str | Path | None = None
 ) -> list[Split]:
-    """Read splits of a data set, and compute a run's representations and clusters of them.
+    """Read splits of a data set, and compute a pretraining run's representations and clusters of them.
 
-    Args:
-      workdir: of a pretraining run.
-      splits: their names.
-      which: checkpoint, see :func:`load`.
-      data: folder of a data set with the run's modalities; ``None``: the run's own.
+    ``which``: checkpoint, see :func:`load`. ``data``: folder of a data set with the run's modalities; ``None``: the run's own.
 
     Raises:
       ConclugenError: no such run, split or modality.
     """
-    restored = _restore(workdir, which)
-    dataset = shards.open_dataset(data or restored.config.data.path)
-    names, found = tuple(dataset.manifest.label.names), []
+    model, variables, config, centroids = _restore(workdir, which)
+    dataset = shards.open_dataset(data or config.data.path)
+    found = []
     for split in splits:
-        table = batches.open_split(dataset, split, restored.config.data.modalities, tier="host").table
+        table = batches.open_split(dataset, split, config.data.modalities, tier="host").table
         features, present = table["features"], table["present"]
-        representations = represent(restored.model, restored.variables, features)
-        clusters = _clusters(restored, features, present)
+        representations = represent(model, variables, features)
+        clusters = _clusters(model, variables, config, centroids, features, present)
+        names = tuple(dataset.manifest.label.names)
         found.append(Split(features, present, table["label"], names, representations, clusters))
     return found
 
@@ -203,22 +198,15 @@ def clusters_of(
     *,
     which: str | int = "newest",
 ) -> np.ndarray:
-    """Find the nearest centroid of each row by the run's last k-means.
-
-    Args:
-      workdir: of a pretraining run.
-      features: modality -> [n, dim].
-      present: modality -> boolean [n].
-      which: checkpoint, see :func:`load`.
+    """Find the nearest centroid of each row, modality -> [n, dim] and boolean [n], by a pretraining run's last k-means.
 
     Returns:
       int32 [n], or [0] where the run has had no k-means.
     """
-    return _clusters(_restore(workdir, which), features, present)
+    return _clusters(*_restore(workdir, which), features, present)
 
 
-def _clusters(restored: _Restored, features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> np.ndarray:
-    model, variables, config, centroids = restored
+def _clusters(model: ConCluGen, variables: Any, config: ConfigDict, centroids: np.ndarray, features: Any, present: Any):
     if "clustering" not in model.heads or not centroids.any():
         return np.zeros(0, np.int32)
     apply = model.clone(axis_name=None).apply
@@ -228,8 +216,6 @@ def _clusters(restored: _Restored, features: Mapping[str, np.ndarray], present: 
         fused = fusion.fuse(apply(variables, batch["features"]).cluster_logits, batch["present"], "mean")
         return clustering.nearest(fused, centroids, metric=config.clustering.metric)
 
-    def rows(at: np.ndarray) -> Any:
-        return jax.tree.map(lambda x: x[at], {"features": dict(features), "present": dict(present)})
-
+    rows = {"features": dict(features), "present": dict(present)}
     with jax.default_matmul_precision("highest"):
-        return in_batches(functools.partial(nearest, variables), rows, len(next(iter(present.values()))), 1024)
+        return in_batches(functools.partial(nearest, variables), rows, 1024)

@@ -98,7 +98,7 @@ def predict(
       ConclugenError: a run of another kind, or weights other than its data set's.
     """
     network = embedding.load(workdir)
-    if network.classifier is None:
+    if network.task is None:
         raise ConclugenError(f"{workdir}: a pretraining run predicts nothing; name a downstream run")
     manifest = workdir_lib.read_data(workdir)
     networks = Networks(tuple(map(str, folders)), tuple(own))
@@ -193,7 +193,7 @@ def _prediction(
             u.path, *each.times, failure=f"{u.path}: lacks {', '.join(missing)}, all that the run uses", **facts
         )
     features = {m: rows[m] if m in rows else np.zeros((1, sizes[m]), np.float32) for m in network.modalities}
-    found, label = run(features, present), network.label
+    found, label = run(features, present), network.task.label
     if label.kind == "value":
         return Prediction(u.path, *each.times, predicted=float(found["prediction"][0]), **facts)
     names = _names(label, found["prediction"][0])
