@@ -111,6 +111,15 @@ def test_help_explains_and_exits_cleanly(name):
     if name in ("pretrain", "downstream"):
         assert "config.train.batch_size = 4096  # examples per step" in result.stdout
         assert "--config.SECTION.KEY=VALUE" in result.stdout
+        own = run(name, "--config=small", "--help").stdout
+        assert "config.model.representation_dim = 512  # R, units" in own
+
+
+def test_help_and_mistakes_in_flags_load_no_jax():
+    for name in ("pretrain", "downstream", "search", "probe", "embed", "report"):
+        code = f"import sys; from conclugen_jax.commands import app; app.call({name!r}, ['--help'])\n"
+        code += f"app.call({name!r}, ['--nothing']); sys.exit('jax' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 MISTAKES = {

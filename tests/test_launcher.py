@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from conclugen_jax import __version__
-from conclugen_jax.commands import app, completion, names
+from conclugen_jax.commands import app, names
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import configuration_files
 from tests.helpers import ROOT, run, start
@@ -154,13 +154,10 @@ def test_short_flags_and_separate_values():
 
 def test_default_folders(monkeypatch, tmp_path, capsys):
     seen = []
-    from conclugen_jax.commands import downstream, pretrain
-
-    monkeypatch.setattr(pretrain.pretrain, "pretrain", lambda config, workdir, **_: seen.append(workdir))
-    monkeypatch.setattr(downstream.downstream, "downstream", lambda config, workdir: seen.append(workdir))
-    monkeypatch.setattr(downstream.sweep, "sweep", lambda config, workdir: seen.append(workdir))
-    monkeypatch.setattr(downstream, "_show", lambda _: None)
-    monkeypatch.setattr(downstream, "_show_sweep", lambda _: None)
+    monkeypatch.setattr("conclugen_jax.pretrain.pretrain", lambda config, workdir, **_: seen.append(workdir))
+    for name in ("downstream", "sweep"):
+        monkeypatch.setattr(f"conclugen_jax.evaluate.{name}.{name}", lambda config, workdir: seen.append(workdir))
+    monkeypatch.setattr("conclugen_jax.commands.downstream._show", lambda _: None)
     assert app.call("pretrain", ["--config=demo", "--data=d"]) == 0
     linear = ["--config=linear_evaluation", "--data=d", "--checkpoint=runs/a"]
     assert app.call("downstream", linear) == app.call("downstream", [*linear, "--sweep"]) == 0
@@ -208,4 +205,4 @@ def test_completion_in_zsh_and_fish():
     text = names.COMMANDS["probe"]
     assert f"complete -c conclugen -n __fish_use_subcommand -f -a probe -d '{text}'" in lines
     assert any("from pretrain' -l config.data.path -r -d " in line for line in lines)
-    assert completion._quoted("it's") == r"'it\'s'"
+    assert """-a build -d 'build a data set'"'"'s shards""" in "\n".join(lines)

@@ -138,21 +138,21 @@ def test_tables_and_pictures():
     assert table._repr_markdown_() == "| a\\|b | n |\n| --- | --- |\n| x\\|y | 0.123 |\n| z | 3 |"
     assert repr(table).splitlines()[1] == "x|y\t0.123"
     figure = notebook.curves({"one": ([1, 2], [3, 4])}, x="step", y="loss", spread={"one": [0.1, 0.2]})
-    (axes,) = figure.figure.axes
+    (axes,) = figure.axes
     assert axes.get_xlabel() == "step"
     # A name without values keeps its place, so that the next one looks as in every other figure.
     figure = notebook.curves({"one": ([], []), "two": ([2, 5], [3, 4])}, x="n", y="loss", ticks=[2, 5])
-    (axes,) = figure.figure.axes
+    (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["two"]
     assert axes.lines[0].get_color() == "C1"
     assert [t.get_text() for t in axes.get_xticklabels()] == ["2", "5"]
     panels = {"a": (np.zeros((3, 2)), np.array([0, 1, 1])), "b": (np.ones((1, 2)), np.array([1]))}
     figure = notebook.maps(panels, ("calm", "sad"))
-    assert [[len(c.get_offsets()) for c in axes.collections] for axes in figure.figure.axes] == [[1, 2], [0, 1]]
+    assert [[len(c.get_offsets()) for c in axes.collections] for axes in figure.axes] == [[1, 2], [0, 1]]
     results = [probe.LabelEfficiency("x", 2, [0.5, 0.7]), probe.LabelEfficiency("x", 0, [0.8, 0.8])]
     table = notebook.efficiency_table(results)
     assert (table.columns, table.rows) == (["vectors", "2 labels", "all labels"], [["x", "0.600 ± 0.100", "0.800"]])
-    (axes,) = notebook.efficiency_curves(results).figure.axes
+    (axes,) = notebook.efficiency_curves(results).axes
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[2, 0.6]])
     figure = notebook.bars({"video": {"lr": 0.5, "knn": 0.25}}, y="accuracy")
-    assert [p.get_height() for p in figure.figure.axes[0].patches] == [0.5, 0.25]
+    assert [p.get_height() for p in figure.axes[0].patches] == [0.5, 0.25]

@@ -1,7 +1,8 @@
-"""What all commands share: flags and configuration of a command line, ``--help``, errors and exit codes.
+"""What all commands share: flags and configuration of a command line, ``--help``, tables, errors and exit codes.
 
 A module of a command has ``command``, its :class:`Command`, and ``main()``, which does the work once the command line is
-parsed and may return an exit code. Each command has flags of its own, so a process may run any number of commands.
+parsed and may return an exit code. It imports what needs JAX in ``main``, so that ``--help`` and a mistake in the flags take no
+seconds. Each command has flags of its own, so a process may run any number of commands.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from types import ModuleType
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from conclugen_jax.commands.names import COMMANDS, HELP, find
+from conclugen_jax.commands.names import HELP, find
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.run import configuration_files
 from conclugen_jax.system import processes, signals
@@ -37,6 +38,12 @@ DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 class Command:
     """The flags of a command and, once :meth:`parse` was called, what a command line gave.
 
+    Args:
+      config: ``run`` or ``study``: what kind of configuration it takes, by ``--config``; empty: none.
+      short: short flags -> key of the configuration.
+      words: what the arguments are that are no flags; empty: there are none.
+      refuse: flag of a similar command -> why this one does not take it.
+
     Attributes:
       flags: values of the flags, ``flags.NAME``.
       words: the arguments that are no flags.
@@ -46,23 +53,14 @@ class Command:
     """
 
     def __init__(self, *, config: str = "", short: Mapping[str, str] | None = None, words: str = "", refuse=()):
-        """Declare a command.
-
-        Args:
-          config: ``run`` or ``study``: what kind of configuration it takes, by ``--config``; empty: none.
-          short: short flags -> key of the configuration.
-          words: what the arguments are that are no flags; empty: there are none.
-          refuse: flag of a similar command -> why this one does not take it.
-        """
         self.flags = flags.FlagValues()
         self.flags.set_gnu_getopt()
-        self.short, self.takes_words, self._kind, self._refused = dict(short or {}), words, config, dict(refuse)
+        self.short, self._takes_words, self._kind, self._refused = dict(short or {}), words, config, dict(refuse)
         self.words: list[str] = []
         self.config: ConfigDict | None = None
         self.config_name, self.config_arguments = "", []
         for kind in ("string", "integer", "float", "bool", "enum", "list", "multi_string"):
-            define = getattr(flags, f"DEFINE_{kind}")
-            setattr(self, kind, functools.partial(define, flag_values=self.flags))
+            setattr(self, kind, functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=self.flags))
 
     def borrow(self, other: "Command", **helps: str) -> None:
         """Take flags of another command as well; ``NAME=HELP``, with an empty help for what the other one says."""
@@ -93,20 +91,27 @@ class Command:
         try:
             self.words = self.flags(["conclugen", *rest, *argv[end:]])[1:]
         except flags.UnrecognizedFlagError as e:
-            known = [*self.flags, *self.short, *(["config"] if self._kind else [])]
-            near = difflib.get_close_matches(e.flagname, known, n=1)
+            near = difflib.get_close_matches(e.flagname, self.described(), n=1)
             hint = f"did you mean --{near[0]}?" if near else "see --help"
             raise ConclugenError(f"Unknown command line flag {e.flagname!r}; {hint}") from e
         except (flags.Error, ValueError) as e:
             raise ConclugenError(f"{reason(e)}; see --help") from e
-        if self.words and not self.takes_words:
+        if self.words and not self._takes_words:
             raise ConclugenError(f"{self.words[0]!r} is not a flag; write --flag=value, see --help")
         if self._kind:
             self._configure(settings)
 
-    def help(self, name: str, doc: str) -> str:
-        """Return the page that ``conclugen NAME --help`` prints."""
+    def help(self, name: str, doc: str, argv: Sequence[str] = ()) -> str:
+        """Return the page that ``conclugen NAME --help`` prints, with the values of a configuration that is given."""
         described = self.described()
+        _, settings = self._split([arg for arg in argv if arg not in HELP])
+        if self._kind == "run" and "" in dict(settings):
+            self._configure(settings)
+            usual = dict(configuration_files.leaves(configuration_files.base()))
+            for key, value in configuration_files.leaves(self.config):
+                if value != usual[key]:
+                    meaning = described[f"config.{key}"].partition("  # ")[2]
+                    described[f"config.{key}"] = f"{value!r}  # {meaning}"
         keys = {flag: text for flag, text in described.items() if flag.startswith("config.")}
         own = [f"  --{flag}  {text}" for flag, text in described.items() if flag not in keys]
         lines = [f"conclugen {name}: {doc.strip()}", "", "Flags:", *own]
@@ -114,9 +119,10 @@ class Command:
             lines += [
                 "",
                 "Configuration keys with their defaults; override one with --config.SECTION.KEY=VALUE, a list as",
+                "--config.data.modalities=video,text:",
+                "",
+                *(f"  {key} = {text}" for key, text in keys.items()),
             ]
-            lines += ["--config.data.modalities=video,text:", ""]
-            lines += [f"  {key} = {text}" for key, text in keys.items()]
         return "\n".join(lines)
 
     def described(self) -> dict[str, str]:
@@ -162,22 +168,34 @@ class Command:
         return rest, settings
 
     def _configure(self, settings: Sequence[tuple[str, str]]) -> None:
-        given = [value for key, value in settings if not key]
-        if not given or not given[-1]:
+        given = dict(settings).get("")
+        if not given:
             raise ConclugenError("--config is missing; name a configuration, such as --config=demo (conclugen configs)")
-        self.config = configuration_files.load(given[-1], of_run=self._kind == "run")
-        self.config_name = configuration_files.find(given[-1]).stem
-        self.config_arguments = [f"--config={given[-1]}"]
+        self.config = configuration_files.load(given, of_run=self._kind == "run")
+        self.config_name = configuration_files.find(given).stem
+        self.config_arguments = [f"--config={given}"]
         for key, value in settings:
             if key:
                 configuration_files.override(self.config, key, value)
                 self.config_arguments.append(f"--config.{key}={value}")
 
 
+def show(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: int = 0, **titles: str) -> None:
+    """Print a table, with ``title`` and ``caption`` by choice; one column is ``wide``: it has text and may be wrapped."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(**titles)
+    for i, name in enumerate(columns):
+        look = {"overflow": "fold"} if i == wide else {"no_wrap": True, "justify": "right"}
+        table.add_column(name, **look)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
 def run(name: str, argv: Sequence[str]) -> NoReturn:
     """Run a command as this process, and end with its exit code."""
-    with contextlib.suppress(ConclugenError, ModuleNotFoundError):  # call reports these
-        load(name)  # while Ctrl-C ends the process silently: importing JAX takes seconds
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.stdout is not None:  # which it is where a shell closed it
         sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding lacks
@@ -185,20 +203,12 @@ def run(name: str, argv: Sequence[str]) -> NoReturn:
 
 
 def call(name: str, argv: Sequence[str] = ()) -> int:
-    """Run a command in this process; any number of times.
-
-    Args:
-      name: of the command.
-      argv: its arguments.
-
-    Returns:
-      The exit code, see :func:`guarded`.
-    """
+    """Run a command in this process, any number of times; return its exit code, see :func:`guarded`."""
 
     def work() -> int | None:
         module = load(name)
         if HELP & set(argv):
-            return print(module.command.help(name, module.__doc__))
+            return print(module.command.help(name, module.__doc__, argv))
         module.command.parse(argv)
         return module.main()
 
@@ -252,10 +262,7 @@ def load(name: str) -> ModuleType:
       ConclugenError: there is no such command.
       ModuleNotFoundError: it needs a package that is not installed.
     """
-    known = find(name)
-    if known is None:
-        raise ConclugenError(f"{name!r} is not a command; there are {', '.join(COMMANDS)}")
-    return importlib.import_module(f"conclugen_jax.commands.{known}")
+    return importlib.import_module(f"conclugen_jax.commands.{find(name)}")
 
 
 def _way_to(module: str, command: str) -> str:

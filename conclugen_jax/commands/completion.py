@@ -8,6 +8,7 @@ The script holds all names, so completing is instant. Print it again after an up
 """
 
 import contextlib
+import shlex
 
 from conclugen_jax.commands import app
 from conclugen_jax.commands.names import COMMANDS
@@ -67,14 +68,9 @@ def _zsh(flags: dict[str, dict[str, str]]) -> str:
 def _fish(flags: dict[str, dict[str, str]]) -> str:
     lines = []
     for name, known in flags.items():
-        lines.append(f"complete -c conclugen -n __fish_use_subcommand -f -a {name} -d {_quoted(COMMANDS[name])}")
+        lines.append(f"complete -c conclugen -n __fish_use_subcommand -f -a {name} -d {shlex.quote(COMMANDS[name])}")
         for flag, text in known.items():
-            values = f" -x -a {_quoted(' '.join(configuration_files.names()))}" if flag == "config" else " -r"
+            values = f" -x -a {shlex.quote(' '.join(configuration_files.names()))}" if flag == "config" else " -r"
             seen = f"'__fish_seen_subcommand_from {name}'"
-            lines.append(f"complete -c conclugen -n {seen} -l {flag}{values} -d {_quoted(text)}")
+            lines.append(f"complete -c conclugen -n {seen} -l {flag}{values} -d {shlex.quote(text)}")
     return "\n".join(lines)
-
-
-def _quoted(text: str) -> str:
-    """Return a text in single quotes, as fish reads them."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

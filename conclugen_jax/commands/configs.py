@@ -21,23 +21,20 @@ command.string("output", None, "File to write the configuration to; must not exi
 
 def main() -> None:
     """List, print or write."""
-    names = configuration_files.names()
-    if not command.words:
-        if FLAGS.output:
-            raise ConclugenError(f"--output={FLAGS.output} without a name; there are {', '.join(names)}")
+    names, output, words = configuration_files.names(), FLAGS.output, [w.replace("-", "_") for w in command.words]
+    wrong = [word for word in words[:1] if word not in names] + words[1:]
+    if wrong or (output and not words):
+        fact = f"{wrong[0]!r} is not a name of a configuration" if wrong else f"--output={output} without a name"
+        raise ConclugenError(f"{fact}; there are {', '.join(names)}")
+    if output and Path(output).exists():
+        raise ConclugenError(f"--output={output}: exists already; choose another file")
+    if not words:
         width = max(map(len, names))
-        for name, line in names.items():
-            print(f"{name:{width}}  {line}")
+        print("\n".join(f"{name:{width}}  {line}" for name, line in names.items()))
         return
-    name, *more = command.words
-    name = name.replace("-", "_")
-    if more or name not in names:
-        raise ConclugenError(f"{(more or [name])[0]!r} is not a name of a configuration; there are {', '.join(names)}")
-    text = (configuration_files.FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    if not FLAGS.output:
+    text = (configuration_files.FOLDER / f"{words[0]}.py").read_text(encoding="utf-8")
+    if not output:
         print(text, end="")
         return
-    if Path(FLAGS.output).exists():
-        raise ConclugenError(f"--output={FLAGS.output}: exists already; choose another file")
-    files.write_atomically(Path(FLAGS.output), text, place="--output")
-    print(f"saved as {FLAGS.output}; use it with --config={FLAGS.output}")
+    files.write_atomically(Path(output), text, place="--output")
+    print(f"saved as {output}; use it with --config={output}")

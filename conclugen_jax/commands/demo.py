@@ -9,10 +9,7 @@ as you like. FOLDER/label_efficiency.md has the table.
 import shlex
 from pathlib import Path
 
-import jax
-
 from conclugen_jax.commands import app
-from conclugen_jax.data import digits
 from conclugen_jax.run import configuration_files
 from conclugen_jax.system import progress
 
@@ -29,6 +26,10 @@ TINY = (
 
 def main() -> int:
     """Run the three commands, and stop at the first that fails."""
+    import jax
+
+    from conclugen_jax.data import digits
+
     tiny, devices = FLAGS.tiny, jax.device_count()
     folder = Path(FLAGS.folder or ("conclugen_demo_tiny" if tiny else "conclugen_demo"))
     rows = configuration_files.load("demo", of_run=True).train.batch_size

@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 
 from conclugen_jax.commands import app
-from conclugen_jax.pretrain import checks
 from conclugen_jax.run import configuration_files
 
 command = app.Command()
@@ -24,6 +23,8 @@ command.bool("json", False, "Print one JSON document instead of lines")
 
 def main() -> int:
     """Make all checks and print what they found."""
+    from conclugen_jax.pretrain import checks
+
     findings = []
     examined = checks.examine(configuration_files.base(), data=FLAGS.data, workdir=Path(FLAGS.workdir))
     while True:

@@ -10,11 +10,7 @@ frozen representations, and rate and decay are chosen by the validation split:
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from conclugen_jax.commands import app
-from conclugen_jax.evaluate import downstream, sweep
 
 command = app.Command(config="run", short=app.OF_PRETRAINING | {"checkpoint": "downstream.checkpoint"})
 FLAGS = command.flags
@@ -25,63 +21,42 @@ command.string(
 )
 command.bool("sweep", False, "Train the whole grid of config.sweep in one run")
 
-SCORES = ("accuracy", "f1", "precision", "recall")
-VALUE_SCORES = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7")
+MEMBER = {
+    "labels": "labels_per_class",
+    "draw": "label_draw",
+    "seed": "seed",
+    "rate": "learning_rate",
+    "decay": "weight_decay",
+}
+"""Column -> what it shows of a selected member of a sweep."""
 
 
 def main() -> None:
     """Train, choose the best epoch, print the scores."""
-    workdir = FLAGS.workdir or _beside_checkpoint()
-    if FLAGS.sweep:
-        _show_sweep(sweep.sweep(command.config, workdir))
-    else:
-        _show(downstream.downstream(command.config, workdir))
+    from conclugen_jax.evaluate import downstream, sweep
+    from conclugen_jax.run.allowed import PRETRAINED
+
+    section = command.config.downstream
+    beside = section.checkpoint if section.protocol in PRETRAINED and section.checkpoint else "runs"
+    workdir = FLAGS.workdir or str(Path(beside, section.protocol + ("_sweep" if FLAGS.sweep else "")))
+    _show((sweep.sweep if FLAGS.sweep else downstream.downstream)(command.config, workdir))
     print(f"saved as {workdir}/{downstream.RESULT}")
 
 
-def _beside_checkpoint() -> str:
-    section = command.config.downstream
-    trained_before = section.protocol in ("linear_evaluation", "fine_tuning")
-    folder = section.checkpoint if trained_before and section.checkpoint else "runs"
-    return str(Path(folder, section.protocol + ("_sweep" if FLAGS.sweep else "")))
-
-
 def _show(result: dict) -> None:
-    number = result["kind"] == "value"
-    scores = VALUE_SCORES if number else SCORES
-    what = f"{result['target']} of " if result["target"] else ""
-    when = f"mean of {result['num_folds']} folds" if "num_folds" in result else f"best epoch {result['best_epoch'] + 1}"
-    table = Table(
-        title=f"{result['protocol']} on {what}{result['data']['name']}, {when}, "
-        + ("a number to predict" if number else "weighted scores in %")
+    """Print a row for each split, or for each selected member of a sweep."""
+    scores, factor, digits = ("accuracy", "f1", "precision", "recall"), 100, 2
+    if result["kind"] == "value":
+        scores, factor, digits = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7"), 1, 3
+    target = f"{result['target']} of " if result["target"] else ""
+    unit = "a number to predict" if factor == 1 else "weighted scores in %"
+    if "selected" in result:
+        facts, kind = MEMBER, f"those of best validation of {len(result['members'])} classifiers, test split"
+        rows = [([f"{row[fact]:g}" for fact in MEMBER.values()], row["test"]) for row in result["selected"]]
+    else:
+        facts, kind = ["split"], f"best epoch {result['best_epoch'] + 1}" if "best_epoch" in result else "mean of folds"
+        rows = [([split], result[split]) for split in ("validation", "test")]
+    cells = [[*named, *(f"{factor * scored[score]:.{digits}f}" for score in scores)] for named, scored in rows]
+    app.show(
+        [*facts, *scores], cells, title=f"{result['protocol']} on {target}{result['data']['name']}, {kind}, {unit}"
     )
-    for column in ("split", *scores):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for split in ("validation", "test"):
-        table.add_row(split, *(_shown(result[split][score], number) for score in scores))
-    Console().print(table)
-
-
-def _show_sweep(result: dict) -> None:
-    number = result["kind"] == "value"
-    scores = VALUE_SCORES if number else SCORES
-    table = Table(
-        title=f"{result['protocol']} on {result['data']['name']}: {len(result['members'])} classifiers, those of best "
-        + f"validation {'mae' if number else 'accuracy'}, test scores{'' if number else ' in %'}"
-    )
-    for column in ("labels", "draw", "seed", "rate", "decay", *scores):
-        table.add_column(column, justify="right")
-    for row in result["selected"]:
-        table.add_row(
-            str(row["labels_per_class"] or "all"),
-            str(row["label_draw"]),
-            str(row["seed"]),
-            f"{row['learning_rate']:g}",
-            f"{row['weight_decay']:g}",
-            *(_shown(row["test"][score], number) for score in scores),
-        )
-    Console().print(table)
-
-
-def _shown(score: float, number: bool) -> str:
-    return f"{score:.3f}" if number else f"{100 * score:.2f}"

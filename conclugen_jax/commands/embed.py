@@ -11,10 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from conclugen_jax.commands import app
-from conclugen_jax.data import shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import embedding
-from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import progress
 
 command = app.Command()
@@ -31,20 +28,18 @@ command.string("output", None, "File to write, NAME.npz or NAME.parquet; default
 
 def main() -> None:
     """Compute and write."""
+    from conclugen_jax.data import shards
+    from conclugen_jax.evaluate import embedding
+    from conclugen_jax.run import workdir as workdir_lib
+
     workdir = command.required("workdir")
     output = Path(FLAGS.output or Path(workdir, f"embeddings_{FLAGS.split}.npz"))
     if output.suffix not in embedding.WRITERS:
         raise ConclugenError(f"--output={output}: expected a name that ends with {' or '.join(embedding.WRITERS)}")
     network = embedding.load(workdir, FLAGS.checkpoint)
     dataset = shards.open_dataset(FLAGS.data or workdir_lib.read_config(workdir).data.path)
-    rows = embedding.embed(
-        network,
-        dataset,
-        FLAGS.split,
-        modalities=FLAGS.modalities,
-        fusion=FLAGS.fusion,
-        batch_size=FLAGS.batch_size,
-    )
+    how = {"modalities": FLAGS.modalities, "fusion": FLAGS.fusion, "batch_size": FLAGS.batch_size}
+    rows = embedding.embed(network, dataset, FLAGS.split, **how)
     with progress.Counter(f"embedding {FLAGS.split}") as counter:
         total = dataset.manifest.splits.get(FLAGS.split, {}).get("num_examples")
         count = embedding.write(_counted(rows, counter, total), output)

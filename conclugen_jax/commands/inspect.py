@@ -9,10 +9,7 @@ one. --json writes the same as one JSON object.
 
 import json
 
-from rich.console import Console
-
 from conclugen_jax.commands import app
-from conclugen_jax.data import inspection, inspection_view
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import progress
 
@@ -27,11 +24,15 @@ command.integer("top", 5, "Ids and groups to name of each kind, default 5", lowe
 def main() -> None:
     """Inspect, print, and fail if there are faults."""
     data = command.required("data")
+    from conclugen_jax.data import inspection, inspection_view
+
     with progress.Counter(f"reading {data}") as counter:
         report = inspection.inspect(data, verify=FLAGS.verify, top=FLAGS.top, progress=counter)
     if FLAGS.json:
         print(json.dumps(report, indent=1, allow_nan=False))
     else:
+        from rich.console import Console
+
         console = Console(highlight=False)
         for part in inspection_view.render(report):
             console.print(part)

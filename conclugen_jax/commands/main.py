@@ -1,6 +1,5 @@
 """The command ``conclugen``. It imports nothing slow before it knows which command to run, so ``--help`` is instant."""
 
-import difflib
 import os
 import signal
 import sys
@@ -8,6 +7,7 @@ from typing import NoReturn
 
 import conclugen_jax
 from conclugen_jax.commands import names
+from conclugen_jax.errors import ConclugenError
 
 
 def main() -> NoReturn:
@@ -21,11 +21,10 @@ def main() -> NoReturn:
     if first == "--version":
         print(f"conclugen {conclugen_jax.__version__}")
         sys.exit(0)
-    name = names.find(first)
-    if name is None:
-        near = difflib.get_close_matches(first, [*names.COMMANDS, *names.ALIASES], n=1, cutoff=0.4)
-        hint = f"; did you mean {names.ALIASES.get(near[0], near[0])!r}?" if near else ""
-        print(f"error: {first!r} is not a command{hint} (all commands: conclugen --help)", file=sys.stderr)
+    try:
+        name = names.find(first)
+    except ConclugenError as e:
+        print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     from conclugen_jax.commands import app  # late: it loads the libraries that commands share
 

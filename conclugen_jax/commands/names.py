@@ -1,5 +1,9 @@
 """The table of all commands."""
 
+import difflib
+
+from conclugen_jax.errors import ConclugenError
+
 GROUPS = {
     "Start": {
         "demo": "run the whole method on embedded digits in a minute: build, pretrain, probe",
@@ -35,11 +39,19 @@ ALIASES = {"build_dataset": "build", "inspect_dataset": "inspect"}
 HELP = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 
 
-def find(text: str) -> str | None:
-    """Return the command that a user means by a name, with dashes or underscores, today's or former."""
+def find(text: str) -> str:
+    """Return the command that a user means by a name, with dashes or underscores, today's or former.
+
+    Raises:
+      ConclugenError: none; the nearest name is named.
+    """
     name = text.replace("-", "_")
     name = ALIASES.get(name, name)
-    return name if name in COMMANDS else None
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(text, [*COMMANDS, *ALIASES], n=1, cutoff=0.4)
+        hint = f"; did you mean {ALIASES.get(near[0], near[0])!r}?" if near else ""
+        raise ConclugenError(f"{text!r} is not a command{hint} (all commands: conclugen --help)")
+    return name
 
 
 def overview() -> str:

@@ -8,7 +8,6 @@ checkpoint first; a second one ends the process at once.
 With several machines or processes, start the same command once for each, with --distributed=auto (launch/cluster).
 """
 
-from conclugen_jax import pretrain
 from conclugen_jax.commands import app
 from conclugen_jax.system import processes
 
@@ -20,19 +19,16 @@ command.string(
 command.enum(
     "distributed", "off", ["off", "auto"], "auto: join the other processes that the cluster or JAX_* variables name"
 )
-command.float(
-    "distributed_timeout",
-    60.0,
-    "Seconds for all processes to start, and until a silent one counts as gone",
-    lower_bound=1,
-    upper_bound=86400,
-)
+WAIT = "Seconds for all processes to start, and until a silent one counts as gone"
+command.float("distributed_timeout", 60.0, WAIT, lower_bound=1, upper_bound=86400)
 command.bool("moved", False, "Accept a data set at another path, if its hashes are the same")
 command.bool("debug_nans", False, "Name the first operation of a bad step whose result is not a number")
 
 
 def main() -> None:
     """Train to the last epoch."""
+    from conclugen_jax import pretrain
+
     if FLAGS.distributed == "auto":
         processes.start(FLAGS.distributed_timeout)
     workdir = FLAGS.workdir or f"runs/{command.config_name}"

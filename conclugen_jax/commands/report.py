@@ -9,7 +9,6 @@ the study's folder or into --output. Needs the study's results.json; curves and 
 import sys
 
 from conclugen_jax.commands import app
-from conclugen_jax.study.report import report
 
 command = app.Command()
 FLAGS = command.flags
@@ -22,6 +21,8 @@ command.list(
 
 def main() -> None:
     """Write the report, say where."""
+    from conclugen_jax.study.report import report
+
     written = report.write(command.required("study"), FLAGS.output, maps=FLAGS.maps)
     for sentence in written.warnings:
         print(f"beware: {sentence}", file=sys.stderr)

@@ -12,13 +12,8 @@ checkpoint first.
 """
 
 import functools
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from conclugen_jax.commands import app
-from conclugen_jax.study import search, search_space, sharing
 
 command = app.Command(config="run", short=app.OF_PRETRAINING)
 FLAGS = command.flags
@@ -28,10 +23,9 @@ command.string(
 command.integer(
     "trials", 40, "How many, finished, pruned and failed together; default 40 (the authors: 200)", lower_bound=1
 )
-command.enum(
+command.string(
     "objective",
     "pretraining_loss",
-    list(search_space.OBJECTIVES),
     "pretraining_loss (default; reads no label) or validation_probe (logistic regression, one class per example)",
 )
 command.string("space", None, "JSON file of what is searched; default: sizes, loss weights, clusters, rates")
@@ -42,43 +36,35 @@ SHOWN = 10  # rows of the table
 
 def main() -> None:
     """Run trials, then show the best ones."""
+    from conclugen_jax.study import search, search_space, sharing
+
     folder = FLAGS.search or f"runs/search_{command.config_name}"
-    space = search_space.read(FLAGS.space) if FLAGS.space else None
     search_all = functools.partial(
         search.search,
         command.config,
         folder,
         num_trials=FLAGS.trials,
         objective=FLAGS.objective,
-        space=space,
+        space=search_space.read(FLAGS.space) if FLAGS.space else None,
         source=FLAGS.space or "",
         arguments=command.config_arguments,
     )
     if FLAGS.workers > 1:
         sharing.share(FLAGS.workers, search_all)
     result = search_all()
-    console = Console()
-    console.print(table(result))
-    counts = ", ".join(f"{count} {state}" for state, count in result["num_trials"].items() if count)
-    for t in result["trials"]:
-        if t["error"]:
-            console.print(f"trial {t['number']} failed: {t['error']}", markup=False, soft_wrap=True)
-    console.print(f"{counts}; saved as {folder}/result.json", markup=False, soft_wrap=True)
-    if result["best"]:
-        console.print(f"best, with checkpoints: {result['best']['workdir']}", markup=False, soft_wrap=True)
-        console.print(f"again: {result['command']}", markup=False, soft_wrap=True)
-
-
-def table(result: dict[str, Any]) -> Table:
-    """The best trials, best first."""
     objective = result["objective"]
-    shown = Table(title=f"{objective['name']}, {objective['direction']}", caption=objective["meaning"])
     finished = [t for t in result["trials"] if t["state"] == "finished"]
     finished.sort(key=lambda t: t["value"], reverse=objective["direction"] == "maximize")
-    shown.add_column("trial", justify="right")
-    shown.add_column("value", no_wrap=True)
-    shown.add_column("values searched", overflow="fold")
+    rows = []
     for t in finished[:SHOWN]:
         searched = ", ".join(f"{key.split('.')[-1]} {search.short(value)}" for key, value in t["overrides"].items())
-        shown.add_row(str(t["number"]), f"{t['value']:.6g}", searched)
-    return shown
+        rows.append([str(t["number"]), f"{t['value']:.6g}", searched])
+    titles = {"title": f"{objective['name']}, {objective['direction']}", "caption": objective["meaning"]}
+    app.show(("trial", "value", "values searched"), rows, wide=2, **titles)
+    for t in result["trials"]:
+        if t["error"]:
+            print(f"trial {t['number']} failed: {t['error']}")
+    counts = ", ".join(f"{count} {state}" for state, count in result["num_trials"].items() if count)
+    print(f"{counts}; saved as {folder}/result.json")
+    if result["best"]:
+        print(f"best, with checkpoints: {result['best']['workdir']}\nagain: {result['command']}")

@@ -1,26 +1,87 @@
-"""Checkpoints as things to look at and to hand on: listed, verified, exported without what only training needs, imported."""
+"""Checkpoints as things to look at and to hand on: listed, verified, exported without what only training needs, imported.
+
+An export is a folder of two files: the weights as safetensors, and a JSON object with what rebuilds the model around
+them. It may come from strangers: everything in it is checked, nothing in it is executed or opened as a path.
+"""
 
 import contextlib
 import datetime
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream, export_file, weights
-from conclugen_jax.evaluate.export_file import EXPORT, WEIGHTS, Hashes
+from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.evaluate import weights
+from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint, seals, trees
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files
+
+WEIGHTS = "weights.safetensors"
+EXPORT = "export.json"
+AGAIN = "ask for the export again"
+
+
+class DataSet(msgspec.Struct):
+    name: str
+    version: str
+    sha256: str
+
+
+class Export(msgspec.Struct):
+    """Content of ``export.json``."""
+
+    format: Literal["conclugen_jax weights"]
+    format_version: Literal[1]
+    step: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+    weights_sha256: str
+    parameters_sha256: str
+    data_set: DataSet
+    config: dict[str, Any]
+    data: dict[str, Any]
+
+
+SECTIONS = {
+    "data": {"modalities": list[str], "train_split": str, "test_split": str, "standardize": bool},
+    "model": model_lib.SETTINGS,
+    "loss": {f"{term}_weight": float for term in ("contrastive", "clustering", "reconstruction", "instance")},
+    "clustering": {"num_clusters": int, "metric": str},
+}
+"""What is read of the configuration of a run that is not trained further, besides seed and precision: key -> type."""
+Configuration = msgspec.defstruct(
+    "Configuration",
+    [
+        ("seed", int),
+        ("precision", str),
+        *((name, msgspec.defstruct(name, list(keys.items()))) for name, keys in SECTIONS.items()),
+    ],
+)
+
+
+class Hashes(NamedTuple):
+    """What an export is known by.
+
+    Attributes:
+      step: of the checkpoint.
+      weights: SHA-256 of the file of weights.
+      parameters: :func:`conclugen_jax.run.trees.fingerprint` of the parameters, as downstream results name it.
+    """
+
+    step: int
+    weights: str
+    parameters: str
 
 
 def listing(workdir: str | Path) -> list[dict[str, Any]]:
@@ -40,30 +101,22 @@ def listing(workdir: str | Path) -> list[dict[str, Any]]:
         folder = Path(workdir) / checkpoint.FOLDER / str(step)
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
         # These two are files of Orbax, which has no call that reads them alone.
-        nanoseconds = _json(folder / "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs")
+        when = _json(folder / "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs")
+        when = when and datetime.datetime.fromtimestamp(when / 1e9, datetime.UTC).isoformat("T", "seconds")
         loss = _json(folder / "metrics" / "metrics").get("loss")
-        when = nanoseconds and datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC).isoformat(
-            "T", "seconds"
-        )
         marks = {"newest": step == newest, "best": step == best and loss is not None}
         rows.append({"step": step, "bytes": size, "saved": when, "loss": loss, **marks})
     return rows
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with contextlib.suppress(ConclugenError):
+        return files.read_json(path, dict[str, Any], way_out="")
+    return {}
 
 
 def verify(workdir: str | Path, which: str | int = "all") -> list[dict[str, Any]]:
-    """Read checkpoints again and compare them with their hashes.
-
-    Args:
-      workdir: of the run.
-      which: ``newest``, ``best``, a step, or ``all``.
+    """Read checkpoints again, ``newest``, ``best``, a step, or ``all``, and compare them with their hashes.
 
     Returns:
       Of each ``step`` and ``wrong``: what is wrong with it, empty if nothing is.
@@ -97,36 +150,29 @@ def _wrong(folder: Path) -> str:
 
 
 def export_weights(workdir: str | Path, output: str | Path, which: str | int = "newest") -> Hashes:
-    """Write the weights of a pretraining run, and what rebuilds its model, into a folder to hand on.
+    """Write the weights of a pretraining run, and what rebuilds its model, into a new or empty folder to hand on.
 
-    Parameters, running averages and feature statistics are exported; the optimizer's moments, the queue and the random key
-    are not, nor are the paths in the configuration.
-
-    Args:
-      workdir: of the run.
-      output: folder, new or empty.
-      which: ``newest``, ``best`` or a step.
+    Parameters, running averages and feature statistics of the checkpoint ``newest``, ``best`` or a step are exported; the
+    optimizer's moments, the queue and the random key are not, nor are the paths in the configuration.
 
     Raises:
       ConclugenError: no such checkpoint, a damaged one, one of a downstream run, or a folder in use.
     """
-    if (Path(workdir) / downstream.RESULT).exists():
-        raise ConclugenError(f"{workdir}: a downstream run; name the pretraining run whose weights are to be exported")
     step = weights.find_step(workdir, which)
     _, variables, config = weights.load(workdir, step)
-    manifest, config = workdir_lib.read_data(workdir), export_file.without_places(config)
+    manifest = workdir_lib.read_data(workdir)
     with _appearing(output) as folder:
-        arrays = {name: np.ascontiguousarray(x) for name, x in export_file.flat(variables).items()}
+        arrays = {name: np.ascontiguousarray(x) for name, x in _flat(variables).items()}
         (folder / WEIGHTS).write_bytes(safetensors.save(arrays))  # save_file would make it readable by its owner alone
         hashes = Hashes(step, files.sha256(folder / WEIGHTS), trees.fingerprint(variables["params"]))
-        export = export_file.Export(
+        export = Export(
             format="conclugen_jax weights",
             format_version=1,
             step=step,
             weights_sha256=hashes.weights,
             parameters_sha256=hashes.parameters,
-            data_set=export_file.DataSet(manifest.name, manifest.version, manifest.fingerprint()),
-            config=config.to_dict(),
+            data_set=DataSet(manifest.name, manifest.version, manifest.fingerprint()),
+            config=_without_places(config).to_dict(),
             data=json.loads(manifest.to_json()),
         )
         files.write_json(folder / EXPORT, msgspec.to_builtins(export))
@@ -134,18 +180,15 @@ def export_weights(workdir: str | Path, output: str | Path, which: str | int = "
 
 
 def import_weights(source: str | Path, workdir: str | Path, data: str | Path | None = None) -> Hashes:
-    """Make a workdir of an export, to be used, not trained further.
+    """Make a workdir, new or empty, of the folder of an export, to be used, not trained further.
 
-    Args:
-      source: folder of an export.
-      workdir: new or empty.
-      data: folder of the data set that the run was trained on, where it is here; ``None``: it is not, and commands need
-        to be told which data to use.
+    ``data``: folder of the data set that the run was trained on; ``None``: it is not here, and commands that use the
+    weights need one named.
 
     Raises:
       ConclugenError: the export is damaged or not one, the folder is in use, or the data set is another one.
     """
-    hashes, config, manifest, variables = export_file.read(Path(source))
+    hashes, config, manifest, variables = _read(Path(source))
     if data is not None and manifest_lib.read(data).fingerprint() != manifest.fingerprint():
         raise ConclugenError(
             f"{data}: not the data set that the run was trained on, {manifest.name} {manifest.version} with the hash "
@@ -161,13 +204,74 @@ def import_weights(source: str | Path, workdir: str | Path, data: str | Path | N
     return hashes
 
 
+def _read(folder: Path) -> tuple[Hashes, ConfigDict, Manifest, dict[str, Any]]:
+    """Return (hashes, configuration, manifest of the data set, variables) of an export."""
+    path = folder / EXPORT
+    export = files.read_json(path, Export, way_out=f"name the folder of an export of version 1, or {AGAIN}")
+    config = _config(path, export.config)
+    manifest = manifest_lib.from_tree(export.data, f"{path}, 'data'", way_out=AGAIN)
+    if export.data_set.sha256 != manifest.fingerprint():
+        raise ConclugenError(f"{path}: 'data' is not the manifest whose hash 'data_set' has; {AGAIN}")
+    hashes = Hashes(export.step, export.weights_sha256, export.parameters_sha256)
+    _, template = weights.network(config, manifest, where=f"{path}: the data set")
+    return hashes, config, manifest, _variables(folder / WEIGHTS, hashes, template)
+
+
+def _config(path: Path, tree: dict[str, Any]) -> ConfigDict:
+    try:
+        known = msgspec.convert(tree, Configuration)
+        for key, value in config_lib.flatten(msgspec.to_builtins(known)):
+            config_lib.check_value(key, value)
+        config_lib.check_modalities(known.data.modalities)
+        return _without_places(config_lib.from_tree(tree, str(path)))
+    # The latter three where a name is none that ConfigDict allows, or sections are nested by the hundred.
+    except (ConclugenError, msgspec.ValidationError, TypeError, ValueError, RecursionError) as e:
+        raise ConclugenError(f"{path}: the configuration cannot be used ({e}); {AGAIN}") from e
+
+
+def _without_places(config: ConfigDict) -> ConfigDict:
+    """Strip local paths: they are useless to others, and may be private."""
+    config = config.copy_and_resolve_references()
+    present = dict(config_lib.flatten(config.to_dict()))
+    config.update_from_flattened_dict({key: "" for key in workdir_lib.PLACES if key in present})
+    return config
+
+
+def _variables(path: Path, hashes: Hashes, template: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the variables in a file of weights, in the structure of a template."""
+
+    def check(right: Any, fact: str) -> None:
+        if not right:
+            raise ConclugenError(f"{path}: {fact}; {AGAIN}")
+
+    try:
+        digest = files.sha256(path)
+    except OSError as e:
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); {AGAIN}") from e
+    check(digest == hashes.weights, f"not the file whose SHA-256 {EXPORT} has")
+    try:
+        found = safetensors.load_file(path)
+    except Exception as e:  # the library names only one of the kinds that it raises
+        raise ConclugenError(f"{path}: not a safetensors file that can be read ({reason(e)}); {AGAIN}") from e
+    expected = _flat(template)
+    wrong = min(found.keys() ^ expected.keys(), default="")
+    fact = "is missing" if wrong in expected else "is not part of the model"
+    check(not wrong, f"{wrong} {fact} of the configuration in {EXPORT}")
+    variables = trees.from_tree(traverse_util.unflatten_dict(found, sep="/"), template, source=str(path))
+    for name, x in found.items():
+        check(np.isfinite(x).all(), f"{name} has values that are not finite")
+    check(trees.fingerprint(variables["params"]) == hashes.parameters, f"not the parameters whose hash {EXPORT} has")
+    return variables
+
+
+def _flat(variables: Any) -> dict[str, Any]:
+    """Return the leaves that are not empty by names such as ``params/representation/video/fc1/kernel``."""
+    return {name: x for name, x in traverse_util.flatten_dict(variables, sep="/").items() if x.size}
+
+
 @contextlib.contextmanager
 def _appearing(target: str | Path) -> Iterator[Path]:
-    """Yield a folder that gets its name when it is complete; nothing is left if it fails.
-
-    Raises:
-      ConclugenError: the name is in use, or the folder cannot be written.
-    """
+    """Yield a folder that gets its name when it is complete; nothing is left if it fails."""
     target = Path(target).absolute()
     try:
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):

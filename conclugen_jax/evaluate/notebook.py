@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from conclugen_jax.evaluate import probe
 from conclugen_jax.evaluate.probe import LabelEfficiency
@@ -27,15 +28,12 @@ class Table:
         return "\n".join("\t".join(line) for line in [self.columns, *self.rows])
 
 
-class Picture:
-    """A figure of matplotlib that a notebook shows, whatever backend it has."""
-
-    def __init__(self, figure: Any):
-        self.figure = figure
+class Picture(Figure):
+    """A figure that a notebook shows, whatever backend it has."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=110)
+        self.savefig(buffer, format="png", dpi=110)
         return buffer.getvalue()
 
 
@@ -52,16 +50,12 @@ def curves(
     A line's look comes from its place in ``lines``: give an empty one where a name has no values, and it looks the same in
     every figure. ``spread``: name -> half height of its bars. ``ticks``: the marks of a logarithmic x axis.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
+    picture = Picture(figsize=(6.4, 3.6), layout="constrained")
+    axes = picture.subplots()
     for i, (name, (xs, ys)) in enumerate(lines.items()):
-        if not len(xs):
-            continue
-        bars = None if spread is None else spread[name]
-        look = {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)], "markevery": max(1, len(xs) // 8)}
-        axes.errorbar(xs, ys, yerr=bars, label=name, capsize=3, **look)
+        if len(xs):
+            look = {**_look(i), "markevery": max(1, len(xs) // 8)}
+            axes.errorbar(xs, ys, yerr=spread and spread[name], label=name, capsize=3, **look)
     axes.set(xlabel=x, ylabel=y)
     if len(ticks):
         axes.set_xscale("log")
@@ -69,18 +63,23 @@ def curves(
         axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
-    return Picture(figure)
+    return picture
+
+
+def _look(i: int) -> dict[str, str]:
+    return {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)]}
 
 
 def efficiency_curves(results: Sequence[LabelEfficiency]) -> Picture:
     """Draw mean accuracy and its standard deviation over draws against labels per class, without "all labels"."""
-    few = [r for r in results if r.num_labels]
     lines, spread = {}, {}
-    for name in dict.fromkeys(r.name for r in few):
-        own = [r for r in few if r.name == name]
-        lines[name] = [r.num_labels for r in own], [float(np.mean(r.accuracy)) for r in own]
-        spread[name] = [float(np.std(r.accuracy)) for r in own]
-    ticks = list(dict.fromkeys(r.num_labels for r in few))
+    for r in results:
+        if r.num_labels:
+            xs, ys = lines.setdefault(r.name, ([], []))
+            xs.append(r.num_labels)
+            ys.append(float(np.mean(r.accuracy)))
+            spread.setdefault(r.name, []).append(float(np.std(r.accuracy)))
+    ticks = list(dict.fromkeys(r.num_labels for r in results if r.num_labels))
     return curves(lines, spread=spread, x="labels per class", y="accuracy", ticks=ticks)
 
 
@@ -91,37 +90,31 @@ def efficiency_table(results: Sequence[LabelEfficiency]) -> Table:
 
 def maps(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> Picture:
     """Draw maps side by side, title -> (points [n, 2], group of each [n]); a group looks the same in all."""
-    from matplotlib.figure import Figure
-
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns + 1, 3.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    picture = Picture(figsize=(3.6 * columns + 1, 3.2 * rows), layout="constrained")
+    grid = picture.subplots(rows, columns, squeeze=False).flat
     for axes, (title, (positions, groups)) in zip(grid, panels.items(), strict=False):
         for i in range(len(names)):
-            own = positions[groups == i]
-            axes.scatter(own[:, 0], own[:, 1], s=10, color=f"C{i % 10}", marker=MARKERS[i % len(MARKERS)])
+            axes.scatter(*positions[groups == i].T, s=10, **_look(i))
         axes.set(title=title, xticks=[], yticks=[])
-    for axes in list(figure.axes)[len(panels) :]:
+    for axes in picture.axes[len(panels) :]:
         axes.set_axis_off()
-    figure.legend(figure.axes[0].collections, [str(n) for n in names], loc="outside right center", frameon=False)
-    return Picture(figure)
+    picture.legend(picture.axes[0].collections, [str(n) for n in names], loc="outside right center", frameon=False)
+    return picture
 
 
 def bars(values: Mapping[str, Mapping[str, float]], *, y: str) -> Picture:
     """Draw grouped bars: group -> name -> height."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
+    picture = Picture(figsize=(6.4, 3.6), layout="constrained")
+    axes = picture.subplots()
     names = list(next(iter(values.values())))
     width = 0.8 / len(names)
     for i, name in enumerate(names):
+        look = {"label": name, "hatch": ["", "//", "xx"][i % 3]}
         heights = [group[name] for group in values.values()]
-        drawn = axes.bar(
-            np.arange(len(values)) + i * width, heights, width * 0.95, label=name, hatch=["", "//", "xx"][i % 3]
-        )
+        drawn = axes.bar(np.arange(len(values)) + i * width, heights, width * 0.95, **look)
         axes.bar_label(drawn, fmt="%.2f", fontsize=8)
     axes.set(ylabel=y, xticks=np.arange(len(values)) + 0.4 - width / 2, xticklabels=list(values))
-    figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
-    return Picture(figure)
+    picture.legend(loc="outside upper center", ncols=len(names), frameon=False)
+    return picture
