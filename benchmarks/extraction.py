@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 TEXT = {"vocabulary": 50265, "width": 768, "num_layers": 6, "num_heads": 12, "hidden_dim": 3072, "max_positions": 514}
+TEXT |= {"first_position": 2, "num_types": 1, "activation": "gelu", "epsilon": 1e-12}
 TOKENS = 12
 
 PEER = """
@@ -98,8 +99,8 @@ def backbones(options):
     from conclugen_jax.extract.networks.weights import Weights
 
     modules = {
-        "resnet152": (resnet.ResNet(152, 2, *lib.IMAGENET), (np.zeros((1, 180, 180, 3), np.uint8),), {}),
-        "resnet3d101": (resnet.ResNet(101, 3, *lib.KINETICS), (np.zeros((1, 16, 180, 180, 3), np.uint8),), {}),
+        "resnet152": (resnet.ResNet(152, *lib.IMAGENET), (np.zeros((1, 180, 180, 3), np.uint8),), {}),
+        "resnet3d101": (resnet.ResNet(101, *lib.KINETICS), (np.zeros((1, 16, 180, 180, 3), np.uint8),), {}),
         "resdavenet": (
             davenet.ResDAVEnet(davenet.WIDTHS["published"], 40),
             (np.zeros((1, 64, 40), np.float32), np.array([64])),
@@ -110,7 +111,7 @@ def backbones(options):
     for name, (module, example, facts) in modules.items():
         params = jax.jit(module.init)(jax.random.key(0), *example)["params"]
         found.append(lib.create(Weights(name, facts, params, "", {}, Path()), options))
-    text = text_encoder.TextEncoder(**TEXT, first_position=2, num_types=1)
+    text = text_encoder.TextEncoder(text_encoder.Options(**TEXT))
     ids = np.arange(5, 5 + TOKENS, dtype=np.int32)[None]
     params = jax.jit(text.init)(jax.random.key(0), ids, np.ones_like(ids, bool))
     prepare = functools.partial(_words, ids=ids)

@@ -205,9 +205,9 @@ def loaded(tmp_path_factory):
             options = {"widths": [16, 16, 32, 64, 128], "kernel_mels": 40}
             params = randomly(davenet.ResDAVEnet(**options), *sounds(64))
         elif network == "resnet3d18":
-            params = randomly(resnet.ResNet(18, 3, *backbones.KINETICS), pictures(1, items.WINDOW)[0])
+            params = randomly(resnet.ResNet(18, *backbones.KINETICS), pictures(1, items.WINDOW)[0])
         else:
-            params = randomly(resnet.ResNet(18, 2, *backbones.IMAGENET), pictures(1)[0])
+            params = randomly(resnet.ResNet(18, *backbones.IMAGENET), pictures(1)[0])
         return weights.Weights(network, options, params, "", {}, Path())
 
     return make

@@ -273,7 +273,7 @@ def test_what_cannot_be_is_refused_before_anything_is_done(videos, tmp_path):
             extract(videos, tmp_path / "data", name=name)
     weights_of = Path(__file__).parent
     with pytest.raises(
-        ConclugenError, match=r"network\.json: cannot be read \(No such file.*; convert the weights anew"
+        ConclugenError, match=r"network\.json: cannot be read \(No such file.*; convert the weights again"
     ):
         extract(videos, tmp_path / "data", faces=str(weights_of))
     assert not (tmp_path / "data").exists()

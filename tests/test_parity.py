@@ -58,7 +58,7 @@ def test_resnet3d101(torch, references, tmp_path):
     clip = seeded.images(1, 16, 112, 112, 3)
     with torch.no_grad():
         expected = module.features(references.normalised(clip, *references.KINETICS)).numpy()
-    network = resnet.ResNet(101, 3, *backbones.KINETICS)
+    network = resnet.ResNet(101, *backbones.KINETICS)
     close(jax.jit(network.apply)({"params": loaded.params}, clip), expected, TOLERANCE)
 
 
@@ -95,7 +95,7 @@ def test_encoders_of_transformers(torch, references, tmp_path, family):
             input_ids=torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask).long()
         ).last_hidden_state.numpy()
     expected = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
-    network = text_encoder.TextEncoder(**loaded.options)
+    network = text_encoder.TextEncoder(text_encoder.Options(**loaded.options))
     close(network.apply({"params": loaded.params}, ids, mask), expected, TOLERANCE)
 
 

@@ -21,7 +21,6 @@ from conclugen_jax.extract.media import mel
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.media.sampler import MAX_SIDE
 from conclugen_jax.extract.networks import davenet, resnet, text_encoder, weights
-from conclugen_jax.extract.networks.options import OPTIONS, NoOptions, TextOptions
 from conclugen_jax.extract.networks.weights import Weights
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -85,7 +84,10 @@ def create(loaded: Weights, options: Options) -> Backbone:
     dtype, network = PRECISIONS[options.precision], loaded.network
     if network == "mtcnn":
         raise ConclugenError(f"{loaded.folder}: MTCNN finds faces and makes no vectors; name it with --mtcnn")
-    _check_options(loaded)
+    try:
+        msgspec.convert(loaded.options, weights.OPTIONS[network])
+    except msgspec.ValidationError as e:
+        raise ConclugenError(f"{loaded.folder}: its options make no network ({e}); {weights.AGAIN}") from e
     make = {"resdavenet": _sound, "text": _text}.get(network, _pictures)
     modality, module, prepare, rate, example, facts = make(loaded, options, dtype)
     checked(module, loaded, example)
@@ -99,19 +101,6 @@ def create(loaded: Weights, options: Options) -> Backbone:
     batch, dim = len(example[0]), jax.eval_shape(apply, params, *example).shape[1]
     provenance = {**loaded.provenance(), "precision": options.precision, **facts}
     return Backbone(network, modality, dim, prepare, functools.partial(apply, params), rate, batch, provenance)
-
-
-def _check_options(loaded: Weights) -> None:
-    """Check the options of a network before anything is made of them."""
-    layers = sum(name.startswith("layer") for name in loaded.params)
-    try:
-        found = msgspec.convert(loaded.options, OPTIONS.get(loaded.network, NoOptions))
-        if isinstance(found, TextOptions) and found.width % found.num_heads:
-            raise msgspec.ValidationError(f"width {found.width} is no multiple of num_heads {found.num_heads}")
-        if isinstance(found, TextOptions) and found.num_layers != layers:
-            raise msgspec.ValidationError(f"num_layers is {found.num_layers}, the weights have {layers} layers")
-    except msgspec.ValidationError as e:
-        raise ConclugenError(f"{loaded.folder}: its options make no network ({e}); {weights.AGAIN}") from e
 
 
 def checked(module: Any, loaded: Weights, example: Items) -> None:
@@ -166,12 +155,12 @@ def _vectors_of(own: Backbone, *arrays: np.ndarray) -> Any:
 
 
 def _pictures(loaded: Weights, options: Options, dtype: Any) -> tuple:
-    volume = loaded.network.startswith("resnet3d")
-    depth = int(loaded.network.removeprefix("resnet3d" if volume else "resnet"))
+    depth, axes = resnet.NETWORKS[loaded.network]
+    volume = axes == 3
     mean, std = KINETICS if volume else IMAGENET
     if options.authors_normalisation and not volume:
         mean, std = std, mean
-    module = resnet.ResNet(depth, 3 if volume else 2, mean, std, dtype)
+    module = resnet.ResNet(depth, mean, std, dtype)
     rate, size = 16.0 if volume else 1.0, options.size
     prepare = functools.partial(windows if volume else frames, rate=rate, size=size)
     batch = (max(1, options.batch_items // WINDOW), WINDOW) if volume else (options.batch_items,)
@@ -181,7 +170,7 @@ def _pictures(loaded: Weights, options: Options, dtype: Any) -> tuple:
 
 
 def _sound(loaded: Weights, options: Options, dtype: Any) -> tuple:
-    module = davenet.ResDAVEnet(loaded.options["widths"], loaded.options["kernel_mels"], dtype)
+    module = davenet.ResDAVEnet(**loaded.options, dtype=dtype)
     _, mels = mel.FRONT_ENDS[options.front_end]
     if mels < module.kernel_mels:
         raise ConclugenError(
@@ -194,14 +183,13 @@ def _sound(loaded: Weights, options: Options, dtype: Any) -> tuple:
 
 
 def _text(loaded: Weights, options: Options, dtype: Any) -> tuple:
-    module = text_encoder.TextEncoder(**loaded.options, dtype=dtype)
-    if module.max_tokens < 1:
-        raise ConclugenError(f"{loaded.folder}: its options make no network; {weights.AGAIN}")
+    described = text_encoder.Options(**loaded.options)
+    module, max_tokens = text_encoder.TextEncoder(described, dtype), described.max_tokens
     path = str(loaded.folder / weights.TOKENIZER)
-    tokenizer(path, module.max_tokens)  # one that cannot be read is no fault of the clips
-    prepare = functools.partial(tokens, path=path, max_tokens=module.max_tokens)
+    tokenizer(path, max_tokens)  # one that cannot be read is no fault of the clips
+    prepare = functools.partial(tokens, path=path, max_tokens=max_tokens)
     example = np.zeros((8, 32), np.int32), np.ones((8, 32), bool)
-    return "text", module, prepare, 0.0, example, {"max_tokens": module.max_tokens}
+    return "text", module, prepare, 0.0, example, {"max_tokens": max_tokens}
 
 
 @dataclasses.dataclass(frozen=True)

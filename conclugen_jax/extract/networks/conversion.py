@@ -1,14 +1,19 @@
 """Convert published weights to variables of our networks. Every tensor is taken, known to be of no use, or refused by name."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import msgspec
 import numpy as np
+from flax import traverse_util
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.networks import davenet, mtcnn, resnet, text_encoder
+from conclugen_jax.system import files
 
 EPSILON = 1e-5
 """Of BatchNorm in all networks with one."""
@@ -23,8 +28,10 @@ HEADS = (
     "vocab_",
     "pooler.",
     "qa_outputs.",
+    "embeddings.position_ids",
+    "batchnorm1.",  # ResDAVEnet's published code declares it and does not use it
 )
-"""Prefixes of layers behind the features, which are dropped."""
+"""Prefixes of tensors that the features do not depend on, mostly of layers behind them."""
 
 COUNTERS = "num_batches_tracked"
 
@@ -34,12 +41,47 @@ class Tensors:
 
     Attributes:
       source: name of the file, for messages.
-      left_out: names of tensors that were dropped.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], source: str):
-        self._tensors, self.source = dict(tensors), source
-        self.left_out: list[str] = []
+    def __init__(self, tree: Mapping[Any, Any], source: str, *, entry: str = "", prefix: str = ""):
+        """Find the tensors in what a file holds.
+
+        Args:
+          tree: tensors by name, perhaps in an entry ``state_dict``.
+          source: name of the file, for messages.
+          entry: the one to use; dots separate nested entries.
+          prefix: some names may have it, as they may have ``module.``.
+
+        Raises:
+          ConclugenError: there is no such entry.
+        """
+        self.source = source
+        for name in filter(None, entry.split(".")):
+            if not isinstance(tree.get(name), Mapping):
+                raise ConclugenError(
+                    f"{source}: no entry {name!r} with tensors; it has {', '.join(map(str, tree))[:200]}"
+                )
+            tree = tree[name]
+        while not entry and isinstance(tree.get("state_dict"), Mapping):
+            tree = tree["state_dict"]
+        tree = {str(name): x for name, x in tree.items()}
+        for start in ("module.", prefix):
+            tree = {name if (short := name.removeprefix(start)) in tree else short: x for name, x in tree.items()}
+        self._tensors = tree
+
+    def find(self, name: str) -> np.ndarray:
+        """Return a tensor that is left.
+
+        Raises:
+          ConclugenError: there is none of this name.
+        """
+        x = self._tensors.get(name)
+        if not isinstance(x, np.ndarray) or not x.size:
+            near = ", ".join(sorted(self._tensors)[:3])
+            raise ConclugenError(
+                f"{self.source}: no tensor {name!r}; it has {near or 'none that is left'}: is it of this network?"
+            )
+        return x
 
     def take(self, name: str, *shape: int) -> np.ndarray:
         """Remove a tensor and return it as float32.
@@ -47,184 +89,126 @@ class Tensors:
         Raises:
           ConclugenError: it is missing, of another shape, or holds values that are not finite.
         """
-        x = self._tensors.pop(name, None)
-        if not isinstance(x, np.ndarray):
-            near = ", ".join(sorted(self._tensors)[:3])
-            raise ConclugenError(
-                f"{self.source}: no tensor {name!r}; it has {near or 'none that is left'}: is it of this network?"
-            )
+        x = self.find(name)
         if x.shape != shape:
             raise ConclugenError(f"{self.source}: {name!r} has the shape {x.shape}, expected {shape}")
+        del self._tensors[name]
         x = x.astype(np.float32)
-        if not np.isfinite(x).all():
-            raise ConclugenError(f"{self.source}: {name!r} has values that are not finite in float32; fetch it again")
+        if not np.isfinite(x).all() or (name.endswith(".running_var") and (x < 0).any()):
+            raise ConclugenError(f"{self.source}: {name!r} has values that are not finite, or negative; fetch it again")
         return x
 
-    def has(self, prefix: str) -> bool:
-        """Return whether the name of a tensor that is left begins so."""
-        return any(name.startswith(prefix) for name in self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor that is left; () if there is none."""
-        return getattr(self._tensors.get(name), "shape", ())
-
-    def count(self, pattern: str) -> int:
-        """1 + the greatest number that a regular expression's group finds among the names that are left, 0 for none."""
-        found = [re.match(pattern, name) for name in self._tensors]
-        return max((int(match[1]) + 1 for match in found if match), default=0)
-
-    def leave_out(self, *prefixes: str) -> None:
-        """Drop tensors that are known and not needed."""
-        for name in [name for name in self._tensors if name.startswith(prefixes) or name.endswith(COUNTERS)]:
-            del self._tensors[name]
-            if not name.endswith(COUNTERS):
-                self.left_out.append(name)
-
-    def finish(self) -> None:
-        """Refuse a file with any tensor that was not taken or dropped."""
-        if self._tensors:
-            name = min(self._tensors)
+    def finish(self) -> list[str]:
+        """Return the names of the tensors that are left and known to be of no use, but for counters; refuse any other."""
+        left = sorted(name for name in self._tensors if not name.endswith(COUNTERS))
+        unknown = [name for name in left if not name.startswith(HEADS)]
+        if unknown:
             raise ConclugenError(
-                f"{self.source}: {name!r} is not part of the network ({len(self._tensors)} such tensors); name the network "
+                f"{self.source}: {unknown[0]!r} is not part of the network ({len(unknown)} such tensors); name the network "
                 "that the weights are of"
             )
+        return left
 
 
-def tensors_of(tree: Mapping[str, Any], source: str, entry: str = "") -> Tensors:
-    """Return the tensors in what a file holds.
+def convert(
+    module: nn.Module, example: tuple[Any, ...], tensors: Tensors, published: Callable[[str], tuple[str, str]]
+) -> dict[str, Any]:
+    """Return the variables of a module.
 
     Args:
-      tree: tensors by name, perhaps in an entry ``state_dict``, perhaps each with the prefix ``module.``.
-      source: name of the file, for messages.
-      entry: the one to use; dots separate nested entries.
+      module: one of ours.
+      example: its inputs; only their shapes matter.
+      tensors: of the published network.
+      published: path of a layer in the module, such as ``layer1_0/conv1``, -> names of the published layer and of the
+        BatchNorm behind it that is folded into it; empty for none.
 
     Raises:
-      ConclugenError: there is no such entry.
+      ConclugenError: a tensor is missing, of another shape, or has impossible values.
     """
-    for name in filter(None, entry.split(".")):
-        if not isinstance(tree.get(name), Mapping):
-            raise ConclugenError(f"{source}: no entry {name!r} with tensors; it has {', '.join(map(str, tree))[:200]}")
-        tree = tree[name]
-    while not entry and isinstance(tree.get("state_dict"), Mapping):
-        tree = tree["state_dict"]
-    if tree and all(name.startswith("module.") for name in tree):
-        tree = {name.removeprefix("module."): x for name, x in tree.items()}
-    return Tensors(tree, source)
-
-
-def folded(tensors: Tensors, convolution: str, norm: str, shape: Sequence[int]) -> dict[str, np.ndarray]:
-    """Fold a convolution without bias [out, in, ...] and its BatchNorm into a kernel [..., in, out] and a bias [out]."""
-    kernel = tensors.take(f"{convolution}.weight", *shape).astype(np.float64)
-    scale, shift, mean, variance = (
-        tensors.take(f"{norm}.{name}", shape[0]).astype(np.float64)
-        for name in ("weight", "bias", "running_mean", "running_var")
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
+    layers = traverse_util.flatten_dict(
+        shapes, sep="/", is_leaf=lambda _, node: bool({"bias", "embedding", "slope"} & node.keys())
     )
-    if (variance < 0).any():
-        raise ConclugenError(f"{tensors.source}: '{norm}.running_var' has negative values; fetch it again")
-    scale /= np.sqrt(variance + EPSILON)
-    kernel = np.moveaxis(kernel, (0, 1), (-1, -2)) * scale
-    return {"kernel": kernel.astype(np.float32), "bias": (shift - mean * scale).astype(np.float32)}
+    return traverse_util.unflatten_dict(
+        {path: _layer(tensors, leaves, *published(path)) for path, leaves in layers.items()}, sep="/"
+    )
+
+
+def _layer(tensors: Tensors, leaves: Mapping[str, Any], name: str, norm: str) -> dict[str, np.ndarray]:
+    """Return the variables of a layer; kernels are [out, in, ...] in PyTorch and [..., in, out] here."""
+    found = {}
+    for kind, leaf in leaves.items():
+        if kind == "kernel":
+            *size, inputs, outputs = leaf.shape
+            x = tensors.take(f"{name}.weight", outputs, inputs, *size)
+            found[kind] = np.ascontiguousarray(np.moveaxis(x, (0, 1), (-1, -2)))
+        elif not norm:
+            found[kind] = tensors.take(f"{name}.bias" if kind == "bias" else f"{name}.weight", *leaf.shape)
+    if norm:
+        scale, shift, mean, variance = (
+            tensors.take(f"{norm}.{part}", *leaves["bias"].shape).astype(np.float64)
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale /= np.sqrt(variance + EPSILON)
+        kernel = found["kernel"].astype(np.float64) * scale
+        found = {"kernel": kernel.astype(np.float32), "bias": (shift - mean * scale).astype(np.float32)}
+    return found
+
+
+def _residual(path: str) -> tuple[str, str]:
+    """Name layers as torchvision, pretorched-x and the published ResDAVEnet do."""
+    name = path.replace("_", ".").replace("/", ".")
+    if name.endswith("downsample"):
+        return f"{name}.0", f"{name}.1"
+    return name, name.replace("conv", "bn")
 
 
 def convert_resnet(tensors: Tensors, depth: int, num_axes: int) -> dict[str, Any]:
-    """Return variables of a :class:`~conclugen_jax.extract.networks.resnet.ResNet` named as by torchvision or pretorched-x."""
-
-    def cube(size: int) -> tuple[int, ...]:
-        return (size,) * num_axes
-
-    params = {"conv1": folded(tensors, "conv1", "bn1", (resnet.STEM, 3, *cube(7)))}
-    channels = resnet.STEM
-    for name, width, _, projects in resnet.blocks(depth):
-        old = name.replace("_", ".")
-        outputs = width * (4 if resnet.is_bottleneck(depth) else 1)
-        if resnet.is_bottleneck(depth):
-            shapes = [(width, channels, *cube(1)), (width, width, *cube(3)), (outputs, width, *cube(1))]
-        else:
-            shapes = [(width, channels, *cube(3)), (width, width, *cube(3))]
-        block = {
-            f"conv{i}": folded(tensors, f"{old}.conv{i}", f"{old}.bn{i}", shape) for i, shape in enumerate(shapes, 1)
-        }
-        if projects:
-            shape = (outputs, channels, *cube(1))
-            block["downsample"] = folded(tensors, f"{old}.downsample.0", f"{old}.downsample.1", shape)
-        params[name], channels = block, outputs
-    tensors.leave_out(*HEADS)
-    tensors.finish()
-    return params
+    """Return variables of :class:`~conclugen_jax.extract.networks.resnet.ResNet` named as by torchvision or pretorched-x."""
+    return convert(resnet.ResNet(depth, (0,) * 3, (1,) * 3), (np.zeros((1, *(8,) * num_axes, 3)),), tensors, _residual)
 
 
 def convert_davenet(tensors: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return variables of :class:`conclugen_jax.extract.networks.davenet.ResDAVEnet`, and its attributes from the shapes."""
-    shape = tensors.shape("conv1.weight")
-    mels = shape[2] if len(shape) == 4 else 40
-    widths = [shape[0] if shape else 128] + [
-        (tensors.shape(f"layer{stage}.0.conv1.weight") or (0,))[0] for stage in (1, 2, 3, 4)
-    ]
-    params = {"conv1": folded(tensors, "conv1", "bn1", (widths[0], 1, mels, 1))}
-    channels = widths[0]
-    for name, width, stride in davenet.blocks(widths):
-        old = name.replace("_", ".")
-        params[name] = {
-            "conv1": folded(tensors, f"{old}.conv1", f"{old}.bn1", (width, channels, 1, davenet.KERNEL)),
-            "conv2": folded(tensors, f"{old}.conv2", f"{old}.bn2", (width, width, 1, davenet.KERNEL)),
-        }
-        if stride > 1:
-            old = f"{old}.downsample"
-            params[name]["downsample"] = folded(tensors, f"{old}.0", f"{old}.1", (width, channels, 1, 1))
-        channels = width
-    tensors.leave_out("batchnorm1.")  # declared by the published code and not used by it
-    tensors.finish()
-    return params, {"widths": widths, "kernel_mels": mels}
+    kernels = [tensors.find(f"{layer}conv1.weight").shape for layer in ("", *(f"layer{i}.0." for i in range(1, 5)))]
+    kernels = [((1,) * 4 + shape)[-4:] for shape in kernels]  # [out, in, mels, time]
+    options = {"widths": [outputs for outputs, *_ in kernels], "kernel_mels": kernels[0][2]}
+    example = (np.zeros((1, 64, options["kernel_mels"])), np.array([64]))
+    return convert(davenet.ResDAVEnet(**options), example, tensors, _residual), options
 
 
-FAMILIES = ("bert", "roberta", "distilbert")
-
-
-def text_options(config: Mapping[str, Any], source: str) -> tuple[str, dict[str, Any]]:
-    """Return the family and the attributes of a text encoder that a published ``config.json`` describes.
-
-    Raises:
-      ConclugenError: a family or an activation that is not known, or a size that is missing.
-    """
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ConclugenError(f"{source}: model_type is {family!r}, expected one of {', '.join(FAMILIES)}")
-    if config.get("position_embedding_type", "absolute") != "absolute" or config.get("sinusoidal_pos_embds"):
-        raise ConclugenError(f"{source}: positions that are not learned ones; such encoders are not known here")
-    names = {
+_OPTIONS = {
+    "vocabulary": "vocab_size",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "hidden_dim": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "num_types": "type_vocab_size",
+    "activation": "hidden_act",
+    "epsilon": "layer_norm_eps",
+}
+FAMILIES = {
+    "bert": _OPTIONS,
+    "roberta": _OPTIONS | {"first_position": "pad_token_id"},
+    "distilbert": {
         "vocabulary": "vocab_size",
-        "width": "hidden_size",
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "hidden_dim": "intermediate_size",
+        "width": "dim",
+        "num_layers": "n_layers",
+        "num_heads": "n_heads",
+        "hidden_dim": "hidden_dim",
         "max_positions": "max_position_embeddings",
-    }
-    if family == "distilbert":
-        names |= {"width": "dim", "num_layers": "n_layers", "num_heads": "n_heads", "hidden_dim": "hidden_dim"}
-    for name in names.values():
-        if type(config.get(name)) is not int or not 0 < config[name] < 2**24:
-            raise ConclugenError(f"{source}: {name} is {config.get(name)!r}, expected a number of the encoder's size")
-    options: dict[str, Any] = {name: config[old] for name, old in names.items()}
-    if options["width"] % options["num_heads"]:
-        raise ConclugenError(f"{source}: a width of {options['width']} for {options['num_heads']} heads")
-    activation = config.get("activation" if family == "distilbert" else "hidden_act", "gelu")
-    if activation not in text_encoder.ACTIVATIONS:
-        raise ConclugenError(f"{source}: activation {activation!r}, expected {', '.join(text_encoder.ACTIVATIONS)}")
-    options["activation"] = activation
-    epsilon = 1e-12 if family == "distilbert" else config.get("layer_norm_eps", 1e-12)
-    if type(epsilon) is not float or not 0 < epsilon < 1:
-        raise ConclugenError(f"{source}: layer_norm_eps is {epsilon!r}, expected a small number")
-    options["epsilon"] = epsilon
-    padding, types = config.get("pad_token_id", 1), config.get("type_vocab_size", 2)
-    if family == "roberta" and (type(padding) is not int or not 0 <= padding < options["max_positions"] - 1):
-        raise ConclugenError(f"{source}: pad_token_id is {padding!r}, expected the number of a token, usually 1")
-    if family != "distilbert" and (type(types) is not int or types < 0):
-        raise ConclugenError(f"{source}: type_vocab_size is {types!r}, expected a number of token types, usually 2")
-    options["first_position"] = padding + 1 if family == "roberta" else 0
-    options["num_types"] = 0 if family == "distilbert" else types
-    return family, options
+        "activation": "activation",
+    },
+}
+"""Family of encoders -> our names of options -> those in a published ``config.json``."""
 
-
+_TEXT = {
+    "tokens": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "types": "embeddings.token_type_embeddings",
+    "norm": "embeddings.LayerNorm",
+}
 _BERT = {
     "q": "attention.self.query",
     "k": "attention.self.key",
@@ -247,58 +231,53 @@ _DISTILBERT = {
 }
 
 
-def convert_text(tensors: Tensors, family: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def read_config(path: Path) -> tuple[str, text_encoder.Options]:
+    """Return the family and the options of a text encoder that a published ``config.json`` describes.
+
+    Raises:
+      ConclugenError: a family or an activation that is not known, or a size that is missing.
+    """
+    config = files.read_json(path, dict[str, Any], way_out="name a folder that has a whole one")
+    family = str(config.get("model_type"))
+    learned = config.get("position_embedding_type", "absolute") == "absolute" and not config.get("sinusoidal_pos_embds")
+    if family not in FAMILIES or not learned:
+        raise ConclugenError(
+            f"{path}: model_type is {family!r}{'' if learned else ' without learned positions'}, expected one of "
+            f"{', '.join(FAMILIES)} with learned positions"
+        )
+    names, roberta = FAMILIES[family], family == "roberta"
+    given = {"num_types": 0 if family == "distilbert" else 2, "activation": "gelu", "epsilon": 1e-12}
+    given |= {"first_position": int(roberta)} | {ours: config[name] for ours, name in names.items() if name in config}
+    try:
+        options = msgspec.convert(given, text_encoder.Options)
+        # The first token comes behind the position of the padding.
+        return family, msgspec.structs.replace(options, first_position=options.first_position + roberta)
+    except (msgspec.ValidationError, ValueError) as e:
+        fault = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(e))
+        raise ConclugenError(f"{path}: not as expected ({fault}); name a folder that has a whole one") from e
+
+
+def convert_text(tensors: Tensors, family: str, options: text_encoder.Options) -> dict[str, Any]:
     """Return variables of :class:`conclugen_jax.extract.networks.text_encoder.TextEncoder` from the names of Hugging Face."""
-    prefix = f"{family}." if tensors.has(f"{family}.") else ""
-    width, hidden = options["width"], options["hidden_dim"]
-    names, layers = (_BERT, "encoder.layer") if family != "distilbert" else (_DISTILBERT, "transformer.layer")
+    layers, parts = ("transformer", _DISTILBERT) if family == "distilbert" else ("encoder", _BERT)
 
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": tensors.take(f"{name}.weight", width), "bias": tensors.take(f"{name}.bias", width)}
+    def published(path: str) -> tuple[str, str]:
+        layer, _, part = path.partition("/")
+        return f"{layers}.layer.{layer.removeprefix('layer')}.{parts[part]}" if part else _TEXT[layer], ""
 
-    def dense(name: str, outputs: int, inputs: int) -> dict[str, np.ndarray]:
-        kernel = tensors.take(f"{name}.weight", outputs, inputs)
-        return {"kernel": np.ascontiguousarray(kernel.T), "bias": tensors.take(f"{name}.bias", outputs)}
-
-    tables = {"tokens": ("word", "vocabulary"), "positions": ("position", "max_positions")}
-    if options["num_types"]:
-        tables["types"] = ("token_type", "num_types")
-    params: dict[str, Any] = {
-        name: {"embedding": tensors.take(f"{prefix}embeddings.{old}_embeddings.weight", options[size], width)}
-        for name, (old, size) in tables.items()
-    }
-    params["norm"] = norm(f"{prefix}embeddings.LayerNorm")
-    shapes = {"up": (hidden, width), "down": (width, hidden)}
-    for number in range(options["num_layers"]):
-        layer = {}
-        for name, old in names.items():
-            full = f"{prefix}{layers}.{number}.{old}"
-            layer[name] = norm(full) if name.endswith("norm") else dense(full, *shapes.get(name, (width, width)))
-        params[f"layer{number}"] = layer
-    tensors.leave_out(*HEADS, f"{prefix}pooler.", f"{prefix}embeddings.position_ids")
-    tensors.finish()
-    return params
+    example = (np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
+    return convert(text_encoder.TextEncoder(options), example, tensors, published)
 
 
 def convert_mtcnn(networks: Mapping[str, Tensors]) -> dict[str, Any]:
     """Return variables of ``pnet``, ``rnet`` and ``onet`` from the names of facenet-pytorch."""
     params: dict[str, Any] = {}
     for network, (module, size) in mtcnn.NETWORKS.items():
-        tensors, channels = networks[network], 0
-        image = np.zeros((1, size, size, 3), np.float32)
-        params[network] = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-        for name, layer in sorted(params[network].items()):  # convolutions before dense layers
-            for kind, leaf in layer.items():
-                old = f"{name}.bias" if kind == "bias" else f"{name}.weight"
-                x = tensors.take(old, *leaf.shape[::-1][:2], *leaf.shape[:-2])
-                if x.ndim == 4:
-                    x, channels = x.transpose(2, 3, 1, 0), len(x)
-                elif x.ndim == 2:
-                    x = x.T
-                    if channels:  # the inputs are [width, height, channels] there, [height, width, channels] here
-                        side = round((len(x) / channels) ** 0.5)
-                        x = x.reshape(side, side, channels, -1).transpose(1, 0, 2, 3).reshape(x.shape)
-                        channels = 0
-                layer[kind] = np.ascontiguousarray(x)
-        tensors.finish()
+        example = (np.zeros((1, size, size, 3), np.float32),)
+        params[network] = layers = convert(module, example, networks[network], lambda path: (path, ""))
+        for name in layers.keys() & {"dense4", "dense5"}:
+            # The inputs are [width, height, channels] there, [height, width, channels] here.
+            kernel = layers[name]["kernel"]
+            turned = kernel.reshape(3, 3, -1, kernel.shape[1]).swapaxes(0, 1)
+            layers[name]["kernel"] = np.ascontiguousarray(turned).reshape(kernel.shape)
     return params

@@ -4,10 +4,12 @@ Convolutions are one wide in frequency and nine in time; BatchNorm is folded int
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import msgspec
 
 from conclugen_jax.extract.networks.convolution import Convolution
 
@@ -23,13 +25,11 @@ BLOCKS = 2
 KERNEL = 9
 
 
-def blocks(widths: Sequence[int]) -> list[tuple[str, int, int]]:
-    """Return (name, width, stride) of each block; the first of each stage halves both axes and projects its shortcut."""
-    return [
-        (f"layer{stage}_{number}", width, 2 if number == 0 else 1)
-        for stage, width in enumerate(widths[1:], 1)
-        for number in range(BLOCKS)
-    ]
+class Options(msgspec.Struct, forbid_unknown_fields=True):
+    """Attributes of :class:`ResDAVEnet`, as folders of converted weights store them."""
+
+    widths: Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=2**14)]], msgspec.Meta(min_length=5, max_length=5)]
+    kernel_mels: Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 
 def _masked(x: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -82,7 +82,8 @@ class ResDAVEnet(nn.Module):
         x = x.astype(self.dtype).transpose(0, 2, 1)[..., None]
         x = Convolution(self.widths[0], (self.kernel_mels, 1), (1, 1), padding=(0, 0), name="conv1")(x)
         x = _masked(nn.relu(x), lengths)
-        for name, width, stride in blocks(self.widths):
-            x, lengths = Block(width, stride, name=name)(x, lengths)
+        for stage, width in enumerate(self.widths[1:], 1):
+            for number in range(BLOCKS):  # the first halves both axes and projects its shortcut
+                x, lengths = Block(width, 1 if number else 2, name=f"layer{stage}_{number}")(x, lengths)
         total = x.astype(jnp.float32).mean(axis=1).sum(axis=1)  # zeros beyond the end
         return total / lengths[:, None]

@@ -21,18 +21,16 @@ STAGES: dict[int, tuple[int, ...]] = {
 }
 """Depth -> residual blocks of each stage."""
 
+NETWORKS = {f"resnet{mark}{depth}": (depth, axes) for mark, axes in (("", 2), ("3d", 3)) for depth in STAGES}
+"""Name -> (depth, number of axes: height and width, or time before them)."""
+
 WIDTHS = (64, 128, 256, 512)
 STEM = 64
 
 
-def is_bottleneck(depth: int) -> bool:
-    """Return whether blocks have three convolutions."""
-    return depth >= 50
-
-
 def output_dim(depth: int) -> int:
     """Return the size of the feature vector: 512 or 2048."""
-    return WIDTHS[-1] * (4 if is_bottleneck(depth) else 1)
+    return WIDTHS[-1] * (4 if depth >= 50 else 1)
 
 
 class Block(nn.Module):
@@ -41,47 +39,31 @@ class Block(nn.Module):
     Attributes:
       width: channels of the inner convolutions.
       stride: of the block, on all axes.
-      num_axes: 2 or 3.
       bottleneck: three convolutions (1, 3, 1) with four times the channels at the end, else two (3, 3).
-      projects: the shortcut has a 1x1 convolution.
     """
 
     width: int
     stride: int
-    num_axes: int
     bottleneck: bool
-    projects: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n, ..., c] -> [n, ..., width or 4 * width], relu applied."""
+        axes, outputs = x.ndim - 2, self.width * (4 if self.bottleneck else 1)
 
         def convolution(features: int, size: int, stride: int, name: str) -> Convolution:
-            return Convolution(features, (size,) * self.num_axes, (stride,) * self.num_axes, name=name)
+            return Convolution(features, (size,) * axes, (stride,) * axes, name=name)
 
         if self.bottleneck:
-            outputs = 4 * self.width
             y = nn.relu(convolution(self.width, 1, 1, "conv1")(x))
             y = nn.relu(convolution(self.width, 3, self.stride, "conv2")(y))
             y = convolution(outputs, 1, 1, "conv3")(y)
         else:
-            outputs = self.width
             y = nn.relu(convolution(self.width, 3, self.stride, "conv1")(x))
-            y = convolution(self.width, 3, 1, "conv2")(y)
-        shortcut = convolution(outputs, 1, self.stride, "downsample")(x) if self.projects else x
+            y = convolution(outputs, 3, 1, "conv2")(y)
+        projects = self.stride > 1 or x.shape[-1] != outputs
+        shortcut = convolution(outputs, 1, self.stride, "downsample")(x) if projects else x
         return nn.relu(y + shortcut)
-
-
-def blocks(depth: int) -> list[tuple[str, int, int, bool]]:
-    """Return (name, width, stride, projects) of each block; names are ``layerSTAGE_NUMBER``, stages from 1."""
-    found, channels = [], STEM
-    for stage, (count, width) in enumerate(zip(STAGES[depth], WIDTHS, strict=True), 1):
-        for number in range(count):
-            stride = 2 if stage > 1 and number == 0 else 1
-            outputs = width * (4 if is_bottleneck(depth) else 1)
-            found.append((f"layer{stage}_{number}", width, stride, stride > 1 or channels != outputs))
-            channels = outputs
-    return found
 
 
 class ResNet(nn.Module):
@@ -89,14 +71,12 @@ class ResNet(nn.Module):
 
     Attributes:
       depth: 18, 34, 50, 101 or 152.
-      num_axes: 2 (height, width) or 3 (time, height, width).
       mean: of each colour, subtracted from values between 0 and 1.
       std: of each colour.
       dtype: of the computation.
     """
 
     depth: int
-    num_axes: int
     mean: Sequence[float]
     std: Sequence[float]
     dtype: jnp.dtype = jnp.float32
@@ -111,14 +91,16 @@ class ResNet(nn.Module):
         Returns:
           float32 [n, 512 or 2048], averages over the last feature maps.
         """
+        axes = x.ndim - 2
         if jnp.issubdtype(x.dtype, jnp.integer):
             x = x.astype(jnp.float32) / 255
-        mean, std = (jnp.asarray(values).reshape((1,) * (x.ndim - 1) + (3,)) for values in (self.mean, self.std))
+        mean, std = (jnp.asarray(values).reshape((1,) * (axes + 1) + (3,)) for values in (self.mean, self.std))
         x = ((x - mean) / std).astype(self.dtype)
-        strides = (2, 2) if self.num_axes == 2 else (1, 2, 2)
-        x = nn.relu(Convolution(STEM, (7,) * self.num_axes, strides, name="conv1")(x))
-        axes = self.num_axes
+        strides = (2, 2) if axes == 2 else (1, 2, 2)
+        x = nn.relu(Convolution(STEM, (7,) * axes, strides, name="conv1")(x))
         x = nn.max_pool(x, (3,) * axes, (2,) * axes, ((1, 1),) * axes)
-        for name, width, stride, projects in blocks(self.depth):
-            x = Block(width, stride, self.num_axes, is_bottleneck(self.depth), projects, name=name)(x)
-        return jnp.mean(x.astype(jnp.float32), axis=tuple(range(1, x.ndim - 1)))
+        for stage, (count, width) in enumerate(zip(STAGES[self.depth], WIDTHS, strict=True), 1):
+            for number in range(count):
+                stride = 2 if stage > 1 and number == 0 else 1
+                x = Block(width, stride, self.depth >= 50, name=f"layer{stage}_{number}")(x)
+        return jnp.mean(x.astype(jnp.float32), axis=tuple(range(1, axes + 1)))

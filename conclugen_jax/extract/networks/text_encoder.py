@@ -4,10 +4,12 @@ Post-norm Transformer layers over learned positions, as in the Hugging Face clas
 """
 
 import functools
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import msgspec
 
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
@@ -19,35 +21,12 @@ ACTIVATIONS = {
 """By the names in published configurations."""
 
 
-class Layer(nn.Module):
-    """Self-attention and a feed-forward network, each followed by its norm."""
-
-    num_heads: int
-    hidden_dim: int
-    activation: str
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """[n, tokens, width] and bool [n, tokens] -> [n, tokens, width]."""
-        n, tokens, width = x.shape
-        heads = (n, tokens, self.num_heads, width // self.num_heads)
-        query, key, value = (nn.Dense(width, dtype=x.dtype, name=name)(x).reshape(heads) for name in "qkv")
-        # Scores and softmax in float32, whatever the type.
-        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask[:, None, None], scores / heads[-1] ** 0.5, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        y = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(x.shape)
-        x = self._norm("attention_norm", x + nn.Dense(width, dtype=x.dtype, name="out")(y))
-        y = ACTIVATIONS[self.activation](nn.Dense(self.hidden_dim, dtype=x.dtype, name="up")(x))
-        return self._norm("output_norm", x + nn.Dense(width, dtype=x.dtype, name="down")(y))
-
-    def _norm(self, name: str, x: jax.Array) -> jax.Array:
-        return nn.LayerNorm(self.epsilon, name=name, dtype=jnp.float32)(x).astype(x.dtype)
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 
 
-class TextEncoder(nn.Module):
-    """Tokens -> feature vectors.
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What describes an encoder, as folders of converted weights store it.
 
     Attributes:
       vocabulary: number of tokens.
@@ -60,25 +39,60 @@ class TextEncoder(nn.Module):
       num_types: token types; 0 where the encoder knows none. All tokens are of the first type.
       activation: a key of :data:`ACTIVATIONS`.
       epsilon: of the norms.
-      dtype: of the computation.
     """
 
-    vocabulary: int
-    width: int
-    num_layers: int
-    num_heads: int
-    hidden_dim: int
-    max_positions: int
-    first_position: int = 0
-    num_types: int = 0
-    activation: str = "gelu"
-    epsilon: float = 1e-12
-    dtype: jnp.dtype = jnp.float32
+    vocabulary: Size
+    width: Size
+    num_layers: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    num_heads: Size
+    hidden_dim: Size
+    max_positions: Size
+    first_position: Count
+    num_types: Count
+    activation: Literal[tuple(ACTIVATIONS)]
+    epsilon: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+
+    def __post_init__(self):
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is no multiple of num_heads {self.num_heads}")
+        if self.max_tokens < 1:
+            raise ValueError(f"no token fits into max_positions {self.max_positions}")
 
     @property
     def max_tokens(self) -> int:
         """Return the number of tokens in a text, at most."""
         return self.max_positions - self.first_position
+
+
+class Layer(nn.Module):
+    """Self-attention and a feed-forward network, each followed by its norm."""
+
+    options: Options
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """[n, tokens, width] and bool [n, tokens] -> [n, tokens, width]."""
+        (n, tokens, width), options = x.shape, self.options
+        heads = (n, tokens, options.num_heads, width // options.num_heads)
+        query, key, value = (nn.Dense(width, dtype=x.dtype, name=name)(x).reshape(heads) for name in "qkv")
+        # Scores and softmax in float32, whatever the type.
+        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
+        scores = jnp.where(mask[:, None, None], scores / heads[-1] ** 0.5, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        y = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(x.shape)
+        x = self._norm("attention_norm", x + nn.Dense(width, dtype=x.dtype, name="out")(y))
+        y = ACTIVATIONS[options.activation](nn.Dense(options.hidden_dim, dtype=x.dtype, name="up")(x))
+        return self._norm("output_norm", x + nn.Dense(width, dtype=x.dtype, name="down")(y))
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        return nn.LayerNorm(self.options.epsilon, name=name, dtype=jnp.float32)(x).astype(x.dtype)
+
+
+class TextEncoder(nn.Module):
+    """Tokens -> feature vectors, computed in ``dtype``."""
+
+    options: Options
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -91,13 +105,14 @@ class TextEncoder(nn.Module):
         Returns:
           float32 [n, width].
         """
-        x = nn.Embed(self.vocabulary, self.width, name="tokens")(tokens)
-        positions = self.first_position + jnp.arange(tokens.shape[1])
-        x = x + nn.Embed(self.max_positions, self.width, name="positions")(positions)[None]
-        if self.num_types:
-            x = x + nn.Embed(self.num_types, self.width, name="types")(jnp.zeros_like(tokens))
-        x = nn.LayerNorm(self.epsilon, name="norm")(x).astype(self.dtype)
-        for number in range(self.num_layers):
-            x = Layer(self.num_heads, self.hidden_dim, self.activation, self.epsilon, name=f"layer{number}")(x, mask)
+        options = self.options
+        x = nn.Embed(options.vocabulary, options.width, name="tokens")(tokens)
+        positions = options.first_position + jnp.arange(tokens.shape[1])
+        x = x + nn.Embed(options.max_positions, options.width, name="positions")(positions)[None]
+        if options.num_types:
+            x = x + nn.Embed(options.num_types, options.width, name="types")(jnp.zeros_like(tokens))
+        x = nn.LayerNorm(options.epsilon, name="norm")(x).astype(self.dtype)
+        for number in range(options.num_layers):
+            x = Layer(options, name=f"layer{number}")(x, mask)
         weights = mask[..., None].astype(jnp.float32)
         return (x.astype(jnp.float32) * weights).sum(axis=1) / weights.sum(axis=1)

@@ -5,18 +5,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
 from conclugen_jax.data import pickles
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.networks import conversion, mtcnn, resnet, torch_files
+from conclugen_jax.extract.networks import conversion, davenet, mtcnn, resnet, text_encoder, torch_files
 from conclugen_jax.system import files
 
 WEIGHTS = "weights.safetensors"
@@ -25,16 +24,24 @@ TOKENIZER = "tokenizer.json"
 FORMAT = "conclugen_jax backbone"
 FORMAT_VERSION = 1
 
-NETWORKS = (
-    *(f"resnet{d}" for d in resnet.STAGES),
-    *(f"resnet3d{d}" for d in resnet.STAGES),
-    "resdavenet",
-    "text",
-    "mtcnn",
-)
+NETWORKS = (*resnet.NETWORKS, "resdavenet", "text", "mtcnn")
 """What ``launch/convert_weights.py --network`` takes."""
 
-AGAIN = "convert the weights anew with conclugen convert_weights"
+PARTS = {
+    "text": ("model.safetensors", "config.json", TOKENIZER),
+    "mtcnn": tuple(f"{name}.pt" for name in mtcnn.NETWORKS),
+}
+"""Network -> files that the folder of its published weights holds; those of the others are one file."""
+
+AGAIN = "convert the weights again with conclugen convert_weights"
+
+
+class NoOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """Of networks whose name says everything."""
+
+
+OPTIONS = dict.fromkeys(NETWORKS, NoOptions) | {"text": text_encoder.Options, "resdavenet": davenet.Options}
+"""Network -> type of its options, which folders of converted weights store."""
 
 
 class _Facts(msgspec.Struct):
@@ -79,12 +86,11 @@ class Weights:
 
 
 def convert(network: str, source: Path, output: Path, *, entry: str = "", attribution: str = "") -> list[str]:
-    """Turn published weights into a folder of ours.
+    """Turn published weights into a folder of ours, all or nothing.
 
     Args:
       network: one of :data:`NETWORKS`.
-      source: file of ``torch.save`` or safetensors; for ``text`` a folder with ``config.json``, ``model.safetensors`` and
-        ``tokenizer.json``; for ``mtcnn`` one with ``pnet.pt``, ``rnet.pt`` and ``onet.pt``.
+      source: file of ``torch.save`` or safetensors; for ``text`` and ``mtcnn`` a folder with the files in :data:`PARTS`.
       output: new or empty folder.
       entry: of the file that holds the tensors, if there are several.
       attribution: author and licence, stored with the weights.
@@ -97,65 +103,43 @@ def convert(network: str, source: Path, output: Path, *, entry: str = "", attrib
     """
     if network not in NETWORKS:
         raise ConclugenError(f"network {network!r} is unknown; there are {', '.join(NETWORKS)}")
-    if not source.exists():
-        raise ConclugenError(f"{source}: no such file or folder; name the published weights")
-    options: dict[str, Any] = {}
-    sources, further, left_out = [source], [], []
+    paths = [source / name for name in PARTS[network]] if network in PARTS else [source]
+    for path in paths:
+        if not path.is_file():
+            raise ConclugenError(f"{path}: no such file; name the published weights of {network}")
+    options, prefix, further = {}, "", []
+    if network == "text":
+        family, encoder = conversion.read_config(paths[1])
+        options, prefix, further = msgspec.to_builtins(encoder), f"{family}.", paths[1:]
+    weights = [path for path in paths if path not in further]
+    found = [conversion.Tensors(_read(path), str(path), entry=entry, prefix=prefix) for path in weights]
     if network == "mtcnn":
-        sources = [source / f"{name}.pt" for name in mtcnn.NETWORKS]
-        params = conversion.convert_mtcnn({p.stem: conversion.tensors_of(_read(p), str(p)) for p in sources})
+        params = conversion.convert_mtcnn(dict(zip(mtcnn.NETWORKS, found, strict=True)))
+    elif network == "text":
+        params = conversion.convert_text(*found, family, encoder)
+    elif network == "resdavenet":
+        params, options = conversion.convert_davenet(*found)
     else:
-        if network == "text":
-            sources = [source / name for name in ("model.safetensors", "config.json", TOKENIZER)]
-            further = sources[2:]
-            config = files.read_json(sources[1], dict[str, Any], way_out="name a folder that has a whole one")
-            family, options = conversion.text_options(config, str(sources[1]))
-            if not sources[2].is_file():
-                raise ConclugenError(f"{sources[2]}: no such file; put the encoder's {TOKENIZER} there")
-        tensors = conversion.tensors_of(_read(sources[0]), str(sources[0]), entry)
-        if network == "text":
-            params = conversion.convert_text(tensors, family, options)
-        elif network == "resdavenet":
-            params, options = conversion.convert_davenet(tensors)
-        else:
-            num_axes, depth = (3, network[8:]) if network.startswith("resnet3d") else (2, network[6:])
-            params = conversion.convert_resnet(tensors, int(depth), num_axes)
-        left_out = sorted(tensors.left_out)
-    hashes = {path.name: files.sha256(path) for path in sources}
-    save(output, network, options, params, source=hashes, left_out=left_out, attribution=attribution, further=further)
+        params = conversion.convert_resnet(*found, *resnet.NETWORKS[network])
+    left_out = [name for tensors in found for name in tensors.finish()]
+    flat = traverse_util.flatten_dict(params, sep="/")
+    content, hashes = safetensors.save(flat), {path.name: files.sha256(path) for path in paths}
+    digest = hashlib.sha256(content).hexdigest()
+    facts = _Facts(FORMAT, FORMAT_VERSION, network, options, digest, hashes, left_out, attribution)
+    text = json.dumps(msgspec.to_builtins(facts), indent=1) + "\n"
+    _write(output, {WEIGHTS: content, FACTS: text.encode()} | {path.name: path.read_bytes() for path in further[1:]})
     return left_out
 
 
-def save(
-    output: Path,
-    network: str,
-    options: Mapping[str, Any],
-    params: Mapping[str, Any],
-    *,
-    source: Mapping[str, str],
-    left_out: Sequence[str] = (),
-    attribution: str = "",
-    further: Sequence[Path] = (),
-) -> None:
-    """Write a folder of weights, all or nothing; files in ``further`` are copied into it.
-
-    Raises:
-      ConclugenError: the folder is in use or cannot be written.
-    """
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
-    content = safetensors.save({name: np.ascontiguousarray(x) for name, x in flat.items()})
-    digest = hashlib.sha256(content).hexdigest()
-    facts = _Facts(FORMAT, FORMAT_VERSION, network, dict(options), digest, dict(source), list(left_out), attribution)
+def _write(output: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a folder of files, all or nothing."""
     scratch = output.parent / f".{output.name}-{os.getpid()}"
     try:
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
             raise ConclugenError(f"{output}: exists and is not an empty folder; name one that does not exist")
         scratch.mkdir(parents=True)
-        (scratch / WEIGHTS).write_bytes(content)
-        for path in further:
-            (scratch / path.name).write_bytes(path.read_bytes())
-        text = json.dumps(msgspec.to_builtins(facts), indent=1) + "\n"
-        (scratch / FACTS).write_text(text, encoding="utf-8")
+        for name, content in contents.items():
+            (scratch / name).write_bytes(content)
         scratch.replace(output)
     except OSError as e:
         raise ConclugenError(f"{output}: cannot be written ({e.strerror}); free space or name another folder") from e
@@ -178,7 +162,7 @@ def load(folder: str | Path) -> Weights:
     path = folder / WEIGHTS
     if not path.is_file() or files.sha256(path) != facts.weights_sha256:
         raise ConclugenError(f"{path}: missing, or not the file whose SHA-256 {FACTS} has; {AGAIN}")
-    params = traverse_util.unflatten_dict(_safetensors(path), sep="/")
+    params = traverse_util.unflatten_dict(_read(path), sep="/")
     tokenizer = ""
     if facts.network == "text":
         if not (folder / TOKENIZER).is_file():
@@ -187,14 +171,10 @@ def load(folder: str | Path) -> Weights:
     return Weights(facts.network, facts.options, params, facts.weights_sha256, facts.source, folder, tokenizer)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise ConclugenError(f"{path}: no such file; name the published weights")
-    return _safetensors(path) if path.suffix == ".safetensors" else torch_files.read(path)
-
-
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    pickles.map_file(path)
+def _read(path: Path) -> Mapping[Any, Any]:
+    if path.suffix != ".safetensors":
+        return torch_files.read(path)
+    pickles.map_file(path)  # refuses what is no regular file
     try:
         return safetensors.load_file(path)
     except Exception as e:  # the library names only one of the kinds that it raises
