@@ -152,7 +152,7 @@ def test_text_encoders(tmp_path, family):
 def test_texts_of_any_length_are_tokenized_and_cut_off(tmp_path):
     weights.convert("text", write_text(tmp_path / "published", "roberta"), tmp_path / "text")
     backbone = backbones.create(weights.load(tmp_path / "text"), backbones.Options())
-    assert backbone.prepare.max_tokens == 32  # two of 34 positions are not used
+    assert backbone.provenance["max_tokens"] == 32  # two of 34 positions are not used
     clip = Clip([], np.zeros(0), 0.0, None, text="I am VERY happy today, am I")
     tokens, mask = backbone.prepare(clip, None)
     assert tokens[0, : mask.sum()].tolist() == [2, 4, 5, 6, 7, 9, 1, 5, 4, 3]
