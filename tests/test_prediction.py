@@ -56,7 +56,7 @@ def test_what_differs_is_refused():
         same_way(made(), own=(*OWN, "tests.own_backbones:other_size"))
     with pytest.raises(ConclugenError, match="other weights of MTCNN than those of the data set"):
         same_way(made(frames={"faces": "0" * 64, "no_face": "drop", "faces_per_second": 2.0}))
-    with pytest.raises(ConclugenError, match="faces were not looked for 2 times a second, as now; extract it anew"):
+    with pytest.raises(ConclugenError, match="faces were not looked for 2 times a second, as now; extract it again"):
         same_way(made(frames={"faces": "0" * 64, "no_face": "drop", "faces_per_second": 1.0}))
     with pytest.raises(ConclugenError, match="pocketsphinx: of another version or with another model"):
         same_way(made(speech={"name": "pocketsphinx", "version": "0.1"}))
@@ -78,7 +78,7 @@ def test_what_differs_is_refused():
 )
 def test_damaged_facts_are_refused_with_the_way_out(facts):
     with pytest.raises(
-        ConclugenError, match=r"damaged facts of its data set .*; restore its data\.json, or train anew"
+        ConclugenError, match=r"damaged facts of its data set .*; restore its data\.json, or train again"
     ):
         same_way(made(**facts))
 

@@ -10,6 +10,7 @@ same files writes nothing. docs/datasets/ has a page for each data set.
 
 import os
 from pathlib import Path
+from typing import Any
 
 from conclugen_jax.commands import app
 from conclugen_jax.data import builders, digits, formats, summary
@@ -112,11 +113,16 @@ def _source(dataset: str):
             modalities=dict(_pair(text) for text in FLAGS.modality),
             only=tuple(FLAGS.modalities),
             labels=tuple(map(Path, FLAGS.labels)),
-            layout=Layout(tuple(FLAGS.label), FLAGS.label_kind, tuple(FLAGS.classes), tuple(FLAGS.targets)),
             pool=FLAGS.pool,
-            folds=(FLAGS.num_folds, FLAGS.fold) if FLAGS.num_folds else None,
+            **labelled(FLAGS),
         )
     )
+
+
+def labelled(flags: Any) -> dict[str, Any]:
+    """Return what the flags say of labels and folds, as arguments of a request."""
+    layout = Layout(tuple(flags.label), flags.label_kind, tuple(flags.classes), tuple(flags.targets))
+    return {"layout": layout, "folds": (flags.num_folds, flags.fold) if flags.num_folds else None}
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -32,16 +32,12 @@ def main() -> None:
     counts = ", ".join(f"{split} {n}" for split, n in facts["splits"].items())
     print(f"{output}: {counts} clips")
     for m, known in facts["modalities"].items():
-        notes = [f"{known['clips']} vectors of {known['dim']} numbers"]
-        if known["clips_without"]:
-            notes.append(f"{known['clips_without']} clips without")
-        if known["minus_infinity_set_to_0"]:
-            notes.append(f"{known['minus_infinity_set_to_0']} values of -inf set to 0")
-        if known["clips_with_content_outside_their_length"]:
-            notes.append(
-                f"{known['clips_with_content_outside_their_length']} clips with content outside their length, averaged "
-                "over their steps that are not all zero"
-            )
-        if known["type_in_file"] != "float32":
-            notes.append(f"{known['type_in_file']} in the file, float32 now")
-        print(f"  {m}: {'; '.join(notes)}")
+        outside = known["clips_with_content_outside_their_length"]
+        notes = {
+            f"{known['clips']} vectors of {known['dim']} numbers": True,
+            f"{known['clips_without']} clips without": known["clips_without"],
+            f"{known['minus_infinity_set_to_0']} values of -inf set to 0": known["minus_infinity_set_to_0"],
+            f"{outside} clips with content outside their length, averaged over their steps that are not all zero": outside,
+            f"{known['type_in_file']} in the file, float32 now": known["type_in_file"] != "float32",
+        }
+        print(f"  {m}: {'; '.join(note for note, applies in notes.items() if applies)}")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from conclugen_jax.commands import app, build
 from conclugen_jax.data import formats, summary
-from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
@@ -23,11 +22,8 @@ from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.system import progress, signals
 
-command = app.Command(
-    refuse=dict.fromkeys(
-        ("format", "modality", "modalities", "pool", "drop_bad", "strict"), "is for features in files; leave it out"
-    )
-)
+OF_FILES = "format", "modality", "modalities", "pool", "drop_bad", "strict"
+command = app.Command(refuse=dict.fromkeys(OF_FILES, "is for features in files; leave it out"))
 FLAGS = command.flags
 command.borrow(
     build.command,
@@ -52,17 +48,10 @@ command.multi_string("weights", [], "Folder of converted weights; repeated, thos
 command.multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
 command.bool("cut", False, "Make an utterance of each line of the subtitles beside a clip")
 command.bool("crop_faces", True, "Crop the face of each clip; else whole frames are taken")
-command.enum(
-    "no_face",
-    "drop",
-    preparation.NO_FACE,
-    "What to do with a clip without a face: drop it, use whole frames, or no pictures",
-)
+command.enum("no_face", "drop", preparation.NO_FACE, "A clip without a face: drop it, use whole frames, or no pictures")
 command.string("mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN; default: those of this package")
 command.string("speech", "", "Speech recogniser for clips without words: pocketsphinx, or faster-whisper:MODEL_FOLDER")
-command.integer(
-    "num_views", 1, "Views of each clip of the training split; the first is the clip as it is", lower_bound=1
-)
+command.integer("num_views", 1, "Views of each training clip; the first is the clip as it is", lower_bound=1)
 command.enum("strength", "strong", list(augmentation.STRENGTHS), "Strength of the augmentation of the other views")
 command.integer("seed", 0, "Seed of the other views")
 command.enum("precision", "float32", ["float32", "bfloat16"], "Precision of the networks")
@@ -70,35 +59,28 @@ command.enum("front_end", "published", list(mel.FRONT_ENDS), "What the audio net
 command.integer("size", 180, "Side of the frames, in pixels", lower_bound=32, upper_bound=1280)
 command.bool("authors_normalisation", False, "2D: swap mean and deviation, as the authors' configuration does")
 command.integer(
-    "batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1, upper_bound=65_536
+    "batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1, upper_bound=2**16
 )
-command.bool(
-    "keep_vectors", False, "Keep the folder of single vectors: with other labels or clips only new ones are done"
-)
+command.bool("keep_vectors", False, "Keep single vectors: with other labels or clips only new ones are done")
 
 
+@signals.ending_at_once()
 def main() -> None:
     """Extract, build, and say what became of the clips; a signal ends it at once, a repeated command goes on."""
-    with signals.caught() as stop, stop.at_once():
-        try:
-            _extract()
-        except signals.Interrupted:
-            progress.say("stopped; what is done is kept, repeat the command to go on")
-            raise
+    try:
+        _extract()
+    except signals.Interrupted:
+        progress.say("stopped; what is done is kept, repeat the command to go on")
+        raise
 
 
 def _extract() -> None:
     vectors.keep_freed_memory()
     dataset = command.required("dataset")
-    networks = Networks(
-        tuple(FLAGS.weights),
-        tuple(FLAGS.backbone),
-        Options(FLAGS.size, FLAGS.precision, FLAGS.front_end, FLAGS.authors_normalisation, FLAGS.batch_items),
-    )
+    options = FLAGS.size, FLAGS.precision, FLAGS.front_end, FLAGS.authors_normalisation, FLAGS.batch_items
+    networks = Networks(tuple(FLAGS.weights), tuple(FLAGS.backbone), Options(*options))
     request = _request(dataset)
     found = clips.find(dataset, request.source, labels=request.labels, cut=FLAGS.cut)
-    beam = FLAGS.beam_options if FLAGS.beam else None
-    workers = FLAGS.num_workers or os.cpu_count()
     progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
         folder, tally = extraction.extract(
@@ -106,8 +88,8 @@ def _extract() -> None:
             found,
             networks,
             command.required("data_dir"),
-            num_workers=workers,
-            beam=beam,
+            num_workers=FLAGS.num_workers or os.cpu_count(),
+            beam=FLAGS.beam_options if FLAGS.beam else None,
             overwrite=FLAGS.overwrite,
             keep=FLAGS.keep_vectors,
             progress=counter,
@@ -127,10 +109,7 @@ def _extract() -> None:
 def _request(dataset: str) -> Request:
     if dataset not in (*CORPORA, GENERIC):
         raise ConclugenError(f"--dataset={dataset} is unknown; there are {', '.join((*CORPORA, GENERIC))}")
-    source = Path(command.required("source"))
-    if not source.is_dir():
-        raise ConclugenError(f"{source}: no such folder; name the folder of the clips with --source")
-    own = dataset == GENERIC
+    source, own = Path(command.required("source")), dataset == GENERIC
     labels = tuple(map(Path, FLAGS.labels)) or _beside(source)
     if own and FLAGS.label and not labels:
         raise ConclugenError(f"--label={FLAGS.label[0]}: no labels.csv in {source}; name the table with --labels")
@@ -140,8 +119,7 @@ def _request(dataset: str) -> Request:
         name=command.required("name") if own else FLAGS.name,
         version=FLAGS.version,
         labels=labels,
-        layout=Layout(tuple(FLAGS.label), FLAGS.label_kind, tuple(FLAGS.classes), tuple(FLAGS.targets)),
-        folds=(FLAGS.num_folds, FLAGS.fold) if FLAGS.num_folds else None,
+        **build.labelled(FLAGS),
     )
 
 
@@ -151,6 +129,6 @@ GENERIC = "clips"
 
 def _beside(source: Path) -> tuple[Path, ...]:
     """Label files in the folder of the clips; a table of a clip's name holds its words."""
-    tables = sorted(p for p in source.glob("*.csv") if p.is_file()) if source.is_dir() else []
+    tables = sorted(p for p in source.glob("*.csv") if p.is_file())
     tables = [p for p in tables if not any(p.with_suffix(ending).is_file() for ending in clips.MEDIA)]
     return tuple([p for p in tables if p.name.lower() == "labels.csv"] or tables)

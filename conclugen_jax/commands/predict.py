@@ -21,11 +21,7 @@ from conclugen_jax.extract.networks import mtcnn
 command = app.Command(words="clips")
 FLAGS = command.flags
 command.string("checkpoint", None, "Folder of a downstream run")
-command.multi_string(
-    "weights",
-    [],
-    "Folder of converted weights that the data set was made with, those of the run's modalities; repeated",
-)
+command.multi_string("weights", [], "Folder of converted weights that the data set was made with; repeated by modality")
 command.multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
 command.bool("cut", False, "Predict each line of the subtitles beside a clip; else the whole clip")
 command.string("speech", "", "Another speech recogniser: pocketsphinx, or faster-whisper:MODEL_FOLDER")
@@ -38,18 +34,16 @@ command.string("picture", "", "PNG file to draw the predictions into, with frame
 def main() -> int:
     """Predict, show; exit with 1 if a clip failed."""
     vectors.keep_freed_memory()
-    if not command.words:
-        raise ConclugenError("no clips; name them after the flags")
-    if "" in command.words:
-        raise ConclugenError("a clip without a name; leave it out")
-    files = [Path(clip) for clip in command.words]
-    folder = next((file for file in files if file.is_dir()), None)
-    if folder is not None:
-        raise ConclugenError(f"{folder}: a folder; name the clips in it, such as {folder}/*.mp4")
-    paths = [os.path.realpath(file) for file in files]  # which a loop of links does not trouble
-    twice = next((file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1), None)
-    if twice is not None:
-        raise ConclugenError(f"{twice}: named twice; name each clip once")
+    if not command.words or "" in command.words:
+        raise ConclugenError("no clips, or one without a name; name them after the flags")
+    files, seen = [Path(clip) for clip in command.words], set()
+    for file in files:
+        path = os.path.realpath(file)  # which a loop of links does not trouble
+        if file.is_dir():
+            raise ConclugenError(f"{file}: a folder; name the clips in it, such as {file}/*.mp4")
+        if path in seen:
+            raise ConclugenError(f"{file}: named twice; name each clip once")
+        seen.add(path)
     if FLAGS.picture:
         timeline.check(Path(FLAGS.picture))
     found = prediction.predict(
@@ -64,10 +58,8 @@ def main() -> int:
     )
     if FLAGS.json:
         print(json.dumps([p.to_json() for p in found], indent=1, allow_nan=False))
-    else:
-        shown = [p for p in found if not p.failure]
-        if shown:
-            Console().print(prediction.table(shown, FLAGS.checkpoint))
+    elif shown := [p for p in found if not p.failure]:
+        Console().print(prediction.table(shown, FLAGS.checkpoint))
     if FLAGS.picture:
         timeline.draw(found, Path(FLAGS.picture))
     for p in found:

@@ -22,40 +22,25 @@ DETECTION_SIDE = 640
 """Longer side of the frames that the detector sees, at most, in pixels."""
 
 
-@dataclasses.dataclass
-class Track:
-    """A face over some time.
-
-    Attributes:
-      times: of its detections, in seconds.
-      box: that holds all of its boxes: x, y of two corners.
-      last: the newest of its boxes.
-    """
-
-    times: list[float]
-    box: np.ndarray
-    last: np.ndarray
+Track = list[tuple[float, np.ndarray]]
+"""A face over some time: the time and box of each detection. A box is [4]: x, y of two corners."""
 
 
-def follow(times: Sequence[float], boxes: Sequence[np.ndarray | None], gap: float = GAP) -> list[Track]:
-    """Join boxes that overlap from one detection to the next into tracks.
+def follow(times: Sequence[float], boxes: Sequence[np.ndarray | None]) -> list[Track]:
+    """Join boxes that overlap from one detection to the next into tracks; a face may be missed for twice :data:`GAP`.
 
     Args:
-      times: of the frames.
+      times: of the frames, in seconds.
       boxes: [4] of the face of each frame, ``None`` where there is none.
-      gap: seconds over which a face may be missed.
     """
     tracks: list[Track] = []
     for time, box in zip(times, boxes, strict=True):
         if box is None:
             continue
-        track = tracks[-1] if tracks else None
-        if track is not None and time - track.times[-1] <= 2 * gap and overlap(track.last, box) >= MIN_OVERLAP:
-            track.times.append(time)
-            track.last = box
-            track.box = np.concatenate([np.minimum(track.box[:2], box[:2]), np.maximum(track.box[2:], box[2:])])
-        else:
-            tracks.append(Track([time], np.array(box), box))
+        before, last = tracks[-1][-1] if tracks else (-np.inf, box)
+        if time - before > 2 * GAP or overlap(last, box) < MIN_OVERLAP:
+            tracks.append([])
+        tracks[-1].append((time, box))
     return tracks
 
 
@@ -89,15 +74,14 @@ def find(params: Mapping[str, Any], frames: Sequence[np.ndarray]) -> list[np.nda
     return found
 
 
-def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], size: int, gap: float = GAP) -> Clip:
-    """Crop the clip's face to square frames, and drop frames in which it is not seen.
+def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], size: int) -> Clip:
+    """Crop the clip's face to square frames, and drop frames further than :data:`GAP` from one in which it is seen.
 
     Args:
       clip: whole frames.
       boxes: of the face in some of the frames.
       rows: which frames these are.
       size: side of the new frames, in pixels.
-      gap: seconds from the nearest detection within which a frame still counts as showing the face.
 
     Returns:
       The clip with other frames; none where no face was found.
@@ -105,19 +89,24 @@ def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], si
     # In parts of the frame: its size may change within a clip.
     sides = [np.tile(clip.frames[i].shape[1::-1], 2) for i in rows]
     parts = [None if box is None else box / side for box, side in zip(boxes, sides, strict=True)]
-    tracks = follow([float(clip.times[i]) for i in rows], parts, gap)
-    frames, times = [], []
+    around = []  # times of a track, and the box that holds all of its boxes
+    for track in follow([float(clip.times[i]) for i in rows], parts):
+        times, found = np.array([time for time, _ in track]), np.stack([box for _, box in track])
+        around.append((times, np.concatenate([found[:, :2].min(axis=0), found[:, 2:].max(axis=0)])))
+    frames, kept = [], []
     for frame, time in zip(clip.frames, clip.times, strict=True):
-        distances = [min(abs(time - t) for t in track.times) for track in tracks]
-        if not distances or min(distances) > gap + 1e-6:
+        distance, nearest = min(
+            ((np.abs(times - time).min(), i) for i, (times, _) in enumerate(around)), default=(np.inf, 0)
+        )
+        if distance > GAP + 1e-6:
             continue
         height, width = frame.shape[:2]
-        box = tracks[int(np.argmin(distances))].box * (width, height, width, height)
+        box = around[nearest][1] * (width, height, width, height)
         low = np.clip(box[:2], 0, (width - 1, height - 1))
         high = np.clip(box[2:], low + 1, (width, height))
         frames.append(resize(frame, (size, size), (*low, *high)))
-        times.append(time)
-    return dataclasses.replace(clip, frames=frames, times=np.array(times))
+        kept.append(time)
+    return dataclasses.replace(clip, frames=frames, times=np.array(kept))
 
 
 def resize(frame: np.ndarray, size: tuple[int, int], box: tuple[float, ...] | None = None) -> np.ndarray:

@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from conclugen_jax.data.manifest import Manifest
-from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import embedding
 from conclugen_jax.extract import backbones as backbones_lib
@@ -20,7 +19,6 @@ from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import speech
 from conclugen_jax.extract.networks import mtcnn, weights
-from conclugen_jax.extract.provenance import Provenance
 from conclugen_jax.extract.vectors import vectors
 from conclugen_jax.run import workdir as workdir_lib
 
@@ -123,56 +121,41 @@ def _same_way(
     faces: Path,
 ) -> tuple[list[Backbone], preparation.Recipe]:
     """Return the backbones of a run's modalities, and how clips are prepared, as the run's data set was made."""
-    made = _made(manifest, workdir)
-    networks = dataclasses.replace(networks, options=made.options)
-    by_name = {b.name: b for b in backbones_lib.load(networks)} if networks.folders or networks.own else {}
-    needed = [name for name, facts in made.backbones.items() if facts["modality"] in modalities]
-    found = provenance.of_backbones(list(by_name.values()))
-    provenance.compare(found, made.backbones, needed, str(workdir))
-    if made.frames.faces:
-        _check_faces(made.frames, workdir, faces)
-    recogniser = recogniser or made.speech.get("name", "")
-    if recogniser:
-        preparation.recogniser(recogniser)  # an unknown one is no fault of the clips
-    if recogniser and recogniser == made.speech.get("name") and speech.provenance(recogniser) != made.speech:
-        raise ConclugenError(
-            f"{recogniser}: of another version or with another model than the words of {workdir} were recognised with; install "
-            "that one, or choose a recogniser with --speech"
-        )
-    how = preparation.recipe(
-        [by_name[name] for name in needed],
-        size=made.options.size,
-        faces=str(faces) if made.frames.faces else "",
-        no_face=made.frames.no_face or "drop",
-        recogniser=recogniser,
-    )
-    return [by_name[name] for name in needed], how
-
-
-def _made(manifest: Manifest, workdir: str | Path) -> Provenance:
-    """Return how the data set of a run was made."""
-    made = manifest.source.get("extraction")
-    if not isinstance(made, dict):
+    if "extraction" not in manifest.source:
         raise ConclugenError(
             f"{workdir}: its data set {manifest.name!r} was not made by conclugen extract, so nothing says how its features "
             "are to be made; train on one that was"
         )
     try:
-        return provenance.read(made)
+        made = provenance.read(manifest.source["extraction"])
     except msgspec.ValidationError as e:
         raise ConclugenError(
-            f"{workdir}: damaged facts of its data set ({e}); restore its {workdir_lib.DATA}, or train anew"
+            f"{workdir}: damaged facts of its data set ({e}); restore its {workdir_lib.DATA}, or train again"
         ) from e
-
-
-def _check_faces(made: provenance.Frames, workdir: str | Path, faces: Path) -> None:
-    if made.faces_per_second != preparation.DETECTIONS:
+    networks = dataclasses.replace(networks, options=made.options)
+    by_name = {b.name: b for b in backbones_lib.load(networks)} if networks.folders or networks.own else {}
+    needed = [name for name, facts in made.backbones.items() if facts["modality"] in modalities]
+    provenance.compare(provenance.of_backbones(list(by_name.values())), made.backbones, needed, str(workdir))
+    if made.frames.faces and made.frames.faces_per_second != preparation.DETECTIONS:
         raise ConclugenError(
             f"{workdir}: in the clips of its data set faces were not looked for {preparation.DETECTIONS:g} times a second, as "
-            "now; extract it anew"
+            "now; extract it again"
         )
-    if weights.load(faces).sha256 != made.faces:
+    if made.frames.faces and weights.load(faces).sha256 != made.frames.faces:
         raise ConclugenError(f"{faces}: other weights of MTCNN than those of the data set; name these with --mtcnn")
+    theirs = made.speech.get("name", "")
+    recogniser = recogniser or theirs
+    if recogniser:
+        preparation.recogniser(recogniser)  # an unknown one is no fault of the clips
+    if recogniser and recogniser == theirs and speech.provenance(recogniser) != made.speech:
+        raise ConclugenError(
+            f"{recogniser}: of another version or with another model than the words of {workdir} were recognised with; install "
+            "that one, or choose a recogniser with --speech"
+        )
+    backbones = [by_name[name] for name in needed]
+    crop, no_face = (str(faces), made.frames.no_face) if made.frames.faces else ("", "drop")
+    how = preparation.recipe(backbones, size=made.options.size, faces=crop, no_face=no_face, recogniser=recogniser)
+    return backbones, how
 
 
 def _prediction(
@@ -185,26 +168,19 @@ def _prediction(
 ) -> Prediction:
     if each.failure:
         return Prediction(u.path, u.start, u.end or 0.0, u.text, failure=each.failure)
-    present = {m: np.array([m in rows]) for m in network.modalities}
-    missing = tuple(m for m in network.modalities if m not in rows)
-    facts = {"text": each.text, "notes": each.notes, "boxes": each.boxes, "missing": missing}
+    missing, label = tuple(m for m in network.modalities if m not in rows), network.task.label
+    known = Prediction(u.path, *each.times, each.text, missing=missing, notes=each.notes, boxes=each.boxes)
     if len(missing) == len(network.modalities):
-        return Prediction(
-            u.path, *each.times, failure=f"{u.path}: lacks {', '.join(missing)}, all that the run uses", **facts
-        )
+        failure = f"{u.path}: lacks {', '.join(missing)}, all that the run uses"
+        return dataclasses.replace(known, failure=failure)
     features = {m: rows[m] if m in rows else np.zeros((1, sizes[m]), np.float32) for m in network.modalities}
-    found, label = run(features, present), network.task.label
+    found = run(features, {m: np.array([m in rows]) for m in network.modalities})
+    predicted = found["prediction"][0]
     if label.kind == "value":
-        return Prediction(u.path, *each.times, predicted=float(found["prediction"][0]), **facts)
-    names = _names(label, found["prediction"][0])
+        return dataclasses.replace(known, predicted=float(predicted))
+    names = tuple(label.names[i] for i in ([int(predicted)] if label.kind == "single" else np.flatnonzero(predicted)))
     probability = tuple(map(float, found["probability"][0]))
-    return Prediction(u.path, *each.times, classes=label.names, probability=probability, predicted=names, **facts)
-
-
-def _names(label: LabelSpec, predicted: Any) -> tuple[str, ...]:
-    if label.kind == "single":
-        return (label.names[int(predicted)],)
-    return tuple(name for name, yes in zip(label.names, predicted, strict=True) if yes)
+    return dataclasses.replace(known, classes=label.names, probability=probability, predicted=names)
 
 
 def table(predictions: Sequence[Prediction], title: str) -> Table:
@@ -216,20 +192,21 @@ def table(predictions: Sequence[Prediction], title: str) -> Table:
     """
     classes = predictions[0].classes if predictions else ()
     shown = Table(title=escape(f"{title}: probabilities in %" if classes else title))
-    said = any(p.text for p in predictions)
-    for column in ("clip", "seconds", *(["words"] if said else []), "prediction"):
-        shown.add_column(column, overflow="fold")
-    for name in classes:
-        shown.add_column(escape(name), justify="right")
-    remarks = [_remarks(p) for p in predictions]
-    if any(remarks):
-        shown.add_column("remarks", overflow="fold")
-    for p, remark in zip(predictions, remarks, strict=True):
-        cells = [Path(p.clip).name, f"{p.start:.1f}-{p.end:.1f}", *([p.text or ""] if said else []), p.said]
-        row = [*map(escape, cells), *(f"{100 * x:.1f}" for x in p.probability)]
-        shown.add_row(*row, *([escape(remark)] if any(remarks) else []))
+    columns = [
+        ("clip", "left", [Path(p.clip).name for p in predictions]),
+        ("seconds", "left", [f"{p.start:.1f}-{p.end:.1f}" for p in predictions]),
+        ("words", "left", [p.text or "" for p in predictions]),
+        ("prediction", "left", [p.said for p in predictions]),
+        *((name, "right", [f"{100 * p.probability[i]:.1f}" for p in predictions]) for i, name in enumerate(classes)),
+        (
+            "remarks",
+            "left",
+            ["; ".join(dict.fromkeys([*(f"no {m}" for m in p.missing), *p.notes])) for p in predictions],
+        ),
+    ]
+    columns = [column for column in columns if any(column[2])]
+    for name, side, _ in columns:
+        shown.add_column(escape(name), justify=side, overflow="fold")
+    for row in zip(*(cells for *_, cells in columns), strict=True):
+        shown.add_row(*map(escape, row))
     return shown
-
-
-def _remarks(p: Prediction) -> str:
-    return "; ".join(dict.fromkeys([*(f"no {modality}" for modality in p.missing), *p.notes]))
