@@ -97,7 +97,7 @@ def store(tmp_path):
     opened = Store(tmp_path / "store")
     opened.begin({"recipe": 1})
     done = State(stamp=utterance.stamp(), views=2, present=["video"], notes=["odd"])
-    opened.put(utterance, {"video": np.ones((2, 3), np.float32)}, done)
+    opened.put(utterance.place, {"video": np.ones((2, 3), np.float32)}, done)
     return opened, utterance
 
 
@@ -109,7 +109,7 @@ def test_what_is_done_is_known(store):
     assert opened.state(utterance, 2)
     assert opened.state(utterance, 1) is None  # other views
     assert opened.state(dataclasses.replace(utterance, text="others"), 2) is None
-    (opened.folder / "1" / "video" / "train" / "a.npy").unlink()
+    (opened.folder / "vectors" / "train" / "a.npy").unlink()
     assert opened.state(utterance, 2) is None
 
 
@@ -149,7 +149,6 @@ def test_another_recipe_begins_anew_when_told_so(store):
     assert opened.state(utterance, 2)
     opened.begin({"recipe": 2}, overwrite=True)
     assert opened.state(utterance, 2) is None
-    assert opened.features("video", 2, "train") is None
 
 
 def test_a_sound_beside_is_watched_too(store, tmp_path):

@@ -16,8 +16,10 @@ from typing import Any
 from conclugen_jax.data import builders, formats
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import workers as data_workers
+from conclugen_jax.data.combined import VariantFeatures
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
+from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
 from conclugen_jax.extract import outcome, preparation, provenance, workers
@@ -26,7 +28,7 @@ from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import decoding
 from conclugen_jax.extract.outcome import FAILURES, WORDS, Tally
 from conclugen_jax.extract.preparation import Recipe
-from conclugen_jax.extract.store import Planned, State, Store
+from conclugen_jax.extract.store import State, Store, Vectors
 from conclugen_jax.extract.vectors import Clock, vectors
 from conclugen_jax.system import locks
 
@@ -79,8 +81,8 @@ def extract(
         return plan.target, _there_already(plan)
     with _written(plan):
         plan.store.begin(plan.facts, overwrite=overwrite, keep=keep)
-        tally = _run(plan, networks, num_workers, beam, progress)
-        built = _build(plan, tally, overwrite)
+        tally, present = _run(plan, networks, num_workers, beam, progress)
+        built = _build(plan, tally, present, overwrite)
         if not keep:
             shutil.rmtree(plan.store.folder, ignore_errors=True)
     return built, tally
@@ -134,7 +136,7 @@ def _plan(
     dims: Counter[str] = Counter()
     for b in backbones:
         dims[b.modality] += b.dim
-    source = formats.assemble(request, Found({m: Planned(utterances, dim) for m, dim in dims.items()}), "clips")
+    source = formats.assemble(request, Found({m: Vectors(utterances, dim) for m, dim in dims.items()}), "clips")
     builders.check_spec(source.spec)
     todo, unknown = _asked_for(source, utterances, how)
     facts = provenance.of(backbones, how, networks.options).to_json()
@@ -210,8 +212,14 @@ def _written(plan: _Plan) -> Iterator[None]:
         ) from e
 
 
-def _run(plan: _Plan, networks: Networks, num_workers: int, beam: Sequence[str] | None, progress: Progress) -> Tally:
-    """Extract what is not done, then count all. Failures are tried again: a file may have been repaired."""
+def _run(
+    plan: _Plan, networks: Networks, num_workers: int, beam: Sequence[str] | None, progress: Progress
+) -> tuple[Tally, dict[str, list[Utterance]]]:
+    """Extract what is not done, then count all; return the utterances that have each modality, too.
+
+    Failures are tried again: a file may have been repaired.
+    """
+    present: dict[str, list[Utterance]] = {modality: [] for modality in plan.dims}
     states = [plan.store.state(u, views) for u, views, _ in plan.todo]
     left = [job for job, state in zip(plan.todo, states, strict=True) if state is None or state.failure]
     tally, total = Tally(unknown=plan.unknown, reused=len(plan.todo) - len(left)), len(plan.todo)
@@ -222,7 +230,6 @@ def _run(plan: _Plan, networks: Networks, num_workers: int, beam: Sequence[str] 
         data_workers.run_beam([left[i : i + BEAM_PART] for i in range(0, len(left), BEAM_PART)], work, beam)
     else:
         work(left, num_workers, tally.clock, lambda: progress(next(counted), total))
-    present = {}
     for u, views, _ in plan.todo:
         state = plan.store.state(u, views) or State(failure="was changed while it was extracted")
         if state.failure:
@@ -231,11 +238,11 @@ def _run(plan: _Plan, networks: Networks, num_workers: int, beam: Sequence[str] 
         tally.done += 1
         tally.notes.update(map(outcome.kind, state.notes))
         tally.missing.update(plan.dims.keys() - set(state.present))
-        present[u.place] = state.present
+        for modality in state.present:
+            present[modality].append(u)
         if plan.how.recogniser and not u.text and state.text:
             tally.heard[u.place] = state.text
-    plan.store.keep_only(present)
-    return tally
+    return tally, present
 
 
 def _work(
@@ -251,23 +258,25 @@ def _work(
     store, by_place = Store(folder), {job[0].place: job for job in jobs}
     with contextlib.closing(workers.prepared([job[:2] for job in jobs], how, num_workers)) as prepared:
         for each, found in vectors(prepared, backbones_lib.load(networks), clock):
-            utterance, views, stamp = by_place[
-                each.place
-            ]  # a file that changes after its stamp is done again the next time
+            _, views, stamp = by_place[each.place]
             state = State(stamp, views, sorted(found), list(each.notes), each.failure, each.text)
-            store.put(utterance, found, state)
+            store.put(each.place, found, state)
             done()
 
 
-def _build(plan: _Plan, tally: Tally, overwrite: bool) -> Path:
+def _build(plan: _Plan, tally: Tally, present: dict[str, list[Utterance]], overwrite: bool) -> Path:
     """Write failures and words, then the shards."""
     listed = outcome.write_table(plan.target, FAILURES, tally.failures)
-    features = {m: plan.store.features(m, plan.how.num_views, plan.first_split) for m in plan.dims}
-    features = {m: found for m, found in features.items() if found is not None}
-    if not tally.done or not features:
+    if not any(present.values()):
         first = next(iter(tally.failures.values()), "none has any modality")
         raise ConclugenError(f"each of {len(plan.todo):,} failed, such as: {first}; all of them are in {listed}")
     outcome.write_table(plan.target, WORDS, tally.heard)
+    features: dict[str, Features] = {}
+    for modality, utterances in present.items():
+        views = range(plan.how.num_views)
+        views = [Vectors(utterances, plan.dims[modality], plan.store.folder, modality, view) for view in views]
+        if utterances:
+            features[modality] = VariantFeatures(views, first_split=plan.first_split) if len(views) > 1 else views[0]
     facts = {"extraction": {**plan.facts, "fingerprint": plan.fingerprint, **tally.to_json()}}
     source = formats.assemble(plan.request, Found(features, facts=facts, identity=plan.fingerprint), "clips")
     return builders.build(source, plan.store.folder.parent, overwrite=overwrite, drop_bad=True)

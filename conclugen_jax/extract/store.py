@@ -1,7 +1,7 @@
-"""Vectors of the utterances that are done, one file each, so that an interrupted extraction resumes at the clip.
+"""Vectors of the utterances that are done, so that an interrupted extraction resumes at the clip.
 
-``VIEW/MODALITY/[SPLIT/]KEY.npy`` holds a vector, which is the layout that data sets are built from (docs/datasets/features.md),
-and ``done/[SPLIT/]KEY.json`` what became of an utterance; it is written last.
+``vectors/[SPLIT/]KEY.npy`` holds one row, an array [views, dim] for each modality; ``done/[SPLIT/]KEY.json`` says what became of an
+utterance, and is written last.
 """
 
 import json
@@ -13,9 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from conclugen_jax.data.combined import VariantFeatures
-from conclugen_jax.data.folders import FolderFeatures
-from conclugen_jax.data.sources import Features
+from conclugen_jax.data.features import canonical
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.system import files
@@ -43,27 +41,31 @@ class State(msgspec.Struct):
     text: str | None = None
 
 
-class Planned:
-    """Features that do not exist yet: only their names and sizes."""
+class Vectors:
+    """A view of a modality in a store, as a data set is built from it; before it is there, its names and size alone."""
 
-    def __init__(self, utterances: Sequence[Utterance], dim: int):
-        self.dim, self._names = dim, {}
+    def __init__(
+        self, utterances: Sequence[Utterance], dim: int, folder: Path = Path(), modality: str = "", view: int = 0
+    ):
+        self.dim, self._folder, self._modality, self._view = dim, folder, modality, view
+        self._places: dict[str, dict[str, str]] = {}  # split -> name of a clip -> its place
         for u in utterances:
-            self._names.setdefault(u.split, []).append(u.key)
+            self._places.setdefault(u.split, {})[canonical(u.key)] = u.place
 
     def names(self) -> dict[str, list[str]]:
-        return self._names
+        return {split: sorted(places) for split, places in self._places.items()}
 
     def files(self) -> tuple:
         return ()
 
-    def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
-        """Return the name within the data set of each key, ``None`` where there is none."""
-        in_split, anywhere = set(self._names.get(split, ())), set(self._names.get("", ()))
-        return [f"{split}/{k}" if k in in_split else k if k in anywhere else None for k in keys]
+    def locate(self, split: str, keys: Sequence[str]) -> list[str | None]:
+        """Return the place of each key, ``None`` where there is none."""
+        places = self._places.get("", {}) | self._places.get(split, {})
+        return [places.get(canonical(key)) for key in keys]
 
-    def read(self, place: str) -> None:
-        """Return nothing."""
+    def read(self, place: str) -> np.ndarray:
+        """Return the vector [dim] of a place."""
+        return np.array(np.load(_of_vectors(self._folder, place), mmap_mode="r")[self._modality][0, self._view])
 
 
 class Store:
@@ -110,60 +112,36 @@ class Store:
     def state(self, utterance: Utterance, num_views: int) -> State | None:
         """Return what became of an utterance; ``None`` if it is not done, or its file, interval or words have changed."""
         try:
-            found = files.read_json(self._path("done", utterance, ".json"), State, way_out="")
+            found = files.read_json(_of_state(self.folder, utterance.place), State, way_out="")
         except ConclugenError:
             return None
-        vectors = [self._path(f"{v}/{m}", utterance, ".npy") for v in range(num_views) for m in found.present]
         same = found.stamp == utterance.stamp() and found.views == num_views
-        return found if same and all(path.is_file() for path in vectors) else None
+        there = not found.present or _of_vectors(self.folder, utterance.place).is_file()
+        return found if same and there else None
 
-    def put(self, utterance: Utterance, vectors: Mapping[str, np.ndarray], state: State) -> None:
+    def put(self, place: str, vectors: Mapping[str, np.ndarray], state: State) -> None:
         """Write the vectors of an utterance, modality -> float32 [views, dim], and what became of it.
 
         Raises:
           OSError: they cannot be written.
         """
-        for modality, views in vectors.items():
-            for number, vector in enumerate(views):
-                with self._replaced(f"{number}/{modality}", utterance, ".npy") as scratch:
-                    np.save(scratch, vector, allow_pickle=False)
-        with self._replaced("done", utterance, ".json") as scratch:
+        paths = _of_vectors(self.folder, place), _of_state(self.folder, place)
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if vectors:
+            kinds = [(modality, np.float32, x.shape) for modality, x in vectors.items()]
+            with files.replaced(paths[0]) as scratch:
+                np.save(scratch, np.array([tuple(vectors.values())], kinds), allow_pickle=False)
+        with files.replaced(paths[1]) as scratch:
             scratch.write_bytes(msgspec.json.encode(state))
 
-    def features(self, modality: str, num_views: int, first_split: str) -> Features | None:
-        """Return the vectors of a modality as a data set is built from them; ``None`` if no utterance has it.
 
-        Args:
-          modality: their name.
-          num_views: of each utterance of the first split.
-          first_split: its name.
-        """
-        folders = [self.folder / str(v) / modality for v in range(num_views)]
-        there = [next(folder.rglob("*.npy"), None) is not None for folder in folders]
-        if not there[0]:
-            return None
-        first = FolderFeatures(folders[0], how="mean")
-        if num_views == 1:
-            return first
-        others = zip(folders[1:], there[1:], strict=True)
-        others = [FolderFeatures(f, how="mean") if has_some else Planned((), first.dim) for f, has_some in others]
-        return VariantFeatures([first, *others], first_split=first_split)
+def _of_vectors(folder: Path, place: str) -> Path:
+    return folder / "vectors" / f"{place}.npy"
 
-    def keep_only(self, present: Mapping[str, Sequence[str]]) -> None:
-        """Delete the vectors that do not count any more; ``present``: place -> its modalities."""
-        for folder in self.folder.glob("[0-9]*/*"):
-            for path in folder.rglob("*.npy"):
-                place = path.relative_to(folder).as_posix().removesuffix(".npy")
-                if folder.name not in present.get(place, ()):
-                    path.unlink()
 
-    def _path(self, folder: str, utterance: Utterance, ending: str) -> Path:
-        return self.folder / folder / f"{utterance.place}{ending}"  # no key has a slash, see clips.find
-
-    def _replaced(self, folder: str, utterance: Utterance, ending: str):
-        path = self._path(folder, utterance, ending)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return files.replaced(path)
+def _of_state(folder: Path, place: str) -> Path:
+    return folder / "done" / f"{place}.json"
 
 
 def _changed(path: Path, recipe: Mapping[str, Any]) -> str:
