@@ -140,7 +140,8 @@ def test_subtitles_cut_a_clip_where_that_is_asked_for(tmp_path):
 
 
 def test_a_missing_modality_is_told_to_the_network():
-    network = types.SimpleNamespace(modalities=["video", "text"], label=LabelSpec("single", ("x", "y")))
+    task = types.SimpleNamespace(label=LabelSpec("single", ("x", "y")))
+    network = types.SimpleNamespace(modalities=["video", "text"], task=task)
     asked = []
 
     def run(features, present):

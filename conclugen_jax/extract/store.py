@@ -1,7 +1,7 @@
 """Vectors of the utterances that are done, so that an interrupted extraction resumes at the clip.
 
-``vectors/[SPLIT/]KEY.npy`` holds one row, an array [views, dim] for each modality; ``done/[SPLIT/]KEY.json`` says what became of an
-utterance, and is written last.
+``vectors/[SPLIT/]KEY.npy`` holds one row, an array [views, dim] for each modality; ``done/[SPLIT/]KEY.json`` says what became of
+an utterance, and is written last.
 """
 
 import json
