@@ -60,19 +60,12 @@ _styled = matplotlib.rc_context(_STYLE)
 
 
 class Series(NamedTuple):
-    """One line of a figure.
-
-    Attributes:
-      name: shown on hover.
-      style: number of its colour, dash and marker.
-      points: (x, y, low, high) from left to right; low and high may be ``None``.
-      band: whether low to high is an area, else a bar at each point.
-    """
+    """One line of a figure, its name shown on hover."""
 
     name: str
-    style: int
-    points: Sequence[tuple[float, float, float | None, float | None]]
-    band: bool = False
+    style: int  # number of its colour, dash and marker
+    points: Sequence[tuple[float, float, float | None, float | None]]  # x, y, low, high from left to right
+    band: bool = False  # whether low to high is an area, else a bar at each point
 
 
 @_styled
@@ -88,14 +81,8 @@ def line_chart(
 ) -> str:
     """Draw lines, each with a point at least, over a common axis.
 
-    Args:
-      title: what it shows, for readers that do not see it.
-      series: the lines.
-      x_label: under the axis.
-      y_label: above the axis.
-      x_ticks: (position, label); round numbers by default.
-      y_bounds: the axis never goes beyond.
-      height: in units; the width is 360.
+    ``title`` is for readers that do not see it; ``x_ticks`` are (position, label), by default round numbers; the y axis never
+    goes beyond ``y_bounds``; ``height`` is in units, of which the width has 360.
     """
     figure, axes = _framed(height, x_label, y_label)
     xs = [x for x, _ in x_ticks] or [p[0] for s in series for p in s.points]
@@ -135,8 +122,8 @@ def _y_range(series: Sequence[Series], bounds: tuple[float, float]) -> tuple[flo
 
 def _line(axes: Axes, one: Series, shift: float, place: str) -> None:
     """Draw one line with its intervals and markers; ``place`` comes before a point's x on hover; empty: no x."""
-    own, moved = _colour(f"k{one.style % NUM_STYLES}"), ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
-    shifted = axes.transData + moved
+    own = _colour(f"k{one.style % NUM_STYLES}")
+    shifted = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
     ranged = [(x, low, high) for x, _, low, high in one.points if low is not None and high is not None]
     if ranged and one.band:
         axes.fill_between(*zip(*ranged, strict=True), color=own, alpha=0.15, linewidth=0)
@@ -181,14 +168,7 @@ def swatch(style: int) -> str:
 
 @_styled
 def scatter(title: str, points: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> str:
-    """Draw the points of a map, a colour and marker per group, its name at the middle of its points.
-
-    Args:
-      title: what it shows.
-      points: positions, [n, 2].
-      groups: number of the group of each point, [n].
-      names: of the groups.
-    """
+    """Draw the points [n, 2] of a map in numbered groups [n], a colour and marker each, its name amid its points."""
     edge, low, high = 10, points.min(axis=0), points.max(axis=0)
     spread = np.where(high > low, high - low, 1)
     scale = min((np.array([WIDTH, TALLEST_MAP]) - 2 * edge) / spread)
@@ -213,14 +193,7 @@ def scatter(title: str, points: np.ndarray, groups: np.ndarray, names: Sequence[
 
 @_styled
 def stacked(title: str, xs: Sequence[float], shares: Sequence[Sequence[float]], *, x_label: str) -> str:
-    """Draw shares of a whole over time as layers, the largest at the bottom.
-
-    Args:
-      title: what it shows.
-      xs: positions, ascending.
-      shares: of each position, from large to small, adding up to 1.
-      x_label: under the axis.
-    """
+    """Draw shares of a whole, of each x from large to small, as layers, the largest at the bottom."""
     figure, axes = _framed(200, x_label, "share of the points")
     layers = list(itertools.zip_longest(*shares, fillvalue=0.0))
     colours = [_colour("layer-a"), _colour("layer-b")]

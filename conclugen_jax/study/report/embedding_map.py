@@ -26,19 +26,12 @@ FOLDER = ".maps"
 
 
 class Sample(NamedTuple):
-    """Rows of a split to draw.
+    """Rows of a split to draw."""
 
-    Attributes:
-      features: modality -> float32 [n, dim].
-      present: modality -> boolean [n].
-      groups: int [n], class of each row.
-      names: of the classes.
-    """
-
-    features: dict[str, np.ndarray]
-    present: dict[str, np.ndarray]
-    groups: np.ndarray
-    names: tuple[str, ...]
+    features: dict[str, np.ndarray]  # modality -> float32 [n, dim]
+    present: dict[str, np.ndarray]  # modality -> boolean [n]
+    groups: np.ndarray  # int [n], class of each row
+    names: tuple[str, ...]  # of the classes
 
 
 def sample(run: Run, dataset: Dataset) -> Sample:
@@ -89,9 +82,7 @@ def represented(run: Run, rows: Sample) -> tuple[np.ndarray, np.ndarray]:
 def flattened(vectors: np.ndarray, cache: Path) -> np.ndarray:
     """Map [n, dim] to float32 [n, 2]: standardise, at most 50 principal components, t-SNE; the same at every call.
 
-    Args:
-      vectors: rows.
-      cache: folder of maps made before, from which the same vectors get theirs; a damaged one is made again.
+    ``cache`` is a folder of maps made before, from which the same vectors get theirs; a damaged one is made again.
     """
     facts = vectors.shape, vectors.dtype, COMPONENTS, sklearn.__version__
     name = hashlib.sha256(repr(facts).encode() + np.ascontiguousarray(vectors).tobytes()).hexdigest()

@@ -44,12 +44,7 @@ PROBES = {
 
 
 def label_efficiency(study: Study, tables: Sequence[Table]) -> list[Part]:
-    """Draw accuracy against labels per class, a figure per data set beside its table.
-
-    Args:
-      study: as read.
-      tables: of the data sets that have two numbers of labels.
-    """
+    """Draw accuracy against labels per class, a figure beside the table of each data set with two numbers of labels."""
     lines = dict.fromkeys((s.method, s.protocol) for s in report_tables.ordered(study, study.summary))
     own = {method: i for i, method in enumerate(study.methods)}
     styles, spare = {}, itertools.count(len(own))
@@ -167,9 +162,7 @@ def curve(
 ) -> list[tuple[float, float, float | None, float | None]]:
     """Return (step, mean over logs, least, greatest) of a logged value, long logs averaged over stretches of steps.
 
-    Args:
-      logs: of the seeds; records with ``step``.
-      key: what is drawn; records without it, or whose value is no finite number, are left out.
+    There is a log, records with ``step``, for each seed; those whose value is no finite number are left out.
     """
     values = [
         (r["step"], r[key], seed) for seed, log in enumerate(logs) for r in log if math.isfinite(r.get(key, math.nan))
@@ -201,10 +194,7 @@ def _sizes(run: Run, title: str) -> str:
 def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Part]:
     """Draw maps of the test split of each data set: raw features, then each method's representations, its first seed.
 
-    Args:
-      study: as read.
-      cache: folder of maps made before.
-      wanted: methods; ``None``: the first with a checkpoint.
+    ``cache`` is a folder of maps made before; ``wanted`` are methods, ``None`` the first with a checkpoint.
 
     Raises:
       ConclugenError: a damaged checkpoint or data set.

@@ -1,5 +1,7 @@
 """The numbers that the paper published, to set beside our own."""
 
+from conclugen_jax.study.results import MEASURES
+
 SOURCE = (
     "Halawa, Blume, Bideau, Maier, Abdel Rahman, Hellwich: Multi-Task Multi-Modal Self-Supervised Learning for Facial "
     "Expression Recognition, CVPR Workshops 2024, arXiv 2404.10904"
@@ -7,8 +9,6 @@ SOURCE = (
 
 CITED = "Halawa et al. 2024, arXiv 2404.10904"
 """The same in a few words."""
-
-MEASURES = ("accuracy", "f1", "precision", "recall")
 
 KINDS = {"cmu_mosei": "multi", "meld": "single", "caer": "single"}
 """Data set -> kind of the labels that its published numbers are about."""
@@ -50,10 +50,7 @@ _ACCURACY = {
 def linear_evaluation(dataset: str, kind: str, method: str) -> dict[str, float]:
     """Return published scores, shares from 0 to 1, of the paper's table of linear evaluations; empty where it has none.
 
-    Args:
-      dataset: name of the data set.
-      kind: of its labels; the same corpus with other labels has no published numbers.
-      method: one of :data:`TITLES`.
+    The same corpus with labels of another kind has no published numbers. Methods are those of :data:`TITLES`.
     """
     if KINDS.get(dataset) != kind or method not in _LINEAR_EVALUATION:
         return {}
@@ -64,11 +61,7 @@ def linear_evaluation(dataset: str, kind: str, method: str) -> dict[str, float]:
 def accuracy(dataset: str, kind: str, method: str, protocol: str) -> float | None:
     """Return published accuracy, a share from 0 to 1, of the paper's table of protocols; ``None`` where it has none.
 
-    Args:
-      dataset: name of the data set.
-      kind: of its labels.
-      method: of the pretraining; the table has ConCluGen alone, and the supervised baseline, which has none.
-      protocol: ``supervised``, ``linear_evaluation`` or ``fine_tuning``.
+    The table has linear evaluation and fine-tuning of ConCluGen, and the supervised baseline.
     """
     if KINDS.get(dataset) != kind or (protocol != "supervised" and method != "conclugen") or protocol not in _ACCURACY:
         return None

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -110,12 +110,7 @@ class Run:
 
 
 class Study(msgspec.Struct):
-    """Everything a report is made of: ``results.json``, see :mod:`conclugen_jax.study.results`, and the runs.
-
-    Attributes:
-      path: folder of the study.
-      runs: pretraining -> seed -> run, as far as they have begun.
-    """
+    """Everything a report is made of: ``results.json``, see :mod:`conclugen_jax.study.results`, and the runs."""
 
     name: str
     versions: dict[str, str]
@@ -125,13 +120,15 @@ class Study(msgspec.Struct):
     cells: list[Cell]
     summary: list[Summary]
     comparisons: list[Comparison]
-    path: Path = Path()
-    runs: dict[str, dict[int, Run]] = {}
+    path: Path = Path()  # folder of the study
+    runs: dict[str, dict[int, Run]] = {}  # pretraining -> seed -> run, as far as they have begun
 
     def __post_init__(self) -> None:
         places = (*self.cells, *self.summary, *self.comparisons)
-        _known({place.dataset for place in places}, self.datasets)
-        _known({place.method for place in places} | {c.baseline for c in self.comparisons}, self.methods)
+        unknown = {p.dataset for p in places} - set(self.datasets)
+        unknown |= ({p.method for p in places} | {c.baseline for c in self.comparisons}) - set(self.methods)
+        if unknown:
+            raise ValueError(f"{min(unknown)!r} is not described")
         for cell in self.cells:
             if cell.confusion_matrix is not None and not self.datasets[cell.dataset].fits(cell.confusion_matrix):
                 raise ValueError(f"the confusion matrix of {cell.path!r} does not fit the classes of {cell.dataset!r}")
@@ -178,11 +175,6 @@ def _runs(folder: Path) -> Iterator[tuple[int, Run]]:
         data, config = workdir_lib.read_data(workdir), json.loads(workdir_lib.read_config(workdir).to_json())
         logs = (log_lib.records(workdir / name) for name in (log_lib.METRICS, log_lib.PROBES))
         yield int(seed), Run(workdir, data, config, *logs)
-
-
-def _known(names: set[str], described: Collection[str]) -> None:
-    if names - set(described):
-        raise ValueError(f"{min(names - set(described))!r} is not described")
 
 
 def _finite(x: Any) -> Any:

@@ -110,14 +110,21 @@ def progress(study: Study) -> str:
 def _tables(study: Study) -> dict[str, list[Table]]:
     """Return the tables of each heading."""
     keys = [k for k in study.datasets if any(s.dataset == k for s in study.summary)]
+    versions = {**study.versions, "this report": conclugen_jax.__version__}
     found = {
         "Results": [report_tables.scores(study, k) for k in keys],
         "Protocols": [report_tables.protocols(study)],
         "Paired comparisons": [report_tables.comparisons(study, k) for k in keys],
         "Label efficiency": [report_tables.label_efficiency(study, k) for k in keys],
         "Failed and missing": [report_tables.unfinished(study)],
-        "Data sets": [report_tables.datasets(study)],
-        "Versions": [report_tables.versions(study, conclugen_jax.__version__)],
+        "Data sets": [
+            report_tables.words(
+                "Data sets",
+                ("data set", "SHA-256 of its manifest", "folder"),
+                [(report_tables.dataset_title(study, k), d.sha256, d.path) for k, d in study.datasets.items()],
+            )
+        ],
+        "Versions": [report_tables.words("Versions", ("package", "version"), versions.items())],
     }
     return {title: [table for table in tables if table] for title, tables in found.items()}
 

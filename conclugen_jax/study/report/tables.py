@@ -40,42 +40,30 @@ class Table(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A stretch of a section of the page; what it has is shown in this order.
-
-    Attributes:
-      heading: of the part.
-      text: a paragraph.
-      notes: paragraphs in small print.
-      legend: (name, style).
-      figures: (caption, SVG or confusion matrices); a matrix is (caption, classes, counts [n, n]).
-      table: beside the figures.
-      folded: text that is shown on demand.
-    """
+    """A stretch of a section of the page; what it has is shown in this order."""
 
     heading: str = ""
     text: str = ""
-    notes: Sequence[str] = ()
-    legend: Sequence[tuple[str, int]] = ()
-    figures: Sequence[tuple[str, Any]] = ()
-    table: Table | None = None
-    folded: str = ""
+    notes: Sequence[str] = ()  # in small print
+    legend: Sequence[tuple[str, int]] = ()  # (name, style)
+    figures: Sequence[tuple[str, Any]] = ()  # (caption, SVG or confusion matrices: (caption, classes, counts [n, n]))
+    table: Table | None = None  # beside the figures
+    folded: str = ""  # shown on demand
 
 
 def scores(study: Study, key: str) -> Table:
     """Tabulate methods against measures on one data set, with all labels or as many as the study went up to."""
-    facts, labels = study.datasets[key], most_labels(study, key)
-    measures, rows, published = measures_of(facts), [], False
-    for one in ordered(study, [s for s in study.summary if s.dataset == key and s.labels == labels]):
-        paper = {}
-        if labels == 0 and one.protocol == "linear_evaluation":
-            paper = report_published.linear_evaluation(facts.name, facts.kind, _known(study, one.method))
-        published |= bool(paper)
-        cells = [_score(one.scores.get(m), m, paper.get(m)) for m in measures]
-        rows.append(((study.label(one.method, one.protocol),), *cells, (str(one.n),)))
+    facts, labels, rows = study.datasets[key], most_labels(study, key), []
+    measures = measures_of(facts)
+    for s in ordered(study, [s for s in study.summary if s.dataset == key and s.labels == labels]):
+        known = labels == 0 and s.protocol == "linear_evaluation"
+        paper = report_published.linear_evaluation(facts.name, facts.kind, _known(study, s.method)) if known else {}
+        cells = [_score(s.scores.get(m), m, paper.get(m)) for m in measures]
+        rows.append(((study.label(s.method, s.protocol),), *cells, (str(s.n),)))
     unit = "in %" + (", correlation and mean absolute error plain" if facts.kind == "value" else "")
     note = f"Test split, {words_of_labels(labels)}, {unit}: mean ± standard deviation over seeds, [95 % interval], n seeds."
-    note += f" paper: published number (ours minus it), from {report_published.CITED}." if published else ""
-    return Table(dataset_title(study, key), ("method", *(NAMES[m] for m in measures), "n"), rows, note)
+    columns = ("method", *(NAMES[m] for m in measures), "n")
+    return Table(dataset_title(study, key), columns, rows, note + _cited(rows, "number"))
 
 
 def _known(study: Study, method: str) -> str:
@@ -84,29 +72,31 @@ def _known(study: Study, method: str) -> str:
     return method if method in report_published.TITLES else by_title.get(study.methods[method].title, method)
 
 
+def _cited(rows: Iterable[Iterable[tuple[str, ...]]], what: str) -> str:
+    """Return where published numbers are from, if a row has any."""
+    cited = any(line.startswith("paper ") for row in rows for cell in row for line in cell[1:])
+    return f" paper: published {what} (ours minus it), from {report_published.CITED}." if cited else ""
+
+
 def protocols(study: Study) -> Table | None:
     """Tabulate accuracy of the supervised baseline, linear evaluation and fine-tuning, data sets side by side."""
     keys = [k for k in study.datasets if any(s.dataset == k for s in study.summary)]
     tuned = {s.method for s in study.summary if s.protocol == "fine_tuning"} | {"conclugen", "supervised"}
-    found: dict[tuple[str, str], dict[str, Summary]] = {}
+    found: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
     for s in study.summary:
         if s.method in tuned and s.labels == most_labels(study, s.dataset):
-            found.setdefault((s.method, s.protocol), {})[s.dataset] = s
-    rows, published = [], False
-    for method, protocol in sorted(found, key=lambda x: (x[1] != "supervised", *reversed(study.rank(*x)))):
-        cells = []
-        for key in keys:
-            one, facts, paper = found[method, protocol].get(key), study.datasets[key], None
-            if one is not None and one.labels == 0:
-                paper = report_published.accuracy(facts.name, facts.kind, _known(study, method), protocol)
-            published |= paper is not None
+            facts, paper = study.datasets[s.dataset], None
+            if s.labels == 0:
+                paper = report_published.accuracy(facts.name, facts.kind, _known(study, s.method), s.protocol)
             measure = measures_of(facts)[0]
-            cells.append(_score(one.scores.get(measure), measure, paper) if one else NOTHING)
-        name = study.label(method, protocol)
-        rows.append(((f"{name}, linear evaluation" if protocol == "linear_evaluation" else name,), *cells))
+            found.setdefault((s.method, s.protocol), {})[s.dataset] = _score(s.scores.get(measure), measure, paper)
+    rows = []
+    for method, protocol in sorted(found, key=lambda x: (x[1] != "supervised", *reversed(study.rank(*x)))):
+        name = study.label(method, protocol) + (", linear evaluation" if protocol == "linear_evaluation" else "")
+        rows.append(((name,), *(found[method, protocol].get(key, NOTHING) for key in keys)))
     note = "Accuracy on the test split in % (numbers to predict: accuracy in 2 steps), as above."
-    note += f" paper: published accuracy (ours minus it), from {report_published.CITED}." if published else ""
-    return Table("Protocols", ("", *(dataset_title(study, k) for k in keys)), rows, note) if rows else None
+    columns = ("", *(dataset_title(study, k) for k in keys))
+    return Table("Protocols", columns, rows, note + _cited(rows, "accuracy")) if rows else None
 
 
 def comparisons(study: Study, key: str) -> Table | None:
@@ -146,26 +136,17 @@ def _by_labels(
     return Table(dataset_title(study, key), columns, body, note)
 
 
+def words(caption: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    """Return a table of text, one line in a cell."""
+    return Table(caption, columns, [tuple((cell,) for cell in row) for row in rows], words=True)
+
+
 def unfinished(study: Study) -> Table | None:
     """Tabulate runs that failed, with their error, and runs that are missing."""
-    rows = [
-        ((c.path,), (c.status,), (c.error or ("not run yet" if c.status == "missing" else "no reason was noted"),))
-        for c in sorted(study.cells, key=lambda c: c.status)
-        if c.status != "done"
-    ]
-    return Table("Failed and missing", ("run", "status", "error"), rows, words=True) if rows else None
-
-
-def datasets(study: Study) -> Table:
-    """Tabulate the data sets with their hashes."""
-    rows = [((dataset_title(study, k),), (d.sha256,), (d.path,)) for k, d in study.datasets.items()]
-    return Table("Data sets", ("data set", "SHA-256 of its manifest", "folder"), rows, words=True)
-
-
-def versions(study: Study, own: str) -> Table:
-    """Tabulate the versions that the study was made with, and that of this report."""
-    rows = [((name,), (version,)) for name, version in {**study.versions, "this report": own}.items()]
-    return Table("Versions", ("package", "version"), rows, words=True)
+    reasons = {"missing": "not run yet", "failed": "no reason was noted"}
+    cells = sorted((c for c in study.cells if c.status != "done"), key=lambda c: c.status)
+    rows = [(c.path, c.status, c.error or reasons[c.status]) for c in cells]
+    return words("Failed and missing", ("run", "status", "error"), rows) if rows else None
 
 
 def most_labels(study: Study, key: str) -> int:
