@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from conclugen_jax.commands import app
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
@@ -319,13 +320,13 @@ def test_the_same_results_make_the_same_page(written, study):
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_without_an_optional_package_one_sentence_says_what_to_install(study, tmp_path, monkeypatch, package):
-    for name in ("figures", "charts"):
+def test_without_an_optional_package_one_sentence_says_what_to_install(study, tmp_path, monkeypatch, capfd, package):
+    for name in ("report", "figures", "charts"):
         monkeypatch.delitem(sys.modules, f"conclugen_jax.study.report.{name}", raising=False)
         monkeypatch.delattr(f"conclugen_jax.study.report.{name}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConclugenError, match=rf"needs {package}; pip install 'conclugen_jax\[report\]'"):
-        report.write(study, tmp_path / "out")
+    assert app.call("report", [f"--study={study}", f"--output={tmp_path / 'out'}"]) == 2
+    assert f"needs {package}, which is not installed; pip install 'conclugen_jax[report]'" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

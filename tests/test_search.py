@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import sys
 
 import jax
 import numpy as np
@@ -259,15 +258,6 @@ def test_a_folder_whose_name_no_database_can_have_is_refused(config, tmp_path, n
     with pytest.raises(ConclugenError, match=r"name has \?, %, \{ or \}"):
         run(config, tmp_path / name, 1)
     assert not list(tmp_path.iterdir())
-
-
-def test_without_optuna_one_sentence_says_what_to_install(config, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "conclugen_jax.study.trials")
-    monkeypatch.delattr("conclugen_jax.study.trials")
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConclugenError, match=r"pip install 'conclugen_jax\[search\]'"):
-        run(config, tmp_path / "search", 1)
-    assert not (tmp_path / "search").exists()
 
 
 def test_rungs():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
+from conclugen_jax.commands import app
 from conclugen_jax.pretrain import recorder
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import workdir as workdir_lib
@@ -184,8 +185,8 @@ def test_ctrl_c_ends_workers_with_130_and_the_search_goes_on(place, tmp_path):
     ("arguments", "message"),
     [
         (["--trials=0"], "flag --trials=0"),
-        (["--objective=accuracy"], "flag --objective=accuracy"),
-        (["--space=/nowhere.json"], "/nowhere.json: not a file of JSON"),
+        (["--objective=accuracy"], "the objective 'accuracy' is unknown"),
+        (["--space=/nowhere.json"], "/nowhere.json: cannot be read"),
         (["--workers=2", "--config.train.batch_size=1000"], "only 64 usable examples"),
     ],
 )
@@ -196,4 +197,14 @@ def test_mistakes_end_in_one_sentence(place, tmp_path, arguments, message):
     assert "Traceback" not in errors
     assert errors.strip().splitlines()[-1].startswith("error: ")
     assert errors.count(message) == 1
+    assert not (tmp_path / "search").exists()
+
+
+def test_without_optuna_one_sentence_says_what_to_install(place, tmp_path, monkeypatch, capfd):
+    for name in ("search", "trials"):
+        monkeypatch.delitem(sys.modules, f"conclugen_jax.study.{name}")
+        monkeypatch.delattr(f"conclugen_jax.study.{name}")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert app.call("search", [f"--config={place}/config.py", f"--search={tmp_path / 'search'}"]) == 2
+    assert "needs optuna, which is not installed; pip install 'conclugen_jax[search]'" in capfd.readouterr().err
     assert not (tmp_path / "search").exists()

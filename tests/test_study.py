@@ -445,7 +445,7 @@ def test_interval_is_students():
 
 
 def test_processors_are_shared(monkeypatch):
-    monkeypatch.setattr(study_lib, "processors", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(study_lib, "_processors", lambda: [0, 1, 2, 3])
     assert 1 <= study_lib.automatic_jobs(1e-3) <= 4
     assert study_lib.automatic_jobs(1e6) == 1
 

@@ -21,22 +21,13 @@ KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One workdir of a study.
+    """One workdir of a study."""
 
-    Attributes:
-      path: below the study's folder.
-      config: of the run; ``data.path``, ``seed`` and ``downstream.checkpoint`` filled in.
-      protocol: of a downstream run, or ``pretraining``.
-      dataset: its name in the study; empty for pretraining.
-      method: its name in the study.
-      seed: of the run.
-    """
-
-    path: str
-    config: ConfigDict
-    protocol: str
-    dataset: str
-    method: str
+    path: str  # below the study's folder
+    config: ConfigDict  # with data.path, seed and downstream.checkpoint filled in
+    protocol: str  # of a downstream run, or "pretraining"
+    dataset: str  # its name in the study; empty for pretraining
+    method: str  # its name in the study
     seed: int
 
 

@@ -23,15 +23,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 PLACE = ("dataset", "method", "protocol", "labels_per_class")
 MEASURES = ("accuracy", "f1", "precision", "recall")
 VALUE_MEASURES = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7")
+BASELINES = {"linear_evaluation": ("raw_features", "supervised"), "fine_tuning": ("supervised",)}
+"""Protocol -> protocols that its methods are compared with, beside the reference method."""
 
 
 def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any]:
-    """Collect all that a study has found so far.
-
-    Args:
-      study: its definition.
-      runs: all of them, see ``definition.chains``.
-      root: the study's folder.
+    """Collect all that the runs of a study, see ``definition.chains``, have found so far in its folder.
 
     Returns:
       ``name``, ``versions``, ``definition``, ``datasets``, ``methods``; ``cells``: one per data set, method, protocol,
@@ -171,22 +168,15 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
-    """Compare methods on the same seeds and labels.
-
-    Linear evaluation of each method is compared with raw features, with the supervised baseline and with the reference
-    method; fine-tuning with the supervised baseline and with the reference method. The difference of a seed is the mean
-    over the draws of labels that both sides have.
-    """
+    """Compare methods with baselines and the reference on the same seeds, each the mean over draws that both sides have."""
     done, found = _done(cells), []
     for (dataset, method, protocol, number), own in done.items():
-        baselines = {
-            "linear_evaluation": [("raw_features",) * 2, ("supervised",) * 2, (reference, protocol)],
-            "fine_tuning": [("supervised",) * 2, (reference, protocol)],
-        }.get(protocol, [])
+        baselines = [(name, name) for name in BASELINES.get(protocol, ())]
+        baselines += [(reference, protocol)] if protocol in BASELINES else []
         for baseline, other_protocol in baselines:
-            other = done.get((dataset, baseline, other_protocol, number), []) if baseline != method else []
+            others = done.get((dataset, baseline, other_protocol, number), []) if baseline != method else []
             measure = next(iter(own[0]["scores"]))
-            differences = _differences(own, other, measure)
+            differences = _differences(own, others, measure)
             if differences:
                 measured = interval(differences)
                 found.append(
@@ -197,11 +187,11 @@ def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str
     return found
 
 
-def _differences(own: Sequence[Mapping], other: Sequence[Mapping], measure: str) -> list[float]:
+def _differences(own: Sequence[Mapping], others: Sequence[Mapping], measure: str) -> list[float]:
     """Return one difference per seed that both have, over the draws of labels that both have."""
-    others, differences = {cell["seed"]: cell["draw_scores"] for cell in other}, []
-    for seed, a in sorted((cell["seed"], cell["draw_scores"]) for cell in own):
-        b = others.get(seed, {})
+    draws, differences = {cell["seed"]: cell["draw_scores"] for cell in others}, []
+    for cell in sorted(own, key=lambda cell: cell["seed"]):
+        a, b = cell["draw_scores"], draws.get(cell["seed"], {})
         shared = [a[draw][measure] - b[draw][measure] for draw in sorted(a.keys() & b.keys())]
         differences += [float(np.mean(shared))] if shared else []
     return differences

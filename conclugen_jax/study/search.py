@@ -6,11 +6,13 @@ and keeps what came of it, a trial is a run of :func:`conclugen_jax.pretrain.tra
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from optuna import TrialPruned
+from optuna.trial import Trial, TrialState
 
 from conclugen_jax import pretrain
 from conclugen_jax.data import batches, shards
@@ -21,18 +23,11 @@ from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.study import search_space
+from conclugen_jax.study import trials as trials_lib
+from conclugen_jax.study.trials import Trials
 from conclugen_jax.system import progress, signals
 
-if TYPE_CHECKING:  # Optuna is an extra
-    from optuna.trial import Trial
-
-    from conclugen_jax.study.trials import Trials
-
 Measure = Callable[[ConfigDict, Mapping[str, float], TrainState], float]
-
-
-class Pruned(Exception):
-    """Raised in a trial that is not among the better half."""
 
 
 def search(
@@ -46,7 +41,7 @@ def search(
     devices: Sequence[jax.Device] | None = None,
     arguments: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run trials until a folder has enough of them; several processes may do so at once on one folder.
+    """Run trials until a folder has enough of them; several processes may do so at once. Return what ``result.json`` holds.
 
     Args:
       config: of every trial, less the keys searched; its seed is also the sampler's.
@@ -59,18 +54,11 @@ def search(
       devices: to train on; ``None``: all.
       arguments: those of ``conclugen pretrain`` that give ``config``, for the command in the result.
 
-    Returns:
-      What ``result.json`` holds.
-
     Raises:
       ConclugenError: an impossible configuration or space, a folder of another search, a fault of disk or files, or no
         trial that finished.
       Interrupted: SIGINT or SIGTERM came; the trial under way has a checkpoint.
     """
-    try:
-        from conclugen_jax.study import trials as trials_lib
-    except ModuleNotFoundError as e:
-        raise ConclugenError(f"the search needs {e.name}; pip install 'conclugen_jax[search]'") from e
     devices = list(devices or jax.devices())
     config, measure, definition = _planned(config, devices, objective, space, source)
     with signals.caught() as stop, trials_lib.opened(Path(folder), definition, arguments) as trials:
@@ -155,27 +143,23 @@ def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
     return measure
 
 
-def _run(trial: "Trial", trials: "Trials", base: ConfigDict, measure: Measure, devices: Sequence[jax.Device]) -> None:
+def _run(trial: Trial, trials: Trials, base: ConfigDict, measure: Measure, devices: Sequence[jax.Device]) -> None:
     """Pretrain with the values of a trial and note what came of it."""
-    from optuna.trial import TrialState
-
-    from conclugen_jax.study.trials import rungs
-
     config = search_space.with_overrides(base, trial.params)
     num_epochs = config.train.num_epochs
 
     def on_epoch(epoch: int, means: Mapping[str, float], state: TrainState) -> None:
         done = epoch + 1
-        compared = done in (*rungs(num_epochs), num_epochs)
+        compared = done in (*trials_lib.rungs(num_epochs), num_epochs)
         if compared and trials.report(trial, done, measure(config, means, state)):
-            raise Pruned
+            raise TrialPruned
 
     shown = ", ".join(f"{key} {short(value)}" for key, value in trial.params.items())
     progress.say(f"trial {trial.number}: {shown}")
     try:
         pretrain.pretrain(config, trials.workdir(trial.number), devices=devices, on_epoch=on_epoch)
         trials.end(trial, TrialState.COMPLETE)
-    except Pruned:
+    except TrialPruned:
         trials.end(trial, TrialState.PRUNED)
     except ConclugenError as e:
         # What a lower layer could not do (disk, files) is no fault of the values: every trial would fail of it.

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import objective as objective_lib
 from conclugen_jax.run import config as config_lib
+from conclugen_jax.system import files
 
 Space = dict[str, dict[str, Any]]
 """key -> {"low", "high"} with "log" by choice, both ends included, or {"choices"}."""
@@ -77,26 +78,15 @@ def default(config: ConfigDict, *, steps_per_epoch: int) -> Space:
     }
 
 
-def read(path: str | Path) -> Any:
-    """Read the JSON in a file; :func:`check` says whether it is a space.
-
-    Raises:
-      ConclugenError: the file cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise ConclugenError(f"{path}: not a file of JSON ({e}); expected keys with {_FORM}") from e
+def read(path: str | Path) -> dict[str, Any]:
+    """Read the object of JSON in a file; :func:`check` says whether it is a space."""
+    return files.read_json(Path(path), dict[str, Any], way_out=f"expected keys with {_FORM}")
 
 
 def check(space: Any, config: ConfigDict, *, objective: str, source: str) -> Space:
     """Check a space and return it as it is searched: keys without ``config.``, numbers of the type that their key has.
 
-    Args:
-      space: what the user wrote.
-      config: every trial's, less the keys searched.
-      objective: name of what is searched for.
-      source: its file, for messages.
+    ``config`` is every trial's, less the keys searched; ``source`` is the file of the space, for messages.
 
     Raises:
       ConclugenError: no space, a key that does not exist, has no effect or is not for searching, values that are
@@ -134,14 +124,9 @@ def with_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDi
 def comparable_loss(means: Mapping[str, float], config: ConfigDict, base: ConfigDict) -> float:
     """Return the unweighted sum of the terms (Eq. 11-13), on one scale whatever the trial's hyper-parameters.
 
-    A cross-entropy against more rows or clusters is larger without being worse, so each is multiplied by its chance
-    level under the base configuration over that under the trial's own. Clustering that has not joined yet counts as
-    its chance level. Where the keys searched touch neither, this is exactly the sum of Eq. 11-13.
-
-    Args:
-      means: of each term over an epoch, ``loss/...``.
-      config: of the trial.
-      base: of the search.
+    A cross-entropy against more rows or clusters is larger without being worse, so each mean ``loss/...`` of an epoch is
+    multiplied by its chance level under the search's base configuration over that under the trial's own. Clustering that has
+    not joined yet counts as its chance level. Where the keys searched touch neither, this is exactly the sum of Eq. 11-13.
     """
     own, common = _chance(config), _chance(base)
     terms = {name: value for name, value in means.items() if name.startswith("loss/")}

@@ -21,14 +21,10 @@ PATIENCE = 300.0
 def side_by_side(
     tasks: list[Any], jobs: int, function: Callable[[Any], Any], begin: Callable[[int, int], None], stop: signals.Stop
 ) -> Iterator[tuple[Any, Future, int]]:
-    """Do tasks in processes of their own, some at a time; yield each with its outcome and exit code as it ends.
+    """Call a function with each task in a process of its own, ``jobs`` at a time; yield task, outcome and exit code.
 
-    Args:
-      tasks: arguments of ``function``; emptied, and the caller may add others.
-      jobs: how many at a time.
-      function: can be pickled, as ``begin``.
-      begin: called first in each process with its place among the ``jobs`` and their number.
-      stop: whose signal ends all; what handles SIGTERM, as pretraining does, saves a checkpoint first.
+    The caller may add tasks meanwhile. ``begin`` is called first in each process with its place among the jobs and their
+    number. A signal ends all; what handles SIGTERM, as pretraining does, saves a checkpoint first.
 
     Raises:
       Interrupted: a signal came.

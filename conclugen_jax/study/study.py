@@ -37,11 +37,7 @@ BEGUN = "it was begun and has not ended; repeat the command to resume"
 
 
 def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
-    """Run what is not done yet, then collect the results.
-
-    Args:
-      study: see ``configs/study_demo.py``.
-      folder: of the study.
+    """Run what is not done yet of a study such as ``configs/study_demo.py`` in its folder, then collect the results.
 
     Returns:
       Content of ``results.json``, see :func:`results.collect`. Failed cells are marked in it.
@@ -73,11 +69,10 @@ def chosen(entries: Iterable[dict[str, Any]], **wanted: Any) -> list[dict[str, A
 def automatic_jobs(job_gib: float) -> int:
     """Return how many jobs processors and free memory allow."""
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return max(1, min(len(processors()), int(available / job_gib)))
+    return max(1, min(len(_processors()), int(available / job_gib)))
 
 
-def processors() -> list[int]:
-    """Return the numbers of the processors that this process may use."""
+def _processors() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
@@ -109,11 +104,7 @@ def _of_another(root: Path, run: Run) -> str:
 
 
 def work(root: Path, waiting: list[list[Run]], jobs: int, stop: signals.Stop) -> None:
-    """Work through the chains in processes, ``jobs`` at a time, each on its own processors.
-
-    Raises:
-      Interrupted: a signal came; what was running has a checkpoint.
-    """
+    """Work through the chains in processes, ``jobs`` at a time, each on its own processors."""
     total, begun, finished = len(waiting), time.monotonic(), 0
     do, begin = functools.partial(_work_through_logged, root), functools.partial(_begin, root)
     for chain, future, code in side_by_side(waiting, jobs, do, begin, stop):
@@ -132,7 +123,7 @@ def work(root: Path, waiting: list[list[Run]], jobs: int, stop: signals.Stop) ->
 
 def _begin(root: Path, place: int, jobs: int) -> None:
     """Give a process its share of processors and of a GPU's memory, and the study's compiled programs."""
-    own = processors()[place::jobs]
+    own = _processors()[place::jobs]
     if own and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, own)
     if jobs > 1:
@@ -154,8 +145,7 @@ def _work_through_logged(root: Path, chain: list[Run]) -> None:
 def mark_lost(root: Path, chain: list[Run], code: int) -> list[Run]:
     """Mark the run that a process was at when it ended without saying why, and all others if that was pretraining.
 
-    Returns:
-      The runs after it that can still be tried.
+    The runs after it that can still be tried are returned.
     """
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     cause = f"the process that ran it {ended}; repeat the command to try again"

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jinja2
+
 import conclugen_jax
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.study.report import embedding_map, reading
+from conclugen_jax.study.report import charts, embedding_map, figures, reading
 from conclugen_jax.study.report import tables as report_tables
 from conclugen_jax.study.report.published import SOURCE
 from conclugen_jax.study.report.reading import Study
@@ -33,10 +35,10 @@ EMPTY = {
 
 
 class Written(NamedTuple):
-    """What :func:`write` made: the files, how far the study is, and warnings for the screen."""
+    """What :func:`write` made."""
 
     files: list[Path]
-    progress: str
+    progress: str  # how far the study is
     warnings: list[str]
 
 
@@ -52,12 +54,6 @@ def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence
       ConclugenError: no results, a damaged file, a method that the study does not have, or a folder that cannot be
         written.
     """
-    try:
-        import jinja2
-
-        from conclugen_jax.study.report import charts, figures
-    except ModuleNotFoundError as e:
-        raise ConclugenError(f"the report needs {e.name}; pip install 'conclugen_jax[report]'") from e
     found, folder = reading.read(study), Path(output or study)
     if maps:
         manifest_lib.choose(list(found.methods), maps, what="method", where=f"study {found.path}")
