@@ -175,7 +175,7 @@ def test_an_empty_split_is_refused(tmp_path):
         ({"name": "My Data"}, "lower case"),
         ({"version": "one"}, "three numbers"),
         ({"modalities": {"a/b": 3}}, "letters, digits"),
-        ({"modalities": {}}, "modalities"),
+        ({"modalities": {}}, "no modality"),
         ({"splits": ()}, "no split"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 from conclugen_jax.data import assembly, place, workers
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, PartedSource, Source
+from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
 from conclugen_jax.errors import ConclugenError
 
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -59,8 +59,11 @@ def build(
     """
     spec = source.spec
     check_spec(spec)
-    data_dir = _encodable(Path(data_dir).absolute())
-    target = data_dir / spec.name / spec.version
+    target = Path(data_dir).absolute() / spec.name / spec.version
+    try:
+        str(target).encode()
+    except UnicodeEncodeError:  # array_record takes no other names
+        raise ConclugenError(f"{str(data_dir)!a}: the folder's name is not UTF-8; choose another --data_dir") from None
     read_from = source.fingerprint()
     fingerprint = read_from + (" drop_bad" if drop_bad else "")
     try:
@@ -70,8 +73,9 @@ def build(
             if _already_built(target, fingerprint, overwrite=overwrite, strict=strict):
                 return target
             _refuse_to_replace(target, source)
+            total = sum(map(source.num_examples, spec.splits)) if isinstance(source, PartedSource) else None
             jobs = _jobs(source, scratch)
-            parts = workers.run(jobs, num_workers=num_workers, beam=beam, progress=progress, total=_total(source))
+            parts = workers.run(jobs, num_workers=num_workers, beam=beam, progress=progress, total=total)
             folder = scratch / spec.name / spec.version
             folder.mkdir(parents=True)
             assembly.finish(source, parts, folder, fingerprint=fingerprint, drop_bad=drop_bad, strict=strict)
@@ -87,21 +91,10 @@ def build(
     return target
 
 
-def _encodable(data_dir: Path) -> Path:
-    try:
-        str(data_dir).encode()
-    except UnicodeEncodeError:  # array_record takes no other names
-        raise ConclugenError(f"{str(data_dir)!a}: the folder's name is not UTF-8; choose another --data_dir") from None
-    return data_dir
-
-
 def _already_built(target: Path, fingerprint: str, *, overwrite: bool, strict: bool) -> bool:
     """Return whether the data set is there, to be kept; it must be intact and of the same source."""
     if os.path.lexists(target) and not (target / manifest_lib.FILE).is_file():
-        raise ConclugenError(
-            f"{target}: in the way: holds something else than a data set, which is not replaced; move it, or choose another "
-            "--data_dir"
-        )
+        raise ConclugenError(f"{target}: in the way, and not a data set; move it, or choose another --data_dir")
     if overwrite or not target.exists():
         return False
     present = manifest_lib.read(target)
@@ -130,12 +123,6 @@ def _refuse_to_replace(target: Path, source: Source) -> None:
             )
 
 
-def _total(source: Source) -> int | None:
-    if not isinstance(source, PartedSource):
-        return None
-    return sum(source.num_examples(split) for split in source.spec.splits)
-
-
 def _jobs(source: Source, scratch: Path) -> Iterator[workers.Job]:
     """Yield what is to be written, in parts of about the size of a shard."""
     spec = source.spec
@@ -144,52 +131,48 @@ def _jobs(source: Source, scratch: Path) -> Iterator[workers.Job]:
     for split in spec.splits:
         if isinstance(source, PartedSource):
             n = source.num_examples(split)
-            ranges = [(start, min(start + rows, n)) for start in range(0, n, rows)]
-            pieces = ((start, source.part(split, start, stop)) for start, stop in ranges)
+            pieces = (source.part(split, start, min(start + rows, n)) for start in range(0, n, rows))
         else:
-            pieces = _pieces(source.examples(split), rows)
-        for number, (start, examples) in enumerate(pieces):
-            yield workers.Job(
-                spec, split, start, examples, scratch / f"{split}-{number:05d}", first_split=split == spec.splits[0]
-            )
+            pieces = _pieces(iter(source.examples(split)), rows)
+        for number, examples in enumerate(pieces):
+            path = scratch / f"{split}-{number:05d}"
+            yield workers.Job(spec, split, number * rows, examples, path, first_split=split == spec.splits[0])
 
 
-def _pieces(examples: Iterator[Any], rows: int) -> Iterator[tuple[int, Iterator[Any]]]:
+def _pieces(examples: Iterator[Any], rows: int) -> Iterator[Iterator[Any]]:
     """Yield consecutive pieces of an iterator; the caller uses up each before it asks for the next."""
-    examples = iter(examples)
-    for start in itertools.count(step=rows):
-        first = list(itertools.islice(examples, 1))
-        if not first:
-            return
-        yield start, itertools.chain(first, itertools.islice(examples, rows - 1))
+    for first in examples:
+        yield itertools.chain([first], itertools.islice(examples, rows - 1))
 
 
 def check_spec(spec: DatasetSpec) -> None:
     """Check the description of a data set.
 
     Raises:
-      ConclugenError: an invalid name, version, modality or label.
+      ConclugenError: an invalid name, version, modality, label, number of variants or split.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name) or not VERSION.fullmatch(spec.version):
-        raise ConclugenError(
-            f"data set {spec.name!r} version {spec.version!r}: the name takes lower case letters, digits and '_', the "
-            "version three numbers without leading zeros, such as 1.0.0"
-        )
-    if not spec.modalities or min(spec.modalities.values()) < 1 or not all(map(WORD.fullmatch, spec.modalities)):
-        raise ConclugenError(
-            f"data set {spec.name!r}: modalities {dict(spec.modalities)}; names take letters, digits and '_', sizes are >= 1"
-        )
-    for name, label in {"label": spec.label, **spec.targets}.items():
-        known = label.kind in (LABEL_KINDS if name == "label" else set(LABEL_KINDS) - {"none"})
-        named = bool(label.names) == (label.kind in ("single", "multi")) and len(set(label.names)) == len(label.names)
-        if not (known and named and WORD.fullmatch(name)):
-            raise ConclugenError(
-                f"data set {spec.name!r}: {name} of kind {label.kind!r} with names {label.names}; kinds are "
-                f"{LABEL_KINDS}, 'single' and 'multi' have names, each once; targets are called by letters, digits and '_'"
-            )
-    if any(n < 1 or m not in spec.modalities for m, n in spec.variants.items()):
-        raise ConclugenError(f"data set {spec.name!r}: variants {dict(spec.variants)}; modality -> a number >= 1")
-    if not spec.splits or not all(map(WORD.fullmatch, spec.splits)):
-        raise ConclugenError(
-            f"data set {spec.name!r} has no split, or one that is not of letters, digits and '_': {list(spec.splits)}"
-        )
+    labels = {"label": spec.label, **spec.targets}
+    names = {"modalities": list(spec.modalities), "targets": list(spec.targets), "splits": list(spec.splits)}
+    for fits, fault in (
+        (re.fullmatch(r"[a-z][a-z0-9_]*", spec.name), "the name takes lower case letters, digits and '_'"),
+        (
+            VERSION.fullmatch(spec.version),
+            f"version {spec.version!r}, expected three numbers without leading zeros, such as 1.0.0",
+        ),
+        (all(WORD.fullmatch(name) for each in names.values() for name in each), f"{names} are letters, digits and '_'"),
+        (spec.modalities and spec.splits, "no modality or no split"),
+        (min(spec.modalities.values(), default=1) >= 1, f"modalities {dict(spec.modalities)}; sizes are >= 1"),
+        (
+            all(n >= 1 and m in spec.modalities for m, n in spec.variants.items()),
+            f"variants {dict(spec.variants)}; modality -> a number >= 1",
+        ),
+        *((_is_label(name, label), f"{name} {label}; kinds are {LABEL_KINDS}") for name, label in labels.items()),
+    ):
+        if not fits:
+            raise ConclugenError(f"data set {spec.name!r}: {fault}")
+
+
+def _is_label(name: str, label: LabelSpec) -> bool:
+    """Return whether a label is of a known kind, "none" only for the main one, and has names, each once, if it must."""
+    named = bool(label.names) == (label.kind in ("single", "multi")) and len(set(label.names)) == len(label.names)
+    return named and label.kind in LABEL_KINDS and (label.kind != "none" or name == "label")

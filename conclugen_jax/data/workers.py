@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections import deque
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ class Job:
     path: Path
     first_split: bool
 
-    def run(self) -> Part:
-        """Write the part.
+    @property
+    def facts(self) -> Path:
+        """File beside the part where workers of Beam, which returns nothing, leave its facts."""
+        return self.path.with_name(self.path.name + ".facts")
 
-        Raises:
-          ConclugenError: a bad example, or a source that cannot be read.
-          OSError: the part cannot be written.
-        """
+    def run(self) -> Part:
+        """Write the part."""
         return write_part(self.spec, self.split, self.first_row, self.examples, self.path, first_split=self.first_split)
 
 
@@ -59,13 +59,15 @@ def run(
       ConclugenError: a bad example, a killed worker, or Beam for a source that cannot be read in parts.
       OSError: a part cannot be written.
     """
-    if total is None and beam is not None:
+    if beam is not None and total is None:
         raise ConclugenError(
             "this source cannot be read in parts, which Beam needs; give it num_examples(split) and part(split, start, "
             "stop), or build without --beam"
         )
     if beam is not None:
-        results = _run_beam(jobs, beam)
+        jobs = list(jobs)
+        run_beam(jobs, run_and_save, beam)
+        results = ((job, Part.load(job.facts)) for job in jobs)
     elif num_workers > 1 and total is not None:
         results = _run_processes(jobs, num_workers)
     else:
@@ -83,42 +85,21 @@ def run(
 
 def _run_processes(jobs: Iterator[Job], num_workers: int) -> Iterator[tuple[Job, Part]]:
     """Yield results in order; a queued job holds the ids and labels of its part, so that few are queued."""
-    sent: deque[Job] = deque()
-
-    def noted() -> Iterator[Job]:
-        for job in jobs:
-            sent.append(_lighter(job))
-            yield job
-
+    sent, queued = itertools.tee(jobs)
     with pool.Pool(num_workers) as processes:
         try:
-            for part in processes.map(Job.run, noted()):
-                yield sent.popleft(), part
+            for part in processes.map(Job.run, queued):
+                yield next(sent), part
         except pool.Died as e:
+            job = next(sent)
             raise ConclugenError(
-                f"split {sent[0].split!r}, part at row {sent[0].first_row}: a worker process was killed, perhaps because "
-                "memory ran out; build with a smaller --num_workers"
+                f"split {job.split!r}, part at row {job.first_row}: a worker process was killed, perhaps because memory ran "
+                "out; build with a smaller --num_workers"
             ) from e
 
 
-def _lighter(job: Job) -> Job:
-    return dataclasses.replace(job, examples=())
-
-
-def _run_beam(jobs: Iterator[Job], options: Sequence[str]) -> Iterator[tuple[Job, Part]]:
-    """Run one element per part; each worker writes its facts beside its part, because Beam returns nothing."""
-    jobs = list(jobs)
-    run_beam(jobs, run_and_save, options)
-    return ((_lighter(job), Part.load(_facts(job))) for job in jobs)
-
-
 def run_beam(elements: Sequence[Any], action: Callable[[Any], None], options: Sequence[str]) -> None:
-    """Call an action on elements with Apache Beam, and wait until it is done.
-
-    Args:
-      elements: each must be picklable.
-      action: must be picklable.
-      options: of the pipeline.
+    """Call an action on elements with Apache Beam, and wait until it is done; all must be picklable.
 
     Raises:
       ConclugenError: Beam is not installed, or the action raised one.
@@ -135,23 +116,14 @@ def run_beam(elements: Sequence[Any], action: Callable[[Any], None], options: Se
     try:
         pipeline.run().wait_until_finish()
     except Exception as e:
-        # Beam wraps what a worker raises; our own error is the innermost.
-        for cause in _causes(e):
+        cause: BaseException | None = e  # Beam wraps what a worker raises; our own error is the innermost
+        while cause is not None:
             if isinstance(cause, ConclugenError | OSError):
                 raise cause from None
+            cause = cause.__cause__ or cause.__context__
         raise
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def run_and_save(job: Job) -> None:
     """Write a part, and its facts beside it."""
-    job.run().save(_facts(job))
-
-
-def _facts(job: Job) -> Path:
-    return job.path.with_name(job.path.name + ".facts")
+    job.run().save(job.facts)
