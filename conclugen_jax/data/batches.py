@@ -19,22 +19,13 @@ from conclugen_jax.data.shards import Dataset, RowSource, ShardStream
 TABLES = {"host": HostTable, "device": DeviceTable}
 
 
-def open_split(
-    dataset: Dataset, split: str, modalities: Sequence[str], *, tier: str = "auto", **limits: float
-) -> RowSource:
-    """Open the rows of a split, kept where :func:`load` says.
-
-    Args:
-      dataset: as opened.
-      split: its name.
-      modalities: those to read, in this order.
-      tier: see :func:`load`.
-      **limits: see :func:`load`.
+def open_split(dataset: Dataset, split: str, modalities: Sequence[str], **options: Any) -> RowSource:
+    """Open the rows of a split, kept where the options of :func:`load` say.
 
     Raises:
       ConclugenError: unknown split or modality, or a split without usable rows.
     """
-    return load(ShardStream(dataset, split, modalities), tier=tier, **limits)
+    return load(ShardStream(dataset, split, modalities), **options)
 
 
 def load(
@@ -102,18 +93,9 @@ def _mix(x: Any) -> Any:
 def batch_indices(
     usable: np.ndarray, *, seed: int, epoch: int, first_step: int, num_steps: int, batch_size: int
 ) -> np.ndarray:
-    """Return the row indices of consecutive training steps of one epoch.
+    """Return row indices, int32 [num_steps, batch_size], of consecutive training steps of an epoch, counted from 0.
 
-    Args:
-      usable: rows to draw from.
-      seed: of the run.
-      epoch: counted from 0.
-      first_step: within the epoch.
-      num_steps: steps wanted; only whole batches exist.
-      batch_size: rows per step.
-
-    Returns:
-      int32 [num_steps, batch_size].
+    They are drawn from the rows ``usable``; ``first_step`` is within the epoch, and only whole batches exist.
     """
     order = usable[epoch_order(seed, epoch, len(usable))]
     return order[first_step * batch_size :][: num_steps * batch_size].reshape(num_steps, batch_size).astype(np.int32)
@@ -160,11 +142,7 @@ def evaluation_batches(indices: np.ndarray, batch_size: int) -> Iterator[tuple[n
 
 
 def prefetch(make: Callable[[Any], Any], items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
-    """Compute ``map(make, items)`` in a thread, up to ``depth`` items ahead.
-
-    Raises:
-      Exception: whatever ``make`` raised, where the item would have come.
-    """
+    """Compute ``map(make, items)`` in a thread, up to ``depth`` items ahead; what ``make`` raises comes in its place."""
     with concurrent.futures.ThreadPoolExecutor(1, "prefetch") as thread:
         waiting: deque[concurrent.futures.Future] = deque()
         try:

@@ -20,6 +20,7 @@ from conclugen_jax.system import files, locks
 CHUNK_ROWS = 1024  # records that are decoded together
 FOLDER = "cache"
 
+LOG = logging.getLogger(__name__)
 Progress = Callable[[int, int], None] | None
 Columns = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 """File name -> shape and type of its array."""
@@ -34,7 +35,7 @@ class Facts(msgspec.Struct):
 
 
 class HostTable:
-    """All rows of a split on the host, one array per modality."""
+    """All rows of a split on the host, one array per modality; a :class:`conclugen_jax.data.shards.RowSource`."""
 
     tier = "host"
 
@@ -44,7 +45,7 @@ class HostTable:
         self.variants = {m: x.shape[1] for m, x in table["features"].items() if x.ndim == 3}
 
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
-        """Rows at the given indices, in that order; see :class:`conclugen_jax.data.shards.RowSource`."""
+        """Return rows at the given indices, in that order."""
         wanted = dict.fromkeys(self.variants, np.zeros(len(indices), int)) | dict(variants or {})
         features = {
             m: x[per_variant(indices, wanted[m]), wanted[m]] if m in wanted else x[indices]
@@ -61,62 +62,46 @@ class DeviceTable(HostTable):
 
 
 def read(stream: ShardStream, *, progress: Progress = None) -> Rows:
-    """Read all rows of a split into memory, a chunk at a time.
-
-    Raises:
-      ConclugenError: a record that cannot be read.
-    """
+    """Read all rows of a split into memory, a chunk at a time; a ConclugenError names a record that cannot be read."""
     table = {name: np.empty(shape, dtype) for name, (shape, dtype) in _columns(stream).items()}
     _fill(stream, table, progress)
     return _rows(stream, table)
 
 
 def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
-    """Return all rows of a split, memory-mapped; in memory where the files cannot be written.
-
-    Raises:
-      ConclugenError: a record that cannot be read.
-    """
+    """Return what :func:`read` does, memory-mapped; in memory where the files cannot be written."""
     folder, columns = stream.dataset.path / FOLDER / stream.split, _columns(stream)
     table = _stored(stream, folder, columns)
     if table is None:
         try:
             table = _make(stream, folder, columns, progress)
         except OSError as e:
-            logging.getLogger(__name__).warning(
-                "%s: the host table cannot be kept there (%s); it is read into memory", folder, e.strerror or e
-            )
+            LOG.warning("%s: the host table cannot be kept there (%s); it is read into memory", folder, e.strerror or e)
             return read(stream, progress=progress)
     return _rows(stream, table)
 
 
-def _by_column(stream: ShardStream, rows: Rows) -> dict[str, np.ndarray]:
-    """Return rows by file name; no modality has a dot in its name, and the main label's ends with one."""
-    features = {_column(stream, m): x for m, x in rows["features"].items()}
+def _chunk(stream: ShardStream, start: int, stop: int) -> dict[str, np.ndarray]:
+    """Read consecutive rows, with every variant, by file name; all variants and variant 0 alone have different files."""
+    variants = {m: np.tile(np.arange(number), (stop - start, 1)) for m, number in stream.variants.items()}
+    rows = stream.rows(np.arange(start, stop), variants)
+    # No modality has a dot in its name, and the main label's ends with one.
+    features = {f"{m}.variants" if m in variants else m: x for m, x in rows["features"].items()}
     return {**features, f"label.{stream.target}": rows["label"]}
 
 
-def _column(stream: ShardStream, modality: str) -> str:
-    """Return the file name of a modality: all variants and variant 0 alone have different files."""
-    return f"{modality}.variants" if modality in stream.variants else modality
+def _columns(stream: ShardStream) -> Columns:
+    return {name: ((stream.num_examples, *x.shape[1:]), x.dtype) for name, x in _chunk(stream, 0, 1).items()}
 
 
 def _rows(stream: ShardStream, table: Mapping[str, np.ndarray]) -> Rows:
-    """Return a table by file name as rows."""
+    """Return a table by file name, in the order of :func:`_chunk`, as rows."""
+    *features, label = table.values()
     return {
-        "features": {m: table[_column(stream, m)] for m in stream.modalities},
+        "features": dict(zip(stream.modalities, features, strict=True)),
         "present": {m: stream.presence[:, c] for c, m in enumerate(stream.modalities)},
-        "label": table[f"label.{stream.target}"],
+        "label": label,
     }
-
-
-def _columns(stream: ShardStream) -> Columns:
-    row = stream.rows(np.arange(1), _every_variant(stream, 1))
-    return {name: ((stream.num_examples, *x.shape[1:]), x.dtype) for name, x in _by_column(stream, row).items()}
-
-
-def _every_variant(stream: ShardStream, num_rows: int) -> Variants:
-    return {m: np.tile(np.arange(number), (num_rows, 1)) for m, number in stream.variants.items()}
 
 
 def _stored(stream: ShardStream, folder: Path, columns: Columns) -> dict[str, np.ndarray] | None:
@@ -126,20 +111,18 @@ def _stored(stream: ShardStream, folder: Path, columns: Columns) -> dict[str, np
         path = folder / f"{name}.npy"
         try:
             # Open the file first: a writer removes the facts before it replaces the file, so these facts are the file's.
-            table[name] = np.lib.format.open_memmap(path, mode="r")
+            table[name] = x = np.lib.format.open_memmap(path, mode="r")
             facts = msgspec.json.decode((folder / f"{name}.json").read_bytes(), type=Facts)
             fits = facts.manifest == stream.dataset.manifest.fingerprint() and facts.bytes == path.stat().st_size
             # A damaged header may still be readable.
-            like = (table[name].shape, table[name].dtype.str, table[name].flags.c_contiguous)
-            fits = fits and like == (shape, dtype.str, True)
-            if fits and stream.dataset.verified == "hash":
-                fits = facts.sha256 == files.sha256(path)
+            fits = fits and (x.shape, x.dtype.str, x.flags.c_contiguous) == (shape, dtype.str, True)
+            fits = fits and (stream.dataset.verified != "hash" or facts.sha256 == files.sha256(path))
         except FileNotFoundError:
             return None
         except Exception:  # NumPy parses the header as Python, so damage raises many kinds
             fits = False
         if not fits:
-            logging.getLogger(__name__).warning("%s: damaged, or of other data; it is made again from the shards", path)
+            LOG.warning("%s: damaged, or of other data; it is made again from the shards", path)
             return None
     return table
 
@@ -151,13 +134,12 @@ def _make(stream: ShardStream, folder: Path, columns: Columns, progress: Progres
 
     def wait(holder: str) -> None:
         waited.append(holder)
-        logging.getLogger(__name__).warning("%s: being made by %s; waiting for it", folder, holder)
+        LOG.warning("%s: being made by %s; waiting for it", folder, holder)
 
     with locks.hold(folder / ".lock", wait=wait):
         for path in folder.glob(f"{files.SCRATCH}*"):  # left by a process that was killed: only one has the lock
             path.unlink()
-        table = _stored(stream, folder, columns) if waited else None
-        if table is not None:
+        if waited and (table := _stored(stream, folder, columns)) is not None:
             return table
         with contextlib.ExitStack() as stack:
             paths = {name: stack.enter_context(files.replaced(folder / f"{name}.npy")) for name in columns}
@@ -172,12 +154,12 @@ def _make(stream: ShardStream, folder: Path, columns: Columns, progress: Progres
 
 def _write(stream: ShardStream, paths: Mapping[str, Path], columns: Columns, progress: Progress) -> dict[str, Facts]:
     """Write an npy file of each column; return its facts."""
-    tables = {}
+    table = {}
     for name, (shape, dtype) in columns.items():
-        tables[name] = np.lib.format.open_memmap(paths[name], "w+", dtype, shape)
+        table[name] = np.lib.format.open_memmap(paths[name], "w+", dtype, shape)
         _reserve(paths[name])
-    _fill(stream, tables, progress)
-    for x in tables.values():
+    _fill(stream, table, progress)
+    for x in table.values():
         x.flush()
     fingerprint = stream.dataset.manifest.fingerprint()
     return {name: Facts(fingerprint, path.stat().st_size, files.sha256(path)) for name, path in paths.items()}
@@ -194,8 +176,7 @@ def _fill(stream: ShardStream, table: Mapping[str, np.ndarray], progress: Progre
     """Read all rows into the arrays of a table, a chunk at a time."""
     for start in range(0, stream.num_examples, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, stream.num_examples)
-        chunk = stream.rows(np.arange(start, stop), _every_variant(stream, stop - start))
-        for name, x in _by_column(stream, chunk).items():
+        for name, x in _chunk(stream, start, stop).items():
             table[name][start:stop] = x
         if progress is not None:
             progress(stop, stream.num_examples)
