@@ -254,7 +254,7 @@ def test_both_ways_to_read_a_record_agree_whatever_names_and_lengths(tmp_path, d
 def test_vectors_are_taken_from_the_bytes_of_records_laid_out_as_usual_and_parsed_from_others(tmp_path, monkeypatch):
     source = Parted((20, 5, 5), missing=0.4, variants=2)
     usual = stream(shards.open_dataset(builders.build(source, tmp_path / "usual")), ("text", "video"))
-    raw = usual.source.data_source.__getitems__(list(range(20)))
+    raw = usual.source.__getitems__(list(range(20)))
     assert all(usual._wire.locate(record) is not None for record in raw)
     assert usual._wire.locate(b"\x12" + raw[0][1:]) is None
     assert usual._wire.locate(raw[0][:300]) is None
@@ -272,7 +272,7 @@ def test_vectors_are_taken_from_the_bytes_of_records_laid_out_as_usual_and_parse
         ),
     )
     other = stream(shards.open_dataset(builders.build(source, tmp_path / "other")), ("text", "video"))
-    raw = other.source.data_source.__getitems__(list(range(20)))
+    raw = other.source.__getitems__(list(range(20)))
     assert all(other._wire.locate(record) is None for record in raw)
     assert_same_bits(other.rows(np.arange(20)), usual.rows(np.arange(20)))
     both = {"video": np.tile([0, 1], (20, 1))}

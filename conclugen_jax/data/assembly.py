@@ -40,7 +40,7 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
     for split, entries in parts.items():
         if not sum(len(part.rows) for _, part in entries):
             raise ConclugenError(f"split {split!r} of data set {spec.name!r} has no examples; leave the split out")
-    findings.refuse_duplicates(spec, parts)
+    findings.refuse_duplicates(parts)
     findings.refuse_absent_modalities(spec, parts)
     warnings = findings.leaks(spec, parts)
     if strict and warnings:

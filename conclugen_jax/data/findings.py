@@ -1,10 +1,9 @@
 """Find what is wrong or suspicious in a data set as a whole: bad rows, repeated ids, ids or groups in two splits."""
 
 import numpy as np
-from array_record.python import array_record_data_source
 
+from conclugen_jax.data import wire
 from conclugen_jax.data.parts import Entries, Parts
-from conclugen_jax.data.records import record_features
 from conclugen_jax.data.repeats import across, repeats, within
 from conclugen_jax.data.sources import DatasetSpec
 from conclugen_jax.errors import ConclugenError
@@ -33,7 +32,7 @@ def refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
         )
 
 
-def refuse_duplicates(spec: DatasetSpec, parts: Parts) -> None:
+def refuse_duplicates(parts: Parts) -> None:
     """Refuse an id that occurs twice in a split.
 
     Raises:
@@ -42,7 +41,7 @@ def refuse_duplicates(spec: DatasetSpec, parts: Parts) -> None:
     for split, entries in parts.items():
         if twice := within(repeats({split: _joined(entries, "ids")[:, None]}), split):
             (first, second), rows = twice[0][:2], _joined(entries, "rows")
-            name = _name(spec, entries, second, "id")
+            name = _name(entries, second, "id")
             raise ConclugenError(
                 f"split {split!r}, row {rows[second]}, id {name[:100]!r}: the same id as row {rows[first]}; ids must be "
                 f"unique within a split ({sum(map(len, twice)) - len(twice)} are not)"
@@ -70,7 +69,7 @@ def leaks(spec: DatasetSpec, parts: Parts) -> list[str]:
     for what in ("id",) if spec.shared_groups else ("id", "group"):
         found = repeats({split: _joined(entries, f"{what}s")[:, None] for split, entries in parts.items()})
         for (a, b), shared in across(found, parts):
-            examples = ", ".join(sorted(repr(_name(spec, parts[a], rows[0], what)) for rows, _ in shared[:SHOWN]))
+            examples = ", ".join(sorted(repr(_name(parts[a], rows[0], what)) for rows, _ in shared[:SHOWN]))
             sentences.append(
                 f"splits {a!r} and {b!r} have {len(shared)} {what}{'s' if len(shared) > 1 else ''} in common, such as "
                 f"{examples}"
@@ -82,11 +81,10 @@ def _joined(entries: Entries, column: str) -> np.ndarray:
     return np.concatenate([getattr(part, column) for _, part in entries])
 
 
-def _name(spec: DatasetSpec, entries: Entries, position: int, key: str) -> str:
+def _name(entries: Entries, position: int, key: str) -> str:
     """Return the id or group of a written record, by its position in the split."""
     for path, part in entries:
         if position < len(part.rows):
-            source = array_record_data_source.ArrayRecordDataSource([str(path)])
-            return record_features(spec).deserialize_example_np(source[position])[key].decode()
+            return wire.parse(wire.open_shards([path])[position])[key].bytes_list.value[0].decode()
         position -= len(part.rows)
     raise IndexError(position)

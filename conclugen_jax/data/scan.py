@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_data_source
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import wire
@@ -177,7 +176,7 @@ class SplitScan:
     def text(self, index: int, key: str) -> str:
         """Return ``id`` or ``group`` of one of the rows that were read."""
         name, position = self._shard(self.rows[index])
-        return self._parse(_open(self._folder / name)[position])[key]
+        return self._parse(wire.open_shards([self._folder / name])[position])[key]
 
     def _shard(self, row: int) -> tuple[str, int]:
         """Return the shard that holds a row, and the row's position in it."""
@@ -200,7 +199,7 @@ class SplitScan:
     def _chunks(self, name: str, first_row: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         """Yield rows and records of one shard that can be read; the first is row ``first_row`` of the split."""
         try:
-            source = _open(self._folder / name)
+            source = wire.open_shards([self._folder / name])
         except Exception as e:  # array_record raises RuntimeError, most often without saying more
             self._faults.add_file(name, f"cannot be opened ({reason(e)})")
             return
@@ -301,10 +300,6 @@ def _in_range(values: np.ndarray, spec: LabelSpec) -> tuple[np.ndarray, np.ndarr
     if spec.kind == "multi":
         return np.isin(values, (0, 1)).all(axis=1), np.isnan(values).all(axis=1)
     return np.isfinite(values), np.isnan(values)
-
-
-def _open(path: Path) -> Any:
-    return array_record_data_source.ArrayRecordDataSource([str(path)])
 
 
 def _read(source: Any, positions: Sequence[int]) -> list[bytes | None]:

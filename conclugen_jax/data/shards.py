@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -114,7 +113,8 @@ class ShardStream:
         self.label = manifest.labels()[target]
         self.where = f"{where}, split {split!r}"
         self.num_examples = manifest.splits[split]["num_examples"]
-        self.source = _data_source(dataset, split)
+        with self._reading():
+            self.source = wire.open_shards(dataset.path / name for name in manifest_lib.shard_names(manifest, split))
         if len(self.source) != self.num_examples:
             raise ConclugenError(
                 f"{where}: split {split!r}: {len(self.source)} records, the manifest says {self.num_examples}; build it again"
@@ -175,13 +175,13 @@ class ShardStream:
             return tuple(np.array([_bytes(e, key).decode() for e in examples]) for key in ("id", "group"))
 
     def _read(self, indices: np.ndarray) -> list[bytes]:
-        return self.source.data_source.__getitems__([int(i) for i in indices])
+        return self.source.__getitems__([int(i) for i in indices])
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except Exception as e:  # array_record and protobuf raise many kinds for content that is not what was written
+        except Exception as e:  # array_record and protobuf raise many kinds for what was not written so
             raise ConclugenError(
                 f"{self.where}: a record cannot be read ({reason(e)}); build the data set again"
             ) from e
@@ -189,15 +189,3 @@ class ShardStream:
 
 def _bytes(example: Any, key: str) -> bytes:
     return example[key].bytes_list.value[0]
-
-
-def _data_source(dataset: Dataset, split: str) -> Any:
-    import tensorflow_datasets as tfds  # late: it takes a quarter of a second, and mistakes are reported before
-
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS may print that there is no TensorFlow
-            return tfds.builder_from_directory(dataset.path).as_data_source(split)
-    except Exception as e:  # TFDS raises many kinds; the files were verified, so whatever it is concerns their content
-        raise ConclugenError(
-            f"{dataset.path}: split {split!r} cannot be opened ({type(e).__name__}: {reason(e)}); build it again"
-        ) from e

@@ -6,7 +6,8 @@ this form needs no parsing for its vectors; any other record is parsed.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,13 @@ def fields(manifest: Manifest, split: str) -> dict[str, tuple[str, int | None]]:
             size = 4 * len(spec.names) if spec.kind == "multi" else None
             found[label_field(target)] = (LABEL_LISTS[spec.kind], size)
     return found
+
+
+def open_shards(paths: Iterable[Path]) -> Any:
+    """Return the records of shard files by their position."""
+    from array_record.python import array_record_data_source  # late: mistakes are reported before
+
+    return array_record_data_source.ArrayRecordDataSource([str(path) for path in paths])
 
 
 def parse(record: bytes) -> Any:
