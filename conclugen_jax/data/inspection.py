@@ -2,11 +2,11 @@
 
 import contextlib
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -65,11 +65,10 @@ def inspect(
             f"{folder / file}: {f'row {rows[0][0]}: ' if rows else ''}{what}; --verify lists all faults, conclugen build "
             "--overwrite builds again"
         )
-    known = json.loads(manifest.to_json())
     own = ("name", "version", "description", "licence", "modalities", "variants", "label", "targets")
     return {
         "path": str(folder),
-        **{key: known[key] for key in own},
+        **msgspec.json.decode(msgspec.json.encode({key: getattr(manifest, key) for key in own})),
         "splits": {split: _split_report(manifest, split, scan) for split, scan in scans.items()},
         "duplicates": {m: _duplicates(scans, m, top) for m in manifest.modalities},
         "shared_ids": _shared(scans, "id", top),

@@ -73,18 +73,19 @@ class Tally:
         Returns:
           Hashes of the vectors, uint64 [n, variants], 0 for those of zeros only; which examples are finite, bool [n].
         """
-        finite, filled = np.isfinite(x), x.any(axis=2)
+        filled, bad = x.any(axis=2), (~np.isfinite(x)).sum(axis=2)
         hashes = np.zeros(filled.shape, np.uint64)
         hashes[filled] = [int.from_bytes(hashlib.blake2b(v, digest_size=8).digest(), "little") for v in x[filled]]
-        self.non_finite += int((~finite[present]).sum())
-        good = x[present[:, None] & finite.all(axis=2)]
+        self.non_finite += int(bad[present].sum())
+        which = present[:, None] & (bad == 0)
+        good = x[which]
         if len(good):
             self.columns.merge(Moments.of(good))
-            self._norms.merge(Moments.of(np.linalg.norm(good.astype(np.float64), axis=1, keepdims=True)))
+            self._norms.merge(Moments.of(np.sqrt(np.einsum("nd,nd->n", good, good, dtype=np.float64))[:, None]))
             self._low, self._high = np.minimum(self._low, good.min(axis=0)), np.maximum(self._high, good.max(axis=0))
-            self._zeros += int((good == 0).sum())
-            self._zero_vectors += int((~good.any(axis=1)).sum())
-        return hashes, finite.all(axis=(1, 2))
+            self._zeros += good.size - np.count_nonzero(good)
+            self._zero_vectors += int((~filled[which]).sum())
+        return hashes, (bad == 0).all(axis=1)
 
     def report(self) -> dict[str, Any]:
         """Return the numbers; None for those that need a vector where there is none."""

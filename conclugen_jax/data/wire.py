@@ -5,7 +5,6 @@ comes after those that it begins): first the vectors of all modalities, of known
 this form needs no parsing for its vectors; any other record is parsed.
 """
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,13 +47,13 @@ def fields(manifest: Manifest, split: str) -> dict[str, tuple[str, int | None]]:
 
 def open_shards(paths: Iterable[Path]) -> Any:
     """Return the records of shard files by their position."""
-    from array_record.python import array_record_data_source  # late: mistakes are reported before
+    from array_record.python import array_record_data_source  # late, as below: mistakes are reported before
 
     return array_record_data_source.ArrayRecordDataSource([str(path) for path in paths])
 
 
 def parse(record: bytes) -> Any:
-    """Return the fields of a record by name; importing the parser takes a quarter of a second."""
+    """Return the fields of a record by name."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example.FromString(record).features.feature
@@ -65,15 +64,19 @@ class Wire:
 
     def __init__(self, sizes: Mapping[str, int]):
         """Lay out the fields ``sizes``: name -> number of float32 values; they sort before all other fields."""
+        from tensorflow_datasets.proto import tf_feature_pb2 as proto
+
+        self._parse = proto.Features.FromString
         self._offsets: dict[str, int] = {}
         self._headers: list[tuple[int, int, bytes]] = []
-        position = 0
+        self._end = 0
         for name in sorted(sizes, key=lambda name: name.encode() + b"\xff"):
-            header, num_bytes = _header(name.encode(), 4 * sizes[name]), 4 * sizes[name]
-            self._headers.append((position, position + len(header), header))
-            self._offsets[name] = position + len(header)
-            position += len(header) + num_bytes
-        self._end = position
+            content = bytes(4 * sizes[name])
+            feature = proto.Feature(bytes_list=proto.BytesList(value=[content]))
+            header = proto.Features(feature={name: feature}).SerializeToString().removesuffix(content)
+            self._offsets[name] = self._end + len(header)
+            self._headers.append((self._end, self._offsets[name], header))
+            self._end = self._offsets[name] + len(content)
 
     def locate(self, record: bytes) -> tuple[int, Any] | None:
         """Return where the first field begins, and the parsed other fields; None for a record of another form."""
@@ -87,32 +90,8 @@ class Wire:
                 return None
         if start + self._end > len(record):
             return None
-        return start, _features()(record[start + self._end :]).feature
+        return start, self._parse(record[start + self._end :]).feature
 
     def offset(self, name: str) -> int:
         """Return the offset of a vector from the first field."""
         return self._offsets[name]
-
-
-@functools.cache
-def _features() -> Any:
-    """Return the parser of the fields of a record; importing it takes a quarter of a second."""
-    from tensorflow_datasets.proto import tf_feature_pb2
-
-    return tf_feature_pb2.Features.FromString
-
-
-def _header(name: bytes, num_bytes: int) -> bytes:
-    """Return what protobuf writes before the bytes of ``{name: Feature(bytes_list=BytesList(value=[bytes]))}`` in a map."""
-    value = b"\x0a" + _varint(num_bytes)
-    bytes_list = b"\x0a" + _varint(len(value) + num_bytes) + value
-    entry = b"\x0a" + _varint(len(name)) + name + b"\x12" + _varint(len(bytes_list) + num_bytes) + bytes_list
-    return b"\x0a" + _varint(len(entry) + num_bytes) + entry
-
-
-def _varint(n: int) -> bytes:
-    result = b""
-    while n >= 0x80:
-        result += bytes([n & 0x7F | 0x80])
-        n >>= 7
-    return result + bytes([n])
