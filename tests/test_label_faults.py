@@ -368,13 +368,12 @@ def test_names_have_at_most_1000_characters(tmp_path, field):
     ("kind", "label", "says"),
     [
         ("value", 1e39, "label 1e+39, expected a finite number of float32"),
-        ("value", -(10**400), "label -1000"),
-        ("value", 10**5000, "label int too large to be written, expected a finite number of float32"),
-        ("single", 10**5000, "label int too large to be written, expected an integer from 0 to 1"),
-        ("multi", [0, 1e39], "label [0, 1e+39], expected 2 values 0 or 1 (a, b)"),
-        ("multi", [0, 10**5000], "label list too large to be written, expected 2 values 0 or 1 (a, b)"),
+        ("value", 10**5000, "label a int, expected a finite number of float32"),
+        ("single", 10**5000, "label a int, expected an integer from 0 to 1"),
+        ("multi", [0, 1e39], "label a list, expected 2 values 0 or 1 (a, b)"),
+        ("multi", [0, 10**5000], "label a list, expected 2 values 0 or 1 (a, b)"),
     ],
-    ids=range(6),
+    ids=range(5),
 )
 def test_labels_of_examples_that_are_too_large(tmp_path, kind, label, says):
     names = () if kind == "value" else ("a", "b")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from conclugen_jax.data import builders, checks, parts, records, shards, workers
+from conclugen_jax.data import builders, parts, records, shards, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.sources import Annotations, Example, LabelSpec, PartedSource
@@ -85,7 +85,7 @@ def test_serialised_as_tfds_would(tmp_path):
     source = Parted((6, 1, 1), kind="multi", missing=0.5, variants=2)
     features = records.record_features(source.spec)
     theirs = example_serializer.ExampleSerializer(features.get_serialized_info())
-    checker = checks.Checker(source.spec, "train", first_split=True)
+    checker = records.Checker(source.spec, "train", first_split=True)
     for row, example in enumerate(source.examples("train")):
         record = checker.record(row, example)
         parse = tf_example_pb2.Example.FromString
@@ -175,7 +175,7 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
 
 @pytest.mark.parametrize(("split", "expected"), [("train", (3, 24)), ("test", (1, 24))])
 def test_an_absent_modality_has_as_many_variants_as_one_that_is_there(split, expected):
-    checker = checks.Checker(Parted(variants=3).spec, split, first_split=split == "train")
+    checker = records.Checker(Parted(variants=3).spec, split, first_split=split == "train")
     for there in (np.ones(expected, np.float32), None):
         features = {"audio": np.zeros(16)} | ({} if there is None else {"video": there})
         vector = checker.record(0, Example("a", features, label=0))["features"]["video"]

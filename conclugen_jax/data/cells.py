@@ -156,7 +156,8 @@ def number(value: Any, where: str, span: tuple[float, float] | None = None) -> f
 
 
 def short(value: Any) -> str:
-    """Return a value for a message; of containers, which YAML aliases can make huge, only their type."""
-    if isinstance(value, int | float):
-        return repr(value)
-    return repr(value[:100]) if isinstance(value, str) else f"a {type(value).__name__}"
+    """Return a value for a message; only the type of a container, which YAML aliases can make huge, or of a huge integer."""
+    if isinstance(value, str):
+        return repr(value[:100])
+    plain = value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+    return repr(value) if plain else f"a {type(value).__name__}"
