@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.data import files, formats
-from conclugen_jax.data.combined import ConcatFeatures, VariantFeatures
-from conclugen_jax.data.features import MatrixFeatures, pool
+from conclugen_jax.data.features import ConcatFeatures, MatrixFeatures, VariantFeatures, pool
 from conclugen_jax.data.folders import FolderFeatures
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
@@ -49,7 +48,7 @@ def test_lengths_in_an_npz_file(tmp_path):
     assert_features(found["train"]["a"][0], {"x": x[0, 0]})
     assert_features(found["train"]["b"][0], {"x": x[1, :2].mean(axis=0)})
     assert dataset.manifest.modalities == {"x": 2}
-    for lengths, message in (([1], "lengths of shape"), ([1.0, 2.0], "lengths of shape"), ([0, 4], "[04] steps of a")):
+    for lengths, message in (([1], "lengths of shape"), ([1.0, 2.0], "lengths of shape"), ([0, 4], "[04] steps of 3")):
         np.savez(tmp_path / "all.npz", ids=["a", "b"], x=x, x_lengths=lengths)
         with pytest.raises(ConclugenError, match=message):
             list(formats.open_source(Request("features", tmp_path / "all.npz", name="t")).examples("train"))

@@ -38,15 +38,24 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
     parts = {split: parts.get(split, []) for split in spec.splits}
     findings.refuse_bad(parts, drop_bad=drop_bad)
     for split, entries in parts.items():
-        if not sum(len(part.rows) for _, part in entries):
+        if not any(len(part.rows) for _, part in entries):
             raise ConclugenError(f"split {split!r} of data set {spec.name!r} has no examples; leave the split out")
     findings.refuse_duplicates(parts)
     findings.refuse_absent_modalities(spec, parts)
     warnings = findings.leaks(spec, parts)
     if strict and warnings:
-        raise ConclugenError(
-            f"data set {spec.name!r}: {'; '.join(warnings)}; repair the splits or build without --strict"
-        )
+        found = "; ".join(warnings)
+        raise ConclugenError(f"data set {spec.name!r}: {found}; repair the splits or build without --strict")
+    statistics = {m: Moments.zero(dim) for m, dim in spec.modalities.items()}
+    for _, part in parts[spec.splits[0]]:
+        for m, moments in part.statistics.items():
+            statistics[m].merge(moments)
+    provenance = getattr(source, "provenance", dict)()
+    for name in ("converted", "replaced"):
+        total = Counter()
+        for _, part in itertools.chain(*parts.values()):
+            total.update(getattr(part, name))
+        provenance = provenance | {name: dict(total)}
     shards = _place(spec, parts, folder)
     _write_sidecars(parts, folder)
     manifest = manifest_lib.Manifest(
@@ -58,34 +67,26 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
         label=spec.label,
         targets=dict(spec.targets),
         variants={m: n for m, n in spec.variants.items() if n > 1},
-        splits={split: _counts(spec, entries) for split, entries in parts.items()},
-        statistics=_statistics(spec, parts[spec.splits[0]]),
+        splits={split: _facts(spec, entries) for split, entries in parts.items()},
+        statistics={m: moments.result() for m, moments in statistics.items()},
         files=manifest_lib.describe_files(folder, shards),
-        source={
-            **getattr(source, "provenance", dict)(),
-            **{name: _total(parts, name) for name in ("converted", "replaced")},
-            "fingerprint": fingerprint,
-        },
+        source=provenance | {"fingerprint": fingerprint},
         warnings=warnings,
     )
     (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _statistics(spec: DatasetSpec, entries: Entries) -> dict[str, dict[str, list[float]]]:
-    """Return mean and deviation of the columns of each modality."""
-    found = {m: Moments.zero(dim) for m, dim in spec.modalities.items()}
-    for _, part in entries:
-        for m, moments in part.statistics.items():
-            found[m].merge(moments)
-    return {m: moments.result() for m, moments in found.items()}
-
-
-def _total(parts: Parts, name: str) -> dict[str, int]:
-    """Return the sum of a count of all parts, by its keys."""
-    total = Counter()
-    for _, part in itertools.chain(*parts.values()):
-        total.update(getattr(part, name))
-    return dict(total)
+def _facts(spec: DatasetSpec, entries: Entries) -> dict[str, Any]:
+    """Return the manifest's entry of a split."""
+    present = sum(part.presence.sum(axis=0) for _, part in entries)
+    counts = {name: sum(part.label_counts[name] for _, part in entries).tolist() for name in ("", *spec.targets)}
+    return {
+        "num_examples": sum(len(part.rows) for _, part in entries),
+        "present": {m: int(n) for m, n in zip(spec.modalities, present, strict=True)},
+        "label_counts": counts.pop(""),
+        "target_counts": counts,
+        "dropped": sum(len(part.bad) for _, part in entries),
+    }
 
 
 def _place(spec: DatasetSpec, parts: Parts, folder: Path) -> dict[str, dict[str, Any]]:
@@ -93,13 +94,11 @@ def _place(spec: DatasetSpec, parts: Parts, folder: Path) -> dict[str, dict[str,
     shards, infos = {}, []
     for split, entries in parts.items():
         filled = [(path, part) for path, part in entries if len(part.rows)]
-        size = 0
-        for i, (path, part) in enumerate(filled):
-            name = f"{spec.name}-{split}.array_record-{i:05d}-of-{len(filled):05d}"
+        names = [f"{spec.name}-{split}.array_record-{i:05d}-of-{len(filled):05d}" for i in range(len(filled))]
+        for name, (path, part) in zip(names, filled, strict=True):
             os.replace(path, folder / name)
             shards[name] = {"records": len(part.rows), "sha256": part.sha256}
-            size += (folder / name).stat().st_size
-        lengths = [len(part.rows) for _, part in filled]
+        lengths, size = [shards[name]["records"] for name in names], sum((folder / n).stat().st_size for n in names)
         infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
     with contextlib.redirect_stdout(io.StringIO()):
         tfds.folder_dataset.write_metadata(
@@ -123,16 +122,3 @@ def _write_sidecars(parts: Parts, folder: Path) -> None:
     if dropped:
         with (folder / DROPPED).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("split", "row", "id", "reason"), *dropped])
-
-
-def _counts(spec: DatasetSpec, entries: Entries) -> dict[str, Any]:
-    """Return the manifest's entry of a split."""
-    present = sum(part.presence.sum(axis=0) for _, part in entries)
-    counts = {name: sum(part.label_counts[name] for _, part in entries).tolist() for name in ("", *spec.targets)}
-    return {
-        "num_examples": sum(len(part.rows) for _, part in entries),
-        "present": {m: int(n) for m, n in zip(spec.modalities, present, strict=True)},
-        "label_counts": counts.pop(""),
-        "target_counts": counts,
-        "dropped": sum(len(part.bad) for _, part in entries),
-    }

@@ -1,5 +1,6 @@
-"""Vectors of one modality: how they are named, pooled over time, and read from a matrix with ids."""
+"""Vectors of one modality: how they are named, pooled over time, read from a matrix with ids, and combined."""
 
+import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.data.files import NpyMatrix, as_text, npz_arrays, read_ids, read_npy
-from conclugen_jax.data.sources import SPLIT_NAMES, name_hash
+from conclugen_jax.data.sources import SPLIT_NAMES, Features, name_hash
 from conclugen_jax.errors import ConclugenError
 
 POOLS = ("mean", "max", "last")
@@ -31,15 +32,12 @@ def pool(x: Any, how: str, where: str, *, length: int | None = None) -> np.ndarr
     """
     x = np.asarray(x)
     if x.dtype.kind not in "fiub" or x.ndim not in (1, 2):
-        raise ConclugenError(
-            f"{where}: {x.dtype} of shape {x.shape}, expected real numbers of shape (dim,) or (time, dim)"
-        )
+        found = f"{x.dtype} of shape {x.shape}"
+        raise ConclugenError(f"{where}: {found}, expected real numbers of shape (dim,) or (time, dim)")
     if x.ndim == 1:
         return x
     if not 1 <= (len(x) if length is None else length) <= len(x):
-        raise ConclugenError(
-            f"{where}: {length or 0} steps of a sequence of {len(x)}; correct that, or leave out what is absent"
-        )
+        raise ConclugenError(f"{where}: {length or 0} steps of {len(x)}, expected 1 at least; leave out what is absent")
     x = x[:length]
     if how == "last":
         return x[-1]
@@ -56,37 +54,55 @@ def canonical(name: str) -> str:
     return f"{SPLIT_NAMES[split.lower()]}/{rest}" if slash and split.lower() in SPLIT_NAMES else name
 
 
-class Index:
-    """Rows by name, in 16 bytes a name: names are compared by 64 bits of their hash."""
+class RowFeatures:
+    """The rows of a file, found by id; of the ids, 64 bits of their hash are kept."""
 
-    def __init__(self, names: Sequence[str], where: str):
-        """Index the name of each row; ``where`` names the file in messages."""
+    def __init__(self, path: Path, how: str, ids_path: Path):
+        self.path, self.how, self.ids_path = path, how, ids_path
+        names = self.ids()
+        if not names:
+            raise ConclugenError(f"{ids_path}: no ids; each row needs one, or leave the modality out")
         hashes = _hashes(names)
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
         if not hashes.all():
-            raise ConclugenError(f"{where}: the id of row {int(np.argmin(hashes != 0))} is empty; each row needs one")
+            raise ConclugenError(f"{ids_path}: the id of row {np.argmin(hashes != 0)} is empty; each row needs one")
         twice = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
         if twice.size:
             name = names[self._order[twice[0]]]
-            raise ConclugenError(f"{where}: id {name!r} appears twice; each row needs an id of its own")
+            raise ConclugenError(f"{ids_path}: id {name!r} appears twice; each row needs an id of its own")
 
-    def rows(self, split: str, keys: Sequence[str]) -> np.ndarray:
-        """Return the row (int64 [n]) of the name ``SPLIT/KEY`` of each key if there is one, else of ``KEY``, else -1."""
+    def ids(self) -> list[str]:
+        """Return the id of each row, as the file has it."""
+        raise NotImplementedError
+
+    def names(self) -> dict[str, list[str]]:
+        """Return the ids, in the file's order, as of one split."""
+        return {"": list(map(canonical, self.ids()))}
+
+    def files(self) -> Iterable[Path]:
+        return [self.path]
+
+    def rows(self, split: str, keys: Sequence[str]) -> list[int]:
+        """Return the row of the name ``SPLIT/KEY`` of each key if there is one, else of ``KEY``, else -1."""
         plain, within = self._find(keys), self._find([f"{split}/{key}" for key in keys])
-        return np.where(within >= 0, within, plain)
+        return np.where(within >= 0, within, plain).tolist()
 
     def _find(self, names: Sequence[str]) -> np.ndarray:
         hashes = _hashes(names)
         at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         return np.where(self._hashes[at] == hashes, self._order[at], -1)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop the ids for another process, which does not call :meth:`rows`."""
+        return {**self.__dict__, "_hashes": None, "_order": None}
+
 
 def _hashes(names: Sequence[str]) -> np.ndarray:
     return np.array([name_hash(canonical(name)) for name in names], np.uint64)
 
 
-class MatrixFeatures:
+class MatrixFeatures(RowFeatures):
     """One array [n, dim] or [n, time, dim] with n ids.
 
     ``NAME.npy`` has its ids in ``NAME.txt`` or ``ids.txt`` and lengths of padded steps in ``NAME_lengths.npy``; an array
@@ -94,44 +110,32 @@ class MatrixFeatures:
     """
 
     def __init__(self, path: Path, *, how: str, key: str = ""):
-        """Open a matrix.
-
-        Args:
-          path: of the npy or npz file.
-          how: pooling over time.
-          key: of the array in an npz file.
-
-        Raises:
-          ConclugenError: files that are missing, damaged or do not fit each other.
-        """
-        self.path, self.how, self.key = path, how, key
-        self._ids_path = self._lengths_path = path
-        if not key:
-            self._lengths_path = path.with_name(path.stem + "_lengths.npy")
-            beside = [p for p in (path.with_suffix(".txt"), path.parent / "ids.txt") if p.is_file()]
-            if not beside:
-                raise ConclugenError(f"{path}: no ids; put one id a line in {path.stem}.txt beside it")
-            self._ids_path = beside[0]
-        self._opened: tuple[np.ndarray | NpyMatrix, np.ndarray | None] | None = None
-        names, (array, _) = self._ids(), self._arrays()
-        if len(names) != len(array):
-            raise ConclugenError(f"{path}: {len(array)} rows but {len(names)} ids in {self._ids_path}")
-        if not names:
-            raise ConclugenError(f"{path}: no rows; leave the modality out")
-        self._index = Index(names, str(self._ids_path))
+        """Open an npy file, or the array ``key`` of an npz file; ``how`` is the pooling over time."""
+        self.key, self._opened = key, None
+        beside = [path] if key else [p for p in (path.with_suffix(".txt"), path.parent / "ids.txt") if p.is_file()]
+        if not beside:
+            raise ConclugenError(f"{path}: no ids; put one id a line in {path.stem}.txt beside it")
+        super().__init__(path, how, beside[0])
+        array, _ = self._arrays()
+        if len(self._order) != len(array):
+            raise ConclugenError(f"{path}: {len(array)} rows but {len(self._order)} ids in {self.ids_path}")
         self.dim = array.shape[-1]
 
-    def names(self) -> dict[str, list[str]]:
-        """Return the ids, in the file's order, as of one split."""
-        return {"": list(map(canonical, self._ids()))}
+    def ids(self) -> list[str]:
+        if not self.key:
+            return read_ids(self.ids_path)
+        arrays = npz_arrays(self.path, ("id", "ids"))
+        ids = arrays.get("ids", arrays.get("id"))
+        if ids is None or ids.ndim != 1 or ids.dtype.kind not in "USiu":
+            raise self._without("ids", " of one id a row")
+        return as_text(ids, f"{self.path}, ids")
 
     def files(self) -> Iterable[Path]:
-        lengths = [self._lengths_path] if self._lengths_path.exists() else []
-        return dict.fromkeys([self.path, self._ids_path, *lengths])
+        return [self.path] if self.key else [p for p in (self.path, self.ids_path, self._lengths_path) if p.exists()]
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
-        """Return the row of each key: of ``SPLIT/KEY`` if there is one, else of ``KEY``."""
-        return [None if row < 0 else row for row in self._index.rows(split, keys).tolist()]
+        """Return the row of each key."""
+        return [None if row < 0 else row for row in self.rows(split, keys)]
 
     def read(self, place: int) -> np.ndarray:
         """Return the vector [dim] of a row."""
@@ -140,19 +144,12 @@ class MatrixFeatures:
         return pool(np.array(array[place]), self.how, f"{self.path}, row {place}", length=length)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the open arrays and the ids for another process, which does not call :meth:`locate`."""
-        return {**self.__dict__, "_opened": None, "_index": None}
+        """Drop the open arrays, too."""
+        return {**super().__getstate__(), "_opened": None}
 
-    def _ids(self) -> list[str]:
-        if not self.key:
-            return read_ids(self._ids_path)
-        arrays = npz_arrays(self.path, ("id", "ids"))
-        ids = arrays.get("ids", arrays.get("id"))
-        if ids is None or ids.ndim != 1 or ids.dtype.kind not in "USiu":
-            raise ConclugenError(
-                f"{self.path}: no array 'ids' of one id a row; it has {', '.join(npz_arrays(self.path))}"
-            )
-        return as_text(ids, f"{self.path}, ids")
+    @property
+    def _lengths_path(self) -> Path:
+        return self.path.with_name(self.path.stem + "_lengths.npy")
 
     def _arrays(self) -> tuple[np.ndarray | NpyMatrix, np.ndarray | None]:
         """Return the array, opened once in each process, and the lengths of its sequences."""
@@ -161,15 +158,104 @@ class MatrixFeatures:
         if self.key:
             arrays = npz_arrays(self.path, (self.key, f"{self.key}_lengths"))
             if self.key not in arrays:
-                raise ConclugenError(f"{self.path}: no array {self.key!r}; it has {', '.join(npz_arrays(self.path))}")
+                raise self._without(self.key)
             array, lengths = arrays[self.key], arrays.get(f"{self.key}_lengths")
         else:
             array, lengths = NpyMatrix(self.path), read_npy(self._lengths_path)
         if len(array.shape) not in (2, 3) or array.dtype.kind not in "fiub" or 0 in array.shape[1:]:
-            raise ConclugenError(
-                f"{self.path}: {array.dtype} of shape {array.shape}, expected numbers of shape (n, dim) or (n, time, dim)"
-            )
+            found = f"{array.dtype} of shape {array.shape}"
+            raise ConclugenError(f"{self.path}: {found}, expected numbers of shape (n, dim) or (n, time, dim)")
         if lengths is not None and (lengths.shape != array.shape[:1] or lengths.dtype.kind not in "iu"):
             raise ConclugenError(f"{self.path}: lengths of shape {lengths.shape}, expected {len(array)} integers")
         self._opened = array, lengths if len(array.shape) == 3 else None
         return self._opened
+
+    def _without(self, name: str, such: str = "") -> ConclugenError:
+        return ConclugenError(f"{self.path}: no array {name!r}{such}; it has {', '.join(npz_arrays(self.path))}")
+
+
+class _Combined:
+    """Features of which others are made."""
+
+    def __init__(self, pieces: Sequence[Features]):
+        self.pieces, self.dim = pieces, pieces[0].dim
+
+    def names(self) -> dict[str, list[str]]:
+        """Return the names that any piece has."""
+        names: dict[str, set[str]] = {}
+        for piece in self.pieces:
+            for split, some in piece.names().items():
+                names.setdefault(split, set()).update(some)
+        return {split: sorted(some) for split, some in names.items()}
+
+    def files(self) -> Iterable[Path]:
+        return (path for piece in self.pieces for path in piece.files())
+
+    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple]:
+        """Return the place in each piece."""
+        return list(zip(*(piece.locate(split, keys) for piece in self.pieces), strict=True))
+
+
+class ConcatFeatures(_Combined):
+    """Several vectors of one clip as one, such as 2D and 3D frame features; absent where one of them is."""
+
+    def __init__(self, pieces: Sequence[Features]):
+        super().__init__(pieces)
+        self.dim = sum(piece.dim for piece in pieces)
+
+    def names(self) -> dict[str, list[str]]:
+        return self.pieces[0].names()
+
+    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple | None]:
+        return [None if None in place else place for place in super().locate(split, keys)]
+
+    def read(self, place: tuple) -> np.ndarray | None:
+        vectors = [piece.read(part) for piece, part in zip(self.pieces, place, strict=True)]
+        return None if any(x is None for x in vectors) else np.concatenate(vectors)
+
+
+class VariantFeatures(_Combined):
+    """Several stored variants of each clip of the first split; of the other splits, variant 0."""
+
+    def __init__(self, pieces: Sequence[Features], *, first_split: str):
+        super().__init__(pieces)
+        self.first_split = first_split
+
+    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple[int, tuple] | None]:
+        """Return how many of the variants the split uses, and the place in each of all variants."""
+        count = len(self.pieces) if split == self.first_split else 1
+        return [None if all(p is None for p in place) else (count, place) for place in super().locate(split, keys)]
+
+    def read(self, place: tuple[int, tuple]) -> np.ndarray | None:
+        """Return [variants, dim], None if no variant exists."""
+        count, parts = place
+        stored = (None if part is None else v.read(part) for v, part in zip(self.pieces, parts, strict=True))
+        vectors = list(itertools.islice(stored, count))
+        if all(x is None for x in vectors) and all(x is None for x in stored):
+            return None
+        for part, x in zip(parts, vectors, strict=False):
+            if x is None or len(x) != self.dim:
+                fault = "is missing" if x is None else f"has {len(x)} values"
+                raise ConclugenError(f"{part}: this variant {fault}, another has {self.dim}; complete the variants")
+        return np.stack(vectors)
+
+
+class _OfSplit(_Combined):
+    """Features whose files all lie in one split, whatever split their rows are put in."""
+
+    def __init__(self, features: Features, split: str):
+        super().__init__([features])
+        self.split = split
+
+    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[Any]:
+        return self.pieces[0].locate(self.split, keys)
+
+    def read(self, place: Any) -> np.ndarray | None:
+        return self.pieces[0].read(place)
+
+
+def all_from(features: Features, split: str) -> Features:
+    """Return features that are looked for in one split, also for rows of other splits."""
+    if isinstance(features, VariantFeatures):
+        return VariantFeatures([_OfSplit(v, split) for v in features.pieces], first_split=features.first_split)
+    return _OfSplit(features, split)

@@ -11,9 +11,8 @@ from typing import Any
 
 from conclugen_jax.data import labels, listed, tables
 from conclugen_jax.data.annotations import Layout, by_group
-from conclugen_jax.data.combined import VariantFeatures, all_from
 from conclugen_jax.data.corpora import CORPORA, Corpus
-from conclugen_jax.data.features import POOLS, canonical
+from conclugen_jax.data.features import POOLS, VariantFeatures, all_from, canonical
 from conclugen_jax.data.files import entries
 from conclugen_jax.data.folders import holds_npy
 from conclugen_jax.data.importers import authors, csd

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet, types
 
-from conclugen_jax.data.features import Index, canonical, pool
+from conclugen_jax.data.features import RowFeatures, pool
 from conclugen_jax.data.files import MOST_UNPACKED, as_text, open_regular
 from conclugen_jax.errors import ConclugenError, reason
 
@@ -179,34 +179,29 @@ def _opened(path: Path, column: str) -> tuple[parquet.ParquetFile, int]:
     return file, size
 
 
-class ParquetFeatures:
+class ParquetFeatures(RowFeatures):
     """A column of number lists in a Parquet file, beside a column ``id``."""
 
     def __init__(self, path: Path, *, how: str, column: str):
         """Open a column; ``how`` is the pooling over time."""
-        self.path, self.column, self.how = path, column, how
-        self._block: dict[int, np.ndarray | None] = {}
+        self.column, self._block = column, {}
         kind = parquet_kinds(path).get(column, "vectors")
         if kind != "vectors":
             raise ConclugenError(f"{path}: column {column!r} holds {kind}, expected lists of numbers")
-        names = parquet_column(path, "id")
-        self._index = Index(names, str(path))
-        first = next((x for _, x in self._vectors(np.arange(len(names))) if x is not None), None)
+        super().__init__(path, how, path)
+        first = next((x for _, x in self._vectors(np.arange(len(self._order))) if x is not None), None)
         if first is None:
             raise ConclugenError(f"{path}: column {column!r} is empty in every row; leave the modality out")
         self.dim = len(first)
 
-    def names(self) -> dict[str, list[str]]:
-        """Return the ids, in the file's order, as of one split."""
-        return {"": list(map(canonical, parquet_column(self.path, "id")))}
-
-    def files(self) -> Iterable[Path]:
-        return [self.path]
+    def ids(self) -> list[str]:
+        return parquet_column(self.path, "id")
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[tuple[int, np.ndarray] | None]:
-        """Return the position of each key among the keys, and the rows of all of them (``SPLIT/KEY``, else ``KEY``)."""
-        rows = self._index.rows(split, keys)
-        return [None if row < 0 else (i, rows) for i, row in enumerate(rows.tolist())]
+        """Return the position of each key among the keys, and the rows of all of them."""
+        rows = self.rows(split, keys)
+        every = np.array(rows, np.int64)
+        return [None if row < 0 else (i, every) for i, row in enumerate(rows)]
 
     def read(self, place: tuple[int, np.ndarray]) -> np.ndarray | None:
         """Return the vector [dim] of a row, None where the column is null.
@@ -221,8 +216,8 @@ class ParquetFeatures:
         return self._block[row]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the vectors and the ids for another process, which does not call :meth:`locate`."""
-        return {**self.__dict__, "_block": {}, "_index": None}
+        """Drop the vectors, too."""
+        return {**super().__getstate__(), "_block": {}}
 
     def _vectors(self, rows: np.ndarray) -> Iterable[tuple[int, np.ndarray | None]]:
         for row, x in parquet_vectors(self.path, self.column, rows):

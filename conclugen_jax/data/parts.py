@@ -3,7 +3,6 @@
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,12 +10,9 @@ import numpy as np
 
 @dataclasses.dataclass
 class Moments:
-    """Running mean and deviation of columns, float64 (Chan, Golub and LeVeque, 1983).
+    """Running ``mean`` [dim] and ``squares`` [dim], the sums of squared differences from it, of ``count`` rows, in float64.
 
-    Attributes:
-      count: number of rows.
-      mean: [dim].
-      squares: [dim], sums of squared differences from the mean.
+    Reference: Chan, Golub and LeVeque, 1983.
     """
 
     count: int
@@ -80,22 +76,21 @@ class Part:
 
     def save(self, path: Path) -> None:
         """Write a file that :meth:`load` reads."""
-        path.write_bytes(msgspec.msgpack.encode(self, enc_hook=_npy))
+
+        def npy(array: np.ndarray) -> bytes:
+            np.save(file := io.BytesIO(), array, allow_pickle=False)
+            return file.getvalue()
+
+        path.write_bytes(msgspec.msgpack.encode(self, enc_hook=npy))
 
     @classmethod
     def load(cls, path: Path) -> "Part":
         """Read what :meth:`save` wrote."""
-        return msgspec.msgpack.decode(path.read_bytes(), type=cls, dec_hook=_array)
 
+        def array(_type: type, npy: bytes) -> np.ndarray:
+            return np.load(io.BytesIO(npy), allow_pickle=False)
 
-def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
-def _array(_type: Any, content: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(content), allow_pickle=False)
+        return msgspec.msgpack.decode(path.read_bytes(), type=cls, dec_hook=array)
 
 
 Entries = list[tuple[Path, Part]]

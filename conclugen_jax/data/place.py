@@ -13,10 +13,9 @@ from conclugen_jax.system import locks
 
 @contextlib.contextmanager
 def claimed(target: Path) -> Iterator[Path]:
-    """Own a data set's place while the context lasts.
+    """Own a data set's place while the context lasts, on any machine and in any container.
 
-    Only the holder of the lock builds this data set, on any machine or in any container. Anything else there was left by
-    builds that were killed, and is cleaned up first.
+    Anything else there was left by builds that were killed, and is cleaned up first.
 
     Args:
       target: ``DATA_DIR/NAME/VERSION``; DATA_DIR is made if needed.
@@ -28,28 +27,24 @@ def claimed(target: Path) -> Iterator[Path]:
       ConclugenError: another process is building this data set.
       OSError: DATA_DIR cannot be written.
     """
-    data_dir, prefix = target.parent.parent, f".building-{target.parent.name}-{target.name}"
+    data_dir, prefix, old = target.parent.parent, f".building-{target.parent.name}-{target.name}", _aside(target)
     data_dir.mkdir(parents=True, exist_ok=True)
     try:
         with locks.hold(data_dir / f"{prefix}.lock"):
-            for path in data_dir.glob(f"{prefix}-*"):
+            if old.exists() and not target.exists():  # a kill in the middle of a replacement
+                os.replace(old, target)
+            for path in (*data_dir.glob(f"{prefix}-*"), old):
                 shutil.rmtree(path, ignore_errors=True)
-            _restore_interrupted_swap(target)
             # The name is unique because workers of a killed build may run for another second.
             with tempfile.TemporaryDirectory(prefix=f"{prefix}-", dir=data_dir, ignore_cleanup_errors=True) as scratch:
                 yield Path(scratch)
     except locks.Busy as e:
-        raise ConclugenError(
-            f"{target}: being built by {e}; wait until it is there, or choose another name, version or --data_dir"
-        ) from None
+        way_out = "wait until it is there, or choose another name, version or --data_dir"
+        raise ConclugenError(f"{target}: being built by {e}; {way_out}") from None
 
 
 def swap(built: Path, target: Path) -> None:
-    """Put the finished folder in place; move an old one aside first, back if that fails, and delete it after.
-
-    Raises:
-      OSError: one of the moves failed.
-    """
+    """Put the finished folder in place; move an old one aside first, back if that fails, and delete it after."""
     old = _aside(target)
     if target.exists():
         os.replace(target, old)
@@ -64,12 +59,3 @@ def swap(built: Path, target: Path) -> None:
 
 def _aside(target: Path) -> Path:
     return target.with_name(f".replaced-{target.name}")
-
-
-def _restore_interrupted_swap(target: Path) -> None:
-    """After a kill in the middle of a replacement, restore the old data set, or delete it if the new one is in place."""
-    old = _aside(target)
-    if old.exists() and not target.exists():
-        os.replace(old, target)
-    elif old.exists():
-        shutil.rmtree(old, ignore_errors=True)

@@ -67,8 +67,7 @@ class Example:
 
     Attributes:
       id: unique within its split, best within the data set.
-      features: modality -> float vector [dim], or [variants, dim] where the spec says so; a modality that is absent
-        here is not a key.
+      features: modality -> float vector [dim], or [variants, dim] where the spec says so; without those that are absent.
       label: class index (single), 0/1 per label (multi), a number (value), or None.
       group: what a split should not tear apart, such as the speaker; stored with the record, may be empty.
       targets: label of each further target of the spec; one that is left out is unknown.
@@ -114,7 +113,7 @@ class Annotations:
       ids: n names, unique within the split.
       groups: n names, empty where unknown.
       label: int64 [n] (single), float32 [n, labels] of 0 and 1 (multi), float32 [n] (value), or None.
-      targets: the same for each further target.
+      targets: the same for each further target; -1 or NaN where unknown.
       keys: n keys by which features are found, such as a file's name without its ending, or (video, start, end) with
         times in seconds.
     """

@@ -9,8 +9,8 @@ import yaml
 
 from conclugen_jax.data.annotations import array, by_split
 from conclugen_jax.data.cells import as_number, number, short
-from conclugen_jax.data.combined import ConcatFeatures, VariantFeatures
 from conclugen_jax.data.corpora import Corpus, dropped
+from conclugen_jax.data.features import ConcatFeatures, VariantFeatures
 from conclugen_jax.data.files import entries, open_regular
 from conclugen_jax.data.folders import FolderFeatures
 from conclugen_jax.data.labels import from_names
