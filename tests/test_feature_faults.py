@@ -135,7 +135,10 @@ def test_metadata_of_faulty_columns_and_folders(tmp_path):
         (tmp_path / folder / "metadata.csv").write_text(text)
 
     metadata("file_name,features_file_name\na.npy,a.npy\n")
-    refused("file_name and features_file_name are the same modality", tmp_path)
+    refused(
+        r"metadata.csv: file_name, features_file_name; expected columns MODALITY_file_name, or file_name alone",
+        tmp_path,
+    )
     metadata("file_name,split\na.npy,\n")
     refused("metadata.csv, line 2: split ''", tmp_path)
     (tmp_path / "metadata.csv").unlink()
@@ -144,6 +147,8 @@ def test_metadata_of_faulty_columns_and_folders(tmp_path):
     assert formats.open_source(Request("features", tmp_path, name="t")).spec.splits == ("train", "test")
     metadata("file_name,split\na.npy,train\n", "Test")
     refused("line 2: split 'train' in the folder 'Test'", tmp_path)
+    metadata("file_name,x_file_name\na.npy,a.npy\n", "Test")
+    refused("train/metadata.csv: file_name; expected columns .* and the same in each split", tmp_path)
     metadata("file_name\na.npy\n", "holdout")
     refused("holdout is none of these", tmp_path)
     refused("add a column NAME_file_name instead of --modality", tmp_path, modalities={"y": str(tmp_path / "train")})

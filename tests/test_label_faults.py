@@ -265,7 +265,7 @@ def test_one_file_holds_the_label_and_all_targets(tmp_path):
     table = "id,mood,arousal,valence,who,group\na,low,0.25,-1.5,p,p\nb,high,0.5,-2.5,q,q\nc,low,0.75,-3.5,q,q\n"
     source = open_table(tmp_path, table, layout=layout)
     train = source.annotations["train"]
-    assert [path.name for path in source._label_files] == ["labels.csv"]
+    assert [path.name for path in source.label_files] == ["labels.csv"]
     assert source.spec.targets == {
         "arousal": LabelSpec("value"),
         "valence": LabelSpec("value"),

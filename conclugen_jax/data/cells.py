@@ -25,7 +25,7 @@ class Table:
       path: file that messages about the whole table name.
       columns: name -> n cells.
       where: n places for messages, such as ``labels.csv, line 2``.
-      keys: n keys of the rows' features; None where the column ``id`` holds them.
+      keys: of the rows' features; None where the column ``id`` holds them.
     """
 
     path: Path
@@ -33,13 +33,7 @@ class Table:
     where: Sequence[str]
     keys: Sequence[Any] | None = None
 
-    @property
-    def names(self) -> list[str]:
-        """Return the names of the columns."""
-        return list(self.columns)
-
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self.where)
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
@@ -84,8 +78,7 @@ def read_csv(path: Path) -> Table:
     """Read a csv file in UTF-8 or, if it is not UTF-8, in Windows-1252. Blank lines are skipped.
 
     Raises:
-      ConclugenError: not a regular file, huge, in UTF-16, not separated by commas, without a header, or with a row that is
-        not csv or has another number of cells than the header.
+      ConclugenError: not readable, in UTF-16, not separated by commas, without a header, or a row that is not csv or ragged.
     """
     content, encoding = read_whole(path, MOST_TEXT), "utf-8-sig"
     if b"\0" in content:
@@ -105,9 +98,8 @@ def read_csv(path: Path) -> Table:
         for cells in filter(None, reader):
             where.append(f"{path}, line {reader.line_num}")
             if len(cells) != len(names):
-                raise ConclugenError(
-                    f"{where[-1]}: {len(cells)} cells, the header has {len(names)}; quote cells with commas"
-                )
+                found = f"{len(cells)} cells, the header has {len(names)}"
+                raise ConclugenError(f"{where[-1]}: {found}; quote cells with commas")
             rows.append(cells)
     except csv.Error as e:
         raise ConclugenError(f"{path}, line {reader.line_num}: not csv ({e}); correct the file") from e
@@ -137,15 +129,9 @@ def as_number(value: Any) -> float:
 
 
 def number(value: Any, where: str, span: tuple[float, float] | None = None) -> float:
-    """Return the number that a text spells.
+    """Return the number that a text spells, which must be finite in float32 and, with ``span``, from one number to another.
 
-    Args:
-      value: the text.
-      where: names the cell in messages.
-      span: least and greatest allowed number.
-
-    Raises:
-      ConclugenError: no finite number of float32, or one outside the span.
+    ``where`` names the cell in the message of the ConclugenError.
     """
     found = as_number(value)
     low, high = span or (-MOST, MOST)

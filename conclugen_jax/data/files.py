@@ -40,11 +40,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file; a pipe may wait for ever, and a device has no end.
-
-    Raises:
-      ConclugenError: no such file, something else than a file, or not readable.
-    """
+    """Open a regular file; a pipe may wait for ever, and a device has no end."""
     with readable(path):
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConclugenError(f"{path}: not a regular file but a folder, pipe, socket or device; name a file")
@@ -56,21 +52,13 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
     with open_regular(path) as file, readable(path):
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise ConclugenError(
-                f"{path}: {size / 2**30:.1f} GiB, expected at most {most / 2**30:g} GiB in a file of its kind; split it up"
-            )
+            found = f"{size / 2**30:.1f} GiB, expected at most {most / 2**30:g} GiB in a file of its kind"
+            raise ConclugenError(f"{path}: {found}; split it up")
         return file.read()
 
 
 def read_npy(path: Path) -> np.ndarray | None:
-    """Return the array of an npy file, None if there is no such file.
-
-    The size that the header declares is compared with the file's before memory is taken, and objects are refused:
-    nothing in the file is executed.
-
-    Raises:
-      ConclugenError: not an npy file, truncated, too large, holding Python objects, or a link to nothing.
-    """
+    """Return the array of an npy file, None if there is no such file; nothing in it is executed."""
     try:
         data = read_whole(path)
     except ConclugenError as e:
@@ -86,7 +74,7 @@ def read_npy(path: Path) -> np.ndarray | None:
 
 
 def _npy_header(file: BinaryIO, size: int, path: Path) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
-    """Read shape, order of the axes and type of an npy file of ``size`` bytes; the array follows."""
+    """Read shape, order of the axes and type of an npy file; its ``size`` is compared with what it declares."""
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -97,9 +85,7 @@ def _npy_header(file: BinaryIO, size: int, path: Path) -> tuple[tuple[int, ...],
         raise ConclugenError(f"{path}: holds Python objects, which are not read; save a plain array of numbers")
     declared = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if declared != size - file.tell() or min(shape, default=0) < 0:
-        raise ConclugenError(
-            f"{path}: holds fewer or more bytes than its header declares; it is damaged, write it again"
-        )
+        raise ConclugenError(f"{path}: holds fewer or more bytes than its header declares; write it again")
     return shape, "F" if fortran else "C", dtype
 
 
@@ -107,14 +93,9 @@ class NpyMatrix:
     """Rows of an npy file [n, ...], read from the open file when they are asked for.
 
     A memory map would end the process by a signal if the file were truncated meanwhile.
-
-    Attributes:
-      shape: of the array.
-      dtype: of its values.
     """
 
     def __init__(self, path: Path):
-        """Open the file."""
         self.path = path
         with open_regular(path) as file:
             self.shape, self._order, self.dtype = _npy_header(file, os.fstat(file.fileno()).st_size, path)
@@ -123,20 +104,13 @@ class NpyMatrix:
         weakref.finalize(self, os.close, self._file)
         self._count = int(np.prod(self.shape[1:], dtype=object))
         if self._count * self.dtype.itemsize > MOST_BYTES:
-            raise ConclugenError(
-                f"{path}: rows of shape {self.shape[1:]}, more than 1 GiB each; are the axes in order?"
-            )
+            raise ConclugenError(f"{path}: rows of shape {self.shape[1:]}, more than 1 GiB each; check the axes")
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return self.shape[0]
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Return a row, of shape ``shape[1:]``.
-
-        Raises:
-          ConclugenError: the file has become shorter.
-        """
+        """Return a row, of shape ``shape[1:]``."""
         if self._order == "C":
             data = self._bytes(row * self._count, self._count)
         else:
@@ -150,9 +124,7 @@ class NpyMatrix:
         except OSError as e:
             raise ConclugenError(f"{self.path}: cannot be read ({e.strerror}); correct the file") from e
         if len(data) < count * size:
-            raise ConclugenError(
-                f"{self.path}: has become shorter while it was read; do not change it, and build again"
-            )
+            raise ConclugenError(f"{self.path}: has become shorter while it was read; build again")
         return data
 
 
@@ -174,9 +146,8 @@ def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, n
             with np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
                 unpacked = sum(member.file_size for member in file.zip.infolist())
                 if unpacked > MOST_UNPACKED * max(os.fstat(raw.fileno()).st_size, 2**20):
-                    raise ValueError(
-                        f"it would unpack to {unpacked / 2**30:.1f} GiB, more than {MOST_UNPACKED} times its size"
-                    )
+                    size = f"{unpacked / 2**30:.1f} GiB"
+                    raise ValueError(f"it would unpack to {size}, more than {MOST_UNPACKED} times its size")
                 arrays = {}
                 for name, count in Counter(file.files).items():
                     if count > 1:
@@ -187,9 +158,8 @@ def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, n
                             raise ValueError(f"{name!r} in it is no array")
                 return arrays
         except Exception as e:  # zipfile, zlib and NumPy raise many kinds for damaged files
-            raise ConclugenError(
-                f"{path}: cannot be read as an npz file of plain arrays ({reason(e)}); write it with numpy.savez"
-            ) from e
+            why = f"cannot be read as an npz file of plain arrays ({reason(e)}); write it with numpy.savez"
+            raise ConclugenError(f"{path}: {why}") from e
 
 
 def as_text(values: Iterable[Any], where: str) -> list[str]:

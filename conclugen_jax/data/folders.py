@@ -17,13 +17,8 @@ class FolderFeatures:
     """One npy file per clip, ``FOLDER/KEY.npy`` or ``FOLDER/SPLIT/KEY.npy``: [dim] or [time, dim]."""
 
     def __init__(self, folder: Path, *, how: str):
-        """Look for the clips. ``how`` is the pooling over time; sequences are refused if it is empty.
-
-        Raises:
-          ConclugenError: no folder, no npy file in it, or files where none are looked for.
-        """
-        self.folder, self.how = folder, how
-        self.splits = _split_folders(folder)
+        """Look for the clips. ``how`` is the pooling over time; sequences are refused if it is empty."""
+        self.how, self.splits = how, _split_folders(folder)
         first = next((path for inside in self.splits.values() for path in _scan(inside)[0]), None)
         if first is None:
             raise ConclugenError(f"{folder}: no .npy files, neither in it nor in folders named train, validation, test")
@@ -40,14 +35,7 @@ class FolderFeatures:
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
         """Return paths; only :meth:`read` looks whether there is a file."""
         folder = self.splits.get(split, self.splits.get(""))
-        if folder is None:
-            return [None] * len(keys)
-        for key in keys:
-            if "/" in key or "\\" in key or "\0" in key or key in (".", ".."):
-                raise ConclugenError(
-                    f"{folder}: {key!r} is no name of a file; ids name files without folder and ending"
-                )
-        return [_path(folder, key) for key in keys]
+        return [None if folder is None else _path(folder, key) for key in keys]
 
     def read(self, place: str | Path) -> np.ndarray | None:
         """Return the vector [dim] of a file, None if there is no such file."""
@@ -55,14 +43,14 @@ class FolderFeatures:
         if x is None:
             return None
         if not self.how and x.ndim != 1:
-            raise ConclugenError(
-                f"{place}: shape {x.shape}, expected one vector per clip; these are no pooled features"
-            )
+            raise ConclugenError(f"{place}: shape {x.shape}, expected one vector per clip, pooled features")
         return pool(x, self.how, str(place))
 
 
 def _path(folder: Path, key: str) -> str:
     """Return the path of a clip's file; some systems write the letters of a name and their accents apart."""
+    if "/" in key or "\\" in key or "\0" in key or key in (".", ".."):
+        raise ConclugenError(f"{folder}: {key!r} is no name of a file; ids name files without folder and ending")
     path = f"{folder}{os.sep}{key}.npy"
     if key.isascii() or os.path.lexists(path):
         return path
@@ -80,24 +68,14 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     if found and loose:
         raise ConclugenError(f"{loose[0]}: is next to folders of splits; move it into one of them")
     for path in [p for p in others if p not in found] + [p for split in found for p in _scan(split)[1]]:
-        refuse_misplaced(path)
+        if path.suffix.lower() == ".npy":
+            raise ConclugenError(f"{path}: files of features end in .npy, in lower case; rename it")
+        if path.name in ("metadata.csv", "labels.csv"):
+            raise ConclugenError(f"{path}: is ignored there; move it to the folder that --source names")
+        if holds_npy(path):
+            way_out = "folders of splits are called train, validation and test and hold no further folders"
+            raise ConclugenError(f"{path}: the .npy files below it would not be read; {way_out}")
     return splits or {"": folder}
-
-
-def refuse_misplaced(path: Path) -> None:
-    """Refuse what looks like features or labels but would be ignored where it is."""
-    fault = ""
-    if path.suffix.lower() == ".npy":
-        fault = "files of features end in .npy, in lower case; rename it"
-    elif path.name in ("metadata.csv", "labels.csv"):
-        fault = "is ignored there; move it to the folder that --source names"
-    elif holds_npy(path):
-        fault = (
-            "the .npy files below it would not be read; folders of splits are called train, validation and test, and files "
-            "lie in them without further folders"
-        )
-    if fault:
-        raise ConclugenError(f"{path}: {fault}")
 
 
 def holds_npy(path: Path) -> bool:

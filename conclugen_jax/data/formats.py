@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from conclugen_jax.data import labels, listed, tables
+from conclugen_jax.data import labels, tables
 from conclugen_jax.data.annotations import Layout, by_group
 from conclugen_jax.data.corpora import CORPORA, Corpus
 from conclugen_jax.data.features import POOLS, VariantFeatures, all_from, canonical
@@ -27,7 +27,7 @@ FORMATS = {
     "table": tables.open_table,
     "npz": tables.open_npz,
     "parquet": tables.open_parquet_table,
-    "metadata": listed.open_metadata,
+    "metadata": tables.open_metadata,
 }
 """Name of each format -> what opens it."""
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ class Piece:
 
     def __iter__(self) -> Iterator[Example]:
         """Yield the examples; a modality without features is absent."""
-        rows, single = self.annotations, self.spec.label.kind == "single"
+        rows, targets = self.annotations, self.spec.targets
         for i, name in enumerate(rows.ids):
             vectors, replaced = {}, {}
             for modality, places in self.places.items():
@@ -41,23 +42,25 @@ class Piece:
                 if x is not None:
                     vectors[modality] = x
                     replaced[modality] = getattr(features, "replaced", 0) - before
-            label = None if rows.label is None else int(rows.label[i]) if single else rows.label[i]
-            yield Example(name, vectors, label, rows.groups[i], dict(self._targets(i)), replaced)
-
-    def _targets(self, i: int) -> Iterator[tuple[str, Any]]:
-        for name, column in self.annotations.targets.items():
-            value = column[i]
-            if self.spec.targets[name].kind == "single":
-                if value >= 0:
-                    yield name, int(value)
-            elif value == value:  # NaN stands for unknown
-                yield name, value
+            label = None if rows.label is None else rows.label[i].tolist()
+            known = {}
+            for target, column in rows.targets.items():
+                x = column[i].item()
+                if x >= 0 or (targets[target].kind == "value" and not math.isnan(x)):
+                    known[target] = x
+            yield Example(name, vectors, label, rows.groups[i], known, replaced)
 
 
 class JoinedSource:
     """A source of annotated features, which can be read in parts.
 
     Attributes:
+      spec: its splits are keys of ``annotations``, its modalities those of ``features``.
+      annotations: columns of each split.
+      features: of each modality.
+      label_files: that the annotations were read from.
+      facts: where all this came from, for the manifest.
+      identity: the fingerprint; else it is made of the files.
       opened: fingerprint of the files when they were opened, "" if it was not taken.
     """
 
@@ -71,19 +74,8 @@ class JoinedSource:
         facts: Mapping[str, Any] | None = None,
         identity: str = "",
     ):
-        """Join annotations and features.
-
-        Args:
-          spec: its splits are keys of ``annotations``, its modalities those of ``features``.
-          annotations: columns of each split.
-          features: of each modality.
-          label_files: that the annotations were read from.
-          facts: where all this came from, for the manifest.
-          identity: the fingerprint; else it is made of the files.
-        """
         self.spec, self.annotations, self.features = spec, annotations, features
-        self._label_files, self._facts = sorted(label_files), dict(facts or {})
-        self.opened, self._identity = "", identity
+        self.label_files, self.facts, self.identity, self.opened = sorted(label_files), dict(facts or {}), identity, ""
 
     def num_examples(self, split: str) -> int:
         """Return the number of annotated rows."""
@@ -101,11 +93,11 @@ class JoinedSource:
 
     def provenance(self) -> dict[str, Any]:
         """Return where the examples come from, for the manifest."""
-        return self._facts
+        return self.facts
 
     def folders(self) -> set[str]:
         """Return the folders of all files that are read."""
-        files = itertools.chain(self._label_files, *(features.files() for features in self.features.values()))
+        files = itertools.chain(self.label_files, *(features.files() for features in self.features.values()))
         return {os.path.dirname(path) for path in files}
 
     def fingerprint(self) -> str:
@@ -114,24 +106,20 @@ class JoinedSource:
         Raises:
           ConclugenError: a file is gone, cannot be read, or has changed since the source was opened.
         """
-        if self._identity:
-            return self._identity
+        if self.identity:
+            return self.identity
         found, _ = self.stamp()
         if self.opened not in ("", found):
             raise ConclugenError(f"data set {self.spec.name!r}: the source changed while it was read; build again")
         return found
 
     def stamp(self) -> tuple[str, float]:
-        """Return the fingerprint of the files now, and when one of them last changed, in seconds since 1970.
-
-        Raises:
-          ConclugenError: a file is gone or cannot be read.
-        """
+        """Return the fingerprint of the files now, and when one of them last changed, in seconds since 1970."""
         others = ("path", "modalities", "passed_over")  # files may be moved, and lie beside what is not used
-        facts = {key: value for key, value in self._facts.items() if key not in others}
+        facts = {key: value for key, value in self.facts.items() if key not in others}
         digest = hashlib.sha256(json.dumps([facts, repr(self.spec)], sort_keys=True).encode())
         changed = 0.0
-        for path in self._label_files:
+        for path in self.label_files:
             with open_regular(path) as file:
                 changed = max(changed, os.fstat(file.fileno()).st_ctime)
                 while part := file.read(HASHED_BYTES):
@@ -142,9 +130,7 @@ class JoinedSource:
                 try:
                     found = os.stat(path)
                 except OSError as e:
-                    raise ConclugenError(
-                        f"{path}: cannot be read ({e.strerror}); it disappeared during the build"
-                    ) from e
+                    raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it was there a moment ago") from e
                 changed = max(changed, found.st_ctime)
                 folder, name = os.path.basename(os.path.dirname(path)), os.path.basename(path)
                 split = SPLIT_NAMES.get(folder.lower(), "")

@@ -3,12 +3,11 @@
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from conclugen_jax.data.annotations import array, by_split, split_name
+from conclugen_jax.data.annotations import Layout, array, by_split, split_name
 from conclugen_jax.data.cells import Table, as_number, column_name, number, read_csv, stack
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.importers import csd
@@ -23,29 +22,29 @@ def annotate(request: Request, found: Found) -> Found:
     The first of these counts: the table that the format found, ``request.labels``, ``labels.csv`` in the source, any csv
     file there (for a corpus only), the utterances' names.
     """
+    corpus = request.corpus
     if found.columns is not None:
         return found
-    if found.table is not None:
-        return _from_table(request, found, found.table)
-    files = list(found.label_files) or _label_files(request)
-    if not files:
-        return dataclasses.replace(found, columns=from_names(request, found.features), label=LabelSpec("none"))
-    found = dataclasses.replace(found, label_files=files)
-    tables = [read_csv(path) for path in files]
-    if request.dataset in csd.LABEL_COLUMNS and "start_time" in tables[0].columns:
-        columns, outside = csd.read_labels(tables, request.dataset, drop=dropped(request.corpus, ""))
-        by_id = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
-        return dataclasses.replace(found, columns=by_id, facts={**found.facts, "rows_outside_folds": outside})
-    if "split" not in tables[0].columns:
-        tables = [_with_split(table, "train" if request.corpus is None else "") for table in tables]
-    return _from_table(request, found, stack(tables))
-
-
-def _label_files(request: Request) -> list[Path]:
-    if request.labels or request.source is None or not request.source.is_dir():
-        return list(request.labels)
-    beside = sorted(p for p in request.source.iterdir() if p.suffix.lower() == ".csv" and p.is_file())
-    return [p for p in beside if p.name.lower() == "labels.csv"] or (beside if request.corpus is not None else [])
+    if found.table is None:
+        files = list(found.label_files or request.labels)
+        if not files and request.source is not None and request.source.is_dir():
+            beside = sorted(p for p in request.source.iterdir() if p.suffix.lower() == ".csv" and p.is_file())
+            files = [p for p in beside if p.name.lower() == "labels.csv"] or (beside if corpus is not None else [])
+        if not files:
+            return dataclasses.replace(found, columns=from_names(request, found.features), label=LabelSpec("none"))
+        tables = [read_csv(path) for path in files]
+        if request.dataset in csd.LABEL_COLUMNS and "start_time" in tables[0].columns:
+            columns, outside = csd.read_labels(tables, request.dataset, drop=dropped(corpus, ""))
+            columns = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
+            facts = {**found.facts, "rows_outside_folds": outside}
+            return dataclasses.replace(found, columns=columns, label_files=files, facts=facts)
+        if "split" not in tables[0].columns:
+            tables = [_with_split(table, "train" if corpus is None else "") for table in tables]
+        found = dataclasses.replace(found, label_files=files, table=stack(tables))
+    if corpus is not None:
+        return dataclasses.replace(found, columns=_of_corpus(corpus, found.table))
+    columns, label, targets = _of_user(request.layout, found.table)
+    return dataclasses.replace(found, columns=columns, label=label, targets=targets)
 
 
 def _with_split(table: Table, default: str) -> Table:
@@ -55,68 +54,54 @@ def _with_split(table: Table, default: str) -> Table:
     if "split" in table.columns or splits == [""]:
         return table
     if len(splits) > 1:
-        raise ConclugenError(
-            f"{table.path}: its name says {' and '.join(splits)}; add a column 'split' that says it of each row"
-        )
+        said = f"its name says {' and '.join(splits)}"
+        raise ConclugenError(f"{table.path}: {said}; add a column 'split' that says it of each row")
     return table.having(split=splits * len(table))
 
 
 def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, Annotations]:
-    """Read annotations from the names of the utterances alone.
-
-    Raises:
-      ConclugenError: the corpus' names say nothing, one is of another form, or nothing says which split they are in.
-    """
-    corpus, where = request.corpus, request.dataset
+    """Read annotations from the names of the utterances alone, which some corpora form so that they say enough."""
+    corpus, where, way_out = (
+        request.corpus,
+        request.dataset,
+        "add a labels.csv with columns id, split, group and labels",
+    )
     if corpus is not None and corpus.named is None:
-        raise ConclugenError(f"{where}: no labels; add a labels.csv with columns id, split, group and the labels")
-    names = union(features)
-    if corpus is not None and len(corpus.splits) < 2:
-        if not names.keys() & {"train", ""}:
-            raise ConclugenError(
-                f"{where}: features of {', '.join(names)} only; put all files in train/, or use no split folders"
-            )
-        names = {"train": names.get("train", names.get("", []))}
-    elif corpus is not None and "" in names:
-        raise ConclugenError(
-            f"{where}: nothing says which split an utterance is in; use folders train, validation and test, or a "
-            "labels.csv with columns id, split and label"
-        )
-    ids = [key for keys in names.values() for key in keys]
-    known = [(None, "") if corpus is None else corpus.named(key) for key in ids]
-    if None in known:
-        raise ConclugenError(f"{where}: {ids[known.index(None)]!r} is no name like {corpus.example}; rename it")
-    label = array(LabelSpec("none") if corpus is None else corpus.label, [label for label, _ in known])
-    splits = [split or "train" for split, keys in names.items() for _ in keys]
-    return by_split(Annotations(ids, [group for _, group in known], label, {}, ids), splits)
-
-
-def union(features: Mapping[str, Features]) -> dict[str, Sequence[str]]:
-    """Return split -> names that at least one modality has, sorted; ``SPLIT/KEY`` is the name ``KEY`` of that split."""
+        raise ConclugenError(f"{where}: no labels; {way_out}")
     names: dict[str, set[str]] = {}
     for each in features.values():
         for split, keys in each.names().items():
             for key in keys:
-                within, slash, rest = key.partition("/")
-                known = not split and slash and within in SPLIT_NAMES
+                within, _, rest = key.partition("/")
+                known = not split and rest and within in SPLIT_NAMES
                 names.setdefault(within if known else split, set()).add(rest if known else key)
     if "" in names and len(names) > 1:
-        raise ConclugenError(
-            "some features lie in split folders or have ids such as train/ID, and some do not; add a labels.csv that says "
-            "who is where"
-        )
-    return {split: sorted(keys) for split, keys in names.items()}
+        some = "some features lie in split folders or have ids such as train/ID, and some do not"
+        raise ConclugenError(f"{where}: {some}; {way_out}")
+    if corpus is not None and len(corpus.splits) < 2:
+        if not names.keys() & {"train", ""}:
+            some = f"features of {', '.join(names)} only"
+            raise ConclugenError(f"{where}: {some}; put all files in train/, or use no split folders")
+        names = {"train": names.get("train", names.get("", set()))}
+    elif corpus is not None and "" in names:
+        some = "nothing says which split an utterance is in"
+        raise ConclugenError(f"{where}: {some}; use folders train, validation and test, or {way_out}")
+    rows = [(split or "train", key) for split, keys in names.items() for key in sorted(keys)]
+    ids = [key for _, key in rows]
+    known = [(None, "") if corpus is None else corpus.named(key) for key in ids]
+    if None in known:
+        raise ConclugenError(f"{where}: {ids[known.index(None)]!r} is no name like {corpus.example}; rename it")
+    label = array(LabelSpec("none") if corpus is None else corpus.label, [label for label, _ in known])
+    return by_split(Annotations(ids, [group for _, group in known], label, {}, ids), [split for split, _ in rows])
 
 
 # Tables
 
 
-def _from_table(request: Request, found: Found, table: Table) -> Found:
-    if request.corpus is not None:
-        return dataclasses.replace(found, columns=_of_corpus(request.corpus, table))
+def _of_user(layout: Layout, table: Table) -> tuple[dict[str, Annotations], LabelSpec, dict[str, LabelSpec]]:
+    """Return the annotations in a user's table, and kind and names of its label and of each further target."""
     if not len(table):
         raise ConclugenError(f"{table.path}: no rows below the header")
-    layout = request.layout
     names = tuple(map(column_name, layout.label)) or (("label",) if "label" in table.columns else ())
     further = tuple(map(column_name, layout.targets))
     table.require("id", *names, *further)
@@ -129,19 +114,16 @@ def _from_table(request: Request, found: Found, table: Table) -> Found:
     ids, columns = table.stripped("id"), {name: column for name, (_, column) in targets.items()}
     rows = Annotations(ids, table.stripped("group"), values, columns, table.keys or ids)
     splits = table.columns.get("split", ["train"] * len(table))
-    by_name = by_split(rows, list(map(split_name, splits, table.where)))
-    return dataclasses.replace(found, columns=by_name, label=label, targets=specs)
+    return by_split(rows, list(map(split_name, splits, table.where))), label, specs
 
 
 def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
-    """Read a table of a corpus, with its classes by name (or index), one column per label, or a number.
+    """Return the annotations in a table of a corpus, with classes by name (or index), one column per label, or a number.
 
     Columns: ``id``; ``split``; ``group`` or ``speaker``; ``label`` or ``emotion`` (single), the labels' names (multi),
     ``label`` or ``sentiment`` (value); further targets by name, unknown where a cell is empty. MELD's own csv files are
     understood as they are.
     """
-    if not len(table):
-        return {}
     table = dataclasses.replace(table, columns={name.lower(): cells for name, cells in table.columns.items()})
     if "id" not in table.columns and {"dialogue_id", "utterance_id"} <= table.columns.keys():
         pairs = zip(table.stripped("dialogue_id"), table.stripped("utterance_id"), strict=True)
@@ -151,11 +133,20 @@ def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
     splits = list(map(split_name, table.columns["split"], table.where))
     kept = [i for i, key in enumerate(table.stripped("id")) if key not in dropped(corpus, splits[i])]
     table, splits = table.take(kept), [splits[i] for i in kept]
-    keys = table.stripped("id")
+    spec, span, keys = corpus.label, corpus.ranges.get("label"), table.stripped("id")
+    label = None
+    if spec.kind == "multi":
+        table.require(*spec.names, why=f", one of {', '.join(spec.names)}")
+        values = [_column(table, name, LabelSpec("value"), span) for name in spec.names]
+        label = (np.stack(values, axis=1) > 0).astype(np.float32)
+    elif spec.kind != "none":
+        column = next((name for name in ("label", "emotion", "sentiment") if name in table.columns), "label")
+        table.require(column)
+        label = _column(table, column, spec, span, corpus.label_names)
     rows = Annotations(
         [f"{split}_{key}" for split, key in zip(splits, keys, strict=True)] if corpus.names_repeat else keys,
         table.stripped("group" if "group" in table.columns else "speaker"),
-        _corpus_label(corpus, table),
+        label,
         {
             name: _column(table, name, s, corpus.ranges.get(name), {}, optional=True)
             for name, s in corpus.targets.items()
@@ -163,19 +154,6 @@ def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
         table.keys or keys,
     )
     return by_split(rows, splits)
-
-
-def _corpus_label(corpus: Corpus, table: Table) -> np.ndarray | None:
-    spec, span = corpus.label, corpus.ranges.get("label")
-    if spec.kind == "none":
-        return None
-    if spec.kind == "multi":
-        table.require(*spec.names, why=f", one of {', '.join(spec.names)}")
-        values = [_column(table, name, LabelSpec("value"), span) for name in spec.names]
-        return (np.stack(values, axis=1) > 0).astype(np.float32)
-    column = next((name for name in ("label", "emotion", "sentiment") if name in table.columns), "label")
-    table.require(column)
-    return _column(table, column, spec, span, corpus.label_names)
 
 
 # Columns
@@ -197,31 +175,25 @@ def _guessed(
         return LabelSpec("multi", tuple(columns)), np.array(values, np.float32).T
     (column,) = columns
     found = set(_cells(table, column)) - {""}
+    where = f"{table.path}: column {column!r}"
     if not found:
-        raise ConclugenError(f"{table.path}: column {column!r} is empty in every row; leave it out")
+        raise ConclugenError(f"{where} is empty in every row; leave it out")
     guess = not kind and not classes
     others = {cell for cell in found if not (cell.isdecimal() and cell.isascii())}
     numbers = {cell for cell in others if not math.isnan(as_number(cell))}
     if kind == "value" or (guess and others and numbers == others):
         spec = LabelSpec("value")
     elif guess and numbers:  # a mistake, not classes
-        raise ConclugenError(
-            f"{table.path}: column {column!r} has numbers such as {min(numbers)!r} and {min(others - numbers)[:100]!r}, which "
-            "is none; correct it, or say what it is with --label_kind"
-        )
+        mixed = f"numbers such as {min(numbers)!r} and {min(others - numbers)[:100]!r}, which is none"
+        raise ConclugenError(f"{where} has {mixed}; correct it, or say what it is with --label_kind")
+    elif classes or others:
+        spec = LabelSpec("single", classes or tuple(sorted(found)))
     else:
-        spec = LabelSpec("single", classes or tuple(sorted(found) if others else _numbered(table, column, found)))
+        largest = max(found, key=lambda cell: (len(cell), cell))
+        if len(largest) > 4:
+            raise ConclugenError(f"{where} has class numbers up to {largest[:30]}; name the classes")
+        spec = LabelSpec("single", tuple(map(str, range(int(largest) + 1))))
     return spec, _column(table, column, spec, optional=optional)
-
-
-def _numbered(table: Table, column: str, found: Collection[str]) -> Iterable[str]:
-    """Return 0, 1, ... up to the largest class number."""
-    largest = max(found, key=lambda cell: (len(cell), cell))
-    if len(largest) > 4:
-        raise ConclugenError(
-            f"{table.path}: column {column!r} has class numbers up to {largest[:30]}; name the classes"
-        )
-    return map(str, range(int(largest) + 1))
 
 
 def _cells(table: Table, column: str) -> list[str]:

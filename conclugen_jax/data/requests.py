@@ -97,19 +97,16 @@ def open_features(path: str, pool: str) -> Features:
 
     It is a folder of npy files; ``FILE.npy`` with ``FILE.txt``; ``FILE.npz:ARRAY``; or ``FILE.parquet:COLUMN``.
     """
-    place, key = Path(path), ""
-    if not os.path.exists(place) and ":" in path:  # which may also be in the name of a file or folder
-        file, _, key = path.rpartition(":")
-        place = Path(file)
-    key = key or "features"
+    place, _, key = (path, "", "") if os.path.exists(path) else path.rpartition(":")  # names, too, may hold colons
     if not os.path.exists(place):
-        raise ConclugenError(
-            f"{path}: no such file or folder; name features with --modality NAME=PATH, once for each modality"
-        )
+        raise ConclugenError(f"{path}: no such file or folder; give --modality NAME=PATH once for each modality")
+    place, key = Path(place), key or "features"
     if place.is_dir():
         return FolderFeatures(place, how=pool)
-    if place.suffix in (".npy", ".npz"):
-        return MatrixFeatures(place, how=pool, key=key if place.suffix == ".npz" else "")
+    if place.suffix == ".npy":
+        return MatrixFeatures(place, how=pool)
+    if place.suffix == ".npz":
+        return MatrixFeatures(place, how=pool, key=key)
     if place.suffix == ".parquet":
         return ParquetFeatures(place, how=pool, column=key)
     raise ConclugenError(f"{path}: expected a folder, FILE.npy, FILE.npz:ARRAY or FILE.parquet:COLUMN")

@@ -1,46 +1,42 @@
-"""Tables of features with ids: arrays and folders of one folder, an npz file, a Parquet file."""
+"""Formats that list features by id: files of one folder, an npz file, a Parquet file, a ``metadata.csv``."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from conclugen_jax.data.cells import Table, column_name
-from conclugen_jax.data.features import MatrixFeatures
-from conclugen_jax.data.files import as_text, entries, npz_arrays
+import numpy as np
+
+from conclugen_jax.data.cells import Table, column_name, read_csv, stack
+from conclugen_jax.data.features import MatrixFeatures, pool
+from conclugen_jax.data.files import as_text, entries, npz_arrays, read_npy
 from conclugen_jax.data.folders import FolderFeatures, holds_npy
 from conclugen_jax.data.parquet import ParquetFeatures, parquet_column, parquet_kinds
 from conclugen_jax.data.requests import Found, Request
-from conclugen_jax.data.sources import SPLIT_NAMES, Features
+from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
-
-Openers = dict[str, Callable[[], Features]]
-"""Modality -> what opens its features."""
 
 
 def open_table(request: Request) -> Found:
     """Open ``MODALITY.npy`` with ``MODALITY.txt``, or a folder ``MODALITY`` of npy files, for each modality."""
-    found: Openers = {}
-    others: list[str] = []
+    found, others = {}, []
     paths = {p.name: p for p in entries(request.source)} if request.source else {}
     for name, path in paths.items():
         if name.endswith("_lengths.npy") and name.replace("_lengths.npy", ".npy") in paths:
             continue
         if path.suffix == ".npy":
             if path.stem in found:  # the folder of this name comes first
-                raise ConclugenError(
-                    f"{path}: is next to a folder {path.stem} of .npy files; remove or rename one of them"
-                )
+                raise ConclugenError(f"{path}: is next to a folder {path.stem} of .npy files; rename one of them")
             found[path.stem] = functools.partial(MatrixFeatures, path, how=request.pool)
         elif path.suffix.lower() == ".npy":
             raise ConclugenError(f"{path}: files of features end in .npy, in lower case; rename it")
         elif not holds_npy(path):
             others.append(name)
         elif name.lower() in SPLIT_NAMES:
-            raise ConclugenError(
-                f"{path}: a split where a modality is expected; move it to {path.parent / 'MODALITY' / name}, or name "
-                f"the folder above it with --modality NAME={path.parent}"
-            )
+            way_out = f"move it to {path.parent / 'MODALITY' / name}, or name --modality NAME={path.parent}"
+            raise ConclugenError(f"{path}: a split where a modality is expected; {way_out}")
         else:
             found[name] = functools.partial(FolderFeatures, path, how=request.pool)
     _refuse_label_arrays(request.source, found)
@@ -52,10 +48,8 @@ def _refuse_label_arrays(where: Path | None, modalities: Iterable[str]) -> None:
     """Refuse arrays called like labels: trained on, they would give the answer away."""
     for name in modalities:
         if name.lower() in ("label", "labels", "split", "group", "id", "ids"):
-            raise ConclugenError(
-                f"{where}: {name!r} is an array of several values a row, not a modality; write labels as columns of "
-                "one value each, named with --label=A,B, or rename it"
-            )
+            fault = f"{name!r} is an array of several values a row, not a modality"
+            raise ConclugenError(f"{where}: {fault}; write labels as columns named with --label=A,B, or rename it")
 
 
 def open_npz(request: Request) -> Found:
@@ -95,10 +89,8 @@ def open_parquet_table(request: Request) -> Found:
     beside = request.source / "labels.csv"
     if not request.labels and beside.is_file():
         if list(map(column_name, values)) != ["id"]:
-            raise ConclugenError(
-                f"{beside}: is next to {source.name}, which has columns of its own; choose with --labels={beside} or "
-                f"--source={source}"
-            )
+            fault = f"is next to {source.name}, which has columns of its own"
+            raise ConclugenError(f"{beside}: {fault}; choose with --labels={beside} or --source={source}")
         request = dataclasses.replace(request, labels=(beside,))
     columns = {name: functools.partial(parquet_column, source, name) for name in values}
     return _with_labels(request, Found(request.opened(found), passed_over=others), source, columns)
@@ -110,9 +102,8 @@ def _with_labels(request: Request, found: Found, file: Path, columns: Mapping[st
         return dataclasses.replace(found, label_files=request.labels)
     texts = {column_name(name): read() for name, read in columns.items()}
     if len(texts) < len(columns):
-        raise ConclugenError(
-            f"{file}: two columns that differ in spaces or capitals only, among {', '.join(columns)}; rename one"
-        )
+        fault = f"two columns that differ in spaces or capitals only, among {', '.join(columns)}"
+        raise ConclugenError(f"{file}: {fault}; rename one")
     num_rows = len(texts.get("id", ()))
     if not num_rows:
         raise ConclugenError(f"{file}: no column 'id', or no rows; each row needs an id")
@@ -123,3 +114,95 @@ def _with_labels(request: Request, found: Found, file: Path, columns: Mapping[st
         return found  # the names say as much
     table = Table(file, texts, [f"{file}, row {i}" for i in range(num_rows)])
     return dataclasses.replace(found, label_files=[file], table=table)
+
+
+# Listed files
+
+
+def open_metadata(request: Request) -> Found:
+    """Open ``metadata.csv`` beside the files it lists, in the source or in a folder for each split.
+
+    Columns: ``MODALITY_file_name`` for each modality, or ``file_name`` for one called ``features``; ``id`` (else the
+    file's name without ending); labels, ``group`` and ``split`` as in every table.
+    """
+    source = request.source
+    folders = [p for p in (source, *entries(source)) if (p / "metadata.csv").is_file()]
+    unknown = [p.name for p in folders if p != source and p.name.lower() not in SPLIT_NAMES]
+    if not folders or unknown or (source in folders and len(folders) > 1):
+        fault = f"; {unknown[0]} is none of these" if unknown else ""
+        expected = "expected one metadata.csv in it, or one in each folder train, validation, test"
+        raise ConclugenError(f"{source}: {expected}{fault}")
+    labels = source / "labels.csv"
+    if labels.is_file():
+        raise ConclugenError(f"{labels}: is next to metadata.csv, which holds the labels; move it, or --format=table")
+    files = [read_csv(folder / "metadata.csv") for folder in folders]
+    listings = [[c for c in t.columns if c == "file_name" or c.endswith("_file_name")] for t in files]
+    modalities = [name.removesuffix("file_name").removesuffix("_") or "features" for name in listings[0]]
+    for table, listing in zip(files, listings, strict=True):
+        if listing != listings[0] or len(set(modalities)) < max(1, len(listing)):
+            expected = "expected columns MODALITY_file_name, or file_name alone, and the same in each split"
+            raise ConclugenError(f"{table.path}: {', '.join(table.columns)}; {expected}")
+    parts = zip(files, folders, strict=True)
+    table = stack([_listing(part, listings[0], "" if p == source else p.name) for part, p in parts])
+    openers = {
+        m: functools.partial(ListedFeatures, source, i, [key[i] for key in table.keys], how=request.pool)
+        for i, m in enumerate(modalities)
+    }
+    return Found(request.opened(openers), table=table, label_files=[t.path for t in files])
+
+
+def _listing(table: Table, listing: Sequence[str], folder: str) -> Table:
+    """Return a table whose keys are paths relative to the source, with the columns ``id`` and ``split`` filled in."""
+    keys, ids, splits = [], [], []
+    for where, row in table:
+        paths = tuple(str(PurePosixPath(folder, row[c].strip())) if row[c].strip() else "" for c in listing)
+        first = next(filter(None, paths), None)
+        if first is None:
+            raise ConclugenError(f"{where}: no file in any of the columns {', '.join(listing)}; drop the row")
+        for path in map(PurePosixPath, paths):
+            if path.is_absolute() or ".." in path.parts or "\\" in str(path):
+                raise ConclugenError(f"{where}: file name {str(path)!r} leads out of the folder; list files below it")
+        split = row.get("split", folder or "train").strip() or folder
+        if folder and SPLIT_NAMES.get(split.lower()) != SPLIT_NAMES[folder.lower()]:
+            raise ConclugenError(
+                f"{where}: split {split!r} in the folder {folder!r}; correct the cell, or drop the column"
+            )
+        keys.append(paths)
+        ids.append(row.get("id") or PurePosixPath(first).stem)
+        splits.append(split)
+    return dataclasses.replace(table.having(id=ids, split=splits), keys=keys)
+
+
+class ListedFeatures:
+    """npy files that a table lists: [dim] or [time, dim] each. Keys are rows of relative paths, one per modality."""
+
+    def __init__(self, root: Path, column: int, paths: Sequence[str], *, how: str):
+        """Take the column's place among the modalities and its paths, relative to ``root``."""
+        self.root, self.column, self.how = root, column, how
+        self._paths = sorted({path for path in paths if path})
+        if not self._paths:
+            raise ConclugenError(f"{root}: a column of metadata.csv lists no file; leave it out")
+        self.dim = len(self.read(self._paths[0]))
+
+    def names(self) -> dict[str, list[str]]:
+        """Return nothing: the table lists paths, not names."""
+        return {}
+
+    def files(self) -> Iterable[str]:
+        """Return the paths of all files."""
+        return (f"{self.root}{os.sep}{path}" for path in self._paths)
+
+    def locate(self, split: str, keys: Sequence[tuple[str, ...]]) -> Sequence[str | None]:
+        """Return relative paths; an empty cell is an absent modality."""
+        return [key[self.column] or None for key in keys]
+
+    def read(self, place: str) -> np.ndarray | None:
+        """Return the vector [dim] of a file, which must exist since the table lists it."""
+        x = read_npy(self.root / place)
+        if x is None:
+            raise ConclugenError(f"{self.root / place}: no such file, but metadata.csv lists it; leave its cell empty")
+        return pool(x, self.how, str(self.root / place))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop the list of all files, which other processes do not need."""
+        return {**self.__dict__, "_paths": []}

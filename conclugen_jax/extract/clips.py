@@ -146,7 +146,7 @@ def _by_name(source: Path) -> dict[str, list[Path]]:
 
 def _interval_columns(table: Table) -> tuple[str, str, str] | None:
     for columns in (("video", "start_time", "end_time"), ("video", "start", "end"), ("clip", "start", "end")):
-        if set(columns) <= set(table.names):
+        if set(columns) <= set(table.columns):
             return columns
     return None
 
@@ -163,7 +163,7 @@ def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]]) -> li
                 raise ConclugenError(f"{where}: {video} is {name!r}; write the name of a clip")
             number_of = counts[name] = counts.get(name, -1) + 1
             paths = clips.get(name) or clips.get(str(Path(name).with_suffix(""))) or clips.get(Path(name).stem)
-            key = row["id"].strip() if "id" in table.names else f"{name.replace('/', '_')}_{number_of}"
+            key = row["id"].strip() if "id" in table.columns else f"{name.replace('/', '_')}_{number_of}"
             if paths is None:
                 found.append(Utterance(key, "", name, problem=f"{where}: video {name!r} is not there"))
                 continue
@@ -173,7 +173,7 @@ def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]]) -> li
             times = [number(row[column], f"{where}: {column}", (0, 1e6)) for column in (start, end)]
             if times[0] >= times[1]:
                 raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; mend the row")
-            words = " ".join(row["text"].split()) if "text" in table.names else None
+            words = " ".join(row["text"].split()) if "text" in table.columns else None
             u = Utterance(key, "", str(paths[0]), *times, words or None, sound=sound_beside(paths[0]))
             found += with_words(u, read=read)
     if found and not there:

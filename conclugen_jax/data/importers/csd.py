@@ -162,9 +162,7 @@ def _rows_of_file(path: Path, columns: Mapping[str, Any]) -> Rows:
 def _rows_of_tables(tables: Sequence[Table], columns: Mapping[str, Any]) -> Rows:
     counts = Counter[str]()
     for table in tables:
-        missing = [name for name in ("video", "start_time", "end_time", *columns) if name not in table.columns]
-        if missing:
-            raise ConclugenError(f"{table.path}: no column {missing[0]!r}; it has {', '.join(table.names)}")
+        table.require("video", "start_time", "end_time", *columns)
         for where, cells in table:
             start, end = (number(cells[name], f"{where}: {name}") for name in ("start_time", "end_time"))
             if end < start:

@@ -107,7 +107,7 @@ def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str) -> fl
 def _table(path: Path) -> list[Utterance]:
     """Read columns ``start``, ``end`` (seconds) and ``text``, whatever their case."""
     table = read_csv(path)
-    lowered = [name.lower() for name in table.names]
+    lowered = [name.lower() for name in table.columns]
     for name in ("start", "end", "text"):
         if (count := lowered.count(name)) != 1:
             raise ConclugenError(
