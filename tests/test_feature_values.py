@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.data import files, formats
-from conclugen_jax.data.features import ConcatFeatures, MatrixFeatures, VariantFeatures, pool
+from conclugen_jax.data.features import Combined, MatrixFeatures, pool
 from conclugen_jax.data.folders import FolderFeatures
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
@@ -58,7 +58,7 @@ def test_pieces_side_by_side_are_absent_where_one_is(tmp_path):
     for name in ("a", "b"):
         save(tmp_path / "first" / f"{name}.npy", np.ones(2))
     save(tmp_path / "second" / "train" / "a.npy", np.zeros(3))
-    both = ConcatFeatures([FolderFeatures(tmp_path / f, how="") for f in ("first", "second")])
+    both = Combined([[FolderFeatures(tmp_path / f, how="") for f in ("first", "second")]])
     assert both.dim == 5
     places = both.locate("train", ["a", "b"])
     np.testing.assert_array_equal(both.read(places[0]), [1, 1, 0, 0, 0])
@@ -70,11 +70,11 @@ def test_variants_only_where_they_do_not_count_are_noticed(tmp_path):
     for v, names in ((1, ("train/a",)), (2, ("train/a", "test/b"))):
         for name in names:
             save(tmp_path / f"aug{v}" / f"{name}.npy", np.full(2, v))
-    both = VariantFeatures([FolderFeatures(tmp_path / f"aug{v}", how="") for v in (1, 2)], first_split="train")
+    both = Combined([[FolderFeatures(tmp_path / f"aug{v}", how="")] for v in (1, 2)])
     (place,) = both.locate("train", ["a"])
     np.testing.assert_array_equal(both.read(place), [[1, 1], [2, 2]])
     save(tmp_path / "aug1/test/c.npy", np.ones(2))
-    both = VariantFeatures([FolderFeatures(tmp_path / f"aug{v}", how="") for v in (1, 2)], first_split="train")
+    both = Combined([[FolderFeatures(tmp_path / f"aug{v}", how="")] for v in (1, 2)])
     places = both.locate("test", ["c", "b", "none"])
     np.testing.assert_array_equal(both.read(places[0]), [[1, 1]])
     with pytest.raises(ConclugenError, match=r"aug1/test/b.npy: this variant is missing, another has 2"):

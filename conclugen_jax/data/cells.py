@@ -49,12 +49,6 @@ class Table:
         """Return the table with these columns added or replaced."""
         return dataclasses.replace(self, columns={**self.columns, **columns})
 
-    def take(self, rows: Sequence[int]) -> "Table":
-        """Return some rows."""
-        columns = {name: [cells[i] for i in rows] for name, cells in self.columns.items()}
-        keys = None if self.keys is None else [self.keys[i] for i in rows]
-        return Table(self.path, columns, [self.where[i] for i in rows], keys)
-
     def require(self, *names: str, why: str = "") -> None:
         """Refuse a table without one of these columns."""
         missing = next((name for name in names if name not in self.columns), None)

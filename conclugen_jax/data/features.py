@@ -174,88 +174,52 @@ class MatrixFeatures(RowFeatures):
         return ConclugenError(f"{self.path}: no array {name!r}{such}; it has {', '.join(npz_arrays(self.path))}")
 
 
-class _Combined:
-    """Features of which others are made."""
+class Combined:
+    """Vectors side by side, such as 2D and 3D frame features, in several stored variants.
 
-    def __init__(self, pieces: Sequence[Features]):
-        self.pieces, self.dim = pieces, pieces[0].dim
+    The first split has all variants, [variants, dim] where there are several; the others have variant 0.
+    """
+
+    def __init__(self, variants: Sequence[Sequence[Features]], *, first_split: str = "train", stored: str = ""):
+        """Take variants of the pieces that stand side by side; ``stored`` is the one split whose files are all read."""
+        self.variants, self.first_split, self.stored = variants, first_split, stored
+        self.dim = sum(piece.dim for piece in variants[0])
 
     def names(self) -> dict[str, list[str]]:
-        """Return the names that any piece has."""
+        """Return the names that any variant has."""
         names: dict[str, set[str]] = {}
-        for piece in self.pieces:
-            for split, some in piece.names().items():
+        for first, *_ in self.variants:
+            for split, some in first.names().items():
                 names.setdefault(split, set()).update(some)
         return {split: sorted(some) for split, some in names.items()}
 
     def files(self) -> Iterable[Path]:
-        return (path for piece in self.pieces for path in piece.files())
-
-    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple]:
-        """Return the place in each piece."""
-        return list(zip(*(piece.locate(split, keys) for piece in self.pieces), strict=True))
-
-
-class ConcatFeatures(_Combined):
-    """Several vectors of one clip as one, such as 2D and 3D frame features; absent where one of them is."""
-
-    def __init__(self, pieces: Sequence[Features]):
-        super().__init__(pieces)
-        self.dim = sum(piece.dim for piece in pieces)
-
-    def names(self) -> dict[str, list[str]]:
-        return self.pieces[0].names()
+        return (path for pieces in self.variants for piece in pieces for path in piece.files())
 
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple | None]:
-        return [None if None in place else place for place in super().locate(split, keys)]
+        """Return how many of the variants the split uses, and the places in each variant, None where a piece is absent."""
+        count, where = len(self.variants) if split == self.first_split else 1, self.stored or split
+        found = [zip(*(piece.locate(where, keys) for piece in pieces), strict=True) for pieces in self.variants]
+        places = [tuple(None if None in place else place for place in of_key) for of_key in zip(*found, strict=True)]
+        return [(count, place) if any(place) else None for place in places]
 
     def read(self, place: tuple) -> np.ndarray | None:
-        vectors = [piece.read(part) for piece, part in zip(self.pieces, place, strict=True)]
-        return None if any(x is None for x in vectors) else np.concatenate(vectors)
-
-
-class VariantFeatures(_Combined):
-    """Several stored variants of each clip of the first split; of the other splits, variant 0."""
-
-    def __init__(self, pieces: Sequence[Features], *, first_split: str):
-        super().__init__(pieces)
-        self.first_split = first_split
-
-    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple[int, tuple] | None]:
-        """Return how many of the variants the split uses, and the place in each of all variants."""
-        count = len(self.pieces) if split == self.first_split else 1
-        return [None if all(p is None for p in place) else (count, place) for place in super().locate(split, keys)]
-
-    def read(self, place: tuple[int, tuple]) -> np.ndarray | None:
-        """Return [variants, dim], None if no variant exists."""
+        """Return the vectors, None if no variant exists; a part of the variants is refused."""
         count, parts = place
-        stored = (None if part is None else v.read(part) for v, part in zip(self.pieces, parts, strict=True))
+        stored = (self._side_by_side(pieces, part) for pieces, part in zip(self.variants, parts, strict=True))
         vectors = list(itertools.islice(stored, count))
         if all(x is None for x in vectors) and all(x is None for x in stored):
             return None
+        if len(self.variants) == 1:
+            return vectors[0]
         for part, x in zip(parts, vectors, strict=False):
             if x is None or len(x) != self.dim:
                 fault = "is missing" if x is None else f"has {len(x)} values"
-                raise ConclugenError(f"{part}: this variant {fault}, another has {self.dim}; complete the variants")
+                where = None if part is None else part[0]
+                raise ConclugenError(f"{where}: this variant {fault}, another has {self.dim}; complete the variants")
         return np.stack(vectors)
 
-
-class _OfSplit(_Combined):
-    """Features whose files all lie in one split, whatever split their rows are put in."""
-
-    def __init__(self, features: Features, split: str):
-        super().__init__([features])
-        self.split = split
-
-    def locate(self, split: str, keys: Sequence[Any]) -> Sequence[Any]:
-        return self.pieces[0].locate(self.split, keys)
-
-    def read(self, place: Any) -> np.ndarray | None:
-        return self.pieces[0].read(place)
-
-
-def all_from(features: Features, split: str) -> Features:
-    """Return features that are looked for in one split, also for rows of other splits."""
-    if isinstance(features, VariantFeatures):
-        return VariantFeatures([_OfSplit(v, split) for v in features.pieces], first_split=features.first_split)
-    return _OfSplit(features, split)
+    @staticmethod
+    def _side_by_side(pieces: Sequence[Features], places: tuple | None) -> np.ndarray | None:
+        vectors = [None] if places is None else [p.read(place) for p, place in zip(pieces, places, strict=True)]
+        return None if any(x is None for x in vectors) else np.concatenate(vectors)

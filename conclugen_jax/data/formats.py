@@ -12,7 +12,7 @@ from typing import Any
 from conclugen_jax.data import labels, tables
 from conclugen_jax.data.annotations import Layout, by_group
 from conclugen_jax.data.corpora import CORPORA, Corpus
-from conclugen_jax.data.features import POOLS, VariantFeatures, all_from, canonical
+from conclugen_jax.data.features import POOLS, Combined, canonical
 from conclugen_jax.data.files import entries
 from conclugen_jax.data.folders import holds_npy
 from conclugen_jax.data.importers import authors, csd
@@ -161,7 +161,8 @@ def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
             )
         ((stored, annotations),) = columns.items()
         columns = by_group(annotations, *folds, where=request.name or request.dataset)
-        features = {m: all_from(f, stored) for m, f in features.items()}
+        pieces = {m: f.variants if isinstance(f, Combined) else [[f]] for m, f in features.items()}
+        features = {m: Combined(variants, stored=stored) for m, variants in pieces.items()}
     spec = _spec(request, found, features, tuple(columns))  # by_split() puts train first
     return JoinedSource(spec, columns, features, label_files=found.label_files, facts=facts, identity=found.identity)
 
@@ -223,6 +224,6 @@ def _spec(request: Request, found: Found, features: Mapping[str, Features], spli
         label=corpus.label,
         splits=splits,
         targets=corpus.targets,
-        variants={m: len(f.pieces) for m, f in features.items() if isinstance(f, VariantFeatures)},
+        variants={m: len(f.variants) for m, f in features.items() if isinstance(f, Combined)},
         shared_groups=corpus.shared_groups,
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from conclugen_jax.data.annotations import Layout, array, by_split, split_name
+from conclugen_jax.data.annotations import Layout, array, by_split, split_name, take
 from conclugen_jax.data.cells import Table, as_number, column_name, number, read_csv, stack
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.importers import csd
@@ -131,8 +131,6 @@ def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
     table.require("id", why=", nor 'dialogue_id' and 'utterance_id'")
     table.require("split")
     splits = list(map(split_name, table.columns["split"], table.where))
-    kept = [i for i, key in enumerate(table.stripped("id")) if key not in dropped(corpus, splits[i])]
-    table, splits = table.take(kept), [splits[i] for i in kept]
     spec, span, keys = corpus.label, corpus.ranges.get("label"), table.stripped("id")
     label = None
     if spec.kind == "multi":
@@ -153,7 +151,8 @@ def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
         },
         table.keys or keys,
     )
-    return by_split(rows, splits)
+    kept = [i for i, key in enumerate(keys) if key not in dropped(corpus, splits[i])]
+    return by_split(take(rows, np.array(kept, np.int64)), [splits[i] for i in kept])
 
 
 # Columns

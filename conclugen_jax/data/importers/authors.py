@@ -10,7 +10,7 @@ import yaml
 from conclugen_jax.data.annotations import array, by_split
 from conclugen_jax.data.cells import as_number, number, short
 from conclugen_jax.data.corpora import Corpus, dropped
-from conclugen_jax.data.features import ConcatFeatures, VariantFeatures
+from conclugen_jax.data.features import Combined
 from conclugen_jax.data.files import entries, open_regular
 from conclugen_jax.data.folders import FolderFeatures
 from conclugen_jax.data.labels import from_names
@@ -86,8 +86,7 @@ def _side_by_side(folders: list[Path]) -> Features:
     stored = [_variants(folder) for folder in folders]
     if len(set(map(len, stored))) > 1:
         raise ConclugenError(f"{folders[0]} and {folders[1]} have different numbers of variants; complete them")
-    variants = [ConcatFeatures(same) if len(same) > 1 else same[0] for same in zip(*stored, strict=True)]
-    return VariantFeatures(variants, first_split="train") if len(variants) > 1 else variants[0]
+    return Combined(list(zip(*stored, strict=True)))
 
 
 def _variants(folder: Path) -> list[FolderFeatures]:
