@@ -16,7 +16,7 @@ from typing import Any
 from conclugen_jax.data import builders, formats
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import workers as data_workers
-from conclugen_jax.data.combined import VariantFeatures
+from conclugen_jax.data.features import Combined
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import Features
@@ -276,7 +276,7 @@ def _build(plan: _Plan, tally: Tally, present: dict[str, list[Utterance]], overw
         views = range(plan.how.num_views)
         views = [Vectors(utterances, plan.dims[modality], plan.store.folder, modality, view) for view in views]
         if utterances:
-            features[modality] = VariantFeatures(views, first_split=plan.first_split) if len(views) > 1 else views[0]
+            features[modality] = Combined([[view] for view in views], first_split=plan.first_split)
     facts = {"extraction": {**plan.facts, "fingerprint": plan.fingerprint, **tally.to_json()}}
     source = formats.assemble(plan.request, Found(features, facts=facts, identity=plan.fingerprint), "clips")
     return builders.build(source, plan.store.folder.parent, overwrite=overwrite, drop_bad=True)
