@@ -21,7 +21,7 @@ from conclugen_jax.evaluate import probe
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.run import config as config_lib
+from conclugen_jax.pretrain import setup
 from conclugen_jax.study import search_space
 from conclugen_jax.study import trials as trials_lib
 from conclugen_jax.study.trials import Trials
@@ -87,47 +87,38 @@ def _planned(
     """Check what is asked for; return the trials' configuration, their measure, and what defines the search."""
     if objective not in search_space.OBJECTIVES:
         raise ConclugenError(f"the objective {objective!r} is unknown; there are {', '.join(search_space.OBJECTIVES)}")
-    config_lib.check(config)
-    dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
-    manifest = dataset.manifest
-    base = config_lib.with_modalities(config, manifest.modalities)
-    num_examples = len(shards.ShardStream(dataset, base.data.train_split, base.data.modalities).usable)
-    config_lib.check_objective(base)
-    config_lib.check_batches(base, num_examples=num_examples, num_devices=len(devices))
-    config_lib.check_clustering(base, num_examples=num_examples)
+    base, manifest, stream = setup.open_data(config, len(devices))
     if space is None:
-        space = search_space.default(base, steps_per_epoch=num_examples // base.train.batch_size)
+        space = search_space.default(base, steps_per_epoch=len(stream.usable) // base.train.batch_size)
         source = "the default space"
     space = search_space.check(space, base, objective=objective, source=source)
 
     def loss(config: ConfigDict, means: Mapping[str, float], _: TrainState) -> float:
         return search_space.comparable_loss(means, config, base)
 
-    measure = loss if objective == "pretraining_loss" else _validation_probe(base, dataset)
+    measure = loss if objective == "pretraining_loss" else _validation_probe(base)
     data = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
     return base, measure, {"objective": objective, "space": space, "data": data, "config": base.to_dict()}
 
 
-def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
+def _validation_probe(base: ConfigDict) -> Measure:
     """Return the measure of accuracy on the validation split; see ``search_space.OBJECTIVES``."""
-    label = dataset.manifest.label
+    dataset, section = shards.open_dataset(base.data.path, verify="size"), base.data
+    label, names = dataset.manifest.label, (section.train_split, section.validation_split)
     if label.kind != "single":
         raise ConclugenError(
             f"{dataset.path}: labels of kind {label.kind!r}; the objective validation_probe needs one class per example, "
             "pretraining_loss none"
         )
-    splits = [
-        batches.open_split(dataset, split, base.data.modalities, tier="host").table
-        for split in (base.data.train_split, base.data.validation_split)
-    ]
+    splits = [batches.open_split(dataset, name, section.modalities, tier="host").table for name in names]
     rows = [np.flatnonzero(task_lib.known(label, split["label"])) for split in splits]
-    train_labels, labels = (split["label"][known] for split, known in zip(splits, rows, strict=True))
-    if not len(train_labels) or not len(labels):
+    labels = [split["label"][known] for split, known in zip(splits, rows, strict=True)]
+    if 0 in map(len, labels):
         raise ConclugenError(
-            f"{dataset.path}: the splits {base.data.train_split!r} and {base.data.validation_split!r} have "
-            f"{len(train_labels)} and {len(labels)} labelled examples; the objective validation_probe needs both"
+            f"{dataset.path}: the splits {names} have {len(labels[0])} and {len(labels[1])} labelled examples; the objective "
+            "validation_probe needs both"
         )
-    dims = {m: dataset.manifest.modalities[m] for m in base.data.modalities}
+    dims = {m: dataset.manifest.modalities[m] for m in section.modalities}
 
     def measure(config: ConfigDict, _: Mapping[str, float], state: TrainState) -> float:
         model, variables = model_lib.from_config(config, dims), jax.device_get(state.variables())
@@ -135,9 +126,7 @@ def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
             probe.concatenated(probe.represent(model, variables, split["features"]), split["present"])[known]
             for split, known in zip(splits, rows, strict=True)
         )
-        found = probe.label_efficiency(
-            {"pretrained": vectors}, train_labels, labels, labels_per_class=(0,), num_draws=1
-        )
+        found = probe.label_efficiency({"pretrained": vectors}, *labels, labels_per_class=(0,), num_draws=1)
         return found[0].accuracy[0]
 
     return measure
