@@ -1,7 +1,6 @@
 """Studies: every cell once, whatever interrupts it; failed cells marked; means, intervals and paired differences."""
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -16,18 +15,17 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from scipy import stats
 
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
-from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import definition as study_runs
 from conclugen_jax.study import results as study_results
 from conclugen_jax.study import sharing
 from conclugen_jax.study import study as study_lib
 from conclugen_jax.study.report import reading as report_study
 from conclugen_jax.system import signals
-from tests.helpers import QUICK_COMPILATION, Faces, run, tiny_config
+from tests.helpers import QUICK_COMPILATION, Faces, run
+from tests.studies import definition
 
 ROOT = Path(__file__).parents[1]
 WORK = study_lib.work  # the real one, see below
@@ -41,45 +39,6 @@ def here():
         patch.setattr(jax, "devices", lambda *_: one)
         patch.setattr(study_lib, "work", lambda root, waiting, *_: [study_lib.work_through(root, c) for c in waiting])
         yield
-
-
-def definition(path, protocols=("linear_evaluation", "raw_features", "supervised"), **changes):
-    """A method, also with video alone, on one data set by some protocols, two seeds."""
-
-    pretraining = tiny_config(train__num_epochs=2, clustering__start_epoch=1, data__standardize=True)
-    downstream = tiny_config(train__num_epochs=3, data__standardize=True, optimizer__learning_rate=1e-2)
-    study = ConfigDict(
-        {
-            "name": "tiny",
-            "pretraining_path": str(path),
-            "seeds": (0, 1),
-            "label_draws": 2,
-            "training_draws": 1,
-            "labels": {
-                "linear_evaluation": (3, 0),
-                "raw_features": (3,),
-                "supervised": (3,),
-                "fine_tuning": (0,),
-            },
-            "jobs": 2,
-            "job_gib": 1.0,
-            "reference": "conclugen",
-            "order": ("conclugen", "vision"),
-            "methods": {
-                "conclugen": {"title": "ConCluGen", "modalities": (), "pretraining": pretraining},
-                "vision": {"title": "ConCluGen/(vision)", "uses": "conclugen", "modalities": ("video",)},
-            },
-            "datasets": {
-                "faces": {
-                    "path": str(path),
-                    "protocols": {name: downstream.copy_and_resolve_references() for name in protocols},
-                }
-            },
-        }
-    )
-    for key, value in changes.items():
-        study[key] = value
-    return study
 
 
 @pytest.fixture(scope="module")
@@ -156,16 +115,10 @@ def test_a_finished_study_is_collected_without_running_anything(whole, data):
 CODE = """
 import sys, json
 from conclugen_jax.study import study
-from tests.test_study import small
+from tests.studies import small
 if __name__ == "__main__":
     study.run(small(sys.argv[1]), sys.argv[2])
 """
-
-
-def small(path):
-    """Of the same study the second seed, with two protocols and one number of labels."""
-    labels = ConfigDict({"linear_evaluation": (0,), "raw_features": (3,)})
-    return definition(path, ("linear_evaluation", "raw_features"), seeds=(1,), labels=labels)
 
 
 @pytest.mark.slow
@@ -340,30 +293,6 @@ def test_runs_that_name_no_modalities_are_done_once(data, here, tmp_path):
     assert study_lib.run(study, tmp_path) == first
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("result.json", "{}", "damaged (KeyError); delete it"),
-        ("result.json", "[]", "damaged"),
-        ("result.json", '{"kind": "single", "selected": []}', "damaged (KeyError)"),
-        ("result.json", "{", "damaged (JSONDecodeError)"),
-        ("failed.json", "[]", "cannot be read (TypeError)"),
-        ("failed.json", '{"error": ["x"]}', "['x']"),
-    ],
-)
-def test_damaged_files_are_named(tmp_path, name, text, message):
-    study = small("nowhere")
-    runs = [run for chain in study_runs.chains(study) for run in chain]
-    folder = tmp_path / "raw_features/faces/raw_features/seed_1"
-    folder.mkdir(parents=True)
-    (folder / name).write_text(text)
-    results = study_results.collect(study, runs, tmp_path)
-    (cell,) = study_lib.chosen(results["cells"], method="raw_features")
-    assert cell["status"] == "failed"
-    assert message in cell["error"]
-    assert {c["status"] for c in study_lib.chosen(results["cells"], method="vision")} == {"missing"}
-
-
 class Targets(Faces):
     """Faces with several labels, and a number to predict that a third of the rows lack."""
 
@@ -400,60 +329,10 @@ def test_several_labels_and_numbers(here, tmp_path):
     assert report_study.read(tmp_path / "study").datasets["number"].kind == "value"
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"order": ("conclugen",)}, "must name every method once"),
-        ({"reference": "best"}, "config.reference is 'best'"),
-        ({"training_draws": 3}, "at most label_draws"),
-        ({"colour": 1}, "config.colour: unknown"),
-        ({"seeds": ()}, r"config.seeds is \(\); name one or more"),
-        ({"seeds": (1, 1)}, "each once"),
-        ({"seeds": (-1,)}, r"config.seeds is \(-1,\)"),
-        ({"job_gib": 0.0}, "config.job_gib is 0.0"),
-        ({"jobs": -1}, "jobs -1"),
-        ({"labels": ConfigDict({"linear_evaluation": (0,)})}, r"config.labels.raw_features is \(\); name"),
-        ({"datasets.faces.protocols.supervised.downstream.target": "age"}, "predict different targets"),
-        ({"methods.vision.colour": "red"}, "config.methods.vision has the keys colour, "),
-        (
-            {"datasets.faces.protocols.probing": ConfigDict({"downstream": {"target": ""}})},
-            "config.datasets.faces.protocols has 'probing'",
-        ),
-        ({"methods.vision.uses": "vision"}, "config.methods.vision.uses is 'vision'"),
-        ({"datasets.faces.colour": "red"}, "config.datasets.faces has the keys colour, "),
-    ],
-)
-def test_impossible_definitions_are_refused(changes, message, tmp_path):
-    study = definition("data")
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        functools.reduce(getattr, sections, study)[last] = value
-    with pytest.raises(ConclugenError, match=message):
-        study_lib.run(study, tmp_path / "study")
-    assert not (tmp_path / "study").exists()
-
-
-def test_interval_is_students():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=7)
-    found = study_results.interval(list(values))
-    expected = stats.t.interval(0.95, 6, loc=values.mean(), scale=stats.sem(values))
-    np.testing.assert_allclose(found["interval"], expected)
-    assert study_results.interval([0.5]) == {"mean": 0.5, "std": None, "interval": None}
-    # By hand: 1, 2, 3: standard deviation 1, t(0.975, 2) = 4.3027.
-    np.testing.assert_allclose(study_results.interval([1, 2, 3])["interval"], [2 - 2.4841, 2 + 2.4841], atol=1e-3)
-
-
-def test_processors_are_shared(monkeypatch):
-    monkeypatch.setattr(study_lib, "_processors", lambda: [0, 1, 2, 3])
-    assert 1 <= study_lib.automatic_jobs(1e-3) <= 4
-    assert study_lib.automatic_jobs(1e6) == 1
-
-
 def test_the_command_ends_with_1_and_names_each_cell_that_is_not_done(tmp_path):
     path = tmp_path / "definition.py"
     path.write_text(
-        "from tests.test_study import definition\n\ndef get_config():\n"
+        "from tests.studies import definition\n\ndef get_config():\n"
         "    changes = {'methods': {}, 'order': (), 'reference': 'raw_features'}\n"
         "    return definition('nowhere', protocols=('raw_features',), seeds=(0,), **changes)\n"
     )

@@ -27,12 +27,7 @@ def left_out_steps(workdir: Path) -> list[int]:
 
 
 def records(path: Path, *, way_out: str = "correct or delete that line", whole: bool = False) -> list[dict[str, Any]]:
-    """Read the lines of a log; none where there is no file. A last line that a kill cut short is ignored.
-
-    Args:
-      path: of the log.
-      way_out: what to do about a damaged line.
-      whole: no line may be cut short.
+    """Read the lines of a log; none where there is no file. A last line that a kill cut short is ignored unless ``whole``.
 
     Raises:
       ConclugenError: the file cannot be read, or a line is not a JSON object with a step.
@@ -49,12 +44,7 @@ def records(path: Path, *, way_out: str = "correct or delete that line", whole: 
 
 
 def leave_out(workdir: Path, record: dict[str, Any]) -> None:
-    """Note a step whose update is skipped.
-
-    Args:
-      workdir: of the run.
-      record: ``step``, ``reason``, ``ids`` of examples that are not finite, ``rows`` of the split that were its batch.
-    """
+    """Note a step that is skipped: ``step``, ``reason``, ``ids`` of examples that are not finite, ``rows`` of its batch."""
     lines = [*_lines(workdir / BAD_STEPS)[:-1], json.dumps(record), ""]
     files.write_atomically(workdir / BAD_STEPS, "\n".join(lines))
 
@@ -104,8 +94,7 @@ class MetricsLog:
         try:
             os.fsync(self._file.fileno())
         except OSError as e:
-            if e.errno != errno.EINVAL:  # a pipe or a device, which cannot be synced
-                return False
+            return e.errno == errno.EINVAL and not self._waiting  # a pipe or a device, which cannot be synced
         return not self._waiting
 
     def _drain(self) -> None:

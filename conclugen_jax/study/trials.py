@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -46,10 +47,8 @@ def rungs(num_epochs: int) -> list[int]:
 def opened(folder: Path, definition: Mapping[str, Any], arguments: Sequence[str]) -> Iterator["Trials"]:
     """Open the trials of a folder, which is created if needed.
 
-    Args:
-      folder: of the search.
-      definition: ``objective``, ``space``, ``data`` and ``config``; the same for all processes and times.
-      arguments: those of ``conclugen pretrain`` that give the configuration, for the command in the result.
+    ``definition`` has ``objective``, ``space``, ``data`` and ``config``, the same for all processes and times; ``arguments`` of
+    ``conclugen pretrain`` give the configuration in the command of the result.
 
     Raises:
       ConclugenError: the folder cannot be written or belongs to another search.
@@ -102,11 +101,7 @@ def _settle(folder: Path, definition: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Let one process at a time ask, tell and tidy up; the others wait.
-
-    Raises:
-      ConclugenError: the database cannot be read or written.
-    """
+    """Let one process at a time ask, tell and tidy up; the others wait."""
     with locks.hold(folder / ".lock", wait=lambda _: None):
         try:
             yield
@@ -139,23 +134,21 @@ class Trials:
                 trial = self._ask(num_trials)
                 if trial is not None:
                     owned.enter_context(locks.hold(self._lock(trial.number)))
+            if trial is None:
+                yield None
+                return
             try:
                 yield trial
-            except BaseException:
-                if trial is not None:  # ended in order: this start does not count against the trial
-                    with _exclusive(self.folder):
-                        trial.set_user_attr("starts", [])
+            except BaseException:  # ended in order: this start does not count against the trial
+                with _exclusive(self.folder):
+                    trial.set_user_attr("starts", [])
                 raise
-            if trial is not None:
-                self.result()
+            self.result()
 
     def report(self, trial: Trial, epochs: int, value: float) -> bool:
-        """Note the objective after so many epochs; return whether the trial is not among the better ones.
-
-        A run that resumed before them has the same again.
-        """
+        """Note the objective after so many epochs; return whether the trial is not among the better ones."""
         with _exclusive(self.folder):
-            if epochs not in self._values(trial):
+            if epochs not in self._values(trial):  # a run that resumed before them has the same again
                 trial.report(value, epochs)
             return epochs < self.definition["config"]["train"]["num_epochs"] and trial.should_prune()
 
@@ -234,12 +227,10 @@ class Trials:
         return shlex.join(["conclugen", "pretrain", *kept, *chosen, f"--workdir={self.folder / 'best'}"])
 
 
-def _distribution(dimension: Mapping[str, Any]) -> optuna.distributions.BaseDistribution:
+def _distribution(dimension: Mapping[str, Any]) -> BaseDistribution:
     if "choices" in dimension:
-        return optuna.distributions.CategoricalDistribution(dimension["choices"])
-    whole = isinstance(dimension["low"], int)
-    kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
-    return kind(dimension["low"], dimension["high"], log=dimension["log"])
+        return CategoricalDistribution(**dimension)
+    return (IntDistribution if isinstance(dimension["low"], int) else FloatDistribution)(**dimension)
 
 
 def _facts(trial: FrozenTrial) -> dict[str, Any]:

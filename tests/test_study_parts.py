@@ -1,0 +1,88 @@
+"""Definitions that are impossible, damaged results, and the statistics of a study."""
+
+import functools
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from scipy import stats
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.study import definition as study_runs
+from conclugen_jax.study import results as study_results
+from conclugen_jax.study import study as study_lib
+from tests.studies import definition, small
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("result.json", "{}", "damaged (KeyError); delete it"),
+        ("result.json", "[]", "damaged"),
+        ("result.json", '{"kind": "single", "selected": []}', "damaged (KeyError)"),
+        ("result.json", "{", "damaged (JSONDecodeError)"),
+        ("failed.json", "[]", "cannot be read (TypeError)"),
+        ("failed.json", '{"error": ["x"]}', "['x']"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, text, message):
+    study = small("nowhere")
+    runs = [run for chain in study_runs.chains(study) for run in chain]
+    folder = tmp_path / "raw_features/faces/raw_features/seed_1"
+    folder.mkdir(parents=True)
+    (folder / name).write_text(text)
+    results = study_results.collect(study, runs, tmp_path)
+    (cell,) = study_lib.chosen(results["cells"], method="raw_features")
+    assert cell["status"] == "failed"
+    assert message in cell["error"]
+    assert {c["status"] for c in study_lib.chosen(results["cells"], method="vision")} == {"missing"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"order": ("conclugen",)}, "must name every method once"),
+        ({"reference": "best"}, "config.reference is 'best'"),
+        ({"training_draws": 3}, "at most label_draws"),
+        ({"colour": 1}, "config.colour: unknown"),
+        ({"seeds": ()}, r"config.seeds is \(\); name one or more"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"seeds": (-1,)}, r"config.seeds is \(-1,\)"),
+        ({"job_gib": 0.0}, "config.job_gib is 0.0"),
+        ({"jobs": -1}, "jobs -1"),
+        ({"labels": ConfigDict({"linear_evaluation": (0,)})}, r"config.labels.raw_features is \(\); name"),
+        ({"datasets.faces.protocols.supervised.downstream.target": "age"}, "predict different targets"),
+        ({"methods.vision.colour": "red"}, "config.methods.vision has the keys colour, "),
+        (
+            {"datasets.faces.protocols.probing": ConfigDict({"downstream": {"target": ""}})},
+            "config.datasets.faces.protocols has 'probing'",
+        ),
+        ({"methods.vision.uses": "vision"}, "config.methods.vision.uses is 'vision'"),
+        ({"datasets.faces.colour": "red"}, "config.datasets.faces has the keys colour, "),
+    ],
+)
+def test_impossible_definitions_are_refused(changes, message, tmp_path):
+    study = definition("data")
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        functools.reduce(getattr, sections, study)[last] = value
+    with pytest.raises(ConclugenError, match=message):
+        study_lib.run(study, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_interval_is_students():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=7)
+    found = study_results.interval(list(values))
+    expected = stats.t.interval(0.95, 6, loc=values.mean(), scale=stats.sem(values))
+    np.testing.assert_allclose(found["interval"], expected)
+    assert study_results.interval([0.5]) == {"mean": 0.5, "std": None, "interval": None}
+    # By hand: 1, 2, 3: standard deviation 1, t(0.975, 2) = 4.3027.
+    np.testing.assert_allclose(study_results.interval([1, 2, 3])["interval"], [2 - 2.4841, 2 + 2.4841], atol=1e-3)
+
+
+def test_processors_are_shared(monkeypatch):
+    monkeypatch.setattr(study_lib, "_processors", lambda: [0, 1, 2, 3])
+    assert 1 <= study_lib.automatic_jobs(1e-3) <= 4
+    assert study_lib.automatic_jobs(1e6) == 1
