@@ -1,6 +1,8 @@
 """The one exception type for mistakes that a user can mend."""
 
+import difflib
 import traceback
+from collections.abc import Iterable
 
 
 class ConclugenError(Exception):
@@ -17,6 +19,12 @@ def place_of(e: BaseException) -> str:
     own = [frame for frame in frames if "-packages" not in frame.filename]
     where = (own or frames)[-1]
     return f"{where.filename}, line {where.lineno}"
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return ``; did you mean PREFIX + NAME?`` of the known name most like a wrong one, or nothing where none is."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

@@ -11,8 +11,24 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initialisation, batch order, k-means starts and dropout
     config.precision = "float32"  # float32 | tensorfloat32 | bfloat16: of matrix products; parameters are float32
     config.encoder_chunk_size = 0  # rows on a device that pass the encoder at once, to save memory; 0: all of them
+    config.data = data()
+    config.model = model()
+    config.loss = loss()
+    config.views = views()
+    config.clustering = clustering()
+    config.optimizer = optimizer()
+    config.schedule = schedule()
+    config.train = train()
+    config.online_probe = online_probe()
+    config.checkpoint = checkpoint()
+    config.downstream = downstream()
+    config.sweep = sweep()
+    return config.lock()
 
-    config.data = data = ConfigDict()
+
+def data() -> ConfigDict:
+    """Which data set, and where its rows are kept."""
+    data = ConfigDict()
     data.path = ""  # folder of a built data set, DATA_DIR/NAME/VERSION
     data.modalities = ()  # those to train on; empty: all of the data set; linear evaluation takes its checkpoint's
     data.train_split = "train"  # split to train on
@@ -27,8 +43,12 @@ def get_config() -> ConfigDict:
     data.feed_gib = 0.25  # host and shards tiers: rows sent to the devices at once, GiB; at least one step's
     data.storage_dtype = "float32"  # float32 | bfloat16: of rows on the device; bfloat16 rounds L_Rec's targets too
     data.verify = "hash"  # hash | size: how files are checked against the manifest before a run
+    return data
 
-    config.model = model = ConfigDict()
+
+def model() -> ConfigDict:
+    """Sizes and kinds of the networks."""
+    model = ConfigDict()
     model.bottleneck = ("audio",)  # modalities whose gated unit works at the input's size
     model.representation_dim = 4096  # R, units, a multiple of 8; linear evaluation takes all sizes from its checkpoint
     model.projection_dim = 512  # P, units
@@ -38,8 +58,12 @@ def get_config() -> ConfigDict:
     model.decoder_relu = False  # relu after the decoder's last Linear (authors' code: True)
     model.norm_momentum = 0.9  # share of BatchNorm's running averages kept at a step
     model.norm_epsilon = 1e-5  # added to BatchNorm's variance
+    return model
 
-    config.loss = loss = ConfigDict()
+
+def loss() -> ConfigDict:
+    """Terms of the objective."""
+    loss = ConfigDict()
     loss.contrastive_weight = 1.0  # of L_MMS; 0 leaves the term and its networks out
     loss.clustering_weight = 1.0  # of L_Clu; likewise
     loss.reconstruction_weight = 1.0  # of L_Rec; likewise
@@ -52,12 +76,20 @@ def get_config() -> ConfigDict:
     loss.clustering_margin = 1e-3  # delta in L_Clu
     loss.margin_in_denominator = False  # subtract delta in L_Clu's denominator too (authors' code: True)
     loss.clustering_target = "joint"  # joint (the fused vector) | individual (each modality, summed)
+    return loss
 
-    config.views = views = ConfigDict()  # how L_NCE's two views are made where no variants are stored
-    views.mask_rate = 0.2  # share of features replaced by their mean over the training split
+
+def views() -> ConfigDict:
+    """How L_NCE's two views are made where no variants are stored."""
+    views = ConfigDict()
+    views.mask_rate = 0.2  # share of features replaced by their mean over the training split, to make a view
     views.noise = 0.2  # standard deviation of Gaussian noise, in standard deviations of each feature
+    return views
 
-    config.clustering = clustering = ConfigDict()
+
+def clustering() -> ConfigDict:
+    """k-means over the queue and the batch."""
+    clustering = ConfigDict()
     clustering.num_clusters = 8  # K, number of centroids
     clustering.start_epoch = 12  # first epoch, counted from 0, whose objective has L_Clu
     clustering.queue_batches = 4  # batches of fused vectors kept, fewer than an epoch has; L_Clu counts once it is full
@@ -68,8 +100,12 @@ def get_config() -> ConfigDict:
     clustering.tolerance = 1e-4  # stop once the squared shifts of the centroids sum to this
     clustering.refit_every_steps = 1  # full-queue steps from one k-means to the next; centroids stay in between
     clustering.gather_limit_mib = 64  # MiB of queue and batch beyond which several devices share the work of k-means
+    return clustering
 
-    config.optimizer = optimizer = ConfigDict()
+
+def optimizer() -> ConfigDict:
+    """AdamW or SGD."""
+    optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw | sgd
     optimizer.learning_rate = 9e-5  # peak rate
     optimizer.weight_decay = 3.2e-4  # decoupled, on all trained parameters
@@ -77,16 +113,24 @@ def get_config() -> ConfigDict:
     optimizer.b2 = 0.999  # decay of the second moment
     optimizer.shard = False  # moments and update are split over the devices; the same numbers in less memory of each
     optimizer.eps = 1e-8  # added to the root of the second moment
+    return optimizer
 
-    config.schedule = schedule = ConfigDict()
+
+def schedule() -> ConfigDict:
+    """Learning rate: linear warm-up, then cosine annealing with warm restarts."""
+    schedule = ConfigDict()
     schedule.warmup_epochs = 5  # epochs of linear warm-up
     schedule.warmup_start = 0.1  # share of the peak rate in the first epoch
     schedule.period_epochs = 20  # length of the first cosine period (T_0)
     schedule.period_multiplier = 2  # each period is so many times as long as the last (T_mult)
     schedule.minimum = 1e-6  # rate at the end of a period (eta_min)
     schedule.granularity = "epoch"  # epoch (constant within one, authors' code) | step
+    return schedule
 
-    config.train = train = ConfigDict()
+
+def train() -> ConfigDict:
+    """Batches, epochs, log."""
+    train = ConfigDict()
     train.batch_size = 4096  # examples per step over all devices; a multiple of the number of devices
     train.num_epochs = 100  # passes over the training split; its last incomplete batch is dropped
     train.steps_per_dispatch = 50  # steps that run on the device between two looks from the host, at most
@@ -95,22 +139,34 @@ def get_config() -> ConfigDict:
     train.max_loss_ratio = 0.0  # a loss so many times the mean of the 50 steps before it is bad as well; 0: never
     train.tensorboard = False  # write the same to WORKDIR/tensorboard too; needs the extra 'tensorboard'
     train.tracker = ""  # wandb | mlflow: send the same there too, as their own variables say (WANDB_*, MLFLOW_*)
+    return train
 
-    config.online_probe = online_probe = ConfigDict()  # of the representations while pretraining; changes nothing in it
+
+def online_probe() -> ConfigDict:
+    """Probes of the representations while pretraining; they change nothing in it."""
+    online_probe = ConfigDict()
     online_probe.every_epochs = 0  # epochs between two probes; 0: none
     online_probe.path = ""  # folder of a labelled data set with the run's modalities; empty: data.path
     online_probe.neighbours = 20  # k of the k nearest neighbours, by cosine
     online_probe.learning_rates = (1e-3, 1e-2)  # of the linear classifiers; the best on the validation split is logged
     online_probe.num_epochs = 20  # of the linear classifiers
+    return online_probe
 
-    config.checkpoint = checkpoint = ConfigDict()
+
+def checkpoint() -> ConfigDict:
+    """Which checkpoints are saved and kept."""
+    checkpoint = ConfigDict()
     checkpoint.every_epochs = 1  # epochs between two checkpoints; the last epoch always has one
     checkpoint.keep_newest = 2  # newest checkpoints kept
     checkpoint.keep_best = 1  # kept besides: the best ones
     checkpoint.max_failures = 3  # saves in a row that may fail before the run ends
     checkpoint.best_by = "loss"  # loss (mean training loss since clustering joined) | probe (the linear online probe)
+    return checkpoint
 
-    config.downstream = downstream = ConfigDict()
+
+def downstream() -> ConfigDict:
+    """Training of a classifier on a pretrained network."""
+    downstream = ConfigDict()
     downstream.protocol = "linear_evaluation"  # | fine_tuning (F too) | supervised (random F) | raw_features (no F)
     downstream.target = ""  # name of a further target to predict; empty: the main label
     downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation, fine-tuning)
@@ -126,11 +182,15 @@ def get_config() -> ConfigDict:
     downstream.dropout_rate = 0.5  # share of representation units set to zero while training
     downstream.class_weights = "inverse_frequency"  # inverse_frequency | none
     downstream.threshold = 0.5  # probability above which a label of a multi-label task is predicted
+    return downstream
 
-    config.sweep = sweep = ConfigDict()  # linear evaluations trained together; an empty list: the value above
-    sweep.learning_rates = ()  # of the classifier, chosen from by the validation split
+
+def sweep() -> ConfigDict:
+    """Linear evaluations trained together; an empty list: the value of the run."""
+    sweep = ConfigDict()
+    sweep.learning_rates = ()  # of the classifier, chosen from by the validation split; empty: the run's own value
     sweep.weight_decays = ()  # likewise
     sweep.seeds = ()  # of initialisation, batch order and dropout
     sweep.labels_per_class = ()  # numbers of labels; 0: all
     sweep.label_draws = ()  # random draws of them
-    return config.lock()
+    return sweep

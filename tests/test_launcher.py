@@ -9,6 +9,7 @@ import pytest
 from conclugen_jax import __version__
 from conclugen_jax.commands import app, names
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import configuration_files
 from tests.helpers import ROOT, run, start
 
@@ -111,7 +112,7 @@ def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
 def test_values_of_the_command_line(key, text, value):
     config = configuration_files.base()
     configuration_files.override(config, key, text)
-    found = dict(configuration_files.leaves(config))[key]
+    found = dict(config_lib.flatten(config))[key]
     assert (found, type(found)) == (value, type(value))
 
 

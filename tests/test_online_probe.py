@@ -14,7 +14,7 @@ from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import online_probe, probe
-from conclugen_jax.pretrain import pauses, recorder
+from conclugen_jax.pretrain import recorder, setup
 from conclugen_jax.run import checkpoint
 from conclugen_jax.system import signals
 from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
@@ -112,7 +112,7 @@ def test_several_labels(tmp_path, kind):
 def test_interrupted_and_resumed_it_logs_every_probe_once(data, probed, tmp_path, monkeypatch):
     config, whole, folder = probed
     seen = []
-    usual = pauses.Saving.is_due
+    usual = setup.Setup.saves_after
 
     def stop_after_two_epochs(self, dispatch):
         seen.append(dispatch.end_step)
@@ -121,7 +121,7 @@ def test_interrupted_and_resumed_it_logs_every_probe_once(data, probed, tmp_path
         return usual(self, dispatch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pauses.Saving, "is_due", stop_after_two_epochs)
+        patch.setattr(setup.Setup, "saves_after", stop_after_two_epochs)
         with pytest.raises(signals.Interrupted):
             pretrain.pretrain(config, tmp_path, devices=ONE)
     assert [r["step"] for r in lines(tmp_path)] == [8]

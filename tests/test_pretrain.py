@@ -212,7 +212,10 @@ def test_workdir_in_use_is_refused_with_its_owner(config, tmp_path):
         ({"data.train_split": "dev"}, "no split 'dev'"),
         ({"train.batch_size": 17}, "2 devices cannot share"),
         ({"train.batch_size": 1000}, "only 64 usable examples"),
-        ({"model.bottleneck": ("landmarks",)}, "bottleneck names 'landmarks'"),
+        (
+            {"model.bottleneck": ("landmarks",)},
+            r"model.bottleneck is \('landmarks',\), config.data.modalities is .*remove",
+        ),
         ({"clustering.queue_batches": 4}, "queue_reset"),
         ({"data.path": "/nowhere"}, "nowhere"),
     ],

@@ -143,7 +143,7 @@ def test_processes_of_different_configurations_all_end_with_one_sentence(togethe
     folder, codes, errors = together
     assert codes == [2, 2], errors
     last = [e.strip().splitlines()[-1] for e in errors]
-    sentence = "the configuration differs from that of process 0 (config.seed: 0 -> 1); start all with the same command"
+    sentence = "this process differs from process 0 (config.seed: 0 -> 1); start all with the same command and data"
     assert last == [f"error: process 1: {sentence}", f"error: {sentence}"]
     assert not any("Traceback" in e for e in errors)
     assert not (folder / "different").exists()
@@ -211,7 +211,7 @@ def test_other_data_or_unequal_devices_are_refused(data, tmp_path, monkeypatch):
     elsewhere = config.copy_and_resolve_references()
     elsewhere.data.path = "/elsewhere"
     setup.check_alike(elsewhere, manifests[0])
-    with pytest.raises(ConclugenError, match=r"faces 1\.0\.0 here is not the data set that process 0 has"):
+    with pytest.raises(ConclugenError, match=r"not the data set faces 1\.0\.0 of process 0.*start all with the same"):
         setup.check_alike(config, manifests[1])
 
     class Device:

@@ -92,8 +92,8 @@ def test_terms_are_those_of_the_rows_that_are_there(small):
         both = present[a] & present[b]
         expected += losses.masked_margin_softmax(outputs.projections[a][both], outputs.projections[b][both])
     np.testing.assert_allclose(contrastive, expected, rtol=1e-5)
-    encoded = model.apply(state.variables(), batch["features"], method="encode")
-    errors = {m: jnp.square(x - encoded.inputs[m]).mean(axis=1) for m, x in encoded.reconstructions.items()}
+    inputs, _, _, decoded = model.apply(state.variables(), batch["features"], method="encode")
+    errors = {m: jnp.square(x - inputs[m]).mean(axis=1) for m, x in decoded.items()}
     reconstruction = objective.reconstruction_term(errors, present, axis_name=None)
     by_hand = [
         np.square(np.asarray(outputs.reconstructions[m]) - batch["features"][m])[present[m]].mean() for m in present

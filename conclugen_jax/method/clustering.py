@@ -1,7 +1,4 @@
-"""k-means on the device: queue of fused vectors, initial centroids, Lloyd iterations.
-
-No gradient flows through anything here.
-"""
+"""k-means on the device: queue of fused vectors, initial centroids, Lloyd iterations. No gradient flows through it."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from conclugen_jax.method import collectives
-from conclugen_jax.method.losses import unit_rows
+from conclugen_jax.method.losses import check_shapes, unit_rows
 
 METRICS = ("cosine", "euclidean")
 INITIALISATIONS = ("random", "kmeans++", "warm")
@@ -36,19 +33,10 @@ class KMeans(NamedTuple):
 
 
 def push(queue: jax.Array, fused: jax.Array) -> jax.Array:
-    """Put a batch at the front of the queue and drop the oldest rows.
-
-    Args:
-      queue: [length, dim], newest rows first.
-      fused: [n, dim], n <= length.
-
-    Returns:
-      [length, dim].
-    """
-    if queue.ndim != 2 or fused.ndim != 2 or queue.shape[1] != fused.shape[1] or fused.shape[0] > queue.shape[0]:
-        raise ValueError(
-            f"push needs a queue [length >= n, dim] for rows [n, dim], got {queue.shape} and {fused.shape}"
-        )
+    """Put a batch [n, dim] at the front of the queue [length >= n, dim], newest rows first, and drop the oldest rows."""
+    check_shapes("push", queue=(queue, "length, dim"), fused=(fused, "n, dim"))
+    if len(fused) > len(queue):
+        raise ValueError(f"push: {len(fused)} rows are more than the queue's {len(queue)}")
     return jnp.concatenate([fused, queue[: queue.shape[0] - fused.shape[0]]])
 
 
@@ -61,7 +49,7 @@ def initial_centroids(
     metric: str = "cosine",
     previous: jax.Array | None = None,
 ) -> jax.Array:
-    """Centroids that Lloyd starts from.
+    """Return the centroids [num_clusters, dim] that Lloyd starts from.
 
     Args:
       key: random key; the same on all devices, so that all start alike.
@@ -72,9 +60,6 @@ def initial_centroids(
         as long as those are all zero).
       metric: ``cosine`` or ``euclidean``; concerns ``kmeans++``.
       previous: [num_clusters, dim]; needed for ``warm``.
-
-    Returns:
-      [num_clusters, dim].
     """
     if method not in INITIALISATIONS:
         raise ValueError(f"method must be one of {INITIALISATIONS}, got {method!r}")
@@ -100,32 +85,33 @@ def lloyd(
     axis_name: str | None = None,
     iterations_per_turn: int | None = None,
 ) -> KMeans:
-    """Lloyd's algorithm.
+    """Run Lloyd's algorithm.
 
-    Each iteration assigns every point to its nearest centroid (highest cosine similarity, or least squared
-    distance), then moves each centroid to the mean of its raw points. A centroid without points becomes the zero
-    vector, whose cosine similarity with every point is 0: it wins points back once all other similarities are
-    negative. Ties go to the lowest index.
+    Each iteration assigns every point to its nearest centroid (highest cosine similarity, or least squared distance), then
+    moves each centroid to the mean of its raw points. A centroid without points becomes the zero vector, whose cosine
+    similarity with every point is 0: it wins points back once all others are negative. Ties go to the lowest index.
 
     Args:
       points: [n, dim]; with ``axis_name`` this device's share of them.
       init_centroids: [num_clusters, dim], the same on all devices.
-      max_iterations: at most so many iterations; >= 1.
+      max_iterations: at least 1.
       tolerance: stop once the squared shifts of all centroids sum to at most this.
       metric: ``cosine`` or ``euclidean``.
       weights: [n], >= 0, how much each point counts in the means; ``None``: 1 each.
       axis_name: mapped axis over which the points are split; ``None``: these are all points.
-      iterations_per_turn: iterations between two looks at whether to stop; those past the end change nothing.
-        ``None``: 1 on a CPU and 8 elsewhere, where the device waits for the host at every look.
+      iterations_per_turn: iterations between two looks at whether to stop; ``None``: 1 on a CPU and 8 elsewhere, where the
+        device waits for the host at every look.
 
     Returns:
-      KMeans(centroids, assignments, iterations). The assignments are those made just before the last move, of
-      this device's points.
+      The assignments are those made just before the last move, of this device's points.
 
     Raises:
       ValueError: shapes that do not fit together, an unknown metric, or no iteration.
     """
-    _check_lloyd(points, init_centroids, weights, metric, max_iterations)
+    arrays = {"points": (points, "n, dim"), "init_centroids": (init_centroids, "num_clusters, dim")}
+    check_shapes("lloyd", **arrays, weights=(weights, "n"))
+    if metric not in METRICS or max_iterations < 1:
+        raise ValueError(f"lloyd needs a metric of {METRICS} and max_iterations >= 1, got {metric!r}, {max_iterations}")
     points, init_centroids = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (points, init_centroids))
     num_clusters, dim = init_centroids.shape
     # A column of ones gives the counts with the sums; zeros fill rows up to whole vectors of a CPU, which adds those in
@@ -134,14 +120,13 @@ def lloyd(
     rows = rows if weights is None else rows * weights[:, None]
     columns = (unit_rows(points) if metric == "cosine" else points).T
 
-    iterate = functools.partial(_iterate, rows, columns, metric=metric, axis_name=axis_name)
-
     def unfinished(carry):
         *_, iterations, shift = carry
         return (iterations < max_iterations) & (shift > tolerance)
 
     no_sums, unassigned = jnp.full((num_clusters, rows.shape[1]), -1.0), jnp.full(points.shape[0], -1, jnp.int32)
     start = (init_centroids, no_sums, unassigned, jnp.int32(0), jnp.float32(jnp.inf))
+    iterate = functools.partial(_iterate, rows, columns, metric=metric, axis_name=axis_name)
     loop = functools.partial(_while, unfinished, iterate)
     centroids, _, assignments, iterations, _ = jax.lax.platform_dependent(
         start,
@@ -162,17 +147,6 @@ def _iterate(rows: jax.Array, columns: jax.Array, carry: tuple, *, metric: str, 
     # Equal assignments have equal sums: the shift is 0, also where the compiler rounds the two means differently.
     shift = jnp.where(jnp.any(sums != before), jnp.sum(jnp.square(moved - centroids)), 0)
     return moved, sums, assignments, iterations + 1, shift
-
-
-def _check_lloyd(points, init_centroids, weights, metric, max_iterations) -> None:
-    if points.ndim != 2 or init_centroids.ndim != 2 or points.shape[1] != init_centroids.shape[1]:
-        raise ValueError(
-            f"lloyd needs points [n, dim] and centroids [num_clusters, dim], got {points.shape} and {init_centroids.shape}"
-        )
-    if metric not in METRICS or max_iterations < 1:
-        raise ValueError(f"lloyd needs a metric of {METRICS} and max_iterations >= 1, got {metric!r}, {max_iterations}")
-    if weights is not None and weights.shape != points.shape[:1]:
-        raise ValueError(f"lloyd: weights must be [{points.shape[0]}], got {weights.shape}")
 
 
 def _while(unfinished: Callable, iterate: Callable, start: Any, *, per_turn: int) -> Any:

@@ -1,12 +1,10 @@
 """Collectives that work alike on one device and inside a step mapped over several.
 
-``axis_name=None``, or an axis of one device, needs no collective, which would copy its operands for nothing. A loss built from
-these collectives is the same scalar on every device; the mean over devices of its gradients is then the gradient of that
-scalar (the transpose of a sum over devices is again a sum over devices).
+An axis of one device needs no collective, which would copy its operands for nothing. A loss built from these collectives is
+the same scalar on every device; the mean over devices of its gradients is then the gradient of that scalar (the transpose of
+a sum over devices is again a sum over devices).
 """
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -43,29 +41,6 @@ def own_rows(gathered: jax.Array, num_rows: int, axis_name: str | None) -> jax.A
     if axis_name is None:
         return gathered
     return jax.lax.dynamic_slice_in_dim(gathered, device_index(axis_name) * num_rows, num_rows)
-
-
-def own_part(x: jax.Array, axis_name: str) -> jax.Array:
-    """This device's part of an array that all have, flat and filled up with zeros: [...] -> [part]."""
-    split = parts(x, device_count(axis_name), jnp)
-    return jax.lax.dynamic_index_in_dim(split, device_index(axis_name), keepdims=False)
-
-
-def own_part_of_mean(x: jax.Array, axis_name: str) -> jax.Array:
-    """Like :func:`own_part`, of the mean over devices of arrays that differ."""
-    count = device_count(axis_name)
-    return jax.lax.psum_scatter(parts(x, count, jnp), axis_name, scatter_dimension=0) / count
-
-
-def join_parts(part: jax.Array, shape: Sequence[int], axis_name: str) -> jax.Array:
-    """The array of which each device has a part: the inverse of :func:`own_part`."""
-    return jax.lax.all_gather(part, axis_name, tiled=True)[: math.prod(shape)].reshape(shape)
-
-
-def parts(x: Any, count: int, xp: Any) -> Any:
-    """An array, flat and padded with zeros, in equal parts: [...] -> [count, part]."""
-    flat = x.reshape(-1)
-    return xp.pad(flat, (0, -flat.size % count)).reshape(count, -1)
 
 
 def all_valid(num_rows: int, valid: jax.Array | None) -> jax.Array:

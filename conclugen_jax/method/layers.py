@@ -3,7 +3,7 @@
 Sizes: n rows, R representation_dim, P projection_dim, H reconstruction_dim.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -63,21 +63,6 @@ class RepresentationHead(nn.Module):
         return y
 
 
-class RepresentationHeads(nn.Module):
-    """One :class:`RepresentationHead` per modality."""
-
-    bottleneck: Sequence[str]
-    representation_dim: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return {
-            m: RepresentationHead(self.representation_dim, m in self.bottleneck, self.dtype, name=m)(x)
-            for m, x in features.items()
-        }
-
-
 class BatchNorm(nn.Module):
     """Batch normalisation over the valid rows of all devices.
 
@@ -123,8 +108,7 @@ class BatchNorm(nn.Module):
 class ProjectionHead(nn.Module):
     """Linear R -> R/8, BatchNorm, relu, Linear -> P, and a last relu by choice, in two stages.
 
-    ``reduce`` is the first Linear, row by row: [n, R] -> [n, R/8]. ``project`` is the rest, over the whole batch:
-    [n, R/8] -> [n, P].
+    ``reduce`` is the first Linear, row by row: [n, R] -> [n, R/8]; ``project`` the rest, over the whole batch: -> [n, P].
     """
 
     representation_dim: int
@@ -145,16 +129,6 @@ class ProjectionHead(nn.Module):
         return relu(y) if self.last_relu else y
 
 
-class SeparateProjections(nn.Module):
-    """One :class:`ProjectionHead` per modality."""
-
-    head: Mapping[str, Any]
-
-    @nn.compact
-    def __call__(self, x: Mapping[str, jax.Array], stage: str, valid: Mapping[str, Any], train: bool) -> dict:
-        return {m: ProjectionHead(**self.head, name=m)(v, stage, valid.get(m), train) for m, v in x.items()}
-
-
 class Decoder(nn.Module):
     """Linear R -> H, relu, Linear -> the modality's features, and a last relu by choice. [n, R] -> [n, dim]."""
 
@@ -170,17 +144,11 @@ class Decoder(nn.Module):
         return relu(y) if self.last_relu else y
 
 
-class Decoders(nn.Module):
-    """One :class:`Decoder` per modality."""
+class PerModality(nn.Module):
+    """A module for each modality: ``make(modality)`` makes it, under the modality's name."""
 
-    feature_dims: Mapping[str, int]
-    reconstruction_dim: int
-    last_relu: bool
-    dtype: Any
+    make: Callable[[str], nn.Module]
 
     @nn.compact
-    def __call__(self, representations: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return {
-            m: Decoder(self.reconstruction_dim, self.feature_dims[m], self.last_relu, self.dtype, name=m)(x)
-            for m, x in representations.items()
-        }
+    def __call__(self, modality: str, *arguments: Any) -> jax.Array:
+        return self.make(modality)(*arguments)

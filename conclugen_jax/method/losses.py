@@ -1,8 +1,14 @@
 """The losses of ConCluGen: pure functions, arrays in, scalar out.
 
 Equation numbers are those of Halawa et al., "Multi-Task Multi-Modal Self-Supervised Learning for Facial Expression
-Recognition", 2024 (arXiv 2404.10904). All sums run in float32. With ``axis_name`` the arrays are this device's rows
-and every loss is the mean over the rows of all devices: the same scalar on each.
+Recognition", 2024 (arXiv 2404.10904). All sums run in float32. Two arguments mean the same everywhere:
+
+* ``valid``: boolean [n], rows that count, or ``None`` for all. Rows that do not count get no gradient; without any row that
+  counts a loss is 0.
+* ``axis_name``: mapped axis over which the batch is split. The arrays are then this device's rows, and the loss is the mean
+  over the rows of all devices (negatives come from all of them, too): the same scalar on each.
+
+Shapes that do not fit together raise ``ValueError``.
 """
 
 from typing import Any
@@ -33,22 +39,17 @@ def masked_margin_softmax(
       a: [n, dim], unit rows of this device.
       b: [n, dim], unit rows; row i belongs to the same example as row i of ``a``.
       margin: subtracted from the similarity of each true pair.
-      valid: boolean [n], rows that have both modalities. An invalid row is neither positive nor negative and gets no
-        gradient. ``None``: all.
-      axis_name: mapped axis over which the batch is split; negatives are then the rows of all devices.
+      valid: rows that have both modalities; the others are neither positive nor negative.
       keep: hold what the backward pass needs of the similarities, or compute it again; see ``similarity.exp_sums``.
       dtype: type of the factors of the products; sums and true pairs are in float32 in any case.
 
     Returns:
-      Scalar: mean over the valid rows of row loss plus column loss; 0 where no row is valid.
-
-    Raises:
-      ValueError: the shapes of ``a`` and ``b`` differ, are not [n, dim], or ``valid`` is not [n].
+      Scalar: mean over the valid rows of row loss plus column loss.
 
     References:
       Eq. 2-4; Ilharco et al., "Large-scale representation learning from visually grounded untranscribed speech", 2019.
     """
-    _check_pair("masked_margin_softmax", a, b, valid)
+    check_shapes("masked_margin_softmax", a=(a, "n, dim"), b=(b, "n, dim"), valid=(valid, "n"))
     n = a.shape[0]
     valid = collectives.all_valid(n, valid)
     a, b = (jnp.where(valid[:, None], x, 0).astype(jnp.float32) for x in (a, b))
@@ -76,19 +77,15 @@ def info_nce(
       view_a: [n, dim], first views; normalised inside.
       view_b: [n, dim], second views.
       temperature: divides the cosine similarities; > 0.
-      valid: boolean [n], rows that count; the others are neither positive nor negative. ``None``: all.
-      axis_name: mapped axis over which the batch is split; negatives are then the views of all devices.
+      valid: rows that count; the others are neither positive nor negative.
 
     Returns:
-      Scalar: mean over the two views of all valid rows (both views of each example serve as anchor); 0 without any.
-
-    Raises:
-      ValueError: the shapes differ or are not [n, dim].
+      Scalar: mean over the two views of all valid rows (both views of each example serve as anchor).
 
     References:
       Eq. 1; Chen et al., "A simple framework for contrastive learning of visual representations", 2020.
     """
-    _check_pair("info_nce", view_a, view_b, valid)
+    check_shapes("info_nce", view_a=(view_a, "n, dim"), view_b=(view_b, "n, dim"), valid=(valid, "n"))
     n = view_a.shape[0]
     valid = collectives.all_valid(n, valid)
     a, b = (unit_rows(jnp.where(valid[:, None], view, 0)) for view in (view_a, view_b))
@@ -120,7 +117,7 @@ def clustering_loss(
 ) -> jax.Array:
     """Pull each vector towards the centroid of its cluster and away from the other centroids.
 
-    The loss of a row is ``-log(exp(R_i . C_c(i) - margin) / sum_k exp(R_i . C_k))``.
+    The loss of a row is ``-log(exp(R_i . C_c(i) - margin) / sum_k exp(R_i . C_k))``; see Eq. 8-10.
 
     Args:
       fused: [n, dim], cluster logits averaged over modalities.
@@ -129,25 +126,13 @@ def clustering_loss(
       margin: subtracted from the similarity to the own centroid.
       margin_in_denominator: subtract it in the denominator's own term too, as the authors' code does; the paper's
         Eq. 10 has it in the numerator only.
-      valid: boolean [n], rows that count. ``None``: all.
-      axis_name: mapped axis over which the batch is split.
 
     Returns:
-      Scalar: mean over the valid rows; 0 where no row is valid.
-
-    Raises:
-      ValueError: shapes that do not fit together.
-
-    References:
-      Eq. 8-10.
+      Scalar: mean over the valid rows.
     """
-    n, dim = _check_rows("clustering_loss: fused", fused)
-    if centroids.ndim != 2 or centroids.shape[1] != dim or assignments.shape != (n,):
-        raise ValueError(
-            f"clustering_loss: fused {fused.shape} needs centroids [num_clusters, {dim}] and assignments [{n}], "
-            f"got {centroids.shape} and {assignments.shape}"
-        )
-    valid = _check_valid("clustering_loss", n, valid)
+    arrays = {"fused": (fused, "n, dim"), "centroids": (centroids, "num_clusters, dim")}
+    check_shapes("clustering_loss", **arrays, assignments=(assignments, "n"), valid=(valid, "n"))
+    valid = collectives.all_valid(len(fused), valid)
     fused = jnp.where(valid[:, None], fused, 0).astype(jnp.float32)
     scores = similarity.products(fused, jax.lax.stop_gradient(centroids).astype(jnp.float32))
     is_own = assignments[:, None] == jnp.arange(centroids.shape[0])[None, :]
@@ -165,26 +150,19 @@ def reconstruction_loss(
     axis_name: str | None = None,
     per_row: bool = False,
 ) -> jax.Array:
-    """Mean squared error between decoded and original features of one modality.
+    """Mean squared error between decoded and original features of one modality (Eq. 6).
 
     Args:
       predicted: [n, dim].
       target: [n, dim]; no gradient flows into it.
-      valid: boolean [n], rows that have the modality. ``None``: all.
-      axis_name: mapped axis over which the batch is split.
+      valid: rows that have the modality.
       per_row: return the loss of each row, for a batch that is decoded in chunks; :func:`masked_mean` is the rest.
 
     Returns:
-      Scalar: mean over valid rows and features of the squared difference (no factor one half); 0 where no row is
-      valid. With ``per_row`` float32 [n]: the mean over features, 0 for a row that is not valid.
-
-    Raises:
-      ValueError: the shapes differ or are not [n, dim].
-
-    References:
-      Eq. 6.
+      Scalar: mean over valid rows and features of the squared difference (no factor one half). With ``per_row``
+      float32 [n]: the mean over features, 0 for a row that is not valid.
     """
-    _check_pair("reconstruction_loss", predicted, target, valid)
+    check_shapes("reconstruction_loss", predicted=(predicted, "n, dim"), target=(target, "n, dim"), valid=(valid, "n"))
     difference = predicted.astype(jnp.float32) - jax.lax.stop_gradient(target).astype(jnp.float32)
     if valid is not None:
         difference = jnp.where(valid[:, None], difference, 0)
@@ -201,20 +179,12 @@ def cross_entropy(
       logits: [n, num_classes].
       labels: integer [n].
       class_weights: [num_classes], >= 0.
-      axis_name: mapped axis over which the batch is split.
 
     Returns:
       Scalar: weighted sum over rows divided by the sum of their weights; 0 where all weights are 0.
-
-    Raises:
-      ValueError: shapes that do not fit together.
     """
-    n, num_classes = _check_rows("cross_entropy: logits", logits)
-    if labels.shape != (n,) or class_weights.shape != (num_classes,):
-        raise ValueError(
-            f"cross_entropy: logits {logits.shape} need labels [{n}] and class_weights [{num_classes}], got {labels.shape} "
-            f"and {class_weights.shape}"
-        )
+    arrays = {"logits": (logits, "n, num_classes"), "labels": (labels, "n")}
+    check_shapes("cross_entropy", **arrays, class_weights=(class_weights, "num_classes"))
     weights = class_weights[labels]
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     total = collectives.total(weights.sum(), axis_name)
@@ -224,47 +194,23 @@ def cross_entropy(
 def multi_label_cross_entropy(
     logits: jax.Array, labels: jax.Array, *, positive_weights: jax.Array, axis_name: str | None = None
 ) -> jax.Array:
-    """Sigmoid cross-entropy per label, the positive side of each label weighted.
+    """Sigmoid cross-entropy per label, the positive side of each label weighted; mean over rows and labels.
 
     Args:
       logits: [n, num_labels].
       labels: 0 or 1, [n, num_labels].
       positive_weights: [num_labels], factor of the loss where the label is present.
-      axis_name: mapped axis over which the batch is split.
-
-    Returns:
-      Scalar: mean over rows and labels.
-
-    Raises:
-      ValueError: shapes that do not fit together.
     """
-    _check_pair("multi_label_cross_entropy", logits, labels, None)
-    if positive_weights.shape != logits.shape[1:]:
-        raise ValueError(
-            f"multi_label_cross_entropy: logits {logits.shape} need positive_weights [{logits.shape[1]}], got "
-            f"{positive_weights.shape}"
-        )
+    arrays = {"logits": (logits, "n, num_labels"), "labels": (labels, "n, num_labels")}
+    check_shapes("multi_label_cross_entropy", **arrays, positive_weights=(positive_weights, "num_labels"))
     losses = optax.losses.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels)
     weights = jnp.where(labels > 0, positive_weights[None, :], 1)
     return masked_mean((weights * losses).mean(axis=1), jnp.ones(logits.shape[0], bool), axis_name)
 
 
 def absolute_error(predicted: jax.Array, target: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Mean absolute error of numbers.
-
-    Args:
-      predicted: [n].
-      target: [n].
-      axis_name: mapped axis over which the batch is split.
-
-    Returns:
-      Scalar: mean over rows.
-
-    Raises:
-      ValueError: shapes that do not fit together.
-    """
-    if predicted.ndim != 1 or predicted.shape != target.shape:
-        raise ValueError(f"absolute_error needs two arrays of one shape [n], got {predicted.shape} and {target.shape}")
+    """Mean absolute error of numbers, [n] each."""
+    check_shapes("absolute_error", predicted=(predicted, "n"), target=(target, "n"))
     errors = jnp.abs(predicted.astype(jnp.float32) - target)
     return masked_mean(errors, jnp.ones(len(errors), bool), axis_name)
 
@@ -287,19 +233,19 @@ def _log_where(valid: jax.Array, sums: jax.Array) -> jax.Array:
     return jnp.log(jnp.where(valid, sums, 1))
 
 
-def _check_rows(what: str, x: jax.Array) -> tuple[int, int]:
-    if x.ndim != 2:
-        raise ValueError(f"{what} must be [n, dim], got shape {x.shape}")
-    return x.shape
+def check_shapes(function: str, **arrays: tuple[Any, str]) -> None:
+    """Refuse arrays whose axes of one name differ in size: ``labels=(labels, "n")``; ``None`` in place of one fits.
 
-
-def _check_pair(name: str, a: jax.Array, b: jax.Array, valid: jax.Array | None) -> None:
-    if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(f"{name} needs two arrays of one shape [n, dim], got {a.shape} and {b.shape}")
-    _check_valid(name, a.shape[0], valid)
-
-
-def _check_valid(name: str, n: int, valid: jax.Array | None) -> jax.Array:
-    if valid is not None and valid.shape != (n,):
-        raise ValueError(f"{name}: valid must be [{n}], one flag per row, got shape {valid.shape}")
-    return collectives.all_valid(n, valid)
+    Raises:
+      ValueError: names the function, all axes and all shapes.
+    """
+    sizes: dict[str, int] = {}
+    given = {name: (x.shape, axes.split(", ")) for name, (x, axes) in arrays.items() if x is not None}
+    fits = [
+        len(shape) == len(axes)
+        and all(sizes.setdefault(axis, size) == size for axis, size in zip(axes, shape, strict=True))
+        for shape, axes in given.values()
+    ]
+    if not all(fits):
+        needed = ", ".join(f"{name} [{', '.join(axes)}]" for name, (_, axes) in given.items())
+        raise ValueError(f"{function} needs {needed}, got {', '.join(str(shape) for shape, _ in given.values())}")

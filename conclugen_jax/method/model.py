@@ -20,34 +20,7 @@ DTYPES = {"float32": jnp.float32, "tensorfloat32": jnp.float32, "bfloat16": jnp.
 """config.precision -> type of the networks' matrix products."""
 
 HEADS = ("projection", "clustering", "decoder")
-
-
-@flax.struct.dataclass
-class Encoded:
-    """The part of the training network that works row by row, each a dict by modality; empty where the head is missing.
-
-    Attributes:
-      inputs: [n, feature_dims[m]], the features as the first layer sees them: the target of the reconstruction.
-      reduced: [n, R/8], what the first Linear of the projection gives.
-      reconstructions: [n, feature_dims[m]].
-    """
-
-    inputs: dict[str, jax.Array]
-    reduced: dict[str, jax.Array]
-    reconstructions: dict[str, jax.Array]
-
-
-@flax.struct.dataclass
-class Projected:
-    """What the losses over the whole batch need, each a dict by modality; empty where the head is missing.
-
-    Attributes:
-      projections: float32 [n, P], unit rows.
-      cluster_logits: float32 [n, K].
-    """
-
-    projections: dict[str, jax.Array]
-    cluster_logits: dict[str, jax.Array]
+ByModality = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -55,19 +28,19 @@ class ModelOutputs:
     """What the pretraining network computes, each a dict by modality; empty where the head does not exist.
 
     Attributes:
-      inputs: [n, feature_dims[m]], the features as the network saw them (standardised where the model does so):
-        the target of the reconstruction.
+      inputs: [n, feature_dims[m]], the features as the first layer sees them (standardised where the model does so): the
+        target of the reconstruction.
       representations: [n, R], what downstream tasks use.
       projections: float32 [n, P], unit rows, for the contrastive losses.
       cluster_logits: float32 [n, K].
       reconstructions: [n, feature_dims[m]].
     """
 
-    inputs: dict[str, jax.Array]
-    representations: dict[str, jax.Array]
-    projections: dict[str, jax.Array]
-    cluster_logits: dict[str, jax.Array]
-    reconstructions: dict[str, jax.Array]
+    inputs: ByModality
+    representations: ByModality
+    projections: ByModality
+    cluster_logits: ByModality
+    reconstructions: ByModality
 
 
 class ConCluGen(nn.Module):
@@ -113,27 +86,22 @@ class ConCluGen(nn.Module):
             self.feature_stats = {
                 m: self.variable("feature_stats", m, self._identity_stats, dim) for m, dim in self.feature_dims.items()
             }
-        self.representation = layers.RepresentationHeads(tuple(self.bottleneck), self.representation_dim, self.dtype)
+        self.representation = layers.PerModality(
+            lambda m: layers.RepresentationHead(self.representation_dim, m in self.bottleneck, self.dtype, name=m)
+        )
         if "projection" in self.heads:
-            head = {
-                "representation_dim": self.representation_dim,
-                "projection_dim": self.projection_dim,
-                "last_relu": self.projection_relu,
-                "momentum": self.norm_momentum,
-                "epsilon": self.norm_epsilon,
-                "dtype": self.dtype,
-                "axis_name": self.axis_name,
-            }
-            if self.projection_sharing == "shared":
-                self.projection = layers.ProjectionHead(**head)
-            else:
-                self.projection = layers.SeparateProjections(head)
+            norm = {"momentum": self.norm_momentum, "epsilon": self.norm_epsilon, "axis_name": self.axis_name}
+            sizes = self.representation_dim, self.projection_dim, self.projection_relu
+            head = functools.partial(layers.ProjectionHead, *sizes, dtype=self.dtype, **norm)
+            shared = self.projection_sharing == "shared"
+            self.projection = head() if shared else layers.PerModality(lambda m: head(name=m))
         if "clustering" in self.heads:
             self.clustering = layers.linear(
                 self.num_clusters, self.projection_dim, dtype=self.dtype, name=None, use_bias=False
             )
         if "decoder" in self.heads:
-            self.decoder = layers.Decoders(self.feature_dims, self.reconstruction_dim, self.decoder_relu, self.dtype)
+            decoder = functools.partial(layers.Decoder, self.reconstruction_dim, last_relu=self.decoder_relu)
+            self.decoder = layers.PerModality(lambda m: decoder(self.feature_dims[m], dtype=self.dtype, name=m))
 
     def __call__(
         self,
@@ -150,49 +118,39 @@ class ConCluGen(nn.Module):
             or a missing modality: all rows have it.
           train: normalise with the batch's statistics and update the running ones (``mutable=["batch_stats"]``).
 
-        Returns:
-          ModelOutputs.
-
         Raises:
           ValueError: a modality that the model does not know, or of another size.
         """
-        inputs = self.standardized(features)
-        representations = self.representation(inputs)
-        projected = self.project(self._projection(representations, "reduce"), present=present, train=train)
-        return ModelOutputs(
-            inputs=inputs,
-            representations=representations,
-            projections=projected.projections,
-            cluster_logits=projected.cluster_logits,
-            reconstructions=self.decoder(representations) if "decoder" in self.heads else {},
-        )
+        inputs, representations, reduced, reconstructions = self.encode(features)
+        projections, cluster_logits = self.project(reduced, present=present, train=train)
+        return ModelOutputs(inputs, representations, projections, cluster_logits, reconstructions)
 
-    def encode(self, features: Mapping[str, jax.Array]) -> Encoded:
-        """What needs one row at a time: a batch may pass through it in parts. modality -> [n, feature_dims[m]]."""
+    def encode(self, features: Mapping[str, jax.Array]) -> tuple[ByModality, ByModality, ByModality, ByModality]:
+        """Do what needs one row at a time, so that a batch may pass in parts.
+
+        Returns:
+          (inputs, representations, ``reduced`` [n, R/8]: first Linear of the projection, reconstructions).
+        """
         inputs = self.standardized(features)
-        representations = self.representation(inputs)
-        return Encoded(
-            inputs=inputs,
-            reduced=self._projection(representations, "reduce"),
-            reconstructions=self.decoder(representations) if "decoder" in self.heads else {},
-        )
+        representations = {m: self.representation(m, x) for m, x in inputs.items()}
+        reduced = self._projection(representations, "reduce")
+        decoded = {m: self.decoder(m, x) for m, x in representations.items()} if "decoder" in self.heads else {}
+        return inputs, representations, reduced, decoded
 
     def project(
-        self, reduced: Mapping[str, jax.Array], *, present: Mapping[str, jax.Array] | None = None, train: bool = False
-    ) -> Projected:
-        """What needs the whole batch; arguments as of :meth:`__call__`, and ``Encoded.reduced``."""
+        self, reduced: ByModality, *, present: Mapping[str, jax.Array] | None = None, train: bool = False
+    ) -> tuple[ByModality, ByModality]:
+        """Do what needs the whole batch: ``reduced`` -> (projections, cluster_logits); see :meth:`__call__`."""
         # In the model's own order, which a dict loses in a compiled loop: BatchNorm's averages are updated one by one.
         reduced = {m: reduced[m] for m in self.feature_dims if m in reduced}
         projected = self._projection(reduced, "project", present or {}, train)
         logits = {m: self.clustering(x) for m, x in projected.items()} if "clustering" in self.heads else {}
-        return Projected(
-            projections={m: losses.unit_rows(x) for m, x in projected.items()},
-            cluster_logits={m: x.astype(jnp.float32) for m, x in logits.items()},
-        )
+        projections = {m: losses.unit_rows(x) for m, x in projected.items()}
+        return projections, {m: x.astype(jnp.float32) for m, x in logits.items()}
 
     def represent(self, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Representations only: modality -> [n, feature_dims[m]] -> modality -> [n, R]; any of the model's modalities."""
-        return self.representation(self.standardized(features))
+        return {m: self.representation(m, x) for m, x in self.standardized(features).items()}
 
     def standardized(self, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Features as the first layer sees them, in the order of ``feature_dims``."""
@@ -201,26 +159,22 @@ class ConCluGen(nn.Module):
                 raise ValueError(
                     f"modality {m!r} has features of shape {x.shape}; the model takes [n, dim] with {dict(self.feature_dims)}"
                 )
-        return {m: self._standardize(m, features[m]) for m in self.feature_dims if m in features}
-
-    def _standardize(self, modality: str, x: jax.Array) -> jax.Array:
+        inputs = {m: features[m] for m in self.feature_dims if m in features}
         if not self.standardize:
-            return x
-        stats = self.feature_stats[modality].value
-        return (x - stats["mean"][None, :]) / stats["scale"][None, :]
+            return inputs
+        stats = {m: self.feature_stats[m].value for m in inputs}
+        return {m: (x - stats[m]["mean"][None, :]) / stats[m]["scale"][None, :] for m, x in inputs.items()}
 
     @staticmethod
     def _identity_stats(dim: int) -> dict[str, jax.Array]:
         return {"mean": jnp.zeros(dim), "scale": jnp.ones(dim)}
 
-    def _projection(self, x: Mapping[str, jax.Array], stage: str, present: Any = None, train: bool = False):
-        """A stage of the projection for each modality."""
-        valid = present or {}
+    def _projection(self, x: ByModality, stage: str, valid: Mapping[str, Any] | None = None, train: bool = False):
         if "projection" not in self.heads:
             return {}
-        if self.projection_sharing == "shared":
-            return {m: self.projection(v, stage, valid.get(m), train) for m, v in x.items()}
-        return self.projection(x, stage, valid, train)
+        valid, shared = valid or {}, self.projection_sharing == "shared"
+        heads = {m: self.projection if shared else functools.partial(self.projection, m) for m in x}
+        return {m: heads[m](v, stage, valid.get(m), train) for m, v in x.items()}
 
 
 class Classifier(nn.Module):
@@ -229,7 +183,7 @@ class Classifier(nn.Module):
     Attributes:
       num_outputs: classes, or labels of a multi-label task, or 1.
       dropout_rate: share of representation units set to zero while training.
-      fusion: ``concat``: the modalities side by side; ``mean``: over those that a row has.
+      fusion: how they are joined; see :func:`conclugen_jax.method.fusion.fuse`.
       dtype: type of the matrix product; the parameters stay float32.
       axis_name: mapped axis over which the batch is split.
     """

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,25 +11,18 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.method import clustering, collectives, fusion, losses, views
 from conclugen_jax.method import model as model_lib
+from conclugen_jax.method.model import ByModality
 from conclugen_jax.method.train_state import Metrics, TrainState
 
 
 class Clustered(NamedTuple):
-    """What the clustering of one step leaves behind.
+    """What the clustering of one step leaves behind."""
 
-    Attributes:
-      loss: scalar, L_Clu; 0 as long as the queue is not full.
-      active: boolean scalar, the queue was full.
-      queue: with this batch at the front.
-      queue_batches: batches in it.
-      kmeans: result over queue and batch.
-    """
-
-    loss: jax.Array
-    active: jax.Array
-    queue: jax.Array
-    queue_batches: jax.Array
-    kmeans: clustering.KMeans
+    loss: jax.Array  # scalar, L_Clu; 0 as long as the queue is not full
+    active: jax.Array  # boolean scalar, the queue was full
+    queue: jax.Array  # with this batch at the front
+    queue_batches: jax.Array  # batches in it
+    kmeans: clustering.KMeans  # over queue and batch
 
 
 def contrastive_term(
@@ -89,19 +82,12 @@ def in_chunks(fn: Callable[[Any], Any], rows: Any, size: int) -> Any:
 
 
 class Forward(NamedTuple):
-    """What the losses need of the training network; each a dict by modality, empty where the head is missing.
+    """What the losses need of the training network, by modality; empty where the head is missing."""
 
-    Attributes:
-      projections: float32 [n, P], unit rows.
-      cluster_logits: float32 [n, K].
-      errors: float32 [n], L_Rec of each row.
-      batch_stats: updated running averages of BatchNorm.
-    """
-
-    projections: dict[str, jax.Array]
-    cluster_logits: dict[str, jax.Array]
-    errors: dict[str, jax.Array]
-    batch_stats: Any
+    projections: ByModality  # float32 [n, P], unit rows
+    cluster_logits: ByModality  # float32 [n, K]
+    errors: ByModality  # float32 [n], L_Rec of each row
+    batch_stats: Any  # updated running averages of BatchNorm
 
 
 def forward(
@@ -114,17 +100,16 @@ def forward(
 ) -> Forward:
     """Run the training network: row by row in chunks, then BatchNorm and what follows it over the whole batch."""
 
-    def row_by_row(features: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        encoded = model.apply(variables, features, method="encode")
-        decoded = encoded.reconstructions
-        errors = {m: losses.reconstruction_loss(x, encoded.inputs[m], per_row=True) for m, x in decoded.items()}
-        return encoded.reduced, errors
+    def row_by_row(features: Mapping[str, jax.Array]) -> tuple[ByModality, ByModality]:
+        inputs, _, reduced, decoded = model.apply(variables, features, method="encode")
+        errors = {m: losses.reconstruction_loss(x, inputs[m], per_row=True) for m, x in decoded.items()}
+        return reduced, errors
 
     reduced, errors = in_chunks(row_by_row, features, chunk_size)
-    projected, updates = model.apply(
+    (projections, cluster_logits), updates = model.apply(
         variables, reduced, present=present, train=True, method="project", mutable=["batch_stats"]
     )
-    return Forward(projected.projections, projected.cluster_logits, errors, updates.get("batch_stats", {}))
+    return Forward(projections, cluster_logits, errors, updates.get("batch_stats", {}))
 
 
 def clustering_term(
@@ -184,8 +169,8 @@ def _kmeans(
 ) -> clustering.KMeans:
     """k-means over the queue and the batch of all devices, [batch, K]; the result is the same on all devices.
 
-    Every device does the same work on all points, so all agree on it; beyond ``config.clustering.gather_limit_mib`` each
-    works on its share of queue and batch, and sums are added up. At steps that do not refit, the centroids stay.
+    Every device works on all points; beyond ``config.clustering.gather_limit_mib`` each works on its share of queue and
+    batch, and sums are added up. At steps that do not refit, the centroids stay.
     """
     section, num_devices = config.clustering, collectives.device_count(axis_name)
     points = jnp.concatenate([state.queue, fused])
@@ -228,7 +213,7 @@ def _kmeans(
 
 
 def _refits(state: TrainState, config: ConfigDict, steps_per_epoch: int) -> jax.Array:
-    """Whether k-means runs at this step, or the centroids stay: boolean scalar, from step and centroids alone.
+    """Whether k-means runs at this step: boolean scalar, from step and centroids alone.
 
     With a queue emptied at each epoch, steps count from where it is full: the first such step of every epoch refits.
     """
@@ -251,7 +236,7 @@ def pretrain_loss(
     statistics: views.Statistics | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Any, Clustered | None]]:
-    """The objective: weighted sum (or mean) of L_MMS, L_Clu, L_Rec (Eq. 11-13) and L_NCE (Eq. 1).
+    """The objective: weighted sum of L_MMS, L_Clu, L_Rec (Eq. 11-13) and L_NCE (Eq. 1), or mean of the active terms.
 
     Args:
       params: what the gradient is taken of.
@@ -262,7 +247,7 @@ def pretrain_loss(
       config: sections ``loss``, ``clustering`` and ``views``.
       steps_per_epoch: where the queue is emptied.
       cluster: whether the start epoch of clustering is reached.
-      statistics: of the modality whose views are told apart; needed for L_NCE only.
+      statistics: of the modality that L_NCE has two views of; needed for it only.
       axis_name: mapped axis over which the batch is split.
 
     Returns:
@@ -271,42 +256,27 @@ def pretrain_loss(
     weights, options = config.loss, {"config": config, "axis_name": axis_name}
     variables = {**state.variables(), "params": params}
     apply = functools.partial(forward, model, present=batch["present"], chunk_size=config.encoder_chunk_size)
-    terms: dict[str, Term] = {}
+    terms: dict[str, jax.Array] = {}
     if weights.instance_weight:
-        outputs, terms["loss/instance"] = _of_two_views(apply, variables, batch, key, statistics=statistics, **options)
+        outputs, terms["instance"] = _of_two_views(apply, variables, batch, key, statistics=statistics, **options)
     else:
         outputs = apply(variables, batch["features"])
     clustered = None
     if weights.contrastive_weight:
-        contrastive = contrastive_term(outputs.projections, batch["present"], **options)
-        terms["loss/contrastive"] = Term(weights.contrastive_weight, contrastive)
+        terms["contrastive"] = contrastive_term(outputs.projections, batch["present"], **options)
     if weights.clustering_weight and cluster:
         clustered = clustering_term(
             outputs.cluster_logits, batch["present"], state, key, steps_per_epoch=steps_per_epoch, **options
         )
-        terms["loss/clustering"] = Term(weights.clustering_weight, clustered.loss, clustered.active)
+        terms["clustering"] = clustered.loss
     if weights.reconstruction_weight:
-        reconstruction = reconstruction_term(outputs.errors, batch["present"], axis_name=axis_name)
-        terms["loss/reconstruction"] = Term(weights.reconstruction_weight, reconstruction)
-    loss = weighted(terms.values(), weights.reduction)
-    return loss, ({"loss": loss, **{name: term.value for name, term in terms.items()}}, outputs.batch_stats, clustered)
-
-
-class Term(NamedTuple):
-    """A term of the objective: its weight, its value, and whether it counts yet."""
-
-    weight: float
-    value: jax.Array
-    active: jax.Array | bool = True
-
-
-def weighted(terms: Iterable[Term], reduction: str) -> jax.Array:
-    """Sum the weighted terms (Eq. 11-13); ``mean``: divided by how many of them are active."""
-    terms = list(terms)
-    loss = sum((term.weight * term.value for term in terms), jnp.float32(0))
-    if reduction == "sum":
-        return loss
-    return loss / jnp.maximum(sum(jnp.asarray(term.active, jnp.float32) for term in terms), 1)
+        terms["reconstruction"] = reconstruction_term(outputs.errors, batch["present"], axis_name=axis_name)
+    loss = sum((weights[f"{name}_weight"] * value for name, value in terms.items()), jnp.float32(0))
+    if weights.reduction == "mean":
+        active = [clustered.active if name == "clustering" else True for name in terms]
+        loss = loss / jnp.maximum(sum(jnp.asarray(x, jnp.float32) for x in active), 1)
+    metrics = {"loss": loss, **{f"loss/{name}": value for name, value in terms.items()}}
+    return loss, (metrics, outputs.batch_stats, clustered)
 
 
 def _of_two_views(
@@ -318,7 +288,7 @@ def _of_two_views(
     config: ConfigDict,
     statistics: views.Statistics | None,
     axis_name: str | None,
-) -> tuple[Forward, Term]:
+) -> tuple[Forward, jax.Array]:
     """Outputs for the first view, which serves all terms, and L_NCE between the two views of a modality (Eq. 1)."""
     modality, view_key = config.loss.instance_modality, jax.random.fold_in(key, 1)
     first, second = views.two_views(
@@ -334,4 +304,4 @@ def _of_two_views(
         valid=batch["present"][modality],
         axis_name=axis_name,
     )
-    return outputs._replace(batch_stats=again.batch_stats), Term(config.loss.instance_weight, loss)
+    return outputs._replace(batch_stats=again.batch_stats), loss

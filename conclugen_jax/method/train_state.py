@@ -13,7 +13,7 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """State of a pretraining or downstream run. Metrics of a step come from the state before its update.
+    """State of a pretraining or downstream run.
 
     Attributes:
       step: int32 scalar, optimizer steps done; also the position in the stream of batches.
@@ -50,7 +50,7 @@ def create(
     queue_length: int = 0,
     num_clusters: int = 1,
 ) -> TrainState:
-    """A state at step 0 around freshly initialised or loaded variables.
+    """Make the state at step 0 of freshly initialised or loaded variables.
 
     Args:
       variables: ``params`` and, as far as the model has them, ``batch_stats`` and ``feature_stats``.

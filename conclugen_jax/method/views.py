@@ -24,7 +24,7 @@ class Statistics(NamedTuple):
 def two_views(
     features: jax.Array, key: jax.Array, *, config: ConfigDict, statistics: Statistics, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Two views of the same examples.
+    """Return two views [n, dim] of the same examples.
 
     Args:
       features: [n, 2, dim], two stored variants; or [n, dim], from which both views are made.
@@ -32,9 +32,6 @@ def two_views(
       config: section ``views``.
       statistics: of the modality.
       axis_name: mapped axis over which the batch is split.
-
-    Returns:
-      ([n, dim], [n, dim]).
     """
     if features.ndim == 3:
         return features[:, 0], features[:, 1]

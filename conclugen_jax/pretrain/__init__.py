@@ -1,7 +1,6 @@
 """Pretraining: the step, and the run around it. Uses ``evaluate`` (online probes) and the rooms below."""
 
-from conclugen_jax.pretrain.pauses import OnEpoch
 from conclugen_jax.pretrain.step import pretrain_step
-from conclugen_jax.pretrain.training import pretrain
+from conclugen_jax.pretrain.training import OnEpoch, pretrain
 
 __all__ = ["OnEpoch", "pretrain", "pretrain_step"]

@@ -13,8 +13,7 @@ import conclugen_jax
 from conclugen_jax.data import batches as batches_lib
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.pretrain import recorder
-from conclugen_jax.pretrain.programs import Programs
-from conclugen_jax.pretrain.setup import Setup
+from conclugen_jax.pretrain.setup import Programs, Setup
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.system import processes, progress

@@ -1,14 +1,16 @@
-"""What does not change during a pretraining run, made once: data, network, optimizer, step."""
+"""What does not change during a pretraining run, made once: data, network, optimizer, step, compiled programs."""
 
 import collections
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -17,40 +19,29 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method import train_state, views
-from conclugen_jax.method.train_state import TrainState
+from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.pretrain.step import pretrain_step
 from conclugen_jax.run import checkpoint, trees
 from conclugen_jax.run import config as config_lib
-from conclugen_jax.system import processes
-from conclugen_jax.train import feed, memory, parallel
+from conclugen_jax.system import processes, progress
+from conclugen_jax.train import feed, memory, parallel, sharded_update
 from conclugen_jax.train import optimizer as optimizer_lib
+from conclugen_jax.train.loop import Dispatch
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A run, apart from what changes in it.
-
-    Attributes:
-      config: of the run.
-      workdir: its folder.
-      manifest: of its data set.
-      stream: rows of the training split by index.
-      batches: the feed of the training loop.
-      model: the network.
-      optimizer: for its parameters.
-      step: ``pretrain_step``, all but ``state``, ``batch`` and ``cluster`` given.
-      devices: that share a batch.
-    """
+    """A run, apart from what changes in it."""
 
     config: ConfigDict
     workdir: Path
     manifest: Manifest
-    stream: shards.ShardStream
+    stream: shards.ShardStream  # rows of the training split by index
     batches: feed.Feed
     model: model_lib.ConCluGen
     optimizer: optax.GradientTransformationExtraArgs
-    step: Callable
-    devices: Sequence[jax.Device]
+    step: Callable  # ``pretrain_step``, all but ``state``, ``batch`` and ``cluster`` given
+    devices: Sequence[jax.Device]  # that share a batch
 
     @property
     def title(self) -> str:
@@ -65,6 +56,11 @@ class Setup:
     def clusters(self, epoch: int) -> bool:
         """Whether L_Clu is part of the objective in an epoch, counted from 0."""
         return epoch >= self.config.clustering.start_epoch
+
+    def saves_after(self, dispatch: Dispatch) -> bool:
+        """Whether a checkpoint follows a dispatch: every so many epochs and at the run's end."""
+        done, every = dispatch.epoch + 1, self.config.checkpoint.every_epochs
+        return dispatch.ends_epoch and (done % every == 0 or done == self.config.train.num_epochs)
 
     def fresh_state(self) -> TrainState:
         """The state before the first step, by the seed of the run."""
@@ -100,13 +96,10 @@ class Setup:
 
 
 def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, Manifest, shards.ShardStream]:
-    """Open the data set of a run and refuse a configuration that does not fit it.
+    """Open the data set of a run; refuse a configuration that does not fit it, and processes that do not agree.
 
     Returns:
       (configuration with the names of its modalities, manifest, rows of the training split).
-
-    Raises:
-      ConclugenError: an impossible configuration, bad data, or processes that do not agree.
     """
     config_lib.check(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
@@ -131,8 +124,8 @@ def create(
 ) -> Setup:
     """Make network, optimizer, feed and step of a run."""
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
-    told_apart = config.loss.instance_modality if config.loss.instance_weight else None
-    batches = feed.Feed(rows, config, devices, pairs=(told_apart,) if told_apart else ())
+    of_two_views = [config.loss.instance_modality] if config.loss.instance_weight else []
+    batches = feed.Feed(rows, config, devices, pairs=tuple(of_two_views))
     optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch)
     step = functools.partial(
         pretrain_step,
@@ -141,30 +134,56 @@ def create(
         schedule=schedule,
         config=config,
         steps_per_epoch=batches.steps_per_epoch,
-        statistics=views.Statistics(*manifest.standardization(told_apart)) if told_apart else None,
+        statistics=views.Statistics(*manifest.standardization(*of_two_views)) if of_two_views else None,
         axis_name=parallel.AXIS,
     )
     return Setup(config, workdir, manifest, stream, batches, model, optimizer, step, devices)
+
+
+class Programs:
+    """Runs dispatches by two programs, without and with clustering in the objective, each compiled when first needed."""
+
+    def __init__(self, run: Setup):
+        self._run = run
+        self._compiled: dict[bool, Callable] = {}
+
+    def lacks(self, dispatch: Dispatch) -> bool:
+        """Whether the program of a dispatch is still to be compiled."""
+        return not dispatch.left_out and self._run.clusters(dispatch.epoch) not in self._compiled
+
+    def compile(self, dispatch: Dispatch, state: TrainState, inputs: Any, display: progress.Display) -> None:
+        """Compile the program of a dispatch; refuse one that takes more memory than the device has."""
+        run, start, cluster = self._run, time.monotonic(), self._run.clusters(dispatch.epoch)
+        axes = sharded_update.axes(state, run.config, run.devices)
+        program = run.batches.program(functools.partial(run.step, cluster=cluster), axes)
+        compiled = parallel.compiled(program, state, *inputs)
+        memory.check(compiled, jax.local_devices()[0], run.memory(state), run.config)
+        kind = "with" if cluster else "without"
+        display.say(f"{run.title}: compiled {kind} clustering in {time.monotonic() - start:.1f} s")
+        self._compiled[cluster] = compiled
+
+    def __call__(self, dispatch: Dispatch, state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
+        """Return the state after a dispatch, and its metrics; one that is left out changes the count of steps alone."""
+        if dispatch.left_out:
+            return state.replace(step=parallel.replicate(np.int32(dispatch.end_step), self._run.devices)), {}
+        return self._compiled[self._run.clusters(dispatch.epoch)](state, *inputs)
 
 
 def check_alike(config: ConfigDict, manifest: Manifest) -> None:
     """Refuse processes that would not train the same thing on the same data with as many devices each."""
     counts = collections.Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
-        raise ConclugenError(
-            f"the processes have {', '.join(str(counts[i]) for i in sorted(counts))} devices; give each as many"
-        )
+        listed = ", ".join(str(counts[i]) for i in sorted(counts))
+        raise ConclugenError(f"the processes have {listed} devices; give each as many")
     own = {"config": config.to_dict(), "data": f"{manifest.name} {manifest.version} {manifest.fingerprint()}"}
     main: Mapping[str, Any] = json.loads(processes.text_of_main(json.dumps(own)))
     different = config_lib.differences(config_lib.from_tree(main["config"], "process 0"), config)
     # Each machine may have the data elsewhere: it is compared by content.
     different = [line for line in different if not line.startswith("config.data.path:")]
+    if main["data"] != own["data"]:
+        different.append(f"{config.data.path}: not the data set {manifest.name} {manifest.version} of process 0")
     if different:
         raise ConclugenError(
-            f"the configuration differs from that of process 0 ({'; '.join(different)}); start all with the same command"
-        )
-    if main["data"] != own["data"]:
-        raise ConclugenError(
-            f"{config.data.path}: {manifest.name} {manifest.version} here is not the data set that process 0 has; copy that one"
+            f"this process differs from process 0 ({'; '.join(different)}); start all with the same command and data"
         )
     processes.wait()  # nothing is written before all agree

@@ -5,7 +5,7 @@ gradient of ``objective.pretrain_loss``, which sums the terms of ``losses.py``.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from ml_collections import ConfigDict
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import online_probe
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.pretrain import bad_steps, pauses, setup
-from conclugen_jax.pretrain.pauses import OnEpoch
-from conclugen_jax.pretrain.programs import Programs
+from conclugen_jax.pretrain import bad_steps, setup
 from conclugen_jax.pretrain.recorder import BadStep, Recorder
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import processes, progress, signals
 from conclugen_jax.train import feed, memory, parallel, sharded_update
+from conclugen_jax.train.loop import Dispatch
+
+OnEpoch = Callable[[int, Mapping[str, float], TrainState], None]
 
 
 def pretrain(
@@ -65,13 +66,13 @@ def pretrain(
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
         workdir_lib.settle(folder, config, manifest, moved=moved)
-        with pauses.ending_at_once(stop):
+        with _ending_at_once(stop):
             rows = feed.load_rows(config, stream)
         run = setup.create(config, folder, manifest, stream, rows, devices)
-        probe, programs = online_probe.create(config, run.model), Programs(run)
+        probe, programs = online_probe.create(config, run.model), setup.Programs(run)
         with _checkpoints(run) as saved:
             while True:
-                with pauses.ending_at_once(stop):
+                with _ending_at_once(stop):
                     state, info = run.start(saved)
                 try:
                     return _train(run, state, info, programs, saved, probe, on_epoch, stop)
@@ -85,17 +86,13 @@ def _train(
     run: setup.Setup,
     state: TrainState,
     info: Mapping[str, Any],
-    programs: Programs,
+    programs: setup.Programs,
     saved: checkpoint.Checkpoints,
     probe: online_probe.OnlineProbe | None,
     on_epoch: OnEpoch | None,
     stop: signals.Stop,
 ) -> TrainState:
-    """Train from a state to the last epoch.
-
-    Raises:
-      BadStep: a step went wrong; no state from after it was saved.
-    """
+    """Train from a state to the last epoch; ``BadStep`` ends it, before a state from after the step is saved."""
     config, first_step = run.config, int(state.step)
     mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
     shown = {"total_steps": run.total_steps, "steps_per_epoch": run.batches.steps_per_epoch, "first_step": first_step}
@@ -106,24 +103,29 @@ def _train(
         memory.explained(run.memory(state), config),
     ):
         _announce(run, display, first_step)
-        recorder = Recorder(config, log, display, info)
-        saving = pauses.Saving(run, saved, log, recorder, probe, stop)
-        pieces = [pauses.Probing(probe, probes, stop)] if probe is not None else []
-        pieces += [pauses.Reporting(on_epoch, recorder)] if on_epoch is not None else []
+        recorder, signal_of_any = Recorder(config, log, display, info), parallel.Largest(run.devices)
         state = sharded_update.place(state, config, run.devices)
         for dispatch, inputs in run.batches(run.batches.plan(first_step, bad_steps.left_out(run))):
             if programs.lacks(dispatch):
-                with recorder.paused(), pauses.ending_at_once(stop):
+                with recorder.paused(), _ending_at_once(stop):
                     programs.compile(dispatch, state, inputs, display)
             state, metrics = programs(dispatch, state, inputs)
             recorder.take(dispatch, metrics)
-            for piece in (*pieces, saving):
-                if piece.is_due(dispatch):
-                    with recorder.paused():
-                        piece(dispatch, state)
-            if saving.stopping:
-                _say_stopped(saved, display)
-                raise signals.Interrupted(saving.stopping)
+            if probe is not None and probe.is_due(dispatch):
+                # A signal that has come by now waits for the checkpoint that follows.
+                with recorder.paused(), contextlib.nullcontext() if stop.signal else _ending_at_once(stop):
+                    probes.write([probe(state, dispatch.end_step, dispatch.epoch)])
+            if on_epoch is not None and dispatch.ends_epoch:
+                with recorder.paused():
+                    on_epoch(dispatch.epoch, recorder.means(), state)
+            stopping = signal_of_any(stop.signal)  # after every dispatch: all processes must agree on a signal
+            if stopping or run.saves_after(dispatch):
+                with recorder.paused():
+                    _save(run, dispatch, state, log, recorder, saved, probe)
+            if stopping:
+                saved.wait()
+                display.say(f"stopped after step {max(saved.steps(), default=0)}; repeat the command to resume")
+                raise signals.Interrupted(stopping)
         recorder.flush()
         saved.wait()
         if processes.is_main() and run.total_steps not in saved.steps():
@@ -132,18 +134,36 @@ def _train(
         return sharded_update.whole(state, run.optimizer)
 
 
+def _save(
+    run: setup.Setup,
+    dispatch: Dispatch,
+    state: TrainState,
+    log: log_lib.MetricsLog,
+    recorder: Recorder,
+    saved: checkpoint.Checkpoints,
+    probe: online_probe.OnlineProbe | None,
+) -> None:
+    """Save the state, unless the disk has not taken the log: a checkpoint never knows more than the log."""
+    by_probe = run.config.checkpoint.best_by == "probe"
+    cost = probe.cost(dispatch) if by_probe else recorder.mean_loss(dispatch)
+    whole = sharded_update.whole(state, run.optimizer)  # all processes take part, whatever the disk of process 0 says
+    if log.sync():
+        saved.save(dispatch.end_step, whole, recorder.info(), loss=cost)
+
+
+def _ending_at_once(stop: signals.Stop) -> contextlib.AbstractContextManager[None]:
+    """See ``Stop.at_once``; one process out of several ends together with the others, after a dispatch."""
+    return contextlib.nullcontext() if processes.several() else stop.at_once()
+
+
 @contextlib.contextmanager
 def _checkpoints(run: setup.Setup):
     """The checkpoints of a run, on a disk that has room for them."""
     section = run.config.checkpoint
-    with checkpoint.Checkpoints(
-        run.workdir,
-        keep_newest=section.keep_newest,
-        keep_best=section.keep_best,
-        max_failures=section.max_failures,
-    ) as saved:
+    keep = {"keep_newest": section.keep_newest, "keep_best": section.keep_best}
+    with checkpoint.Checkpoints(run.workdir, **keep, max_failures=section.max_failures) as saved:
         if processes.is_main():
-            count = section.keep_newest + section.keep_best + 1  # the one being written
+            count = sum(keep.values()) + 1  # the one being written
             checkpoint.check_space(run.workdir, jax.eval_shape(run.fresh_state), count=count)
         yield saved
 
@@ -160,8 +180,3 @@ def _announce(run: setup.Setup, display: progress.Display, first_step: int) -> N
     )
     if storage != "float32":
         display.say(f"{run.title}: rows are rounded to {storage}, targets of the reconstruction too")
-
-
-def _say_stopped(saved: checkpoint.Checkpoints, display: progress.Display) -> None:
-    saved.wait()
-    display.say(f"stopped after step {max(saved.steps(), default=0)}; repeat the command to resume")

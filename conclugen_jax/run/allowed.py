@@ -33,22 +33,16 @@ CHOICES = {
 }
 """Key -> values that it may have."""
 
+NOT_NEGATIVE = (0, None)
+"""Least and most value of a number; ``None``: no bound."""
 RANGES = {
     "seed": (0, 2**31 - 1),
     "encoder_chunk_size": (0, 2**24),
-    "data.device_table_gib": (0, None),
-    "data.host_table_gib": (0, None),
-    "data.host_cache_gib": (0, None),
-    "data.feed_gib": (0, None),
     "model.representation_dim": (8, 2**20),
     "model.projection_dim": (1, 2**20),
     "model.reconstruction_dim": (1, 2**20),
     "model.norm_momentum": (0, 1),
     "model.norm_epsilon": (1e-12, 1),
-    "loss.contrastive_weight": (0, None),
-    "loss.clustering_weight": (0, None),
-    "loss.reconstruction_weight": (0, None),
-    "loss.instance_weight": (0, None),
     "loss.instance_temperature": (1e-6, 1e6),
     "views.mask_rate": (0, 1),
     "views.noise": (0, 1e6),
@@ -58,11 +52,8 @@ RANGES = {
     "clustering.start_epoch": (0, 10**6),
     "clustering.queue_batches": (0, 10**4),
     "clustering.max_iterations": (1, 10**6),
-    "clustering.tolerance": (0, None),
     "clustering.refit_every_steps": (1, 10**9),
-    "clustering.gather_limit_mib": (0, None),
     "optimizer.learning_rate": (0, 1e3),
-    "optimizer.weight_decay": (0, None),
     "optimizer.b1": (0, 0.999999),
     "optimizer.b2": (0, 0.9999999),
     "optimizer.eps": (1e-16, None),
@@ -70,13 +61,11 @@ RANGES = {
     "schedule.warmup_start": (0, 1),
     "schedule.period_epochs": (1, 10**6),
     "schedule.period_multiplier": (1, 1000),
-    "schedule.minimum": (0, None),
     "train.batch_size": (2, 2**24),
     "train.num_epochs": (1, 10**6),
     "train.steps_per_dispatch": (1, 10**5),
     "train.log_every_steps": (1, 10**9),
     "train.max_bad_steps": (0, 10**6),
-    "train.max_loss_ratio": (0, None),
     "checkpoint.every_epochs": (1, 10**6),
     "checkpoint.max_failures": (1, 10**6),
     "checkpoint.keep_newest": (1, 10**6),
@@ -93,7 +82,7 @@ RANGES = {
     "downstream.num_folds": (0, 10**4),
     "downstream.fold": (-1, 10**4),
 }
-"""Key -> least and most value, both included; ``None``: no bound."""
+"""Key -> least and most value, both included; other numbers must not be negative."""
 
 LISTS = {
     "sweep.learning_rates": "optimizer.learning_rate",

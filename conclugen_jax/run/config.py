@@ -10,52 +10,52 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run.allowed import CHOICES, LISTS, RANGES
+from conclugen_jax.run.allowed import CHOICES, LISTS, NOT_NEGATIVE, RANGES
+
+OTHER_WEIGHTS = ("contrastive_weight", "reconstruction_weight", "instance_weight")
+
+
+def _refuse(config: ConfigDict, keys: str, impossible: Any, why: str) -> None:
+    """Raise an error that names some keys with their values, why they are impossible together, and the way out."""
+    if impossible:
+        flat = dict(flatten(config))
+        shown = ", ".join(f"config.{key} is {flat[key]!r}" for key in keys.split(", "))
+        raise ConclugenError(f"{shown}: {why}")
 
 
 def check(config: ConfigDict) -> None:
-    """Refuse values that are impossible whatever the data: each message names key, value and what is allowed.
-
-    Raises:
-      ConclugenError: the first such value.
-    """
-    flat = dict(flatten(config.to_dict()))
+    """Refuse values that are impossible whatever the data; each message names key, value and what is allowed."""
+    flat = dict(flatten(config))
     if config.data.modalities:
         check_modalities(config.data.modalities)
-    for key in (*CHOICES, *RANGES):
-        check_value(key, flat[key])
+    for key, value in flat.items():
+        check_value(key, value)
     for key, one in LISTS.items():
-        (least, most), values, kinds = RANGES[one], flat[key], (int,) if isinstance(flat[one], int) else (int, float)
-        possible = all(isinstance(x, kinds) and least <= x and (most is None or x <= most) for x in values)
-        if not possible or len(set(values)) != len(values):
-            raise ConclugenError(f"config.{key} is {tuple(values)}; list values that config.{one} may have, each once")
-    if config.online_probe.every_epochs and not config.online_probe.learning_rates:
-        raise ConclugenError("config.online_probe.learning_rates is empty; name at least one, as in (1e-2,)")
-    if not config.data.path:
-        raise ConclugenError(
-            "config.data.path is empty; name the folder of a built data set, --config.data.path=DATA_DIR/NAME/VERSION "
-            "(conclugen build makes one)"
-        )
-    if config.model.representation_dim % 8:
-        raise ConclugenError(
-            f"config.model.representation_dim is {config.model.representation_dim}; it must be a multiple of 8"
-        )
+        kinds = (int,) if isinstance(flat[one], int) else (int, float)
+        possible = all(isinstance(x, kinds) and _in_range(one, x) for x in flat[key])
+        if not possible or len(set(flat[key])) != len(flat[key]):
+            raise ConclugenError(f"config.{key} is {flat[key]}; list values that config.{one} may have, each once")
+    probe, example = config.online_probe, "--config.data.path=DATA_DIR/NAME/VERSION (conclugen build makes one)"
+    without_rates = probe.every_epochs and not probe.learning_rates
+    _refuse(config, "online_probe.learning_rates", without_rates, "name at least one, as in (1e-2,)")
+    _refuse(config, "data.path", not config.data.path, f"name the folder of a built data set, {example}")
+    _refuse(config, "model.representation_dim", config.model.representation_dim % 8, "it must be a multiple of 8")
 
 
 def check_value(key: str, value: Any) -> None:
-    """Refuse a value that is not among the choices of its key, or outside of its range.
-
-    Raises:
-      ConclugenError: names key, value and what is allowed.
-    """
-    allowed = CHOICES.get(key, (value,))
-    if value not in allowed:
-        raise ConclugenError(f"config.{key} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
-    least, most = RANGES.get(key, (None, None))
-    # "not (a <= b)" also refuses NaN.
-    if least is not None and not (least <= value and (most is None or value <= most)):
+    """Refuse a value that is not among the choices of its key, or outside of its range."""
+    choices = CHOICES.get(key, (value,))
+    if value not in choices:
+        raise ConclugenError(f"config.{key} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+    if isinstance(value, (int, float)) and not _in_range(key, value):
+        least, most = RANGES.get(key, NOT_NEGATIVE)
         bounds = f"at least {least}" if most is None else f"between {least} and {most}"
         raise ConclugenError(f"config.{key} is {value}; it must be {bounds}")
+
+
+def _in_range(key: str, value: float) -> bool:
+    least, most = RANGES.get(key, NOT_NEGATIVE)
+    return least <= value and (most is None or value <= most)  # NaN is in none
 
 
 def check_modalities(names: Sequence[str]) -> None:
@@ -78,119 +78,79 @@ def with_modalities(config: ConfigDict, available: Iterable[str]) -> ConfigDict:
 
 def check_objective(config: ConfigDict) -> None:
     """Refuse an objective that cannot be trained: no term, or a term without its modalities."""
-    names = "contrastive_weight", "clustering_weight", "reconstruction_weight", "instance_weight"
-    if not any(config.loss[name] for name in names):
-        raise ConclugenError(
-            f"config.loss: all weights are 0, so there is nothing to train; raise one of {', '.join(names)}"
-        )
-    if config.checkpoint.best_by == "probe" and not config.online_probe.every_epochs:
-        raise ConclugenError(
-            "config.checkpoint.best_by is 'probe', but config.online_probe.every_epochs is 0: no probe would run; set it, or "
-            "best_by to 'loss'"
-        )
-    if not config.data.modalities:  # all of a data set that is not open yet
+    loss, names, probes = config.loss, config.data.modalities, config.online_probe.every_epochs
+    others = any(loss[name] for name in OTHER_WEIGHTS)
+    weights = ", ".join(f"loss.{name}" for name in ("clustering_weight", *OTHER_WEIGHTS))
+    _refuse(config, weights, not loss.clustering_weight and not others, "there is nothing to train; raise one of them")
+    without_probe = config.checkpoint.best_by == "probe" and not probes
+    why = "no probe would run; set its epochs, or best_by to 'loss'"
+    _refuse(config, "checkpoint.best_by, online_probe.every_epochs", without_probe, why)
+    if not names:  # all of a data set that is not open yet
         return
-    if config.loss.instance_weight and config.loss.instance_modality not in config.data.modalities:
-        raise ConclugenError(
-            f"config.loss.instance_modality is {config.loss.instance_modality!r}, which is not among "
-            f"config.data.modalities {tuple(config.data.modalities)}; name one of them"
-        )
-    if config.loss.contrastive_weight and len(config.data.modalities) < 2:
-        raise ConclugenError(
-            f"config.data.modalities is {tuple(config.data.modalities)}: the contrastive loss needs two modalities; "
-            "name another or set config.loss.contrastive_weight=0"
-        )
+    unknown = loss.instance_weight and loss.instance_modality not in names
+    _refuse(config, "loss.instance_modality, data.modalities", unknown, "it must be one of the modalities")
+    why = "the contrastive loss needs two modalities; name another or set config.loss.contrastive_weight=0"
+    _refuse(config, "data.modalities", loss.contrastive_weight and len(names) < 2, why)
     # The base configuration names audio; it simply does not apply to data without.
-    unknown = set(config.model.bottleneck) - set(config.data.modalities) - {"audio"}
-    if unknown:
-        raise ConclugenError(
-            f"config.model.bottleneck names {min(unknown)!r}, which is not among config.data.modalities "
-            f"{tuple(config.data.modalities)}; remove it"
-        )
+    unknown = set(config.model.bottleneck) - {*names, "audio"}
+    _refuse(config, "model.bottleneck, data.modalities", unknown, "it may name modalities only; remove the others")
 
 
 def check_downstream(config: ConfigDict) -> None:
     """Refuse choices of a downstream run that do not go together."""
-    section = config.downstream
-    if (
-        section.num_folds in (1, 2)
-        or not -1 <= section.fold < max(section.num_folds, 1)
-        or (section.fold > 0 and not section.num_folds)
-    ):
-        raise ConclugenError(
-            f"config.downstream.num_folds is {section.num_folds} and fold {section.fold}; there must be 3 folds at least "
-            "(or 0: the data set's own splits), counted from 0 (-1: all of them)"
-        )
-    if section.protocol == "raw_features" and section.fusion == "mean":
-        raise ConclugenError(
-            "config.downstream.fusion is 'mean', but raw features of different modalities have different sizes; set it to "
-            "'concat'"
-        )
+    section, folds = config.downstream, config.downstream.num_folds
+    impossible = folds in (1, 2) or not -1 <= section.fold < max(folds, 1) or (section.fold > 0 and not folds)
+    why = "there must be 3 folds at least (or 0: the data set's own splits), counted from 0 (-1: all of them)"
+    _refuse(config, "downstream.num_folds, downstream.fold", impossible, why)
+    impossible = section.protocol == "raw_features" and section.fusion == "mean"
+    why = "raw features of different modalities have different sizes; set fusion to 'concat'"
+    _refuse(config, "downstream.protocol, downstream.fusion", impossible, why)
 
 
 def check_batches(config: ConfigDict, *, num_examples: int, num_devices: int) -> None:
     """Refuse a batch that the devices cannot share or that the split cannot fill."""
     batch_size = config.train.batch_size
-    if batch_size % num_devices:
-        lower = batch_size // num_devices * num_devices
-        near = f"{lower} or {lower + num_devices}" if lower else f"{num_devices}"
-        raise ConclugenError(
-            f"config.train.batch_size is {batch_size}, which {num_devices} devices cannot share equally; set it to {near}"
-        )
-    if batch_size > num_examples:
-        raise ConclugenError(
-            f"config.train.batch_size is {batch_size} but the split {config.data.train_split!r} has only {num_examples} "
-            f"usable examples; set it to at most {num_examples // num_devices * num_devices}"
-        )
+    lower, key = batch_size // num_devices * num_devices, "train.batch_size"
+    near = f"{lower} or {lower + num_devices}" if lower else f"{num_devices}"
+    why = f"{num_devices} devices cannot share equally; set it to {near}"
+    _refuse(config, key, batch_size % num_devices, why)
+    most = num_examples // num_devices * num_devices
+    why = f"there are only {num_examples} usable examples in that split; set the batch to at most {most}"
+    _refuse(config, f"{key}, data.train_split", batch_size > num_examples, why)
 
 
 def check_clustering(config: ConfigDict, *, num_examples: int) -> None:
-    """Refuse clustering that could never take part, or that has fewer points than clusters.
-
-    Args:
-      config: of the run.
-      num_examples: usable ones of the training split.
-    """
+    """Refuse clustering that could never take part, or with fewer points of the training split than clusters."""
     if not config.loss.clustering_weight:
         return
-    section = config.clustering
-    if section.start_epoch >= config.train.num_epochs:
-        raise ConclugenError(
-            f"config.clustering.start_epoch is {section.start_epoch} but config.train.num_epochs is "
-            f"{config.train.num_epochs}, so clustering would never join; start it earlier, train longer, or set "
-            "config.loss.clustering_weight=0"
-        )
-    others = config.loss.contrastive_weight, config.loss.reconstruction_weight, config.loss.instance_weight
-    if not any(others) and section.start_epoch:
-        raise ConclugenError(
-            f"config.clustering.start_epoch is {section.start_epoch}, but clustering is the only term: nothing would be "
-            "trained before; set it to 0"
-        )
-    steps_per_epoch = num_examples // config.train.batch_size
+    section, steps_per_epoch = config.clustering, num_examples // config.train.batch_size
+    why = "clustering would never join; start it earlier, train longer, or set config.loss.clustering_weight=0"
+    late = section.start_epoch >= config.train.num_epochs
+    _refuse(config, "clustering.start_epoch, train.num_epochs", late, why)
+    alone = not any(config.loss[name] for name in OTHER_WEIGHTS)
+    why = "clustering is the only term, nothing would be trained before; set it to 0"
+    _refuse(config, "clustering.start_epoch", alone and section.start_epoch, why)
     if section.queue_reset == "epoch" and section.queue_batches >= steps_per_epoch:
         most = num_examples // (section.queue_batches + 1)
         enough = most > 1 and most * (section.queue_batches + 1) >= section.num_clusters
         smaller = f"config.train.batch_size to {most} or less, " if enough else ""
-        raise ConclugenError(
-            f"config.clustering.queue_batches is {section.queue_batches} but an epoch has only {steps_per_epoch} "
-            f"step{'s' * (steps_per_epoch > 1)}, so the queue, emptied at each epoch, would never count; set {smaller}the "
-            "queue lower or config.clustering.queue_reset='never'"
+        why = (
+            f"an epoch has only {steps_per_epoch} step{'s' * (steps_per_epoch > 1)}, so the queue, emptied at each epoch, "
+            f"would never count; set {smaller}the queue lower or config.clustering.queue_reset='never'"
         )
+        _refuse(config, "clustering.queue_batches", True, why)
     points = (section.queue_batches + 1) * config.train.batch_size
-    if points < section.num_clusters:
-        raise ConclugenError(
-            f"config.clustering.num_clusters is {section.num_clusters} but k-means sees only {points} points (queue and "
-            "batch); set fewer clusters or a larger batch"
-        )
+    why = f"k-means sees only {points} points (queue and batch); set fewer clusters or a larger batch"
+    _refuse(config, "clustering.num_clusters", points < section.num_clusters, why)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted key and value of every leaf, tuples as lists."""
+def flatten(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key and value of everything that is no section."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if hasattr(value, "items"):
             yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{key}", value
 
 
 def to_json(config: ConfigDict) -> str:
@@ -199,21 +159,17 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_tree(tree: Any, source: str) -> ConfigDict:
-    """Return the configuration of a run that was read from JSON, as :func:`to_json` writes it.
-
-    Args:
-      tree: the value of the JSON.
-      source: its file, for messages.
+    """Return the configuration of a run as :func:`to_json` writes it; ``source`` names its file in messages.
 
     Raises:
       ConclugenError: it is no object of sections.
     """
-    if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict) or not isinstance(tree.get("data"), dict):
-        raise ConclugenError(f"{source}: not the configuration of a run; it needs the sections 'data' and 'model'")
     try:
+        if not isinstance(tree["model"], dict) or not isinstance(tree["data"], dict):
+            raise TypeError("the sections 'data' and 'model' are no objects")
         return ConfigDict(_lists_to_tuples(tree)).lock()
-    # The types of errors of keys that ConfigDict does not allow, and of sections nested by the hundred.
-    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+    # The types of errors of other values, of keys that ConfigDict does not allow, and of sections nested by the hundred.
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise ConclugenError(f"{source}: not the configuration of a run ({e}); restore it or use a new workdir") from e
 
 
@@ -224,18 +180,14 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return one line ``key: old -> new`` for every leaf of two trees that differs or that only one side has."""
-    before, after = dict(flatten(old)), dict(flatten(new))
-    missing = "(absent)"
-    return [
-        f"{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
-        for key in sorted({*before, *after})
-        if before.get(key, missing) != after.get(key, missing)
-    ]
+    lists = [{k: list(v) if isinstance(v, tuple) else v for k, v in flatten(tree)} for tree in (old, new)]
+    before, after = ({key: x.get(key, "(absent)") for key in sorted(set().union(*lists))} for x in lists)
+    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
 def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _lists_to_tuples(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, (list, tuple)):
         return tuple(_lists_to_tuples(v) for v in value)
     return value

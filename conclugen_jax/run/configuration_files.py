@@ -1,18 +1,17 @@
 """Configuration files: found by name or path, loaded once, and overridden key by key."""
 
 import ast
-import difflib
 import importlib.util
+import re
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.errors import ConclugenError, did_you_mean, reason
+from conclugen_jax.run.config import flatten
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
@@ -34,45 +33,34 @@ def names() -> dict[str, str]:
 
 
 def find(given: str) -> Path:
-    """Return the file of a configuration that is given by name or by path.
-
-    Raises:
-      ConclugenError: there is none; the message lists the names there are.
-    """
+    """Return the file of a configuration that is given by name or by path; refuse others with the names there are."""
     path = Path(given)
     if path.is_file():
         return path
     named = FOLDER / f"{given.replace('-', '_')}.py"
     if path.name == given and named.is_file():
         return named
-    near = difflib.get_close_matches(given, names(), n=1)
-    hint = f"did you mean {near[0]}? there" if near else "there"
-    raise ConclugenError(
-        f"--config={given}: no such file, nor a name of a configuration; {hint} are {', '.join(names())} (conclugen configs)"
-    )
+    hint = f"{did_you_mean(given, names())} (there are {', '.join(names())}: conclugen configs)"
+    raise ConclugenError(f"--config={given}: no such file, nor a name of a configuration{hint}")
 
 
 def load(given: str, *, of_run: bool) -> ConfigDict:
-    """Load a configuration, locked.
-
-    Args:
-      given: name or path.
-      of_run: it must have the keys of ``configs/base.py``, all of them and no other.
+    """Load a configuration by name or path, locked.
 
     Raises:
-      ConclugenError: no such file, its code fails, or its keys are others.
+      ConclugenError: no such file, its code fails, or, ``of_run``, its keys are not exactly those of ``configs/base.py``.
     """
     path = find(given)
     make_importable()
     try:
         config = runpy.run_path(str(path))["get_config"]()
-        keys = set(dict(leaves(config)))
+        keys = set(dict(flatten(config)))
     except (Exception, SystemExit) as e:  # whatever the user's code raises
         raise ConclugenError(
             f"--config={given}: cannot be loaded ({type(e).__name__}: {reason(e)}); it must define get_config(), see "
             "configs/demo.py"
         ) from e
-    known = set(dict(leaves(base()))) if of_run else keys
+    known = set(dict(flatten(base()))) if of_run else keys
     wrong = [f"lacks config.{key}" for key in sorted(known - keys)]
     wrong += [f"has config.{key}, unknown to configs/base.py" for key in sorted(keys - known)]
     if wrong:
@@ -97,16 +85,11 @@ def make_importable() -> None:
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Set one key, written as ``SECTION.KEY``, to a value as it stands on a command line.
-
-    Raises:
-      ConclugenError: there is no such key, or the value is of another type.
-    """
-    known = dict(leaves(config))
+    """Set ``SECTION.KEY`` to a value as it stands on a command line; refuse unknown keys and values of another type."""
+    known = dict(flatten(config))
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"; did you mean config.{near[0]}?" if near else ""
-        raise ConclugenError(f"config.{key} is not a configuration key{hint} (all keys: --help)")
+        hint = f"{did_you_mean(key, known, 'config.')} (all keys: --help)"
+        raise ConclugenError(f"config.{key} is not a configuration key{hint}")
     default = known[key]
     try:
         value = _tuple(text, default) if isinstance(default, tuple) else PARSERS[type(default)](text)
@@ -117,11 +100,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _tuple(text: str, default: tuple) -> tuple:
-    """Read ``video,text``, ``video``, ``1e-3,1e-2`` or a tuple of Python.
-
-    Raises:
-      ValueError: words where the default has numbers.
-    """
+    """Read ``video,text``, ``video``, ``1e-3,1e-2`` or a tuple of Python; no words where the default has numbers."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -132,17 +111,9 @@ def _tuple(text: str, default: tuple) -> tuple:
     return value
 
 
-def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted key and value of everything that is no section."""
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def described_keys() -> list[str]:
     """Return the lines of ``configs/base.py`` that set a key: ``config.SECTION.KEY = DEFAULT  # meaning``."""
-    body = (FOLDER / "base.py").read_text(encoding="utf-8").split("config = ConfigDict()\n")[1].split("return")[0]
-    lines = [line.strip() for line in body.splitlines() if "#" in line]
-    return [line if line.startswith("config.") else f"config.{line}" for line in lines]
+    lines = re.findall(
+        r"^ +(?:config\.)?(\w+(?:\.\w+)? = .* # .*)", (FOLDER / "base.py").read_text(encoding="utf-8"), re.M
+    )
+    return [f"config.{line}" for line in lines]

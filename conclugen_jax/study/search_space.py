@@ -1,6 +1,5 @@
 """Which hyper-parameters of pretraining a search varies, within which bounds, and what makes their losses comparable."""
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, did_you_mean
 from conclugen_jax.method import objective as objective_lib
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.system import files
@@ -168,9 +167,8 @@ def _unused(key: str, config: ConfigDict) -> str | None:
 def _fault_of_key(key: str, known: Mapping[str, Any], config: ConfigDict) -> str:
     """Return why a key cannot be searched; empty: it can."""
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        return "is not a configuration key" + (f"; did you mean {near[0]}?" if near else "")
-    if isinstance(known[key], list):
+        return f"is not a configuration key{did_you_mean(key, known)}"
+    if isinstance(known[key], (list, tuple)):
         return "is a list; only numbers, words and switches can be searched, so remove it"
     if key.startswith(_FIXED) and key not in _SEARCHED_ALL_THE_SAME:
         return (

@@ -7,29 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from conclugen_jax.method import collectives
 
 AXIS = "devices"
 
 MATMUL_PRECISION = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "tensorfloat32"}
 """config.precision -> precision of float32 matrix products. GPUs would use TensorFloat-32 unasked. The bfloat16 mode
 casts the networks' operands itself; what is left in float32 (similarities) takes TensorFloat-32."""
-
-
-def split(x: Any, devices: Sequence[jax.Device]) -> jax.Array:
-    """Put part i of an array, flat and filled up with zeros, on device i: [...] -> [devices, part]."""
-    parts = collectives.parts(np.asarray(x), len(devices), np)
-    return shard(parts[list(own_devices(devices))], devices)
-
-
-def whole(x: jax.Array, like: jax.Array) -> np.ndarray:
-    """The inverse of :func:`split`, on the host: [devices, part] -> the shape of ``like``."""
-    if not x.is_fully_addressable:
-        x = multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x).reshape(-1)[: like.size].reshape(like.shape)
 
 
 def map_step(step: Callable, devices: Sequence[jax.Device], state_axes: Any = None) -> Callable:
@@ -51,7 +35,7 @@ def map_step(step: Callable, devices: Sequence[jax.Device], state_axes: Any = No
 
 
 def compiled(program: Callable, *arguments: Any) -> Any:
-    """Compile a mapped program for some arguments; what the compiler took of the host's memory is given back."""
+    """Compile a mapped program for some arguments, and give back the host's memory that the compiler took."""
     ready = program.lower(*arguments).compile()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # of glibc; else the memory stays with this process
         libc.malloc_trim(0)
@@ -70,14 +54,24 @@ def own_devices(devices: Sequence[jax.Device]) -> dict[int, jax.Device]:
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Put one copy of every leaf on every device; of several processes each has the leaves, and puts its own copies."""
-    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+    return _put(tree, devices, PartitionSpec(), lambda x, count: [x] * count)
+
+
+def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Put part i of the leading axis of every leaf on device i; of several processes each has the parts of its own."""
+    return _put(tree, devices, PartitionSpec(AXIS), np.split)
+
+
+def _put(tree: Any, devices: Sequence[jax.Device], spec: PartitionSpec, split: Callable[[Any, int], list]) -> Any:
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), spec)
     own = list(own_devices(devices).values())
     if len(own) == len(devices):
         return jax.device_put(tree, sharding)
 
     def put(x: Any) -> jax.Array:
-        copies = jax.device_put([x] * len(own), own)
-        return jax.make_array_from_single_device_arrays(copies[0].shape, sharding, copies)
+        parts = jax.device_put(split(x, len(own)), own)
+        shape = parts[0].shape if spec == PartitionSpec() else (len(devices), *parts[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
     return jax.tree.map(put, tree)
 
@@ -105,20 +99,6 @@ def replicate_by_rows(tree: Any, devices: Sequence[jax.Device], *, chunk_bytes: 
             start = min(start, len(x) - rows)  # chunks of one size need one program; the last two may overlap
             table = fill(table, replicate(np.array(x[start : start + rows], dtype), devices), start)
         return table.block_until_ready()
-
-    return jax.tree.map(put, tree)
-
-
-def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Put part i of the leading axis of every leaf on device i; of several processes each has the parts of its own."""
-    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
-    own = list(own_devices(devices).values())
-    if len(own) == len(devices):
-        return jax.device_put(tree, sharding)
-
-    def put(x: np.ndarray) -> jax.Array:
-        parts = jax.device_put(np.split(x, len(own)), own)
-        return jax.make_array_from_single_device_arrays((len(devices), *x.shape[1:]), sharding, parts)
 
     return jax.tree.map(put, tree)
 
