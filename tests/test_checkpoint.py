@@ -12,7 +12,7 @@ import pytest
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import train_state
-from conclugen_jax.run import checkpoint, saving, seals, trees
+from conclugen_jax.run import checkpoint, seals, trees
 from tests.helpers import assert_same_bits
 
 
@@ -293,7 +293,7 @@ def test_failed_saves_are_counted_in_a_row_and_the_last_must_not_fail(tmp_path, 
             saved.save(6, state(6), {})
         with pytest.raises(ConclugenError, match="step 5"):
             saved.wait()
-        saved._saver.failure = None
+        saved._failures.clear()
     with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
         assert saved.steps() == [3]
 
@@ -307,7 +307,7 @@ def test_too_little_room_is_said_before_the_first_step(tmp_path, monkeypatch):
 
 def test_a_disk_that_does_not_answer_does_not_hang_the_end(tmp_path, monkeypatch):
     answers = threading.Event()
-    monkeypatch.setattr(saving, "PATIENCE", 0.2)
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.2)
     monkeypatch.setattr(checkpoint.Checkpoints, "_commit", lambda *_: answers.wait())
 
     def run():

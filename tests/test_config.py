@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import model
 from conclugen_jax.run import allowed, workdir
 from conclugen_jax.run import config as config_lib
+from conclugen_jax.train import optimizer
 from configs import base
 from tests.helpers import tiny_config
 
@@ -97,6 +99,7 @@ def test_every_key_is_read_by_code():
     files = [path for path in (ROOT / "conclugen_jax").rglob("*.py") if path.name != "config.py"]
     used = set().union(*(used_keys(path.read_text()) for path in files))
     used |= {f"model.{name}" for name in model.SETTINGS}  # read by name: config.model[name]
+    used |= {f"schedule.{name}" for name in inspect.signature(optimizer.learning_rate_schedule).parameters}
     for key, _ in config_lib.flatten(base.get_config().to_dict()):
         if key.endswith("_split"):
             continue  # chosen by name: getattr(config.data, f"{name}_split"), see the test below

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,18 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.run import saving, seals, trees
+from conclugen_jax.run import seals, trees
 from conclugen_jax.system import processes, progress
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 """Folder of damaged checkpoints, as STEP-TIME."""
+PATIENCE = 1200.0
+"""Seconds after which a save counts as hanging."""
 
 
 class Damaged(ConclugenError):
-    """A checkpoint is not what was saved.
-
-    Attributes:
-      fact: the place and what was found there.
-    """
+    """A checkpoint is not what was saved; ``fact`` is the place and what was found there."""
 
     def __init__(self, fact: str):
         super().__init__(
@@ -69,7 +68,8 @@ class Checkpoints:
           ConclugenError: the folder cannot be used, or has no checkpoint and is only to be read.
         """
         self.workdir, self._folder = Path(workdir), (Path(workdir) / FOLDER).absolute()
-        self._saver = saving.Saver(self.workdir / FOLDER, max_failures)
+        self._max_failures, self._failures = max_failures, []  # of the newest saves, in a row
+        self._thread: threading.Thread | None = None
         self._manager: ocp.CheckpointManager | None = None
         if not processes.is_main():
             return
@@ -83,7 +83,7 @@ class Checkpoints:
         except Exception as e:  # Orbax reads small files of every checkpoint, whose damage raises many kinds
             if read_only or not self._set_aside_damaged():
                 raise ConclugenError(
-                    f"{self.workdir / FOLDER}: the checkpoints cannot be opened ({_shown(e)}); mend the folder or choose "
+                    f"{self.workdir / FOLDER}: the checkpoints cannot be opened ({_shown(e)}); repair the folder or choose "
                     "another --workdir"
                 ) from e
             self._open()
@@ -109,15 +109,13 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             raise self._none_here()
-        if which == "newest":
-            return steps[-1]
-        if which == "best":
-            best = self._manager.best_step()
-            return steps[-1] if best is None else best
-        if str(which) in map(str, steps):
-            return int(which)
+        best = self._manager.best_step()
+        named = {"newest": steps[-1], "best": steps[-1] if best is None else best, **{str(x): x for x in steps}}
+        if str(which) in named:
+            return named[str(which)]
+        listed = ", ".join(map(str, steps))
         raise ConclugenError(
-            f"{self.workdir}: no checkpoint {which!r}; there are 'newest', 'best' and the steps {', '.join(map(str, steps))}"
+            f"{self.workdir}: no checkpoint {which!r}; there are 'newest', 'best' and the steps {listed}"
         )
 
     def save(self, step: int, state: Any, info: Mapping[str, Any], *, loss: float | None = None) -> None:
@@ -136,12 +134,33 @@ class Checkpoints:
         """
         if not self._manager:
             return
-        self._saver.check()
+        self._join(allowed_failures=self._max_failures - 1)
         if step in self.steps():
             return
         tree = trees.to_tree(state)
         record = {"step": step, "sha256": trees.fingerprint(tree), "info": dict(info), "info_sha256": _json_hash(info)}
-        self._saver.start(step, lambda: self._commit(step, tree, record, loss), self._clear)
+        # A daemon: a disk that does not answer must not keep the process from ending.
+        self._thread = threading.Thread(target=self._save, args=(step, tree, record, loss), daemon=True)
+        self._thread.start()
+
+    def _save(self, step: int, *content: Any) -> None:
+        try:
+            try:
+                self._commit(step, *content)
+            except Exception:
+                self._clear()
+                self._commit(step, *content)
+            self._failures = []
+        except Exception as e:  # Orbax and TensorStore raise many kinds
+            failure = ConclugenError(
+                f"{self.workdir / FOLDER}: checkpoint of step {step} cannot be written ({_shown(e)}); free space and "
+                "repeat the command to resume"
+            )
+            self._failures = [*self._failures, failure]
+            with contextlib.suppress(Exception):
+                self._clear()
+            if len(self._failures) < self._max_failures:
+                progress.say(f"warning: {failure}; the run goes on")
 
     def _commit(self, step: int, tree: Any, record: Mapping[str, Any], loss: float | None) -> None:
         args = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(dict(record)))
@@ -158,6 +177,27 @@ class Checkpoints:
         for step in set(self.steps()[:-1]) - {self._manager.best_step()}:
             self._manager.delete(step)
 
+    def _join(self, allowed_failures: float) -> None:
+        """Wait for the save under way; raise if it hangs, or if more saves than allowed have failed in a row."""
+        if self._thread is not None:
+            self._thread.join(PATIENCE)
+            if self._thread.is_alive():
+                raise ConclugenError(
+                    f"{self.workdir / FOLDER}: a checkpoint is still not written after {PATIENCE:.0f} s; the disk does not "
+                    "answer, repeat the command when it does"
+                )
+            self._thread = None
+        if len(self._failures) > allowed_failures:
+            raise self._failures[-1]
+
+    def wait(self) -> None:
+        """Wait until everything saved so far is committed.
+
+        Raises:
+          ConclugenError: the newest save has failed, or hangs.
+        """
+        self._join(allowed_failures=0)
+
     def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
         """Restore the newest intact checkpoint like :meth:`restore`; return ``None`` if none was ever saved.
 
@@ -166,18 +206,16 @@ class Checkpoints:
         Raises:
           ConclugenError: all are damaged, or the newest intact one does not fit.
         """
-        self._saver.join()
-        damaged = None
+        self._join(allowed_failures=float("inf"))
         while steps := self.steps():
             try:
                 return self.restore(steps[-1], template)
             except Damaged as e:
-                damaged = damaged or e
                 self._set_aside(steps[-1], e.fact)
-        if damaged or any((self.workdir / DAMAGED).glob("*")):
+        if any((self.workdir / DAMAGED).glob("*")):
             raise ConclugenError(
                 f"{self.workdir}: no intact checkpoint is left, the damaged ones are in {self.workdir / DAMAGED}; choose "
-                "another --workdir to start anew"
+                "another --workdir to start again"
             )
         return None
 
@@ -202,8 +240,7 @@ class Checkpoints:
           Damaged: the checkpoint cannot be read or is not what was saved.
         """
         folder = self.workdir / FOLDER / str(step)
-        wrong = seals.changed(folder)
-        if wrong:
+        if wrong := seals.changed(folder):
             raise Damaged(f"{folder}: the checkpoint is damaged ({wrong})")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
         try:
@@ -240,38 +277,28 @@ class Checkpoints:
             self._set_aside(path.name, f"{path}: the checkpoint is damaged ({wrong})")
         return bool(damaged)
 
-    def wait(self) -> None:
-        """Wait until everything saved so far is committed.
-
-        Raises:
-          ConclugenError: the newest save has failed, or hangs.
-        """
-        self._saver.wait()
-
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         """Wait and close; a failed save does not hide another error that has ended the run."""
         with contextlib.suppress(ConclugenError) if kind else contextlib.nullcontext():
-            self._saver.join()
+            self._join(allowed_failures=float("inf"))
             if self._manager:
                 self._manager.close()
-            self._saver.wait()
+            self.wait()
 
 
 def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.CheckpointManagerOptions:
-    policies = [checkpoint_managers.LatestN(keep_newest)]
-    if keep_best:
-        policies.append(
-            checkpoint_managers.BestN(
-                get_metric_fn=_loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
-            )
-        )
+    best = checkpoint_managers.BestN(
+        get_metric_fn=_loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+    )
     return ocp.CheckpointManagerOptions(
         best_fn=_loss,
         best_mode="min",
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+            [checkpoint_managers.LatestN(keep_newest), *([best] if keep_best else [])]
+        ),
         create=False,  # Orbax cannot do that for one process out of several
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
@@ -285,15 +312,9 @@ def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.Checkp
 
 
 def check_space(workdir: Path, state: Any, *, count: int) -> None:
-    """Refuse a run whose checkpoints do not fit on the disk.
+    """Refuse a run whose checkpoints, ``count`` of a state or of its shapes, do not fit on the disk.
 
-    Args:
-      workdir: of the run.
-      state: tree of arrays or of their shapes.
-      count: number of checkpoints that are kept, plus the one being written.
-
-    Raises:
-      ConclugenError: there is too little space; the space of present checkpoints counts as free.
+    The space of checkpoints that are there already counts as free.
     """
     size = trees.size(state)
     there = sum(p.stat().st_size for p in (workdir / FOLDER).rglob("*") if p.is_file())

@@ -8,13 +8,9 @@ SUMS = "SHA256SUMS"
 
 
 def write(folder: Path) -> None:
-    """Write the hashes of all files of a finished folder.
-
-    Raises:
-      OSError: no space, or not allowed.
-    """
-    lines = [f"{files.sha256(path)}  {name}\n" for name, path in _files(folder).items()]
+    """Write the hashes of all files of a finished folder; raise ``OSError`` where there is no space."""
     with files.replaced(folder / SUMS) as scratch:
+        lines = [f"{files.sha256(folder / name)}  {name}\n" for name in _names(folder)]
         scratch.write_text("".join(lines), encoding="utf-8")
 
 
@@ -27,25 +23,21 @@ def changed(folder: Path) -> str:
     except (OSError, UnicodeDecodeError):
         return f"{SUMS} cannot be read"
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    if "" in expected:
-        return f"{SUMS} has changed"
-    found = _files(folder)
-    for name in sorted(expected.keys() | found.keys()):
+    found = _names(folder)
+    for name in sorted({*expected, *found}):
         if name not in found:
-            return f"{name} is missing"
+            return f"{name} is missing" if name else f"{SUMS} has changed"
         if name not in expected:
             return f"{name} is no part of it"
         try:
-            if files.sha256(found[name]) != expected[name]:
+            if files.sha256(folder / name) != expected[name]:
                 return f"{name} has changed"
         except OSError as e:
             return f"{name} cannot be read: {e.strerror}"
     return ""
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by name, in order, without the hashes and what a killed process left of them."""
-    paths = sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.name != SUMS and not p.name.startswith(files.SCRATCH)
-    )
-    return {str(path.relative_to(folder)): path for path in paths}
+def _names(folder: Path) -> list[str]:
+    """Return the files of a folder, in order, without the hashes and what a killed process left of them."""
+    kept = (p for p in folder.rglob("*") if p.is_file() and p.name != SUMS and not p.name.startswith(files.SCRATCH))
+    return sorted(str(path.relative_to(folder)) for path in kept)

@@ -24,15 +24,11 @@ def to_tree(state: Any) -> dict[str, Any]:
 
 
 def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
-    """Return the state that :func:`to_tree` was given.
-
-    Args:
-      tree: nested dicts of arrays.
-      template: tree of arrays or of ``jax.ShapeDtypeStruct`` with the structure of the state.
-      source: where the tree is from, for the message.
+    """Return the state that :func:`to_tree` was given, with the structure of a template of arrays or of their shapes.
 
     Raises:
-      ConclugenError: a path is missing, spare, or of another shape or type; the first one is named, the others counted.
+      ConclugenError: a path is missing, spare, or of another shape or type; the first one is named, the others counted,
+        after ``source``, where the tree is from.
     """
     shapes = jax.tree.map(_shape, template, is_leaf=_is_key)
     expected = traverse_util.flatten_dict(flax.serialization.to_state_dict(shapes), sep="/", keep_empty_nodes=True)
@@ -53,11 +49,14 @@ def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    wrong = [f"{path} is missing" for path in sorted(wanted.keys() - found.keys())]
-    wrong += [f"{path} is not part of this model" for path in sorted(found.keys() - wanted.keys())]
-    for path in sorted(found.keys() & wanted.keys()):
-        ours, theirs = (f"{x.dtype}{list(x.shape)}" for x in (found[path], wanted[path]))
-        if ours != theirs:
+    wrong = []
+    for path in sorted({*found, *wanted}):
+        ours, theirs = (f"{x[path].dtype}{list(x[path].shape)}" if path in x else "" for x in (found, wanted))
+        if not ours:
+            wrong.append(f"{path} is missing")
+        elif not theirs:
+            wrong.append(f"{path} is not part of this model")
+        elif ours != theirs:
             wrong.append(f"{path} is {ours}, expected {theirs}")
     return wrong
 

@@ -18,14 +18,15 @@ DATA = "data.json"
 LOCK = ".lock"
 IMPORTED = "import.json"
 """In workdirs made of an export: hashes of the weights."""
+PLACES = ("data.path", "online_probe.path", "downstream.checkpoint")
+"""Keys that say where something is, not what."""
 
 
 @contextlib.contextmanager
 def claim(workdir: str | Path) -> Iterator[Path]:
-    """Own a workdir while the context lasts; create it if needed.
+    """Own a workdir while the context lasts; create it if needed. Of several processes the main one is the owner.
 
-    The system releases the lock of a killed process, so nothing needs to be cleaned up. Of several processes the main one
-    is the owner.
+    The system releases the lock of a killed process, so nothing needs to be cleaned up.
 
     Raises:
       ConclugenError: the folder cannot be written, or a running process owns it.
@@ -52,10 +53,6 @@ def claim(workdir: str | Path) -> Iterator[Path]:
         yield workdir
 
 
-PLACES = ("data.path", "online_probe.path", "downstream.checkpoint")
-"""Keys that say where something is, not what."""
-
-
 def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = False) -> None:
     """Write configuration and data manifest into a new workdir, or compare them with those of an old one.
 
@@ -75,38 +72,33 @@ def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = F
         raise ConclugenError(
             f"{workdir}: holds imported weights, which come without what training needs to go on; choose another --workdir"
         )
+    changed = []
     if (workdir / CONFIG).exists():
         changed = config_lib.differences(read_config(workdir), config)
         _check_same(workdir, changed, data, moved=moved)
-        if changed:
-            files.write_atomically(workdir / CONFIG, config_lib.to_json(config))
-        return
-    if any(workdir.glob("checkpoints/[0-9]*")):
+    elif any(workdir.glob("checkpoints/[0-9]*")):
         raise ConclugenError(
             f"{workdir / CONFIG}: missing, but there are checkpoints; restore it or choose another --workdir"
         )
-    files.write_atomically(workdir / DATA, data.to_json())
-    files.write_atomically(workdir / CONFIG, config_lib.to_json(config))
+    else:
+        files.write_atomically(workdir / DATA, data.to_json())
+    if changed or not (workdir / CONFIG).exists():
+        files.write_atomically(workdir / CONFIG, config_lib.to_json(config))
 
 
 def _check_same(workdir: Path, changed: list[str], data: Manifest, *, moved: bool) -> None:
     """Refuse to resume a run whose configuration has changed, but for places, or whose data has."""
+    differences, way_out = "; ".join(changed), "repeat that one to resume"
     elsewhere = [line for line in changed if line.startswith(tuple(f"config.{key}:" for key in PLACES))]
     if len(elsewhere) < len(changed):
-        raise ConclugenError(
-            f"{workdir}: the run here was started with another configuration ({'; '.join(changed)}); repeat that one to "
-            "resume or choose another --workdir"
-        )
-    if elsewhere and not moved:
-        raise ConclugenError(
-            f"{workdir}: the run here was started with {'; '.join(changed)}; repeat the command with --moved if that is "
-            "the same thing in another place, or choose another --workdir"
-        )
-    if read_data(workdir).fingerprint() != data.fingerprint():
-        raise ConclugenError(
-            f"{workdir}: the run here was started with other data (data set {data.name} {data.version} has changed since); "
-            "restore that data set to resume or choose another --workdir"
-        )
+        fact = f"another configuration ({differences})"
+    elif elsewhere and not moved:
+        fact, way_out = differences, "repeat the command with --moved if that is the same thing in another place"
+    elif read_data(workdir).fingerprint() != data.fingerprint():
+        fact = f"other data (data set {data.name} {data.version} has changed since)"
+    else:
+        return
+    raise ConclugenError(f"{workdir}: the run here was started with {fact}; {way_out} or choose another --workdir")
 
 
 def read_config(workdir: str | Path) -> ConfigDict:

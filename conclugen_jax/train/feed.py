@@ -39,21 +39,13 @@ def load_rows(config: ConfigDict, stream: shards.ShardStream) -> shards.RowSourc
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """Batches of a split for a training run.
-
-    Attributes:
-      rows: of the split.
-      config: ``seed``, and the sections ``train`` and ``data``.
-      devices: that share a batch.
-      keys: which columns a step takes.
-      pairs: modalities of which each visit gets two different stored variants.
-    """
+    """Batches of a split for a training run."""
 
     rows: shards.RowSource
-    config: ConfigDict
-    devices: Sequence[jax.Device]
-    keys: Sequence[str] = ("features", "present")
-    pairs: Sequence[str] = ()
+    config: ConfigDict  # ``seed``, and the sections ``train`` and ``data``
+    devices: Sequence[jax.Device]  # that share a batch
+    keys: Sequence[str] = ("features", "present")  # columns that a step takes
+    pairs: Sequence[str] = ()  # modalities of which each visit gets two different stored variants
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,11 +86,8 @@ class Feed:
     def program(self, step: Callable, state_axes: Any = None) -> Callable:
         """Return the program of all dispatches: ``(state, table, position, rows) -> (state, metrics [most steps])``.
 
-        One program serves dispatches of any length, so that a step is the same code in all of them.
-
-        Args:
-          step: ``(state, batch) -> (state, metrics)``.
-          state_axes: see ``parallel.map_step``.
+        One program serves dispatches of any length, so that a step ``(state, batch) -> (state, metrics)`` is the same code
+        in all of them; ``state_axes`` as of ``parallel.map_step``.
         """
 
         def dispatch(state: TrainState, table: Any, position: Any, rows: Any) -> tuple[TrainState, Metrics]:
@@ -108,7 +97,7 @@ class Feed:
         return parallel.map_step(dispatch, self.devices, state_axes)
 
     def __call__(self, dispatches: Iterable[Dispatch]) -> Iterator[tuple[Dispatch, Any]]:
-        """Dispatches with what their program takes besides the state: (table, position, rows), or ``None`` for no program."""
+        """Yield each dispatch with what its program takes besides the state: (table, position, rows); ``None``: no program."""
         table = self.table
 
         def inputs(dispatch: Dispatch) -> tuple[Dispatch, Any]:
@@ -173,17 +162,10 @@ def repeat(
     *,
     most_steps: int,
 ) -> tuple[TrainState, Metrics]:
-    """Take ``num_steps`` steps, inside a compiled program.
-
-    Args:
-      step: ``(state, batch) -> (state, metrics)``.
-      batch_of: step from 0 -> its batch.
-      state: before the first step.
-      num_steps: integer scalar.
-      most_steps: room for the metrics; those beyond ``num_steps`` are 0.
+    """Take ``num_steps`` steps inside a compiled program, the i-th with ``batch_of(i)``.
 
     Returns:
-      (state after the last step, metrics [most_steps]).
+      (state after the last step, metrics [most_steps]; those beyond ``num_steps`` are 0).
     """
     step = jax.jit(step, inline=True)  # traced once, for the shapes of its metrics and for the loop
     _, like = jax.eval_shape(step, state, jax.eval_shape(batch_of, jnp.int32(0)))

@@ -12,29 +12,20 @@ from conclugen_jax.train import parallel
 
 
 class Dispatch(NamedTuple):
-    """Consecutive steps of one epoch that the device does without the host.
+    """Consecutive steps of one epoch that the device does without the host."""
 
-    Attributes:
-      epoch: counted from 0.
-      first_step_in_epoch: first step, counted from the epoch's start.
-      num_steps: how many.
-      end_step: steps done in the run once this dispatch is.
-      ends_epoch: it holds the epoch's last step.
-      left_out: it is one step that is passed over: nothing but the number of steps changes.
-    """
-
-    epoch: int
-    first_step_in_epoch: int
+    epoch: int  # counted from 0
+    first_step_in_epoch: int  # counted from 0 at the epoch's start
     num_steps: int
-    end_step: int
-    ends_epoch: bool
-    left_out: bool = False
+    end_step: int  # steps done in the run once this dispatch is
+    ends_epoch: bool  # it holds the epoch's last step
+    left_out: bool = False  # it is one step that is passed over: nothing but the number of steps changes
 
 
 def plan(
     first_step: int, lengths: Sequence[int], num_epochs: int, left_out: Collection[int] = ()
 ) -> Iterator[Dispatch]:
-    """All dispatches from a step to the end of the run, one by one.
+    """Yield all dispatches from a step to the end of the run.
 
     Args:
       first_step: steps done already. Mostly the end of a dispatch; else the first one has only what is left of it.
@@ -60,10 +51,10 @@ def plan(
 def evaluate(
     forward: Callable, variables: Any, rows: shards.RowSource, *, batch_size: int, num_devices: int
 ) -> tuple[Any, dict[str, Any]]:
-    """Outputs of a mapped forward function for all rows of a split, each row once, in order.
+    """Compute the outputs of a function from ``parallel.map_forward`` for all rows of a split, each row once, in order.
 
     Args:
-      forward: from :func:`conclugen_jax.train.parallel.map_forward`; takes (variables, {features, present}).
+      forward: takes (variables, {features, present}).
       variables: on the devices.
       rows: of the split.
       batch_size: rows per call; a multiple of ``num_devices``.
@@ -83,12 +74,7 @@ def evaluate(
 
 
 def records(dispatch: Dispatch, metrics: Metrics) -> list[dict[str, Any]]:
-    """One record per step of a dispatch for ``metrics.jsonl``; waits for the device.
-
-    Args:
-      dispatch: what was sent off.
-      metrics: name -> [num_steps or more].
-    """
+    """Make a record for ``metrics.jsonl`` of each step of a dispatch and its metrics [num_steps or more]; wait for them."""
     first = dispatch.end_step - dispatch.num_steps + 1
     if dispatch.left_out:
         return [{"step": first, "epoch": dispatch.epoch, "left_out": True}]

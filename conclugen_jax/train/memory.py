@@ -21,7 +21,7 @@ CHUNK = 1024
 def estimate(
     config: ConfigDict, feature_dims: Mapping[str, int], parameters: int, *, table_rows: int, num_devices: int
 ) -> dict[str, float]:
-    """GiB that pretraining takes on each device, by what takes it.
+    """Estimate the GiB that pretraining takes on each device, by what takes it.
 
     Args:
       config: of the run.
@@ -56,19 +56,9 @@ def estimate(
 
 
 def check(compiled: Any, device: jax.Device, parts: Mapping[str, float], config: ConfigDict) -> None:
-    """Refuse a compiled program that takes more memory than the device has.
-
-    Args:
-      compiled: the program, with the compiler's own account of its memory.
-      device: that it runs on.
-      parts: from :func:`estimate`.
-      config: of the run.
-
-    Raises:
-      ConclugenError: it does not fit; the message has the estimate and the setting that would make it fit.
-    """
+    """Refuse a compiled program that takes more memory than its device has; ``parts`` are those of :func:`estimate`."""
     found, limit = compiled.memory_analysis(), available(device)
-    # What is there already (arguments) is counted in the limit of a CPU; outputs take the place of arguments.
+    # On a CPU the limit already includes the arguments; outputs take the place of arguments.
     needed = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     if device.platform != "cpu":
         needed += found.argument_size_in_bytes
@@ -77,7 +67,7 @@ def check(compiled: Any, device: jax.Device, parts: Mapping[str, float], config:
 
 
 def too_large(parts: Mapping[str, float], config: ConfigDict, fact: str) -> ConclugenError:
-    """The error of a run that does not fit, with the estimate and the way out that saves most."""
+    """Return the error of a run that does not fit, with the estimate and the way out that saves most."""
     listed = ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items())
     return ConclugenError(
         f"config.train.batch_size={config.train.batch_size} does not fit into the device's memory ({fact}; estimate in GiB: "
@@ -102,15 +92,15 @@ def _way_out(parts: Mapping[str, float], config: ConfigDict) -> str:
         return "keep the rows on the host: set config.data.tier=host"
     if largest == "activations" and not 0 < config.encoder_chunk_size <= CHUNK:
         return f"set config.encoder_chunk_size={CHUNK}"
-    if largest == "parameters":
-        if not config.optimizer.shard and config.optimizer.name == "adamw":
-            return "set config.optimizer.shard=True with several devices or lower config.model.representation_dim"
-        return "lower config.model.representation_dim or use devices with more memory"
-    return "lower config.train.batch_size or use more devices"
+    if largest != "parameters":
+        return "lower config.train.batch_size or use more devices"
+    if not config.optimizer.shard and config.optimizer.name == "adamw":
+        return "set config.optimizer.shard=True with several devices or lower config.model.representation_dim"
+    return "lower config.model.representation_dim or use devices with more memory"
 
 
 def available(device: jax.Device) -> int | None:
-    """Bytes that a program may take: all that the accelerator lends, or what the host has free; ``None``: unknown."""
+    """Return the bytes that a program may take: the accelerator's limit, or what the host has free; ``None``: unknown."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]

@@ -1,5 +1,6 @@
 """AdamW, the learning rate schedule, and freezing by parameter path."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ def learning_rate_schedule(
       granularity: ``epoch`` (constant within an epoch, as the authors' code) or ``step`` (continuous).
 
     Returns:
-      Function of the step (0 is the first) that gives the rate, float32 scalar.
+      Function of the step, from 0, that gives the rate, float32 scalar.
 
     References:
       Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, Eq. 5.
@@ -115,18 +116,16 @@ def make_optimizer(
             return "freeze"
         return "idle" if any(re.fullmatch(p, path) for p in idle) else "train"
 
-    return optax.chain(optax.multi_transform(kinds, lambda params: map_paths(label, params)), rate)
+    return optax.chain(optax.multi_transform(kinds, functools.partial(_by_path, label)), rate)
 
 
 def _scaled(rates: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiply the updates of the parameters that match an expression."""
 
-    def factor(path: Sequence[Any]) -> float:
-        return next((rate for p, rate in rates.items() if re.fullmatch(p, path_name(path))), 1.0)
+    def factor(path: str) -> float:
+        return next((rate for p, rate in rates.items() if re.fullmatch(p, path)), 1.0)
 
-    return optax.stateless(
-        lambda updates, _: jax.tree_util.tree_map_with_path(lambda path, x: x * factor(path), updates)
-    )
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, _by_path(factor, updates)))
 
 
 def _while_active(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -140,14 +139,10 @@ def _while_active(inner: optax.GradientTransformation) -> optax.GradientTransfor
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def map_paths(fn: Callable[[str], Any], tree: Any) -> Any:
+def _by_path(fn: Callable[[str], Any], tree: Any) -> Any:
     """Replace every leaf by ``fn(path)``, the path written ``a/b/c``."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: fn(path_name(path)), tree)
-
-
-def path_name(path: Sequence[Any]) -> str:
-    """Write a JAX key path as ``a/b/c``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return jax.tree_util.tree_map_with_path(lambda path, _: fn(keystr(path)), tree)
 
 
 def from_config(
@@ -159,32 +154,25 @@ def from_config(
     learning_rate: Any = None,
     weight_decay: Any = None,
 ) -> tuple[optax.GradientTransformationExtraArgs, Callable[[jax.Array], jax.Array]]:
-    """Optimizer and learning rate schedule of a configuration; peak rate and decay may be others, also traced ones."""
-    schedule = learning_rate_schedule(
-        config.optimizer.learning_rate if learning_rate is None else learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=config.schedule.warmup_epochs,
-        warmup_start=config.schedule.warmup_start,
-        period_epochs=config.schedule.period_epochs,
-        period_multiplier=config.schedule.period_multiplier,
-        minimum=config.schedule.minimum,
-        granularity=config.schedule.granularity,
-    )
+    """Make optimizer and learning rate schedule of a configuration; peak rate and decay may be others, also traced ones."""
+    section = config.optimizer
+    peak = section.learning_rate if learning_rate is None else learning_rate
+    schedule = learning_rate_schedule(peak, steps_per_epoch=steps_per_epoch, **config.schedule)
     optimizer = make_optimizer(
         schedule,
-        name=config.optimizer.name,
-        weight_decay=config.optimizer.weight_decay if weight_decay is None else weight_decay,
-        b1=config.optimizer.b1,
-        b2=config.optimizer.b2,
-        eps=config.optimizer.eps,
+        name=section.name,
+        weight_decay=section.weight_decay if weight_decay is None else weight_decay,
+        b1=section.b1,
+        b2=section.b2,
+        eps=section.eps,
         trainable=trainable,
-        idle=idle_parameters(config),
+        idle=_idle_parameters(config),
         rates=rates,
     )
     return optimizer, schedule
 
 
-def idle_parameters(config: ConfigDict) -> tuple[str, ...]:
+def _idle_parameters(config: ConfigDict) -> tuple[str, ...]:
     """Parameters that only the clustering term trains."""
     if not config.loss.clustering_weight:
         return ()
