@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from conclugen_jax.commands import app
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
-from conclugen_jax.train import feed, loop, parallel
+from conclugen_jax.train import feed, parallel
 from configs import base
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +67,7 @@ def assert_same_bits(a: Any, b: Any) -> None:
     assert not different, different
 
 
-def fed(batches: feed.Feed, first_step: int = 0) -> Iterator[tuple[loop.Dispatch, Any]]:
+def fed(batches: feed.Feed, first_step: int = 0) -> Iterator[tuple[feed.Dispatch, Any]]:
     """Yield each dispatch with the rows of its steps: leaves [num_steps, batch_size, ...], in the order of the batch."""
 
     def all_steps(table, position, rows):

@@ -42,7 +42,7 @@ def test_what_is_wrong_is_said_with_the_way_out_and_the_other_checks_are_made(tm
     assert f"jax is {jax.__version__}, >=99 is needed; no-such-package is missing" in found["packages"].found
     assert "pip install" in found["packages"].mend
     assert found["product"] == doctor.Finding(
-        "product", "failed", "TypeError: 'NoneType' object is not callable", "mend what this says and repeat"
+        "product", "failed", "TypeError: 'NoneType' object is not callable", "correct what this says and repeat"
     )
     assert found["data"].status == "failed"
     assert shard.name in found["data"].found

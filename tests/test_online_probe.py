@@ -195,7 +195,7 @@ def test_the_best_checkpoint_by_the_probe(data, tmp_path, monkeypatch):
             None,
         ),
         ({"online_probe__every_epochs": 0, "checkpoint__best_by": "probe"}, {}, "no probe would run"),
-        ({"online_probe__learning_rates": ()}, {}, "config.online_probe.learning_rates is empty"),
+        ({"online_probe__learning_rates": ()}, {}, "online_probe.learning_rates is .*name at least one"),
     ],
 )
 def test_data_that_cannot_be_probed(data, tmp_path, changes, source, message):

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from conclugen_jax.pretrain.recorder import Recorder
-from conclugen_jax.train.loop import Dispatch
+from conclugen_jax.train.feed import Dispatch
 from tests.helpers import tiny_config
 
 

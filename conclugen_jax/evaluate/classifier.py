@@ -21,7 +21,7 @@ from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.system import progress, signals
-from conclugen_jax.train import feed, loop, sharded_update
+from conclugen_jax.train import feed, sharded_update
 from conclugen_jax.train import optimizer as optimizer_lib
 
 
@@ -102,7 +102,7 @@ def fit(
         display.say(f"{title}: {len(rows.usable)} examples, batches of {size}, modalities {modalities}")
         for dispatch, inputs in batches(batches.plan(0)):
             state, metrics = program(state, *inputs)
-            records = loop.records(dispatch, metrics)
+            records = feed.records(dispatch, metrics)
             if dispatch.ends_epoch:
                 weights = {"params": state.params, "feature_stats": state.feature_stats}
                 scores = validate(weights)

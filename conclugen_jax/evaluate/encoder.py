@@ -15,7 +15,7 @@ from conclugen_jax.evaluate import weights
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import trees
 from conclugen_jax.run.allowed import PRETRAINED
-from conclugen_jax.train import loop, parallel
+from conclugen_jax.train import feed, parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def represented(
         lambda v, batch: encoder.model.apply(v, batch["features"], method="represent"), devices
     )
     size = len(devices)
-    representations, facts = loop.evaluate(
+    representations, facts = feed.evaluate(
         forward,
         parallel.replicate(encoder.variables, devices),
         rows,

@@ -20,7 +20,7 @@ from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.method import clustering, fusion, losses
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.train import loop
+from conclugen_jax.train import feed
 
 ROWS = 512  # examples at a time
 
@@ -68,12 +68,12 @@ class OnlineProbe:
             f"{section.num_epochs} epochs at most"
         )
 
-    def is_due(self, dispatch: loop.Dispatch) -> bool:
+    def is_due(self, dispatch: feed.Dispatch) -> bool:
         """Return whether a probe follows a dispatch: every so many epochs and at the run's end."""
         done = dispatch.epoch + 1
         return dispatch.ends_epoch and (done % self._every == 0 or done == self._last)
 
-    def cost(self, dispatch: loop.Dispatch) -> float | None:
+    def cost(self, dispatch: feed.Dispatch) -> float | None:
         """Return the cost that the probe after a dispatch gives the checkpoint, lower is better; ``None`` without a probe."""
         return self._cost[1] if self._cost is not None and self._cost[0] == dispatch.end_step else None
 

@@ -19,17 +19,11 @@ _ROWS_PER_PART = 2048  # rows added one by one to a sum, on a CPU: rounding then
 
 
 class KMeans(NamedTuple):
-    """Result of k-means.
+    """Result of k-means."""
 
-    Attributes:
-      centroids: [num_clusters, dim], means of the raw (not normalised) points of each cluster.
-      assignments: int32 [n], the clusters that the centroids are the means of.
-      iterations: int32 scalar, Lloyd iterations done.
-    """
-
-    centroids: jax.Array
-    assignments: jax.Array
-    iterations: jax.Array
+    centroids: jax.Array  # [num_clusters, dim], means of the raw (not normalised) points of each cluster
+    assignments: jax.Array  # int32 [n], the clusters that the centroids are the means of
+    iterations: jax.Array  # int32 scalar, Lloyd iterations done
 
 
 def push(queue: jax.Array, fused: jax.Array) -> jax.Array:
@@ -128,11 +122,8 @@ def lloyd(
     start = (init_centroids, no_sums, unassigned, jnp.int32(0), jnp.float32(jnp.inf))
     iterate = functools.partial(_iterate, rows, columns, metric=metric, axis_name=axis_name)
     loop = functools.partial(_while, unfinished, iterate)
-    centroids, _, assignments, iterations, _ = jax.lax.platform_dependent(
-        start,
-        cpu=functools.partial(loop, per_turn=iterations_per_turn or 1),
-        default=functools.partial(loop, per_turn=iterations_per_turn or 8),
-    )
+    often, seldom = (functools.partial(loop, per_turn=iterations_per_turn or turn) for turn in (1, 8))
+    centroids, _, assignments, iterations, _ = jax.lax.platform_dependent(start, cpu=often, default=seldom)
     return KMeans(centroids, assignments, iterations)
 
 
@@ -157,16 +148,12 @@ def _while(unfinished: Callable, iterate: Callable, start: Any, *, per_turn: int
     def iterate_if_unfinished(_, carry):
         return jax.tree.map(functools.partial(jnp.where, unfinished(carry)), iterate(carry), carry)
 
-    return jax.lax.while_loop(
-        unfinished, lambda carry: jax.lax.fori_loop(0, per_turn, iterate_if_unfinished, carry), start
-    )
+    turn = functools.partial(jax.lax.fori_loop, 0, per_turn, iterate_if_unfinished)
+    return jax.lax.while_loop(unfinished, turn, start)
 
 
 def nearest(points: jax.Array, centroids: jax.Array, *, metric: str) -> jax.Array:
-    """Index of the nearest centroid of each point: [n, dim], [num_clusters, dim] -> int32 [n].
-
-    With ``cosine`` the points' lengths do not matter, so they need not be normalised.
-    """
+    """Index of the nearest centroid of each point, of any length: [n, dim], [num_clusters, dim] -> int32 [n]."""
     return _nearest(points.T, centroids, metric)
 
 
@@ -179,9 +166,8 @@ def _nearest(columns: jax.Array, centroids: jax.Array, metric: str) -> jax.Array
         scores = jnp.matmul(compared, columns, precision="highest")
     if metric == "euclidean":
         scores -= 0.5 * jnp.square(centroids).sum(axis=1)[:, None]
-    return jax.lax.platform_dependent(
-        scores, cpu=_first_best, default=lambda scores: jnp.argmax(scores, axis=0).astype(jnp.int32)
-    )
+    best = functools.partial(jax.lax.argmax, axis=0, index_dtype=jnp.int32)
+    return jax.lax.platform_dependent(scores, cpu=_first_best, default=best)
 
 
 def _first_best(scores: jax.Array) -> jax.Array:
@@ -201,12 +187,8 @@ def _first_best(scores: jax.Array) -> jax.Array:
 
 def _cluster_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
     """Sum of the rows of each cluster: [n, dim], int32 [n] -> [num_clusters, dim]."""
-    return jax.lax.platform_dependent(
-        rows,
-        assignments,
-        cpu=functools.partial(_added_sums, num_clusters=num_clusters),
-        default=functools.partial(_product_sums, num_clusters=num_clusters),
-    )
+    added, product = (functools.partial(form, num_clusters=num_clusters) for form in (_added_sums, _product_sums))
+    return jax.lax.platform_dependent(rows, assignments, cpu=added, default=product)
 
 
 def _added_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:

@@ -25,61 +25,37 @@ ByModality = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class ModelOutputs:
-    """What the pretraining network computes, each a dict by modality; empty where the head does not exist.
+    """What the pretraining network computes, each a dict by modality; empty where the head does not exist."""
 
-    Attributes:
-      inputs: [n, feature_dims[m]], the features as the first layer sees them (standardised where the model does so): the
-        target of the reconstruction.
-      representations: [n, R], what downstream tasks use.
-      projections: float32 [n, P], unit rows, for the contrastive losses.
-      cluster_logits: float32 [n, K].
-      reconstructions: [n, feature_dims[m]].
-    """
-
-    inputs: ByModality
-    representations: ByModality
-    projections: ByModality
-    cluster_logits: ByModality
-    reconstructions: ByModality
+    inputs: ByModality  # [n, feature_dims[m]], as the first layer sees them, standardised by choice; L_Rec's target
+    representations: ByModality  # [n, R], what downstream tasks use
+    projections: ByModality  # float32 [n, P], unit rows, for the contrastive losses
+    cluster_logits: ByModality  # float32 [n, K]
+    reconstructions: ByModality  # [n, feature_dims[m]]
 
 
 class ConCluGen(nn.Module):
-    """The pretraining network.
+    """The pretraining network."""
 
-    Attributes:
-      feature_dims: modality -> size of its feature vector, any number of modalities of any names.
-      bottleneck: modalities whose gated unit works at the input's size (audio in the paper).
-      representation_dim: R; a multiple of 8.
-      projection_dim: P.
-      num_clusters: K.
-      reconstruction_dim: H.
-      projection_sharing: ``shared`` (one projection head for all modalities, the authors' code) or ``separate``
-        (one each, the paper's text).
-      projection_relu: relu after the projection's last Linear.
-      decoder_relu: relu after the decoder's last Linear.
-      heads: which of projection, clustering and decoder exist; representations always do.
-      standardize: subtract ``feature_stats/<modality>/mean`` and divide by ``.../scale`` before the first layer.
-      norm_momentum: share of the running averages kept at each BatchNorm update.
-      norm_epsilon: added to BatchNorm's variance.
-      dtype: type of the matrix products; parameters stay float32.
-      axis_name: mapped axis over which the batch is split.
-    """
-
-    feature_dims: Mapping[str, int]
-    bottleneck: Sequence[str] = ("audio",)
-    representation_dim: int = 4096
-    projection_dim: int = 512
-    num_clusters: int = 8
-    reconstruction_dim: int = 1024
-    projection_sharing: str = "shared"
-    projection_relu: bool = True
-    decoder_relu: bool = False
-    heads: Sequence[str] = HEADS
-    standardize: bool = False
-    norm_momentum: float = 0.9
-    norm_epsilon: float = 1e-5
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    feature_dims: Mapping[str, int]  # modality -> size of its feature vector, any number of modalities of any names
+    bottleneck: Sequence[str] = ("audio",)  # modalities whose gated unit works at the input's size (audio in the paper)
+    representation_dim: int = 4096  # R; a multiple of 8
+    projection_dim: int = 512  # P
+    num_clusters: int = 8  # K
+    reconstruction_dim: int = 1024  # H
+    projection_sharing: str = (
+        "shared"  # one projection head for all (authors' code) | "separate": one each (paper's text)
+    )
+    projection_relu: bool = True  # relu after the projection's last Linear
+    decoder_relu: bool = False  # relu after the decoder's last Linear
+    heads: Sequence[str] = HEADS  # those that exist; representations always do
+    standardize: bool = (
+        False  # subtract ``feature_stats/<modality>/mean``, divide by ``.../scale`` before the first layer
+    )
+    norm_momentum: float = 0.9  # share of the running averages kept at each BatchNorm update
+    norm_epsilon: float = 1e-5  # added to BatchNorm's variance
+    dtype: Any = jnp.float32  # of the matrix products; parameters stay float32
+    axis_name: str | None = None  # mapped axis over which the batch is split
 
     def setup(self) -> None:
         if self.standardize:
@@ -104,11 +80,7 @@ class ConCluGen(nn.Module):
             self.decoder = layers.PerModality(lambda m: decoder(self.feature_dims[m], dtype=self.dtype, name=m))
 
     def __call__(
-        self,
-        features: Mapping[str, jax.Array],
-        *,
-        present: Mapping[str, jax.Array] | None = None,
-        train: bool = False,
+        self, features: Mapping[str, jax.Array], *, present: Mapping[str, jax.Array] | None = None, train: bool = False
     ) -> ModelOutputs:
         """Run all heads.
 
@@ -178,21 +150,13 @@ class ConCluGen(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Dropout and one Linear on the joined representations.
+    """Dropout and one Linear on the joined representations."""
 
-    Attributes:
-      num_outputs: classes, or labels of a multi-label task, or 1.
-      dropout_rate: share of representation units set to zero while training.
-      fusion: how they are joined; see :func:`conclugen_jax.method.fusion.fuse`.
-      dtype: type of the matrix product; the parameters stay float32.
-      axis_name: mapped axis over which the batch is split.
-    """
-
-    num_outputs: int
-    dropout_rate: float
-    fusion: str = "concat"
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    num_outputs: int  # classes, or labels of a multi-label task, or 1
+    dropout_rate: float  # share of representation units set to zero while training
+    fusion: str = "concat"  # how representations are joined, see fusion.py
+    dtype: Any = jnp.float32  # of the matrix product; the parameters stay float32
+    axis_name: str | None = None  # mapped axis over which the batch is split
 
     @nn.compact
     def __call__(
@@ -202,15 +166,12 @@ class Classifier(nn.Module):
         present: Mapping[str, jax.Array],
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits of the classes or labels.
+        """Return the logits of the classes or labels, float32 [n, num_outputs].
 
         Args:
           representations: modality -> [n, R].
           present: modality -> boolean [n]; the units of an absent modality are zero.
           dropout_key: the same on all devices; ``None``: no dropout.
-
-        Returns:
-          float32 [n, num_outputs].
         """
         x = fusion.fuse(representations, present, self.fusion)
         if dropout_key is not None and self.dropout_rate:
@@ -228,18 +189,17 @@ SETTINGS = {name: kind for name, kind in get_type_hints(ConCluGen).items() if na
 
 
 def from_config(config: ConfigDict, feature_dims: Mapping[str, int], axis_name: str | None = None) -> ConCluGen:
-    """The network of a configuration; heads whose loss has weight 0 do not exist."""
-    weights, heads = config.loss, []
-    if weights.contrastive_weight or weights.clustering_weight or weights.instance_weight:
-        heads.append("projection")
-    if weights.clustering_weight:
-        heads.append("clustering")
-    if weights.reconstruction_weight:
-        heads.append("decoder")
+    """Make the network of a configuration; heads whose loss has weight 0 do not exist."""
+    weights = config.loss
+    needed = {
+        "projection": weights.contrastive_weight or weights.clustering_weight or weights.instance_weight,
+        "clustering": weights.clustering_weight,
+        "decoder": weights.reconstruction_weight,
+    }
     return ConCluGen(
         feature_dims=dict(feature_dims),
         num_clusters=config.clustering.num_clusters,
-        heads=tuple(heads),
+        heads=tuple(head for head in HEADS if needed[head]),
         standardize=config.data.standardize,
         dtype=DTYPES[config.precision],
         axis_name=axis_name,
@@ -257,10 +217,7 @@ def initial_variables(
 ) -> dict[str, Any]:
     """Return random parameters, fresh running averages and, if the model standardises, the data set's statistics.
 
-    Args:
-      model: the network.
-      key: random key.
-      standardization: modality -> (mean, scale), each [dim]; needed only by a model that standardises.
+    ``standardization``, modality -> (mean, scale), each [dim], is needed by a model that standardises only.
     """
     features = {m: jnp.zeros((2, dim)) for m, dim in model.feature_dims.items()}
     alone = model.clone(axis_name=None, feature_dims=flax.core.FrozenDict(model.feature_dims))  # which can be hashed

@@ -14,6 +14,9 @@ from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.model import ByModality
 from conclugen_jax.method.train_state import Metrics, TrainState
 
+Batch = Mapping[str, Mapping[str, jax.Array]]
+"""``features`` and ``present``, each by modality."""
+
 
 class Clustered(NamedTuple):
     """What the clustering of one step leaves behind."""
@@ -26,11 +29,7 @@ class Clustered(NamedTuple):
 
 
 def contrastive_term(
-    projections: Mapping[str, jax.Array],
-    present: Mapping[str, jax.Array],
-    *,
-    config: ConfigDict,
-    axis_name: str | None,
+    projections: Mapping[str, jax.Array], present: Mapping[str, jax.Array], *, config: ConfigDict, axis_name: str | None
 ) -> jax.Array:
     """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5).
 
@@ -129,25 +128,22 @@ def clustering_term(
     filled = state.queue_batches
     if section.queue_reset == "epoch":
         filled = jnp.where(state.step % steps_per_epoch == 0, 0, filled)
-    kmeans = _kmeans(all_fused, state, key, config=config, steps_per_epoch=steps_per_epoch, axis_name=axis_name)
+    kmeans = _kmeans(all_fused, state, key, config, steps_per_epoch, axis_name)
     assignments = collectives.own_rows(kmeans.assignments[state.queue.shape[0] :], fused.shape[0], axis_name)
 
-    def towards_centroid(vectors: jax.Array, valid: jax.Array) -> jax.Array:
-        return losses.clustering_loss(
-            vectors,
-            kmeans.centroids,
-            assignments,
-            margin=config.loss.clustering_margin,
-            margin_in_denominator=config.loss.margin_in_denominator,
-            valid=valid,
-            axis_name=axis_name,
-        )
-
+    towards_centroid = functools.partial(
+        losses.clustering_loss,
+        centroids=kmeans.centroids,
+        assignments=assignments,
+        margin=config.loss.clustering_margin,
+        margin_in_denominator=config.loss.margin_in_denominator,
+        axis_name=axis_name,
+    )
     if config.loss.clustering_target == "joint":
         any_present = functools.reduce(jnp.logical_or, [present[m] for m in cluster_logits])
-        loss = towards_centroid(fused, any_present)
+        loss = towards_centroid(fused, valid=any_present)
     else:
-        loss = sum(towards_centroid(g, present[m]) for m, g in cluster_logits.items())
+        loss = sum(towards_centroid(g, valid=present[m]) for m, g in cluster_logits.items())
     active = filled >= section.queue_batches
     return Clustered(
         loss=jnp.where(active, loss, 0),
@@ -159,13 +155,7 @@ def clustering_term(
 
 
 def _kmeans(
-    fused: jax.Array,
-    state: TrainState,
-    key: jax.Array,
-    *,
-    config: ConfigDict,
-    steps_per_epoch: int,
-    axis_name: str | None,
+    fused: jax.Array, state: TrainState, key: jax.Array, config: ConfigDict, steps_per_epoch: int, axis_name: str | None
 ) -> clustering.KMeans:
     """k-means over the queue and the batch of all devices, [batch, K]; the result is the same on all devices.
 
@@ -181,22 +171,10 @@ def _kmeans(
         own = jnp.concatenate(parts)
 
     def fit() -> clustering.KMeans:
-        start = clustering.initial_centroids(
-            key,
-            points,
-            section.num_clusters,
-            method=section.initialisation,
-            metric=section.metric,
-            previous=state.centroids,
-        )
-        return clustering.lloyd(
-            own,
-            start,
-            max_iterations=section.max_iterations,
-            tolerance=section.tolerance,
-            metric=section.metric,
-            axis_name=axis_name if split else None,
-        )
+        how = {"method": section.initialisation, "metric": section.metric, "previous": state.centroids}
+        start = clustering.initial_centroids(key, points, section.num_clusters, **how)
+        until = {"max_iterations": section.max_iterations, "tolerance": section.tolerance}
+        return clustering.lloyd(own, start, **until, metric=section.metric, axis_name=axis_name if split else None)
 
     def keep() -> clustering.KMeans:
         assignments = clustering.nearest(own, state.centroids, metric=section.metric)
@@ -205,28 +183,21 @@ def _kmeans(
     if section.refit_every_steps == 1:
         kmeans = fit()
     else:
-        kmeans = jax.lax.cond(_refits(state, config, steps_per_epoch), fit, keep)
+        # With a queue emptied at each epoch, steps count from where it is full: the first such step of every epoch refits.
+        by_epoch = section.queue_reset == "epoch"
+        step = state.step % steps_per_epoch - section.queue_batches if by_epoch else state.step
+        refits = (step % section.refit_every_steps == 0) | ~jnp.any(state.centroids != 0)
+        kmeans = jax.lax.cond(refits, fit, keep)
     if split:
         of_parts = jnp.split(kmeans.assignments, [parts[0].shape[0]])
         kmeans = kmeans._replace(assignments=jnp.concatenate([collectives.gather(x, axis_name) for x in of_parts]))
     return kmeans
 
 
-def _refits(state: TrainState, config: ConfigDict, steps_per_epoch: int) -> jax.Array:
-    """Whether k-means runs at this step: boolean scalar, from step and centroids alone.
-
-    With a queue emptied at each epoch, steps count from where it is full: the first such step of every epoch refits.
-    """
-    section, step = config.clustering, state.step
-    if section.queue_reset == "epoch":
-        step = step % steps_per_epoch - section.queue_batches
-    return (step % section.refit_every_steps == 0) | ~jnp.any(state.centroids != 0)
-
-
 def pretrain_loss(
     params: Any,
     state: TrainState,
-    batch: Mapping[str, Mapping[str, jax.Array]],
+    batch: Batch,
     key: jax.Array,
     *,
     model: model_lib.ConCluGen,
@@ -282,7 +253,7 @@ def pretrain_loss(
 def _of_two_views(
     apply: Callable[..., Forward],
     variables: Any,
-    batch: Mapping[str, Mapping[str, jax.Array]],
+    batch: Batch,
     key: jax.Array,
     *,
     config: ConfigDict,
@@ -291,9 +262,8 @@ def _of_two_views(
 ) -> tuple[Forward, jax.Array]:
     """Outputs for the first view, which serves all terms, and L_NCE between the two views of a modality (Eq. 1)."""
     modality, view_key = config.loss.instance_modality, jax.random.fold_in(key, 1)
-    first, second = views.two_views(
-        batch["features"][modality], view_key, config=config, statistics=statistics, axis_name=axis_name
-    )
+    options = {"config": config, "statistics": statistics, "axis_name": axis_name}
+    first, second = views.two_views(batch["features"][modality], view_key, **options)
     outputs = apply(variables, {**batch["features"], modality: first})
     # The second view passes through the networks as a further modality would.
     again = apply({**variables, "batch_stats": outputs.batch_stats}, {modality: second})

@@ -13,29 +13,19 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """State of a pretraining or downstream run.
+    """State of a pretraining or downstream run."""
 
-    Attributes:
-      step: int32 scalar, optimizer steps done; also the position in the stream of batches.
-      params: trained and frozen parameters.
-      batch_stats: running averages of BatchNorm.
-      feature_stats: modality -> {mean, scale}, each [dim], if the model standardises its input; never changes.
-      opt_state: moments and counters of the optimizer.
-      rng: random key of the run; the key of a step is folded in from ``step``, so this never changes.
-      queue: float32 [queue_batches * batch, num_clusters], fused cluster logits of earlier batches, newest first.
-      queue_batches: int32 scalar, batches pushed since the queue was last emptied, at most what it holds.
-      centroids: float32 [num_clusters, num_clusters], those of the last k-means; zeros before the first.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    feature_stats: Any
-    opt_state: Any
-    rng: jax.Array
-    queue: jax.Array
-    queue_batches: jax.Array
-    centroids: jax.Array
+    step: jax.Array  # int32 scalar, optimizer steps done; also the position in the stream of batches
+    params: Any  # trained and frozen parameters
+    batch_stats: Any  # running averages of BatchNorm
+    feature_stats: Any  # modality -> {mean, scale}, each [dim], if the model standardises its input; never changes
+    opt_state: Any  # moments and counters of the optimizer
+    rng: jax.Array  # key of the run; the key of a step is folded in from ``step``, so this never changes
+    queue: (
+        jax.Array
+    )  # float32 [queue_batches * batch, num_clusters], fused cluster logits of earlier batches, newest first
+    queue_batches: jax.Array  # int32 scalar, batches pushed since the queue was last emptied, at most what it holds
+    centroids: jax.Array  # float32 [num_clusters, num_clusters], those of the last k-means; zeros before the first
 
     def variables(self) -> dict[str, Any]:
         """What ``model.apply`` takes: parameters and collections."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import conclugen_jax
-from conclugen_jax.data import batches as batches_lib
+from conclugen_jax.data.batches import batch_indices
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.pretrain import recorder
 from conclugen_jax.pretrain.setup import Programs, Setup
@@ -34,24 +34,23 @@ def leave_out(run: Setup, bad: recorder.BadStep) -> None:
     Raises:
       ConclugenError: more than ``config.train.max_bad_steps`` in a row went wrong.
     """
-    step, what, before = bad.record["step"], recorder.describe(bad.record), left_out(run)
-    in_a_row = next(i for i in itertools.count() if step - 1 - i not in before) + 1
-    if in_a_row > run.config.train.max_bad_steps:
+    before = left_out(run)
+    others = next(i for i in itertools.count() if bad.step - 1 - i not in before)
+    if others >= run.config.train.max_bad_steps:
         raise ConclugenError(
-            f"{what}"
-            + (f", and so were the {in_a_row - 1} before, which were left out" if in_a_row > 1 else "")
-            + "; lower config.optimizer.learning_rate or set config.data.standardize=True, in a new workdir: the checkpoints "
-            "here may already be on the way to it"
+            f"{bad}{f', and so were the {others} before, which were left out' if others else ''}; lower "
+            "config.optimizer.learning_rate or set config.data.standardize=True, in a new workdir: the checkpoints here may "
+            "already be on the way to it"
         )
-    indices = _rows_of(run, step)
+    indices = _rows_of(run, bad.step)
     features = run.stream.rows(indices)["features"].values()
     wrong = indices[~np.all([np.isfinite(x).all(axis=1) for x in features], axis=0)]
     ids = run.stream.names(wrong)[0].tolist() if wrong.size else []
     named = ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
     cause = f"the features of {named} are not finite" if ids else "all features of its batch are finite"
     if processes.is_main():
-        progress.say(f"warning: {what}; {cause}; the step is left out")
-        log_lib.leave_out(run.workdir, {"step": step, "reason": what, "ids": ids, "rows": indices.tolist()})
+        progress.say(f"warning: {bad}; {cause}; the step is left out")
+        log_lib.leave_out(run.workdir, {"step": bad.step, "reason": str(bad), "ids": ids, "rows": indices.tolist()})
 
 
 def say_first_nan(run: Setup, programs: Programs, saved: checkpoint.Checkpoints, step: int) -> None:
@@ -83,12 +82,6 @@ def say_first_nan(run: Setup, programs: Programs, saved: checkpoint.Checkpoints,
 
 def _rows_of(run: Setup, step: int) -> np.ndarray:
     """Indices of the rows of a step, counted from 1."""
-    epoch, first_step = divmod(step - 1, run.batches.steps_per_epoch)
-    return batches_lib.batch_indices(
-        run.stream.usable,
-        first_step=first_step,
-        num_steps=1,
-        batch_size=run.config.train.batch_size,
-        seed=run.config.seed,
-        epoch=epoch,
-    )[0]
+    epoch, first = divmod(step - 1, run.batches.steps_per_epoch)
+    sizes = {"num_steps": 1, "batch_size": run.config.train.batch_size}
+    return batch_indices(run.stream.usable, first_step=first, **sizes, seed=run.config.seed, epoch=epoch)[0]

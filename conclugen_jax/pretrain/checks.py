@@ -1,4 +1,4 @@
-"""Whether an installation can train: each check says what was found and, if it is wrong, how to mend it."""
+"""Whether an installation can train: each check says what was found and, if it is wrong, what to do."""
 
 import os
 import shutil
@@ -25,23 +25,16 @@ from conclugen_jax.train import parallel
 
 
 class Finding(NamedTuple):
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-      check: its name.
-      status: ``ok``, ``warning`` or ``failed``.
-      found: a sentence.
-      mend: what to do about it; empty if nothing is wrong.
-    """
-
-    check: str
-    status: str
-    found: str
-    mend: str = ""
+    check: str  # its name
+    status: str  # ``ok``, ``warning`` or ``failed``
+    found: str  # a sentence
+    mend: str = ""  # what to do about it; empty if nothing is wrong
 
 
 def examine(config: ConfigDict, *, data: str | None, workdir: Path) -> Iterator[Finding]:
-    """All checks, one after another; one that fails does not keep the others from being made.
+    """Make all checks, one after another, whatever one of them raises.
 
     Args:
       config: of the trial run; its modalities, sizes and data are replaced by those of a tiny one.
@@ -55,50 +48,47 @@ def examine(config: ConfigDict, *, data: str | None, workdir: Path) -> Iterator[
         "product": product,
         "disk": lambda: disk(workdir),
         "compile cache": compile_cache,
+        **({"data": lambda: dataset(data)} if data is not None else {}),
+        "training": lambda: training(config),
     }
-    if data is not None:
-        checks["data"] = lambda: dataset(data)
-    checks["training"] = lambda: training(config)
     for name, check in checks.items():
         try:
             yield check()
         except Exception as e:  # whatever is wrong is what is to be said
-            yield Finding(name, "failed", f"{type(e).__name__}: {reason(e)}", "mend what this says and repeat")
+            yield Finding(name, "failed", f"{type(e).__name__}: {reason(e)}", "correct what this says and repeat")
 
 
 def packages() -> Finding:
     """Versions against what this package asks for."""
-    wrong, found = [], []
+    wrong, found, way_out = [], {}, "pip install -c constraints.txt -e ."
     try:
-        required = metadata.requires("conclugen_jax") or []
+        required = [Requirement(line) for line in metadata.requires("conclugen_jax") or []]
     except metadata.PackageNotFoundError:
-        found = f"jax {jax.__version__}; conclugen_jax runs from its folder, so that versions were not compared"
-        return Finding("packages", "warning", found, "pip install -c constraints.txt -e .")
-    for line in required:
-        requirement = Requirement(line)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        text = f"jax {jax.__version__}; conclugen_jax runs from its folder, so that versions were not compared"
+        return Finding("packages", "warning", text, way_out)
+    for one in required:
+        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
             continue
         try:
-            version = metadata.version(requirement.name)
+            found[one.name] = metadata.version(one.name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{requirement.name} is missing")
+            wrong.append(f"{one.name} is missing")
             continue
-        found.append(f"{requirement.name} {version}")
-        if not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name} is {version}, {requirement.specifier} is needed")
+        if not one.specifier.contains(found[one.name], prereleases=True):
+            wrong.append(f"{one.name} is {found[one.name]}, {one.specifier} is needed")
     if wrong:
-        return Finding("packages", "failed", "; ".join(wrong), "pip install -c constraints.txt -e .")
-    return Finding("packages", "ok", ", ".join(p for p in found if p.split()[0] in ("jax", "flax", "optax", "numpy")))
+        return Finding("packages", "failed", "; ".join(wrong), way_out)
+    shown = [f"{name} {version}" for name, version in found.items() if name in ("jax", "flax", "optax", "numpy")]
+    return Finding("packages", "ok", ", ".join(shown))
 
 
 def devices() -> Finding:
     """Devices that JAX sees, and GPUs that it does not."""
-    all_of_them = jax.devices()
-    kinds = {f"{d.platform} {d.device_kind}" for d in all_of_them}
-    memory = (all_of_them[0].memory_stats() or {}).get("bytes_limit")
+    first, kinds = jax.devices()[0], {f"{d.platform} {d.device_kind}" for d in jax.devices()}
+    memory = (first.memory_stats() or {}).get("bytes_limit")
     room = f", {memory / 2**30:.0f} GiB each" if memory else ""
-    found = f"{len(all_of_them)} x {', '.join(sorted(kinds))}{room}"
-    if all_of_them[0].platform == "cpu" and (Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia").exists()):
+    found = f"{len(jax.devices())} x {', '.join(sorted(kinds))}{room}"
+    if first.platform == "cpu" and (Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia").exists()):
         return Finding("devices", "warning", f"{found}; there is a GPU that JAX does not see", "pip install '.[cuda]'")
     return Finding("devices", "ok", found)
 
@@ -111,9 +101,8 @@ def collective() -> Finding:
     )(None, np.arange(1, jax.local_device_count() + 1, dtype=np.float32))
     expected = count * (count + 1) / 2
     if not np.array_equal(np.asarray(ranks), np.full(count, expected)):
-        return Finding(
-            "collective", "failed", f"a sum over devices is {ranks}, not {expected}", "check driver and NCCL"
-        )
+        found = f"a sum over devices is {ranks}, not {expected}"
+        return Finding("collective", "failed", found, "check driver and NCCL")
     return Finding("collective", "ok", f"a sum over {count} device(s) is right")
 
 
@@ -171,7 +160,7 @@ def dataset(path: str) -> Finding:
         stream = shards.ShardStream(opened, split, list(manifest.modalities))
         features = stream.rows(stream.usable[:8])["features"]
         if not all(np.isfinite(x).all() for x in features.values()):
-            return Finding("data", "failed", f"{path}: {split} has features that are not finite", "build it anew")
+            return Finding("data", "failed", f"{path}: {split} has features that are not finite", "build it again")
         counts.append(f"{split} {facts['num_examples']}")
     return Finding("data", "ok", f"{manifest.name} {manifest.version}: all files as built; {', '.join(counts)}")
 
@@ -179,25 +168,21 @@ def dataset(path: str) -> Finding:
 def training(config: ConfigDict) -> Finding:
     """Two epochs of two steps on the embedded digits, and the second once more from a checkpoint."""
     with tempfile.TemporaryDirectory() as scratch:
-        start = time.perf_counter()
+        start, count, source = time.perf_counter(), len(jax.devices()), digits.Digits()
         config = config.copy_and_resolve_references()
-        count = len(jax.devices())
         sizes = {"representation_dim": 32, "projection_dim": 16, "reconstruction_dim": 16, "bottleneck": ()}
         config.model.update(sizes)
-        config.data.path = str(builders.build(digits.Digits(), Path(scratch, "data")))
-        config.data.modalities = tuple(digits.Digits().spec.modalities)
+        config.data.path = str(builders.build(source, Path(scratch, "data")))
+        config.data.modalities = tuple(source.spec.modalities)
         config.train.batch_size = max(2, 600 // count) * count
         config.clustering.start_epoch, config.clustering.queue_batches = 0, 1
         config.train.num_epochs, workdir = 2, Path(scratch, "run")
         state = pretrain.pretrain(config, workdir)
-        newest = workdir / checkpoint.FOLDER / str(int(state.step))
-        shutil.rmtree(newest)
+        shutil.rmtree(workdir / checkpoint.FOLDER / str(int(state.step)))
         again = pretrain.pretrain(config, workdir)
         same = trees.fingerprint(trees.to_tree(state)) == trees.fingerprint(trees.to_tree(again))
         if not same or not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
             found = "a resumed run is not the same bit for bit" if not same else "parameters are not finite"
             return Finding("training", "failed", found, "update jaxlib and driver; report it with the output of --json")
-        seconds = time.perf_counter() - start
-        return Finding(
-            "training", "ok", f"{int(state.step)} steps, resumed from a checkpoint bit for bit, {seconds:.0f} s"
-        )
+        found = f"{int(state.step)} steps, resumed from a checkpoint bit for bit, {time.perf_counter() - start:.0f} s"
+        return Finding("training", "ok", found)

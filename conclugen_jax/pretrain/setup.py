@@ -26,7 +26,7 @@ from conclugen_jax.run import config as config_lib
 from conclugen_jax.system import processes, progress
 from conclugen_jax.train import feed, memory, parallel, sharded_update
 from conclugen_jax.train import optimizer as optimizer_lib
-from conclugen_jax.train.loop import Dispatch
+from conclugen_jax.train.feed import Dispatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Setup:
         )
 
     def start(self, saved: checkpoint.Checkpoints) -> tuple[TrainState, dict[str, Any]]:
-        """The state to go on from, and the record of the log that belongs to it, the same on all processes.
+        """Return the state to go on from, and the record of the log that belongs to it, the same on all processes.
 
         Where the weights come from: 1. the run's newest intact checkpoint; 2. else random, by the seed.
         """
@@ -84,15 +84,10 @@ class Setup:
         return trees.of_main(state, info)
 
     def memory(self, state: TrainState) -> dict[str, float]:
-        """GiB that the run takes on each device, by what takes it."""
-        rows = self.batches.rows
-        return memory.estimate(
-            self.config,
-            dict(self.model.feature_dims),
-            sum(x.size for x in jax.tree.leaves(state.params)),
-            table_rows=rows.num_examples if rows.tier == "device" else 0,
-            num_devices=len(self.devices),
-        )
+        """Estimate the GiB that the run takes on each device, by what takes it."""
+        rows, parameters = self.batches.rows, sum(x.size for x in jax.tree.leaves(state.params))
+        sizes = {"table_rows": rows.num_examples if rows.tier == "device" else 0, "num_devices": len(self.devices)}
+        return memory.estimate(self.config, dict(self.model.feature_dims), parameters, **sizes)
 
 
 def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, Manifest, shards.ShardStream]:

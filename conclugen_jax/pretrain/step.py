@@ -1,7 +1,7 @@
 """One optimizer step of pretraining."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from conclugen_jax.train import sharded_update
 
 def pretrain_step(
     state: TrainState,
-    batch: Mapping[str, Mapping[str, jax.Array]],
+    batch: objective.Batch,
     *,
     model: model_lib.ConCluGen,
     optimizer: optax.GradientTransformation,
@@ -27,10 +27,7 @@ def pretrain_step(
     statistics: views.Statistics | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Take one optimizer step; the metrics are those of the state before it.
-
-    The loss and its arguments are those of ``objective.pretrain_loss``.
-    """
+    """Take one optimizer step by ``objective.pretrain_loss``; the metrics are those of the state before it."""
     loss_fn = functools.partial(
         objective.pretrain_loss,
         model=model,
@@ -64,7 +61,7 @@ def pretrain_step(
 def _after_clustering(
     state: TrainState, clustered: objective.Clustered, num_clusters: int
 ) -> tuple[TrainState, Metrics]:
-    """The state with the new queue and centroids, and what is logged of the clusters."""
+    """Return the state with the new queue and centroids, and what is logged of the clusters."""
     active, kmeans = clustered.active, clustered.kmeans
     sizes = jnp.bincount(kmeans.assignments, length=num_clusters)
     metrics = {

@@ -22,7 +22,7 @@ from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import processes, progress, signals
 from conclugen_jax.train import feed, memory, parallel, sharded_update
-from conclugen_jax.train.loop import Dispatch
+from conclugen_jax.train.feed import Dispatch
 
 OnEpoch = Callable[[int, Mapping[str, float], TrainState], None]
 
@@ -78,7 +78,7 @@ def pretrain(
                     return _train(run, state, info, programs, saved, probe, on_epoch, stop)
                 except BadStep as bad:
                     if debug_nans:
-                        bad_steps.say_first_nan(run, programs, saved, bad.record["step"])
+                        bad_steps.say_first_nan(run, programs, saved, bad.step)
                     bad_steps.leave_out(run, bad)
 
 

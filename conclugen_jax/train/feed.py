@@ -1,4 +1,4 @@
-"""The feed of a training loop: which rows each step of a dispatch takes, wherever the rows are kept.
+"""The loop of a training: dispatches of many steps, and the rows that each step takes, wherever they are kept.
 
 With a device table nothing but the position in the stream leaves the host: order, variants and rows of a step are
 computed in the compiled program. Without one a thread reads the rows of the next dispatch and sends them off while the
@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,7 @@ from conclugen_jax.data import batches, host_table, shards
 from conclugen_jax.method import collectives
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.system import progress
-from conclugen_jax.train import loop, parallel
-from conclugen_jax.train.loop import Dispatch
+from conclugen_jax.train import parallel
 
 
 def load_rows(config: ConfigDict, stream: shards.ShardStream) -> shards.RowSource:
@@ -35,6 +34,17 @@ def load_rows(config: ConfigDict, stream: shards.ShardStream) -> shards.RowSourc
             host_cache_gib=config.data.host_cache_gib,
             progress=counter,
         )
+
+
+class Dispatch(NamedTuple):
+    """Consecutive steps of one epoch that the device does without the host."""
+
+    epoch: int  # counted from 0
+    first_step_in_epoch: int  # counted from 0 at the epoch's start
+    num_steps: int
+    end_step: int  # steps done in the run once this dispatch is
+    ends_epoch: bool  # it holds the epoch's last step
+    left_out: bool = False  # it is one step that is passed over: nothing but the number of steps changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +90,8 @@ class Feed:
         return jnp.dtype(self.config.data.storage_dtype)
 
     def plan(self, first_step: int, left_out: Collection[int] = ()) -> Iterator[Dispatch]:
-        """All dispatches from a step to the end of the run; see ``loop.plan``."""
-        return loop.plan(first_step, self.lengths, self.config.train.num_epochs, left_out)
+        """All dispatches from a step to the end of the run; see :func:`plan`."""
+        return plan(first_step, self.lengths, self.config.train.num_epochs, left_out)
 
     def program(self, step: Callable, state_axes: Any = None) -> Callable:
         """Return the program of all dispatches: ``(state, table, position, rows) -> (state, metrics [most steps])``.
@@ -103,10 +113,10 @@ class Feed:
         def inputs(dispatch: Dispatch) -> tuple[Dispatch, Any]:
             if dispatch.left_out:
                 return dispatch, None
-            values = dispatch.epoch, dispatch.first_step_in_epoch, dispatch.num_steps
-            named = zip(("epoch", "first_step", "num_steps"), values, strict=True)
+            epoch, first_step, num_steps, *_ = dispatch
+            position = {"epoch": epoch, "first_step": first_step, "num_steps": num_steps}
             own = len(parallel.own_devices(self.devices))
-            position = {name: np.full(own, value, np.int32) for name, value in named}
+            position = {name: np.full(own, value, np.int32) for name, value in position.items()}
             rows = None if table is not None else self._rows_of(dispatch)
             return dispatch, (table, parallel.shard(position, self.devices), rows)
 
@@ -179,6 +189,32 @@ def repeat(
     return jax.lax.fori_loop(0, num_steps, body, (state, history))
 
 
+def plan(
+    first_step: int, lengths: Sequence[int], num_epochs: int, left_out: Collection[int] = ()
+) -> Iterator[Dispatch]:
+    """Yield all dispatches from a step to the end of the run.
+
+    Args:
+      first_step: steps done already. Mostly the end of a dispatch; else the first one has only what is left of it.
+      lengths: steps of each dispatch of an epoch.
+      num_epochs: of the run.
+      left_out: steps, counted from 1, that are passed over: each is a dispatch of its own.
+    """
+    steps_per_epoch = sum(lengths)
+    for epoch in range(first_step // steps_per_epoch, num_epochs):
+        before, start = epoch * steps_per_epoch, 0
+        for length in lengths:
+            begin, end = max(start, first_step - before), start + length
+            passed_over = [i for i in range(begin, end) if before + i + 1 in left_out]
+            for i in [*passed_over, end]:
+                if i > begin:
+                    yield Dispatch(epoch, begin, i - begin, before + i, i == steps_per_epoch)
+                if i < end:
+                    yield Dispatch(epoch, i, 1, before + i + 1, i + 1 == steps_per_epoch, left_out=True)
+                begin = i + 1
+            start = end
+
+
 def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:
     """How an epoch's steps are cut into as few dispatches of at most ``most`` steps as there can be, as equal as can be."""
     count = math.ceil(steps_per_epoch / most)
@@ -207,3 +243,40 @@ def take_rows(table: Any, indices: jax.Array, variants: Mapping[str, jax.Array])
             for m, x in table["features"].items()
         }
     return rows
+
+
+def evaluate(
+    forward: Callable, variables: Any, rows: shards.RowSource, *, batch_size: int, num_devices: int
+) -> tuple[Any, dict[str, Any]]:
+    """Compute the outputs of a function from ``parallel.map_forward`` for all rows of a split, each row once, in order.
+
+    Args:
+      forward: takes (variables, {features, present}).
+      variables: on the devices.
+      rows: of the split.
+      batch_size: rows per call; a multiple of ``num_devices``.
+      num_devices: how many share a batch.
+
+    Returns:
+      (tree of arrays [num_examples, ...], {``present``, ``label``} of the same rows).
+    """
+    parts = []
+    for indices, count in batches.evaluation_batches(np.arange(rows.num_examples), batch_size):
+        batch = rows.rows(indices)
+        inputs = {"features": batch["features"], "present": batch["present"]}
+        outputs = parallel.merge_rows(forward(variables, parallel.split_rows(inputs, num_devices)))
+        facts = {"present": batch["present"], "label": batch["label"]}
+        parts.append(jax.tree.map(lambda x, n=count: x[:n], (outputs, facts)))
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def records(dispatch: Dispatch, metrics: Metrics) -> list[dict[str, Any]]:
+    """Make a record for ``metrics.jsonl`` of each step of a dispatch and its metrics [num_steps or more]; wait for them."""
+    first = dispatch.end_step - dispatch.num_steps + 1
+    if dispatch.left_out:
+        return [{"step": first, "epoch": dispatch.epoch, "left_out": True}]
+    values = {name: np.asarray(x)[: dispatch.num_steps].tolist() for name, x in metrics.items()}
+    return [
+        {"step": first + i, "epoch": dispatch.epoch, **{name: x[i] for name, x in values.items()}}
+        for i in range(dispatch.num_steps)
+    ]
