@@ -5,33 +5,22 @@ in feature space: every feature is replaced by its mean over the training split 
 Gaussian noise in units of its standard deviation is added.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from conclugen_jax.method import collectives
 
-
-class Statistics(NamedTuple):
-    """Mean and standard deviation of each feature of a modality over the training split, [dim] each."""
-
-    mean: jax.Array
-    scale: jax.Array
+Statistics = tuple[jax.Array, jax.Array]
+"""Mean and standard deviation of each feature of a modality over the training split, [dim] each."""
 
 
 def two_views(
     features: jax.Array, key: jax.Array, *, config: ConfigDict, statistics: Statistics, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return two views [n, dim] of the same examples.
+    """Return two views [n, dim] of features: [n, 2, dim], two stored variants, or [n, dim], from which both are made.
 
-    Args:
-      features: [n, 2, dim], two stored variants; or [n, dim], from which both views are made.
-      key: random key of the step, the same on all devices.
-      config: section ``views``.
-      statistics: of the modality.
-      axis_name: mapped axis over which the batch is split.
+    The random key is the same on all devices of the mapped axis over which the batch is split.
     """
     if features.ndim == 3:
         return features[:, 0], features[:, 1]
@@ -46,5 +35,5 @@ def _augmented(
     mask_key, noise_key = jax.random.split(key)
     masked = collectives.own_rows(jax.random.bernoulli(mask_key, config.views.mask_rate, shape), x.shape[0], axis_name)
     noise = collectives.own_rows(jax.random.normal(noise_key, shape), x.shape[0], axis_name)
-    kept = jnp.where(masked, statistics.mean[None, :], x)
-    return kept + config.views.noise * statistics.scale[None, :] * noise
+    mean, scale = statistics
+    return jnp.where(masked, mean[None, :], x) + config.views.noise * scale[None, :] * noise

@@ -18,7 +18,7 @@ from conclugen_jax.data import shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.method import train_state, views
+from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.pretrain.step import pretrain_step
 from conclugen_jax.run import checkpoint, trees
@@ -129,7 +129,7 @@ def create(
         schedule=schedule,
         config=config,
         steps_per_epoch=batches.steps_per_epoch,
-        statistics=views.Statistics(*manifest.standardization(*of_two_views)) if of_two_views else None,
+        statistics=manifest.standardization(*of_two_views) if of_two_views else None,
         axis_name=parallel.AXIS,
     )
     return Setup(config, workdir, manifest, stream, batches, model, optimizer, step, devices)

@@ -55,7 +55,7 @@ class Checkpoints:
         max_failures: int = 1,
         read_only: bool = False,
     ):
-        """Open the checkpoints of a run.
+        """Open the checkpoints of the run in a workdir.
 
         Args:
           workdir: of the run.
@@ -68,6 +68,7 @@ class Checkpoints:
           ConclugenError: the folder cannot be used, or has no checkpoint and is only to be read.
         """
         self.workdir, self._folder = Path(workdir), (Path(workdir) / FOLDER).absolute()
+        self._none_here = f"{workdir}: no checkpoint here; name the workdir of a run that has saved one"
         self._max_failures, self._failures = max_failures, []  # of the newest saves, in a row
         self._thread: threading.Thread | None = None
         self._manager: ocp.CheckpointManager | None = None
@@ -76,7 +77,7 @@ class Checkpoints:
         for name in ("absl", "asyncio"):  # Orbax logs every file it touches, and its failures more than once
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if read_only and not self._folder.is_dir():
-            raise self._none_here()
+            raise ConclugenError(self._none_here)
         self._options = _options(keep_newest, keep_best, read_only=read_only)
         try:
             self._open()
@@ -93,22 +94,15 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
 
-    def _none_here(self) -> ConclugenError:
-        return ConclugenError(f"{self.workdir}: no checkpoint here; name the workdir of a run that has saved one")
-
     def steps(self) -> list[int]:
         """Return the steps of the committed checkpoints, oldest first."""
         return sorted(self._manager.all_steps()) if self._manager else []
 
     def find(self, which: str | int) -> int:
-        """Return the step of the ``newest`` or ``best`` checkpoint, or the named one, a number or digits.
-
-        Raises:
-          ConclugenError: there is no such checkpoint.
-        """
+        """Return the step of the ``newest`` or ``best`` checkpoint, or the named one, a number or digits; refuse others."""
         steps = self.steps()
         if not steps:
-            raise self._none_here()
+            raise ConclugenError(self._none_here)
         best = self._manager.best_step()
         named = {"newest": steps[-1], "best": steps[-1] if best is None else best, **{str(x): x for x in steps}}
         if str(which) in named:
@@ -119,15 +113,10 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, info: Mapping[str, Any], *, loss: float | None = None) -> None:
-        """Copy the state to the host and write it in the background; skip a step that is saved already.
+        """Copy the state to the host and write it in the background, with a JSON object; skip a step that is saved already.
 
-        A save that fails is tried again after older checkpoints that nothing needs are deleted.
-
-        Args:
-          step: number of the checkpoint.
-          state: tree of arrays.
-          info: JSON object that is restored with it.
-          loss: decides which checkpoint is the best; ``None``: this one never is.
+        The least ``loss`` makes the best checkpoint; one without is never the best. A save that fails is tried again after
+        older checkpoints that nothing needs are deleted.
 
         Raises:
           ConclugenError: ``max_failures`` saves in a row have failed.
@@ -191,25 +180,24 @@ class Checkpoints:
             raise self._failures[-1]
 
     def wait(self) -> None:
-        """Wait until everything saved so far is committed.
-
-        Raises:
-          ConclugenError: the newest save has failed, or hangs.
-        """
+        """Wait until everything saved so far is committed; raise if the newest save has failed, or hangs."""
         self._join(allowed_failures=0)
 
     def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Restore the newest intact checkpoint like :meth:`restore`; return ``None`` if none was ever saved.
+        """Return the state of the newest intact checkpoint and its JSON object; ``None`` if none was ever saved.
 
-        Damaged ones are moved to ``damaged/`` beside the checkpoints, with a warning.
+        The state has the structure of a template of arrays or of ``jax.ShapeDtypeStruct``. Damaged checkpoints are moved to
+        ``damaged/`` beside the others, with a warning.
 
         Raises:
-          ConclugenError: all are damaged, or the newest intact one does not fit.
+          ConclugenError: all are damaged, or the newest intact one lacks a path, or has one that is spare or of another
+            shape or type.
         """
         self._join(allowed_failures=float("inf"))
         while steps := self.steps():
             try:
-                return self.restore(steps[-1], template)
+                tree, info = self.restore_tree(steps[-1])
+                return trees.from_tree(tree, template, source=f"{self.workdir} step {steps[-1]}"), info
             except Damaged as e:
                 self._set_aside(steps[-1], e.fact)
         if any((self.workdir / DAMAGED).glob("*")):
@@ -219,25 +207,11 @@ class Checkpoints:
             )
         return None
 
-    def restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-        """Return the state of a step in the structure of a template, and its JSON object.
-
-        Args:
-          step: one of :meth:`steps`.
-          template: tree of arrays or of ``jax.ShapeDtypeStruct``.
-
-        Raises:
-          Damaged: the checkpoint cannot be read or is not what was saved.
-          ConclugenError: a path is missing, spare, or of another shape or type.
-        """
-        tree, info = self.restore_tree(step)
-        return trees.from_tree(tree, template, source=f"{self.workdir} step {step}"), info
-
     def restore_tree(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the state of a step as nested dicts of NumPy arrays, and its JSON object; all hashes are compared.
+        """Return the state of a step as nested dicts of NumPy arrays, and its JSON object.
 
         Raises:
-          Damaged: the checkpoint cannot be read or is not what was saved.
+          Damaged: the checkpoint cannot be read or is not what was saved, by any of its hashes.
         """
         folder = self.workdir / FOLDER / str(step)
         if wrong := seals.changed(folder):
@@ -271,11 +245,13 @@ class Checkpoints:
 
     def _set_aside_damaged(self) -> bool:
         """Move away all checkpoints that are not what was saved; return whether there were any."""
-        checkpoints = [path for path in self._folder.glob("*") if path.is_dir() and path.name.isdecimal()]
-        damaged = {path: wrong for path in checkpoints if (wrong := seals.changed(path))}
-        for path, wrong in damaged.items():
-            self._set_aside(path.name, f"{path}: the checkpoint is damaged ({wrong})")
-        return bool(damaged)
+        found = {
+            path: seals.changed(path) for path in self._folder.glob("*") if path.name.isdecimal() and path.is_dir()
+        }
+        for path, wrong in found.items():
+            if wrong:
+                self._set_aside(path.name, f"{path}: the checkpoint is damaged ({wrong})")
+        return any(found.values())
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -17,12 +17,12 @@ PACKAGE = Path(__file__).parents[1]
 FOLDER = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 """The shipped configurations: inside an installed package, or at the top of a checkout."""
 PARSERS = {
-    bool: flags.BooleanParser().parse,
-    int: flags.IntegerParser().parse,
-    float: flags.FloatParser().parse,
-    str: str,
+    bool: flags.BooleanParser(),
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    str: flags.ArgumentParser(),
 }
-"""Type of a key -> how its value is read from a command line; tuples: :func:`_tuple`."""
+"""Type of a key -> what reads its value on a command line; tuples: :func:`_tuple`."""
 
 
 def names() -> dict[str, str]:
@@ -92,7 +92,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         raise ConclugenError(f"config.{key} is not a configuration key{hint}")
     default = known[key]
     try:
-        value = _tuple(text, default) if isinstance(default, tuple) else PARSERS[type(default)](text)
+        value = _tuple(text, default) if isinstance(default, tuple) else PARSERS[type(default)].parse(text)
     except ValueError as e:
         kind = type(default).__name__
         raise ConclugenError(f"config.{key}={text}: expected a value like {default!r} ({kind})") from e

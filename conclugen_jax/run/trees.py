@@ -17,8 +17,8 @@ from conclugen_jax.system import processes
 
 def to_tree(state: Any) -> dict[str, Any]:
     """Copy a state into nested dicts of NumPy arrays; random keys become their numbers, empty arrays are dropped."""
-    tree = flax.serialization.to_state_dict(jax.tree.map(_raw, state, is_leaf=_is_key))
-    flat = traverse_util.flatten_dict(tree)
+    raw = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+    flat = traverse_util.flatten_dict(flax.serialization.to_state_dict(raw))
     # On a CPU np.asarray would be a view of a buffer that the next step reuses.
     return traverse_util.unflatten_dict({path: np.array(x, copy=True) for path, x in flat.items() if x.size})
 
@@ -30,7 +30,7 @@ def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
       ConclugenError: a path is missing, spare, or of another shape or type; the first one is named, the others counted,
         after ``source``, where the tree is from.
     """
-    shapes = jax.tree.map(_shape, template, is_leaf=_is_key)
+    shapes = jax.tree.map(_shape, template)
     expected = traverse_util.flatten_dict(flax.serialization.to_state_dict(shapes), sep="/", keep_empty_nodes=True)
     arrays = {path: x for path, x in expected.items() if hasattr(x, "shape")}
     wanted = {path: x for path, x in arrays.items() if x.size}
@@ -43,9 +43,7 @@ def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
     empty = {path: np.zeros(x.shape, x.dtype) for path, x in arrays.items() if path not in wanted}
     filled = traverse_util.unflatten_dict({**expected, **empty, **found}, sep="/")
     restored = flax.serialization.from_state_dict(shapes, filled)
-    return jax.tree.map(
-        lambda like, x: jax.random.wrap_key_data(x) if _is_key(like) else x, template, restored, is_leaf=_is_key
-    )
+    return jax.tree.map(lambda like, x: jax.random.wrap_key_data(x) if _is_key(like) else x, template, restored)
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -73,7 +71,7 @@ def fingerprint(tree: Any) -> str:
 
 def size(state: Any) -> int:
     """Return the bytes of a tree of arrays or of their shapes."""
-    shapes = jax.tree.leaves(jax.tree.map(_shape, state, is_leaf=_is_key))
+    shapes = jax.tree.leaves(jax.tree.map(_shape, state))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
 
 
@@ -87,10 +85,6 @@ def of_main(state: Any, info: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def _is_key(x: Any) -> bool:
     return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _raw(x: Any) -> Any:
-    return jax.random.key_data(x) if _is_key(x) else x
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

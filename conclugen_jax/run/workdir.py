@@ -26,10 +26,7 @@ PLACES = ("data.path", "online_probe.path", "downstream.checkpoint")
 def claim(workdir: str | Path) -> Iterator[Path]:
     """Own a workdir while the context lasts; create it if needed. Of several processes the main one is the owner.
 
-    The system releases the lock of a killed process, so nothing needs to be cleaned up.
-
-    Raises:
-      ConclugenError: the folder cannot be written, or a running process owns it.
+    The system releases the lock of a killed process. Folders that cannot be written or that a process owns are refused.
     """
     workdir = Path(workdir)
     if not processes.is_main():
@@ -56,15 +53,10 @@ def claim(workdir: str | Path) -> Iterator[Path]:
 def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = False) -> None:
     """Write configuration and data manifest into a new workdir, or compare them with those of an old one.
 
-    Args:
-      workdir: of the run.
-      config: of the run.
-      data: manifest of its data set.
-      moved: accept other places of what the configuration names; the data set must have the same hashes.
+    With ``moved``, what the configuration names may be in other places; the data set must have the same hashes.
 
     Raises:
-      ConclugenError: the workdir belongs to a run with another configuration or other data; the differences are
-        listed.
+      ConclugenError: the workdir belongs to a run with another configuration or other data; the differences are listed.
     """
     if not processes.is_main():
         return

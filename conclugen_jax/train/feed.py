@@ -145,13 +145,8 @@ class Feed:
         A dispatch shorter than others is filled up with its first step.
         """
         at = {"seed": self.config.seed, "epoch": dispatch.epoch}
-        indices = batches.batch_indices(
-            self.rows.usable,
-            first_step=dispatch.first_step_in_epoch,
-            num_steps=dispatch.num_steps,
-            batch_size=self.config.train.batch_size,
-            **at,
-        )
+        steps = {"first_step": dispatch.first_step_in_epoch, "num_steps": dispatch.num_steps}
+        indices = batches.batch_indices(self.rows.usable, **steps, batch_size=self.config.train.batch_size, **at)
         indices = np.concatenate([indices, np.repeat(indices[:1], max(self.lengths) - len(indices), axis=0)])
         own = list(parallel.own_devices(self.devices))
         indices = np.hstack([np.hsplit(indices, len(self.devices))[i] for i in own])
@@ -192,13 +187,10 @@ def repeat(
 def plan(
     first_step: int, lengths: Sequence[int], num_epochs: int, left_out: Collection[int] = ()
 ) -> Iterator[Dispatch]:
-    """Yield all dispatches from a step to the end of the run.
+    """Yield all dispatches of given lengths, the same in each epoch, from a step to the end of the run.
 
-    Args:
-      first_step: steps done already. Mostly the end of a dispatch; else the first one has only what is left of it.
-      lengths: steps of each dispatch of an epoch.
-      num_epochs: of the run.
-      left_out: steps, counted from 1, that are passed over: each is a dispatch of its own.
+    Steps that are ``left_out``, counted from 1, are passed over: each is a dispatch of its own. A ``first_step`` that is not
+    the end of a dispatch begins with what is left of it.
     """
     steps_per_epoch = sum(lengths)
     for epoch in range(first_step // steps_per_epoch, num_epochs):
@@ -234,28 +226,20 @@ def take_rows(table: Any, indices: jax.Array, variants: Mapping[str, jax.Array])
     def take(x: jax.Array, *where: jax.Array) -> jax.Array:
         return x.at[where].get(mode="promise_in_bounds")
 
-    rows = {
-        key: jax.tree.map(lambda x: take(x, indices), columns) for key, columns in table.items() if key != "features"
-    }
+    rows = jax.tree.map(lambda x: take(x, indices), {key: x for key, x in table.items() if key != "features"})
     if "features" in table:
-        rows["features"] = {
-            m: take(x, host_table.per_variant(indices, variants[m]), variants[m]) if m in variants else take(x, indices)
-            for m, x in table["features"].items()
-        }
+        of_variants = {m: (host_table.per_variant(indices, v), v) for m, v in variants.items()}
+        rows["features"] = {m: take(x, *of_variants.get(m, (indices,))) for m, x in table["features"].items()}
     return rows
 
 
 def evaluate(
     forward: Callable, variables: Any, rows: shards.RowSource, *, batch_size: int, num_devices: int
 ) -> tuple[Any, dict[str, Any]]:
-    """Compute the outputs of a function from ``parallel.map_forward`` for all rows of a split, each row once, in order.
+    """Compute ``forward(variables, {features, present})`` for all rows of a split, each once, in order, in batches.
 
-    Args:
-      forward: takes (variables, {features, present}).
-      variables: on the devices.
-      rows: of the split.
-      batch_size: rows per call; a multiple of ``num_devices``.
-      num_devices: how many share a batch.
+    The function is from ``parallel.map_forward``, the variables are on its devices, and the batch is a multiple of their
+    number.
 
     Returns:
       (tree of arrays [num_examples, ...], {``present``, ``label``} of the same rows).

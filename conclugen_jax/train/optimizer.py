@@ -24,27 +24,21 @@ def learning_rate_schedule(
     minimum: float = 1e-6,
     granularity: str = "epoch",
 ) -> Callable[[jax.Array | int], jax.Array]:
-    """Linear warm-up, then cosine annealing with warm restarts that go on for ever.
+    """Return step, from 0, -> rate, float32 scalar: linear warm-up, then cosine annealing with warm restarts for ever.
 
-    Args:
-      peak: highest rate, reached at the end of the warm-up and at every restart.
-      steps_per_epoch: optimizer steps in an epoch.
-      warmup_epochs: epochs of linear warm-up; 0 for none.
-      warmup_start: rate of the first epoch, as a share of ``peak``.
-      period_epochs: length of the first cosine period (T_0).
-      period_multiplier: each period is so many times as long as the one before (T_mult); an integer >= 1.
-      minimum: rate at the end of a period (eta_min).
-      granularity: ``epoch`` (constant within an epoch, as the authors' code) or ``step`` (continuous).
-
-    Returns:
-      Function of the step, from 0, that gives the rate, float32 scalar.
+    ``peak`` is reached at the end of the warm-up and at every restart. The other arguments, by epochs of
+    ``steps_per_epoch``, are those of the section ``schedule`` of ``configs/base.py``.
 
     References:
       Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, Eq. 5.
     """
     if granularity not in ("epoch", "step"):
         raise ValueError(f"granularity must be 'epoch' or 'step', got {granularity!r}")
-    starts = _period_starts(period_epochs, period_multiplier)
+    starts, length = [0], period_epochs  # first epoch of every period as far as int32 reaches, warm-up not counted
+    while period_multiplier > 1 and starts[-1] + length < 2**31 // period_multiplier:
+        starts.append(starts[-1] + length)
+        length *= period_multiplier
+    starts = jnp.asarray(starts, jnp.int32)
 
     def rate(step: jax.Array | int) -> jax.Array:
         step = jnp.asarray(step, jnp.int32)
@@ -64,15 +58,6 @@ def learning_rate_schedule(
     return rate
 
 
-def _period_starts(first: int, multiplier: int) -> jax.Array:
-    """First epoch of every period as far as int32 reaches, warm-up not counted."""
-    starts, length = [0], first
-    while multiplier > 1 and starts[-1] + length < 2**31 // multiplier:
-        starts.append(starts[-1] + length)
-        length *= multiplier
-    return jnp.asarray(starts, jnp.int32)
-
-
 def make_optimizer(
     schedule: Callable[[jax.Array | int], jax.Array],
     *,
@@ -85,14 +70,14 @@ def make_optimizer(
     idle: Sequence[str] = (),
     rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW (or plain SGD) on the parameters whose path matches, nothing on the others.
+    """Make AdamW (or SGD: no momentum, the same decoupled decay) for parameters whose path matches, none for the others.
 
     Args:
       schedule: step -> learning rate.
-      name: ``adamw`` or ``sgd`` (no momentum, decoupled weight decay likewise).
-      weight_decay: decoupled decay, on every trained parameter, biases included (as PyTorch's AdamW).
-      b1: decay rate of the first moment.
-      b2: decay rate of the second moment.
+      name: ``adamw`` or ``sgd``; this and the following four as in the section ``optimizer`` of ``configs/base.py``.
+      weight_decay: on every trained parameter, biases included (as PyTorch's AdamW).
+      b1: decay of the first moment.
+      b2: decay of the second moment.
       eps: added to the root of the second moment.
       trainable: regular expressions, matched against the whole path ``a/b/c``; a parameter that matches none keeps
         its value bit for bit and has no moments.

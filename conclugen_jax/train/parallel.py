@@ -1,6 +1,7 @@
 """Devices: the mapped step, replication, and the rows that each device gets. The only file that knows pmap."""
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,19 +20,12 @@ casts the networks' operands itself; what is left in float32 (similarities) take
 def map_step(step: Callable, devices: Sequence[jax.Device], state_axes: Any = None) -> Callable:
     """Compile ``step(state, table, position, rows) -> (state, metrics)`` for several devices.
 
-    State and table are the same on every device and never grow a device axis; ``position`` and ``rows`` carry one
-    leading axis of size ``len(devices)``, and so do leaves of the state where ``state_axes`` has a 0. The state is
-    donated. What else comes back must be equal on all devices: that is what the test "one device equals eight" checks,
-    since only the first device's copy is kept.
+    State and table are the same on every device; ``position`` and ``rows`` have a leading axis of devices, and so have
+    leaves of the state where ``state_axes`` has a 0. The state is donated. What else comes back must be equal on all devices
+    (the test "one device equals eight" checks that), since only the first device's copy is kept.
     """
-    return jax.pmap(
-        step,
-        axis_name=AXIS,
-        devices=list(devices),
-        in_axes=(state_axes, None, 0, 0),
-        out_axes=None if state_axes is None else (state_axes, None),
-        donate_argnums=0,
-    )
+    axes = {"in_axes": (state_axes, None, 0, 0), "out_axes": None if state_axes is None else (state_axes, None)}
+    return jax.pmap(step, axis_name=AXIS, devices=list(devices), **axes, donate_argnums=0)
 
 
 def compiled(program: Callable, *arguments: Any) -> Any:
@@ -77,17 +71,13 @@ def _put(tree: Any, devices: Sequence[jax.Device], spec: PartitionSpec, split: C
 
 
 def replicate_by_rows(tree: Any, devices: Sequence[jax.Device], *, chunk_bytes: int = 2**26, dtype: Any = None) -> Any:
-    """Like :func:`replicate` for tables [n, ...] on the host, a chunk of rows at a time.
+    """Like :func:`replicate` for tables [n, ...] on the host, a chunk of rows at a time, by choice rounded to a type.
 
     The host needs no more than a chunk beside the tables, which may be memory-mapped files larger than its memory.
-    With ``dtype`` the tables are rounded to that type.
     """
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
-    fill = jax.jit(
-        lambda table, chunk, start: jax.lax.dynamic_update_slice_in_dim(table, chunk, start, 0),
-        donate_argnums=0,
-        out_shardings=sharding,
-    )
+    update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+    fill = jax.jit(update, donate_argnums=0, out_shardings=sharding)
 
     def put(x: np.ndarray) -> jax.Array:
         rows = max(1, chunk_bytes // max(1, x[:1].nbytes))
@@ -112,7 +102,7 @@ class Largest:
         self._sent: Any = 0
 
     def __call__(self, number: int) -> int:
-        """What this call gives a process alone; of several the result is a call late, so that none waits for it."""
+        """Return what this call is for a process alone; of several the result is a call late, so that none waits for it."""
         if self._own == len(self._devices):
             return number
         before, self._sent = self._sent, self._program(shard(np.full(self._own, number), self._devices))

@@ -32,13 +32,12 @@ def apply(
     the work. The update of a parameter must not depend on other parameters.
 
     Args:
-      optimizer: an elementwise transformation.
+      optimizer: an elementwise transformation, whose update takes ``extra`` too.
       grads: of this device's loss; their mean over devices counts.
       opt_state: as :func:`place` puts it if ``split``.
       params: the same on all devices.
       split: whether the devices share the update.
       axis_name: mapped axis of the devices.
-      **extra: further arguments of the optimizer's update.
 
     Returns:
       (parameters, optimizer state, norm of the mean gradient).
@@ -55,9 +54,8 @@ def apply(
     def mean_part(gradient: jax.Array) -> jax.Array:
         return jax.lax.psum_scatter(_parts(gradient, count, jnp), axis_name, scatter_dimension=0) / count
 
-    def own_part(parameter: jax.Array) -> jax.Array:
-        index = jax.lax.axis_index(axis_name)
-        return jax.lax.dynamic_index_in_dim(_parts(parameter, count, jnp), index, keepdims=False)
+    def own_part(x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(_parts(x, count, jnp), jax.lax.axis_index(axis_name), keepdims=False)
 
     def joined(part: jax.Array, like: jax.Array) -> jax.Array:
         return jax.lax.all_gather(part, axis_name, tiled=True)[: like.size].reshape(like.shape)
