@@ -126,8 +126,8 @@ def test_interrupted_and_resumed_it_leaves_out_the_same(data, tmp_path, bad_run,
 @pytest.mark.parametrize(("allowed", "message"), [(0, r"^step 9: the loss"), (2, r"^step 11: .*so were the 2 before")])
 def test_a_run_that_stays_bad_ends_with_its_last_good_checkpoint(data, tmp_path, allowed, message, monkeypatch):
     monkeypatch.setattr(recorder.Recorder, "_is_good", lambda self, r: "left_out" in r or r["step"] <= 8)
-    config, check, checked = config_of(data, train__max_bad_steps=allowed), checkpoint.check_space, []
-    monkeypatch.setattr(checkpoint, "check_space", lambda *a, **k: (checked.append(a), check(*a, **k)))
+    config, check, checked = config_of(data, train__max_bad_steps=allowed), checkpoint.Checkpoints.check_space, []
+    monkeypatch.setattr(checkpoint.Checkpoints, "check_space", lambda *a: (checked.append(a), check(*a)))
     with pytest.raises(ConclugenError, match=message + ".*lower config.optimizer.learning_rate"):
         pretrain.pretrain(config, tmp_path, devices=DEVICES)
     assert len(checked) == 1  # not again while a save may be under way, whose files come and go

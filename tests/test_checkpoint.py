@@ -305,9 +305,10 @@ def test_failed_saves_are_counted_in_a_row_and_the_last_must_not_fail(tmp_path, 
 
 def test_too_little_room_is_said_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 2**20))
-    with pytest.raises(ConclugenError, match=r"3 checkpoints of 0.00 GiB need 0.01 GiB, but 0.00 GiB are free"):
-        checkpoint.check_space(tmp_path, {"x": jax.ShapeDtypeStruct((2**20,), jnp.float32)}, count=3)
-    checkpoint.check_space(tmp_path, {"x": jax.ShapeDtypeStruct((2**14,), jnp.float32)}, count=3)
+    with checkpoint.Checkpoints(tmp_path, keep_newest=1, keep_best=1) as saved:
+        with pytest.raises(ConclugenError, match=r"3 checkpoints of 0.00 GiB need 0.01 GiB, but 0.00 GiB are free"):
+            saved.check_space({"x": jax.ShapeDtypeStruct((2**20,), jnp.float32)})
+        saved.check_space({"x": jax.ShapeDtypeStruct((2**14,), jnp.float32)})
 
 
 def test_a_disk_that_does_not_answer_does_not_hang_the_end(tmp_path, monkeypatch):

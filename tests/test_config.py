@@ -97,12 +97,15 @@ def used_keys(source):
 
 def test_every_key_is_read_by_code():
     files = [path for path in (ROOT / "conclugen_jax").rglob("*.py") if path.name != "config.py"]
-    used = set().union(*(used_keys(path.read_text()) for path in files))
+    sources = [path.read_text() for path in files]
+    used = set().union(*map(used_keys, sources))
     used |= {f"model.{name}" for name in model.SETTINGS}  # read by name: config.model[name]
     used |= {f"schedule.{name}" for name in inspect.signature(optimizer.learning_rate_schedule).parameters}
     for key, _ in config_lib.flatten(base.get_config().to_dict()):
-        if key.endswith("_split"):
-            continue  # chosen by name: getattr(config.data, f"{name}_split"), see the test below
+        section, _, name = key.rpartition(".")
+        by_name = any(f"config.{section}[" in text and f'"{name}"' in text for text in sources)
+        if name.endswith("_split") or by_name:
+            continue  # splits: getattr(config.data, f"{name}_split"), see the test below
         assert (key if "." in key else f"config.{key}") in used, f"config.{key} is read by no code"
 
 

@@ -35,18 +35,12 @@ def contrastive_term(
 
     With ``encoder_chunk_size``, similarities are recomputed in the backward pass.
     """
-    return sum(
-        losses.masked_margin_softmax(
-            projections[a],
-            projections[b],
-            margin=config.loss.contrastive_margin,
-            valid=present[a] & present[b],
-            axis_name=axis_name,
-            keep=False if config.encoder_chunk_size else None,
-            dtype=model_lib.DTYPES[config.precision],
-        )
-        for a, b in modality_pairs(list(projections), config.loss.contrastive_pairs)
+    settings = {"margin": config.loss.contrastive_margin, "dtype": model_lib.DTYPES[config.precision]}
+    softmax = functools.partial(
+        losses.masked_margin_softmax, axis_name=axis_name, keep=False if config.encoder_chunk_size else None, **settings
     )
+    pairs = modality_pairs(list(projections), config.loss.contrastive_pairs)
+    return sum(softmax(projections[a], projections[b], valid=present[a] & present[b]) for a, b in pairs)
 
 
 def modality_pairs(modalities: Sequence[str], which: str) -> list[tuple[str, str]]:
@@ -131,27 +125,18 @@ def clustering_term(
     kmeans = _kmeans(all_fused, state, key, config, steps_per_epoch, axis_name)
     assignments = collectives.own_rows(kmeans.assignments[state.queue.shape[0] :], fused.shape[0], axis_name)
 
-    towards_centroid = functools.partial(
-        losses.clustering_loss,
-        centroids=kmeans.centroids,
-        assignments=assignments,
-        margin=config.loss.clustering_margin,
-        margin_in_denominator=config.loss.margin_in_denominator,
-        axis_name=axis_name,
-    )
+    margins = {"margin": config.loss.clustering_margin, "margin_in_denominator": config.loss.margin_in_denominator}
+    of_rows = {"centroids": kmeans.centroids, "assignments": assignments, "axis_name": axis_name, **margins}
+    towards_centroid = functools.partial(losses.clustering_loss, **of_rows)
     if config.loss.clustering_target == "joint":
         any_present = functools.reduce(jnp.logical_or, [present[m] for m in cluster_logits])
         loss = towards_centroid(fused, valid=any_present)
     else:
         loss = sum(towards_centroid(g, valid=present[m]) for m, g in cluster_logits.items())
     active = filled >= section.queue_batches
-    return Clustered(
-        loss=jnp.where(active, loss, 0),
-        active=active,
-        queue=clustering.push(state.queue, all_fused) if section.queue_batches else state.queue,
-        queue_batches=jnp.minimum(filled + 1, section.queue_batches),
-        kmeans=kmeans,
-    )
+    loss = jnp.where(active, loss, 0)
+    queue = clustering.push(state.queue, all_fused) if section.queue_batches else state.queue
+    return Clustered(loss, active, queue, jnp.minimum(filled + 1, section.queue_batches), kmeans)
 
 
 def _kmeans(
@@ -183,15 +168,19 @@ def _kmeans(
     if section.refit_every_steps == 1:
         kmeans = fit()
     else:
-        # With a queue emptied at each epoch, steps count from where it is full: the first such step of every epoch refits.
-        by_epoch = section.queue_reset == "epoch"
-        step = state.step % steps_per_epoch - section.queue_batches if by_epoch else state.step
-        refits = (step % section.refit_every_steps == 0) | ~jnp.any(state.centroids != 0)
-        kmeans = jax.lax.cond(refits, fit, keep)
+        kmeans = jax.lax.cond(_refits(state, config, steps_per_epoch), fit, keep)
     if split:
         of_parts = jnp.split(kmeans.assignments, [parts[0].shape[0]])
         kmeans = kmeans._replace(assignments=jnp.concatenate([collectives.gather(x, axis_name) for x in of_parts]))
     return kmeans
+
+
+def _refits(state: TrainState, config: ConfigDict, steps_per_epoch: int) -> jax.Array:
+    """Whether k-means runs at this step: boolean scalar, from step and centroids alone."""
+    section, step = config.clustering, state.step
+    if section.queue_reset == "epoch":  # steps count from where the queue is full: the first of every epoch refits
+        step = step % steps_per_epoch - section.queue_batches
+    return (step % section.refit_every_steps == 0) | ~jnp.any(state.centroids != 0)
 
 
 def pretrain_loss(
@@ -267,11 +256,7 @@ def _of_two_views(
     outputs = apply(variables, {**batch["features"], modality: first})
     # The second view passes through the networks as a further modality would.
     again = apply({**variables, "batch_stats": outputs.batch_stats}, {modality: second})
-    loss = losses.info_nce(
-        outputs.projections[modality],
-        again.projections[modality],
-        temperature=config.loss.instance_temperature,
-        valid=batch["present"][modality],
-        axis_name=axis_name,
-    )
+    rows = {"valid": batch["present"][modality], "axis_name": axis_name}
+    of_views = outputs.projections[modality], again.projections[modality]
+    loss = losses.info_nce(*of_views, temperature=config.loss.instance_temperature, **rows)
     return outputs._replace(batch_stats=again.batch_stats), loss

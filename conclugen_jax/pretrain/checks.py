@@ -20,7 +20,7 @@ from conclugen_jax.data import builders, digits, shards
 from conclugen_jax.errors import reason
 from conclugen_jax.method import collectives
 from conclugen_jax.run import checkpoint, trees
-from conclugen_jax.system import locks
+from conclugen_jax.system import files, locks
 from conclugen_jax.train import parallel
 
 
@@ -129,10 +129,7 @@ def disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path, start = Path(scratch, "probe"), time.perf_counter()
-        with path.open("wb") as file:
-            file.write(bytes(2**26))
-            file.flush()
-            os.fsync(file.fileno())
+        files.write_atomically(path, bytes(2**26))
         rate = 64 / (time.perf_counter() - start)
         with locks.hold(path):
             pass

@@ -35,7 +35,6 @@ class Setup:
 
     config: ConfigDict
     workdir: Path
-    manifest: Manifest
     stream: shards.ShardStream  # rows of the training split by index
     batches: feed.Feed
     model: model_lib.ConCluGen
@@ -45,12 +44,10 @@ class Setup:
 
     @property
     def title(self) -> str:
-        """What the screen calls the run."""
         return f"pretrain {self.workdir.name}"
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
         return self.config.train.num_epochs * self.batches.steps_per_epoch
 
     def clusters(self, epoch: int) -> bool:
@@ -64,15 +61,12 @@ class Setup:
 
     def fresh_state(self) -> TrainState:
         """The state before the first step, by the seed of the run."""
-        config, (init_key, run_key) = self.config, jax.random.split(jax.random.key(self.config.seed))
-        uses_queue = config.loss.clustering_weight > 0
-        return train_state.create(
-            model_lib.initial_variables(self.model, init_key, self.manifest.standardization),
-            self.optimizer,
-            run_key,
-            queue_length=config.clustering.queue_batches * config.train.batch_size if uses_queue else 0,
-            num_clusters=config.clustering.num_clusters,
-        )
+        section, (init_key, run_key) = self.config.clustering, jax.random.split(jax.random.key(self.config.seed))
+        standardization = self.stream.dataset.manifest.standardization
+        variables = model_lib.initial_variables(self.model, init_key, standardization)
+        length = section.queue_batches * self.config.train.batch_size if self.config.loss.clustering_weight else 0
+        queue = {"queue_length": length, "num_clusters": section.num_clusters}
+        return train_state.create(variables, self.optimizer, run_key, **queue)
 
     def start(self, saved: checkpoint.Checkpoints) -> tuple[TrainState, dict[str, Any]]:
         """Return the state to go on from, and the record of the log that belongs to it, the same on all processes.
@@ -90,11 +84,10 @@ class Setup:
         return memory.estimate(self.config, dict(self.model.feature_dims), parameters, **sizes)
 
 
-def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, Manifest, shards.ShardStream]:
-    """Open the data set of a run; refuse a configuration that does not fit it, and processes that do not agree.
+def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, shards.ShardStream]:
+    """Return the configuration with the names of its modalities, and the rows of the training split.
 
-    Returns:
-      (configuration with the names of its modalities, manifest, rows of the training split).
+    A configuration that does not fit the data set, or processes that do not agree, are refused.
     """
     config_lib.check(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
@@ -106,18 +99,14 @@ def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, Manifes
     config_lib.check_clustering(config, num_examples=len(stream.usable))
     if processes.several():
         check_alike(config, dataset.manifest)
-    return config, dataset.manifest, stream
+    return config, stream
 
 
 def create(
-    config: ConfigDict,
-    workdir: Path,
-    manifest: Manifest,
-    stream: shards.ShardStream,
-    rows: shards.RowSource,
-    devices: Sequence[jax.Device],
+    config: ConfigDict, workdir: Path, stream: shards.ShardStream, rows: shards.RowSource, devices: Sequence[jax.Device]
 ) -> Setup:
     """Make network, optimizer, feed and step of a run."""
+    manifest = stream.dataset.manifest
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
     of_two_views = [config.loss.instance_modality] if config.loss.instance_weight else []
     batches = feed.Feed(rows, config, devices, pairs=tuple(of_two_views))
@@ -132,7 +121,7 @@ def create(
         statistics=manifest.standardization(*of_two_views) if of_two_views else None,
         axis_name=parallel.AXIS,
     )
-    return Setup(config, workdir, manifest, stream, batches, model, optimizer, step, devices)
+    return Setup(config, workdir, stream, batches, model, optimizer, step, devices)
 
 
 class Programs:
@@ -178,7 +167,8 @@ def check_alike(config: ConfigDict, manifest: Manifest) -> None:
     if main["data"] != own["data"]:
         different.append(f"{config.data.path}: not the data set {manifest.name} {manifest.version} of process 0")
     if different:
+        listed = "; ".join(different)
         raise ConclugenError(
-            f"this process differs from process 0 ({'; '.join(different)}); start all with the same command and data"
+            f"this process differs from process 0 ({listed}); start all with the same command and data"
         )
     processes.wait()  # nothing is written before all agree

@@ -33,29 +33,19 @@ def pretrain_step(
     (_, (metrics, batch_stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params, state, batch, key
     )
+    active = clustered.active if clustered is not None else False
+    options = {"split": config.optimizer.shard, "axis_name": axis_name, "active": active}
     params, opt_state, metrics["gradient_norm"] = sharded_update.apply(
-        optimizer,
-        grads,
-        state.opt_state,
-        state.params,
-        split=config.optimizer.shard,
-        axis_name=axis_name,
-        active=clustered.active if clustered is not None else False,
+        optimizer, grads, state.opt_state, state.params, **options
     )
     metrics["learning_rate"] = schedule(state.step)
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
     if clustered is not None:
-        metrics |= _of_clusters(clustered, config.clustering.num_clusters)
-        centroids = jnp.where(clustered.active, clustered.kmeans.centroids, state.centroids)
+        kmeans = clustered.kmeans
+        sizes = jnp.bincount(kmeans.assignments, length=config.clustering.num_clusters)
+        metrics["kmeans/iterations"] = jnp.where(active, kmeans.iterations, 0)
+        metrics["kmeans/largest_cluster"] = jnp.where(active, sizes.max() / sizes.sum(), 0)
+        metrics["kmeans/empty_clusters"] = (sizes == 0).sum()
+        centroids = jnp.where(active, kmeans.centroids, state.centroids)
         state = state.replace(centroids=centroids, queue=clustered.queue, queue_batches=clustered.queue_batches)
     return state, metrics
-
-
-def _of_clusters(clustered: objective.Clustered, num_clusters: int) -> Metrics:
-    active, kmeans = clustered.active, clustered.kmeans
-    sizes = jnp.bincount(kmeans.assignments, length=num_clusters)
-    return {
-        "kmeans/iterations": jnp.where(active, kmeans.iterations, 0),
-        "kmeans/largest_cluster": jnp.where(active, sizes.max() / sizes.sum(), 0),
-        "kmeans/empty_clusters": (sizes == 0).sum(),
-    }

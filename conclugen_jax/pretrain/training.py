@@ -59,18 +59,20 @@ def pretrain(
       Interrupted: a signal came; what is not saved yet a repeated call computes again.
     """
     devices = list(devices or jax.devices())
-    config, manifest, stream = setup.open_data(config, len(devices))
+    config, stream = setup.open_data(config, len(devices))
     with (
         workdir_lib.claim(workdir) as folder,
         signals.caught() as stop,
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
-        workdir_lib.settle(folder, config, manifest, moved=moved)
+        workdir_lib.settle(folder, config, stream.dataset.manifest, moved=moved)
         with _ending_at_once(stop):
             rows = feed.load_rows(config, stream)
-        run = setup.create(config, folder, manifest, stream, rows, devices)
+        run = setup.create(config, folder, stream, rows, devices)
         probe, programs = online_probe.create(config, run.model), setup.Programs(run)
-        with _checkpoints(run) as saved:
+        keep = {name: config.checkpoint[name] for name in ("keep_newest", "keep_best", "max_failures")}
+        with checkpoint.Checkpoints(folder, **keep) as saved:
+            saved.check_space(jax.eval_shape(run.fresh_state))
             while True:
                 with _ending_at_once(stop):
                     state, info = run.start(saved)
@@ -154,18 +156,6 @@ def _save(
 def _ending_at_once(stop: signals.Stop) -> contextlib.AbstractContextManager[None]:
     """See ``Stop.at_once``; one process out of several ends together with the others, after a dispatch."""
     return contextlib.nullcontext() if processes.several() else stop.at_once()
-
-
-@contextlib.contextmanager
-def _checkpoints(run: setup.Setup):
-    """The checkpoints of a run, on a disk that has room for them."""
-    section = run.config.checkpoint
-    keep = {"keep_newest": section.keep_newest, "keep_best": section.keep_best}
-    with checkpoint.Checkpoints(run.workdir, **keep, max_failures=section.max_failures) as saved:
-        if processes.is_main():
-            count = sum(keep.values()) + 1  # the one being written
-            checkpoint.check_space(run.workdir, jax.eval_shape(run.fresh_state), count=count)
-        yield saved
 
 
 def _announce(run: setup.Setup, display: progress.Display, first_step: int) -> None:

@@ -69,6 +69,7 @@ class Checkpoints:
         """
         self.workdir, self._folder = Path(workdir), (Path(workdir) / FOLDER).absolute()
         self._none_here = f"{workdir}: no checkpoint here; name the workdir of a run that has saved one"
+        self._count = keep_newest + keep_best
         self._max_failures, self._failures = max_failures, []  # of the newest saves, in a row
         self._thread: threading.Thread | None = None
         self._manager: ocp.CheckpointManager | None = None
@@ -93,6 +94,23 @@ class Checkpoints:
         if not self._options.read_only:
             self._folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+
+    def check_space(self, state: Any) -> None:
+        """Refuse a disk without room for the checkpoints that are kept, of a state or its shapes, and one being written.
+
+        The space of checkpoints that are there already counts as free.
+        """
+        if not processes.is_main():
+            return
+        size, count = trees.size(state), self._count + 1
+        there = sum(p.stat().st_size for p in self._folder.rglob("*") if p.is_file())
+        free = shutil.disk_usage(self.workdir).free + there
+        if free < size * count:
+            one, all_of_them, left = (f"{x / 2**30:.2f} GiB" for x in (size, size * count, free))
+            raise ConclugenError(
+                f"{self.workdir}: {count} checkpoints of {one} need {all_of_them}, but {left} are free; free space, lower "
+                "config.checkpoint.keep_newest, or choose another --workdir"
+            )
 
     def steps(self) -> list[int]:
         """Return the steps of the committed checkpoints, oldest first."""
@@ -285,22 +303,6 @@ def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.Checkp
             active_processes={0} if processes.several() else None
         ),
     )
-
-
-def check_space(workdir: Path, state: Any, *, count: int) -> None:
-    """Refuse a run whose checkpoints, ``count`` of a state or of its shapes, do not fit on the disk.
-
-    The space of checkpoints that are there already counts as free.
-    """
-    size = trees.size(state)
-    there = sum(p.stat().st_size for p in (workdir / FOLDER).rglob("*") if p.is_file())
-    free = shutil.disk_usage(workdir).free + there
-    if free < size * count:
-        one, all_of_them, left = (f"{x / 2**30:.2f} GiB" for x in (size, size * count, free))
-        raise ConclugenError(
-            f"{workdir}: {count} checkpoints of {one} need {all_of_them}, but {left} are free; free space, lower "
-            "config.checkpoint.keep_newest, or choose another --workdir"
-        )
 
 
 def _json_hash(value: Any) -> str:

@@ -25,15 +25,9 @@ from conclugen_jax.train import parallel
 
 def load_rows(config: ConfigDict, stream: shards.ShardStream) -> shards.RowSource:
     """Read the rows of a split to where the configuration keeps them."""
+    sizes = {name: config.data[name] for name in ("tier", "device_table_gib", "host_table_gib", "host_cache_gib")}
     with progress.Counter(f"reading {stream.split}") as counter:
-        return batches.load(
-            stream,
-            tier=config.data.tier,
-            device_table_gib=config.data.device_table_gib,
-            host_table_gib=config.data.host_table_gib,
-            host_cache_gib=config.data.host_cache_gib,
-            progress=counter,
-        )
+        return batches.load(stream, **sizes, progress=counter)
 
 
 class Dispatch(NamedTuple):

@@ -68,10 +68,20 @@ def check(compiled: Any, device: jax.Device, parts: Mapping[str, float], config:
 
 def too_large(parts: Mapping[str, float], config: ConfigDict, fact: str) -> ConclugenError:
     """Return the error of a run that does not fit, with the estimate and the way out that saves most."""
-    listed = ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items())
+    largest, listed = max(parts, key=parts.get), ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items())
+    if largest == "table":
+        way_out = "keep the rows on the host: set config.data.tier=host"
+    elif largest == "activations" and not 0 < config.encoder_chunk_size <= CHUNK:
+        way_out = f"set config.encoder_chunk_size={CHUNK}"
+    elif largest != "parameters":
+        way_out = "lower config.train.batch_size or use more devices"
+    elif not config.optimizer.shard and config.optimizer.name == "adamw":
+        way_out = "set config.optimizer.shard=True with several devices or lower config.model.representation_dim"
+    else:
+        way_out = "lower config.model.representation_dim or use devices with more memory"
     return ConclugenError(
         f"config.train.batch_size={config.train.batch_size} does not fit into the device's memory ({fact}; estimate in GiB: "
-        f"{listed}); {_way_out(parts, config)}"
+        f"{listed}); {way_out}"
     )
 
 
@@ -84,19 +94,6 @@ def explained(parts: Mapping[str, float], config: ConfigDict) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         raise too_large(parts, config, reason(e, 120)) from e
-
-
-def _way_out(parts: Mapping[str, float], config: ConfigDict) -> str:
-    largest = max(parts, key=parts.get)
-    if largest == "table":
-        return "keep the rows on the host: set config.data.tier=host"
-    if largest == "activations" and not 0 < config.encoder_chunk_size <= CHUNK:
-        return f"set config.encoder_chunk_size={CHUNK}"
-    if largest != "parameters":
-        return "lower config.train.batch_size or use more devices"
-    if not config.optimizer.shard and config.optimizer.name == "adamw":
-        return "set config.optimizer.shard=True with several devices or lower config.model.representation_dim"
-    return "lower config.model.representation_dim or use devices with more memory"
 
 
 def available(device: jax.Device) -> int | None:

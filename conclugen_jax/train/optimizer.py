@@ -143,18 +143,10 @@ def from_config(
     section = config.optimizer
     peak = section.learning_rate if learning_rate is None else learning_rate
     schedule = learning_rate_schedule(peak, steps_per_epoch=steps_per_epoch, **config.schedule)
-    optimizer = make_optimizer(
-        schedule,
-        name=section.name,
-        weight_decay=section.weight_decay if weight_decay is None else weight_decay,
-        b1=section.b1,
-        b2=section.b2,
-        eps=section.eps,
-        trainable=trainable,
-        idle=_idle_parameters(config),
-        rates=rates,
-    )
-    return optimizer, schedule
+    decay = section.weight_decay if weight_decay is None else weight_decay
+    settings = {name: config.optimizer[name] for name in ("name", "b1", "b2", "eps")}
+    which = {"trainable": trainable, "idle": _idle_parameters(config), "rates": rates}
+    return make_optimizer(schedule, weight_decay=decay, **settings, **which), schedule
 
 
 def _idle_parameters(config: ConfigDict) -> tuple[str, ...]:

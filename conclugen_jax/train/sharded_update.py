@@ -73,14 +73,9 @@ def _parts(x: Any, count: int, xp: Any) -> Any:
     return xp.pad(flat, (0, -flat.size % count)).reshape(count, -1)
 
 
-def is_split(config: ConfigDict, devices: Sequence[jax.Device]) -> bool:
-    """Whether the devices of a run share its update."""
-    return config.optimizer.shard and len(devices) > 1
-
-
 def axes(state: TrainState, config: ConfigDict, devices: Sequence[jax.Device]) -> TrainState | None:
     """Say which leaves of a state have parts on the devices (0), the moments, and which are the same on all (``None``)."""
-    if not is_split(config, devices):
+    if not config.optimizer.shard or len(devices) == 1:
         return None
     nowhere = jax.tree.map(lambda _: None, state)
     return nowhere.replace(opt_state=jax.tree.map(lambda x: 0 if x.ndim else None, state.opt_state))
@@ -88,7 +83,7 @@ def axes(state: TrainState, config: ConfigDict, devices: Sequence[jax.Device]) -
 
 def place(state: TrainState, config: ConfigDict, devices: Sequence[jax.Device]) -> TrainState:
     """Put a state on the devices; each moment [...] of a split update as [devices, part], a part on each."""
-    if not is_split(config, devices):
+    if axes(state, config, devices) is None:
         return parallel.replicate(state, devices)
     own = list(parallel.own_devices(devices))
 
