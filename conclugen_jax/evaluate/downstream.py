@@ -28,7 +28,7 @@ from conclugen_jax.run import allowed, checkpoint
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
-from conclugen_jax.train import loop, parallel
+from conclugen_jax.train import feed, parallel
 
 RESULT = weights.RESULT
 
@@ -138,7 +138,7 @@ def _fit(opened: Opened, folder: Path, stop: signals.Stop, *, devices: Sequence[
 
         def scores(split: str, state: Mapping[str, Any], *, brief: bool = False) -> dict[str, Any]:
             state, sizes = parallel.replicate(state, devices), {"batch_size": at_a_time, "num_devices": len(devices)}
-            logits, facts = loop.evaluate(forward, state, rows[split], **sizes)
+            logits, facts = feed.evaluate(forward, state, rows[split], **sizes)
             return task.scores(logits, facts["label"], f"{config.data.path}: the {split} split", brief=brief)
 
         config = classifier.with_fitting_batch(config, len(labels), len(devices))
