@@ -107,8 +107,8 @@ class Command:
         _, settings = self._split([arg for arg in argv if arg not in HELP])
         if self._kind == "run" and "" in dict(settings):
             self._configure(settings)
-            usual = dict(configuration_files.leaves(configuration_files.base()))
-            for key, value in configuration_files.leaves(self.config):
+            usual = dict(configuration_files.flatten(configuration_files.base()))
+            for key, value in configuration_files.flatten(self.config):
                 if value != usual[key]:
                     meaning = described[f"config.{key}"].partition("  # ")[2]
                     described[f"config.{key}"] = f"{value!r}  # {meaning}"

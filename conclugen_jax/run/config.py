@@ -4,13 +4,14 @@ A configuration is an ``ml_collections.ConfigDict``; which keys exist is declare
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run.allowed import CHOICES, LISTS, NOT_NEGATIVE, RANGES
+from conclugen_jax.run.configuration_files import flatten
 
 OTHER_WEIGHTS = ("contrastive_weight", "reconstruction_weight", "instance_weight")
 
@@ -142,15 +143,6 @@ def check_clustering(config: ConfigDict, *, num_examples: int) -> None:
     points = (section.queue_batches + 1) * config.train.batch_size
     why = f"k-means sees only {points} points (queue and batch); set fewer clusters or a larger batch"
     _refuse(config, "clustering.num_clusters", points < section.num_clusters, why)
-
-
-def flatten(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted key and value of everything that is no section."""
-    for key, value in tree.items():
-        if hasattr(value, "items"):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def to_json(config: ConfigDict) -> str:

@@ -5,13 +5,14 @@ import importlib.util
 import re
 import runpy
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError, did_you_mean, reason
-from conclugen_jax.run.config import flatten
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
@@ -109,6 +110,15 @@ def _tuple(text: str, default: tuple) -> tuple:
     if default and not any(isinstance(x, str) for x in default) and any(isinstance(x, str) for x in value):
         raise ValueError(text)
     return value
+
+
+def flatten(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key and value of everything that is no section."""
+    for key, value in tree.items():
+        if hasattr(value, "items"):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def described_keys() -> list[str]:
