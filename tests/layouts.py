@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.data import builders, formats, shards
-from conclugen_jax.data.annotations import Layout
-from conclugen_jax.data.requests import Request
+from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
 
 DIMS = {"video": 5, "audio": 3, "text": 4}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.data import assembly, builders, formats, place, workers
+from conclugen_jax.data import assembly, builders, formats, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
@@ -130,7 +130,7 @@ def test_a_second_signal_does_not_wait_for_the_first(tmp_path):
 def test_workers_are_gone_before_the_scratch_folder_is(tmp_path, monkeypatch):
     """Whatever stops the loop over the parts, also what shows their progress."""
     monkeypatch.setattr(builders, "SHARD_BYTES", 9 * 4 * 52)
-    started, alive, contexts, claimed = [], [], pool._Spawning, place.claimed
+    started, alive, contexts, claimed = [], [], pool._Spawning, assembly.claimed
 
     class Noted(contexts):
         def __init__(self):
@@ -148,7 +148,7 @@ def test_workers_are_gone_before_the_scratch_folder_is(tmp_path, monkeypatch):
     def stop(done, total):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(place, "claimed", watched)
+    monkeypatch.setattr(assembly, "claimed", watched)
     monkeypatch.setattr(pool, "_Spawning", Noted)
     with pytest.raises(KeyboardInterrupt):
         builders.build(Parted(), tmp_path, num_workers=2, progress=stop)
@@ -178,15 +178,15 @@ def test_a_data_set_is_built_by_one_process_at_a_time(tmp_path):
 
 def test_what_another_process_built_meanwhile_is_not_replaced(tmp_path, monkeypatch):
     """The place is looked at again once it is owned."""
-    claimed = place.claimed
+    claimed = assembly.claimed
 
     def late(target):
         with monkeypatch.context() as patch:
-            patch.setattr(place, "claimed", claimed)
+            patch.setattr(assembly, "claimed", claimed)
             builders.build(Faces(seed=1), tmp_path)
         return claimed(target)
 
-    monkeypatch.setattr(place, "claimed", late)
+    monkeypatch.setattr(assembly, "claimed", late)
     with pytest.raises(ConclugenError, match="other examples"):
         builders.build(Faces(), tmp_path)
     assert Faces(seed=1).fingerprint() == manifest_lib.read(tmp_path / "faces/1.0.0").source["fingerprint"]

@@ -10,7 +10,7 @@ import pytest
 
 from conclugen_jax.data import builders, digits, shards
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.parts import Moments
+from conclugen_jax.data.records import Moments
 from conclugen_jax.data.sources import Example, LabelSpec
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces

@@ -6,8 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from conclugen_jax.data.annotations import Layout
-from conclugen_jax.data.requests import Request
+from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import clips as clips_lib
 from conclugen_jax.extract import extraction

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from conclugen_jax.data import formats
-from conclugen_jax.data.annotations import Layout
-from conclugen_jax.data.folders import FolderFeatures
-from conclugen_jax.data.requests import Request, open_features
+from conclugen_jax.data.features import FolderFeatures
+from conclugen_jax.data.requests import Layout, Request, open_features
 from conclugen_jax.data.summary import describe
 from conclugen_jax.errors import ConclugenError
 from tests.layouts import build, matrices, refused, save, write_csv

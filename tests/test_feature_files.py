@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.data import assembly, builders, formats, joined
-from conclugen_jax.data.annotations import Layout
-from conclugen_jax.data.requests import Request
+from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
 from tests.layouts import LAYOUT, NO_LAYOUT, assert_features, build, save, table_rows, target, write_csv
 

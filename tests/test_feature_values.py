@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.data import files, formats
-from conclugen_jax.data.features import Combined, MatrixFeatures, pool
-from conclugen_jax.data.folders import FolderFeatures
+from conclugen_jax.data.features import Combined, FolderFeatures, MatrixFeatures, pool
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from tests.layouts import assert_features, build, refused, save

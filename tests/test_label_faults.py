@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from conclugen_jax.data import annotations, formats, records
-from conclugen_jax.data.annotations import Layout
+from conclugen_jax.data import formats, records, sources
 from conclugen_jax.data.corpora import CORPORA
-from conclugen_jax.data.requests import Request
+from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.data.sources import Annotations, DatasetSpec, Example, LabelSpec
 from conclugen_jax.errors import ConclugenError
 from tests.layouts import build, save
@@ -333,7 +332,7 @@ def test_folds_go_round():
         2: {"train": ["c0", "c1", "c4"], "validation": ["c2", "c3"], "test": ["c5"]},
     }
     for fold, splits in expected.items():
-        cut = annotations.by_group(rows, 3, fold, where="x")
+        cut = sources.by_group(rows, 3, fold, where="x")
         assert {split: a.ids for split, a in cut.items()} == splits
 
 
@@ -342,7 +341,7 @@ def test_folds_go_round():
     [("abc", 2, 0), ("abc", 3, 3), ("abc", 3, -1), (["a", "b", "c", ""], 3, 0), ("ab", 6, 5), ("abcd", 6, 5)],
 )
 def test_impossible_folds_are_refused(groups, num_folds, fold):
-    message = refusal(annotations.by_group, grouped(list(groups)), num_folds, fold, where="x")
+    message = refusal(sources.by_group, grouped(list(groups)), num_folds, fold, where="x")
     assert message.startswith(
         f"x: fold {fold} of {num_folds} over {len(groups)} groups (people); there must be 3 folds"
     )

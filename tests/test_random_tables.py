@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conclugen_jax.data import builders, formats, shards
-from conclugen_jax.data.annotations import Layout
-from conclugen_jax.data.requests import Request
+from conclugen_jax.data.requests import Layout, Request
 
 names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=12).filter(
     lambda s: "/" not in s and "\\" not in s and s not in (".", "..") and not s.startswith(".") and s.isprintable()

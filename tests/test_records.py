@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from conclugen_jax.data import builders, parts, records, shards, workers
+from conclugen_jax.data import builders, records, shards, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.sources import Annotations, Example, LabelSpec, PartedSource
@@ -158,7 +158,7 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
     job = workers.Job(source.spec, "train", 5, examples, tmp_path / "part", first_split=True)
     part = job.run()
     part.save(tmp_path / "facts")
-    again = parts.Part.load(tmp_path / "facts")
+    again = records.Part.load(tmp_path / "facts")
     assert part.bad == again.bad
     assert part.bad[0][:2] == (9, "train4")
     assert part.converted == again.converted == {"audio float64": 1}

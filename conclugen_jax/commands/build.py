@@ -14,9 +14,8 @@ from typing import Any
 
 from conclugen_jax.commands import app
 from conclugen_jax.data import builders, digits, formats, summary
-from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.corpora import CORPORA
-from conclugen_jax.data.requests import Request
+from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import progress, signals
 

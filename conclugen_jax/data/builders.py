@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import assembly, place, workers
+from conclugen_jax.data import assembly, workers
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
 from conclugen_jax.errors import ConclugenError
@@ -69,7 +69,7 @@ def build(
     try:
         if _already_built(target, fingerprint, overwrite=overwrite, strict=strict):  # needs no right to write
             return target
-        with place.claimed(target) as scratch:
+        with assembly.claimed(target) as scratch:
             if _already_built(target, fingerprint, overwrite=overwrite, strict=strict):
                 return target
             _refuse_to_replace(target, source)
@@ -82,7 +82,7 @@ def build(
             if source.fingerprint() != read_from:
                 raise ConclugenError(f"data set {spec.name!r}: the source changed while it was read; build again")
             target.parent.mkdir(exist_ok=True)
-            place.swap(folder, target)
+            assembly.swap(folder, target)
     except OSError as e:
         way = "free space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "repair that"
         raise ConclugenError(

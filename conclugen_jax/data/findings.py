@@ -3,7 +3,7 @@
 import numpy as np
 
 from conclugen_jax.data import wire
-from conclugen_jax.data.parts import Entries, Parts
+from conclugen_jax.data.records import Entries, Parts
 from conclugen_jax.data.repeats import across, repeats, within
 from conclugen_jax.data.sources import DatasetSpec
 from conclugen_jax.errors import ConclugenError

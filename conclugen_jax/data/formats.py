@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from conclugen_jax.data import labels, tables
-from conclugen_jax.data.annotations import Layout, by_group
 from conclugen_jax.data.corpora import CORPORA, Corpus
-from conclugen_jax.data.features import POOLS, Combined, canonical
+from conclugen_jax.data.features import POOLS, Combined, canonical, holds_npy
 from conclugen_jax.data.files import entries
-from conclugen_jax.data.folders import holds_npy
 from conclugen_jax.data.importers import authors, csd
 from conclugen_jax.data.joined import JoinedSource
-from conclugen_jax.data.requests import Found, Request, open_features
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features, LabelSpec
+from conclugen_jax.data.requests import Found, Layout, Request, open_features
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features, LabelSpec, by_group
 from conclugen_jax.errors import ConclugenError
 
 FORMATS = {

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data.annotations import take
 from conclugen_jax.data.files import open_regular
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Example, Features
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Example, Features, take
 from conclugen_jax.errors import ConclugenError
 
 HASHED_BYTES = 2**24

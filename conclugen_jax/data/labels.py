@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from conclugen_jax.data.annotations import Layout, array, by_split, split_name, take
 from conclugen_jax.data.cells import Table, as_number, column_name, number, read_csv, stack
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.importers import csd
-from conclugen_jax.data.requests import Found, Request
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec
+from conclugen_jax.data.requests import Found, Layout, Request
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec, array, by_split, split_name, take
 from conclugen_jax.errors import ConclugenError
 
 

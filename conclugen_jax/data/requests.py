@@ -6,14 +6,29 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data.annotations import Layout
 from conclugen_jax.data.cells import Table
 from conclugen_jax.data.corpora import CORPORA, Corpus
-from conclugen_jax.data.features import MatrixFeatures
-from conclugen_jax.data.folders import FolderFeatures
+from conclugen_jax.data.features import FolderFeatures, MatrixFeatures
 from conclugen_jax.data.parquet import ParquetFeatures
 from conclugen_jax.data.sources import Annotations, Features, LabelSpec
 from conclugen_jax.errors import ConclugenError
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which columns of a table mean what.
+
+    Attributes:
+      label: columns: none; one; or one of 0 and 1 per label.
+      kind: of the label; guessed from the values if empty.
+      classes: names in order; those found, sorted, if empty.
+      targets: columns of further targets.
+    """
+
+    label: tuple[str, ...] = ()
+    kind: str = ""
+    classes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

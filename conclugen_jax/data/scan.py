@@ -11,8 +11,7 @@ import numpy as np
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import wire
 from conclugen_jax.data.manifest import Manifest
-from conclugen_jax.data.parts import Moments
-from conclugen_jax.data.records import MOST_NAME
+from conclugen_jax.data.records import MOST_NAME, Moments
 from conclugen_jax.data.sources import LabelSpec, name_hash
 from conclugen_jax.errors import reason
 

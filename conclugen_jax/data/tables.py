@@ -2,17 +2,12 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import numpy as np
 
 from conclugen_jax.data.cells import Table, column_name, read_csv, stack
-from conclugen_jax.data.features import MatrixFeatures, pool
-from conclugen_jax.data.files import as_text, entries, npz_arrays, read_npy
-from conclugen_jax.data.folders import FolderFeatures, holds_npy
+from conclugen_jax.data.features import FolderFeatures, ListedFeatures, MatrixFeatures, holds_npy
+from conclugen_jax.data.files import as_text, entries, npz_arrays
 from conclugen_jax.data.parquet import ParquetFeatures, parquet_column, parquet_kinds
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import SPLIT_NAMES
@@ -171,38 +166,3 @@ def _listing(table: Table, listing: Sequence[str], folder: str) -> Table:
         ids.append(row.get("id") or PurePosixPath(first).stem)
         splits.append(split)
     return dataclasses.replace(table.having(id=ids, split=splits), keys=keys)
-
-
-class ListedFeatures:
-    """npy files that a table lists: [dim] or [time, dim] each. Keys are rows of relative paths, one per modality."""
-
-    def __init__(self, root: Path, column: int, paths: Sequence[str], *, how: str):
-        """Take the column's place among the modalities and its paths, relative to ``root``."""
-        self.root, self.column, self.how = root, column, how
-        self._paths = sorted({path for path in paths if path})
-        if not self._paths:
-            raise ConclugenError(f"{root}: a column of metadata.csv lists no file; leave it out")
-        self.dim = len(self.read(self._paths[0]))
-
-    def names(self) -> dict[str, list[str]]:
-        """Return nothing: the table lists paths, not names."""
-        return {}
-
-    def files(self) -> Iterable[str]:
-        """Return the paths of all files."""
-        return (f"{self.root}{os.sep}{path}" for path in self._paths)
-
-    def locate(self, split: str, keys: Sequence[tuple[str, ...]]) -> Sequence[str | None]:
-        """Return relative paths; an empty cell is an absent modality."""
-        return [key[self.column] or None for key in keys]
-
-    def read(self, place: str) -> np.ndarray | None:
-        """Return the vector [dim] of a file, which must exist since the table lists it."""
-        x = read_npy(self.root / place)
-        if x is None:
-            raise ConclugenError(f"{self.root / place}: no such file, but metadata.csv lists it; leave its cell empty")
-        return pool(x, self.how, str(self.root / place))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Drop the list of all files, which other processes do not need."""
-        return {**self.__dict__, "_paths": []}

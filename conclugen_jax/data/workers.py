@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data.parts import Part, Parts
-from conclugen_jax.data.records import write_part
+from conclugen_jax.data.records import Part, Parts, write_part
 from conclugen_jax.data.sources import DatasetSpec, Example
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import pool

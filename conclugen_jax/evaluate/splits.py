@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import annotations
 from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import sources
 from conclugen_jax.data.shards import Dataset, Rows, RowSource, ShardStream, Variants
 from conclugen_jax.data.sources import Annotations, LabelSpec
 from conclugen_jax.errors import ConclugenError
@@ -107,7 +107,7 @@ def _fold(config: ConfigDict, rows: RowSource, stream: ShardStream) -> dict[str,
     everyone = list(range(stream.num_examples))
     _, groups = stream.names(np.arange(stream.num_examples))
     listed = Annotations(ids=everyone, groups=list(groups), label=None, targets={}, keys=everyone)
-    cut = annotations.by_group(listed, section.num_folds, section.fold, where=stream.where)
+    cut = sources.by_group(listed, section.num_folds, section.fold, where=stream.where)
     members = {name: np.array(part.ids, int) for name, part in cut.items()}
     train = copy.copy(rows)
     train.usable = np.intersect1d(rows.usable, members["train"])

@@ -7,15 +7,13 @@ from typing import Any
 
 import yaml
 
-from conclugen_jax.data.annotations import array, by_split
 from conclugen_jax.data.cells import as_number, number, short
 from conclugen_jax.data.corpora import Corpus, dropped
-from conclugen_jax.data.features import Combined
+from conclugen_jax.data.features import Combined, FolderFeatures
 from conclugen_jax.data.files import entries, open_regular
-from conclugen_jax.data.folders import FolderFeatures
 from conclugen_jax.data.labels import from_names
 from conclugen_jax.data.requests import Found, Request
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec, array, by_split
 from conclugen_jax.errors import ConclugenError
 
 MODALITIES = {"video": ("frames_2d", "frames_3d"), "audio": ("audio_spectrograms",), "text": ("texts",)}

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data.annotations import by_split
 from conclugen_jax.data.cells import Table, number, read_csv
 from conclugen_jax.data.corpora import CORPORA, dropped
 from conclugen_jax.data.importers.csd_features import CsdFeatures, CsdFile, Key
 from conclugen_jax.data.requests import Found, Request
-from conclugen_jax.data.sources import Annotations
+from conclugen_jax.data.sources import Annotations, by_split
 from conclugen_jax.errors import ConclugenError
 
 KINDS = {"text": r"wordvectors|glove|bert", "audio": r"covarep|opensmile", "video": r"openface|facet"}
