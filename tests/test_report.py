@@ -361,6 +361,9 @@ def test_in_a_browser(written, tmp_path):
                 assert browser.run("getComputedStyle(document.body).backgroundColor") == (
                     "rgb(18, 22, 27)" if dark else "rgb(255, 255, 255)"
                 )
+        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+        browser.call("Emulation.setEmulatedMedia", media="print", features=dark)
+        assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         browser.paper(tmp_path / "report.pdf")
         assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
         assert browser.problems == []

@@ -1,8 +1,7 @@
 """Check the definition of a study and list its runs in the order of their dependence."""
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,8 +18,7 @@ KEYS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One workdir of a study."""
 
     path: str  # below the study's folder

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,25 +17,19 @@ Space = dict[str, dict[str, Any]]
 """key -> {"low", "high"} with "log" by choice, both ends included, or {"choices"}."""
 
 
-class Objective(NamedTuple):
-    """What trials are compared by: the direction that is better, and a sentence for users."""
-
-    direction: str
-    meaning: str
-
-
 OBJECTIVES = {
-    "pretraining_loss": Objective(
-        "minimize",
-        "sum of the loss terms without their weights, each at the scale of the base configuration, mean over the last "
-        "epoch; the least is best; no label is read",
-    ),
-    "validation_probe": Objective(
-        "maximize",
-        "accuracy of logistic regression (L2, C = 1) on the standardised representations of the training split, scored on "
-        "the validation split after the last epoch; the greatest is best",
-    ),
+    "pretraining_loss": {
+        "direction": "minimize",
+        "meaning": "sum of the loss terms without their weights, each at the scale of the base configuration, mean over the "
+        "last epoch; the least is best; no label is read",
+    },
+    "validation_probe": {
+        "direction": "maximize",
+        "meaning": "accuracy of logistic regression (L2, C = 1) on the standardised representations of the training split, "
+        "scored on the validation split after the last epoch; the greatest is best",
+    },
 }
+"""What trials are compared by."""
 
 TERMS = ("contrastive", "instance", "clustering", "reconstruction")
 
@@ -51,27 +45,28 @@ def default(config: ConfigDict, *, steps_per_epoch: int) -> Space:
     Their ranges are not published; these are ours. Keys of terms without weight are left out, and so is the weight of
     the first term: AdamW follows the ratio of the weights alone. The queue has fewer batches than an epoch has steps.
     """
-    values, section, num_epochs = dict(config_lib.flatten(config.to_dict())), config.clustering, config.train.num_epochs
+    values, num_epochs = dict(config_lib.flatten(config.to_dict())), config.train.num_epochs
+
+    def sizes(key: str, *shares: float, multiple: int = 1) -> dict[str, Any]:
+        return {"choices": sorted({max(1, round(values[key] * share / multiple)) * multiple for share in shares})}
+
+    def around(key: str) -> dict[str, Any]:
+        return {"low": values[key] / 10, "high": values[key] * 10, "log": True}
+
+    num_clusters = values["clustering.num_clusters"]
+    longest = 8 if values["clustering.queue_reset"] == "never" else min(8, steps_per_epoch - 1)
+    joins = num_epochs // 2 if len(_weights(config)) > 1 and num_epochs >= 4 else 0
     space = {
-        "model.representation_dim": {
-            "choices": sorted(
-                {max(1, round(values["model.representation_dim"] * x / 8)) * 8 for x in (1 / 4, 1 / 2, 1, 2)}
-            )
-        }
+        "model.representation_dim": sizes("model.representation_dim", 1 / 4, 1 / 2, 1, 2, multiple=8),
+        "model.projection_dim": sizes("model.projection_dim", 1 / 2, 1, 2),
+        "model.reconstruction_dim": sizes("model.reconstruction_dim", 1 / 2, 1, 3 / 2),
+        **{key: around(key) for key in _weights(config)[1:]},
+        "clustering.num_clusters": {"low": max(2, num_clusters // 2), "high": 4 * num_clusters, "log": True},
+        "clustering.queue_batches": {"low": 1, "high": longest},
+        "clustering.start_epoch": {"low": 0, "high": joins},
+        "optimizer.learning_rate": around("optimizer.learning_rate"),
+        "optimizer.weight_decay": {"low": 1e-6, "high": 1e-1, "log": True},
     }
-    for key, shares in {"model.projection_dim": (1 / 2, 1, 2), "model.reconstruction_dim": (1 / 2, 1, 3 / 2)}.items():
-        space[key] = {"choices": sorted({max(1, round(values[key] * share)) for share in shares})}
-    for key in _weights(config)[1:]:
-        space[key] = {"low": values[key] / 10, "high": values[key] * 10, "log": True}
-    num_clusters = section.num_clusters
-    space["clustering.num_clusters"] = {"low": max(2, num_clusters // 2), "high": 4 * num_clusters, "log": True}
-    longest = 8 if section.queue_reset == "never" else min(8, steps_per_epoch - 1)
-    space["clustering.queue_batches"] = {"low": 1, "high": longest}
-    if len(_weights(config)) > 1 and num_epochs >= 4:
-        space["clustering.start_epoch"] = {"low": 0, "high": num_epochs // 2}
-    rate = config.optimizer.learning_rate
-    space["optimizer.learning_rate"] = {"low": rate / 10, "high": rate * 10, "log": True}
-    space["optimizer.weight_decay"] = {"low": 1e-6, "high": 1e-1, "log": True}
     return {
         key: one for key, one in space.items() if not _unused(key, config) and one.get("low", 0) < one.get("high", 1)
     }

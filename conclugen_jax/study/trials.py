@@ -71,7 +71,7 @@ def opened(folder: Path, definition: Mapping[str, Any], arguments: Sequence[str]
         study = optuna.create_study(
             storage=storage,
             study_name=NAME,
-            direction=OBJECTIVES[definition["objective"]].direction,
+            direction=OBJECTIVES[definition["objective"]]["direction"],
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=REDUCTION),
             load_if_exists=True,
         )
@@ -169,14 +169,14 @@ class Trials:
             trials = [_facts(t) for t in self.study.get_trials(deepcopy=False)]
             finished = [t for t in trials if t["state"] == "finished"]
             objective = self.definition["objective"]
-            sign = 1 if OBJECTIVES[objective].direction == "minimize" else -1
+            sign = 1 if OBJECTIVES[objective]["direction"] == "minimize" else -1
             best = min(finished, key=lambda t: sign * t["value"], default=None)
             for t in trials:
                 if t["state"] != "running" and t is not best:
                     shutil.rmtree(self.workdir(t["number"]) / checkpoint.FOLDER, ignore_errors=True)
             states = [t["state"] for t in trials]
             result = {
-                "objective": {"name": objective, **OBJECTIVES[objective]._asdict()},
+                "objective": {"name": objective, **OBJECTIVES[objective]},
                 "best": best and {**best, "workdir": str(self.workdir(best["number"]))},
                 "command": best and self._command(best["overrides"]),
                 "num_trials": {state: states.count(state) for state in (*STATES.values(), "running")},

@@ -17,7 +17,7 @@ from conclugen_jax.study.report import charts, embedding_map
 from conclugen_jax.study.report import tables as report_tables
 from conclugen_jax.study.report.charts import Series
 from conclugen_jax.study.report.reading import PRETRAINING, Run, Study
-from conclugen_jax.study.report.tables import Part, Table
+from conclugen_jax.study.report.tables import Part
 
 NUM_MAPS = 3
 BINS = 120
@@ -43,24 +43,20 @@ PROBES = {
 }
 
 
-def label_efficiency(study: Study, tables: Sequence[Table]) -> list[Part]:
+def label_efficiency(study: Study) -> list[Part]:
     """Draw accuracy against labels per class, a figure beside the table of each data set with two numbers of labels."""
     lines = dict.fromkeys((s.method, s.protocol) for s in report_tables.ordered(study, study.summary))
     own = {method: i for i, method in enumerate(study.methods)}
     styles, spare = {}, itertools.count(len(own))
     for method, protocol in lines:
         styles[method, protocol] = next(spare) if own[method] in styles.values() else own[method]
-    by_title = {table.caption: table for table in tables}
     parts, used = [], {}
     for key, facts in study.datasets.items():
-        title, measure = report_tables.dataset_title(study, key), report_tables.measures_of(facts)[0]
-        if title not in by_title:
-            continue
+        title, table = report_tables.dataset_title(study, key), report_tables.label_efficiency(study, key)
         places = positions({s.labels for s in study.summary if s.dataset == key})
-        series = _efficiencies(study, key, styles, places)
-        used |= {one.name: one.style for one in series}
-        parts.append(Part(title, table=by_title[title]))
-        if series:
+        measure = report_tables.measures_of(facts)[0]
+        series = _efficiencies(study, key, measure, styles, places)
+        if table and series:
             svg = charts.line_chart(
                 f"Accuracy against labels per class, {title}",
                 series,
@@ -70,16 +66,18 @@ def label_efficiency(study: Study, tables: Sequence[Table]) -> list[Part]:
                 y_bounds=(0, 100),
                 height=290,
             )
-            parts[-1] = parts[-1]._replace(figures=[("", svg)])
+            parts.append(Part(title, figures=[("", svg)], table=table))
+            used |= {one.name: one.style for one in series}
+        elif table:
+            parts.append(Part(title, table=table))
     note = "Bars are 95 % intervals over seeds; one that reaches the edge goes beyond it. The axis is logarithmic up to “all”."
     return [Part(legend=list(used.items()), notes=[note]), *parts]
 
 
 def _efficiencies(
-    study: Study, key: str, styles: Mapping[tuple[str, str], int], places: Mapping[int, float]
+    study: Study, key: str, measure: str, styles: Mapping[tuple[str, str], int], places: Mapping[int, float]
 ) -> list[Series]:
     """Return the line of each method and protocol on a data set; one point is no line, the table has it."""
-    measure = report_tables.measures_of(study.datasets[key])[0]
     points: dict[tuple[str, str], list] = {line: [] for line in styles}
     for s in sorted((s for s in study.summary if s.dataset == key), key=lambda s: places[s.labels]):
         score = s.scores.get(measure)

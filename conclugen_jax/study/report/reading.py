@@ -1,11 +1,10 @@
 """What a study left on disk, read and checked: its results and the logs of its pretraining runs."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -98,8 +97,7 @@ class Method(msgspec.Struct):
     pretraining: FolderName | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A pretraining run: its folder, data, configuration (JSON), and the records of its logs."""
 
     workdir: Path

@@ -25,6 +25,13 @@ from conclugen_jax.system import files
 HTML = "report.html"
 MARKDOWN = "report.md"
 
+TEMPLATE = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+).get_template("page.html.j2")
 EMPTY = {
     "Results": "No run of this study has scores yet.",
     "Protocols": "No supervised baseline and no fine-tuned run has scores yet.",
@@ -67,7 +74,12 @@ def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence
         for title, those in tables.items()
     }
     if tables["Label efficiency"]:
-        shown["Label efficiency"] = figures.label_efficiency(found, tables["Label efficiency"])
+        shown["Label efficiency"] = figures.label_efficiency(found)
+    configurations = {"Definition of the study": found.definition}
+    for name, runs in found.runs.items():
+        first = runs[min(runs)]
+        place = first.workdir.relative_to(found.path)
+        configurations[f"Configuration of {found.pretraining_title(name)} ({place})"] = first.config
     sections = {
         **{title: shown[title] for title in ("Results", "Protocols", "Paired comparisons", "Label efficiency")},
         "Confusion matrices": figures.confusion(found),
@@ -75,20 +87,16 @@ def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence
         "Maps of the test split": figures.maps(found, folder / embedding_map.FOLDER, maps),
         "Failed and missing": shown["Failed and missing"],
         "Configuration and versions": [
-            *(Part(heading=summary, folded=content) for summary, content in _configurations(found)),
+            *(
+                Part(title, folded=json.dumps(tree, indent=1, ensure_ascii=False))
+                for title, tree in configurations.items()
+            ),
             *shown["Data sets"],
             *shown["Versions"],
             Part(notes=[f"Published numbers: {SOURCE}."]),
         ],
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("page.html.j2").render(
+    page = TEMPLATE.render(
         title=f"Study {found.name}", lead=_lead(found), warnings=warnings, sections=sections, swatch=charts.swatch
     )
     files.write_atomically(folder / MARKDOWN, _markdown(found, tables, warnings), place="--output")
@@ -165,12 +173,3 @@ def _warnings(study: Study) -> Iterator[str]:
                     f"{facts.version} had the hash {run.data.fingerprint()[:12]} then and {facts.sha256[:12]} in the "
                     "results; their numbers do not belong together."
                 )
-
-
-def _configurations(study: Study) -> Iterator[tuple[str, str]]:
-    """Yield the study's definition and each pretraining's configuration: title and JSON."""
-    yield "Definition of the study", json.dumps(study.definition, indent=1, ensure_ascii=False)
-    for name, runs in study.runs.items():
-        run = runs[min(runs)]
-        title = f"Configuration of {study.pretraining_title(name)} ({run.workdir.relative_to(study.path)})"
-        yield title, json.dumps(run.config, indent=1, ensure_ascii=False)
