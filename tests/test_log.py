@@ -7,7 +7,6 @@ import pytest
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import log as log_lib
-from conclugen_jax.run import trackers
 
 
 def event_steps(folder, tag):
@@ -27,7 +26,7 @@ def event_steps(folder, tag):
 def test_tensorboard_mirrors_the_log(tmp_path):
     with log_lib.MetricsLog(tmp_path, 0, tensorboard=True) as log:
         log.write([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
-    assert event_steps(tmp_path / trackers.FOLDER, "loss") == [1, 2]
+    assert event_steps(tmp_path / log_lib.FOLDER, "loss") == [1, 2]
 
 
 def test_log_keeps_whole_lines_up_to_its_step(tmp_path):

@@ -9,7 +9,6 @@ import pytest
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import log as log_lib
-from conclugen_jax.run import trackers
 
 RECORDS = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 
@@ -104,7 +103,7 @@ def test_a_tracker_that_fails_is_given_up_with_one_warning(tmp_path, monkeypatch
 
 
 def test_event_files_that_cannot_be_opened_are_a_warning_too(tmp_path, caplog):
-    (tmp_path / trackers.FOLDER).write_text("in the way")
+    (tmp_path / log_lib.FOLDER).write_text("in the way")
     with caplog.at_level(logging.WARNING), log_lib.MetricsLog(tmp_path, 0, tensorboard=True) as log:
         log.write(RECORDS)
     assert len(caplog.records) == 1
@@ -121,6 +120,6 @@ def test_a_package_that_is_missing_is_said_before_training(tmp_path, monkeypatch
 
 def test_a_damaged_note_of_the_run_starts_a_new_one(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb(calls := Calls()))
-    (tmp_path / trackers.RUN_ID).write_text('{"wandb": 3')
+    (tmp_path / log_lib.RUN_ID).write_text('{"wandb": 3')
     write(tmp_path, "wandb")
     assert calls[0][-1]["id"] is None

@@ -104,21 +104,23 @@ def chains(study: ConfigDict) -> Iterator[list[Run]]:
             config = _filled(method.pretraining, study.pretraining_path, seed)
             chain = [Run(f"pretraining/{name}/seed_{seed}", config, "pretraining", "", name, seed)]
             for user, settings in users.items():
-                chain += _downstream(study, user, settings.modalities, seed, chain[0].path)
+                chain += _downstream(study, user, PRETRAINED, settings.modalities, seed, chain[0].path)
             yield chain
         for protocol in ALONE:
-            runs = _downstream(study, protocol, (), seed, "")
+            runs = _downstream(study, protocol, (protocol,), (), seed, "")
             if runs:
                 yield runs
 
 
-def _downstream(study: ConfigDict, method: str, modalities: Any, seed: int, pretraining: str) -> list[Run]:
-    """Return the downstream runs of one method and seed on all data sets."""
+def _downstream(
+    study: ConfigDict, method: str, protocols: tuple[str, ...], modalities: Any, seed: int, pretraining: str
+) -> list[Run]:
+    """Return the downstream runs of one method and seed by some protocols on all data sets."""
     runs = []
     draws = range(seed * study.label_draws, (seed + 1) * study.label_draws)
     for dataset, settings in study.datasets.items():
         for protocol, config in settings.protocols.items():
-            if (protocol in ALONE) != (not pretraining) or (protocol in ALONE and protocol != method):
+            if protocol not in protocols:
                 continue
             config = _filled(config, settings.path, seed)
             config.downstream.protocol, config.downstream.checkpoint = protocol, pretraining

@@ -3,23 +3,16 @@
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data import shards
-from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import probe
-from conclugen_jax.run import checkpoint
-from conclugen_jax.study.report import charts, embedding_map
+from conclugen_jax.study.report import charts
 from conclugen_jax.study.report import tables as report_tables
 from conclugen_jax.study.report.charts import Series
 from conclugen_jax.study.report.reading import PRETRAINING, Run, Study
 from conclugen_jax.study.report.tables import Part
 
-NUM_MAPS = 3
 BINS = 120
 
 TERMS = {
@@ -187,70 +180,3 @@ def _sizes(run: Run, title: str) -> str:
             steps.append(r["step"])
             shares.append([size / sum(sizes) for size in sorted(sizes, reverse=True)])
     return charts.stacked(title, steps, shares, x_label="step") if len(steps) > 1 else ""
-
-
-def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Part]:
-    """Draw maps of the test split of each data set: raw features, then each method's representations, its first seed.
-
-    ``cache`` is a folder of maps made before; ``wanted`` are methods, ``None`` the first with a checkpoint.
-
-    Raises:
-      ConclugenError: a damaged checkpoint or data set.
-    """
-    able = [method for method in study.methods if _checkpointed(study, method)]
-    chosen = able[:NUM_MAPS] if wanted is None else list(wanted)
-    if not chosen:
-        return [
-            Part(text="No pretraining run has a checkpoint to map." if wanted is None else "No maps were asked for.")
-        ]
-    note = (
-        f"At most {embedding_map.POINTS:,} rows, standardised; the first {embedding_map.COMPONENTS} principal components, then "
-        "t-SNE with a fixed seed. Distances between far groups mean little. Clusters: the nearest centroid of the run’s last "
-        "k-means."
-    )
-    parts = [Part(notes=[note])]
-    for key, facts in study.datasets.items():
-        title = report_tables.dataset_title(study, key)
-        drawn, missing = [], [f"no map, there is no data set in {facts.path} any more."]
-        if (Path(facts.path) / manifest_lib.FILE).is_file():
-            drawn, missing = _maps_of(study, shards.open_dataset(facts.path, verify="size"), cache, chosen)
-        parts.append(Part(title if drawn else "", figures=drawn))
-        parts.append(Part(notes=[f"{title}: {sentence}" for sentence in missing]))
-    return parts
-
-
-def _maps_of(
-    study: Study, dataset: shards.Dataset, cache: Path, chosen: Sequence[str]
-) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return (caption, map) of a data set's features and of each method, and a sentence for each map that cannot be."""
-    drawn, missing = {}, []
-    for method in chosen:
-        name, run = study.methods[method].title, _checkpointed(study, method)
-        if run is None:
-            missing.append(f"no map of {name}, it has no checkpoint.")
-            continue
-        try:
-            rows = embedding_map.sample(run, dataset)
-        except ConclugenError as e:  # another corpus than the run was trained on may lack what it needs
-            missing.append(f"no map of {name}: {e}.")
-            continue
-        caption = f"raw features: {', '.join(rows.features)}"
-        if caption not in drawn:
-            features = embedding_map.flattened(probe.concatenated(rows.features, rows.present), cache)
-            drawn[caption] = charts.scatter(f"Map of {caption}", features, rows.groups, rows.names)
-        vectors, clusters = embedding_map.represented(run, rows)
-        places = embedding_map.flattened(vectors, cache)
-        drawn[f"{name}, by class"] = charts.scatter(f"Map of {name}", places, rows.groups, rows.names)
-        if len(clusters):
-            names = [str(k) for k in range(int(clusters.max()) + 1)]
-            drawn[f"{name}, by cluster"] = charts.scatter(f"Map of {name}, clusters", places, clusters, names)
-        else:
-            missing.append(f"{name} has no clusters to colour its map by.")
-    return list(drawn.items()), missing
-
-
-def _checkpointed(study: Study, method: str) -> Run | None:
-    """Return the first seed's run of a method, if it has saved a checkpoint."""
-    runs = study.runs.get(study.methods[method].pretraining or "", {})
-    run = runs[min(runs)] if runs else None
-    return run if run and any((run.workdir / checkpoint.FOLDER).glob("[0-9]*")) else None

@@ -84,7 +84,7 @@ def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence
         **{title: shown[title] for title in ("Results", "Protocols", "Paired comparisons", "Label efficiency")},
         "Confusion matrices": figures.confusion(found),
         "Pretraining": figures.pretraining(found),
-        "Maps of the test split": figures.maps(found, folder / embedding_map.FOLDER, maps),
+        "Maps of the test split": embedding_map.maps(found, folder / embedding_map.FOLDER, maps),
         "Failed and missing": shown["Failed and missing"],
         "Configuration and versions": [
             *(
