@@ -45,7 +45,7 @@ def inspect(
     """
     folder = Path(path)
     manifest = manifest_lib.read(folder)
-    faults = Faults(folder, manifest)
+    faults = Faults()
     if verify:
         _check_metadata(folder, manifest, faults)
     else:
@@ -155,7 +155,7 @@ def _check_metadata(folder: Path, manifest: Manifest, faults: Faults) -> None:
     ours |= {name for split in manifest.splits for name in manifest_lib.shard_names(manifest, split)}
     for name in manifest.files:
         if name not in ours:
-            faults.check_file(name)
+            faults.add_file(name, manifest_lib.file_fault(folder, manifest, name, level="hash"))
     for name in ("dataset_info.json", "features.json"):
         if name not in manifest.files:
             faults.add_file(manifest_lib.FILE, f"{name}, which TFDS needs, is not listed")
@@ -179,16 +179,15 @@ def _check_metadata(folder: Path, manifest: Manifest, faults: Faults) -> None:
 def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
     """Compare counts of the records with the manifest's, where no record at fault accounts for a difference."""
     for split, scan in scans.items():
-        if not scan.complete:
-            continue
-        facts = manifest.splits[split]
-        present = scan.present.sum(axis=0).tolist()
-        pairs = [(f"present of {m}", [facts["present"][m]], [n]) for m, n in zip(scan.tallies, present, strict=True)]
-        for name in (name for name in scan.labels if name not in scan.misfits):
+        facts, counts = manifest.splits[split], {}
+        for m, n in zip(scan.tallies, scan.present.sum(axis=0).tolist(), strict=True):
+            counts[f"present of {m}"] = [facts["present"][m]], [n]
+        for name in scan.labels:
             said = facts["target_counts"][name] if name else facts["label_counts"]
-            what = f"target_counts of {name}" if name else "label_counts"
-            pairs.append((what, said, scan.label_report(name).get("counts", [])))
-        for what, *both in pairs:
+            if name not in scan.misfits:
+                what = f"target_counts of {name}" if name else "label_counts"
+                counts[what] = said, scan.label_report(name).get("counts", [])
+        for what, both in counts.items() if scan.complete else ():
             if both[0] != both[1]:
                 said, counted = (", ".join(map(str, numbers)) for numbers in both)
                 faults.add_file(manifest_lib.FILE, f"split {split!r}: {what} {said}, the records have {counted}")

@@ -19,8 +19,8 @@ FILE = "manifest.json"
 PRESENCE = "presence-{split}.npy"
 """Beside the shards: bool [num_examples, modalities in the manifest's order], read without decoding a record."""
 
-FORMAT = "conclugen_jax features"
-FORMAT_VERSION = 2
+FORMAT, FORMAT_VERSION = "conclugen_jax features", 2
+KIND = f"{FORMAT!r} version {FORMAT_VERSION}"
 AGAIN = "build the data set again"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -135,8 +135,7 @@ def read(folder: str | Path) -> Manifest:
     """
     if not str(folder):
         raise ConclugenError("no data set is named; name its folder with --data or --config.data.path")
-    way_out = "name the folder DATA_DIR/NAME/VERSION that conclugen build printed"
-    return read_file(Path(folder) / FILE, missing=way_out)
+    return read_file(Path(folder) / FILE, missing="name the folder DATA_DIR/NAME/VERSION that conclugen build printed")
 
 
 def read_file(path: Path, *, missing: str) -> Manifest:
@@ -148,23 +147,14 @@ def read_file(path: Path, *, missing: str) -> Manifest:
 
 
 def from_tree(tree: Any, source: str, *, way_out: str) -> Manifest:
-    """Make a manifest of parsed JSON.
-
-    Args:
-      tree: what :meth:`Manifest.to_json` wrote, parsed.
-      source: its file, for messages.
-      way_out: for messages.
+    """Make a manifest of what :meth:`Manifest.to_json` wrote, parsed; ``source`` names its file in messages.
 
     Raises:
       ConclugenError: it is not a manifest of this format.
     """
     try:
-        kind = tree["format"], tree["format_version"]
-        if kind != (FORMAT, FORMAT_VERSION):
-            raise ConclugenError(
-                f"{source}: format {kind[0]!r} version {kind[1]}, expected {FORMAT!r} version {FORMAT_VERSION}; "
-                f"{way_out} with this release"
-            )
+        if (kind := f"{tree['format']!r} version {tree['format_version']}") != KIND:
+            raise ConclugenError(f"{source}: format {kind}, expected {KIND}; {way_out} with this release")
         manifest = msgspec.convert(tree, Manifest)
         msgspec.convert(manifest.source, PrintedSource)
         manifest.to_json()  # NaN, or what is nested too deeply to be written again
@@ -189,10 +179,9 @@ def _check(manifest: Manifest) -> None:
         if facts["present"].keys() != modalities.keys() or counted != sizes:
             raise ValueError(f"counts of split {split!r}")
         shards = shard_names(manifest, split)
-        if not shards or PRESENCE.format(split=split) not in manifest.files:
-            raise ValueError(f"files of split {split!r} are not listed")
-        if sum(manifest.files[name]["records"] for name in shards) != facts["num_examples"]:
-            raise ValueError(f"records of the shards of split {split!r} do not add up")
+        records = sum(manifest.files[name]["records"] for name in shards)
+        if not shards or PRESENCE.format(split=split) not in manifest.files or records != facts["num_examples"]:
+            raise ValueError(f"files of split {split!r} are not listed, or their records do not add up")
 
 
 def shard_names(manifest: Manifest, split: str) -> list[str]:
@@ -201,17 +190,12 @@ def shard_names(manifest: Manifest, split: str) -> list[str]:
 
 
 def verify(folder: str | Path, manifest: Manifest, *, level: str = "hash") -> None:
-    """Compare every file with the manifest.
-
-    Args:
-      folder: of the data set.
-      manifest: as read from it.
-      level: ``size`` (existence and size) or ``hash`` (also SHA-256).
+    """Compare existence and size of every file with the manifest, and at the level ``hash``, not ``size``, its SHA-256.
 
     Raises:
       ConclugenError: the first file that is missing, of another size, or changed.
     """
-    for checked in ("size", "hash")[: 2 if level == "hash" else 1]:  # sizes of all files first, which takes no time
+    for checked in ("size", level):  # sizes of all files first, which takes no time
         for name in manifest.files:
             if fault := file_fault(Path(folder), manifest, name, level=checked):
                 raise ConclugenError(
@@ -236,13 +220,13 @@ def file_fault(folder: Path, manifest: Manifest, name: str, *, level: str) -> st
 
 def read_presence(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
     """Return which examples have which modality, bool [num_examples, modalities]; a ValueError says what is wrong."""
-    shape = (manifest.splits[split]["num_examples"], len(manifest.modalities))
+    name, shape = PRESENCE.format(split=split), (manifest.splits[split]["num_examples"], len(manifest.modalities))
     try:  # the file is mapped, so that its header is checked before it is read
-        flags = np.load(folder / PRESENCE.format(split=split), allow_pickle=False, mmap_mode="r")
+        flags = np.load(folder / name, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError, EOFError) as e:
-        raise ValueError(f"cannot be read ({reason(e)})") from e
+        raise ValueError(f"{name}: cannot be read ({reason(e)})") from e
     if not isinstance(flags, np.ndarray) or flags.dtype != bool or flags.shape != shape:
-        raise ValueError(f"not bool of shape {shape}")
+        raise ValueError(f"{name}: not bool of shape {shape}")
     return np.asarray(flags)
 
 
@@ -256,11 +240,7 @@ def describe_files(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> dic
 
 
 def choose(available: Iterable[str], wanted: Iterable[str], *, what: str, where: str) -> list[str]:
-    """Return the wanted names, all of which must be available.
-
-    Raises:
-      ConclugenError: names the first that is not, and those there are.
-    """
+    """Return the wanted names; a ConclugenError names the first that is not available, and those there are."""
     available, wanted = list(available), list(wanted)
     for name in wanted:
         if name not in available:

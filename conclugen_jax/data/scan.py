@@ -25,36 +25,28 @@ COLUMNS_SHOWN = 8
 """Constant columns that are named, at most."""
 
 
-class Faults:
-    """What is wrong, by file and kind, with the rows of the split that it concerns."""
-
-    def __init__(self, folder: Path, manifest: Manifest):
-        self._folder, self._manifest = folder, manifest
-        self._found: dict[tuple[str, str], list[list[int]]] = {}
+class Faults(dict[tuple[str, str], list[int]]):
+    """(file, what is wrong) -> the rows of the file's split that it concerns, none for the file as a whole."""
 
     def add(self, file: str, what: str, rows: Iterable[int]) -> None:
-        """Note a fault of these rows of a file's split; nothing where there are none."""
-        for row in map(int, rows):
-            ranges = self._found.setdefault((file, what), [])
-            if ranges and ranges[-1][1] == row - 1:
-                ranges[-1][1] = row
-            else:
-                ranges.append([row, row])
+        """Note a fault of these rows; nothing where there are none."""
+        if rows := list(map(int, rows)):
+            self.setdefault((file, what), []).extend(rows)
 
     def add_file(self, file: str, what: str) -> None:
-        """Note a fault of a file as a whole."""
-        self._found[file, what] = []
-
-    def check_file(self, name: str) -> None:
-        """Compare a file's size and hash with the manifest."""
-        if fault := manifest_lib.file_fault(self._folder, self._manifest, name, level="hash"):
-            self.add_file(name, fault)
+        """Note a fault of a file; nothing where the text is empty."""
+        if what:
+            self[file, what] = []
 
     def report(self) -> list[dict[str, Any]]:
         """Return ``file``, ``what`` and ``rows`` (first and last of each range) of each fault, file by file as found."""
-        files = [file for file, _ in self._found]
-        found = sorted(self._found.items(), key=lambda fault: files.index(fault[0][0]))
-        return [{"file": file, "what": what, "rows": rows} for (file, what), rows in found]
+        files = [file for file, _ in self]
+        report = []
+        for file, what in sorted(self, key=lambda fault: files.index(fault[0])):
+            rows = np.array(self[file, what], int)
+            ranges = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
+            report.append({"file": file, "what": what, "rows": [[int(r[0]), int(r[-1])] for r in ranges]})
+        return report
 
 
 class Tally:
@@ -132,18 +124,16 @@ class SplitScan:
         self.complete, self.misfits = True, set[str]()
 
     def run(self, progress: Callable[[int], None], *, verify: bool) -> "SplitScan":
-        """Read all records.
+        """Read all records; call ``progress`` with the number of rows done.
 
-        Args:
-          progress: called with the number of rows done.
-          verify: hash the shards and check every field of every record.
+        With ``verify`` the shards are hashed and every field of every record is checked.
         """
         flags = self._presence() if verify else None
         self._add("", [], [], verify=False, flags=None)  # so that there are arrays of each kind
         done = 0
         for name, size in self._sizes.items():
             if verify:
-                self._faults.check_file(name)
+                self._check_file(name)
             for rows, records in self._chunks(name, done):
                 self._add(name, rows, records, verify=verify, flags=flags)
                 progress(rows[-1] + 1)
@@ -155,9 +145,7 @@ class SplitScan:
         self.hashes = found
         self.complete &= len(self.rows) == done
         if verify:
-            again = np.ones(len(self.rows), bool)
-            again[np.unique(self.hashes["id"], return_index=True)[1]] = False
-            for row in self.rows[again]:
+            for row in np.delete(self.rows, np.unique(self.hashes["id"], return_index=True)[1]):
                 self._faults.add(self._shard(row)[0], "the id of a row before it in the split", [row])
         return self
 
@@ -186,14 +174,17 @@ class SplitScan:
             row -= size
         raise IndexError(row)
 
+    def _check_file(self, name: str) -> None:
+        self._faults.add_file(name, manifest_lib.file_fault(self._folder, self._manifest, name, level="hash"))
+
     def _presence(self) -> np.ndarray | None:
         """Return what is present by the file beside the shards, bool [num_examples, modalities]; None where it is not that."""
         name = manifest_lib.PRESENCE.format(split=self._split)
-        self._faults.check_file(name)
+        self._check_file(name)
         try:
             return manifest_lib.read_presence(self._folder, self._manifest, self._split)
         except ValueError as e:
-            self._faults.add_file(name, str(e))
+            self._faults.add_file(name, str(e).removeprefix(f"{name}: "))
             return None
 
     def _chunks(self, name: str, first_row: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
@@ -244,14 +235,9 @@ class SplitScan:
     def _add(
         self, name: str, rows: list[int], records: list[dict[str, Any]], *, verify: bool, flags: np.ndarray | None
     ) -> None:
-        """Keep what is needed of a chunk of a shard's records, and note their faults.
+        """Keep what is needed of a chunk of a shard's records, and note their faults, also those of ``flags``.
 
-        Args:
-          name: of the shard.
-          rows: of the split, one for each record.
-          records: as parsed.
-          verify: note all faults; else only labels out of range, which cannot be counted.
-          flags: bool [num_examples, modalities], what is present by the file beside the shards; None to skip that.
+        Without ``verify`` only labels out of range are noted, which cannot be counted.
         """
 
         def note(what: str, wrong: np.ndarray, file: str = name) -> None:

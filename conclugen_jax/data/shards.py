@@ -16,13 +16,7 @@ from conclugen_jax.errors import ConclugenError, reason
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A built data set whose files were compared with its manifest.
-
-    Attributes:
-      path: its folder.
-      manifest: content of its manifest.
-      verified: ``hash`` or ``size``, how the files were compared.
-    """
+    """A built data set in a folder, whose files were compared with its manifest by ``hash`` or by ``size``."""
 
     path: Path
     manifest: Manifest
@@ -30,11 +24,7 @@ class Dataset:
 
 
 def open_dataset(path: str | Path, *, verify: str = "hash") -> Dataset:
-    """Read and verify the manifest of a built data set.
-
-    Args:
-      path: the folder ``DATA_DIR/NAME/VERSION``.
-      verify: ``hash`` or ``size``, see :func:`conclugen_jax.data.manifest.verify`.
+    """Open the folder ``DATA_DIR/NAME/VERSION`` of a built data set, and verify its files by ``hash`` or by ``size``.
 
     Raises:
       ConclugenError: no data set there, or a file that differs from the manifest.
@@ -71,11 +61,9 @@ class RowSource(Protocol):
     variants: Mapping[str, int]  # modality -> number of variants that can be asked for, where there are several
 
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
-        """Return rows at the given indices, in that order.
+        """Return rows at the given indices [n], in that order.
 
-        Args:
-          indices: [n].
-          variants: which ones; variant 0 where a modality is not named. Features [n, k, dim] where [n, k] are named.
+        Of a modality that ``variants`` does not name it is variant 0; features are [n, k, dim] where [n, k] are named.
         """
 
 
@@ -85,13 +73,7 @@ class ShardStream:
     tier = "shards"
 
     def __init__(
-        self,
-        dataset: Dataset,
-        split: str,
-        modalities: Sequence[str],
-        *,
-        target: str = "",
-        all_variants: bool = False,
+        self, dataset: Dataset, split: str, modalities: Sequence[str], *, target: str = "", all_variants: bool = False
     ):
         """Open a split.
 
@@ -113,23 +95,15 @@ class ShardStream:
         self.label = manifest.labels()[target]
         self.where = f"{where}, split {split!r}"
         self.num_examples = manifest.splits[split]["num_examples"]
-        with self._reading():
-            self.source = wire.open_shards(dataset.path / name for name in manifest_lib.shard_names(manifest, split))
-        if len(self.source) != self.num_examples:
-            raise ConclugenError(
-                f"{where}: split {split!r}: {len(self.source)} records, the manifest says {self.num_examples}; build it again"
-            )
         columns = [list(manifest.modalities).index(m) for m in self.modalities]
-        try:
+        with self._reading("a file"):
+            self.source = wire.open_shards(dataset.path / name for name in manifest_lib.shard_names(manifest, split))
+            if len(self.source) != self.num_examples:
+                raise ValueError(f"{len(self.source)} records, the manifest says {self.num_examples}")
             self.presence = manifest_lib.read_presence(dataset.path, manifest, split)[:, columns]
-        except ValueError as e:
-            file = dataset.path / manifest_lib.PRESENCE.format(split=split)
-            raise ConclugenError(f"{file}: {e}; build the data set again") from e
         self.usable = np.flatnonzero(self.presence.any(axis=1))
         if not self.usable.size:
-            raise ConclugenError(
-                f"{where}: no row of split {split!r} has any of the modalities {list(modalities)}; name others"
-            )
+            raise ConclugenError(f"{self.where}: no row has any of the modalities {list(modalities)}; name others")
         self._stored = manifest.stored_variants(split)
         self.variants = {m: self._stored[m] for m in self.modalities if all_variants and self._stored[m] > 1}
         self._wire = wire.Wire({f"features/{m}": dim * self._stored[m] for m, dim in manifest.modalities.items()})
@@ -137,11 +111,7 @@ class ShardStream:
         self.gib = self.num_examples * floats * 4 / 2**30
 
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
-        """Read rows at the given indices, in that order; see :class:`RowSource`.
-
-        Raises:
-          ConclugenError: a record that cannot be read.
-        """
+        """Read rows; see :class:`RowSource`. A ConclugenError names the split of a record that cannot be read."""
         dims, wanted = self.dataset.manifest.modalities, variants or {}
         features = {m: np.empty((*np.shape(wanted.get(m, indices)), dims[m]), np.float32) for m in self.modalities}
         columns = [(m, x, self._wire.offset(f"features/{m}"), dims[m]) for m, x in features.items()]
@@ -165,11 +135,7 @@ class ShardStream:
         }
 
     def names(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read ids and groups of the rows, two string arrays.
-
-        Raises:
-          ConclugenError: a record that cannot be read.
-        """
+        """Read ids and groups of the rows, two string arrays, as :meth:`rows` does."""
         with self._reading():
             examples = [wire.parse(record) for record in self._read(indices)]
             return tuple(np.array([_bytes(e, key).decode() for e in examples]) for key in ("id", "group"))
@@ -178,13 +144,11 @@ class ShardStream:
         return self.source.__getitems__([int(i) for i in indices])
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, what: str = "a record") -> Iterator[None]:
         try:
             yield
         except Exception as e:  # array_record and protobuf raise many kinds for what was not written so
-            raise ConclugenError(
-                f"{self.where}: a record cannot be read ({reason(e)}); build the data set again"
-            ) from e
+            raise ConclugenError(f"{self.where}: {what} cannot be read ({reason(e)}); build the data set again") from e
 
 
 def _bytes(example: Any, key: str) -> bytes:
