@@ -13,11 +13,7 @@ SHOWN = 5
 
 
 def refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
-    """Refuse examples with NaN or infinite values or without modality, unless they are to be dropped.
-
-    Raises:
-      ConclugenError: there are some; the first of them are named.
-    """
+    """Refuse examples with NaN or infinite values or without modality, unless they are to be dropped."""
     bad = [
         f"split {split!r}, row {row}, id {name[:100]!r}, {reason}"
         for split, entries in parts.items()
@@ -33,11 +29,7 @@ def refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
 
 
 def refuse_duplicates(parts: Parts) -> None:
-    """Refuse an id that occurs twice in a split.
-
-    Raises:
-      ConclugenError: there is one.
-    """
+    """Refuse an id that occurs twice in a split."""
     for split, entries in parts.items():
         if twice := within(repeats({split: _joined(entries, "ids")[:, None]}), split):
             (first, second), rows = twice[0][:2], _joined(entries, "rows")
@@ -49,11 +41,7 @@ def refuse_duplicates(parts: Parts) -> None:
 
 
 def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
-    """Refuse a modality that no example has; most often its ids differ from those of the labels.
-
-    Raises:
-      ConclugenError: there is one.
-    """
+    """Refuse a modality that no example has; most often its ids differ from those of the labels."""
     presence = np.concatenate([_joined(entries, "presence") for entries in parts.values()])
     for modality, present in zip(spec.modalities, presence.T, strict=True):
         if not present.any():

@@ -8,18 +8,13 @@ from conclugen_jax.data.corpora import CORPORA, expected_counts
 
 
 def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
-    """Return lines that say what was built, what was converted or left out, and what is suspicious.
-
-    Args:
-      folder: of the built data set.
-      with_dropped: also the examples that were left out as bad.
-    """
+    """Return lines on what was built, converted, left out (examples too, ``with_dropped``), and what is suspicious."""
     manifest = manifest_lib.read(folder)
     counts = ", ".join(f"{split} {facts['num_examples']:,}" for split, facts in manifest.splits.items())
     sizes = ", ".join(f"{m} {dim}" for m, dim in manifest.modalities.items())
-    n = len(manifest.label.names)
+    n, kind = len(manifest.label.names), manifest.label.kind
     labels = {"single": f"{n} classes", "multi": f"{n} labels", "value": "a number to predict", "none": "no labels"}[
-        manifest.label.kind
+        kind
     ]
     lines = [f"{folder}: {counts} examples; modalities {sizes}; {labels}"]
     for modality in manifest.modalities:
@@ -35,8 +30,7 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
         lines.append(f"{n:,} {dtype} vectors of {modality} were converted to float32")
     for modality, n in manifest.source.get("replaced", {}).items():
         lines.append(f"{n:,} values of {modality} were -inf and read as 0")
-    outside = manifest.source.get("rows_outside_folds", 0)
-    if outside:
+    if outside := manifest.source.get("rows_outside_folds", 0):
         lines.append(f"{outside:,} rows of the labels are of videos in no fold and were left out")
     dropped = {s: f["dropped"] for s, f in manifest.splits.items() if f["dropped"]}
     if dropped and with_dropped:

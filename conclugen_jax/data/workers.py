@@ -42,17 +42,10 @@ def run(
     progress: Callable[[int, int | None], None] | None,
     total: int | None,
 ) -> Parts:
-    """Write all parts.
+    """Write all parts, in the order of the records.
 
-    Args:
-      jobs: in the order of the records; those of a source that is no :class:`PartedSource` must be run one by one.
-      num_workers: processes.
-      beam: pipeline options, or None for no Beam.
-      progress: called after each part with the number of examples done, and ``total``.
-      total: number of examples, None for a source that cannot be read in parts.
-
-    Returns:
-      split -> (file, facts) of each part, in order.
+    ``total`` is the number of examples, None for a source that cannot be read in parts; ``beam`` are pipeline options, None
+    for no Beam; ``progress`` is called after each part with the number of examples done and ``total``.
 
     Raises:
       ConclugenError: a bad example, a killed worker, or Beam for a source that cannot be read in parts.

@@ -41,11 +41,7 @@ class CsdFeatures:
     """
 
     def __init__(self, paths: Path | Iterable[Path], *, pool: str = "mean"):
-        """Open the files, one or several, and look at the first entry of each; pool by ``mean``, ``max`` or ``last``.
-
-        Raises:
-          ConclugenError: no file, or one that holds no sequences of vectors.
-        """
+        """Open the files, one or several; pool by ``mean``, ``max`` or ``last``."""
         self._sequences = [CsdFile(path) for path in ([paths] if isinstance(paths, Path) else paths)]
         if not self._sequences:
             raise ConclugenError("no .csd file is named for the modality; name one or more")
@@ -71,13 +67,8 @@ class CsdFeatures:
         Raises:
           ConclugenError: an entry that is damaged, of another width, or aligned to something else.
         """
-        vectors = []
-        for sequence, dim in zip(self._sequences, self._dims, strict=True):
-            vector = self._vector(sequence, dim, place)
-            if vector is None:
-                return None
-            vectors.append(vector)
-        return np.concatenate(vectors)
+        vectors = [self._vector(s, dim, place) for s, dim in zip(self._sequences, self._dims, strict=True)]
+        return None if any(vector is None for vector in vectors) else np.concatenate(vectors)
 
     def _vector(self, sequence: "CsdFile", dim: int, key: Key) -> np.ndarray | None:
         (video, start, end, row), name = key, sequence.entry_name(key)

@@ -66,11 +66,9 @@ class _Split:
         return self.values[key]
 
     def numbers(self, key: str, *shape: int | str) -> np.ndarray:
-        """Return real numbers, of the type in which they are stored, with an axis for each clip and others.
+        """Return real numbers [n, *shape], of the type in which they are stored; [n, 1] may stand for [n].
 
-        Args:
-          key: of a value that must be there.
-          *shape: sizes of the other axes; text where any but 0 will do. Numbers [n, 1] may stand for [n].
+        Sizes given as text are for messages: any but 0 will do.
         """
         x, expected = self.get(key), (len(self.ids), *shape)
         if isinstance(x, list) and all(type(number) in (int, float) for number in x):
@@ -258,13 +256,9 @@ def _valid_steps(split: _Split, modality: str, x: np.ndarray) -> tuple[str, np.n
 def _pool(
     x: np.ndarray, valid: np.ndarray | None, counts: collections.Counter[str], *, certain: bool
 ) -> np.ndarray | None:
-    """Return the mean over the valid steps of a clip, float32 [dim]; None where no step holds anything.
+    """Return the mean over the valid steps of a clip [steps, dim], float32 [dim]; None where no step holds anything.
 
-    Args:
-      x: numbers [steps, dim].
-      valid: which steps are valid by the file, bool [steps], if it says so.
-      counts: of values and clips treated specially.
-      certain: whether ``valid`` counts even if other steps have content.
+    ``valid`` are the steps that the file names, if it does; ``certain``: even if others have content.
     """
     x = x.astype(np.float64)
     minus_infinity = x == -np.inf
