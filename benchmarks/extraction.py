@@ -130,7 +130,7 @@ def ours(paths: list[str], args: argparse.Namespace) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from conclugen_jax.extract import preparation, workers
+    from conclugen_jax.extract import preparation
     from conclugen_jax.extract.backbones import Options
     from conclugen_jax.extract.clips import Utterance
     from conclugen_jax.extract.vectors import Clock, keep_freed_memory, vectors
@@ -141,7 +141,7 @@ def ours(paths: list[str], args: argparse.Namespace) -> dict[str, float]:
 
     def run(paths: list[str], clock: Clock) -> int:
         jobs = [(Utterance(f"{i}", "", path, text="words"), 1) for i, path in enumerate(paths)]
-        prepared = workers.prepared(jobs, how, args.num_workers)
+        prepared = preparation.prepared(jobs, how, args.num_workers)
         results = list(vectors(prepared, networks, clock))
         assert not any(each.failure for each, _ in results), [each.failure for each, _ in results if each.failure]
         return len(results)

@@ -16,9 +16,10 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data import shards
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import backbones, extraction, preparation, vectors
 from conclugen_jax.extract import clips as clips_lib
-from conclugen_jax.extract import extraction, preparation, vectors, workers
-from conclugen_jax.extract.backbones import Networks
+from conclugen_jax.extract.backbones import Backbone, Networks
+from conclugen_jax.extract.preparation import Prepared
 from tests import clips
 
 ROOT = Path(__file__).parent.parent
@@ -167,12 +168,10 @@ def test_a_crash_of_the_decoder_is_a_failure_of_its_clip(videos, tmp_path):
 
 
 def test_a_decoder_that_never_ends_is_given_up(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "TIMEOUT", 1e-3)
+    monkeypatch.setattr(preparation, "TIMEOUT", 1e-3)
     found = clips_lib.find("clips", videos)[:1]
-    from conclugen_jax.extract import backbones, preparation
-
     how = preparation.recipe(backbones.load(Networks((), OWN)))
-    (only,) = workers.prepared([(found[0], 1)], how, 1)
+    (only,) = preparation.prepared([(found[0], 1)], how, 1)
     assert "not decoded within 0.001 s" in only.failure
 
 
@@ -331,9 +330,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 
 def test_items_of_rare_shapes_do_not_hold_up_their_clips(monkeypatch):
-    from conclugen_jax.extract.backbones import Backbone
-    from conclugen_jax.extract.preparation import Prepared
-
     mean = Backbone("b", "video", 1, None, lambda x: x.mean(axis=1, keepdims=True), batch_size=4)
 
     monkeypatch.setattr(vectors, "MOST_WAITING", 3)
@@ -354,9 +350,6 @@ def test_items_of_rare_shapes_do_not_hold_up_their_clips(monkeypatch):
 
 
 def test_items_of_other_shapes_or_types_are_not_put_into_one_batch():
-    from conclugen_jax.extract.backbones import Backbone
-    from conclugen_jax.extract.preparation import Prepared
-
     taken = []
 
     def first(x):

@@ -145,10 +145,8 @@ def _by_name(source: Path) -> dict[str, list[Path]]:
 
 
 def _interval_columns(table: Table) -> tuple[str, str, str] | None:
-    for columns in (("video", "start_time", "end_time"), ("video", "start", "end"), ("clip", "start", "end")):
-        if set(columns) <= set(table.columns):
-            return columns
-    return None
+    kinds = ("video", "start_time", "end_time"), ("video", "start", "end"), ("clip", "start", "end")
+    return next((columns for columns in kinds if set(columns) <= set(table.columns)), None)
 
 
 def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]]) -> list[Utterance]:
@@ -172,7 +170,7 @@ def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]]) -> li
                 raise ConclugenError(f"{where}: video {name!r} is {paths[0]} or {paths[1]}; write its path in the row")
             times = [number(row[column], f"{where}: {column}", (0, 1e6)) for column in (start, end)]
             if times[0] >= times[1]:
-                raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; mend the row")
+                raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; correct the row")
             words = " ".join(row["text"].split()) if "text" in table.columns else None
             u = Utterance(key, "", str(paths[0]), *times, words or None, sound=sound_beside(paths[0]))
             found += with_words(u, read=read)
@@ -186,8 +184,8 @@ def sound_beside(path: Path) -> str:
     if path.suffix.lower() not in PICTURES:
         return ""
     beside = path.parent.glob(f"{glob.escape(path.stem)}.*")
-    found = [p for p in beside if p.stem == path.stem and p.suffix.lower() in SOUNDS]
-    return str(found[0]) if len(found) == 1 else ""
+    found = [str(p) for p in beside if p.stem == path.stem and p.suffix.lower() in SOUNDS]
+    return found[0] if len(found) == 1 else ""
 
 
 def with_words(
@@ -195,10 +193,7 @@ def with_words(
 ) -> list[Utterance]:
     """Return an utterance with the words of the subtitles beside its clip, unless its words are known already.
 
-    Args:
-      u: utterance; subtitles that cannot be read become its problem.
-      cut: return an utterance for each line of subtitles that have times.
-      read: reads a file of subtitles.
+    With ``cut`` each line of subtitles that have times is an utterance. Subtitles that ``read`` refuses become a problem.
     """
     path = subtitles.beside(Path(u.path)) if u.text is None else None
     if path is None:
@@ -266,8 +261,7 @@ def _meld(source: Path) -> Iterator[Utterance]:
 
 
 def _meld_split(name: str) -> str:
-    found = [split for word in re.split(r"[^a-z]+", name.lower()) if (split := SPLIT_NAMES.get(word))]
-    return found[-1] if found else ""
+    return next(filter(None, map(SPLIT_NAMES.get, reversed(re.split(r"[^a-z]+", name.lower())))), "")
 
 
 def _meld_words(source: Path) -> dict[tuple[str, str], str]:

@@ -1,7 +1,6 @@
 """Clips -> features -> shards: every utterance once, resumable, its failures listed."""
 
 import contextlib
-import dataclasses
 import errno
 import functools
 import hashlib
@@ -22,7 +21,7 @@ from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import outcome, preparation, provenance, workers
+from conclugen_jax.extract import outcome, preparation, provenance
 from conclugen_jax.extract.backbones import Networks
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import decoding
@@ -76,76 +75,137 @@ def extract(
       ConclugenError: labels that fit no clip, a failure of every clip, a data set in the way, or a folder that cannot be
         written. What is done is kept for the next try.
     """
-    plan = _plan(request, utterances, networks, Path(data_dir).absolute(), preparation_options)
-    if not overwrite and (plan.target / manifest_lib.FILE).is_file():
-        return plan.target, _there_already(plan)
-    with _written(plan):
-        plan.store.begin(plan.facts, overwrite=overwrite, keep=keep)
-        tally, present = _run(plan, networks, num_workers, beam, progress)
-        built = _build(plan, tally, present, overwrite)
+    work = _Extraction(request, utterances, networks, Path(data_dir).absolute(), preparation_options)
+    if not overwrite and (work.target / manifest_lib.FILE).is_file():
+        return work.target, work.there_already()
+    with work.written():
+        work.store.begin(work.facts, overwrite=overwrite, keep=keep)
+        tally, present = work.run(num_workers, beam, progress)
+        built = work.build(tally, present, overwrite)
         if not keep:
-            shutil.rmtree(plan.store.folder, ignore_errors=True)
+            shutil.rmtree(work.store.folder, ignore_errors=True)
     return built, tally
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """A data set to be made.
+class _Extraction:
+    """A data set to be made of clips: what is to be done, and where."""
 
-    Attributes:
-      request: data set, name, version, labels and folds.
-      how: to prepare clips.
-      dims: modality -> size of its vectors.
-      first_split: the one that has views.
-      todo: utterances with their numbers of views and their stamps.
-      unknown: ids in the labels that name no clip.
-      facts: what the vectors depend on besides the clips.
-      fingerprint: hash of labels, clips and facts.
-      target: folder of the data set.
-      store: of single vectors.
-    """
+    def __init__(
+        self,
+        request: Request,
+        utterances: Sequence[Utterance],
+        networks: Networks,
+        data_dir: Path,
+        options: dict[str, Any],
+    ):
+        self.request, self.networks, backbones = request, networks, backbones_lib.load(networks)
+        self.how = preparation.recipe(backbones, size=networks.options.size, **options)
+        _check_tools(self.how)
+        self.dims = Counter()  # modality -> size of its vectors
+        for b in backbones:
+            self.dims[b.modality] += b.dim
+        planned = {modality: Vectors(utterances, dim) for modality, dim in self.dims.items()}
+        source = formats.assemble(request, Found(planned), "clips")
+        builders.check_spec(source.spec)
+        self.first_split = source.spec.splits[0]  # the one that has views
+        self.todo, self.unknown = _asked_for(source, utterances, self.how)
+        self.facts = provenance.of(backbones, self.how, networks.options).to_json()
+        stamps = [[u.place, views, stamp] for u, views, stamp in self.todo]
+        content = json.dumps([source.stamp()[0], stamps, self.facts], sort_keys=True).encode()
+        self.fingerprint, name, version = hashlib.sha256(content).hexdigest(), source.spec.name, source.spec.version
+        self.target, self.store = data_dir / name / version, Store(data_dir / f".extracting-{name}-{version}")
+        self._lock = self.store.folder.with_name(f"{self.store.folder.name}.lock")
 
-    request: Request
-    how: Recipe
-    dims: dict[str, int]
-    first_split: str
-    todo: list[Job]
-    unknown: list[str]
-    facts: dict[str, Any]
-    fingerprint: str
-    target: Path
-    store: Store
+    def there_already(self) -> Tally:
+        """Return the tally of the data set, and remove what a try left that was stopped when all but this was done."""
+        present = manifest_lib.read(self.target)
+        made = present.source.get("extraction", {})
+        if made.get("fingerprint") != self.fingerprint:
+            raise ConclugenError(
+                f"{self.target}: holds a data set made of other clips or in another way; pass --overwrite to replace it, or "
+                "choose another --data_dir"
+            )
+        manifest_lib.verify(self.target, present)
+        if self.store.folder.exists() and not self.store.is_kept():
+            with contextlib.suppress(locks.Busy), locks.hold(self._lock):
+                shutil.rmtree(self.store.folder, ignore_errors=True)
+        return outcome.known(made, self.target, len(self.todo))
 
-    @property
-    def lock(self) -> Path:
-        return self.store.folder.with_name(f"{self.store.folder.name}.lock")
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """Hold the lock of the data set while it is made; report what keeps it from being written."""
+        try:
+            self._lock.parent.mkdir(parents=True, exist_ok=True)
+            with locks.hold(self._lock):
+                yield
+        except locks.Busy as e:
+            raise ConclugenError(
+                f"{self.target}: being extracted by {e}; wait, or choose another name or --data_dir"
+            ) from None
+        except OSError as e:
+            full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+            way_out = "free space and repeat the command, which goes on" if full else "choose another --data_dir"
+            where = e.filename or self._lock.parent
+            raise ConclugenError(f"{where}: cannot be written ({e.strerror or e}); {way_out}") from e
+
+    def run(
+        self, num_workers: int, beam: Sequence[str] | None, progress: Progress
+    ) -> tuple[Tally, dict[str, list[Utterance]]]:
+        """Extract what is not done, then count all; return the utterances that have each modality, too.
+
+        Failures are tried again: a file may have been repaired.
+        """
+        states = [self.store.state(u, views) for u, views, _ in self.todo]
+        left = [job for job, state in zip(self.todo, states, strict=True) if state is None or state.failure]
+        tally, total = Tally(unknown=self.unknown, reused=len(self.todo) - len(left)), len(self.todo)
+        counted = itertools.count(tally.reused)
+        progress(next(counted), total)
+        work = functools.partial(_work, self.store.folder, self.networks, self.how)
+        if beam is not None:
+            data_workers.run_beam([left[i : i + BEAM_PART] for i in range(0, len(left), BEAM_PART)], work, beam)
+        else:
+            work(left, num_workers, tally.clock, lambda: progress(next(counted), total))
+        present: dict[str, list[Utterance]] = {modality: [] for modality in self.dims}
+        for u, views, _ in self.todo:
+            state = self.store.state(u, views) or State(failure="was changed while it was extracted")
+            if state.failure:
+                tally.failures[u.place] = state.failure
+                continue
+            tally.done += 1
+            tally.notes.update(map(outcome.kind, state.notes))
+            tally.missing.update(self.dims.keys() - set(state.present))
+            for modality in state.present:
+                present[modality].append(u)
+            if self.how.recogniser and not u.text and state.text:
+                tally.heard[u.place] = state.text
+        return tally, present
+
+    def build(self, tally: Tally, present: dict[str, list[Utterance]], overwrite: bool) -> Path:
+        """Write failures and words, then the shards."""
+        listed = outcome.write_table(self.target, FAILURES, tally.failures)
+        if not any(present.values()):
+            first = next(iter(tally.failures.values()), "none has any modality")
+            raise ConclugenError(f"each of {len(self.todo):,} failed, such as: {first}; all of them are in {listed}")
+        outcome.write_table(self.target, WORDS, tally.heard)
+        features: dict[str, Features] = {}
+        for modality, utterances in present.items():
+            about = utterances, self.dims[modality], self.store.folder, modality
+            views = [Vectors(*about, view) for view in range(self.how.num_views)]
+            if utterances:
+                features[modality] = Combined([[view] for view in views], first_split=self.first_split)
+        facts = {"extraction": {**self.facts, "fingerprint": self.fingerprint, **tally.to_json()}}
+        source = formats.assemble(self.request, Found(features, facts=facts, identity=self.fingerprint), "clips")
+        return builders.build(source, self.store.folder.parent, overwrite=overwrite, drop_bad=True)
 
 
-def _plan(
-    request: Request, utterances: Sequence[Utterance], networks: Networks, data_dir: Path, options: dict[str, Any]
-) -> _Plan:
-    backbones = backbones_lib.load(networks)
-    how = preparation.recipe(backbones, size=networks.options.size, **options)
-    # What is missing here must not become a failure of every clip.
+def _check_tools(how: Recipe) -> None:
+    """Refuse what is missing here before it becomes a failure of every clip."""
     if how.recogniser:
         preparation.recogniser(how.recogniser)
     if how.faces:
         preparation.mtcnn_weights(how.faces)
     if how.rates or set(how.modalities.values()) - {"text"}:
         decoding.library()
-    dims: Counter[str] = Counter()
-    for b in backbones:
-        dims[b.modality] += b.dim
-    source = formats.assemble(request, Found({m: Vectors(utterances, dim) for m, dim in dims.items()}), "clips")
-    builders.check_spec(source.spec)
-    todo, unknown = _asked_for(source, utterances, how)
-    facts = provenance.of(backbones, how, networks.options).to_json()
-    clips = [[u.place, views, stamp] for u, views, stamp in todo]
-    content = json.dumps([source.stamp()[0], clips, facts], sort_keys=True).encode()
-    fingerprint, name, version = hashlib.sha256(content).hexdigest(), source.spec.name, source.spec.version
-    target, store = data_dir / name / version, Store(data_dir / f".extracting-{name}-{version}")
-    first = source.spec.splits[0]
-    return _Plan(request, how, dict(dims), first, todo, unknown, facts, fingerprint, target, store)
 
 
 def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> tuple[list[Job], list[str]]:
@@ -177,74 +237,6 @@ def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recip
     return [found[place] for place in sorted(found)], unknown
 
 
-def _there_already(plan: _Plan) -> Tally:
-    """Return the tally of the data set, and remove what a try left that was stopped when all but this was done."""
-    present = manifest_lib.read(plan.target)
-    made = present.source.get("extraction", {})
-    if made.get("fingerprint") != plan.fingerprint:
-        raise ConclugenError(
-            f"{plan.target}: holds a data set made of other clips or in another way; pass --overwrite to replace it, or choose "
-            "another --data_dir"
-        )
-    manifest_lib.verify(plan.target, present)
-    if plan.store.folder.exists() and not plan.store.is_kept():
-        with contextlib.suppress(locks.Busy), locks.hold(plan.lock):
-            shutil.rmtree(plan.store.folder, ignore_errors=True)
-    return outcome.known(made, plan.target, len(plan.todo))
-
-
-@contextlib.contextmanager
-def _written(plan: _Plan) -> Iterator[None]:
-    """Hold the lock of a data set while it is made; report what keeps it from being written."""
-    try:
-        plan.lock.parent.mkdir(parents=True, exist_ok=True)
-        with locks.hold(plan.lock):
-            yield
-    except locks.Busy as e:
-        raise ConclugenError(
-            f"{plan.target}: being extracted by {e}; wait, or choose another name or --data_dir"
-        ) from None
-    except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "free space and repeat the command, which goes on" if full else "choose another --data_dir"
-        raise ConclugenError(
-            f"{e.filename or plan.lock.parent}: cannot be written ({e.strerror or e}); {way_out}"
-        ) from e
-
-
-def _run(
-    plan: _Plan, networks: Networks, num_workers: int, beam: Sequence[str] | None, progress: Progress
-) -> tuple[Tally, dict[str, list[Utterance]]]:
-    """Extract what is not done, then count all; return the utterances that have each modality, too.
-
-    Failures are tried again: a file may have been repaired.
-    """
-    present: dict[str, list[Utterance]] = {modality: [] for modality in plan.dims}
-    states = [plan.store.state(u, views) for u, views, _ in plan.todo]
-    left = [job for job, state in zip(plan.todo, states, strict=True) if state is None or state.failure]
-    tally, total = Tally(unknown=plan.unknown, reused=len(plan.todo) - len(left)), len(plan.todo)
-    counted = itertools.count(tally.reused)
-    progress(next(counted), total)
-    work = functools.partial(_work, plan.store.folder, networks, plan.how)
-    if beam is not None:
-        data_workers.run_beam([left[i : i + BEAM_PART] for i in range(0, len(left), BEAM_PART)], work, beam)
-    else:
-        work(left, num_workers, tally.clock, lambda: progress(next(counted), total))
-    for u, views, _ in plan.todo:
-        state = plan.store.state(u, views) or State(failure="was changed while it was extracted")
-        if state.failure:
-            tally.failures[u.place] = state.failure
-            continue
-        tally.done += 1
-        tally.notes.update(map(outcome.kind, state.notes))
-        tally.missing.update(plan.dims.keys() - set(state.present))
-        for modality in state.present:
-            present[modality].append(u)
-        if plan.how.recogniser and not u.text and state.text:
-            tally.heard[u.place] = state.text
-    return tally, present
-
-
 def _work(
     folder: Path,
     networks: Networks,
@@ -256,27 +248,9 @@ def _work(
 ) -> None:
     """Extract utterances into the store in a folder."""
     store, by_place = Store(folder), {job[0].place: job for job in jobs}
-    with contextlib.closing(workers.prepared([job[:2] for job in jobs], how, num_workers)) as prepared:
+    with contextlib.closing(preparation.prepared([job[:2] for job in jobs], how, num_workers)) as prepared:
         for each, found in vectors(prepared, backbones_lib.load(networks), clock):
             _, views, stamp = by_place[each.place]
             state = State(stamp, views, sorted(found), list(each.notes), each.failure, each.text)
             store.put(each.place, found, state)
             done()
-
-
-def _build(plan: _Plan, tally: Tally, present: dict[str, list[Utterance]], overwrite: bool) -> Path:
-    """Write failures and words, then the shards."""
-    listed = outcome.write_table(plan.target, FAILURES, tally.failures)
-    if not any(present.values()):
-        first = next(iter(tally.failures.values()), "none has any modality")
-        raise ConclugenError(f"each of {len(plan.todo):,} failed, such as: {first}; all of them are in {listed}")
-    outcome.write_table(plan.target, WORDS, tally.heard)
-    features: dict[str, Features] = {}
-    for modality, utterances in present.items():
-        views = range(plan.how.num_views)
-        views = [Vectors(utterances, plan.dims[modality], plan.store.folder, modality, view) for view in views]
-        if utterances:
-            features[modality] = Combined([[view] for view in views], first_split=plan.first_split)
-    facts = {"extraction": {**plan.facts, "fingerprint": plan.fingerprint, **tally.to_json()}}
-    source = formats.assemble(plan.request, Found(features, facts=facts, identity=plan.fingerprint), "clips")
-    return builders.build(source, plan.store.folder.parent, overwrite=overwrite, drop_bad=True)

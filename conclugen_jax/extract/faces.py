@@ -29,9 +29,7 @@ Track = list[tuple[float, np.ndarray]]
 def follow(times: Sequence[float], boxes: Sequence[np.ndarray | None]) -> list[Track]:
     """Join boxes that overlap from one detection to the next into tracks; a face may be missed for twice :data:`GAP`.
 
-    Args:
-      times: of the frames, in seconds.
-      boxes: [4] of the face of each frame, ``None`` where there is none.
+    Each frame has a time in seconds, and a box or ``None``.
     """
     tracks: list[Track] = []
     for time, box in zip(times, boxes, strict=True):
@@ -55,9 +53,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def find(params: Mapping[str, Any], frames: Sequence[np.ndarray]) -> list[np.ndarray | None]:
     """Return the box of the most probable face of each frame (corners in pixels), ``None`` where there is none.
 
-    Args:
-      params: variables of MTCNN.
-      frames: uint8 RGB [height, width, 3].
+    ``params`` are the variables of MTCNN, frames are uint8 RGB [height, width, 3].
     """
     found: list[np.ndarray | None] = [None] * len(frames)
     shapes = {frame.shape for frame in frames}
@@ -77,14 +73,7 @@ def find(params: Mapping[str, Any], frames: Sequence[np.ndarray]) -> list[np.nda
 def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], size: int) -> Clip:
     """Crop the clip's face to square frames, and drop frames further than :data:`GAP` from one in which it is seen.
 
-    Args:
-      clip: whole frames.
-      boxes: of the face in some of the frames.
-      rows: which frames these are.
-      size: side of the new frames, in pixels.
-
-    Returns:
-      The clip with other frames; none where no face was found.
+    The boxes are of the face in the frames of ``rows``; new frames have ``size`` pixels a side.
     """
     # In parts of the frame: its size may change within a clip.
     sides = [np.tile(clip.frames[i].shape[1::-1], 2) for i in rows]
@@ -110,12 +99,9 @@ def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], si
 
 
 def resize(frame: np.ndarray, size: tuple[int, int], box: tuple[float, ...] | None = None) -> np.ndarray:
-    """Resize a frame by bilinear interpolation, with averaging where it shrinks.
+    """Resize a frame (uint8 [height, width, 3]) by bilinear interpolation, with averaging where it shrinks.
 
-    Args:
-      frame: uint8 [height, width, 3].
-      size: new width and height.
-      box: what to take of the frame: x, y of two corners; ``None``: all.
+    ``size`` is the new width and height, ``box`` what to take of the frame: x, y of two corners; ``None``: all.
     """
     from PIL import Image
 

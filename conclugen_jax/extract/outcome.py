@@ -51,12 +51,9 @@ class Tally:
 
 
 def known(made: Mapping[str, Any], target: Path, count: int) -> Tally:
-    """Return what became of the utterances of a data set that is there already.
+    """Return what became of the utterances of a data set that is there already, ``count`` of them.
 
-    Args:
-      made: what its manifest says of the extraction.
-      target: its folder.
-      count: number of its utterances.
+    Its manifest says ``made`` of the extraction; the table of failures lies beside its folder, ``target``.
     """
     try:
         failures = {row["utterance"]: row[FAILURES[1]] for _, row in read_csv(table(target, FAILURES))}

@@ -14,11 +14,10 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import embedding
 from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import clips, preparation, provenance, workers
+from conclugen_jax.extract import clips, preparation, provenance
 from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.media import speech
-from conclugen_jax.extract.networks import mtcnn, weights
+from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.extract.vectors import vectors
 from conclugen_jax.run import workdir as workdir_lib
 
@@ -102,7 +101,7 @@ def predict(
     networks = Networks(tuple(map(str, folders)), tuple(own))
     backbones, how = _same_way(manifest, workdir, network.modalities, networks, recogniser, Path(mtcnn_folder))
     utterances = [u for file in files for u in _utterances(file, cut)]
-    prepared = workers.prepared([(u, 1) for u in utterances], how, num_workers)
+    prepared = preparation.prepared([(u, 1) for u in utterances], how, num_workers)
     found = {each.place: (each, rows) for each, rows in vectors(prepared, backbones)}
     run = embedding.predictor(network)
     return [_prediction(u, *found[u.place], network, run, manifest.modalities) for u in utterances]
@@ -133,29 +132,30 @@ def _same_way(
             f"{workdir}: damaged facts of its data set ({e}); restore its {workdir_lib.DATA}, or train again"
         ) from e
     networks = dataclasses.replace(networks, options=made.options)
-    by_name = {b.name: b for b in backbones_lib.load(networks)} if networks.folders or networks.own else {}
+    found = {b.name: b for b in backbones_lib.load(networks)} if networks.folders or networks.own else {}
     needed = [name for name, facts in made.backbones.items() if facts["modality"] in modalities]
-    provenance.compare(provenance.of_backbones(list(by_name.values())), made.backbones, needed, str(workdir))
-    if made.frames.faces and made.frames.faces_per_second != preparation.DETECTIONS:
+    if missing := [name for name in needed if name not in found]:
         raise ConclugenError(
-            f"{workdir}: in the clips of its data set faces were not looked for {preparation.DETECTIONS:g} times a second, as "
-            "now; extract it again"
+            f"{workdir}: its features need {', '.join(missing)}; name the weights with --weights, or with --backbone"
         )
-    if made.frames.faces and weights.load(faces).sha256 != made.frames.faces:
-        raise ConclugenError(f"{faces}: other weights of MTCNN than those of the data set; name these with --mtcnn")
+    if spare := sorted(found.keys() - made.backbones.keys()):
+        raise ConclugenError(f"{workdir}: its features were made without {', '.join(spare)}; leave that out")
     theirs = made.speech.get("name", "")
     recogniser = recogniser or theirs
     if recogniser:
         preparation.recogniser(recogniser)  # an unknown one is no fault of the clips
-    if recogniser and recogniser == theirs and speech.provenance(recogniser) != made.speech:
-        raise ConclugenError(
-            f"{recogniser}: of another version or with another model than the words of {workdir} were recognised with; install "
-            "that one, or choose a recogniser with --speech"
-        )
-    backbones = [by_name[name] for name in needed]
-    crop, no_face = (str(faces), made.frames.no_face) if made.frames.faces else ("", "drop")
-    how = preparation.recipe(backbones, size=made.options.size, faces=crop, no_face=no_face, recogniser=recogniser)
-    return backbones, how
+    how = preparation.recipe(
+        [found[name] for name in needed],
+        size=made.options.size,
+        faces=str(faces) if made.frames.faces else "",
+        no_face=made.frames.no_face or "drop",
+        recogniser=recogniser,
+    )
+    ours = provenance.of(list(found.values()), how, made.options)
+    same_speech = recogniser if recogniser == theirs else ""  # another one may be chosen
+    tools = [{**p.backbones, "mtcnn": msgspec.to_builtins(p.frames), same_speech: p.speech} for p in (ours, made)]
+    provenance.compare({name: facts for name, facts in tools[0].items() if name}, tools[1], str(workdir))
+    return [found[name] for name in needed], how
 
 
 def _prediction(
@@ -184,12 +184,7 @@ def _prediction(
 
 
 def table(predictions: Sequence[Prediction], title: str) -> Table:
-    """Return a table of predictions for a terminal, a row for each utterance.
-
-    Args:
-      predictions: those that did not fail; of one run.
-      title: what made them.
-    """
+    """Return a table for a terminal: a row for each prediction of one run that did not fail."""
     classes = predictions[0].classes if predictions else ()
     shown = Table(title=escape(f"{title}: probabilities in %" if classes else title))
     columns = [

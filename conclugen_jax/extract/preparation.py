@@ -1,10 +1,12 @@
-"""Prepare a clip on the host, in a worker process: decode, find the face, recognise the words, make items."""
+"""Prepare clips on the host, in worker processes: decode, find the face, recognise the words, make items."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError, place_of
@@ -16,6 +18,7 @@ from conclugen_jax.extract.media import decoding as media
 from conclugen_jax.extract.media import speech
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import weights
+from conclugen_jax.system.pool import Died, Pool
 
 NO_FACE = ("drop", "whole", "missing")
 """For a clip without a face: report a failure, take whole frames, or treat the pictures as missing."""
@@ -25,6 +28,15 @@ DETECTIONS = 2.0
 
 LACKING = 0.5
 """Seconds by which an interval may end after its clip without a note."""
+
+AHEAD = 2
+"""Utterances per process that are under way or wait for the device; each holds its frames."""
+
+TIMEOUT = 900.0
+"""Seconds after which an utterance is given up, in case a decoder never ends."""
+
+Work = tuple[Utterance, int]
+"""An utterance and its number of views."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +100,50 @@ class Prepared:
     text: str | None = None
     times: tuple[float, float] = (0.0, 0.0)
     boxes: tuple[tuple[float, ...], ...] = ()
+
+
+def prepared(work: Iterable[Work], how: Recipe, num_workers: int) -> Iterator[Prepared]:
+    """Prepare utterances in processes (0: in this one), and yield what was prepared of each, in order.
+
+    An utterance that crashes the process that decodes it, or keeps it busy for ever, is a failure.
+    """
+    if not num_workers:
+        yield from (prepare(utterance, how, views) for utterance, views in work)
+        return
+    work = iter(work)
+    while left := (yield from _in_processes(work, how, num_workers)):
+        for job in left:  # after a crash one by one, to know which utterance crashes its process
+            if (yield from _in_processes(iter([job]), how, 1)):
+                failure = f"{job[0].path}: the process that decoded it died; is it damaged or too large?"
+                yield Prepared(job[0].place, failure=failure)
+
+
+def _in_processes(work: Iterator[Work], how: Recipe, num_workers: int) -> Generator[Prepared, None, list[Work]]:
+    """Yield results until the work is done, or a process died or hangs; return what was under way then."""
+    jobs, futures = deque(), deque()
+    with Pool(num_workers, start=_compute_on_processor) as pool:
+        try:
+            while True:
+                while len(jobs) < num_workers * AHEAD and (job := next(work, None)):
+                    jobs.append(job)
+                    futures.append(pool.submit(prepare, job[0], how, job[1]))
+                if not jobs:
+                    return []
+                result = futures.popleft().result(TIMEOUT)
+                jobs.popleft()
+                yield result
+        except Died:
+            return list(jobs)
+        except TimeoutError:
+            pool.kill()
+            utterance, _ = jobs.popleft()
+            failure = f"{utterance.path}: not decoded within {TIMEOUT:g} s; is it damaged?"
+            yield Prepared(utterance.place, failure=failure)
+            return list(jobs)
+
+
+def _compute_on_processor() -> None:
+    jax.config.update("jax_platforms", "cpu")  # the device is the parent's
 
 
 def prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:

@@ -92,31 +92,18 @@ def read(made: Mapping[str, Any]) -> Provenance:
     return found
 
 
-def compare(
-    found: Mapping[str, dict[str, Any]], expected: Mapping[str, dict[str, Any]], needed: Sequence[str], whose: str
-) -> None:
-    """Compare backbones with those that the features of a run were made with. Where weights came from may differ.
+def compare(found: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Mapping[str, Any]], whose: str) -> None:
+    """Compare facts of tools, by their names, with those of the tools that made the data set of a run.
 
-    Args:
-      found: name -> facts of the backbones that were named.
-      expected: name -> facts of those that made the data set.
-      needed: names that the run needs.
-      whose: the run, for messages.
+    Where weights came from may differ.
 
     Raises:
-      ConclugenError: one is missing, spare, or was another one.
+      ConclugenError: one differs; it is named with both values.
     """
-    if missing := [name for name in needed if name not in found]:
-        raise ConclugenError(
-            f"{whose}: its features need {', '.join(missing)}; name the weights with --weights, or with --backbone"
-        )
-    if spare := sorted(found.keys() - expected.keys()):
-        raise ConclugenError(f"{whose}: its features were made without {', '.join(spare)}; leave that out")
     for name, ours in sorted(found.items()):
         keys = (ours.keys() | expected[name].keys()) - {"source"}
         for key in sorted(keys, key=lambda key: (key != "sha256", key)):  # the hash says most
             a, b = (json.dumps(facts.get(key), sort_keys=True) for facts in (ours, expected[name]))
             if a != b:
-                raise ConclugenError(
-                    f"{name}: its {key} is {a[:200]}, that of the features of {whose} is {b[:200]}; name the same"
-                )
+                theirs = f"that of the features of {whose} is {b[:200]}"
+                raise ConclugenError(f"{name}: its {key} is {a[:200]}, {theirs}; use the same or extract again")

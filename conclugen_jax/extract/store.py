@@ -1,7 +1,7 @@
 """Vectors of the utterances that are done, so that an interrupted extraction resumes at the clip.
 
-``vectors/[SPLIT/]KEY.npy`` holds one row, an array [views, dim] for each modality; ``done/[SPLIT/]KEY.json`` says what became of
-an utterance, and is written last.
+``vectors/[SPLIT/]KEY.npy`` holds one row, an array [views, dim] for each modality; ``done/[SPLIT/]KEY.json``, written last,
+says what became of an utterance.
 """
 
 import json
@@ -83,12 +83,9 @@ class Store:
         return (self.folder / KEPT).exists()
 
     def begin(self, recipe: Mapping[str, Any], *, overwrite: bool = False, keep: bool = False) -> None:
-        """Create the folder.
+        """Create the folder. The vectors of an earlier try are used if its recipe (JSON) was the same, see :meth:`state`.
 
-        Args:
-          recipe: JSON; the vectors of an earlier try are used if its recipe was the same.
-          overwrite: delete the vectors of another recipe.
-          keep: the vectors stay after the data set is built.
+        With ``overwrite`` those of another recipe are deleted; with ``keep`` the vectors stay after the data set is built.
 
         Raises:
           ConclugenError: another recipe has left vectors.

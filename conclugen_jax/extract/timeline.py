@@ -3,7 +3,7 @@
 import io
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,7 @@ def check(path: Path) -> None:
 
 
 def draw(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write a PNG picture.
-
-    Args:
-      predictions: utterances, in their order.
-      path: of the picture.
+    """Write a PNG picture of utterances, in their order.
 
     Raises:
       ConclugenError: it cannot be written, or there are too many utterances for a picture.
@@ -64,87 +60,78 @@ def draw(predictions: Sequence[Prediction], path: Path) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of a letter that the font lacks
         for _, group in itertools.groupby(predictions, key=lambda p: p.clip):
             clip = list(group)
-            strips += [_heading(clip), *(_utterance(p) for p in clip)]
+            timed = [p for p in clip if p.end > p.start]
+            strips.append(_pixels(LINE * (5 if timed else 2), _heading, Path(clip[0].clip).name, timed))
+            strips += [_pixels(max(FRAME, LINE * (len(p.classes) + 4)), _utterance, p) for p in clip]
     content = io.BytesIO()
     Image.fromarray(np.concatenate(strips)).save(content, "PNG")
     files.write_atomically(path, content.getvalue(), place="--picture")
 
 
-def _heading(clip: Sequence[Prediction]) -> np.ndarray:
+def _pixels(height: int, paint: Callable, *arguments: Any) -> np.ndarray:
+    """Return a strip as uint8 [height, width, 3]; ``paint(figure, *arguments)`` draws it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = FigureCanvasAgg(Figure((WIDTH / DPI, height / DPI), dpi=DPI))
+    paint(canvas.figure, *arguments)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _heading(figure: Any, name: str, timed: Sequence[Prediction]) -> None:
     """Draw the clip's name, and its utterances on the time axis with what is predicted of each."""
-    timed = [p for p in clip if p.end > p.start]
-    figure = _figure(5 * LINE if timed else 2 * LINE)
-    figure.text(MARGIN / WIDTH, 0.85, _short(Path(clip[0].clip).name, 100), va="top", weight="bold", size=10, **PLAIN)
+    figure.text(MARGIN / WIDTH, 0.85, _short(name, 100), va="top", weight="bold", size=10, **PLAIN)
     if not timed:
-        return _pixels(figure)
+        return
     length = max(p.end for p in timed)
     axes = figure.add_axes([MARGIN / WIDTH, 0.35, 1 - 2 * MARGIN / WIDTH, 0.22])
-    axes.set(xlim=(0, length), ylim=(0, 1), yticks=[], facecolor=PALE)
-    axes.spines[:].set_visible(False)
+    _bare(axes, xlim=(0, length), ylim=(0, 1), yticks=[], facecolor=PALE)
     axes.tick_params(labelsize=7)
     axes.xaxis.set_major_formatter("{x:g} s")
+    middle = {"va": "center", "ha": "center", "color": "white", "size": 7, "parse_math": False}
     for p in timed:
         width = p.end - p.start - 3 * length / WIDTH  # a gap to the next
         axes.broken_barh([(p.start, width)], (0, 1), color=GREY if p.failure else MARK, antialiased=False)
         said = _short("failed" if p.failure else p.said, 100)
         if len(said) * 8 / WIDTH < width / length:
-            axes.text(
-                p.start + width / 2, 0.45, said, va="center", ha="center", color="white", size=7, parse_math=False
-            )
-    return _pixels(figure)
+            axes.text(p.start + width / 2, 0.45, said, **middle)
 
 
-def _utterance(p: Prediction) -> np.ndarray:
+def _utterance(figure: Any, p: Prediction) -> None:
     """Draw a frame with the face, what is said, and a bar for the probability of each class."""
-    figure = _figure(max(FRAME, LINE * (len(p.classes) + 4)))
     frame, box = _frame(p)
     if frame is not None:
-        axes = figure.add_axes([MARGIN / WIDTH, 0.05, 0.21, 0.92])
+        axes = figure.add_axes([MARGIN / WIDTH, 0.05, 0.21, 0.92], anchor="NW")
         axes.axis("off")
         axes.imshow(frame, extent=(0, frame.shape[1], frame.shape[0], 0))
-        axes.set_anchor("NW")
         if box is not None:
             x, y = (np.clip(box, 0, 1) * np.tile(frame.shape[1::-1], 2)).reshape(2, 2).T
             axes.plot(x[[0, 1, 1, 0, 0]], y[[0, 0, 1, 1, 0]], color=MARK, lw=1.5)
+    line = LINE / figure.bbox.height
     missing = f" (no {', '.join(p.missing)})" if p.missing else ""
     said = p.failure or (f'"{p.text}"' if p.text else "no words known") + missing
     figure.text(0.24, 0.97, f"{p.start:.1f} - {p.end:.1f} s", va="top", weight="bold", size=10, **PLAIN)
-    figure.text(0.24, 0.97 - LINE / figure.bbox.height, _short(said, 100), va="top", size=8, **PLAIN)
-    if not p.classes and not p.failure:
-        figure.text(0.24, 0.5, _short(p.said, 80), weight="bold", size=10, parse_math=False, color=MARK)
-    if p.classes:
-        line = LINE / figure.bbox.height
-        _bars(figure.add_axes([0.36, 0.95 - (len(p.classes) + 2) * line, 0.57, len(p.classes) * line]), p)
-    return _pixels(figure)
-
-
-def _bars(axes: Any, p: Prediction) -> None:
-    """Draw a bar for the probability of each class, in their order from top to bottom."""
+    figure.text(0.24, 0.97 - line, _short(said, 100), va="top", size=8, **PLAIN)
+    if not p.classes:
+        predicted = "" if p.failure else _short(p.said, 80)
+        figure.text(0.24, 0.5, predicted, weight="bold", size=10, parse_math=False, color=MARK)
+        return
+    axes = figure.add_axes([0.36, 0.95 - (len(p.classes) + 2) * line, 0.57, len(p.classes) * line])
     rows = np.arange(len(p.classes))
-    colours = [MARK if name in p.predicted else GREY for name in p.classes]
     axes.barh(rows, 1, 0.6, color=PALE, antialiased=False)
+    colours = [MARK if name in p.predicted else GREY for name in p.classes]
     axes.barh(rows, np.maximum(p.probability, 0.002), 0.6, color=colours, antialiased=False)
-    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), xticks=[])
+    _bare(axes, xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), xticks=[])
     axes.set_yticks(rows, [_short(name, 16) for name in p.classes], size=8, parse_math=False)
     axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     for row, value in enumerate(p.probability):
         axes.text(1.01, row, f"{value:.1%}", va="center", size=8)
 
 
-def _figure(height: int) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure((WIDTH / DPI, height / DPI), dpi=DPI)
-
-
-def _pixels(figure: Any) -> np.ndarray:
-    """Return a figure as uint8 [height, width, 3]."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+def _bare(axes: Any, **properties: Any) -> None:
+    axes.set(**properties)
+    axes.spines[:].set_visible(False)
 
 
 def _short(text: str, most: int) -> str:
@@ -156,11 +143,10 @@ def _short(text: str, most: int) -> str:
 def _frame(p: Prediction) -> tuple[np.ndarray | None, tuple[float, ...] | None]:
     """Return the frame in the middle, or the one nearest to it in which the face was found, and the face's box."""
     middle = (p.end - p.start) / 2
-    nearest = min(p.boxes, key=lambda box: abs(box[0] - middle), default=None)
-    at = p.start + (nearest[0] if nearest is not None else middle)
+    time, *box = min(p.boxes, key=lambda box: abs(box[0] - middle), default=(middle,))
+    at = p.start + time
     try:
         clip = media.decode(Path(p.clip), rate=1.0, start=at + 1e-4, end=at + 0.5, sound=False)
     except ConclugenError:
         return None, None
-    frame = clip.frames[0] if clip.frames else None
-    return frame, nearest[1:] if nearest is not None else None
+    return (clip.frames[0] if clip.frames else None), tuple(box) or None

@@ -28,15 +28,9 @@ class Clock:
 
 
 def vectors(prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: Clock | None = None) -> Finished:
-    """Run the backbones over prepared utterances.
+    """Run the backbones over prepared utterances; vectors of one modality are joined in the order of their backbones.
 
-    Args:
-      prepared: utterances, in any order.
-      backbones: in the order in which vectors of one modality are joined.
-      clock: accumulates the time taken.
-
-    Yields:
-      Utterances and their vectors, see :data:`Finished`. Vectors that are not finite are a failure.
+    The clock accumulates the time taken. Vectors that are not finite are a failure.
 
     Raises:
       ConclugenError: vectors of another size than a backbone says.
@@ -141,9 +135,7 @@ def keep_freed_memory() -> bool:
 
     XLA takes and frees hundreds of MiB for every batch on a processor; without this a fifth of the time goes into pages that
     the system fills with zeros. To be called before threads are started; freed memory stays with the process from then on.
-
-    Returns:
-      Whether the C library can do it; others are left as they are.
+    Returns whether the C library can do it; others are left as they are.
     """
     mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # of <malloc.h>
     try:

@@ -41,12 +41,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes, *, place: str = "--workdir") -> None:
-    """Write a file that is there whole or not at all.
-
-    Args:
-      path: of the file.
-      content: text is written as UTF-8.
-      place: the option that says where it lies, for the message.
+    """Write a file (text as UTF-8) that is there whole or not at all; ``place`` is the option that says where it lies.
 
     Raises:
       ConclugenError: no space, or not allowed.
@@ -64,12 +59,9 @@ def write_json(path: Path, value: Any, *, place: str = "--workdir") -> None:
 
 
 def read_json(path: Path, like: type[T], *, way_out: str) -> T:
-    """Read a JSON file as a type, such as a ``msgspec.Struct``.
+    """Read a JSON file as a type, such as a ``msgspec.Struct``; ``dict[str, Any]`` for any object.
 
-    Args:
-      path: of the file.
-      like: what it must hold; ``dict[str, Any]`` for any object.
-      way_out: what to do about a file that is missing or damaged.
+    ``way_out`` says what to do about a file that is missing or damaged.
 
     Raises:
       ConclugenError: the file cannot be read, is not JSON, or lacks or mistypes a field, which is named.

@@ -16,11 +16,9 @@ class Busy(Exception):
 
 @contextlib.contextmanager
 def hold(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold a lock while the context lasts.
+    """Hold a lock while the context lasts: a file that is created, names the holder, and is removed afterwards.
 
-    Args:
-      path: file of the lock, in an existing folder; it is created, names the holder, and is removed afterwards.
-      wait: called with the holder before waiting for it; ``None``: do not wait.
+    ``wait`` is called with the holder before waiting for it; ``None``: do not wait.
 
     Raises:
       Busy: another process holds the lock, and ``wait`` is ``None``.

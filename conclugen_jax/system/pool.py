@@ -33,12 +33,7 @@ class Pool:
     """
 
     def __init__(self, num_workers: int, *, start: Callable[[], None] | None = None):
-        """Prepare a pool; processes start with the first call.
-
-        Args:
-          num_workers: number of processes.
-          start: called once in each process before its first call.
-        """
+        """Prepare a pool; processes start with the first call, and each calls ``start`` before its first one."""
         self._context, self._num_workers = _Spawning(), num_workers
         self._executor = concurrent.futures.ProcessPoolExecutor(
             num_workers, mp_context=self._context, initializer=_start, initargs=(os.getpid(), start)
@@ -53,12 +48,7 @@ class Pool:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def map(self, function: Callable, jobs: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
-        """Yield ``function(job)`` of every job, in order.
-
-        Args:
-          function: importable by the processes.
-          jobs: read no further than ``ahead`` jobs a process beyond those that are running.
-          ahead: queued jobs per process.
+        """Yield ``function(job)`` of every job, in order; few jobs are read ``ahead`` of those that are running, per process.
 
         Raises:
           Died: a process was killed or crashed.

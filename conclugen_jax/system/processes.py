@@ -29,8 +29,7 @@ def several() -> bool:
 def start(timeout: float) -> None:
     """Join the processes that the environment describes; to be called before anything else of JAX.
 
-    Args:
-      timeout: seconds in which all must come, and after which a silent process counts as gone.
+    All must come within ``timeout`` seconds, after which a silent process counts as gone, too.
 
     Raises:
       ConclugenError: the environment describes none, or not all have come in time.
@@ -60,11 +59,7 @@ def start(timeout: float) -> None:
 
 
 def of_main(tree: Any) -> Any:
-    """Return the arrays of process 0 on every process, bit for bit.
-
-    Args:
-      tree: of NumPy arrays, with the same shapes and types on every process.
-    """
+    """Return the tree of NumPy arrays of process 0, bit for bit; shapes and types are the same on every process."""
     if not several():
         return tree
     import jax
