@@ -10,7 +10,8 @@ import pytest
 
 from conclugen_jax.data import formats
 from conclugen_jax.data.features import FolderFeatures
-from conclugen_jax.data.requests import Layout, Request, open_features
+from conclugen_jax.data.formats import open_features
+from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.data.summary import describe
 from conclugen_jax.errors import ConclugenError
 from tests.layouts import build, matrices, refused, save, write_csv
@@ -263,7 +264,7 @@ def test_targets_with_capitals(tmp_path):
     dataset, _ = build(Request("features", source, name="t", layout=layout), tmp_path / "data")
     assert set(dataset.manifest.targets) == {"Arousal", "group"}
     (source / "labels.csv").write_text("id,label,the mood\na,1,0.5\nb,0,1.5\n")
-    with pytest.raises(ConclugenError, match=r"the mood .*targets are called by letters, digits and '_'"):
+    with pytest.raises(ConclugenError, match=r"'the mood'.* letters, digits and '_'"):
         build(Request("features", source, name="t2", layout=Layout(targets=("the mood",))), tmp_path / "data")
 
 
@@ -303,7 +304,7 @@ def test_ids_twice_in_a_matrix(tmp_path):
         ({"modalities": {"y": "gone.npy"}}, r"gone.npy: no such file"),
         ({"dataset": "meld"}, r"no labels; add a labels.csv"),
         ({"dataset": "caer"}, r"nothing says which split"),
-        ({"format": "csd"}, r"format 'csd' is for cmu_mosei and cmu_mosi"),
+        ({"format": "csd"}, r"corpus 'features' has no standard folds here; there are cmu_mosei"),
         ({"folds": (3, 0)}, r"fold 0 of 3 over 1 groups"),
         ({"layout": Layout(label=("emotion",))}, r"no column 'emotion'; it has id, label"),
     ],

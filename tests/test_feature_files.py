@@ -352,14 +352,6 @@ def test_another_label_column_or_a_file_in_another_split_is_noticed(tmp_path):
         build(two, tmp_path / "data")
 
 
-def test_what_is_no_data_set_is_never_replaced(tmp_path):
-    source = tmp_path / "data" / "mine" / "1.0.0"
-    save(source / "x" / "a.npy", np.ones(2))
-    with pytest.raises(ConclugenError, match="holds something else than a data set"):
-        build(Request("features", source, name="mine"), tmp_path / "data", overwrite=True)
-    assert (source / "x" / "a.npy").is_file()
-
-
 def test_moved_files_are_the_same_and_vectors_without_a_row_are_counted(tmp_path):
     rows, stored = table_rows()
     source = tmp_path / "t"

@@ -19,19 +19,12 @@ MOST = float(np.finfo(np.float32).max)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of text.
+    """Rows of text."""
 
-    Attributes:
-      path: file that messages about the whole table name.
-      columns: name -> n cells.
-      where: n places for messages, such as ``labels.csv, line 2``.
-      keys: of the rows' features; None where the column ``id`` holds them.
-    """
-
-    path: Path
-    columns: Mapping[str, Sequence[str]]
-    where: Sequence[str]
-    keys: Sequence[Any] | None = None
+    path: Path  # file that messages about the whole table name
+    columns: Mapping[str, Sequence[str]]  # name -> n cells
+    where: Sequence[str]  # n places for messages, such as "labels.csv, line 2"
+    keys: Sequence[Any] | None = None  # of the rows' features; None where the column id holds them
 
     def __len__(self) -> int:
         return len(self.where)

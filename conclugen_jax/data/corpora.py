@@ -12,39 +12,26 @@ MOSEI_EMOTIONS = ("happiness", "sadness", "anger", "surprise", "disgust", "fear"
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A published corpus.
+    """A published corpus."""
 
-    Attributes:
-      description: one sentence.
-      licence: of the data.
-      label: kind and names of the labels, in the order of their index in the published files.
-      targets: further things to predict.
-      ranges: "label" or a target -> least and greatest number in published files, before a label is made 0 or 1.
-      label_names: other names of classes in published files -> index.
-      splits: that it comes with; empty if it has none.
-      named: returns label (None if unknown) and group of an utterance by its name, None for a name of another form; None if
-        names say nothing.
-      example: of a name.
-      names_repeat: the same names stand for other utterances in other splits, so that ids get the split in front.
-      shared_groups: groups are in several splits by design.
-      drop: split -> names of utterances that are broken in the published data.
-      expected: split (or "all") -> number of examples, for comparison: of the authors' copy (faces cropped, where they
-        are), of CMU-MOSI, which they have not, the published segments of the standard folds.
-    """
-
-    description: str
-    licence: str
-    label: LabelSpec
+    description: str  # one sentence
+    licence: str  # of the data
+    label: LabelSpec  # names are in the order of their index in the published files
     targets: Mapping[str, LabelSpec] = dataclasses.field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    label_names: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    splits: tuple[str, ...] = ("train", "validation", "test")
+    """"label" or a target -> least and greatest number in published files, before a label is made 0 or 1."""
+    label_names: Mapping[str, int] = dataclasses.field(default_factory=dict)  # other names of classes -> index
+    splits: tuple[str, ...] = ("train", "validation", "test")  # that it comes with; empty if it has none
     named: Callable[[str], tuple[int | None, str] | None] | None = None
+    """Returns label (None if unknown) and group by an utterance's name, None for a name of another form than ``example``."""
     example: str = ""
-    names_repeat: bool = False
-    shared_groups: bool = False
-    drop: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    names_repeat: bool = False  # the same names stand for other utterances in other splits: ids get the split in front
+    shared_groups: bool = False  # groups are in several splits by design
+    drop: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)  # split -> names of broken utterances
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Split (or "all") -> number of examples: of the authors' copy (faces cropped, where they are), or, of CMU-MOSI, of the
+    published segments of the standard folds.
+    """
 
 
 CAER_CLASSES = ("anger", "disgust", "fear", "happy", "neutral", "sad", "surprise")

@@ -4,18 +4,21 @@ The stages: check the request, recognise the format, open the features, read the
 """
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from conclugen_jax.data import labels, tables
 from conclugen_jax.data.corpora import CORPORA, Corpus
-from conclugen_jax.data.features import POOLS, Combined, canonical, holds_npy
+from conclugen_jax.data.features import POOLS, Combined, FolderFeatures, MatrixFeatures, canonical, holds_npy
 from conclugen_jax.data.files import entries
 from conclugen_jax.data.importers import authors, csd
 from conclugen_jax.data.joined import JoinedSource
-from conclugen_jax.data.requests import Found, Layout, Request, open_features
+from conclugen_jax.data.parquet import ParquetFeatures
+from conclugen_jax.data.requests import Found, Layout, Request
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features, LabelSpec, by_group
 from conclugen_jax.errors import ConclugenError
 
@@ -40,11 +43,7 @@ CLOCKS = 60.0
 
 
 def open_source(request: Request) -> JoinedSource:
-    """Open the files that a user named.
-
-    Raises:
-      ConclugenError: an unknown data set or format, or files that are not what the format asks for.
-    """
+    """Open the files that a user named; ConclugenError says what they are not that the format asks for."""
     now = time.time()
     source = _open(request)
     source.opened, changed = source.stamp()
@@ -80,24 +79,17 @@ def _check(request: Request) -> None:
     if request.corpus is None and not request.name:
         raise ConclugenError("the data set needs a name of its own; give it with --name")
     if request.corpus is not None and request.layout != Layout():
-        raise ConclugenError(
-            f"--label, --classes and --targets are for data of your own; {request.dataset} has its own"
-        )
+        raise ConclugenError(f"--label, --classes and --targets are for --dataset={GENERIC} alone; leave them out")
 
 
 def recognise(request: Request) -> str:
-    """Return the name of a source's format.
-
-    Raises:
-      ConclugenError: none of the known ones, or a pickle.
-    """
+    """Return the name of a source's format."""
     source = request.source
     if source is None:
         return "csd" if any(".csd" in path for path in request.modalities.values()) else "table"
     if source.suffix in (".pkl", ".pickle"):
-        raise ConclugenError(
-            f"{source}: a pickle can execute code when it is read; convert it first: conclugen convert_mmsa --help"
-        )
+        way_out = "convert it first: conclugen convert_mmsa --help"
+        raise ConclugenError(f"{source}: a pickle can execute code when it is read; {way_out}")
     if source.is_file():
         if source.suffix not in (".npz", ".parquet", ".csd"):
             raise ConclugenError(f"{source}: not a format that is read (.npz, .parquet, .csd, or a folder)")
@@ -117,52 +109,77 @@ def recognise(request: Request) -> str:
         return "table"
     if endings & {".pkl", ".pickle"}:
         raise ConclugenError(f"{source}: holds pickles, which are not read; see conclugen convert_mmsa --help")
-    raise ConclugenError(
-        f"{source}: no known layout (it holds {', '.join(sorted(inside)[:5]) or 'nothing'}); docs/datasets/features.md shows "
-        "the one to use, --format names one"
-    )
+    held = ", ".join(sorted(inside)[:5]) or "nothing"
+    way_out = "docs/datasets/features.md shows the one to use, --format names one"
+    raise ConclugenError(f"{source}: no known layout (it holds {held}); {way_out}")
+
+
+def open_features(path: str, pool: str) -> Features:
+    """Open the features of one modality from a path as users write it.
+
+    It is a folder of npy files; ``FILE.npy`` with ``FILE.txt``; ``FILE.npz:ARRAY``; or ``FILE.parquet:COLUMN``.
+    """
+    place, _, key = (path, "", "") if os.path.exists(path) else path.rpartition(":")  # names, too, may hold colons
+    if not os.path.exists(place):
+        raise ConclugenError(f"{path}: no such file or folder; give --modality NAME=PATH once for each modality")
+    place, key = Path(place), key or "features"
+    if place.is_dir():
+        return FolderFeatures(place, how=pool)
+    if place.suffix == ".npy":
+        return MatrixFeatures(place, how=pool)
+    if place.suffix == ".npz":
+        return MatrixFeatures(place, how=pool, key=key)
+    if place.suffix == ".parquet":
+        return ParquetFeatures(place, how=pool, column=key)
+    raise ConclugenError(f"{path}: expected a folder, FILE.npy, FILE.npz:ARRAY or FILE.parquet:COLUMN")
 
 
 def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
-    """Join features and annotations: those of the format, of the files that the user named, or of the names.
-
-    Args:
-      request: of the user.
-      found: features, and what the format knows of labels.
-      kind: name of the format.
-
-    Raises:
-      ConclugenError: labels that cannot be read or do not fit.
-    """
-    features = dict(found.features)
+    """Join features and annotations: those of the format ``kind``, of the files that the user named, or of the names."""
+    openers = dict(found.features)
     if kind != "csd":  # which opens those that are named itself
-        features |= {m: open_features(path, request.pool) for m, path in request.modalities.items()}
-    request.require(features)
-    features = {m: features[m] for m in request.only or features}
+        openers |= {m: functools.partial(open_features, path, request.pool) for m, path in request.modalities.items()}
+    for modality in request.only:
+        if modality not in openers:
+            raise ConclugenError(f"no modality {modality!r}; there are {', '.join(openers) or 'none'}")
+    features = {m: openers[m]() if callable(openers[m]) else openers[m] for m in request.only or openers}
     found = labels.annotate(request, dataclasses.replace(found, features=features))
-    where = request.source or request.dataset
-    if not found.columns:
+    where, corpus, columns, folds = request.source or request.dataset, request.corpus, found.columns, request.folds
+    if not columns:
         raise ConclugenError(f"{where}: no examples; the labels name none, or all are left out")
     if not features:
         raise ConclugenError(f"{where}: no features found in format {kind!r}; name them with --modality NAME=PATH")
-    if request.corpus is not None and request.corpus.names_repeat:
+    if corpus is not None and corpus.names_repeat:
         for modality, each in features.items():
-            _refuse_shared_names(modality, each, found.columns)
-    columns, folds = found.columns, request.folds
-    if request.corpus is not None and not request.corpus.splits:
+            _refuse_shared_names(modality, each, columns)
+    if corpus is not None and not corpus.splits:
         folds = folds or DEFAULT_FOLDS
     facts = _facts(request, found, kind, folds)
+    if folds and len(columns) > 1:
+        raise ConclugenError(f"the data have splits ({', '.join(columns)}) already; leave --num_folds and --fold out")
     if folds:
-        if len(columns) > 1:
-            raise ConclugenError(
-                f"the data have splits ({', '.join(columns)}) already; leave --num_folds and --fold out"
-            )
         ((stored, annotations),) = columns.items()
         columns = by_group(annotations, *folds, where=request.name or request.dataset)
         pieces = {m: f.variants if isinstance(f, Combined) else [[f]] for m, f in features.items()}
         features = {m: Combined(variants, stored=stored) for m, variants in pieces.items()}
-    spec = _spec(request, found, features, tuple(columns))  # by_split() puts train first
-    return JoinedSource(spec, columns, features, label_files=found.label_files, facts=facts, identity=found.identity)
+    name = request.name or request.dataset
+    if request.folds:
+        name += f"_fold{request.folds[1]}of{request.folds[0]}"
+    label = found.label or LabelSpec("none")
+    corpus = corpus or Corpus(f"Features of {request.name}.", "not stated", label, found.targets)
+    spec = DatasetSpec(
+        name=name,
+        version=request.version,
+        description=corpus.description,
+        licence=corpus.licence,
+        modalities={m: f.dim for m, f in features.items()},
+        label=corpus.label,
+        splits=tuple(columns),  # by_split() puts train first
+        targets=corpus.targets,
+        variants={m: len(f.variants) for m, f in features.items() if isinstance(f, Combined)},
+        shared_groups=corpus.shared_groups,
+    )
+    return JoinedSource(spec, columns, features, sorted(found.label_files), facts, found.identity)
 
 
 def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | None) -> dict[str, Any]:
@@ -193,10 +210,11 @@ def _refuse_shared_names(modality: str, features: Features, columns: Mapping[str
     for split, annotations in columns.items():
         for key in map(canonical, annotations.keys if names else ()):
             if key in names and f"{split}/{key}" not in names and seen.setdefault(key, split) != split:
-                raise ConclugenError(
-                    f"modality {modality!r}: {key!r} is an utterance of {seen[key]!r} and another one of {split!r}; put "
-                    f"the split in front of the id, {split}/{key}, or the files into folders train, validation, test"
+                fault = f"{key!r} is an utterance of {seen[key]!r} and another one of {split!r}"
+                way_out = (
+                    f"put the split in front of the id, {split}/{key}, or files into folders train, validation, test"
                 )
+                raise ConclugenError(f"modality {modality!r}: {fault}; {way_out}")
 
 
 def _unused(features: Features, columns: Mapping[str, Annotations]) -> int:
@@ -205,23 +223,3 @@ def _unused(features: Features, columns: Mapping[str, Annotations]) -> int:
     keys = {split: set(map(canonical, a.keys)) for split, a in columns.items()} if names else {}
     anywhere = {f"{split}/{key}" for split, some in keys.items() for key in some}.union(*keys.values())
     return sum(name not in (keys.get(split, ()) if split else anywhere) for split in names for name in names[split])
-
-
-def _spec(request: Request, found: Found, features: Mapping[str, Features], splits: tuple[str, ...]) -> DatasetSpec:
-    name = request.name or request.dataset
-    if request.folds:
-        name += f"_fold{request.folds[1]}of{request.folds[0]}"
-    label = found.label or LabelSpec("none")
-    corpus = request.corpus or Corpus(f"Features of {request.name}.", "not stated", label, found.targets)
-    return DatasetSpec(
-        name=name,
-        version=request.version,
-        description=corpus.description,
-        licence=corpus.licence,
-        modalities={m: f.dim for m, f in features.items()},
-        label=corpus.label,
-        splits=splits,
-        targets=corpus.targets,
-        variants={m: len(f.variants) for m, f in features.items() if isinstance(f, Combined)},
-        shared_groups=corpus.shared_groups,
-    )

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +50,17 @@ class Piece:
             yield Example(name, vectors, label, rows.groups[i], known, replaced)
 
 
+@dataclasses.dataclass
 class JoinedSource:
-    """A source of annotated features, which can be read in parts.
+    """A source of annotated features, which can be read in parts."""
 
-    Attributes:
-      spec: its splits are keys of ``annotations``, its modalities those of ``features``.
-      annotations: columns of each split.
-      features: of each modality.
-      label_files: that the annotations were read from.
-      facts: where all this came from, for the manifest.
-      identity: the fingerprint; else it is made of the files.
-      opened: fingerprint of the files when they were opened, "" if it was not taken.
-    """
-
-    def __init__(
-        self,
-        spec: DatasetSpec,
-        annotations: Mapping[str, Annotations],
-        features: Mapping[str, Features],
-        *,
-        label_files: Iterable[Path] = (),
-        facts: Mapping[str, Any] | None = None,
-        identity: str = "",
-    ):
-        self.spec, self.annotations, self.features = spec, annotations, features
-        self.label_files, self.facts, self.identity, self.opened = sorted(label_files), dict(facts or {}), identity, ""
+    spec: DatasetSpec
+    annotations: Mapping[str, Annotations]  # of each split of the spec
+    features: Mapping[str, Features]  # of each modality of the spec
+    label_files: Sequence[Path] = ()  # that the annotations were read from
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # where all this came from, for the manifest
+    identity: str = ""  # the fingerprint; else it is made of the files
+    opened: str = ""  # fingerprint of the files when they were opened, if it was taken
 
     def num_examples(self, split: str) -> int:
         """Return the number of annotated rows."""
@@ -90,7 +76,7 @@ class JoinedSource:
         places = {m: features.locate(split, rows.keys) for m, features in self.features.items()}
         return Piece(self.spec, dataclasses.replace(rows, keys=()), self.features, places)
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Mapping[str, Any]:
         """Return where the examples come from, for the manifest."""
         return self.facts
 

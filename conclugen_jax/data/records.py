@@ -74,31 +74,18 @@ class Moments:
 
 @dataclasses.dataclass
 class Part:
-    """Facts of a written part.
+    """Facts of a written part of n records."""
 
-    Attributes:
-      rows: int64 [n], the source's row of each record.
-      presence: bool [n, modalities].
-      ids: uint64 [n], hashes of the ids.
-      groups: uint64 [n], hashes of the groups, 0 where empty.
-      label_counts: "" for the main label, and each further target -> int64 [names].
-      statistics: modality -> running statistics, of the first split.
-      bad: (row, id, reason) of each example that was dropped.
-      converted: number of vectors that were not float32, by "modality dtype".
-      replaced: number of values that the source's reader put 0 for, by modality.
-      sha256: of the file, "" where there is none.
-    """
-
-    rows: np.ndarray
-    presence: np.ndarray
-    ids: np.ndarray
-    groups: np.ndarray
-    label_counts: dict[str, np.ndarray]
-    statistics: dict[str, Moments]
-    bad: list[tuple[int, str, str]]
-    converted: dict[str, int]
-    replaced: dict[str, int]
-    sha256: str = ""
+    rows: np.ndarray  # int64 [n], of the source
+    presence: np.ndarray  # bool [n, modalities]
+    ids: np.ndarray  # uint64 [n], hashes
+    groups: np.ndarray  # uint64 [n], hashes, 0 where empty
+    label_counts: dict[str, np.ndarray]  # "" for the main label, and each further target -> int64 [names]
+    statistics: dict[str, Moments]  # of each modality, in the first split
+    bad: list[tuple[int, str, str]]  # row, id and reason of each example that was dropped
+    converted: dict[str, int]  # "modality dtype" -> number of vectors that were not float32
+    replaced: dict[str, int]  # modality -> number of values that the source's reader put 0 for
+    sha256: str = ""  # of the file, if there is one
 
     def save(self, path: Path) -> None:
         """Write a file that :meth:`load` reads."""

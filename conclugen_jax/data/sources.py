@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,67 +21,47 @@ SPLIT_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class LabelSpec:
-    """What is to be predicted.
+    """What is to be predicted."""
 
-    Attributes:
-      kind: ``single`` (one class per example), ``multi`` (any number of labels), ``value`` (a real number, such as
-        sentiment from -3 to 3), ``none``.
-      names: of the classes or labels, in the order of their index; empty for ``value`` and ``none``.
-    """
-
-    kind: Literal["single", "multi", "value", "none"]
+    kind: str
+    """``single`` (one class per example), ``multi`` (any number of labels), ``value`` (a real number), ``none``."""
     names: tuple[str, ...] = ()
+    """Of the classes or labels, in the order of their index; empty for ``value`` and ``none``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """Everything about a data set that is known before its examples are read.
+    """Everything about a data set that is known before its examples are read."""
 
-    Attributes:
-      name: lower case letters, digits and underscores, starting with a letter.
-      version: ``major.minor.patch``.
-      description: one sentence.
-      licence: of the data, with attribution.
-      modalities: modality -> size of its feature vector.
-      label: kind and names of the labels.
-      splits: names, the one to train on first.
-      targets: further things to predict, by name; examples that lack one hold NaN (``value``) or -1 (``single``).
-      variants: modality -> number of feature vectors stored for each example of the first split, such as those of
-        augmented clips; 1 where not named, and in the other splits.
-      shared_groups: the corpus has the same groups in several splits by design, so that is no reason for a warning.
-    """
-
-    name: str
-    version: str
-    description: str
-    licence: str
-    modalities: Mapping[str, int]
+    name: str  # lower case letters, digits and underscores, starting with a letter
+    version: str  # major.minor.patch
+    description: str  # one sentence
+    licence: str  # of the data, with attribution
+    modalities: Mapping[str, int]  # -> size of its feature vector
     label: LabelSpec
-    splits: Sequence[str]
+    splits: Sequence[str]  # the one to train on first
     targets: Mapping[str, LabelSpec] = dataclasses.field(default_factory=dict)
+    """Further things to predict, by name; examples that lack one hold NaN (``value``) or -1 (``single``)."""
     variants: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    shared_groups: bool = False
+    """Modality -> number of feature vectors of each example of the first split, such as those of augmented clips.
+
+    It is 1 where not named, and in the other splits.
+    """
+    shared_groups: bool = False  # several splits have the same groups by design, so that they cause no warning
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One utterance.
+    """One utterance."""
 
-    Attributes:
-      id: unique within its split, best within the data set.
-      features: modality -> float vector [dim], or [variants, dim] where the spec says so; without those that are absent.
-      label: class index (single), 0/1 per label (multi), a number (value), or None.
-      group: what a split should not tear apart, such as the speaker; stored with the record, may be empty.
-      targets: label of each further target of the spec; one that is left out is unknown.
-      replaced: modality -> number of values that its reader put 0 for, such as -inf; only for the record.
-    """
-
-    id: str
+    id: str  # unique within its split, best within the data set
     features: Mapping[str, np.ndarray]
-    label: int | float | Sequence[int] | None = None
-    group: str = ""
-    targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Modality -> float vector [dim], or [variants, dim] where the spec says so; without those that are absent."""
+    label: int | float | Sequence[int] | None = None  # class index (single), 0/1 per label (multi), a number (value)
+    group: str = ""  # what a split should not tear apart, such as the speaker; may be empty
+    targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # labels; one that is left out is unknown
     replaced: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Modality -> number of values that its reader put 0 for, such as -inf; only for the record."""
 
 
 class Source(Protocol):
@@ -109,22 +89,13 @@ class PartedSource(Source, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """What is known of the examples of one split besides their features: columns of n rows.
+    """What is known of the examples of one split besides their features: columns of n rows."""
 
-    Attributes:
-      ids: n names, unique within the split.
-      groups: n names, empty where unknown.
-      label: int64 [n] (single), float32 [n, labels] of 0 and 1 (multi), float32 [n] (value), or None.
-      targets: the same for each further target; -1 or NaN where unknown.
-      keys: n keys by which features are found, such as a file's name without its ending, or (video, start, end) with
-        times in seconds.
-    """
-
-    ids: Sequence[str]
-    groups: Sequence[str]
-    label: np.ndarray | None
-    targets: Mapping[str, np.ndarray]
-    keys: Sequence[Any]
+    ids: Sequence[str]  # unique within the split
+    groups: Sequence[str]  # empty where unknown
+    label: np.ndarray | None  # int64 [n] (single), float32 [n, labels] of 0 and 1 (multi), float32 [n] (value)
+    targets: Mapping[str, np.ndarray]  # likewise; -1 or NaN where unknown
+    keys: Sequence[Any]  # by which features are found: a file's name, or (video, start, end) with times in seconds
 
 
 class Features(Protocol):

@@ -36,7 +36,7 @@ def open_table(request: Request) -> Found:
             found[name] = functools.partial(FolderFeatures, path, how=request.pool)
     _refuse_label_arrays(request.source, found)
     beside = {"ids.txt", *(f"{modality}.txt" for modality in found)}
-    return Found(request.opened(found), passed_over=[name for name in others if name not in beside])
+    return Found(found, passed_over=[name for name in others if name not in beside])
 
 
 def _refuse_label_arrays(where: Path | None, modalities: Iterable[str]) -> None:
@@ -62,7 +62,7 @@ def open_npz(request: Request) -> Found:
     _refuse_label_arrays(source, found)
     if "ids" in columns:
         columns["id"] = columns.pop("ids")
-    return _with_labels(request, Found(request.opened(found), passed_over=others), source, columns)
+    return _with_labels(request, Found(found, passed_over=others), source, columns)
 
 
 def open_parquet_table(request: Request) -> Found:
@@ -88,7 +88,7 @@ def open_parquet_table(request: Request) -> Found:
             raise ConclugenError(f"{beside}: {fault}; choose with --labels={beside} or --source={source}")
         request = dataclasses.replace(request, labels=(beside,))
     columns = {name: functools.partial(parquet_column, source, name) for name in values}
-    return _with_labels(request, Found(request.opened(found), passed_over=others), source, columns)
+    return _with_labels(request, Found(found, passed_over=others), source, columns)
 
 
 def _with_labels(request: Request, found: Found, file: Path, columns: Mapping[str, Callable[[], list[str]]]) -> Found:
@@ -143,7 +143,7 @@ def open_metadata(request: Request) -> Found:
         m: functools.partial(ListedFeatures, source, i, [key[i] for key in table.keys], how=request.pool)
         for i, m in enumerate(modalities)
     }
-    return Found(request.opened(openers), table=table, label_files=[t.path for t in files])
+    return Found(openers, table=table, label_files=[t.path for t in files])
 
 
 def _listing(table: Table, listing: Sequence[str], folder: str) -> Table:
