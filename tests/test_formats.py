@@ -264,7 +264,7 @@ def test_columns_of_an_npz_file(tmp_path):
     assert dataset.manifest.label.names == ("no", "yes")
     assert {i: row[1] for i, row in found["train"].items()} == {"a": 0, "b": 1, "c": 0}
     for arrays, message in (
-        ({}, "no array 'ids'"),
+        ({}, "no column 'id', or no rows"),
         ({"ids": np.array(["a", "b"])}, "3 rows but 2 ids"),
         ({"ids": np.array(["a", "b", "c"]), "label": np.arange(2)}, "2 values of 'label' for 3 ids"),
     ):
