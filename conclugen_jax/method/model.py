@@ -20,7 +20,7 @@ DTYPES = {"float32": jnp.float32, "tensorfloat32": jnp.float32, "bfloat16": jnp.
 """config.precision -> type of the networks' matrix products."""
 
 HEADS = ("projection", "clustering", "decoder")
-ByModality = dict[str, jax.Array]
+ByModality = Mapping[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -79,9 +79,7 @@ class ConCluGen(nn.Module):
             decoder = functools.partial(layers.Decoder, self.reconstruction_dim, last_relu=self.decoder_relu)
             self.decoder = layers.PerModality(lambda m: decoder(self.feature_dims[m], dtype=self.dtype, name=m))
 
-    def __call__(
-        self, features: Mapping[str, jax.Array], *, present: Mapping[str, jax.Array] | None = None, train: bool = False
-    ) -> ModelOutputs:
+    def __call__(self, features: ByModality, *, present: ByModality | None = None, train: bool = False) -> ModelOutputs:
         """Run all heads.
 
         Args:
@@ -97,7 +95,7 @@ class ConCluGen(nn.Module):
         projections, cluster_logits = self.project(reduced, present=present, train=train)
         return ModelOutputs(inputs, representations, projections, cluster_logits, reconstructions)
 
-    def encode(self, features: Mapping[str, jax.Array]) -> tuple[ByModality, ByModality, ByModality, ByModality]:
+    def encode(self, features: ByModality) -> tuple[ByModality, ByModality, ByModality, ByModality]:
         """Do what needs one row at a time, so that a batch may pass in parts.
 
         Returns:
@@ -110,7 +108,7 @@ class ConCluGen(nn.Module):
         return inputs, representations, reduced, decoded
 
     def project(
-        self, reduced: ByModality, *, present: Mapping[str, jax.Array] | None = None, train: bool = False
+        self, reduced: ByModality, *, present: ByModality | None = None, train: bool = False
     ) -> tuple[ByModality, ByModality]:
         """Do what needs the whole batch: ``reduced`` -> (projections, cluster_logits); see :meth:`__call__`."""
         # In the model's own order, which a dict loses in a compiled loop: BatchNorm's averages are updated one by one.
@@ -120,11 +118,11 @@ class ConCluGen(nn.Module):
         projections = {m: losses.unit_rows(x) for m, x in projected.items()}
         return projections, {m: x.astype(jnp.float32) for m, x in logits.items()}
 
-    def represent(self, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def represent(self, features: ByModality) -> dict[str, jax.Array]:
         """Representations only: modality -> [n, feature_dims[m]] -> modality -> [n, R]; any of the model's modalities."""
         return {m: self.representation(m, x) for m, x in self.standardized(features).items()}
 
-    def standardized(self, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def standardized(self, features: ByModality) -> dict[str, jax.Array]:
         """Features as the first layer sees them, in the order of ``feature_dims``."""
         for m, x in features.items():
             if x.ndim != 2 or x.shape[1] != self.feature_dims.get(m):
@@ -160,11 +158,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        representations: Mapping[str, jax.Array],
-        *,
-        present: Mapping[str, jax.Array],
-        dropout_key: jax.Array | None = None,
+        self, representations: ByModality, *, present: ByModality, dropout_key: jax.Array | None = None
     ) -> jax.Array:
         """Return the logits of the classes or labels, float32 [n, num_outputs].
 

@@ -14,7 +14,7 @@ from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.model import ByModality
 from conclugen_jax.method.train_state import Metrics, TrainState
 
-Batch = Mapping[str, Mapping[str, jax.Array]]
+Batch = Mapping[str, ByModality]
 """``features`` and ``present``, each by modality."""
 
 
@@ -29,7 +29,7 @@ class Clustered(NamedTuple):
 
 
 def contrastive_term(
-    projections: Mapping[str, jax.Array], present: Mapping[str, jax.Array], *, config: ConfigDict, axis_name: str | None
+    projections: ByModality, present: ByModality, *, config: ConfigDict, axis_name: str | None
 ) -> jax.Array:
     """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5).
 
@@ -50,9 +50,7 @@ def modality_pairs(modalities: Sequence[str], which: str) -> list[tuple[str, str
     return list(zip(modalities, [*modalities[1:], modalities[0]], strict=True))
 
 
-def reconstruction_term(
-    errors: Mapping[str, jax.Array], present: Mapping[str, jax.Array], *, axis_name: str | None
-) -> jax.Array:
+def reconstruction_term(errors: ByModality, present: ByModality, *, axis_name: str | None) -> jax.Array:
     """L_Rec: the rows' squared errors [n] averaged over those that have the modality, summed over modalities (Eq. 7)."""
     return sum(losses.masked_mean(x, present[m], axis_name) for m, x in errors.items())
 
@@ -84,16 +82,11 @@ class Forward(NamedTuple):
 
 
 def forward(
-    model: model_lib.ConCluGen,
-    variables: Any,
-    features: Mapping[str, jax.Array],
-    present: Mapping[str, jax.Array],
-    *,
-    chunk_size: int,
+    model: model_lib.ConCluGen, variables: Any, features: ByModality, present: ByModality, *, chunk_size: int
 ) -> Forward:
     """Run the training network: row by row in chunks, then BatchNorm and what follows it over the whole batch."""
 
-    def row_by_row(features: Mapping[str, jax.Array]) -> tuple[ByModality, ByModality]:
+    def row_by_row(features: ByModality) -> tuple[ByModality, ByModality]:
         inputs, _, reduced, decoded = model.apply(variables, features, method="encode")
         errors = {m: losses.reconstruction_loss(x, inputs[m], per_row=True) for m, x in decoded.items()}
         return reduced, errors
@@ -106,8 +99,8 @@ def forward(
 
 
 def clustering_term(
-    cluster_logits: Mapping[str, jax.Array],
-    present: Mapping[str, jax.Array],
+    cluster_logits: ByModality,
+    present: ByModality,
     state: TrainState,
     key: jax.Array,
     *,
@@ -216,7 +209,7 @@ def pretrain_loss(
     weights, options = config.loss, {"config": config, "axis_name": axis_name}
     variables = {**state.variables(), "params": params}
     apply = functools.partial(forward, model, present=batch["present"], chunk_size=config.encoder_chunk_size)
-    terms: dict[str, jax.Array] = {}
+    terms: Metrics = {}
     if weights.instance_weight:
         outputs, terms["instance"] = _of_two_views(apply, variables, batch, key, statistics=statistics, **options)
     else:

@@ -40,14 +40,9 @@ def create(
     queue_length: int = 0,
     num_clusters: int = 1,
 ) -> TrainState:
-    """Make the state at step 0 of freshly initialised or loaded variables.
+    """Make the state at step 0 of fresh or loaded variables, with a queue [queue_length, num_clusters] for k-means.
 
-    Args:
-      variables: ``params`` and, as far as the model has them, ``batch_stats`` and ``feature_stats``.
-      optimizer: makes the optimizer's first state.
-      rng: typed random key of the run.
-      queue_length: rows of the k-means queue.
-      num_clusters: K, the width of the queue.
+    Variables are ``params`` and, as far as the model has them, ``batch_stats`` and ``feature_stats``.
     """
     return TrainState(
         step=jnp.int32(0),

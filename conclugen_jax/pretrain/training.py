@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import online_probe
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.pretrain import bad_steps, setup
-from conclugen_jax.pretrain.recorder import BadStep, Recorder
+from conclugen_jax.pretrain import recorder as recorder_lib
+from conclugen_jax.pretrain import setup
+from conclugen_jax.pretrain.recorder import Recorder
 from conclugen_jax.run import checkpoint
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
@@ -78,10 +79,10 @@ def pretrain(
                     state, info = run.start(saved)
                 try:
                     return _train(run, state, info, programs, saved, probe, on_epoch, stop)
-                except BadStep as bad:
+                except recorder_lib.BadStep as bad:
                     if debug_nans:
-                        bad_steps.say_first_nan(run, programs, saved, bad.step)
-                    bad_steps.leave_out(run, bad)
+                        recorder_lib.say_first_nan(run, programs, saved, bad.step)
+                    recorder_lib.leave_out(run, bad)
 
 
 def _train(
@@ -107,7 +108,7 @@ def _train(
         _announce(run, display, first_step)
         recorder, signal_of_any = Recorder(config, log, display, info), parallel.Largest(run.devices)
         state = sharded_update.place(state, config, run.devices)
-        for dispatch, inputs in run.batches(run.batches.plan(first_step, bad_steps.left_out(run))):
+        for dispatch, inputs in run.batches(run.batches.plan(first_step, recorder_lib.left_out(run))):
             if programs.lacks(dispatch):
                 with recorder.paused(), _ending_at_once(stop):
                     programs.compile(dispatch, state, inputs, display)

@@ -53,7 +53,6 @@ class Feed:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
         return len(self.rows.usable) // self.config.train.batch_size
 
     @functools.cached_property
@@ -154,14 +153,9 @@ class Feed:
 
 
 def repeat(
-    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-    batch_of: Callable[[jax.Array], Any],
-    state: TrainState,
-    num_steps: jax.Array,
-    *,
-    most_steps: int,
+    step: Callable, batch_of: Callable, state: TrainState, num_steps: jax.Array, *, most_steps: int
 ) -> tuple[TrainState, Metrics]:
-    """Take ``num_steps`` steps inside a compiled program, the i-th with ``batch_of(i)``.
+    """Take ``num_steps`` steps ``(state, batch_of(i)) -> (state, metrics)`` inside a compiled program.
 
     Returns:
       (state after the last step, metrics [most_steps]; those beyond ``num_steps`` are 0).
@@ -203,9 +197,7 @@ def plan(
 
 def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:
     """How an epoch's steps are cut into as few dispatches of at most ``most`` steps as there can be, as equal as can be."""
-    count = math.ceil(steps_per_epoch / most)
-    length, longer = divmod(steps_per_epoch, count)
-    return [length + 1] * longer + [length] * (count - longer)
+    return [len(part) for part in np.array_split(np.arange(steps_per_epoch), math.ceil(steps_per_epoch / most))]
 
 
 def _full(batch: Any) -> Any:

@@ -23,16 +23,8 @@ def estimate(
 ) -> dict[str, float]:
     """Estimate the GiB that pretraining takes on each device, by what takes it.
 
-    Args:
-      config: of the run.
-      feature_dims: modality -> size of its features.
-      parameters: their number.
-      table_rows: of the device table; 0 without one.
-      num_devices: that share a batch.
-
-    Returns:
-      ``table``; ``parameters`` with gradients and moments; ``activations`` of the networks that the backward pass needs;
-      ``similarities`` of the contrastive loss.
+    ``table`` of so many rows, 0 without one; ``parameters``, so many, with gradients and moments; ``activations`` of the
+    networks that the backward pass needs; ``similarities`` of the contrastive loss.
     """
     batch = config.train.batch_size
     rows, r, width = batch // num_devices, config.model.representation_dim, sum(feature_dims.values())

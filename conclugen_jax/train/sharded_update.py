@@ -25,22 +25,11 @@ def apply(
     axis_name: str | None,
     **extra: Any,
 ) -> tuple[Any, Any, jax.Array]:
-    """Return new parameters from this device's gradients.
+    """Return new parameters from this device's gradients, the optimizer's state, and the norm of the mean gradient.
 
     Split, each device gets the mean over devices of its part of every gradient, moves its part of the parameters with its
-    part of the moments, and the parts are gathered: the traffic of one sum over devices, 1/devices of the moments and of
-    the work. The update of a parameter must not depend on other parameters.
-
-    Args:
-      optimizer: an elementwise transformation, whose update takes ``extra`` too.
-      grads: of this device's loss; their mean over devices counts.
-      opt_state: as :func:`place` puts it if ``split``.
-      params: the same on all devices.
-      split: whether the devices share the update.
-      axis_name: mapped axis of the devices.
-
-    Returns:
-      (parameters, optimizer state, norm of the mean gradient).
+    part of the moments, as :func:`place` puts them, and the parts are gathered: the traffic of one sum over devices,
+    1/devices of the moments and of the work. The update of a parameter must not depend on other parameters.
 
     References:
       Rajbhandari et al., "ZeRO: Memory optimizations toward training trillion parameter models", 2020.
