@@ -97,7 +97,7 @@ def lloyd(
         device waits for the host at every look.
 
     Returns:
-      The assignments are those made just before the last move, of this device's points.
+      The result, with the assignments of this device's points that were made just before the last move.
 
     Raises:
       ValueError: shapes that do not fit together, an unknown metric, or no iteration.

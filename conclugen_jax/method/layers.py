@@ -84,7 +84,12 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (dim,))
         y = x.astype(jnp.float32)
         if train:
-            mean, var, count = self._statistics(y, collectives.all_valid(x.shape[0], valid))
+            valid = collectives.all_valid(x.shape[0], valid)
+            count = collectives.total(valid.sum(), self.axis_name).astype(jnp.float32)
+            divisor = jnp.maximum(count, 1)
+            mean = collectives.total(jnp.where(valid[:, None], y, 0).sum(axis=0), self.axis_name) / divisor
+            deviation = jnp.where(valid[:, None], y - mean[None, :], 0)
+            var = collectives.total(jnp.square(deviation).sum(axis=0), self.axis_name) / divisor
             if not self.is_initializing():
                 unbiased = var * count / jnp.maximum(count - 1, 1)
                 keep = jnp.where(count > 0, self.momentum, 1.0)
@@ -94,15 +99,6 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         return ((y - mean[None, :]) * factor[None, :] + bias[None, :]).astype(x.dtype)
-
-    def _statistics(self, y: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        count = collectives.total(valid.sum(), self.axis_name).astype(jnp.float32)
-        divisor = jnp.maximum(count, 1)
-        kept = jnp.where(valid[:, None], y, 0)
-        mean = collectives.total(kept.sum(axis=0), self.axis_name) / divisor
-        deviation = jnp.where(valid[:, None], y - mean[None, :], 0)
-        var = collectives.total(jnp.square(deviation).sum(axis=0), self.axis_name) / divisor
-        return mean, var, count
 
 
 class ProjectionHead(nn.Module):

@@ -117,7 +117,7 @@ def clustering_loss(
 ) -> jax.Array:
     """Pull each vector towards the centroid of its cluster and away from the other centroids.
 
-    The loss of a row is ``-log(exp(R_i . C_c(i) - margin) / sum_k exp(R_i . C_k))``; see Eq. 8-10.
+    Returns the mean over the valid rows of ``-log(exp(R_i . C_c(i) - margin) / sum_k exp(R_i . C_k))``; see Eq. 8-10.
 
     Args:
       fused: [n, dim], cluster logits averaged over modalities.
@@ -126,9 +126,6 @@ def clustering_loss(
       margin: subtracted from the similarity to the own centroid.
       margin_in_denominator: subtract it in the denominator's own term too, as the authors' code does; the paper's
         Eq. 10 has it in the numerator only.
-
-    Returns:
-      Scalar: mean over the valid rows.
     """
     arrays = {"fused": (fused, "n, dim"), "centroids": (centroids, "num_clusters, dim")}
     check_shapes("clustering_loss", **arrays, assignments=(assignments, "n"), valid=(valid, "n"))
@@ -173,15 +170,12 @@ def reconstruction_loss(
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, *, class_weights: jax.Array, axis_name: str | None = None
 ) -> jax.Array:
-    """Softmax cross-entropy in which every row counts with the weight of its class.
+    """Softmax cross-entropy in which every row counts with the weight of its class; 0 where all weights are 0.
 
     Args:
       logits: [n, num_classes].
       labels: integer [n].
-      class_weights: [num_classes], >= 0.
-
-    Returns:
-      Scalar: weighted sum over rows divided by the sum of their weights; 0 where all weights are 0.
+      class_weights: [num_classes], >= 0; the weighted sum over rows is divided by the sum of their weights.
     """
     arrays = {"logits": (logits, "n, num_classes"), "labels": (labels, "n")}
     check_shapes("cross_entropy", **arrays, class_weights=(class_weights, "num_classes"))
@@ -234,11 +228,7 @@ def _log_where(valid: jax.Array, sums: jax.Array) -> jax.Array:
 
 
 def check_shapes(function: str, **arrays: tuple[Any, str]) -> None:
-    """Refuse arrays whose axes of one name differ in size: ``labels=(labels, "n")``; ``None`` in place of one fits.
-
-    Raises:
-      ValueError: names the function, all axes and all shapes.
-    """
+    """Refuse arrays whose axes of one name differ in size: ``labels=(labels, "n")``; ``None`` in place of one fits."""
     sizes: dict[str, int] = {}
     given = {name: (x.shape, axes.split(", ")) for name, (x, axes) in arrays.items() if x is not None}
     fits = [

@@ -233,23 +233,15 @@ def pretrain_loss(
 
 
 def _of_two_views(
-    apply: Callable[..., Forward],
-    variables: Any,
-    batch: Batch,
-    key: jax.Array,
-    *,
-    config: ConfigDict,
-    statistics: views.Statistics | None,
-    axis_name: str | None,
+    apply: Callable, variables: Any, batch: Batch, key: jax.Array, config: ConfigDict, **of_views: Any
 ) -> tuple[Forward, jax.Array]:
     """Outputs for the first view, which serves all terms, and L_NCE between the two views of a modality (Eq. 1)."""
     modality, view_key = config.loss.instance_modality, jax.random.fold_in(key, 1)
-    options = {"config": config, "statistics": statistics, "axis_name": axis_name}
-    first, second = views.two_views(batch["features"][modality], view_key, **options)
+    first, second = views.two_views(batch["features"][modality], view_key, config=config, **of_views)
     outputs = apply(variables, {**batch["features"], modality: first})
     # The second view passes through the networks as a further modality would.
     again = apply({**variables, "batch_stats": outputs.batch_stats}, {modality: second})
-    rows = {"valid": batch["present"][modality], "axis_name": axis_name}
-    of_views = outputs.projections[modality], again.projections[modality]
-    loss = losses.info_nce(*of_views, temperature=config.loss.instance_temperature, **rows)
+    options = {"temperature": config.loss.instance_temperature, "axis_name": of_views["axis_name"]}
+    projected = outputs.projections[modality], again.projections[modality]
+    loss = losses.info_nce(*projected, valid=batch["present"][modality], **options)
     return outputs._replace(batch_stats=again.batch_stats), loss

@@ -36,10 +36,8 @@ class Finding(NamedTuple):
 def examine(config: ConfigDict, *, data: str | None, workdir: Path) -> Iterator[Finding]:
     """Make all checks, one after another, whatever one of them raises.
 
-    Args:
-      config: of the trial run; its modalities, sizes and data are replaced by those of a tiny one.
-      data: folder of a built data set to verify; ``None``: none.
-      workdir: folder whose disk is tried.
+    The trial run has this configuration, at tiny sizes and on other data. ``data`` is the folder of a data set to verify, and
+    the disk of ``workdir`` is tried.
     """
     checks: dict[str, Callable[[], Finding]] = {
         "packages": packages,

@@ -140,11 +140,7 @@ def left_out(run: setup.Setup) -> list[int]:
 
 
 def leave_out(run: setup.Setup, bad: BadStep) -> None:
-    """Note a step that went wrong, so that it is left out when the run goes on from the checkpoint before it.
-
-    Raises:
-      ConclugenError: more than ``config.train.max_bad_steps`` in a row went wrong.
-    """
+    """Note a step that went wrong, so that the run goes on without it; more than ``max_bad_steps`` in a row end the run."""
     before = left_out(run)
     others = next(i for i in itertools.count() if bad.step - 1 - i not in before)
     if others >= run.config.train.max_bad_steps:

@@ -111,16 +111,10 @@ def create(
     of_two_views = [config.loss.instance_modality] if config.loss.instance_weight else []
     batches = feed.Feed(rows, config, devices, pairs=tuple(of_two_views))
     optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch)
-    step = functools.partial(
-        pretrain_step,
-        model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        config=config,
-        steps_per_epoch=batches.steps_per_epoch,
-        statistics=manifest.standardization(*of_two_views) if of_two_views else None,
-        axis_name=parallel.AXIS,
-    )
+    statistics = manifest.standardization(*of_two_views) if of_two_views else None
+    of_loss = {"model": model, "steps_per_epoch": batches.steps_per_epoch, "statistics": statistics}
+    options = {"optimizer": optimizer, "schedule": schedule, "config": config, "axis_name": parallel.AXIS}
+    step = functools.partial(pretrain_step, **options, **of_loss)
     return Setup(config, workdir, stream, batches, model, optimizer, step, devices)
 
 

@@ -23,7 +23,6 @@ from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import processes, progress, signals
 from conclugen_jax.train import feed, memory, parallel, sharded_update
-from conclugen_jax.train.feed import Dispatch
 
 OnEpoch = Callable[[int, Mapping[str, float], TrainState], None]
 
@@ -123,8 +122,12 @@ def _train(
                     on_epoch(dispatch.epoch, recorder.means(), state)
             stopping = signal_of_any(stop.signal)  # after every dispatch: all processes must agree on a signal
             if stopping or run.saves_after(dispatch):
+                by_probe = config.checkpoint.best_by == "probe"
                 with recorder.paused():
-                    _save(run, dispatch, state, log, recorder, saved, probe)
+                    cost = probe.cost(dispatch) if by_probe else recorder.mean_loss(dispatch)
+                    whole = sharded_update.whole(state, run.optimizer)  # with all processes, whatever the log says
+                    if log.sync():  # a checkpoint never knows more than the log
+                        saved.save(dispatch.end_step, whole, recorder.info(), loss=cost)
             if stopping:
                 saved.wait()
                 display.say(f"stopped after step {max(saved.steps(), default=0)}; repeat the command to resume")
@@ -135,23 +138,6 @@ def _train(
             raise ConclugenError(f"{run.workdir}: the last checkpoint was not saved; free space and repeat the command")
         display.say(f"done: {run.total_steps} steps; checkpoints in {run.workdir / checkpoint.FOLDER}")
         return sharded_update.whole(state, run.optimizer)
-
-
-def _save(
-    run: setup.Setup,
-    dispatch: Dispatch,
-    state: TrainState,
-    log: log_lib.MetricsLog,
-    recorder: Recorder,
-    saved: checkpoint.Checkpoints,
-    probe: online_probe.OnlineProbe | None,
-) -> None:
-    """Save the state, unless the disk has not taken the log: a checkpoint never knows more than the log."""
-    by_probe = run.config.checkpoint.best_by == "probe"
-    cost = probe.cost(dispatch) if by_probe else recorder.mean_loss(dispatch)
-    whole = sharded_update.whole(state, run.optimizer)  # all processes take part, whatever the disk of process 0 says
-    if log.sync():
-        saved.save(dispatch.end_step, whole, recorder.info(), loss=cost)
 
 
 def _ending_at_once(stop: signals.Stop) -> contextlib.AbstractContextManager[None]:

@@ -41,9 +41,7 @@ class Checkpoints:
 
     A checkpoint is a tree of arrays and a JSON object. The arrays have no device layout, so that a run can resume on
     another number of devices. Committed checkpoints survive a kill at any moment. Each holds the hashes of its files in
-    ``SHA256SUMS``.
-
-    Of several processes the main one has the checkpoints: the others see none and write none.
+    ``SHA256SUMS``. Of several processes the main one has the checkpoints: the others see none and write none.
     """
 
     def __init__(
@@ -57,17 +55,14 @@ class Checkpoints:
     ):
         """Open the checkpoints of the run in a workdir.
 
-        Args:
-          workdir: of the run.
-          keep_newest: number of newest checkpoints to keep.
-          keep_best: number of checkpoints of least ``loss`` to keep besides.
-          max_failures: number of saves in a row whose failure raises; the last save of a run must not fail.
-          read_only: create, write, move and delete nothing.
+        So many of the newest are kept, and of those of least ``loss`` besides. ``max_failures`` saves in a row that fail raise;
+        the last save of a run must not fail. With ``read_only`` nothing is created, written, moved or deleted.
 
         Raises:
           ConclugenError: the folder cannot be used, or has no checkpoint and is only to be read.
         """
-        self.workdir, self._folder = Path(workdir), (Path(workdir) / FOLDER).absolute()
+        self.workdir, self._place = Path(workdir), Path(workdir) / FOLDER
+        self._folder = self._place.absolute()
         self._none_here = f"{workdir}: no checkpoint here; name the workdir of a run that has saved one"
         self._count = keep_newest + keep_best
         self._max_failures, self._failures = max_failures, []  # of the newest saves, in a row
@@ -84,10 +79,8 @@ class Checkpoints:
             self._open()
         except Exception as e:  # Orbax reads small files of every checkpoint, whose damage raises many kinds
             if read_only or not self._set_aside_damaged():
-                raise ConclugenError(
-                    f"{self.workdir / FOLDER}: the checkpoints cannot be opened ({_shown(e)}); repair the folder or choose "
-                    "another --workdir"
-                ) from e
+                way_out = "repair the folder or choose another --workdir"
+                raise ConclugenError(f"{self._place}: the checkpoints cannot be opened ({_shown(e)}); {way_out}") from e
             self._open()
 
     def _open(self) -> None:
@@ -159,10 +152,8 @@ class Checkpoints:
                 self._commit(step, *content)
             self._failures = []
         except Exception as e:  # Orbax and TensorStore raise many kinds
-            failure = ConclugenError(
-                f"{self.workdir / FOLDER}: checkpoint of step {step} cannot be written ({_shown(e)}); free space and "
-                "repeat the command to resume"
-            )
+            fact = f"checkpoint of step {step} cannot be written ({_shown(e)})"
+            failure = ConclugenError(f"{self._place}: {fact}; free space and repeat the command to resume")
             self._failures = [*self._failures, failure]
             with contextlib.suppress(Exception):
                 self._clear()
@@ -189,9 +180,9 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join(PATIENCE)
             if self._thread.is_alive():
+                fact = f"a checkpoint is still not written after {PATIENCE:.0f} s"
                 raise ConclugenError(
-                    f"{self.workdir / FOLDER}: a checkpoint is still not written after {PATIENCE:.0f} s; the disk does not "
-                    "answer, repeat the command when it does"
+                    f"{self._place}: {fact}; the disk does not answer, repeat the command when it does"
                 )
             self._thread = None
         if len(self._failures) > allowed_failures:
@@ -204,12 +195,8 @@ class Checkpoints:
     def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
         """Return the state of the newest intact checkpoint and its JSON object; ``None`` if none was ever saved.
 
-        The state has the structure of a template of arrays or of ``jax.ShapeDtypeStruct``. Damaged checkpoints are moved to
-        ``damaged/`` beside the others, with a warning.
-
-        Raises:
-          ConclugenError: all are damaged, or the newest intact one lacks a path, or has one that is spare or of another
-            shape or type.
+        The state has the structure of a template of arrays or of their shapes, or is refused. Damaged checkpoints are moved to
+        ``damaged/`` beside the others, with a warning; if all are damaged, that is an error.
         """
         self._join(allowed_failures=float("inf"))
         while steps := self.steps():
@@ -219,10 +206,8 @@ class Checkpoints:
             except Damaged as e:
                 self._set_aside(steps[-1], e.fact)
         if any((self.workdir / DAMAGED).glob("*")):
-            raise ConclugenError(
-                f"{self.workdir}: no intact checkpoint is left, the damaged ones are in {self.workdir / DAMAGED}; choose "
-                "another --workdir to start again"
-            )
+            fact = f"no intact checkpoint is left, the damaged ones are in {self.workdir / DAMAGED}"
+            raise ConclugenError(f"{self.workdir}: {fact}; choose another --workdir to start again")
         return None
 
     def restore_tree(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -231,7 +216,7 @@ class Checkpoints:
         Raises:
           Damaged: the checkpoint cannot be read or is not what was saved, by any of its hashes.
         """
-        folder = self.workdir / FOLDER / str(step)
+        folder = self._place / str(step)
         if wrong := seals.changed(folder):
             raise Damaged(f"{folder}: the checkpoint is damaged ({wrong})")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
@@ -254,9 +239,8 @@ class Checkpoints:
             target.parent.mkdir(exist_ok=True)
             os.replace(self._folder / str(step), target)
         except OSError as e:
-            raise ConclugenError(
-                f"{self._folder / str(step)}: damaged, and cannot be moved away ({e.strerror}); delete it to go on"
-            ) from e
+            fact = f"damaged, and cannot be moved away ({e.strerror})"
+            raise ConclugenError(f"{self._place / str(step)}: {fact}; delete it to go on") from e
         progress.say(f"warning: {fact}; it was moved to {target}")
         if self._manager:
             self._manager.reload()
@@ -287,6 +271,7 @@ def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.Checkp
     best = checkpoint_managers.BestN(
         get_metric_fn=_loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
     )
+    alone = {0} if processes.several() else None
     return ocp.CheckpointManagerOptions(
         best_fn=_loss,
         best_mode="min",
@@ -299,9 +284,7 @@ def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.Checkp
         # Orbax's own thread is no daemon, and raises a failure at a later call without cleaning up.
         enable_async_checkpointing=False,
         # Unless told that one process uses it alone, Orbax waits for all of them several times a save.
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            active_processes={0} if processes.several() else None
-        ),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=alone),
     )
 
 

@@ -151,11 +151,7 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_tree(tree: Any, source: str) -> ConfigDict:
-    """Return the configuration of a run as :func:`to_json` writes it; ``source`` names its file in messages.
-
-    Raises:
-      ConclugenError: it is no object of sections.
-    """
+    """Return the configuration of a run as :func:`to_json` writes it, or refuse it; ``source`` names its file."""
     try:
         if not isinstance(tree["model"], dict) or not isinstance(tree["data"], dict):
             raise TypeError("the sections 'data' and 'model' are no objects")

@@ -17,7 +17,7 @@ from conclugen_jax.errors import ConclugenError, did_you_mean, reason
 PACKAGE = Path(__file__).parents[1]
 FOLDER = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 """The shipped configurations: inside an installed package, or at the top of a checkout."""
-PARSERS = {
+KINDS = {
     bool: flags.BooleanParser(),
     int: flags.IntegerParser(),
     float: flags.FloatParser(),
@@ -46,11 +46,7 @@ def find(given: str) -> Path:
 
 
 def load(given: str, *, of_run: bool) -> ConfigDict:
-    """Load a configuration by name or path, locked.
-
-    Raises:
-      ConclugenError: no such file, its code fails, or, ``of_run``, its keys are not exactly those of ``configs/base.py``.
-    """
+    """Load a configuration by name or path, locked; ``of_run`` its keys must be exactly those of ``configs/base.py``."""
     path = find(given)
     make_importable()
     try:
@@ -93,7 +89,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         raise ConclugenError(f"config.{key} is not a configuration key{hint}")
     default = known[key]
     try:
-        value = _tuple(text, default) if isinstance(default, tuple) else PARSERS[type(default)].parse(text)
+        value = _tuple(text, default) if isinstance(default, tuple) else KINDS[type(default)].parse(text)
     except ValueError as e:
         kind = type(default).__name__
         raise ConclugenError(f"config.{key}={text}: expected a value like {default!r} ({kind})") from e
@@ -123,7 +119,6 @@ def flatten(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[
 
 def described_keys() -> list[str]:
     """Return the lines of ``configs/base.py`` that set a key: ``config.SECTION.KEY = DEFAULT  # meaning``."""
-    lines = re.findall(
-        r"^ +(?:config\.)?(\w+(?:\.\w+)? = .* # .*)", (FOLDER / "base.py").read_text(encoding="utf-8"), re.M
-    )
+    text = (FOLDER / "base.py").read_text(encoding="utf-8")
+    lines = re.findall(r"^ +(?:config\.)?(\w+(?:\.\w+)? = .* # .*)", text, re.MULTILINE)
     return [f"config.{line}" for line in lines]

@@ -26,9 +26,7 @@ def to_tree(state: Any) -> dict[str, Any]:
 def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
     """Return the state that :func:`to_tree` was given, with the structure of a template of arrays or of their shapes.
 
-    Raises:
-      ConclugenError: a path is missing, spare, or of another shape or type; the first one is named, the others counted,
-        after ``source``, where the tree is from.
+    Trees from a ``source`` that lack a path, or have one that is spare or of another shape or type, are refused.
     """
     shapes = jax.tree.map(_shape, template)
     expected = traverse_util.flatten_dict(flax.serialization.to_state_dict(shapes), sep="/", keep_empty_nodes=True)

@@ -39,14 +39,10 @@ def claim(workdir: str | Path) -> Iterator[Path]:
             with files.replaced(workdir / ".probe") as probe:  # a full disk shows only when data is written and synced
                 probe.write_bytes(bytes(65536))
             (workdir / ".probe").unlink()
-        except locks.Busy as e:
-            raise ConclugenError(
-                f"{workdir}: in use by {e}; wait for it, stop it, or choose another --workdir"
-            ) from None
-        except OSError as e:
-            raise ConclugenError(
-                f"{workdir}: cannot be written ({e.strerror}); choose another --workdir or free it"
-            ) from e
+        except (locks.Busy, OSError) as e:
+            busy = isinstance(e, locks.Busy)
+            fact = f"in use by {e}; wait for it, stop it," if busy else f"cannot be written ({e.strerror}); free it"
+            raise ConclugenError(f"{workdir}: {fact} or choose another --workdir") from e
         yield workdir
 
 
@@ -60,37 +56,32 @@ def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = F
     """
     if not processes.is_main():
         return
-    if (workdir / IMPORTED).exists():
-        raise ConclugenError(
-            f"{workdir}: holds imported weights, which come without what training needs to go on; choose another --workdir"
-        )
-    changed = []
-    if (workdir / CONFIG).exists():
-        changed = config_lib.differences(read_config(workdir), config)
-        _check_same(workdir, changed, data, moved=moved)
-    elif any(workdir.glob("checkpoints/[0-9]*")):
-        raise ConclugenError(
-            f"{workdir / CONFIG}: missing, but there are checkpoints; restore it or choose another --workdir"
-        )
-    else:
+    changed = config_lib.differences(read_config(workdir), config) if (workdir / CONFIG).exists() else None
+    if wrong := _wrong(workdir, changed, data, moved):
+        raise ConclugenError(f"{wrong} or choose another --workdir")
+    if changed is None:
         files.write_atomically(workdir / DATA, data.to_json())
-    if changed or not (workdir / CONFIG).exists():
+    if changed is None or changed:
         files.write_atomically(workdir / CONFIG, config_lib.to_json(config))
 
 
-def _check_same(workdir: Path, changed: list[str], data: Manifest, *, moved: bool) -> None:
-    """Refuse to resume a run whose configuration has changed, but for places, or whose data has."""
-    differences, way_out = "; ".join(changed), "repeat that one to resume"
+def _wrong(workdir: Path, changed: list[str] | None, data: Manifest, moved: bool) -> str:
+    """Say why a run cannot go on in a workdir, and what to do about it; empty where it can."""
+    if (workdir / IMPORTED).exists():
+        return f"{workdir}: holds imported weights, which come without what training needs to go on; delete them"
+    if changed is None:
+        has_some = any(workdir.glob("checkpoints/[0-9]*"))
+        return f"{workdir / CONFIG}: missing, but there are checkpoints; restore it" if has_some else ""
+    started, differences = f"{workdir}: the run here was started with", "; ".join(changed)
     elsewhere = [line for line in changed if line.startswith(tuple(f"config.{key}:" for key in PLACES))]
     if len(elsewhere) < len(changed):
-        fact = f"another configuration ({differences})"
-    elif elsewhere and not moved:
-        fact, way_out = differences, "repeat the command with --moved if that is the same thing in another place"
-    elif read_data(workdir).fingerprint() != data.fingerprint():
+        return f"{started} another configuration ({differences}); repeat that one to resume"
+    if elsewhere and not moved:
+        return f"{started} {differences}; repeat the command with --moved if that is the same thing in another place,"
+    if read_data(workdir).fingerprint() != data.fingerprint():
         fact = f"other data (data set {data.name} {data.version} has changed since)"
-    else:
-        return
-    raise ConclugenError(f"{workdir}: the run here was started with {fact}; {way_out} or choose another --workdir")
+        return f"{started} {fact}; restore that data set to resume"
+    return ""
 
 
 def read_config(workdir: str | Path) -> ConfigDict:

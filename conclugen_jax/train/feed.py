@@ -155,10 +155,9 @@ class Feed:
 def repeat(
     step: Callable, batch_of: Callable, state: TrainState, num_steps: jax.Array, *, most_steps: int
 ) -> tuple[TrainState, Metrics]:
-    """Take ``num_steps`` steps ``(state, batch_of(i)) -> (state, metrics)`` inside a compiled program.
+    """Take steps ``(state, batch_of(i)) -> (state, metrics)`` inside a compiled program.
 
-    Returns:
-      (state after the last step, metrics [most_steps]; those beyond ``num_steps`` are 0).
+    Metrics come back as [most_steps]; those beyond ``num_steps`` are 0.
     """
     step = jax.jit(step, inline=True)  # traced once, for the shapes of its metrics and for the loop
     _, like = jax.eval_shape(step, state, jax.eval_shape(batch_of, jnp.int32(0)))
@@ -225,10 +224,7 @@ def evaluate(
     """Compute ``forward(variables, {features, present})`` for all rows of a split, each once, in order, in batches.
 
     The function is from ``parallel.map_forward``, the variables are on its devices, and the batch is a multiple of their
-    number.
-
-    Returns:
-      (tree of arrays [num_examples, ...], {``present``, ``label``} of the same rows).
+    number. The outputs [num_examples, ...] come with {``present``, ``label``} of the same rows.
     """
     parts = []
     for indices, count in batches.evaluation_batches(np.arange(rows.num_examples), batch_size):
