@@ -22,7 +22,7 @@ class KMeans(NamedTuple):
     """Result of k-means."""
 
     centroids: jax.Array  # [num_clusters, dim], means of the raw (not normalised) points of each cluster
-    assignments: jax.Array  # int32 [n], the clusters that the centroids are the means of
+    assignments: jax.Array  # int32 [n], clusters that the centroids are the means of: made just before the last move
     iterations: jax.Array  # int32 scalar, Lloyd iterations done
 
 
@@ -95,9 +95,6 @@ def lloyd(
       axis_name: mapped axis over which the points are split; ``None``: these are all points.
       iterations_per_turn: iterations between two looks at whether to stop; ``None``: 1 on a CPU and 8 elsewhere, where the
         device waits for the host at every look.
-
-    Returns:
-      The result, with the assignments of this device's points that were made just before the last move.
 
     Raises:
       ValueError: shapes that do not fit together, an unknown metric, or no iteration.

@@ -98,8 +98,7 @@ class ConCluGen(nn.Module):
     def encode(self, features: ByModality) -> tuple[ByModality, ByModality, ByModality, ByModality]:
         """Do what needs one row at a time, so that a batch may pass in parts.
 
-        Returns:
-          (inputs, representations, ``reduced`` [n, R/8]: first Linear of the projection, reconstructions).
+        Returns inputs, representations, ``reduced`` [n, R/8] (by the projection's first Linear) and reconstructions.
         """
         inputs = self.standardized(features)
         representations = {m: self.representation(m, x) for m, x in inputs.items()}

@@ -1,4 +1,9 @@
-"""The pretraining objective: L_MMS, L_Clu and L_Rec over a batch, and their weighted sum (Eq. 5-13)."""
+"""The pretraining objective: L_MMS, L_Clu, L_Rec and L_NCE over a batch, and their weighted sum (Eq. 1-13).
+
+L_NCE takes two views of each example's features. Stored variants are views as they are: the frozen features of augmented
+clips. Where a data set has none, views are made in feature space: every feature is replaced by its mean over the training
+split with a small probability (masking), and Gaussian noise in units of its standard deviation is added.
+"""
 
 import functools
 import itertools
@@ -9,13 +14,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from conclugen_jax.method import clustering, collectives, fusion, losses, views
+from conclugen_jax.method import clustering, collectives, fusion, losses
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.model import ByModality
 from conclugen_jax.method.train_state import Metrics, TrainState
 
 Batch = Mapping[str, ByModality]
 """``features`` and ``present``, each by modality."""
+Statistics = tuple[jax.Array, jax.Array]
+"""Mean and standard deviation of each feature of a modality over the training split, [dim] each."""
 
 
 class Clustered(NamedTuple):
@@ -48,11 +55,6 @@ def modality_pairs(modalities: Sequence[str], which: str) -> list[tuple[str, str
     if which == "all" or len(modalities) < 4:
         return list(itertools.combinations(modalities, 2))
     return list(zip(modalities, [*modalities[1:], modalities[0]], strict=True))
-
-
-def reconstruction_term(errors: ByModality, present: ByModality, *, axis_name: str | None) -> jax.Array:
-    """L_Rec: the rows' squared errors [n] averaged over those that have the modality, summed over modalities (Eq. 7)."""
-    return sum(losses.masked_mean(x, present[m], axis_name) for m, x in errors.items())
 
 
 def in_chunks(fn: Callable[[Any], Any], rows: Any, size: int) -> Any:
@@ -186,7 +188,7 @@ def pretrain_loss(
     config: ConfigDict,
     steps_per_epoch: int,
     cluster: bool,
-    statistics: views.Statistics | None = None,
+    statistics: Statistics | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Any, Clustered | None]]:
     """The objective: weighted sum of L_MMS, L_Clu, L_Rec (Eq. 11-13) and L_NCE (Eq. 1), or mean of the active terms.
@@ -223,7 +225,8 @@ def pretrain_loss(
         )
         terms["clustering"] = clustered.loss
     if weights.reconstruction_weight:
-        terms["reconstruction"] = reconstruction_term(outputs.errors, batch["present"], axis_name=axis_name)
+        of_rows = outputs.errors.items()  # averaged over those that have the modality, summed over modalities (Eq. 7)
+        terms["reconstruction"] = sum(losses.masked_mean(x, batch["present"][m], axis_name) for m, x in of_rows)
     loss = sum((weights[f"{name}_weight"] * value for name, value in terms.items()), jnp.float32(0))
     if weights.reduction == "mean":
         active = [clustered.active if name == "clustering" else True for name in terms]
@@ -237,7 +240,7 @@ def _of_two_views(
 ) -> tuple[Forward, jax.Array]:
     """Outputs for the first view, which serves all terms, and L_NCE between the two views of a modality (Eq. 1)."""
     modality, view_key = config.loss.instance_modality, jax.random.fold_in(key, 1)
-    first, second = views.two_views(batch["features"][modality], view_key, config=config, **of_views)
+    first, second = two_views(batch["features"][modality], view_key, config=config, **of_views)
     outputs = apply(variables, {**batch["features"], modality: first})
     # The second view passes through the networks as a further modality would.
     again = apply({**variables, "batch_stats": outputs.batch_stats}, {modality: second})
@@ -245,3 +248,27 @@ def _of_two_views(
     projected = outputs.projections[modality], again.projections[modality]
     loss = losses.info_nce(*projected, valid=batch["present"][modality], **options)
     return outputs._replace(batch_stats=again.batch_stats), loss
+
+
+def two_views(
+    features: jax.Array, key: jax.Array, *, config: ConfigDict, statistics: Statistics, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return two views [n, dim] of features: [n, 2, dim], two stored variants, or [n, dim], from which both are made.
+
+    The random key is the same on all devices of the mapped axis over which the batch is split.
+    """
+    if features.ndim == 3:
+        return features[:, 0], features[:, 1]
+    return tuple(_augmented(features, k, config, statistics, axis_name) for k in jax.random.split(key))
+
+
+def _augmented(
+    x: jax.Array, key: jax.Array, config: ConfigDict, statistics: Statistics, axis_name: str | None
+) -> jax.Array:
+    # Drawn for the whole batch, so that the number of devices changes nothing.
+    shape = (x.shape[0] * collectives.device_count(axis_name), x.shape[1])
+    mask_key, noise_key = jax.random.split(key)
+    masked = collectives.own_rows(jax.random.bernoulli(mask_key, config.views.mask_rate, shape), x.shape[0], axis_name)
+    noise = collectives.own_rows(jax.random.normal(noise_key, shape), x.shape[0], axis_name)
+    mean, scale = statistics
+    return jnp.where(masked, mean[None, :], x) + config.views.noise * scale[None, :] * noise

@@ -36,7 +36,7 @@ def pretrain(
     moved: bool = False,
     debug_nans: bool = False,
 ) -> TrainState:
-    """Train, or go on training, the run in a workdir until its last epoch.
+    """Train, or go on training, the run in a workdir until its last epoch; return its final state.
 
     Args:
       config: see ``configs/base.py``.
@@ -49,9 +49,6 @@ def pretrain(
         is left out; a resumed run repeats those since its checkpoint.
       moved: the data set lies elsewhere now than when the run was started; it must be the same by its hashes.
       debug_nans: of a step that goes wrong, say which operation was the first whose result is not a number.
-
-    Returns:
-      The final state.
 
     Raises:
       ConclugenError: an impossible configuration, bad data, a workdir that cannot be used, or a loss that is not finite

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import logging
+import operator
 import os
 import shutil
 import threading
@@ -22,6 +23,7 @@ from conclugen_jax.system import processes, progress
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 """Folder of damaged checkpoints, as STEP-TIME."""
+_loss = operator.itemgetter("loss")
 PATIENCE = 1200.0
 """Seconds after which a save counts as hanging."""
 
@@ -290,10 +292,6 @@ def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.Checkp
 
 def _json_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _loss(metrics: Mapping[str, float]) -> float:
-    return metrics["loss"]
 
 
 def _shown(error: Exception) -> str:

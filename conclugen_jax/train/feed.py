@@ -74,13 +74,10 @@ class Feed:
         table = parallel.replicate_by_rows({**columns, "usable": self.rows.usable.astype(np.int32)}, self.devices)
         if "features" in self.keys:
             features = self.rows.table["features"]
-            table["features"] = parallel.replicate_by_rows(features, self.devices, dtype=self._storage)
+            table["features"] = parallel.replicate_by_rows(
+                features, self.devices, dtype=jnp.dtype(self.config.data.storage_dtype)
+            )
         return table
-
-    @property
-    def _storage(self) -> np.dtype:
-        """Type of features on the way to a program and in its table; the step gets them as float32."""
-        return jnp.dtype(self.config.data.storage_dtype)
 
     def plan(self, first_step: int, left_out: Collection[int] = ()) -> Iterator[Dispatch]:
         """All dispatches from a step to the end of the run; see :func:`plan`."""
@@ -147,7 +144,8 @@ class Feed:
         flat = {m: v.reshape(indices.size, *v.shape[2:]) for m, v in variants.items()}
         rows = {key: x for key, x in self.rows.rows(indices.reshape(-1), flat).items() if key in self.keys}
         if "features" in rows:
-            rows["features"] = {m: x.astype(self._storage, copy=False) for m, x in rows["features"].items()}
+            stored = jnp.dtype(self.config.data.storage_dtype)
+            rows["features"] = {m: x.astype(stored, copy=False) for m, x in rows["features"].items()}
         stacked = host_table.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), rows)
         return parallel.shard(parallel.split_rows(stacked, len(own), axis=1), self.devices)
 
