@@ -19,7 +19,7 @@ from conclugen_jax.data.requests import Request
 from conclugen_jax.evaluate import exchange
 from conclugen_jax.extract.media import subtitles
 from conclugen_jax.extract.networks import torch_files
-from conclugen_jax.run import checkpoint, seals
+from conclugen_jax.run import checkpoint
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
@@ -170,7 +170,7 @@ def _checkpoint(folder: Path, run: Path, name: str) -> tuple[Path, Callable[[], 
         shutil.copytree(run / checkpoint.FOLDER / str(step), copy)
 
     def read() -> None:
-        seals.write(copy)
+        checkpoint.seal(copy)
         with checkpoint.Checkpoints(folder, read_only=True) as saved:
             saved.restore_tree(saved.find("newest"))
 

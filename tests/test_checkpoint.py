@@ -12,7 +12,7 @@ import pytest
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import train_state
-from conclugen_jax.run import checkpoint, seals, trees
+from conclugen_jax.run import checkpoint, trees
 from tests.helpers import assert_same_bits
 
 
@@ -104,7 +104,7 @@ def test_a_flipped_bit_is_found_without_the_hashes_of_files_too(tmp_path):
         for step in (1, 2):
             saved.save(step, {"x": jnp.arange(5000.0) + step}, {})
     folder = tmp_path / checkpoint.FOLDER / "2"
-    (folder / seals.SUMS).unlink()
+    (folder / checkpoint.SUMS).unlink()
     found = 0
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size > 2000):
         original = path.read_bytes()
@@ -172,7 +172,7 @@ DAMAGES = {"flipped": flip, "cut": lambda data: data[: len(data) // 2], "emptied
 def test_a_checkpoint_with_any_damaged_file_is_set_aside_and_the_one_before_used(two_steps, tmp_path, damage, capsys):
     template = jax.eval_shape(state)
     names = files_of(two_steps / checkpoint.FOLDER / "2")
-    assert seals.SUMS in names
+    assert checkpoint.SUMS in names
     assert len(names) > 10
     for i, name in enumerate(names):
         workdir = shutil.copytree(two_steps, tmp_path / str(i))
@@ -182,7 +182,7 @@ def test_a_checkpoint_with_any_damaged_file_is_set_aside_and_the_one_before_used
         with checkpoint.Checkpoints(workdir, keep_newest=2) as saved:
             restored, info = saved.restore_newest(template)
         said = capsys.readouterr().err
-        if name == seals.SUMS and damage == "deleted":  # the hash of the arrays still tells that they are whole
+        if name == checkpoint.SUMS and damage == "deleted":  # the hash of the arrays still tells that they are whole
             assert_same_bits(restored, state(2))
             continue
         assert_same_bits(restored, state(1)), name
@@ -230,8 +230,8 @@ def test_a_read_only_look_moves_nothing(two_steps, tmp_path):
 
 def test_hashes_are_those_of_sha256sum(two_steps):
     folder = two_steps / checkpoint.FOLDER / "2"
-    subprocess.run(["sha256sum", "--check", "--quiet", "--strict", seals.SUMS], cwd=folder, check=True)
-    assert len((folder / seals.SUMS).read_text().splitlines()) == len(files_of(folder)) - 1
+    subprocess.run(["sha256sum", "--check", "--quiet", "--strict", checkpoint.SUMS], cwd=folder, check=True)
+    assert len((folder / checkpoint.SUMS).read_text().splitlines()) == len(files_of(folder)) - 1
 
 
 def failing(monkeypatch, times):
@@ -261,7 +261,7 @@ def test_a_failed_save_is_tried_again_after_older_checkpoints_are_deleted(tmp_pa
 
 
 def test_hashes_that_cannot_be_written_are_tried_again_without_the_checkpoint(tmp_path, monkeypatch):
-    write, saved_steps = seals.write, []
+    write, saved_steps = checkpoint.seal, []
 
     def attempt(folder):
         saved_steps.append(folder.name)
@@ -270,13 +270,13 @@ def test_hashes_that_cannot_be_written_are_tried_again_without_the_checkpoint(tm
         write(folder)
 
     with checkpoint.Checkpoints(tmp_path, keep_newest=1) as saved:
-        monkeypatch.setattr(seals, "write", attempt)
+        monkeypatch.setattr(checkpoint, "seal", attempt)
         saved.save(1, state(1), {})
         saved.wait()
         assert saved.steps() == [1]
     assert saved_steps == ["1", "1"]
-    assert not seals.changed(tmp_path / checkpoint.FOLDER / "1")
-    assert (tmp_path / checkpoint.FOLDER / "1" / seals.SUMS).exists()
+    assert not checkpoint.changed(tmp_path / checkpoint.FOLDER / "1")
+    assert (tmp_path / checkpoint.FOLDER / "1" / checkpoint.SUMS).exists()
 
 
 def test_failed_saves_are_counted_in_a_row_and_the_last_must_not_fail(tmp_path, monkeypatch, capsys):

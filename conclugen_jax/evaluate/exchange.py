@@ -24,7 +24,7 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import weights
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import checkpoint, seals, trees
+from conclugen_jax.run import checkpoint, trees
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files
@@ -145,7 +145,7 @@ def _wrong(folder: Path) -> str:
         except checkpoint.Damaged as e:
             return e.fact.partition(": ")[2]
         except ConclugenError as e:
-            return f"the checkpoint is damaged ({seals.changed(folder) or str(e).partition(': ')[2]})"
+            return f"the checkpoint is damaged ({checkpoint.changed(folder) or str(e).partition(': ')[2]})"
     return ""
 
 

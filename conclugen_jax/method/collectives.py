@@ -1,8 +1,7 @@
 """Collectives that work alike on one device and inside a step mapped over several.
 
-An axis of one device needs no collective, which would copy its operands for nothing. A loss built from these collectives is
-the same scalar on every device; the mean over devices of its gradients is then the gradient of that scalar (the transpose of
-a sum over devices is again a sum over devices).
+An axis of one device needs none, which would copy its operands for nothing. A loss built from these is the same scalar on every
+device; the mean over devices of its gradients is the gradient of that scalar, since a sum over devices is its own transpose.
 """
 
 from typing import Any

@@ -43,8 +43,7 @@ def masked_margin_softmax(
       keep: hold what the backward pass needs of the similarities, or compute it again; see ``similarity.exp_sums``.
       dtype: type of the factors of the products; sums and true pairs are in float32 in any case.
 
-    Returns:
-      Scalar: mean over the valid rows of row loss plus column loss.
+    Returns the mean over the valid rows of row loss plus column loss.
 
     References:
       Eq. 2-4; Ilharco et al., "Large-scale representation learning from visually grounded untranscribed speech", 2019.
@@ -79,8 +78,7 @@ def info_nce(
       temperature: divides the cosine similarities; > 0.
       valid: rows that count; the others are neither positive nor negative.
 
-    Returns:
-      Scalar: mean over the two views of all valid rows (both views of each example serve as anchor).
+    Returns the mean over the two views of all valid rows: both views of each example serve as anchor.
 
     References:
       Eq. 1; Chen et al., "A simple framework for contrastive learning of visual representations", 2020.
@@ -155,9 +153,8 @@ def reconstruction_loss(
       valid: rows that have the modality.
       per_row: return the loss of each row, for a batch that is decoded in chunks; :func:`masked_mean` is the rest.
 
-    Returns:
-      Scalar: mean over valid rows and features of the squared difference (no factor one half). With ``per_row``
-      float32 [n]: the mean over features, 0 for a row that is not valid.
+    Returns the mean over valid rows and features of the squared difference (no factor one half). With ``per_row``
+    float32 [n]: the mean over features, 0 for a row that is not valid.
     """
     check_shapes("reconstruction_loss", predicted=(predicted, "n, dim"), target=(target, "n, dim"), valid=(valid, "n"))
     difference = predicted.astype(jnp.float32) - jax.lax.stop_gradient(target).astype(jnp.float32)

@@ -19,8 +19,7 @@ from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.model import ByModality
 from conclugen_jax.method.train_state import Metrics, TrainState
 
-Batch = Mapping[str, ByModality]
-"""``features`` and ``present``, each by modality."""
+Batch = Mapping[str, ByModality]  # ``features`` and ``present``, each by modality
 Statistics = tuple[jax.Array, jax.Array]
 """Mean and standard deviation of each feature of a modality over the training split, [dim] each."""
 
@@ -38,14 +37,11 @@ class Clustered(NamedTuple):
 def contrastive_term(
     projections: ByModality, present: ByModality, *, config: ConfigDict, axis_name: str | None
 ) -> jax.Array:
-    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5).
-
-    With ``encoder_chunk_size``, similarities are recomputed in the backward pass.
-    """
-    settings = {"margin": config.loss.contrastive_margin, "dtype": model_lib.DTYPES[config.precision]}
-    softmax = functools.partial(
-        losses.masked_margin_softmax, axis_name=axis_name, keep=False if config.encoder_chunk_size else None, **settings
-    )
+    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5)."""
+    # With ``encoder_chunk_size``, similarities are recomputed in the backward pass.
+    options = {"keep": False if config.encoder_chunk_size else None, "dtype": model_lib.DTYPES[config.precision]}
+    margin = {"margin": config.loss.contrastive_margin, "axis_name": axis_name}
+    softmax = functools.partial(losses.masked_margin_softmax, **margin, **options)
     pairs = modality_pairs(list(projections), config.loss.contrastive_pairs)
     return sum(softmax(projections[a], projections[b], valid=present[a] & present[b]) for a, b in pairs)
 
@@ -119,7 +115,6 @@ def clustering_term(
         filled = jnp.where(state.step % steps_per_epoch == 0, 0, filled)
     kmeans = _kmeans(all_fused, state, key, config, steps_per_epoch, axis_name)
     assignments = collectives.own_rows(kmeans.assignments[state.queue.shape[0] :], fused.shape[0], axis_name)
-
     margins = {"margin": config.loss.clustering_margin, "margin_in_denominator": config.loss.margin_in_denominator}
     of_rows = {"centroids": kmeans.centroids, "assignments": assignments, "axis_name": axis_name, **margins}
     towards_centroid = functools.partial(losses.clustering_loss, **of_rows)

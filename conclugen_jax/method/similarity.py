@@ -9,12 +9,8 @@ import jax.numpy as jnp
 KEPT_TILE, CPU_TILE, ACCELERATOR_TILE = (1024, 4096), (1024, 1024), (8192, 16384)
 """Rows and columns at once, at most: on a CPU, where its cache counts, of a matrix that is kept and of one that is not, and
 on accelerators, where few large tiles are fastest."""
-
-ROWS_PER_SUM = 128
-"""Rows added up by one thread of an accelerator."""
-
-KEEP_UP_TO = 4096 * 4096
-"""Matrices of so many entries are kept for the backward pass; those of larger ones are computed again there."""
+ROWS_PER_SUM = 128  # rows added up by one thread of an accelerator
+KEEP_UP_TO = 4096 * 4096  # most entries of a matrix kept for the backward pass; larger ones are computed again there
 
 
 def exp_sums(
@@ -34,8 +30,7 @@ def exp_sums(
     Args:
       a: float32 [n, dim], rows of length at most 1; zero where ``rows`` is false.
       b: float32 [m, dim], likewise; zero where ``columns`` is false.
-      rows: boolean [n], rows that count.
-      columns: boolean [m], columns that count.
+      rows: boolean [n], rows that count; ``columns`` [m] likewise.
       keep: hold the exponentials for the backward pass, n m numbers, instead of computing each tile again, where memory
         then grows with n + m; ``None``: for matrices up to ``KEEP_UP_TO`` entries.
       dtype: type of the factors of all products; these, and all sums, are in float32.

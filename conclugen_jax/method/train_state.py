@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Metrics = dict[str, jax.Array]
-"""Name -> scalar, averaged over the global batch."""
+Metrics = dict[str, jax.Array]  # name -> scalar, averaged over the global batch
 
 
 @flax.struct.dataclass

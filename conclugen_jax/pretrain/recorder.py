@@ -26,8 +26,7 @@ from conclugen_jax.system import processes, progress
 from conclugen_jax.train import feed, sharded_update
 
 PACKAGE = Path(conclugen_jax.__file__).parent
-USUAL_STEPS = 50
-"""A loss stands out against the mean of so many steps before it."""
+USUAL_STEPS = 50  # a loss stands out against the mean of so many steps before it
 
 
 class BadStep(Exception):
@@ -111,12 +110,9 @@ class Recorder:
         return {name: total / self._steps[name] for name, total in self._sums.items()}
 
     def mean_loss(self, dispatch: feed.Dispatch) -> float | None:
-        """Mean loss of a whole epoch, once the objective has all its terms; else ``None``.
-
-        With a queue that is never emptied the first clustered epoch alone has steps without the term: left out too.
-        """
+        """Mean loss of a whole epoch, once the objective has all its terms; else ``None``."""
         first = 0
-        if self._config.loss.clustering_weight:
+        if self._config.loss.clustering_weight:  # a queue that is never emptied is not full in its first epoch alone
             first = self._config.clustering.start_epoch + (self._config.clustering.queue_reset == "never")
         complete = dispatch.ends_epoch and dispatch.epoch >= first
         return self.means()["loss"] if complete else None
@@ -161,10 +157,7 @@ def leave_out(run: setup.Setup, bad: BadStep) -> None:
 
 
 def say_first_nan(run: setup.Setup, programs: setup.Programs, saved: checkpoint.Checkpoints, step: int) -> None:
-    """Say which operation of a step was the first whose result is not a number.
-
-    The run is computed again from its newest checkpoint up to the step, and the step one operation at a time.
-    """
+    """Say which operation of a step was the first whose result is not a number, by a replay from the newest checkpoint."""
     state, _ = run.start(saved)
     state = sharded_update.place(state, run.config, run.devices)
     # As if the step were left out: the dispatch before it then ends where it begins.

@@ -75,7 +75,10 @@ class Setup:
         """
         found = saved.restore_newest(jax.eval_shape(self.fresh_state))
         state, info = found or (self.fresh_state(), {"epoch_sums": {}, "epoch_steps": {}})
-        return trees.of_main(state, info)
+        if processes.several():
+            state = trees.from_tree(processes.of_main(trees.to_tree(state)), state, source="process 0")
+            info = json.loads(processes.text_of_main(json.dumps(info)))
+        return state, dict(info)
 
     def memory(self, state: TrainState) -> dict[str, float]:
         """Estimate the GiB that the run takes on each device, by what takes it."""
@@ -85,10 +88,7 @@ class Setup:
 
 
 def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, shards.ShardStream]:
-    """Return the configuration with the names of its modalities, and the rows of the training split.
-
-    A configuration that does not fit the data set, or processes that do not agree, are refused.
-    """
+    """Return the configuration, with the names of its modalities, and the rows of the training split, if all of it fits."""
     config_lib.check(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
     config = config_lib.with_modalities(config, dataset.manifest.modalities)
@@ -126,7 +126,6 @@ class Programs:
         self._compiled: dict[bool, Callable] = {}
 
     def lacks(self, dispatch: Dispatch) -> bool:
-        """Whether the program of a dispatch is still to be compiled."""
         return not dispatch.left_out and self._run.clusters(dispatch.epoch) not in self._compiled
 
     def compile(self, dispatch: Dispatch, state: TrainState, inputs: Any, display: progress.Display) -> None:

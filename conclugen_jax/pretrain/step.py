@@ -24,10 +24,7 @@ def pretrain_step(
     axis_name: str | None = None,
     **of_loss: Any,
 ) -> tuple[TrainState, Metrics]:
-    """Take one optimizer step by ``objective.pretrain_loss``, which also takes ``of_loss``.
-
-    The metrics are those of the state before the step.
-    """
+    """Take one step by ``objective.pretrain_loss``, which takes ``of_loss`` too; the metrics are of the state before it."""
     loss_fn = functools.partial(objective.pretrain_loss, config=config, axis_name=axis_name, **of_loss)
     key = jax.random.fold_in(state.rng, state.step)
     (_, (metrics, batch_stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(

@@ -147,10 +147,10 @@ def _announce(run: setup.Setup, display: progress.Display, first_step: int) -> N
     rows, devices, storage = run.batches.rows, run.devices, run.config.data.storage_dtype
     count = len({device.process_index for device in devices})
     beginning = f"resuming after step {first_step}" if first_step else "from random weights"
+    beginning = "finished already" if first_step == run.total_steps else beginning
     display.say(
         f"{run.title}: {len(rows.usable)} examples, {run.batches.steps_per_epoch} steps per epoch, {len(devices)} "
-        f"{devices[0].platform} device(s){f' of {count} processes' if count > 1 else ''}, {rows.tier} table, "
-        + ("finished already" if first_step == run.total_steps else beginning)
+        f"{devices[0].platform} device(s){f' of {count} processes' if count > 1 else ''}, {rows.tier} table, {beginning}"
     )
     if storage != "float32":
         display.say(f"{run.title}: rows are rounded to {storage}, targets of the reconstruction too")

@@ -2,12 +2,14 @@
 
 from conclugen_jax.method import clustering
 
-PROTOCOLS = ("linear_evaluation", "fine_tuning", "supervised", "raw_features")
-"""Of downstream runs, in the order of tables."""
-FROZEN = ("linear_evaluation", "raw_features")
-"""Protocols that train the classifier alone; the others train the encoder too."""
-PRETRAINED = ("linear_evaluation", "fine_tuning")
-"""Protocols that start from a pretraining run; the others need none."""
+PROTOCOLS = (
+    "linear_evaluation",
+    "fine_tuning",
+    "supervised",
+    "raw_features",
+)  # of downstream runs, as tables list them
+FROZEN = ("linear_evaluation", "raw_features")  # these train the classifier alone; the others train the encoder too
+PRETRAINED = ("linear_evaluation", "fine_tuning")  # protocols that start from a pretraining run; the others need none
 OPTIMIZERS = ("adamw", "sgd")
 
 CHOICES = {
@@ -33,8 +35,7 @@ CHOICES = {
 }
 """Key -> values that it may have."""
 
-NOT_NEGATIVE = (0, None)
-"""Least and most value of a number; ``None``: no bound."""
+NOT_NEGATIVE = (0, None)  # least and most value of a number; ``None``: no bound
 RANGES = {
     "seed": (0, 2**31 - 1),
     "encoder_chunk_size": (0, 2**24),

@@ -17,24 +17,22 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.run import seals, trees
-from conclugen_jax.system import processes, progress
+from conclugen_jax.run import trees
+from conclugen_jax.system import files, processes, progress
 
 FOLDER = "checkpoints"
-DAMAGED = "damaged"
-"""Folder of damaged checkpoints, as STEP-TIME."""
+SUMS = "SHA256SUMS"  # file of the hashes of all files of a checkpoint, which ``sha256sum -c`` reads as well
+DAMAGED = "damaged"  # folder of damaged checkpoints, as STEP-TIME
 _loss = operator.itemgetter("loss")
-PATIENCE = 1200.0
-"""Seconds after which a save counts as hanging."""
+PATIENCE = 1200.0  # seconds after which a save counts as hanging
 
 
 class Damaged(ConclugenError):
     """A checkpoint is not what was saved; ``fact`` is the place and what was found there."""
 
     def __init__(self, fact: str):
-        super().__init__(
-            f"{fact}; name another step, or repeat the run's command, which goes on from the newest intact checkpoint"
-        )
+        way_out = "name another step, or repeat the run's command, which goes on from the newest intact checkpoint"
+        super().__init__(f"{fact}; {way_out}")
         self.fact = fact
 
 
@@ -167,7 +165,7 @@ class Checkpoints:
         metrics = None if loss is None else {"loss": float(loss)}
         if step not in self.steps():  # else its hashes alone are still missing
             self._manager.save(step, args=args, metrics=metrics, force=True)
-        seals.write(self._folder / str(step))
+        seal(self._folder / str(step))
 
     def _clear(self) -> None:
         """Delete what a failed save has left, and all checkpoints but the newest and the best."""
@@ -219,7 +217,7 @@ class Checkpoints:
           Damaged: the checkpoint cannot be read or is not what was saved, by any of its hashes.
         """
         folder = self._place / str(step)
-        if wrong := seals.changed(folder):
+        if wrong := changed(folder):
             raise Damaged(f"{folder}: the checkpoint is damaged ({wrong})")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
         try:
@@ -249,9 +247,7 @@ class Checkpoints:
 
     def _set_aside_damaged(self) -> bool:
         """Move away all checkpoints that are not what was saved; return whether there were any."""
-        found = {
-            path: seals.changed(path) for path in self._folder.glob("*") if path.name.isdecimal() and path.is_dir()
-        }
+        found = {path: changed(path) for path in self._folder.glob("*") if path.name.isdecimal() and path.is_dir()}
         for path, wrong in found.items():
             if wrong:
                 self._set_aside(path.name, f"{path}: the checkpoint is damaged ({wrong})")
@@ -267,6 +263,42 @@ class Checkpoints:
             if self._manager:
                 self._manager.close()
             self.wait()
+
+
+def seal(folder: Path) -> None:
+    """Write the hashes of all files of a finished folder; raise ``OSError`` where there is no space."""
+    with files.replaced(folder / SUMS) as scratch:
+        lines = [f"{files.sha256(folder / name)}  {name}\n" for name in _names(folder)]
+        scratch.write_text("".join(lines), encoding="utf-8")
+
+
+def changed(folder: Path) -> str:
+    """Say what differs from the hashes of a folder; empty if nothing does, or if hashes were never written."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError):
+        return f"{SUMS} cannot be read"
+    expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    found = _names(folder)
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            return f"{name} is missing" if name else f"{SUMS} has changed"
+        if name not in expected:
+            return f"{name} is no part of it"
+        try:
+            if files.sha256(folder / name) != expected[name]:
+                return f"{name} has changed"
+        except OSError as e:
+            return f"{name} cannot be read: {e.strerror}"
+    return ""
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the files of a folder, in order, without the hashes and what a killed process left of them."""
+    kept = (p for p in folder.rglob("*") if p.is_file() and p.name != SUMS and not p.name.startswith(files.SCRATCH))
+    return sorted(str(path.relative_to(folder)) for path in kept)
 
 
 def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.CheckpointManagerOptions:

@@ -1,7 +1,6 @@
-"""States as nested dicts of NumPy arrays, as checkpoints hold them: to and from, hashed, and sent to other processes."""
+"""States as nested dicts of NumPy arrays, as checkpoints hold them: to and from, and hashed."""
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 from flax import traverse_util
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.system import processes
 
 
 def to_tree(state: Any) -> dict[str, Any]:
@@ -71,14 +69,6 @@ def size(state: Any) -> int:
     """Return the bytes of a tree of arrays or of their shapes."""
     shapes = jax.tree.leaves(jax.tree.map(_shape, state))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
-
-
-def of_main(state: Any, info: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the state and the JSON object of process 0 on every process."""
-    if not processes.several():
-        return state, dict(info)
-    tree = processes.of_main(to_tree(state))
-    return from_tree(tree, state, source="process 0"), json.loads(processes.text_of_main(json.dumps(info)))
 
 
 def _is_key(x: Any) -> bool:

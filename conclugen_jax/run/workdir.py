@@ -16,17 +16,15 @@ from conclugen_jax.system import files, locks, processes
 CONFIG = "config.json"
 DATA = "data.json"
 LOCK = ".lock"
-IMPORTED = "import.json"
-"""In workdirs made of an export: hashes of the weights."""
-PLACES = ("data.path", "online_probe.path", "downstream.checkpoint")
-"""Keys that say where something is, not what."""
+IMPORTED = "import.json"  # in workdirs made of an export: hashes of the weights
+PLACES = ("data.path", "online_probe.path", "downstream.checkpoint")  # keys that say where something is, not what
 
 
 @contextlib.contextmanager
 def claim(workdir: str | Path) -> Iterator[Path]:
-    """Own a workdir while the context lasts; create it if needed. Of several processes the main one is the owner.
+    """Own a workdir, which is created if needed, while the context lasts or this process lives; refuse one that is taken.
 
-    The system releases the lock of a killed process. Folders that cannot be written or that a process owns are refused.
+    Of several processes the main one is the owner.
     """
     workdir = Path(workdir)
     if not processes.is_main():

@@ -73,10 +73,8 @@ class Feed:
         columns = {key: self.rows.table[key] for key in self.keys if key != "features"}
         table = parallel.replicate_by_rows({**columns, "usable": self.rows.usable.astype(np.int32)}, self.devices)
         if "features" in self.keys:
-            features = self.rows.table["features"]
-            table["features"] = parallel.replicate_by_rows(
-                features, self.devices, dtype=jnp.dtype(self.config.data.storage_dtype)
-            )
+            features, stored = self.rows.table["features"], jnp.dtype(self.config.data.storage_dtype)
+            table["features"] = parallel.replicate_by_rows(features, self.devices, dtype=stored)
         return table
 
     def plan(self, first_step: int, left_out: Collection[int] = ()) -> Iterator[Dispatch]:
@@ -130,10 +128,7 @@ class Feed:
         return batch_of
 
     def _rows_of(self, dispatch: Dispatch) -> Any:
-        """Rows [devices, steps, n, ...], of which a process reads those of its own devices.
-
-        A dispatch shorter than others is filled up with its first step.
-        """
+        """Rows [devices, steps, n, ...] of this process's devices; a short dispatch is filled up with its first step."""
         at = {"seed": self.config.seed, "epoch": dispatch.epoch}
         steps = {"first_step": dispatch.first_step_in_epoch, "num_steps": dispatch.num_steps}
         indices = batches.batch_indices(self.rows.usable, **steps, batch_size=self.config.train.batch_size, **at)

@@ -97,9 +97,8 @@ class Largest:
     """The largest of a number that each process gives, the same on all of them at the same call."""
 
     def __init__(self, devices: Sequence[jax.Device]):
-        self._devices, self._own = devices, len(own_devices(devices))
+        self._devices, self._own, self._sent = devices, len(own_devices(devices)), 0
         self._program = jax.pmap(lambda x: jax.lax.pmax(x, AXIS), axis_name=AXIS, devices=list(devices), out_axes=None)
-        self._sent: Any = 0
 
     def __call__(self, number: int) -> int:
         """Return what this call is for a process alone; of several the result is a call late, so that none waits for it."""
@@ -110,10 +109,7 @@ class Largest:
 
 
 def split_rows(tree: Any, num_devices: int, axis: int = 0) -> Any:
-    """Cut an axis of every leaf into consecutive parts, one per device, and put that axis first.
-
-    ``axis=0``: [n, ...] -> [devices, n / devices, ...]; ``axis=1``: [steps, n, ...] -> [devices, steps, n / devices, ...].
-    """
+    """Cut an axis of every leaf into consecutive parts, one per device: [..., n, ...] -> [devices, ..., n / devices, ...]."""
 
     def split(x: np.ndarray) -> np.ndarray:
         x = np.asarray(x)
