@@ -2,7 +2,6 @@
 
 import json
 import os
-import types
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +34,15 @@ def test_boxes_are_those_of_facenet_pytorch(params, name):
     assert [len(each) for each in found] == [len(each) for each in BOXES[name]]
     for each, expected in zip(found, BOXES[name], strict=True):
         for face, (*box, probability) in zip(each, sorted(expected, key=lambda b: -b[4]), strict=True):
-            np.testing.assert_allclose(face.box, box, atol=0.01)  # pixels
-            assert face.probability == pytest.approx(probability, abs=1e-4)
+            np.testing.assert_allclose(face[:4], box, atol=0.01)  # pixels
+            assert face[4] == pytest.approx(probability, abs=1e-4)
 
 
 def test_nothing_is_found_where_nothing_is(params):
-    assert mtcnn.detect(params, np.zeros((3, 60, 80, 3), np.uint8)) == [[], [], []]
-    assert mtcnn.detect(params, np.zeros((1, 10, 80, 3), np.uint8)) == [[]]
     noise = np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3), dtype=np.uint8)
-    assert all(not each for each in mtcnn.detect(params, noise))
+    for images in (np.zeros((3, 60, 80, 3), np.uint8), np.zeros((1, 10, 80, 3), np.uint8), noise):
+        assert [each.shape for each in mtcnn.detect(params, images)] == [(0, 5)] * len(images)
+    assert mtcnn.detect(params, noise[:0]) == []
 
 
 @needs_clips
@@ -52,10 +51,10 @@ def test_two_faces_give_the_most_probable_one(params):
     both = np.concatenate([one[:, 20:340], other[:, 20:340]], axis=1)  # as wide as frames are searched
     found = mtcnn.detect(params, both[None])[0]
     assert len(found) == 2
-    assert {face.box[0] > 320 for face in found} == {True, False}
-    assert found[0].probability >= found[1].probability
+    assert set(found[:, 0] > 320) == {True, False}
+    assert found[0, 4] >= found[1, 4]
     (box,) = faces.find(params, [both])
-    np.testing.assert_array_equal(box, found[0].box)
+    np.testing.assert_array_equal(box, found[0, :4])
 
 
 @needs_clips
@@ -204,8 +203,7 @@ def test_faces_do_not_depend_on_what_backbones_look_at(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.899, False), (0.901, True)])
 def test_faces_that_are_doubtful_are_not_followed(monkeypatch, probability, expected):
-    found = types.SimpleNamespace(probability=probability, box=np.array([1.0, 2, 30, 40]))
-    monkeypatch.setattr(mtcnn, "detect", lambda params, images: [[found]])
+    monkeypatch.setattr(mtcnn, "detect", lambda params, images: [np.array([[1.0, 2, 30, 40, probability]])])
     (box,) = faces.find({}, [np.zeros((64, 64, 3), np.uint8)])
     assert (box is not None) is expected
 

@@ -1,6 +1,7 @@
 """Decoded frames are those on the screen at exact times; sound is where it belongs; whatever is wrong is named."""
 
 import io
+import math
 import types
 from fractions import Fraction
 
@@ -179,7 +180,7 @@ def test_a_cover_is_no_picture_of_a_clip():
 
 def test_frames_without_times_follow_each_other():
     stream = types.SimpleNamespace(average_rate=Fraction(4), guessed_rate=None, sample_aspect_ratio=None)
-    taken = sampler.Sampler(stream, (4.0,), 0.0, None, 1.0)
+    taken = sampler.Sampler(stream, (4.0,), 0.0, math.inf, 1.0)
     for i in range(4):
         frame = av.VideoFrame.from_ndarray(clips.image(10 * i), format="rgb24")
         taken.add(frame, None)

@@ -1,5 +1,6 @@
 """The sound of clips: its channels, its times, its gaps, and what is rejected."""
 
+import math
 from fractions import Fraction
 
 import av
@@ -100,7 +101,7 @@ def test_sound_whose_form_changes_is_heard_on(tmp_path):
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, len(frames) * count, Fraction(1, rate)
         frames.append(frame)
-    recorder = sound.Recorder(0.0, None)
+    recorder = sound.Recorder(0.0, math.inf)
     for frame in frames:
         recorder.add(frame, frame.pts * frame.time_base)
     heard = recorder.finish()

@@ -24,7 +24,6 @@ from conclugen_jax.extract import backbones as backbones_lib
 from conclugen_jax.extract import outcome, preparation, provenance
 from conclugen_jax.extract.backbones import Networks
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.media import decoding
 from conclugen_jax.extract.outcome import FAILURES, WORDS, Tally
 from conclugen_jax.extract.preparation import Recipe
 from conclugen_jax.extract.store import State, Store, Vectors
@@ -204,8 +203,6 @@ def _check_tools(how: Recipe) -> None:
         preparation.recogniser(how.recogniser)
     if how.faces:
         preparation.mtcnn_weights(how.faces)
-    if how.rates or set(how.modalities.values()) - {"text"}:
-        decoding.library()
 
 
 def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> tuple[list[Job], list[str]]:

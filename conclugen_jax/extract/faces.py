@@ -65,8 +65,8 @@ def find(params: Mapping[str, Any], frames: Sequence[np.ndarray]) -> list[np.nda
             continue
         images = np.stack([frames[i] if scale == 1 else resize(frames[i], size) for i in rows])
         for i, faces in zip(rows, mtcnn.detect(params, images), strict=True):
-            if faces and faces[0].probability >= MIN_PROBABILITY:
-                found[i] = faces[0].box / scale
+            if len(faces) and faces[0, 4] >= MIN_PROBABILITY:
+                found[i] = faces[0, :4] / scale
     return found
 
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av  # its level of logging stays: with one set, FFmpeg's threads wait for Python's lock while Python waits for them
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError
@@ -31,21 +32,6 @@ WITHOUT_TIMES = ("avi",)
 
 class TooLate(Exception):
     """Decoding began after the wanted time."""
-
-
-def library() -> Any:
-    """Return PyAV.
-
-    Its level of logging stays as it is: with a level set, FFmpeg's threads wait for Python's lock while Python waits for them.
-
-    Raises:
-      ConclugenError: PyAV is not installed.
-    """
-    try:
-        import av
-    except ImportError as e:
-        raise ConclugenError("decoding needs PyAV: pip install 'conclugen_jax[extract]'") from e
-    return av
 
 
 def decode(
@@ -74,19 +60,20 @@ def decode(
     Raises:
       ConclugenError: no such file, nothing in it that can be decoded, or an interval that it does not have.
     """
-    av, path = library(), Path(path)
+    path = Path(path)
     if not path.is_file():
         raise ConclugenError(f"{path}: no such file")
     if not path.stat().st_size:
         raise ConclugenError(f"{path}: an empty file (0 bytes); fetch it again")
-    if not 0 <= start < math.inf or (end is not None and not start < end < math.inf):
+    until = math.inf if end is None else end
+    if not 0 <= start < until or end == math.inf:
         raise ConclugenError(f"{path}: no interval from {start} s to {end} s")
     try:
         for back in (*(seconds for seconds in SEEK_BACK if start > seconds + 1), None):
             with av.open(str(path), metadata_errors="replace") as container, contextlib.suppress(TooLate):
                 pictures = next((s for s in container.streams.video if not is_cover(s)), None) if video else None
                 sounds = next(iter(container.streams.audio), None) if sound else None
-                return _decode(container, pictures, sounds, path, (rate, *also), start, end, back)
+                return _decode(container, pictures, sounds, path, (rate, *also), start, until, back)
         raise AssertionError("the whole clip is never too late")
     except av.error.FFmpegError as e:
         raise ConclugenError(f"{path}: cannot be decoded ({e.strerror}); is it a video, and complete?") from e
@@ -106,14 +93,14 @@ def _decode(
     path: Path,
     rates: tuple[float, ...],
     start: float,
-    end: float | None,
+    end: float,
     back: float | None,
 ) -> Clip:
     """Decode the streams that are not ``None``, and note what was odd."""
     takers, notes = {}, []
     if pictures is not None:
-        whole = (container.duration or 0) / 1_000_000
-        takers[pictures] = sampler = Sampler(pictures, rates, start, end, (whole if end is None else end) - start)
+        expected = (end if end < math.inf else (container.duration or 0) / 1_000_000) - start
+        takers[pictures] = sampler = Sampler(pictures, rates, start, end, expected)
     if sounds is not None:
         takers[sounds] = recorder = sound_lib.Recorder(start, end)
     if not takers:
@@ -130,15 +117,15 @@ def _decode(
     frames, times = sampler.finish() if pictures is not None else ([], np.zeros(0))
     sound = recorder.finish() if sounds is not None else None
     if not frames and sound is None:
-        span = f" from {start:g} s to {'the end' if end is None else f'{end:g} s'}" if start or end is not None else ""
-        raise ConclugenError(f"{path}: nothing could be decoded{span}; {' '.join(notes) or 'is it complete?'}")
+        span = f"from {start:g} s to {end:g} s" if end < math.inf else f"from {start:g} s on"
+        raise ConclugenError(f"{path}: nothing could be decoded {span}; {' '.join(notes) or 'is it complete?'}")
     if pictures is not None and sampler.shrunk:
         notes.append("frames are smaller than they might be, since there are many")
     if sound is not None and (fault := sound_lib.fault(sound)):
         notes.append(fault)
         sound = None
     decoded, declared = max(taker.seconds for taker in takers.values()), _declared(container, list(takers)) - start
-    if end is None and decoded < declared - LACKING:
+    if end == math.inf and decoded < declared - LACKING:
         notes.append(f"the clip breaks off at {start + decoded:.1f} s of {start + declared:.1f} s")
     rate = sampler.rate if pictures is not None else rates[0]
     return Clip(frames, times, rate, sound, notes=tuple(notes), length=round(decoded, 6))
@@ -179,7 +166,7 @@ def _frames(
 
 def _decoded(container: Any, streams: list[Any], notes: list[str]) -> Iterator[tuple[Any, Any]]:
     """Decode all packets; skip broken ones, and stop at a broken end."""
-    errors, broken, damaged = library().error, 0, 0
+    broken = damaged = 0
     for stream in streams:
         stream.codec_context.thread_count = 1  # clips are decoded side by side
     # Decoded frames come in the order of presentation, so that the k-th takes the k-th of the times that there are.
@@ -195,11 +182,11 @@ def _decoded(container: Any, streams: list[Any], notes: list[str]) -> Iterator[t
                         frame.pts = times.popleft() if times else None
                     damaged += frame.is_corrupt
                     yield packet.stream, frame
-            except errors.EOFError:
+            except av.error.EOFError:
                 continue
-            except errors.FFmpegError:
+            except av.error.FFmpegError:
                 broken += 1
-    except errors.FFmpegError as e:
+    except av.error.FFmpegError as e:
         notes.append(f"the file breaks off ({e.strerror})")
     notes += [f"{broken} packets could not be decoded"] if broken else []
     notes += [f"{damaged} frames are damaged"] if damaged else []

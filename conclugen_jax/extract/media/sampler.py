@@ -29,23 +29,22 @@ class Sampler:
       shrunk: whether frames were scaled down for want of memory.
     """
 
-    def __init__(self, stream: Any, rates: tuple[float, ...], start: float, end: float | None, seconds: float):
+    def __init__(self, stream: Any, rates: tuple[float, ...], start: float, end: float, seconds: float):
         """Prepare a sampler.
 
         Args:
           stream: of PyAV.
           rates: frames per second, the highest first.
           start: of the interval, in seconds.
-          end: of the interval; ``None``: the end of the clip.
+          end: of the interval; infinite: the end of the clip.
           seconds: expected length of the interval; 0 if unknown, which is taken for a short one.
         """
         own = stream.average_rate or stream.guessed_rate
         highest = min(Fraction(rates[0]), Fraction(own)) if own else Fraction(rates[0])
         self.rate = float(highest)
         self.done = self.shrunk = False
-        self._start, self._end = _exact(start), None if end is None else _exact(end)
-        longest = self._start + Fraction(clip_lib.MAX_SECONDS)
-        self._limit = longest if end is None else min(self._end, longest)
+        self._start = Fraction(start).limit_denominator(10**6)  # as it was written, to the microsecond
+        self._end = Fraction(end).limit_denominator(10**6) if end < math.inf else end
         grids = [itertools.count(self._start, 1 / Fraction(r)) for r in (highest, *rates[1:]) if r <= highest]
         self._wanted = heapq.merge(*grids)
         self._next = next(self._wanted)
@@ -59,24 +58,21 @@ class Sampler:
         self._bytes = 0
 
     def add(self, frame: Any, time: Fraction | None) -> None:
-        """Add the next frame in the order of presentation, with its time in seconds if that is known.
-
-        Raises:
-          MemoryError: the frames take far more memory than expected.
-        """
+        """Add the next frame in the order of presentation, with its time in seconds if that is known."""
         if time is None:
             time = self._until
         if self._shown is None and self._next < time < 1:
             time = self._next  # pictures that begin a little after the sound
         self._take_until(time)
-        self.done = self._end is not None and time >= self._end
+        self.done = time >= self._end
         length = frame.duration * frame.time_base if frame.duration and frame.time_base else self._frame_length
         self._shown, self._shown_at, self._until = frame, time, time + length
 
     def _take_until(self, time: Fraction) -> None:
         """Take the frame on the screen for all samples before ``time``."""
         image = None
-        while self._next < min(time, self._limit):
+        time = min(time, self._end, self._start + Fraction(clip_lib.MAX_SECONDS))
+        while self._next < time:
             passed = self._next
             if self._shown is not None and self._shown_at <= passed:
                 image = self._image(self._shown) if image is None else image
@@ -90,24 +86,18 @@ class Sampler:
         self.shrunk = self.shrunk or frame.width * frame.height > self._pixels
         self._bytes += image.nbytes
         if self._bytes > 2 * MAX_BYTES:
-            raise MemoryError
+            raise MemoryError("far more frames than expected")
         return image
 
     @property
     def seconds(self) -> float:
         """Time from the start of the interval to the end of the last frame."""
-        until = self._until if self._end is None else min(self._until, self._end)
-        return max(0.0, float(until - self._start))
+        return max(0.0, float(min(self._until, self._end) - self._start))
 
     def finish(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Return the frames and their times in seconds; the last frame stays on the screen for its own length."""
         self._take_until(self._until)
         return self._frames, np.array(self._times)
-
-
-def _exact(seconds: float) -> Fraction:
-    """Return seconds as they were written, to the microsecond."""
-    return Fraction(round(seconds * 1_000_000), 1_000_000)
 
 
 def _upright(frame: Any, aspect: float, pixels: float) -> np.ndarray:
@@ -119,5 +109,5 @@ def _upright(frame: Any, aspect: float, pixels: float) -> np.ndarray:
     if size != (frame.width, frame.height):
         frame = frame.reformat(*size, "rgb24", interpolation="AREA")
     image = frame.to_ndarray(format="rgb24")
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

@@ -4,6 +4,7 @@ from collections import deque
 from fractions import Fraction
 from typing import Any
 
+import av
 import numpy as np
 
 from conclugen_jax.extract.media import clip as clip_lib
@@ -20,16 +21,16 @@ LOUDEST = 1000.0
 
 
 class Recorder:
-    """Collects the sound of an interval in seconds; an ``end`` of ``None`` is that of the clip.
+    """Collects the sound of an interval in seconds; an infinite ``end`` is that of the clip.
 
     Attributes:
       done: whether the interval is complete.
     """
 
-    def __init__(self, start: float, end: float | None):
+    def __init__(self, start: float, end: float):
         self.done = False
         self._start, self._end = start, end
-        self._limit = start + 2 * clip_lib.MAX_SECONDS if end is None else end
+        self._limit = min(end, start + 2 * clip_lib.MAX_SECONDS)
         self._resampler, self._format = None, None
         self._pieces: deque[np.ndarray] = deque()
         self._begin: float | None = None
@@ -42,8 +43,6 @@ class Recorder:
 
     def add(self, frame: Any, time: Fraction | None) -> None:
         """Add the next piece of sound, a frame of PyAV, with its time in seconds if that is known."""
-        import av
-
         if self._begin is None:
             self._begin = float(time or 0)
         elif time is not None and (gap := float(time) - self._begin - self._length) > GAP:
@@ -58,7 +57,7 @@ class Recorder:
             self._resampler, self._format = av.AudioResampler(format="fltp", rate=SAMPLE_RATE), form
         frame.pts = None  # the resampler would fill gaps by its own rules
         self._keep(self._resampler.resample(frame))
-        self.done = self._end is not None and self._begin + self._length > self._end
+        self.done = self._begin + self._length > self._end
 
     def _finish_resampler(self) -> None:
         if self._resampler is not None:
@@ -81,8 +80,7 @@ class Recorder:
         samples = np.concatenate(self._pieces)
         offset = round((self._begin - self._start) * SAMPLE_RATE)
         samples = samples[-offset:] if offset < 0 else np.concatenate([np.zeros(offset, np.float32), samples])
-        if self._end is not None:
-            samples = samples[: round((self._end - self._start) * SAMPLE_RATE)]
+        samples = samples[: round((self._limit - self._start) * SAMPLE_RATE)]
         return samples.astype(np.float32) if samples.size else None
 
 

@@ -1,7 +1,7 @@
 """Convert published weights to variables of our networks. Every tensor is taken, known to be of no use, or refused by name."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +28,29 @@ HEADS = (
     "vocab_",
     "pooler.",
     "qa_outputs.",
-    "embeddings.position_ids",
-    "batchnorm1.",  # ResDAVEnet's published code declares it and does not use it
 )
-"""Prefixes of tensors that the features do not depend on, mostly of layers behind them."""
+UNUSED = ("embeddings.position_ids", "batchnorm1.")
+"""Prefixes of tensors that are dropped: of layers behind the features, and of what published code declares and does not use."""
 
 COUNTERS = "num_batches_tracked"
 
 
 class Tensors:
-    """Tensors of a published file that are taken one by one.
+    """Tensors of a published file that are taken one by one; a ConclugenError names the file and what is wrong with one.
 
-    Attributes:
+    Args:
+      tree: what the file holds: tensors by name, perhaps in an entry ``state_dict``.
       source: name of the file, for messages.
+      entry: the one to use; dots separate nested entries.
+      prefix: names may have it, as they may have ``module.``.
     """
 
     def __init__(self, tree: Mapping[Any, Any], source: str, *, entry: str = "", prefix: str = ""):
-        """Find the tensors in what a file holds.
-
-        Args:
-          tree: tensors by name, perhaps in an entry ``state_dict``.
-          source: name of the file, for messages.
-          entry: the one to use; dots separate nested entries.
-          prefix: some names may have it, as they may have ``module.``.
-
-        Raises:
-          ConclugenError: there is no such entry.
-        """
         self.source = source
         for name in filter(None, entry.split(".")):
             if not isinstance(tree.get(name), Mapping):
-                raise ConclugenError(
-                    f"{source}: no entry {name!r} with tensors; it has {', '.join(map(str, tree))[:200]}"
-                )
+                there = ", ".join(map(str, tree))[:200]
+                raise ConclugenError(f"{source}: no entry {name!r} with tensors; it has {there}")
             tree = tree[name]
         while not entry and isinstance(tree.get("state_dict"), Mapping):
             tree = tree["state_dict"]
@@ -70,11 +60,7 @@ class Tensors:
         self._tensors = tree
 
     def find(self, name: str) -> np.ndarray:
-        """Return a tensor that is left.
-
-        Raises:
-          ConclugenError: there is none of this name.
-        """
+        """Return a tensor that is left."""
         x = self._tensors.get(name)
         if not isinstance(x, np.ndarray) or not x.size:
             near = ", ".join(sorted(self._tensors)[:3])
@@ -84,11 +70,7 @@ class Tensors:
         return x
 
     def take(self, name: str, *shape: int) -> np.ndarray:
-        """Remove a tensor and return it as float32.
-
-        Raises:
-          ConclugenError: it is missing, of another shape, or holds values that are not finite.
-        """
+        """Remove a tensor of a shape and return it as float32."""
         x = self.find(name)
         if x.shape != shape:
             raise ConclugenError(f"{self.source}: {name!r} has the shape {x.shape}, expected {shape}")
@@ -101,12 +83,11 @@ class Tensors:
     def finish(self) -> list[str]:
         """Return the names of the tensors that are left and known to be of no use, but for counters; refuse any other."""
         left = sorted(name for name in self._tensors if not name.endswith(COUNTERS))
-        unknown = [name for name in left if not name.startswith(HEADS)]
-        if unknown:
-            raise ConclugenError(
-                f"{self.source}: {unknown[0]!r} is not part of the network ({len(unknown)} such tensors); name the network "
-                "that the weights are of"
-            )
+        for name in left:
+            if not name.startswith(HEADS + UNUSED):
+                raise ConclugenError(
+                    f"{self.source}: {name!r} is not part of the network; name the one of these weights"
+                )
         return left
 
 
@@ -121,17 +102,11 @@ def convert(
       tensors: of the published network.
       published: path of a layer in the module, such as ``layer1_0/conv1``, -> names of the published layer and of the
         BatchNorm behind it that is folded into it; empty for none.
-
-    Raises:
-      ConclugenError: a tensor is missing, of another shape, or has impossible values.
     """
     shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
-    layers = traverse_util.flatten_dict(
-        shapes, sep="/", is_leaf=lambda _, node: bool({"bias", "embedding", "slope"} & node.keys())
-    )
-    return traverse_util.unflatten_dict(
-        {path: _layer(tensors, leaves, *published(path)) for path, leaves in layers.items()}, sep="/"
-    )
+    layers = traverse_util.flatten_dict(shapes, sep="/", is_leaf=lambda _, x: x.keys() & {"bias", "embedding", "slope"})
+    found = {path: _layer(tensors, leaves, *published(path)) for path, leaves in layers.items()}
+    return traverse_util.unflatten_dict(found, sep="/")
 
 
 def _layer(tensors: Tensors, leaves: Mapping[str, Any], name: str, norm: str) -> dict[str, np.ndarray]:
@@ -177,57 +152,36 @@ def convert_davenet(tensors: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
     return convert(davenet.ResDAVEnet(**options), example, tensors, _residual), options
 
 
-_OPTIONS = {
-    "vocabulary": "vocab_size",
-    "width": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "hidden_dim": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "num_types": "type_vocab_size",
-    "activation": "hidden_act",
-    "epsilon": "layer_norm_eps",
-}
-FAMILIES = {
-    "bert": _OPTIONS,
-    "roberta": _OPTIONS | {"first_position": "pad_token_id"},
-    "distilbert": {
-        "vocabulary": "vocab_size",
-        "width": "dim",
-        "num_layers": "n_layers",
-        "num_heads": "n_heads",
-        "hidden_dim": "hidden_dim",
-        "max_positions": "max_position_embeddings",
-        "activation": "activation",
-    },
-}
-"""Family of encoders -> our names of options -> those in a published ``config.json``."""
+FAMILIES = ("bert", "roberta", "distilbert")
 
-_TEXT = {
-    "tokens": "embeddings.word_embeddings",
-    "positions": "embeddings.position_embeddings",
-    "types": "embeddings.token_type_embeddings",
-    "norm": "embeddings.LayerNorm",
+OPTIONS = {
+    "vocabulary": ("vocab_size", "vocab_size"),
+    "width": ("hidden_size", "dim"),
+    "num_layers": ("num_hidden_layers", "n_layers"),
+    "num_heads": ("num_attention_heads", "n_heads"),
+    "hidden_dim": ("intermediate_size", "hidden_dim"),
+    "max_positions": ("max_position_embeddings", "max_position_embeddings"),
+    "activation": ("hidden_act", "activation"),
+    "epsilon": ("layer_norm_eps", ""),
+    "num_types": ("type_vocab_size", ""),
 }
-_BERT = {
-    "q": "attention.self.query",
-    "k": "attention.self.key",
-    "v": "attention.self.value",
-    "out": "attention.output.dense",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "output_norm": "output.LayerNorm",
+"""Our names -> those in a published ``config.json`` of BERT or RoBERTa, and of DistilBERT."""
+
+LAYERS = {
+    "q": ("attention.self.query", "attention.q_lin"),
+    "k": ("attention.self.key", "attention.k_lin"),
+    "v": ("attention.self.value", "attention.v_lin"),
+    "out": ("attention.output.dense", "attention.out_lin"),
+    "up": ("intermediate.dense", "ffn.lin1"),
+    "down": ("output.dense", "ffn.lin2"),
+    "attention_norm": ("attention.output.LayerNorm", "sa_layer_norm"),
+    "output_norm": ("output.LayerNorm", "output_layer_norm"),
 }
-_DISTILBERT = {
-    "q": "attention.q_lin",
-    "k": "attention.k_lin",
-    "v": "attention.v_lin",
-    "out": "attention.out_lin",
-    "up": "ffn.lin1",
-    "down": "ffn.lin2",
-    "attention_norm": "sa_layer_norm",
-    "output_norm": "output_layer_norm",
+EMBEDDINGS = {
+    "tokens": "word_embeddings",
+    "positions": "position_embeddings",
+    "types": "token_type_embeddings",
+    "norm": "LayerNorm",
 }
 
 
@@ -245,13 +199,14 @@ def read_config(path: Path) -> tuple[str, text_encoder.Options]:
             f"{path}: model_type is {family!r}{'' if learned else ' without learned positions'}, expected one of "
             f"{', '.join(FAMILIES)} with learned positions"
         )
-    names, roberta = FAMILIES[family], family == "roberta"
+    names = {ours: of_two[family == "distilbert"] for ours, of_two in OPTIONS.items()}
+    names |= {"first_position": "pad_token_id"} if family == "roberta" else {}
     given = {"num_types": 0 if family == "distilbert" else 2, "activation": "gelu", "epsilon": 1e-12}
-    given |= {"first_position": int(roberta)} | {ours: config[name] for ours, name in names.items() if name in config}
+    given["first_position"] = behind = int(family == "roberta")  # the first token comes behind the padding's position
+    given |= {ours: config[name] for ours, name in names.items() if name in config}
     try:
         options = msgspec.convert(given, text_encoder.Options)
-        # The first token comes behind the position of the padding.
-        return family, msgspec.structs.replace(options, first_position=options.first_position + roberta)
+        return family, msgspec.structs.replace(options, first_position=options.first_position + behind)
     except (msgspec.ValidationError, ValueError) as e:
         fault = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(e))
         raise ConclugenError(f"{path}: not as expected ({fault}); name a folder that has a whole one") from e
@@ -259,25 +214,30 @@ def read_config(path: Path) -> tuple[str, text_encoder.Options]:
 
 def convert_text(tensors: Tensors, family: str, options: text_encoder.Options) -> dict[str, Any]:
     """Return variables of :class:`conclugen_jax.extract.networks.text_encoder.TextEncoder` from the names of Hugging Face."""
-    layers, parts = ("transformer", _DISTILBERT) if family == "distilbert" else ("encoder", _BERT)
+    distil = family == "distilbert"
 
     def published(path: str) -> tuple[str, str]:
         layer, _, part = path.partition("/")
-        return f"{layers}.layer.{layer.removeprefix('layer')}.{parts[part]}" if part else _TEXT[layer], ""
+        if not part:
+            return f"embeddings.{EMBEDDINGS[layer]}", ""
+        return (
+            f"{'transformer' if distil else 'encoder'}.layer.{layer.removeprefix('layer')}.{LAYERS[part][distil]}",
+            "",
+        )
 
     example = (np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
     return convert(text_encoder.TextEncoder(options), example, tensors, published)
 
 
-def convert_mtcnn(networks: Mapping[str, Tensors]) -> dict[str, Any]:
+def convert_mtcnn(networks: Sequence[Tensors]) -> dict[str, Any]:
     """Return variables of ``pnet``, ``rnet`` and ``onet`` from the names of facenet-pytorch."""
     params: dict[str, Any] = {}
-    for network, (module, size) in mtcnn.NETWORKS.items():
-        example = (np.zeros((1, size, size, 3), np.float32),)
-        params[network] = layers = convert(module, example, networks[network], lambda path: (path, ""))
+    for tensors, (network, (module, size)) in zip(networks, mtcnn.NETWORKS.items(), strict=True):
+        layers = convert(module, (np.zeros((1, size, size, 3), np.float32),), tensors, lambda path: (path, ""))
         for name in layers.keys() & {"dense4", "dense5"}:
             # The inputs are [width, height, channels] there, [height, width, channels] here.
             kernel = layers[name]["kernel"]
             turned = kernel.reshape(3, 3, -1, kernel.shape[1]).swapaxes(0, 1)
             layers[name]["kernel"] = np.ascontiguousarray(turned).reshape(kernel.shape)
+        params[network] = layers
     return params

@@ -7,7 +7,7 @@ some thousands, are sorted out on the host.
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -86,14 +86,7 @@ NETWORKS = {
 """Name -> (network, least side of its input)."""
 
 
-class Face(NamedTuple):
-    """A face: x, y of the upper left and the lower right corner, in pixels, and the probability that it is one."""
-
-    box: np.ndarray
-    probability: float
-
-
-def detect(params: Mapping[str, Any], images: np.ndarray) -> list[list[Face]]:
+def detect(params: Mapping[str, Any], images: np.ndarray) -> list[np.ndarray]:
     """Find faces in images of one size.
 
     Args:
@@ -101,15 +94,16 @@ def detect(params: Mapping[str, Any], images: np.ndarray) -> list[list[Face]]:
       images: uint8 [n, height, width, 3], RGB.
 
     Returns:
-      The faces of each image, the most probable first.
+      Of each image float32 [faces, 5], the most probable first: x, y of the upper left and the lower right corner, in
+      pixels, and the probability that it is a face.
     """
     if min(images.shape[1:3]) < MIN_SIZE:
-        return [[] for _ in images]
+        return [np.zeros((0, 5), np.float32) for _ in images]
     starts = range(0, len(images), IMAGES)
     return [faces for start in starts for faces in _detect(params, images[start : start + IMAGES])]
 
 
-def _detect(params: Mapping[str, Any], images: np.ndarray) -> list[list[Face]]:
+def _detect(params: Mapping[str, Any], images: np.ndarray) -> list[np.ndarray]:
     n, height, width = images.shape[:3]
     filled = 1 << (n - 1).bit_length()  # few sizes, since a program is compiled for each
     _sizes.add((filled, height, width))
@@ -120,10 +114,7 @@ def _detect(params: Mapping[str, Any], images: np.ndarray) -> list[list[Face]]:
     boxes, owners = _propose(params, images)
     boxes, owners = _refine("rnet", params, images, boxes[owners < n], owners[owners < n])
     boxes, owners = _refine("onet", params, images, boxes, owners)
-    faces: list[list[Face]] = [[] for _ in range(n)]
-    for box, owner in sorted(zip(boxes, owners, strict=True), key=lambda pair: -pair[0][4]):
-        faces[owner].append(Face(box[:4], float(box[4])))
-    return faces
+    return [boxes[owners == i] for i in range(n)]
 
 
 def _propose(params: Mapping[str, Any], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,12 +25,6 @@ NETWORKS = {f"resnet{mark}{depth}": (depth, axes) for mark, axes in (("", 2), ("
 """Name -> (depth, number of axes: height and width, or time before them)."""
 
 WIDTHS = (64, 128, 256, 512)
-STEM = 64
-
-
-def output_dim(depth: int) -> int:
-    """Return the size of the feature vector: 512 or 2048."""
-    return WIDTHS[-1] * (4 if depth >= 50 else 1)
 
 
 class Block(nn.Module):
@@ -97,7 +91,7 @@ class ResNet(nn.Module):
         mean, std = (jnp.asarray(values).reshape((1,) * (axes + 1) + (3,)) for values in (self.mean, self.std))
         x = ((x - mean) / std).astype(self.dtype)
         strides = (2, 2) if axes == 2 else (1, 2, 2)
-        x = nn.relu(Convolution(STEM, (7,) * axes, strides, name="conv1")(x))
+        x = nn.relu(Convolution(WIDTHS[0], (7,) * axes, strides, name="conv1")(x))
         x = nn.max_pool(x, (3,) * axes, (2,) * axes, ((1, 1),) * axes)
         for stage, (count, width) in enumerate(zip(STAGES[self.depth], WIDTHS, strict=True), 1):
             for number in range(count):

@@ -15,22 +15,16 @@ from safetensors import numpy as safetensors
 
 from conclugen_jax.data import pickles
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.networks import conversion, davenet, mtcnn, resnet, text_encoder, torch_files
+from conclugen_jax.extract.networks import conversion, davenet, resnet, text_encoder, torch_files
 from conclugen_jax.system import files
 
-WEIGHTS = "weights.safetensors"
-FACTS = "network.json"
-TOKENIZER = "tokenizer.json"
-FORMAT = "conclugen_jax backbone"
-FORMAT_VERSION = 1
+WEIGHTS, FACTS, TOKENIZER = "weights.safetensors", "network.json", "tokenizer.json"
+FORMAT, FORMAT_VERSION = "conclugen_jax backbone", 1
 
 NETWORKS = (*resnet.NETWORKS, "resdavenet", "text", "mtcnn")
 """What ``launch/convert_weights.py --network`` takes."""
 
-PARTS = {
-    "text": ("model.safetensors", "config.json", TOKENIZER),
-    "mtcnn": tuple(f"{name}.pt" for name in mtcnn.NETWORKS),
-}
+PARTS = {"text": ("model.safetensors", "config.json", TOKENIZER), "mtcnn": ("pnet.pt", "rnet.pt", "onet.pt")}
 """Network -> files that the folder of its published weights holds; those of the others are one file."""
 
 AGAIN = "convert the weights again with conclugen convert_weights"
@@ -68,7 +62,6 @@ class Weights:
       sha256: of the file of weights.
       source: published files that they were made of: name -> SHA-256.
       folder: that holds them.
-      tokenizer: SHA-256 of the tokenizer beside an encoder of text; empty for others.
     """
 
     network: str
@@ -77,12 +70,11 @@ class Weights:
     sha256: str
     source: dict[str, str]
     folder: Path
-    tokenizer: str = ""
 
     def provenance(self) -> dict[str, Any]:
         """Return what a data set stores of the weights that it was made with."""
         facts = {"network": self.network, "sha256": self.sha256, "source": self.source, "options": self.options}
-        return facts | ({"tokenizer": self.tokenizer} if self.tokenizer else {})
+        return facts | ({"tokenizer": files.sha256(self.folder / TOKENIZER)} if self.network == "text" else {})
 
 
 def convert(network: str, source: Path, output: Path, *, entry: str = "", attribution: str = "") -> list[str]:
@@ -111,10 +103,9 @@ def convert(network: str, source: Path, output: Path, *, entry: str = "", attrib
     if network == "text":
         family, encoder = conversion.read_config(paths[1])
         options, prefix, further = msgspec.to_builtins(encoder), f"{family}.", paths[1:]
-    weights = [path for path in paths if path not in further]
-    found = [conversion.Tensors(_read(path), str(path), entry=entry, prefix=prefix) for path in weights]
+    found = [conversion.Tensors(_read(p), str(p), entry=entry, prefix=prefix) for p in paths if p not in further]
     if network == "mtcnn":
-        params = conversion.convert_mtcnn(dict(zip(mtcnn.NETWORKS, found, strict=True)))
+        params = conversion.convert_mtcnn(found)
     elif network == "text":
         params = conversion.convert_text(*found, family, encoder)
     elif network == "resdavenet":
@@ -122,9 +113,8 @@ def convert(network: str, source: Path, output: Path, *, entry: str = "", attrib
     else:
         params = conversion.convert_resnet(*found, *resnet.NETWORKS[network])
     left_out = [name for tensors in found for name in tensors.finish()]
-    flat = traverse_util.flatten_dict(params, sep="/")
-    content, hashes = safetensors.save(flat), {path.name: files.sha256(path) for path in paths}
-    digest = hashlib.sha256(content).hexdigest()
+    content = safetensors.save(traverse_util.flatten_dict(params, sep="/"))
+    digest, hashes = hashlib.sha256(content).hexdigest(), {path.name: files.sha256(path) for path in paths}
     facts = _Facts(FORMAT, FORMAT_VERSION, network, options, digest, hashes, left_out, attribution)
     text = json.dumps(msgspec.to_builtins(facts), indent=1) + "\n"
     _write(output, {WEIGHTS: content, FACTS: text.encode()} | {path.name: path.read_bytes() for path in further[1:]})
@@ -154,21 +144,11 @@ def load(folder: str | Path) -> Weights:
       ConclugenError: it is not such a folder, or is damaged.
     """
     folder = Path(folder)
-    if folder.is_file():
-        raise ConclugenError(
-            f"{folder}: a file, expected a folder of converted weights; convert it first with conclugen convert_weights"
-        )
-    facts = files.read_json(folder / FACTS, _Facts, way_out=AGAIN)
-    path = folder / WEIGHTS
+    facts, path = files.read_json(folder / FACTS, _Facts, way_out=AGAIN), folder / WEIGHTS
     if not path.is_file() or files.sha256(path) != facts.weights_sha256:
         raise ConclugenError(f"{path}: missing, or not the file whose SHA-256 {FACTS} has; {AGAIN}")
     params = traverse_util.unflatten_dict(_read(path), sep="/")
-    tokenizer = ""
-    if facts.network == "text":
-        if not (folder / TOKENIZER).is_file():
-            raise ConclugenError(f"{folder / TOKENIZER}: no such file; {AGAIN}")
-        tokenizer = files.sha256(folder / TOKENIZER)
-    return Weights(facts.network, facts.options, params, facts.weights_sha256, facts.source, folder, tokenizer)
+    return Weights(facts.network, facts.options, params, facts.weights_sha256, facts.source, folder)
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
