@@ -107,17 +107,17 @@ def test_parquet_rows_in_any_order_are_decoded_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "BLOCK_BYTES", 100 * 8 * 4)
     column = ParquetFeatures(path, how="mean", column="x")
     calls, sizes = [], []
-    usual, decode = parquet.parquet_vectors, pq.ParquetFile.iter_batches
+    usual, decode = ParquetFeatures._vectors, pq.ParquetFile.iter_batches
 
-    def counted(path, column, rows):
+    def counted(self, rows):
         calls.append(len(rows))
-        return usual(path, column, rows)
+        return usual(self, rows)
 
     def sized(self, batch_size, **options):
         sizes.append(batch_size)
         return decode(self, batch_size, **options)
 
-    monkeypatch.setattr(parquet, "parquet_vectors", counted)
+    monkeypatch.setattr(ParquetFeatures, "_vectors", counted)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", sized)
     order = np.random.default_rng(0).permutation(n)
     places = column.locate("train", [f"c{i}" for i in order] + ["none"])

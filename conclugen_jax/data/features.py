@@ -27,9 +27,6 @@ def pool(x: Any, how: str, where: str, *, length: int | None = None) -> np.ndarr
 
     Returns:
       [dim] of the type of ``x``; a mean is taken in float64, and float64 it stays unless ``x`` is float32.
-
-    Raises:
-      ConclugenError: not numbers, another number of axes, no valid step, or a length outside 1..time.
     """
     x = np.asarray(x)
     if x.dtype.kind not in "fiub" or x.ndim not in (1, 2):
@@ -111,8 +108,7 @@ class MatrixFeatures(RowFeatures):
     """
 
     def __init__(self, path: Path, *, how: str, key: str = ""):
-        """Open an npy file, or the array ``key`` of an npz file; ``how`` is the pooling over time."""
-        self.key, self._opened = key, None
+        self.key, self._opened, self._lengths_path = key, None, path.with_name(path.stem + "_lengths.npy")
         beside = [path] if key else [p for p in (path.with_suffix(".txt"), path.parent / "ids.txt") if p.is_file()]
         if not beside:
             raise ConclugenError(f"{path}: no ids; put one id a line in {path.stem}.txt beside it")
@@ -128,14 +124,13 @@ class MatrixFeatures(RowFeatures):
         arrays = npz_arrays(self.path, ("id", "ids"))
         ids = arrays.get("ids", arrays.get("id"))
         if ids is None or ids.ndim != 1 or ids.dtype.kind not in "USiu":
-            raise self._without("ids", " of one id a row")
+            raise ConclugenError(f"{self.path}: no array 'ids' of one id a row")
         return as_text(ids, f"{self.path}, ids")
 
     def files(self) -> Iterable[Path]:
         return [self.path] if self.key else [p for p in (self.path, self.ids_path, self._lengths_path) if p.exists()]
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
-        """Return the row of each key."""
         return [None if row < 0 else row for row in self.rows(split, keys)]
 
     def read(self, place: int) -> np.ndarray:
@@ -145,12 +140,7 @@ class MatrixFeatures(RowFeatures):
         return pool(np.array(array[place]), self.how, f"{self.path}, row {place}", length=length)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the open arrays, too."""
         return {**super().__getstate__(), "_opened": None}
-
-    @property
-    def _lengths_path(self) -> Path:
-        return self.path.with_name(self.path.stem + "_lengths.npy")
 
     def _arrays(self) -> tuple[np.ndarray | NpyMatrix, np.ndarray | None]:
         """Return the array, opened once in each process, and the lengths of its sequences."""
@@ -159,7 +149,7 @@ class MatrixFeatures(RowFeatures):
         if self.key:
             arrays = npz_arrays(self.path, (self.key, f"{self.key}_lengths"))
             if self.key not in arrays:
-                raise self._without(self.key)
+                raise ConclugenError(f"{self.path}: no array {self.key!r}; it has {', '.join(npz_arrays(self.path))}")
             array, lengths = arrays[self.key], arrays.get(f"{self.key}_lengths")
         else:
             array, lengths = NpyMatrix(self.path), read_npy(self._lengths_path)
@@ -170,9 +160,6 @@ class MatrixFeatures(RowFeatures):
             raise ConclugenError(f"{self.path}: lengths of shape {lengths.shape}, expected {len(array)} integers")
         self._opened = array, lengths if len(array.shape) == 3 else None
         return self._opened
-
-    def _without(self, name: str, such: str = "") -> ConclugenError:
-        return ConclugenError(f"{self.path}: no array {name!r}{such}; it has {', '.join(npz_arrays(self.path))}")
 
 
 class FolderFeatures:
@@ -191,7 +178,6 @@ class FolderFeatures:
         return {s: sorted(canonical(os.path.basename(p)[:-4]) for p in _scan(f)[0]) for s, f in self.splits.items()}
 
     def files(self) -> Iterable[str]:
-        """Return the paths of all files, sorted."""
         return (path for folder in self.splits.values() for path in sorted(_scan(folder)[0]))
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
@@ -271,11 +257,9 @@ class ListedFeatures:
         self.dim = len(self.read(self._paths[0]))
 
     def names(self) -> dict[str, list[str]]:
-        """Return nothing: the table lists paths, not names."""
-        return {}
+        return {}  # the table lists paths
 
     def files(self) -> Iterable[str]:
-        """Return the paths of all files."""
         return (f"{self.root}{os.sep}{path}" for path in self._paths)
 
     def locate(self, split: str, keys: Sequence[tuple[str, ...]]) -> Sequence[str | None]:
@@ -326,20 +310,17 @@ class Combined:
     def read(self, place: tuple) -> np.ndarray | None:
         """Return the vectors, None if no variant exists; a part of the variants is refused."""
         count, parts = place
-        stored = (self._side_by_side(pieces, part) for pieces, part in zip(self.variants, parts, strict=True))
+
+        def side_by_side(pieces: Sequence[Features], places: tuple | None) -> np.ndarray | None:
+            vectors = [None] if places is None else [p.read(place) for p, place in zip(pieces, places, strict=True)]
+            return None if any(x is None for x in vectors) else np.concatenate(vectors)
+
+        stored = map(side_by_side, self.variants, parts)
         vectors = list(itertools.islice(stored, count))
-        if all(x is None for x in vectors) and all(x is None for x in stored):
-            return None
-        if len(self.variants) == 1:
+        if len(self.variants) == 1 or (all(x is None for x in vectors) and all(x is None for x in stored)):
             return vectors[0]
         for part, x in zip(parts, vectors, strict=False):
             if x is None or len(x) != self.dim:
-                fault = "is missing" if x is None else f"has {len(x)} values"
-                where = None if part is None else part[0]
+                where, fault = part and part[0], "is missing" if x is None else f"has {len(x)} values"
                 raise ConclugenError(f"{where}: this variant {fault}, another has {self.dim}; complete the variants")
         return np.stack(vectors)
-
-    @staticmethod
-    def _side_by_side(pieces: Sequence[Features], places: tuple | None) -> np.ndarray | None:
-        vectors = [None] if places is None else [p.read(place) for p, place in zip(pieces, places, strict=True)]
-        return None if any(x is None for x in vectors) else np.concatenate(vectors)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,7 @@ for group in range(found.num_row_groups):
 
 
 def parquet_kinds(path: Path) -> dict[str, str]:
-    """Check a Parquet file and return the kind of each column: ``vectors`` (lists of numbers), ``values``, or its type.
-
-    The other functions expect a file that was checked here.
-    """
+    """Check a file and return the kind of each column: ``vectors`` (lists of numbers), ``values``, or its type."""
     with open_regular(path) as file:
         stat = os.fstat(file.fileno())
     _check_footer(path.absolute(), stat.st_ino, stat.st_mtime_ns, stat.st_size)
@@ -58,14 +55,8 @@ def _check_footer(path: Path, *_version: int) -> None:
 
     What pyarrow itself reports is left to where the file is read.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", FOOTER, str(path)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    command = [sys.executable, "-c", FOOTER, str(path)]
+    done = subprocess.run(command, input="", capture_output=True, text=True, errors="replace", check=False)
     if done.returncode < 0:
         said = done.stderr.strip().splitlines() or [f"signal {-done.returncode}"]
         raise _unreadable(path, said[-1].strip().removeprefix("what():").strip()[:300])
@@ -116,36 +107,6 @@ def parquet_column(path: Path, column: str) -> list[str]:
     return texts
 
 
-def parquet_vectors(path: Path, column: str, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray | None]]:
-    """Read lists of numbers, a few MiB at a time.
-
-    Args:
-      path: of the file.
-      column: of lists, or of lists of lists.
-      rows: int64 [n], ascending, each once; negative ones stand for no row.
-
-    Yields:
-      Each row and its array [dim] or [time, dim], None where the column is null.
-    """
-    file, size = _opened(path, column)
-    batch_rows = max(1, min(2**16, BATCH_BYTES * file.metadata.num_rows // size))
-    start = 0
-    with _faults(path):
-        for group in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(group).num_rows
-            wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
-            if len(wanted):
-                for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[column]):
-                    here = slice(*np.searchsorted(wanted, [start, start + len(batch)]))
-                    for row in wanted[here].tolist():
-                        value, where = batch.column(0)[row - start], f"{path}, row {row}, column {column!r}"
-                        yield row, _numbers(value.values, where) if value.is_valid else None
-                    start += len(batch)
-                if start <= wanted[-1]:
-                    raise _unreadable(path, f"row group {group} holds fewer rows than the file declares")
-            start = stop
-
-
 def _numbers(values: pa.Array, where: str) -> np.ndarray:
     """Return a list's values [dim], or [time, dim] of a list of lists."""
     shape, nulls = (len(values),), values.null_count
@@ -172,10 +133,8 @@ def _opened(path: Path, column: str) -> tuple[parquet.ParquetFile, int]:
         chunks = [file.metadata.row_group(g).column(i) for g in range(file.num_row_groups) for i in parts]
         size = 1 + sum(max(8 * chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks)
     if size > MOST_UNPACKED * max(path.stat().st_size, 2**20):
-        raise ConclugenError(
-            f"{path}: column {column!r} would unpack to {size / 2**30:.1f} GiB, more than {MOST_UNPACKED} times the "
-            "file's size; write it again"
-        )
+        found = f"would unpack to {size / 2**30:.1f} GiB, more than {MOST_UNPACKED} times the file's size"
+        raise ConclugenError(f"{path}: column {column!r} {found}; write it again")
     return file, size
 
 
@@ -204,10 +163,7 @@ class ParquetFeatures(RowFeatures):
         return [None if row < 0 else (i, every) for i, row in enumerate(rows)]
 
     def read(self, place: tuple[int, np.ndarray]) -> np.ndarray | None:
-        """Return the vector [dim] of a row, None where the column is null.
-
-        The rows that will be asked for next are read with it, in the file's order.
-        """
+        """Return a row's vector [dim], None if null; those asked for next are read with it, in the file's order."""
         position, rows = place
         row = int(rows[position])
         if row not in self._block:
@@ -219,6 +175,28 @@ class ParquetFeatures(RowFeatures):
         """Drop the vectors, too."""
         return {**super().__getstate__(), "_block": {}}
 
-    def _vectors(self, rows: np.ndarray) -> Iterable[tuple[int, np.ndarray | None]]:
-        for row, x in parquet_vectors(self.path, self.column, rows):
-            yield row, None if x is None else pool(x, self.how, f"{self.path}, row {row}, column {self.column!r}")
+    def _vectors(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray | None]]:
+        """Yield each row and its vector [dim], None where the column is null; a few MiB are decoded at a time.
+
+        The rows are int64 [n], ascending, each once; negative ones stand for no row.
+        """
+        file, size = _opened(self.path, self.column)
+        batch_rows = max(1, min(2**16, BATCH_BYTES * file.metadata.num_rows // size))
+        start = 0
+        with _faults(self.path):
+            for group in range(file.num_row_groups):
+                stop = start + file.metadata.row_group(group).num_rows
+                wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+                if len(wanted):
+                    for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[self.column]):
+                        here = slice(*np.searchsorted(wanted, [start, start + len(batch)]))
+                        for row in wanted[here].tolist():
+                            value, where = (
+                                batch.column(0)[row - start],
+                                f"{self.path}, row {row}, column {self.column!r}",
+                            )
+                            yield row, pool(_numbers(value.values, where), self.how, where) if value.is_valid else None
+                        start += len(batch)
+                    if start <= wanted[-1]:
+                        raise _unreadable(self.path, f"row group {group} holds fewer rows than the file declares")
+                start = stop
