@@ -1,7 +1,4 @@
-"""Assemble written parts to a data set (refusals, names, metadata of TFDS, manifest), and put it into its place.
-
-One process builds a data set at a time, and it gets its final name only when complete.
-"""
+"""Assemble written parts to a data set: refusals, metadata of TFDS, manifest; and put it into its place when complete."""
 
 import contextlib
 import csv
@@ -30,15 +27,9 @@ DROPPED = "dropped.csv"
 
 
 def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop_bad: bool, strict: bool) -> None:
-    """Do what needs all parts: refusals, final names, metadata of TFDS, manifest.
+    """Do what needs all parts: refusals, final names in the data set's folder, metadata of TFDS, manifest.
 
-    Args:
-      source: of the examples.
-      parts: of each split.
-      folder: that becomes the data set.
-      fingerprint: of the source and the options.
-      drop_bad: drop bad examples; else refuse them.
-      strict: refuse what is otherwise a warning.
+    ``drop_bad`` drops bad examples, which are refused otherwise; ``strict`` refuses what is otherwise a warning.
     """
     spec = source.spec
     parts = {split: parts.get(split, []) for split in spec.splits}
@@ -132,21 +123,17 @@ def _write_sidecars(parts: Parts, folder: Path) -> None:
 
 @contextlib.contextmanager
 def claimed(target: Path) -> Iterator[Path]:
-    """Own a data set's place while the context lasts, on any machine and in any container.
+    """Own ``DATA_DIR/NAME/VERSION`` while the context lasts, on any machine and in any container.
 
-    Anything else there was left by builds that were killed, and is cleaned up first.
-
-    Args:
-      target: ``DATA_DIR/NAME/VERSION``; DATA_DIR is made if needed.
-
-    Yields:
-      An empty scratch folder in DATA_DIR, removed after.
+    Anything else there was left by builds that were killed, and is cleaned up first. The context gets an empty scratch
+    folder in DATA_DIR, which is removed after.
 
     Raises:
       ConclugenError: another process is building this data set.
       OSError: DATA_DIR cannot be written.
     """
-    data_dir, prefix, old = target.parent.parent, f".building-{target.parent.name}-{target.name}", _aside(target)
+    data_dir, prefix = target.parent.parent, f".building-{target.parent.name}-{target.name}"
+    old = target.with_name(f".replaced-{target.name}")
     data_dir.mkdir(parents=True, exist_ok=True)
     try:
         with locks.hold(data_dir / f"{prefix}.lock"):
@@ -164,7 +151,7 @@ def claimed(target: Path) -> Iterator[Path]:
 
 def swap(built: Path, target: Path) -> None:
     """Put the finished folder in place; move an old one aside first, back if that fails, and delete it after."""
-    old = _aside(target)
+    old = target.with_name(f".replaced-{target.name}")
     if target.exists():
         os.replace(target, old)
     try:
@@ -174,7 +161,3 @@ def swap(built: Path, target: Path) -> None:
             os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _aside(target: Path) -> Path:
-    return target.with_name(f".replaced-{target.name}")

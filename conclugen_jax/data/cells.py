@@ -62,11 +62,7 @@ def column_name(text: str) -> str:
 
 
 def read_csv(path: Path) -> Table:
-    """Read a csv file in UTF-8 or, if it is not UTF-8, in Windows-1252. Blank lines are skipped.
-
-    Raises:
-      ConclugenError: not readable, in UTF-16, not separated by commas, without a header, or a row that is not csv or ragged.
-    """
+    """Read a csv file in UTF-8 or, if it is not UTF-8, in Windows-1252. Blank lines are skipped, bad ones refused."""
     content, encoding = read_whole(path, MOST_TEXT), "utf-8-sig"
     if b"\0" in content:
         raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
@@ -116,10 +112,7 @@ def as_number(value: Any) -> float:
 
 
 def number(value: Any, where: str, span: tuple[float, float] | None = None) -> float:
-    """Return the number that a text spells, which must be finite in float32 and, with ``span``, from one number to another.
-
-    ``where`` names the cell in the message of the ConclugenError.
-    """
+    """Return the number that a text spells; it must be finite in float32 and, with ``span``, from one to another."""
     found = as_number(value)
     low, high = span or (-MOST, MOST)
     if not low <= found <= high:  # also where it is NaN

@@ -17,16 +17,9 @@ POOLS = ("mean", "max", "last")
 
 
 def pool(x: Any, how: str, where: str, *, length: int | None = None) -> np.ndarray:
-    """Reduce a sequence of frame-level or token-level features over time.
+    """Reduce a sequence [time, dim] to [dim] by ``mean``, ``max`` or ``last`` of its first ``length`` steps; [dim] stays.
 
-    Args:
-      x: real numbers [dim], returned as they are, or [time, dim].
-      how: ``mean``, ``max`` or ``last``, over the valid steps.
-      where: names the features in messages, such as the file.
-      length: number of valid steps, from the first; all where None.
-
-    Returns:
-      [dim] of the type of ``x``; a mean is taken in float64, and float64 it stays unless ``x`` is float32.
+    A mean is taken in float64, and float64 it stays unless ``x`` is float32. ``where`` names the features in messages.
     """
     x = np.asarray(x)
     if x.dtype.kind not in "fiub" or x.ndim not in (1, 2):
@@ -53,7 +46,7 @@ def canonical(name: str) -> str:
 
 
 class RowFeatures:
-    """The rows of a file, found by id; of the ids, 64 bits of their hash are kept."""
+    """The rows of a file, found by what ``ids`` returns; of the ids, 64 bits of their hash are kept."""
 
     def __init__(self, path: Path, how: str, ids_path: Path):
         self.path, self.how, self.ids_path = path, how, ids_path
@@ -69,10 +62,6 @@ class RowFeatures:
         if twice.size:
             name = names[self._order[twice[0]]]
             raise ConclugenError(f"{ids_path}: id {name!r} appears twice; each row needs an id of its own")
-
-    def ids(self) -> list[str]:
-        """Return the id of each row, as the file has it."""
-        raise NotImplementedError
 
     def names(self) -> dict[str, list[str]]:
         """Return the ids, in the file's order, as of one split."""

@@ -54,32 +54,30 @@ def open_source(request: Request) -> JoinedSource:
 
 
 def _open(request: Request) -> JoinedSource:
-    _check(request)
-    kind = recognise(request) if request.format == "auto" else request.format
-    if kind not in FORMATS:
-        raise ConclugenError(f"format {kind!r} is unknown; there are auto, {', '.join(FORMATS)}")
-    if request.labels and kind in ("authors", "metadata"):
-        raise ConclugenError(f"format {kind!r} has its labels in files of its own; leave --labels out")
-    if request.source is None and kind not in ("table", "csd"):
-        raise ConclugenError(f"format {kind!r} is read from a source; name its file or folder with --source")
-    if request.modalities and kind == "metadata":
-        raise ConclugenError("format 'metadata' lists all files; add a column NAME_file_name instead of --modality")
-    return assemble(request, FORMATS[kind](request), kind)
-
-
-def _check(request: Request) -> None:
-    """Refuse what is impossible whatever the files hold."""
-    for what, name, known in (("data set", request.dataset, (*CORPORA, GENERIC)), ("pooling", request.pool, POOLS)):
+    source, kind = request.source, request.format
+    for what, name, known in (
+        ("data set", request.dataset, (*CORPORA, GENERIC)),
+        ("pooling", request.pool, POOLS),
+        ("format", kind, ("auto", *FORMATS)),
+    ):
         if name not in known:
             raise ConclugenError(f"{what} {name!r} is unknown; there are {', '.join(known)}")
-    if request.source is None and not request.modalities:
+    if source is None and not request.modalities:
         raise ConclugenError("no source; name a folder or file with --source, or modalities with --modality NAME=PATH")
-    if request.source is not None and not os.path.exists(request.source):
-        raise ConclugenError(f"{request.source}: no such file or folder; name the features with --source")
+    if source is not None and not os.path.exists(source):
+        raise ConclugenError(f"{source}: no such file or folder; name the features with --source")
     if request.corpus is None and not request.name:
         raise ConclugenError("the data set needs a name of its own; give it with --name")
     if request.corpus is not None and request.layout != Layout():
         raise ConclugenError(f"--label, --classes and --targets are for --dataset={GENERIC} alone; leave them out")
+    kind = recognise(request) if kind == "auto" else kind
+    if request.labels and kind in ("authors", "metadata"):
+        raise ConclugenError(f"format {kind!r} has its labels in files of its own; leave --labels out")
+    if source is None and kind not in ("table", "csd"):
+        raise ConclugenError(f"format {kind!r} is read from a source; name its file or folder with --source")
+    if request.modalities and kind == "metadata":
+        raise ConclugenError("format 'metadata' lists all files; add a column NAME_file_name instead of --modality")
+    return assemble(request, FORMATS[kind](request), kind)
 
 
 def recognise(request: Request) -> str:

@@ -88,8 +88,7 @@ class JoinedSource:
     def fingerprint(self) -> str:
         """Hash the options, the label files' content, and name, size and time of every feature file, or return the identity.
 
-        Raises:
-          ConclugenError: a file is gone, cannot be read, or has changed since the source was opened.
+        ConclugenError says which file is gone, or that one has changed since the source was opened.
         """
         if self.identity:
             return self.identity

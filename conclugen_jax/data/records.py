@@ -36,18 +36,14 @@ MOST_NAME = 1000
 
 @dataclasses.dataclass
 class Moments:
-    """Running ``mean`` [dim] and ``squares`` [dim], the sums of squared differences from it, of ``count`` rows, in float64.
+    """Running mean and deviation of columns, float64 (Chan, Golub and LeVeque, 1983)."""
 
-    Reference: Chan, Golub and LeVeque, 1983.
-    """
-
-    count: int
-    mean: np.ndarray
-    squares: np.ndarray
+    count: int  # number of rows
+    mean: np.ndarray  # [dim]
+    squares: np.ndarray  # [dim], sums of squared differences from the mean
 
     @classmethod
     def zero(cls, dim: int) -> "Moments":
-        """Return those of no row."""
         return cls(0, np.zeros(dim), np.zeros(dim))
 
     @classmethod
@@ -109,15 +105,11 @@ class Part:
 Entries = list[tuple[Path, Part]]
 """File and facts of each part of a split, in order."""
 
-Parts = dict[str, Entries]
-"""By split."""
+Parts = dict[str, Entries]  # of each split
 
 
 def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
     """Return the TFDS features of one record."""
-
-    def scalar(dtype):
-        return tfds.features.Tensor(shape=(), dtype=dtype)
 
     def vector(*shape):
         return tfds.features.Tensor(shape=shape, dtype=np.float32, encoding=tfds.features.Encoding.BYTES)
@@ -125,14 +117,14 @@ def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
     def target(label: LabelSpec):
         if label.kind == "multi":
             return vector(len(label.names))
-        return scalar(np.int64 if label.kind == "single" else np.float32)
+        return tfds.features.Tensor(shape=(), dtype=np.int64 if label.kind == "single" else np.float32)
 
-    stacked = {m for m, n in spec.variants.items() if n > 1}
+    several = {m for m, n in spec.variants.items() if n > 1}
     record = {
         "id": tfds.features.Text(),
         "group": tfds.features.Text(),
-        "features": {m: vector(*[None] * (m in stacked), dim) for m, dim in spec.modalities.items()},
-        "present": {m: scalar(np.bool_) for m in spec.modalities},
+        "features": {m: vector(None, dim) if m in several else vector(dim) for m, dim in spec.modalities.items()},
+        "present": {m: tfds.features.Tensor(shape=(), dtype=np.bool_) for m in spec.modalities},
     }
     if spec.label.kind != "none":
         record["label"] = target(spec.label)
@@ -144,18 +136,10 @@ def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
 def write_part(
     spec: DatasetSpec, split: str, first_row: int, examples: Iterable[Example], path: Path, *, first_split: bool
 ) -> Part:
-    """Check examples, write them as TFDS records to one array_record file, and count.
+    """Check examples, of which the first is row ``first_row`` of the source, write them to one array_record file, and count.
 
-    Args:
-      spec: of the data set.
-      split: of the examples.
-      first_row: the source's row of the first example.
-      examples: to be written, in order.
-      path: of the file; none remains if no example was good.
-      first_split: compute statistics, and expect variants.
-
-    Returns:
-      Facts of the part. Examples with NaN or infinite values or without any modality are not written but listed as bad.
+    In the first split, statistics are computed and variants expected. Examples with NaN or infinite values or without any
+    modality are not written but listed as bad. No file remains if none was good.
 
     Raises:
       ConclugenError: any other fault of an example, or a source that cannot be read.
@@ -203,19 +187,15 @@ def serialize(record: Mapping[str, Any]) -> bytes:
     """Serialise a record as TFDS does under :func:`record_features`, in a third of the time of its general encoder."""
     example = tf_example_pb2.Example()
     feature = example.features.feature
-    for outer, inner in record.items():
-        flat = (
-            ((f"{outer}/{key}", each) for key, each in inner.items()) if isinstance(inner, dict) else [(outer, inner)]
-        )
-        for name, value in flat:
-            if isinstance(value, str):
-                feature[name].bytes_list.value.append(value.encode())
-            elif isinstance(value, np.ndarray) and value.ndim:
-                feature[name].bytes_list.value.append(value.tobytes())
-            elif isinstance(value, float | np.floating):
-                feature[name].float_list.value.append(value)
-            else:
-                feature[name].int64_list.value.append(int(value))
+    for name, value in record.items():
+        if isinstance(value, str):
+            feature[name].bytes_list.value.append(value.encode())
+        elif isinstance(value, np.ndarray) and value.ndim:
+            feature[name].bytes_list.value.append(value.tobytes())
+        elif isinstance(value, float | np.floating):
+            feature[name].float_list.value.append(value)
+        else:
+            feature[name].int64_list.value.append(int(value))
     return example.SerializeToString(deterministic=True)
 
 
@@ -258,7 +238,7 @@ class Checker:
         )
 
     def record(self, row: int, example: Example) -> dict[str, Any] | None:
-        """Return the TFDS record of an example, None if it is bad."""
+        """Return the TFDS record of an example, by names such as ``features/video``; None if it is bad."""
         if not isinstance(example, Example):
             raise ConclugenError(f"split {self.split!r}, row {row}: a {type(example).__name__}, expected an Example")
         spec, where = self.spec, f"split {self.split!r}, row {row}, id {str(example.id)[:100]!r}"
@@ -278,26 +258,25 @@ class Checker:
             self.bad.append((row, example.id, str(e)))
             return None
         present = {m: m in vectors for m in spec.modalities}
-        features = {m: vectors[m] if there else np.zeros(self.shapes[m], np.float32) for m, there in present.items()}
-        record = {"id": example.id, "group": example.group, "features": features, "present": present}
+        record = {"id": example.id, "group": example.group}
+        for m, there in present.items():
+            record[f"features/{m}"] = vectors[m] if there else np.zeros(self.shapes[m], np.float32)
+            record[f"present/{m}"] = there
         if spec.label.kind != "none":
             record["label"] = self._label(where, spec.label, example.label, self.label_counts[""])
-        if spec.targets:
-            record["targets"] = {name: self._target(where, name, example.targets.get(name)) for name in spec.targets}
+        for name in spec.targets:
+            record[f"targets/{name}"] = self._target(where, name, example.targets.get(name))
         self.written.append((row, name_hash(example.id), name_hash(example.group), list(present.values())))
         self.replaced.update({m: n for m, n in example.replaced.items() if n})
         for m, x in vectors.items():
-            self._count(m, x, np.asarray(example.features[m]).dtype)
+            dtype = np.asarray(example.features[m]).dtype
+            if dtype != np.float32:
+                self.converted[f"{m} {dtype}"] += 1
+            for variant in np.atleast_2d(x) if m in self.statistics else ():
+                self.pending[m].append(variant)
+                if len(self.pending[m]) == BLOCK:
+                    self._count_pending(m)
         return record
-
-    def _count(self, modality: str, x: np.ndarray, dtype: np.dtype) -> None:
-        if dtype != np.float32:
-            self.converted[f"{modality} {dtype}"] += 1
-        if modality in self.statistics:
-            for variant in np.atleast_2d(x):
-                self.pending[modality].append(variant)
-                if len(self.pending[modality]) == BLOCK:
-                    self._count_pending(modality)
 
     def _count_pending(self, modality: str) -> None:
         if self.pending[modality]:

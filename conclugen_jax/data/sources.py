@@ -162,10 +162,8 @@ def by_group(annotations: Annotations, num_folds: int, fold: int, *, where: str)
     """Cut one split into train, validation and test such that no group is in two of them.
 
     Groups are sorted and cut into ``num_folds`` runs of nearly equal length. Run ``fold`` is the test split, the one
-    before (the last before the first) the validation split, the others the training split.
-
-    Raises:
-      ConclugenError: fewer than three folds, fewer groups than folds, or rows without group.
+    before (the last before the first) the validation split, the others the training split. Fewer groups than folds, or
+    rows without group, are refused.
     """
     groups = sorted(set(annotations.groups))
     if num_folds < 3 or not 0 <= fold < num_folds or len(groups) < num_folds or "" in groups:
