@@ -7,6 +7,7 @@ process. XLA_FLAGS=--xla_backend_optimization_level=3 compiles them as users do;
 import contextlib
 import os
 import platform
+import shutil
 import time
 from pathlib import Path
 
@@ -79,3 +80,18 @@ def golden(request):
     """Return golden numbers of one pretraining step, made in float64 by an independent PyTorch program."""
     with np.load(GOLDEN / f"{request.param}.npz", allow_pickle=False) as file:
         return request.param, {k: file[k] for k in file.files}
+
+
+@pytest.fixture(scope="session")
+def odd_folder(tmp_path_factory):
+    """Return a built data set with one of everything that is suspicious."""
+    from conclugen_jax.data import builders
+    from tests.test_inspection import Odd
+
+    return builders.build(Odd(), tmp_path_factory.mktemp("odd"))
+
+
+@pytest.fixture
+def odd_copy(odd_folder, tmp_path):
+    """Return a private copy of that data set, to damage."""
+    return shutil.copytree(odd_folder, tmp_path / "copy")

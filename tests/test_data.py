@@ -136,6 +136,15 @@ def spoil_manifest(copy, change):
         (lambda t: t["source"].update(converted=[]), "damaged"),
         (lambda t: t["source"].update(replaced={"video": "many"}), "damaged"),
         (lambda t: t["source"].update(rows_outside_folds=-1), "damaged"),
+        (lambda t: t.update(licence=3), "damaged"),
+        (lambda t: t["label"]["names"].append(3), "damaged"),
+        (lambda t: t.update(source="here"), "damaged"),
+        (lambda t: t.update(warnings=[1]), "damaged"),
+        (lambda t: t.update(splits={}), "damaged"),
+        (
+            lambda t: [t.update(modalities={}, variants={}), *(f["present"].clear() for f in t["splits"].values())],
+            "damaged",
+        ),
     ],
 )
 def test_damaged_manifests_are_refused(copy, change, message):

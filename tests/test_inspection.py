@@ -4,7 +4,6 @@ import hashlib
 import io
 import itertools
 import json
-import shutil
 from collections import Counter
 
 import numpy as np
@@ -97,17 +96,6 @@ def text(report, width=80):
     for part in inspection_view.render(report):
         console.print(part)
     return console.file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return builders.build(Odd(), tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-    """A private copy of the data set, to be damaged."""
-    return shutil.copytree(folder, tmp_path / "copy")
 
 
 def edit_manifest(folder, edit):
@@ -215,8 +203,8 @@ def test_every_number_is_that_of_plain_numpy(tmp_path, source):
             assert same(facts["features"][m], expected_features(np.concatenate(x)))
 
 
-def test_what_is_there_twice(folder):
-    report = inspection.inspect(folder)
+def test_what_is_there_twice(odd_folder):
+    report = inspection.inspect(odd_folder)
     assert report["duplicates"]["video"] == {
         "within": {"train": {"vectors": 1, "rows": 2, "pairs": [["train13", "train14"]]}},
         "across": [],
@@ -282,8 +270,8 @@ def test_many_repeated_vectors_against_brute_force(tmp_path):
         assert found["pairs"] == [[held[a][v][0], held[b][v][0]] for v in common[:3]]
 
 
-def test_the_same_report_from_many_shards_and_small_chunks(folder, tmp_path, monkeypatch):
-    whole = inspection.inspect(folder, verify=True)
+def test_the_same_report_from_many_shards_and_small_chunks(odd_folder, tmp_path, monkeypatch):
+    whole = inspection.inspect(odd_folder, verify=True)
     monkeypatch.setattr(builders, "SHARD_BYTES", 7 * 4 * 34)
     monkeypatch.setattr(scan, "MOST_ROWS", 3)
     other = builders.build(Odd(), tmp_path)
@@ -300,25 +288,25 @@ def test_the_same_report_from_many_shards_and_small_chunks(folder, tmp_path, mon
     assert "odd-train.array_record-*             5        30" in text(cut)
 
 
-def test_origin_and_files(folder, copy):
-    report = inspection.inspect(folder)
-    manifest = manifest_lib.read(folder)
+def test_origin_and_files(odd_folder, odd_copy):
+    report = inspection.inspect(odd_folder)
+    manifest = manifest_lib.read(odd_folder)
     assert report["source"] == {**Odd().provenance(), "converted": {}, "replaced": {}, "fingerprint": "odd"}
     assert report["fingerprint"] == manifest.fingerprint()
     assert report["expected"] == {"all": {"expected": 13_302, "found": 49}}
     num = {TRAIN: 30, VALIDATION: 11, TEST: 8}
     assert report["files"] == {
         p.name: {"bytes": p.stat().st_size, **({"records": num[p.name]} if p.name in num else {})}
-        for p in folder.iterdir()
+        for p in odd_folder.iterdir()
         if p.name != manifest_lib.FILE
     }
-    assert report["total_bytes"] == sum(p.stat().st_size for p in folder.iterdir() if p.name != manifest_lib.FILE)
+    assert report["total_bytes"] == sum(p.stat().st_size for p in odd_folder.iterdir() if p.name != manifest_lib.FILE)
     assert report["num_shards"] == 3
     assert report["warnings"] == manifest.warnings
     assert len(report["warnings"]) == 3
     assert report["unlisted_files"] == []
-    (copy / "notes.txt").write_text("")
-    assert inspection.inspect(copy)["unlisted_files"] == ["notes.txt"]
+    (odd_copy / "notes.txt").write_text("")
+    assert inspection.inspect(odd_copy)["unlisted_files"] == ["notes.txt"]
 
 
 def test_number_of_names_is_limited(tmp_path):

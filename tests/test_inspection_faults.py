@@ -14,17 +14,6 @@ from conclugen_jax.errors import ConclugenError
 from tests.test_inspection import TEST, TRAIN, VALIDATION, Odd, edit_manifest, list_anew, rewrite, text
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return builders.build(Odd(), tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-    """A private copy of the data set, to be damaged."""
-    return shutil.copytree(folder, tmp_path / "copy")
-
-
 def flip(path, byte):
     data = bytearray(path.read_bytes())
     data[byte] ^= 1
@@ -212,10 +201,10 @@ def check_faults(report, expected):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_damaged_files_are_named(copy, kind, capsys):
+def test_damaged_files_are_named(odd_copy, kind, capsys):
     damage, expected = FILES[kind]
-    damage(copy)
-    check_faults(inspection.inspect(copy, verify=True), expected)
+    damage(odd_copy)
+    check_faults(inspection.inspect(odd_copy, verify=True), expected)
     assert capsys.readouterr().out == ""  # which belongs to --json
 
 
@@ -276,22 +265,22 @@ RECORD_FAULTS = {
 
 
 @pytest.mark.parametrize("kind", RECORD_FAULTS)
-def test_faults_of_records_are_named_with_their_row(copy, kind):
+def test_faults_of_records_are_named_with_their_row(odd_copy, kind):
     edit, messages = RECORD_FAULTS[kind]
-    name = rewrite(copy, "train", edit)
+    name = rewrite(odd_copy, "train", edit)
     row = 5 if "absent" in kind else 3
-    check_faults(inspection.inspect(copy, verify=True), [(name, message, [[row, row]]) for message in messages])
+    check_faults(inspection.inspect(odd_copy, verify=True), [(name, message, [[row, row]]) for message in messages])
 
 
-def test_presence_in_a_record(copy):
+def test_presence_in_a_record(odd_copy):
     def edit(rows):
         for row in (3, 4):
             for m in ("video", "audio", "text"):
                 rows[row][f"present/{m}"].int64_list.value[0] = 0
 
-    name = rewrite(copy, "test", edit)
+    name = rewrite(odd_copy, "test", edit)
     check_faults(
-        inspection.inspect(copy, verify=True),
+        inspection.inspect(odd_copy, verify=True),
         [
             (name, "video is absent but not zero", [[4, 4]]),
             (name, "audio is absent but not zero", [[3, 4]]),
@@ -307,13 +296,13 @@ def test_presence_in_a_record(copy):
     )
 
 
-def test_a_record_that_is_none(copy):
-    writer = array_record_module.ArrayRecordWriter(str(copy / TEST), records.WRITER_OPTIONS)
+def test_a_record_that_is_none(odd_copy):
+    writer = array_record_module.ArrayRecordWriter(str(odd_copy / TEST), records.WRITER_OPTIONS)
     for i in range(8):
         writer.write(bytes([255, i]) * 10)
     writer.close()
-    list_anew(copy, TEST)
-    report = inspection.inspect(copy, verify=True)
+    list_anew(odd_copy, TEST)
+    report = inspection.inspect(odd_copy, verify=True)
     check_faults(report, [(TEST, "the record cannot be parsed", [[0, 7]])])
     facts = report["splits"]["test"]
     assert facts["num_examples"] == 0
@@ -322,13 +311,13 @@ def test_a_record_that_is_none(copy):
     json.dumps(report, allow_nan=False)
 
 
-def test_all_damage_at_once_is_listed(copy):
-    flip(copy / TRAIN, 2500)
-    (copy / VALIDATION).unlink()
-    cut(copy, "dataset_info.json", 100)
-    flag(copy, listed=False)
-    rewrite(copy, "test", lambda r: vector(r[3], "features/audio", 2, np.nan))
-    report = inspection.inspect(copy, verify=True)
+def test_all_damage_at_once_is_listed(odd_copy):
+    flip(odd_copy / TRAIN, 2500)
+    (odd_copy / VALIDATION).unlink()
+    cut(odd_copy, "dataset_info.json", 100)
+    flag(odd_copy, listed=False)
+    rewrite(odd_copy, "test", lambda r: vector(r[3], "features/audio", 2, np.nan))
+    report = inspection.inspect(odd_copy, verify=True)
     files = {fault["file"] for fault in report["faults"]}
     assert files == {TRAIN, VALIDATION, TEST, "dataset_info.json", "presence-train.npy"}
     (row,) = next(f["rows"] for f in report["faults"] if f["what"] == "the record cannot be read")
@@ -338,13 +327,13 @@ def test_all_damage_at_once_is_listed(copy):
     assert report["splits"]["train"]["label"]["counts"] == np.sum(values, axis=0).tolist()
 
 
-def test_many_rows_are_listed_in_full_but_printed_in_part(copy):
+def test_many_rows_are_listed_in_full_but_printed_in_part(odd_copy):
     def edit(rows):
         for row in rows[::2]:
             set_bytes(row, "group", b"\t")
 
-    rewrite(copy, "train", edit)
-    report = inspection.inspect(copy, verify=True)
+    rewrite(odd_copy, "train", edit)
+    report = inspection.inspect(odd_copy, verify=True)
     (fault,) = report["faults"]
     assert fault["rows"] == [[i, i] for i in range(0, 30, 2)]
     assert "rows 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28: group" in text(report, width=200)
@@ -352,20 +341,20 @@ def test_many_rows_are_listed_in_full_but_printed_in_part(copy):
     assert "57-58, ... (60 in all, --json lists them): group" in text(report, width=300)
 
 
-def test_without_verification_sizes_are_compared_and_unusable_records_refused(copy):
-    flip(copy / TEST, 60_000)
-    report = inspection.inspect(copy)
+def test_without_verification_sizes_are_compared_and_unusable_records_refused(odd_copy):
+    flip(odd_copy / TEST, 60_000)
+    report = inspection.inspect(odd_copy)
     assert report["faults"] == []
     assert report["verified"] == "size"
     assert "sizes of the files only" in text(report)
-    rewrite(copy, "validation", lambda r: vector(r[3], "features/audio", 2, np.nan))
-    report = inspection.inspect(copy)
+    rewrite(odd_copy, "validation", lambda r: vector(r[3], "features/audio", 2, np.nan))
+    report = inspection.inspect(odd_copy)
     assert report["splits"]["validation"]["features"]["audio"]["non_finite"] == 1
     assert report["splits"]["validation"]["features"]["audio"]["vectors"] == 10
     assert "audio, validation: 1 value not finite (must be 0" in text(report)
-    rewrite(copy, "validation", lambda r: set_bytes(r[3], "features/audio", bytes(24)))
+    rewrite(odd_copy, "validation", lambda r: set_bytes(r[3], "features/audio", bytes(24)))
     with pytest.raises(ConclugenError, match=r"odd-validation.*row 3: .*24 bytes, expected 28; --verify lists all"):
-        inspection.inspect(copy)
-    cut(copy, TEST, 131071)
+        inspection.inspect(odd_copy)
+    cut(odd_copy, TEST, 131071)
     with pytest.raises(ConclugenError, match="131071 bytes"):
-        inspection.inspect(copy)
+        inspection.inspect(odd_copy)

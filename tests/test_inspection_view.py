@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from conclugen_jax.data import builders, digits, inspection
-from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.sources import LabelSpec
-from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces, run
 from tests.test_inspection import TEST, TRAIN, Odd, text
 from tests.test_inspection_faults import flip
@@ -23,17 +20,6 @@ ROOT = Path(__file__).parent.parent
 
 def launch(*arguments, code=0):
     return run("inspect", *arguments, code=code)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return builders.build(Odd(), tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-    """Return a private copy of the data set, to damage."""
-    return shutil.copytree(folder, tmp_path / "copy")
 
 
 PRINTED = {"digits": digits.Digits(), **{kind: Odd(kind) for kind in ("multi", "single", "value", "none")}}
@@ -76,22 +62,22 @@ def test_text_of_many_splits_and_long_names(tmp_path):
     assert "…" not in printed
 
 
-def test_command(folder, copy):
-    report = inspection.inspect(folder, verify=True, top=1)
-    result = launch(f"--data={folder}", "--verify", "--json", "--top=1")
+def test_command(odd_folder, odd_copy):
+    report = inspection.inspect(odd_folder, verify=True, top=1)
+    result = launch(f"--data={odd_folder}", "--verify", "--json", "--top=1")
     assert json.loads(result.stdout) == report
     assert result.stderr == ""
-    printed = launch(f"--data={folder}").stdout
-    assert printed == text(inspection.inspect(folder))
+    printed = launch(f"--data={odd_folder}").stdout
+    assert printed == text(inspection.inspect(odd_folder))
     assert "faults" not in printed
-    flip(copy / TRAIN, 2500)
-    (copy / TEST).unlink()
-    result = launch(f"--data={copy}", "--verify", "--json", code=2)
-    assert json.loads(result.stdout) == inspection.inspect(copy, verify=True)
+    flip(odd_copy / TRAIN, 2500)
+    (odd_copy / TEST).unlink()
+    result = launch(f"--data={odd_copy}", "--verify", "--json", code=2)
+    assert json.loads(result.stdout) == inspection.inspect(odd_copy, verify=True)
     assert "4 faults in 2 files; restore the data set from a copy" in result.stderr
-    result = launch(f"--data={copy}", "--verify", code=2)
+    result = launch(f"--data={odd_copy}", "--verify", code=2)
     assert f"- {TEST}: the file is missing" in result.stdout
-    assert "3 records" not in launch(f"--data={copy}", code=2).stdout
+    assert "3 records" not in launch(f"--data={odd_copy}", code=2).stdout
 
 
 @pytest.mark.parametrize(
@@ -123,8 +109,8 @@ def test_names_that_the_terminal_lacks(tmp_path):
     assert rb"Zo\xeb" in result.stdout
 
 
-def test_what_an_extraction_says_of_itself_is_set_in(folder):
-    report = inspection.inspect(folder)
+def test_what_an_extraction_says_of_itself_is_set_in(odd_folder):
+    report = inspection.inspect(odd_folder)
     backbones = {"resnet18": {"modality": "video", "sha256": "ab" * 32, "source": {"a.pth": "cd" * 32}, "options": {}}}
     report["source"] = {
         "dataset": "mine",
@@ -135,32 +121,3 @@ def test_what_an_extraction_says_of_itself_is_set_in(folder):
         "  dataset: mine\n  extraction:\n    backbones:\n      resnet18:\n        modality: video\n"
         "        sha256: abababababab...\n        source: a.pth cdcdcdcdcdcd...\n    failed: 2\n"
     )
-
-
-ODD_MANIFESTS = {
-    "truncated": lambda path, tree: path.write_text(path.read_text()[:500]),
-    "deleted": lambda path, tree: path.unlink(),
-    "no text": lambda path, tree: path.write_text(json.dumps(tree | {"licence": 3})),
-    "no name": lambda path, tree: path.write_text(
-        json.dumps(tree | {"label": {"kind": "multi", "names": ["glad", 3]}})
-    ),
-    "source": lambda path, tree: path.write_text(json.dumps(tree | {"source": "here"})),
-    "source of NaN": lambda path, tree: path.write_text(json.dumps(tree | {"source": {"x": float("nan")}})),
-    "warnings": lambda path, tree: path.write_text(json.dumps(tree | {"warnings": [1]})),
-    "no splits": lambda path, tree: path.write_text(json.dumps(tree | {"splits": {}})),
-    "no modalities": lambda path, tree: path.write_text(
-        json.dumps(
-            tree
-            | {"modalities": {}, "variants": {}, "splits": {s: f | {"present": {}} for s, f in tree["splits"].items()}}
-        )
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", ODD_MANIFESTS)
-@pytest.mark.parametrize("verify", [False, True])
-def test_a_manifest_that_cannot_be_used_is_named(copy, kind, verify):
-    path = copy / manifest_lib.FILE
-    ODD_MANIFESTS[kind](path, json.loads(path.read_text()))
-    with pytest.raises(ConclugenError, match=r"manifest\.json"):
-        inspection.inspect(copy, verify=verify)

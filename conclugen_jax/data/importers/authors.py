@@ -29,9 +29,6 @@ def open_authors(request: Request) -> Found:
     """Open ``request.source``, the folder that holds ``features/``.
 
     Training clips may be stored in several variants (``..._aug/aug1``, ``aug2``, ...); the other splits lie in ``aug1``.
-
-    Raises:
-      ConclugenError: not one of the authors' data sets, several folders for one kind of features, no annotations.
     """
     corpus, source = request.corpus, request.source
     if corpus is None:

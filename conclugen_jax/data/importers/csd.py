@@ -30,11 +30,7 @@ Rows = Iterable[tuple[str, Key, Sequence[Any]]]
 
 
 def open_csd(request: Request) -> Found:
-    """Open a folder of ``.csd`` files, or those named as modalities (``A.csd+B.csd`` are concatenated).
-
-    Raises:
-      ConclugenError: no labels, or several files for one modality.
-    """
+    """Open a folder of ``.csd`` files, or those named as modalities (``A.csd+B.csd`` are concatenated)."""
     _label_columns(request.dataset)
     files = [] if request.source is None else [request.source]
     if files and request.source.is_dir():
@@ -78,11 +74,7 @@ def _label_columns(corpus: str) -> dict[str, tuple[float, float]]:
 
 
 def read_folds(corpus: str) -> dict[str, str]:
-    """Return the standard split (``train``, ``validation`` or ``test``) of each video of a corpus.
-
-    Raises:
-      ConclugenError: neither ``cmu_mosei`` nor ``cmu_mosi``.
-    """
+    """Return the standard split (``train``, ``validation`` or ``test``) of each video of a corpus."""
     _label_columns(corpus)
     file = importlib.resources.files("conclugen_jax.data") / "folds" / f"{corpus}.txt"
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -96,24 +88,15 @@ def read_labels(
     """Read a label ``.csd`` file as published, not aligned, or tables of segments.
 
     Every row of every video in the standard folds is an example with id ``VIDEO_ROW``, the video as group and
-    (video, start, end, row) as key. Examples are sorted by video, then row.
-
-    Args:
-      source: a file whose rows are [sentiment, happy, sad, anger, surprise, disgust, fear] for ``cmu_mosei`` and
-        [sentiment] for ``cmu_mosi``; or tables with these columns, ``video``, ``start_time`` and ``end_time`` (seconds), in
-        any order and among others. Rows are counted in the order of the tables, so that ids are the same only if they hold
-        all rows in the order of the label sequence.
-      corpus: ``cmu_mosei`` or ``cmu_mosi``.
-      drop: ids to be left out; the others keep their row numbers.
+    (video, start, end, row) as key, sorted by video, then row. Rows of a file are [sentiment, happy, sad, anger, surprise,
+    disgust, fear] for ``cmu_mosei`` and [sentiment] for ``cmu_mosi``. Tables have these columns, ``video``, ``start_time``
+    and ``end_time`` (seconds), in any order and among others; their rows are counted in the order of the tables, so that
+    ids are the same only if they hold all rows in the order of the label sequence. Ids in ``drop`` are left out.
 
     Returns:
       split -> annotations, in the order train, validation, test and without empty splits; and the number of rows left
       out because their video is in no fold. The label is float32 [n, 6] (1 where an emotion is > 0, order as in
       ``EMOTIONS``) with target ``sentiment`` float32 [n] for ``cmu_mosei``, the sentiment float32 [n] for ``cmu_mosi``.
-
-    Raises:
-      ConclugenError: an unknown corpus, no such file, rows that are not labels of this corpus, a missing column, or a label
-        or time that is not a number in its range.
     """
     columns, folds = _label_columns(corpus), read_folds(corpus)
     rows = _rows_of_file(source, columns) if isinstance(source, Path) else _rows_of_tables(source, columns)

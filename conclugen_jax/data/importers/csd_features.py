@@ -168,19 +168,13 @@ class CsdFile:
 
 def _checked(entry: Any, where: str) -> tuple[np.ndarray, Any]:
     """Return the intervals of an entry, read, and its features, not yet read."""
-    if not {"features", "intervals"} <= set(entry):
-        raise ConclugenError(f"{where}: no features and intervals; write the entry again")
-    features, intervals = entry["features"], entry["intervals"]
-    if features.dtype.kind not in "fiu":
+    found = {key: (entry[key].shape, str(entry[key].dtype)) for key in ("features", "intervals") if key in entry}
+    features, intervals = entry.get("features"), entry.get("intervals")
+    numbers = len(found) == 2 and {features.dtype.kind, intervals.dtype.kind} <= set("fiu")
+    if not numbers or features.ndim != 2 or intervals.shape != (len(features), 2) or not features.shape[1]:
         raise ConclugenError(
-            f"{where}: features are of type {features.dtype}, expected numbers; words or phones need word vectors, such "
-            "as those of a TimestampedWordVectors file"
-        )
-    steps = features.shape[0] if features.ndim == 2 else -1
-    if intervals.dtype.kind not in "fiu" or intervals.shape != (steps, 2) or not features.shape[1]:
-        raise ConclugenError(
-            f"{where}: features {features.shape} and intervals {intervals.shape} of type {intervals.dtype}, expected "
-            "(steps, dim) and (steps, 2) with as many steps; write the entry again"
+            f"{where}: {found}, expected numbers (steps, dim) as features and (steps, 2) as intervals; write the entry again, "
+            "for words or phones word vectors such as those of a TimestampedWordVectors file"
         )
     for array in (features, intervals):  # HDF5 declares sizes without storing anything
         if array.nbytes > MOST_UNPACKED * max(array.id.get_storage_size(), 2**20):
