@@ -11,8 +11,8 @@ import pytest
 from conclugen_jax.data import formats
 from conclugen_jax.data.features import FolderFeatures
 from conclugen_jax.data.formats import open_features
+from conclugen_jax.data.inspection_view import describe
 from conclugen_jax.data.requests import Layout, Request
-from conclugen_jax.data.summary import describe
 from conclugen_jax.errors import ConclugenError
 from tests.layouts import build, matrices, refused, save, write_csv
 

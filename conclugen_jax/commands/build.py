@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen_jax.commands import app
-from conclugen_jax.data import builders, digits, formats, summary
+from conclugen_jax.data import builders, digits, formats, inspection_view
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
@@ -68,7 +68,7 @@ def main() -> None:
             beam=FLAGS.beam_options if FLAGS.beam else None,
             progress=counter,
         )
-    for line in summary.describe(folder):
+    for line in inspection_view.describe(folder):
         print(line)
     if source.spec.label.kind == "none" and not FLAGS.label and FLAGS.dataset == "features":
         print(

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from conclugen_jax.commands import app, build
-from conclugen_jax.data import formats, summary
+from conclugen_jax.data import formats, inspection_view
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
@@ -100,7 +100,7 @@ def _extract() -> None:
             seed=FLAGS.seed,
             strength=FLAGS.strength,
         )
-    for line in summary.describe(folder, with_dropped=False):
+    for line in inspection_view.describe(folder, with_dropped=False):
         print(line)
     for line in outcome.lines(tally, folder, len(found)):
         print(line)

@@ -159,7 +159,10 @@ def check_spec(spec: DatasetSpec) -> None:
             VERSION.fullmatch(spec.version),
             f"version {spec.version!r}, expected three numbers without leading zeros, such as 1.0.0",
         ),
-        (all(WORD.fullmatch(name) for each in names.values() for name in each), f"{names} are letters, digits and '_'"),
+        (
+            all(WORD.fullmatch(name) for each in names.values() for name in each),
+            f"{names}; names are of letters, digits, '_'",
+        ),
         (spec.modalities and spec.splits, "no modality or no split"),
         (min(spec.modalities.values(), default=1) >= 1, f"modalities {dict(spec.modalities)}; sizes are >= 1"),
         (

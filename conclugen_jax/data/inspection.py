@@ -12,9 +12,9 @@ import tensorflow_datasets as tfds
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.corpora import CORPORA, expected_counts
+from conclugen_jax.data.findings import Repeats, across, num_rows, repeats, within
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import record_features
-from conclugen_jax.data.repeats import Repeats, across, num_rows, repeats, within
 from conclugen_jax.data.scan import Faults, SplitScan
 from conclugen_jax.data.sources import DatasetSpec
 from conclugen_jax.errors import ConclugenError, reason
