@@ -20,21 +20,13 @@ def generator(seed: int, clip: str, modality: str, view: int) -> np.random.Gener
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
-    """How much pictures are changed.
+    """How much pictures are changed."""
 
-    Attributes:
-      area: of the crop, least and greatest part.
-      aspect: of the crop, least and greatest ratio of its sides.
-      jitter: probability of a change of colours.
-      grey: probability.
-      blur: probability.
-    """
-
-    area: tuple[float, float]
-    aspect: tuple[float, float]
-    jitter: float = 0.0
-    grey: float = 0.0
-    blur: float = 0.0
+    area: tuple[float, float]  # of the crop, least and greatest part
+    aspect: tuple[float, float]  # of the crop, least and greatest ratio of its sides
+    jitter: float = 0.0  # probability of a change of colours
+    grey: float = 0.0  # probability
+    blur: float = 0.0  # probability
 
 
 STRENGTHS = {
@@ -55,25 +47,17 @@ WORDS = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class PictureChange:
-    """One draw for all frames of a clip.
+    """One draw for all frames of a clip."""
 
-    Attributes:
-      box: x, y of two corners of the crop, as parts of width and height.
-      flip: left and right.
-      colours: operations in their order: name and amount.
-      blur: standard deviation, as a part of the side; 0 for none.
-    """
-
-    box: tuple[float, float, float, float]
-    flip: bool
-    colours: tuple[tuple[str, float], ...]
-    blur: float
+    box: tuple[float, float, float, float]  # x, y of two corners of the crop, as parts of width and height
+    flip: bool  # left and right
+    colours: tuple[tuple[str, float], ...]  # operations in their order: name and amount
+    blur: float  # standard deviation, as a part of the side; 0 for none
 
     def apply(self, frame: np.ndarray) -> np.ndarray:
         """uint8 [height, width, 3] -> the same size."""
         height, width = frame.shape[:2]
-        x0, y0, x1, y1 = self.box
-        box = (x0 * width, y0 * height, x1 * width, y1 * height)
+        box = tuple(part * side for part, side in zip(self.box, (width, height) * 2, strict=True))
         image = Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR, box)
         if self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

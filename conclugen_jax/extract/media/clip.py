@@ -15,24 +15,17 @@ MAX_SECONDS = 300.0
 class Clip:
     """What was decoded of a clip or of an interval of it.
 
-    Attributes:
-      frames: uint8 RGB arrays [height, width, 3], upright and with square pixels, at ``rate`` and at the lower rates that were
-        asked for. Samples that show the same picture share an array.
-      times: of the frames, in seconds from the start of the interval.
-      rate: frames per second that were asked for, or the clip's own rate where that is lower.
-      sound: float32 [samples] between -1 and 1 at 16 kHz; ``None`` for a clip without sound, or with silence only.
-      text: what is said, if known.
-      notes: remarks for the user, such as a broken end.
-      length: seconds from the start of the interval to the end of what was decoded.
+    Frames are uint8 RGB [height, width, 3], upright and with square pixels, at ``rate`` and at the lower rates that were asked
+    for. Samples that show the same picture share an array. Sound is float32 [samples] between -1 and 1 at 16 kHz.
     """
 
     frames: list[np.ndarray]
-    times: np.ndarray
-    rate: float
-    sound: np.ndarray | None
-    text: str | None = None
-    notes: tuple[str, ...] = ()
-    length: float = 0.0
+    times: np.ndarray  # of the frames, in seconds from the start of the interval
+    rate: float  # frames per second that were asked for, or the clip's own rate where that is lower
+    sound: np.ndarray | None  # None for a clip without sound, or with silence only
+    text: str | None = None  # what is said, if known
+    notes: tuple[str, ...] = ()  # remarks for the user, such as a broken end
+    length: float = 0.0  # seconds from the start of the interval to the end of what was decoded
 
     def at_rate(self, rate: float) -> list[np.ndarray]:
         """Return the frames on the screen ``rate`` times per second, or all if there are fewer; at least one.

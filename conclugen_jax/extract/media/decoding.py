@@ -136,15 +136,8 @@ def _frames(
 ) -> Iterator[tuple[Any, Any, Fraction | None]]:
     """Yield (stream, frame, time) of decoded frames, each stream in its order of presentation.
 
-    Args:
-      container: an open file.
-      streams: those to decode.
-      start: of the interval, in seconds; frames before it may be yielded too.
-      back: seconds before ``start`` at which decoding begins; ``None``: at the beginning of the file.
-      notes: what is wrong with packets is added here.
-
-    Raises:
-      TooLate: a stream's first frame that can be decoded is after ``start``.
+    Decoding begins ``back`` seconds before ``start``, or with ``None`` at the beginning of the file; frames before ``start``
+    are yielded too. If a stream's first frame that can be decoded is after it, that is :class:`TooLate`.
     """
     zero, awaited = container.start_time or 0, set()  # in microseconds; streams of which nothing was yielded yet
     if back is not None and container.format.name not in WITHOUT_TIMES:

@@ -32,16 +32,9 @@ def _window(name: str, length: int) -> np.ndarray:
 
 
 def _power(sound: np.ndarray, n_fft: int, window: str, mode: str) -> np.ndarray:
-    """Return squared magnitudes of the Fourier transform of windows centred at multiples of 10 ms.
+    """Return squared magnitudes of the Fourier transform of windows of ``n_fft`` samples centred at multiples of 10 ms.
 
-    Args:
-      sound: [samples].
-      n_fft: length of the transform and of the window.
-      window: by SciPy's name.
-      mode: what lies beyond the ends: ``reflect`` or ``constant`` (zeros).
-
-    Returns:
-      float32 [frames, n_fft / 2 + 1]; there are 1 + samples // hop frames.
+    Beyond the ends lies what ``mode`` says: ``reflect`` or ``constant`` (zeros). float32 [1 + samples // 160, n_fft / 2 + 1].
     """
     half, hop = n_fft // 2, SAMPLE_RATE // 100
     padded = np.pad(sound, half, mode=mode if len(sound) > half else "constant")  # else there is nothing to reflect
@@ -50,16 +43,10 @@ def _power(sound: np.ndarray, n_fft: int, window: str, mode: str) -> np.ndarray:
 
 
 def published(sound: np.ndarray) -> np.ndarray:
-    """Return the spectrogram that the published ResDAVEnet takes.
+    """Return the spectrogram that the published ResDAVEnet takes, float32 [frames, 40], of float [samples] at 16 kHz.
 
-    16 kHz, mean removed, pre-emphasis 0.97, Hamming windows of 25 ms every 10 ms, 40 Mel bands from 20 Hz, in dB below
-    the greatest value, down to -80.
-
-    Args:
-      sound: float [samples] at 16 kHz.
-
-    Returns:
-      float32 [frames, 40].
+    Mean removed, pre-emphasis 0.97, Hamming windows of 25 ms every 10 ms, 40 Mel bands from 20 Hz, in dB below the greatest
+    value, down to -80.
     """
     sound = np.asarray(sound, np.float64)
     sound = sound - sound.mean()
@@ -71,15 +58,10 @@ def published(sound: np.ndarray) -> np.ndarray:
 
 
 def authors(sound: np.ndarray) -> np.ndarray:
-    """Return the spectrogram of the authors' configuration, which reads 16 kHz sound as if it had 22,050 Hz.
+    """Return the spectrogram of the authors' configuration, float32 [frames, 128], of float [samples] at 16 kHz.
 
-    Hann windows of 2048 samples every 160, 128 Mel bands up to 11,025 Hz, power scaled from 0 to 1 over the clip.
-
-    Args:
-      sound: float [samples] at 16 kHz.
-
-    Returns:
-      float32 [frames, 128].
+    It reads the sound as if it had 22,050 Hz: Hann windows of 2048 samples every 160, 128 Mel bands up to 11,025 Hz, power
+    scaled from 0 to 1 over the clip.
     """
     bands = _power(np.asarray(sound, np.float64), 2048, "hann", "constant") @ _filters(22_050, 2048, 128, 0.0)
     low, high = bands.min(), bands.max()

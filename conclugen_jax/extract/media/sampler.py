@@ -21,28 +21,18 @@ USUAL_RATE = 16.0
 
 
 class Sampler:
-    """Samples a stream of pictures at one or several rates. Each rate has a grid of its own that begins at the interval.
+    """Samples a stream of PyAV at one or several rates, the highest first. Each has its own grid from the start on.
 
-    Attributes:
-      rate: frames per second of the first grid: the first rate asked for, or the stream's own where that is lower.
-      done: whether the interval is complete.
-      shrunk: whether frames were scaled down for want of memory.
+    Start and end are in seconds; an infinite end is that of the clip. ``seconds``: expected length of the interval; 0 if
+    unknown, which is taken for a short one.
     """
 
     def __init__(self, stream: Any, rates: tuple[float, ...], start: float, end: float, seconds: float):
-        """Prepare a sampler.
-
-        Args:
-          stream: of PyAV.
-          rates: frames per second, the highest first.
-          start: of the interval, in seconds.
-          end: of the interval; infinite: the end of the clip.
-          seconds: expected length of the interval; 0 if unknown, which is taken for a short one.
-        """
         own = stream.average_rate or stream.guessed_rate
         highest = min(Fraction(rates[0]), Fraction(own)) if own else Fraction(rates[0])
-        self.rate = float(highest)
-        self.done = self.shrunk = False
+        self.rate = float(highest)  # of the first grid: that asked for, or the stream's own where that is lower
+        self.done = False  # whether the interval is complete
+        self.shrunk = False  # whether frames were scaled down for want of memory
         self._start = Fraction(start).limit_denominator(10**6)  # as it was written, to the microsecond
         self._end = Fraction(end).limit_denominator(10**6) if end < math.inf else end
         grids = [itertools.count(self._start, 1 / Fraction(r)) for r in (highest, *rates[1:]) if r <= highest]

@@ -21,14 +21,10 @@ LOUDEST = 1000.0
 
 
 class Recorder:
-    """Collects the sound of an interval in seconds; an infinite ``end`` is that of the clip.
-
-    Attributes:
-      done: whether the interval is complete.
-    """
+    """Collects the sound of an interval in seconds; an infinite ``end`` is that of the clip."""
 
     def __init__(self, start: float, end: float):
-        self.done = False
+        self.done = False  # whether the interval is complete
         self._start, self._end = start, end
         self._limit = min(end, start + 2 * clip_lib.MAX_SECONDS)
         self._resampler, self._format = None, None

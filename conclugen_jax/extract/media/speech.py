@@ -20,10 +20,7 @@ MODEL = "model.bin"
 
 
 def create(name: str) -> Recogniser:
-    """Return a recogniser by name.
-
-    Args:
-      name: ``pocketsphinx`` (offline, English, poor), or ``faster-whisper:FOLDER`` with a model's folder.
+    """Return a recogniser: ``pocketsphinx`` (offline, English, poor), or ``faster-whisper:FOLDER`` with a model's folder.
 
     Raises:
       ConclugenError: an unknown name, or a package or folder that is not there.

@@ -1,5 +1,6 @@
 """A convolution with bias, for inference, in the forms that XLA computes fast."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -10,19 +11,12 @@ from jax import lax
 
 
 class Convolution(nn.Module):
-    """Convolution over two or three axes; outputs have the type of the inputs.
+    """Convolution over two or three axes; outputs have the type of the inputs."""
 
-    Attributes:
-      features: channels of the outputs.
-      kernel_size: of each axis.
-      strides: of each axis.
-      padding: zeros on either side of each axis; ``None``: (kernel_size - 1) / 2.
-    """
-
-    features: int
-    kernel_size: Sequence[int]
-    strides: Sequence[int]
-    padding: Sequence[int] | None = None
+    features: int  # channels of the outputs
+    kernel_size: Sequence[int]  # of each axis
+    strides: Sequence[int]  # of each axis
+    padding: Sequence[int] | None = None  # zeros on either side of each axis; None: (kernel_size - 1) / 2
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -42,16 +36,13 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding:
     and three taps in time share products between neighbouring frames as well.
     """
 
-    def on_processor(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        if x.shape[1] > 1 and kernel.shape[0] == 3 and (strides[0], padding[0]) == (1, 1):
-            return _by_pairs(x, kernel, strides[1:], padding[1:])
-        return (_by_patches if x.shape[-1] >= MANY_CHANNELS else _by_frames)(x, kernel, strides, padding)
-
-    def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _native(x, kernel, strides, padding)
-
+    native = functools.partial(_native, strides=strides, padding=padding)
     if len(strides) < 3 or max(kernel.shape[:-2]) == 1:
         return native(x, kernel)
+    form = _by_patches if x.shape[-1] >= MANY_CHANNELS else _by_frames
+    if x.shape[1] > 1 and kernel.shape[0] == 3 and (strides[0], padding[0]) == (1, 1):
+        form, strides, padding = _by_pairs, strides[1:], padding[1:]
+    on_processor = functools.partial(form, strides=strides, padding=padding)
     return lax.platform_dependent(x, kernel, cpu=on_processor, default=native)
 
 

@@ -56,17 +56,11 @@ class Block(nn.Module):
 
 
 class ResDAVEnet(nn.Module):
-    """Spectrograms -> feature vectors.
+    """Spectrograms -> feature vectors."""
 
-    Attributes:
-      widths: channels of the stem and the four stages.
-      kernel_mels: Mel bands that the first convolution spans; spectrograms may have more.
-      dtype: of the computation.
-    """
-
-    widths: Sequence[int]
-    kernel_mels: int
-    dtype: jnp.dtype = jnp.float32
+    widths: Sequence[int]  # channels of the stem and the four stages
+    kernel_mels: int  # bands that the first convolution spans; spectrograms may have more
+    dtype: jnp.dtype = jnp.float32  # of the computation
 
     @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:

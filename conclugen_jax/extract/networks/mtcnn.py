@@ -48,17 +48,11 @@ def _pool(x: jax.Array, size: int) -> jax.Array:
 
 
 class Network(nn.Module):
-    """[n, height, width, 3] -> face probability [n, ...], box regression [n, ..., 4] and, if there is a third head, landmarks.
+    """[n, height, width, 3] -> face probability [n, ...], box regression [n, ..., 4] and, of a third head, landmarks."""
 
-    Attributes:
-      convolutions: of each layer the channels, the side of its windows and that of the maxima taken after it (0: none).
-      dense: width of a dense layer behind them; 0: none, and the heads give outputs for every window of the image.
-      heads: outputs of each.
-    """
-
-    convolutions: Sequence[tuple[int, int, int]]
-    dense: int
-    heads: Sequence[int] = (2, 4)
+    convolutions: Sequence[tuple[int, int, int]]  # channels, side of the windows, that of the maxima after it (0: none)
+    dense: int  # width of a layer behind them; 0: none, and the heads give outputs for every window of the image
+    heads: Sequence[int] = (2, 4)  # outputs of each
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
@@ -71,8 +65,7 @@ class Network(nn.Module):
         head = functools.partial(nn.Conv, kernel_size=(1, 1))
         if self.dense:
             layers, head = layers + 1, nn.Dense
-            x = nn.Dense(self.dense, name=f"dense{layers}")(x.reshape(len(x), -1))
-            x = PReLU(name=f"prelu{layers}")(x)
+            x = PReLU(name=f"prelu{layers}")(nn.Dense(self.dense, name=f"dense{layers}")(x.reshape(len(x), -1)))
         name = f"{'dense' if self.dense else 'conv'}{layers + 1}"
         first, *others = (head(n, name=f"{name}_{i}")(x) for i, n in enumerate(self.heads, 1))
         return nn.softmax(first)[..., 1], *others
@@ -87,11 +80,7 @@ NETWORKS = {
 
 
 def detect(params: Mapping[str, Any], images: np.ndarray) -> list[np.ndarray]:
-    """Find faces in images of one size.
-
-    Args:
-      params: variables of ``pnet``, ``rnet`` and ``onet``.
-      images: uint8 [n, height, width, 3], RGB.
+    """Find faces in images of one size, uint8 RGB [n, height, width, 3]; ``params``: of ``pnet``, ``rnet`` and ``onet``.
 
     Returns:
       Of each image float32 [faces, 5], the most probable first: x, y of the upper left and the lower right corner, in
@@ -213,16 +202,10 @@ def _shifted(boxes: np.ndarray, regression: np.ndarray, edge: int) -> np.ndarray
 
 
 def suppress(boxes: np.ndarray, owners: np.ndarray, threshold: float, *, of_smaller: bool = False) -> np.ndarray:
-    """Return the rows to keep: none overlaps a more probable box of its image by more than a threshold.
+    """Return the rows to keep, the most probable first: none overlaps a better one of its image by more than a threshold.
 
-    Args:
-      boxes: [m, 5 or more], corners and probability.
-      owners: [m], image of each.
-      threshold: of the intersection over the union.
-      of_smaller: over the smaller of both instead, with sides counted in whole pixels.
-
-    Returns:
-      int [k], the most probable first.
+    ``boxes`` are [m, 5 or more], corners and probability; ``owners`` [m] the image of each. The threshold is of the
+    intersection over the union or, with ``of_smaller``, over the smaller of both, whose sides are counted in whole pixels.
     """
     edge = 1 if of_smaller else 0
     corners, area = boxes[:, :4], np.prod(boxes[:, 2:4] - boxes[:, :2] + edge, axis=1)

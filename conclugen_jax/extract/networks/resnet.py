@@ -28,17 +28,11 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class Block(nn.Module):
-    """One residual block.
+    """One residual block."""
 
-    Attributes:
-      width: channels of the inner convolutions.
-      stride: of the block, on all axes.
-      bottleneck: three convolutions (1, 3, 1) with four times the channels at the end, else two (3, 3).
-    """
-
-    width: int
-    stride: int
-    bottleneck: bool
+    width: int  # channels of the inner convolutions
+    stride: int  # on all axes
+    bottleneck: bool  # three convolutions (1, 3, 1) with four times the channels at the end, else two (3, 3)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,29 +55,18 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images or clips -> feature vectors.
+    """Images or clips -> feature vectors."""
 
-    Attributes:
-      depth: 18, 34, 50, 101 or 152.
-      mean: of each colour, subtracted from values between 0 and 1.
-      std: of each colour.
-      dtype: of the computation.
-    """
-
-    depth: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    dtype: jnp.dtype = jnp.float32
+    depth: int  # a key of STAGES
+    mean: Sequence[float]  # of each colour, subtracted from values between 0 and 1
+    std: Sequence[float]  # of each colour
+    dtype: jnp.dtype = jnp.float32  # of the computation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return features of frames or clips.
+        """Return features of frames [n, height, width, 3] or clips [n, time, height, width, 3], uint8 or float (0 to 1) RGB.
 
-        Args:
-          x: uint8 (0 to 255) or float (0 to 1) [n, height, width, 3] or [n, time, height, width, 3], RGB.
-
-        Returns:
-          float32 [n, 512 or 2048], averages over the last feature maps.
+        They are float32 [n, 512 or 2048], averages over the last feature maps.
         """
         axes = x.ndim - 2
         if jnp.issubdtype(x.dtype, jnp.integer):

@@ -26,31 +26,18 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What describes an encoder, as folders of converted weights store it.
+    """What describes an encoder, as folders of converted weights store it."""
 
-    Attributes:
-      vocabulary: number of tokens.
-      width: of the hidden states.
-      num_layers: Transformer layers.
-      num_heads: attention heads.
-      hidden_dim: of the feed-forward networks.
-      max_positions: rows of the table of positions.
-      first_position: of the first token: 0, for RoBERTa 2.
-      num_types: token types; 0 where the encoder knows none. All tokens are of the first type.
-      activation: a key of :data:`ACTIVATIONS`.
-      epsilon: of the norms.
-    """
-
-    vocabulary: Size
-    width: Size
-    num_layers: Annotated[int, msgspec.Meta(ge=1, le=256)]
-    num_heads: Size
-    hidden_dim: Size
-    max_positions: Size
-    first_position: Count
-    num_types: Count
+    vocabulary: Size  # number of tokens
+    width: Size  # of the hidden states
+    num_layers: Annotated[int, msgspec.Meta(ge=1, le=256)]  # Transformer layers
+    num_heads: Size  # of the attention
+    hidden_dim: Size  # of the feed-forward networks
+    max_positions: Size  # rows of the table of positions
+    first_position: Count  # of the first token: 0, for RoBERTa 2
+    num_types: Count  # of tokens; 0 where the encoder knows none; all tokens are of the first type
     activation: Literal[tuple(ACTIVATIONS)]
-    epsilon: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    epsilon: Annotated[float, msgspec.Meta(gt=0, lt=1)]  # of the norms
 
     def __post_init__(self):
         if self.width % self.num_heads:

@@ -53,23 +53,14 @@ class _Facts(msgspec.Struct):
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Converted weights.
+    """Converted weights."""
 
-    Attributes:
-      network: one of :data:`NETWORKS`.
-      options: attributes of the network's module.
-      params: its variables, as they nest in the module.
-      sha256: of the file of weights.
-      source: published files that they were made of: name -> SHA-256.
-      folder: that holds them.
-    """
-
-    network: str
-    options: dict[str, Any]
-    params: dict[str, Any]
-    sha256: str
-    source: dict[str, str]
-    folder: Path
+    network: str  # one of NETWORKS
+    options: dict[str, Any]  # attributes of the network's module
+    params: dict[str, Any]  # its variables, as they nest in the module
+    sha256: str  # of the file of weights
+    source: dict[str, str]  # published files that they were made of: name -> SHA-256
+    folder: Path  # that holds them
 
     def provenance(self) -> dict[str, Any]:
         """Return what a data set stores of the weights that it was made with."""
