@@ -160,17 +160,15 @@ def test_a_process_that_compiles_half_a_minute_longer_is_waited_for():
     assert codes == [0, 0], errors
 
 
+WHOLE = {cluster.ADDRESS: "a:1", cluster.COUNT: "2", cluster.INDEX: "0"}
 CLUSTERS = [
     ({}, "no cluster here; set JAX_COORDINATOR_ADDRESS=HOST:PORT"),
-    ({"JAX_PROCESS_ID": "1"}, "JAX_COORDINATOR_ADDRESS is not set"),
-    ({"JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_NUM_PROCESSES is not set"),
-    ({"JAX_PROCESS_ID": "x", "JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID is x"),
-    ({"JAX_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID is 2"),
-    (
-        {"JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "a", "JAX_NUM_PROCESSES": "2"},
-        "JAX_COORDINATOR_ADDRESS is a;",
-    ),
-    ({"JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "a:99999", "JAX_NUM_PROCESSES": "2"}, "ADDRESS is a:99999;"),
+    ({cluster.INDEX: "1"}, "missing required field `JAX_COORDINATOR_ADDRESS`"),
+    ({cluster.INDEX: "1", cluster.ADDRESS: "a:1"}, "missing required field `JAX_NUM_PROCESSES`"),
+    (WHOLE | {cluster.INDEX: "x"}, "Expected `int`, got `str` - at `$.JAX_PROCESS_ID`"),
+    (WHOLE | {cluster.INDEX: "2"}, "JAX_PROCESS_ID is 2 of 2 processes, which count from 0"),
+    (WHOLE | {cluster.ADDRESS: "a"}, "at `$.JAX_COORDINATOR_ADDRESS`"),
+    (WHOLE | {cluster.ADDRESS: "a:99999"}, "JAX_COORDINATOR_ADDRESS is a:99999"),
 ]
 SLURM = {
     "SLURM_JOB_ID": "4097",

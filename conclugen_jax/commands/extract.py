@@ -29,20 +29,12 @@ command.borrow(
     build.command,
     dataset=f"Which data set: clips (any folder), {', '.join(CORPORA)}",
     source="Folder of the clips",
-    data_dir="",
-    name="Name of the built data set; needed for --dataset=clips",
-    version="",
     labels="Tables, instead of labels.csv in the source; with columns video, start and end their rows are the utterances",
-    label="clips: column of the label, or one column of 0 and 1 per label",
-    label_kind="clips: kind of the label, single, multi or value; default: guess it",
-    classes="clips: names of the classes in order; default: those found, sorted",
-    targets="clips: columns of further things to predict",
-    num_folds="",
-    fold="",
-    overwrite="",
     num_workers="Processes that decode; 0 for as many as there are cores",
-    beam="",
-    beam_options="",
+    **dict.fromkeys(
+        ("data_dir", "name", "version", "label", "label_kind", "classes", "targets", "num_folds", "fold"), ""
+    ),
+    **dict.fromkeys(("overwrite", "beam", "beam_options"), ""),
 )
 command.multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")
 command.multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")

@@ -22,27 +22,16 @@ FAILURES, WORDS = ("failures", "reason"), ("words", "words")
 
 @dataclasses.dataclass
 class Tally:
-    """What became of the utterances.
+    """What became of the utterances."""
 
-    Attributes:
-      done: number of those with vectors of one modality at least.
-      failures: place -> reason.
-      notes: remark -> number of utterances.
-      missing: modality -> number of utterances without it.
-      heard: place -> words that were recognised.
-      unknown: ids in the labels that name no clip.
-      reused: number of utterances that an earlier try had done.
-      clock: what the extraction waited for.
-    """
-
-    done: int = 0
-    failures: dict[str, str] = dataclasses.field(default_factory=dict)
-    notes: Counter = dataclasses.field(default_factory=Counter)
-    missing: Counter = dataclasses.field(default_factory=Counter)
-    heard: dict[str, str] = dataclasses.field(default_factory=dict)
-    unknown: list[str] = dataclasses.field(default_factory=list)
-    reused: int = 0
-    clock: Clock = dataclasses.field(default_factory=Clock)
+    done: int = 0  # number of those with vectors of one modality at least
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)  # place -> reason
+    notes: Counter = dataclasses.field(default_factory=Counter)  # remark -> number of utterances
+    missing: Counter = dataclasses.field(default_factory=Counter)  # modality -> number of utterances without it
+    heard: dict[str, str] = dataclasses.field(default_factory=dict)  # place -> words that were recognised
+    unknown: list[str] = dataclasses.field(default_factory=list)  # ids in the labels that name no clip
+    reused: int = 0  # number of utterances that an earlier try had done
+    clock: Clock = dataclasses.field(default_factory=Clock)  # what the extraction waited for
 
     def to_json(self) -> dict[str, Any]:
         """Return what the manifest says of it."""

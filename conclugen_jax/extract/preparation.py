@@ -41,31 +41,18 @@ Work = tuple[Utterance, int]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to prepare clips; can be sent to other processes.
+    """How to prepare clips; can be sent to other processes."""
 
-    Attributes:
-      prepare: backbone -> its function.
-      modalities: backbone -> its modality.
-      rates: frames per second to decode, the highest first; empty if no backbone looks at pictures.
-      size: side of the frames that faces are cropped to.
-      faces: folder of MTCNN's weights; empty for whole frames.
-      no_face: one of :data:`NO_FACE`.
-      recogniser: of speech, for clips whose words are unknown; empty for none.
-      num_views: of each clip of the training split; the first is the clip as it is.
-      seed: of the views.
-      strength: of the views, a key of :data:`conclugen_jax.extract.media.augmentation.STRENGTHS`.
-    """
-
-    prepare: Mapping[str, Callable[[Clip, View | None], Items | None]]
-    modalities: Mapping[str, str]
-    rates: tuple[float, ...] = ()
-    size: int = 180
-    faces: str = ""
-    no_face: str = "drop"
-    recogniser: str = ""
-    num_views: int = 1
-    seed: int = 0
-    strength: str = "strong"
+    prepare: Mapping[str, Callable[[Clip, View | None], Items | None]]  # backbone -> its function
+    modalities: Mapping[str, str]  # backbone -> its modality
+    rates: tuple[float, ...] = ()  # frames per second to decode, the highest first; empty if no backbone has one
+    size: int = 180  # side of the frames that faces are cropped to
+    faces: str = ""  # folder of MTCNN's weights; empty for whole frames
+    no_face: str = "drop"  # one of NO_FACE
+    recogniser: str = ""  # of speech, for clips whose words are unknown; empty for none
+    num_views: int = 1  # of each clip of the training split; the first is the clip as it is
+    seed: int = 0  # of the views
+    strength: str = "strong"  # of the views, a key of augmentation.STRENGTHS
 
 
 def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
@@ -81,25 +68,16 @@ def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """The items of an utterance, ready for the backbones.
+    """The items of an utterance, ready for the backbones."""
 
-    Attributes:
-      place: of the utterance.
-      views: for each view, backbone -> items; backbones of a missing modality are not there.
-      notes: remarks for the user.
-      failure: why there are none; empty if there are.
-      text: what is said, as far as known.
-      times: start and end of the utterance in seconds, as far as known.
-      boxes: of faces: (time, x, y, x, y) each, in parts of the frame.
-    """
-
-    place: str
+    place: str  # of the utterance
+    # For each view, backbone -> items; backbones of a missing modality are not there.
     views: tuple[dict[str, Items], ...] = ()
-    notes: tuple[str, ...] = ()
-    failure: str = ""
-    text: str | None = None
-    times: tuple[float, float] = (0.0, 0.0)
-    boxes: tuple[tuple[float, ...], ...] = ()
+    notes: tuple[str, ...] = ()  # remarks for the user
+    failure: str = ""  # why there are none; empty if there are
+    text: str | None = None  # what is said, as far as known
+    times: tuple[float, float] = (0.0, 0.0)  # start and end of the utterance in seconds, as far as known
+    boxes: tuple[tuple[float, ...], ...] = ()  # of faces: (time, x, y, x, y) each, in parts of the frame
 
 
 def prepared(work: Iterable[Work], how: Recipe, num_workers: int) -> Iterator[Prepared]:

@@ -16,37 +16,22 @@ from conclugen_jax.extract.preparation import Recipe
 
 
 class Frames(msgspec.Struct, frozen=True):
-    """How pictures are cropped.
+    """How pictures are cropped."""
 
-    Attributes:
-      faces: SHA-256 of MTCNN's weights; empty for whole frames.
-      no_face: one of :data:`conclugen_jax.extract.preparation.NO_FACE`; empty for whole frames.
-      faces_per_second: frames per second in which faces are looked for.
-    """
-
-    faces: str
-    no_face: Literal["", *preparation.NO_FACE]
-    faces_per_second: float = 0.0
+    faces: str  # SHA-256 of MTCNN's weights; empty for whole frames
+    no_face: Literal["", *preparation.NO_FACE]  # empty for whole frames
+    faces_per_second: float = 0.0  # frames per second in which faces are looked for
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """What vectors depend on besides the clips: JSON, the same on every machine with the same versions.
+    """What vectors depend on besides the clips: JSON, the same on every machine with the same versions."""
 
-    Attributes:
-      backbones: name -> modality, size of the vectors, and what else the backbone says of itself.
-      options: of the backbones; their batch size does not count.
-      frames: how pictures are cropped.
-      speech: which recogniser heard the words; empty for none.
-      views: their number, seed and strength; empty for one.
-      versions: of the packages that read clips.
-    """
-
-    backbones: dict[str, dict[str, Any]]
-    options: Options
-    frames: Frames
-    speech: dict[str, str]
-    views: dict[str, Any] = {}
-    versions: dict[str, str] = {}
+    backbones: dict[str, dict[str, Any]]  # name -> modality, size of the vectors, what else the backbone says of itself
+    options: Options  # of the backbones; their batch size does not count
+    frames: Frames  # how pictures are cropped
+    speech: dict[str, str]  # which recogniser heard the words; empty for none
+    views: dict[str, Any] = {}  # their number, seed and strength; empty for one
+    versions: dict[str, str] = {}  # of the packages that read clips
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the manifest stores it."""

@@ -22,23 +22,14 @@ RECIPE, KEPT = "recipe.json", "kept"
 
 
 class State(msgspec.Struct):
-    """What became of an utterance.
+    """What became of an utterance."""
 
-    Attributes:
-      stamp: of the utterance before its files were read.
-      views: number of its views.
-      present: modalities that it has vectors of, sorted.
-      notes: remarks for the user.
-      failure: why there are no vectors; empty if there are.
-      text: what is said.
-    """
-
-    stamp: list[Any] = []
-    views: int = 1
-    present: list[str] = []
-    notes: list[str] = []
-    failure: str = ""
-    text: str | None = None
+    stamp: list[Any] = []  # of the utterance before its files were read
+    views: int = 1  # number of its views
+    present: list[str] = []  # modalities that it has vectors of, sorted
+    notes: list[str] = []  # remarks for the user
+    failure: str = ""  # why there are no vectors; empty if there are
+    text: str | None = None  # what is said
 
 
 class Vectors:

@@ -5,13 +5,14 @@ them on the same port when all are there.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import socket
 import time
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+import msgspec
 
 from conclugen_jax.errors import ConclugenError, reason
 
@@ -22,21 +23,19 @@ PATIENCE = 10.0
 """Seconds that process 0 waits for the others to end, and that anyone waits for an answer."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """A process among all.
+class Place(msgspec.Struct, frozen=True, rename={"address": ADDRESS, "count": COUNT, "index": INDEX}):
+    """A process among all."""
 
-    Attributes:
-      address: HOST:PORT of process 0.
-      count: number of processes.
-      index: number of this process, from 0.
-      devices: numbers of its devices on this machine; ``None``: all.
-    """
+    address: Annotated[str, msgspec.Meta(pattern=r"^.+:\d{1,5}$")]  # HOST:PORT of process 0
+    count: Annotated[int, msgspec.Meta(ge=1)]  # number of processes
+    index: Annotated[int, msgspec.Meta(ge=0)]  # number of this process, from 0
+    devices: list[int] | None = None  # numbers of its devices on this machine; ``None``: all
 
-    address: str
-    count: int
-    index: int
-    devices: list[int] | None = None
+    def __post_init__(self) -> None:
+        if self.index >= self.count:
+            raise ValueError(f"{INDEX} is {self.index} of {self.count} processes, which count from 0")
+        if self.endpoint[1] >= 2**16:
+            raise ValueError(f"{ADDRESS} is {self.address}")
 
     @property
     def endpoint(self) -> tuple[str, int]:
@@ -53,27 +52,23 @@ def from_environment() -> Place:
     Raises:
       ConclugenError: there is no cluster, or the variables are incomplete or contradictory.
     """
-    found, devices = {name: os.environ.get(name) for name in (ADDRESS, COUNT, INDEX)}, None
-    if found[COUNT] is None and found[INDEX] is None:
-        found, devices = _of_jax(found[ADDRESS])
-    host, _, port = (found[ADDRESS] or "").rpartition(":")
-    count, index = (int(x) if (x := found[name] or "").isdecimal() else -1 for name in (COUNT, INDEX))
-    right = {ADDRESS: host and port.isdecimal() and 0 < int(port) < 2**16, COUNT: count > 0, INDEX: 0 <= index < count}
-    for name, fine in right.items():
-        if not fine:
-            raise ConclugenError(f"{name} is {found[name] or 'not set'}; --distributed=auto needs {NEEDED}")
-    address = f"[{host.strip('[]')}]:{port}" if ":" in host else found[ADDRESS]  # JAX leaves the brackets of IPv6 out
-    return Place(address, count, index, devices)
+    given = {name: value for name in (ADDRESS, COUNT, INDEX) if (value := os.environ.get(name)) is not None}
+    try:
+        return msgspec.convert(
+            given if given.keys() & {COUNT, INDEX} else _of_jax(given.get(ADDRESS)), Place, strict=False
+        )
+    except msgspec.ValidationError as e:
+        raise ConclugenError(f"--distributed=auto needs {NEEDED}: {e}") from e
 
 
-def _of_jax(address: str | None) -> tuple[dict[str, str], list[int] | None]:
-    """Return the values of the three variables, and the devices of this process, as JAX finds them out."""
+def _of_jax(address: str | None) -> dict[str, Any]:
+    """Return the facts of this process as JAX finds them out."""
     try:
         from jax._src import clusters  # what jax.distributed.initialize() asks; no public name tells the address
 
         detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
-        *found, devices = detect(address, None, None, None, None, 60)
-        why = "" if None not in found else "no cluster here"
+        address, count, index, devices = detect(address, None, None, None, None, 60)
+        why = "no cluster here" if None in (address, count, index) else ""
     except Exception as e:  # what a cluster's own service raises, or a JAX that has this elsewhere
         why = f"the cluster cannot be asked ({reason(e)})"
     if why:
@@ -81,7 +76,9 @@ def _of_jax(address: str | None) -> tuple[dict[str, str], list[int] | None]:
             f"--distributed=auto: {why}; set {NEEDED}, start it by Slurm (srun), Open MPI (mpirun) or on Cloud TPUs, or leave "
             "--distributed off"
         )
-    return dict(zip((ADDRESS, COUNT, INDEX), map(str, found), strict=True)), devices
+    host, _, port = address.rpartition(":")
+    address = f"[{host.strip('[]')}]:{port}" if ":" in host else address  # JAX leaves out the brackets of IPv6
+    return {ADDRESS: address, COUNT: count, INDEX: index, "devices": devices}
 
 
 class Line:
