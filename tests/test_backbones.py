@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from conclugen_jax.extract import backbones, items, prediction, preparation, provenance
-from conclugen_jax.extract.backbones import Backbone, Networks, Options
+from conclugen_jax.extract import backbones, prediction, preparation, provenance
+from conclugen_jax.extract.backbones import Backbone, Networks, Options, View
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.items import View
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.media import decoding as media
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, Clip
@@ -41,9 +40,9 @@ def tokenizer(tmp_path_factory):
 def functions(tokenizer):
     """What prepares each modality."""
     return {
-        "video": functools.partial(items.frames, rate=RATE, size=SIDE),
-        "audio": functools.partial(items.spectrogram, front_end="published"),
-        "text": functools.partial(items.tokens, path=str(tokenizer), max_tokens=64),
+        "video": functools.partial(backbones.frames, rate=RATE, size=SIDE),
+        "audio": functools.partial(backbones.spectrogram, front_end="published"),
+        "text": functools.partial(backbones.tokens, path=str(tokenizer), max_tokens=64),
     }
 
 
@@ -66,7 +65,7 @@ def draw(modality, number=1, clip="train/anna", seed=5):
 
 def filled_up(spectrogram):
     """[frames, mels] -> one item, zeros behind it."""
-    length = -(-len(spectrogram) // items.LENGTHS) * items.LENGTHS
+    length = -(-len(spectrogram) // backbones.LENGTHS) * backbones.LENGTHS
     filled = np.zeros((1, length, spectrogram.shape[1]), np.float32)
     filled[0, : len(spectrogram)] = spectrogram
     return filled
@@ -101,7 +100,7 @@ def test_without_a_view_a_clip_is_as_it_is(functions, tokenizer):
     assert tokens[real].tolist() == Tokenizer.from_file(str(tokenizer)).encode(TEXT).ids
 
 
-@pytest.mark.parametrize("prepare", [items.frames, items.windows])
+@pytest.mark.parametrize("prepare", [backbones.frames, backbones.windows])
 def test_all_frames_of_a_view_are_changed_alike(prepare):
     clip = still(40)
     (found,) = prepare(clip, view(), rate=RATE, size=SIDE)
@@ -128,7 +127,7 @@ def test_strengths_differ(functions):
 @pytest.mark.parametrize("front_end", mel.FRONT_ENDS)
 def test_sound_of_a_view_is_masked(front_end):
     clip = still()
-    found, lengths = items.spectrogram(clip, view(), front_end=front_end)
+    found, lengths = backbones.spectrogram(clip, view(), front_end=front_end)
     heard = mel.FRONT_ENDS[front_end][0](clip.sound)
     changed = augmentation.change_sound(heard, draw("audio"))
     np.testing.assert_array_equal(found, filled_up(changed))
@@ -205,7 +204,7 @@ def loaded(tmp_path_factory):
             options = {"widths": [16, 16, 32, 64, 128], "kernel_mels": 40}
             params = randomly(davenet.ResDAVEnet(**options), *sounds(64))
         elif network == "resnet3d18":
-            params = randomly(resnet.ResNet(18, *backbones.KINETICS), pictures(1, items.WINDOW)[0])
+            params = randomly(resnet.ResNet(18, *backbones.KINETICS), pictures(1, backbones.WINDOW)[0])
         else:
             params = randomly(resnet.ResNet(18, *backbones.IMAGENET), pictures(1)[0])
         return weights.Weights(network, options, params, "", {}, Path())
@@ -254,7 +253,7 @@ def test_frames_are_seen_as_often_as_documented(loaded, network, rate):
 
 @pytest.mark.parametrize(("network", "tolerance"), [("resnet3d18", 0.03), ("resdavenet", 0.01), ("text", 0.02)])
 def test_bfloat16_of_every_network_is_near(loaded, network, tolerance):
-    inputs = {"resnet3d18": pictures(1, items.WINDOW), "resdavenet": sounds(2000), "text": words()}[network]
+    inputs = {"resnet3d18": pictures(1, backbones.WINDOW), "resdavenet": sounds(2000), "text": words()}[network]
     exact, near = (
         backbones.create(loaded(network), Options(size=SIDE, precision=precision))
         for precision in ("float32", "bfloat16")

@@ -9,7 +9,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, items
+from conclugen_jax.extract import backbones
 from conclugen_jax.extract.media import mel
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import conversion, convolution, davenet, mtcnn, resnet, text_encoder, weights
@@ -276,7 +276,7 @@ def test_activations_by_name():
 def test_windows_of_sixteen_frames(count, lengths):
     frames = [np.full((4, 4, 3), i, np.uint8) for i in range(count)]
     clip = Clip(frames, np.arange(count) / 16, 16.0, None)
-    (found,) = items.windows(clip, None, rate=16.0, size=4)
+    (found,) = backbones.windows(clip, None, rate=16.0, size=4)
     at = 0
     for window, length in zip(found, lengths, strict=True):
         shown = [*range(at, at + length), *[at + length - 1] * (16 - length)]

@@ -22,27 +22,16 @@ MEDIA = PICTURES + SOUNDS
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """An interval of a clip, from which one example is made.
+    """An interval of a clip, from which one example is made."""
 
-    Attributes:
-      key: its name, unique within its split.
-      split: named by its folder; empty if the folder names none.
-      path: of the clip.
-      start: in seconds.
-      end: in seconds; ``None``: the end of the clip.
-      text: what is said, where it is known.
-      sound: file of the sound, where it is another than the clip.
-      problem: why it cannot be extracted; empty if nothing is known to be wrong.
-    """
-
-    key: str
-    split: str
-    path: str
-    start: float = 0.0
-    end: float | None = None
-    text: str | None = None
-    sound: str = ""
-    problem: str = ""
+    key: str  # its name, unique within its split
+    split: str  # named by its folder; empty if the folder names none
+    path: str  # of the clip
+    start: float = 0.0  # in seconds
+    end: float | None = None  # in seconds; ``None``: the end of the clip
+    text: str | None = None  # what is said, where it is known
+    sound: str = ""  # file of the sound, where it is another than the clip
+    problem: str = ""  # why it cannot be extracted; empty if nothing is known to be wrong
 
     @property
     def place(self) -> str:

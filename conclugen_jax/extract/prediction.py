@@ -24,33 +24,19 @@ from conclugen_jax.run import workdir as workdir_lib
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a run predicts for an utterance.
+    """What a run predicts for an utterance."""
 
-    Attributes:
-      clip: path.
-      start: in seconds.
-      end: in seconds.
-      text: what is said, as far as known.
-      classes: of the run's label; empty for a number.
-      probability: of each class; empty for a number.
-      predicted: names of the classes predicted (one, or any number of labels), or the number.
-      missing: modalities of the run that the clip lacks.
-      notes: remarks for the user.
-      failure: why there is no prediction; empty if there is one.
-      boxes: of faces: (time from the start, x, y, x, y), in parts of the frame.
-    """
-
-    clip: str
-    start: float = 0.0
-    end: float = 0.0
-    text: str | None = None
-    classes: tuple[str, ...] = ()
-    probability: tuple[float, ...] = ()
-    predicted: tuple[str, ...] | float = ()
-    missing: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    failure: str = ""
-    boxes: tuple[tuple[float, ...], ...] = ()
+    clip: str  # path
+    start: float = 0.0  # in seconds
+    end: float = 0.0  # in seconds
+    text: str | None = None  # what is said, as far as known
+    classes: tuple[str, ...] = ()  # of the run's label; empty for a number
+    probability: tuple[float, ...] = ()  # of each class; empty for a number
+    predicted: tuple[str, ...] | float = ()  # names of the class, or of any number of labels; or the number
+    missing: tuple[str, ...] = ()  # modalities of the run that the clip lacks
+    notes: tuple[str, ...] = ()  # remarks for the user
+    failure: str = ""  # why there is no prediction; empty if there is one
+    boxes: tuple[tuple[float, ...], ...] = ()  # of faces: (time from the start, x, y, x, y), in parts of the frame
 
     @property
     def said(self) -> str:

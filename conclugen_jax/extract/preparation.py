@@ -11,9 +11,8 @@ import numpy as np
 
 from conclugen_jax.errors import ConclugenError, place_of
 from conclugen_jax.extract import faces
-from conclugen_jax.extract.backbones import Backbone
+from conclugen_jax.extract.backbones import Backbone, Items, View
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.items import Items, View
 from conclugen_jax.extract.media import decoding as media
 from conclugen_jax.extract.media import speech
 from conclugen_jax.extract.media.clip import Clip

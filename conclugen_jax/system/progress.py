@@ -4,6 +4,7 @@ import collections
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, TextIO
 
 from rich.console import Console, Group
@@ -67,7 +68,7 @@ class Display:
         first, start = self._seen[0]
         if step > first:
             steps_per_second = (step - first) / max(now - start, 1e-9)
-        eta = f"  ETA {_clock((self._total - step) / steps_per_second)}" if steps_per_second else ""
+        eta = f"  ETA {timedelta(seconds=round((self._total - step) / steps_per_second))}" if steps_per_second else ""
         if self._console.is_terminal:
             self._bar.update(self._task, completed=step, when=epoch + eta)
             self._numbers.plain = f"  {shown}"
@@ -109,7 +110,7 @@ class Counter:
         numbers = f"{done:,}" + (f"/{total:,}" if total else "")
         numbers += f", {rate:,.0f} {self._unit}/s" if rate >= 10 else f", {rate:.2g} {self._unit}/s"
         if total and rate:
-            numbers += f", ETA {_clock((total - done) / rate)}"
+            numbers += f", ETA {timedelta(seconds=round((total - done) / rate))}"
         if self._console.is_terminal:
             self._bar.start()
             self._bar.update(self._task, completed=done, total=total, numbers=numbers)
@@ -120,9 +121,3 @@ class Counter:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
