@@ -54,7 +54,7 @@ def test_curves_average_over_seeds_and_stretches():
         [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 4.0}, {"step": 3}],
         [{"step": 1, "loss": 4.0}, {"step": 3, "loss": float("nan")}],
     ]
-    assert report_figures.curve(logs, "loss") == [(1, 3.0, 2.0, 4.0), (2, 4.0, None, None)]
+    np.testing.assert_array_equal(report_figures.curve(logs, "loss"), [(1, 3.0, 2.0, 4.0), (2, 4.0, np.nan, np.nan)])
     assert report_figures.curve(logs, "other") == []
     long = [[{"step": s, "loss": float(s)} for s in range(1, 1201)]]
     points = report_figures.curve(long, "loss")
@@ -124,14 +124,14 @@ def ticks(svg):
     ],
 )
 def test_ticks_are_round(values, expected):
-    series = [Series("a", 0, [(1, values[0], None, None), (2, values[1], None, None)], band=True)]
+    series = [Series("a", 0, [(1, values[0], np.nan, np.nan), (2, values[1], np.nan, np.nan)], band=True)]
     assert ticks(charts.line_chart("t", series, x_label="step")) == expected
 
 
 def test_lines_stay_inside_their_figure():
     """One point, equal values, intervals far wider than the means."""
     for points in (
-        [(3, 5.0, None, None)],
+        [(3, 5.0, np.nan, np.nan)],
         [(0, 1.0, -50.0, 50.0), (9, 1.1, -50.0, 50.0)],
         [(0, 0.0, 0.0, 0.0), (1, 0.0, 0.0, 0.0)],
     ):
@@ -153,7 +153,7 @@ def test_every_style_has_its_own_marker_and_dash():
 def test_names_are_drawn_as_they_are():
     """What looks like an id, a colour, a number or a formula in a name is not taken for the figure's own."""
     name = '$x$ #c0de00 0.12345 id="m"'
-    svg = charts.line_chart("t", [Series(name, 0, [(1, 1.0, None, None)])], x_label=name, y_label=name)
+    svg = charts.line_chart("t", [Series(name, 0, [(1, 1.0, np.nan, np.nan)])], x_label=name, y_label=name)
     assert ticks(svg).count(name) == 2
     page = Page(svg)
     assert page.figures["t"].count(name) == 3

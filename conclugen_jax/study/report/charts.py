@@ -64,7 +64,7 @@ class Series(NamedTuple):
 
     name: str
     style: int  # number of its colour, dash and marker
-    points: Sequence[tuple[float, float, float | None, float | None]]  # x, y, low, high from left to right
+    points: Sequence[tuple[float, float, float, float]]  # x, y, low, high from left to right; low and high may be NaN
     band: bool = False  # whether low to high is an area, else a bar at each point
 
 
@@ -86,8 +86,8 @@ def line_chart(
     """
     figure, axes = _framed(height, x_label, y_label)
     xs = [x for x, _ in x_ticks] or [p[0] for s in series for p in s.points]
-    pad = (0.05 * (max(xs) - min(xs)) if x_ticks else 0) or (1 if max(xs) == min(xs) else 0)
-    axes.set(xlim=(min(xs) - pad, max(xs) + pad), ylim=_y_range(series, y_bounds))
+    pad = (0.05 * np.ptp(xs) if x_ticks else 0) or (1 if np.ptp(xs) == 0 else 0)
+    axes.set(xlim=(min(xs) - pad, max(xs) + pad), ylim=_y_range(np.concatenate([s.points for s in series]), y_bounds))
     for i, one in enumerate(series):
         # Bars stand side by side, all those of a place within 20 units.
         shift = 0 if one.band else min(5, 20 / len(series)) * (i - (len(series) - 1) / 2)
@@ -109,32 +109,28 @@ def _framed(height: float, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _y_range(series: Sequence[Series], bounds: tuple[float, float]) -> tuple[float, float]:
-    values = [p[1] for s in series for p in s.points]
-    low, high = min(values), max(values)
+def _y_range(points: np.ndarray, bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = points[:, 1].min(), points[:, 1].max()
     # Intervals of few seeds can be wider than everything else: they may widen the axis so far and no further.
     room = max(0.5 * (high - low), 0.02 * max(abs(low), abs(high)), 1e-3)
-    ends = [x for s in series for p in s.points for x in p[2:] if x is not None]
-    low, high = max(min([low, *ends]), low - room), min(max([high, *ends]), high + room)
+    low, high = max(np.nanmin(points[:, 1:]), low - room), min(np.nanmax(points[:, 1:]), high + room)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     return max(low - margin, bounds[0]), min(high + margin, bounds[1])
 
 
 def _line(axes: Axes, one: Series, shift: float, place: str) -> None:
     """Draw one line with its intervals and markers; ``place`` comes before a point's x on hover; empty: no x."""
-    own = _colour(f"k{one.style % NUM_STYLES}")
+    own, (xs, ys, lows, highs) = _colour(f"k{one.style % NUM_STYLES}"), np.array(one.points, float).T
     shifted = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
-    ranged = [(x, low, high) for x, _, low, high in one.points if low is not None and high is not None]
-    if ranged and one.band:
-        axes.fill_between(*zip(*ranged, strict=True), color=own, alpha=0.15, linewidth=0)
-    elif ranged:
-        axes.vlines(*zip(*ranged, strict=True), color=own, linewidth=1.2, alpha=0.7, transform=shifted)
-    xs, ys, *_ = zip(*one.points, strict=True)
+    if one.band:
+        axes.fill_between(xs, lows, highs, color=own, alpha=0.15, linewidth=0)
+    else:
+        axes.vlines(xs, lows, highs, color=own, linewidth=1.2, alpha=0.7, transform=shifted)
     _hint(axes.plot(xs, ys, color=own, linestyle=_dash(one.style), transform=shifted)[0], one.name)
     every = max(1, math.ceil(len(xs) / 7)) if one.band else 1
     for x, y, low, high in one.points[every // 2 if len(xs) > 1 else 0 :: every]:
         shown = f"{place}{x:,.6g}" if place else ""
-        between = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+        between = "" if math.isnan(low) else f" [{low:.4g}, {high:.4g}]"
         mark = axes.plot(x, y, transform=shifted, **_marker(one.style))[0]
         _hint(mark, f"{one.name}{shown}: {y:.4g}{between}")
 

@@ -75,8 +75,8 @@ def _efficiencies(
     for s in sorted((s for s in study.summary if s.dataset == key), key=lambda s: places[s.labels]):
         score = s.scores.get(measure)
         if score is not None and score.mean is not None:
-            heights = [None if y is None else 100 * y for y in (score.mean, *(score.interval or (None, None)))]
-            points[s.method, s.protocol].append((places[s.labels], *heights))
+            heights = 100 * np.array([score.mean, *(score.interval or (math.nan, math.nan))])
+            points[s.method, s.protocol].append((places[s.labels], *heights.tolist()))
     return [Series(study.label(*line), styles[line], found) for line, found in points.items() if len(found) > 1]
 
 
@@ -130,27 +130,23 @@ def pretraining(study: Study) -> list[Part]:
         bounds = (-math.inf if keys is TERMS else 0.0, math.inf)  # counts and shares
         drawn = []
         for key, title in keys.items():
-            curves = {
-                name: curve([getattr(run, log) for run in runs.values()], key) for name, runs in study.runs.items()
-            }
             series = [
-                Series(study.pretraining_title(n), styles[n], found, True) for n, found in curves.items() if found
+                Series(study.pretraining_title(name), styles[name], points, band=True)
+                for name, runs in study.runs.items()
+                if (points := curve([getattr(run, log) for run in runs.values()], key))
             ]
             if series:
                 drawn.append((title, charts.line_chart(title, series, x_label="step", y_bounds=bounds)))
         parts.append(Part(heading, figures=drawn, text="" if drawn else nothing))
     records = [r for runs in study.runs.values() for run in runs.values() for r in run.probes]
-    parts.append(
-        Part(notes=[f"Protocol: {p}" for p in dict.fromkeys(r["protocol"] for r in records if "protocol" in r)])
-    )
+    protocols = dict.fromkeys(str(r["protocol"]) for r in records if "protocol" in r)
+    parts.append(Part(notes=[f"Protocol: {protocol}" for protocol in protocols]))
     titles = {study.pretraining_title(name): runs[min(runs)] for name, runs in study.runs.items()}
     sizes = [(title, chart) for title, run in titles.items() if (chart := _sizes(run, f"Cluster sizes of {title}"))]
     return [*parts, Part("Cluster sizes, first seed, largest at the bottom", figures=sizes)] if sizes else parts
 
 
-def curve(
-    logs: Sequence[Sequence[Mapping[str, Any]]], key: str
-) -> list[tuple[float, float, float | None, float | None]]:
+def curve(logs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[tuple[float, float, float, float]]:
     """Return (step, mean over logs, least, greatest) of a logged value, long logs averaged over stretches of steps.
 
     There is a log, records with ``step``, for each seed; those whose value is no finite number are left out.
@@ -166,7 +162,7 @@ def curve(
     for stretch in np.unique(stretches):
         here = stretches == stretch
         means = [float(heights[here & (seeds == seed)].mean()) for seed in np.unique(seeds[here])]
-        ends = (min(means), max(means)) if len(means) > 1 else (None, None)
+        ends = (min(means), max(means)) if len(means) > 1 else (math.nan, math.nan)
         points.append((float(steps[here].mean()), float(np.mean(means)), *ends))
     return points
 
