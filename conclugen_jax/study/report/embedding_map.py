@@ -51,9 +51,7 @@ def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Part]:
     able = [method for method in study.methods if _checkpointed(study, method)]
     chosen = able[:NUM_MAPS] if wanted is None else list(wanted)
     if not chosen:
-        return [
-            Part(text="No pretraining run has a checkpoint to map." if wanted is None else "No maps were asked for.")
-        ]
+        return [Part(text="No maps were asked for." if able else "No pretraining run has a checkpoint to map.")]
     note = (
         f"At most {POINTS:,} rows, standardised; the first {COMPONENTS} principal components, then t-SNE with a fixed seed. "
         "Distances between far groups mean little. Clusters: the nearest centroid of the run’s last k-means."
@@ -73,30 +71,29 @@ def _maps_of(
     study: Study, dataset: Dataset, cache: Path, chosen: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Return (caption, map) of a data set's features and of each method, and a sentence for each map that cannot be."""
-    drawn, missing = {}, []
+    drawn, missing = [], []
     for method in chosen:
         name, run = study.methods[method].title, _checkpointed(study, method)
-        if run is None:
-            missing.append(f"no map of {name}, it has no checkpoint.")
-            continue
         try:
+            if run is None:
+                raise ConclugenError("it has no checkpoint")
             rows = sample(run, dataset)
         except ConclugenError as e:  # another corpus than the run was trained on may lack what it needs
             missing.append(f"no map of {name}: {e}.")
             continue
         caption = f"raw features: {', '.join(rows.features)}"
-        if caption not in drawn:
+        if caption not in dict(drawn):
             features = flattened(probe.concatenated(rows.features, rows.present), cache)
-            drawn[caption] = charts.scatter(f"Map of {caption}", features, rows.groups, rows.names)
+            drawn.append((caption, charts.scatter(f"Map of {caption}", features, rows.groups, rows.names)))
         vectors, clusters = represented(run, rows)
         places = flattened(vectors, cache)
-        drawn[f"{name}, by class"] = charts.scatter(f"Map of {name}", places, rows.groups, rows.names)
+        drawn.append((f"{name}, by class", charts.scatter(f"Map of {name}", places, rows.groups, rows.names)))
         if len(clusters):
             names = [str(k) for k in range(int(clusters.max()) + 1)]
-            drawn[f"{name}, by cluster"] = charts.scatter(f"Map of {name}, clusters", places, clusters, names)
+            drawn.append((f"{name}, by cluster", charts.scatter(f"Map of {name}, clusters", places, clusters, names)))
         else:
             missing.append(f"{name} has no clusters to colour its map by.")
-    return list(drawn.items()), missing
+    return drawn, missing
 
 
 def _checkpointed(study: Study, method: str) -> Run | None:

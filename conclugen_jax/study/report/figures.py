@@ -38,10 +38,9 @@ PROBES = {
 
 def label_efficiency(study: Study) -> list[Part]:
     """Draw accuracy against labels per class, a figure beside the table of each data set with two numbers of labels."""
-    lines = dict.fromkeys((s.method, s.protocol) for s in report_tables.ordered(study, study.summary))
     own = {method: i for i, method in enumerate(study.methods)}
     styles, spare = {}, itertools.count(len(own))
-    for method, protocol in lines:
+    for method, protocol in dict.fromkeys((s.method, s.protocol) for s in study.summary):
         styles[method, protocol] = next(spare) if own[method] in styles.values() else own[method]
     parts, used = [], {}
     for key, facts in study.datasets.items():
@@ -72,7 +71,7 @@ def _efficiencies(
 ) -> list[Series]:
     """Return the line of each method and protocol on a data set; one point is no line, the table has it."""
     points: dict[tuple[str, str], list] = {line: [] for line in styles}
-    for s in sorted((s for s in study.summary if s.dataset == key), key=lambda s: places[s.labels]):
+    for s in (s for s in study.summary if s.dataset == key):
         score = s.scores.get(measure)
         if score is not None and score.mean is not None:
             heights = 100 * np.array([score.mean, *(score.interval or (math.nan, math.nan))])

@@ -130,6 +130,7 @@ class Study(msgspec.Struct):
         for cell in self.cells:
             if cell.confusion_matrix is not None and not self.datasets[cell.dataset].fits(cell.confusion_matrix):
                 raise ValueError(f"the confusion matrix of {cell.path!r} does not fit the classes of {cell.dataset!r}")
+        self.summary.sort(key=lambda s: (self.rank(s.method, s.protocol), s.labels or math.inf))
 
     def label(self, method: str, protocol: str) -> str:
         """Return what a row of a table is called."""

@@ -154,22 +154,23 @@ def _lead(study: Study) -> list[str]:
 
 def _warnings(study: Study) -> Iterator[str]:
     """Yield a sentence for each data set that could not be read, has changed, or differed when runs saw it."""
+    runs = [run for runs in study.runs.values() for run in runs.values()]
     for key, facts in study.datasets.items():
+        scored = facts.sha256[:12]
         if facts.error:
             yield f"Data set {key} could not be read when the results were collected: {facts.error}."
         elif (Path(facts.path) / manifest_lib.FILE).is_file():
             now = manifest_lib.read(facts.path).fingerprint()
             if now != facts.sha256:
                 yield (
-                    f"Data set {key} in {facts.path} has the hash {now[:12]} now, the results were made with "
-                    f"{facts.sha256[:12]}; its maps show other data than the tables."
+                    f"Data set {key} in {facts.path} has the hash {now[:12]} now, the results were made with {scored}; its "
+                    "maps show other data than the tables."
                 )
-    for facts in study.datasets.values():
-        for run in (run for runs in study.runs.values() for run in runs.values()):
-            same_name = (run.data.name, run.data.version) == (facts.name, facts.version)
-            if same_name and run.data.fingerprint() != facts.sha256:
+        for run in runs:
+            then = run.data.fingerprint()
+            if (run.data.name, run.data.version) == (facts.name, facts.version) and then != facts.sha256:
                 yield (
                     f"{run.workdir.relative_to(study.path)} was pretrained on other data than was scored: {facts.name} "
-                    f"{facts.version} had the hash {run.data.fingerprint()[:12]} then and {facts.sha256[:12]} in the "
-                    "results; their numbers do not belong together."
+                    f"{facts.version} had the hash {then[:12]} then and {scored} in the results; their numbers do not "
+                    "belong together."
                 )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from conclugen_jax.study.report import published as report_published
-from conclugen_jax.study.report.reading import Comparison, DatasetFacts, Score, Study, Summary
+from conclugen_jax.study.report.reading import Comparison, DatasetFacts, Score, Study
 from conclugen_jax.study.results import MEASURES
 
 OF_KIND = {"value": ("accuracy_2", "f1_2", "accuracy_7", "correlation", "mae")}
@@ -55,7 +55,7 @@ def scores(study: Study, key: str) -> Table:
     """Tabulate methods against measures on one data set, with all labels or as many as the study went up to."""
     facts, labels, rows = study.datasets[key], most_labels(study, key), []
     measures = measures_of(facts)
-    for s in ordered(study, [s for s in study.summary if s.dataset == key and s.labels == labels]):
+    for s in (s for s in study.summary if (s.dataset, s.labels) == (key, labels)):
         known = labels == 0 and s.protocol == "linear_evaluation"
         paper = report_published.linear_evaluation(facts.name, facts.kind, _known(study, s.method)) if known else {}
         cells = [_score(s.scores.get(m), m, paper.get(m)) for m in measures]
@@ -101,39 +101,35 @@ def protocols(study: Study) -> Table | None:
 
 def comparisons(study: Study, key: str) -> Table | None:
     """Tabulate paired differences of methods from baselines; those whose interval excludes zero are marked."""
-    rows: dict[tuple[str, ...], dict[int, tuple[str, ...]]] = {}
+    cells = {}
     for c in study.comparisons:
         if c.dataset == key:
             lines = (study.label(c.method, c.protocol), f"minus {study.methods[c.baseline].title}")
-            lines += () if c.measure == "accuracy" else (NAMES[c.measure],)
-            rows.setdefault(lines, {})[c.labels] = _difference(c)
+            cells[lines + (() if c.measure == "accuracy" else (NAMES[c.measure],)), c.labels] = _difference(c)
     note = (
         f"{REMARKABLE}: the 95 % interval excludes zero. Differences over the same seeds and the same drawn labels, in "
         "percentage points (MAE as it is, less is better), by labels per class; the intervals are not corrected for the "
         "number of comparisons."
     )
-    return _by_labels(study, key, "difference", rows, note) if rows else None
+    return _by_labels(study, key, "difference", cells, note) if cells else None
 
 
 def label_efficiency(study: Study, key: str) -> Table | None:
     """Tabulate accuracy against labels per class; ``None`` where the study has one number of labels alone."""
-    measure = measures_of(study.datasets[key])[0]
-    rows: dict[tuple[str, ...], dict[int, tuple[str, ...]]] = {}
-    for s in ordered(study, [s for s in study.summary if s.dataset == key]):
-        rows.setdefault((study.label(s.method, s.protocol),), {})[s.labels] = _score(s.scores.get(measure), measure)
+    measure, own = measures_of(study.datasets[key])[0], [s for s in study.summary if s.dataset == key]
+    cells = {((study.label(s.method, s.protocol),), s.labels): _score(s.scores.get(measure), measure) for s in own}
     note = f"{NAMES[measure]} in %: mean ± standard deviation over seeds, [95 % interval]; labels per class."
-    several = len({k for cells in rows.values() for k in cells}) > 1
-    return _by_labels(study, key, "method", rows, note) if several else None
+    return _by_labels(study, key, "method", cells, note) if len({s.labels for s in own}) > 1 else None
 
 
 def _by_labels(
-    study: Study, key: str, head: str, rows: Mapping[tuple[str, ...], Mapping[int, Any]], note: str
+    study: Study, key: str, head: str, cells: Mapping[tuple[tuple[str, ...], int], tuple[str, ...]], note: str
 ) -> Table:
-    """Return a table with a column for each number of labels, all labels (0) last."""
-    labels = sorted({k for cells in rows.values() for k in cells}, key=lambda k: k or float("inf"))
+    """Return a table of cells by (first cell of the row, number of labels), all labels (0) in the last column."""
+    labels = sorted({k for _, k in cells}, key=lambda k: k or float("inf"))
     columns = (head, *(f"{k} labels" if k else "all labels" for k in labels))
-    body = [(first, *(cells.get(k, NOTHING) for k in labels)) for first, cells in rows.items()]
-    return Table(dataset_title(study, key), columns, body, note)
+    rows = [(row, *(cells.get((row, k), NOTHING) for k in labels)) for row in dict.fromkeys(row for row, _ in cells)]
+    return Table(dataset_title(study, key), columns, rows, note)
 
 
 def words(caption: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
@@ -179,11 +175,6 @@ def _number(x: float, measure: str) -> str:
 def signed(x: float, measure: str = "accuracy") -> str:
     """Return a difference as text, with its sign also where it rounds to zero, as the end of an interval may."""
     return ("±" if abs(x) < 1e-9 else "−" if x < 0 else "+") + _number(abs(x), measure)
-
-
-def ordered(study: Study, found: Iterable[Summary]) -> list[Summary]:
-    """Sort summaries by protocol, then by method, then by labels."""
-    return sorted(found, key=lambda s: (study.rank(s.method, s.protocol), s.labels or float("inf")))
 
 
 def _score(score: Score | None, measure: str, published: float | None = None) -> tuple[str, ...]:
