@@ -87,7 +87,8 @@ def _planned(
     """Check what is asked for; return the trials' configuration, their measure, and what defines the search."""
     if objective not in search_space.OBJECTIVES:
         raise ConclugenError(f"the objective {objective!r} is unknown; there are {', '.join(search_space.OBJECTIVES)}")
-    base, manifest, stream = setup.open_data(config, len(devices))
+    base, stream = setup.open_data(config, len(devices))
+    manifest = stream.dataset.manifest
     if space is None:
         space = search_space.default(base, steps_per_epoch=len(stream.usable) // base.train.batch_size)
         source = "the default space"
@@ -96,15 +97,15 @@ def _planned(
     def loss(config: ConfigDict, means: Mapping[str, float], _: TrainState) -> float:
         return search_space.comparable_loss(means, config, base)
 
-    measure = loss if objective == "pretraining_loss" else _validation_probe(base)
+    measure = loss if objective == "pretraining_loss" else _validation_probe(base, stream.dataset)
     data = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
     return base, measure, {"objective": objective, "space": space, "data": data, "config": base.to_dict()}
 
 
-def _validation_probe(base: ConfigDict) -> Measure:
+def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
     """Return the measure of accuracy on the validation split; see ``search_space.OBJECTIVES``."""
-    dataset, section = shards.open_dataset(base.data.path, verify="size"), base.data
-    label, names = dataset.manifest.label, (section.train_split, section.validation_split)
+    section, label = base.data, dataset.manifest.label
+    names = section.train_split, section.validation_split
     if label.kind != "single":
         raise ConclugenError(
             f"{dataset.path}: labels of kind {label.kind!r}; the objective validation_probe needs one class per example, "
