@@ -161,7 +161,7 @@ def check_spec(spec: DatasetSpec) -> None:
         ),
         (
             all(WORD.fullmatch(name) for each in names.values() for name in each),
-            f"{names}; names are of letters, digits, '_'",
+            f"{names}; names: letters, digits and '_'",
         ),
         (spec.modalities and spec.splits, "no modality or no split"),
         (min(spec.modalities.values(), default=1) >= 1, f"modalities {dict(spec.modalities)}; sizes are >= 1"),

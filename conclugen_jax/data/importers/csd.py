@@ -31,10 +31,7 @@ Rows = Iterable[tuple[str, Key, Sequence[Any]]]
 
 def open_csd(request: Request) -> Found:
     """Open a folder of ``.csd`` files, or those named as modalities (``A.csd+B.csd`` are concatenated)."""
-    if request.dataset not in LABEL_COLUMNS:
-        raise ConclugenError(
-            f"format 'csd' needs one of the corpora {', '.join(LABEL_COLUMNS)}, not {request.dataset!r}"
-        )
+    _label_columns(request.dataset)
     files = [] if request.source is None else [request.source]
     if files and request.source.is_dir():
         files = sorted(request.source.glob("*.csd"))
