@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -268,7 +269,7 @@ def test_vectors_are_taken_from_the_bytes_of_records_laid_out_as_usual_and_parse
             tf_example_pb2.Example(
                 features={"feature": {"another": {"int64_list": {"value": [1]}}}}
             ).SerializeToString()
-            + theirs.serialize_example(features.encode_example(record))
+            + theirs.serialize_example(features.encode_example(traverse_util.unflatten_dict(record, sep="/")))
         ),
     )
     other = stream(shards.open_dataset(builders.build(source, tmp_path / "other")), ("text", "video"))
