@@ -165,7 +165,7 @@ def test_mistakes_end_in_one_sentence_before_anything_is_written(place, tmp_path
         (["report"], "--study is missing"),
         (
             ["build", "--dataset=mnist", "--data_dir=x"],
-            "--dataset=mnist is unknown; there are digits, voxceleb2",
+            "--dataset=mnist: value should be one of <digits|voxceleb2",
         ),
         (["build", "--dataset=digits"], "--data_dir is missing"),
         (["probe", "--workdir=/nowhere", "--output=x"], "/nowhere/config.json"),

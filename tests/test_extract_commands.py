@@ -116,12 +116,12 @@ def test_commands_that_make_no_sense(videos, tmp_path):
     base = ["launch.extract", f"--source={videos}", f"--data_dir={tmp_path}", *FLAGS]
     for flags, message in (
         (["--dataset=clips"], "--name is missing"),
-        (["--dataset=nothing", "--name=a"], "--dataset=nothing is unknown"),
+        (["--dataset=nothing", "--name=a"], "--dataset=nothing: value should be one of"),
         (["--dataset=clips", "--name=a", "--pool=max"], "--pool is for features in files"),
         (["--dataset=clips", "--name=a", "--weights=/nowhere"], "No such file"),
         (
             ["--dataset=clips", "--name=a", f"--weights={__file__}"],
-            "convert it first with conclugen convert_weights",
+            "convert the weights again with conclugen convert_weights",
         ),
         (["--dataset=clips", "--name=a", "--speech=siri"], "error: speech recogniser 'siri' is unknown"),
         (["--dataset=clips", "--name=a", "--label=a", "--label=b"], "--label is there 2 times; write it once"),

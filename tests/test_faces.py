@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones, clips, faces, preparation
 from conclugen_jax.extract.backbones import Networks
 from conclugen_jax.extract.media import decoding as media
@@ -211,8 +210,3 @@ def test_faces_that_are_doubtful_are_not_followed(monkeypatch, probability, expe
 def test_a_face_is_followed_from_its_last_box():
     boxes = [box(0, 0), box(6, 0), box(12, 0), box(0, 0)]  # the last one leaps back into what was covered before
     assert times_of(faces.follow([0, 0.5, 1.0, 1.5], boxes)) == [[0, 0.5, 1.0], [1.5]]
-
-
-def test_other_weights_are_not_taken(tmp_path):
-    with pytest.raises(ConclugenError, match=r"network\.json: cannot be read \(No such file"):
-        weights.load(tmp_path)

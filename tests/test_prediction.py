@@ -196,7 +196,9 @@ def test_brackets_in_words_are_shown(capsys):
         assert text in shown
 
 
-def test_remarks_have_a_column_only_where_there_are_some():
+def test_words_and_remarks_have_a_column_only_where_there_are_some():
+    silent = Prediction("a.mkv", 0, 1, None, ("x",), (1.0,), ("x",))
+    assert [c.header for c in prediction.table([silent], "r").columns] == ["clip", "seconds", "prediction", "x"]
     plain = Prediction("a.mkv", 0, 1, "a", ("x",), (1.0,), ("x",))
     odd = Prediction("b.mkv", 0, 1, None, ("x",), (1.0,), ("x",), ("audio",), ("silence", "no audio"))
     assert [c.header for c in prediction.table([plain], "r").columns][-1] == "x"
@@ -212,15 +214,6 @@ def test_sound_beside_a_clip_is_its_own(tmp_path):
         (found,) = prediction._utterances(tmp_path / "a.mp4", cut)
         assert (found.sound, found.text, found.end) == (str(tmp_path / "a.wav"), "hello", 1.0 if cut else None)
     assert prediction._utterances(tmp_path / "b.mp4", False)[0].sound == ""
-
-
-def test_words_have_a_column_only_where_there_are_some():
-    silent = Prediction("a.mkv", 0, 1, None, ("x",), (1.0,), ("x",))
-    assert [c.header for c in prediction.table([silent], "r").columns] == ["clip", "seconds", "prediction", "x"]
-
-
-def test_weights_of_mtcnn_come_along():
-    assert weights.load(mtcnn.WEIGHTS).network == "mtcnn"
 
 
 def test_vectors_of_one_modality_are_joined_in_the_order_of_their_backbones():

@@ -21,7 +21,7 @@ from conclugen_jax.system import progress, signals
 
 command = app.Command()
 FLAGS = command.flags
-command.string("dataset", None, f"Which data set: digits, {', '.join(CORPORA)}, or features: any other")
+command.enum("dataset", None, ["digits", *CORPORA, formats.GENERIC], "Which data set; features: any other")
 command.string("data_dir", None, "Folder that holds the data sets; made if needed")
 command.string("source", None, "Folder or file of the features")
 command.string("format", "auto", f"Layout of the source: auto, {', '.join(formats.FORMATS)}")
@@ -46,11 +46,8 @@ command.integer("num_workers", 0, "Processes; 0 for as many as there are cores",
 command.bool("beam", False, "Let Apache Beam run the workers (pip install 'conclugen_jax[beam]')")
 command.list("beam_options", [], "Pipeline options, such as --runner=FlinkRunner")
 
-OF_FILES = (
-    *("source", "format", "name", "version", "modality", "modalities", "labels", "label", "label_kind", "classes"),
-    *("targets", "pool", "num_folds", "fold"),
-)
-"""Flags that say which files are read, and how."""
+OF_ALL = "dataset", "data_dir", "drop_bad", "strict", "overwrite", "num_workers", "beam", "beam_options"
+"""Flags that do not say which files are read, and how."""
 
 
 @signals.ending_at_once()
@@ -58,7 +55,6 @@ def main() -> None:
     """Build and say what was built."""
     _refuse_ignored()
     source = _source(command.required("dataset"))
-    workers = FLAGS.num_workers or os.cpu_count()
     with progress.Counter(f"building {source.spec.name}") as counter:
         folder = builders.build(
             source,
@@ -66,7 +62,7 @@ def main() -> None:
             overwrite=FLAGS.overwrite,
             drop_bad=FLAGS.drop_bad,
             strict=FLAGS.strict,
-            num_workers=workers,
+            num_workers=FLAGS.num_workers or os.cpu_count(),
             beam=FLAGS.beam_options if FLAGS.beam else None,
             progress=counter,
         )
@@ -80,7 +76,7 @@ def main() -> None:
 
 def _refuse_ignored() -> None:
     """Refuse flags that would do nothing."""
-    given = [name for name in OF_FILES if FLAGS[name].value != FLAGS[name].default]
+    given = [name for name in FLAGS if name not in OF_ALL and FLAGS[name].value != FLAGS[name].default]
     if FLAGS.dataset == "digits" and given:
         raise ConclugenError(f"--{given[0]} is for features in files; the digits are as they are, leave it out")
     if FLAGS["fold"].present and not FLAGS.num_folds:
@@ -101,9 +97,6 @@ def _refuse_ignored() -> None:
 def _source(dataset: str):
     if dataset == "digits":
         return digits.Digits()
-    if dataset not in (*CORPORA, formats.GENERIC):
-        known = ", ".join(("digits", *CORPORA, formats.GENERIC))
-        raise ConclugenError(f"--dataset={dataset} is unknown; there are {known}")
     return formats.open_source(
         Request(
             dataset=dataset,

@@ -22,12 +22,14 @@ from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.system import progress, signals
 
+GENERIC = "clips"
+"""Name of the data set that its folder and labels alone describe."""
+
 OF_FILES = "format", "modality", "modalities", "pool", "drop_bad", "strict"
 command = app.Command(refuse=dict.fromkeys(OF_FILES, "is for features in files; leave it out"))
 FLAGS = command.flags
 command.borrow(
     build.command,
-    dataset=f"Which data set: clips (any folder), {', '.join(CORPORA)}",
     source="Folder of the clips",
     labels="Tables, instead of labels.csv in the source; with columns video, start and end their rows are the utterances",
     num_workers="Processes that decode; 0 for as many as there are cores",
@@ -36,6 +38,7 @@ command.borrow(
     ),
     **dict.fromkeys(("overwrite", "beam", "beam_options"), ""),
 )
+command.enum("dataset", None, [GENERIC, *CORPORA], "Which data set; clips: any folder")
 command.multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")
 command.multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
 command.bool("cut", False, "Make an utterance of each line of the subtitles beside a clip")
@@ -99,8 +102,6 @@ def _extract() -> None:
 
 
 def _request(dataset: str) -> Request:
-    if dataset not in (*CORPORA, GENERIC):
-        raise ConclugenError(f"--dataset={dataset} is unknown; there are {', '.join((*CORPORA, GENERIC))}")
     source, own = Path(command.required("source")), dataset == GENERIC
     labels = tuple(map(Path, FLAGS.labels)) or _beside(source)
     if own and FLAGS.label and not labels:
@@ -113,10 +114,6 @@ def _request(dataset: str) -> Request:
         labels=labels,
         **build.labelled(FLAGS),
     )
-
-
-GENERIC = "clips"
-"""Name of the data set that its folder and labels alone describe."""
 
 
 def _beside(source: Path) -> tuple[Path, ...]:
