@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conclugen_jax.data.sources import LabelSpec
-from conclugen_jax.evaluate import grid
+from conclugen_jax.evaluate import sweep
 from configs import linear_evaluation
 
 DIM, CLASSES = 3 * 4096, 7
@@ -32,7 +32,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     label = LabelSpec("single", tuple(map(str, range(CLASSES))))
     vectors = {
-        name: grid.Vectors(
+        name: sweep.Vectors(
             jnp.asarray(rng.normal(size=(n, DIM)), jnp.float32), rng.integers(CLASSES, size=n), np.arange(n)
         )
         for name, n in (("train", arguments.examples), ("validation", arguments.examples // 8))
@@ -63,13 +63,13 @@ def _per_epoch(vectors, label, rates: int, decays: int, seeds: int) -> float:
         config = linear_evaluation.get_config()
         config.train.batch_size, config.train.num_epochs = 500, epochs
         start = time.perf_counter()
-        members = grid.Members(
+        members = sweep.Members(
             np.geomspace(1e-4, 1e-2, rates),
             np.geomspace(1e-5, 1e-2, decays),
             [(seed, 0) for seed in range(seeds)],
             [vectors["train"].usable] * seeds,
         )
-        grid.Grid(config, label, len(vectors["train"].usable), vectors["train"].x.shape[1]).fit(members, vectors)
+        sweep.Grid(config, label, members, vectors["train"].x.shape[1]).fit(vectors)
         times[epochs] = time.perf_counter() - start
     return (times[1 + EPOCHS] - times[1]) / EPOCHS
 

@@ -12,8 +12,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import classifier, downstream, probe, task
-from conclugen_jax.evaluate import encoder as encoder_lib
+from conclugen_jax.evaluate import downstream, probe, task, weights
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint
 from conclugen_jax.train import optimizer
@@ -142,13 +141,13 @@ def test_frozen_parameters_stay_bit_for_bit(data):
     trainable = ("classifier/.*", "representation/text/.*")
     adamw, schedule = optimizer.from_config(config, 4, trainable)
     manifest = shards.open_dataset(data).manifest
-    encoder = encoder_lib.from_config(config, manifest)
+    encoder = weights.encoder(config, manifest)
     made = task.create(config, manifest.label, encoder=encoder.model)
-    state = classifier.fresh_state(config, made, encoder.dims, adamw, encoder.variables)
+    state = downstream.fresh_state(config, made, encoder.dims, adamw, encoder.variables)
     rows = batches.open_split(shards.open_dataset(data), "train", config.data.modalities, tier="host").rows(
         np.arange(16)
     )
-    after, _ = jax.jit(lambda s, b: classifier.downstream_step(s, b, task=made, optimizer=adamw, schedule=schedule))(
+    after, _ = jax.jit(lambda s, b: downstream.downstream_step(s, b, task=made, optimizer=adamw, schedule=schedule))(
         state, rows
     )
     for m in ("video", "audio"):
@@ -162,12 +161,12 @@ def test_dropout_differs_from_step_to_step(data, pretrained):
     config = settings(data, pretrained)
     adamw, schedule = optimizer.from_config(config, 4, ("nothing",))
     manifest = shards.open_dataset(data).manifest
-    encoder = encoder_lib.from_config(config, manifest)
+    encoder = weights.encoder(config, manifest)
     made = task.create(config, manifest.label)
-    state = classifier.fresh_state(config, made, encoder.dims, adamw, encoder.variables)
+    state = downstream.fresh_state(config, made, encoder.dims, adamw, encoder.variables)
     x = {m: np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32) for m in encoder.modalities}
     batch = {"features": x, "present": {m: np.ones(16, bool) for m in x}, "label": np.arange(16) % 4}
-    step = jax.jit(lambda s: classifier.downstream_step(s, batch, task=made, optimizer=adamw, schedule=schedule))
+    step = jax.jit(lambda s: downstream.downstream_step(s, batch, task=made, optimizer=adamw, schedule=schedule))
     first, metrics = step(state)
     _, later = step(first)
     assert metrics["loss"] == step(state)[1]["loss"] != later["loss"]

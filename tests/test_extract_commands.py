@@ -124,7 +124,7 @@ def test_commands_that_make_no_sense(videos, tmp_path):
             "convert the weights again with conclugen convert_weights",
         ),
         (["--dataset=clips", "--name=a", "--speech=siri"], "error: speech recogniser 'siri' is unknown"),
-        (["--dataset=clips", "--name=a", "--label=a", "--label=b"], "--label is there 2 times; write it once"),
+        (["--dataset=clips", "--name=a", "--label=a", "--label=b"], "--label is there twice; write it once"),
         (["--dataset=clips", "--name=a", "--num-views=0"], "num_views"),
         (["--dataset=caer"], "expected train|validation|test/CLASS/FILE.avi"),
     ):

@@ -12,7 +12,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import classifier, downstream, grid, sweep
+from conclugen_jax.evaluate import downstream, sweep
 from conclugen_jax.run import config as config_lib
 from tests.helpers import Faces, tiny_config
 
@@ -169,20 +169,23 @@ def test_stopped_members_stay_stopped_and_those_without_numbers_never_win(monkey
         return logits[None, :, None], losses[None, :, None, at]
 
     config = tiny_config(train__num_epochs=5, train__batch_size=4, downstream__early_stopping_epochs=1)
-    made = grid.Grid(config, LabelSpec("single", ("a", "b")), num_rows=4, dim=2)
+    members = sweep.Members((0.1, 0.2, 0.3), (0.0,), [(0, 0)], [np.arange(4)])
+    made = sweep.Grid(config, LabelSpec("single", ("a", "b")), members, dim=2)
     monkeypatch.setattr(made, "_start", lambda *_: (None, None, None))
     monkeypatch.setattr(made, "_epoch", lambda *_: (None, None))
     monkeypatch.setattr(made, "_evaluate", evaluate)
     monkeypatch.setattr(made, "_keep", lambda improved, new, old: seen.append(improved[0, :, 0].tolist()))
-    vectors = {name: grid.Vectors(np.zeros((4, 2)), np.zeros(4, int), np.arange(4)) for name in ("train", "validation")}
-    fits = made.fit(grid.Members((0.1, 0.2, 0.3), (0.0,), [(0, 0)], [np.arange(4)]), vectors)
-    np.testing.assert_array_equal(fits.measure[0, :, 0], [0.5, -np.inf, 0.75])
-    np.testing.assert_array_equal(fits.best_epoch[0, :, 0], [1, 0, 3])
+    vectors = {
+        name: sweep.Vectors(np.zeros((4, 2)), np.zeros(4, int), np.arange(4)) for name in ("train", "validation")
+    }
+    best, _ = made.fit(vectors)
+    np.testing.assert_array_equal(best.measure[0, :, 0], [0.5, -np.inf, 0.75])
+    np.testing.assert_array_equal(best.epoch[0, :, 0], [1, 0, 3])
     assert seen == [[True, False, True], [True, False, True], [False, False, True], [False, False, True], [False] * 3]
 
 
 def test_a_loss_that_is_no_number_counts_as_no_lower_one_and_a_later_one_may_be_lower():
-    best = classifier.BestEpochs("accuracy", patience=2)
+    best = downstream.BestEpochs("accuracy", patience=2)
     epochs = [(0.5, 2.0), (0.9, np.nan), (0.6, 1.0), (0.6, 3.0)]
     assert [bool(best.improved(i, *x)) for i, x in enumerate(epochs)] == [True, False, True, False]
     assert best.running

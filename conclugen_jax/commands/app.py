@@ -11,11 +11,11 @@ import difflib
 import functools
 import importlib
 import os
+import re
 import signal
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from types import ModuleType
@@ -45,10 +45,8 @@ class Command:
       refuse: flag of a similar command -> why this one does not take it.
 
     Attributes:
-      flags: values of the flags, ``flags.NAME``.
-      words: the arguments that are no flags.
-      config: the configuration, for a command that takes one.
-      config_name: file name of the configuration without its ending.
+      flags: values of the flags, ``flags.NAME``; ``words``: the arguments that are no flags.
+      config, config_name: the configuration, and its file's name without the ending.
       config_arguments: the arguments that give the configuration again, with its overrides.
     """
 
@@ -77,19 +75,12 @@ class Command:
         return value
 
     def parse(self, argv: Sequence[str]) -> None:
-        """Read a command line without the name of the command.
-
-        Raises:
-          ConclugenError: a flag, key or value that cannot be, or no configuration where one is needed.
-        """
+        """Read a command line without the name of the command."""
         for name in self.flags:
             self.flags[name].unparse()
-        end = argv.index("--") if "--" in argv else len(argv)  # what follows are names
-        before = [self._underscored(arg) for arg in argv[:end]]
-        self._refuse(before)
-        rest, settings = self._split(before)
+        rest, settings = self._split(argv)
         try:
-            self.words = self.flags(["conclugen", *rest, *argv[end:]])[1:]
+            self.words = self.flags(["conclugen", *rest])[1:]
         except flags.UnrecognizedFlagError as e:
             near = difflib.get_close_matches(e.flagname, self.described(), n=1)
             hint = f"did you mean --{near[0]}?" if near else "see --help"
@@ -135,31 +126,30 @@ class Command:
             found |= dict(line.split(" = ", 1) for line in configuration_files.described_keys())
         return found
 
-    def _underscored(self, arg: str) -> str:
-        """Return ``--num-views=10`` as ``--num_views=10``, where there is such a flag."""
-        name, equals, value = arg.partition("=")
-        known = name[2:].replace("-", "_")
-        if name.startswith("--") and {known, known.removeprefix("no")} & {*self.flags, *self.short}:
-            return f"--{known}{equals}{value}"
-        return arg
-
-    def _refuse(self, argv: Sequence[str]) -> None:
-        """Refuse flags of similar commands, and a list that is there twice: the last one alone would count."""
-        counts = Counter(arg[2:].partition("=")[0] for arg in argv if arg.startswith("--"))
-        for name, count in counts.items():
-            if name in self._refused:
-                raise ConclugenError(f"--{name} {self._refused[name]}")
-            if count > 1 and name in self.flags and isinstance(self.flags[name].parser, flags.ListParser):
-                raise ConclugenError(f"--{name} is there {count} times; write it once, several values as --{name}=A,B")
-
     def _split(self, argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-        """Split a command line into the flags and what sets the configuration: (key, value), the key of a file empty."""
-        rest, settings, unread = [], [], list(argv)
+        """Split a command line into flags and words, and what sets the configuration: (key, value), the key of a file empty.
+
+        ``--num-views=10`` becomes ``--num_views=10``, where there is such a flag. Flags of similar commands are refused, and
+        a list that is there twice: the last one alone would count.
+        """
+        rest, settings, seen, unread = [], [], set(), list(argv)
         while unread:
             arg = unread.pop(0)
+            if arg == "--":  # what follows are names
+                return [*rest, arg, *unread], settings
+            if not arg.startswith("-"):
+                rest.append(arg)
+                continue
             name, equals, value = arg.lstrip("-").partition("=")
-            of_config = name == "config" or name.startswith("config.") or name in self.short
-            if not self._kind or not arg.startswith("-") or not of_config:
+            known = name.replace("-", "_")
+            if {known, known.removeprefix("no")} & {*self.flags, *self.short}:
+                name, arg = known, f"--{known}{equals}{value}"
+            if name in self._refused:
+                raise ConclugenError(f"--{name} {self._refused[name]}")
+            if name in seen and name in self.flags and isinstance(self.flags[name].parser, flags.ListParser):
+                raise ConclugenError(f"--{name} is there twice; write it once, several values as --{name}=A,B")
+            seen.add(name)
+            if not self._kind or not (name in self.short or name.partition(".")[0] == "config"):
                 rest.append(arg)
                 continue
             if not equals:  # the value follows; a switch may be without
@@ -256,25 +246,17 @@ def guarded(work: Callable[[], int | None], name: str = "this command") -> int:
 
 
 def load(name: str) -> ModuleType:
-    """Import the module of a command.
-
-    Raises:
-      ConclugenError: there is no such command.
-      ModuleNotFoundError: it needs a package that is not installed.
-    """
+    """Import the module of a command."""
     return importlib.import_module(f"conclugen_jax.commands.{find(name)}")
 
 
 def _way_to(module: str, command: str) -> str:
     """Say how to install a package: the extra that holds it, that of the command's name first."""
-    from packaging.requirements import Requirement  # late: few commands end here
-
     package = module.partition(".")[0]
-    package = DISTRIBUTIONS.get(package, package.replace("_", "-")).lower()
+    package = DISTRIBUTIONS.get(package, package.replace("_", "-"))
     with contextlib.suppress(metadata.PackageNotFoundError):
-        needed = [Requirement(line) for line in metadata.requires("conclugen_jax") or []]
-        markers = [str(one.marker) for one in needed if one.name.lower() == package]
-        extras = [marker.partition("extra == ")[2].strip('"') for marker in markers if "extra == " in marker]
+        lines = "\n".join(metadata.requires("conclugen_jax") or [])
+        extras = re.findall(rf"(?im)^{re.escape(package)}(?![\w-]).*extra == ['\"]([\w-]+)", lines)
         if extras:
             return f"pip install 'conclugen_jax[{command if command in extras else extras[0]}]'"
     return f"pip install {package}"

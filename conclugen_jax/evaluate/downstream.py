@@ -10,36 +10,32 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import shards
-from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.data import batches, host_table, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import classifier, weights
-from conclugen_jax.evaluate import encoder as encoder_lib
 from conclugen_jax.evaluate import splits as splits_lib
 from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.evaluate.encoder import Encoder
+from conclugen_jax.evaluate import weights
+from conclugen_jax.evaluate.task import Task
+from conclugen_jax.evaluate.weights import Encoder
+from conclugen_jax.method import train_state
+from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.run import allowed, checkpoint
 from conclugen_jax.run import config as config_lib
+from conclugen_jax.run import log as log_lib
 from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
-from conclugen_jax.train import feed, parallel
+from conclugen_jax.train import feed, parallel, sharded_update
+from conclugen_jax.train import optimizer as optimizer_lib
 
 RESULT = weights.RESULT
-
-
-class Opened(NamedTuple):
-    """What a run is made of, before any row is read."""
-
-    config: ConfigDict
-    label: LabelSpec
-    encoder: Encoder
-    streams: dict[str, shards.ShardStream]
 
 
 def downstream(
@@ -58,8 +54,7 @@ def downstream(
       (see ``metrics.py``), and where everything came from.
 
     Raises:
-      ConclugenError: an impossible configuration, bad data, a checkpoint that does not fit the data, or a loss that is
-        not finite in any epoch.
+      ConclugenError: an impossible configuration, bad data, a checkpoint that does not fit the data, or no finite loss.
       Interrupted: SIGINT or SIGTERM came; repeating the command starts this run again.
     """
     devices = list(devices or jax.devices())
@@ -67,31 +62,30 @@ def downstream(
     config_lib.check_downstream(config)
     if config.downstream.num_folds and config.downstream.fold == -1:
         return _all_folds(config, Path(workdir), devices)
-    return once(config, workdir, functools.partial(_fit, devices=devices), len(devices))
+    return once(config, workdir, functools.partial(_run, devices=devices), len(devices))
 
 
 def once(
     config: ConfigDict, workdir: str | Path, work: Callable[..., dict[str, Any]], num_devices: int = 1
 ) -> dict[str, Any]:
-    """Return the result of a run that is finished already, else what its ``work(opened, folder, stop)`` finds, written.
+    """Return the result of a run that is finished already, else what its ``work`` finds, written.
 
-    Nothing is left in the workdir of a run that is refused.
+    ``work`` gets configuration, encoder, streams, folder and ``Stop``. Nothing is left in the workdir of a run that is refused.
     """
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
     manifest = dataset.manifest
     config = config_lib.with_modalities(config, manifest.modalities)
-    label = splits_lib.label_of(config, dataset)
-    encoder = encoder_lib.from_config(config, manifest)
-    opened = Opened(config, label, encoder, splits_lib.open_streams(config, dataset, encoder.modalities))
+    encoder = weights.encoder(config, manifest)
+    streams = splits_lib.open_streams(config, dataset, encoder.modalities)
     if not config.downstream.labels_per_class:  # with few labels the batch is what there is
-        classifier.with_fitting_batch(config, len(opened.streams["train"].usable), num_devices)
+        with_fitting_batch(config, len(streams["train"].usable), num_devices)
     with (
         workdir_lib.claim(workdir) as folder,
         signals.caught() as stop,
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
         workdir_lib.settle(folder, config, manifest)
-        path = folder / RESULT
+        path, label = folder / RESULT, streams["train"].label
         if path.exists():
             return _finished(path, encoder)
         result = {
@@ -102,7 +96,7 @@ def once(
             "target": config.downstream.target,
             "kind": label.kind,
             "classes": list(label.names),
-        } | work(opened, folder, stop)
+        } | work(config, encoder, streams, folder, stop)
         files.write_json(path, result)
     return result
 
@@ -120,14 +114,20 @@ def _finished(path: Path, encoder: Encoder) -> dict[str, Any]:
     return result
 
 
-def _fit(opened: Opened, folder: Path, stop: signals.Stop, *, devices: Sequence[jax.Device]) -> dict[str, Any]:
+def _run(
+    config: ConfigDict,
+    encoder: Encoder,
+    streams: Mapping[str, shards.ShardStream],
+    folder: Path,
+    stop: signals.Stop,
+    devices: Sequence[jax.Device],
+) -> dict[str, Any]:
     """Read the rows, encode them if the encoder is frozen, train, save and score the best epoch."""
     with stop.at_once():  # such a run is repeated from its start
-        config, label, encoder, streams = opened
-        rows = splits_lib.load(config, label, streams)
-        frozen = config.downstream.protocol in allowed.FROZEN
+        label, frozen = streams["train"].label, config.downstream.protocol in allowed.FROZEN
+        rows = splits_lib.load(config, streams)
         if frozen:
-            rows = {name: encoder_lib.represented(encoder, x, config, devices) for name, x in rows.items()}
+            rows = {name: represented(encoder, x, config, devices) for name, x in rows.items()}
         labels = task_lib.labels_of(rows["train"])[rows["train"].usable]
         for warning in task_lib.warnings(label, labels):
             progress.say(warning)
@@ -139,11 +139,11 @@ def _fit(opened: Opened, folder: Path, stop: signals.Stop, *, devices: Sequence[
         def scores(split: str, state: Mapping[str, Any], *, brief: bool = False) -> dict[str, Any]:
             state, sizes = parallel.replicate(state, devices), {"batch_size": at_a_time, "num_devices": len(devices)}
             logits, facts = feed.evaluate(forward, state, rows[split], **sizes)
-            return task.scores(logits, facts["label"], f"{config.data.path}: the {split} split", brief=brief)
+            return task.scores(logits, facts["label"], streams[split].where, brief=brief)
 
-        config = classifier.with_fitting_batch(config, len(labels), len(devices))
+        config = with_fitting_batch(config, len(labels), len(devices))
         validate = functools.partial(scores, "validation", brief=True)
-        epoch, best = classifier.fit(config, task, encoder, rows["train"], devices, validate, folder, stop)
+        epoch, best = _fit(config, task, encoder, rows["train"], devices, validate, folder, stop)
         shutil.rmtree(
             folder / checkpoint.FOLDER, ignore_errors=True
         )  # of a run that was killed before it left a result
@@ -156,6 +156,21 @@ def _fit(opened: Opened, folder: Path, stop: signals.Stop, *, devices: Sequence[
             "validation": scores("validation", best),
             "test": scores("test", best),
         }
+
+
+def represented(
+    encoder: Encoder, rows: shards.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
+) -> host_table.HostTable:
+    """Return the split with representations in place of features."""
+    forward = parallel.map_forward(
+        lambda v, batch: encoder.model.apply(v, batch["features"], method="represent"), devices
+    )
+    size, variables = len(devices), parallel.replicate(encoder.variables, devices)
+    at_a_time = max(config.train.batch_size // size * size, size)
+    found, facts = feed.evaluate(forward, variables, rows, batch_size=at_a_time, num_devices=size)
+    gib, limit = sum(x.nbytes for x in found.values()) / 2**30, config.data.device_table_gib
+    tier = batches.choose_tier("auto", gib, device_table_gib=limit, host_table_gib=float("inf"))
+    return batches.TABLES[tier]({"features": found, **facts}, rows.usable)
 
 
 def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device]) -> dict[str, Any]:
@@ -174,3 +189,165 @@ def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device])
         result[f"{split}_folds"] = values
     files.write_json(workdir / RESULT, result)
     return result
+
+
+class BestEpochs:
+    """The best epoch of each classifier of an array so far, the earliest of equals, and which still train.
+
+    Args:
+      measure: ``mae``, lower is better, or ``accuracy``.
+      patience: epochs without a lower validation loss after which a classifier stops; 0: never.
+      shape: of the array.
+    """
+
+    def __init__(self, measure: str, patience: int, shape: tuple[int, ...] = ()):
+        self._sign, self._patience = 1 if measure == "mae" else -1, patience
+        self._cost, self._lowest = np.full(shape, np.inf), np.full(shape, np.inf)
+        self.epoch, self._since = np.zeros(shape, int), np.zeros(shape, int)
+
+    @property
+    def running(self) -> np.ndarray:
+        """Classifiers that have not stopped early."""
+        return (self._since < self._patience) | (self._patience == 0)
+
+    @property
+    def measure(self) -> np.ndarray:
+        """Validation measure of the best epochs; infinite, the worst, where the loss was never finite."""
+        return self._cost * self._sign
+
+    def improved(self, epoch: int, measure: Any, losses: Any) -> np.ndarray:
+        """Take in the validation of an epoch; return which running classifiers were never better."""
+        running = self.running
+        # Never select an epoch whose outputs are NaN: as classes they would count as the first one.
+        cost = np.where(np.isfinite(losses), np.asarray(measure) * self._sign, np.inf)
+        improved = running & (cost < self._cost)
+        self._cost, self.epoch = np.where(improved, cost, self._cost), np.where(improved, epoch, self.epoch)
+        self._since = np.where(running & (losses < self._lowest), 0, self._since + running)
+        self._lowest = np.where(running, np.fmin(self._lowest, losses), self._lowest)
+        return improved
+
+
+def _fit(
+    config: ConfigDict,
+    task: Task,
+    encoder: Encoder,
+    rows: shards.RowSource,
+    devices: Sequence[jax.Device],
+    validate: Callable[[Mapping[str, Any]], dict[str, float]],
+    folder: Path,
+    stop: signals.Stop,
+) -> tuple[int, dict[str, Any]]:
+    """Train, with a log and a display, to the last epoch or until the validation loss has not fallen for some.
+
+    ``validate``: weights -> loss and measure of the validation split. Returns the epoch of best measure and its weights, on
+    the host.
+    """
+    batches, program, state = _start(config, task, encoder, rows, devices)
+    patience, title = config.downstream.early_stopping_epochs, f"{config.downstream.protocol} {folder.name}"
+    best, kept = BestEpochs(task.measure, patience), None
+    steps, every = batches.steps_per_epoch, config.train.log_every_steps
+    mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
+    with (
+        log_lib.MetricsLog(folder, step=0, **mirrors) as log,
+        progress.Display(title, total_steps=config.train.num_epochs * steps, steps_per_epoch=steps) as display,
+    ):
+        size, modalities = config.train.batch_size, ", ".join(encoder.modalities)
+        display.say(f"{title}: {len(rows.usable)} examples, batches of {size}, modalities {modalities}")
+        for dispatch, inputs in batches(batches.plan(0)):
+            state, metrics = program(state, *inputs)
+            records = feed.records(dispatch, metrics)
+            if dispatch.ends_epoch:
+                now = {"params": state.params, "feature_stats": state.feature_stats}
+                scores = validate(now)
+                records[-1] |= {f"validation/{name}": score for name, score in scores.items()}
+                if best.improved(dispatch.epoch, scores[task.measure], scores["loss"]):
+                    # A copy on the host: the next dispatch takes the state's memory.
+                    kept = dispatch.epoch, jax.tree.map(lambda x: np.array(x, copy=True), now)
+                shown = {"loss": records[-1]["loss"], f"validation {task.measure}": scores[task.measure]}
+                display.update(dispatch.end_step, shown)
+            log.write([r for r in records if r["step"] % every == 0 or "validation/loss" in r])
+            if stop.signal:
+                raise signals.Interrupted(stop.signal)
+            if not best.running:
+                display.say(f"stopped after epoch {dispatch.epoch + 1}: no lower validation loss for {patience} epochs")
+                break
+    if kept is None:
+        raise task_lib.not_finite(config)
+    return kept
+
+
+def _start(config: ConfigDict, task: Task, encoder: Encoder, rows: shards.RowSource, devices: Sequence[jax.Device]):
+    """Return the feed, the program of its dispatches and the first state, placed on the devices."""
+    batches = feed.Feed(rows, config, devices, keys=("features", "present", "label"))
+    trainable = (task_lib.CLASSIFIER,) if task.encoder is None else (task_lib.CLASSIFIER, task_lib.ENCODER)
+    rates = {task_lib.ENCODER: config.downstream.encoder_rate}
+    optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch, trainable, rates)
+    state = fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
+    pieces = {"task": task, "optimizer": optimizer, "schedule": schedule, "split": config.optimizer.shard}
+    step = functools.partial(downstream_step, **pieces)
+    program = batches.program(step, sharded_update.axes(state, config, devices))
+    return batches, program, sharded_update.place(state, config, devices)
+
+
+def downstream_step(
+    state: TrainState,
+    batch: Mapping[str, Any],
+    *,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    split: bool = False,
+) -> tuple[TrainState, Metrics]:
+    """Take one optimizer step, ``split`` over the devices by choice; the metrics are those of the state before it."""
+    key = jax.random.fold_in(state.rng, state.step)
+
+    def loss_fn(params: Any) -> jax.Array:
+        return task.loss(task.logits(params, state.feature_stats, batch, key), batch["label"])
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    params, opt_state, _ = sharded_update.apply(
+        optimizer, grads, state.opt_state, state.params, split=split, axis_name=task.classifier.axis_name
+    )
+    metrics = {"loss": loss, "learning_rate": schedule(state.step)}
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def fresh_state(
+    config: ConfigDict,
+    task: Task,
+    dims: Mapping[str, int],
+    optimizer: optax.GradientTransformation,
+    variables: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Return a random classifier by the configuration's seed, on top of the encoder's ``variables`` where it is trained.
+
+    ``dims``: modality -> size of its representation.
+    """
+    _, run_key = jax.random.split(jax.random.key(config.seed))
+    init_key, run_key = jax.random.split(run_key)
+    zeros = {m: jnp.zeros((1, dim)) for m, dim in dims.items()}
+    present = {m: jnp.ones(1, bool) for m in dims}
+    classifier = task.classifier.clone(axis_name=None)
+    params, stats = {"classifier": classifier.init(init_key, zeros, present=present)["params"]}, {}
+    if task.encoder is not None:
+        params["representation"] = variables["params"]["representation"]
+        stats = variables.get("feature_stats", {})
+    return train_state.create({"params": params, "feature_stats": stats}, optimizer, run_key)
+
+
+def with_fitting_batch(config: ConfigDict, num_examples: int, num_devices: int) -> ConfigDict:
+    """Return the configuration with a batch of at most as many examples as there are, shared equally by the devices.
+
+    Raises:
+      ConclugenError: the devices cannot share the batch, or are more than the examples.
+    """
+    most = num_examples // num_devices * num_devices
+    if not most:
+        raise ConclugenError(
+            f"{num_examples} labelled examples cannot be shared by {num_devices} devices; use fewer devices or raise "
+            "config.downstream.labels_per_class"
+        )
+    config = config.copy_and_resolve_references()
+    config.train.batch_size = min(config.train.batch_size, most)
+    config_lib.check_batches(config, num_examples=num_examples, num_devices=num_devices)
+    return config

@@ -1,7 +1,6 @@
 """Representations, and the predictions of a downstream run, for any split of any data set, a batch at a time."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,8 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import encoder, weights
 from conclugen_jax.evaluate import task as task_lib
+from conclugen_jax.evaluate import weights
 from conclugen_jax.method import fusion as fusion_lib
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint
@@ -25,38 +24,29 @@ from conclugen_jax.run import workdir as workdir_lib
 from conclugen_jax.system import files
 
 FUSIONS = ("none", "concat", "mean")
+Computing = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+"""Function of the features and the presence of each modality."""
 
 
 class Network(NamedTuple):
     """What a run has learned.
 
     Attributes:
-      model: computes representations, or passes features on.
-      variables: its parameters and feature statistics.
+      model, variables: compute representations, or pass features on.
       modalities: that it was trained on, or that its classifier uses.
-      task: of a downstream run, what its classifier predicts, else None.
-      classifier_params: its parameters.
+      task, classifier_params: of a downstream run: what its classifier predicts, and its parameters.
     """
 
-    model: model_lib.ConCluGen | encoder.RawFeatures
+    model: model_lib.ConCluGen | weights.RawFeatures
     variables: Mapping[str, Any]
     modalities: list[str]
     task: task_lib.Task | None = None
     classifier_params: Mapping[str, Any] | None = None
 
 
-class _Origin(msgspec.Struct):
-    workdir: str | None
-    step: int
-    sha256: str
-
-
-class _Result(msgspec.Struct):
-    """What is read of ``result.json``."""
-
-    kind: str
-    classes: list[str]
-    encoder: _Origin
+_Origin = msgspec.defstruct("_Origin", [("workdir", str | None), ("step", int), ("sha256", str)])
+_Result = msgspec.defstruct("_Result", [("kind", str), ("classes", list[str]), ("encoder", _Origin)])
+"""What is read of ``result.json``."""
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> Network:
@@ -77,7 +67,7 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         tree, _ = saved.restore_tree(saved.find(which))
     config.downstream.checkpoint_step = str(result.encoder.step)
-    model, variables, modalities, _, origin = encoder.from_config(config, workdir_lib.read_data(workdir))
+    model, variables, modalities, _, origin = weights.encoder(config, workdir_lib.read_data(workdir))
     if result.encoder.workdir is not None and origin["sha256"] != result.encoder.sha256:
         raise ConclugenError(
             f"{workdir}: its encoder, step {result.encoder.step} of {result.encoder.workdir}, has other weights now; "
@@ -124,71 +114,56 @@ def embed(
     used = network.modalities if network.task is not None else wanted
     stream = shards.ShardStream(dataset, split, used)
     sizes = {m: network.model.feature_dims[m] for m in used}
-    encoder.check_features(dataset.manifest, sizes, str(dataset.path), "the run")
-    forward = jax.jit(functools.partial(_forward, network, wanted, fusion))
+    weights.check_features(dataset.manifest, sizes, str(dataset.path), "the run")
+    compute = _computing(network, wanted, fusion)
     for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
         rows = stream.rows(indices)
         ids, groups = stream.names(indices[:count])
-        with jax.default_matmul_precision("highest"):
-            vectors, logits = forward(network.variables, network.classifier_params, rows["features"], rows["present"])
-        chunk = {"id": ids, "group": groups, "label": rows["label"][:count]}
-        chunk |= {f"present/{m}": rows["present"][m][:count] for m in wanted}
-        chunk |= {name: np.asarray(x)[:count] for name, x in vectors.items()}
-        yield chunk | _predicted(network.task, logits, count)
+        chunk = {"label": rows["label"], **{f"present/{m}": rows["present"][m] for m in wanted}}
+        chunk |= compute(rows["features"], rows["present"])
+        yield {"id": ids, "group": groups, **{name: x[:count] for name, x in chunk.items()}}
 
 
-def predictor(
-    network: Network,
-) -> Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+def predictor(network: Network) -> Computing:
     """Return a function that predicts rows in memory by a downstream run, compiled once for all calls with as many rows.
 
-    It takes ``features``, modality -> float32 [n, dim] of all modalities of the network, anything where absent, and
-    ``present``, modality -> bool [n]. It gives ``probability`` float32 [n, classes] and ``prediction`` [n] or
-    [n, labels], or just ``prediction`` for a number.
+    It takes modality -> float32 [n, dim] of all modalities of the network, anything where absent, and modality -> bool [n]; it
+    gives ``probability`` and ``prediction`` as :func:`embed` does.
     """
-    forward = jax.jit(functools.partial(_forward, network, (), "none"))
+    return _computing(network, (), "none")
 
-    def run(features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+
+def _computing(network: Network, wanted: Sequence[str], how: str) -> Computing:
+    """Return what computes vectors of the wanted modalities, fused if asked for, and predictions if there is a classifier."""
+    task = network.task
+
+    @jax.jit
+    def forward(variables: Any, params: Any, features: Any, present: Any) -> tuple[dict[str, jax.Array], Any]:
+        found = network.model.apply(variables, features, method="represent")
+        logits = task and task.logits(params, {}, {"features": found, "present": present})
+        if how == "none":
+            return {m: jnp.where(present[m][:, None], found[m], 0) for m in wanted}, logits
+        return {"fused": fusion_lib.fuse({m: found[m] for m in wanted}, present, how)}, logits
+
+    def compute(features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with jax.default_matmul_precision("highest"):
-            _, logits = forward(network.variables, network.classifier_params, dict(features), dict(present))
-        return _predicted(network.task, logits, len(logits))
+            vectors, logits = forward(network.variables, network.classifier_params, dict(features), dict(present))
+        found = {name: np.asarray(x) for name, x in vectors.items()}
+        if task is not None:
+            logits = np.asarray(logits)
+            if task.label.kind == "value":
+                return found | {"prediction": task.predictions(logits)}
+            found["probability"] = task.probabilities(logits).astype(np.float32)
+            found["prediction"] = task.predictions(logits).astype(np.int64)
+        return found
 
-    return run
-
-
-def _forward(
-    network: Network, wanted: Sequence[str], how: str, variables: Any, params: Any, features: Any, present: Any
-) -> tuple[dict[str, jax.Array], jax.Array | None]:
-    """Return the vectors of the wanted modalities, fused if asked for, and the classifier's outputs if there is one."""
-    representations, logits = network.model.apply(variables, features, method="represent"), None
-    if network.task is not None:
-        logits = network.task.logits(params, {}, {"features": representations, "present": present})
-    if how == "none":
-        return {m: jnp.where(present[m][:, None], representations[m], 0) for m in wanted}, logits
-    return {"fused": fusion_lib.fuse({m: representations[m] for m in wanted}, present, how)}, logits
-
-
-def _predicted(predicts: task_lib.Task | None, logits: Any, count: int) -> dict[str, np.ndarray]:
-    if predicts is None:
-        return {}
-    logits = np.asarray(logits)[:count]
-    prediction = predicts.predictions(logits)
-    if predicts.label.kind == "value":
-        return {"prediction": prediction}
-    return {
-        "probability": predicts.probabilities(logits).astype(np.float32),
-        "prediction": prediction.astype(np.int64),
-    }
+    return compute
 
 
 def write(rows: Iterable[dict[str, np.ndarray]], output: Path) -> int:
     """Write rows of :func:`embed` to ``NAME.npz`` (put together in memory) or ``NAME.parquet`` (batch by batch).
 
-    Returns:
-      The number of rows.
-
-    Raises:
-      ConclugenError: no space, or not allowed; the file is whole or not there.
+    The file is whole or not there. Returns the number of rows.
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

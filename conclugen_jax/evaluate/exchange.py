@@ -34,10 +34,7 @@ EXPORT = "export.json"
 AGAIN = "ask for the export again"
 
 
-class DataSet(msgspec.Struct):
-    name: str
-    version: str
-    sha256: str
+DataSet = msgspec.defstruct("DataSet", [("name", str), ("version", str), ("sha256", str)])
 
 
 class Export(msgspec.Struct):
@@ -60,24 +57,12 @@ SECTIONS = {
     "clustering": {"num_clusters": int, "metric": str},
 }
 """What is read of the configuration of a run that is not trained further, besides seed and precision: key -> type."""
-Configuration = msgspec.defstruct(
-    "Configuration",
-    [
-        ("seed", int),
-        ("precision", str),
-        *((name, msgspec.defstruct(name, list(keys.items()))) for name, keys in SECTIONS.items()),
-    ],
-)
+_sections = [(name, msgspec.defstruct(name, list(keys.items()))) for name, keys in SECTIONS.items()]
+Configuration = msgspec.defstruct("Configuration", [("seed", int), ("precision", str), *_sections])
 
 
 class Hashes(NamedTuple):
-    """What an export is known by.
-
-    Attributes:
-      step: of the checkpoint.
-      weights: SHA-256 of the file of weights.
-      parameters: :func:`conclugen_jax.run.trees.fingerprint` of the parameters, as downstream results name it.
-    """
+    """What an export is known by: its step, SHA-256 of the file, fingerprint of the parameters, as in downstream results."""
 
     step: int
     weights: str
@@ -87,12 +72,8 @@ class Hashes(NamedTuple):
 def listing(workdir: str | Path) -> list[dict[str, Any]]:
     """List the checkpoints of a run, oldest first.
 
-    Returns:
-      Of each ``step``, ``bytes`` on disk, ``saved`` (ISO 8601, UTC; None if unknown), ``loss`` (None if not recorded),
-      ``newest`` and ``best`` (of least loss).
-
-    Raises:
-      ConclugenError: there are none, or they cannot be opened.
+    Of each: ``step``, ``bytes`` on disk, ``saved`` (ISO 8601, UTC; None if unknown), ``loss`` (None if not recorded),
+    ``newest`` and ``best`` (of least loss).
     """
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         newest, best, steps = saved.find("newest"), saved.find("best"), saved.steps()
@@ -118,11 +99,7 @@ def _json(path: Path) -> dict[str, Any]:
 def verify(workdir: str | Path, which: str | int = "all") -> list[dict[str, Any]]:
     """Read checkpoints again, ``newest``, ``best``, a step, or ``all``, and compare them with their hashes.
 
-    Returns:
-      Of each ``step`` and ``wrong``: what is wrong with it, empty if nothing is.
-
-    Raises:
-      ConclugenError: there is no such checkpoint.
+    Of each: ``step`` and ``wrong``, what is wrong with it, empty if nothing is.
     """
     folder = Path(workdir).absolute() / checkpoint.FOLDER
     steps = sorted(int(p.name) for p in folder.glob("*") if p.is_dir() and p.name.isdecimal())
@@ -154,9 +131,6 @@ def export_weights(workdir: str | Path, output: str | Path, which: str | int = "
 
     Parameters, running averages and feature statistics of the checkpoint ``newest``, ``best`` or a step are exported; the
     optimizer's moments, the queue and the random key are not, nor are the paths in the configuration.
-
-    Raises:
-      ConclugenError: no such checkpoint, a damaged one, one of a downstream run, or a folder in use.
     """
     step = weights.find_step(workdir, which)
     _, variables, config = weights.load(workdir, step)

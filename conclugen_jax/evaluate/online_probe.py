@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import batches, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import encoder, grid, weights
+from conclugen_jax.evaluate import sweep, weights
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.method import clustering, fusion, losses
 from conclugen_jax.method import model as model_lib
@@ -25,24 +25,26 @@ from conclugen_jax.train import feed
 ROWS = 512  # examples at a time
 
 
-def create(config: ConfigDict, model: model_lib.ConCluGen) -> "OnlineProbe | None":
-    """Make the probe of a run, or ``None`` where none is wanted.
-
-    Raises:
-      ConclugenError: data without labels, or with other modalities than the run's.
-    """
-    return OnlineProbe(config, model.clone(axis_name=None)) if config.online_probe.every_epochs else None
-
-
 class OnlineProbe:
     """Probes a state on the labelled data of ``config.online_probe``.
 
     Bank and training rows are those of the training split, queries those of the validation split.
+
+    Raises:
+      ConclugenError: data without labels, or with other modalities than the run's.
     """
 
     def __init__(self, config: ConfigDict, model: model_lib.ConCluGen):
-        section, dataset = config.online_probe, _open(config, model)
+        section, model = config.online_probe, model.clone(axis_name=None)
+        path = section.path or config.data.path
+        dataset = shards.open_dataset(path, verify=config.data.verify)
         self._label: LabelSpec = dataset.manifest.label
+        if self._label.kind == "none":
+            raise ConclugenError(
+                f"{path}: the data set has no labels; name one that has as config.online_probe.path or set "
+                "config.online_probe.every_epochs=0"
+            )
+        weights.check_features(dataset.manifest, model.feature_dims, f"{path} (config.online_probe.path)", "the run")
         self._tables, self._known = {}, {}
         for name in ("train", "validation"):
             rows = batches.open_split(dataset, config.data[f"{name}_split"], list(model.feature_dims), tier="host")
@@ -54,11 +56,13 @@ class OnlineProbe:
         # Compiled once: each compilation would keep a megabyte for as long as the process lives.
         self._forward = jax.jit(functools.partial(_forward, model))
         self._nearest_cluster = jax.jit(functools.partial(clustering.nearest, metric=config.clustering.metric))
-        dim = model.representation_dim * len(model.feature_dims)
-        self._linear = grid.Grid(_of_classifiers(config), self._label, num_rows, dim)
-        self._members = grid.Members(
+        config = config.copy_and_resolve_references()  # as the linear classifiers read it
+        config.train.num_epochs = section.num_epochs
+        config.downstream.early_stopping_epochs = config.schedule.warmup_epochs = 0
+        members = sweep.Members(
             list(section.learning_rates), [config.optimizer.weight_decay], [(config.seed, 0)], [self._known["train"]]
         )
+        self._linear = sweep.Grid(config, self._label, members, model.representation_dim * len(model.feature_dims))
         self._cost: tuple[int, float] | None = None
         self.protocol = (
             f"{dataset.manifest.name} {dataset.manifest.version}: {num_rows} labelled training examples, "
@@ -96,11 +100,11 @@ class OnlineProbe:
         score = task_lib.measured(self._label, truth, guess)
         record = {"step": step, "epoch": epoch, f"knn/{measure}": score}
         vectors = {
-            name: grid.Vectors(jnp.asarray(found[name]["x"]), self._tables[name]["label"], rows)
+            name: sweep.Vectors(jnp.asarray(found[name]["x"]), self._tables[name]["label"], rows)
             for name, rows in self._known.items()
         }
-        fits = self._linear.fit(self._members, vectors)
-        best = fits.measure.min() if measure == "mae" else fits.measure.max()
+        measures = self._linear.fit(vectors)[0].measure
+        best = measures.min() if measure == "mae" else measures.max()
         if np.isfinite(best):  # else no classifier had a finite loss in any epoch
             record[f"linear/{measure}"] = float(best)
             self._cost = step, float(best if measure == "mae" else -best)
@@ -114,27 +118,6 @@ class OnlineProbe:
 
                 record["clustering/nmi"] = float(normalized_mutual_info_score(truth, clusters))
         return record | {"protocol": self.protocol}
-
-
-def _open(config: ConfigDict, model: model_lib.ConCluGen) -> shards.Dataset:
-    """Open the labelled data; refuse data without labels or with other features than the run's."""
-    path = config.online_probe.path or config.data.path
-    dataset = shards.open_dataset(path, verify=config.data.verify)
-    if dataset.manifest.label.kind == "none":
-        raise ConclugenError(
-            f"{path}: the data set has no labels; name one that has as config.online_probe.path or set "
-            "config.online_probe.every_epochs=0"
-        )
-    encoder.check_features(dataset.manifest, model.feature_dims, f"{path} (config.online_probe.path)", "the run")
-    return dataset
-
-
-def _of_classifiers(config: ConfigDict) -> ConfigDict:
-    """Return the run's configuration as the linear classifiers read it."""
-    config = config.copy_and_resolve_references()
-    config.train.num_epochs = config.online_probe.num_epochs
-    config.downstream.early_stopping_epochs = config.schedule.warmup_epochs = 0
-    return config
 
 
 def _forward(model: model_lib.ConCluGen, variables: Any, batch: Any) -> dict[str, jax.Array]:

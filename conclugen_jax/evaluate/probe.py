@@ -6,6 +6,7 @@ Programs need this module alone: it also has the names of ``weights``.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -29,7 +30,7 @@ from conclugen_jax.run import workdir as workdir_lib
 
 @dataclasses.dataclass(frozen=True)
 class LabelEfficiency:
-    """Test accuracy of each draw of labels, of one kind of vectors at one number of labels per class; 0 stands for all."""
+    """Test accuracy of each draw of so many labels per class (0: all), of one kind of vectors."""
 
     name: str
     num_labels: int
@@ -65,8 +66,8 @@ def label_efficiency(
       train_labels: integer [n].
       test_labels: integer [m].
       labels_per_class: how many labels of each class are used; 0: all.
-      num_draws: random draws of the labelled rows.
-      seed: of the draws.
+      num_draws: random draws of the labelled rows, by ``seed``.
+      seed: of the first draw; the next has the next one.
 
     Raises:
       ConclugenError: not one class per example, or a class has fewer labels than asked for.
@@ -121,16 +122,16 @@ def label_efficiency_of_run(
     data: str | Path | None = None,
     labels_per_class: Sequence[int] | None = None,
     num_draws: int = 5,
-    seed: int = 0,
+    **options: Any,
 ) -> Report:
-    """Compare raw features, the untrained network and a checkpoint; see :func:`label_efficiency`.
+    """Compare raw features, the untrained network and a checkpoint of a pretraining run by :func:`label_efficiency`.
 
     Args:
-      workdir: of a pretraining run.
+      workdir: of the run.
       which: checkpoint, see :func:`load`.
       data: folder of a labelled data set with the run's modalities; ``None``: the run's own.
-      labels_per_class: see :func:`label_efficiency`; ``None``: those of 2, 5, 20 that the smallest class has, and all.
-      num_draws, seed: see :func:`label_efficiency`.
+      labels_per_class: ``None``: those of 2, 5, 20 that the smallest class has, and all.
+      num_draws, options: see :func:`label_efficiency`.
 
     Raises:
       ConclugenError: the data has not one class per example, or lacks the run's modalities.
@@ -148,30 +149,23 @@ def label_efficiency_of_run(
         "untrained network": tuple(concatenated(represent(*fresh, x.features), x.present) for x in (train, test)),
         f"{Path(workdir).name}, pretrained": (train.fused(), test.fused()),
     }
-    asked = {"labels_per_class": labels_per_class, "num_draws": num_draws, "seed": seed}
+    options |= {"labels_per_class": labels_per_class, "num_draws": num_draws}
     protocol = (
         f"Accuracy in % on {len(test.label)} test examples of {manifest.name} {manifest.version}: scikit-learn logistic "
         f"regression (L2, C = 1) on standardised vectors, mean and standard deviation over {num_draws} draws of the "
         "labels (all labels: one fit)."
     )
     data_facts = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
-    return Report(protocol, str(workdir), data_facts, label_efficiency(kinds, train.label, test.label, **asked))
+    return Report(protocol, str(workdir), data_facts, label_efficiency(kinds, train.label, test.label, **options))
 
 
 def label_efficiency_of_runs(
-    workdirs: Mapping[str, str | Path],
-    *,
-    which: str | int = "newest",
-    labels_per_class: Sequence[int] = (2, 5, 20, 0),
-    num_draws: int = 5,
-    seed: int = 0,
+    workdirs: Mapping[str, str | Path], *, which: str | int = "newest", **options: Any
 ) -> list[LabelEfficiency]:
-    """Compare the representations of several runs and, last, the raw features of the first; see :func:`label_efficiency`.
+    """Compare the representations of several runs and, last, the raw features of the first by :func:`label_efficiency`.
 
-    Args:
-      workdirs: name -> pretraining run. All of the same data, as its manifest says; modalities may differ.
-      which: checkpoint, see :func:`load`.
-      labels_per_class, num_draws, seed: see :func:`label_efficiency`.
+    ``workdirs``: name -> pretraining run. All of the same data, as its manifest says; modalities may differ. ``which``:
+    checkpoint, see :func:`load`. ``options``: see :func:`label_efficiency`.
 
     Raises:
       ConclugenError: the runs have not all the same data, or it has not one class per example.
@@ -189,8 +183,7 @@ def label_efficiency_of_runs(
         vectors[name] = train.fused(), test.fused()
         if name == first:
             labels, raw = (train.label, test.label), (train.fused(raw=True), test.fused(raw=True))
-    asked = {"labels_per_class": labels_per_class, "num_draws": num_draws, "seed": seed}
-    return label_efficiency(vectors | {"raw features": raw}, *labels, **asked)
+    return label_efficiency(vectors | {"raw features": raw}, *labels, **options)
 
 
 def table(
@@ -223,16 +216,13 @@ def accuracies(
     Raises:
       ConclugenError: not one class per example.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.preprocessing import StandardScaler
 
-    _check_classes(train_labels)
-    scaler = StandardScaler().fit(train)
-    linear = LogisticRegression(max_iter=2000).fit(scaler.transform(train), train_labels)
+    options = {"labels_per_class": [0], "num_draws": 1}
+    (linear,) = label_efficiency({"all": (train, test)}, train_labels, test_labels, **options)
     nearest = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine").fit(train, train_labels)
     return {
-        "logistic regression": float(linear.score(scaler.transform(test), test_labels)),
+        "logistic regression": linear.accuracy[0],
         "nearest neighbours": float(nearest.score(test, test_labels)),
     }
 

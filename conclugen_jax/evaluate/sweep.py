@@ -1,28 +1,162 @@
 """A grid of linear evaluations for the price of about one: rates x decays x seeds x draws of few labels.
 
-The representations are computed once; the classifiers are trained together (``grid.py``). Each member is the fit that
-``downstream.downstream`` makes with its values.
+The representations are computed once. The classifiers of a grid are then trained together in one compiled program: those
+that differ in rate and decay alone share every batch and every dropout mask, as separate runs of one seed would. Each
+member is the fit that ``downstream.downstream`` makes with its values.
 """
 
+import functools
 import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.data.shards import RowSource
+from conclugen_jax.data import batches
+from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream
-from conclugen_jax.evaluate import encoder as encoder_lib
-from conclugen_jax.evaluate import grid as grid_lib
-from conclugen_jax.evaluate import splits as splits_lib
+from conclugen_jax.evaluate import downstream, splits
 from conclugen_jax.evaluate import task as task_lib
 from conclugen_jax.method import fusion
+from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.run import allowed
 from conclugen_jax.run import config as config_lib
 from conclugen_jax.system import progress, signals
+from conclugen_jax.train import optimizer as optimizer_lib
+
+JOINED = "joined"
+
+
+class Vectors(NamedTuple):
+    """A split as the classifiers see it: the representations joined, float32 [n, dim]; labels, [n] or [n, labels], on the host.
+
+    Usable are rows that may be trained on or, of the other splits, that have a label; at least one.
+    """
+
+    x: jax.Array
+    labels: np.ndarray
+    usable: np.ndarray
+
+
+class Members(NamedTuple):
+    """The classifiers of a grid: R rates with W decays in G groups, pairs (seed, draw of the labels).
+
+    ``rows``: of each group, those trained on; equally many.
+    """
+
+    learning_rates: Sequence[float]
+    weight_decays: Sequence[float]
+    groups: Sequence[tuple[int, int]]
+    rows: Sequence[np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(G, R, W)."""
+        return len(self.groups), len(self.learning_rates), len(self.weight_decays)
+
+
+def _batch(x: jax.Array, labels: Any = None) -> dict[str, Any]:
+    return {"features": {JOINED: x}, "present": {JOINED: jnp.ones(x.shape[0], bool)}, "label": labels}
+
+
+class Grid:
+    """Trains a grid on vectors of some size, any number of times by one compilation."""
+
+    def __init__(self, config: ConfigDict, label: LabelSpec, members: Members, dim: int):
+        self.members, self._dim, num_rows = members, dim, len(members.rows[0])
+        self.config = downstream.with_fitting_batch(config, num_rows, 1)
+        self.task, self._steps = task_lib.create(config, label), num_rows // self.config.train.batch_size
+        self._optimizer = functools.partial(optimizer_lib.from_config, self.config, self._steps, (task_lib.CLASSIFIER,))
+        self._template = self._fresh_state(config.seed)
+        self._epoch = jax.jit(self._run_epoch, donate_argnums=1)
+        self._evaluate = jax.jit(self._outputs)
+        self._keep = jax.jit(_keep, donate_argnums=2)
+
+    def fit(self, vectors: Mapping[str, Vectors], before_epoch: Callable[[int], None] = lambda epoch: None):
+        """Train on the vectors ``train``; return the best epochs by ``validation`` and their parameters, leaves [G, R, W, ...].
+
+        ``before_epoch``: called with the number of every epoch before it; what it raises ends the training.
+        """
+        members, label = self.members, self.task.label
+        (x, labels, _), (held_out, truth, known) = vectors["train"], vectors["validation"]
+        truth, held_out = truth[known], held_out[known]
+        rates, decays = (jnp.asarray(x, jnp.float32) for x in (members.learning_rates, members.weight_decays))
+        weights = np.stack([task_lib.create(self.config, label, labels[rows]).weights for rows in members.rows])
+        on_device, truth_on_device = jnp.asarray(labels), jnp.asarray(truth)
+        params, opt_state, rngs = self._start()
+        patience = self.config.downstream.early_stopping_epochs
+        kept, best = params, downstream.BestEpochs(self.task.measure, patience, members.shape)
+        for epoch in range(self.config.train.num_epochs):
+            if not best.running.any():
+                break
+            before_epoch(epoch)
+            at = jnp.int32(epoch * self._steps), self._indices(epoch)
+            params, opt_state = self._epoch(params, opt_state, *at, rngs, rates, decays, weights, x, on_device)
+            logits, losses = (np.asarray(x) for x in self._evaluate(params, weights, held_out, truth_on_device))
+            each = logits.reshape(-1, *logits.shape[3:])
+            scores = [task_lib.measured(label, truth, self.task.predictions(x)) for x in each]
+            kept = self._keep(best.improved(epoch, np.reshape(scores, members.shape), losses), params, kept)
+        return best, kept
+
+    def _start(self) -> tuple[Any, Any, jax.Array]:
+        """Return (params, opt_state) with leaves [G, R, W, ...], and the random keys [G]."""
+        states = [self._fresh_state(seed) for seed, _ in self.members.groups]
+        stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *((s.params, s.opt_state) for s in states))
+        shape = self.members.shape
+        spread = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None, None], (*shape, *x.shape[1:])), stacked)
+        return *spread, jnp.stack([s.rng for s in states])
+
+    def _fresh_state(self, seed: int) -> TrainState:
+        """Return the state that a run of this seed starts from."""
+        config = self.config.copy_and_resolve_references()
+        config.seed = seed
+        return downstream.fresh_state(config, self.task, {JOINED: self._dim}, self._optimizer()[0])
+
+    def _indices(self, epoch: int) -> np.ndarray:
+        """Return the batches of each group's own run: int32 [steps, G, batch]."""
+        wanted = {"epoch": epoch, "first_step": 0, "num_steps": self._steps, "batch_size": self.config.train.batch_size}
+        groups = zip(self.members.groups, self.members.rows, strict=True)
+        return np.stack([batches.batch_indices(rows, seed=seed, **wanted) for (seed, _), rows in groups], axis=1)
+
+    def _step(self, rate, decay, weights, params, opt_state, step, rng, batch):
+        """Take one member's step, the same as in a run of its own."""
+        optimizer, schedule = self._optimizer(learning_rate=rate, weight_decay=decay)
+        state = self._template.replace(params=params, opt_state=opt_state, step=step, rng=rng)
+        task = self.task._replace(weights=weights)
+        state, _ = downstream.downstream_step(state, batch, task=task, optimizer=optimizer, schedule=schedule)
+        return state.params, state.opt_state
+
+    def _run_epoch(self, params, opt_state, first_step, indices, rngs, rates, decays, weights, x, labels):
+        over_decays = jax.vmap(self._step, in_axes=(None, 0, None, 0, 0, None, None, None))
+        over_rates = jax.vmap(over_decays, in_axes=(0, None, None, 0, 0, None, None, None))
+        over_groups = jax.vmap(over_rates, in_axes=(None, None, 0, 0, 0, None, 0, 0))
+
+        def step(carry, at):
+            number, rows = at
+            taken = jax.vmap(lambda r: _batch(x[r], labels[r]))(rows)
+            return over_groups(rates, decays, weights, *carry, number, rngs, taken), None
+
+        numbers = first_step + jnp.arange(self._steps)
+        return jax.lax.scan(step, (params, opt_state), (numbers, indices))[0]
+
+    def _outputs(self, params, weights, x, labels):
+        """Return logits [G, R, W, n, num_outputs] and losses [G, R, W] of the members."""
+
+        def one(params, weights):
+            logits = self.task.logits(params, {}, _batch(x))
+            return logits, self.task._replace(weights=weights).loss(logits, labels)
+
+        over_grid = jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(0, None))
+        return jax.vmap(over_grid)(params, weights)
+
+
+def _keep(improved: Any, new: Any, old: Any) -> Any:
+    shape = improved.shape
+    return jax.tree.map(lambda a, b: jnp.where(improved.reshape(*shape, *[1] * (a.ndim - len(shape))), a, b), new, old)
 
 
 def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -41,20 +175,21 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       ConclugenError: an impossible configuration, bad data, or losses that are not finite.
       Interrupted: SIGINT or SIGTERM came; repeating the command starts again.
     """
+    section = config.downstream
     config_lib.check(config)
     config_lib.check_downstream(config)
-    if config.downstream.protocol not in allowed.FROZEN or config.downstream.num_folds:
+    if section.protocol not in allowed.FROZEN or section.num_folds:
         raise ConclugenError(
-            f"config.downstream.protocol is {config.downstream.protocol!r} with num_folds "
-            f"{config.downstream.num_folds}; a sweep needs frozen representations "
-            f"({' or '.join(map(repr, allowed.FROZEN))}) and stored splits"
+            f"config.downstream.protocol is {section.protocol!r} with num_folds {section.num_folds}; a sweep needs frozen "
+            f"representations ({' or '.join(map(repr, allowed.FROZEN))}) and stored splits"
         )
-    return downstream.once(config, workdir, _fit)
+    return downstream.once(config, workdir, _run)
 
 
-def _fit(opened: downstream.Opened, folder: Path, stop: signals.Stop) -> dict[str, Any]:
+def _run(config: ConfigDict, encoder: Any, streams: Any, folder: Path, stop: signals.Stop) -> dict[str, Any]:
     """Represent the splits, train and score the grid at each number of labels."""
-    config, label, section = opened.config, opened.label, opened.config.sweep
+    config, label = config.copy_and_resolve_references(), streams["train"].label
+    section = config.sweep
     grid = {
         "learning_rates": list(section.learning_rates) or [config.optimizer.learning_rate],
         "weight_decays": list(section.weight_decays) or [config.optimizer.weight_decay],
@@ -62,49 +197,36 @@ def _fit(opened: downstream.Opened, folder: Path, stop: signals.Stop) -> dict[st
         "labels_per_class": list(section.labels_per_class) or [config.downstream.labels_per_class],
         "label_draws": list(section.label_draws) or [config.downstream.label_draw],
     }
-    rows = splits_lib.load(_with(config, labels_per_class=0), label, opened.streams)
-    vectors = {name: _joined(opened, name, rows[name]) for name in splits_lib.NAMES}
-    train = vectors["train"]
-    for warning in task_lib.warnings(label, train.labels[train.usable]):
+    config.downstream.labels_per_class = 0
+    vectors = {}
+    for name, rows in splits.load(config, streams).items():
+        table = downstream.represented(encoder, rows, config, jax.devices()[:1]).table
+        x = fusion.fuse(table["features"], table["present"], config.downstream.fusion)
+        among = rows.usable if name == "train" else None
+        usable = task_lib.labelled(label, table["label"], streams[name].where, among)
+        vectors[name] = Vectors(x, table["label"], usable)
+    x, labels, usable = vectors["train"]
+    for warning in task_lib.warnings(label, labels[usable]):
         progress.say(warning)
     result = {"grid": grid, "selected": [], "members": []}
     for number in grid["labels_per_class"]:
         draws = grid["label_draws"] if number else grid["label_draws"][:1]  # all labels are the same rows at every draw
         groups = list(itertools.product(grid["seeds"], draws))
-        drawn = [splits_lib.few(label, train.labels, train.usable, number, draw) for _, draw in groups]
-        trainer = grid_lib.Grid(_with(config, labels_per_class=number), label, len(drawn[0]), train.x.shape[1])
-        members = grid_lib.Members(grid["learning_rates"], grid["weight_decays"], groups, drawn)
-        fits = _trained(trainer, members, vectors, stop)
+        rows = [splits.few(label, labels, usable, number, draw) for _, draw in groups]
+        trainer = Grid(config, label, Members(grid["learning_rates"], grid["weight_decays"], groups, rows), x.shape[1])
+        title = f"{number or 'all'} labels a class" if label.kind == "single" else "sweep"
+        best, params = _trained(trainer, vectors, title, stop)
         for g in range(len(groups)):
-            chosen, tried = _selected(trainer, members, fits, vectors, g)
-            result["selected"].append(chosen)
-            result["members"] += tried
+            own = jax.tree.map(lambda x, g=g: x[g], params)
+            chosen, tried = _selected(trainer, best.measure[g], best.epoch[g], own, vectors, g)
+            result["selected"].append({"labels_per_class": number, **chosen})
+            result["members"] += [{"labels_per_class": number, **member} for member in tried]
     return result
 
 
-def _with(config: ConfigDict, **changes: Any) -> ConfigDict:
-    config = config.copy_and_resolve_references()
-    config.downstream.update(changes)
-    return config
-
-
-def _joined(opened: downstream.Opened, name: str, rows: RowSource) -> grid_lib.Vectors:
-    """Join the representations of a split; usable are training rows with features, and other rows with a label."""
-    table = encoder_lib.represented(opened.encoder, rows, opened.config, jax.devices()[:1]).table
-    x = fusion.fuse(table["features"], table["present"], opened.config.downstream.fusion)
-    usable = rows.usable
-    if name != "train":
-        usable = task_lib.labelled(opened.label, table["label"], opened.streams[name].where)
-    return grid_lib.Vectors(x, table["label"], usable)
-
-
-def _trained(
-    trainer: grid_lib.Grid, members: grid_lib.Members, vectors: dict[str, grid_lib.Vectors], stop: signals.Stop
-) -> grid_lib.Fits:
-    config = trainer.config
-    number, num_epochs = config.downstream.labels_per_class, config.train.num_epochs
-    title = f"{number or 'all'} labels a class" if trainer.task.label.kind == "single" else "sweep"
-    with progress.Counter(f"{np.prod(members.shape)} classifiers, {title}", unit="epochs") as counter:
+def _trained(trainer: Grid, vectors: Mapping[str, Vectors], title: str, stop: signals.Stop):
+    num_epochs = trainer.config.train.num_epochs
+    with progress.Counter(f"{np.prod(trainer.members.shape)} classifiers, {title}", unit="epochs") as counter:
 
         def before_epoch(epoch: int) -> None:
             if epoch:  # the first one compiles
@@ -112,40 +234,34 @@ def _trained(
             if stop.signal:
                 raise signals.Interrupted(stop.signal)
 
-        fits = trainer.fit(members, vectors, before_epoch)
+        best, params = trainer.fit(vectors, before_epoch)
         counter(num_epochs, num_epochs)
-    if not np.isfinite(fits.measure).any(axis=(1, 2)).all():
-        raise task_lib.not_finite(config, ", or the rates of config.sweep")
-    return fits
+    if not np.isfinite(best.measure).any(axis=(1, 2)).all():
+        raise task_lib.not_finite(trainer.config, ", or the rates of config.sweep")
+    return best, params
 
 
-def _selected(
-    trainer: grid_lib.Grid,
-    members: grid_lib.Members,
-    fits: grid_lib.Fits,
-    vectors: dict[str, grid_lib.Vectors],
-    g: int,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _selected(trainer: Grid, measures: Any, epochs: Any, params: Any, vectors: Mapping[str, Vectors], g: int):
     """Return the member of best validation measure in a group with its scores, and all its members."""
-    (seed, draw), rows, measures = members.groups[g], members.rows[g], fits.measure[g]
+    members = trainer.members
+    (seed, draw), rows = members.groups[g], members.rows[g]
     task = task_lib.create(trainer.config, trainer.task.label, vectors["train"].labels[rows])
     best = np.argmin(measures) if task.measure == "mae" else np.argmax(measures)  # the first of equals
     tried = [
         {
-            "labels_per_class": trainer.config.downstream.labels_per_class,
             "label_draw": draw,
             "seed": seed,
             "learning_rate": members.learning_rates[r],
             "weight_decay": members.weight_decays[w],
-            "best_epoch": int(fits.best_epoch[g, r, w]),
+            "best_epoch": int(epochs[r, w]),
             f"validation/{task.measure}": float(measures[r, w]) if np.isfinite(measures[r, w]) else None,
         }
         for r, w in np.ndindex(measures.shape)
     ]
     at = np.unravel_index(best, measures.shape)
-    params = jax.tree.map(lambda x: x[g][at], fits.params)
+    params = jax.tree.map(lambda x: x[at], params)
     chosen = {name: x for name, x in tried[best].items() if "/" not in name} | {"num_train_examples": len(rows)}
     for name in ("validation", "test"):
-        logits = np.asarray(task.logits(params, {}, grid_lib.batch(vectors[name].x, None)))
+        logits = np.asarray(task.logits(params, {}, _batch(vectors[name].x)))
         chosen[name] = task.scores(logits, vectors[name].labels, name)
     return chosen, tried

@@ -1,6 +1,5 @@
 """What is predicted downstream, from what, with which loss, and how well."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from conclugen_jax.data.host_table import CHUNK_ROWS
 from conclugen_jax.data.shards import RowSource
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import metrics as metrics_lib
+from conclugen_jax.evaluate import metrics
 from conclugen_jax.method import losses
 from conclugen_jax.method import model as model_lib
 
@@ -42,17 +41,14 @@ class Task(NamedTuple):
         """The score that chooses the best epoch: ``accuracy``, the greater the better; ``mae``, the less the better."""
         return "mae" if self.label.kind == "value" else "accuracy"
 
-    def logits(
-        self, params: Any, feature_stats: Any, batch: Mapping[str, Any], dropout_key: jax.Array | None = None
-    ) -> jax.Array:
+    def logits(self, params: Any, feature_stats: Any, batch: Any, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return float32 [n, num_outputs] from ``features`` and ``present``; the prediction itself for ``value``."""
-        inputs = batch["features"]
+        inputs, present = batch["features"], batch["present"]
         if self.encoder is not None:
             variables = {"params": {"representation": params["representation"]}, "feature_stats": feature_stats}
             inputs = self.encoder.apply(variables, inputs, method="represent")
-        return self.classifier.apply(
-            {"params": params["classifier"]}, inputs, present=batch["present"], dropout_key=dropout_key
-        )
+        variables = {"params": params["classifier"]}
+        return self.classifier.apply(variables, inputs, present=present, dropout_key=dropout_key)
 
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Return the loss over the global batch, a scalar."""
@@ -78,10 +74,7 @@ class Task(NamedTuple):
         return logits[:, 0] if self.label.kind == "value" else self.probabilities(logits) > self.threshold
 
     def scores(self, logits: np.ndarray, labels: np.ndarray, where: str, *, brief: bool = False) -> dict[str, Any]:
-        """Return ``loss`` and all scores (``metrics.py``), or ``brief`` the measure alone, of the rows with a label.
-
-        ``where`` names the rows, of which one must have it.
-        """
+        """Return ``loss`` and all scores (``metrics.py``), or ``brief`` the measure alone, of the rows with a label."""
         rows = labelled(self.label, labels, where)
         logits, labels = logits[rows], labels[rows]
         predictions = self.predictions(logits)
@@ -90,37 +83,31 @@ class Task(NamedTuple):
         if brief:
             return scores | {self.measure: measured(self.label, labels, predictions)}
         if self.label.kind == "value":
-            return scores | metrics_lib.value_scores(labels, predictions)
-        return scores | metrics_lib.class_scores(labels, predictions, self.label.names)
+            return scores | metrics.value_scores(labels, predictions)
+        return scores | metrics.class_scores(labels, predictions, self.label.names)
 
 
 def measured(label: LabelSpec, labels: np.ndarray, predictions: np.ndarray) -> float:
     """Return the mean absolute error of numbers, else the accuracy weighted by occurrence."""
-    of_kind = metrics_lib.absolute_error if label.kind == "value" else metrics_lib.weighted_accuracy
-    return of_kind(labels, predictions)
+    return (metrics.absolute_error if label.kind == "value" else metrics.weighted_accuracy)(labels, predictions)
 
 
 def create(
-    config: ConfigDict,
-    label: LabelSpec,
-    labels: np.ndarray | None = None,
-    *,
-    encoder: Any = None,
-    axis_name: str | None = None,
+    config: ConfigDict, label: LabelSpec, labels: Any = None, encoder: Any = None, axis_name: str | None = None
 ) -> Task:
     """Return the task of a run; see :class:`Task`. Classes weigh as in the ``labels`` that are trained on, if any."""
-    num_outputs = 1 if label.kind == "value" else len(label.names)
+    num_outputs, section = 1 if label.kind == "value" else len(label.names), config.downstream
     classifier = model_lib.Classifier(
         num_outputs=num_outputs,
-        dropout_rate=config.downstream.dropout_rate,
-        fusion=config.downstream.fusion,
+        dropout_rate=section.dropout_rate,
+        fusion=section.fusion,
         dtype=model_lib.DTYPES[config.precision],
         axis_name=axis_name,
     )
     weights = np.ones(num_outputs, np.float32)
-    if labels is not None and label.kind != "value" and config.downstream.class_weights != "none":
+    if labels is not None and label.kind != "value" and section.class_weights != "none":
         weights = class_weights(label, labels)
-    return Task(encoder, classifier, label, weights, config.downstream.threshold)
+    return Task(encoder, classifier, label, weights, section.threshold)
 
 
 def class_weights(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
@@ -130,22 +117,20 @@ def class_weights(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
     positives for the positive side of each label of a multi-label task. A class without examples has weight 0, a label
     that no row or every row has weight 1.
     """
-    n, counts = len(labels), counted(label, labels)
+    n, counts = len(labels), _counted(label, labels)
     if label.kind == "single":
         return np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0).astype(np.float32)
     return np.where((counts > 0) & (counts < n), (n - counts) / np.maximum(counts, 1), 1).astype(np.float32)
 
 
-def counted(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
-    """Return the examples of each class or label."""
-    if label.kind == "single":
-        return np.bincount(labels, minlength=len(label.names))
-    return np.asarray(labels, np.int64).sum(axis=0)
+def _counted(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
+    single = label.kind == "single"
+    return np.bincount(labels, minlength=len(label.names)) if single else np.asarray(labels, np.int64).sum(axis=0)
 
 
 def warnings(label: LabelSpec, labels: np.ndarray) -> list[str]:
     """Return a sentence for each class, or label, that no training example has."""
-    counts = [] if label.kind == "value" else counted(label, labels)
+    counts = [] if label.kind == "value" else _counted(label, labels)
     never = [name for name, count in zip(label.names, counts, strict=True) if not count]
     return [f"warning: no training example is {name!r}; the classifier cannot learn to predict it" for name in never]
 
@@ -160,12 +145,10 @@ def not_finite(config: ConfigDict, more: str = "") -> ConclugenError:
 
 def labels_of(rows: RowSource) -> np.ndarray:
     """Return the labels of all rows of a split, in order; reads the whole split where no table holds it."""
-    table: Any = getattr(rows, "table", None)
-    if table is not None:
-        return np.asarray(table["label"])
+    if hasattr(rows, "table"):
+        return np.asarray(rows.table["label"])
     starts = range(0, rows.num_examples, CHUNK_ROWS)
-    chunks = [rows.rows(np.arange(s, min(s + CHUNK_ROWS, rows.num_examples)))["label"] for s in starts]
-    return np.concatenate(chunks)
+    return np.concatenate([rows.rows(np.arange(s, min(s + CHUNK_ROWS, rows.num_examples)))["label"] for s in starts])
 
 
 def known(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
@@ -176,11 +159,7 @@ def known(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
 
 
 def labelled(label: LabelSpec, labels: np.ndarray, where: str, among: np.ndarray | None = None) -> np.ndarray:
-    """Return the rows that have a label, of all or of some.
-
-    Raises:
-      ConclugenError: none has; ``where`` names them.
-    """
+    """Return the rows that have a label, of all or of some; refuse labels without any, of the rows that ``where`` names."""
     rows = np.flatnonzero(known(label, labels))
     rows = rows if among is None else np.intersect1d(among, rows)
     if not rows.size:

@@ -1,10 +1,10 @@
-"""Load the network of a pretraining run; compute the representations and clusters of rows."""
+"""Networks of runs: where their weights come from; the representations and clusters that they make of rows."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.model import ConCluGen
 from conclugen_jax.run import checkpoint, trees
 from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run.allowed import PRETRAINED
 
 RESULT = "result.json"
 """In workdirs of downstream runs: what they have found."""
@@ -55,18 +56,6 @@ def _restore(workdir: str | Path, which: str | int) -> tuple[ConCluGen, dict[str
     return model, variables, config, tree.get("centroids", np.zeros(0))
 
 
-def network(config: ConfigDict, manifest: Manifest, *, where: str) -> tuple[ConCluGen, dict[str, Any]]:
-    """Return the network of a configuration, and the shapes and types of its variables.
-
-    Raises:
-      ConclugenError: the data lacks a modality of the configuration; ``where`` names the data.
-    """
-    names = manifest_lib.choose(manifest.modalities, config.data.modalities, what="modality", where=where)
-    model = model_lib.from_config(config, {m: manifest.modalities[m] for m in names})
-    make = functools.partial(model_lib.initial_variables, model, jax.random.key(0), manifest.standardization)
-    return model, jax.eval_shape(make)
-
-
 def find_step(workdir: str | Path, which: str | int) -> int:
     """Return the step of the ``newest`` or ``best`` checkpoint of a pretraining run, or of the one named."""
     with _checkpoints(workdir) as saved:
@@ -79,12 +68,23 @@ def _checkpoints(workdir: str | Path) -> checkpoint.Checkpoints:
     return checkpoint.Checkpoints(workdir, read_only=True)
 
 
+def network(config: ConfigDict, manifest: Manifest, *, where: str) -> tuple[ConCluGen, dict[str, Any]]:
+    """Return the network of a configuration, and the shapes and types of its variables; ``where`` names the data."""
+    names = manifest_lib.choose(manifest.modalities, config.data.modalities, what="modality", where=where)
+    model = model_lib.from_config(config, {m: manifest.modalities[m] for m in names})
+    return model, jax.eval_shape(functools.partial(_initial, model, 0, manifest))
+
+
+def _initial(model: ConCluGen, seed: int, manifest: Manifest) -> dict[str, Any]:
+    key, _ = jax.random.split(jax.random.key(seed))
+    return model_lib.initial_variables(model, key, manifest.standardization)
+
+
 def untrained(config: ConfigDict, workdir: str | Path) -> tuple[ConCluGen, dict[str, Any]]:
     """Return (model, variables) of a run as before its first step: same sizes, same seed, same standardisation."""
     manifest = workdir_lib.read_data(workdir)
     model, _ = network(config, manifest, where=f"{workdir}: its data")
-    init_key, _ = jax.random.split(jax.random.key(config.seed))
-    return model, model_lib.initial_variables(model, init_key, manifest.standardization)
+    return model, _initial(model, config.seed, manifest)
 
 
 def label_of(workdir: str | Path) -> LabelSpec:
@@ -92,17 +92,97 @@ def label_of(workdir: str | Path) -> LabelSpec:
     return workdir_lib.read_data(workdir).label
 
 
+@dataclasses.dataclass(frozen=True)
+class RawFeatures:
+    """Takes the place of the network and passes features on, standardised if ``variables`` holds their statistics."""
+
+    feature_dims: Mapping[str, int]
+
+    def apply(self, variables: Mapping[str, Any], features: Mapping[str, jax.Array], *, method: str) -> dict[str, Any]:
+        """Return modality -> [n, feature_dims[m]] of the same."""
+        stats = variables["feature_stats"]
+        if not stats:
+            return dict(features)
+        return {m: (x - stats[m]["mean"][None, :]) / stats[m]["scale"][None, :] for m, x in features.items()}
+
+
+class Encoder(NamedTuple):
+    """The representation network of a downstream run: its parameters and feature statistics, the modalities that are used.
+
+    ``dims``: modality -> size of its representation. ``origin``: where the weights come from, for the result.
+    """
+
+    model: ConCluGen | RawFeatures
+    variables: dict[str, Any]
+    modalities: list[str]
+    dims: dict[str, int]
+    origin: dict[str, Any]
+
+
+def encoder(config: ConfigDict, manifest: Manifest) -> Encoder:
+    """Make the encoder of ``config.downstream.protocol``; this says where its weights come from.
+
+    1. ``linear_evaluation``, ``fine_tuning``: the named pretraining checkpoint.
+    2. ``supervised``: random, by the seed, at the sizes of the configuration.
+    3. ``raw_features``: there are none; the features themselves are used.
+    """
+    section, where, asked = config.downstream, f"data set {config.data.path}", config.downstream.modalities
+    if section.protocol in PRETRAINED:
+        return _of_checkpoint(config, manifest, where)
+    names = manifest_lib.choose(manifest.modalities, asked or config.data.modalities, what="modality", where=where)
+    sizes = {m: manifest.modalities[m] for m in names}
+    if section.protocol == "raw_features":
+        stats = {m: manifest.standardization(m) for m in names} if config.data.standardize else {}
+        stats = {m: {"mean": mean, "scale": scale} for m, (mean, scale) in stats.items()}
+        model, variables, dims = RawFeatures(sizes), {"params": {}, "feature_stats": stats}, sizes
+    else:
+        model = model_lib.from_config(config, sizes).clone(heads=())
+        variables, dims = _initial(model, config.seed, manifest), dict.fromkeys(names, model.representation_dim)
+    origin = {"workdir": None, "step": 0, "seed": config.seed, "sha256": trees.fingerprint(variables["params"])}
+    return Encoder(model, variables, names, dims, origin)
+
+
+def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encoder:
+    source, asked = config.downstream.checkpoint, config.downstream.modalities
+    if not source:
+        raise ConclugenError(
+            "config.downstream.checkpoint is empty; linear evaluation and fine-tuning need the workdir of a pretraining "
+            "run (the supervised baseline is --config.downstream.protocol=supervised)"
+        )
+    step, run = find_step(source, config.downstream.checkpoint_step), f"checkpoint {source}"
+    model, variables, trained = load(source, step)
+    model = model.clone(dtype=model_lib.DTYPES[config.precision])
+    names = manifest_lib.choose(model.feature_dims, asked or model.feature_dims, what="modality", where=run)
+    check_features(manifest, {m: model.feature_dims[m] for m in names}, where, run)
+    if spare := set(names) - set(config.data.modalities):
+        raise ConclugenError(
+            f"config.data.modalities leaves out {min(spare)!r}, which {run} has; choose modalities of a checkpoint by "
+            "config.downstream.modalities"
+        )
+    facts = {"step": step, "seed": trained.seed, "sha256": trees.fingerprint(variables["params"])}
+    dims = dict.fromkeys(names, model.representation_dim)
+    return Encoder(model, variables, names, dims, {"workdir": source, **facts})
+
+
+def check_features(manifest: Manifest, sizes: Mapping[str, int], where: str, trained: str) -> None:
+    """Refuse data (``where``) without a modality of a network (``trained``), or with features of another size than its own."""
+    for m in manifest_lib.choose(manifest.modalities, sizes, what="modality", where=where):
+        if manifest.modalities[m] != sizes[m]:
+            raise ConclugenError(
+                f"{where} has {manifest.modalities[m]} features of modality {m!r}, {trained} was trained on {sizes[m]}; "
+                "use features of the same extractor"
+            )
+
+
 def represent(
     model: ConCluGen, variables: Mapping[str, Any], features: Mapping[str, np.ndarray], *, batch_size: int = 1024
 ) -> dict[str, np.ndarray]:
-    """Compute the representations of any rows.
+    """Compute the representations of any rows, ``batch_size`` at a time, by a network as loaded.
 
     Args:
-      model: as loaded.
-      variables: as loaded.
+      model, variables: see :func:`load`.
       features: modality -> [n, dim] raw features; any of the model's modalities, the same rows in each. Where a row
         lacks a modality put zeros, and ignore its representation afterwards (:func:`concatenated` does).
-      batch_size: rows computed at a time.
 
     Returns:
       modality -> float32 [n, representation_dim].
@@ -137,23 +217,14 @@ def concatenated(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.nda
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split as a run sees it.
+    """A split as a run sees it; representations of absent rows mean nothing."""
 
-    Attributes:
-      features: modality -> [n, dim].
-      present: modality -> boolean [n].
-      label: [n] or [n, labels].
-      names: of the classes.
-      representations: modality -> [n, R]; those of absent rows mean nothing.
-      clusters: [n], nearest centroid of the run's last k-means; empty where it has none.
-    """
-
-    features: dict[str, np.ndarray]
-    present: dict[str, np.ndarray]
-    label: np.ndarray
-    names: tuple[str, ...]
-    representations: dict[str, np.ndarray]
-    clusters: np.ndarray
+    features: dict[str, np.ndarray]  # modality -> [n, dim]
+    present: dict[str, np.ndarray]  # modality -> boolean [n]
+    label: np.ndarray  # [n] or [n, labels]
+    names: tuple[str, ...]  # of the classes
+    representations: dict[str, np.ndarray]  # modality -> [n, R]
+    clusters: np.ndarray  # [n], nearest centroid of the run's last k-means; empty where it has none
 
     def fused(self, modalities: Sequence[str] = (), *, raw: bool = False) -> np.ndarray:
         """Join the representations (or raw features) of some or all modalities, with zeros where absent: [n, dims]."""
@@ -161,11 +232,9 @@ class Split:
         return concatenated({m: vectors[m] for m in modalities or vectors}, self.present)
 
 
-def represent_split(
-    workdir: str | Path, split: str, *, which: str | int = "newest", data: str | Path | None = None
-) -> Split:
+def represent_split(workdir: str | Path, split: str, **options: Any) -> Split:
     """Return one split as :func:`represent_splits` does."""
-    return represent_splits(workdir, [split], which=which, data=data)[0]
+    return represent_splits(workdir, [split], **options)[0]
 
 
 def represent_splits(
@@ -174,9 +243,6 @@ def represent_splits(
     """Read splits of a data set, and compute a pretraining run's representations and clusters of them.
 
     ``which``: checkpoint, see :func:`load`. ``data``: folder of a data set with the run's modalities; ``None``: the run's own.
-
-    Raises:
-      ConclugenError: no such run, split or modality.
     """
     model, variables, config, centroids = _restore(workdir, which)
     dataset = shards.open_dataset(data or config.data.path)
@@ -191,17 +257,10 @@ def represent_splits(
     return found
 
 
-def clusters_of(
-    workdir: str | Path,
-    features: Mapping[str, np.ndarray],
-    present: Mapping[str, np.ndarray],
-    *,
-    which: str | int = "newest",
-) -> np.ndarray:
+def clusters_of(workdir: str | Path, features: Any, present: Any, *, which: str | int = "newest") -> np.ndarray:
     """Find the nearest centroid of each row, modality -> [n, dim] and boolean [n], by a pretraining run's last k-means.
 
-    Returns:
-      int32 [n], or [0] where the run has had no k-means.
+    Returns int32 [n], or [0] where the run has had no k-means.
     """
     return _clusters(*_restore(workdir, which), features, present)
 

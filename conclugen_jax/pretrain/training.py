@@ -66,7 +66,8 @@ def pretrain(
         with _ending_at_once(stop):
             rows = feed.load_rows(config, stream)
         run = setup.create(config, folder, stream, rows, devices)
-        probe, programs = online_probe.create(config, run.model), setup.Programs(run)
+        probe = online_probe.OnlineProbe(config, run.model) if config.online_probe.every_epochs else None
+        programs = setup.Programs(run)
         keep = {name: config.checkpoint[name] for name in ("keep_newest", "keep_best", "max_failures")}
         with checkpoint.Checkpoints(folder, **keep) as saved:
             saved.check_space(jax.eval_shape(run.fresh_state))
