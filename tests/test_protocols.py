@@ -99,8 +99,8 @@ def test_a_class_that_no_training_example_has_is_named(capsys, tmp_path):
     ("changes", "message"),
     [
         ({"downstream__num_folds": 2}, "must be 3 folds at least"),
-        ({"downstream__num_folds": 3, "downstream__fold": 3}, "num_folds is 3 and fold 3"),
-        ({"downstream__fold": 1}, "num_folds is 0 and fold 1"),
+        ({"downstream__num_folds": 3, "downstream__fold": 3}, "num_folds is 3, config.downstream.fold is 3"),
+        ({"downstream__fold": 1}, "num_folds is 0, config.downstream.fold is 1"),
         (
             {"downstream__num_folds": 9, "downstream__fold": 0},
             r"of 9 over 5 groups \(people\); .* as many groups as folds, such as --num_folds=5",
