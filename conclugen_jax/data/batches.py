@@ -64,23 +64,22 @@ def choose_tier(tier: str, gib: float, *, device_table_gib: float, host_table_gi
     return "device" if gib <= device_table_gib else "host" if gib <= host_table_gib else "shards"
 
 
+@np.errstate(over="ignore")  # arithmetic modulo 2**32 is meant, here and below
 def epoch_order(seed: int, epoch: Any, num_examples: int, *, xp: Any = np) -> Any:
     """A permutation of 0..num_examples-1 that depends on (seed, epoch) alone.
 
     Positions are sorted by a 32-bit hash of (seed, epoch, position), equal hashes by position: the same on every
     machine and in every release of NumPy, and with ``xp=jax.numpy`` the same on a device (``epoch`` may be traced).
     """
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**32 is meant
-        key = _stream_key(seed, epoch, xp)
-        positions = xp.arange(num_examples, dtype=xp.uint32)
-        hashes = _mix(_mix(positions ^ key) + _mix(key + np.uint32(0x6C8E9CF5)))
+    key = _stream_key(seed, epoch, xp)
+    positions = xp.arange(num_examples, dtype=xp.uint32)
+    hashes = _mix(_mix(positions ^ key) + _mix(key + np.uint32(0x6C8E9CF5)))
     return hashes.argsort(kind="stable") if xp is np else xp.argsort(hashes, stable=True)
 
 
 def _stream_key(seed: int, epoch: Any, xp: Any) -> Any:
     seed, epoch = (xp.asarray([x], dtype=xp.uint32) for x in (seed, epoch))
-    with np.errstate(over="ignore"):
-        return _mix(_mix(seed + np.uint32(0x9E3779B9)) ^ (epoch * np.uint32(0x85EBCA6B) + np.uint32(1)))
+    return _mix(_mix(seed + np.uint32(0x9E3779B9)) ^ (epoch * np.uint32(0x85EBCA6B) + np.uint32(1)))
 
 
 def _mix(x: Any) -> Any:
@@ -101,27 +100,27 @@ def batch_indices(
     return order[first_step * batch_size :][: num_steps * batch_size].reshape(num_steps, batch_size).astype(np.int32)
 
 
+@np.errstate(over="ignore")
 def variant_choices(
     indices: Any, variants: Mapping[str, int], *, seed: int, epoch: Any, pairs: Collection[str] = (), xp: Any = np
 ) -> dict[str, Any]:
     """Choose the stored variant of each row that an epoch visits, by a hash of (seed, epoch, row, modality).
 
     Args:
-      indices: of the rows, any shape.
+      indices: of the rows, any shape; with an epoch on a device ``xp`` is ``jax.numpy``.
       variants: modality -> number of stored variants.
       seed: of the run.
       epoch: counted from 0.
       pairs: modalities that get two different variants of a row.
-      xp: ``numpy``, or ``jax.numpy`` for indices and an epoch on a device.
+      xp: ``numpy`` or ``jax.numpy``.
 
     Returns:
       modality -> int32 in the shape of the indices; with one more axis, of 2, for pairs.
     """
     choices = {}
     for m, number in variants.items():
-        with np.errstate(over="ignore"):  # arithmetic modulo 2**32 is meant
-            key = _mix(_stream_key(seed, epoch, xp) + np.uint32(zlib.crc32(m.encode())))
-            hashes = _mix(_mix(indices.astype(xp.uint32) ^ key) + key)
+        key = _mix(_stream_key(seed, epoch, xp) + np.uint32(zlib.crc32(m.encode())))
+        hashes = _mix(_mix(indices.astype(xp.uint32) ^ key) + key)
         first = hashes % np.uint32(number)
         if m in pairs:
             further = np.uint32(1) + _mix(hashes) % np.uint32(number - 1)

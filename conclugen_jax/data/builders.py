@@ -151,24 +151,16 @@ def check_spec(spec: DatasetSpec) -> None:
     Raises:
       ConclugenError: an invalid name, version, modality, label, number of variants or split.
     """
-    labels = {"label": spec.label, **spec.targets}
-    names = {"modalities": list(spec.modalities), "targets": list(spec.targets), "splits": list(spec.splits)}
+    labels, sizes, variants = {"label": spec.label, **spec.targets}, dict(spec.modalities), dict(spec.variants)
+    names = {"modalities": list(sizes), "targets": list(spec.targets), "splits": list(spec.splits)}
+    words = all(WORD.fullmatch(name) for each in names.values() for name in each)
     for fits, fault in (
         (re.fullmatch(r"[a-z][a-z0-9_]*", spec.name), "the name takes lower case letters, digits and '_'"),
-        (
-            VERSION.fullmatch(spec.version),
-            f"version {spec.version!r}, expected three numbers without leading zeros, such as 1.0.0",
-        ),
-        (
-            all(WORD.fullmatch(name) for each in names.values() for name in each),
-            f"{names}; names: letters, digits and '_'",
-        ),
-        (spec.modalities and spec.splits, "no modality or no split"),
-        (min(spec.modalities.values(), default=1) >= 1, f"modalities {dict(spec.modalities)}; sizes are >= 1"),
-        (
-            all(n >= 1 and m in spec.modalities for m, n in spec.variants.items()),
-            f"variants {dict(spec.variants)}; modality -> a number >= 1",
-        ),
+        (VERSION.fullmatch(spec.version), f"version {spec.version!r}; three numbers without leading zeros"),
+        (words, f"{names}; names take letters, digits and '_'"),
+        (sizes and spec.splits, "no modality or no split"),
+        (min(sizes.values(), default=1) >= 1, f"modalities {sizes}; sizes are >= 1"),
+        (all(n >= 1 and m in sizes for m, n in variants.items()), f"variants {variants}; modality -> a number >= 1"),
         *((_is_label(name, label), f"{name} {label}; kinds are {LABEL_KINDS}") for name, label in labels.items()),
     ):
         if not fits:

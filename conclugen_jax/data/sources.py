@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,7 +23,7 @@ SPLIT_NAMES = {
 class LabelSpec:
     """What is to be predicted."""
 
-    kind: str
+    kind: Literal["single", "multi", "value", "none"]
     """``single`` (one class per example), ``multi`` (any number of labels), ``value`` (a real number), ``none``."""
     names: tuple[str, ...] = ()
     """Of the classes or labels, in the order of their index; empty for ``value`` and ``none``."""

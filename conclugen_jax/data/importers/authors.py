@@ -22,7 +22,7 @@ MODALITIES = {"video": ("frames_2d", "frames_3d"), "audio": ("audio_spectrograms
 DEEPEST = 20
 """Levels of the annotations, at most; the published ones have five."""
 
-FOLDER = re.compile(r"(?P<kind>frames_2d|frames_3d|audio_spectrograms|texts)(_\d+)?(_cropped)?(_\d+)?(?P<aug>_aug)?")
+FOLDER = re.compile(r"(?P<kind>frames_2d|frames_3d|audio_spectrograms|texts)(_\d+)?(_cropped)?(_\d+)?(_aug)?")
 
 
 def open_authors(request: Request) -> Found:
@@ -47,10 +47,9 @@ def open_authors(request: Request) -> Found:
         raise ConclugenError(f"{source}: no frames_2d..., audio_spectrograms... or texts... in features/")
     if corpus.named is not None:  # the names say as much as the annotations, at a hundredth of the time
         return Found(features, columns=from_names(request, features))
-    files = [source / "annotations_cropped.yaml", source / "annotations.yaml"]
-    if not any("_cropped" in folder.name for folder in folders.values()):
-        files = files[::-1]
-    file = next((file for file in files if file.is_file()), None)
+    cropped = any("_cropped" in folder.name for folder in folders.values())
+    names = sorted(("annotations_cropped.yaml", "annotations.yaml"), key=lambda name: ("cropped" in name) != cropped)
+    file = next((source / name for name in names if (source / name).is_file()), None)
     if file is None:
         raise ConclugenError(
             f"{source}: neither annotations_cropped.yaml nor annotations.yaml; put it beside features/"
@@ -60,20 +59,17 @@ def open_authors(request: Request) -> Found:
 
 def _folders(root: Path) -> dict[str, Path]:
     """Return kind -> its folder. Features beside augmented ones of their kind are raw material."""
-    found: dict[str, list[tuple[bool, Path]]] = {}
+    found: dict[str, list[Path]] = {}
     for path in (p for p in entries(root) if p.is_dir()):
-        match = FOLDER.fullmatch(path.name)
-        if match:
-            found.setdefault(match["kind"], []).append((bool(match["aug"]), path))
-    result = {}
+        if match := FOLDER.fullmatch(path.name):
+            found.setdefault(match["kind"], []).append(path)
     for kind, some in found.items():
-        best = [path for aug, path in some if aug] or [path for _, path in some]
+        found[kind] = best = [path for path in some if path.name.endswith("_aug")] or some
         if len(best) > 1:
             raise ConclugenError(
                 f"{root}: {', '.join(p.name for p in best)} are all {kind}; leave one, or name it with --modality NAME=PATH"
             )
-        result[kind] = best[0]
-    return result
+    return {kind: best for kind, (best,) in found.items()}
 
 
 def _side_by_side(folders: list[Path]) -> Features:

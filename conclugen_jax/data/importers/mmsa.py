@@ -119,7 +119,7 @@ def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str]
     """
     source, output = Path(source), Path(output).absolute()
     _check_free(output)
-    state = _state(source)
+    state = source.stat() if source.is_file() else None
     tree, content = pickles.read(source)
     splits = _splits(source, tree)
     there = [m for m, key in MODALITIES.items() if any(key in split.values for split in splits)]
@@ -137,7 +137,8 @@ def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str]
         "labels": list(labels),
         "modalities": {m: known for m, (_, _, known) in tables.items()},
     }
-    if _state(source) != state:
+    now = source.stat() if source.is_file() else state
+    if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
         raise ConclugenError(f"{source}: changed while it was read; convert it again when it is complete")
     try:
         _write(output, splits, labels, tables, facts)
@@ -151,11 +152,6 @@ def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str]
 def _check_free(output: Path) -> None:
     if os.path.lexists(output):
         raise ConclugenError(f"{output}: exists already; remove it or name another folder with --output")
-
-
-def _state(source: Path) -> tuple[int, int] | None:
-    stat = source.stat() if source.is_file() else None
-    return stat and (stat.st_size, stat.st_mtime_ns)
 
 
 def _splits(source: Path, tree: Any) -> list[_Split]:
