@@ -165,7 +165,7 @@ def test_a_failed_cell_is_marked_and_the_others_go_on(data, here, tmp_path):
     assert status == "failed"
     assert error.startswith("its pretraining failed: config.train.batch_size is 65, ")
     assert {row["method"] for row in results["summary"]} == {"raw_features"}
-    # Mended and repeated, only what had failed is run.
+    # Corrected and repeated, only what had failed is run.
     path = tmp_path / "raw_features/faces/raw_features/seed_0/result.json"
     before = path.stat().st_mtime_ns
     study.methods.conclugen.pretraining.train.batch_size = 16

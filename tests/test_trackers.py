@@ -1,4 +1,4 @@
-"""Mirrors of the log: what they are told, that a resumed run goes on in the same one, and that none of them ends a run."""
+"""Mirrors of the log: what they get, that a resumed run goes on in the same one, and that none of them ends a run."""
 
 import json
 import logging

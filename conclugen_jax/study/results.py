@@ -59,9 +59,8 @@ def _dataset(settings: ConfigDict) -> dict[str, Any]:
     path, target = settings.path, target_of(settings)
     try:
         manifest = manifest_lib.read(path)
-        if target:
-            manifest_lib.choose(manifest.targets, [target], what="target", where=f"data set {path}")
-        label = manifest.targets[target] if target else manifest.label
+        manifest_lib.choose(manifest.targets, [target] if target else [], what="target", where=f"data set {path}")
+        label = manifest.labels()[target]
         if label.kind == "none":
             raise ConclugenError(f"{path}: the data set has no labels; name a target of it as config.downstream.target")
     except ConclugenError as e:
@@ -88,13 +87,12 @@ def _cells(runs: Iterable[Run], root: Path) -> Iterator[dict[str, Any]]:
                 key = run.dataset, run.method, run.protocol, number, run.seed
                 parts.setdefault(key, []).append((run, *_fits(root / run.path, number, section)))
     for key, found in parts.items():
-        errors = [error for _, _, error in found if error]
-        done = all(fits for _, fits, _ in found)
-        fits = [fit for _, own, _ in found for fit in own]
-        matrices = [fit["confusion_matrix"] for fit in fits]
+        fits, errors = [fit for _, own, _ in found for fit in own], [error for *_, error in found if error]
+        done, matrices = all(own for _, own, _ in found), [fit["confusion_matrix"] for fit in fits]
+        status = "failed" if errors else "missing"
         yield {
             **dict(zip((*PLACE, "seed"), key, strict=True)),
-            "status": "done" if done else "failed" if errors else "missing",
+            "status": "done" if done else status,
             "path": found[0][0].path,
             "draw_scores": {str(fit["draw"]): fit["scores"] for fit in fits},
             "confusion_matrix": None if None in matrices or not matrices else np.sum(matrices, axis=0).tolist(),
