@@ -153,12 +153,13 @@ def to_json(config: ConfigDict) -> str:
 def from_tree(tree: Any, source: str) -> ConfigDict:
     """Return the configuration of a run as :func:`to_json` writes it, or refuse it; ``source`` names its file."""
     try:
-        if not isinstance(tree["model"], dict) or not isinstance(tree["data"], dict):
-            raise TypeError("the sections 'data' and 'model' are no objects")
+        if not all(isinstance(tree[name], dict) for name in ("data", "model")):
+            raise TypeError("one is no object")
         return ConfigDict(_lists_to_tuples(tree)).lock()
     # The types of errors of other values, of keys that ConfigDict does not allow, and of sections nested by the hundred.
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise ConclugenError(f"{source}: not the configuration of a run ({e}); restore it or use a new workdir") from e
+        fact = f"not the configuration of a run, with sections such as 'data' and 'model' ({e})"
+        raise ConclugenError(f"{source}: {fact}; restore it or use a new workdir") from e
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
