@@ -38,11 +38,8 @@ STRENGTHS = {
 COLOURS = dict.fromkeys(("brightness", "contrast", "saturation"), (1 - 0.8, 1 + 0.8)) | {"hue": (-0.2, 0.2)}
 """Least and greatest factor of a change of colours; of the hue, parts of the circle."""
 
-MASK = (0.15, 0.35)
-"""Least and greatest part of the bands, and of the time, of sound that is set to the least value."""
-
-WORDS = 0.1
-"""Parts of the words that are swapped, deleted and repeated, each at most."""
+MASK = (0.15, 0.35)  # least and greatest part of the bands, and of the time, of sound that is set to the least value
+WORDS = 0.1  # parts of the words that are swapped, deleted and repeated, each at most
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,8 @@ import dataclasses
 
 import numpy as np
 
-SAMPLE_RATE = 16_000
-"""Samples of the sound per second."""
-
-MAX_SECONDS = 300.0
-"""Longest clip or interval; all of its frames are held in memory."""
+SAMPLE_RATE = 16_000  # samples of the sound per second
+MAX_SECONDS = 300.0  # longest clip or interval; all of its frames are held in memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,19 +13,15 @@ import numpy as np
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import clip as clip_lib
-from conclugen_jax.extract.media import sound as sound_lib
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.media.sampler import Sampler
+from conclugen_jax.extract.media.sound import LOUDEST, SILENCE, Recorder
 
 SEEK_BACK = (1.0, 16.0)
 """Seconds before an interval at which decoding begins, in turn; without a key frame between it begins further back."""
 
-LATE_SOUND = 0.1
-"""Seconds after the wanted time at which sound may begin after a seek."""
-
-LACKING = 1.0
-"""Seconds by which a clip may be shorter than its header says."""
-
+LATE_SOUND = 0.1  # seconds after the wanted time at which sound may begin after a seek
+LACKING = 1.0  # seconds by which a clip may be shorter than its header says
 WITHOUT_TIMES = ("avi",)
 """Containers that store when frames are decoded, not when they are shown. Nothing in them is skipped by seeking."""
 
@@ -35,36 +31,27 @@ class TooLate(Exception):
 
 
 def decode(
-    path: Path,
+    path: Path,  # of a file with pictures, sound or both
     *,
-    rate: float = 16.0,
-    also: Sequence[float] = (),
-    start: float = 0.0,
-    end: float | None = None,
-    sound: bool = True,
-    video: bool = True,
+    rate: float = 16.0,  # frames per second at most
+    also: Sequence[float] = (),  # lower rates at which frames are wanted; of odd times, they are not among the others
+    start: float = 0.0,  # of the interval, in seconds
+    end: float | None = None,  # of the interval; None: the end of the clip
+    sound: bool = True,  # whether to decode it
+    video: bool = True,  # whether to decode pictures
 ) -> Clip:
     """Decode a clip, or an interval of it, once.
 
     The frame at k / rate after the start is the one that is on the screen then. A broken end is cut off and noted.
 
-    Args:
-      path: of a file with pictures, sound or both.
-      rate: frames per second at most.
-      also: lower rates at which frames are wanted. If the clip's frames have odd times, they are not among the others.
-      start: of the interval, in seconds.
-      end: of the interval; ``None``: the end of the clip.
-      sound: whether to decode it.
-      video: whether to decode pictures.
-
     Raises:
       ConclugenError: no such file, nothing in it that can be decoded, or an interval that it does not have.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConclugenError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise ConclugenError(f"{path}: an empty file (0 bytes); fetch it again")
+    if not path.is_file() or not path.stat().st_size:
+        raise ConclugenError(
+            f"{path}: {'an empty file (0 bytes)' if path.is_file() else 'no such file'}; fetch it again"
+        )
     until = math.inf if end is None else end
     if not 0 <= start < until or end == math.inf:
         raise ConclugenError(f"{path}: no interval from {start} s to {end} s")
@@ -73,7 +60,7 @@ def decode(
             with av.open(str(path), metadata_errors="replace") as container, contextlib.suppress(TooLate):
                 pictures = next((s for s in container.streams.video if not is_cover(s)), None) if video else None
                 sounds = next(iter(container.streams.audio), None) if sound else None
-                return _decode(container, pictures, sounds, path, (rate, *also), start, until, back)
+                return _decode(container, (pictures, sounds), path, (rate, *also), start, until, back)
         raise AssertionError("the whole clip is never too late")
     except av.error.FFmpegError as e:
         raise ConclugenError(f"{path}: cannot be decoded ({e.strerror}); is it a video, and complete?") from e
@@ -88,21 +75,20 @@ def is_cover(stream: Any) -> bool:
 
 def _decode(
     container: Any,
-    pictures: Any,
-    sounds: Any,
+    both: tuple[Any, Any],
     path: Path,
     rates: tuple[float, ...],
     start: float,
     end: float,
     back: float | None,
 ) -> Clip:
-    """Decode the streams that are not ``None``, and note what was odd."""
-    takers, notes = {}, []
+    """Decode the streams of pictures and of sound that are not ``None``, and note what was odd."""
+    (pictures, sounds), takers, notes = both, {}, []
     if pictures is not None:
         expected = (end if end < math.inf else (container.duration or 0) / 1_000_000) - start
         takers[pictures] = sampler = Sampler(pictures, rates, start, end, expected)
     if sounds is not None:
-        takers[sounds] = recorder = sound_lib.Recorder(start, end)
+        takers[sounds] = recorder = Recorder(start, end)
     if not takers:
         raise ConclugenError(f"{path}: holds neither pictures nor sound that can be decoded")
     for stream, frame, time in _frames(container, list(takers), start, back, notes):
@@ -121,8 +107,9 @@ def _decode(
         raise ConclugenError(f"{path}: nothing could be decoded {span}; {' '.join(notes) or 'is it complete?'}")
     if pictures is not None and sampler.shrunk:
         notes.append("frames are smaller than they might be, since there are many")
-    if sound is not None and (fault := sound_lib.fault(sound)):
-        notes.append(fault)
+    peak = 1.0 if sound is None else np.abs(sound).max(initial=0)
+    if not SILENCE <= peak <= LOUDEST:
+        notes.append("the sound is silence" if peak < SILENCE else "the sound is no sound")
         sound = None
     decoded, declared = max(taker.seconds for taker in takers.values()), _declared(container, list(takers)) - start
     if end == math.inf and decoded < declared - LACKING:

@@ -13,9 +13,7 @@ from conclugen_jax.extract.media import clip as clip_lib
 MAX_SIDE = 1280
 """Longest side of a decoded frame, in pixels; larger frames are scaled down, since faces in them are only cropped."""
 
-MAX_BYTES = 2**30
-"""Memory for the frames of a clip; those of a longer clip are scaled down to fit."""
-
+MAX_BYTES = 2**30  # memory for the frames of a clip; those of a longer clip are scaled down to fit
 USUAL_RATE = 16.0
 """Frames at lower rates are scaled down as at this one, so that their size does not depend on the rate."""
 

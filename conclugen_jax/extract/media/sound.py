@@ -13,11 +13,8 @@ from conclugen_jax.extract.media.clip import SAMPLE_RATE
 GAP = 0.1
 """Seconds without sound in the middle of a clip that are filled with silence; shorter gaps are imprecise times."""
 
-SILENCE = 1e-4
-"""Greatest amplitude of sound that counts as none (-80 dB of full scale)."""
-
-LOUDEST = 1000.0
-"""Greatest amplitude that is plausible; in a damaged file numbers may be anything."""
+SILENCE = 1e-4  # greatest amplitude of sound that counts as none (-80 dB of full scale)
+LOUDEST = 1000.0  # greatest amplitude that is plausible; in a damaged file numbers may be anything
 
 
 class Recorder:
@@ -49,20 +46,16 @@ class Recorder:
             self._length += gap
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if form != self._format:  # that of the first frame, or a change in the middle
-            self._finish_resampler()
+            self._keep(None)
             self._resampler, self._format = av.AudioResampler(format="fltp", rate=SAMPLE_RATE), form
         frame.pts = None  # the resampler would fill gaps by its own rules
-        self._keep(self._resampler.resample(frame))
+        self._keep(frame)
         self.done = self._begin + self._length > self._end
 
-    def _finish_resampler(self) -> None:
-        if self._resampler is not None:
-            self._keep(self._resampler.resample(None))
-
-    def _keep(self, frames: list[Any]) -> None:
-        """Append resampled frames, and drop the pieces before the interval."""
-        for frame in frames:
-            self._pieces.append(frame.to_ndarray().mean(axis=0))  # FFmpeg's own mixture to mono is louder
+    def _keep(self, frame: Any | None) -> None:
+        """Append a frame resampled, or what is left of the last one, and drop the pieces before the interval."""
+        for piece in self._resampler.resample(frame) if self._resampler is not None else []:
+            self._pieces.append(piece.to_ndarray().mean(axis=0))  # FFmpeg's own mixture to mono is louder
             self._length += self._pieces[-1].size / SAMPLE_RATE
             while len(self._pieces) > 1 and self._begin + self._pieces[0].size / SAMPLE_RATE <= self._start:
                 passed = self._pieces.popleft().size / SAMPLE_RATE
@@ -70,7 +63,7 @@ class Recorder:
 
     def finish(self) -> np.ndarray | None:
         """Return the sound of the interval, float32 [samples], with zeros before its beginning; ``None`` if there is none."""
-        self._finish_resampler()
+        self._keep(None)
         if not self._pieces or self._begin - self._start > clip_lib.MAX_SECONDS:
             return None
         samples = np.concatenate(self._pieces)
@@ -78,11 +71,3 @@ class Recorder:
         samples = samples[-offset:] if offset < 0 else np.concatenate([np.zeros(offset, np.float32), samples])
         samples = samples[: round((self._limit - self._start) * SAMPLE_RATE)]
         return samples.astype(np.float32) if samples.size else None
-
-
-def fault(sound: np.ndarray) -> str:
-    """Return why a sound counts as none; empty if it counts."""
-    peak = np.abs(sound).max(initial=0)
-    if not peak <= LOUDEST:
-        return "the sound is no sound"
-    return "the sound is silence" if peak < SILENCE else ""

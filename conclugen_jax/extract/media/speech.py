@@ -15,8 +15,7 @@ from conclugen_jax.system import files
 Recogniser = Callable[[np.ndarray], str]
 """float32 [samples] at 16 kHz -> words, empty where none are heard."""
 
-MODEL = "model.bin"
-"""File of a model of faster-whisper."""
+MODEL = "model.bin"  # file of a model of faster-whisper
 
 
 def create(name: str) -> Recogniser:

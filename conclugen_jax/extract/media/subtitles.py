@@ -10,9 +10,7 @@ from conclugen_jax.data.cells import number, read_csv
 from conclugen_jax.data.files import read_whole
 from conclugen_jax.errors import ConclugenError
 
-MAX_BYTES = 64 * 2**20
-"""Largest file of subtitles."""
-
+MAX_BYTES = 64 * 2**20  # of a file of subtitles
 SUFFIXES = (".srt", ".vtt", ".csv", ".txt")
 
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"

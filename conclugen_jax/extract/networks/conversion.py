@@ -15,9 +15,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.networks import davenet, mtcnn, resnet, text_encoder
 from conclugen_jax.system import files
 
-EPSILON = 1e-5
-"""Of BatchNorm in all networks with one."""
-
+EPSILON = 1e-5  # of BatchNorm in all networks with one
 HEADS = (
     "fc.",
     "last_linear.",

@@ -46,8 +46,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding:
     return lax.platform_dependent(x, kernel, cpu=on_processor, default=native)
 
 
-MANY_CHANNELS = 512
-"""From here on maps are small, and a product with all of their patches is the faster form."""
+MANY_CHANNELS = 512  # from here on maps are small, and a product with all of their patches is the faster form
 
 
 def _native(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:

@@ -13,16 +13,10 @@ import msgspec
 
 from conclugen_jax.extract.networks.convolution import Convolution
 
-WIDTHS: dict[str, tuple[int, ...]] = {
-    "published": (128, 128, 256, 512, 1024),
-    "authors": (128, 256, 256, 512, 1024),
-}
+WIDTHS = {"published": (128, 128, 256, 512, 1024), "authors": (128, 256, 256, 512, 1024)}
 """Channels of the stem and the four stages, in the published audio code and in the authors' copy of it."""
 
-BLOCKS = 2
-"""Residual blocks of each stage."""
-
-KERNEL = 9
+BLOCKS, KERNEL = 2, 9  # residual blocks of each stage; taps of a convolution in time
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True):
@@ -64,14 +58,10 @@ class ResDAVEnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
-        """Return features of spectrograms of several lengths, each as if it were alone.
+        """Return features of spectrograms [n, time, mels] with int [n] frames each (at least 1), each as if it were alone.
 
-        Args:
-          x: [n, time, mels]; what lies beyond a spectrogram's end has no influence.
-          lengths: int [n], frames of each, at least 1.
-
-        Returns:
-          float32 [n, 1024], averages over the time (and the frequency) of the last feature maps.
+        They are float32 [n, 1024], averages over the time (and the frequency) of the last feature maps. What lies beyond a
+        spectrogram's end has no influence.
         """
         x = x.astype(self.dtype).transpose(0, 2, 1)[..., None]
         x = Convolution(self.widths[0], (self.kernel_mels, 1), (1, 1), padding=(0, 0), name="conv1")(x)

@@ -20,14 +20,9 @@ WEIGHTS = Path(__file__).parent / "mtcnn_weights"
 THRESHOLDS = {"pnet": 0.6, "rnet": 0.7, "onet": 0.7}
 FACTOR = 0.709
 MIN_SIZE = 20
-IMAGES = 8
-"""Images in a batch of P-Net, at most."""
-
-CHUNK = 64
-"""Crops in a batch of R-Net and O-Net; the last one is padded, so that one program serves all."""
-
-MOST_SIZES = 8
-"""Image sizes whose programs are kept."""
+IMAGES = 8  # images in a batch of P-Net, at most
+CHUNK = 64  # crops in a batch of R-Net and O-Net; the last one is padded, so that one program serves all
+MOST_SIZES = 8  # image sizes whose programs are kept
 
 _sizes: set[tuple[int, int, int]] = set()
 
@@ -86,24 +81,22 @@ def detect(params: Mapping[str, Any], images: np.ndarray) -> list[np.ndarray]:
       Of each image float32 [faces, 5], the most probable first: x, y of the upper left and the lower right corner, in
       pixels, and the probability that it is a face.
     """
-    if min(images.shape[1:3]) < MIN_SIZE:
+    (height, width), faces = images.shape[1:3], []
+    if min(height, width) < MIN_SIZE:
         return [np.zeros((0, 5), np.float32) for _ in images]
-    starts = range(0, len(images), IMAGES)
-    return [faces for start in starts for faces in _detect(params, images[start : start + IMAGES])]
-
-
-def _detect(params: Mapping[str, Any], images: np.ndarray) -> list[np.ndarray]:
-    n, height, width = images.shape[:3]
-    filled = 1 << (n - 1).bit_length()  # few sizes, since a program is compiled for each
-    _sizes.add((filled, height, width))
-    if len(_sizes) > MOST_SIZES:  # their programs take tens of MiB
-        _pyramid.clear_cache()
-        _sizes.clear()
-    images = np.concatenate([images, np.broadcast_to(images[-1:], (filled - n, *images.shape[1:]))])
-    boxes, owners = _propose(params, images)
-    boxes, owners = _refine("rnet", params, images, boxes[owners < n], owners[owners < n])
-    boxes, owners = _refine("onet", params, images, boxes, owners)
-    return [boxes[owners == i] for i in range(n)]
+    for start in range(0, len(images), IMAGES):
+        batch = images[start : start + IMAGES]
+        n, filled = len(batch), 1 << (len(batch) - 1).bit_length()  # few sizes, since a program is compiled for each
+        _sizes.add((filled, height, width))
+        if len(_sizes) > MOST_SIZES:  # their programs take tens of MiB
+            _pyramid.clear_cache()
+            _sizes.clear()
+        batch = np.concatenate([batch, np.broadcast_to(batch[-1:], (filled - n, *batch.shape[1:]))])
+        boxes, owners = _propose(params, batch)
+        boxes, owners = _refine("rnet", params, batch, boxes[owners < n], owners[owners < n])
+        boxes, owners = _refine("onet", params, batch, boxes, owners)
+        faces += [boxes[owners == i] for i in range(n)]
+    return faces
 
 
 def _propose(params: Mapping[str, Any], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

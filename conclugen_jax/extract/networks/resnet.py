@@ -12,13 +12,7 @@ import jax.numpy as jnp
 
 from conclugen_jax.extract.networks.convolution import Convolution
 
-STAGES: dict[int, tuple[int, ...]] = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
+STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Depth -> residual blocks of each stage."""
 
 NETWORKS = {f"resnet{mark}{depth}": (depth, axes) for mark, axes in (("", 2), ("3d", 3)) for depth in STAGES}
@@ -37,21 +31,17 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n, ..., c] -> [n, ..., width or 4 * width], relu applied."""
-        axes, outputs = x.ndim - 2, self.width * (4 if self.bottleneck else 1)
-
-        def convolution(features: int, size: int, stride: int, name: str) -> Convolution:
-            return Convolution(features, (size,) * axes, (stride,) * axes, name=name)
-
+        axes, width, stride = x.ndim - 2, self.width, self.stride
+        layers, outputs = [(width, 3, stride), (width, 3, 1)], width
         if self.bottleneck:
-            y = nn.relu(convolution(self.width, 1, 1, "conv1")(x))
-            y = nn.relu(convolution(self.width, 3, self.stride, "conv2")(y))
-            y = convolution(outputs, 1, 1, "conv3")(y)
-        else:
-            y = nn.relu(convolution(self.width, 3, self.stride, "conv1")(x))
-            y = convolution(outputs, 3, 1, "conv2")(y)
-        projects = self.stride > 1 or x.shape[-1] != outputs
-        shortcut = convolution(outputs, 1, self.stride, "downsample")(x) if projects else x
-        return nn.relu(y + shortcut)
+            layers, outputs = [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)], 4 * width
+        y = x
+        for i, (features, size, step) in enumerate(layers, 1):
+            y = nn.relu(y) if i > 1 else y
+            y = Convolution(features, (size,) * axes, (step,) * axes, name=f"conv{i}")(y)
+        if stride > 1 or x.shape[-1] != outputs:
+            x = Convolution(outputs, (1,) * axes, (stride,) * axes, name="downsample")(x)
+        return nn.relu(y + x)
 
 
 class ResNet(nn.Module):

@@ -67,12 +67,10 @@ class Layer(nn.Module):
         scores = jnp.where(mask[:, None, None], scores / heads[-1] ** 0.5, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         y = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(x.shape)
-        x = self._norm("attention_norm", x + nn.Dense(width, dtype=x.dtype, name="out")(y))
+        norm = functools.partial(nn.LayerNorm, options.epsilon, dtype=jnp.float32)
+        x = norm(name="attention_norm")(x + nn.Dense(width, dtype=x.dtype, name="out")(y)).astype(x.dtype)
         y = ACTIVATIONS[options.activation](nn.Dense(options.hidden_dim, dtype=x.dtype, name="up")(x))
-        return self._norm("output_norm", x + nn.Dense(width, dtype=x.dtype, name="down")(y))
-
-    def _norm(self, name: str, x: jax.Array) -> jax.Array:
-        return nn.LayerNorm(self.options.epsilon, name=name, dtype=jnp.float32)(x).astype(x.dtype)
+        return norm(name="output_norm")(x + nn.Dense(width, dtype=x.dtype, name="down")(y)).astype(x.dtype)
 
 
 class TextEncoder(nn.Module):
@@ -83,14 +81,9 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """Return the mean of the last hidden states over the real tokens, special ones included.
+        """Return the mean of the last hidden states over the real tokens, special ones included: float32 [n, width].
 
-        Args:
-          tokens: int [n, length].
-          mask: bool [n, length], whether a token is real; real ones come first, and every row has one.
-
-        Returns:
-          float32 [n, width].
+        ``tokens`` are int [n, length]; ``mask``, bool of the same shape, says which are real: the first ones, at least one.
         """
         options = self.options
         x = nn.Embed(options.vocabulary, options.width, name="tokens")(tokens)

@@ -17,8 +17,7 @@ from conclugen_jax.data import pickles
 from conclugen_jax.data.pickles import Name, Refused, Unpickler
 from conclugen_jax.errors import ConclugenError
 
-MAGIC = 0x1950A86A20F9469CFC6C
-"""First object of a file of the older layout."""
+MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a file of the older layout
 
 STORAGES = {
     "torch.DoubleStorage": np.dtype("<f8"),
@@ -43,17 +42,13 @@ class Storage(NamedTuple):
 
 
 def read(path: Path) -> dict[str | int, Any]:
-    """Read the content of a file: arrays and plain values, by name.
-
-    Args:
-      path: written by ``torch.save``, of a dictionary such as a module's ``state_dict()``.
+    """Read a file of ``torch.save`` that holds a dictionary, such as a module's ``state_dict()``.
 
     Returns:
       name -> numpy array (which may share memory with others), number, text, list, tuple, or a dictionary of such.
 
     Raises:
-      ConclugenError: the file cannot be read, is damaged, holds something else than a dictionary, or asks for a class or
-        function other than tensors.
+      ConclugenError: it is damaged, holds something else, or asks for a class or function other than tensors.
     """
     content = pickles.map_file(path)
     try:

@@ -68,18 +68,15 @@ class Weights:
         return facts | ({"tokenizer": files.sha256(self.folder / TOKENIZER)} if self.network == "text" else {})
 
 
-def convert(network: str, source: Path, output: Path, *, entry: str = "", attribution: str = "") -> list[str]:
-    """Turn published weights into a folder of ours, all or nothing.
-
-    Args:
-      network: one of :data:`NETWORKS`.
-      source: file of ``torch.save`` or safetensors; for ``text`` and ``mtcnn`` a folder with the files in :data:`PARTS`.
-      output: new or empty folder.
-      entry: of the file that holds the tensors, if there are several.
-      attribution: author and licence, stored with the weights.
-
-    Returns:
-      Names of the tensors that are not needed and were dropped.
+def convert(
+    network: str,  # one of NETWORKS
+    source: Path,  # file of torch.save or safetensors; for text and mtcnn a folder with the files in PARTS
+    output: Path,  # new or empty folder
+    *,
+    entry: str = "",  # of the file that holds the tensors, if there are several
+    attribution: str = "",  # author and licence, stored with the weights
+) -> list[str]:
+    """Turn published weights into a folder of ours, all or nothing; return the names of tensors that were not needed.
 
     Raises:
       ConclugenError: a file that cannot be read, a tensor that is missing, spare or misshapen, or a folder in use.
