@@ -2,6 +2,7 @@
 
 import csv
 import io
+import pickle
 import platform
 import re
 import shutil
@@ -382,5 +383,17 @@ def test_beam_gives_the_same(videos, tmp_path):
     pytest.importorskip("apache_beam")
     one, _ = extract(videos, tmp_path / "one")
     two, tally = extract(videos, tmp_path / "two", beam=["--runner=DirectRunner"])
+    assert tally.done == 8
+    assert shard_bytes(one) == shard_bytes(two)
+
+
+def test_parts_can_be_sent_to_workers_of_beam(videos, tmp_path, monkeypatch):
+    def run(elements, action, options):
+        for element in elements:
+            pickle.loads(pickle.dumps(action))(pickle.loads(pickle.dumps(element)))
+
+    one, _ = extract(videos, tmp_path / "one")
+    monkeypatch.setattr(extraction.data_workers, "run_beam", run)
+    two, tally = extract(videos, tmp_path / "two", beam=[])
     assert tally.done == 8
     assert shard_bytes(one) == shard_bytes(two)

@@ -224,7 +224,5 @@ def mtcnn_weights(folder: str) -> Any:
     return loaded.params
 
 
-@functools.cache
-def recogniser(name: str) -> speech.Recogniser:
-    """Return a recogniser of speech, opened once in each process."""
-    return speech.create(name)
+recogniser = functools.cache(speech.create)
+"""Opens a recogniser of speech by name, once in each process."""
