@@ -9,7 +9,6 @@ import pytest
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import decoding as media
-from conclugen_jax.extract.media import sound
 from tests import clips
 
 
@@ -101,7 +100,7 @@ def test_sound_whose_form_changes_is_heard_on(tmp_path):
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, len(frames) * count, Fraction(1, rate)
         frames.append(frame)
-    recorder = sound.Recorder(0.0, math.inf)
+    recorder = media.Recorder(0.0, math.inf)
     for frame in frames:
         recorder.add(frame, frame.pts * frame.time_base)
     heard = recorder.finish()

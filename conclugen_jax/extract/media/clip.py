@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 SAMPLE_RATE = 16_000  # samples of the sound per second
+SILENCE = 1e-4  # greatest amplitude of sound that counts as none (-80 dB of full scale)
 MAX_SECONDS = 300.0  # longest clip or interval; all of its frames are held in memory
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.media.clip import SAMPLE_RATE
-from conclugen_jax.extract.media.sound import SILENCE
+from conclugen_jax.extract.media.clip import SAMPLE_RATE, SILENCE
 from conclugen_jax.system import files
 
 Recogniser = Callable[[np.ndarray], str]

@@ -99,10 +99,7 @@ class _Tensors(Unpickler):
     def persistent_load(self, entry: Any) -> Storage:
         """Return the storage that a persistent id describes; its numbers are read once."""
         match entry:
-            case ("storage", Name(kind), str(key), _, int(length), *views) if kind in STORAGES and views in (
-                [],
-                [None],
-            ):
+            case ("storage", Name(kind), str(key), _, int(length), *views) if kind in STORAGES and set(views) <= {None}:
                 dtype, size = STORAGES[kind], length * STORAGES[kind].itemsize
             case _:
                 raise Refused("a storage of unknown type, or a view of another one; save the weights again")
