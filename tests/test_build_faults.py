@@ -63,7 +63,7 @@ def slow(tmp_path):
     (tmp_path / "main.py").write_text(COMMAND)
     (tmp_path / "pids").mkdir()
     build = subprocess.Popen(
-        [sys.executable, tmp_path / "main.py", "--dataset=slow", f"--data_dir={tmp_path}/data", "--num_workers=2"],
+        [sys.executable, tmp_path / "main.py", "--dataset=digits", f"--data_dir={tmp_path}/data", "--num_workers=2"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "SLOW": str(tmp_path / "pids")},
         stderr=subprocess.PIPE,
         text=True,

@@ -82,9 +82,10 @@ def _labels(report: Report) -> Iterator[str | Padding]:
             rows = [
                 [each, *(_share(f["counts"][i], f["known"]) for f in found.values())] for i, each in enumerate(names)
             ]
-            totals = {s: report["splits"][s]["num_examples"] for s in found}
-            if any(f["known"] < totals[s] for s, f in found.items()):
-                rows.append(["(unknown)", *(_share(totals[s] - f["known"], totals[s]) for s, f in found.items())])
+            totals = [f["num_examples"] for f in report["splits"].values()]
+            unknown = [n - f["known"] for n, f in zip(totals, found.values(), strict=True)]
+            if any(unknown):
+                rows.append(["(unknown)", *map(_share, unknown, totals)])
             yield _table(["name", *found], rows)
 
 
@@ -99,11 +100,9 @@ def _modalities(report: Report) -> Iterator[str | Padding]:
     kinds = dict.fromkeys(kind for facts in splits.values() for kind in facts["combinations"])
     if len(kinds) > 1:
         yield "Modalities that are there together"
-        rows = [
-            [k or "(none)", *(_share(f["combinations"].get(k, 0), f["num_examples"]) for f in splits.values())]
-            for k in kinds
-        ]
-        yield _table(["modalities", *splits], rows)
+        totals = [f["num_examples"] for f in splits.values()]
+        counts = {k or "(none)": [f["combinations"].get(k, 0) for f in splits.values()] for k in kinds}
+        yield _table(["modalities", *splits], ([k, *map(_share, n, totals)] for k, n in counts.items()))
 
 
 def _vectors(report: Report) -> Iterator[str | Padding]:

@@ -114,7 +114,7 @@ class ShardStream:
         """Read rows; see :class:`RowSource`. A ConclugenError names the split of a record that cannot be read."""
         dims, wanted = self.dataset.manifest.modalities, variants or {}
         features = {m: np.empty((*np.shape(wanted.get(m, indices)), dims[m]), np.float32) for m in self.modalities}
-        columns = [(m, x, self._wire.offset(f"features/{m}"), dims[m]) for m, x in features.items()]
+        columns = [(m, x, self._wire.offsets[f"features/{m}"], dims[m]) for m, x in features.items()]
         labels, name, stored = [], wire.label_field(self.target), wire.LABEL_LISTS.get(self.label.kind)
         with self._reading():
             for i, record in enumerate(self._read(indices)):

@@ -60,23 +60,23 @@ def parse(record: bytes) -> Any:
 
 
 class Wire:
-    """Offsets of the leading float vectors of every record of a split."""
+    """Where the leading float vectors of every record of a split are; ``offsets``, by name, are from the first field."""
 
     def __init__(self, sizes: Mapping[str, int]):
         """Lay out the fields ``sizes``: name -> number of float32 values; they sort before all other fields."""
         from tensorflow_datasets.proto import tf_feature_pb2 as proto
 
         self._parse = proto.Features.FromString
-        self._offsets: dict[str, int] = {}
+        self.offsets: dict[str, int] = {}
         self._headers: list[tuple[int, int, bytes]] = []
         self._end = 0
         for name in sorted(sizes, key=lambda name: name.encode() + b"\xff"):
             content = bytes(4 * sizes[name])
             feature = proto.Feature(bytes_list=proto.BytesList(value=[content]))
             header = proto.Features(feature={name: feature}).SerializeToString().removesuffix(content)
-            self._offsets[name] = self._end + len(header)
-            self._headers.append((self._end, self._offsets[name], header))
-            self._end = self._offsets[name] + len(content)
+            self.offsets[name] = self._end + len(header)
+            self._headers.append((self._end, self.offsets[name], header))
+            self._end = self.offsets[name] + len(content)
 
     def locate(self, record: bytes) -> tuple[int, Any] | None:
         """Return where the first field begins, and the parsed other fields; None for a record of another form."""
@@ -91,7 +91,3 @@ class Wire:
         if start + self._end > len(record):
             return None
         return start, self._parse(record[start + self._end :]).feature
-
-    def offset(self, name: str) -> int:
-        """Return the offset of a vector from the first field."""
-        return self._offsets[name]
