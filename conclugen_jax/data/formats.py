@@ -134,9 +134,9 @@ def open_features(path: str, pool: str) -> Features:
 
 def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
     """Join features and annotations: those of the format ``kind``, of the files that the user named, or of the names."""
-    openers = dict(found.features)
-    if kind != "csd":  # which opens those that are named itself
-        openers |= {m: functools.partial(open_features, path, request.pool) for m, path in request.modalities.items()}
+    named = request.modalities if kind != "csd" else {}  # csd opens those that are named itself
+    openers = {m: f for m, f in found.features.items() if m not in named}
+    openers |= {m: functools.partial(open_features, path, request.pool) for m, path in named.items()}
     for modality in request.only:
         if modality not in openers:
             raise ConclugenError(f"no modality {modality!r}; there are {', '.join(openers) or 'none'}")
@@ -174,7 +174,7 @@ def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
         label=corpus.label,
         splits=tuple(columns),  # by_split() puts train first
         targets=corpus.targets,
-        variants={m: len(f.variants) for m, f in features.items() if isinstance(f, Combined)},
+        variants={m: len(f.variants) for m, f in features.items() if isinstance(f, Combined) and len(f.variants) > 1},
         shared_groups=corpus.shared_groups,
     )
     return JoinedSource(spec, columns, features, sorted(found.label_files), facts, found.identity)
