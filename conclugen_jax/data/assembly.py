@@ -22,8 +22,7 @@ from conclugen_jax.data.sources import DatasetSpec, Source
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import locks
 
-DROPPED = "dropped.csv"
-"""Beside the shards where ``drop_bad`` dropped examples: split, row, id, reason."""
+DROPPED = "dropped.csv"  # split, row, id and reason of the examples that drop_bad dropped, beside the shards
 
 
 def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop_bad: bool, strict: bool) -> None:

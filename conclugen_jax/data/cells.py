@@ -13,8 +13,7 @@ import numpy as np
 from conclugen_jax.data.files import MOST_TEXT, read_whole
 from conclugen_jax.errors import ConclugenError
 
-MOST = float(np.finfo(np.float32).max)
-"""Labels are stored in float32."""
+MOST = float(np.finfo(np.float32).max)  # labels are stored in float32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping
 
 from conclugen_jax.data.sources import LabelSpec
 
-MOSEI_EMOTIONS = ("happiness", "sadness", "anger", "surprise", "disgust", "fear")
-"""In the order of the published label files. (The authors' configuration names the fourth Fear and the sixth Surprise.)"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -84,7 +81,8 @@ CORPORA: dict[str, Corpus] = {
     "cmu_mosei": Corpus(
         description="CMU-MOSEI: opinion videos, cut into segments, with six emotions and sentiment.",
         licence="for research; Bagher Zadeh et al., ACL 2018; the videos belong to their owners",
-        label=LabelSpec("multi", MOSEI_EMOTIONS),
+        # In the order of the published label files; the authors' configuration names the fourth Fear and the sixth Surprise.
+        label=LabelSpec("multi", ("happiness", "sadness", "anger", "surprise", "disgust", "fear")),
         targets={"sentiment": LabelSpec("value")},
         ranges={"label": (0, 3), "sentiment": (-3, 3)},
         drop={"": frozenset({"9cxlcpbmrH0_6", "2cwNG0YuwtQ_6"})},

@@ -14,14 +14,9 @@ import numpy as np
 
 from conclugen_jax.errors import ConclugenError, reason
 
-MOST_BYTES = 2**30
-"""Bytes that are read at once: the file of a clip, a row of a matrix. A sparse file can have any size."""
-
-MOST_TEXT = 2**31
-"""Bytes of a file of ids or labels."""
-
-MOST_UNPACKED = 200
-"""Times its own size that a packed file may unpack to; arrays of features compress far less."""
+MOST_BYTES = 2**30  # that are read at once: the file of a clip, a row of a matrix; a sparse file can have any size
+MOST_TEXT = 2**31  # bytes of a file of ids or labels
+MOST_UNPACKED = 200  # times its own size that a packed file may unpack to; arrays of features compress far less
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from conclugen_jax.data.requests import Found, Layout, Request
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features, LabelSpec, by_group
 from conclugen_jax.errors import ConclugenError
 
-FORMATS = {
+FORMATS = {  # name -> what opens it
     "authors": authors.open_authors,
     "csd": csd.open_csd,
     "table": tables.open_table,
@@ -30,16 +30,9 @@ FORMATS = {
     "parquet": tables.open_parquet_table,
     "metadata": tables.open_metadata,
 }
-"""Name of each format -> what opens it."""
-
-GENERIC = "features"
-"""Name of the data set that its files alone describe."""
-
-DEFAULT_FOLDS = (6, 5)
-"""Of a corpus without splits of its own: RAVDESS with actors 1-16, 17-20 and 21-24."""
-
-CLOCKS = 60.0
-"""Seconds by which the clocks of this machine and of the disk may differ."""
+GENERIC = "features"  # name of the data set that its files alone describe
+DEFAULT_FOLDS = (6, 5)  # of a corpus without splits of its own: RAVDESS with actors 1-16, 17-20 and 21-24
+CLOCKS = 60.0  # seconds by which the clocks of this machine and of the disk may differ
 
 
 def open_source(request: Request) -> JoinedSource:
@@ -209,9 +202,7 @@ def _refuse_shared_names(modality: str, features: Features, columns: Mapping[str
         for key in map(canonical, annotations.keys if names else ()):
             if key in names and f"{split}/{key}" not in names and seen.setdefault(key, split) != split:
                 fault = f"{key!r} is an utterance of {seen[key]!r} and another one of {split!r}"
-                way_out = (
-                    f"put the split in front of the id, {split}/{key}, or files into folders train, validation, test"
-                )
+                way_out = f"put the split in front of the id, {split}/{key}, or files into folders of splits"
                 raise ConclugenError(f"modality {modality!r}: {fault}; {way_out}")
 
 

@@ -16,8 +16,7 @@ from conclugen_jax.data.files import open_regular
 from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Example, Features, take
 from conclugen_jax.errors import ConclugenError
 
-HASHED_BYTES = 2**24
-"""Bytes of a label file that are read at a time; it may be the file of all features."""
+HASHED_BYTES = 2**24  # of a label file that are read at a time; it may be the file of all features
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,9 +94,6 @@ def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, 
     return by_split(Annotations(ids, [group for _, group in known], label, {}, ids), [split for split, _ in rows])
 
 
-# Tables
-
-
 def _of_user(layout: Layout, table: Table) -> tuple[dict[str, Annotations], LabelSpec, dict[str, LabelSpec]]:
     """Return the annotations in a user's table, and kind and names of its label and of each further target."""
     if not len(table):
@@ -152,9 +149,6 @@ def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
     )
     kept = [i for i, key in enumerate(keys) if key not in dropped(corpus, splits[i])]
     return by_split(take(rows, np.array(kept, np.int64)), [splits[i] for i in kept])
-
-
-# Columns
 
 
 def _guessed(

@@ -19,13 +19,10 @@ from conclugen_jax.data.features import RowFeatures, pool
 from conclugen_jax.data.files import MOST_UNPACKED, as_text, open_regular
 from conclugen_jax.errors import ConclugenError, reason
 
-BATCH_BYTES = 2**26
-"""Bytes of a column that are decoded at a time."""
+BATCH_BYTES = 2**26  # of a column that are decoded at a time
+BLOCK_BYTES = 2**27  # of vectors that are kept, since rows may be asked for in another order than the file's
 
-BLOCK_BYTES = 2**27
-"""Bytes of vectors that are kept, since rows may be asked for in another order than the file's."""
-
-FOOTER = """
+FOOTER = """# Look at what a Parquet file says of its columns.
 import sys
 from pyarrow import parquet
 found = parquet.ParquetFile(sys.argv[1]).metadata
@@ -33,7 +30,6 @@ for group in range(found.num_row_groups):
     for column in range(found.num_columns):
         found.row_group(group).column(column)
 """
-"""Program that looks at what a Parquet file says of its columns."""
 
 
 def parquet_kinds(path: Path) -> dict[str, str]:

@@ -27,11 +27,8 @@ from conclugen_jax.system import files
 WRITER_OPTIONS = "group_size:1,snappy"
 """One record a chunk, for random access; the quickest compression, since float features hardly shrink."""
 
-BLOCK = 64
-"""Vectors whose statistics are computed together."""
-
-MOST_NAME = 1000
-"""Characters of an id or a group, at most."""
+BLOCK = 64  # vectors whose statistics are computed together
+MOST_NAME = 1000  # characters of an id or a group
 
 
 @dataclasses.dataclass
@@ -102,9 +99,7 @@ class Part:
         return msgspec.msgpack.decode(path.read_bytes(), type=cls, dec_hook=array)
 
 
-Entries = list[tuple[Path, Part]]
-"""File and facts of each part of a split, in order."""
-
+Entries = list[tuple[Path, Part]]  # file and facts of each part of a split, in order
 Parts = dict[str, Entries]  # of each split
 
 

@@ -135,17 +135,14 @@ def split_name(text: str, where: str) -> str:
     """Return the name that a split gets: train, validation, test, or its own."""
     name = SPLIT_NAMES.get(text.strip().lower(), text.strip())
     if not name.replace("_", "a").isalnum() or not name.isascii() or name.lower() == "all":
-        raise ConclugenError(
-            f"{where}: split {text!r}; names consist of letters, digits and '_', and 'all' is reserved"
-        )
+        raise ConclugenError(f"{where}: split {text!r}; expected letters, digits and '_', and not 'all'")
     return name
 
 
 def take(annotations: Annotations, rows: np.ndarray) -> Annotations:
     """Return some rows of a split; ``rows``: int64 [n]."""
-    ids, groups, keys = (
-        [column[i] for i in rows.tolist()] for column in (annotations.ids, annotations.groups, annotations.keys)
-    )
+    names = annotations.ids, annotations.groups, annotations.keys
+    ids, groups, keys = ([column[i] for i in rows.tolist()] for column in names)
     label = None if annotations.label is None else annotations.label[rows]
     return Annotations(ids, groups, label, {name: x[rows] for name, x in annotations.targets.items()}, keys)
 
@@ -168,9 +165,11 @@ def by_group(annotations: Annotations, num_folds: int, fold: int, *, where: str)
     groups = sorted(set(annotations.groups))
     if num_folds < 3 or not 0 <= fold < num_folds or len(groups) < num_folds or "" in groups:
         more = f", such as --num_folds={len(groups)}" if 3 <= len(groups) < num_folds else ""
+        expected = (
+            f"3 folds at least, as many groups as folds{more}, a group for every row, and folds that count from 0"
+        )
         raise ConclugenError(
-            f"{where}: fold {fold} of {num_folds} over {len(groups)} groups (people); there must be 3 folds at least, as many "
-            f"groups as folds{more}, a group for every row, and folds count from 0"
+            f"{where}: fold {fold} of {num_folds} over {len(groups)} groups (people); expected {expected}"
         )
     runs = np.array_split(np.array(groups, dtype=object), num_folds)
     split_of = dict.fromkeys(groups, "train")

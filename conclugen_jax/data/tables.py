@@ -111,9 +111,6 @@ def _with_labels(request: Request, found: Found, file: Path, columns: Mapping[st
     return dataclasses.replace(found, label_files=[file], table=table)
 
 
-# Listed files
-
-
 def open_metadata(request: Request) -> Found:
     """Open ``metadata.csv`` beside the files it lists, in the source or in a folder for each split.
 
