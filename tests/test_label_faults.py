@@ -238,9 +238,7 @@ def test_a_file_named_after_two_splits_says_nothing_of_them(tmp_path):
     message = refusal(
         open_table, tmp_path / "t", "", labels=(write(tmp_path / "train_and_test.csv", "id,label\na,x\n"),)
     )
-    assert message.endswith(
-        "train_and_test.csv: its name says test and train; add a column 'split' that says it of each row"
-    )
+    assert message.endswith("train_and_test.csv: its name says test and train; add a column 'split'")
     labels = write(tmp_path / "train_and_test.csv", "id,label,Split\na,x,train\nb,x,dev\n")
     source = open_table(tmp_path / "t", "", labels=(labels,))
     assert list(source.annotations) == ["train", "validation"]

@@ -1,4 +1,4 @@
-"""Assemble written parts to a data set: refusals, metadata of TFDS, manifest; and put it into its place when complete."""
+"""Assemble written parts to a data set (refusals, metadata of TFDS, manifest), and put it into its place."""
 
 import contextlib
 import csv

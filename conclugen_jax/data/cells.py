@@ -121,7 +121,7 @@ def number(value: Any, where: str, span: tuple[float, float] | None = None) -> f
 
 
 def short(value: Any) -> str:
-    """Return a value for a message; only the type of a container, which YAML aliases can make huge, or of a huge integer."""
+    """Return a value for a message; only the type of an integer or a container (by YAML aliases) that may be huge."""
     if isinstance(value, str):
         return repr(value[:100])
     plain = value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

@@ -20,15 +20,13 @@ class Corpus:
     label_names: Mapping[str, int] = dataclasses.field(default_factory=dict)  # other names of classes -> index
     splits: tuple[str, ...] = ("train", "validation", "test")  # that it comes with; empty if it has none
     named: Callable[[str], tuple[int | None, str] | None] | None = None
-    """Returns label (None if unknown) and group by an utterance's name, None for a name of another form than ``example``."""
+    """Returns label (or None) and group by an utterance's name, None for a name of another form than ``example``."""
     example: str = ""
     names_repeat: bool = False  # the same names stand for other utterances in other splits: ids get the split in front
     shared_groups: bool = False  # groups are in several splits by design
     drop: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)  # split -> names of broken utterances
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Split (or "all") -> number of examples: of the authors' copy (faces cropped, where they are), or, of CMU-MOSI, of the
-    published segments of the standard folds.
-    """
+    """Split (or "all") -> number of examples: of the authors' copy (faces cropped), or of the standard folds."""
 
 
 CAER_CLASSES = ("anger", "disgust", "fear", "happy", "neutral", "sad", "surprise")
@@ -81,7 +79,7 @@ CORPORA: dict[str, Corpus] = {
     "cmu_mosei": Corpus(
         description="CMU-MOSEI: opinion videos, cut into segments, with six emotions and sentiment.",
         licence="for research; Bagher Zadeh et al., ACL 2018; the videos belong to their owners",
-        # In the order of the published label files; the authors' configuration names the fourth Fear and the sixth Surprise.
+        # in the order of the published label files; the authors' configuration swaps Fear and Surprise
         label=LabelSpec("multi", ("happiness", "sadness", "anger", "surprise", "disgust", "fear")),
         targets={"sentiment": LabelSpec("value")},
         ranges={"label": (0, 3), "sentiment": (-3, 3)},

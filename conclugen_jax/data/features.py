@@ -17,9 +17,10 @@ POOLS = ("mean", "max", "last")
 
 
 def pool(x: Any, how: str, where: str, *, length: int | None = None) -> np.ndarray:
-    """Reduce a sequence [time, dim] to [dim] by ``mean``, ``max`` or ``last`` of its first ``length`` steps; [dim] stays.
+    """Reduce a sequence [time, dim] to [dim] by ``mean``, ``max`` or ``last`` of its first ``length`` steps.
 
-    A mean is taken in float64, and float64 it stays unless ``x`` is float32. ``where`` names the features in messages.
+    What is [dim] stays as it is. A mean is taken in float64, and float64 it stays unless ``x`` is float32. ``where``
+    names the features in messages.
     """
     x = np.asarray(x)
     if x.dtype.kind not in "fiub" or x.ndim not in (1, 2):
@@ -64,7 +65,6 @@ class RowFeatures:
             raise ConclugenError(f"{ids_path}: id {name!r} appears twice; each row needs an id of its own")
 
     def names(self) -> dict[str, list[str]]:
-        """Return the ids, in the file's order, as of one split."""
         return {"": list(map(canonical, self.ids()))}
 
     def files(self) -> Iterable[Path]:
@@ -290,7 +290,7 @@ class Combined:
         return (path for pieces in self.variants for piece in pieces for path in piece.files())
 
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple | None]:
-        """Return how many of the variants the split uses, and the places in each variant, None where a piece is absent."""
+        """Return how many variants the split uses, and the places in each variant, None where a piece is absent."""
         count, where = len(self.variants) if split == self.first_split else 1, self.stored or split
         found = [zip(*(piece.locate(where, keys) for piece in pieces), strict=True) for pieces in self.variants]
         places = [tuple(None if None in place else place for place in of_key) for of_key in zip(*found, strict=True)]

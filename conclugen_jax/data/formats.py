@@ -79,8 +79,7 @@ def recognise(request: Request) -> str:
     if source is None:
         return "csd" if any(".csd" in path for path in request.modalities.values()) else "table"
     if source.suffix in (".pkl", ".pickle"):
-        way_out = "convert it first: conclugen convert_mmsa --help"
-        raise ConclugenError(f"{source}: a pickle can execute code when it is read; {way_out}")
+        raise ConclugenError(f"{source}: a pickle can execute code; convert it first: conclugen convert_mmsa --help")
     if source.is_file():
         if source.suffix not in (".npz", ".parquet", ".csd"):
             raise ConclugenError(f"{source}: not a format that is read (.npz, .parquet, .csd, or a folder)")
@@ -126,7 +125,7 @@ def open_features(path: str, pool: str) -> Features:
 
 
 def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
-    """Join features and annotations: those of the format ``kind``, of the files that the user named, or of the names."""
+    """Join features and annotations: those of the format ``kind``, of files that the user named, or of the names."""
     named = request.modalities if kind != "csd" else {}  # csd opens those that are named itself
     openers = {m: f for m, f in found.features.items() if m not in named}
     openers |= {m: functools.partial(open_features, path, request.pool) for m, path in named.items()}

@@ -51,7 +51,7 @@ class Piece:
 
 @dataclasses.dataclass
 class JoinedSource:
-    """A source of annotated features, which can be read in parts."""
+    """A source of annotated features: a PartedSource, in the order of the annotations."""
 
     spec: DatasetSpec
     annotations: Mapping[str, Annotations]  # of each split of the spec
@@ -62,15 +62,12 @@ class JoinedSource:
     opened: str = ""  # fingerprint of the files when they were opened, if it was taken
 
     def num_examples(self, split: str) -> int:
-        """Return the number of annotated rows."""
         return len(self.annotations[split].ids)
 
     def examples(self, split: str) -> Iterator[Example]:
-        """Return all examples of a split in the order of the annotations."""
         return iter(self.part(split, 0, self.num_examples(split)))
 
     def part(self, split: str, start: int, stop: int) -> Piece:
-        """Return rows ``start`` to ``stop`` of a split."""
         rows = take(self.annotations[split], np.arange(start, stop))
         places = {m: features.locate(split, rows.keys) for m, features in self.features.items()}
         return Piece(self.spec, dataclasses.replace(rows, keys=()), self.features, places)
@@ -85,10 +82,7 @@ class JoinedSource:
         return {os.path.dirname(path) for path in files}
 
     def fingerprint(self) -> str:
-        """Hash the options, the label files' content, and name, size and time of every feature file, or return the identity.
-
-        ConclugenError says which file is gone, or that one has changed since the source was opened.
-        """
+        """Return the identity, or a hash of options, content of label files, and name, size and time of feature files."""
         if self.identity:
             return self.identity
         found, _ = self.stamp()

@@ -53,18 +53,14 @@ def _with_split(table: Table, default: str) -> Table:
     if "split" in table.columns or splits == [""]:
         return table
     if len(splits) > 1:
-        said = f"its name says {' and '.join(splits)}"
-        raise ConclugenError(f"{table.path}: {said}; add a column 'split' that says it of each row")
+        raise ConclugenError(f"{table.path}: its name says {' and '.join(splits)}; add a column 'split'")
     return table.having(split=splits * len(table))
 
 
 def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, Annotations]:
     """Read annotations from the names of the utterances alone, which some corpora form so that they say enough."""
-    corpus, where, way_out = (
-        request.corpus,
-        request.dataset,
-        "add a labels.csv with columns id, split, group and labels",
-    )
+    corpus, where = request.corpus, request.dataset
+    way_out = "add a labels.csv with columns id, split, group and labels"
     if corpus is not None and corpus.named is None:
         raise ConclugenError(f"{where}: no labels; {way_out}")
     names: dict[str, set[str]] = {}

@@ -168,7 +168,6 @@ class ParquetFeatures(RowFeatures):
         return self._block[row]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the vectors, too."""
         return {**super().__getstate__(), "_block": {}}
 
     def _vectors(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray | None]]:

@@ -6,7 +6,6 @@ One process writes a part, to a file of its own. Parts can be made in any order,
 import contextlib
 import dataclasses
 import errno
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -82,21 +81,14 @@ class Part:
 
     def save(self, path: Path) -> None:
         """Write a file that :meth:`load` reads."""
-
-        def npy(array: np.ndarray) -> bytes:
-            np.save(file := io.BytesIO(), array, allow_pickle=False)
-            return file.getvalue()
-
-        path.write_bytes(msgspec.msgpack.encode(self, enc_hook=npy))
+        encoder = msgspec.msgpack.Encoder(enc_hook=lambda x: (x.dtype.str, x.shape, x.tobytes()))
+        path.write_bytes(encoder.encode(self))
 
     @classmethod
     def load(cls, path: Path) -> "Part":
         """Read what :meth:`save` wrote."""
-
-        def array(_type: type, npy: bytes) -> np.ndarray:
-            return np.load(io.BytesIO(npy), allow_pickle=False)
-
-        return msgspec.msgpack.decode(path.read_bytes(), type=cls, dec_hook=array)
+        decoder = msgspec.msgpack.Decoder(cls, dec_hook=lambda _, x: np.frombuffer(x[2], x[0]).reshape(x[1]))
+        return decoder.decode(path.read_bytes())
 
 
 Entries = list[tuple[Path, Part]]  # file and facts of each part of a split, in order
@@ -131,10 +123,10 @@ def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
 def write_part(
     spec: DatasetSpec, split: str, first_row: int, examples: Iterable[Example], path: Path, *, first_split: bool
 ) -> Part:
-    """Check examples, of which the first is row ``first_row`` of the source, write them to one array_record file, and count.
+    """Check examples, write them to one array_record file, and count; the first is row ``first_row`` of the source.
 
-    In the first split, statistics are computed and variants expected. Examples with NaN or infinite values or without any
-    modality are not written but listed as bad. No file remains if none was good.
+    In the first split, statistics are computed and variants expected. Examples with NaN or infinite values or without
+    any modality are not written but listed as bad. No file remains if none was good.
 
     Raises:
       ConclugenError: any other fault of an example, or a source that cannot be read.
@@ -194,10 +186,6 @@ def serialize(record: Mapping[str, Any]) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-class _Bad(Exception):
-    """An example that may be dropped."""
-
-
 class Checker:
     """Turn the examples of a part into records, refuse bad ones, and count."""
 
@@ -245,12 +233,15 @@ class Checker:
             if not given.keys() <= names.keys():
                 spare = min(given.keys() - names.keys())
                 raise ConclugenError(f"{where}: unknown {kind} {spare!r}; the data set has {list(names)}")
-        try:
-            if not example.features:
-                raise _Bad("no modality is present")
-            vectors = {m: self._vector(where, m, x) for m, x in example.features.items()}
-        except _Bad as e:
-            self.bad.append((row, example.id, str(e)))
+        vectors = {m: self._vector(where, m, x) for m, x in example.features.items()}
+        fault = "" if vectors else "no modality is present"
+        for m, x in vectors.items():
+            wrong = np.flatnonzero(~np.isfinite(x))
+            if wrong.size and not fault:
+                found = f"{wrong.size} of {x.size} values are NaN or infinite in float32"
+                fault = f"modality {m!r}: {found} (first at column {wrong[0] % x.shape[-1]})"
+        if fault:
+            self.bad.append((row, example.id, fault))
             return None
         present = {m: m in vectors for m in spec.modalities}
         record = {"id": example.id, "group": example.group}
@@ -285,13 +276,8 @@ class Checker:
         if x.dtype.kind not in "fiub" or x.shape != shape:
             found = f"{x.dtype} of shape {x.shape}, expected real numbers of shape {shape}"
             raise ConclugenError(f"{where}, modality {modality!r}: {found}")
-        with np.errstate(over="ignore"):
-            y = x.astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(y))
-        if bad.size:
-            found = f"{bad.size} of {y.size} values are NaN or infinite in float32"
-            raise _Bad(f"modality {modality!r}: {found} (first at column {bad[0] % shape[-1]})")
-        return y
+        with np.errstate(over="ignore"):  # infinite then, and bad
+            return x.astype(np.float32)
 
     def _target(self, where: str, name: str, value: Any) -> Any:
         spec = self.spec.targets[name]

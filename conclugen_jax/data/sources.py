@@ -1,4 +1,4 @@
-"""Define a source of examples: a description of the data set, and annotations and features that are joined to examples."""
+"""Define a source of examples: a description of the data set; annotations and features, from which they are joined."""
 
 import dataclasses
 import hashlib
@@ -43,10 +43,7 @@ class DatasetSpec:
     targets: Mapping[str, LabelSpec] = dataclasses.field(default_factory=dict)
     """Further things to predict, by name; examples that lack one hold NaN (``value``) or -1 (``single``)."""
     variants: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Modality -> number of feature vectors of each example of the first split, such as those of augmented clips.
-
-    It is 1 where not named, and in the other splits.
-    """
+    """Modality -> number of vectors of each example of the first split, such as of augmented clips; 1 elsewhere."""
     shared_groups: bool = False  # several splits have the same groups by design, so that they cause no warning
 
 
