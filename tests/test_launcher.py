@@ -167,6 +167,20 @@ def test_default_folders(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("saved in runs/demo\n")
 
 
+def test_what_downstream_shows(capsys):
+    from conclugen_jax.commands import downstream
+
+    scores = dict.fromkeys(("accuracy", "f1", "precision", "recall"), 0.25)
+    facts = {"protocol": "raw_features", "target": "", "data": {"name": "faces"}, "kind": "single"}
+    member = {"labels_per_class": 0, "label_draw": 1, "seed": 2, "learning_rate": 0.01, "weight_decay": 0.5}
+    downstream._show(facts | {"members": [0] * 6, "selected": [member | {"test": scores}]})
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "validation of 6 classifiers" in shown
+    assert "all 1 2 0.01 0.5 25.00 25.00 25.00 25.00" in shown
+    downstream._show(facts | {"num_folds": 3, "validation": scores, "test": scores})
+    assert "mean of 3 folds" in capsys.readouterr().out
+
+
 def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch, capsys):
     def missing(name):
         raise ModuleNotFoundError("No module named 'PIL'", name="PIL.Image")

@@ -14,21 +14,18 @@ from conclugen_jax.commands import app
 
 command = app.Command(config="run", short=app.OF_PRETRAINING | {"checkpoint": "downstream.checkpoint"})
 FLAGS = command.flags
-command.string(
-    "workdir",
-    None,
-    "Folder of the run: result.json, metrics.jsonl, checkpoints; default: CHECKPOINT/PROTOCOL, or runs/PROTOCOL",
-)
+PLACE = "Folder of result.json, metrics.jsonl, checkpoints; default: CHECKPOINT/PROTOCOL, or runs/PROTOCOL"
+command.string("workdir", None, PLACE)
 command.bool("sweep", False, "Train the whole grid of config.sweep in one run")
 
 MEMBER = {
-    "labels": "labels_per_class",
-    "draw": "label_draw",
+    "labels_per_class": "labels",
+    "label_draw": "draw",
     "seed": "seed",
-    "rate": "learning_rate",
-    "decay": "weight_decay",
+    "learning_rate": "rate",
+    "weight_decay": "decay",
 }
-"""Column -> what it shows of a selected member of a sweep."""
+"""What is shown of a selected member of a sweep, and its column."""
 
 
 def main() -> None:
@@ -51,11 +48,14 @@ def _show(result: dict) -> None:
     target = f"{result['target']} of " if result["target"] else ""
     unit = "a number to predict" if factor == 1 else "weighted scores in %"
     if "selected" in result:
-        facts, kind = MEMBER, f"those of best validation of {len(result['members'])} classifiers, test split"
-        rows = [([f"{row[fact]:g}" for fact in MEMBER.values()], row["test"]) for row in result["selected"]]
+        facts, kind = MEMBER.values(), f"those of best validation of {len(result['members'])} classifiers, test split"
+        rows = [([f"{row[fact]:g}" for fact in MEMBER], row["test"]) for row in result["selected"]]
+        for named, _ in rows:
+            named[0] = {"0": "all"}.get(named[0], named[0])
     else:
-        facts, kind = ["split"], f"best epoch {result['best_epoch'] + 1}" if "best_epoch" in result else "mean of folds"
-        rows = [([split], result[split]) for split in ("validation", "test")]
+        facts, rows = ["split"], [([split], result[split]) for split in ("validation", "test")]
+        folds = result.get("num_folds")
+        kind = f"mean of {folds} folds" if folds else f"best epoch {result['best_epoch'] + 1}"
     cells = [[*named, *(f"{factor * scored[score]:.{digits}f}" for score in scores)] for named, scored in rows]
     app.show(
         [*facts, *scores], cells, title=f"{result['protocol']} on {target}{result['data']['name']}, {kind}, {unit}"

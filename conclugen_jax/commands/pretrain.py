@@ -13,12 +13,9 @@ from conclugen_jax.system import processes
 
 command = app.Command(config="run", short=app.OF_PRETRAINING)
 FLAGS = command.flags
-command.string(
-    "workdir", None, "Folder of the run: checkpoints, metrics.jsonl, config.json; default: runs/CONFIGURATION"
-)
-command.enum(
-    "distributed", "off", ["off", "auto"], "auto: join the other processes that the cluster or JAX_* variables name"
-)
+command.string("workdir", None, "Folder of checkpoints, metrics.jsonl, config.json; default: runs/CONFIGURATION")
+OTHERS = "auto: join the other processes that the cluster or JAX_* variables name"
+command.enum("distributed", "off", ["off", "auto"], OTHERS)
 WAIT = "Seconds for all processes to start, and until a silent one counts as gone"
 command.float("distributed_timeout", 60.0, WAIT, lower_bound=1, upper_bound=86400)
 command.bool("moved", False, "Accept a data set at another path, if its hashes are the same")

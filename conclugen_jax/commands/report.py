@@ -14,9 +14,7 @@ command = app.Command()
 FLAGS = command.flags
 command.string("study", None, "Folder of a study")
 command.string("output", None, "Folder for report.html and report.md; default: the study's")
-command.list(
-    "maps", None, "Methods whose representations are drawn as maps; default: the first three; --maps= for none"
-)
+command.list("maps", None, "Methods whose representations are drawn; default: the first three; --maps= for none")
 
 
 def main() -> None:

@@ -17,17 +17,10 @@ from conclugen_jax.commands import app
 
 command = app.Command(config="run", short=app.OF_PRETRAINING)
 FLAGS = command.flags
-command.string(
-    "search", None, "Folder of the search: search.sqlite, result.json, trials; default: runs/search_CONFIGURATION"
-)
-command.integer(
-    "trials", 40, "How many, finished, pruned and failed together; default 40 (the authors: 200)", lower_bound=1
-)
-command.string(
-    "objective",
-    "pretraining_loss",
-    "pretraining_loss (default; reads no label) or validation_probe (logistic regression, one class per example)",
-)
+command.string("search", None, "Folder of search.sqlite, result.json, trials; default: runs/search_CONFIGURATION")
+command.integer("trials", 40, "Finished, pruned and failed together; default 40 (the authors: 200)", lower_bound=1)
+OBJECTIVES = "pretraining_loss (default; no label) or validation_probe (logistic regression, one class per example)"
+command.string("objective", "pretraining_loss", OBJECTIVES)
 command.string("space", None, "JSON file of what is searched; default: sizes, loss weights, clusters, rates")
 command.integer("workers", 1, "Processes on this machine that share the trials, default 1", lower_bound=1)
 

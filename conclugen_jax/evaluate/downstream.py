@@ -192,12 +192,9 @@ def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device])
 
 
 class BestEpochs:
-    """The best epoch of each classifier of an array so far, the earliest of equals, and which still train.
+    """The best epoch by ``mae`` or ``accuracy`` of each classifier of an array, the earliest of equals, and which still train.
 
-    Args:
-      measure: ``mae``, lower is better, or ``accuracy``.
-      patience: epochs without a lower validation loss after which a classifier stops; 0: never.
-      shape: of the array.
+    ``patience``: epochs without a lower validation loss after which a classifier stops; 0: never.
     """
 
     def __init__(self, measure: str, patience: int, shape: tuple[int, ...] = ()):
@@ -336,11 +333,7 @@ def fresh_state(
 
 
 def with_fitting_batch(config: ConfigDict, num_examples: int, num_devices: int) -> ConfigDict:
-    """Return the configuration with a batch of at most as many examples as there are, shared equally by the devices.
-
-    Raises:
-      ConclugenError: the devices cannot share the batch, or are more than the examples.
-    """
+    """Return the configuration with a batch of at most as many examples as there are, shared equally by the devices."""
     most = num_examples // num_devices * num_devices
     if not most:
         raise ConclugenError(

@@ -29,18 +29,12 @@ Computing = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[
 
 
 class Network(NamedTuple):
-    """What a run has learned.
+    """What a run has learned."""
 
-    Attributes:
-      model, variables: compute representations, or pass features on.
-      modalities: that it was trained on, or that its classifier uses.
-      task, classifier_params: of a downstream run: what its classifier predicts, and its parameters.
-    """
-
-    model: model_lib.ConCluGen | weights.RawFeatures
+    model: model_lib.ConCluGen | weights.RawFeatures  # computes representations, or passes features on
     variables: Mapping[str, Any]
-    modalities: list[str]
-    task: task_lib.Task | None = None
+    modalities: list[str]  # that it was trained on, or that its classifier uses
+    task: task_lib.Task | None = None  # of a downstream run: what its classifier predicts
     classifier_params: Mapping[str, Any] | None = None
 
 

@@ -29,9 +29,6 @@ class OnlineProbe:
     """Probes a state on the labelled data of ``config.online_probe``.
 
     Bank and training rows are those of the training split, queries those of the validation split.
-
-    Raises:
-      ConclugenError: data without labels, or with other modalities than the run's.
     """
 
     def __init__(self, config: ConfigDict, model: model_lib.ConCluGen):
@@ -135,17 +132,10 @@ def _nearest(known: jax.Array, queries: jax.Array, k: int) -> jax.Array:
 
 
 def knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, label: LabelSpec, *, k: int) -> np.ndarray:
-    """Predict by the k rows of highest cosine similarity, each with one vote.
+    """Predict queries [m, dim] by the k <= n rows of highest cosine similarity of a bank [n, dim], each with one vote.
 
-    Args:
-      bank: [n, dim].
-      labels: of the bank, [n] or [n, labels].
-      queries: [m, dim].
-      label: what they are.
-      k: neighbours, at most n.
-
-    Returns:
-      Most frequent class (the lowest of equals) [m], labels that more than half have [m, labels], or mean number [m].
+    Of its labels, [n] or [n, labels], it returns the most frequent class (the lowest of equals) [m], labels that more than half
+    have [m, labels], or the mean number [m].
     """
     known = losses.unit_rows(jnp.asarray(bank))
     votes = labels[weights.in_batches(lambda rows: _nearest(known, rows, k), queries, ROWS)]

@@ -63,14 +63,9 @@ def label_efficiency(
 
     Args:
       vectors: name -> (training vectors [n, dim], test vectors [m, dim]).
-      train_labels: integer [n].
-      test_labels: integer [m].
-      labels_per_class: how many labels of each class are used; 0: all.
-      num_draws: random draws of the labelled rows, by ``seed``.
-      seed: of the first draw; the next has the next one.
-
-    Raises:
-      ConclugenError: not one class per example, or a class has fewer labels than asked for.
+      train_labels, test_labels: integer [n] and [m]: one class per example.
+      labels_per_class: how many labels of each class are used, at most as many as there are; 0: all.
+      num_draws, seed: random draws of the labelled rows, and the seed of the first; the next has the next one.
     """
     from sklearn.linear_model import LogisticRegression  # here, since commands that only load runs start much faster
     from sklearn.preprocessing import StandardScaler
@@ -95,11 +90,7 @@ def label_efficiency(
 
 
 def draw_labels(labels: np.ndarray, num_per_class: int, *, seed: int) -> np.ndarray:
-    """Return the rows of ``num_per_class`` random examples of every class (0: all rows), ascending.
-
-    Raises:
-      ConclugenError: a class has fewer examples.
-    """
+    """Return the rows of ``num_per_class`` random examples of every class, of which there must be so many (0: all rows)."""
     if num_per_class == 0:
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
@@ -127,14 +118,10 @@ def label_efficiency_of_run(
     """Compare raw features, the untrained network and a checkpoint of a pretraining run by :func:`label_efficiency`.
 
     Args:
-      workdir: of the run.
-      which: checkpoint, see :func:`load`.
+      workdir, which: of the run and its checkpoint, see :func:`load`.
       data: folder of a labelled data set with the run's modalities; ``None``: the run's own.
       labels_per_class: ``None``: those of 2, 5, 20 that the smallest class has, and all.
       num_draws, options: see :func:`label_efficiency`.
-
-    Raises:
-      ConclugenError: the data has not one class per example, or lacks the run's modalities.
     """
     config = workdir_lib.read_config(workdir)
     manifest = manifest_lib.read(data or config.data.path)
@@ -164,11 +151,8 @@ def label_efficiency_of_runs(
 ) -> list[LabelEfficiency]:
     """Compare the representations of several runs and, last, the raw features of the first by :func:`label_efficiency`.
 
-    ``workdirs``: name -> pretraining run. All of the same data, as its manifest says; modalities may differ. ``which``:
+    ``workdirs``: name -> pretraining run, all of the same data, as its manifest says; modalities may differ. ``which``:
     checkpoint, see :func:`load`. ``options``: see :func:`label_efficiency`.
-
-    Raises:
-      ConclugenError: the runs have not all the same data, or it has not one class per example.
     """
     first, vectors = next(iter(workdirs)), {}
     manifest = workdir_lib.read_data(workdirs[first])
@@ -212,9 +196,6 @@ def accuracies(
     """Score scikit-learn's classifiers on vectors [n, dim] and [m, dim], standardised by the training rows.
 
     ``neighbours``: k of the nearest neighbours, by cosine of the vectors as they are; at most n.
-
-    Raises:
-      ConclugenError: not one class per example.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -243,9 +224,6 @@ def cluster_agreement(split: Split, *, seed: int = 0) -> dict[str, float]:
 
     The clusters are those of the run, if it has any, and those that k-means finds in raw features and in representations, as
     many as there are classes.
-
-    Raises:
-      ConclugenError: not one class per example.
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score

@@ -43,9 +43,6 @@ def open_streams(config: ConfigDict, dataset: Dataset, modalities: list[str]) ->
     """Open what is used as ``train``, ``validation`` and ``test``; one split for all where folds are cut.
 
     A training that is not frozen may visit all stored variants.
-
-    Raises:
-      ConclugenError: an unknown target or split, or a data set without labels.
     """
     section, data = config.downstream, config.data
     random = section.protocol not in FROZEN and data.variants == "random"
@@ -60,11 +57,7 @@ def open_streams(config: ConfigDict, dataset: Dataset, modalities: list[str]) ->
 
 
 def load(config: ConfigDict, streams: Mapping[str, ShardStream]) -> dict[str, RowSource]:
-    """Load the rows of each split; training uses those that have a label and, by choice, few of each class.
-
-    Raises:
-      ConclugenError: folds that cannot be cut, no row with a label, or a class with fewer labels than asked for.
-    """
+    """Load the rows of each split; training uses those that have a label and, by choice, few of each class."""
     stream, section = streams["train"], config.downstream
     if section.num_folds:
         rows = _fold(config, feed.load_rows(config, stream), stream)

@@ -32,26 +32,20 @@ JOINED = "joined"
 
 
 class Vectors(NamedTuple):
-    """A split as the classifiers see it: the representations joined, float32 [n, dim]; labels, [n] or [n, labels], on the host.
+    """A split as the classifiers see it."""
 
-    Usable are rows that may be trained on or, of the other splits, that have a label; at least one.
-    """
-
-    x: jax.Array
-    labels: np.ndarray
-    usable: np.ndarray
+    x: jax.Array  # float32 [n, dim], the representations joined
+    labels: np.ndarray  # [n] or [n, labels], on the host
+    usable: np.ndarray  # rows, at least one, that may be trained on or, of the other splits, that have a label
 
 
 class Members(NamedTuple):
-    """The classifiers of a grid: R rates with W decays in G groups, pairs (seed, draw of the labels).
-
-    ``rows``: of each group, those trained on; equally many.
-    """
+    """The classifiers of a grid: R rates with W decays in G groups."""
 
     learning_rates: Sequence[float]
     weight_decays: Sequence[float]
-    groups: Sequence[tuple[int, int]]
-    rows: Sequence[np.ndarray]
+    groups: Sequence[tuple[int, int]]  # (seed, draw of the labels)
+    rows: Sequence[np.ndarray]  # those trained on, of each group; equally many
 
     @property
     def shape(self) -> tuple[int, int, int]:

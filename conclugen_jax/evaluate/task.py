@@ -20,21 +20,13 @@ CLASSIFIER, ENCODER = "classifier/.*", "representation/.*"
 
 
 class Task(NamedTuple):
-    """What is predicted, and from what.
+    """What is predicted, and from what."""
 
-    Attributes:
-      encoder: the representation network; ``None``: features are representations already.
-      classifier: what is trained on its representations.
-      label: kind (``single``, ``multi`` or ``value``) and names.
-      weights: [num_outputs], of the classes, or of the positive side of each label; not used for ``value``.
-      threshold: probability above which a label of several is predicted.
-    """
-
-    encoder: Any
-    classifier: model_lib.Classifier
-    label: LabelSpec
-    weights: np.ndarray
-    threshold: float
+    encoder: Any  # the representation network; None: features are representations already
+    classifier: model_lib.Classifier  # what is trained on its representations
+    label: LabelSpec  # kind (``single``, ``multi`` or ``value``) and names
+    weights: np.ndarray  # [num_outputs], of the classes, or of the positive side of each label; not used for ``value``
+    threshold: float  # probability above which a label of several is predicted
 
     @property
     def measure(self) -> str:
