@@ -110,7 +110,7 @@ def _files(folder: Path, endings: tuple[str, ...] = MEDIA) -> Iterator[Path]:
 
     def refuse(e: OSError) -> None:
         raise ConclugenError(
-            f"{e.filename}: this folder cannot be read ({e.strerror}); its clips would be left out"
+            f"{e.filename}: this folder cannot be read ({e.strerror}); allow it or move it away"
         ) from e
 
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):

@@ -46,12 +46,8 @@ def of(backbones: Sequence[Backbone], how: Recipe, options: Options) -> Provenan
     heard = speech.provenance(how.recogniser) if how.recogniser else {}
     views = {"number": how.num_views, "seed": how.seed, "strength": how.strength} if how.num_views > 1 else {}
     versions = {name: version for name in ("av", "pillow", "tokenizers") if (version := _version(name))}
-    return Provenance(of_backbones(backbones), options, faces, heard, views, versions)
-
-
-def of_backbones(backbones: Sequence[Backbone]) -> dict[str, dict[str, Any]]:
-    """Return name -> what the vectors of a backbone depend on."""
-    return {b.name: {"modality": b.modality, "dim": b.dim, **b.provenance} for b in backbones}
+    facts = {b.name: {"modality": b.modality, "dim": b.dim, **b.provenance} for b in backbones}
+    return Provenance(facts, options, faces, heard, views, versions)
 
 
 def _version(package: str) -> str:
