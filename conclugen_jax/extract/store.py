@@ -4,6 +4,7 @@
 says what became of an utterance.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,14 @@ class Vectors:
 
     def read(self, place: str) -> np.ndarray:
         """Return the vector [dim] of a place."""
-        return np.array(np.load(_of_vectors(self._folder, place), mmap_mode="r")[self._modality][0, self._view])
+        path = _of_vectors(self._folder, place)
+        return _rows(path, path.stat().st_mtime_ns)[self._modality][0, self._view]
+
+
+@functools.lru_cache(maxsize=1)
+def _rows(path: Path, _changed: int) -> np.ndarray:
+    """Return the vectors of an utterance, of which the next views and modalities are wanted next."""
+    return np.load(path)
 
 
 class Store:
