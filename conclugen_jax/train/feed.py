@@ -148,10 +148,7 @@ class Feed:
 def repeat(
     step: Callable, batch_of: Callable, state: TrainState, num_steps: jax.Array, *, most_steps: int
 ) -> tuple[TrainState, Metrics]:
-    """Take steps ``(state, batch_of(i)) -> (state, metrics)`` inside a compiled program.
-
-    Metrics come back as [most_steps]; those beyond ``num_steps`` are 0.
-    """
+    """Take steps ``(state, batch_of(i))`` inside a compiled program; metrics [most_steps] are 0 beyond ``num_steps``."""
     step = jax.jit(step, inline=True)  # traced once, for the shapes of its metrics and for the loop
     _, like = jax.eval_shape(step, state, jax.eval_shape(batch_of, jnp.int32(0)))
 
