@@ -16,8 +16,7 @@ import numpy as np
 from benchmarks import sides
 from conclugen_jax import pretrain
 from conclugen_jax.data.host_table import DeviceTable
-from conclugen_jax.method import clustering, train_state
-from conclugen_jax.method import model as model_lib
+from conclugen_jax.method import clustering, model as model_lib, train_state
 from conclugen_jax.train import feed, optimizer, parallel
 from configs import base
 

@@ -12,17 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data import formats
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import formats, manifest as manifest_lib
 from conclugen_jax.data.importers import mmsa
 from conclugen_jax.data.requests import Request
 from conclugen_jax.evaluate import exchange
 from conclugen_jax.extract.media import subtitles
 from conclugen_jax.extract.networks import torch_files
-from conclugen_jax.run import checkpoint
-from conclugen_jax.run import config as config_lib
-from conclugen_jax.run import log as log_lib
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system.files import sha256
 
 TOKENS = (

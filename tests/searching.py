@@ -9,8 +9,7 @@ import jax
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.run import checkpoint
-from conclugen_jax.study import search, search_space
-from conclugen_jax.study import trials as trials_lib
+from conclugen_jax.study import search, search_space, trials as trials_lib
 from tests.helpers import Faces, tiny_config
 
 DEVICES = jax.devices()[:1]

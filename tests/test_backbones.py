@@ -16,8 +16,7 @@ from tokenizers import Tokenizer
 from conclugen_jax.extract import backbones, prediction, preparation, provenance
 from conclugen_jax.extract.backbones import Backbone, Networks, Options, View
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.media import augmentation, mel
-from conclugen_jax.extract.media import decoding as media
+from conclugen_jax.extract.media import augmentation, decoding as media, mel
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, Clip
 from conclugen_jax.extract.networks import davenet, resnet, weights
 from conclugen_jax.extract.vectors import vectors

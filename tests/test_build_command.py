@@ -9,8 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from conclugen_jax.data import builders, formats
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import builders, formats, manifest as manifest_lib
 from conclugen_jax.data.requests import Request
 from tests.helpers import ROOT, run, start
 from tests.layouts import build, save, table_rows, write_csv

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.data import assembly, builders, formats, workers
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import assembly, builders, formats, manifest as manifest_lib, workers
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import locks, pool

@@ -8,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from conclugen_jax.data import builders, digits, shards
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import builders, digits, manifest as manifest_lib, shards
 from conclugen_jax.data.records import Moments
 from conclugen_jax.data.sources import Example, LabelSpec
 from conclugen_jax.errors import ConclugenError

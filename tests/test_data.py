@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.data import batches, builders, shards
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import batches, builders, manifest as manifest_lib, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import files
 from tests.helpers import Faces

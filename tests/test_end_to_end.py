@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data import shards
-from tests.helpers import SHARED_DATA, needs_shared_data
-from tests.helpers import start as run  # in processes of their own, as users do
+from conclugen_jax.data import manifest as manifest_lib, shards
+from tests.helpers import (
+    SHARED_DATA,
+    needs_shared_data,
+    start as run,  # in processes of their own, as users do
+)
 from tests.parity import seeded
 from tests.test_networks import write_text
 

@@ -13,11 +13,8 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, exchange, probe
-from conclugen_jax.run import checkpoint, trees
-from conclugen_jax.run import config as config_lib
-from conclugen_jax.run import workdir as workdir_lib
-from tests.helpers import Faces, assert_same_bits, tiny_config
-from tests.helpers import run as command
+from conclugen_jax.run import checkpoint, config as config_lib, trees, workdir as workdir_lib
+from tests.helpers import Faces, assert_same_bits, run as command, tiny_config
 
 DEVICES = jax.devices()[:1]
 PRIVATE = "/home/someone"

@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data import shards
+from conclugen_jax.data import manifest as manifest_lib, shards
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, extraction, preparation, vectors
-from conclugen_jax.extract import clips as clips_lib
+from conclugen_jax.extract import backbones, clips as clips_lib, extraction, preparation, vectors
 from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.preparation import Prepared
 from tests import clips

@@ -8,8 +8,7 @@ import pytest
 
 from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import clips as clips_lib
-from conclugen_jax.extract import extraction
+from conclugen_jax.extract import clips as clips_lib, extraction
 from conclugen_jax.extract.backbones import Networks, Options
 from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.extract.store import State, Store

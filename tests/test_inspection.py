@@ -12,8 +12,7 @@ from array_record.python import array_record_data_source, array_record_module
 from rich.console import Console
 from tensorflow_datasets.proto import tf_example_pb2
 
-from conclugen_jax.data import builders, inspection, inspection_view, records, scan
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import builders, inspection, inspection_view, manifest as manifest_lib, records, scan
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
 from tests.helpers import Faces
 

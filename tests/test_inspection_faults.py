@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from conclugen_jax.data import builders, inspection, records
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import builders, inspection, manifest as manifest_lib, records
 from conclugen_jax.errors import ConclugenError
 from tests.test_inspection import TEST, TRAIN, VALIDATION, Odd, edit_manifest, list_anew, rewrite, text
 

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.media import clip as clip_lib
-from conclugen_jax.extract.media import decoding as media
-from conclugen_jax.extract.media import sampler
+from conclugen_jax.extract.media import clip as clip_lib, decoding as media, sampler
 from tests import clips
 
 

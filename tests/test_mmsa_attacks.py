@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from conclugen_jax.data import pickles
 from conclugen_jax.data.importers import mmsa
 from conclugen_jax.errors import ConclugenError
-from tests.helpers import ROOT
-from tests.helpers import run as run_module
+from tests.helpers import ROOT, run as run_module
 from tests.test_mmsa import AUDIO, PROTOCOLS, aligned, save, split, tables
 
 # Files that attack. Each would act on loading by pickle.load, or is broken in its own way.

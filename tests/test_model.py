@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from conclugen_jax.method import layers
-from conclugen_jax.method import model as model_lib
+from conclugen_jax.method import layers, model as model_lib
 from conclugen_jax.method.layers import BatchNorm
 from conclugen_jax.method.model import Classifier, ConCluGen
 from conclugen_jax.train import parallel

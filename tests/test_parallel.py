@@ -10,8 +10,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.data import host_table
 from conclugen_jax.data.batches import epoch_order
-from conclugen_jax.method import collectives, objective, train_state
-from conclugen_jax.method import model as model_lib
+from conclugen_jax.method import collectives, model as model_lib, objective, train_state
 from conclugen_jax.train import feed, optimizer, parallel
 from tests.helpers import assert_same_bits, close, fed, flat, tiny_config
 

@@ -9,8 +9,7 @@ import pytest
 from conclugen_jax.data import builders, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream, splits
-from conclugen_jax.evaluate import task as task_lib
+from conclugen_jax.evaluate import downstream, splits, task as task_lib
 from tests.helpers import Faces, tiny_config
 
 ONE = jax.devices()[:1]

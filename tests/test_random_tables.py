@@ -5,8 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from conclugen_jax.data import builders, formats, shards
 from conclugen_jax.data.requests import Layout, Request

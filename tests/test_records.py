@@ -13,8 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from flax import traverse_util
 
-from conclugen_jax.data import builders, records, shards, workers
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import builders, manifest as manifest_lib, records, shards, workers
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.sources import Annotations, Example, LabelSpec, PartedSource
 from conclugen_jax.errors import ConclugenError

@@ -13,10 +13,12 @@ from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.run import checkpoint
-from conclugen_jax.study.report import embedding_map as report_map
-from conclugen_jax.study.report import figures as report_figures
-from conclugen_jax.study.report import reading as report_study
-from conclugen_jax.study.report import report
+from conclugen_jax.study.report import (
+    embedding_map as report_map,
+    figures as report_figures,
+    reading as report_study,
+    report,
+)
 from tests.browser import CHROMIUM, Browser
 from tests.helpers import Faces, run
 from tests.reports import Page, make_study, score, summary

@@ -10,11 +10,14 @@ import pytest
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.study.report import charts, report
-from conclugen_jax.study.report import embedding_map as report_map
-from conclugen_jax.study.report import figures as report_figures
-from conclugen_jax.study.report import published as report_published
-from conclugen_jax.study.report import tables as report_tables
+from conclugen_jax.study.report import (
+    charts,
+    embedding_map as report_map,
+    figures as report_figures,
+    published as report_published,
+    report,
+    tables as report_tables,
+)
 from conclugen_jax.study.report.charts import Series
 from tests.helpers import Faces
 from tests.reports import Page, results

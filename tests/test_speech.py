@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.media import decoding as media
-from conclugen_jax.extract.media import speech
+from conclugen_jax.extract.media import decoding as media, speech
 
 CLIPS = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "clips"
 

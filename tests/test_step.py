@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
-from conclugen_jax.method import fusion, losses, objective, train_state
-from conclugen_jax.method import model as model_lib
+from conclugen_jax.method import fusion, losses, model as model_lib, objective, train_state
 from conclugen_jax.train import feed, optimizer
 from tests.helpers import assert_same_bits, close, flat, tiny_config
 

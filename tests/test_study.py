@@ -18,10 +18,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
-from conclugen_jax.study import definition as study_runs
-from conclugen_jax.study import results as study_results
-from conclugen_jax.study import sharing
-from conclugen_jax.study import study as study_lib
+from conclugen_jax.study import definition as study_runs, results as study_results, sharing, study as study_lib
 from conclugen_jax.study.report import reading as report_study
 from conclugen_jax.system import signals
 from tests.helpers import QUICK_COMPILATION, Faces, run

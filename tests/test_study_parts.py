@@ -8,9 +8,7 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.study import definition as study_runs
-from conclugen_jax.study import results as study_results
-from conclugen_jax.study import study as study_lib
+from conclugen_jax.study import definition as study_runs, results as study_results, study as study_lib
 from tests.studies import definition, small
 
 

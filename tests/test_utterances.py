@@ -5,8 +5,7 @@ import pytest
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import clips as clips_lib
-from conclugen_jax.extract import preparation
+from conclugen_jax.extract import clips as clips_lib, preparation
 from tests import clips, own_backbones
 from tests.test_extract import extract, rows_of, table
 

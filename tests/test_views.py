@@ -10,8 +10,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.evaluate import downstream
-from conclugen_jax.method import losses, objective, train_state
-from conclugen_jax.method import model as model_lib
+from conclugen_jax.method import losses, model as model_lib, objective, train_state
 from conclugen_jax.train import feed, optimizer, parallel
 from tests.helpers import assert_same_bits, fed, log_without_times, tiny_config
 from tests.test_records import Parted

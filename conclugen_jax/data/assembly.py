@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from conclugen_jax.data import findings
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import findings, manifest as manifest_lib
 from conclugen_jax.data.records import Entries, Moments, Parts, record_features
 from conclugen_jax.data.sources import DatasetSpec, Source
 from conclugen_jax.errors import ConclugenError

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import assembly, workers
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import assembly, manifest as manifest_lib, workers
 from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
 from conclugen_jax.errors import ConclugenError
 

@@ -11,8 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from conclugen_jax.data import assembly
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import assembly, manifest as manifest_lib
 from conclugen_jax.data.corpora import CORPORA, expected_counts
 
 Report = Mapping[str, Any]

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data import wire
+from conclugen_jax.data import manifest as manifest_lib, wire
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import MOST_NAME, Moments
 from conclugen_jax.data.sources import LabelSpec, name_hash

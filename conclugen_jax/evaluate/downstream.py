@@ -20,20 +20,14 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, host_table, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import splits as splits_lib
-from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.evaluate import weights
+from conclugen_jax.evaluate import splits as splits_lib, task as task_lib, weights
 from conclugen_jax.evaluate.task import Task
 from conclugen_jax.evaluate.weights import Encoder
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
-from conclugen_jax.run import allowed, checkpoint
-from conclugen_jax.run import config as config_lib
-from conclugen_jax.run import log as log_lib
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import allowed, checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
-from conclugen_jax.train import feed, parallel, sharded_update
-from conclugen_jax.train import optimizer as optimizer_lib
+from conclugen_jax.train import feed, optimizer as optimizer_lib, parallel, sharded_update
 
 RESULT = weights.RESULT
 

@@ -10,17 +10,13 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from conclugen_jax.data import batches, shards
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import batches, manifest as manifest_lib, shards
 from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.evaluate import weights
-from conclugen_jax.method import fusion as fusion_lib
-from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import checkpoint
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.evaluate import task as task_lib, weights
+from conclugen_jax.method import fusion as fusion_lib, model as model_lib
+from conclugen_jax.run import checkpoint, workdir as workdir_lib
 from conclugen_jax.system import files
 
 FUSIONS = ("none", "concat", "mean")

@@ -24,9 +24,7 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import weights
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import checkpoint, trees
-from conclugen_jax.run import config as config_lib
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import checkpoint, config as config_lib, trees, workdir as workdir_lib
 from conclugen_jax.system import files
 
 WEIGHTS = "weights.safetensors"

@@ -15,10 +15,8 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import batches, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import sweep, weights
-from conclugen_jax.evaluate import task as task_lib
-from conclugen_jax.method import clustering, fusion, losses
-from conclugen_jax.method import model as model_lib
+from conclugen_jax.evaluate import sweep, task as task_lib, weights
+from conclugen_jax.method import clustering, fusion, losses, model as model_lib
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.train import feed
 

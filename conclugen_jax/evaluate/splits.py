@@ -11,8 +11,7 @@ from conclugen_jax.data import sources
 from conclugen_jax.data.shards import Dataset, Rows, RowSource, ShardStream, Variants
 from conclugen_jax.data.sources import Annotations, LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import probe
-from conclugen_jax.evaluate import task as task_lib
+from conclugen_jax.evaluate import probe, task as task_lib
 from conclugen_jax.run.allowed import FROZEN
 from conclugen_jax.train import feed
 

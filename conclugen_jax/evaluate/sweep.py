@@ -19,12 +19,10 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import batches
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream, splits
-from conclugen_jax.evaluate import task as task_lib
+from conclugen_jax.evaluate import downstream, splits, task as task_lib
 from conclugen_jax.method import fusion
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.run import allowed
-from conclugen_jax.run import config as config_lib
+from conclugen_jax.run import allowed, config as config_lib
 from conclugen_jax.system import progress, signals
 from conclugen_jax.train import optimizer as optimizer_lib
 

@@ -12,8 +12,7 @@ from conclugen_jax.data.shards import RowSource
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import metrics
-from conclugen_jax.method import losses
-from conclugen_jax.method import model as model_lib
+from conclugen_jax.method import losses, model as model_lib
 
 CLASSIFIER, ENCODER = "classifier/.*", "representation/.*"
 """Patterns of the parameters that are trained; of frozen protocols the classifier's alone."""

@@ -10,16 +10,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import batches, shards
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import batches, manifest as manifest_lib, shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.method import clustering, fusion
-from conclugen_jax.method import model as model_lib
+from conclugen_jax.method import clustering, fusion, model as model_lib
 from conclugen_jax.method.model import ConCluGen
-from conclugen_jax.run import checkpoint, trees
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import checkpoint, trees, workdir as workdir_lib
 from conclugen_jax.run.allowed import PRETRAINED
 
 RESULT = "result.json"

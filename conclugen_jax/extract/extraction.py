@@ -12,16 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import builders, formats
-from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data import workers as data_workers
+from conclugen_jax.data import builders, formats, manifest as manifest_lib, workers as data_workers
 from conclugen_jax.data.features import Combined
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import outcome, preparation, provenance
+from conclugen_jax.extract import backbones as backbones_lib, outcome, preparation, provenance
 from conclugen_jax.extract.backbones import Networks
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.outcome import FAILURES, WORDS, Tally

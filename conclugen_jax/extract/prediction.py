@@ -13,8 +13,7 @@ from rich.table import Table
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import embedding
-from conclugen_jax.extract import backbones as backbones_lib
-from conclugen_jax.extract import clips, preparation, provenance
+from conclugen_jax.extract import backbones as backbones_lib, clips, preparation, provenance
 from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.networks import mtcnn

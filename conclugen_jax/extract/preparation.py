@@ -13,8 +13,7 @@ from conclugen_jax.errors import ConclugenError, place_of
 from conclugen_jax.extract import faces
 from conclugen_jax.extract.backbones import Backbone, Items, View
 from conclugen_jax.extract.clips import Utterance
-from conclugen_jax.extract.media import decoding as media
-from conclugen_jax.extract.media import speech
+from conclugen_jax.extract.media import decoding as media, speech
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import weights
 from conclugen_jax.system.pool import Died, Pool

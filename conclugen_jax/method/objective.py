@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from conclugen_jax.method import clustering, collectives, fusion, losses
-from conclugen_jax.method import model as model_lib
+from conclugen_jax.method import clustering, collectives, fusion, losses, model as model_lib
 from conclugen_jax.method.model import ByModality
 from conclugen_jax.method.train_state import Metrics, TrainState
 

@@ -17,15 +17,12 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.method import model as model_lib
-from conclugen_jax.method import train_state
+from conclugen_jax.method import model as model_lib, train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.pretrain.step import pretrain_step
-from conclugen_jax.run import checkpoint, trees
-from conclugen_jax.run import config as config_lib
+from conclugen_jax.run import checkpoint, config as config_lib, trees
 from conclugen_jax.system import processes, progress
-from conclugen_jax.train import feed, memory, parallel, sharded_update
-from conclugen_jax.train import optimizer as optimizer_lib
+from conclugen_jax.train import feed, memory, optimizer as optimizer_lib, parallel, sharded_update
 from conclugen_jax.train.feed import Dispatch
 
 

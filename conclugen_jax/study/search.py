@@ -17,13 +17,11 @@ from optuna.trial import Trial, TrialState
 from conclugen_jax import pretrain
 from conclugen_jax.data import batches, shards
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.evaluate import probe
-from conclugen_jax.evaluate import task as task_lib
+from conclugen_jax.evaluate import probe, task as task_lib
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.pretrain import setup
-from conclugen_jax.study import search_space
-from conclugen_jax.study import trials as trials_lib
+from conclugen_jax.study import search_space, trials as trials_lib
 from conclugen_jax.study.trials import Trials
 from conclugen_jax.system import progress, signals
 

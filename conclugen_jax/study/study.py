@@ -23,8 +23,7 @@ from ml_collections import ConfigDict
 from conclugen_jax import pretrain
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import downstream, sweep
-from conclugen_jax.run import config as config_lib
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import config as config_lib, workdir as workdir_lib
 from conclugen_jax.study import definition, results
 from conclugen_jax.study.definition import SWEPT, Run
 from conclugen_jax.study.results import FAILURE

@@ -11,8 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.method import model as model_lib
-from conclugen_jax.method import objective, similarity
+from conclugen_jax.method import model as model_lib, objective, similarity
 
 GIB = 2**30
 CHUNK = 1024

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data import pickles
+from conclugen_jax.data import manifest as manifest_lib, pickles
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
 

@@ -12,8 +12,7 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data import shards
+from conclugen_jax.data import manifest as manifest_lib, shards
 from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.study.report import charts
-from conclugen_jax.study.report import tables as report_tables
+from conclugen_jax.study.report import charts, tables as report_tables
 from conclugen_jax.study.report.charts import Series
 from conclugen_jax.study.report.reading import PRETRAINING, Run, Study
 from conclugen_jax.study.report.tables import Part

@@ -10,8 +10,7 @@ import msgspec
 import numpy as np
 
 from conclugen_jax.data.manifest import Manifest
-from conclugen_jax.run import log as log_lib
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import log as log_lib, workdir as workdir_lib
 from conclugen_jax.run.allowed import PROTOCOLS
 from conclugen_jax.study.results import RESULTS
 from conclugen_jax.system import files

@@ -15,8 +15,7 @@ import jinja2
 import conclugen_jax
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.study.report import charts, embedding_map, figures, reading
-from conclugen_jax.study.report import tables as report_tables
+from conclugen_jax.study.report import charts, embedding_map, figures, reading, tables as report_tables
 from conclugen_jax.study.report.published import SOURCE
 from conclugen_jax.study.report.reading import Study
 from conclugen_jax.study.report.tables import Part, Table, escaped
