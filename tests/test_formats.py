@@ -9,7 +9,7 @@ from conclugen_jax.data import formats, shards
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
-from tests.layouts import DIMS, LAYOUT, assert_features, build, save, table_rows, target, vector, write_csv
+from tests.layouts import DIMS, LAYOUT, assert_features, build, refused, save, table_rows, target, vector, write_csv
 
 # The authors' tree
 
@@ -355,3 +355,11 @@ def test_yaml_with_a_key_twice_is_refused(tmp_path):
     (root / "annotations.yaml").write_text("train:\n  dia0_utt0: {emotions: 1}\n  dia0_utt0: {emotions: 2}\n")
     with pytest.raises(ConclugenError, match="'dia0_utt0' appears twice"):
         formats.open_source(Request("meld", root))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("voxceleb2", "x"), ("caer", "Joy_1"), ("ravdess", "01-01-09-01-01-01-01")]
+)
+def test_names_of_another_form_than_the_corpus_has_are_refused(tmp_path, dataset, name):
+    save(tmp_path / "x" / "train" / f"{name}.npy", np.ones(2))
+    refused(rf"{dataset}: '{name}' is no name like {CORPORA[dataset].example}", tmp_path, dataset=dataset)
