@@ -197,7 +197,7 @@ def test_sigterm_leaves_nothing(tmp_path):
         "build._source = lambda name: Slow()\n"
         "app.run('build', sys.argv[1:])\n"
     )
-    arguments = ["--dataset=slow", f"--data_dir={tmp_path}"]
+    arguments = ["--dataset=digits", f"--data_dir={tmp_path}"]
     build = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, cwd=ROOT)
     build.stdout.readline()
     assert len(list(tmp_path.iterdir())) == 2  # scratch folder and lock
