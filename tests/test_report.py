@@ -167,15 +167,14 @@ def test_pretraining_and_probes(page):
 def test_map_shows_the_clusters_of_the_run(study, data, page):
     found = report_study.read(study)
     run_, dataset = found.runs["conclugen"][0], shards.open_dataset(data)
-    rows = report_map.sample(run_, dataset)
-    _, clusters = report_map.represented(run_, rows)
+    rows = probe.represent_rows(run_.workdir, report_map.sample(run_, dataset), dataset.manifest.label.names)
     model, variables, _ = probe.load(run_.workdir)
     logits = model.clone(axis_name=None).apply(variables, rows.features).cluster_logits
     fused = np.stack([np.mean([logits[m][i] for m in rows.features if rows.present[m][i]], axis=0) for i in range(24)])
     with checkpoint.Checkpoints(run_.workdir, read_only=True) as saved:
         centroids = saved.restore_tree(12)[0]["centroids"]
     lengths = np.maximum(np.linalg.norm(centroids, axis=1), 1e-12)
-    np.testing.assert_array_equal(clusters, (fused @ (centroids / lengths[:, None]).T).argmax(axis=1))
+    np.testing.assert_array_equal(rows.clusters, (fused @ (centroids / lengths[:, None]).T).argmax(axis=1))
     captions = page.sections["maps-of-the-test-split"]
     assert "ConCluGen, by cluster" in captions
     assert "Generative has no clusters" in captions

@@ -15,12 +15,12 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate.weights import (  # noqa: F401
     Split,
-    clusters_of,
     concatenated,
     find_step,
     label_of,
     load,
     represent,
+    represent_rows,
     represent_split,
     represent_splits,
     untrained,

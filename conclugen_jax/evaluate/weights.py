@@ -241,25 +241,27 @@ def represent_splits(
 
     ``which``: checkpoint, see :func:`load`. ``data``: folder of a data set with the run's modalities; ``None``: the run's own.
     """
-    model, variables, config, centroids = _restore(workdir, which)
-    dataset = shards.open_dataset(data or config.data.path)
-    found = []
-    for split in splits:
-        table = batches.open_split(dataset, split, config.data.modalities, tier="host").table
-        features, present = table["features"], table["present"]
-        representations = represent(model, variables, features)
-        clusters = _clusters(model, variables, config, centroids, features, present)
-        names = tuple(dataset.manifest.label.names)
-        found.append(Split(features, present, table["label"], names, representations, clusters))
-    return found
+    restored = _restore(workdir, which)
+    modalities = restored[2].data.modalities
+    dataset = shards.open_dataset(data or restored[2].data.path)
+    tables = [batches.open_split(dataset, split, modalities, tier="host").table for split in splits]
+    return [_represented(restored, table, dataset.manifest.label.names) for table in tables]
 
 
-def clusters_of(workdir: str | Path, features: Any, present: Any, *, which: str | int = "newest") -> np.ndarray:
-    """Find the nearest centroid of each row, modality -> [n, dim] and boolean [n], by a pretraining run's last k-means.
+def represent_rows(
+    workdir: str | Path, rows: Mapping[str, Any], names: Sequence[str], *, which: str | int = "newest"
+) -> Split:
+    """Compute a pretraining run's representations and clusters of rows of a data set whose classes have these names.
 
-    Returns int32 [n], or [0] where the run has had no k-means.
+    ``rows``: ``features``, ``present`` and ``label``, see :class:`Split`. ``which``: checkpoint, see :func:`load`.
     """
-    return _clusters(*_restore(workdir, which), features, present)
+    return _represented(_restore(workdir, which), rows, names)
+
+
+def _represented(restored: tuple, rows: Mapping[str, Any], names: Sequence[str]) -> Split:
+    features, present = rows["features"], rows["present"]
+    clusters = _clusters(*restored, features, present)
+    return Split(features, present, rows["label"], tuple(names), represent(*restored[:2], features), clusters)
 
 
 def _clusters(model: ConCluGen, variables: Any, config: ConfigDict, centroids: np.ndarray, features: Any, present: Any):

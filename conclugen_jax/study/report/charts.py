@@ -28,7 +28,7 @@ WIDTH = 360
 TALLEST_MAP = 340
 NUM_STYLES = 10
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
-_DASHES = ((), (7, 3), (2, 2.5), (9, 3, 2, 3), (4, 2), (12, 3), (1.5, 4), (9, 2, 2, 2, 2, 2), (6, 6), (3, 1))
+_DASHES = (None, (7, 3), (2, 2.5), (9, 3, 2, 3), (4, 2), (12, 3), (1.5, 4), (9, 2, 2, 2, 2, 2), (6, 6), (3, 1))
 _COLOURS = (*(f"k{i}" for i in range(NUM_STYLES)), "ink", "soft", "grid", "card", "layer-a", "layer-b")
 """Names in page.css."""
 
@@ -40,19 +40,16 @@ def _colour(name: str) -> str:
 
 _STYLE = {
     "svg.fonttype": "none",
-    "text.parse_math": False,
-    "text.color": _colour("ink"),
-    "font.size": 11,
     "figure.dpi": 72,
-    "lines.scale_dashes": False,
     "lines.linewidth": 1.8,
-    "axes.labelsize": 11,
     "axes.facecolor": "none",
-    "axes.grid": True,
     "axes.grid.axis": "y",
-    "axes.axisbelow": True,
     "ytick.major.size": 0,
+    "text.color": _colour("ink"),
+    **dict.fromkeys(("font.size", "axes.labelsize"), 11),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
+    **dict.fromkeys(("lines.scale_dashes", "text.parse_math"), False),
     **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), _colour("grid")),
     **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _colour("soft")),
 }
@@ -120,13 +117,13 @@ def _y_range(points: np.ndarray, bounds: tuple[float, float]) -> tuple[float, fl
 
 def _line(axes: Axes, one: Series, shift: float, place: str) -> None:
     """Draw one line with its intervals and markers; ``place`` comes before a point's x on hover; empty: no x."""
-    own, (xs, ys, lows, highs) = _colour(f"k{one.style % NUM_STYLES}"), np.array(one.points, float).T
+    stroke, (xs, ys, lows, highs) = _stroke(one.style), np.array(one.points, float).T
     shifted = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
     if one.band:
-        axes.fill_between(xs, lows, highs, color=own, alpha=0.15, linewidth=0)
+        axes.fill_between(xs, lows, highs, color=stroke["color"], alpha=0.15, linewidth=0)
     else:
-        axes.vlines(xs, lows, highs, color=own, linewidth=1.2, alpha=0.7, transform=shifted)
-    _hint(axes.plot(xs, ys, color=own, linestyle=_dash(one.style), transform=shifted)[0], one.name)
+        axes.vlines(xs, lows, highs, color=stroke["color"], linewidth=1.2, alpha=0.7, transform=shifted)
+    _hint(axes.plot(xs, ys, **stroke, transform=shifted)[0], one.name)
     every = max(1, math.ceil(len(xs) / 7)) if one.band else 1
     for x, y, low, high in one.points[every // 2 if len(xs) > 1 else 0 :: every]:
         shown = f"{place}{x:,.6g}" if place else ""
@@ -135,8 +132,9 @@ def _line(axes: Axes, one: Series, shift: float, place: str) -> None:
         _hint(mark, f"{one.name}{shown}: {y:.4g}{between}")
 
 
-def _dash(style: int) -> Any:
-    return (0, _DASHES[style % NUM_STYLES] or None)
+def _stroke(style: int) -> dict[str, Any]:
+    """Return arguments of a plot of a line."""
+    return {"color": _colour(f"k{style % NUM_STYLES}"), "linestyle": (0, _DASHES[style % NUM_STYLES])}
 
 
 def _marker(style: int, size: float = 6.5) -> dict[str, Any]:
@@ -156,8 +154,7 @@ def _marker(style: int, size: float = 6.5) -> dict[str, Any]:
 def swatch(style: int) -> str:
     """Draw a legend's sample of a style, 26 by 12 units."""
     figure = Figure(figsize=(26 / 72, 12 / 72))
-    line = {"linestyle": _dash(style), "color": _colour(f"k{style % NUM_STYLES}")}
-    figure.add_artist(Line2D([0, 1], [0.5, 0.5], **line))
+    figure.add_artist(Line2D([0, 1], [0.5, 0.5], **_stroke(style)))
     figure.add_artist(Line2D([0.5], [0.5], **_marker(style)))
     return _svg(figure, "", kind="swatch")
 
@@ -214,8 +211,7 @@ def _svg(figure: Figure, title: str, kind: str = "figure") -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a reader's fonts may have it
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=metadata)
-    drawn = file.getvalue().split("</style>\n </defs>", 1)[1]
-    drawn = re.sub("<[^>]+>", _in_page, drawn)
+    drawn = re.sub("<[^>]+>", _in_page, file.getvalue().split("</style>\n </defs>", 1)[1])
     drawn = re.sub(r"(<g[^>]*)>((?:\s*<use [^>]*/>)+)", _styled_together, drawn)
     role = f'role="img" aria-label="{html.escape(title)}"' if title else 'aria-hidden="true"'
     width, height = 72 * figure.get_size_inches()

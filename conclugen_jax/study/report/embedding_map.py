@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import sklearn
@@ -17,10 +17,11 @@ from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
+from conclugen_jax.evaluate.weights import check_features
 from conclugen_jax.run import checkpoint
 from conclugen_jax.study.report import charts
 from conclugen_jax.study.report.reading import Run, Study
-from conclugen_jax.study.report.tables import Part, dataset_title
+from conclugen_jax.study.report.tables import Part
 from conclugen_jax.system import files
 
 POINTS = 1500
@@ -30,22 +31,10 @@ FOLDER = ".maps"
 NUM_MAPS = 3
 
 
-class Sample(NamedTuple):
-    """Rows of a split to draw."""
-
-    features: dict[str, np.ndarray]  # modality -> float32 [n, dim]
-    present: dict[str, np.ndarray]  # modality -> boolean [n]
-    groups: np.ndarray  # int [n], class of each row
-    names: tuple[str, ...]  # of the classes
-
-
 def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Part]:
     """Draw maps of the test split of each data set: raw features, then each method's representations, its first seed.
 
     ``cache`` is a folder of maps made before; ``wanted`` are methods, ``None`` the first with a checkpoint.
-
-    Raises:
-      ConclugenError: a damaged checkpoint or data set.
     """
     able = [method for method in study.methods if _checkpointed(study, method)]
     chosen = able[:NUM_MAPS] if wanted is None else list(wanted)
@@ -57,69 +46,58 @@ def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Part]:
     )
     parts = [Part(notes=[note])]
     for key, facts in study.datasets.items():
-        title = dataset_title(study, key)
-        drawn, missing = [], [f"no map, there is no data set in {facts.path} any more."]
-        if (Path(facts.path) / manifest_lib.FILE).is_file():
-            drawn, missing = _maps_of(study, shards.open_dataset(facts.path, verify="size"), cache, chosen)
-        parts.append(Part(title if drawn else "", figures=drawn))
-        parts.append(Part(notes=[f"{title}: {sentence}" for sentence in missing]))
+        title, drawn, missing = facts.title(key), {}, []
+        if not (Path(facts.path) / manifest_lib.FILE).is_file():
+            missing = [f"{title}: no map, there is no data set in {facts.path} any more."]
+        else:
+            dataset = shards.open_dataset(facts.path, verify="size")
+            for method in chosen:
+                name, run = study.methods[method].title, _checkpointed(study, method)
+                if problem := _draw(drawn, name, run, dataset, cache):
+                    missing.append(f"{title}: {problem}")
+        parts += [Part(title if drawn else "", figures=list(drawn.items())), Part(notes=missing)]
     return parts
 
 
-def _maps_of(
-    study: Study, dataset: Dataset, cache: Path, chosen: Sequence[str]
-) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return (caption, map) of a data set's features and of each method, and a sentence for each map that cannot be."""
-    drawn, missing = [], []
-    for method in chosen:
-        name, run = study.methods[method].title, _checkpointed(study, method)
-        try:
-            if run is None:
-                raise ConclugenError("it has no checkpoint")
-            rows = sample(run, dataset)
-        except ConclugenError as e:  # another corpus than the run was trained on may lack what it needs
-            missing.append(f"no map of {name}: {e}.")
-            continue
-        caption = f"raw features: {', '.join(rows.features)}"
-        if caption not in dict(drawn):
-            features = flattened(probe.concatenated(rows.features, rows.present), cache)
-            drawn.append((caption, charts.scatter(f"Map of {caption}", features, rows.groups, rows.names)))
-        vectors, clusters = represented(run, rows)
-        places = flattened(vectors, cache)
-        drawn.append((f"{name}, by class", charts.scatter(f"Map of {name}", places, rows.groups, rows.names)))
-        if len(clusters):
-            names = [str(k) for k in range(int(clusters.max()) + 1)]
-            drawn.append((f"{name}, by cluster", charts.scatter(f"Map of {name}, clusters", places, clusters, names)))
-        else:
-            missing.append(f"{name} has no clusters to colour its map by.")
-    return drawn, missing
+def _draw(drawn: dict[str, str], name: str, run: Run | None, dataset: Dataset, cache: Path) -> str:
+    """Add a run's maps of a data set by caption, with one of its features if it is new; return which of them cannot be."""
+    if run is None:
+        return f"no map of {name}: it has no checkpoint."
+    try:
+        rows = sample(run, dataset)
+    except ConclugenError as e:  # another corpus than the run was trained on may lack what it needs
+        return f"no map of {name}: {e}."
+    split = probe.represent_rows(run.workdir, rows, dataset.manifest.label.names)
+    classes, caption = groups_of(split.label, dataset.manifest.label), f"raw features: {', '.join(split.features)}"
+    if caption not in drawn:
+        drawn[caption] = charts.scatter(f"Map of {caption}", flattened(split.fused(raw=True), cache), *classes)
+    places = flattened(split.fused(), cache)
+    drawn[f"{name}, by class"] = charts.scatter(f"Map of {name}", places, *classes)
+    if not len(split.clusters):
+        return f"{name} has no clusters to colour its map by."
+    names = [str(k) for k in range(split.clusters.max() + 1)]
+    drawn[f"{name}, by cluster"] = charts.scatter(f"Map of {name}, clusters", places, split.clusters, names)
+    return ""
 
 
 def _checkpointed(study: Study, method: str) -> Run | None:
     """Return the first seed's run of a method, if it has saved a checkpoint."""
-    runs = study.runs.get(study.methods[method].pretraining or "", {})
-    run = runs[min(runs)] if runs else None
+    run = next(iter(study.runs.get(study.methods[method].pretraining or "", ())), None)
     return run if run and any((run.workdir / checkpoint.FOLDER).glob("[0-9]*")) else None
 
 
-def sample(run: Run, dataset: Dataset) -> Sample:
+def sample(run: Run, dataset: Dataset) -> dict[str, Any]:
     """Return rows of the test split of a data set with the modalities of a run, the same for every run with these.
 
     Raises:
       ConclugenError: the data set lacks the run's modalities or test split, or there are too few rows.
     """
     modalities, split = tuple(run.config["data"]["modalities"]), run.config["data"]["test_split"]
-    for m in modalities:
-        size, there = run.data.modalities[m], dataset.manifest.modalities.get(m)
-        if size != there:
-            raise ConclugenError(f"the run has {size} features of modality {m!r}, the data set has {there or 'none'}")
+    check_features(dataset.manifest, {m: run.data.modalities[m] for m in modalities}, "the data set", "the run")
     stream = shards.ShardStream(dataset, split, modalities)
-    if len(stream.usable) < FEWEST:
-        raise ConclugenError(
-            f"split {split!r} has {len(stream.usable)} rows with these modalities, fewer than {FEWEST}"
-        )
-    rows = stream.rows(np.sort(np.random.default_rng(0).permutation(stream.usable)[:POINTS]))
-    return Sample(rows["features"], rows["present"], *groups_of(np.asarray(rows["label"]), stream.label))
+    if (n := len(stream.usable)) < FEWEST:
+        raise ConclugenError(f"split {split!r} has {n} rows with these modalities, fewer than {FEWEST}")
+    return stream.rows(np.sort(np.random.default_rng(0).permutation(stream.usable)[:POINTS]))
 
 
 def groups_of(labels: np.ndarray, label: LabelSpec) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -133,18 +111,6 @@ def groups_of(labels: np.ndarray, label: LabelSpec) -> tuple[np.ndarray, tuple[s
     if label.kind == "value":
         return (np.sign(labels.reshape(len(labels))) + 1).astype(int), ("negative", "zero", "positive")
     return np.zeros(len(labels), int), ("no labels",)
-
-
-def represented(run: Run, rows: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a run's newest checkpoint makes of rows: representations [n, dim] and nearest centroids [n], if any.
-
-    Raises:
-      ConclugenError: a damaged checkpoint.
-    """
-    step = probe.find_step(run.workdir, "newest")
-    model, variables, _ = probe.load(run.workdir, step)
-    vectors = probe.concatenated(probe.represent(model, variables, rows.features), rows.present)
-    return vectors, probe.clusters_of(run.workdir, rows.features, rows.present, which=step)
 
 
 def flattened(vectors: np.ndarray, cache: Path) -> np.ndarray:

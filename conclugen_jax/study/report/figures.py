@@ -9,7 +9,7 @@ import numpy as np
 
 from conclugen_jax.study.report import charts, tables as report_tables
 from conclugen_jax.study.report.charts import Series
-from conclugen_jax.study.report.reading import PRETRAINING, Run, Study
+from conclugen_jax.study.report.reading import Run, Study
 from conclugen_jax.study.report.tables import Part
 
 BINS = 120
@@ -43,13 +43,20 @@ def label_efficiency(study: Study) -> list[Part]:
         styles[method, protocol] = next(spare) if own[method] in styles.values() else own[method]
     parts, used = [], {}
     for key, facts in study.datasets.items():
-        title, table = report_tables.dataset_title(study, key), report_tables.label_efficiency(study, key)
-        places = positions({s.labels for s in study.summary if s.dataset == key})
-        measure = report_tables.measures_of(facts)[0]
-        series = _efficiencies(study, key, measure, styles, places)
-        if table and series:
+        table, measure = report_tables.label_efficiency(study, key), report_tables.measures_of(facts)[0]
+        places = positions({s.labels for s in study.summary_of(key)})
+        points: dict[tuple[str, str], list] = {line: [] for line in styles}
+        for s in study.summary_of(key):
+            score = s.scores.get(measure)
+            if score is not None and not math.isnan(score.mean):
+                heights = 100 * np.array([score.mean, *(score.interval or (math.nan, math.nan))])
+                points[s.method, s.protocol].append((places[s.labels], *heights.tolist()))
+        # One point is no line; the table has it.
+        series = [Series(study.label(*line), styles[line], found) for line, found in points.items() if len(found) > 1]
+        drawn = []
+        if series:
             svg = charts.line_chart(
-                f"Accuracy against labels per class, {title}",
+                f"Accuracy against labels per class, {facts.title(key)}",
                 series,
                 x_label="labels per class",
                 y_label=f"{report_tables.NAMES[measure]} in %",
@@ -57,25 +64,11 @@ def label_efficiency(study: Study) -> list[Part]:
                 y_bounds=(0, 100),
                 height=290,
             )
-            parts.append(Part(title, figures=[("", svg)], table=table))
+            drawn = [("", svg)]
             used |= {one.name: one.style for one in series}
-        elif table:
-            parts.append(Part(title, table=table))
+        parts += [Part(facts.title(key), figures=drawn, table=table)] if table else []
     note = "Bars are 95 % intervals over seeds; one that reaches the edge goes beyond it. The axis is logarithmic up to “all”."
-    return [Part(legend=list(used.items()), notes=[note]), *parts]
-
-
-def _efficiencies(
-    study: Study, key: str, measure: str, styles: Mapping[tuple[str, str], int], places: Mapping[int, float]
-) -> list[Series]:
-    """Return the line of each method and protocol on a data set; one point is no line, the table has it."""
-    points: dict[tuple[str, str], list] = {line: [] for line in styles}
-    for s in (s for s in study.summary if s.dataset == key):
-        score = s.scores.get(measure)
-        if score is not None and score.mean is not None:
-            heights = 100 * np.array([score.mean, *(score.interval or (math.nan, math.nan))])
-            points[s.method, s.protocol].append((places[s.labels], *heights.tolist()))
-    return [Series(study.label(*line), styles[line], found) for line, found in points.items() if len(found) > 1]
+    return [Part(legend=list(used.items()), notes=[note]), *parts] if parts else []
 
 
 def positions(labels: Collection[int]) -> dict[int, float]:
@@ -90,7 +83,7 @@ def confusion(study: Study) -> list[Part]:
     """Show the confusion matrices of every method, with all labels or as many as the study went up to."""
     parts = []
     for key, facts in study.datasets.items():
-        title, labels = report_tables.dataset_title(study, key), report_tables.most_labels(study, key)
+        title, labels = facts.title(key), study.most_labels(key)
         if facts.kind == "value":
             parts.append(Part(notes=[f"{title}: numbers for labels, so no confusion matrix."]))
             continue
@@ -100,47 +93,46 @@ def confusion(study: Study) -> list[Part]:
                 cells.setdefault((c.method, c.protocol), []).append(c.confusion_matrix)
         shown = []
         for line in sorted(cells, key=lambda line: study.rank(*line)):
-            counts, matrices = np.sum(cells[line], axis=0).tolist(), []
+            counts = np.sum(cells[line], axis=0).tolist()
+            matrices = [("", facts.classes, counts)]
             if facts.kind == "multi":
                 matrices = [(name, ("no", "yes"), one) for name, one in zip(facts.classes, counts, strict=True)]
-            shown.append((study.label(*line), matrices or [("", facts.classes, counts)]))
+            shown.append((study.label(*line), matrices))
         note = (
             f"Test split, {report_tables.words_of_labels(labels)}; rows: true class (its examples), columns: predicted class; "
             "in % of each row, summed over seeds and draws of labels; counts on hover."
         )
         parts += [Part(title, notes=[note], figures=shown)] if shown else []
-    return parts or [Part(text="No run has left a confusion matrix.")]
+    return parts
 
 
 def pretraining(study: Study) -> list[Part]:
     """Draw losses, k-means and online probes against steps, a line per pretraining."""
     if not study.runs:
-        return [Part(text=f"There is no pretraining run in {study.path / PRETRAINING}.")]
+        return []
+    users = [(study.user(name), runs) for name, runs in study.runs.items()]
+    lines = [(study.methods[user].title, list(study.methods).index(user), runs) for user, runs in users]
     note = "Mean over seeds, the band from the least to the greatest; long runs are averaged over stretches of steps."
-    styles = {name: list(study.methods).index(study.user(name)) for name in study.runs}
-    parts = [Part(legend=[(study.pretraining_title(name), style) for name, style in styles.items()], notes=[note])]
+    parts = [Part(legend=[(title, style) for title, style, _ in lines], notes=[note])]
     groups = (
-        ("Losses", TERMS, "metrics", "No losses are logged."),
-        ("k-means", KMEANS, "metrics", "No k-means is logged: no method clusters, or clustering has not begun."),
-        ("Probes during pretraining", PROBES, "probes", "No probes ran during pretraining."),
+        ("Losses", TERMS, "No losses are logged."),
+        ("k-means", KMEANS, "No k-means is logged: no method clusters, or clustering has not begun."),
+        ("Probes during pretraining", PROBES, "No probes ran during pretraining."),
     )
-    for heading, keys, log, nothing in groups:
+    for heading, keys, nothing in groups:
         bounds = (-math.inf if keys is TERMS else 0.0, math.inf)  # counts and shares
         drawn = []
         for key, title in keys.items():
-            series = [
-                Series(study.pretraining_title(name), styles[name], points, band=True)
-                for name, runs in study.runs.items()
-                if (points := curve([getattr(run, log) for run in runs.values()], key))
-            ]
+            found = [(name, style, curve([run.records for run in runs], key)) for name, style, runs in lines]
+            series = [Series(name, style, points, band=True) for name, style, points in found if points]
             if series:
                 drawn.append((title, charts.line_chart(title, series, x_label="step", y_bounds=bounds)))
         parts.append(Part(heading, figures=drawn, text="" if drawn else nothing))
-    records = [r for runs in study.runs.values() for run in runs.values() for r in run.probes]
+    records = (r for _, _, runs in lines for run in runs for r in run.records)
     protocols = dict.fromkeys(str(r["protocol"]) for r in records if "protocol" in r)
     parts.append(Part(notes=[f"Protocol: {protocol}" for protocol in protocols]))
-    titles = {study.pretraining_title(name): runs[min(runs)] for name, runs in study.runs.items()}
-    sizes = [(title, chart) for title, run in titles.items() if (chart := _sizes(run, f"Cluster sizes of {title}"))]
+    sizes = [(title, _sizes(runs[0], f"Cluster sizes of {title}")) for title, _, runs in lines]
+    sizes = [(title, chart) for title, chart in sizes if chart]
     return [*parts, Part("Cluster sizes, first seed, largest at the bottom", figures=sizes)] if sizes else parts
 
 
@@ -167,10 +159,8 @@ def curve(logs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[tuple[f
 
 def _sizes(run: Run, title: str) -> str:
     """Draw cluster sizes over time as layers; nothing before there are two probes with them."""
-    steps, shares = [], []
-    for r in run.probes:
-        sizes = r.get("cluster_sizes", ())
-        if sum(sizes):
-            steps.append(r["step"])
-            shares.append([size / sum(sizes) for size in sorted(sizes, reverse=True)])
-    return charts.stacked(title, steps, shares, x_label="step") if len(steps) > 1 else ""
+    logged = {
+        r["step"]: sorted(r["cluster_sizes"], reverse=True) for r in run.records if sum(r.get("cluster_sizes", ()))
+    }
+    shares = [[size / sum(sizes) for size in sizes] for sizes in logged.values()]
+    return charts.stacked(title, list(logged), shares, x_label="step") if len(logged) > 1 else ""

@@ -3,8 +3,8 @@
 from conclugen_jax.study.results import MEASURES
 
 SOURCE = (
-    "Halawa, Blume, Bideau, Maier, Abdel Rahman, Hellwich: Multi-Task Multi-Modal Self-Supervised Learning for Facial "
-    "Expression Recognition, CVPR Workshops 2024, arXiv 2404.10904"
+    "Published numbers: Halawa, Blume, Bideau, Maier, Abdel Rahman, Hellwich: Multi-Task Multi-Modal Self-Supervised "
+    "Learning for Facial Expression Recognition, CVPR Workshops 2024, arXiv 2404.10904."
 )
 
 CITED = "Halawa et al. 2024, arXiv 2404.10904"

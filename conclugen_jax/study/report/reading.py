@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -32,11 +32,11 @@ class DatasetFacts(msgspec.Struct):
     num_examples: dict[str, Count] = {}
     error: str = ""
 
-    def fits(self, matrix: list) -> bool:
-        """Return whether a confusion matrix has counts in the shape that these labels give."""
-        n, counts = len(self.classes), np.asarray(matrix)
-        shape = {"single": (n, n), "multi": (n, 2, 2), "unknown": counts.shape}.get(self.kind)
-        return counts.shape == shape and counts.dtype.kind == "i" and bool((counts >= 0).all())
+    def title(self, key: str) -> str:
+        """Return the key of the data set in the study, with its name and version."""
+        name = f"{self.name} {self.version}"
+        shown = name if key == self.name else f"{key} ({name})"
+        return key if self.error else shown
 
 
 class Place(msgspec.Struct):
@@ -59,14 +59,11 @@ class Cell(Place):
 
 
 class Score(msgspec.Struct):
-    """Mean over seeds; deviation and 95 % interval are ``None`` where one seed alone is there."""
+    """Mean over seeds, NaN where a seed has none; deviation and 95 % interval are ``None`` where one seed alone is there."""
 
-    mean: float | None
+    mean: float
     std: float | None
     interval: tuple[float, float] | None
-
-    def __post_init__(self) -> None:
-        self.mean, self.std, self.interval = _finite(self.mean), _finite(self.std), _finite(self.interval)
 
 
 class Summary(Place):
@@ -81,12 +78,9 @@ class Comparison(Place):
 
     measure: str
     baseline: str
-    difference: float | None
+    difference: float
     interval: tuple[float, float] | None
     n: Count
-
-    def __post_init__(self) -> None:
-        self.difference, self.interval = _finite(self.difference), _finite(self.interval)
 
 
 class Method(msgspec.Struct):
@@ -102,8 +96,7 @@ class Run(NamedTuple):
     workdir: Path
     data: Manifest
     config: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    probes: list[dict[str, Any]]
+    records: list[dict[str, Any]]
 
 
 class Study(msgspec.Struct):
@@ -118,7 +111,7 @@ class Study(msgspec.Struct):
     summary: list[Summary]
     comparisons: list[Comparison]
     path: Path = Path()  # folder of the study
-    runs: dict[str, dict[int, Run]] = {}  # pretraining -> seed -> run, as far as they have begun
+    runs: dict[str, list[Run]] = {}  # pretraining -> its runs that have begun, by seed
 
     def __post_init__(self) -> None:
         places = (*self.cells, *self.summary, *self.comparisons)
@@ -126,10 +119,25 @@ class Study(msgspec.Struct):
         unknown |= ({p.method for p in places} | {c.baseline for c in self.comparisons}) - set(self.methods)
         if unknown:
             raise ValueError(f"{min(unknown)!r} is not described")
-        for cell in self.cells:
-            if cell.confusion_matrix is not None and not self.datasets[cell.dataset].fits(cell.confusion_matrix):
+        for cell in (c for c in self.cells if c.confusion_matrix is not None):
+            facts, counts = self.datasets[cell.dataset], np.asarray(cell.confusion_matrix)
+            n = len(facts.classes)
+            shape = {"single": (n, n), "multi": (n, 2, 2), "unknown": counts.shape}.get(facts.kind)
+            if counts.shape != shape or counts.dtype.kind != "i" or (counts < 0).any():
                 raise ValueError(f"the confusion matrix of {cell.path!r} does not fit the classes of {cell.dataset!r}")
         self.summary.sort(key=lambda s: (self.rank(s.method, s.protocol), s.labels or math.inf))
+
+    def scored(self) -> list[str]:
+        """Return the data sets that have scores."""
+        return [key for key in self.datasets if self.summary_of(key)]
+
+    def summary_of(self, key: str) -> list[Summary]:
+        """Return what was found on a data set."""
+        return [s for s in self.summary if s.dataset == key]
+
+    def most_labels(self, key: str) -> int:
+        """Return all labels (0) where a data set has that, else the largest number per class."""
+        return max((s.labels for s in self.summary_of(key)), key=lambda k: k or math.inf, default=0)
 
     def label(self, method: str, protocol: str) -> str:
         """Return what a row of a table is called."""
@@ -144,10 +152,6 @@ class Study(msgspec.Struct):
         users = [name for name, method in self.methods.items() if method.pretraining == pretraining]
         return pretraining if pretraining in users else users[0]
 
-    def pretraining_title(self, pretraining: str) -> str:
-        """Return what a pretraining is called."""
-        return self.methods[self.user(pretraining)].title
-
 
 def read(folder: str | Path) -> Study:
     """Read a study's folder.
@@ -159,22 +163,15 @@ def read(folder: str | Path) -> Study:
     way_out = "name the folder of a study, or repeat `conclugen study` to collect its results again"
     study = files.read_json(folder / RESULTS, Study, way_out=way_out)
     study.path = folder
-    names = dict.fromkeys(method.pretraining for method in study.methods.values() if method.pretraining)
-    runs = {name: dict(_runs(folder / PRETRAINING / name)) for name in names}
-    study.runs = {name: found for name, found in runs.items() if found}
+    for name in {method.pretraining: None for method in study.methods.values() if method.pretraining}:
+        begun = [path.parent for path in (folder / PRETRAINING / name).glob(f"seed_*/{workdir_lib.CONFIG}")]
+        seeds = {int(path.name[5:]): path for path in begun if re.fullmatch("seed_[0-9]+", path.name)}
+        if seeds:
+            study.runs[name] = [_run(seeds[seed]) for seed in sorted(seeds)]
     return study
 
 
-def _runs(folder: Path) -> Iterator[tuple[int, Run]]:
-    for workdir in sorted(folder.glob("seed_*")):
-        seed = workdir.name.removeprefix("seed_")
-        if not (seed.isascii() and seed.isdecimal()) or not (workdir / workdir_lib.CONFIG).exists():
-            continue  # nothing has begun here
-        data, config = workdir_lib.read_data(workdir), json.loads(workdir_lib.read_config(workdir).to_json())
-        logs = (log_lib.records(workdir / name) for name in (log_lib.METRICS, log_lib.PROBES))
-        yield int(seed), Run(workdir, data, config, *logs)
-
-
-def _finite(x: Any) -> Any:
-    """Return a number or interval, or ``None`` where it is not finite, as one seed's deviation may be."""
-    return x if x is not None and all(map(math.isfinite, x if isinstance(x, tuple) else (x,))) else None
+def _run(workdir: Path) -> Run:
+    data, config = workdir_lib.read_data(workdir), json.loads(workdir_lib.read_config(workdir).to_json())
+    metrics, probes = log_lib.records(workdir / log_lib.METRICS), log_lib.records(workdir / log_lib.PROBES)
+    return Run(workdir, data, config, metrics + probes)

@@ -1,27 +1,17 @@
 """The tables of a report as data, and as Markdown: scores, protocols, comparisons, label efficiency, failures."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from conclugen_jax.study.report import published as report_published
-from conclugen_jax.study.report.reading import Comparison, DatasetFacts, Score, Study
-from conclugen_jax.study.results import MEASURES
+from conclugen_jax.study.report.reading import DatasetFacts, Score, Study, Summary
 
-OF_KIND = {"value": ("accuracy_2", "f1_2", "accuracy_7", "correlation", "mae")}
-"""Kind of the labels -> columns of its table, where they are not ``MEASURES``; figures and small tables show the first one."""
-
-NAMES = {
-    "accuracy": "Acc",
-    "f1": "F1",
-    "precision": "Prec",
-    "recall": "Recall",
-    "accuracy_2": "Acc-2",
-    "f1_2": "F1-2",
-    "accuracy_7": "Acc-7",
-    "correlation": "Corr",
-    "mae": "MAE",
-}
+OF_CLASSES = {"accuracy": "Acc", "f1": "F1", "precision": "Prec", "recall": "Recall"}
+OF_VALUES = {"accuracy_2": "Acc-2", "f1_2": "F1-2", "accuracy_7": "Acc-7", "correlation": "Corr", "mae": "MAE"}
+NAMES = OF_CLASSES | OF_VALUES
+"""Measure -> its name as a column."""
 PLAIN = ("correlation", "mae")
 """Measures that are no shares: shown as they are, not in %."""
 
@@ -32,7 +22,6 @@ REMARKABLE = "✱"
 class Table(NamedTuple):
     """A table; a cell is one or more lines, the first the most important; ``words``: its cells hold no numbers."""
 
-    caption: str
     columns: tuple[str, ...]
     rows: list[tuple[tuple[str, ...], ...]]
     note: str = ""
@@ -51,19 +40,22 @@ class Part(NamedTuple):
     folded: str = ""  # shown on demand
 
 
-def scores(study: Study, key: str) -> Table:
-    """Tabulate methods against measures on one data set, with all labels or as many as the study went up to."""
-    facts, labels, rows = study.datasets[key], most_labels(study, key), []
-    measures = measures_of(facts)
-    for s in (s for s in study.summary if (s.dataset, s.labels) == (key, labels)):
-        known = labels == 0 and s.protocol == "linear_evaluation"
-        paper = report_published.linear_evaluation(facts.name, facts.kind, _known(study, s.method)) if known else {}
-        cells = [_score(s.scores.get(m), m, paper.get(m)) for m in measures]
-        rows.append(((study.label(s.method, s.protocol),), *cells, (str(s.n),)))
-    unit = "in %" + (", correlation and mean absolute error plain" if facts.kind == "value" else "")
-    note = f"Test split, {words_of_labels(labels)}, {unit}: mean ± standard deviation over seeds, [95 % interval], n seeds."
-    columns = ("method", *(NAMES[m] for m in measures), "n")
-    return Table(dataset_title(study, key), columns, rows, note + _cited(rows, "number"))
+def scores(study: Study) -> list[Part]:
+    """Tabulate methods against measures on each data set, with all labels or as many as the study went up to."""
+    parts = []
+    for key in study.scored():
+        facts, labels, rows = study.datasets[key], study.most_labels(key), []
+        measures = measures_of(facts)
+        for s in (s for s in study.summary_of(key) if s.labels == labels):
+            known = labels == 0 and s.protocol == "linear_evaluation"
+            paper = report_published.linear_evaluation(facts.name, facts.kind, _known(study, s.method)) if known else {}
+            cells = [_score(s.scores.get(m), m, paper.get(m)) for m in measures]
+            rows.append(((study.label(s.method, s.protocol),), *cells, (str(s.n),)))
+        unit = "in %" + (", correlation and mean absolute error plain" if facts.kind == "value" else "")
+        over = "mean ± standard deviation over seeds, [95 % interval], n seeds."
+        note = f"Test split, {words_of_labels(labels)}, {unit}: {over}{_cited(rows, 'number')}"
+        parts.append(Part(facts.title(key), table=Table(("method", *(NAMES[m] for m in measures), "n"), rows, note)))
+    return parts
 
 
 def _known(study: Study, method: str) -> str:
@@ -78,94 +70,86 @@ def _cited(rows: Iterable[Iterable[tuple[str, ...]]], what: str) -> str:
     return f" paper: published {what} (ours minus it), from {report_published.CITED}." if cited else ""
 
 
-def protocols(study: Study) -> Table | None:
+def protocols(study: Study) -> list[Part]:
     """Tabulate accuracy of the supervised baseline, linear evaluation and fine-tuning, data sets side by side."""
-    keys = [k for k in study.datasets if any(s.dataset == k for s in study.summary)]
     tuned = {s.method for s in study.summary if s.protocol == "fine_tuning"} | {"conclugen", "supervised"}
     found: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
     for s in study.summary:
-        if s.method in tuned and s.labels == most_labels(study, s.dataset):
-            facts, paper = study.datasets[s.dataset], None
-            if s.labels == 0:
-                paper = report_published.accuracy(facts.name, facts.kind, _known(study, s.method), s.protocol)
-            measure = measures_of(facts)[0]
-            found.setdefault((s.method, s.protocol), {})[s.dataset] = _score(s.scores.get(measure), measure, paper)
-    rows = []
+        if s.method in tuned and s.labels == study.most_labels(s.dataset):
+            facts, known = study.datasets[s.dataset], _known(study, s.method)
+            paper = report_published.accuracy(facts.name, facts.kind, known, s.protocol) if s.labels == 0 else None
+            found.setdefault((s.method, s.protocol), {})[s.dataset] = _first_score(study, s, paper)
+    keys, rows = study.scored(), []
     for method, protocol in sorted(found, key=lambda x: (x[1] != "supervised", *reversed(study.rank(*x)))):
         name = study.label(method, protocol) + (", linear evaluation" if protocol == "linear_evaluation" else "")
         rows.append(((name,), *(found[method, protocol].get(key, NOTHING) for key in keys)))
     note = "Accuracy on the test split in % (numbers to predict: accuracy in 2 steps), as above."
-    columns = ("", *(dataset_title(study, k) for k in keys))
-    return Table("Protocols", columns, rows, note + _cited(rows, "accuracy")) if rows else None
+    columns = ("", *(study.datasets[k].title(k) for k in keys))
+    return [Part(table=Table(columns, rows, note + _cited(rows, "accuracy")))] if rows else []
 
 
-def comparisons(study: Study, key: str) -> Table | None:
+def comparisons(study: Study) -> list[Part]:
     """Tabulate paired differences of methods from baselines; those whose interval excludes zero are marked."""
-    cells = {}
-    for c in study.comparisons:
-        if c.dataset == key:
-            lines = (study.label(c.method, c.protocol), f"minus {study.methods[c.baseline].title}")
-            cells[lines + (() if c.measure == "accuracy" else (NAMES[c.measure],)), c.labels] = _difference(c)
     note = (
         f"{REMARKABLE}: the 95 % interval excludes zero. Differences over the same seeds and the same drawn labels, in "
         "percentage points (MAE as it is, less is better), by labels per class; the intervals are not corrected for the "
         "number of comparisons."
     )
-    return _by_labels(study, key, "difference", cells, note) if cells else None
+    found: dict[str, dict] = {key: {} for key in study.datasets}
+    for c in study.comparisons:
+        measure = () if c.measure == "accuracy" else (NAMES[c.measure],)
+        row = study.label(c.method, c.protocol), f"minus {study.methods[c.baseline].title}", *measure
+        cell = signed(c.difference, c.measure), f"n = {c.n}"
+        if c.interval is not None:
+            low, high = c.interval
+            mark = f" {REMARKABLE}" if low > 0 or high < 0 else ""
+            cell = cell[0] + mark, f"[{signed(low, c.measure)}, {signed(high, c.measure)}]"
+        found[c.dataset][row, c.labels] = NOTHING if math.isnan(c.difference) else cell
+    titles = {key: study.datasets[key].title(key) for key in found}
+    return [Part(titles[key], table=_by_labels("difference", cells, note)) for key, cells in found.items() if cells]
 
 
 def label_efficiency(study: Study, key: str) -> Table | None:
     """Tabulate accuracy against labels per class; ``None`` where the study has one number of labels alone."""
-    measure, own = measures_of(study.datasets[key])[0], [s for s in study.summary if s.dataset == key]
-    cells = {((study.label(s.method, s.protocol),), s.labels): _score(s.scores.get(measure), measure) for s in own}
-    note = f"{NAMES[measure]} in %: mean ± standard deviation over seeds, [95 % interval]; labels per class."
-    return _by_labels(study, key, "method", cells, note) if len({s.labels for s in own}) > 1 else None
+    own = study.summary_of(key)
+    cells = {((study.label(s.method, s.protocol),), s.labels): _first_score(study, s) for s in own}
+    measure = NAMES[measures_of(study.datasets[key])[0]]
+    note = f"{measure} in %: mean ± standard deviation over seeds, [95 % interval]; labels per class."
+    return _by_labels("method", cells, note) if len({s.labels for s in own}) > 1 else None
 
 
-def _by_labels(
-    study: Study, key: str, head: str, cells: Mapping[tuple[tuple[str, ...], int], tuple[str, ...]], note: str
-) -> Table:
+def _by_labels(head: str, cells: Mapping[tuple[tuple[str, ...], int], tuple[str, ...]], note: str) -> Table:
     """Return a table of cells by (first cell of the row, number of labels), all labels (0) in the last column."""
-    labels = sorted({k for _, k in cells}, key=lambda k: k or float("inf"))
+    labels = sorted({k for _, k in cells}, key=lambda k: k or math.inf)
     columns = (head, *(f"{k} labels" if k else "all labels" for k in labels))
-    rows = [(row, *(cells.get((row, k), NOTHING) for k in labels)) for row in dict.fromkeys(row for row, _ in cells)]
-    return Table(dataset_title(study, key), columns, rows, note)
+    return Table(
+        columns,
+        [(r, *(cells.get((r, k), NOTHING) for k in labels)) for r in dict.fromkeys(row for row, _ in cells)],
+        note,
+    )
 
 
-def words(caption: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+def words(heading: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Part:
     """Return a table of text, one line in a cell."""
-    return Table(caption, columns, [tuple((cell,) for cell in row) for row in rows], words=True)
+    return Part(heading, table=Table(columns, [tuple((cell,) for cell in row) for row in rows], words=True))
 
 
-def unfinished(study: Study) -> Table | None:
+def unfinished(study: Study) -> list[Part]:
     """Tabulate runs that failed, with their error, and runs that are missing."""
     reasons = {"missing": "not run yet", "failed": "no reason was noted"}
     cells = sorted((c for c in study.cells if c.status != "done"), key=lambda c: c.status)
     rows = [(c.path, c.status, c.error or reasons[c.status]) for c in cells]
-    return words("Failed and missing", ("run", "status", "error"), rows) if rows else None
-
-
-def most_labels(study: Study, key: str) -> int:
-    """Return all labels (0) where the study has that, else the largest number per class."""
-    found = {s.labels for s in study.summary if s.dataset == key}
-    return 0 if 0 in found or not found else max(found)
+    return [words("", ("run", "status", "error"), rows)] if rows else []
 
 
 def measures_of(facts: DatasetFacts) -> tuple[str, ...]:
     """Return the columns of a data set's table; the first is the one measure of figures and small tables."""
-    return OF_KIND.get(facts.kind, MEASURES)
+    return tuple(OF_VALUES if facts.kind == "value" else OF_CLASSES)
 
 
 def words_of_labels(labels: int) -> str:
     """Return a number of labels in words."""
     return f"{labels} labels per class" if labels else "all labels"
-
-
-def dataset_title(study: Study, key: str) -> str:
-    """Return the key of a data set, with its name and version."""
-    facts = study.datasets[key]
-    name = f"{facts.name} {facts.version}"
-    return key if facts.error else name if key == facts.name else f"{key} ({name})"
 
 
 def _number(x: float, measure: str) -> str:
@@ -177,8 +161,14 @@ def signed(x: float, measure: str = "accuracy") -> str:
     return ("±" if abs(x) < 1e-9 else "−" if x < 0 else "+") + _number(abs(x), measure)
 
 
-def _score(score: Score | None, measure: str, published: float | None = None) -> tuple[str, ...]:
-    if score is None or score.mean is None:
+def _first_score(study: Study, s: Summary, published: float | None = None) -> tuple[str, ...]:
+    """Return the cell of the one measure of small tables."""
+    measure = measures_of(study.datasets[s.dataset])[0]
+    return _score(s.scores.get(measure), measure, published)
+
+
+def _score(score: Score | None, measure: str, published: float | None) -> tuple[str, ...]:
+    if score is None or math.isnan(score.mean):
         return NOTHING
     deviation = "" if score.std is None else f" ± {_number(score.std, measure)}"
     lines = [_number(score.mean, measure) + deviation]
@@ -188,17 +178,6 @@ def _score(score: Score | None, measure: str, published: float | None = None) ->
         as_printed = f"{100 * published:.2f}".removesuffix("0")  # the paper's tables have one or two decimals
         lines.append(f"paper {as_printed} ({signed(score.mean - published)})")
     return tuple(lines)
-
-
-def _difference(c: Comparison) -> tuple[str, ...]:
-    if c.difference is None:
-        return NOTHING
-    difference = signed(c.difference, c.measure)
-    if c.interval is None:
-        return difference, f"n = {c.n}"
-    low, high = c.interval
-    mark = f" {REMARKABLE}" if low > 0 or high < 0 else ""
-    return difference + mark, f"[{signed(low, c.measure)}, {signed(high, c.measure)}]"
 
 
 def to_markdown(table: Table) -> str:
