@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from conclugen_jax.extract import backbones, prediction, preparation, provenance
+from conclugen_jax.extract import backbones, prediction, preparation
 from conclugen_jax.extract.backbones import Backbone, Networks, Options, View
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import augmentation, decoding as media, mel
@@ -59,7 +59,7 @@ def view(number=1, strength="strong", clip="train/anna"):
 
 def draw(modality, number=1, clip="train/anna", seed=5):
     """Random numbers of a view, drawn without its help."""
-    return augmentation.generator(seed, clip, modality, number)
+    return View(seed, clip, number).generator(modality)
 
 
 def filled_up(spectrogram):
@@ -99,7 +99,7 @@ def test_without_a_view_a_clip_is_as_it_is(functions, tokenizer):
     assert tokens[real].tolist() == Tokenizer.from_file(str(tokenizer)).encode(TEXT).ids
 
 
-@pytest.mark.parametrize("prepare", [backbones.frames, backbones.windows])
+@pytest.mark.parametrize("prepare", [backbones.frames, functools.partial(backbones.frames, window=16)])
 def test_all_frames_of_a_view_are_changed_alike(prepare):
     clip = still(40)
     (found,) = prepare(clip, view(), rate=RATE, size=SIDE)
@@ -168,7 +168,7 @@ def test_copies_of_a_clip_under_two_names_have_other_views(film, functions):
 
 @pytest.mark.parametrize("strength", augmentation.STRENGTHS)
 def test_views_follow_from_seed_name_number_and_strength(film, functions, strength):
-    clip = dataclasses.replace(media.decode(film, rate=RATE), text=TEXT)
+    clip = dataclasses.replace(media.decode(film, rates=(RATE,)), text=TEXT)
     found = views_of(film, functions, num_views=4, seed=7, strength=strength)
     for number, each in enumerate(found):
         expected = View(7, "train/anna", number, strength) if number else None
@@ -312,7 +312,7 @@ def facts(networks=OWN, **options):
     """What a data set of one backbone of the tests' own says of its extraction."""
     found = backbones.load(networks)
     how = preparation.recipe(found, size=networks.options.size, **options)
-    return json.loads(json.dumps(provenance.of(found, how, networks.options).to_json()))
+    return json.loads(json.dumps(preparation.provenance(found, how, networks.options).to_json()))
 
 
 def test_other_views_are_told_apart():

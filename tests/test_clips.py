@@ -167,7 +167,7 @@ def test_intervals_have_the_sound_and_the_words_beside_their_clip(tmp_path):
     first, second, mute = sorted(clips.find("clips", tmp_path, labels=(table,)), key=lambda u: (u.sound == "", u.start))
     assert (first.text, second.text, mute.text) == ("hello", "there", None)
     assert (first.sound, second.sound, mute.sound) == (str(tmp_path / "talk.wav"),) * 2 + ("",)
-    with pytest.raises(ConclugenError, match=r"labels\.csv: has the intervals already, and --cut"):
+    with pytest.raises(ConclugenError, match=r"labels\.csv: has intervals, and --cut"):
         clips.find("clips", tmp_path, labels=(table,), cut=True)
     table.write_text("video,start,end,text\ntalk,0,1,good day\n")
     assert [u.text for u in clips.find("clips", tmp_path, labels=(table,))] == ["good day"]
@@ -280,12 +280,12 @@ STRONG, MILD = augmentation.STRENGTHS["strong"], augmentation.STRENGTHS["mild"]
 
 
 def test_pictures_change_the_same_way_within_a_clip():
-    change = augmentation.draw_pictures(augmentation.generator(0, "a", "video", 1), STRONG)
-    assert change == augmentation.draw_pictures(augmentation.generator(0, "a", "video", 1), STRONG)
-    keys = ((1, "a", "video", 1), (0, "b", "video", 1), (0, "a", "video", 2))
-    others = [augmentation.draw_pictures(augmentation.generator(*key), STRONG) for key in keys]
+    change = augmentation.draw_pictures(augmentation.View(0, "a", 1).generator("video"), STRONG)
+    assert change == augmentation.draw_pictures(augmentation.View(0, "a", 1).generator("video"), STRONG)
+    views = [augmentation.View(*key) for key in ((1, "a", 1), (0, "b", 1), (0, "a", 2))]
+    others = [augmentation.draw_pictures(view.generator("video"), STRONG) for view in views]
     assert all(change != other for other in others)
-    audio, text = (augmentation.generator(0, "a", modality, 1).random() for modality in ("audio", "text"))
+    audio, text = (augmentation.View(0, "a", 1).generator(modality).random() for modality in ("audio", "text"))
     assert audio != text
 
 

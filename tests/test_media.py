@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.media import clip as clip_lib, decoding as media, sampler
+from conclugen_jax.extract.media import clip as clip_lib, decoding as media
 from tests import clips
 
 
@@ -36,7 +36,7 @@ def test_frames_of_a_constant_rate(tmp_path):
 
 def test_frames_of_a_variable_rate(tmp_path):
     times = np.array([0, 0.04, 0.5, 0.52, 0.54, 1.3, 1.31, 1.9])
-    clip = media.decode(clips.write(tmp_path / "a.mkv", times), rate=8.0)
+    clip = media.decode(clips.write(tmp_path / "a.mkv", times), rates=(8.0,))
     assert numbers(clip)[:16] == shown(times, np.arange(16) / 8)
 
 
@@ -44,13 +44,13 @@ def test_each_rate_is_exact_where_frames_have_odd_times(tmp_path):
     times = np.unique(np.round(np.random.default_rng(3).uniform(0, 10, 73), 2))
     times[0] = 0
     path = clips.write(tmp_path / "a.mkv", times, rate=Fraction(73, 10))
-    clip = media.decode(path, rate=16.0, also=(2.0, 1.0))
+    clip = media.decode(path, rates=(16.0, 2.0, 1.0))
     assert clip.rate < 16  # as many as there are on average
     for rate in (1.0, 2.0):
         seen = [clips.number_of(f) for f in clip.at_rate(rate)]
         assert seen == [n % 60 for n in shown(times, np.arange(len(seen)) / rate)]
-        assert seen == numbers(media.decode(path, rate=rate))
-    alone = media.decode(path, rate=16.0)
+        assert seen == numbers(media.decode(path, rates=(rate,)))
+    alone = media.decode(path, rates=(16.0,))
     assert [clips.number_of(f) for f in clip.at_rate(16.0)] == numbers(alone)
     assert clip.times[clip.rows_at(16.0)].tolist() == alone.times.tolist()
 
@@ -59,8 +59,8 @@ def test_each_rate_is_exact_where_frames_have_odd_times(tmp_path):
 def test_frames_of_a_container_without_times_of_their_own(tmp_path, codec, b_frames):
     """AVI says when a frame is to be decoded; later frames may be decoded before earlier ones."""
     path = clips.write(tmp_path / "a.avi", clips.steady(2.0), codec=codec, gop=12, b_frames=b_frames)
-    assert numbers(media.decode(path, rate=25.0)) == list(range(50))
-    part = media.decode(path, rate=25.0, start=1.2, end=1.6)
+    assert numbers(media.decode(path, rates=(25.0,))) == list(range(50))
+    part = media.decode(path, rates=(25.0,), start=1.2, end=1.6)
     assert numbers(part) == list(range(30, 40))
 
 
@@ -74,7 +74,7 @@ def test_a_slow_clip_keeps_its_own_rate(tmp_path):
 @pytest.mark.parametrize(("start", "end"), [(0.5, 1.5), (3.3, 4.0), (2.0, None), (0.0, 0.3)])
 def test_an_interval(tmp_path, start, end):
     times, sound = clips.steady(5.0), np.linspace(-0.9, 0.9, 80_000).astype(np.float32)
-    clip = media.decode(clips.write(tmp_path / "a.mkv", times, sound=sound), rate=10.0, start=start, end=end)
+    clip = media.decode(clips.write(tmp_path / "a.mkv", times, sound=sound), rates=(10.0,), start=start, end=end)
     length = (end or 5.0) - start
     wanted = [start + k / 10 for k in range(round(length * 10))]
     assert clip.times == pytest.approx([w - start for w in wanted])
@@ -88,10 +88,10 @@ def test_an_interval(tmp_path, start, end):
 @pytest.mark.parametrize("gop", [12, 400])
 def test_an_interval_far_from_a_key_frame_is_that_of_the_whole_clip(tmp_path, ending, codec, gop):
     path = clips.write(tmp_path / f"a{ending}", clips.steady(20.0), codec=codec, gop=gop)
-    whole = media.decode(path, rate=25.0)
+    whole = media.decode(path, rates=(25.0,))
     assert whole.times[-1] == pytest.approx(20.0, abs=0.1)  # whatever time the container begins at
     for start in (2.4, 5.6, 17.2):
-        part = media.decode(path, rate=25.0, start=start, end=start + 1)
+        part = media.decode(path, rates=(25.0,), start=start, end=start + 1)
         first = round(start * 25)
         np.testing.assert_array_equal(part.frames, whole.frames[first : first + 25])
 
@@ -141,14 +141,14 @@ def test_large_frames_are_made_smaller(tmp_path):
 def test_frames_of_a_long_clip_are_made_smaller(tmp_path, monkeypatch):
     path = clips.write(tmp_path / "a.mkv", clips.steady(4.0))
     assert media.decode(path).frames[0].shape == (48, 64, 3)
-    monkeypatch.setattr(sampler, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(clip_lib, "MAX_BYTES", 100_000)
     clip = media.decode(path)
     assert sum(frame.nbytes for frame in clip.frames) <= 100_000
     assert len(clip.frames) == 64
     assert clip.frames[0].shape == (20, 26, 3)
     assert clip.notes == ("frames are smaller than they might be, since there are many",)
     assert media.decode(path, end=0.5).frames[0].shape == (48, 64, 3)
-    slow = media.decode(path, rate=1.0)
+    slow = media.decode(path, rates=(1.0,))
     np.testing.assert_array_equal(slow.frames, clip.at_rate(1.0))  # the size does not depend on the rate
 
 
@@ -178,7 +178,7 @@ def test_a_cover_is_no_picture_of_a_clip():
 
 def test_frames_without_times_follow_each_other():
     stream = types.SimpleNamespace(average_rate=Fraction(4), guessed_rate=None, sample_aspect_ratio=None)
-    taken = sampler.Sampler(stream, (4.0,), 0.0, math.inf, 1.0)
+    taken = clip_lib.Sampler(stream, (4.0,), 0.0, math.inf, 1.0)
     for i in range(4):
         frame = av.VideoFrame.from_ndarray(clips.image(10 * i), format="rgb24")
         taken.add(frame, None)
@@ -254,7 +254,7 @@ def test_only_the_interval_counts_for_the_longest(tmp_path, monkeypatch):
     sound = np.linspace(-0.5, 0.5, 128_000).astype(np.float32)
     for name, codec, gop in (("a.mkv", "mpeg4", 25), ("b.mkv", "mpeg4", 400), ("c.avi", "mpeg4", 25)):
         path = clips.write(tmp_path / name, clips.steady(8.0), codec=codec, gop=gop, b_frames=0, sound=sound)
-        clip = media.decode(path, rate=5.0, start=4.4, end=7.3)
+        clip = media.decode(path, rates=(5.0,), start=4.4, end=7.3)
         assert len(clip.frames) == 15
         np.testing.assert_allclose(clip.sound, sound[70_400:116_800], atol=1e-4)
         with pytest.raises(ConclugenError, match="more than 3 s in one piece"):
@@ -264,10 +264,10 @@ def test_only_the_interval_counts_for_the_longest(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rate", [1.0, 16.0])
 def test_the_length_is_that_of_the_clip_whatever_the_rate(tmp_path, rate):
     path = clips.write(tmp_path / "a.mkv", clips.steady(2.32), sound=clips.tone(1.0))
-    assert media.decode(path, rate=rate).length == pytest.approx(2.32, abs=1e-3)
-    assert media.decode(path, rate=rate, start=1.0, end=2.0).length == 1.0
-    assert media.decode(path, rate=rate, start=2.0, end=4.0).length == pytest.approx(0.32, abs=1e-3)
-    assert media.decode(path, video=False).length == pytest.approx(1.0, abs=1e-3)
+    assert media.decode(path, rates=(rate,)).length == pytest.approx(2.32, abs=1e-3)
+    assert media.decode(path, rates=(rate,), start=1.0, end=2.0).length == 1.0
+    assert media.decode(path, rates=(rate,), start=2.0, end=4.0).length == pytest.approx(0.32, abs=1e-3)
+    assert media.decode(path, rates=()).length == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("ending", [".mkv", ".avi"])

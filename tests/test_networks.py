@@ -221,7 +221,7 @@ def test_weights_are_of_the_network_that_is_named(tmp_path):
         converted(tmp_path, "resnet50", seeded.resnet(18, 2, 10))
     with pytest.raises(ConclugenError, match="network 'vgg' is unknown; there are resnet18"):
         weights.convert("vgg", tmp_path / "published.safetensors", tmp_path / "out")
-    with pytest.raises(ConclugenError, match="model_type is 'gpt2', expected one of bert, roberta, distilbert"):
+    with pytest.raises(ConclugenError, match="model_type is 'gpt2' with learned positions, expected one of bert,"):
         weights.convert("text", write_text(tmp_path / "gpt", "bert", model_type="gpt2"), tmp_path / "out")
 
 
@@ -276,7 +276,7 @@ def test_activations_by_name():
 def test_windows_of_sixteen_frames(count, lengths):
     frames = [np.full((4, 4, 3), i, np.uint8) for i in range(count)]
     clip = Clip(frames, np.arange(count) / 16, 16.0, None)
-    (found,) = backbones.windows(clip, None, rate=16.0, size=4)
+    (found,) = backbones.frames(clip, None, rate=16.0, size=4, window=16)
     at = 0
     for window, length in zip(found, lengths, strict=True):
         shown = [*range(at, at + length), *[at + length - 1] * (16 - length)]

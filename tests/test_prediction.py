@@ -10,7 +10,7 @@ from rich.console import Console
 
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, prediction, preparation, provenance, timeline
+from conclugen_jax.extract import backbones, prediction, preparation, timeline
 from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.networks import mtcnn, weights
@@ -25,7 +25,7 @@ def made(**changes):
     """What the manifest of a data set says of its extraction."""
     networks = Networks((), OWN)
     how = preparation.recipe(backbones.load(networks), faces=str(mtcnn.WEIGHTS), no_face="missing")
-    facts = provenance.of(backbones.load(networks), how, networks.options).to_json()
+    facts = preparation.provenance(backbones.load(networks), how, networks.options).to_json()
     facts["speech"] = {"name": "pocketsphinx", "version": metadata.version("pocketsphinx")}
     return types.SimpleNamespace(name="mine", source={"extraction": json.loads(json.dumps(facts | changes))})
 
@@ -104,12 +104,12 @@ def test_other_weights_are_refused_by_their_hash(tmp_path):
 
     found, expected = {"resnet18": facts("1")}, {"resnet18": facts("2")}
     with pytest.raises(ConclugenError, match=r'resnet18: its sha256 is "1+", that of the features of runs/a is "2+"'):
-        provenance.compare(found, expected, "runs/a")
-    provenance.compare(found, {"resnet18": facts("1") | {"source": {"another": "file"}}}, "runs/a")
+        prediction.compare(found, expected, "runs/a")
+    prediction.compare(found, {"resnet18": facts("1") | {"source": {"another": "file"}}}, "runs/a")
     many = {f"option{i}": i for i in range(100)}
     found, expected = ({"text": facts("1") | {"options": many | {"z": z}}} for z in (1, 2))
     with pytest.raises(ConclugenError, match="text: its options is"):
-        provenance.compare(found, expected, "runs/a")
+        prediction.compare(found, expected, "runs/a")
 
 
 def prepared(utterance, own=OWN, **options):

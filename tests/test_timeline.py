@@ -94,7 +94,7 @@ def test_names_of_several_lines_are_drawn_in_one(tmp_path):
 
 def test_more_utterances_than_a_picture_holds_are_refused(tmp_path):
     many = [Prediction(CLIP, i, i + 1) for i in range(timeline.MOST + 1)]
-    with pytest.raises(ConclugenError, match=r"picture\.png: 301 utterances, and a picture shows 300 at most"):
+    with pytest.raises(ConclugenError, match=r"picture\.png: 301 utterances, a picture shows 300 at most"):
         timeline.draw(many, tmp_path / "picture.png")
 
 

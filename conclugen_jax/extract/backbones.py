@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from conclugen_jax.errors import ConclugenError, place_of
+from conclugen_jax.errors import ConclugenError, place_of, reason
 from conclugen_jax.extract.faces import resize
 from conclugen_jax.extract.media import augmentation, mel
-from conclugen_jax.extract.media.clip import Clip
-from conclugen_jax.extract.media.sampler import MAX_SIDE
+from conclugen_jax.extract.media.augmentation import View
+from conclugen_jax.extract.media.clip import MAX_SIDE, Clip
 from conclugen_jax.extract.networks import davenet, resnet, text_encoder, weights
 from conclugen_jax.extract.networks.weights import Weights
 
@@ -27,31 +27,11 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
 """Mean and standard deviation of the colours, of ImageNet and as the authors use them for Kinetics-400."""
 
-PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
+WINDOW = 16  # frames of an item of a 3D network
+LENGTHS = 256  # spectrograms are padded to a multiple of so many frames: a program is compiled for each length
 
 Items = tuple[np.ndarray, ...]
 """Arrays whose rows belong together, one row for each item of a clip."""
-
-WINDOW = 16
-"""Frames of an item of a 3D network."""
-
-LENGTHS = 256
-"""Spectrograms are padded to a multiple of so many frames: a program is compiled for each length."""
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """An augmented view of a clip; the draw follows from these."""
-
-    seed: int
-    clip: str
-    number: int
-    strength: str
-
-    def generator(self, modality: str) -> np.random.Generator:
-        """Return the random numbers of this view of a modality."""
-        return augmentation.generator(self.seed, self.clip, modality, self.number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,42 +67,32 @@ class Options:
     size: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)] = 180  # side of the frames, in pixels
     precision: Literal["float32", "bfloat16"] = "float32"
     front_end: Literal["published", "authors"] = "published"  # of the sound, see mel.FRONT_ENDS
-    authors_normalisation: bool = (
-        False  # swap mean and deviation of colours for 2D networks, as their configuration does
-    )
+    authors_normalisation: bool = False  # swap mean and deviation of colours for 2D networks, as they do
     batch_items: int = 16  # frames at a time; 3D networks take a sixteenth of it in windows, at least one
 
 
-def _frames_of(clip: Clip, view: View | None, rate: float, size: int) -> list[np.ndarray]:
+def frames(clip: Clip, view: View | None, *, rate: float, size: int, window: int = 0) -> Items | None:
+    """Return frames at a rate, uint8 [n, size, size, 3], or windows of them, [n, window, size, size, 3], one after the other.
+
+    A last window with fewer than half of its frames is dropped, unless it is the only one; any other is filled up with its
+    last frame. ``None`` for a clip without pictures.
+    """
     shown = clip.at_rate(rate)
+    if not shown:
+        return None
     small = {id(f): f if f.shape[:2] == (size, size) else resize(f, (size, size)) for f in shown}
     if view is not None:
         change = augmentation.draw_pictures(view.generator("video"), augmentation.STRENGTHS[view.strength])
         small = {key: change.apply(frame) for key, frame in small.items()}
-    return [small[id(f)] for f in shown]
-
-
-def frames(clip: Clip, view: View | None, *, rate: float, size: int) -> Items | None:
-    """Return frames at a rate, uint8 [n, size, size, 3]; ``None`` for a clip without pictures."""
-    pictures = _frames_of(clip, view, rate, size)
-    return (np.stack(pictures),) if pictures else None
-
-
-def windows(clip: Clip, view: View | None, *, rate: float, size: int) -> Items | None:
-    """Return windows of 16 frames, one after the other, uint8 [n, 16, size, size, 3]; ``None`` for a clip without pictures.
-
-    A last window with fewer than half of its frames is dropped, unless it is the only one; any other is filled up with its
-    last frame.
-    """
-    pictures = _frames_of(clip, view, rate, size)
-    if not pictures:
-        return None
-    rest = len(pictures) % WINDOW
-    if 0 < rest < WINDOW / 2 and len(pictures) > WINDOW:
+    pictures = [small[id(f)] for f in shown]
+    if not window:
+        return (np.stack(pictures),)
+    rest = len(pictures) % window
+    if 0 < rest < window / 2 and len(pictures) > window:
         del pictures[-rest:]
     elif rest:
-        pictures += [pictures[-1]] * (WINDOW - rest)
-    return (np.stack(pictures).reshape(-1, WINDOW, size, size, 3),)
+        pictures += [pictures[-1]] * (window - rest)
+    return (np.stack(pictures).reshape(-1, window, size, size, 3),)
 
 
 def spectrogram(clip: Clip, view: View | None, *, front_end: str) -> Items | None:
@@ -151,11 +121,7 @@ def tokens(clip: Clip, view: View | None, *, path: str, max_tokens: int) -> Item
 
 @functools.cache
 def tokenizer(path: str, max_tokens: int) -> Any:
-    """Return the tokenizer of a ``tokenizer.json``, opened once in each process; it truncates texts to ``max_tokens``.
-
-    Raises:
-      ConclugenError: the file cannot be read.
-    """
+    """Return the tokenizer of a ``tokenizer.json``, opened once in each process; it truncates texts to ``max_tokens``."""
     try:
         from tokenizers import Tokenizer
     except ImportError as e:
@@ -170,21 +136,22 @@ def tokenizer(path: str, max_tokens: int) -> Any:
 
 
 def create(loaded: Weights, options: Options) -> Backbone:
-    """Return the backbone of converted weights.
-
-    Raises:
-      ConclugenError: weights that make no vectors, or of another shape than the network.
-    """
-    dtype, network = PRECISIONS[options.precision], loaded.network
-    if network == "mtcnn":
+    """Return the backbone of converted weights; a ConclugenError names weights of another shape, or that make no vectors."""
+    if loaded.network == "mtcnn":
         raise ConclugenError(f"{loaded.folder}: MTCNN finds faces and makes no vectors; name it with --mtcnn")
+    make = {"resdavenet": _sound, "text": _text}.get(loaded.network, _pictures)
     try:
-        msgspec.convert(loaded.options, weights.OPTIONS[network])
-    except msgspec.ValidationError as e:
-        raise ConclugenError(f"{loaded.folder}: its options make no network ({e}); {weights.AGAIN}") from e
-    make = {"resdavenet": _sound, "text": _text}.get(network, _pictures)
-    modality, module, prepare, rate, example, facts = make(loaded, options, dtype)
-    checked(module, loaded, example)
+        msgspec.convert(loaded.options, weights.OPTIONS[loaded.network])
+        modality, module, prepare, rate, example, facts = make(loaded, options, jnp.dtype(options.precision))
+        shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
+    except (msgspec.ValidationError, TypeError, ValueError, ArithmeticError) as e:
+        raise ConclugenError(f"{loaded.folder}: its options make no network ({reason(e)}); {weights.AGAIN}") from e
+    expected, found = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (shapes, loaded.params))
+    for path in sorted(expected.keys() | found.keys(), key=str):
+        a, b = (getattr(tree.get(path), "shape", None) for tree in (expected, found))
+        if a != b:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ConclugenError(f"{loaded.folder}: {name} has the shape {b}, expected {a}; {weights.AGAIN}")
     params = jax.device_put(loaded.params)
 
     @jax.jit
@@ -194,34 +161,11 @@ def create(loaded: Weights, options: Options) -> Backbone:
 
     batch, dim = len(example[0]), jax.eval_shape(apply, params, *example).shape[1]
     provenance = {**loaded.provenance(), "precision": options.precision, **facts}
-    return Backbone(network, modality, dim, prepare, functools.partial(apply, params), rate, batch, provenance)
-
-
-def checked(module: Any, loaded: Weights, example: Items) -> None:
-    """Compare the variables of converted weights with those of a module.
-
-    Raises:
-      ConclugenError: one is missing, spare or misshapen.
-    """
-    try:
-        shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
-    except (TypeError, ValueError, ArithmeticError) as e:
-        reason = str(e).partition("\n")[0][:200]
-        raise ConclugenError(f"{loaded.folder}: its options make no network ({reason}); {weights.AGAIN}") from e
-    expected, found = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (shapes, loaded.params))
-    for path in sorted(expected.keys() | found.keys(), key=str):
-        a, b = (getattr(tree.get(path), "shape", None) for tree in (expected, found))
-        if a != b:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ConclugenError(f"{loaded.folder}: {name} has the shape {b}, expected {a}; {weights.AGAIN}")
+    return Backbone(loaded.network, modality, dim, prepare, functools.partial(apply, params), rate, batch, provenance)
 
 
 def load_own(name: str) -> Backbone:
-    """Return a user's backbone: ``MODULE:FUNCTION`` is called without arguments.
-
-    Raises:
-      ConclugenError: it cannot be imported, or is no backbone; its ``vectors`` raises it too, whatever happens there.
-    """
+    """Return a user's backbone: ``MODULE:FUNCTION`` is called without arguments. What fails in it is a ConclugenError."""
     module, _, function = name.partition(":")
     try:
         made = getattr(importlib.import_module(module), function)()
@@ -243,9 +187,8 @@ def _vectors_of(own: Backbone, *arrays: np.ndarray) -> Any:
         if type(e).__name__ == "JaxRuntimeError":  # out of memory, which is reported elsewhere
             raise
         shapes = ", ".join(f"{x.dtype} {list(x.shape)}" for x in arrays)
-        raise ConclugenError(
-            f"backbone {own.name}: its function vectors failed on {shapes}: {type(e).__name__}: {str(e)[:300]} ({place_of(e)})"
-        ) from e
+        fault = f"{type(e).__name__}: {str(e)[:300]} ({place_of(e)})"
+        raise ConclugenError(f"backbone {own.name}: its function vectors failed on {shapes}: {fault}") from e
 
 
 def _pictures(loaded: Weights, options: Options, dtype: Any) -> tuple:
@@ -255,11 +198,10 @@ def _pictures(loaded: Weights, options: Options, dtype: Any) -> tuple:
     if options.authors_normalisation and not volume:
         mean, std = std, mean
     module = resnet.ResNet(depth, mean, std, dtype)
-    rate, size = 16.0 if volume else 1.0, options.size
-    prepare = functools.partial(windows if volume else frames, rate=rate, size=size)
+    rate, size, window = 16.0 if volume else 1.0, options.size, {"window": WINDOW} if volume else {}
+    prepare = functools.partial(frames, rate=rate, size=size, **window)
     batch = (max(1, options.batch_items // WINDOW), WINDOW) if volume else (options.batch_items,)
-    facts = {"frames_per_second": rate, "size": size, "mean": list(mean), "std": list(std)}
-    facts |= {"window": WINDOW} if volume else {}
+    facts = {"frames_per_second": rate, "size": size, "mean": list(mean), "std": list(std), **window}
     return "video", module, prepare, rate, (np.zeros((*batch, size, size, 3), np.uint8),), facts
 
 
@@ -267,10 +209,8 @@ def _sound(loaded: Weights, options: Options, dtype: Any) -> tuple:
     module = davenet.ResDAVEnet(**loaded.options, dtype=dtype)
     _, mels = mel.FRONT_ENDS[options.front_end]
     if mels < module.kernel_mels:
-        raise ConclugenError(
-            f"{loaded.folder}: hears {module.kernel_mels} Mel bands, the front end {options.front_end} has {mels}; choose "
-            "another --front_end"
-        )
+        fault = f"hears {module.kernel_mels} Mel bands, the front end {options.front_end} has {mels}"
+        raise ConclugenError(f"{loaded.folder}: {fault}; choose another --front_end")
     prepare = functools.partial(spectrogram, front_end=options.front_end)
     example = np.zeros((4, 256, mels), np.float32), np.full(4, 256, np.int32)
     return "audio", module, prepare, 0.0, example, {"front_end": options.front_end, "mels": mels}
@@ -297,11 +237,7 @@ class Networks:
 
 @functools.cache
 def load(networks: Networks) -> list[Backbone]:
-    """Load the backbones of folders of weights, then those of users, once in each process.
-
-    Raises:
-      ConclugenError: none, two of one name, or one that cannot be loaded.
-    """
+    """Load the backbones of folders of weights, then of users, once in each process; none, or one name twice, is an error."""
     found = [create(weights.load(folder), networks.options) for folder in networks.folders]
     found += [load_own(name) for name in networks.own]
     names = [b.name for b in found]

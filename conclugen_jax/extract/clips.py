@@ -19,6 +19,8 @@ SOUNDS = (".wav", ".mp3", ".m4a", ".flac", ".ogg", ".aac", ".opus", ".wma")
 MEDIA = PICTURES + SOUNDS
 """Endings of files that count as clips."""
 
+MAX_NAME = 240  # bytes of a name at most: a file of vectors has that name and an ending
+
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
@@ -68,40 +70,29 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
         raise ConclugenError(f"{source}: no such folder; name the folder of the clips with --source")
     tables = [table for table in map(read_csv, labels) if _interval_columns(table)]
     if tables and cut:
-        raise ConclugenError(
-            f"{tables[0].path}: has the intervals already, and --cut takes them from subtitles; leave one out"
-        )
+        raise ConclugenError(f"{tables[0].path}: has intervals, and --cut takes those of subtitles; leave one out")
     if tables:
         found = _from_tables(tables, _by_name(source))
     else:
         found = [each for u in LAYOUTS.get(dataset, _any)(source) for each in with_words(u, cut=cut)]
     if not found:
         raise ConclugenError(
-            f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md for the folders"
+            f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); docs/extraction.md shows the folders"
         )
     loose, others = (next((u for u in found if bool(u.split) is split), None) for split in (False, True))
     if loose and others:
         raise ConclugenError(
-            f"{loose.path}: lies beside the folder of {others.split} clips; move it into a folder of a split"
+            f"{loose.path}: lies beside the folder of {others.split} clips; move it into one of a split"
         )
     places: dict[str, Utterance] = {}
     for u in found:
-        _check_name(u)
+        length = len(u.key.encode(errors="replace"))
+        if not 0 < length <= MAX_NAME or not u.key.isprintable() or set("/\\") & set(u.key) or u.key in (".", ".."):
+            expected = f"printable text of 1 to {MAX_NAME} bytes without / and \\"
+            raise ConclugenError(f"{u.path!a}: its name {u.key[:40]!a} is not {expected}; rename it")
         if (other := places.setdefault(u.place, u)) is not u:
             raise ConclugenError(f"{u.path}: its name {u.place!r} is also that of {other.path}; rename one of them")
     return [places[place] for place in sorted(places)]
-
-
-MAX_NAME = 240
-"""Bytes of a name at most: a file of vectors has that name and an ending."""
-
-
-def _check_name(u: Utterance) -> None:
-    length = len(u.key.encode(errors="replace"))
-    if not 0 < length <= MAX_NAME or not u.key.isprintable() or set("/\\") & set(u.key) or u.key in (".", ".."):
-        raise ConclugenError(
-            f"{u.path!a}: its name {u.key[:40]!a} is not printable text of 1 to {MAX_NAME} bytes without / and \\; rename it"
-        )
 
 
 def _files(folder: Path, endings: tuple[str, ...] = MEDIA) -> Iterator[Path]:
@@ -192,10 +183,8 @@ def with_words(
     except ConclugenError as e:
         return [dataclasses.replace(u, problem=str(e))]
     if cut and lines and lines[0].end is not None:
-        return [
-            dataclasses.replace(u, key=f"{u.key}_{i:04d}", start=line.start, end=line.end, text=line.text)
-            for i, line in enumerate(lines)
-        ]
+        cues = [(f"{u.key}_{i:04d}", line.start, line.end, line.text) for i, line in enumerate(lines)]
+        return [dataclasses.replace(u, key=key, start=start, end=end, text=text) for key, start, end, text in cues]
     return [dataclasses.replace(u, text=subtitles.said(lines, u.start, u.end))]
 
 
@@ -286,12 +275,6 @@ def _ravdess(source: Path) -> Iterator[Utterance]:
             yield Utterance(path.stem, "", str(path), text=sentences.get(path.stem[12:14]))
 
 
-LAYOUTS: dict[str, Callable[[Path], Iterator[Utterance]]] = {
-    "voxceleb2": _voxceleb2,
-    "caer": _caer,
-    "meld": _meld,
-    "cmu_mosei": _mosei,
-    "cmu_mosi": _mosei,
-    "ravdess": _ravdess,
-}
+LAYOUTS: dict[str, Callable[[Path], Iterator[Utterance]]] = dict.fromkeys(("cmu_mosei", "cmu_mosi"), _mosei)
+LAYOUTS |= {"voxceleb2": _voxceleb2, "caer": _caer, "meld": _meld, "ravdess": _ravdess}
 """Data set -> function that finds its clips."""

@@ -18,7 +18,7 @@ from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones as backbones_lib, outcome, preparation, provenance
+from conclugen_jax.extract import backbones as backbones_lib, outcome, preparation
 from conclugen_jax.extract.backbones import Networks
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.outcome import FAILURES, WORDS, Tally
@@ -27,8 +27,7 @@ from conclugen_jax.extract.store import State, Store, Vectors
 from conclugen_jax.extract.vectors import Clock, vectors
 from conclugen_jax.system import locks
 
-BEAM_PART = 16
-"""Utterances that a worker of Beam takes at a time."""
+BEAM_PART = 16  # utterances that a worker of Beam takes at a time
 
 Progress = Callable[[int, int | None], None]
 
@@ -96,7 +95,10 @@ class _Extraction:
     ):
         self.request, self.networks, backbones = request, networks, backbones_lib.load(networks)
         self.how = preparation.recipe(backbones, size=networks.options.size, **options)
-        _check_tools(self.how)
+        if self.how.recogniser:  # what is missing here is no fault of every clip
+            preparation.recogniser(self.how.recogniser)
+        if self.how.faces:
+            preparation.mtcnn_weights(self.how.faces)
         self.dims = Counter()  # modality -> size of its vectors
         for b in backbones:
             self.dims[b.modality] += b.dim
@@ -105,7 +107,7 @@ class _Extraction:
         builders.check_spec(source.spec)
         self.first_split = source.spec.splits[0]  # the one that has views
         self.todo, self.unknown = _asked_for(source, utterances, self.how)
-        self.facts = provenance.of(backbones, self.how, networks.options).to_json()
+        self.facts = preparation.provenance(backbones, self.how, networks.options).to_json()
         stamps = [[u.place, views, stamp] for u, views, stamp in self.todo]
         content = json.dumps([source.stamp()[0], stamps, self.facts], sort_keys=True).encode()
         self.fingerprint, name, version = hashlib.sha256(content).hexdigest(), source.spec.name, source.spec.version
@@ -117,10 +119,8 @@ class _Extraction:
         present = manifest_lib.read(self.target)
         made = present.source.get("extraction", {})
         if made.get("fingerprint") != self.fingerprint:
-            raise ConclugenError(
-                f"{self.target}: holds a data set made of other clips or in another way; pass --overwrite to replace it, or "
-                "choose another --data_dir"
-            )
+            way_out = "pass --overwrite to replace it, or choose another --data_dir"
+            raise ConclugenError(f"{self.target}: holds a data set made of other clips or in another way; {way_out}")
         manifest_lib.verify(self.target, present)
         if self.store.folder.exists() and not self.store.is_kept():
             with contextlib.suppress(locks.Busy), locks.hold(self._lock):
@@ -135,9 +135,8 @@ class _Extraction:
             with locks.hold(self._lock):
                 yield
         except locks.Busy as e:
-            raise ConclugenError(
-                f"{self.target}: being extracted by {e}; wait, or choose another name or --data_dir"
-            ) from None
+            way_out = "wait, or choose another name or --data_dir"
+            raise ConclugenError(f"{self.target}: being extracted by {e}; {way_out}") from None
         except OSError as e:
             full = e.errno in (errno.ENOSPC, errno.EDQUOT)
             way_out = "free space and repeat the command, which goes on" if full else "choose another --data_dir"
@@ -156,7 +155,7 @@ class _Extraction:
         tally, total = Tally(unknown=self.unknown, reused=len(self.todo) - len(left)), len(self.todo)
         counted = itertools.count(tally.reused)
         progress(next(counted), total)
-        work = functools.partial(_work, self.store.folder, self.networks, self.how)
+        work = functools.partial(_work, self.store, self.networks, self.how)
         if beam is not None:
             data_workers.run_beam([left[i : i + BEAM_PART] for i in range(0, len(left), BEAM_PART)], work, beam)
         else:
@@ -194,14 +193,6 @@ class _Extraction:
         return builders.build(source, self.store.folder.parent, overwrite=overwrite, drop_bad=True)
 
 
-def _check_tools(how: Recipe) -> None:
-    """Refuse what is missing here before it becomes a failure of every clip."""
-    if how.recogniser:
-        preparation.recogniser(how.recogniser)
-    if how.faces:
-        preparation.mtcnn_weights(how.faces)
-
-
 def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> tuple[list[Job], list[str]]:
     """Return the utterances that the labels name, and the ids that name none."""
     by_place = {u.place: u for u in utterances}
@@ -220,19 +211,16 @@ def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recip
         path = next((key for key in lost if "/" in key), None)
         if path is not None or (lost and not there):
             raise ConclugenError(
-                f"the labels name {path or lost[0]!r} in {split}, which is the name of no clip; there are such as "
-                f"{min(by_place)!r}: paths with _ for / and without ending (lines of subtitles with --cut); correct the ids, "
-                "or leave these rows out"
+                f"the labels name {path or lost[0]!r} in {split}, which is the name of no clip, as {min(by_place)!r} is: paths "
+                "with _ for / and without ending (lines of subtitles with --cut); correct the ids, or leave these rows out"
             )
     if not found:
-        raise ConclugenError(
-            f"no clip is named by the labels; there are such as {min(by_place)!r}, compare the ids of the labels with them"
-        )
+        raise ConclugenError(f"the labels name no clip, such as {min(by_place)!r}; give a table that has rows")
     return [found[place] for place in sorted(found)], unknown
 
 
 def _work(
-    folder: Path,
+    store: Store,
     networks: Networks,
     how: Recipe,
     jobs: Sequence[Job],
@@ -240,8 +228,8 @@ def _work(
     clock: Clock | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> None:
-    """Extract utterances into the store in a folder."""
-    store, by_place = Store(folder), {job[0].place: job for job in jobs}
+    """Extract utterances into a store."""
+    by_place = {job[0].place: job for job in jobs}
     with contextlib.closing(preparation.prepared([job[:2] for job in jobs], how, num_workers)) as prepared:
         for each, found in vectors(prepared, backbones_lib.load(networks), clock):
             _, views, stamp = by_place[each.place]

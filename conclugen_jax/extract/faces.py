@@ -9,21 +9,13 @@ import numpy as np
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import mtcnn
 
-MIN_PROBABILITY = 0.9
-"""Least probability of a face that is followed."""
-
-GAP = 1.0
-"""Seconds from the nearest detection within which a frame counts as showing the face."""
-
-MIN_OVERLAP = 0.1
-"""Intersection over union at which two boxes, one after the other, are the same face."""
-
-DETECTION_SIDE = 640
-"""Longer side of the frames that the detector sees, at most, in pixels."""
-
+MIN_PROBABILITY = 0.9  # least probability of a face that is followed
+GAP = 1.0  # seconds from the nearest detection within which a frame counts as showing the face
+MIN_OVERLAP = 0.1  # intersection over union at which two boxes, one after the other, are the same face
+DETECTION_SIDE = 640  # longer side of the frames that the detector sees, at most, in pixels
 
 Track = list[tuple[float, np.ndarray]]
-"""A face over some time: the time and box of each detection. A box is [4]: x, y of two corners."""
+"""A face over some time: the time and box of each detection. A box is [4]: x, y of two corners, in parts of the frame."""
 
 
 def follow(times: Sequence[float], boxes: Sequence[np.ndarray | None]) -> list[Track]:
@@ -51,46 +43,38 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def find(params: Mapping[str, Any], frames: Sequence[np.ndarray]) -> list[np.ndarray | None]:
-    """Return the box of the most probable face of each frame (corners in pixels), ``None`` where there is none.
+    """Return the box of the most probable face of each frame, in parts of it, ``None`` where there is none.
 
     ``params`` are the variables of MTCNN, frames are uint8 RGB [height, width, 3].
     """
     found: list[np.ndarray | None] = [None] * len(frames)
-    shapes = {frame.shape for frame in frames}
-    for shape in sorted(shapes):
+    for shape in sorted({frame.shape for frame in frames}):
         rows = [i for i, frame in enumerate(frames) if frame.shape == shape]
         scale = min(1.0, DETECTION_SIDE / max(shape[:2]))
         size = round(shape[1] * scale), round(shape[0] * scale)
-        if min(size) < mtcnn.MIN_SIZE:
-            continue
         images = np.stack([frames[i] if scale == 1 else resize(frames[i], size) for i in rows])
         for i, faces in zip(rows, mtcnn.detect(params, images), strict=True):
             if len(faces) and faces[0, 4] >= MIN_PROBABILITY:
-                found[i] = faces[0, :4] / scale
+                found[i] = faces[0, :4] / scale / np.tile(shape[1::-1], 2)
     return found
 
 
 def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], size: int) -> Clip:
     """Crop the clip's face to square frames, and drop frames further than :data:`GAP` from one in which it is seen.
 
-    The boxes are of the face in the frames of ``rows``; new frames have ``size`` pixels a side.
+    The boxes are of the face in the frames of ``rows``, whose sizes may differ; new frames have ``size`` pixels a side.
     """
-    # In parts of the frame: its size may change within a clip.
-    sides = [np.tile(clip.frames[i].shape[1::-1], 2) for i in rows]
-    parts = [None if box is None else box / side for box, side in zip(boxes, sides, strict=True)]
     around = []  # times of a track, and the box that holds all of its boxes
-    for track in follow([float(clip.times[i]) for i in rows], parts):
+    for track in follow([float(clip.times[i]) for i in rows], boxes):
         times, found = np.array([time for time, _ in track]), np.stack([box for _, box in track])
         around.append((times, np.concatenate([found[:, :2].min(axis=0), found[:, 2:].max(axis=0)])))
     frames, kept = [], []
     for frame, time in zip(clip.frames, clip.times, strict=True):
-        distance, nearest = min(
-            ((np.abs(times - time).min(), i) for i, (times, _) in enumerate(around)), default=(np.inf, 0)
-        )
-        if distance > GAP + 1e-6:
+        distances = [np.abs(times - time).min() for times, _ in around] or [np.inf]
+        if min(distances) > GAP + 1e-6:
             continue
         height, width = frame.shape[:2]
-        box = around[nearest][1] * (width, height, width, height)
+        box = around[np.argmin(distances)][1] * (width, height, width, height)
         low = np.clip(box[:2], 0, (width - 1, height - 1))
         high = np.clip(box[2:], low + 1, (width, height))
         frames.append(resize(frame, (size, size), (*low, *high)))

@@ -13,8 +13,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.vectors import Clock
 from conclugen_jax.system import files
 
-LISTED = 100
-"""Failures that the manifest names at most; the table of failures names all."""
+LISTED = 100  # failures that the manifest names at most; the table of failures names all
 
 FAILURES, WORDS = ("failures", "reason"), ("words", "words")
 """Tables beside the data sets, and their column besides ``utterance``: why one failed, which words were recognised."""

@@ -1,7 +1,8 @@
 """From clips to predictions. Features are made as those that the run was trained on."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import embedding
-from conclugen_jax.extract import backbones as backbones_lib, clips, preparation, provenance
+from conclugen_jax.extract import backbones as backbones_lib, clips, preparation
 from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.networks import mtcnn
@@ -106,27 +107,23 @@ def _same_way(
 ) -> tuple[list[Backbone], preparation.Recipe]:
     """Return the backbones of a run's modalities, and how clips are prepared, as the run's data set was made."""
     if "extraction" not in manifest.source:
-        raise ConclugenError(
-            f"{workdir}: its data set {manifest.name!r} was not made by conclugen extract, so nothing says how its features "
-            "are to be made; train on one that was"
-        )
+        fault = "was not made by conclugen extract, so nothing says how its features are to be made"
+        raise ConclugenError(f"{workdir}: its data set {manifest.name!r} {fault}; train on one that was")
     try:
-        made = provenance.read(manifest.source["extraction"])
-    except msgspec.ValidationError as e:
-        raise ConclugenError(
-            f"{workdir}: damaged facts of its data set ({e}); restore its {workdir_lib.DATA}, or train again"
-        ) from e
+        made = msgspec.convert(manifest.source["extraction"], preparation.Provenance)
+        needed = [name for name, facts in made.backbones.items() if facts["modality"] in modalities]
+    except (msgspec.ValidationError, KeyError) as e:
+        way_out = f"restore its {workdir_lib.DATA}, or train again"
+        raise ConclugenError(f"{workdir}: damaged facts of its data set ({e}); {way_out}") from e
     networks = dataclasses.replace(networks, options=made.options)
     found = {b.name: b for b in backbones_lib.load(networks)} if networks.folders or networks.own else {}
-    needed = [name for name, facts in made.backbones.items() if facts["modality"] in modalities]
-    if missing := [name for name in needed if name not in found]:
+    if missing := ", ".join(name for name in needed if name not in found):
         raise ConclugenError(
-            f"{workdir}: its features need {', '.join(missing)}; name the weights with --weights, or with --backbone"
+            f"{workdir}: its features need {missing}; name the weights with --weights, or with --backbone"
         )
     if spare := sorted(found.keys() - made.backbones.keys()):
         raise ConclugenError(f"{workdir}: its features were made without {', '.join(spare)}; leave that out")
-    theirs = made.speech.get("name", "")
-    recogniser = recogniser or theirs
+    recogniser = recogniser or made.speech.get("name", "")
     if recogniser:
         preparation.recogniser(recogniser)  # an unknown one is no fault of the clips
     how = preparation.recipe(
@@ -136,11 +133,23 @@ def _same_way(
         no_face=made.frames.no_face or "drop",
         recogniser=recogniser,
     )
-    ours = provenance.of(list(found.values()), how, made.options)
-    same_speech = recogniser if recogniser == theirs else ""  # another one may be chosen
-    tools = [{**p.backbones, "mtcnn": msgspec.to_builtins(p.frames), same_speech: p.speech} for p in (ours, made)]
-    provenance.compare({name: facts for name, facts in tools[0].items() if name}, tools[1], str(workdir))
+    ours = preparation.provenance(list(found.values()), how, made.options)
+    tools = [{**p.backbones, "mtcnn": msgspec.to_builtins(p.frames)} for p in (ours, made)]
+    if recogniser and recogniser == made.speech.get("name"):  # another one may be chosen
+        tools = [{**facts, recogniser: p.speech} for facts, p in zip(tools, (ours, made), strict=True)]
+    compare(*tools, str(workdir))
     return [found[name] for name in needed], how
+
+
+def compare(found: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Mapping[str, Any]], whose: str) -> None:
+    """Refuse tools, facts by name, that differ from those that made the data set of a run; where weights came from may."""
+    for name, ours in sorted(found.items()):
+        keys = (ours.keys() | expected[name].keys()) - {"source"}
+        for key in sorted(keys, key=lambda key: (key != "sha256", key)):  # the hash says most
+            a, b = (json.dumps(facts.get(key), sort_keys=True) for facts in (ours, expected[name]))
+            if a != b:
+                theirs = f"that of the features of {whose} is {b[:200]}"
+                raise ConclugenError(f"{name}: its {key} is {a[:200]}, {theirs}; use the same or extract again")
 
 
 def _prediction(
@@ -172,21 +181,14 @@ def table(predictions: Sequence[Prediction], title: str) -> Table:
     """Return a table for a terminal: a row for each prediction of one run that did not fail."""
     classes = predictions[0].classes if predictions else ()
     shown = Table(title=escape(f"{title}: probabilities in %" if classes else title))
-    columns = [
-        ("clip", "left", [Path(p.clip).name for p in predictions]),
-        ("seconds", "left", [f"{p.start:.1f}-{p.end:.1f}" for p in predictions]),
-        ("words", "left", [p.text or "" for p in predictions]),
-        ("prediction", "left", [p.said for p in predictions]),
-        *((name, "right", [f"{100 * p.probability[i]:.1f}" for p in predictions]) for i, name in enumerate(classes)),
-        (
-            "remarks",
-            "left",
-            ["; ".join(dict.fromkeys([*(f"no {m}" for m in p.missing), *p.notes])) for p in predictions],
-        ),
-    ]
-    columns = [column for column in columns if any(column[2])]
-    for name, side, _ in columns:
-        shown.add_column(escape(name), justify=side, overflow="fold")
-    for row in zip(*(cells for *_, cells in columns), strict=True):
-        shown.add_row(*map(escape, row))
+    names, rows = ["clip", "seconds", "words", "prediction", *classes, "remarks"], []
+    for p in predictions:
+        remarks = "; ".join(dict.fromkeys([*(f"no {m}" for m in p.missing), *p.notes]))
+        probability = [f"{100 * x:.1f}" for x in p.probability]
+        rows.append([Path(p.clip).name, f"{p.start:.1f}-{p.end:.1f}", p.text or "", p.said, *probability, remarks])
+    kept = [i for i in range(len(names)) if any(row[i] for row in rows)]
+    for i in kept:
+        shown.add_column(escape(names[i]), justify="right" if 4 <= i < len(names) - 1 else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(escape(row[i]) for i in kept))
     return shown

@@ -1,17 +1,19 @@
-"""Prepare clips on the host, in worker processes: decode, find the face, recognise the words, make items."""
+"""Prepare clips on the host, in worker processes: decode, find the face, recognise the words, make items; and say how."""
 
 import dataclasses
 import functools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any, Literal
 
 import jax
+import msgspec
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError, place_of
 from conclugen_jax.extract import faces
-from conclugen_jax.extract.backbones import Backbone, Items, View
+from conclugen_jax.extract.backbones import Backbone, Items, Options, View
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import decoding as media, speech
 from conclugen_jax.extract.media.clip import Clip
@@ -21,17 +23,10 @@ from conclugen_jax.system.pool import Died, Pool
 NO_FACE = ("drop", "whole", "missing")
 """For a clip without a face: report a failure, take whole frames, or treat the pictures as missing."""
 
-DETECTIONS = 2.0
-"""Frames per second in which faces are looked for."""
-
-LACKING = 0.5
-"""Seconds by which an interval may end after its clip without a note."""
-
-AHEAD = 2
-"""Utterances per process that are under way or wait for the device; each holds its frames."""
-
-TIMEOUT = 900.0
-"""Seconds after which an utterance is given up, in case a decoder never ends."""
+DETECTIONS = 2.0  # frames per second in which faces are looked for
+LACKING = 0.5  # seconds by which an interval may end after its clip without a note
+AHEAD = 2  # utterances per process that are under way or wait for the device; each holds its frames
+TIMEOUT = 900.0  # seconds after which an utterance is given up, in case a decoder never ends
 
 Work = tuple[Utterance, int]
 """An utterance and its number of views."""
@@ -62,6 +57,48 @@ def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
     rates |= {DETECTIONS} if rates and options.get("faces") else set()
     prepare, modalities = {b.name: b.prepare for b in backbones}, {b.name: b.modality for b in backbones}
     return Recipe(prepare, modalities, tuple(sorted(rates, reverse=True)), **options)
+
+
+class Frames(msgspec.Struct, frozen=True):
+    """How pictures are cropped."""
+
+    faces: str  # SHA-256 of MTCNN's weights; empty for whole frames
+    no_face: Literal["", *NO_FACE]  # empty for whole frames
+    faces_per_second: float = 0.0  # frames per second in which faces are looked for
+
+
+class Provenance(msgspec.Struct, frozen=True):
+    """What vectors depend on besides the clips: JSON, the same on every machine with the same versions."""
+
+    backbones: dict[str, dict[str, Any]]  # name -> modality, size of the vectors, what else the backbone says of itself
+    options: Options  # of the backbones; their batch size does not count
+    frames: Frames  # how pictures are cropped
+    speech: dict[str, str]  # which recogniser heard the words; empty for none
+    views: dict[str, Any] = {}  # their number, seed and strength; empty for one
+    versions: dict[str, str] = {}  # of the packages that read clips
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the manifest stores it."""
+        facts = msgspec.to_builtins(self)
+        del facts["options"]["batch_items"]
+        return facts
+
+
+def provenance(backbones: Sequence[Backbone], how: Recipe, options: Options) -> Provenance:
+    """Return what the vectors of backbones depend on."""
+    cropped = Frames(weights.load(how.faces).sha256, how.no_face, DETECTIONS) if how.faces else Frames("", "")
+    heard = speech.provenance(how.recogniser) if how.recogniser else {}
+    views = {"number": how.num_views, "seed": how.seed, "strength": how.strength} if how.num_views > 1 else {}
+    installed = {name: version for name in ("av", "pillow", "tokenizers") if (version := _version(name))}
+    facts = {b.name: {"modality": b.modality, "dim": b.dim, **b.provenance} for b in backbones}
+    return Provenance(facts, options, cropped, heard, views, installed)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +150,9 @@ def _in_processes(work: Iterator[Work], how: Recipe, num_workers: int) -> Genera
         except TimeoutError:
             pool.kill()
             utterance, _ = jobs.popleft()
-            failure = f"{utterance.path}: not decoded within {TIMEOUT:g} s; is it damaged?"
-            yield Prepared(utterance.place, failure=failure)
+            yield Prepared(
+                utterance.place, failure=f"{utterance.path}: not decoded within {TIMEOUT:g} s; is it damaged?"
+            )
             return list(jobs)
 
 
@@ -179,10 +217,9 @@ def _decoded(utterance: Utterance, rates: tuple[float, ...], hears: bool) -> Cli
     aside = hears and bool(utterance.sound)
     clip = Clip([], np.zeros(0), 0.0, None)
     if rates or (hears and not aside):
-        rate, *also = rates or (1.0,)
-        clip = media.decode(utterance.path, rate=rate, also=also, sound=hears and not aside, video=bool(rates), **span)
+        clip = media.decode(utterance.path, rates=rates, sound=hears and not aside, **span)
     if aside:
-        heard = media.decode(utterance.sound, video=False, **span)
+        heard = media.decode(utterance.sound, rates=(), **span)
         length = max(clip.length, heard.length)
         clip = dataclasses.replace(clip, sound=heard.sound, notes=clip.notes + heard.notes, length=length)
     return clip
@@ -192,11 +229,8 @@ def _cropped(utterance: Utterance, clip: Clip, how: Recipe) -> tuple[Clip, tuple
     """Return the clip with the face's frames alone, the boxes found, and notes."""
     rows = clip.rows_at(DETECTIONS)
     found = faces.find(mtcnn_weights(how.faces), [clip.frames[i] for i in rows])
-    boxes = tuple(
-        (float(clip.times[i]), *(box / np.tile(clip.frames[i].shape[1::-1], 2)).tolist())
-        for i, box in zip(rows, found, strict=True)
-        if box is not None
-    )
+    timed = zip(clip.times[rows].tolist(), found, strict=True)
+    boxes = tuple((time, *box.tolist()) for time, box in timed if box is not None)
     if boxes:
         cropped = faces.crop(clip, found, rows, how.size)
         lost = len(clip.frames) - len(cropped.frames)
@@ -210,15 +244,11 @@ def _cropped(utterance: Utterance, clip: Clip, how: Recipe) -> tuple[Clip, tuple
 
 @functools.cache
 def mtcnn_weights(folder: str) -> Any:
-    """Return the variables of MTCNN, read once in each process.
-
-    Raises:
-      ConclugenError: weights of another network.
-    """
+    """Return the variables of MTCNN, read once in each process."""
     loaded = weights.load(folder)
     if loaded.network != "mtcnn":
         raise ConclugenError(
-            f"{folder}: weights of {loaded.network}, expected mtcnn; leave --mtcnn out for those that come along"
+            f"{folder}: weights of {loaded.network}, not of mtcnn; leave --mtcnn out for those included"
         )
     return loaded.params
 

@@ -34,11 +34,9 @@ class State(msgspec.Struct):
 
 
 class Vectors:
-    """A view of a modality in a store, as a data set is built from it; before it is there, its names and size alone."""
+    """A view of a modality in a store, as a data set is built from it; without them, names and size of what will be there."""
 
-    def __init__(
-        self, utterances: Sequence[Utterance], dim: int, folder: Path = Path(), modality: str = "", view: int = 0
-    ):
+    def __init__(self, utterances: Sequence[Utterance], dim: int, folder=Path(), modality: str = "", view: int = 0):
         self.dim, self._folder, self._modality, self._view = dim, folder, modality, view
         self._places: dict[str, dict[str, str]] = {}  # split -> name of a clip -> its place
         for u in utterances:
@@ -57,7 +55,7 @@ class Vectors:
 
     def read(self, place: str) -> np.ndarray:
         """Return the vector [dim] of a place."""
-        path = _of_vectors(self._folder, place)
+        path, _ = _paths(self._folder, place)
         return _rows(path, path.stat().st_mtime_ns)[self._modality][0, self._view]
 
 
@@ -68,11 +66,7 @@ def _rows(path: Path, _changed: int) -> np.ndarray:
 
 
 class Store:
-    """A folder of vectors made by one recipe; several processes may open it, one of them begins it.
-
-    Attributes:
-      folder: of the vectors.
-    """
+    """A ``folder`` of vectors made by one recipe; several processes may open it, one of them begins it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -84,20 +78,15 @@ class Store:
     def begin(self, recipe: Mapping[str, Any], *, overwrite: bool = False, keep: bool = False) -> None:
         """Create the folder. The vectors of an earlier try are used if its recipe (JSON) was the same, see :meth:`state`.
 
-        With ``overwrite`` those of another recipe are deleted; with ``keep`` the vectors stay after the data set is built.
-
-        Raises:
-          ConclugenError: another recipe has left vectors.
-          OSError: it cannot be written.
+        Those of another recipe are refused, with ``overwrite`` deleted; with ``keep`` the vectors stay after the data set is
+        built. Raises OSError where it cannot be written.
         """
         text, path = json.dumps(recipe, sort_keys=True), self.folder / RECIPE
         if self.folder.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
             count = sum(1 for _ in (self.folder / "done").rglob("*.json"))
             if count and not overwrite:
-                raise ConclugenError(
-                    f"{self.folder}: {count:,} utterances that an earlier try made in another way{_changed(path, recipe)}; "
-                    "repeat that command, or pass --overwrite to delete them"
-                )
+                way = f"in another way{_changed(path, recipe)}; repeat that command, or pass --overwrite to delete them"
+                raise ConclugenError(f"{self.folder}: {count:,} utterances that an earlier try made {way}")
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.replaced(path) as scratch:
@@ -107,21 +96,17 @@ class Store:
 
     def state(self, utterance: Utterance, num_views: int) -> State | None:
         """Return what became of an utterance; ``None`` if it is not done, or its file, interval or words have changed."""
+        vectors, state = _paths(self.folder, utterance.place)
         try:
-            found = files.read_json(_of_state(self.folder, utterance.place), State, way_out="")
+            found = files.read_json(state, State, way_out="")
         except ConclugenError:
             return None
         same = found.stamp == utterance.stamp() and found.views == num_views
-        there = not found.present or _of_vectors(self.folder, utterance.place).is_file()
-        return found if same and there else None
+        return found if same and (not found.present or vectors.is_file()) else None
 
     def put(self, place: str, vectors: Mapping[str, np.ndarray], state: State) -> None:
-        """Write the vectors of an utterance, modality -> float32 [views, dim], and what became of it.
-
-        Raises:
-          OSError: they cannot be written.
-        """
-        paths = _of_vectors(self.folder, place), _of_state(self.folder, place)
+        """Write the vectors of an utterance, modality -> float32 [views, dim], and what became of it."""
+        paths = _paths(self.folder, place)
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
         if vectors:
@@ -132,12 +117,9 @@ class Store:
             scratch.write_bytes(msgspec.json.encode(state))
 
 
-def _of_vectors(folder: Path, place: str) -> Path:
-    return folder / "vectors" / f"{place}.npy"
-
-
-def _of_state(folder: Path, place: str) -> Path:
-    return folder / "done" / f"{place}.json"
+def _paths(folder: Path, place: str) -> tuple[Path, Path]:
+    """Return the files of an utterance's vectors and of its state."""
+    return folder / "vectors" / f"{place}.npy", folder / "done" / f"{place}.json"
 
 
 def _changed(path: Path, recipe: Mapping[str, Any]) -> str:

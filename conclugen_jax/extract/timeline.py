@@ -17,22 +17,14 @@ from conclugen_jax.system import files
 WIDTH, MARGIN, FRAME, LINE = 1100, 16, 200, 22
 """Width of the picture, its margin, and the least height of an utterance and of a line, in pixels."""
 
-DPI = 128
-"""A power of two, so that sizes in inches are exact."""
-
-MOST = 300
-"""Utterances in a picture at most; each takes some hundred lines of pixels, in memory."""
-
+DPI = 128  # a power of two, so that sizes in inches are exact
+MOST = 300  # utterances in a picture at most; each takes some hundred lines of pixels, in memory
 PALE, MARK, GREY = "#d6dae2", "#2662b2", "#8c929e"
 PLAIN = {"parse_math": False, "color": "#1e1e22"}
 
 
 def check(path: Path) -> None:
-    """Check that a picture can be written there, before anything is computed for it.
-
-    Raises:
-      ConclugenError: another ending than ``.png``, no such folder, or no matplotlib.
-    """
+    """Refuse another ending than ``.png``, no such folder, or no matplotlib, before anything is computed for a picture."""
     if path.suffix.lower() != ".png":
         raise ConclugenError(f"{path}: the picture is a PNG file; name it {path.with_suffix('.png').name}")
     if not path.parent.is_dir():
@@ -44,16 +36,12 @@ def check(path: Path) -> None:
 
 
 def draw(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write a PNG picture of utterances, in their order.
-
-    Raises:
-      ConclugenError: it cannot be written, or there are too many utterances for a picture.
-    """
+    """Write a PNG picture of utterances, in their order; too many for one are a ConclugenError."""
     from PIL import Image
 
     if len(predictions) > MOST:
         raise ConclugenError(
-            f"{path}: {len(predictions):,} utterances, and a picture shows {MOST} at most; name fewer clips"
+            f"{path}: {len(predictions):,} utterances, a picture shows {MOST} at most; name fewer clips"
         )
     strips = []
     with warnings.catch_warnings():
@@ -146,7 +134,7 @@ def _frame(p: Prediction) -> tuple[np.ndarray | None, tuple[float, ...] | None]:
     time, *box = min(p.boxes, key=lambda box: abs(box[0] - middle), default=(middle,))
     at = p.start + time
     try:
-        clip = media.decode(Path(p.clip), rate=1.0, start=at + 1e-4, end=at + 0.5, sound=False)
+        clip = media.decode(Path(p.clip), rates=(1.0,), start=at + 1e-4, end=at + 0.5, sound=False)
     except ConclugenError:
         return None, None
     return (clip.frames[0] if clip.frames else None), tuple(box) or None

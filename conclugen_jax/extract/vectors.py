@@ -30,10 +30,8 @@ class Clock:
 def vectors(prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: Clock | None = None) -> Finished:
     """Run the backbones over prepared utterances; vectors of one modality are joined in the order of their backbones.
 
-    The clock accumulates the time taken. Vectors that are not finite are a failure.
-
-    Raises:
-      ConclugenError: vectors of another size than a backbone says.
+    The clock accumulates the time taken. Vectors that are not finite are a failure, those of another size than a backbone says
+    a ConclugenError.
     """
     running, clock = _Running(backbones), clock or Clock()
     start = time.perf_counter()
@@ -50,15 +48,6 @@ def vectors(prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: 
         clock.device += start - came
 
 
-@dataclasses.dataclass
-class _Mean:
-    """Of the vectors of the items of a view: how many there are, how many are missing yet, and the sum of the others."""
-
-    count: int
-    left: int
-    total: np.ndarray
-
-
 _Key = tuple[int, str]
 """A view and a backbone."""
 
@@ -70,17 +59,17 @@ class _Running:
         self._backbones = {b.name: b for b in backbones}
         # (backbone, shapes and types of an item's arrays) -> items that wait for a full batch
         self._queues: dict[tuple, list[tuple[str, _Key, Items]]] = {}
-        self._waiting: dict[str, tuple[Prepared, dict[_Key, _Mean]]] = {}  # by place
+        # place -> utterance, number of the vectors of each view, and those that there are
+        self._waiting: dict[str, tuple[Prepared, dict[_Key, int], dict[_Key, list[np.ndarray]]]] = {}
 
     def add(self, each: Prepared) -> Finished:
         """Take an utterance; yield those that are complete by now."""
-        means: dict[_Key, _Mean] = {}
-        self._waiting[each.place] = dataclasses.replace(each, views=({},) * len(each.views)), means
+        counts: dict[_Key, int] = {}
+        self._waiting[each.place] = dataclasses.replace(each, views=({},) * len(each.views)), counts, {}
         queues = []
         for view, items in enumerate(each.views):
             for name, arrays in items.items():
-                n = len(arrays[0])
-                means[view, name] = _Mean(n, n, np.zeros(self._backbones[name].dim, np.float64))
+                n = counts[view, name] = len(arrays[0])
                 kind = name, *((x.shape[1:], x.dtype.str) for x in arrays)
                 queue = self._queues.setdefault(kind, [])
                 queue += [(each.place, (view, name), tuple(x[i] for x in arrays)) for i in range(n)]
@@ -109,25 +98,23 @@ class _Running:
         if found.shape != size:
             raise ConclugenError(f"backbone {name}: vectors of shape {found.shape}, expected {size}")
         for (place, key, _), vector in zip(rows, found, strict=False):
-            each, means = self._waiting[place]
-            means[key].left -= 1
-            means[key].total += vector
-            if not any(mean.left for mean in means.values()):
+            each, counts, there = self._waiting[place]
+            there.setdefault(key, []).append(vector)
+            if all(len(there.get(k, ())) == n for k, n in counts.items()):
                 del self._waiting[place]
-                yield self._finished(each, {k: (m.total / m.count).astype(np.float32) for k, m in means.items()})
+                yield self._finished(each, {k: np.mean(x, axis=0, dtype=np.float64) for k, x in there.items()})
 
     def _finished(self, each: Prepared, found: dict[_Key, np.ndarray]) -> tuple[Prepared, dict[str, np.ndarray]]:
         if bad := sorted({name for (_, name), x in found.items() if not np.isfinite(x).all()}):
             names = ", ".join(bad)
             reason = f"{each.place}: {names} gave numbers that are not finite; is something odd about the clip?"
             return Prepared(each.place, failure=reason), {}
-        joined: dict[
-            str, list[np.ndarray]
-        ] = {}  # of each view; a modality is there with all backbones in all views, or not
+        joined: dict[str, list[np.ndarray]] = {}  # a modality is there with all backbones in all views, or not
         for b in self._backbones.values():
             if (0, b.name) in found:
                 joined.setdefault(b.modality, []).append(np.stack([found[v, b.name] for v in range(len(each.views))]))
-        return dataclasses.replace(each, views=()), {m: np.concatenate(x, axis=1) for m, x in joined.items()}
+        vectors = {m: np.concatenate(x, axis=1).astype(np.float32) for m, x in joined.items()}
+        return dataclasses.replace(each, views=()), vectors
 
 
 def keep_freed_memory() -> bool:

@@ -12,10 +12,19 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 
-def generator(seed: int, clip: str, modality: str, view: int) -> np.random.Generator:
-    """Return the random numbers of one view, which do not depend on what else is computed, or in which order."""
-    text = f"{seed}\0{clip}\0{modality}\0{view}".encode()
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little"))
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An augmented view of a clip; the draw follows from these alone, not from what else is computed."""
+
+    seed: int
+    clip: str
+    number: int
+    strength: str = "strong"  # a key of STRENGTHS
+
+    def generator(self, modality: str) -> np.random.Generator:
+        """Return the random numbers of this view of a modality."""
+        text = f"{self.seed}\0{self.clip}\0{modality}\0{self.number}".encode()
+        return np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,12 @@ import numpy as np
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import clip as clip_lib
-from conclugen_jax.extract.media.clip import SAMPLE_RATE, SILENCE, Clip
-from conclugen_jax.extract.media.sampler import Sampler
+from conclugen_jax.extract.media.clip import SAMPLE_RATE, SILENCE, Clip, Sampler
 
-SEEK_BACK = (1.0, 16.0)
-"""Seconds before an interval at which decoding begins, in turn; without a key frame between it begins further back."""
-
-WITHOUT_TIMES = ("avi",)
-"""Containers that store when frames are decoded, not when they are shown. Nothing in them is skipped by seeking."""
-
+SEEK_BACK = (1.0, 16.0)  # seconds before an interval at which decoding begins; the next where no key frame is between
+WITHOUT_TIMES = (
+    "avi",
+)  # containers that store when frames are decoded, not when they are shown; not skipped by seeking
 LATE_SOUND = 0.1  # seconds after the wanted time at which sound may begin after a seek
 LACKING = 1.0  # seconds by which a clip may be shorter than its header says
 GAP = 0.1  # seconds without sound in the middle of a clip that become silence; shorter gaps are imprecise times
@@ -35,12 +32,12 @@ class TooLate(Exception):
 def decode(
     path: Path,  # of a file with pictures, sound or both
     *,
-    rate: float = 16.0,  # frames per second at most
-    also: Sequence[float] = (),  # lower rates at which frames are wanted; of odd times, they are not among the others
+    rates: tuple[float, ...] = (
+        16.0,
+    ),  # frames per second at most, the highest first, each from the start on; (): none
     start: float = 0.0,  # of the interval, in seconds
     end: float | None = None,  # of the interval; None: the end of the clip
     sound: bool = True,  # whether to decode it
-    video: bool = True,  # whether to decode pictures
 ) -> Clip:
     """Decode a clip, or an interval of it, once.
 
@@ -51,18 +48,16 @@ def decode(
     """
     path = Path(path)
     if not path.is_file() or not path.stat().st_size:
-        raise ConclugenError(
-            f"{path}: {'an empty file (0 bytes)' if path.is_file() else 'no such file'}; fetch it again"
-        )
+        raise ConclugenError(f"{path}: {'empty (0 bytes)' if path.is_file() else 'no such file'}; fetch it again")
     until = math.inf if end is None else end
     if not 0 <= start < until or end == math.inf:
         raise ConclugenError(f"{path}: no interval from {start} s to {end} s")
     try:
         for back in (*(seconds for seconds in SEEK_BACK if start > seconds + 1), None):
             with av.open(str(path), metadata_errors="replace") as container, contextlib.suppress(TooLate):
-                pictures = next((s for s in container.streams.video if not is_cover(s)), None) if video else None
+                pictures = next((s for s in container.streams.video if not is_cover(s)), None) if rates else None
                 sounds = next(iter(container.streams.audio), None) if sound else None
-                return _decode(container, (pictures, sounds), path, (rate, *also), start, until, back)
+                return _decode(container, (pictures, sounds), path, rates, start, until, back)
         raise AssertionError("the whole clip is never too late")
     except av.error.FFmpegError as e:
         raise ConclugenError(f"{path}: cannot be decoded ({e.strerror}); is it a video, and complete?") from e
@@ -76,13 +71,7 @@ def is_cover(stream: Any) -> bool:
 
 
 def _decode(
-    container: Any,
-    both: tuple[Any, Any],
-    path: Path,
-    rates: tuple[float, ...],
-    start: float,
-    end: float,
-    back: float | None,
+    container: Any, both: tuple, path: Path, rates: tuple[float, ...], start: float, end: float, back: float | None
 ) -> Clip:
     """Decode the streams of pictures and of sound that are not ``None``, and note what was odd."""
     (pictures, sounds), takers, notes = both, {}, []
@@ -97,8 +86,9 @@ def _decode(
         if not takers[stream].done:
             takers[stream].add(frame, time)
         if takers[stream].seconds > clip_lib.MAX_SECONDS:
+            longest = f"{clip_lib.MAX_SECONDS:g} s"
             raise ConclugenError(
-                f"{path}: more than {clip_lib.MAX_SECONDS:g} s in one piece; cut it, by subtitles or a table of intervals"
+                f"{path}: more than {longest} in one piece; cut it, by subtitles or a table of intervals"
             )
         if all(taker.done for taker in takers.values()):
             break
@@ -116,7 +106,7 @@ def _decode(
     decoded, declared = max(taker.seconds for taker in takers.values()), _declared(container, list(takers)) - start
     if end == math.inf and decoded < declared - LACKING:
         notes.append(f"the clip breaks off at {start + decoded:.1f} s of {start + declared:.1f} s")
-    rate = sampler.rate if pictures is not None else rates[0]
+    rate = sampler.rate if pictures is not None else 0.0
     return Clip(frames, times, rate, sound, notes=tuple(notes), length=round(decoded, 6))
 
 
@@ -125,8 +115,7 @@ def _frames(
 ) -> Iterator[tuple[Any, Any, Fraction | None]]:
     """Yield (stream, frame, time) of decoded frames, each stream in its order of presentation.
 
-    Decoding begins ``back`` seconds before ``start``, or with ``None`` at the beginning of the file; frames before ``start``
-    are yielded too. If a stream's first frame that can be decoded is after it, that is :class:`TooLate`.
+    Decoding begins ``back`` seconds before ``start``, or with ``None`` at the beginning of the file, and yields from there on.
     """
     zero, awaited = container.start_time or 0, set()  # in microseconds; streams of which nothing was yielded yet
     if back is not None and container.format.name not in WITHOUT_TIMES:

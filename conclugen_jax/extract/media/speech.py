@@ -20,14 +20,11 @@ MODEL = "model.bin"  # file of a model of faster-whisper
 def create(name: str) -> Recogniser:
     """Return a recogniser: ``pocketsphinx`` (offline, English, poor), or ``faster-whisper:FOLDER`` with a model's folder.
 
-    Raises:
-      ConclugenError: an unknown name, or a package or folder that is not there.
+    A ConclugenError says that the name is unknown, or that a package or folder is not there.
     """
     package, _, folder = name.partition(":")
     if package not in ("pocketsphinx", "faster-whisper") or bool(folder) != (package == "faster-whisper"):
-        raise ConclugenError(
-            f"speech recogniser {name!r} is unknown; there are pocketsphinx and faster-whisper:MODEL_FOLDER"
-        )
+        raise ConclugenError(f"speech recogniser {name!r} is unknown; use pocketsphinx or faster-whisper:MODEL_FOLDER")
     try:
         return _whisper(Path(folder)) if folder else _pocketsphinx()
     except ImportError as e:

@@ -34,20 +34,14 @@ def beside(clip: Path) -> Path | None:
 
 
 def read(path: Path) -> list[Utterance]:
-    """Return the utterances in a file, in the order of their times; none if nothing is said in it.
-
-    Raises:
-      ConclugenError: the file cannot be read, or a time in it cannot.
-    """
+    """Return the utterances in a file, by their times; none if nothing is said. A ConclugenError says what cannot be read."""
     text, suffix = read_text(path), path.suffix.lower()
     if suffix == ".txt":
         return [Utterance(0.0, None, " ".join(text.split()))]
     if not text.strip():
         return []
     if suffix != ".csv" and "-->" not in text:
-        raise ConclugenError(
-            f"{path}: no utterances; expected lines such as 00:00:01,000 --> 00:00:02,500 and text below"
-        )
+        raise ConclugenError(f"{path}: no utterances; expected 00:00:01,000 --> 00:00:02,500 and such, with text below")
     found = _table(path) if suffix == ".csv" else _cues(path, text)
     for u in found:
         if not 0 <= u.start < u.end < 1e6:
@@ -56,11 +50,7 @@ def read(path: Path) -> list[Utterance]:
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text: UTF-8, UTF-16 with its mark, or else Windows-1252.
-
-    Raises:
-      ConclugenError: the file cannot be read or is too large.
-    """
+    """Return a file's text: UTF-8, UTF-16 with its mark, or else Windows-1252; a ConclugenError says why it cannot."""
     content = read_whole(path, MAX_BYTES)
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", "replace")
@@ -108,9 +98,7 @@ def _table(path: Path) -> list[Utterance]:
     lowered = [name.lower() for name in table.columns]
     for name in ("start", "end", "text"):
         if (count := lowered.count(name)) != 1:
-            raise ConclugenError(
-                f"{path}: {count} columns {name!r}; expected one each of start, end (seconds) and text"
-            )
+            raise ConclugenError(f"{path}: {count} columns {name!r}; expected one each of start, end (seconds), text")
     found = []
     for where, row in table:
         cells = dict(zip(lowered, row.values(), strict=True))
@@ -126,9 +114,7 @@ def said(utterances: list[Utterance], start: float = 0.0, end: float | None = No
     """
     words = []
     for u in utterances:
-        if u.end is None:
-            inside = end is None
-        else:
-            inside = min(u.end, u.end if end is None else end) - max(u.start, start) > (u.end - u.start) / 2
+        last = u.end if end is None else end
+        inside = end is None if u.end is None else min(u.end, last) - max(u.start, start) > (u.end - u.start) / 2
         words += [u.text] if inside else []
     return " ".join(words) or None

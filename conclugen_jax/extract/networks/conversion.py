@@ -63,7 +63,7 @@ class Tensors:
         if not isinstance(x, np.ndarray) or not x.size:
             near = ", ".join(sorted(self._tensors)[:3])
             raise ConclugenError(
-                f"{self.source}: no tensor {name!r}; it has {near or 'none that is left'}: is it of this network?"
+                f"{self.source}: no tensor {name!r}, but {near or 'none left'}: is it of this network?"
             )
         return x
 
@@ -83,23 +83,17 @@ class Tensors:
         left = sorted(name for name in self._tensors if not name.endswith(COUNTERS))
         for name in left:
             if not name.startswith(HEADS + UNUSED):
-                raise ConclugenError(
-                    f"{self.source}: {name!r} is not part of the network; name the one of these weights"
-                )
+                raise ConclugenError(f"{self.source}: {name!r} is not part of the network; name the one that it is of")
         return left
 
 
 def convert(
     module: nn.Module, example: tuple[Any, ...], tensors: Tensors, published: Callable[[str], tuple[str, str]]
 ) -> dict[str, Any]:
-    """Return the variables of a module.
+    """Return the variables of a module of ours, for inputs of the shapes of ``example``, from the tensors of a published one.
 
-    Args:
-      module: one of ours.
-      example: its inputs; only their shapes matter.
-      tensors: of the published network.
-      published: path of a layer in the module, such as ``layer1_0/conv1``, -> names of the published layer and of the
-        BatchNorm behind it that is folded into it; empty for none.
+    ``published``: path of a layer in the module, such as ``layer1_0/conv1``, -> names of the published layer and of the
+    BatchNorm behind it that is folded into it; empty for none.
     """
     shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
     layers = traverse_util.flatten_dict(shapes, sep="/", is_leaf=lambda _, x: x.keys() & {"bias", "embedding", "slope"})
@@ -175,28 +169,20 @@ LAYERS = {
     "attention_norm": ("attention.output.LayerNorm", "sa_layer_norm"),
     "output_norm": ("output.LayerNorm", "output_layer_norm"),
 }
-EMBEDDINGS = {
-    "tokens": "word_embeddings",
-    "positions": "position_embeddings",
-    "types": "token_type_embeddings",
-    "norm": "LayerNorm",
-}
+EMBEDDINGS = {"tokens": "word_embeddings", "positions": "position_embeddings", "types": "token_type_embeddings"}
 
 
 def read_config(path: Path) -> tuple[str, text_encoder.Options]:
     """Return the family and the options of a text encoder that a published ``config.json`` describes.
 
-    Raises:
-      ConclugenError: a family or an activation that is not known, or a size that is missing.
+    A ConclugenError names a family or an activation that is not known, or a size that is missing.
     """
     config = files.read_json(path, dict[str, Any], way_out="name a folder that has a whole one")
     family = str(config.get("model_type"))
     learned = config.get("position_embedding_type", "absolute") == "absolute" and not config.get("sinusoidal_pos_embds")
     if family not in FAMILIES or not learned:
-        raise ConclugenError(
-            f"{path}: model_type is {family!r}{'' if learned else ' without learned positions'}, expected one of "
-            f"{', '.join(FAMILIES)} with learned positions"
-        )
+        found = f"{family!r} with{'' if learned else 'out'} learned positions"
+        raise ConclugenError(f"{path}: model_type is {found}, expected one of {', '.join(FAMILIES)} with them")
     names = {ours: of_two[family == "distilbert"] for ours, of_two in OPTIONS.items()}
     names |= {"first_position": "pad_token_id"} if family == "roberta" else {}
     given = {"num_types": 0 if family == "distilbert" else 2, "activation": "gelu", "epsilon": 1e-12}
@@ -217,11 +203,9 @@ def convert_text(tensors: Tensors, family: str, options: text_encoder.Options) -
     def published(path: str) -> tuple[str, str]:
         layer, _, part = path.partition("/")
         if not part:
-            return f"embeddings.{EMBEDDINGS[layer]}", ""
-        return (
-            f"{'transformer' if distil else 'encoder'}.layer.{layer.removeprefix('layer')}.{LAYERS[part][distil]}",
-            "",
-        )
+            return f"embeddings.{EMBEDDINGS.get(layer, 'LayerNorm')}", ""
+        stack = f"{'transformer' if distil else 'encoder'}.layer.{layer.removeprefix('layer')}"
+        return f"{stack}.{LAYERS[part][distil]}", ""
 
     example = (np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
     return convert(text_encoder.TextEncoder(options), example, tensors, published)

@@ -44,11 +44,8 @@ class Storage(NamedTuple):
 def read(path: Path) -> dict[str | int, Any]:
     """Read a file of ``torch.save`` that holds a dictionary, such as a module's ``state_dict()``.
 
-    Returns:
-      name -> numpy array (which may share memory with others), number, text, list, tuple, or a dictionary of such.
-
-    Raises:
-      ConclugenError: it is damaged, holds something else, or asks for a class or function other than tensors.
+    Returns name -> numpy array (which may share memory with others), number, text, list, tuple, or a dictionary of such. A
+    ConclugenError says that it is damaged, holds something else, or asks for a class or function other than tensors.
     """
     content = pickles.map_file(path)
     try:

@@ -78,8 +78,7 @@ def convert(
 ) -> list[str]:
     """Turn published weights into a folder of ours, all or nothing; return the names of tensors that were not needed.
 
-    Raises:
-      ConclugenError: a file that cannot be read, a tensor that is missing, spare or misshapen, or a folder in use.
+    A ConclugenError names a file that cannot be read, a tensor that is missing, spare or misshapen, or a folder in use.
     """
     if network not in NETWORKS:
         raise ConclugenError(f"network {network!r} is unknown; there are {', '.join(NETWORKS)}")
@@ -126,11 +125,7 @@ def _write(output: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def load(folder: str | Path) -> Weights:
-    """Read a folder of weights and check it against its hash.
-
-    Raises:
-      ConclugenError: it is not such a folder, or is damaged.
-    """
+    """Read a folder of weights and check it against its hash; a ConclugenError says what is missing or damaged."""
     folder = Path(folder)
     facts, path = files.read_json(folder / FACTS, _Facts, way_out=AGAIN), folder / WEIGHTS
     if not path.is_file() or files.sha256(path) != facts.weights_sha256:
