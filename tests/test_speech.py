@@ -111,5 +111,5 @@ def test_what_words_depend_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["siri", "faster-whisper", "pocketsphinx:folder", ""])
 def test_unknown_recognisers(name):
-    with pytest.raises(ConclugenError, match="is unknown; there are pocketsphinx and faster-whisper:MODEL_FOLDER"):
+    with pytest.raises(ConclugenError, match="is unknown; use pocketsphinx or faster-whisper:MODEL_FOLDER"):
         speech.create(name)
