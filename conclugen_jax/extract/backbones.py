@@ -172,23 +172,21 @@ def load_own(name: str) -> Backbone:
         if not isinstance(made, Backbone):
             raise TypeError(f"gave a {type(made).__name__}")
     except Exception as e:  # whatever a user's module does
-        raise ConclugenError(
-            f"--backbone={name}: {type(e).__name__}: {e}; expected MODULE:FUNCTION, such as mine:colours for mine.py in this "
-            "folder or in PYTHONPATH, a function without arguments that gives a Backbone (docs/extraction.md)"
-        ) from e
-    return dataclasses.replace(made, vectors=functools.partial(_vectors_of, made))
+        expected = "MODULE:FUNCTION, such as mine:colours for mine.py in this folder or in PYTHONPATH"
+        gives = "a function without arguments that gives a Backbone (docs/extraction.md)"
+        raise ConclugenError(f"--backbone={name}: {type(e).__name__}: {e}; expected {expected}, {gives}") from e
 
+    def vectors(*arrays: np.ndarray) -> Any:
+        try:
+            return made.vectors(*arrays)
+        except Exception as e:
+            if type(e).__name__ == "JaxRuntimeError":  # out of memory, which is reported elsewhere
+                raise
+            shapes = ", ".join(f"{x.dtype} {list(x.shape)}" for x in arrays)
+            fault = f"{type(e).__name__}: {str(e)[:300]} ({place_of(e)})"
+            raise ConclugenError(f"backbone {made.name}: its function vectors failed on {shapes}: {fault}") from e
 
-def _vectors_of(own: Backbone, *arrays: np.ndarray) -> Any:
-    """Call the user's ``vectors`` and attribute its errors to it."""
-    try:
-        return own.vectors(*arrays)
-    except Exception as e:
-        if type(e).__name__ == "JaxRuntimeError":  # out of memory, which is reported elsewhere
-            raise
-        shapes = ", ".join(f"{x.dtype} {list(x.shape)}" for x in arrays)
-        fault = f"{type(e).__name__}: {str(e)[:300]} ({place_of(e)})"
-        raise ConclugenError(f"backbone {own.name}: its function vectors failed on {shapes}: {fault}") from e
+    return dataclasses.replace(made, vectors=vectors)
 
 
 def _pictures(loaded: Weights, options: Options, dtype: Any) -> tuple:

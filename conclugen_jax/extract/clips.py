@@ -16,9 +16,7 @@ from conclugen_jax.extract.media import subtitles
 PICTURES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".flv", ".mpg", ".mpeg", ".m4v", ".wmv")
 PICTURES += (".ts", ".mts", ".m2ts", ".3gp", ".ogv")
 SOUNDS = (".wav", ".mp3", ".m4a", ".flac", ".ogg", ".aac", ".opus", ".wma")
-MEDIA = PICTURES + SOUNDS
-"""Endings of files that count as clips."""
-
+MEDIA = PICTURES + SOUNDS  # endings of files that count as clips
 MAX_NAME = 240  # bytes of a name at most: a file of vectors has that name and an ending
 
 
@@ -76,14 +74,10 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
     else:
         found = [each for u in LAYOUTS.get(dataset, _any)(source) for each in with_words(u, cut=cut)]
     if not found:
-        raise ConclugenError(
-            f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); docs/extraction.md shows the folders"
-        )
+        raise ConclugenError(f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md")
     loose, others = (next((u for u in found if bool(u.split) is split), None) for split in (False, True))
     if loose and others:
-        raise ConclugenError(
-            f"{loose.path}: lies beside the folder of {others.split} clips; move it into one of a split"
-        )
+        raise ConclugenError(f"{loose.path}: lies beside the folder of {others.split} clips; move it into a split")
     places: dict[str, Utterance] = {}
     for u in found:
         length = len(u.key.encode(errors="replace"))
@@ -100,9 +94,7 @@ def _files(folder: Path, endings: tuple[str, ...] = MEDIA) -> Iterator[Path]:
     entered: set[str] = set()
 
     def refuse(e: OSError) -> None:
-        raise ConclugenError(
-            f"{e.filename}: this folder cannot be read ({e.strerror}); allow it or move it away"
-        ) from e
+        raise ConclugenError(f"{e.filename}: this folder cannot be read ({e.strerror}); allow it or move it") from e
 
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         folders.sort()
@@ -228,7 +220,12 @@ def _caer(source: Path) -> Iterator[Utterance]:
 
 def _meld(source: Path) -> Iterator[Utterance]:
     """``train_splits``, ``dev_splits_complete``, ``output_repeated_splits_test`` with ``diaN_uttM.mp4``; words in tables."""
-    words = _meld_words(source)
+    words = {}
+    for path in sorted(source.glob("*_sent_emo.csv")):
+        for _, row in read_csv(path):
+            if {"Utterance", "Dialogue_ID", "Utterance_ID"} <= row.keys():
+                key = f"dia{row['Dialogue_ID'].strip()}_utt{row['Utterance_ID'].strip()}"
+                words[_meld_split(path.stem), key] = " ".join(row["Utterance"].split())
     for path in _files(source, PICTURES):
         if not re.fullmatch(r"dia\d+_utt\d+", path.stem):  # the test folder holds final_videos_... as well
             continue
@@ -240,16 +237,6 @@ def _meld(source: Path) -> Iterator[Utterance]:
 
 def _meld_split(name: str) -> str:
     return next(filter(None, map(SPLIT_NAMES.get, reversed(re.split(r"[^a-z]+", name.lower())))), "")
-
-
-def _meld_words(source: Path) -> dict[tuple[str, str], str]:
-    words = {}
-    for path in sorted(source.glob("*_sent_emo.csv")):
-        for _, row in read_csv(path):
-            if {"Utterance", "Dialogue_ID", "Utterance_ID"} <= row.keys():
-                key = f"dia{row['Dialogue_ID'].strip()}_utt{row['Utterance_ID'].strip()}"
-                words[_meld_split(path.stem), key] = " ".join(row["Utterance"].split())
-    return words
 
 
 def _mosei(source: Path) -> Iterator[Utterance]:

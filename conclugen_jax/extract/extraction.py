@@ -1,7 +1,6 @@
 """Clips -> features -> shards: every utterance once, resumable, its failures listed."""
 
 import contextlib
-import errno
 import functools
 import hashlib
 import itertools
@@ -23,7 +22,7 @@ from conclugen_jax.extract.backbones import Networks
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.outcome import FAILURES, WORDS, Tally
 from conclugen_jax.extract.preparation import Recipe
-from conclugen_jax.extract.store import State, Store, Vectors
+from conclugen_jax.extract.store import KEPT, State, Store, Vectors
 from conclugen_jax.extract.vectors import Clock, vectors
 from conclugen_jax.system import locks
 
@@ -31,8 +30,7 @@ BEAM_PART = 16  # utterances that a worker of Beam takes at a time
 
 Progress = Callable[[int, int | None], None]
 
-Job = tuple[Utterance, int, list]
-"""An utterance, its number of views, and its stamp before anything was read."""
+Job = tuple[Utterance, int, list]  # an utterance, its number of views, and its stamp before anything was read
 
 
 def extract(
@@ -86,19 +84,10 @@ class _Extraction:
     """A data set to be made of clips: what is to be done, and where."""
 
     def __init__(
-        self,
-        request: Request,
-        utterances: Sequence[Utterance],
-        networks: Networks,
-        data_dir: Path,
-        options: dict[str, Any],
+        self, request: Request, utterances: Sequence[Utterance], networks: Networks, data_dir: Path, options: dict
     ):
         self.request, self.networks, backbones = request, networks, backbones_lib.load(networks)
         self.how = preparation.recipe(backbones, size=networks.options.size, **options)
-        if self.how.recogniser:  # what is missing here is no fault of every clip
-            preparation.recogniser(self.how.recogniser)
-        if self.how.faces:
-            preparation.mtcnn_weights(self.how.faces)
         self.dims = Counter()  # modality -> size of its vectors
         for b in backbones:
             self.dims[b.modality] += b.dim
@@ -122,7 +111,7 @@ class _Extraction:
             way_out = "pass --overwrite to replace it, or choose another --data_dir"
             raise ConclugenError(f"{self.target}: holds a data set made of other clips or in another way; {way_out}")
         manifest_lib.verify(self.target, present)
-        if self.store.folder.exists() and not self.store.is_kept():
+        if self.store.folder.exists() and not (self.store.folder / KEPT).exists():
             with contextlib.suppress(locks.Busy), locks.hold(self._lock):
                 shutil.rmtree(self.store.folder, ignore_errors=True)
         return outcome.known(made, self.target, len(self.todo))
@@ -138,14 +127,11 @@ class _Extraction:
             way_out = "wait, or choose another name or --data_dir"
             raise ConclugenError(f"{self.target}: being extracted by {e}; {way_out}") from None
         except OSError as e:
-            full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-            way_out = "free space and repeat the command, which goes on" if full else "choose another --data_dir"
-            where = e.filename or self._lock.parent
-            raise ConclugenError(f"{where}: cannot be written ({e.strerror or e}); {way_out}") from e
+            fault = f"{e.filename or self._lock.parent}: cannot be written ({e.strerror or e})"
+            way_out = "free space and repeat the command, which goes on, or choose another --data_dir"
+            raise ConclugenError(f"{fault}; {way_out}") from e
 
-    def run(
-        self, num_workers: int, beam: Sequence[str] | None, progress: Progress
-    ) -> tuple[Tally, dict[str, list[Utterance]]]:
+    def run(self, num_workers: int, beam: Sequence[str] | None, progress: Progress) -> tuple[Tally, dict[str, list]]:
         """Extract what is not done, then count all; return the utterances that have each modality, too.
 
         Failures are tried again: a file may have been repaired.

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import mtcnn
@@ -87,6 +88,4 @@ def resize(frame: np.ndarray, size: tuple[int, int], box: tuple[float, ...] | No
 
     ``size`` is the new width and height, ``box`` what to take of the frame: x, y of two corners; ``None``: all.
     """
-    from PIL import Image
-
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box))

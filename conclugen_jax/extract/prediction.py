@@ -118,14 +118,10 @@ def _same_way(
     networks = dataclasses.replace(networks, options=made.options)
     found = {b.name: b for b in backbones_lib.load(networks)} if networks.folders or networks.own else {}
     if missing := ", ".join(name for name in needed if name not in found):
-        raise ConclugenError(
-            f"{workdir}: its features need {missing}; name the weights with --weights, or with --backbone"
-        )
+        raise ConclugenError(f"{workdir}: its features need {missing}; name the weights with --weights or --backbone")
     if spare := sorted(found.keys() - made.backbones.keys()):
         raise ConclugenError(f"{workdir}: its features were made without {', '.join(spare)}; leave that out")
     recogniser = recogniser or made.speech.get("name", "")
-    if recogniser:
-        preparation.recogniser(recogniser)  # an unknown one is no fault of the clips
     how = preparation.recipe(
         [found[name] for name in needed],
         size=made.options.size,

@@ -20,16 +20,13 @@ from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import weights
 from conclugen_jax.system.pool import Died, Pool
 
-NO_FACE = ("drop", "whole", "missing")
-"""For a clip without a face: report a failure, take whole frames, or treat the pictures as missing."""
-
+NO_FACE = ("drop", "whole", "missing")  # a clip without a face: report a failure, take whole frames, or no pictures
 DETECTIONS = 2.0  # frames per second in which faces are looked for
 LACKING = 0.5  # seconds by which an interval may end after its clip without a note
 AHEAD = 2  # utterances per process that are under way or wait for the device; each holds its frames
 TIMEOUT = 900.0  # seconds after which an utterance is given up, in case a decoder never ends
 
-Work = tuple[Utterance, int]
-"""An utterance and its number of views."""
+Work = tuple[Utterance, int]  # and its number of views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +46,19 @@ class Recipe:
 
 
 def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
-    """Return the recipe for backbones; ``options`` are further attributes.
+    """Return the recipe for backbones; ``options`` are further attributes. Tools that cannot be opened are refused.
 
     Faces are looked for at a rate of their own, so that the frames of one backbone do not depend on the others.
     """
     rates = {b.rate for b in backbones if b.rate}
     rates |= {DETECTIONS} if rates and options.get("faces") else set()
     prepare, modalities = {b.name: b.prepare for b in backbones}, {b.name: b.modality for b in backbones}
-    return Recipe(prepare, modalities, tuple(sorted(rates, reverse=True)), **options)
+    made = Recipe(prepare, modalities, tuple(sorted(rates, reverse=True)), **options)
+    if made.recogniser:
+        recogniser(made.recogniser)
+    if made.faces:
+        mtcnn_weights(made.faces)
+    return made
 
 
 class Frames(msgspec.Struct, frozen=True):
@@ -106,8 +108,7 @@ class Prepared:
     """The items of an utterance, ready for the backbones."""
 
     place: str  # of the utterance
-    # For each view, backbone -> items; backbones of a missing modality are not there.
-    views: tuple[dict[str, Items], ...] = ()
+    views: tuple[dict[str, Items], ...] = ()  # for each, backbone -> items; those of a missing modality are not there
     notes: tuple[str, ...] = ()  # remarks for the user
     failure: str = ""  # why there are none; empty if there are
     text: str | None = None  # what is said, as far as known
@@ -127,8 +128,7 @@ def prepared(work: Iterable[Work], how: Recipe, num_workers: int) -> Iterator[Pr
     while left := (yield from _in_processes(work, how, num_workers)):
         for job in left:  # after a crash one by one, to know which utterance crashes its process
             if (yield from _in_processes(iter([job]), how, 1)):
-                failure = f"{job[0].path}: the process that decoded it died; is it damaged or too large?"
-                yield Prepared(job[0].place, failure=failure)
+                yield _failed(job[0], "the process that decoded it died; is it damaged or too large?")
 
 
 def _in_processes(work: Iterator[Work], how: Recipe, num_workers: int) -> Generator[Prepared, None, list[Work]]:
@@ -150,9 +150,7 @@ def _in_processes(work: Iterator[Work], how: Recipe, num_workers: int) -> Genera
         except TimeoutError:
             pool.kill()
             utterance, _ = jobs.popleft()
-            yield Prepared(
-                utterance.place, failure=f"{utterance.path}: not decoded within {TIMEOUT:g} s; is it damaged?"
-            )
+            yield _failed(utterance, f"not decoded within {TIMEOUT:g} s; is it damaged?")
             return list(jobs)
 
 
@@ -165,10 +163,13 @@ def prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     try:
         return _prepare(utterance, how, num_views)
     except ConclugenError as e:
-        failure = str(e)
+        return Prepared(utterance.place, failure=str(e))
     except Exception as e:  # one clip of a million must not end a run of days; it is listed by name
-        failure = f"{utterance.path}: {type(e).__name__}: {str(e)[:300]} ({place_of(e)})"
-    return Prepared(utterance.place, failure=failure)
+        return _failed(utterance, f"{type(e).__name__}: {str(e)[:300]} ({place_of(e)})")
+
+
+def _failed(utterance: Utterance, why: str) -> Prepared:
+    return Prepared(utterance.place, failure=f"{utterance.path}: {why}")
 
 
 def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
@@ -247,11 +248,8 @@ def mtcnn_weights(folder: str) -> Any:
     """Return the variables of MTCNN, read once in each process."""
     loaded = weights.load(folder)
     if loaded.network != "mtcnn":
-        raise ConclugenError(
-            f"{folder}: weights of {loaded.network}, not of mtcnn; leave --mtcnn out for those included"
-        )
+        raise ConclugenError(f"{folder}: weights of {loaded.network}, not of mtcnn; leave --mtcnn out for those here")
     return loaded.params
 
 
-recogniser = functools.cache(speech.create)
-"""Opens a recogniser of speech by name, once in each process."""
+recogniser = functools.cache(speech.create)  # by name, opened once in each process

@@ -19,7 +19,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.system import files
 
-RECIPE, KEPT = "recipe.json", "kept"
+RECIPE, KEPT = "recipe.json", "kept"  # how the vectors are made; a mark that they stay after the data set is built
 
 
 class State(msgspec.Struct):
@@ -71,10 +71,6 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def is_kept(self) -> bool:
-        """Return whether the vectors stay after the data set is built."""
-        return (self.folder / KEPT).exists()
-
     def begin(self, recipe: Mapping[str, Any], *, overwrite: bool = False, keep: bool = False) -> None:
         """Create the folder. The vectors of an earlier try are used if its recipe (JSON) was the same, see :meth:`state`.
 
@@ -85,8 +81,14 @@ class Store:
         if self.folder.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
             count = sum(1 for _ in (self.folder / "done").rglob("*.json"))
             if count and not overwrite:
-                way = f"in another way{_changed(path, recipe)}; repeat that command, or pass --overwrite to delete them"
-                raise ConclugenError(f"{self.folder}: {count:,} utterances that an earlier try made {way}")
+                try:
+                    stored = files.read_json(path, dict[str, Any], way_out="")
+                    names = [k for k in sorted(stored.keys() | recipe.keys()) if stored.get(k) != recipe.get(k)]
+                    differs = f" ({', '.join(names)})"
+                except ConclugenError:  # missing or damaged
+                    differs = ""
+                way_out = f"in another way{differs}; repeat that command, or pass --overwrite to delete them"
+                raise ConclugenError(f"{self.folder}: {count:,} utterances that an earlier try made {way_out}")
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.replaced(path) as scratch:
@@ -120,13 +122,3 @@ class Store:
 def _paths(folder: Path, place: str) -> tuple[Path, Path]:
     """Return the files of an utterance's vectors and of its state."""
     return folder / "vectors" / f"{place}.npy", folder / "done" / f"{place}.json"
-
-
-def _changed(path: Path, recipe: Mapping[str, Any]) -> str:
-    """Return which parts of a recipe differ from the stored one, in brackets."""
-    try:
-        stored = files.read_json(path, dict[str, Any], way_out="")
-    except ConclugenError:
-        return ""
-    names = sorted(k for k in stored.keys() | recipe.keys() if stored.get(k) != recipe.get(k))
-    return f" ({', '.join(names)})" if names else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import decoding as media
@@ -37,12 +38,8 @@ def check(path: Path) -> None:
 
 def draw(predictions: Sequence[Prediction], path: Path) -> None:
     """Write a PNG picture of utterances, in their order; too many for one are a ConclugenError."""
-    from PIL import Image
-
     if len(predictions) > MOST:
-        raise ConclugenError(
-            f"{path}: {len(predictions):,} utterances, a picture shows {MOST} at most; name fewer clips"
-        )
+        raise ConclugenError(f"{path}: {len(predictions)} utterances, a picture shows {MOST} at most; name fewer clips")
     strips = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of a letter that the font lacks

@@ -12,11 +12,11 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.backbones import Backbone, Items
 from conclugen_jax.extract.preparation import Prepared
 
-MOST_WAITING = 64
-"""Utterances that wait for their batches to fill, at most; an interruption loses their vectors."""
+MOST_WAITING = 64  # utterances that wait for their batches to fill; an interruption loses their vectors
 
 Finished = Iterator[tuple[Prepared, dict[str, np.ndarray]]]
 """Utterances as soon as they are complete, with modality -> float32 [views, dim]; nothing for failures."""
+_Key = tuple[int, str]  # a view and a backbone
 
 
 @dataclasses.dataclass
@@ -30,8 +30,7 @@ class Clock:
 def vectors(prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: Clock | None = None) -> Finished:
     """Run the backbones over prepared utterances; vectors of one modality are joined in the order of their backbones.
 
-    The clock accumulates the time taken. Vectors that are not finite are a failure, those of another size than a backbone says
-    a ConclugenError.
+    The clock accumulates the time taken. Vectors that are not finite are a failure; of another size, a ConclugenError.
     """
     running, clock = _Running(backbones), clock or Clock()
     start = time.perf_counter()
@@ -46,10 +45,6 @@ def vectors(prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: 
             yield from running.add(each)
         start = time.perf_counter()
         clock.device += start - came
-
-
-_Key = tuple[int, str]
-"""A view and a backbone."""
 
 
 class _Running:

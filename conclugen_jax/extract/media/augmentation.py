@@ -38,11 +38,10 @@ class Strength:
     blur: float = 0.0  # probability
 
 
-STRENGTHS = {
+STRENGTHS = {  # for pretraining (paper, section 4) and, milder, for labelled sets
     "strong": Strength(area=(0.3, 1.0), aspect=(0.5, 2.0), jitter=0.8, grey=0.2, blur=0.5),
     "mild": Strength(area=(0.8, 1.0), aspect=(0.8, 1.2)),
 }
-"""For pretraining (paper, section 4) and, milder, for labelled sets."""
 
 COLOURS = dict.fromkeys(("brightness", "contrast", "saturation"), (1 - 0.8, 1 + 0.8)) | {"hue": (-0.2, 0.2)}
 """Least and greatest factor of a change of colours; of the hue, parts of the circle."""

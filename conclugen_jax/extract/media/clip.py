@@ -110,8 +110,17 @@ class Sampler:
                 self._next = next(self._wanted)
 
     def _image(self, frame: Any) -> np.ndarray:
-        image = _upright(frame, self._aspect, self._pixels)
-        self.shrunk = self.shrunk or frame.width * frame.height > self._pixels
+        """Return a frame as a player shows it: turned, with square pixels, and at most as many as fit into memory."""
+        width, height = frame.width, frame.height
+        self.shrunk = self.shrunk or width * height > self._pixels
+        width = max(1, round(width * self._aspect)) if 0.1 < self._aspect < 10 else width
+        scale = min(1.0, MAX_SIDE / max(width, height), math.sqrt(self._pixels / (width * height)))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        if size != (frame.width, frame.height):
+            frame = frame.reformat(*size, "rgb24", interpolation="AREA")
+        image = frame.to_ndarray(format="rgb24")
+        turns = round(frame.rotation / 90) % 4
+        image = np.ascontiguousarray(np.rot90(image, turns)) if turns else image
         self._bytes += image.nbytes
         if self._bytes > 2 * MAX_BYTES:
             raise MemoryError("far more frames than expected")
@@ -126,16 +135,3 @@ class Sampler:
         """Return the frames and their times in seconds; the last frame stays on the screen for its own length."""
         self._take_until(self._until)
         return self._frames, np.array(self._times)
-
-
-def _upright(frame: Any, aspect: float, pixels: float) -> np.ndarray:
-    """Return a frame as a player shows it: turned, with square pixels (of this ``aspect``), and at most ``pixels`` of them."""
-    width, height = frame.width, frame.height
-    width = max(1, round(width * aspect)) if 0.1 < aspect < 10 else width
-    scale = min(1.0, MAX_SIDE / max(width, height), math.sqrt(pixels / (width * height)))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    if size != (frame.width, frame.height):
-        frame = frame.reformat(*size, "rgb24", interpolation="AREA")
-    image = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

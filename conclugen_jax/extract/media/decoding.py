@@ -58,7 +58,6 @@ def decode(
                 pictures = next((s for s in container.streams.video if not is_cover(s)), None) if rates else None
                 sounds = next(iter(container.streams.audio), None) if sound else None
                 return _decode(container, (pictures, sounds), path, rates, start, until, back)
-        raise AssertionError("the whole clip is never too late")
     except av.error.FFmpegError as e:
         raise ConclugenError(f"{path}: cannot be decoded ({e.strerror}); is it a video, and complete?") from e
     except MemoryError as e:
@@ -86,10 +85,8 @@ def _decode(
         if not takers[stream].done:
             takers[stream].add(frame, time)
         if takers[stream].seconds > clip_lib.MAX_SECONDS:
-            longest = f"{clip_lib.MAX_SECONDS:g} s"
-            raise ConclugenError(
-                f"{path}: more than {longest} in one piece; cut it, by subtitles or a table of intervals"
-            )
+            way_out = "cut it, by subtitles or a table of intervals"
+            raise ConclugenError(f"{path}: more than {clip_lib.MAX_SECONDS:g} s in one piece; {way_out}")
         if all(taker.done for taker in takers.values()):
             break
     frames, times = sampler.finish() if pictures is not None else ([], np.zeros(0))

@@ -68,5 +68,4 @@ def authors(sound: np.ndarray) -> np.ndarray:
     return ((bands - low) / max(high - low, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-FRONT_ENDS = {"published": (published, 40), "authors": (authors, 128)}
-"""Name -> (function, number of Mel bands)."""
+FRONT_ENDS = {"published": (published, 40), "authors": (authors, 128)}  # name -> (function, number of Mel bands)

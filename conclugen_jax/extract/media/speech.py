@@ -11,17 +11,12 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, SILENCE
 from conclugen_jax.system import files
 
-Recogniser = Callable[[np.ndarray], str]
-"""float32 [samples] at 16 kHz -> words, empty where none are heard."""
-
+Recogniser = Callable[[np.ndarray], str]  # float32 [samples] at 16 kHz -> words, empty where none are heard
 MODEL = "model.bin"  # file of a model of faster-whisper
 
 
 def create(name: str) -> Recogniser:
-    """Return a recogniser: ``pocketsphinx`` (offline, English, poor), or ``faster-whisper:FOLDER`` with a model's folder.
-
-    A ConclugenError says that the name is unknown, or that a package or folder is not there.
-    """
+    """Return a recogniser, ``pocketsphinx`` (offline, English, poor) or ``faster-whisper:MODEL_FOLDER``, if it is there."""
     package, _, folder = name.partition(":")
     if package not in ("pocketsphinx", "faster-whisper") or bool(folder) != (package == "faster-whisper"):
         raise ConclugenError(f"speech recogniser {name!r} is unknown; use pocketsphinx or faster-whisper:MODEL_FOLDER")

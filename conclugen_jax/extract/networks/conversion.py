@@ -16,31 +16,16 @@ from conclugen_jax.extract.networks import davenet, mtcnn, resnet, text_encoder
 from conclugen_jax.system import files
 
 EPSILON = 1e-5  # of BatchNorm in all networks with one
-HEADS = (
-    "fc.",
-    "last_linear.",
-    "classifier.",
-    "lm_head.",
-    "cls.",
-    "pre_classifier.",
-    "vocab_",
-    "pooler.",
-    "qa_outputs.",
-)
-UNUSED = ("embeddings.position_ids", "batchnorm1.")
+UNUSED = ("fc.", "last_linear.", "classifier.", "lm_head.", "cls.", "pre_classifier.", "vocab_", "pooler.")
+UNUSED += ("qa_outputs.", "embeddings.position_ids", "batchnorm1.")
 """Prefixes of tensors that are dropped: of layers behind the features, and of what published code declares and does not use."""
-
-COUNTERS = "num_batches_tracked"
 
 
 class Tensors:
     """Tensors of a published file that are taken one by one; a ConclugenError names the file and what is wrong with one.
 
-    Args:
-      tree: what the file holds: tensors by name, perhaps in an entry ``state_dict``.
-      source: name of the file, for messages.
-      entry: the one to use; dots separate nested entries.
-      prefix: names may have it, as they may have ``module.``.
+    ``tree`` holds tensors by name, perhaps in an entry ``state_dict``. ``entry`` is the one to use; dots separate nested
+    entries. Names may begin with ``prefix``, as they may with ``module.``.
     """
 
     def __init__(self, tree: Mapping[Any, Any], source: str, *, entry: str = "", prefix: str = ""):
@@ -62,9 +47,7 @@ class Tensors:
         x = self._tensors.get(name)
         if not isinstance(x, np.ndarray) or not x.size:
             near = ", ".join(sorted(self._tensors)[:3])
-            raise ConclugenError(
-                f"{self.source}: no tensor {name!r}, but {near or 'none left'}: is it of this network?"
-            )
+            raise ConclugenError(f"{self.source}: no tensor {name!r}, but {near or 'none'}: is it of this network?")
         return x
 
     def take(self, name: str, *shape: int) -> np.ndarray:
@@ -80,9 +63,9 @@ class Tensors:
 
     def finish(self) -> list[str]:
         """Return the names of the tensors that are left and known to be of no use, but for counters; refuse any other."""
-        left = sorted(name for name in self._tensors if not name.endswith(COUNTERS))
+        left = sorted(name for name in self._tensors if not name.endswith("num_batches_tracked"))
         for name in left:
-            if not name.startswith(HEADS + UNUSED):
+            if not name.startswith(UNUSED):
                 raise ConclugenError(f"{self.source}: {name!r} is not part of the network; name the one that it is of")
         return left
 
@@ -173,10 +156,7 @@ EMBEDDINGS = {"tokens": "word_embeddings", "positions": "position_embeddings", "
 
 
 def read_config(path: Path) -> tuple[str, text_encoder.Options]:
-    """Return the family and the options of a text encoder that a published ``config.json`` describes.
-
-    A ConclugenError names a family or an activation that is not known, or a size that is missing.
-    """
+    """Return family and options of a text encoder by a published ``config.json``; a ConclugenError names what is amiss."""
     config = files.read_json(path, dict[str, Any], way_out="name a folder that has a whole one")
     family = str(config.get("model_type"))
     learned = config.get("position_embedding_type", "absolute") == "absolute" and not config.get("sinusoidal_pos_embds")

@@ -35,7 +35,6 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding:
     On a processor XLA's three-dimensional convolutions are slow, so they are made of two-dimensional ones. Those of stride 1
     and three taps in time share products between neighbouring frames as well.
     """
-
     native = functools.partial(_native, strides=strides, padding=padding)
     if len(strides) < 3 or max(kernel.shape[:-2]) == 1:
         return native(x, kernel)
@@ -94,9 +93,8 @@ def _by_pairs(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding
     first, middle, last = kernel
     if time == 2:
         both = products(x[:, :1] + x[:, 1:], middle)
-        return jnp.concatenate(
-            [both + products(x[:, 1:], last - middle), both + products(x[:, :1], first - middle)], axis=1
-        )
+        differences = products(x[:, 1:], last - middle), products(x[:, :1], first - middle)
+        return jnp.concatenate([both + difference for difference in differences], axis=1)
     x = jnp.pad(x, ((0, 0), (1, 1 + time % 2), *((0, 0),) * 3))
     pairs = (time + 1) // 2
     a, b, c, d = (x[:, i : i + 2 * pairs - 1 : 2] for i in range(4))

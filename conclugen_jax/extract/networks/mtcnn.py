@@ -14,9 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-WEIGHTS = Path(__file__).parent / "mtcnn_weights"
-"""Converted weights that come with the package (MIT licence, see the folder)."""
-
+WEIGHTS = Path(__file__).parent / "mtcnn_weights"  # converted; they come with the package (MIT licence, see the folder)
 THRESHOLDS = {"pnet": 0.6, "rnet": 0.7, "onet": 0.7}
 FACTOR = 0.709
 MIN_SIZE = 20
@@ -66,12 +64,11 @@ class Network(nn.Module):
         return nn.softmax(first)[..., 1], *others
 
 
-NETWORKS = {
+NETWORKS = {  # name -> (network, least side of its input)
     "pnet": (Network(((10, 3, 2), (16, 3, 0), (32, 3, 0)), 0), 12),
     "rnet": (Network(((28, 3, 3), (48, 3, 3), (64, 2, 0)), 128), 24),
     "onet": (Network(((32, 3, 3), (64, 3, 3), (64, 3, 2), (128, 2, 0)), 256, (2, 4, 10)), 48),
 }
-"""Name -> (network, least side of its input)."""
 
 
 def detect(params: Mapping[str, Any], images: np.ndarray) -> list[np.ndarray]:

@@ -14,11 +14,10 @@ from conclugen_jax.extract.networks.convolution import Convolution
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Depth -> residual blocks of each stage."""
+WIDTHS = (64, 128, 256, 512)  # of the stages
 
 NETWORKS = {f"resnet{mark}{depth}": (depth, axes) for mark, axes in (("", 2), ("3d", 3)) for depth in STAGES}
 """Name -> (depth, number of axes: height and width, or time before them)."""
-
-WIDTHS = (64, 128, 256, 512)
 
 
 class Block(nn.Module):

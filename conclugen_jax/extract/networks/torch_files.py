@@ -19,7 +19,7 @@ from conclugen_jax.errors import ConclugenError
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a file of the older layout
 
-STORAGES = {
+STORAGES = {  # classes of storages -> type of their numbers
     "torch.DoubleStorage": np.dtype("<f8"),
     "torch.FloatStorage": np.dtype("<f4"),
     "torch.HalfStorage": np.dtype("<f2"),
@@ -31,7 +31,6 @@ STORAGES = {
     "torch.ByteStorage": np.dtype("u1"),
     "torch.BoolStorage": np.dtype("b1"),
 }
-"""Classes of storages -> type of their numbers."""
 
 
 class Storage(NamedTuple):

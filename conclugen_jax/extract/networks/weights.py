@@ -21,8 +21,7 @@ from conclugen_jax.system import files
 WEIGHTS, FACTS, TOKENIZER = "weights.safetensors", "network.json", "tokenizer.json"
 FORMAT, FORMAT_VERSION = "conclugen_jax backbone", 1
 
-NETWORKS = (*resnet.NETWORKS, "resdavenet", "text", "mtcnn")
-"""What ``launch/convert_weights.py --network`` takes."""
+NETWORKS = (*resnet.NETWORKS, "resdavenet", "text", "mtcnn")  # what ``launch/convert_weights.py --network`` takes
 
 PARTS = {"text": ("model.safetensors", "config.json", TOKENIZER), "mtcnn": ("pnet.pt", "rnet.pt", "onet.pt")}
 """Network -> files that the folder of its published weights holds; those of the others are one file."""
@@ -30,9 +29,7 @@ PARTS = {"text": ("model.safetensors", "config.json", TOKENIZER), "mtcnn": ("pne
 AGAIN = "convert the weights again with conclugen convert_weights"
 
 
-class NoOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Of networks whose name says everything."""
-
+NoOptions = msgspec.defstruct("NoOptions", (), forbid_unknown_fields=True)  # of networks whose name says everything
 
 OPTIONS = dict.fromkeys(NETWORKS, NoOptions) | {"text": text_encoder.Options, "resdavenet": davenet.Options}
 """Network -> type of its options, which folders of converted weights store."""
