@@ -9,7 +9,7 @@ import pytest
 
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders
-from conclugen_jax.method import clustering, fusion, objective, train_state
+from conclugen_jax.method import clustering, layers, objective, train_state
 from conclugen_jax.run import checkpoint
 from conclugen_jax.train import parallel
 from tests.helpers import Faces, assert_same_bits, close, log_without_times, tiny_config
@@ -89,7 +89,7 @@ def test_between_refits_centroids_stay_and_points_join_the_nearest(limit):
     assert first.kmeans.iterations[0] > 0
     centroids = RNG.normal(size=(K, K)).astype(np.float32)
     kept = clustered(8, step=3, centroids=centroids, **changes)
-    fused = fusion.fuse(LOGITS, PRESENT, "mean")
+    fused = layers.fuse(LOGITS, PRESENT, "mean")
     nearest = clustering.nearest(jnp.concatenate([QUEUED, fused]), jnp.asarray(centroids), metric="cosine")
     for device in range(8):
         assert kept.kmeans.iterations[device] == 0

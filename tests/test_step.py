@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
-from conclugen_jax.method import fusion, losses, model as model_lib, objective, train_state
+from conclugen_jax.method import layers, losses, model as model_lib, objective, train_state
 from conclugen_jax.train import feed, optimizer
 from tests.helpers import assert_same_bits, close, flat, tiny_config
 
@@ -182,7 +182,7 @@ def test_modality_pairs():
 def test_fused_is_the_mean_over_present_modalities():
     logits = {"a": jnp.array([[2.0], [2.0], [5.0]]), "b": jnp.array([[4.0], [jnp.nan], [7.0]])}
     present = {"a": jnp.array([True, True, False]), "b": jnp.array([True, False, False])}
-    np.testing.assert_array_equal(fusion.fuse(logits, present, "mean"), [[3.0], [2.0], [0.0]])
+    np.testing.assert_array_equal(layers.fuse(logits, present, "mean"), [[3.0], [2.0], [0.0]])
 
 
 def test_individual_clustering_is_the_sum_over_modalities(monkeypatch):

@@ -15,7 +15,7 @@ from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import task as task_lib, weights
-from conclugen_jax.method import fusion as fusion_lib, model as model_lib
+from conclugen_jax.method import layers, model as model_lib
 from conclugen_jax.run import checkpoint, workdir as workdir_lib
 from conclugen_jax.system import files
 
@@ -133,7 +133,7 @@ def _computing(network: Network, wanted: Sequence[str], how: str) -> Computing:
         logits = task and task.logits(params, {}, {"features": found, "present": present})
         if how == "none":
             return {m: jnp.where(present[m][:, None], found[m], 0) for m in wanted}, logits
-        return {"fused": fusion_lib.fuse({m: found[m] for m in wanted}, present, how)}, logits
+        return {"fused": layers.fuse({m: found[m] for m in wanted}, present, how)}, logits
 
     def compute(features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with jax.default_matmul_precision("highest"):

@@ -16,7 +16,7 @@ from conclugen_jax.data import batches, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import sweep, task as task_lib, weights
-from conclugen_jax.method import clustering, fusion, losses, model as model_lib
+from conclugen_jax.method import clustering, layers, losses, model as model_lib
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.train import feed
 
@@ -117,9 +117,9 @@ class OnlineProbe:
 
 def _forward(model: model_lib.ConCluGen, variables: Any, batch: Any) -> dict[str, jax.Array]:
     outputs, present = model.apply(variables, batch["features"], present=batch["present"]), batch["present"]
-    vectors = {"x": fusion.fuse(outputs.representations, present, "concat").astype(jnp.float32)}
+    vectors = {"x": layers.fuse(outputs.representations, present, "concat").astype(jnp.float32)}
     if outputs.cluster_logits:
-        vectors["fused"] = fusion.fuse(outputs.cluster_logits, present, "mean")
+        vectors["fused"] = layers.fuse(outputs.cluster_logits, present, "mean")
     return vectors
 
 

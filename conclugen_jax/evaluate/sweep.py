@@ -20,7 +20,7 @@ from conclugen_jax.data import batches
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, splits, task as task_lib
-from conclugen_jax.method import fusion
+from conclugen_jax.method import layers
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.run import allowed, config as config_lib
 from conclugen_jax.system import progress, signals
@@ -193,7 +193,7 @@ def _run(config: ConfigDict, encoder: Any, streams: Any, folder: Path, stop: sig
     vectors = {}
     for name, rows in splits.load(config, streams).items():
         table = downstream.represented(encoder, rows, config, jax.devices()[:1]).table
-        x = fusion.fuse(table["features"], table["present"], config.downstream.fusion)
+        x = layers.fuse(table["features"], table["present"], config.downstream.fusion)
         among = rows.usable if name == "train" else None
         usable = task_lib.labelled(label, table["label"], streams[name].where, among)
         vectors[name] = Vectors(x, table["label"], usable)

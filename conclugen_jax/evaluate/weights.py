@@ -14,7 +14,7 @@ from conclugen_jax.data import batches, manifest as manifest_lib, shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.method import clustering, fusion, model as model_lib
+from conclugen_jax.method import clustering, layers, model as model_lib
 from conclugen_jax.method.model import ConCluGen
 from conclugen_jax.run import checkpoint, trees, workdir as workdir_lib
 from conclugen_jax.run.allowed import PRETRAINED
@@ -209,7 +209,7 @@ def in_batches(forward: Callable[[Any], Any], rows: Any, batch_size: int) -> Any
 
 def concatenated(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> np.ndarray:
     """Join all modalities in the order of their names, with zeros where absent: [n, sum of dims]."""
-    return fusion.fuse(vectors, present, "concat", xp=np)
+    return layers.fuse(vectors, present, "concat", xp=np)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +271,7 @@ def _clusters(model: ConCluGen, variables: Any, config: ConfigDict, centroids: n
 
     @jax.jit
     def nearest(variables: Any, batch: Any) -> jax.Array:
-        fused = fusion.fuse(apply(variables, batch["features"]).cluster_logits, batch["present"], "mean")
+        fused = layers.fuse(apply(variables, batch["features"]).cluster_logits, batch["present"], "mean")
         return clustering.nearest(fused, centroids, metric=config.clustering.metric)
 
     rows = {"features": dict(features), "present": dict(present)}

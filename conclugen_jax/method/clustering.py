@@ -15,6 +15,10 @@ INITIALISATIONS = ("random", "kmeans++", "warm")
 
 _SMALL = 64  # clusters x dim up to which scores are elementwise products that fuse with the search for the best
 _UNROLLED = 32  # clusters compared in one compiled loop over the points, on a CPU
+_PER_TURN = (
+    1,
+    8,
+)  # iterations between two looks at whether to stop: on a CPU, and elsewhere, where each look waits for the host
 _ROWS_PER_PART = 2048  # rows added one by one to a sum, on a CPU: rounding then stays near that of a product
 
 
@@ -75,11 +79,9 @@ def lloyd(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     metric: str = "cosine",
-    weights: jax.Array | None = None,
     axis_name: str | None = None,
-    iterations_per_turn: int | None = None,
 ) -> KMeans:
-    """Run Lloyd's algorithm.
+    """Run Lloyd's algorithm; shapes that do not fit, an unknown metric and no iteration raise ``ValueError``.
 
     Each iteration assigns every point to its nearest centroid (highest cosine similarity, or least squared distance), then
     moves each centroid to the mean of its raw points. A centroid without points becomes the zero vector, whose cosine
@@ -91,16 +93,9 @@ def lloyd(
       max_iterations: at least 1.
       tolerance: stop once the squared shifts of all centroids sum to at most this.
       metric: ``cosine`` or ``euclidean``.
-      weights: [n], >= 0, how much each point counts in the means; ``None``: 1 each.
       axis_name: mapped axis over which the points are split; ``None``: these are all points.
-      iterations_per_turn: iterations between two looks at whether to stop; ``None``: 1 on a CPU and 8 elsewhere, where the
-        device waits for the host at every look.
-
-    Raises:
-      ValueError: shapes that do not fit together, an unknown metric, or no iteration.
     """
-    arrays = {"points": (points, "n, dim"), "init_centroids": (init_centroids, "num_clusters, dim")}
-    check_shapes("lloyd", **arrays, weights=(weights, "n"))
+    check_shapes("lloyd", points=(points, "n, dim"), init_centroids=(init_centroids, "num_clusters, dim"))
     if metric not in METRICS or max_iterations < 1:
         raise ValueError(f"lloyd needs a metric of {METRICS} and max_iterations >= 1, got {metric!r}, {max_iterations}")
     points, init_centroids = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (points, init_centroids))
@@ -108,7 +103,6 @@ def lloyd(
     # A column of ones gives the counts with the sums; zeros fill rows up to whole vectors of a CPU, which adds those in
     # half the time. All this is made once, not at every iteration.
     rows = jnp.pad(jnp.pad(points, ((0, 0), (0, 1)), constant_values=1), ((0, 0), (0, -(dim + 1) % 16)))
-    rows = rows if weights is None else rows * weights[:, None]
     columns = (unit_rows(points) if metric == "cosine" else points).T
 
     def unfinished(carry):
@@ -119,7 +113,7 @@ def lloyd(
     start = (init_centroids, no_sums, unassigned, jnp.int32(0), jnp.float32(jnp.inf))
     iterate = functools.partial(_iterate, rows, columns, metric=metric, axis_name=axis_name)
     loop = functools.partial(_while, unfinished, iterate)
-    often, seldom = (functools.partial(loop, per_turn=iterations_per_turn or turn) for turn in (1, 8))
+    often, seldom = (functools.partial(loop, per_turn=turn) for turn in _PER_TURN)
     centroids, _, assignments, iterations, _ = jax.lax.platform_dependent(start, cpu=often, default=seldom)
     return KMeans(centroids, assignments, iterations)
 

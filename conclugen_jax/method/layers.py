@@ -1,9 +1,9 @@
-"""The layers of the networks: gated embedding units, projection heads, decoders.
+"""The layers of the networks: gated embedding units, projection heads, decoders, and the fusion of modalities.
 
 Sizes: n rows, R representation_dim, P projection_dim, H reconstruction_dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -148,3 +148,25 @@ class PerModality(nn.Module):
     @nn.compact
     def __call__(self, modality: str, *arguments: Any) -> jax.Array:
         return self.make(modality)(*arguments)
+
+
+def fuse(vectors: Mapping[str, Any], present: Mapping[str, Any], how: str, *, xp: Any = jnp) -> Any:
+    """Join the vectors of the modalities of each row; an absent modality counts as zeros.
+
+    Args:
+      vectors: modality -> [n, dim]; what stands in absent rows does not matter.
+      present: modality -> boolean [n].
+      how: ``concat``: side by side in the order of the modalities' names; ``mean``: over those that a row has (Eq. 8), zeros
+        if it has none.
+      xp: library of the arrays, ``jax.numpy`` or ``numpy``.
+
+    Returns:
+      [n, sum of dims] or, for ``mean``, [n, dim].
+    """
+    # Sorted: the order must not depend on whether the dict has passed through a compiled function.
+    names = sorted(vectors)
+    parts = [xp.where(present[m][:, None], vectors[m], 0) for m in names]
+    if how == "concat":
+        return xp.concatenate(parts, axis=1)
+    count = sum(present[m].astype(xp.float32) for m in names)
+    return sum(parts) / xp.maximum(count, 1)[:, None]

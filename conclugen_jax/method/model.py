@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from conclugen_jax.method import collectives, fusion, layers, losses
+from conclugen_jax.method import collectives, layers, losses
 
 DTYPES = {"float32": jnp.float32, "tensorfloat32": jnp.float32, "bfloat16": jnp.bfloat16}
 """config.precision -> type of the networks' matrix products."""
@@ -43,15 +43,11 @@ class ConCluGen(nn.Module):
     projection_dim: int = 512  # P
     num_clusters: int = 8  # K
     reconstruction_dim: int = 1024  # H
-    projection_sharing: str = (
-        "shared"  # one projection head for all (authors' code) | "separate": one each (paper's text)
-    )
+    projection_sharing: str = "shared"  # one head for all (authors' code) | "separate": one each (paper's text)
     projection_relu: bool = True  # relu after the projection's last Linear
     decoder_relu: bool = False  # relu after the decoder's last Linear
     heads: Sequence[str] = HEADS  # those that exist; representations always do
-    standardize: bool = (
-        False  # subtract ``feature_stats/<modality>/mean``, divide by ``.../scale`` before the first layer
-    )
+    standardize: bool = False  # first subtract ``feature_stats/<modality>/mean`` and divide by ``.../scale``
     norm_momentum: float = 0.9  # share of the running averages kept at each BatchNorm update
     norm_epsilon: float = 1e-5  # added to BatchNorm's variance
     dtype: Any = jnp.float32  # of the matrix products; parameters stay float32
@@ -151,7 +147,7 @@ class Classifier(nn.Module):
 
     num_outputs: int  # classes, or labels of a multi-label task, or 1
     dropout_rate: float  # share of representation units set to zero while training
-    fusion: str = "concat"  # how representations are joined, see fusion.py
+    fusion: str = "concat"  # how representations are joined, see ``layers.fuse``
     dtype: Any = jnp.float32  # of the matrix product; the parameters stay float32
     axis_name: str | None = None  # mapped axis over which the batch is split
 
@@ -166,7 +162,7 @@ class Classifier(nn.Module):
           present: modality -> boolean [n]; the units of an absent modality are zero.
           dropout_key: the same on all devices; ``None``: no dropout.
         """
-        x = fusion.fuse(representations, present, self.fusion)
+        x = layers.fuse(representations, present, self.fusion)
         if dropout_key is not None and self.dropout_rate:
             # Drawn for the whole batch, so that the number of devices changes nothing.
             shape = (x.shape[0] * collectives.device_count(self.axis_name), x.shape[1])

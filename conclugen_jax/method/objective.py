@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from conclugen_jax.method import clustering, collectives, fusion, losses, model as model_lib
+from conclugen_jax.method import clustering, collectives, layers, losses, model as model_lib
 from conclugen_jax.method.model import ByModality
 from conclugen_jax.method.train_state import Metrics, TrainState
 
@@ -107,7 +107,7 @@ def clustering_term(
 ) -> Clustered:
     """L_Clu: k-means over the queue and this batch, then the margin softmax towards the own centroid (Eq. 8-10)."""
     section = config.clustering
-    fused = fusion.fuse(cluster_logits, present, "mean")
+    fused = layers.fuse(cluster_logits, present, "mean")
     all_fused = collectives.gather(jax.lax.stop_gradient(fused), axis_name)
     filled = state.queue_batches
     if section.queue_reset == "epoch":

@@ -20,9 +20,7 @@ class TrainState:
     feature_stats: Any  # modality -> {mean, scale}, each [dim], if the model standardises its input; never changes
     opt_state: Any  # moments and counters of the optimizer
     rng: jax.Array  # key of the run; the key of a step is folded in from ``step``, so this never changes
-    queue: (
-        jax.Array
-    )  # float32 [queue_batches * batch, num_clusters], fused cluster logits of earlier batches, newest first
+    queue: jax.Array  # float32 [queue_batches * batch, num_clusters], fused logits of earlier batches, newest first
     queue_batches: jax.Array  # int32 scalar, batches pushed since the queue was last emptied, at most what it holds
     centroids: jax.Array  # float32 [num_clusters, num_clusters], those of the last k-means; zeros before the first
 
