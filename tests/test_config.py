@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import model
-from conclugen_jax.run import allowed, config as config_lib, workdir
+from conclugen_jax.run import config as config_lib, workdir
 from conclugen_jax.train import optimizer
 from configs import base
 from tests.helpers import tiny_config
@@ -154,9 +154,9 @@ def test_impossible_values_are_refused_by_key(key, value, message):
 def test_every_choice_and_range_is_of_a_key():
     flat = dict(config_lib.flatten(base.get_config().to_dict()))
     numbers = {k for k, v in flat.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    assert set(allowed.CHOICES) <= set(flat)
-    assert set(allowed.RANGES) <= numbers
-    assert all(flat[k] in choices for k, choices in allowed.CHOICES.items())
+    assert set(config_lib.CHOICES) <= set(flat)
+    assert set(config_lib.RANGES) <= numbers
+    assert all(flat[k] in choices for k, choices in config_lib.CHOICES.items())
 
 
 def test_objectives_that_train_nothing_are_refused():

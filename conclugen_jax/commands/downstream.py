@@ -31,7 +31,7 @@ MEMBER = {
 def main() -> None:
     """Train, choose the best epoch, print the scores."""
     from conclugen_jax.evaluate import downstream, sweep
-    from conclugen_jax.run.allowed import PRETRAINED
+    from conclugen_jax.run.config import PRETRAINED
 
     section = command.config.downstream
     beside = section.checkpoint if section.protocol in PRETRAINED and section.checkpoint else "runs"

@@ -25,7 +25,7 @@ from conclugen_jax.evaluate.task import Task
 from conclugen_jax.evaluate.weights import Encoder
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
-from conclugen_jax.run import allowed, checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
+from conclugen_jax.run import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
 from conclugen_jax.train import feed, optimizer as optimizer_lib, parallel, sharded_update
 
@@ -118,7 +118,7 @@ def _run(
 ) -> dict[str, Any]:
     """Read the rows, encode them if the encoder is frozen, train, save and score the best epoch."""
     with stop.at_once():  # such a run is repeated from its start
-        label, frozen = streams["train"].label, config.downstream.protocol in allowed.FROZEN
+        label, frozen = streams["train"].label, config.downstream.protocol in config_lib.FROZEN
         rows = splits_lib.load(config, streams)
         if frozen:
             rows = {name: represented(encoder, x, config, devices) for name, x in rows.items()}

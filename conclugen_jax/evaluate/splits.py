@@ -12,7 +12,7 @@ from conclugen_jax.data.shards import Dataset, Rows, RowSource, ShardStream, Var
 from conclugen_jax.data.sources import Annotations, LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe, task as task_lib
-from conclugen_jax.run.allowed import FROZEN
+from conclugen_jax.run.config import FROZEN
 from conclugen_jax.train import feed
 
 NAMES = ("train", "validation", "test")

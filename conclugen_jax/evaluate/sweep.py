@@ -22,7 +22,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, splits, task as task_lib
 from conclugen_jax.method import layers
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.run import allowed, config as config_lib
+from conclugen_jax.run import config as config_lib
 from conclugen_jax.system import progress, signals
 from conclugen_jax.train import optimizer as optimizer_lib
 
@@ -170,10 +170,10 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     section = config.downstream
     config_lib.check(config)
     config_lib.check_downstream(config)
-    if section.protocol not in allowed.FROZEN or section.num_folds:
+    if section.protocol not in config_lib.FROZEN or section.num_folds:
         raise ConclugenError(
             f"config.downstream.protocol is {section.protocol!r} with num_folds {section.num_folds}; a sweep needs frozen "
-            f"representations ({' or '.join(map(repr, allowed.FROZEN))}) and stored splits"
+            f"representations ({' or '.join(map(repr, config_lib.FROZEN))}) and stored splits"
         )
     return downstream.once(config, workdir, _run)
 

@@ -17,7 +17,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import clustering, layers, model as model_lib
 from conclugen_jax.method.model import ConCluGen
 from conclugen_jax.run import checkpoint, trees, workdir as workdir_lib
-from conclugen_jax.run.allowed import PRETRAINED
+from conclugen_jax.run.config import PRETRAINED
 
 RESULT = "result.json"
 """In workdirs of downstream runs: what they have found."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run.allowed import FROZEN, PRETRAINED, PROTOCOLS
+from conclugen_jax.run.config import FROZEN, PRETRAINED, PROTOCOLS
 
 SWEPT = FROZEN
 """Protocols whose labels and draws are one run each (a sweep)."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax.run.allowed import OPTIMIZERS
+from conclugen_jax.run.config import OPTIMIZERS
 
 
 def learning_rate_schedule(

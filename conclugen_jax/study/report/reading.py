@@ -11,7 +11,7 @@ import numpy as np
 
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.run import log as log_lib, workdir as workdir_lib
-from conclugen_jax.run.allowed import PROTOCOLS
+from conclugen_jax.run.config import PROTOCOLS
 from conclugen_jax.study.results import RESULTS
 from conclugen_jax.system import files
 
