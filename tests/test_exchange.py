@@ -274,7 +274,10 @@ def test_commands(run, data, tmp_path):
     assert listed == exchange.listing(copy)
     (copy / "checkpoints" / "4" / "record" / "metadata").write_text("{}")
     damaged = command("launch.checkpoint", "verify", f"--workdir={copy}", code=2)
-    assert damaged.stdout == "step 4: the checkpoint is damaged (record/metadata has changed)\nstep 8: ok\n"
+    assert (
+        damaged.stdout
+        == "step 4: the checkpoint is damaged (record/metadata has changed, is missing or was added)\nstep 8: ok\n"
+    )
     assert "1 of 2 checkpoints damaged (step 4)" in damaged.stderr
     found = json.loads(command("launch.checkpoint", "verify", f"--workdir={copy}", "--json", code=2).stdout)
     assert [bool(row["wrong"]) for row in found] == [True, False]

@@ -45,7 +45,7 @@ class Recorder:
         """Go on recording; ``info`` is from :meth:`info`, as of the step that the run goes on from."""
         self._config, self._log, self._display = config, log, display
         # name -> sum over the epoch's steps so far, and number of steps that had it: clustering is idle in some.
-        self._sums, self._steps = dict(info["epoch_sums"]), dict(info["epoch_steps"])
+        self._sums, self._steps = (collections.Counter(info[name]) for name in ("epoch_sums", "epoch_steps"))
         # Losses of the last steps, against which one may stand out.
         self._usual: collections.deque[float] = collections.deque(info.get("usual_losses", []), maxlen=USUAL_STEPS)
         self._pending: tuple[feed.Dispatch, Any] | None = None
@@ -82,11 +82,12 @@ class Recorder:
         if len(good) < len(records):
             raise BadStep(records[len(good)])
         if dispatch.first_step_in_epoch == 0:
-            self._sums, self._steps = {}, {}
+            self._sums.clear()
+            self._steps.clear()
         losses = [{k: v for k, v in r.items() if k.startswith("loss")} for r in records]
-        for name, value in itertools.chain.from_iterable(x.items() for x in losses):
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._steps[name] = self._steps.get(name, 0) + 1
+        for loss in losses:
+            self._sums.update(loss)
+            self._steps.update(loss.keys())
         self._display.update(dispatch.end_step, {**losses[-1], "examples/s": rate}, steps_per_second=steps_per_second)
 
     def _is_good(self, record: Mapping[str, Any]) -> bool:
@@ -155,7 +156,7 @@ def leave_out(run: setup.Setup, bad: BadStep) -> None:
         log_lib.leave_out(run.workdir, {"step": bad.step, "reason": str(bad), "ids": ids, "rows": indices.tolist()})
 
 
-def say_first_nan(run: setup.Setup, programs: setup.Programs, saved: checkpoint.Checkpoints, step: int) -> None:
+def say_first_nan(run: setup.Setup, saved: checkpoint.Checkpoints, step: int) -> None:
     """Say which operation of a step was the first whose result is not a number, by a replay from the newest checkpoint."""
     state, _ = run.start(saved)
     state = sharded_update.place(state, run.config, run.devices)
@@ -163,7 +164,7 @@ def say_first_nan(run: setup.Setup, programs: setup.Programs, saved: checkpoint.
     for dispatch, inputs in run.batches(run.batches.plan(int(state.step), {*left_out(run), step})):
         if dispatch.end_step >= step:
             break
-        state, _ = programs(dispatch, state, inputs)
+        state, _ = run.train(dispatch, state, inputs)
     state = jax.device_get(sharded_update.whole(state, run.optimizer))
     rows = run.stream.rows(_rows_of(run, step))
     cluster = run.clusters((step - 1) // run.batches.steps_per_epoch)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import online_probe
 from conclugen_jax.method import model as model_lib, train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.pretrain.step import pretrain_step
@@ -38,6 +39,8 @@ class Setup:
     optimizer: optax.GradientTransformationExtraArgs
     step: Callable  # ``pretrain_step``, all but ``state``, ``batch`` and ``cluster`` given
     devices: Sequence[jax.Device]  # that share a batch
+    probe: online_probe.OnlineProbe | None
+    _compiled: dict[bool, Callable] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def title(self) -> str:
@@ -83,6 +86,27 @@ class Setup:
         sizes = {"table_rows": rows.num_examples if rows.tier == "device" else 0, "num_devices": len(self.devices)}
         return memory.estimate(self.config, dict(self.model.feature_dims), parameters, **sizes)
 
+    def lacks_program(self, dispatch: Dispatch) -> bool:
+        """Whether a dispatch must be compiled first: there are two programs, without and with clustering."""
+        return not dispatch.left_out and self.clusters(dispatch.epoch) not in self._compiled
+
+    def compile(self, dispatch: Dispatch, state: TrainState, inputs: Any, display: progress.Display) -> None:
+        """Compile the program of a dispatch; refuse one that takes more memory than the device has."""
+        start, cluster = time.monotonic(), self.clusters(dispatch.epoch)
+        axes = sharded_update.axes(state, self.config, self.devices)
+        program = self.batches.program(functools.partial(self.step, cluster=cluster), axes)
+        compiled = parallel.compiled(program, state, *inputs)
+        memory.check(compiled, jax.local_devices()[0], self.memory(state), self.config)
+        kind = "with" if cluster else "without"
+        display.say(f"{self.title}: compiled {kind} clustering in {time.monotonic() - start:.1f} s")
+        self._compiled[cluster] = compiled
+
+    def train(self, dispatch: Dispatch, state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
+        """Return the state after a dispatch, and its metrics; one that is left out changes the count of steps alone."""
+        if dispatch.left_out:
+            return state.replace(step=parallel.replicate(np.int32(dispatch.end_step), self.devices)), {}
+        return self._compiled[self.clusters(dispatch.epoch)](state, *inputs)
+
 
 def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, shards.ShardStream]:
     """Return the configuration, with the names of its modalities, and the rows of the training split, if all of it fits."""
@@ -102,7 +126,7 @@ def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, shards.
 def create(
     config: ConfigDict, workdir: Path, stream: shards.ShardStream, rows: shards.RowSource, devices: Sequence[jax.Device]
 ) -> Setup:
-    """Make network, optimizer, feed and step of a run."""
+    """Make network, optimizer, feed, step and probe of a run."""
     manifest = stream.dataset.manifest
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
     of_two_views = [config.loss.instance_modality] if config.loss.instance_weight else []
@@ -112,35 +136,8 @@ def create(
     of_loss = {"model": model, "steps_per_epoch": batches.steps_per_epoch, "statistics": statistics}
     options = {"optimizer": optimizer, "schedule": schedule, "config": config, "axis_name": parallel.AXIS}
     step = functools.partial(pretrain_step, **options, **of_loss)
-    return Setup(config, workdir, stream, batches, model, optimizer, step, devices)
-
-
-class Programs:
-    """Runs dispatches by two programs, without and with clustering in the objective, each compiled when first needed."""
-
-    def __init__(self, run: Setup):
-        self._run = run
-        self._compiled: dict[bool, Callable] = {}
-
-    def lacks(self, dispatch: Dispatch) -> bool:
-        return not dispatch.left_out and self._run.clusters(dispatch.epoch) not in self._compiled
-
-    def compile(self, dispatch: Dispatch, state: TrainState, inputs: Any, display: progress.Display) -> None:
-        """Compile the program of a dispatch; refuse one that takes more memory than the device has."""
-        run, start, cluster = self._run, time.monotonic(), self._run.clusters(dispatch.epoch)
-        axes = sharded_update.axes(state, run.config, run.devices)
-        program = run.batches.program(functools.partial(run.step, cluster=cluster), axes)
-        compiled = parallel.compiled(program, state, *inputs)
-        memory.check(compiled, jax.local_devices()[0], run.memory(state), run.config)
-        kind = "with" if cluster else "without"
-        display.say(f"{run.title}: compiled {kind} clustering in {time.monotonic() - start:.1f} s")
-        self._compiled[cluster] = compiled
-
-    def __call__(self, dispatch: Dispatch, state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
-        """Return the state after a dispatch, and its metrics; one that is left out changes the count of steps alone."""
-        if dispatch.left_out:
-            return state.replace(step=parallel.replicate(np.int32(dispatch.end_step), self._run.devices)), {}
-        return self._compiled[self._run.clusters(dispatch.epoch)](state, *inputs)
+    probe = online_probe.OnlineProbe(config, model) if config.online_probe.every_epochs else None
+    return Setup(config, workdir, stream, batches, model, optimizer, step, devices, probe)
 
 
 def check_alike(config: ConfigDict, manifest: Manifest) -> None:

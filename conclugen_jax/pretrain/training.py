@@ -7,13 +7,11 @@ gradient of ``objective.pretrain_loss``, which sums the terms of ``losses.py``.
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import online_probe
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.pretrain import recorder as recorder_lib, setup
 from conclugen_jax.pretrain.recorder import Recorder
@@ -63,33 +61,22 @@ def pretrain(
         with _ending_at_once(stop):
             rows = feed.load_rows(config, stream)
         run = setup.create(config, folder, stream, rows, devices)
-        probe = online_probe.OnlineProbe(config, run.model) if config.online_probe.every_epochs else None
-        programs = setup.Programs(run)
         keep = {name: config.checkpoint[name] for name in ("keep_newest", "keep_best", "max_failures")}
         with checkpoint.Checkpoints(folder, **keep) as saved:
             saved.check_space(jax.eval_shape(run.fresh_state))
             while True:
-                with _ending_at_once(stop):
-                    state, info = run.start(saved)
                 try:
-                    return _train(run, state, info, programs, saved, probe, on_epoch, stop)
+                    return _train(run, saved, on_epoch, stop)
                 except recorder_lib.BadStep as bad:
                     if debug_nans:
-                        recorder_lib.say_first_nan(run, programs, saved, bad.step)
+                        recorder_lib.say_first_nan(run, saved, bad.step)
                     recorder_lib.leave_out(run, bad)
 
 
-def _train(
-    run: setup.Setup,
-    state: TrainState,
-    info: Mapping[str, Any],
-    programs: setup.Programs,
-    saved: checkpoint.Checkpoints,
-    probe: online_probe.OnlineProbe | None,
-    on_epoch: OnEpoch | None,
-    stop: signals.Stop,
-) -> TrainState:
-    """Train from a state to the last epoch; ``BadStep`` ends it, before a state from after the step is saved."""
+def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | None, stop: signals.Stop) -> TrainState:
+    """Train to the last epoch; ``BadStep`` ends it, before a state from after the step is saved."""
+    with _ending_at_once(stop):
+        state, info = run.start(saved)
     config, first_step = run.config, int(state.step)
     mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
     shown = {"total_steps": run.total_steps, "steps_per_epoch": run.batches.steps_per_epoch, "first_step": first_step}
@@ -103,15 +90,15 @@ def _train(
         recorder, signal_of_any = Recorder(config, log, display, info), parallel.Largest(run.devices)
         state = sharded_update.place(state, config, run.devices)
         for dispatch, inputs in run.batches(run.batches.plan(first_step, recorder_lib.left_out(run))):
-            if programs.lacks(dispatch):
+            if run.lacks_program(dispatch):
                 with recorder.paused(), _ending_at_once(stop):
-                    programs.compile(dispatch, state, inputs, display)
-            state, metrics = programs(dispatch, state, inputs)
+                    run.compile(dispatch, state, inputs, display)
+            state, metrics = run.train(dispatch, state, inputs)
             recorder.take(dispatch, metrics)
-            if probe is not None and probe.is_due(dispatch):
+            if run.probe is not None and run.probe.is_due(dispatch):
                 # A signal that has come by now waits for the checkpoint that follows.
                 with recorder.paused(), contextlib.nullcontext() if stop.signal else _ending_at_once(stop):
-                    probes.write([probe(state, dispatch.end_step, dispatch.epoch)])
+                    probes.write([run.probe(state, dispatch.end_step, dispatch.epoch)])
             if on_epoch is not None and dispatch.ends_epoch:
                 with recorder.paused():
                     on_epoch(dispatch.epoch, recorder.means(), state)
@@ -119,7 +106,7 @@ def _train(
             if stopping or run.saves_after(dispatch):
                 by_probe = config.checkpoint.best_by == "probe"
                 with recorder.paused():
-                    cost = probe.cost(dispatch) if by_probe else recorder.mean_loss(dispatch)
+                    cost = run.probe.cost(dispatch) if by_probe else recorder.mean_loss(dispatch)
                     whole = sharded_update.whole(state, run.optimizer)  # with all processes, whatever the log says
                     if log.sync():  # a checkpoint never knows more than the log
                         saved.save(dispatch.end_step, whole, recorder.info(), loss=cost)

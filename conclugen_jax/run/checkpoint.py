@@ -268,37 +268,26 @@ class Checkpoints:
 def seal(folder: Path) -> None:
     """Write the hashes of all files of a finished folder; raise ``OSError`` where there is no space."""
     with files.replaced(folder / SUMS) as scratch:
-        lines = [f"{files.sha256(folder / name)}  {name}\n" for name in _names(folder)]
-        scratch.write_text("".join(lines), encoding="utf-8")
+        scratch.write_text("".join(f"{line}\n" for line in _sums(folder)), encoding="utf-8")
 
 
 def changed(folder: Path) -> str:
-    """Say what differs from the hashes of a folder; empty if nothing does, or if hashes were never written."""
+    """Say which file differs from the hashes of a folder; empty if none does, or if hashes were never written."""
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError):
-        return f"{SUMS} cannot be read"
-    expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    found = _names(folder)
-    for name in sorted({*expected, *found}):
-        if name not in found:
-            return f"{name} is missing" if name else f"{SUMS} has changed"
-        if name not in expected:
-            return f"{name} is no part of it"
-        try:
-            if files.sha256(folder / name) != expected[name]:
-                return f"{name} has changed"
-        except OSError as e:
-            return f"{name} cannot be read: {e.strerror}"
-    return ""
+        if not (folder / SUMS).exists():
+            return ""
+        wrong = {*(folder / SUMS).read_text(encoding="utf-8").splitlines()} ^ {*_sums(folder)}
+    except (OSError, UnicodeDecodeError) as e:
+        return f"{SUMS} or a file beside it cannot be read: {reason(e)}"
+    names = sorted(line.partition("  ")[2] for line in wrong)
+    return f"{names[0] or SUMS} has changed, is missing or was added" if names else ""
 
 
-def _names(folder: Path) -> list[str]:
-    """Return the files of a folder, in order, without the hashes and what a killed process left of them."""
+def _sums(folder: Path) -> list[str]:
+    """Return hash and name of the files of a folder, in order, without the hashes' own and what a killed process left."""
     kept = (p for p in folder.rglob("*") if p.is_file() and p.name != SUMS and not p.name.startswith(files.SCRATCH))
-    return sorted(str(path.relative_to(folder)) for path in kept)
+    named = sorted((str(path.relative_to(folder)), path) for path in kept)
+    return [f"{files.sha256(path)}  {name}" for name, path in named]
 
 
 def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.CheckpointManagerOptions:
