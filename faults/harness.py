@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.run import checkpoint
-from conclugen_jax.system import cluster
+from conclugen_jax.system import processes
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -153,12 +153,12 @@ class Place:
         """Start a command as two processes that find each other."""
         with socket.create_server(("", 0)) as server:
             port = server.getsockname()[1]
-        shared = {**self.env, cluster.COUNT: "2", cluster.ADDRESS: f"127.0.0.1:{port}"}
+        shared = {**self.env, processes.COUNT: "2", processes.ADDRESS: f"127.0.0.1:{port}"}
         return [
             subprocess.Popen(
                 [sys.executable, "-m", *command],
                 cwd=ROOT,
-                env={**shared, cluster.INDEX: str(i)},
+                env={**shared, processes.INDEX: str(i)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from conclugen_jax.commands import app
-from conclugen_jax.system import cluster
+from conclugen_jax.system import processes
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "launch" / "cluster"
@@ -65,7 +65,7 @@ def test_the_launcher_takes_every_argument():
 
 def test_the_processes_of_a_jobset_find_each_other():
     job, one = container()
-    assert [x["name"] for x in one["env"]] == [cluster.ADDRESS, cluster.COUNT, cluster.INDEX]
+    assert [x["name"] for x in one["env"]] == [processes.ADDRESS, processes.COUNT, processes.INDEX]
     name, count = jobset()["metadata"]["name"], job["template"]["spec"]["completions"]
     assert one["env"][0]["value"].rpartition(":")[0] == f"{name}-{job['name']}-0-0.{name}"
     assert one["env"][1]["value"] == str(count) == str(job["template"]["spec"]["parallelism"])
@@ -74,12 +74,12 @@ def test_the_processes_of_a_jobset_find_each_other():
 
 def test_sky_sets_the_variables_that_are_read():
     exported = re.findall(r"export (\w+)=", sky()["run"])
-    assert exported == [cluster.ADDRESS, cluster.COUNT, cluster.INDEX]
+    assert exported == [processes.ADDRESS, processes.COUNT, processes.INDEX]
 
 
 def test_the_guide_names_what_there_is():
     guide = (FOLDER / "README.md").read_text()
-    for name in (cluster.ADDRESS, cluster.COUNT, cluster.INDEX):
+    for name in (processes.ADDRESS, processes.COUNT, processes.INDEX):
         assert name in guide
     for name in re.findall(r"\]\(([^)]+)\)", guide):
         assert (FOLDER / name).is_file(), name

@@ -10,25 +10,25 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.system import cluster, processes
+from conclugen_jax.system import processes
 from conclugen_jax.train import parallel
 from tests.test_processes import ended, free_port, start
 
 
 def place(index, count=2, port=None):
-    return cluster.Place(f"127.0.0.1:{port or free_port()}", count, index)
+    return processes.Place(f"127.0.0.1:{port or free_port()}", count, index)
 
 
 def test_a_process_without_its_coordinator_ends_in_time():
     began, here = time.monotonic(), place(1)
     with pytest.raises(ConclugenError, match=rf"{here.address}: process 0 could not be reached there within 1 s"):
-        cluster._call(here, 1)
+        processes._call(here, 1)
     assert time.monotonic() - began < 3
 
 
 def test_a_host_that_is_not_there():
     with pytest.raises(ConclugenError, match=r"nowhere\.invalid:1234: process 0 could not be reached"):
-        cluster._call(cluster.Place("nowhere.invalid:1234", 2, 1), 1)
+        processes._call(processes.Place("nowhere.invalid:1234", 2, 1), 1)
 
 
 def meet(*places, timeout=1.5, first=lambda: None):
@@ -37,7 +37,7 @@ def meet(*places, timeout=1.5, first=lambda: None):
 
     def go(i, here):
         try:
-            lines = cluster.meet(here, timeout)
+            lines = processes.meet(here, timeout)
             found[i] = len(lines)
             time.sleep(0.2)
             for line in lines.values():
@@ -60,7 +60,7 @@ def test_all_processes_meet_whoever_else_calls():
 
     def stranger():
         time.sleep(0.2)  # until process 0 listens
-        line = cluster.Line(socket.create_connection(("127.0.0.1", port), timeout=1))
+        line = processes.Line(socket.create_connection(("127.0.0.1", port), timeout=1))
         line.send(request="GET / HTTP/1.1")
         assert line.receive(1) == {}
         line.close()
@@ -78,7 +78,7 @@ def test_those_who_came_hear_who_did_not():
 @pytest.mark.parametrize("second", [(1, 3), (2, 4), (0, 3)])
 def test_a_number_that_comes_twice_or_of_another_count(second):
     port = free_port()
-    found = meet(place(0, 3, port), place(1, 3, port), cluster.Place(f"127.0.0.1:{port}", second[1], second[0]))
+    found = meet(place(0, 3, port), place(1, 3, port), processes.Place(f"127.0.0.1:{port}", second[1], second[0]))
     if second[0] == 0:
         assert any("cannot listen there" in str(f) for f in found)
     else:
@@ -87,9 +87,9 @@ def test_a_number_that_comes_twice_or_of_another_count(second):
 
 PARTY = """
 import os, sys, time
-from conclugen_jax.system import cluster, processes
-place = cluster.from_environment()
-lines = cluster.meet(place, 20)
+from conclugen_jax.system import processes
+place = processes.from_environment()
+lines = processes.meet(place, 20)
 end, joined = os._exit, time.monotonic()
 
 def slow_exit(code):
@@ -160,15 +160,15 @@ def test_a_process_that_compiles_half_a_minute_longer_is_waited_for():
     assert codes == [0, 0], errors
 
 
-WHOLE = {cluster.ADDRESS: "a:1", cluster.COUNT: "2", cluster.INDEX: "0"}
+WHOLE = {processes.ADDRESS: "a:1", processes.COUNT: "2", processes.INDEX: "0"}
 CLUSTERS = [
     ({}, "no cluster here; set JAX_COORDINATOR_ADDRESS=HOST:PORT"),
-    ({cluster.INDEX: "1"}, "missing required field `JAX_COORDINATOR_ADDRESS`"),
-    ({cluster.INDEX: "1", cluster.ADDRESS: "a:1"}, "missing required field `JAX_NUM_PROCESSES`"),
-    (WHOLE | {cluster.INDEX: "x"}, "Expected `int`, got `str` - at `$.JAX_PROCESS_ID`"),
-    (WHOLE | {cluster.INDEX: "2"}, "JAX_PROCESS_ID is 2 of 2 processes, which count from 0"),
-    (WHOLE | {cluster.ADDRESS: "a"}, "at `$.JAX_COORDINATOR_ADDRESS`"),
-    (WHOLE | {cluster.ADDRESS: "a:99999"}, "JAX_COORDINATOR_ADDRESS is a:99999"),
+    ({processes.INDEX: "1"}, "missing required field `JAX_COORDINATOR_ADDRESS`"),
+    ({processes.INDEX: "1", processes.ADDRESS: "a:1"}, "missing required field `JAX_NUM_PROCESSES`"),
+    (WHOLE | {processes.INDEX: "x"}, "Expected `int`, got `str` - at `$.JAX_PROCESS_ID`"),
+    (WHOLE | {processes.INDEX: "2"}, "JAX_PROCESS_ID is 2 of 2 processes, which count from 0"),
+    (WHOLE | {processes.ADDRESS: "a"}, "at `$.JAX_COORDINATOR_ADDRESS`"),
+    (WHOLE | {processes.ADDRESS: "a:99999"}, "JAX_COORDINATOR_ADDRESS is a:99999"),
 ]
 SLURM = {
     "SLURM_JOB_ID": "4097",
@@ -198,22 +198,22 @@ def test_an_environment_that_does_not_say_it_is_refused(no_cluster, environment,
     for name, value in environment.items():
         no_cluster.setenv(name, value)
     with pytest.raises(ConclugenError) as refused:
-        cluster.from_environment()
+        processes.from_environment()
     assert message in str(refused.value)
 
 
 def test_what_the_environment_says(no_cluster):
     for name, value in SLURM.items():
         no_cluster.setenv(name, value)
-    assert cluster.from_environment() == cluster.Place("node007:61441", 16, 9, [1])
+    assert processes.from_environment() == processes.Place("node007:61441", 16, 9, [1])
     for nodes, host in NODES.items():
         no_cluster.setenv("SLURM_STEP_NODELIST", nodes)
-        assert cluster.from_environment().address == f"{host}:61441"
-    no_cluster.setenv(cluster.ADDRESS, "chosen:5")
-    assert cluster.from_environment() == cluster.Place("chosen:5", 16, 9, [1])
-    for name, value in zip((cluster.ADDRESS, cluster.COUNT, cluster.INDEX), ("h:1", "3", "2"), strict=True):
+        assert processes.from_environment().address == f"{host}:61441"
+    no_cluster.setenv(processes.ADDRESS, "chosen:5")
+    assert processes.from_environment() == processes.Place("chosen:5", 16, 9, [1])
+    for name, value in zip((processes.ADDRESS, processes.COUNT, processes.INDEX), ("h:1", "3", "2"), strict=True):
         no_cluster.setenv(name, value)
-    assert cluster.from_environment() == cluster.Place("h:1", 3, 2)
+    assert processes.from_environment() == processes.Place("h:1", 3, 2)
 
 
 def test_what_open_mpi_says(no_cluster):
@@ -221,7 +221,7 @@ def test_what_open_mpi_says(no_cluster):
         no_cluster.setenv(name, value)
     for contact, address in CONTACTS.items():
         no_cluster.setenv("OMPI_MCA_orte_hnp_uri", contact)
-        assert cluster.from_environment() == cluster.Place(address, 4, 3, [1])
+        assert processes.from_environment() == processes.Place(address, 4, 3, [1])
 
 
 def test_clusters_that_only_jax_knows_are_found_by_it(no_cluster):
@@ -237,11 +237,11 @@ def test_clusters_that_only_jax_knows_are_found_by_it(no_cluster):
         get_process_id = classmethod(lambda cls: 3 if len(asked) < 2 else 1 / 0)
 
     no_cluster.setattr(clusters.ClusterEnv, "_cluster_types", [Pods])
-    assert cluster.from_environment() == cluster.Place("pod-0:8482", 4, 3)
+    assert processes.from_environment() == processes.Place("pod-0:8482", 4, 3)
     with pytest.raises(
         ConclugenError, match=r"the cluster cannot be asked \(division by zero\); set JAX_COORDINATOR_ADDR"
     ):
-        cluster.from_environment()
+        processes.from_environment()
 
 
 def test_a_process_alone_is_the_main_one_and_waits_for_nobody():

@@ -19,7 +19,7 @@ from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pretrain import setup
 from conclugen_jax.run import checkpoint
-from conclugen_jax.system import cluster, processes
+from conclugen_jax.system import processes
 from conclugen_jax.train import feed, parallel
 from tests.helpers import QUICK_COMPILATION, Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 from tests.run_processes import STOP_AFTER, config_of
@@ -37,13 +37,16 @@ def free_port():
 def start(*arguments, count=2):
     """Python with some arguments as so many processes of two devices each; use :func:`ended` on them."""
     port, shared = free_port(), {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    shared |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {QUICK_COMPILATION}", cluster.COUNT: str(count)}
-    shared[cluster.ADDRESS] = f"127.0.0.1:{port}"
+    shared |= {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {QUICK_COMPILATION}",
+        processes.COUNT: str(count),
+    }
+    shared[processes.ADDRESS] = f"127.0.0.1:{port}"
     return [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             cwd=ROOT,
-            env={**shared, cluster.INDEX: str(i)},
+            env={**shared, processes.INDEX: str(i)},
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

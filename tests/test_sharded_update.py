@@ -12,7 +12,7 @@ from conclugen_jax.data import builders
 from conclugen_jax.evaluate import downstream
 from conclugen_jax.method import train_state
 from conclugen_jax.run import checkpoint, trees
-from conclugen_jax.train import feed, optimizer, parallel, sharded_update
+from conclugen_jax.train import feed, optimizer, parallel
 from tests.helpers import Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 
 N, STEPS, IDLE = 16, 6, 2
@@ -36,7 +36,7 @@ class Run:
             idle=("head/.*",),
             rates={"hidden/kernel": 0.25},
         )
-        axes = sharded_update.axes(self.start(), self.config, self.devices)
+        axes = parallel.axes(self.start(), self.config, self.devices)
 
         def dispatch(state, _, position, rows):
             return feed.repeat(self._step, lambda i: rows[i], state, position["num_steps"], most_steps=STEPS)
@@ -49,7 +49,7 @@ class Run:
             out = (hidden @ p["head"]["kernel"] + p["head"]["bias"][None]) @ p["frozen"]["kernel"]
             return jnp.square(out - x[:, :3]).mean()
 
-        params, opt_state, norm = sharded_update.apply(
+        params, opt_state, norm = parallel.update(
             self.optimizer,
             jax.grad(loss)(state.params),
             state.opt_state,
@@ -67,7 +67,7 @@ class Run:
         return train_state.create({"params": params}, self.optimizer, jax.random.key(2))
 
     def place(self, state):
-        return sharded_update.place(state, self.config, self.devices)
+        return parallel.place(state, self.config, self.devices)
 
     def inputs(self, first, count):
         rows = np.resize(normal(np.random.default_rng(0), (STEPS, N, 13))[first:], (STEPS, N, 13))
@@ -80,7 +80,7 @@ class Run:
         return state, np.asarray(metrics["gradient_norm"])[:count]
 
     def whole(self, state):
-        return sharded_update.whole(state, self.optimizer)
+        return parallel.whole(state, self.optimizer)
 
 
 def normal(rng, shape):
@@ -199,14 +199,14 @@ def test_pretraining_split_trains_as_replicated_and_resumes_bit_for_bit(data, tm
 def test_downstream_training_splits_its_update(data, tmp_path, monkeypatch):
     config = tiny_config(data, downstream__protocol="supervised", train__num_epochs=1, downstream__dropout_rate=0.0)
     sizes = []
-    place = sharded_update.place
+    place = parallel.place
 
     def noted(*arguments):
         state = place(*arguments)
         sizes.append(sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state.opt_state)))
         return state
 
-    monkeypatch.setattr(sharded_update, "place", noted)
+    monkeypatch.setattr(parallel, "place", noted)
     results = []
     for shard in (False, True):
         config.optimizer.shard = shard

@@ -27,7 +27,7 @@ from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.run import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
-from conclugen_jax.train import feed, optimizer as optimizer_lib, parallel, sharded_update
+from conclugen_jax.train import feed, optimizer as optimizer_lib, parallel
 
 RESULT = weights.RESULT
 
@@ -276,8 +276,8 @@ def _start(config: ConfigDict, task: Task, encoder: Encoder, rows: shards.RowSou
     state = fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
     pieces = {"task": task, "optimizer": optimizer, "schedule": schedule, "split": config.optimizer.shard}
     step = functools.partial(downstream_step, **pieces)
-    program = batches.program(step, sharded_update.axes(state, config, devices))
-    return batches, program, sharded_update.place(state, config, devices)
+    program = batches.program(step, parallel.axes(state, config, devices))
+    return batches, program, parallel.place(state, config, devices)
 
 
 def downstream_step(
@@ -296,7 +296,7 @@ def downstream_step(
         return task.loss(task.logits(params, state.feature_stats, batch, key), batch["label"])
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    params, opt_state, _ = sharded_update.apply(
+    params, opt_state, _ = parallel.update(
         optimizer, grads, state.opt_state, state.params, split=split, axis_name=task.classifier.axis_name
     )
     metrics = {"loss": loss, "learning_rate": schedule(state.step)}

@@ -79,13 +79,10 @@ class ConCluGen(nn.Module):
         """Run all heads.
 
         Args:
-          features: modality -> [n, feature_dims[m]].
+          features: modality -> [n, feature_dims[m]]; other sizes or modalities raise ``ValueError``.
           present: modality -> boolean [n]; rows without the modality do not enter BatchNorm's statistics. ``None``
             or a missing modality: all rows have it.
           train: normalise with the batch's statistics and update the running ones (``mutable=["batch_stats"]``).
-
-        Raises:
-          ValueError: a modality that the model does not know, or of another size.
         """
         inputs, representations, reduced, reconstructions = self.encode(features)
         projections, cluster_logits = self.project(reduced, present=present, train=train)

@@ -22,7 +22,7 @@ from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.pretrain import setup
 from conclugen_jax.run import checkpoint, log as log_lib
 from conclugen_jax.system import processes, progress
-from conclugen_jax.train import feed, sharded_update
+from conclugen_jax.train import feed, parallel
 
 PACKAGE = Path(conclugen_jax.__file__).parent
 USUAL_STEPS = 50  # a loss stands out against the mean of so many steps before it
@@ -159,13 +159,13 @@ def leave_out(run: setup.Setup, bad: BadStep) -> None:
 def say_first_nan(run: setup.Setup, saved: checkpoint.Checkpoints, step: int) -> None:
     """Say which operation of a step was the first whose result is not a number, by a replay from the newest checkpoint."""
     state, _ = run.start(saved)
-    state = sharded_update.place(state, run.config, run.devices)
+    state = parallel.place(state, run.config, run.devices)
     # As if the step were left out: the dispatch before it then ends where it begins.
     for dispatch, inputs in run.batches(run.batches.plan(int(state.step), {*left_out(run), step})):
         if dispatch.end_step >= step:
             break
         state, _ = run.train(dispatch, state, inputs)
-    state = jax.device_get(sharded_update.whole(state, run.optimizer))
+    state = jax.device_get(parallel.whole(state, run.optimizer))
     rows = run.stream.rows(_rows_of(run, step))
     cluster = run.clusters((step - 1) // run.batches.steps_per_epoch)
     one_device = functools.partial(run.step, cluster=cluster, model=run.model.clone(axis_name=None), axis_name=None)

@@ -1,4 +1,4 @@
-"""What does not change during a pretraining run, made once: data, network, optimizer, step, compiled programs."""
+"""One optimizer step, and what does not change during a run, made once: data, network, optimizer, compiled programs."""
 
 import collections
 import dataclasses
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -18,13 +19,46 @@ from conclugen_jax.data import shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import online_probe
-from conclugen_jax.method import model as model_lib, train_state
+from conclugen_jax.method import model as model_lib, objective, train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
-from conclugen_jax.pretrain.step import pretrain_step
 from conclugen_jax.run import checkpoint, config as config_lib, trees
 from conclugen_jax.system import processes, progress
-from conclugen_jax.train import feed, memory, optimizer as optimizer_lib, parallel, sharded_update
+from conclugen_jax.train import feed, memory, optimizer as optimizer_lib, parallel
 from conclugen_jax.train.feed import Dispatch
+
+
+def pretrain_step(
+    state: TrainState,
+    batch: objective.Batch,
+    *,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    config: ConfigDict,
+    axis_name: str | None = None,
+    **of_loss: Any,
+) -> tuple[TrainState, Metrics]:
+    """Take one step by ``objective.pretrain_loss``, which takes ``of_loss`` too; the metrics are of the state before it."""
+    loss_fn = functools.partial(objective.pretrain_loss, config=config, axis_name=axis_name, **of_loss)
+    key = jax.random.fold_in(state.rng, state.step)
+    (_, (metrics, batch_stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, state, batch, key
+    )
+    active = clustered.active if clustered is not None else False
+    options = {"split": config.optimizer.shard, "axis_name": axis_name, "active": active}
+    params, opt_state, metrics["gradient_norm"] = parallel.update(
+        optimizer, grads, state.opt_state, state.params, **options
+    )
+    metrics["learning_rate"] = schedule(state.step)
+    state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+    if clustered is not None:
+        kmeans = clustered.kmeans
+        sizes = jnp.bincount(kmeans.assignments, length=config.clustering.num_clusters)
+        metrics["kmeans/iterations"] = jnp.where(active, kmeans.iterations, 0)
+        metrics["kmeans/largest_cluster"] = jnp.where(active, sizes.max() / sizes.sum(), 0)
+        metrics["kmeans/empty_clusters"] = (sizes == 0).sum()
+        centroids = jnp.where(active, kmeans.centroids, state.centroids)
+        state = state.replace(centroids=centroids, queue=clustered.queue, queue_batches=clustered.queue_batches)
+    return state, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +127,7 @@ class Setup:
     def compile(self, dispatch: Dispatch, state: TrainState, inputs: Any, display: progress.Display) -> None:
         """Compile the program of a dispatch; refuse one that takes more memory than the device has."""
         start, cluster = time.monotonic(), self.clusters(dispatch.epoch)
-        axes = sharded_update.axes(state, self.config, self.devices)
+        axes = parallel.axes(state, self.config, self.devices)
         program = self.batches.program(functools.partial(self.step, cluster=cluster), axes)
         compiled = parallel.compiled(program, state, *inputs)
         memory.check(compiled, jax.local_devices()[0], self.memory(state), self.config)

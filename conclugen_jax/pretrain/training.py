@@ -1,6 +1,6 @@
 """Pretraining as a whole.
 
-The way down: :func:`pretrain` sends off dispatches, a dispatch repeats ``step.pretrain_step`` over batches, the step takes the
+The way down: :func:`pretrain` sends off dispatches, a dispatch repeats ``setup.pretrain_step`` over batches, the step takes the
 gradient of ``objective.pretrain_loss``, which sums the terms of ``losses.py``.
 """
 
@@ -17,7 +17,7 @@ from conclugen_jax.pretrain import recorder as recorder_lib, setup
 from conclugen_jax.pretrain.recorder import Recorder
 from conclugen_jax.run import checkpoint, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system import processes, progress, signals
-from conclugen_jax.train import feed, memory, parallel, sharded_update
+from conclugen_jax.train import feed, memory, parallel
 
 OnEpoch = Callable[[int, Mapping[str, float], TrainState], None]
 
@@ -40,7 +40,7 @@ def pretrain(
       devices: to train on; ``None``: all, those of other processes too (:func:`conclugen_jax.system.processes.start`).
       on_epoch: called after each epoch, once its records are written and before its checkpoint is, with the epoch
         (from 0), its means of ``loss`` and of each term, and the state on the devices (moments as
-        ``sharded_update.place`` has them), valid during the call. What it raises ends the run, closed in order. No epoch
+        ``parallel.place`` has them), valid during the call. What it raises ends the run, closed in order. No epoch
         is left out; a resumed run repeats those since its checkpoint.
       moved: the data set lies elsewhere now than when the run was started; it must be the same by its hashes.
       debug_nans: of a step that goes wrong, say which operation was the first whose result is not a number.
@@ -88,7 +88,7 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
     ):
         _announce(run, display, first_step)
         recorder, signal_of_any = Recorder(config, log, display, info), parallel.Largest(run.devices)
-        state = sharded_update.place(state, config, run.devices)
+        state = parallel.place(state, config, run.devices)
         for dispatch, inputs in run.batches(run.batches.plan(first_step, recorder_lib.left_out(run))):
             if run.lacks_program(dispatch):
                 with recorder.paused(), _ending_at_once(stop):
@@ -107,7 +107,7 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
                 by_probe = config.checkpoint.best_by == "probe"
                 with recorder.paused():
                     cost = run.probe.cost(dispatch) if by_probe else recorder.mean_loss(dispatch)
-                    whole = sharded_update.whole(state, run.optimizer)  # with all processes, whatever the log says
+                    whole = parallel.whole(state, run.optimizer)  # with all processes, whatever the log says
                     if log.sync():  # a checkpoint never knows more than the log
                         saved.save(dispatch.end_step, whole, recorder.info(), loss=cost)
             if stopping:
@@ -119,7 +119,7 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
         if processes.is_main() and run.total_steps not in saved.steps():
             raise ConclugenError(f"{run.workdir}: the last checkpoint was not saved; free space and repeat the command")
         display.say(f"done: {run.total_steps} steps; checkpoints in {run.workdir / checkpoint.FOLDER}")
-        return sharded_update.whole(state, run.optimizer)
+        return parallel.whole(state, run.optimizer)
 
 
 def _ending_at_once(stop: signals.Stop) -> contextlib.AbstractContextManager[None]:

@@ -45,21 +45,13 @@ class Checkpoints:
     """
 
     def __init__(
-        self,
-        workdir: str | Path,
-        *,
-        keep_newest: int = 1,
-        keep_best: int = 0,
-        max_failures: int = 1,
-        read_only: bool = False,
+        self, workdir: Path, *, keep_newest: int = 1, keep_best: int = 0, max_failures: int = 1, read_only: bool = False
     ):
         """Open the checkpoints of the run in a workdir.
 
         So many of the newest are kept, and of those of least ``loss`` besides. ``max_failures`` saves in a row that fail raise;
-        the last save of a run must not fail. With ``read_only`` nothing is created, written, moved or deleted.
-
-        Raises:
-          ConclugenError: the folder cannot be used, or has no checkpoint and is only to be read.
+        the last save of a run must not fail. With ``read_only`` nothing is created, written, moved or deleted. A folder that
+        cannot be used is refused, and one without checkpoints that is only to be read.
         """
         self.workdir, self._place = Path(workdir), Path(workdir) / FOLDER
         self._folder = self._place.absolute()
@@ -127,10 +119,7 @@ class Checkpoints:
         """Copy the state to the host and write it in the background, with a JSON object; skip a step that is saved already.
 
         The least ``loss`` makes the best checkpoint; one without is never the best. A save that fails is tried again after
-        older checkpoints that nothing needs are deleted.
-
-        Raises:
-          ConclugenError: ``max_failures`` saves in a row have failed.
+        older checkpoints that nothing needs are deleted; ``ConclugenError`` once ``max_failures`` in a row have failed.
         """
         if not self._manager:
             return
@@ -213,8 +202,7 @@ class Checkpoints:
     def restore_tree(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the state of a step as nested dicts of NumPy arrays, and its JSON object.
 
-        Raises:
-          Damaged: the checkpoint cannot be read or is not what was saved, by any of its hashes.
+        A checkpoint that cannot be read, or is not what was saved by any of its hashes, raises :class:`Damaged`.
         """
         folder = self._place / str(step)
         if wrong := changed(folder):

@@ -25,11 +25,7 @@ Mirror = tuple[Callable[[int, Mapping[str, float]], Any], Callable[[], Any]]
 
 
 def left_out_steps(workdir: Path) -> list[int]:
-    """Return the steps whose update is skipped, in order; see :func:`leave_out`.
-
-    Raises:
-      ConclugenError: the file is damaged.
-    """
+    """Return the steps whose update is skipped, in order; see :func:`leave_out`. A damaged file is refused."""
     way_out = "restore it, or choose another --workdir: without it the run would not be the same"
     return sorted({record["step"] for record in records(workdir / BAD_STEPS, way_out=way_out, whole=True)})
 
@@ -37,8 +33,7 @@ def left_out_steps(workdir: Path) -> list[int]:
 def records(path: Path, *, way_out: str = "correct or delete that line", whole: bool = False) -> list[dict[str, Any]]:
     """Read the lines of a log; none where there is no file. A last line that a kill cut short is ignored unless ``whole``.
 
-    Raises:
-      ConclugenError: the file cannot be read, or a line is not a JSON object with a step.
+    A file that cannot be read, and a line that is not a JSON object with a step, are refused.
     """
     try:
         lines = _lines(path)
@@ -65,11 +60,7 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False, tracker: str = ""):
-        """Open a log to resume after a step, with mirrors by choice: see :class:`Mirrors`.
-
-        Raises:
-          ConclugenError: the file cannot be written, or a package is not installed.
-        """
+        """Open a log to resume after a step, with mirrors by choice: see :class:`Mirrors`; refuse if it cannot be written."""
         self._path, self._file = workdir / name, None
         self._waiting, self._warned = b"", False  # lines that are not written yet, and whether that was said
         if processes.is_main():
@@ -89,11 +80,7 @@ class MetricsLog:
             self._mirrors.write(records)
 
     def sync(self) -> bool:
-        """Put all lines on the disk; return whether that worked.
-
-        Raises:
-          ConclugenError: the file was removed.
-        """
+        """Put all lines on the disk; return whether that worked. A file that was removed raises ``ConclugenError``."""
         if self._file is None:
             return True
         self._drain()
@@ -187,8 +174,7 @@ class Mirrors:
     def __init__(self, workdir: Path, step: int, *, tensorboard: bool, tracker: str):
         """Open event files, a run at a tracker (``wandb``, ``mlflow``) or neither, to continue after a step.
 
-        Raises:
-          ConclugenError: a package is not installed.
+        A package that is not installed is refused.
         """
         self._open: dict[str, Mirror] = {}
         for name in ["TensorBoard"] * tensorboard + [tracker] * bool(tracker):

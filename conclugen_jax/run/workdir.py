@@ -47,10 +47,8 @@ def claim(workdir: str | Path) -> Iterator[Path]:
 def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = False) -> None:
     """Write configuration and data manifest into a new workdir, or compare them with those of an old one.
 
-    With ``moved``, what the configuration names may be in other places; the data set must have the same hashes.
-
-    Raises:
-      ConclugenError: the workdir belongs to a run with another configuration or other data; the differences are listed.
+    A workdir of another configuration or of other data is refused, with the differences. With ``moved``, what the configuration
+    names may be in other places; the data set must have the same hashes.
     """
     if not processes.is_main():
         return

@@ -24,10 +24,8 @@ def replaced(path: Path) -> Iterator[Path]:
     """Yield a scratch path whose file takes the place of ``path`` when the context ends without an error.
 
     The file is synced first, so that it is there whole or not at all even after a power cut. The scratch file is in the folder
-    of ``path``, has its ending and a name of its own: several processes may write one file. It is removed if the context fails.
-
-    Raises:
-      OSError: no space, or not allowed.
+    of ``path``, has its ending and a name of its own: several processes may write one file. It is removed if the context fails,
+    with ``OSError`` where there is no space or it is not allowed.
     """
     scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}{path.suffix}")
     try:
@@ -43,8 +41,7 @@ def replaced(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, content: str | bytes, *, place: str = "--workdir") -> None:
     """Write a file (text as UTF-8) that is there whole or not at all; ``place`` is the option that says where it lies.
 
-    Raises:
-      ConclugenError: no space, or not allowed.
+    Without space or permission it raises ``ConclugenError``.
     """
     try:
         with replaced(path) as scratch:
@@ -61,10 +58,8 @@ def write_json(path: Path, value: Any, *, place: str = "--workdir") -> None:
 def read_json(path: Path, like: type[T], *, way_out: str) -> T:
     """Read a JSON file as a type, such as a ``msgspec.Struct``; ``dict[str, Any]`` for any object.
 
-    ``way_out`` says what to do about a file that is missing or damaged.
-
-    Raises:
-      ConclugenError: the file cannot be read, is not JSON, or lacks or mistypes a field, which is named.
+    A file that cannot be read, is not JSON, or lacks or mistypes a field, which is named, raises ``ConclugenError``, which
+    ends with the ``way_out``.
     """
     try:
         return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), like)

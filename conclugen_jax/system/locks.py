@@ -18,11 +18,8 @@ class Busy(Exception):
 def hold(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold a lock while the context lasts: a file that is created, names the holder, and is removed afterwards.
 
-    ``wait`` is called with the holder before waiting for it; ``None``: do not wait.
-
-    Raises:
-      Busy: another process holds the lock, and ``wait`` is ``None``.
-      OSError: the file cannot be written, or the disk has no locks.
+    ``wait`` is called with the holder before waiting for it; ``None``: raise ``Busy``. A file that cannot be written, or a disk
+    without locks, raises ``OSError``.
     """
     while True:
         with path.open("a+", encoding="utf-8") as file:

@@ -50,8 +50,7 @@ class Pool:
     def map(self, function: Callable, jobs: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
         """Yield ``function(job)`` of every job, in order; few jobs are read ``ahead`` of those that are running, per process.
 
-        Raises:
-          Died: a process was killed or crashed.
+        Raises :data:`Died` if a process was killed or crashed.
         """
         waiting: deque[concurrent.futures.Future] = deque()
         for job in jobs:

@@ -27,13 +27,7 @@ class Display:
     """Show the newest metrics of a run; use it as a context manager."""
 
     def __init__(
-        self,
-        title: str,
-        *,
-        total_steps: int,
-        steps_per_epoch: int,
-        first_step: int = 0,
-        file: TextIO | None = None,
+        self, title: str, *, total_steps: int, steps_per_epoch: int, first_step: int = 0, file: TextIO | None = None
     ):
         self._console = Console(file=file or sys.stderr, highlight=False, quiet=not processes.is_main())
         self._steps_per_epoch, self._total = steps_per_epoch, total_steps
