@@ -139,7 +139,7 @@ def test_frozen_parameters_stay_bit_for_bit(data):
     # The encoder is put among the parameters of a run that trains the classifier only.
     config = settings(data, "", downstream__protocol="supervised", train__num_epochs=1)
     trainable = ("classifier/.*", "representation/text/.*")
-    adamw, schedule = optimizer.from_config(config, 4, trainable)
+    adamw, schedule = optimizer.from_config(config, 4, trainable=trainable)
     manifest = shards.open_dataset(data).manifest
     encoder = weights.encoder(config, manifest)
     made = task.create(config, manifest.label, encoder=encoder.model)
@@ -159,7 +159,7 @@ def test_frozen_parameters_stay_bit_for_bit(data):
 
 def test_dropout_differs_from_step_to_step(data, pretrained):
     config = settings(data, pretrained)
-    adamw, schedule = optimizer.from_config(config, 4, ("nothing",))
+    adamw, schedule = optimizer.from_config(config, 4, trainable=("nothing",))
     manifest = shards.open_dataset(data).manifest
     encoder = weights.encoder(config, manifest)
     made = task.create(config, manifest.label)

@@ -271,8 +271,8 @@ def _start(config: ConfigDict, task: Task, encoder: Encoder, rows: shards.RowSou
     """Return the feed, the program of its dispatches and the first state, placed on the devices."""
     batches = feed.Feed(rows, config, devices, keys=("features", "present", "label"))
     trainable = (task_lib.CLASSIFIER,) if task.encoder is None else (task_lib.CLASSIFIER, task_lib.ENCODER)
-    rates = {task_lib.ENCODER: config.downstream.encoder_rate}
-    optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch, trainable, rates)
+    which = {"trainable": trainable, "rates": {task_lib.ENCODER: config.downstream.encoder_rate}}
+    optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch, **which)
     state = fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
     pieces = {"task": task, "optimizer": optimizer, "schedule": schedule, "split": config.optimizer.shard}
     step = functools.partial(downstream_step, **pieces)

@@ -62,7 +62,9 @@ class Grid:
         self.members, self._dim, num_rows = members, dim, len(members.rows[0])
         self.config = downstream.with_fitting_batch(config, num_rows, 1)
         self.task, self._steps = task_lib.create(config, label), num_rows // self.config.train.batch_size
-        self._optimizer = functools.partial(optimizer_lib.from_config, self.config, self._steps, (task_lib.CLASSIFIER,))
+        self._optimizer = functools.partial(
+            optimizer_lib.from_config, self.config, self._steps, trainable=(task_lib.CLASSIFIER,)
+        )
         self._template = self._fresh_state(config.seed)
         self._epoch = jax.jit(self._run_epoch, donate_argnums=1)
         self._evaluate = jax.jit(self._outputs)

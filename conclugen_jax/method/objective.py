@@ -253,16 +253,16 @@ def two_views(
     """
     if features.ndim == 3:
         return features[:, 0], features[:, 1]
-    return tuple(_augmented(features, k, config, statistics, axis_name) for k in jax.random.split(key))
+    num_rows, (mean, scale) = len(features), statistics
+    shape = (num_rows * collectives.device_count(axis_name), features.shape[1])
 
+    def augmented(key: jax.Array) -> jax.Array:
+        # Drawn for the whole batch, so that the number of devices changes nothing.
+        mask_key, noise_key = jax.random.split(key)
+        masked = collectives.own_rows(
+            jax.random.bernoulli(mask_key, config.views.mask_rate, shape), num_rows, axis_name
+        )
+        noise = collectives.own_rows(jax.random.normal(noise_key, shape), num_rows, axis_name)
+        return jnp.where(masked, mean[None, :], features) + config.views.noise * scale[None, :] * noise
 
-def _augmented(
-    x: jax.Array, key: jax.Array, config: ConfigDict, statistics: Statistics, axis_name: str | None
-) -> jax.Array:
-    # Drawn for the whole batch, so that the number of devices changes nothing.
-    shape = (x.shape[0] * collectives.device_count(axis_name), x.shape[1])
-    mask_key, noise_key = jax.random.split(key)
-    masked = collectives.own_rows(jax.random.bernoulli(mask_key, config.views.mask_rate, shape), x.shape[0], axis_name)
-    noise = collectives.own_rows(jax.random.normal(noise_key, shape), x.shape[0], axis_name)
-    mean, scale = statistics
-    return jnp.where(masked, mean[None, :], x) + config.views.noise * scale[None, :] * noise
+    return tuple(augmented(k) for k in jax.random.split(key))

@@ -123,7 +123,7 @@ class Checkpoints:
         """
         if not self._manager:
             return
-        self._join(allowed_failures=self._max_failures - 1)
+        self.wait(allowed_failures=self._max_failures - 1)
         if step in self.steps():
             return
         tree = trees.to_tree(state)
@@ -164,8 +164,8 @@ class Checkpoints:
         for step in set(self.steps()[:-1]) - {self._manager.best_step()}:
             self._manager.delete(step)
 
-    def _join(self, allowed_failures: float) -> None:
-        """Wait for the save under way; raise if it hangs, or if more saves than allowed have failed in a row."""
+    def wait(self, *, allowed_failures: float = 0) -> None:
+        """Wait until all is committed; raise if a save hangs, or if more of the newest than allowed have failed in a row."""
         if self._thread is not None:
             self._thread.join(PATIENCE)
             if self._thread.is_alive():
@@ -177,17 +177,13 @@ class Checkpoints:
         if len(self._failures) > allowed_failures:
             raise self._failures[-1]
 
-    def wait(self) -> None:
-        """Wait until everything saved so far is committed; raise if the newest save has failed, or hangs."""
-        self._join(allowed_failures=0)
-
     def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
         """Return the state of the newest intact checkpoint and its JSON object; ``None`` if none was ever saved.
 
         The state has the structure of a template of arrays or of their shapes, or is refused. Damaged checkpoints are moved to
         ``damaged/`` beside the others, with a warning; if all are damaged, that is an error.
         """
-        self._join(allowed_failures=float("inf"))
+        self.wait(allowed_failures=float("inf"))
         while steps := self.steps():
             try:
                 tree, info = self.restore_tree(steps[-1])
@@ -247,7 +243,7 @@ class Checkpoints:
     def __exit__(self, kind: Any, *_: Any) -> None:
         """Wait and close; a failed save does not hide another error that has ended the run."""
         with contextlib.suppress(ConclugenError) if kind else contextlib.nullcontext():
-            self._join(allowed_failures=float("inf"))
+            self.wait(allowed_failures=float("inf"))
             if self._manager:
                 self._manager.close()
             self.wait()

@@ -6,7 +6,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,28 +56,52 @@ class MetricsLog:
     """A log with one JSON object a line, in the order of steps; a context manager.
 
     Opened at a step, it drops the lines beyond it, which a killed run wrote after the checkpoint of that step. So the
-    resumed run neither repeats nor misses a line. Of several processes only the main one writes.
+    resumed run neither repeats nor misses a line. Of several processes only the main one writes. Mirrors, such as event files
+    or a run at a tracker, get the numbers too; one that fails is dropped with one warning, since this log is the record.
     """
 
     def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False, tracker: str = ""):
-        """Open a log to resume after a step, with mirrors by choice: see :class:`Mirrors`; refuse if it cannot be written."""
+        """Open a log to resume after a step, with mirrors by choice.
+
+        A file that cannot be written, and a package that is not installed, are refused.
+        """
         self._path, self._file = workdir / name, None
         self._waiting, self._warned = b"", False  # lines that are not written yet, and whether that was said
-        if processes.is_main():
-            self._mirrors = Mirrors(workdir, step, tensorboard=tensorboard, tracker=tracker)
-            kept = [line for line in _lines(self._path)[:-1] if (at := _step_of(line)) is not None and at <= step]
-            files.write_atomically(self._path, "".join(f"{line}\n" for line in kept))
-            self._file = self._path.open("ab", buffering=0)
+        self._mirrors: dict[str, Mirror] = {}
+        if not processes.is_main():
+            return
+        for mirror in ["TensorBoard"] * tensorboard + [tracker] * bool(tracker):
+            package, begin, why, way_out = KINDS[mirror]
+            try:
+                module = importlib.import_module(package)
+            except ImportError as e:
+                raise ConclugenError(f"{why} but {package} is not installed; pip install {package} or {way_out}") from e
+            with self._surviving(mirror):
+                self._mirrors[mirror] = begin(module, workdir, step)
+        kept = [line for line in _lines(self._path)[:-1] if (at := _step_of(line)) is not None and at <= step]
+        files.write_atomically(self._path, "".join(f"{line}\n" for line in kept))
+        self._file = self._path.open("ab", buffering=0)
+
+    @contextlib.contextmanager
+    def _surviving(self, mirror: str) -> Iterator[None]:
+        """Drop a mirror that fails, with a warning: an error of a tracker must not end the run."""
+        try:
+            yield
+        except Exception as e:
+            self._mirrors.pop(mirror, None)
+            logging.warning("%s is dropped (%s: %s); metrics.jsonl is complete", mirror, type(e).__name__, e)
 
     def write(self, records: list[dict[str, Any]]) -> None:
-        """Append records and hand them to the operating system.
-
-        Lines are buffered, with one warning, while the disk is full; a mirror that fails is dropped with a warning.
-        """
-        if self._file is not None:
-            self._waiting += "".join(json.dumps(record) + "\n" for record in records).encode()
-            self._drain()
-            self._mirrors.write(records)
+        """Append records and hand them to the operating system; while the disk is full they wait, with one warning."""
+        if self._file is None:
+            return
+        self._waiting += "".join(json.dumps(record) + "\n" for record in records).encode()
+        self._drain()
+        for record in records:
+            numbers = {name: x for name, x in record.items() if name != "step"}
+            for mirror, (write, _) in list(self._mirrors.items()):
+                with self._surviving(mirror):
+                    write(record["step"], numbers)
 
     def sync(self) -> bool:
         """Put all lines on the disk; return whether that worked. A file that was removed raises ``ConclugenError``."""
@@ -111,7 +135,9 @@ class MetricsLog:
         """Close the file; unwritten lines are an error, unless another error has ended the run."""
         if self._file is None:
             return
-        self._mirrors.close()
+        for mirror, (_, close) in list(self._mirrors.items()):
+            with self._surviving(mirror):
+                close()
         complete = self.sync()
         with contextlib.suppress(OSError):
             self._file.close()
@@ -166,48 +192,6 @@ KINDS = {
     "mlflow": ("mlflow", _mlflow, "config.train.tracker is 'mlflow'", "empty the key"),
 }
 """Mirror -> its package, what opens it, why it is wanted and how to do without. WANDB_* and MLFLOW_* variables set the rest."""
-
-
-class Mirrors:
-    """Mirrors of the metrics log, which is the record: one that fails is dropped with one warning."""
-
-    def __init__(self, workdir: Path, step: int, *, tensorboard: bool, tracker: str):
-        """Open event files, a run at a tracker (``wandb``, ``mlflow``) or neither, to continue after a step.
-
-        A package that is not installed is refused.
-        """
-        self._open: dict[str, Mirror] = {}
-        for name in ["TensorBoard"] * tensorboard + [tracker] * bool(tracker):
-            package, begin, why, way_out = KINDS[name]
-            try:
-                module = importlib.import_module(package)
-            except ImportError as e:
-                raise ConclugenError(f"{why} but {package} is not installed; pip install {package} or {way_out}") from e
-            with self._surviving(name):
-                self._open[name] = begin(module, workdir, step)
-
-    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Hand the numbers of records to all mirrors that still work."""
-        for record in records:
-            numbers = {name: x for name, x in record.items() if name != "step"}
-            for name, (write, _) in list(self._open.items()):
-                with self._surviving(name):
-                    write(record["step"], numbers)
-
-    def close(self) -> None:
-        """Close all that still work."""
-        for name, (_, close) in list(self._open.items()):
-            with self._surviving(name):
-                close()
-
-    @contextlib.contextmanager
-    def _surviving(self, name: str) -> Iterator[None]:
-        """Drop a mirror that fails, with a warning: an error of a tracker must not end the run."""
-        try:
-            yield
-        except Exception as e:
-            self._open.pop(name, None)
-            logging.warning("%s is dropped (%s: %s); metrics.jsonl is complete", name, type(e).__name__, e)
 
 
 def _run_id(workdir: Path, tracker: str) -> str | None:

@@ -128,22 +128,17 @@ def _by_path(fn: Callable[[str], Any], tree: Any) -> Any:
 
 
 def from_config(
-    config: ConfigDict,
-    steps_per_epoch: int,
-    trainable: Sequence[str] = (".*",),
-    rates: Mapping[str, float] | None = None,
-    *,
-    learning_rate: Any = None,
-    weight_decay: Any = None,
+    config: ConfigDict, steps_per_epoch: int, *, learning_rate: Any = None, **others: Any
 ) -> tuple[optax.GradientTransformationExtraArgs, Callable[[jax.Array], jax.Array]]:
-    """Make optimizer and learning rate schedule of a configuration; peak rate and decay may be others, also traced ones."""
+    """Make optimizer and learning rate schedule of a configuration.
+
+    The peak rate may be another, and ``others`` take the place of arguments of :func:`make_optimizer`; both may be traced.
+    """
     section = config.optimizer
     peak = section.learning_rate if learning_rate is None else learning_rate
     schedule = learning_rate_schedule(peak, steps_per_epoch=steps_per_epoch, **config.schedule)
-    decay = section.weight_decay if weight_decay is None else weight_decay
-    settings = {name: config.optimizer[name] for name in ("name", "b1", "b2", "eps")}
-    which = {"trainable": trainable, "idle": _idle_parameters(config), "rates": rates}
-    return make_optimizer(schedule, weight_decay=decay, **settings, **which), schedule
+    own = {name: section[name] for name in ("name", "weight_decay", "b1", "b2", "eps")}
+    return make_optimizer(schedule, **{**own, "idle": _idle_parameters(config), **others}), schedule
 
 
 def _idle_parameters(config: ConfigDict) -> tuple[str, ...]:
