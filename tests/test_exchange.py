@@ -13,7 +13,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, exchange, probe
-from conclugen_jax.run import checkpoint, config as config_lib, trees, workdir as workdir_lib
+from conclugen_jax.run import checkpoint, config as config_lib, workdir as workdir_lib
 from tests.helpers import Faces, assert_same_bits, run as command, tiny_config
 
 DEVICES = jax.devices()[:1]
@@ -106,7 +106,7 @@ def test_round_trip_bit_for_bit(run, export, imported, config, tmp_path):
     facts = json.loads((export / "export.json").read_text())
     assert again.step == facts["step"] == 8
     assert again.weights == hashlib.sha256((export / "weights.safetensors").read_bytes()).hexdigest()
-    assert again.parameters == trees.fingerprint(variables["params"])
+    assert again.parameters == checkpoint.fingerprint(variables["params"])
     assert facts["data_set"]["name"] == "faces"
 
 

@@ -11,7 +11,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.evaluate import downstream
 from conclugen_jax.method import train_state
-from conclugen_jax.run import checkpoint, trees
+from conclugen_jax.run import checkpoint
 from conclugen_jax.train import feed, optimizer, parallel
 from tests.helpers import Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 
@@ -155,7 +155,7 @@ def test_checkpoints_fit_any_number_of_devices_and_either_setting(runs, tmp_path
         expected = run.whole(expected)
         for shard, count in ((True, 8), (True, 2), (False, 1)):
             other = runs("adamw", shard, count)
-            restored = trees.from_tree(saved.restore_tree(3)[0], jax.eval_shape(other.start), source="run")
+            restored = checkpoint.from_tree(saved.restore_tree(3)[0], jax.eval_shape(other.start), source="run")
             after, other_norms = other(other.place(restored), 3)
             after = other.whole(after)
             if count == 8:

@@ -24,7 +24,7 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import weights
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import checkpoint, config as config_lib, trees, workdir as workdir_lib
+from conclugen_jax.run import checkpoint, config as config_lib, workdir as workdir_lib
 from conclugen_jax.system import files
 
 WEIGHTS = "weights.safetensors"
@@ -136,7 +136,7 @@ def export_weights(workdir: str | Path, output: str | Path, which: str | int = "
     with _appearing(output) as folder:
         arrays = {name: np.ascontiguousarray(x) for name, x in _flat(variables).items()}
         (folder / WEIGHTS).write_bytes(safetensors.save(arrays))  # save_file would make it readable by its owner alone
-        hashes = Hashes(step, files.sha256(folder / WEIGHTS), trees.fingerprint(variables["params"]))
+        hashes = Hashes(step, files.sha256(folder / WEIGHTS), checkpoint.fingerprint(variables["params"]))
         export = Export(
             format="conclugen_jax weights",
             format_version=1,
@@ -229,10 +229,12 @@ def _variables(path: Path, hashes: Hashes, template: Mapping[str, Any]) -> dict[
     wrong = min(found.keys() ^ expected.keys(), default="")
     fact = "is missing" if wrong in expected else "is not part of the model"
     check(not wrong, f"{wrong} {fact} of the configuration in {EXPORT}")
-    variables = trees.from_tree(traverse_util.unflatten_dict(found, sep="/"), template, source=str(path))
+    variables = checkpoint.from_tree(traverse_util.unflatten_dict(found, sep="/"), template, source=str(path))
     for name, x in found.items():
         check(np.isfinite(x).all(), f"{name} has values that are not finite")
-    check(trees.fingerprint(variables["params"]) == hashes.parameters, f"not the parameters whose hash {EXPORT} has")
+    check(
+        checkpoint.fingerprint(variables["params"]) == hashes.parameters, f"not the parameters whose hash {EXPORT} has"
+    )
     return variables
 
 

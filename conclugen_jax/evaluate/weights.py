@@ -16,7 +16,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import clustering, layers, model as model_lib
 from conclugen_jax.method.model import ConCluGen
-from conclugen_jax.run import checkpoint, trees, workdir as workdir_lib
+from conclugen_jax.run import checkpoint, workdir as workdir_lib
 from conclugen_jax.run.config import PRETRAINED
 
 RESULT = "result.json"
@@ -49,7 +49,7 @@ def _restore(workdir: str | Path, which: str | int) -> tuple[ConCluGen, dict[str
         step = saved.find(which)
         tree, _ = saved.restore_tree(step)
     found = {name: tree.get(name, {}) for name in template}
-    variables = trees.from_tree(found, template, source=f"{workdir} step {step}")
+    variables = checkpoint.from_tree(found, template, source=f"{workdir} step {step}")
     return model, variables, config, tree.get("centroids", np.zeros(0))
 
 
@@ -135,7 +135,7 @@ def encoder(config: ConfigDict, manifest: Manifest) -> Encoder:
     else:
         model = model_lib.from_config(config, sizes).clone(heads=())
         variables, dims = _initial(model, config.seed, manifest), dict.fromkeys(names, model.representation_dim)
-    origin = {"workdir": None, "step": 0, "seed": config.seed, "sha256": trees.fingerprint(variables["params"])}
+    origin = {"workdir": None, "step": 0, "seed": config.seed, "sha256": checkpoint.fingerprint(variables["params"])}
     return Encoder(model, variables, names, dims, origin)
 
 
@@ -156,7 +156,7 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encode
             f"config.data.modalities leaves out {min(spare)!r}, which {run} has; choose modalities of a checkpoint by "
             "config.downstream.modalities"
         )
-    facts = {"step": step, "seed": trained.seed, "sha256": trees.fingerprint(variables["params"])}
+    facts = {"step": step, "seed": trained.seed, "sha256": checkpoint.fingerprint(variables["params"])}
     dims = dict.fromkeys(names, model.representation_dim)
     return Encoder(model, variables, names, dims, {"workdir": source, **facts})
 

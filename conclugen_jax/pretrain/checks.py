@@ -19,7 +19,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders, digits, shards
 from conclugen_jax.errors import reason
 from conclugen_jax.method import collectives
-from conclugen_jax.run import checkpoint, trees
+from conclugen_jax.run import checkpoint
 from conclugen_jax.system import files, locks
 from conclugen_jax.train import parallel
 
@@ -175,7 +175,7 @@ def training(config: ConfigDict) -> Finding:
         state = pretrain.pretrain(config, workdir)
         shutil.rmtree(workdir / checkpoint.FOLDER / str(int(state.step)))
         again = pretrain.pretrain(config, workdir)
-        same = trees.fingerprint(trees.to_tree(state)) == trees.fingerprint(trees.to_tree(again))
+        same = checkpoint.fingerprint(checkpoint.to_tree(state)) == checkpoint.fingerprint(checkpoint.to_tree(again))
         if not same or not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
             found = "a resumed run is not the same bit for bit" if not same else "parameters are not finite"
             return Finding("training", "failed", found, "update jaxlib and driver; report it with the output of --json")

@@ -21,7 +21,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import online_probe
 from conclugen_jax.method import model as model_lib, objective, train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
-from conclugen_jax.run import checkpoint, config as config_lib, trees
+from conclugen_jax.run import checkpoint, config as config_lib
 from conclugen_jax.system import processes, progress
 from conclugen_jax.train import feed, memory, optimizer as optimizer_lib, parallel
 from conclugen_jax.train.feed import Dispatch
@@ -30,21 +30,18 @@ from conclugen_jax.train.feed import Dispatch
 def pretrain_step(
     state: TrainState,
     batch: objective.Batch,
-    *,
     optimizer: optax.GradientTransformation,
-    schedule: Callable[[jax.Array], jax.Array],
-    config: ConfigDict,
-    axis_name: str | None = None,
+    schedule: Callable,
     **of_loss: Any,
 ) -> tuple[TrainState, Metrics]:
-    """Take one step by ``objective.pretrain_loss``, which takes ``of_loss`` too; the metrics are of the state before it."""
-    loss_fn = functools.partial(objective.pretrain_loss, config=config, axis_name=axis_name, **of_loss)
+    """Take one step by ``objective.pretrain_loss``, with its arguments; the metrics are of the state before it."""
+    loss_fn, config = functools.partial(objective.pretrain_loss, **of_loss), of_loss["config"]
     key = jax.random.fold_in(state.rng, state.step)
     (_, (metrics, batch_stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params, state, batch, key
     )
     active = clustered.active if clustered is not None else False
-    options = {"split": config.optimizer.shard, "axis_name": axis_name, "active": active}
+    options = {"split": config.optimizer.shard, "axis_name": of_loss.get("axis_name"), "active": active}
     params, opt_state, metrics["gradient_norm"] = parallel.update(
         optimizer, grads, state.opt_state, state.params, **options
     )
@@ -110,7 +107,7 @@ class Setup:
         found = saved.restore_newest(jax.eval_shape(self.fresh_state))
         state, info = found or (self.fresh_state(), {"epoch_sums": {}, "epoch_steps": {}})
         if processes.several():
-            state = trees.from_tree(processes.of_main(trees.to_tree(state)), state, source="process 0")
+            state = checkpoint.from_tree(processes.of_main(checkpoint.to_tree(state)), state, source="process 0")
             info = json.loads(processes.text_of_main(json.dumps(info)))
         return state, dict(info)
 

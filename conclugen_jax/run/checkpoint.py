@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers
 
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.run import trees
 from conclugen_jax.system import files, processes, progress
 
 FOLDER = "checkpoints"
@@ -81,13 +84,13 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
 
     def check_space(self, state: Any) -> None:
-        """Refuse a disk without room for the checkpoints that are kept, of a state or its shapes, and one being written.
-
-        The space of checkpoints that are there already counts as free.
-        """
+        """Refuse a disk without room for the kept checkpoints of a state and one more; those there count as free."""
         if not processes.is_main():
             return
-        size, count = trees.size(state), self._count + 1
+        size, count = (
+            sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(_raw, state))),
+            self._count + 1,
+        )
         there = sum(p.stat().st_size for p in self._folder.rglob("*") if p.is_file())
         free = shutil.disk_usage(self.workdir).free + there
         if free < size * count:
@@ -126,8 +129,8 @@ class Checkpoints:
         self.wait(allowed_failures=self._max_failures - 1)
         if step in self.steps():
             return
-        tree = trees.to_tree(state)
-        record = {"step": step, "sha256": trees.fingerprint(tree), "info": dict(info), "info_sha256": _json_hash(info)}
+        tree = to_tree(state)
+        record = {"step": step, "sha256": fingerprint(tree), "info": dict(info), "info_sha256": _json_hash(info)}
         # A daemon: a disk that does not answer must not keep the process from ending.
         self._thread = threading.Thread(target=self._save, args=(step, tree, record, loss), daemon=True)
         self._thread.start()
@@ -187,7 +190,7 @@ class Checkpoints:
         while steps := self.steps():
             try:
                 tree, info = self.restore_tree(steps[-1])
-                return trees.from_tree(tree, template, source=f"{self.workdir} step {steps[-1]}"), info
+                return from_tree(tree, template, source=f"{self.workdir} step {steps[-1]}"), info
             except Damaged as e:
                 self._set_aside(steps[-1], e.fact)
         if any((self.workdir / DAMAGED).glob("*")):
@@ -207,7 +210,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=args)
             record, tree = restored["record"], restored["state"]
-            same = record["step"] == step and record["sha256"] == trees.fingerprint(tree)
+            same = record["step"] == step and record["sha256"] == fingerprint(tree)
             same = same and record.get("info_sha256") in (None, _json_hash(record["info"]))
         except Exception as e:  # Orbax and TensorStore raise many kinds
             raise Damaged(f"{folder}: the checkpoint cannot be read ({_shown(e)})") from e
@@ -301,3 +304,53 @@ def _json_hash(value: Any) -> str:
 
 def _shown(error: Exception) -> str:
     return f"{type(error).__name__}: {reason(error, 120)}"
+
+
+def to_tree(state: Any) -> dict[str, Any]:
+    """Copy a state into nested dicts of NumPy arrays; random keys become their numbers, empty arrays are dropped."""
+    flat = traverse_util.flatten_dict(flax.serialization.to_state_dict(_raw(state)))
+    # On a CPU np.asarray would be a view of a buffer that the next step reuses.
+    return traverse_util.unflatten_dict({path: np.array(x, copy=True) for path, x in flat.items() if x.size})
+
+
+def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
+    """Return the state that :func:`to_tree` was given, with the structure of a template of arrays or of their shapes.
+
+    Trees from a ``source`` that lack a path, or have one that is spare or of another shape or type, are refused.
+    """
+    shapes = jax.eval_shape(_raw, template)
+    expected = traverse_util.flatten_dict(flax.serialization.to_state_dict(shapes), sep="/", keep_empty_nodes=True)
+    arrays = {path: x for path, x in expected.items() if hasattr(x, "shape")}
+    wanted = {path: x for path, x in arrays.items() if x.size}
+    found = traverse_util.flatten_dict(dict(tree), sep="/")
+    ours, theirs = ({path: f"{x.dtype}{list(x.shape)}" for path, x in flat.items()} for flat in (found, wanted))
+    wrong = sorted(path for path in {*ours, *theirs} if ours.get(path) != theirs.get(path))
+    if wrong:
+        fact = f"{wrong[0]} is {ours.get(wrong[0], 'missing')}, expected {theirs.get(wrong[0], 'none')}"
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ConclugenError(
+            f"{source}: the checkpoint does not fit the model: {fact}{more}; use the configuration it was made with"
+        )
+    empty = {path: np.zeros(x.shape, x.dtype) for path, x in arrays.items() if path not in wanted}
+    filled = traverse_util.unflatten_dict({**expected, **empty, **found}, sep="/")
+    restored = flax.serialization.from_state_dict(shapes, filled)
+    return jax.tree.map(lambda like, x: jax.random.wrap_key_data(x) if _is_key(like) else x, template, restored)
+
+
+def fingerprint(tree: Any) -> str:
+    """Return the SHA-256 over paths, types, shapes and bytes of all arrays of a tree."""
+    digest = hashlib.sha256()
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(x)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _is_key(x: Any) -> bool:
+    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _raw(tree: Any) -> Any:
+    """A tree with the numbers of random keys in place of the keys."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)

@@ -31,10 +31,7 @@ def left_out_steps(workdir: Path) -> list[int]:
 
 
 def records(path: Path, *, way_out: str = "correct or delete that line", whole: bool = False) -> list[dict[str, Any]]:
-    """Read the lines of a log; none where there is no file. A last line that a kill cut short is ignored unless ``whole``.
-
-    A file that cannot be read, and a line that is not a JSON object with a step, are refused.
-    """
+    """Read a log, empty without a file; refuse lines without a step, but ignore a last one cut short unless ``whole``."""
     try:
         lines = _lines(path)
     except OSError as e:
@@ -61,10 +58,7 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False, tracker: str = ""):
-        """Open a log to resume after a step, with mirrors by choice.
-
-        A file that cannot be written, and a package that is not installed, are refused.
-        """
+        """Open a log to resume after a step, with mirrors by choice; refuse a file or package that cannot be used."""
         self._path, self._file = workdir / name, None
         self._waiting, self._warned = b"", False  # lines that are not written yet, and whether that was said
         self._mirrors: dict[str, Mirror] = {}

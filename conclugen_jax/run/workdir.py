@@ -22,10 +22,7 @@ PLACES = ("data.path", "online_probe.path", "downstream.checkpoint")  # keys tha
 
 @contextlib.contextmanager
 def claim(workdir: str | Path) -> Iterator[Path]:
-    """Own a workdir, which is created if needed, while the context lasts or this process lives; refuse one that is taken.
-
-    Of several processes the main one is the owner.
-    """
+    """Own a workdir, created if needed, during the context; refuse a taken one. Of several processes the main one owns it."""
     workdir = Path(workdir)
     if not processes.is_main():
         yield workdir

@@ -39,10 +39,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes, *, place: str = "--workdir") -> None:
-    """Write a file (text as UTF-8) that is there whole or not at all; ``place`` is the option that says where it lies.
-
-    Without space or permission it raises ``ConclugenError``.
-    """
+    """Write a file (text as UTF-8) whole or not at all, or raise ``ConclugenError``; ``place`` is the option of its folder."""
     try:
         with replaced(path) as scratch:
             scratch.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -27,10 +27,7 @@ class _Spawning(multiprocessing.context.SpawnContext):
 
 
 class Pool:
-    """Worker processes; a context manager that leaves none of them behind, however it is left.
-
-    Processes are spawned, not forked: the fork of a process with threads may hang.
-    """
+    """Worker processes; a context that leaves none behind. Spawned, since the fork of a process with threads may hang."""
 
     def __init__(self, num_workers: int, *, start: Callable[[], None] | None = None):
         """Prepare a pool; processes start with the first call, and each calls ``start`` before its first one."""
@@ -48,10 +45,7 @@ class Pool:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def map(self, function: Callable, jobs: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
-        """Yield ``function(job)`` of every job, in order; few jobs are read ``ahead`` of those that are running, per process.
-
-        Raises :data:`Died` if a process was killed or crashed.
-        """
+        """Yield ``function(job)`` of each job in order, few read ``ahead`` per process; ``Died`` if a process has died."""
         waiting: deque[concurrent.futures.Future] = deque()
         for job in jobs:
             waiting.append(self.submit(function, job))

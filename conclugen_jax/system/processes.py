@@ -194,10 +194,7 @@ class Line:
 
 
 def meet(place: Place, timeout: float) -> dict[int, Line]:
-    """Return the lines of process 0 to all others by their numbers, or the one of another process to process 0.
-
-    Refused are processes that do not belong together, or have not all come within ``timeout`` seconds.
-    """
+    """Return process 0's lines to the others by number, or another's to it; refuse who is late or does not belong."""
     return _listen(place, timeout) if place.index == 0 else {0: _call(place, timeout)}
 
 
