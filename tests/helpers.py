@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,12 @@ def fed(batches: feed.Feed, first_step: int = 0) -> Iterator[tuple[feed.Dispatch
             return x.reshape(n, -1, *x.shape[3:])
 
         yield dispatch, jax.tree.map(joined, program(*inputs))
+
+
+def plan(first_step: int, lengths: list[int], num_epochs: int, left_out: Sequence[int] = ()) -> list[feed.Dispatch]:
+    """Return the dispatches, of such lengths in each epoch, from a step to the end of a run."""
+    batches = types.SimpleNamespace(lengths=lengths, config=tiny_config(train__num_epochs=num_epochs))
+    return list(feed.Feed.plan(batches, first_step, left_out))
 
 
 def log_without_times(workdir) -> list[dict[str, Any]]:

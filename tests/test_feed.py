@@ -7,7 +7,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, host_table
 from conclugen_jax.train import feed, parallel
-from tests.helpers import Faces, assert_same_bits, fed, log_without_times, tiny_config
+from tests.helpers import Faces, assert_same_bits, fed, log_without_times, plan, tiny_config
 
 ROWS = {
     "features": {"video": np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)},
@@ -85,7 +85,7 @@ def test_a_run_compiles_two_programs_whatever_the_lengths_of_its_dispatches(tmp_
 
 def test_steps_that_are_left_out_are_dispatches_of_their_own():
     # Two epochs of seven steps in dispatches of 4 and 3, from step 1; steps 3, 4, 7 and 8 are passed over.
-    found = [tuple(d) for d in feed.plan(1, [4, 3], 2, left_out=[3, 4, 7, 8])]
+    found = [tuple(d) for d in plan(1, [4, 3], 2, left_out=[3, 4, 7, 8])]
     assert found == [
         (0, 1, 1, 2, False, False),
         (0, 2, 1, 3, False, True),

@@ -207,9 +207,9 @@ def test_other_data_or_unequal_devices_are_refused(data, tmp_path, monkeypatch):
     config, other = config_of(data, "host"), builders.build(Faces(seed=1), tmp_path)
     manifests = [shards.open_dataset(path).manifest for path in (data, other)]
     sent = []
-    monkeypatch.setattr(processes, "text_of_main", lambda text: sent.append(text) or text)
+    monkeypatch.setattr(processes, "json_of_main", lambda value: sent.append(value) or value)
     setup.check_alike(config, manifests[0])
-    monkeypatch.setattr(processes, "text_of_main", lambda text: sent[0])
+    monkeypatch.setattr(processes, "json_of_main", lambda value: sent[0])
     setup.check_alike(config, manifests[0])
     elsewhere = config.copy_and_resolve_references()
     elsewhere.data.path = "/elsewhere"

@@ -12,7 +12,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.method import layers, losses, model as model_lib, objective, train_state
 from conclugen_jax.train import feed, optimizer
-from tests.helpers import assert_same_bits, close, flat, tiny_config
+from tests.helpers import assert_same_bits, close, flat, plan, tiny_config
 
 
 def one_step(config, state, batch, model, optimizer, cluster=True):
@@ -223,17 +223,17 @@ def test_dispatches_cover_the_epoch(steps, most, expected):
 
 
 def test_plan_resumes_at_any_dispatch():
-    everything = list(feed.plan(0, [2, 2, 1], 3))
+    everything = plan(0, [2, 2, 1], 3)
     assert [d.num_steps for d in everything[:3]] == [2, 2, 1]
     assert [d.end_step for d in everything] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
     assert [d.end_step for d in everything if d.ends_epoch] == [5, 10, 15]
     for i, dispatch in enumerate(everything):
-        assert list(feed.plan(dispatch.end_step, [2, 2, 1], 3)) == everything[i + 1 :]
+        assert plan(dispatch.end_step, [2, 2, 1], 3) == everything[i + 1 :]
     # From the middle of a dispatch: no step is done twice.
     for first in (1, 3, 6, 8, 13):
-        steps = [d.end_step - d.num_steps + i + 1 for d in feed.plan(first, [2, 2, 1], 3) for i in range(d.num_steps)]
+        steps = [d.end_step - d.num_steps + i + 1 for d in plan(first, [2, 2, 1], 3) for i in range(d.num_steps)]
         assert steps == list(range(first + 1, 16))
-        assert all((d.end_step - d.num_steps) % 5 == d.first_step_in_epoch for d in feed.plan(first, [2, 2, 1], 3))
+        assert all((d.end_step - d.num_steps) % 5 == d.first_step_in_epoch for d in plan(first, [2, 2, 1], 3))
 
 
 @pytest.mark.parametrize("size", [4, 7, 15, 16, 100])

@@ -29,16 +29,7 @@ def relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0)
 
 
-def _relu_forward(x):
-    y = relu(x)
-    return y, y
-
-
-def _relu_backward(y, gradient):
-    return (jnp.where(y > 0, gradient, 0),)
-
-
-relu.defvjp(_relu_forward, _relu_backward)
+relu.defvjp(lambda x: (relu(x),) * 2, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
 
 
 class RepresentationHead(nn.Module):

@@ -63,18 +63,13 @@ def masked_margin_softmax(
 
 
 def info_nce(
-    view_a: jax.Array,
-    view_b: jax.Array,
-    *,
-    temperature: float,
-    valid: jax.Array | None = None,
-    axis_name: str | None = None,
+    a: jax.Array, b: jax.Array, *, temperature: float, valid: jax.Array | None = None, axis_name: str | None = None
 ) -> jax.Array:
     """Tell the other view of the same example from all other views of the batch.
 
     Args:
-      view_a: [n, dim], first views; normalised inside.
-      view_b: [n, dim], second views.
+      a: [n, dim], first views; normalised inside.
+      b: [n, dim], second views.
       temperature: divides the cosine similarities; > 0.
       valid: rows that count; the others are neither positive nor negative.
 
@@ -83,10 +78,10 @@ def info_nce(
     References:
       Eq. 1; Chen et al., "A simple framework for contrastive learning of visual representations", 2020.
     """
-    check_shapes("info_nce", view_a=(view_a, "n, dim"), view_b=(view_b, "n, dim"), valid=(valid, "n"))
-    n = view_a.shape[0]
+    check_shapes("info_nce", a=(a, "n, dim"), b=(b, "n, dim"), valid=(valid, "n"))
+    n = a.shape[0]
     valid = collectives.all_valid(n, valid)
-    a, b = (unit_rows(jnp.where(valid[:, None], view, 0)) for view in (view_a, view_b))
+    a, b = (unit_rows(jnp.where(valid[:, None], view, 0)) for view in (a, b))
     views = jnp.concatenate([collectives.gather(a, axis_name), collectives.gather(b, axis_name)])
     counts = jnp.tile(collectives.gather(valid, axis_name), 2)
     own = collectives.device_index(axis_name) * n + jnp.arange(n)

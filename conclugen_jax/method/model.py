@@ -193,9 +193,7 @@ def from_config(config: ConfigDict, feature_dims: Mapping[str, int], axis_name: 
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _initial(model: ConCluGen, key: jax.Array, features: dict[str, jax.Array]) -> Any:
-    return model.init(key, features, train=True)
+_initial = jax.jit(lambda model, key, features: model.init(key, features, train=True), static_argnums=0)
 
 
 def initial_variables(

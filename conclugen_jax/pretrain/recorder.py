@@ -4,7 +4,6 @@ import collections
 import contextlib
 import functools
 import itertools
-import json
 import math
 import time
 import traceback
@@ -131,8 +130,7 @@ def _is_finite(record: Mapping[str, Any]) -> bool:
 
 def left_out(run: setup.Setup) -> list[int]:
     """Steps whose update is left out, counted from 1, the same on all processes."""
-    own = log_lib.left_out_steps(run.workdir) if processes.is_main() else []
-    return json.loads(processes.text_of_main(json.dumps(own)))
+    return processes.json_of_main(log_lib.left_out_steps(run.workdir) if processes.is_main() else [])
 
 
 def leave_out(run: setup.Setup, bad: BadStep) -> None:

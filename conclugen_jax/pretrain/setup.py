@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -108,7 +107,7 @@ class Setup:
         state, info = found or (self.fresh_state(), {"epoch_sums": {}, "epoch_steps": {}})
         if processes.several():
             state = checkpoint.from_tree(processes.of_main(checkpoint.to_tree(state)), state, source="process 0")
-            info = json.loads(processes.text_of_main(json.dumps(info)))
+            info = processes.json_of_main(info)
         return state, dict(info)
 
     def memory(self, state: TrainState) -> dict[str, float]:
@@ -178,7 +177,7 @@ def check_alike(config: ConfigDict, manifest: Manifest) -> None:
         listed = ", ".join(str(counts[i]) for i in sorted(counts))
         raise ConclugenError(f"the processes have {listed} devices; give each as many")
     own = {"config": config.to_dict(), "data": f"{manifest.name} {manifest.version} {manifest.fingerprint()}"}
-    main: Mapping[str, Any] = json.loads(processes.text_of_main(json.dumps(own)))
+    main = processes.json_of_main(own)
     different = config_lib.differences(config_lib.from_tree(main["config"], "process 0"), config)
     # Each machine may have the data elsewhere: it is compared by content.
     different = [line for line in different if not line.startswith("config.data.path:")]

@@ -39,7 +39,7 @@ class Damaged(ConclugenError):
         self.fact = fact
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one run; a context manager.
 
     A checkpoint is a tree of arrays and a JSON object. The arrays have no device layout, so that a run can resume on
@@ -239,9 +239,6 @@ class Checkpoints:
             if wrong:
                 self._set_aside(path.name, f"{path}: the checkpoint is damaged ({wrong})")
         return any(found.values())
-
-    def __enter__(self) -> "Checkpoints":
-        return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         """Wait and close; a failed save does not hide another error that has ended the run."""

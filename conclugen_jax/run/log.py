@@ -49,7 +49,7 @@ def leave_out(workdir: Path, record: dict[str, Any]) -> None:
     files.write_atomically(workdir / BAD_STEPS, "\n".join(lines))
 
 
-class MetricsLog:
+class MetricsLog(contextlib.AbstractContextManager):
     """A log with one JSON object a line, in the order of steps; a context manager.
 
     Opened at a step, it drops the lines beyond it, which a killed run wrote after the checkpoint of that step. So the
@@ -121,9 +121,6 @@ class MetricsLog:
                     f"warning: {self._path}: cannot be written ({e.strerror}); tried again after the next steps"
                 )
             self._warned = True
-
-    def __enter__(self) -> "MetricsLog":
-        return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         """Close the file; unwritten lines are an error, unless another error has ended the run."""

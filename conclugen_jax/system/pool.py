@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import multiprocessing.context
 import os
 import signal
@@ -26,7 +27,7 @@ class _Spawning(multiprocessing.context.SpawnContext):
         return self.started[-1]
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager):
     """Worker processes; a context that leaves none behind. Spawned, since the fork of a process with threads may hang."""
 
     def __init__(self, num_workers: int, *, start: Callable[[], None] | None = None):
@@ -68,9 +69,6 @@ class Pool:
         """Wait for all processes to end; return their exit codes, negative for the signal that ended one."""
         self._executor.shutdown(wait=True, cancel_futures=True)
         return [process.exitcode for process in self._context.started]
-
-    def __enter__(self) -> "Pool":
-        return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is not None:

@@ -84,11 +84,11 @@ def of_main(tree: Any) -> Any:
     return jax.tree.map(broadcast, tree)
 
 
-def text_of_main(text: str) -> str:
-    """Return the text of process 0 on every process."""
-    data = text.encode()
+def json_of_main(value: Any) -> Any:
+    """Return the JSON value of process 0 on every process."""
+    data = json.dumps(value).encode()
     length = int(of_main(np.array([len(data)], np.int64))[0])
-    return of_main(np.frombuffer(data[:length].ljust(length), np.uint8)).tobytes().decode()
+    return json.loads(of_main(np.frombuffer(data[:length].ljust(length), np.uint8)).tobytes())
 
 
 def wait() -> None:

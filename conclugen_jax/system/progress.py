@@ -1,6 +1,7 @@
 """Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import collections
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ class Display:
             self.say(f"step {step}/{self._total}  {epoch}  {shown}{eta}")
 
 
-class Counter:
+class Counter(contextlib.AbstractContextManager):
     """Show how much work is done, its rate and the time left; nothing in the first second. Use it as a context manager.
 
     The rate counts from the first item that was done here: some may have been done before, and the first may wait for
@@ -85,9 +86,6 @@ class Counter:
         self._task = self._bar.add_task(title, total=None, numbers="")
         self._title, self._unit = title, unit
         self._moves, self._first, self._start, self._said = 0, 0, 0.0, 0.0
-
-    def __enter__(self) -> "Counter":
-        return self
 
     def __exit__(self, *_: Any) -> None:
         self._bar.live.stop()

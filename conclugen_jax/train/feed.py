@@ -78,8 +78,24 @@ class Feed:
         return table
 
     def plan(self, first_step: int, left_out: Collection[int] = ()) -> Iterator[Dispatch]:
-        """All dispatches from a step to the end of the run; see :func:`plan`."""
-        return plan(first_step, self.lengths, self.config.train.num_epochs, left_out)
+        """Yield all dispatches, of the same lengths in each epoch, from a step to the end of the run.
+
+        Steps that are ``left_out``, counted from 1, are passed over: each is a dispatch of its own. A ``first_step`` that is
+        not the end of a dispatch begins with what is left of it.
+        """
+        steps_per_epoch = sum(self.lengths)
+        for epoch in range(first_step // steps_per_epoch, self.config.train.num_epochs):
+            before, start = epoch * steps_per_epoch, 0
+            for length in self.lengths:
+                begin, end = max(start, first_step - before), start + length
+                passed_over = [i for i in range(begin, end) if before + i + 1 in left_out]
+                for i in [*passed_over, end]:
+                    if i > begin:
+                        yield Dispatch(epoch, begin, i - begin, before + i, i == steps_per_epoch)
+                    if i < end:
+                        yield Dispatch(epoch, i, 1, before + i + 1, i + 1 == steps_per_epoch, left_out=True)
+                    begin = i + 1
+                start = end
 
     def program(self, step: Callable, state_axes: Any = None) -> Callable:
         """Return the program of all dispatches: ``(state, table, position, rows) -> (state, metrics [most steps])``.
@@ -159,29 +175,6 @@ def repeat(
 
     history = jax.tree.map(lambda x: jnp.zeros((most_steps, *x.shape), x.dtype), like)
     return jax.lax.fori_loop(0, num_steps, body, (state, history))
-
-
-def plan(
-    first_step: int, lengths: Sequence[int], num_epochs: int, left_out: Collection[int] = ()
-) -> Iterator[Dispatch]:
-    """Yield all dispatches of given lengths, the same in each epoch, from a step to the end of the run.
-
-    Steps that are ``left_out``, counted from 1, are passed over: each is a dispatch of its own. A ``first_step`` that is not
-    the end of a dispatch begins with what is left of it.
-    """
-    steps_per_epoch = sum(lengths)
-    for epoch in range(first_step // steps_per_epoch, num_epochs):
-        before, start = epoch * steps_per_epoch, 0
-        for length in lengths:
-            begin, end = max(start, first_step - before), start + length
-            passed_over = [i for i in range(begin, end) if before + i + 1 in left_out]
-            for i in [*passed_over, end]:
-                if i > begin:
-                    yield Dispatch(epoch, begin, i - begin, before + i, i == steps_per_epoch)
-                if i < end:
-                    yield Dispatch(epoch, i, 1, before + i + 1, i + 1 == steps_per_epoch, left_out=True)
-                begin = i + 1
-            start = end
 
 
 def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:
