@@ -77,7 +77,7 @@ def test_sgd_is_plain():
     params = {"w": jnp.array([2.0])}
     updates, _ = make.update({"w": jnp.array([1.0])}, make.init(params), params)
     np.testing.assert_allclose(updates["w"], [-0.5 * (1.0 + 0.1 * 2.0)])
-    with pytest.raises(ValueError, match="adam"):
+    with pytest.raises(KeyError, match="adam"):
         optimizer.make_optimizer(lambda _: 0.5, name="adam")
 
 

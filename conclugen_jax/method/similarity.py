@@ -14,13 +14,7 @@ KEEP_UP_TO = 4096 * 4096  # most entries of a matrix kept for the backward pass;
 
 
 def exp_sums(
-    a: jax.Array,
-    b: jax.Array,
-    rows: jax.Array,
-    columns: jax.Array,
-    *,
-    keep: bool | None = None,
-    dtype: Any = jnp.float32,
+    a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Array, keep: bool | None = None, dtype: Any = jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
     """Row and column sums of exp(a b^T) over the entries whose row and column count.
 

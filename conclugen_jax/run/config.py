@@ -16,7 +16,6 @@ from conclugen_jax.run.configuration_files import flatten
 PROTOCOLS = ("linear_evaluation", "fine_tuning", "supervised", "raw_features")  # downstream, as tables list them
 FROZEN = ("linear_evaluation", "raw_features")  # these train the classifier alone; the others train the encoder too
 PRETRAINED = ("linear_evaluation", "fine_tuning")  # protocols that start from a pretraining run; the others need none
-OPTIMIZERS = ("adamw", "sgd")
 
 CHOICES = {
     "precision": ("float32", "tensorfloat32", "bfloat16"),
@@ -33,7 +32,7 @@ CHOICES = {
     "clustering.initialisation": clustering.INITIALISATIONS,
     "clustering.metric": clustering.METRICS,
     "checkpoint.best_by": ("loss", "probe"),
-    "optimizer.name": OPTIMIZERS,
+    "optimizer.name": ("adamw", "sgd"),
     "schedule.granularity": ("epoch", "step"),
     "downstream.protocol": PROTOCOLS,
     "downstream.fusion": ("concat", "mean"),

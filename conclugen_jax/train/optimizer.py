@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax.run.config import OPTIMIZERS
-
 
 def learning_rate_schedule(
     peak: float,
@@ -82,9 +80,7 @@ def make_optimizer(
         passes them over, as PyTorch passes over a parameter without a gradient. The learning rate goes on all the same.
       rates: expression -> factor of the learning rate of the parameters that match it; 1 for the others.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {name!r}")
-    parts = [optax.scale_by_adam(b1=b1, b2=b2, eps=eps)] if name == "adamw" else []
+    parts = {"adamw": [optax.scale_by_adam(b1=b1, b2=b2, eps=eps)], "sgd": []}[name]
     parts.append(optax.add_decayed_weights(weight_decay))
     rate = optax.scale_by_learning_rate(schedule)
     if rates and set(rates.values()) != {1.0}:
