@@ -89,10 +89,7 @@ class ConCluGen(nn.Module):
         return ModelOutputs(inputs, representations, projections, cluster_logits, reconstructions)
 
     def encode(self, features: ByModality) -> tuple[ByModality, ByModality, ByModality, ByModality]:
-        """Do what needs one row at a time, so that a batch may pass in parts.
-
-        Returns inputs, representations, ``reduced`` [n, R/8] (by the projection's first Linear) and reconstructions.
-        """
+        """Return inputs, representations, ``reduced`` [n, R/8] (projection's first Linear), reconstructions, row by row."""
         inputs = self.standardized(features)
         representations = {m: self.representation(m, x) for m, x in inputs.items()}
         reduced = self._projection(representations, "reduce")

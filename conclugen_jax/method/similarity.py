@@ -44,16 +44,12 @@ def exp_sums(
 
 
 def products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b^T, summed in float32.
-
-    The margin of the losses is smaller than a bfloat16 step near 1. Where no precision was chosen (by
-    ``jax.default_matmul_precision``), full float32.
-    """
+    """a b^T, summed in float32, see :func:`matmul`: the margin of the losses is below a bfloat16 step near 1."""
     return matmul(a, b.T)
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b in the precision of the run; see :func:`products`."""
+    """a b in the precision of the run; full float32 where none was chosen by ``jax.default_matmul_precision``."""
     precision = "highest" if jax.config.jax_default_matmul_precision is None else None
     return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32)
 

@@ -39,16 +39,11 @@ def examine(config: ConfigDict, *, data: str | None, workdir: Path) -> Iterator[
     The trial run has this configuration, at tiny sizes and on other data. ``data`` is the folder of a data set to verify, and
     the disk of ``workdir`` is tried.
     """
-    checks: dict[str, Callable[[], Finding]] = {
-        "packages": packages,
-        "devices": devices,
-        "collective": collective,
-        "product": product,
-        "disk": lambda: disk(workdir),
-        "compile cache": compile_cache,
-        **({"data": lambda: dataset(data)} if data is not None else {}),
-        "training": lambda: training(config),
-    }
+    checks: dict[str, Callable[[], Finding]] = {"packages": packages, "devices": devices, "collective": collective}
+    checks |= {"product": product, "disk": lambda: disk(workdir), "compile cache": compile_cache}
+    if data is not None:
+        checks["data"] = lambda: dataset(data)
+    checks["training"] = lambda: training(config)
     for name, check in checks.items():
         try:
             yield check()

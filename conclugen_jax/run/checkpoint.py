@@ -199,10 +199,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return None
 
     def restore_tree(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the state of a step as nested dicts of NumPy arrays, and its JSON object.
-
-        A checkpoint that cannot be read, or is not what was saved by any of its hashes, raises :class:`Damaged`.
-        """
+        """Return a step's NumPy arrays in nested dicts and its JSON object; ``Damaged`` if unreadable or a hash differs."""
         folder = self._place / str(step)
         if wrong := changed(folder):
             raise Damaged(f"{folder}: the checkpoint is damaged ({wrong})")

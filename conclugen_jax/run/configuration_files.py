@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl.flags import ArgumentParser, BooleanParser, FloatParser, IntegerParser
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError, did_you_mean, reason
@@ -17,12 +17,7 @@ from conclugen_jax.errors import ConclugenError, did_you_mean, reason
 PACKAGE = Path(__file__).parents[1]
 FOLDER = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 """The shipped configurations: inside an installed package, or at the top of a checkout."""
-KINDS = {
-    bool: flags.BooleanParser(),
-    int: flags.IntegerParser(),
-    float: flags.FloatParser(),
-    str: flags.ArgumentParser(),
-}
+KINDS = {bool: BooleanParser(), int: IntegerParser(), float: FloatParser(), str: ArgumentParser()}
 """Type of a key -> what reads its value on a command line; tuples: :func:`_tuple`."""
 
 

@@ -63,7 +63,9 @@ class Feed:
             row = {key: x for key, x in self.rows.rows(self.rows.usable[:1]).items() if key in self.keys}
             size = sum(x.nbytes for x in jax.tree.leaves(row)) * self.config.train.batch_size
             most = min(most, max(1, int(self.config.data.feed_gib * 2**30 / size)))
-        return dispatch_lengths(self.steps_per_epoch, most)
+        # As few dispatches as there can be, as equal as can be.
+        parts = np.array_split(np.arange(self.steps_per_epoch), math.ceil(self.steps_per_epoch / most))
+        return [len(part) for part in parts]
 
     @functools.cached_property
     def table(self) -> Any:
@@ -175,11 +177,6 @@ def repeat(
 
     history = jax.tree.map(lambda x: jnp.zeros((most_steps, *x.shape), x.dtype), like)
     return jax.lax.fori_loop(0, num_steps, body, (state, history))
-
-
-def dispatch_lengths(steps_per_epoch: int, most: int) -> list[int]:
-    """How an epoch's steps are cut into as few dispatches of at most ``most`` steps as there can be, as equal as can be."""
-    return [len(part) for part in np.array_split(np.arange(steps_per_epoch), math.ceil(steps_per_epoch / most))]
 
 
 def _full(batch: Any) -> Any:

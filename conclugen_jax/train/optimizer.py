@@ -126,10 +126,7 @@ def _by_path(fn: Callable[[str], Any], tree: Any) -> Any:
 def from_config(
     config: ConfigDict, steps_per_epoch: int, *, learning_rate: Any = None, **others: Any
 ) -> tuple[optax.GradientTransformationExtraArgs, Callable[[jax.Array], jax.Array]]:
-    """Make optimizer and learning rate schedule of a configuration.
-
-    The peak rate may be another, and ``others`` take the place of arguments of :func:`make_optimizer`; both may be traced.
-    """
+    """Make optimizer and schedule of a configuration, but for the peak rate and ``others`` given, which may be traced."""
     section = config.optimizer
     peak = section.learning_rate if learning_rate is None else learning_rate
     schedule = learning_rate_schedule(peak, steps_per_epoch=steps_per_epoch, **config.schedule)
