@@ -81,8 +81,7 @@ class Recorder:
         if len(good) < len(records):
             raise BadStep(records[len(good)])
         if dispatch.first_step_in_epoch == 0:
-            self._sums.clear()
-            self._steps.clear()
+            self._sums, self._steps = collections.Counter(), collections.Counter()
         losses = [{k: v for k, v in r.items() if k.startswith("loss")} for r in records]
         for loss in losses:
             self._sums.update(loss)

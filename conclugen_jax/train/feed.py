@@ -57,13 +57,12 @@ class Feed:
 
     @functools.cached_property
     def lengths(self) -> list[int]:
-        """Steps of each dispatch of an epoch: without a device table no more than ``data.feed_gib`` holds."""
+        """Steps of each dispatch of an epoch, few and equal; without a device table no more than ``data.feed_gib`` holds."""
         most = self.config.train.steps_per_dispatch
         if self.rows.tier != "device":
             row = {key: x for key, x in self.rows.rows(self.rows.usable[:1]).items() if key in self.keys}
             size = sum(x.nbytes for x in jax.tree.leaves(row)) * self.config.train.batch_size
             most = min(most, max(1, int(self.config.data.feed_gib * 2**30 / size)))
-        # As few dispatches as there can be, as equal as can be.
         parts = np.array_split(np.arange(self.steps_per_epoch), math.ceil(self.steps_per_epoch / most))
         return [len(part) for part in parts]
 
