@@ -130,7 +130,7 @@ def from_config(
     section = config.optimizer
     peak = section.learning_rate if learning_rate is None else learning_rate
     schedule = learning_rate_schedule(peak, steps_per_epoch=steps_per_epoch, **config.schedule)
-    own = {name: section[name] for name in ("name", "weight_decay", "b1", "b2", "eps")}
+    own = {name: config.optimizer[name] for name in ("name", "weight_decay", "b1", "b2", "eps")}
     return make_optimizer(schedule, **{**own, "idle": _idle_parameters(config), **others}), schedule
 
 
