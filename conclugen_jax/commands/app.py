@@ -74,6 +74,10 @@ class Command:
             raise ConclugenError(f"--{name} is missing; see --help")
         return value
 
+    def values(self, *names: str) -> dict[str, Any]:
+        """Return some flags as keyword arguments of the same names."""
+        return {name: self.flags[name].value for name in names}
+
     def parse(self, argv: Sequence[str]) -> None:
         """Read a command line without the name of the command."""
         for name in self.flags:

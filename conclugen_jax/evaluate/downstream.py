@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,16 @@ from conclugen_jax.system import files, progress, signals
 from conclugen_jax.train import feed, optimizer as optimizer_lib, parallel, sharded_update
 
 RESULT = weights.RESULT
+
+
+class Run(NamedTuple):
+    """A downstream run that owns its workdir."""
+
+    config: ConfigDict
+    encoder: Encoder
+    streams: Mapping[str, shards.ShardStream]
+    folder: Path
+    stop: signals.Stop
 
 
 def downstream(
@@ -59,12 +69,10 @@ def downstream(
     return once(config, workdir, functools.partial(_run, devices=devices), len(devices))
 
 
-def once(
-    config: ConfigDict, workdir: str | Path, work: Callable[..., dict[str, Any]], num_devices: int = 1
-) -> dict[str, Any]:
+def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str, Any]], num_devices: int = 1):
     """Return the result of a run that is finished already, else what its ``work`` finds, written.
 
-    ``work`` gets configuration, encoder, streams, folder and ``Stop``. Nothing is left in the workdir of a run that is refused.
+    Nothing is left in the workdir of a run that is refused.
     """
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
     manifest = dataset.manifest
@@ -90,7 +98,7 @@ def once(
             "target": config.downstream.target,
             "kind": label.kind,
             "classes": list(label.names),
-        } | work(config, encoder, streams, folder, stop)
+        } | work(Run(config, encoder, streams, folder, stop))
         files.write_json(path, result)
     return result
 
@@ -108,15 +116,9 @@ def _finished(path: Path, encoder: Encoder) -> dict[str, Any]:
     return result
 
 
-def _run(
-    config: ConfigDict,
-    encoder: Encoder,
-    streams: Mapping[str, shards.ShardStream],
-    folder: Path,
-    stop: signals.Stop,
-    devices: Sequence[jax.Device],
-) -> dict[str, Any]:
+def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Read the rows, encode them if the encoder is frozen, train, save and score the best epoch."""
+    config, encoder, streams, folder, stop = run
     with stop.at_once():  # such a run is repeated from its start
         label, frozen = streams["train"].label, config.downstream.protocol in allowed.FROZEN
         rows = splits_lib.load(config, streams)
@@ -137,10 +139,9 @@ def _run(
 
         config = with_fitting_batch(config, len(labels), len(devices))
         validate = functools.partial(scores, "validation", brief=True)
-        epoch, best = _fit(config, task, encoder, rows["train"], devices, validate, folder, stop)
-        shutil.rmtree(
-            folder / checkpoint.FOLDER, ignore_errors=True
-        )  # of a run that was killed before it left a result
+        epoch, best = _fit(run._replace(config=config), task, rows["train"], devices, validate)
+        # Those of a run that was killed before it left a result.
+        shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
         with checkpoint.Checkpoints(folder) as saved:
             saved.save((epoch + 1) * (len(labels) // config.train.batch_size), best, {"best_epoch": epoch})
         return {
@@ -218,22 +219,13 @@ class BestEpochs:
         return improved
 
 
-def _fit(
-    config: ConfigDict,
-    task: Task,
-    encoder: Encoder,
-    rows: shards.RowSource,
-    devices: Sequence[jax.Device],
-    validate: Callable[[Mapping[str, Any]], dict[str, float]],
-    folder: Path,
-    stop: signals.Stop,
-) -> tuple[int, dict[str, Any]]:
-    """Train, with a log and a display, to the last epoch or until the validation loss has not fallen for some.
+def _fit(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Device], validate: Callable):
+    """Train to the last epoch or until the validation loss has not fallen for some; return the best epoch and its weights.
 
-    ``validate``: weights -> loss and measure of the validation split. Returns the epoch of best measure and its weights, on
-    the host.
+    ``validate``: weights -> loss and measure of the validation split.
     """
-    batches, program, state = _start(config, task, encoder, rows, devices)
+    config, encoder, _, folder, stop = run
+    batches, program, state = _start(run, task, rows, devices)
     patience, title = config.downstream.early_stopping_epochs, f"{config.downstream.protocol} {folder.name}"
     best, kept = BestEpochs(task.measure, patience), None
     steps, every = batches.steps_per_epoch, config.train.log_every_steps
@@ -267,8 +259,9 @@ def _fit(
     return kept
 
 
-def _start(config: ConfigDict, task: Task, encoder: Encoder, rows: shards.RowSource, devices: Sequence[jax.Device]):
+def _start(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Device]):
     """Return the feed, the program of its dispatches and the first state, placed on the devices."""
+    config, encoder = run.config, run.encoder
     batches = feed.Feed(rows, config, devices, keys=("features", "present", "label"))
     trainable = (task_lib.CLASSIFIER,) if task.encoder is None else (task_lib.CLASSIFIER, task_lib.ENCODER)
     rates = {task_lib.ENCODER: config.downstream.encoder_rate}
@@ -283,7 +276,6 @@ def _start(config: ConfigDict, task: Task, encoder: Encoder, rows: shards.RowSou
 def downstream_step(
     state: TrainState,
     batch: Mapping[str, Any],
-    *,
     task: Task,
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],

@@ -178,9 +178,9 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     return downstream.once(config, workdir, _run)
 
 
-def _run(config: ConfigDict, encoder: Any, streams: Any, folder: Path, stop: signals.Stop) -> dict[str, Any]:
+def _run(run: downstream.Run) -> dict[str, Any]:
     """Represent the splits, train and score the grid at each number of labels."""
-    config, label = config.copy_and_resolve_references(), streams["train"].label
+    config, label = run.config.copy_and_resolve_references(), run.streams["train"].label
     section = config.sweep
     grid = {
         "learning_rates": list(section.learning_rates) or [config.optimizer.learning_rate],
@@ -191,11 +191,11 @@ def _run(config: ConfigDict, encoder: Any, streams: Any, folder: Path, stop: sig
     }
     config.downstream.labels_per_class = 0
     vectors = {}
-    for name, rows in splits.load(config, streams).items():
-        table = downstream.represented(encoder, rows, config, jax.devices()[:1]).table
+    for name, rows in splits.load(config, run.streams).items():
+        table = downstream.represented(run.encoder, rows, config, jax.devices()[:1]).table
         x = fusion.fuse(table["features"], table["present"], config.downstream.fusion)
         among = rows.usable if name == "train" else None
-        usable = task_lib.labelled(label, table["label"], streams[name].where, among)
+        usable = task_lib.labelled(label, table["label"], run.streams[name].where, among)
         vectors[name] = Vectors(x, table["label"], usable)
     x, labels, usable = vectors["train"]
     for warning in task_lib.warnings(label, labels[usable]):
@@ -207,7 +207,7 @@ def _run(config: ConfigDict, encoder: Any, streams: Any, folder: Path, stop: sig
         rows = [splits.few(label, labels, usable, number, draw) for _, draw in groups]
         trainer = Grid(config, label, Members(grid["learning_rates"], grid["weight_decays"], groups, rows), x.shape[1])
         title = f"{number or 'all'} labels a class" if label.kind == "single" else "sweep"
-        best, params = _trained(trainer, vectors, title, stop)
+        best, params = _trained(trainer, vectors, title, run.stop)
         for g in range(len(groups)):
             own = jax.tree.map(lambda x, g=g: x[g], params)
             chosen, tried = _selected(trainer, best.measure[g], best.epoch[g], own, vectors, g)
