@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, host_table, shards
@@ -47,15 +46,12 @@ def downstream(
 ) -> dict[str, Any]:
     """Train a classifier by the protocol of ``config.downstream``, choose its best epoch, score it.
 
-    Args:
-      config: see ``configs/base.py``; its batch is lowered to the examples there are.
-      workdir: takes ``config.json``, ``data.json``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/`` (the best
-        epoch's weights). If the same run is finished there already, its result is returned.
-      devices: to train on; ``None``: all.
+    ``config``: see ``configs/base.py``; its batch is lowered to the examples there are. ``workdir`` takes ``config.json``,
+    ``data.json``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/`` (the best epoch's weights); if the same run is
+    finished there already, its result is returned. ``devices``: to train on; ``None``: all.
 
-    Returns:
-      Content of ``result.json``: scores of the validation and test split at the epoch of best validation accuracy
-      (see ``metrics.py``), and where everything came from.
+    Returns the content of ``result.json``: scores of the validation and test split at the epoch of best validation accuracy
+    (see ``metrics.py``), and where everything came from.
 
     Raises:
       ConclugenError: an impossible configuration, bad data, a checkpoint that does not fit the data, or no finite loss.
@@ -157,9 +153,8 @@ def represented(
     encoder: Encoder, rows: shards.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
 ) -> host_table.HostTable:
     """Return the split with representations in place of features."""
-    forward = parallel.map_forward(
-        lambda v, batch: encoder.model.apply(v, batch["features"], method="represent"), devices
-    )
+    represent = functools.partial(encoder.model.apply, method="represent")
+    forward = parallel.map_forward(lambda v, batch: represent(v, batch["features"]), devices)
     size, variables = len(devices), parallel.replicate(encoder.variables, devices)
     at_a_time = max(config.train.batch_size // size * size, size)
     found, facts = feed.evaluate(forward, variables, rows, batch_size=at_a_time, num_devices=size)
@@ -266,7 +261,7 @@ def _start(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.D
     trainable = (task_lib.CLASSIFIER,) if task.encoder is None else (task_lib.CLASSIFIER, task_lib.ENCODER)
     rates = {task_lib.ENCODER: config.downstream.encoder_rate}
     optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch, trainable, rates)
-    state = fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
+    state = fresh_state(config.seed, task, encoder.dims, optimizer, encoder.variables)
     pieces = {"task": task, "optimizer": optimizer, "schedule": schedule, "split": config.optimizer.shard}
     step = functools.partial(downstream_step, **pieces)
     program = batches.program(step, sharded_update.axes(state, config, devices))
@@ -274,12 +269,7 @@ def _start(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.D
 
 
 def downstream_step(
-    state: TrainState,
-    batch: Mapping[str, Any],
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    schedule: Callable[[jax.Array], jax.Array],
-    split: bool = False,
+    state: TrainState, batch: Mapping[str, Any], *, task: Task, optimizer: Any, schedule: Callable, split: bool = False
 ) -> tuple[TrainState, Metrics]:
     """Take one optimizer step, ``split`` over the devices by choice; the metrics are those of the state before it."""
     key = jax.random.fold_in(state.rng, state.step)
@@ -288,25 +278,18 @@ def downstream_step(
         return task.loss(task.logits(params, state.feature_stats, batch, key), batch["label"])
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    params, opt_state, _ = sharded_update.apply(
-        optimizer, grads, state.opt_state, state.params, split=split, axis_name=task.classifier.axis_name
-    )
+    how = {"split": split, "axis_name": task.classifier.axis_name}
+    params, opt_state, _ = sharded_update.apply(optimizer, grads, state.opt_state, state.params, **how)
     metrics = {"loss": loss, "learning_rate": schedule(state.step)}
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-def fresh_state(
-    config: ConfigDict,
-    task: Task,
-    dims: Mapping[str, int],
-    optimizer: optax.GradientTransformation,
-    variables: Mapping[str, Any] | None = None,
-) -> TrainState:
-    """Return a random classifier by the configuration's seed, on top of the encoder's ``variables`` where it is trained.
+def fresh_state(seed: int, task: Task, dims: Mapping[str, int], optimizer: Any, variables: Any = None) -> TrainState:
+    """Return a random classifier by the seed of a run, on top of the encoder's ``variables`` where it is trained.
 
     ``dims``: modality -> size of its representation.
     """
-    _, run_key = jax.random.split(jax.random.key(config.seed))
+    _, run_key = jax.random.split(jax.random.key(seed))
     init_key, run_key = jax.random.split(run_key)
     zeros = {m: jnp.zeros((1, dim)) for m, dim in dims.items()}
     present = {m: jnp.ones(1, bool) for m in dims}

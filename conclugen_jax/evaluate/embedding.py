@@ -40,14 +40,9 @@ _Result = msgspec.defstruct("_Result", [("kind", str), ("classes", list[str]), (
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> Network:
-    """Load the network of a pretraining or downstream run.
+    """Load the network of a pretraining or downstream run; refuse one whose encoder is gone or was trained further.
 
-    Args:
-      workdir: of the run.
-      which: ``newest``, ``best`` or a step; a downstream run has one checkpoint, of its best epoch.
-
-    Raises:
-      ConclugenError: no run there; or a downstream run whose encoder is gone or was trained further.
+    ``which``: ``newest``, ``best`` or a step; a downstream run has one checkpoint, of its best epoch.
     """
     path = Path(workdir) / weights.RESULT
     if not path.exists():
@@ -79,16 +74,11 @@ def embed(
     fusion: str = "none",
     batch_size: int = 1024,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the rows of a split as vectors.
+    """Yield the rows of a split of a data set that has the network's modalities as vectors, ``batch_size`` at a time.
 
-    Args:
-      network: as loaded.
-      dataset: has the network's modalities.
-      split: of it.
-      modalities: whose representations are wanted; all of the network's where empty. A classifier uses its own.
-      fusion: ``none``: one vector per modality; ``concat`` (zeros where absent) or ``mean`` (over those present): one
-        vector ``fused``.
-      batch_size: rows at a time.
+    ``modalities``: whose representations are wanted; all of the network's where empty; a classifier uses its own.
+    ``fusion``: ``none``: one vector per modality; ``concat`` (zeros where absent) or ``mean`` (over those present): one
+    vector ``fused``.
 
     Yields:
       Of consecutive rows: ``id`` and ``group`` (strings [n]), ``label`` [n] or [n, labels], ``present/MODALITY`` boolean
@@ -105,7 +95,7 @@ def embed(
     stream = shards.ShardStream(dataset, split, used)
     sizes = {m: network.model.feature_dims[m] for m in used}
     weights.check_features(dataset.manifest, sizes, str(dataset.path), "the run")
-    compute = _computing(network, wanted, fusion)
+    compute = computing(network, wanted, fusion)
     for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
         rows = stream.rows(indices)
         ids, groups = stream.names(indices[:count])
@@ -114,17 +104,13 @@ def embed(
         yield {"id": ids, "group": groups, **{name: x[:count] for name, x in chunk.items()}}
 
 
-def predictor(network: Network) -> Computing:
-    """Return a function that predicts rows in memory by a downstream run, compiled once for all calls with as many rows.
+def computing(network: Network, wanted: Sequence[str] = (), how: str = "none") -> Computing:
+    """Return a function of rows in memory, compiled once for all calls with as many rows.
 
     It takes modality -> float32 [n, dim] of all modalities of the network, anything where absent, and modality -> bool [n]; it
-    gives ``probability`` and ``prediction`` as :func:`embed` does.
+    gives the vectors of the ``wanted`` modalities, fused if asked for, and predictions if there is a classifier, as
+    :func:`embed` does.
     """
-    return _computing(network, (), "none")
-
-
-def _computing(network: Network, wanted: Sequence[str], how: str) -> Computing:
-    """Return what computes vectors of the wanted modalities, fused if asked for, and predictions if there is a classifier."""
     task = network.task
 
     @jax.jit
@@ -160,9 +146,8 @@ def write(rows: Iterable[dict[str, np.ndarray]], output: Path) -> int:
         with files.replaced(output) as scratch:
             return WRITERS[output.suffix](rows, scratch)
     except OSError as e:
-        raise ConclugenError(
-            f"--output={output}: cannot be written ({e.strerror or e}); free space or choose another file"
-        ) from e
+        fact = f"cannot be written ({e.strerror or e})"
+        raise ConclugenError(f"--output={output}: {fact}; free space or choose another file") from e
 
 
 def _write_npz(rows: Iterable[dict[str, Any]], path: Path) -> int:

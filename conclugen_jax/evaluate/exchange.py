@@ -134,7 +134,8 @@ def export_weights(workdir: str | Path, output: str | Path, which: str | int = "
     _, variables, config = weights.load(workdir, step)
     manifest = workdir_lib.read_data(workdir)
     with _appearing(output) as folder:
-        arrays = {name: np.ascontiguousarray(x) for name, x in _flat(variables).items()}
+        flat = traverse_util.flatten_dict(variables, sep="/")  # such as params/representation/video/fc1/kernel
+        arrays = {name: np.ascontiguousarray(x) for name, x in flat.items() if x.size}
         (folder / WEIGHTS).write_bytes(safetensors.save(arrays))  # save_file would make it readable by its owner alone
         hashes = Hashes(step, files.sha256(folder / WEIGHTS), trees.fingerprint(variables["params"]))
         export = Export(
@@ -225,20 +226,11 @@ def _variables(path: Path, hashes: Hashes, template: Mapping[str, Any]) -> dict[
         found = safetensors.load_file(path)
     except Exception as e:  # the library names only one of the kinds that it raises
         raise ConclugenError(f"{path}: not a safetensors file that can be read ({reason(e)}); {AGAIN}") from e
-    expected = _flat(template)
-    wrong = min(found.keys() ^ expected.keys(), default="")
-    fact = "is missing" if wrong in expected else "is not part of the model"
-    check(not wrong, f"{wrong} {fact} of the configuration in {EXPORT}")
-    variables = trees.from_tree(traverse_util.unflatten_dict(found, sep="/"), template, source=str(path))
+    variables = trees.from_tree(found, template, source=str(path))
     for name, x in found.items():
         check(np.isfinite(x).all(), f"{name} has values that are not finite")
     check(trees.fingerprint(variables["params"]) == hashes.parameters, f"not the parameters whose hash {EXPORT} has")
     return variables
-
-
-def _flat(variables: Any) -> dict[str, Any]:
-    """Return the leaves that are not empty by names such as ``params/representation/video/fc1/kernel``."""
-    return {name: x for name, x in traverse_util.flatten_dict(variables, sep="/").items() if x.size}
 
 
 @contextlib.contextmanager

@@ -54,9 +54,8 @@ class OnlineProbe:
         config = config.copy_and_resolve_references()  # as the linear classifiers read it
         config.train.num_epochs = section.num_epochs
         config.downstream.early_stopping_epochs = config.schedule.warmup_epochs = 0
-        members = sweep.Members(
-            list(section.learning_rates), [config.optimizer.weight_decay], [(config.seed, 0)], [self._known["train"]]
-        )
+        pairs = [(rate, config.optimizer.weight_decay) for rate in section.learning_rates]
+        members = sweep.Members(pairs, [(config.seed, 0)], [self._known["train"]])
         self._linear = sweep.Grid(config, self._label, members, model.representation_dim * len(model.feature_dims))
         self._cost: tuple[int, float] | None = None
         self.protocol = (

@@ -58,14 +58,10 @@ def label_efficiency(
 ) -> list[LabelEfficiency]:
     """Fit logistic regressions on few labels, the same labels for every kind of vectors.
 
-    Vectors are standardised by the whole (unlabelled) training split; the regression is scikit-learn's with its
-    default L2 penalty (C = 1); nothing is chosen by a score.
-
-    Args:
-      vectors: name -> (training vectors [n, dim], test vectors [m, dim]).
-      train_labels, test_labels: integer [n] and [m]: one class per example.
-      labels_per_class: how many labels of each class are used, at most as many as there are; 0: all.
-      num_draws, seed: random draws of the labelled rows, and the seed of the first; the next has the next one.
+    Vectors, name -> (training [n, dim], test [m, dim]), are standardised by the whole (unlabelled) training split; labels
+    are integers [n] and [m]: one class per example. The regression is scikit-learn's with its default L2 penalty (C = 1);
+    nothing is chosen by a score. ``labels_per_class``: how many labels of each class are used, at most as many as there are;
+    0: all. ``num_draws``, ``seed``: random draws of the labelled rows, and the seed of the first; the next has the next one.
     """
     from sklearn.linear_model import LogisticRegression  # here, since commands that only load runs start much faster
     from sklearn.preprocessing import StandardScaler
@@ -117,11 +113,8 @@ def label_efficiency_of_run(
 ) -> Report:
     """Compare raw features, the untrained network and a checkpoint of a pretraining run by :func:`label_efficiency`.
 
-    Args:
-      workdir, which: of the run and its checkpoint, see :func:`load`.
-      data: folder of a labelled data set with the run's modalities; ``None``: the run's own.
-      labels_per_class: ``None``: those of 2, 5, 20 that the smallest class has, and all.
-      num_draws, options: see :func:`label_efficiency`.
+    ``which``: checkpoint, see :func:`load`. ``data``: folder of a labelled data set with the run's modalities; ``None``: the
+    run's own. ``labels_per_class``: ``None``: those of 2, 5, 20 that the smallest class has, and all.
     """
     config = workdir_lib.read_config(workdir)
     manifest = manifest_lib.read(data or config.data.path)

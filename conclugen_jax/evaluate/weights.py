@@ -24,16 +24,11 @@ RESULT = "result.json"
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, dict[str, Any], ConfigDict]:
-    """Load the network of a pretraining run.
+    """Load the network of a pretraining run, of its ``newest`` or ``best`` checkpoint or that of a step.
 
-    Args:
-      workdir: of the run.
-      which: ``newest``, ``best`` or a step.
-
-    Returns:
-      (model, variables, config): ``model.apply(variables, features)`` runs all heads,
-      ``model.apply(variables, features, method="represent")`` the representations alone. Standardisation, if the
-      run used it, is part of the model: features go in raw.
+    Returns (model, variables, config): ``model.apply(variables, features)`` runs all heads, ``model.apply(variables,
+    features, method="represent")`` the representations alone. Standardisation, if the run used it, is part of the model:
+    features go in raw.
 
     Raises:
       ConclugenError: no pretraining run or no checkpoint there, or one that does not fit its own configuration.
@@ -174,15 +169,12 @@ def check_features(manifest: Manifest, sizes: Mapping[str, int], where: str, tra
 def represent(
     model: ConCluGen, variables: Mapping[str, Any], features: Mapping[str, np.ndarray], *, batch_size: int = 1024
 ) -> dict[str, np.ndarray]:
-    """Compute the representations of any rows, ``batch_size`` at a time, by a network as loaded.
+    """Compute the representations of any rows, ``batch_size`` at a time, by a network as :func:`load` returns it.
 
-    Args:
-      model, variables: see :func:`load`.
-      features: modality -> [n, dim] raw features; any of the model's modalities, the same rows in each. Where a row
-        lacks a modality put zeros, and ignore its representation afterwards (:func:`concatenated` does).
+    ``features``: modality -> [n, dim] raw features; any of the model's modalities, the same rows in each. Where a row lacks
+    a modality put zeros, and ignore its representation afterwards (:func:`concatenated` does).
 
-    Returns:
-      modality -> float32 [n, representation_dim].
+    Returns modality -> float32 [n, representation_dim].
 
     Raises:
       ValueError: a modality that the model does not know, features of another size, or no rows.
