@@ -74,9 +74,8 @@ def _refuse_ignored() -> None:
         raise ConclugenError(f"--{given[0]} is for features in files; the digits are as they are, leave it out")
     kind = FLAGS.label_kind
     if len(FLAGS.label) > 1 and kind not in ("", "multi"):
-        raise ConclugenError(
-            f"--label_kind={kind} is for one column, --label names {len(FLAGS.label)}; name one, or multi"
-        )
+        fact = f"--label_kind={kind} is for one column, --label names {len(FLAGS.label)}"
+        raise ConclugenError(f"{fact}; name one, or multi")
     if FLAGS.classes and (len(FLAGS.label) > 1 or kind in ("multi", "value")):
         raise ConclugenError("--classes names the classes of one column of --label_kind=single; leave it out")
 

@@ -51,10 +51,9 @@ def main() -> None:
             print("\n".join(f"step {row['step']}: {row['wrong'] or 'ok'}" for row in rows))
         damaged = [str(row["step"]) for row in rows if row.get("wrong")]
         if damaged:
-            raise ConclugenError(
-                f"{workdir}: {len(damaged)} of {len(rows)} checkpoints damaged (step {', '.join(damaged)}); use another, or "
-                "repeat the run's command, which goes on from the newest intact one"
-            )
+            fact = f"{len(damaged)} of {len(rows)} checkpoints damaged (step {', '.join(damaged)})"
+            way_out = "use another, or repeat the run's command, which goes on from the newest intact one"
+            raise ConclugenError(f"{workdir}: {fact}; {way_out}")
         return
     folder = command.required("output") if action == "export" else workdir
     if action == "export":

@@ -104,10 +104,9 @@ def _finished(path: Path, encoder: Encoder) -> dict[str, Any]:
     before = result.get("encoder")
     if before != encoder.origin:
         step = before.get("step") if isinstance(before, dict) else None
-        raise ConclugenError(
-            f"{path}: made with other weights (step {step} of the pretraining run, now step "
-            f"{encoder.origin['step']}); choose another --workdir, or name that step as config.downstream.checkpoint_step"
-        )
+        fact = f"made with other weights (step {step} of the pretraining run, now step {encoder.origin['step']})"
+        way_out = "choose another --workdir, or name that step as config.downstream.checkpoint_step"
+        raise ConclugenError(f"{path}: {fact}; {way_out}")
     progress.say(f"{path}: finished already, nothing was trained")
     return result
 
@@ -305,10 +304,8 @@ def with_fitting_batch(config: ConfigDict, num_examples: int, num_devices: int) 
     """Return the configuration with a batch of at most as many examples as there are, shared equally by the devices."""
     most = num_examples // num_devices * num_devices
     if not most:
-        raise ConclugenError(
-            f"{num_examples} labelled examples cannot be shared by {num_devices} devices; use fewer devices or raise "
-            "config.downstream.labels_per_class"
-        )
+        fact = f"{num_examples} labelled examples cannot be shared by {num_devices} devices"
+        raise ConclugenError(f"{fact}; use fewer devices or raise config.downstream.labels_per_class")
     config = config.copy_and_resolve_references()
     config.train.batch_size = min(config.train.batch_size, most)
     config_lib.check_batches(config, num_examples=num_examples, num_devices=num_devices)

@@ -54,10 +54,8 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
     config.downstream.checkpoint_step = str(result.encoder.step)
     model, variables, modalities, _, origin = weights.encoder(config, workdir_lib.read_data(workdir))
     if result.encoder.workdir is not None and origin["sha256"] != result.encoder.sha256:
-        raise ConclugenError(
-            f"{workdir}: its encoder, step {result.encoder.step} of {result.encoder.workdir}, has other weights now; "
-            "run it again"
-        )
+        encoder = f"its encoder, step {result.encoder.step} of {result.encoder.workdir}"
+        raise ConclugenError(f"{workdir}: {encoder}, has other weights now; run it again")
     if "representation" in tree["params"]:  # it was trained too
         variables = {"params": {"representation": tree["params"]["representation"]}}
         variables |= {"feature_stats": tree["feature_stats"]} if tree.get("feature_stats") else {}
@@ -125,13 +123,13 @@ def computing(network: Network, wanted: Sequence[str] = (), how: str = "none") -
         with jax.default_matmul_precision("highest"):
             vectors, logits = forward(network.variables, network.classifier_params, dict(features), dict(present))
         found = {name: np.asarray(x) for name, x in vectors.items()}
-        if task is not None:
-            logits = np.asarray(logits)
-            if task.label.kind == "value":
-                return found | {"prediction": task.predictions(logits)}
-            found["probability"] = task.probabilities(logits).astype(np.float32)
-            found["prediction"] = task.predictions(logits).astype(np.int64)
-        return found
+        if task is None:
+            return found
+        predictions = task.predictions(np.asarray(logits))
+        if task.label.kind == "value":
+            return found | {"prediction": predictions}
+        probabilities = task.probabilities(logits).astype(np.float32)
+        return found | {"probability": probabilities, "prediction": predictions.astype(np.int64)}
 
     return compute
 

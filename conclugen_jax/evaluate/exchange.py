@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import weights
 from conclugen_jax.method import model as model_lib
@@ -138,16 +137,9 @@ def export_weights(workdir: str | Path, output: str | Path, which: str | int = "
         arrays = {name: np.ascontiguousarray(x) for name, x in flat.items() if x.size}
         (folder / WEIGHTS).write_bytes(safetensors.save(arrays))  # save_file would make it readable by its owner alone
         hashes = Hashes(step, files.sha256(folder / WEIGHTS), trees.fingerprint(variables["params"]))
-        export = Export(
-            format="conclugen_jax weights",
-            format_version=1,
-            step=step,
-            weights_sha256=hashes.weights,
-            parameters_sha256=hashes.parameters,
-            data_set=DataSet(manifest.name, manifest.version, manifest.fingerprint()),
-            config=_without_places(config).to_dict(),
-            data=json.loads(manifest.to_json()),
-        )
+        data_set = DataSet(manifest.name, manifest.version, manifest.fingerprint())
+        described = data_set, _without_places(config).to_dict(), json.loads(manifest.to_json())
+        export = Export("conclugen_jax weights", 1, *hashes, *described)
         files.write_json(folder / EXPORT, msgspec.to_builtins(export))
     return hashes
 
@@ -161,11 +153,19 @@ def import_weights(source: str | Path, workdir: str | Path, data: str | Path | N
     Raises:
       ConclugenError: the export is damaged or not one, the folder is in use, or the data set is another one.
     """
-    hashes, config, manifest, variables = _read(Path(source))
+    path = Path(source) / EXPORT
+    export = files.read_json(path, Export, way_out=f"name the folder of an export of version 1, or {AGAIN}")
+    config = _config(path, export.config)
+    manifest = manifest_lib.from_tree(export.data, f"{path}, 'data'", way_out=AGAIN)
+    if export.data_set.sha256 != manifest.fingerprint():
+        raise ConclugenError(f"{path}: 'data' is not the manifest whose hash 'data_set' has; {AGAIN}")
+    hashes = Hashes(export.step, export.weights_sha256, export.parameters_sha256)
+    _, template = weights.network(config, manifest, where=f"{path}: the data set")
+    variables = _variables(path.with_name(WEIGHTS), hashes, template)
     if data is not None and manifest_lib.read(data).fingerprint() != manifest.fingerprint():
+        wanted = f"{manifest.name} {manifest.version} with the hash {manifest.fingerprint()[:12]}"
         raise ConclugenError(
-            f"{data}: not the data set that the run was trained on, {manifest.name} {manifest.version} with the hash "
-            f"{manifest.fingerprint()[:12]}; leave --data out, and name this one to the commands that use the weights"
+            f"{data}: not the data set that the run was trained on, {wanted}; name that, or leave --data out"
         )
     config.data.path = "" if data is None else str(data)
     with _appearing(workdir) as folder:
@@ -175,19 +175,6 @@ def import_weights(source: str | Path, workdir: str | Path, data: str | Path | N
         with checkpoint.Checkpoints(folder) as saved:
             saved.save(hashes.step, variables, {})
     return hashes
-
-
-def _read(folder: Path) -> tuple[Hashes, ConfigDict, Manifest, dict[str, Any]]:
-    """Return (hashes, configuration, manifest of the data set, variables) of an export."""
-    path = folder / EXPORT
-    export = files.read_json(path, Export, way_out=f"name the folder of an export of version 1, or {AGAIN}")
-    config = _config(path, export.config)
-    manifest = manifest_lib.from_tree(export.data, f"{path}, 'data'", way_out=AGAIN)
-    if export.data_set.sha256 != manifest.fingerprint():
-        raise ConclugenError(f"{path}: 'data' is not the manifest whose hash 'data_set' has; {AGAIN}")
-    hashes = Hashes(export.step, export.weights_sha256, export.parameters_sha256)
-    _, template = weights.network(config, manifest, where=f"{path}: the data set")
-    return hashes, config, manifest, _variables(folder / WEIGHTS, hashes, template)
 
 
 def _config(path: Path, tree: dict[str, Any]) -> ConfigDict:

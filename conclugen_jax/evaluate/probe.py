@@ -94,10 +94,8 @@ def draw_labels(labels: np.ndarray, num_per_class: int, *, seed: int) -> np.ndar
     for value in np.unique(labels):
         members = np.flatnonzero(labels == value)
         if len(members) < num_per_class:
-            raise ConclugenError(
-                f"class {value} has {len(members)} labelled examples, {num_per_class} per class were asked for; ask for "
-                f"at most {len(members)}, or for all"
-            )
+            fact = f"class {value} has {len(members)} labelled examples, {num_per_class} per class were asked for"
+            raise ConclugenError(f"{fact}; ask for at most {len(members)}, or for all")
         rows.append(rng.choice(members, num_per_class, replace=False))
     return np.sort(np.concatenate(rows))
 
@@ -152,10 +150,8 @@ def label_efficiency_of_runs(
     for name, workdir in workdirs.items():
         other, data = workdir_lib.read_data(workdir), workdir_lib.read_config(workdir).data
         if other.fingerprint() != manifest.fingerprint():
-            raise ConclugenError(
-                f"run {name!r} is of data {other.name} {other.version}, run {first!r} of other data "
-                f"({manifest.name} {manifest.version}); compare runs of the same data"
-            )
+            fact = f"of data {other.name} {other.version}, run {first!r} of other data ({manifest.name} {manifest.version})"
+            raise ConclugenError(f"run {name!r} is {fact}; compare runs of the same data")
         train, test = represent_splits(workdir, (data.train_split, data.test_split), which=which)
         vectors[name] = train.fused(), test.fused()
         if name == first:
@@ -178,9 +174,8 @@ def table(
 
 def _check_classes(labels: np.ndarray, where: str = "labels") -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ConclugenError(
-            f"{where} are {labels.dtype} of shape {labels.shape}; this needs one class per example: integers of shape [n]"
-        )
+        wanted = "this needs one class per example: integers of shape [n]"
+        raise ConclugenError(f"{where} are {labels.dtype} of shape {labels.shape}; {wanted}")
 
 
 def accuracies(

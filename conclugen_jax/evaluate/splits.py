@@ -73,10 +73,8 @@ def few(label: LabelSpec, labels: np.ndarray, usable: np.ndarray, num_per_class:
     if not num_per_class:
         return usable
     if label.kind != "single":
-        raise ConclugenError(
-            f"config.downstream.labels_per_class is {num_per_class}, but the labels are of kind {label.kind!r}; only with one "
-            "class per example can so many of each be drawn"
-        )
+        fact = f"config.downstream.labels_per_class is {num_per_class}, but the labels are of kind {label.kind!r}"
+        raise ConclugenError(f"{fact}; only with one class per example can so many of each be drawn")
     return usable[probe.draw_labels(labels[usable], num_per_class, seed=draw)]
 
 

@@ -22,7 +22,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, splits, task as task_lib
 from conclugen_jax.method import fusion
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.run import allowed, config as config_lib
+from conclugen_jax.run import allowed, config as config_lib, configuration_files
 from conclugen_jax.system import progress, signals
 from conclugen_jax.train import optimizer as optimizer_lib
 
@@ -156,24 +156,17 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     config_lib.check_downstream(config)
     section = config.downstream
     if section.protocol not in allowed.FROZEN or section.num_folds:
-        raise ConclugenError(
-            f"config.downstream.protocol is {section.protocol!r} with num_folds {section.num_folds}; a sweep needs frozen "
-            f"representations ({' or '.join(map(repr, allowed.FROZEN))}) and stored splits"
-        )
+        wanted = f"a sweep needs frozen representations ({' or '.join(map(repr, allowed.FROZEN))}) and stored splits"
+        fact = f"config.downstream.protocol is {section.protocol!r} with num_folds {section.num_folds}"
+        raise ConclugenError(f"{fact}; {wanted}")
     return downstream.once(config, workdir, _run)
 
 
 def _run(run: downstream.Run) -> dict[str, Any]:
     """Represent the splits, train and score the grid at each number of labels."""
     config, label = run.config.copy_and_resolve_references(), run.streams["train"].label
-    section = config.sweep
-    grid = {
-        "learning_rates": list(section.learning_rates) or [config.optimizer.learning_rate],
-        "weight_decays": list(section.weight_decays) or [config.optimizer.weight_decay],
-        "seeds": list(section.seeds) or [config.seed],
-        "labels_per_class": list(section.labels_per_class) or [config.downstream.labels_per_class],
-        "label_draws": list(section.label_draws) or [config.downstream.label_draw],
-    }
+    flat = dict(configuration_files.flatten(config))
+    grid = {key: list(values) or [flat[allowed.LISTS[f"sweep.{key}"]]] for key, values in config.sweep.items()}
     config.downstream.labels_per_class = 0
     vectors = {}
     for name, rows in splits.load(config, run.streams).items():

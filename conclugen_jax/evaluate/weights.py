@@ -137,20 +137,16 @@ def encoder(config: ConfigDict, manifest: Manifest) -> Encoder:
 def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encoder:
     source, asked = config.downstream.checkpoint, config.downstream.modalities
     if not source:
-        raise ConclugenError(
-            "config.downstream.checkpoint is empty; linear evaluation and fine-tuning need the workdir of a pretraining "
-            "run (the supervised baseline is --config.downstream.protocol=supervised)"
-        )
+        way_out = "name a pretraining run, or train without one by config.downstream.protocol=supervised"
+        raise ConclugenError(f"config.downstream.checkpoint is empty; {way_out}")
     step, run = find_step(source, config.downstream.checkpoint_step), f"checkpoint {source}"
     model, variables, trained = load(source, step)
     model = model.clone(dtype=model_lib.DTYPES[config.precision])
     names = manifest_lib.choose(model.feature_dims, asked or model.feature_dims, what="modality", where=run)
     check_features(manifest, {m: model.feature_dims[m] for m in names}, where, run)
     if spare := set(names) - set(config.data.modalities):
-        raise ConclugenError(
-            f"config.data.modalities leaves out {min(spare)!r}, which {run} has; choose modalities of a checkpoint by "
-            "config.downstream.modalities"
-        )
+        fact = f"config.data.modalities leaves out {min(spare)!r}, which {run} has"
+        raise ConclugenError(f"{fact}; choose modalities of a checkpoint by config.downstream.modalities")
     facts = {"step": step, "seed": trained.seed, "sha256": trees.fingerprint(variables["params"])}
     dims = dict.fromkeys(names, model.representation_dim)
     return Encoder(model, variables, names, dims, {"workdir": source, **facts})
@@ -160,10 +156,8 @@ def check_features(manifest: Manifest, sizes: Mapping[str, int], where: str, tra
     """Refuse data (``where``) without a modality of a network (``trained``), or with features of another size than its own."""
     for m in manifest_lib.choose(manifest.modalities, sizes, what="modality", where=where):
         if manifest.modalities[m] != sizes[m]:
-            raise ConclugenError(
-                f"{where} has {manifest.modalities[m]} features of modality {m!r}, {trained} was trained on {sizes[m]}; "
-                "use features of the same extractor"
-            )
+            fact = f"{where} has {manifest.modalities[m]} features of modality {m!r}"
+            raise ConclugenError(f"{fact}, {trained} was trained on {sizes[m]}; use features of the same extractor")
 
 
 def represent(
