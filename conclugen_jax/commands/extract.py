@@ -19,9 +19,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.system import progress, signals
 
-GENERIC = "clips"
-"""Name of the data set that its folder and labels alone describe."""
-
+GENERIC = "clips"  # name of the data set that its folder and labels alone describe
 OF_FILES = "format", "modality", "modalities", "pool", "drop_bad", "strict"
 command = app.Command(refuse=dict.fromkeys(OF_FILES, "is for features in files; leave it out"))
 FLAGS = command.flags
@@ -75,21 +73,14 @@ def _extract() -> None:
     options = command.values("size", "precision", "front_end", "authors_normalisation", "batch_items")
     networks = Networks(tuple(FLAGS.weights), tuple(FLAGS.backbone), Options(**options))
     how = command.values("no_face", "num_views", "seed", "strength") | build.builder_options(command)
-    how["faces"] = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
+    faces = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
+    how |= {"data_dir": command.required("data_dir"), "faces": faces}
+    how |= {"keep": FLAGS.keep_vectors, "recogniser": FLAGS.speech}
     request = _request(dataset, clips.MEDIA)
     found = clips.find(dataset, request.source, labels=request.labels, cut=FLAGS.cut)
     progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
-        folder, tally = extraction.extract(
-            request,
-            found,
-            networks,
-            command.required("data_dir"),
-            keep=FLAGS.keep_vectors,
-            progress=counter,
-            recogniser=FLAGS.speech,
-            **how,
-        )
+        folder, tally = extraction.extract(request, found, networks, progress=counter, **how)
     for line in (*inspection_view.describe(folder, with_dropped=False), *outcome.lines(tally, folder, len(found))):
         print(line)
 

@@ -34,8 +34,7 @@ GROUPS = {
 }
 """Group -> command -> what it does."""
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
-ALIASES = {"build_dataset": "build", "inspect_dataset": "inspect"}
-"""Former name -> command."""
+ALIASES = {"build_dataset": "build", "inspect_dataset": "inspect"}  # former name -> command
 HELP = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 
 

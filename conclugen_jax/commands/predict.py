@@ -47,15 +47,9 @@ def main() -> int:
     vectors.keep_freed_memory()
     if FLAGS.picture:
         timeline.check(Path(FLAGS.picture))
-    found = prediction.predict(
-        command.required("checkpoint"),
-        files,
-        FLAGS.weights,
-        FLAGS.backbone,
-        recogniser=FLAGS.speech,
-        mtcnn_folder=FLAGS.mtcnn or mtcnn.WEIGHTS,
-        **command.values("cut", "num_workers"),
-    )
+    how = {"recogniser": FLAGS.speech, "mtcnn_folder": FLAGS.mtcnn or mtcnn.WEIGHTS}
+    how |= command.values("cut", "num_workers")
+    found = prediction.predict(command.required("checkpoint"), files, FLAGS.weights, FLAGS.backbone, **how)
     if FLAGS.json:
         print(json.dumps([p.to_json() for p in found], indent=1, allow_nan=False))
     elif shown := [p for p in found if not p.failure]:

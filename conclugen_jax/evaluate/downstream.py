@@ -21,7 +21,6 @@ from conclugen_jax.data import batches, host_table, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import splits as splits_lib, task as task_lib, weights
 from conclugen_jax.evaluate.task import Task
-from conclugen_jax.evaluate.weights import Encoder
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.run import allowed, checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
@@ -35,7 +34,7 @@ class Run(NamedTuple):
     """A downstream run that owns its workdir."""
 
     config: ConfigDict
-    encoder: Encoder
+    encoder: weights.Encoder
     streams: Mapping[str, shards.ShardStream]
     folder: Path
     stop: signals.Stop
@@ -99,7 +98,7 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
     return result
 
 
-def _finished(path: Path, encoder: Encoder) -> dict[str, Any]:
+def _finished(path: Path, encoder: weights.Encoder) -> dict[str, Any]:
     result = files.read_json(path, dict[str, Any], way_out="delete it to run again")
     before = result.get("encoder")
     if before != encoder.origin:
@@ -149,7 +148,7 @@ def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
 
 
 def represented(
-    encoder: Encoder, rows: shards.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
+    encoder: weights.Encoder, rows: shards.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
 ) -> host_table.HostTable:
     """Return the split with representations in place of features."""
     represent = functools.partial(encoder.model.apply, method="represent")

@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 
 from conclugen_jax.data import batches, manifest as manifest_lib, shards
-from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import task as task_lib, weights
@@ -65,7 +64,7 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
 
 def embed(
     network: Network,
-    dataset: Dataset,
+    dataset: shards.Dataset,
     split: str,
     *,
     modalities: Sequence[str] = (),

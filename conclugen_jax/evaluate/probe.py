@@ -190,10 +190,7 @@ def accuracies(
     options = {"labels_per_class": [0], "num_draws": 1}
     (linear,) = label_efficiency({"all": (train, test)}, train_labels, test_labels, **options)
     nearest = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine").fit(train, train_labels)
-    return {
-        "logistic regression": linear.accuracy[0],
-        "nearest neighbours": float(nearest.score(test, test_labels)),
-    }
+    return {"logistic regression": linear.accuracy[0], "nearest neighbours": float(nearest.score(test, test_labels))}
 
 
 def per_modality(train: Split, test: Split, *, raw: bool = False) -> dict[str, dict[str, float]]:

@@ -19,8 +19,7 @@ from conclugen_jax.method.model import ConCluGen
 from conclugen_jax.run import checkpoint, trees, workdir as workdir_lib
 from conclugen_jax.run.allowed import PRETRAINED
 
-RESULT = "result.json"
-"""In workdirs of downstream runs: what they have found."""
+RESULT = "result.json"  # in workdirs of downstream runs: what they have found
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, dict[str, Any], ConfigDict]:
