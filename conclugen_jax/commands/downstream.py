@@ -24,14 +24,14 @@ COLUMNS = ("labels", "draw", "seed", "rate", "decay")
 
 def main() -> None:
     """Train, choose the best epoch, print the scores."""
-    from conclugen_jax.evaluate import downstream, sweep
+    from conclugen_jax.evaluate import downstream, sweep, weights
     from conclugen_jax.run.allowed import PRETRAINED
 
     section = command.config.downstream
     beside = section.checkpoint if section.protocol in PRETRAINED and section.checkpoint else "runs"
     workdir = FLAGS.workdir or str(Path(beside, section.protocol + ("_sweep" if FLAGS.sweep else "")))
     _show((sweep.sweep if FLAGS.sweep else downstream.downstream)(command.config, workdir))
-    print(f"saved as {workdir}/{downstream.RESULT}")
+    print(f"saved as {workdir}/{weights.RESULT}")
 
 
 def _show(result: dict) -> None:

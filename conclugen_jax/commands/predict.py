@@ -31,14 +31,13 @@ def main() -> int:
     """Predict, show; exit with 1 if a clip failed."""
     if not command.words or "" in command.words:
         raise ConclugenError("no clips, or one without a name; name them after the flags")
-    files, seen = [Path(clip) for clip in command.words], set()
-    for file in files:
-        path = os.path.realpath(file)  # which a loop of links does not trouble
+    files = [Path(clip) for clip in command.words]
+    paths = [os.path.realpath(file) for file in files]  # which a loop of links does not trouble
+    for file, path in zip(files, paths, strict=True):
         if file.is_dir():
             raise ConclugenError(f"{file}: a folder; name the clips in it, such as {file}/*.mp4")
-        if path in seen:
+        if paths.count(path) > 1:
             raise ConclugenError(f"{file}: named twice; name each clip once")
-        seen.add(path)
     from rich.console import Console
 
     from conclugen_jax.extract import prediction, timeline, vectors

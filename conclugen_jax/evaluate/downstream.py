@@ -27,8 +27,6 @@ from conclugen_jax.run import allowed, checkpoint, config as config_lib, log as 
 from conclugen_jax.system import files, progress, signals
 from conclugen_jax.train import feed, optimizer as optimizer_lib, parallel, sharded_update
 
-RESULT = weights.RESULT
-
 
 class Run(NamedTuple):
     """A downstream run that owns its workdir."""
@@ -57,8 +55,6 @@ def downstream(
       Interrupted: SIGINT or SIGTERM came; repeating the command starts this run again.
     """
     devices = list(devices or jax.devices())
-    config_lib.check(config)
-    config_lib.check_downstream(config)
     if config.downstream.num_folds and config.downstream.fold == -1:
         return _all_folds(config, Path(workdir), devices)
     return once(config, workdir, functools.partial(_run, devices=devices), len(devices))
@@ -69,6 +65,8 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
 
     Nothing is left in the workdir of a run that is refused.
     """
+    config_lib.check(config)
+    config_lib.check_downstream(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
     manifest = dataset.manifest
     config = config_lib.with_modalities(config, manifest.modalities)
@@ -82,7 +80,7 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
         workdir_lib.settle(folder, config, manifest)
-        path, label = folder / RESULT, streams["train"].label
+        path, label = folder / weights.RESULT, streams["train"].label
         if path.exists():
             return _finished(path, encoder)
         result = {
@@ -175,7 +173,7 @@ def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device])
         values = {k: [r[split][k] for r in results] for k in measures}
         result[split] = {k: float(np.mean(v)) for k, v in values.items()}
         result[f"{split}_folds"] = values
-    files.write_json(workdir / RESULT, result)
+    files.write_json(workdir / weights.RESULT, result)
     return result
 
 
@@ -187,7 +185,7 @@ class BestEpochs:
 
     def __init__(self, measure: str, patience: int, shape: tuple[int, ...] = ()):
         self._sign, self._patience = 1 if measure == "mae" else -1, patience
-        self._cost, self._lowest = np.full(shape, np.inf), np.full(shape, np.inf)
+        self.cost, self._lowest = np.full(shape, np.inf), np.full(shape, np.inf)
         self.epoch, self._since = np.zeros(shape, int), np.zeros(shape, int)
 
     @property
@@ -198,15 +196,15 @@ class BestEpochs:
     @property
     def measure(self) -> np.ndarray:
         """Validation measure of the best epochs; infinite, the worst, where the loss was never finite."""
-        return self._cost * self._sign
+        return self.cost * self._sign
 
     def improved(self, epoch: int, measure: Any, losses: Any) -> np.ndarray:
         """Take in the validation of an epoch; return which running classifiers were never better."""
         running = self.running
         # Never select an epoch whose outputs are NaN: as classes they would count as the first one.
         cost = np.where(np.isfinite(losses), np.asarray(measure) * self._sign, np.inf)
-        improved = running & (cost < self._cost)
-        self._cost, self.epoch = np.where(improved, cost, self._cost), np.where(improved, epoch, self.epoch)
+        improved = running & (cost < self.cost)
+        self.cost, self.epoch = np.where(improved, cost, self.cost), np.where(improved, epoch, self.epoch)
         self._since = np.where(running & (losses < self._lowest), 0, self._since + running)
         self._lowest = np.where(running, np.fmin(self._lowest, losses), self._lowest)
         return improved

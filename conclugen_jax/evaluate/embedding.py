@@ -19,8 +19,6 @@ from conclugen_jax.run import checkpoint, workdir as workdir_lib
 from conclugen_jax.system import files
 
 FUSIONS = ("none", "concat", "mean")
-Computing = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-"""Function of the features and the presence of each modality."""
 
 
 class Network(NamedTuple):
@@ -101,7 +99,7 @@ def embed(
         yield {"id": ids, "group": groups, **{name: x[:count] for name, x in chunk.items()}}
 
 
-def computing(network: Network, wanted: Sequence[str] = (), how: str = "none") -> Computing:
+def computing(network: Network, wanted: Sequence[str] = (), how: str = "none") -> Callable[..., dict[str, np.ndarray]]:
     """Return a function of rows in memory, compiled once for all calls with as many rows.
 
     It takes modality -> float32 [n, dim] of all modalities of the network, anything where absent, and modality -> bool [n]; it

@@ -90,11 +90,10 @@ class OnlineProbe:
         bank, labels, queries, truth = known
         guess, measure = knn(bank, labels, queries, self._label, k=self._neighbours), self._linear.task.measure
         record = {"step": step, "epoch": epoch, f"knn/{measure}": task_lib.measured(self._label, truth, guess)}
-        measures = self._linear.fit(vectors)[0].measure
-        best = measures.min() if measure == "mae" else measures.max()
-        if np.isfinite(best):  # else no classifier had a finite loss in any epoch
-            record[f"linear/{measure}"] = float(best)
-            self._cost = step, float(best if measure == "mae" else -best)
+        best = self._linear.fit(vectors)[0]
+        if np.isfinite(best.cost).any():  # else no classifier had a finite loss in any epoch
+            record[f"linear/{measure}"] = float(best.measure.flat[best.cost.argmin()])
+            self._cost = step, float(best.cost.min())
         centroids = np.asarray(state.centroids)
         if "clustering" in self._model.heads and centroids.any():
             fused = jnp.asarray(found["fused"][rows])

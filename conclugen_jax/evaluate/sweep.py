@@ -22,7 +22,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, splits, task as task_lib
 from conclugen_jax.method import fusion
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.run import allowed, config as config_lib, configuration_files
+from conclugen_jax.run import allowed, configuration_files
 from conclugen_jax.system import progress, signals
 from conclugen_jax.train import optimizer as optimizer_lib
 
@@ -152,8 +152,6 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       ConclugenError: an impossible configuration, bad data, or losses that are not finite.
       Interrupted: SIGINT or SIGTERM came; repeating the command starts again.
     """
-    config_lib.check(config)
-    config_lib.check_downstream(config)
     section = config.downstream
     if section.protocol not in allowed.FROZEN or section.num_folds:
         wanted = f"a sweep needs frozen representations ({' or '.join(map(repr, allowed.FROZEN))}) and stored splits"
@@ -193,18 +191,17 @@ def _run(run: downstream.Run) -> dict[str, Any]:
             raise task_lib.not_finite(trainer.config, ", or the rates of config.sweep")
         for g in range(len(groups)):
             own = jax.tree.map(lambda x, g=g: x[g], params)
-            chosen, tried = _selected(trainer, best.measure[g], best.epoch[g], own, vectors, g)
+            chosen, tried = _selected(trainer, best, own, vectors, g)
             result["selected"].append({"labels_per_class": number, **chosen})
             result["members"] += [{"labels_per_class": number, **member} for member in tried]
     return result
 
 
-def _selected(trainer: Grid, measures: Any, epochs: Any, params: Any, vectors: Mapping[str, Vectors], g: int):
+def _selected(trainer: Grid, best: downstream.BestEpochs, params: Any, vectors: Mapping[str, Vectors], g: int):
     """Return the member of best validation measure in a group with its scores, and all its members."""
     members = trainer.members
     (seed, draw), rows = members.groups[g], members.rows[g]
     task = task_lib.create(trainer.config, trainer.task.label, vectors["train"].labels[rows])
-    best = np.argmin(measures) if task.measure == "mae" else np.argmax(measures)  # the first of equals
     tried = [
         {
             "label_draw": draw,
@@ -214,10 +211,11 @@ def _selected(trainer: Grid, measures: Any, epochs: Any, params: Any, vectors: M
             "best_epoch": int(epoch),
             f"validation/{task.measure}": float(measure) if np.isfinite(measure) else None,
         }
-        for (rate, decay), epoch, measure in zip(members.pairs, epochs, measures, strict=True)
+        for (rate, decay), epoch, measure in zip(members.pairs, best.epoch[g], best.measure[g], strict=True)
     ]
-    params = jax.tree.map(lambda x: x[best], params)
-    chosen = {name: x for name, x in tried[best].items() if "/" not in name} | {"num_train_examples": len(rows)}
+    first = best.cost[g].argmin()  # of equals
+    params = jax.tree.map(lambda x: x[first], params)
+    chosen = {name: x for name, x in tried[first].items() if "/" not in name} | {"num_train_examples": len(rows)}
     for name in ("validation", "test"):
         logits = np.asarray(task.logits(params, {}, _batch(vectors[name].x)))
         chosen[name] = task.scores(logits, vectors[name].labels, name)
