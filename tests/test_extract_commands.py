@@ -126,6 +126,8 @@ def test_commands_that_make_no_sense(videos, tmp_path):
         (["--dataset=clips", "--name=a", "--speech=siri"], "error: speech recogniser 'siri' is unknown"),
         (["--dataset=clips", "--name=a", "--label=a", "--label=b"], "--label is there twice; write it once"),
         (["--dataset=clips", "--name=a", "--num-views=0"], "num_views"),
+        (["--dataset=clips", "--name=a", "--fold=0"], "--fold=0 without --num_folds"),
+        (["--dataset=clips", "--name=a", "--beam_options=--runner=DirectRunner"], "--beam_options without --beam"),
         (["--dataset=caer"], "expected train|validation|test/CLASS/FILE.avi"),
     ):
         assert message in run(*base, *flags, code=2).stderr
