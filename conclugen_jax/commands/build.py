@@ -45,26 +45,25 @@ command.integer("num_workers", 0, "Processes; 0 for as many as there are cores",
 command.bool("beam", False, "Let Apache Beam run the workers (pip install 'conclugen_jax[beam]')")
 command.list("beam_options", [], "Pipeline options, such as --runner=FlinkRunner")
 
+# Flags that do not say which files are read, and how.
 OF_ALL = "dataset", "data_dir", "drop_bad", "strict", "overwrite", "num_workers", "beam", "beam_options"
-"""Flags that do not say which files are read, and how."""
 
 
 @signals.ending_at_once()
 def main() -> None:
     """Build and say what was built."""
-    from conclugen_jax.data import builders, digits, inspection_view
-
     _refuse_ignored()
     how = command.values("drop_bad", "strict") | builder_options(command)
-    source = digits.Digits() if FLAGS.dataset == "digits" else formats.open_source(_request())
+    request = None if FLAGS.dataset == "digits" else _request()
+    from conclugen_jax.data import builders, digits, inspection_view
+
+    source = formats.open_source(request) if request else digits.Digits()
     with progress.Counter(f"building {source.spec.name}") as counter:
         folder = builders.build(source, command.required("data_dir"), progress=counter, **how)
     for line in inspection_view.describe(folder):
         print(line)
     if source.spec.label.kind == "none" and not FLAGS.label and FLAGS.dataset == "features":
-        print(
-            "no column 'label' was found; if the labels are in another column, name it with --label=COLUMN and --overwrite"
-        )
+        print("no column 'label' was found; if another has the labels, name it with --label=COLUMN and --overwrite")
 
 
 def _refuse_ignored() -> None:

@@ -8,8 +8,9 @@ The command writes to DATA_DIR/NAME/VERSION. Repeat it to resume after an interr
 again. docs/extraction.md says which folders, labels and subtitles are understood.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from conclugen_jax.commands import app, build
 from conclugen_jax.data import formats
@@ -63,20 +64,19 @@ def main() -> None:
 
 
 def _extract() -> None:
+    how = command.values("no_face", "num_views", "seed", "strength") | build.builder_options(command)
+    how |= {"data_dir": command.required("data_dir"), "keep": FLAGS.keep_vectors, "recogniser": FLAGS.speech}
+    dataset, described = command.required("dataset"), build.request_options(command)
     from conclugen_jax.data import inspection_view
     from conclugen_jax.extract import clips, extraction, outcome, vectors
     from conclugen_jax.extract.backbones import Networks, Options
     from conclugen_jax.extract.networks import mtcnn
 
     vectors.keep_freed_memory()
-    dataset = command.required("dataset")
+    how["faces"] = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
     options = command.values("size", "precision", "front_end", "authors_normalisation", "batch_items")
     networks = Networks(tuple(FLAGS.weights), tuple(FLAGS.backbone), Options(**options))
-    how = command.values("no_face", "num_views", "seed", "strength") | build.builder_options(command)
-    faces = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
-    how |= {"data_dir": command.required("data_dir"), "faces": faces}
-    how |= {"keep": FLAGS.keep_vectors, "recogniser": FLAGS.speech}
-    request = _request(dataset, clips.MEDIA)
+    request = _request(dataset, clips.MEDIA, described)
     found = clips.find(dataset, request.source, labels=request.labels, cut=FLAGS.cut)
     progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
@@ -85,18 +85,13 @@ def _extract() -> None:
         print(line)
 
 
-def _request(dataset: str, media: Collection[str]) -> Request:
+def _request(dataset: str, media: Collection[str], described: Mapping[str, Any]) -> Request:
     source, own = Path(command.required("source")), dataset == GENERIC
     labels = tuple(map(Path, FLAGS.labels)) or _beside(source, media)
     if own and FLAGS.label and not labels:
         raise ConclugenError(f"--label={FLAGS.label[0]}: no labels.csv in {source}; name the table with --labels")
-    return Request(
-        dataset=formats.GENERIC if own else dataset,
-        source=source,
-        name=command.required("name") if own else FLAGS.name,
-        labels=labels,
-        **build.request_options(command),
-    )
+    name = command.required("name") if own else FLAGS.name
+    return Request(formats.GENERIC if own else dataset, source, name=name, labels=labels, **described)
 
 
 def _beside(source: Path, media: Collection[str]) -> tuple[Path, ...]:

@@ -180,7 +180,8 @@ def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device])
 class BestEpochs:
     """The best epoch by ``mae`` or ``accuracy`` of each classifier of an array, the earliest of equals, and which still train.
 
-    ``patience``: epochs without a lower validation loss after which a classifier stops; 0: never.
+    ``cost``: its measure, negated for accuracy. ``patience``: epochs without a lower validation loss after which a classifier
+    stops; 0: never.
     """
 
     def __init__(self, measure: str, patience: int, shape: tuple[int, ...] = ()):

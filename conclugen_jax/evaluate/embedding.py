@@ -80,8 +80,7 @@ def embed(
       [n], ``MODALITY`` float32 [n, R] (zeros where absent) or ``fused``; of a downstream run ``probability`` float32
       [n, classes] and ``prediction`` [n] or [n, labels], or just ``prediction`` for a number.
 
-    Raises:
-      ConclugenError: unknown names, or features of another size than the network's.
+    Unknown names, and features of another size than the network's, are refused.
     """
     if fusion not in FUSIONS:
         raise ConclugenError(f"fusion {fusion!r} is unknown; there are {', '.join(FUSIONS)}")

@@ -148,10 +148,7 @@ def import_weights(source: str | Path, workdir: str | Path, data: str | Path | N
     """Make a workdir, new or empty, of the folder of an export, to be used, not trained further.
 
     ``data``: folder of the data set that the run was trained on; ``None``: it is not here, and commands that use the
-    weights need one named.
-
-    Raises:
-      ConclugenError: the export is damaged or not one, the folder is in use, or the data set is another one.
+    weights need one named. Damaged exports, folders in use and other data sets are refused.
     """
     path = Path(source) / EXPORT
     export = files.read_json(path, Export, way_out=f"name the folder of an export of version 1, or {AGAIN}")

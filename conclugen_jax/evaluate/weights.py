@@ -29,8 +29,7 @@ def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, d
     features, method="represent")`` the representations alone. Standardisation, if the run used it, is part of the model:
     features go in raw.
 
-    Raises:
-      ConclugenError: no pretraining run or no checkpoint there, or one that does not fit its own configuration.
+    Refused are folders without a pretraining run or checkpoint, and checkpoints that do not fit their own configuration.
     """
     return _restore(workdir, which)[:3]
 
