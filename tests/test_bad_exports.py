@@ -77,7 +77,7 @@ BAD_FACTS = {
     "no manifest": (put("data", {}), "'data': damaged manifest .KeyError: 'format'"),
     "other manifest": (put("data.version", "2.0.0"), "'data' is not the manifest whose hash"),
     "size not of the manifest": (put("data.modalities.video", 25), "damaged manifest"),
-    "hash of the data is no text": (put("data_set.sha256", [1]), "got `array` - at `[$].data_set.sha256`"),
+    "hash of the data is no text": (put("data_set.sha256", [1]), "got `array` - at `[$].data_set"),
     "hash of the weights": (put("weights_sha256", "0" * 64), "not the file whose SHA-256"),
     "hash of the parameters": (put("parameters_sha256", "0" * 64), "not the parameters whose hash"),
     "deep configuration": (put("config.train", nested(600)), "nested too deeply|cannot be used"),

@@ -31,9 +31,6 @@ EXPORT = "export.json"
 AGAIN = "ask for the export again"
 
 
-DataSet = msgspec.defstruct("DataSet", [("name", str), ("version", str), ("sha256", str)])
-
-
 class Export(msgspec.Struct):
     """Content of ``export.json``."""
 
@@ -42,7 +39,7 @@ class Export(msgspec.Struct):
     step: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
     weights_sha256: str
     parameters_sha256: str
-    data_set: DataSet
+    data_set: dict[str, str]  # name, version, sha256
     config: dict[str, Any]
     data: dict[str, Any]
 
@@ -137,7 +134,7 @@ def export_weights(workdir: str | Path, output: str | Path, which: str | int = "
         arrays = {name: np.ascontiguousarray(x) for name, x in flat.items() if x.size}
         (folder / WEIGHTS).write_bytes(safetensors.save(arrays))  # save_file would make it readable by its owner alone
         hashes = Hashes(step, files.sha256(folder / WEIGHTS), trees.fingerprint(variables["params"]))
-        data_set = DataSet(manifest.name, manifest.version, manifest.fingerprint())
+        data_set = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
         described = data_set, _without_places(config).to_dict(), json.loads(manifest.to_json())
         export = Export("conclugen_jax weights", 1, *hashes, *described)
         files.write_json(folder / EXPORT, msgspec.to_builtins(export))
@@ -154,7 +151,7 @@ def import_weights(source: str | Path, workdir: str | Path, data: str | Path | N
     export = files.read_json(path, Export, way_out=f"name the folder of an export of version 1, or {AGAIN}")
     config = _config(path, export.config)
     manifest = manifest_lib.from_tree(export.data, f"{path}, 'data'", way_out=AGAIN)
-    if export.data_set.sha256 != manifest.fingerprint():
+    if export.data_set.get("sha256") != manifest.fingerprint():
         raise ConclugenError(f"{path}: 'data' is not the manifest whose hash 'data_set' has; {AGAIN}")
     hashes = Hashes(export.step, export.weights_sha256, export.parameters_sha256)
     _, template = weights.network(config, manifest, where=f"{path}: the data set")
