@@ -6,6 +6,7 @@ compilation, median, and ratios to the one fit.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -64,8 +65,7 @@ def _per_epoch(vectors, label, rates: int, decays: int, seeds: int) -> float:
         config.train.batch_size, config.train.num_epochs = 500, epochs
         start = time.perf_counter()
         members = sweep.Members(
-            np.geomspace(1e-4, 1e-2, rates),
-            np.geomspace(1e-5, 1e-2, decays),
+            list(itertools.product(np.geomspace(1e-4, 1e-2, rates), np.geomspace(1e-5, 1e-2, decays))),
             [(seed, 0) for seed in range(seeds)],
             [vectors["train"].usable] * seeds,
         )

@@ -143,7 +143,7 @@ def test_frozen_parameters_stay_bit_for_bit(data):
     manifest = shards.open_dataset(data).manifest
     encoder = weights.encoder(config, manifest)
     made = task.create(config, manifest.label, encoder=encoder.model)
-    state = downstream.fresh_state(config, made, encoder.dims, adamw, encoder.variables)
+    state = downstream.fresh_state(config.seed, made, encoder.dims, adamw, encoder.variables)
     rows = batches.open_split(shards.open_dataset(data), "train", config.data.modalities, tier="host").rows(
         np.arange(16)
     )
@@ -163,7 +163,7 @@ def test_dropout_differs_from_step_to_step(data, pretrained):
     manifest = shards.open_dataset(data).manifest
     encoder = weights.encoder(config, manifest)
     made = task.create(config, manifest.label)
-    state = downstream.fresh_state(config, made, encoder.dims, adamw, encoder.variables)
+    state = downstream.fresh_state(config.seed, made, encoder.dims, adamw, encoder.variables)
     x = {m: np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32) for m in encoder.modalities}
     batch = {"features": x, "present": {m: np.ones(16, bool) for m in x}, "label": np.arange(16) % 4}
     step = jax.jit(lambda s: downstream.downstream_step(s, batch, task=made, optimizer=adamw, schedule=schedule))

@@ -68,7 +68,7 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
 
     network = embedding.load(tmp_path / "run")
     _, rows = rows_of(data, "test")
-    expected = embedding.predictor(network)(rows["features"], rows["present"])["probability"][0]
+    expected = embedding.computing(network)(rows["features"], rows["present"])["probability"][0]
     np.testing.assert_allclose(list(found["probability"].values()), expected, atol=1e-6)
     from PIL import Image
 
@@ -126,6 +126,8 @@ def test_commands_that_make_no_sense(videos, tmp_path):
         (["--dataset=clips", "--name=a", "--speech=siri"], "error: speech recogniser 'siri' is unknown"),
         (["--dataset=clips", "--name=a", "--label=a", "--label=b"], "--label is there twice; write it once"),
         (["--dataset=clips", "--name=a", "--num-views=0"], "num_views"),
+        (["--dataset=clips", "--name=a", "--fold=0"], "--fold=0 without --num_folds"),
+        (["--dataset=clips", "--name=a", "--beam_options=--runner=DirectRunner"], "--beam_options without --beam"),
         (["--dataset=caer"], "expected train|validation|test/CLASS/FILE.avi"),
     ):
         assert message in run(*base, *flags, code=2).stderr

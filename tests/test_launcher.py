@@ -25,6 +25,12 @@ def test_the_overview_names_every_command_and_loads_nothing_slow():
     for name in names.COMMANDS:
         assert any(line.startswith(f"  {name} ") for line in lines), name
     assert not {"jax", "numpy", "absl", "ml_collections"} & set(lines)
+    code = (
+        "import sys; from conclugen_jax.commands import build, embed, extract, predict, pretrain; print(*sys.modules)"
+    )
+    modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert "conclugen_jax.commands.predict" in modules
+    assert not {"jax", "tensorflow_datasets", "av"} & set(modules)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert typed("--help").returncode == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -166,21 +166,20 @@ def test_stopped_members_stay_stopped_and_those_without_numbers_never_win(monkey
         at = len(seen)
         labels = np.where(np.arange(4)[None, :] < right[:, at, None], 0, 1)
         logits = np.stack([1 - labels, labels], axis=-1).astype(np.float32)
-        return logits[None, :, None], losses[None, :, None, at]
+        return logits[None], losses[None, :, at]
 
     config = tiny_config(train__num_epochs=5, train__batch_size=4, downstream__early_stopping_epochs=1)
-    members = sweep.Members((0.1, 0.2, 0.3), (0.0,), [(0, 0)], [np.arange(4)])
+    members = sweep.Members([(rate, 0.0) for rate in (0.1, 0.2, 0.3)], [(0, 0)], [np.arange(4)])
     made = sweep.Grid(config, LabelSpec("single", ("a", "b")), members, dim=2)
-    monkeypatch.setattr(made, "_start", lambda *_: (None, None, None))
-    monkeypatch.setattr(made, "_epoch", lambda *_: (None, None))
+    monkeypatch.setattr(made, "_epoch", lambda state, *_: state)
     monkeypatch.setattr(made, "_evaluate", evaluate)
-    monkeypatch.setattr(made, "_keep", lambda improved, new, old: seen.append(improved[0, :, 0].tolist()))
+    monkeypatch.setattr(made, "_keep", lambda improved, new, old: seen.append(improved[0].tolist()))
     vectors = {
         name: sweep.Vectors(np.zeros((4, 2)), np.zeros(4, int), np.arange(4)) for name in ("train", "validation")
     }
     best, _ = made.fit(vectors)
-    np.testing.assert_array_equal(best.measure[0, :, 0], [0.5, -np.inf, 0.75])
-    np.testing.assert_array_equal(best.epoch[0, :, 0], [1, 0, 3])
+    np.testing.assert_array_equal(best.measure[0], [0.5, -np.inf, 0.75])
+    np.testing.assert_array_equal(best.epoch[0], [1, 0, 3])
     assert seen == [[True, False, True], [True, False, True], [False, False, True], [False, False, True], [False] * 3]
 
 

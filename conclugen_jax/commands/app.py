@@ -29,10 +29,9 @@ from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.run import configuration_files
 from conclugen_jax.system import processes, signals
 
+# Short flag -> key of the configuration of pretraining; other commands add to it.
 OF_PRETRAINING = {"data": "data.path", "batch_size": "train.batch_size"}
-"""Short flag -> key of the configuration of pretraining; other commands add to it."""
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
-"""Module -> the package that holds it, where their names differ."""
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # module -> the package that holds it, if named otherwise
 
 
 class Command:
@@ -73,6 +72,10 @@ class Command:
         if value in (None, ""):
             raise ConclugenError(f"--{name} is missing; see --help")
         return value
+
+    def values(self, *names: str) -> dict[str, Any]:
+        """Return some flags as keyword arguments of the same names."""
+        return {name: self.flags[name].value for name in names}
 
     def parse(self, argv: Sequence[str]) -> None:
         """Read a command line without the name of the command."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen_jax.commands import app
-from conclugen_jax.data import builders, digits, formats, inspection_view
+from conclugen_jax.data import formats
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
@@ -31,9 +31,8 @@ command.multi_string("modality", [], "NAME=PATH: features of a modality, besides
 command.list("modalities", [], "Names of the modalities to build; default: all")
 command.list("labels", [], "Files of labels, instead of labels.csv in the source")
 command.list("label", [], "Data of your own: column of the label, or one column of 0 and 1 per label")
-command.enum(
-    "label_kind", "", ["", "single", "multi", "value"], "Data of your own: kind of the label; default: guess it"
-)
+KINDS = ["", "single", "multi", "value"]
+command.enum("label_kind", "", KINDS, "Data of your own: kind of the label; default: guess it")
 command.list("classes", [], "Data of your own: names of the classes in order; default: those found, sorted")
 command.list("targets", [], "Data of your own: columns of further things to predict")
 command.string("pool", "mean", "How frames or tokens become one vector: mean, max, last")
@@ -46,32 +45,25 @@ command.integer("num_workers", 0, "Processes; 0 for as many as there are cores",
 command.bool("beam", False, "Let Apache Beam run the workers (pip install 'conclugen_jax[beam]')")
 command.list("beam_options", [], "Pipeline options, such as --runner=FlinkRunner")
 
+# Flags that do not say which files are read, and how.
 OF_ALL = "dataset", "data_dir", "drop_bad", "strict", "overwrite", "num_workers", "beam", "beam_options"
-"""Flags that do not say which files are read, and how."""
 
 
 @signals.ending_at_once()
 def main() -> None:
     """Build and say what was built."""
     _refuse_ignored()
-    source = _source(command.required("dataset"))
+    how = command.values("drop_bad", "strict") | builder_options(command)
+    request = None if FLAGS.dataset == "digits" else _request()
+    from conclugen_jax.data import builders, digits, inspection_view
+
+    source = formats.open_source(request) if request else digits.Digits()
     with progress.Counter(f"building {source.spec.name}") as counter:
-        folder = builders.build(
-            source,
-            command.required("data_dir"),
-            overwrite=FLAGS.overwrite,
-            drop_bad=FLAGS.drop_bad,
-            strict=FLAGS.strict,
-            num_workers=FLAGS.num_workers or os.cpu_count(),
-            beam=FLAGS.beam_options if FLAGS.beam else None,
-            progress=counter,
-        )
+        folder = builders.build(source, command.required("data_dir"), progress=counter, **how)
     for line in inspection_view.describe(folder):
         print(line)
     if source.spec.label.kind == "none" and not FLAGS.label and FLAGS.dataset == "features":
-        print(
-            "no column 'label' was found; if the labels are in another column, name it with --label=COLUMN and --overwrite"
-        )
+        print("no column 'label' was found; if another has the labels, name it with --label=COLUMN and --overwrite")
 
 
 def _refuse_ignored() -> None:
@@ -79,44 +71,45 @@ def _refuse_ignored() -> None:
     given = [name for name in FLAGS if name not in OF_ALL and FLAGS[name].value != FLAGS[name].default]
     if FLAGS.dataset == "digits" and given:
         raise ConclugenError(f"--{given[0]} is for features in files; the digits are as they are, leave it out")
-    if FLAGS["fold"].present and not FLAGS.num_folds:
-        raise ConclugenError(f"--fold={FLAGS.fold} without --num_folds; say how many folds there are")
     kind = FLAGS.label_kind
     if len(FLAGS.label) > 1 and kind not in ("", "multi"):
-        raise ConclugenError(
-            f"--label_kind={kind} is for one column, --label names {len(FLAGS.label)}; name one, or multi"
-        )
+        fact = f"--label_kind={kind} is for one column, --label names {len(FLAGS.label)}"
+        raise ConclugenError(f"{fact}; name one, or multi")
     if FLAGS.classes and (len(FLAGS.label) > 1 or kind in ("multi", "value")):
         raise ConclugenError("--classes names the classes of one column of --label_kind=single; leave it out")
-    if FLAGS.beam_options and not FLAGS.beam:
-        raise ConclugenError("--beam_options without --beam; add --beam, or leave them out")
-    if FLAGS.beam and FLAGS.num_workers:
-        raise ConclugenError("--num_workers with --beam, whose own options say how many there are; leave it out")
 
 
-def _source(dataset: str):
-    if dataset == "digits":
-        return digits.Digits()
-    return formats.open_source(
-        Request(
-            dataset=dataset,
-            source=Path(FLAGS.source) if FLAGS.source else None,
-            format=FLAGS.format,
-            name=FLAGS.name,
-            version=FLAGS.version,
-            modalities=dict(_pair(text) for text in FLAGS.modality),
-            only=tuple(FLAGS.modalities),
-            labels=tuple(map(Path, FLAGS.labels)),
-            pool=FLAGS.pool,
-            **labelled(FLAGS),
-        )
+def _request() -> Request:
+    return Request(
+        dataset=command.required("dataset"),
+        source=Path(FLAGS.source) if FLAGS.source else None,
+        modalities=dict(_pair(text) for text in FLAGS.modality),
+        only=tuple(FLAGS.modalities),
+        labels=tuple(map(Path, FLAGS.labels)),
+        **command.values("format", "name", "pool"),
+        **request_options(command),
     )
 
 
-def labelled(flags: Any) -> dict[str, Any]:
-    """Return what the flags say of labels and folds, as arguments of a request."""
+def builder_options(own: app.Command) -> dict[str, Any]:
+    """Return what the flags of a command that writes shards say of its workers, as arguments of what builds them."""
+    flags = own.flags
+    if flags.beam_options and not flags.beam:
+        raise ConclugenError("--beam_options without --beam; add --beam, or leave them out")
+    if flags.beam and flags.num_workers:
+        raise ConclugenError("--num_workers with --beam, whose own options say how many there are; leave it out")
+    found = {"num_workers": flags.num_workers or os.cpu_count(), "beam": flags.beam_options if flags.beam else None}
+    return found | own.values("overwrite")
+
+
+def request_options(own: app.Command) -> dict[str, Any]:
+    """Return what the flags of such a command say of version, labels and folds, as arguments of a request."""
+    flags = own.flags
+    if flags["fold"].present and not flags.num_folds:
+        raise ConclugenError(f"--fold={flags.fold} without --num_folds; say how many folds there are")
     layout = Layout(tuple(flags.label), flags.label_kind, tuple(flags.classes), tuple(flags.targets))
-    return {"layout": layout, "folds": (flags.num_folds, flags.fold) if flags.num_folds else None}
+    folds = (flags.num_folds, flags.fold) if flags.num_folds else None
+    return {"layout": layout, "folds": folds} | own.values("version")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -32,11 +32,9 @@ TAKES = {"list": {"json"}, "verify": {"step", "json"}, "export": {"step", "outpu
 
 def main() -> None:
     """Do what the first argument says."""
-    action, *more = command.words or [""]
+    action = " ".join(command.words)
     if action not in TAKES:
         raise ConclugenError(f"{action!r} is not a command; write {', '.join(TAKES)} first, see --help")
-    if more:
-        raise ConclugenError(f"{more[0]!r} is not a flag; write --flag=value, see --help")
     for name in set().union(*TAKES.values()) - TAKES[action]:
         if FLAGS[name].present:
             raise ConclugenError(f"--{name} is no flag of {action!r}; see --help")
@@ -53,16 +51,14 @@ def main() -> None:
             print("\n".join(f"step {row['step']}: {row['wrong'] or 'ok'}" for row in rows))
         damaged = [str(row["step"]) for row in rows if row.get("wrong")]
         if damaged:
-            raise ConclugenError(
-                f"{workdir}: {len(damaged)} of {len(rows)} checkpoints damaged (step {', '.join(damaged)}); use another, or "
-                "repeat the run's command, which goes on from the newest intact one"
-            )
+            fact = f"{len(damaged)} of {len(rows)} checkpoints damaged (step {', '.join(damaged)})"
+            way_out = "use another, or repeat the run's command, which goes on from the newest intact one"
+            raise ConclugenError(f"{workdir}: {fact}; {way_out}")
         return
+    folder = command.required("output") if action == "export" else workdir
     if action == "export":
-        folder = command.required("output")
         hashes = exchange.export_weights(workdir, folder, FLAGS.step or "newest")
     else:
-        folder = workdir
         hashes = exchange.import_weights(command.required("source"), workdir, FLAGS.data)
     print(f"{folder}: weights of step {hashes.step}")
     print(f"SHA-256 of {exchange.WEIGHTS}: {hashes.weights}")

@@ -39,7 +39,8 @@ complete -o default -o nospace -F _conclugen conclugen"""
 
 def main() -> None:
     """Print the script."""
-    writers = {"bash": _bash, "zsh": _zsh, "fish": _fish}
+    zsh = "autoload -U +X bashcompinit && bashcompinit\n"
+    writers = {"bash": _bash, "zsh": lambda flags: zsh + _bash(flags), "fish": _fish}
     if len(command.words) != 1 or command.words[0] not in writers:
         raise ConclugenError(f"name one shell: {', '.join(writers)}")
     print(writers[command.words[0]](_flags()))
@@ -59,10 +60,6 @@ def _bash(flags: dict[str, dict[str, str]]) -> str:
     cases = [f'      {name}) words="{" ".join(f"--{flag}=" for flag in known)}" ;;' for name, known in flags.items()]
     script = BASH.replace("@COMMANDS@", " ".join(flags)).replace("@CONFIGS@", " ".join(configuration_files.names()))
     return script.replace("@CASES@", "\n".join(cases))
-
-
-def _zsh(flags: dict[str, dict[str, str]]) -> str:
-    return f"autoload -U +X bashcompinit && bashcompinit\n{_bash(flags)}"
 
 
 def _fish(flags: dict[str, dict[str, str]]) -> str:

@@ -24,10 +24,8 @@ def main() -> None:
     """Convert and say what was converted."""
     source, output = command.required("source"), command.required("output")
     if not FLAGS.trust_pickle:
-        raise ConclugenError(
-            f"{source} is a pickle, a format that can carry programs, and was not opened; if you know where it comes "
-            "from, add --trust-pickle (nothing in it will be run)"
-        )
+        way_out = "if you know where it comes from, add --trust-pickle (nothing in it will be run)"
+        raise ConclugenError(f"{source} is a pickle, a format that can carry programs, and was not opened; {way_out}")
     facts = mmsa.convert(source, output, modalities=FLAGS.modalities)
     counts = ", ".join(f"{split} {n}" for split, n in facts["splits"].items())
     print(f"{output}: {counts} clips")

@@ -22,6 +22,7 @@ TINY = (
     *("--config.model.representation_dim=32", "--config.model.projection_dim=16", "--config.train.num_epochs=2"),
     *("--config.model.reconstruction_dim=16", "--config.clustering.start_epoch=1"),
 )
+FEW = ("--labels=2,all", "--draws=2")
 
 
 def main() -> int:
@@ -38,15 +39,11 @@ def main() -> int:
     commands = (
         ("build", f"--dataset={digits.SPEC.name}", f"--data_dir={folder / 'data'}"),
         ("pretrain", "--config=demo", f"--data={data}", f"--workdir={run}", *shared, *(TINY if tiny else ())),
-        (
-            *("probe", f"--workdir={run}", f"--output={folder / 'label_efficiency'}"),
-            *(("--labels=2,all", "--draws=2") if tiny else ()),
-        ),
+        ("probe", f"--workdir={run}", f"--output={folder / 'label_efficiency'}", *(FEW if tiny else ())),
     )
     for name, *arguments in commands:
         progress.say(f"\nconclugen {shlex.join([name, *arguments])}")
-        code = app.call(name, arguments)
-        if code:
+        if code := app.call(name, arguments):
             return code
     if tiny:
         print("Two epochs of a tiny network learn little: this tests the installation, not the method.")

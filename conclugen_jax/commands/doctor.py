@@ -27,16 +27,12 @@ def main() -> int:
 
     findings = []
     examined = checks.examine(configuration_files.base(), data=FLAGS.data, workdir=Path(FLAGS.workdir))
-    while True:
-        with contextlib.redirect_stderr(io.StringIO()):  # what the trial run says is of no interest
-            finding = next(examined, None)
-        if finding is None:
-            break
-        findings.append(finding)
-        if not FLAGS.json:
-            print(f"{finding.status:8} {finding.check:14} {finding.found}", flush=True)
-            if finding.mend:
-                print(f"{'':23} -> {finding.mend}", flush=True)
+    with contextlib.redirect_stderr(io.StringIO()):  # what the trial run says is of no interest
+        for finding in examined:
+            findings.append(finding)
+            if not FLAGS.json:
+                way_out = f"\n{'':23} -> {finding.mend}" if finding.mend else ""
+                print(f"{finding.status:8} {finding.check:14} {finding.found}{way_out}", flush=True)
     ok = not any(finding.status == "failed" for finding in findings)
     if FLAGS.json:
         print(json.dumps({"ok": ok, "checks": [finding._asdict() for finding in findings]}, indent=1))

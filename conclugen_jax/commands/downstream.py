@@ -18,26 +18,20 @@ PLACE = "Folder of result.json, metrics.jsonl, checkpoints; default: CHECKPOINT/
 command.string("workdir", None, PLACE)
 command.bool("sweep", False, "Train the whole grid of config.sweep in one run")
 
-MEMBER = {
-    "labels_per_class": "labels",
-    "label_draw": "draw",
-    "seed": "seed",
-    "learning_rate": "rate",
-    "weight_decay": "decay",
-}
-"""What is shown of a selected member of a sweep, and its column."""
+MEMBER = ("labels_per_class", "label_draw", "seed", "learning_rate", "weight_decay")  # what is shown of one of a sweep
+COLUMNS = ("labels", "draw", "seed", "rate", "decay")
 
 
 def main() -> None:
     """Train, choose the best epoch, print the scores."""
-    from conclugen_jax.evaluate import downstream, sweep
+    from conclugen_jax.evaluate import downstream, sweep, weights
     from conclugen_jax.run.config import PRETRAINED
 
     section = command.config.downstream
     beside = section.checkpoint if section.protocol in PRETRAINED and section.checkpoint else "runs"
     workdir = FLAGS.workdir or str(Path(beside, section.protocol + ("_sweep" if FLAGS.sweep else "")))
     _show((sweep.sweep if FLAGS.sweep else downstream.downstream)(command.config, workdir))
-    print(f"saved as {workdir}/{downstream.RESULT}")
+    print(f"saved as {workdir}/{weights.RESULT}")
 
 
 def _show(result: dict) -> None:
@@ -48,7 +42,7 @@ def _show(result: dict) -> None:
     target = f"{result['target']} of " if result["target"] else ""
     unit = "a number to predict" if factor == 1 else "weighted scores in %"
     if "selected" in result:
-        facts, kind = MEMBER.values(), f"those of best validation of {len(result['members'])} classifiers, test split"
+        facts, kind = COLUMNS, f"those of best validation of {len(result['members'])} classifiers, test split"
         rows = [([f"{row[fact]:g}" for fact in MEMBER], row["test"]) for row in result["selected"]]
         for named, _ in rows:
             named[0] = {"0": "all"}.get(named[0], named[0])
@@ -57,6 +51,5 @@ def _show(result: dict) -> None:
         folds = result.get("num_folds")
         kind = f"mean of {folds} folds" if folds else f"best epoch {result['best_epoch'] + 1}"
     cells = [[*named, *(f"{factor * scored[score]:.{digits}f}" for score in scores)] for named, scored in rows]
-    app.show(
-        [*facts, *scores], cells, title=f"{result['protocol']} on {target}{result['data']['name']}, {kind}, {unit}"
-    )
+    title = f"{result['protocol']} on {target}{result['data']['name']}, {kind}, {unit}"
+    app.show([*facts, *scores], cells, title=title)

@@ -38,8 +38,7 @@ def main() -> None:
         raise ConclugenError(f"--output={output}: expected a name that ends with {' or '.join(embedding.WRITERS)}")
     network = embedding.load(workdir, FLAGS.checkpoint)
     dataset = shards.open_dataset(FLAGS.data or workdir_lib.read_config(workdir).data.path)
-    how = {"modalities": FLAGS.modalities, "fusion": FLAGS.fusion, "batch_size": FLAGS.batch_size}
-    rows = embedding.embed(network, dataset, FLAGS.split, **how)
+    rows = embedding.embed(network, dataset, FLAGS.split, **command.values("modalities", "fusion", "batch_size"))
     with progress.Counter(f"embedding {FLAGS.split}") as counter:
         total = dataset.manifest.splits.get(FLAGS.split, {}).get("num_examples")
         count = embedding.write(_counted(rows, counter, total), output)

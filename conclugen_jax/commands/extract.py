@@ -8,23 +8,19 @@ The command writes to DATA_DIR/NAME/VERSION. Repeat it to resume after an interr
 again. docs/extraction.md says which folders, labels and subtitles are understood.
 """
 
-import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from conclugen_jax.commands import app, build
-from conclugen_jax.data import formats, inspection_view
+from conclugen_jax.data import formats
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import clips, extraction, outcome, preparation, vectors
-from conclugen_jax.extract.backbones import Networks, Options
 from conclugen_jax.extract.media import augmentation, mel
-from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.system import progress, signals
 
-GENERIC = "clips"
-"""Name of the data set that its folder and labels alone describe."""
-
+GENERIC = "clips"  # name of the data set that its folder and labels alone describe
 OF_FILES = "format", "modality", "modalities", "pool", "drop_bad", "strict"
 command = app.Command(refuse=dict.fromkeys(OF_FILES, "is for features in files; leave it out"))
 FLAGS = command.flags
@@ -33,18 +29,17 @@ command.borrow(
     source="Folder of the clips",
     labels="Tables, instead of labels.csv in the source; with columns video, start and end their rows are the utterances",
     num_workers="Processes that decode; 0 for as many as there are cores",
-    **dict.fromkeys(
-        ("data_dir", "name", "version", "label", "label_kind", "classes", "targets", "num_folds", "fold"), ""
-    ),
-    **dict.fromkeys(("overwrite", "beam", "beam_options"), ""),
+    **dict.fromkeys(("data_dir", "name", "version", "overwrite", "beam", "beam_options"), ""),
+    **dict.fromkeys(("label", "label_kind", "classes", "targets", "num_folds", "fold"), ""),
 )
 command.enum("dataset", None, [GENERIC, *CORPORA], "Which data set; clips: any folder")
 command.multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")
 command.multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
 command.bool("cut", False, "Make an utterance of each line of the subtitles beside a clip")
 command.bool("crop_faces", True, "Crop the face of each clip; else whole frames are taken")
-command.enum("no_face", "drop", preparation.NO_FACE, "A clip without a face: drop it, use whole frames, or no pictures")
-command.string("mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN; default: those of this package")
+NO_FACE = ["drop", "whole", "missing"]
+command.enum("no_face", "drop", NO_FACE, "A clip without a face: drop it, use whole frames, or no pictures")
+command.string("mtcnn", "", "Folder of converted weights of MTCNN; default: those of this package")
 command.string("speech", "", "Speech recogniser for clips without words: pocketsphinx, or faster-whisper:MODEL_FOLDER")
 command.integer("num_views", 1, "Views of each training clip; the first is the clip as it is", lower_bound=1)
 command.enum("strength", "strong", list(augmentation.STRENGTHS), "Strength of the augmentation of the other views")
@@ -53,9 +48,8 @@ command.enum("precision", "float32", ["float32", "bfloat16"], "Precision of the 
 command.enum("front_end", "published", list(mel.FRONT_ENDS), "What the audio network hears")
 command.integer("size", 180, "Side of the frames, in pixels", lower_bound=32, upper_bound=1280)
 command.bool("authors_normalisation", False, "2D: swap mean and deviation, as the authors' configuration does")
-command.integer(
-    "batch_items", 16, "Frames that a network takes at a time; more for a GPU", lower_bound=1, upper_bound=2**16
-)
+FRAMES = "Frames that a network takes at a time; more for a GPU"
+command.integer("batch_items", 16, FRAMES, lower_bound=1, upper_bound=2**16)
 command.bool("keep_vectors", False, "Keep single vectors: with other labels or clips only new ones are done")
 
 
@@ -70,54 +64,38 @@ def main() -> None:
 
 
 def _extract() -> None:
+    how = command.values("no_face", "num_views", "seed", "strength") | build.builder_options(command)
+    how |= {"data_dir": command.required("data_dir"), "keep": FLAGS.keep_vectors, "recogniser": FLAGS.speech}
+    dataset, described = command.required("dataset"), build.request_options(command)
+    from conclugen_jax.data import inspection_view
+    from conclugen_jax.extract import clips, extraction, outcome, vectors
+    from conclugen_jax.extract.backbones import Networks, Options
+    from conclugen_jax.extract.networks import mtcnn
+
     vectors.keep_freed_memory()
-    dataset = command.required("dataset")
-    options = FLAGS.size, FLAGS.precision, FLAGS.front_end, FLAGS.authors_normalisation, FLAGS.batch_items
-    networks = Networks(tuple(FLAGS.weights), tuple(FLAGS.backbone), Options(*options))
-    request = _request(dataset)
+    how["faces"] = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
+    options = command.values("size", "precision", "front_end", "authors_normalisation", "batch_items")
+    networks = Networks(tuple(FLAGS.weights), tuple(FLAGS.backbone), Options(**options))
+    request = _request(dataset, clips.MEDIA, described)
     found = clips.find(dataset, request.source, labels=request.labels, cut=FLAGS.cut)
     progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
-        folder, tally = extraction.extract(
-            request,
-            found,
-            networks,
-            command.required("data_dir"),
-            num_workers=FLAGS.num_workers or os.cpu_count(),
-            beam=FLAGS.beam_options if FLAGS.beam else None,
-            overwrite=FLAGS.overwrite,
-            keep=FLAGS.keep_vectors,
-            progress=counter,
-            faces=FLAGS.mtcnn if FLAGS.crop_faces else "",
-            no_face=FLAGS.no_face,
-            recogniser=FLAGS.speech,
-            num_views=FLAGS.num_views,
-            seed=FLAGS.seed,
-            strength=FLAGS.strength,
-        )
-    for line in inspection_view.describe(folder, with_dropped=False):
-        print(line)
-    for line in outcome.lines(tally, folder, len(found)):
+        folder, tally = extraction.extract(request, found, networks, progress=counter, **how)
+    for line in (*inspection_view.describe(folder, with_dropped=False), *outcome.lines(tally, folder, len(found))):
         print(line)
 
 
-def _request(dataset: str) -> Request:
+def _request(dataset: str, media: Collection[str], described: Mapping[str, Any]) -> Request:
     source, own = Path(command.required("source")), dataset == GENERIC
-    labels = tuple(map(Path, FLAGS.labels)) or _beside(source)
+    labels = tuple(map(Path, FLAGS.labels)) or _beside(source, media)
     if own and FLAGS.label and not labels:
         raise ConclugenError(f"--label={FLAGS.label[0]}: no labels.csv in {source}; name the table with --labels")
-    return Request(
-        dataset=formats.GENERIC if own else dataset,
-        source=source,
-        name=command.required("name") if own else FLAGS.name,
-        version=FLAGS.version,
-        labels=labels,
-        **build.labelled(FLAGS),
-    )
+    name = command.required("name") if own else FLAGS.name
+    return Request(formats.GENERIC if own else dataset, source, name=name, labels=labels, **described)
 
 
-def _beside(source: Path) -> tuple[Path, ...]:
+def _beside(source: Path, media: Collection[str]) -> tuple[Path, ...]:
     """Label files in the folder of the clips; a table of a clip's name holds its words."""
     tables = sorted(p for p in source.glob("*.csv") if p.is_file())
-    tables = [p for p in tables if not any(p.with_suffix(ending).is_file() for ending in clips.MEDIA)]
+    tables = [p for p in tables if not any(p.with_suffix(ending).is_file() for ending in media)]
     return tuple([p for p in tables if p.name.lower() == "labels.csv"] or tables)

@@ -39,7 +39,5 @@ def main() -> None:
     faults = report["faults"]
     if faults:
         files = len({fault["file"] for fault in faults})
-        raise ConclugenError(
-            f"{data}: {len(faults)} fault{'s' if len(faults) > 1 else ''} in {files} file{'s' if files > 1 else ''}; restore "
-            "the data set from a copy or build it again with --overwrite"
-        )
+        counts = f"{len(faults)} fault{'s' * (len(faults) > 1)} in {files} file{'s' * (files > 1)}"
+        raise ConclugenError(f"{data}: {counts}; restore the data set from a copy or build it again with --overwrite")

@@ -34,17 +34,12 @@ GROUPS = {
 }
 """Group -> command -> what it does."""
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
-ALIASES = {"build_dataset": "build", "inspect_dataset": "inspect"}
-"""Former name -> command."""
+ALIASES = {"build_dataset": "build", "inspect_dataset": "inspect"}  # former name -> command
 HELP = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 
 
 def find(text: str) -> str:
-    """Return the command that a user means by a name, with dashes or underscores, today's or former.
-
-    Raises:
-      ConclugenError: none; the nearest name is named.
-    """
+    """Return the command that a user means by a name, with dashes or underscores, today's or former; refuse others."""
     name = text.replace("-", "_")
     name = ALIASES.get(name, name)
     if name not in COMMANDS:
@@ -59,6 +54,5 @@ def overview() -> str:
     lines = ["Multi-modal self-supervised pretraining with ConCluGen.", "", "conclugen COMMAND [--FLAG=VALUE ...]"]
     for group, commands in GROUPS.items():
         lines += ["", f"{group}:", *(f"  {name:16} {line}" for name, line in commands.items())]
-    return "\n".join(
-        [*lines, "", "conclugen COMMAND --help explains a command; conclugen --version prints the version."]
-    )
+    lines += ["", "conclugen COMMAND --help explains a command; conclugen --version prints the version."]
+    return "\n".join(lines)

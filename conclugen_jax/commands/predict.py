@@ -11,12 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import prediction, timeline, vectors
-from conclugen_jax.extract.networks import mtcnn
 
 command = app.Command(words="clips")
 FLAGS = command.flags
@@ -25,7 +21,7 @@ command.multi_string("weights", [], "Folder of converted weights that the data s
 command.multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
 command.bool("cut", False, "Predict each line of the subtitles beside a clip; else the whole clip")
 command.string("speech", "", "Another speech recogniser: pocketsphinx, or faster-whisper:MODEL_FOLDER")
-command.string("mtcnn", str(mtcnn.WEIGHTS), "Folder of converted weights of MTCNN; default: those of this package")
+command.string("mtcnn", "", "Folder of converted weights of MTCNN; default: those of this package")
 command.integer("num_workers", 0, "Processes that decode; 0: this one", lower_bound=0)
 command.bool("json", False, "Print one JSON list on standard output, nothing else")
 command.string("picture", "", "PNG file to draw the predictions into, with frames and words")
@@ -33,29 +29,26 @@ command.string("picture", "", "PNG file to draw the predictions into, with frame
 
 def main() -> int:
     """Predict, show; exit with 1 if a clip failed."""
-    vectors.keep_freed_memory()
     if not command.words or "" in command.words:
         raise ConclugenError("no clips, or one without a name; name them after the flags")
-    files, seen = [Path(clip) for clip in command.words], set()
-    for file in files:
-        path = os.path.realpath(file)  # which a loop of links does not trouble
+    files = [Path(clip) for clip in command.words]
+    paths = [os.path.realpath(file) for file in files]  # which a loop of links does not trouble
+    for file, path in zip(files, paths, strict=True):
         if file.is_dir():
             raise ConclugenError(f"{file}: a folder; name the clips in it, such as {file}/*.mp4")
-        if path in seen:
+        if paths.count(path) > 1:
             raise ConclugenError(f"{file}: named twice; name each clip once")
-        seen.add(path)
+    from rich.console import Console
+
+    from conclugen_jax.extract import prediction, timeline, vectors
+    from conclugen_jax.extract.networks import mtcnn
+
+    vectors.keep_freed_memory()
     if FLAGS.picture:
         timeline.check(Path(FLAGS.picture))
-    found = prediction.predict(
-        command.required("checkpoint"),
-        files,
-        FLAGS.weights,
-        FLAGS.backbone,
-        cut=FLAGS.cut,
-        recogniser=FLAGS.speech,
-        mtcnn_folder=FLAGS.mtcnn,
-        num_workers=FLAGS.num_workers,
-    )
+    how = {"recogniser": FLAGS.speech, "mtcnn_folder": FLAGS.mtcnn or mtcnn.WEIGHTS}
+    how |= command.values("cut", "num_workers")
+    found = prediction.predict(command.required("checkpoint"), files, FLAGS.weights, FLAGS.backbone, **how)
     if FLAGS.json:
         print(json.dumps([p.to_json() for p in found], indent=1, allow_nan=False))
     elif shown := [p for p in found if not p.failure]:

@@ -35,14 +35,8 @@ def main() -> None:
             raise ConclugenError(f"--output={output}: {e.strerror}; choose another path") from e
     from conclugen_jax.evaluate import probe
 
-    report = probe.label_efficiency_of_run(
-        command.required("workdir"),
-        which=FLAGS.checkpoint,
-        data=FLAGS.data,
-        labels_per_class=labels,
-        num_draws=FLAGS.draws,
-        seed=FLAGS.seed,
-    )
+    options = {"labels_per_class": labels, "num_draws": FLAGS.draws, **command.values("data", "seed")}
+    report = probe.label_efficiency_of_run(command.required("workdir"), which=FLAGS.checkpoint, **options)
     files.write_json(Path(f"{output}.json"), dataclasses.asdict(report), place="--output")
     columns, rows = probe.table(report.results, factor=100, digits=1)
     markdown = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]

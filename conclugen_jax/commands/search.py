@@ -32,16 +32,9 @@ def main() -> None:
     from conclugen_jax.study import search, search_space, sharing
 
     folder = FLAGS.search or f"runs/search_{command.config_name}"
-    search_all = functools.partial(
-        search.search,
-        command.config,
-        folder,
-        num_trials=FLAGS.trials,
-        objective=FLAGS.objective,
-        space=search_space.read(FLAGS.space) if FLAGS.space else None,
-        source=FLAGS.space or "",
-        arguments=command.config_arguments,
-    )
+    space = {"space": search_space.read(FLAGS.space) if FLAGS.space else None, "source": FLAGS.space or ""}
+    options = {"num_trials": FLAGS.trials, "objective": FLAGS.objective, "arguments": command.config_arguments, **space}
+    search_all = functools.partial(search.search, command.config, folder, **options)
     if FLAGS.workers > 1:
         sharing.share(FLAGS.workers, search_all)
     result = search_all()

@@ -10,26 +10,32 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, host_table, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import splits as splits_lib, task as task_lib, weights
 from conclugen_jax.evaluate.task import Task
-from conclugen_jax.evaluate.weights import Encoder
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.run import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
 from conclugen_jax.train import feed, optimizer as optimizer_lib, parallel
 
-RESULT = weights.RESULT
+
+class Run(NamedTuple):
+    """A downstream run that owns its workdir."""
+
+    config: ConfigDict
+    encoder: weights.Encoder
+    streams: Mapping[str, shards.ShardStream]
+    folder: Path
+    stop: signals.Stop
 
 
 def downstream(
@@ -37,35 +43,30 @@ def downstream(
 ) -> dict[str, Any]:
     """Train a classifier by the protocol of ``config.downstream``, choose its best epoch, score it.
 
-    Args:
-      config: see ``configs/base.py``; its batch is lowered to the examples there are.
-      workdir: takes ``config.json``, ``data.json``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/`` (the best
-        epoch's weights). If the same run is finished there already, its result is returned.
-      devices: to train on; ``None``: all.
+    ``config``: see ``configs/base.py``; its batch is lowered to the examples there are. ``workdir`` takes ``config.json``,
+    ``data.json``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/`` (the best epoch's weights); if the same run is
+    finished there already, its result is returned. ``devices``: to train on; ``None``: all.
 
-    Returns:
-      Content of ``result.json``: scores of the validation and test split at the epoch of best validation accuracy
-      (see ``metrics.py``), and where everything came from.
+    Returns the content of ``result.json``: scores of the validation and test split at the epoch of best validation accuracy
+    (see ``metrics.py``), and where everything came from.
 
     Raises:
       ConclugenError: an impossible configuration, bad data, a checkpoint that does not fit the data, or no finite loss.
       Interrupted: SIGINT or SIGTERM came; repeating the command starts this run again.
     """
     devices = list(devices or jax.devices())
-    config_lib.check(config)
-    config_lib.check_downstream(config)
     if config.downstream.num_folds and config.downstream.fold == -1:
         return _all_folds(config, Path(workdir), devices)
     return once(config, workdir, functools.partial(_run, devices=devices), len(devices))
 
 
-def once(
-    config: ConfigDict, workdir: str | Path, work: Callable[..., dict[str, Any]], num_devices: int = 1
-) -> dict[str, Any]:
+def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str, Any]], num_devices: int = 1):
     """Return the result of a run that is finished already, else what its ``work`` finds, written.
 
-    ``work`` gets configuration, encoder, streams, folder and ``Stop``. Nothing is left in the workdir of a run that is refused.
+    Nothing is left in the workdir of a run that is refused.
     """
+    config_lib.check(config)
+    config_lib.check_downstream(config)
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
     manifest = dataset.manifest
     config = config_lib.with_modalities(config, manifest.modalities)
@@ -79,7 +80,7 @@ def once(
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
         workdir_lib.settle(folder, config, manifest)
-        path, label = folder / RESULT, streams["train"].label
+        path, label = folder / weights.RESULT, streams["train"].label
         if path.exists():
             return _finished(path, encoder)
         result = {
@@ -90,33 +91,26 @@ def once(
             "target": config.downstream.target,
             "kind": label.kind,
             "classes": list(label.names),
-        } | work(config, encoder, streams, folder, stop)
+        } | work(Run(config, encoder, streams, folder, stop))
         files.write_json(path, result)
     return result
 
 
-def _finished(path: Path, encoder: Encoder) -> dict[str, Any]:
+def _finished(path: Path, encoder: weights.Encoder) -> dict[str, Any]:
     result = files.read_json(path, dict[str, Any], way_out="delete it to run again")
     before = result.get("encoder")
     if before != encoder.origin:
         step = before.get("step") if isinstance(before, dict) else None
-        raise ConclugenError(
-            f"{path}: made with other weights (step {step} of the pretraining run, now step "
-            f"{encoder.origin['step']}); choose another --workdir, or name that step as config.downstream.checkpoint_step"
-        )
+        fact = f"made with other weights (step {step} of the pretraining run, now step {encoder.origin['step']})"
+        way_out = "choose another --workdir, or name that step as config.downstream.checkpoint_step"
+        raise ConclugenError(f"{path}: {fact}; {way_out}")
     progress.say(f"{path}: finished already, nothing was trained")
     return result
 
 
-def _run(
-    config: ConfigDict,
-    encoder: Encoder,
-    streams: Mapping[str, shards.ShardStream],
-    folder: Path,
-    stop: signals.Stop,
-    devices: Sequence[jax.Device],
-) -> dict[str, Any]:
+def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Read the rows, encode them if the encoder is frozen, train, save and score the best epoch."""
+    config, encoder, streams, folder, stop = run
     with stop.at_once():  # such a run is repeated from its start
         label, frozen = streams["train"].label, config.downstream.protocol in config_lib.FROZEN
         rows = splits_lib.load(config, streams)
@@ -137,10 +131,9 @@ def _run(
 
         config = with_fitting_batch(config, len(labels), len(devices))
         validate = functools.partial(scores, "validation", brief=True)
-        epoch, best = _fit(config, task, encoder, rows["train"], devices, validate, folder, stop)
-        shutil.rmtree(
-            folder / checkpoint.FOLDER, ignore_errors=True
-        )  # of a run that was killed before it left a result
+        epoch, best = _fit(run._replace(config=config), task, rows["train"], devices, validate)
+        # Those of a run that was killed before it left a result.
+        shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
         with checkpoint.Checkpoints(folder) as saved:
             saved.save((epoch + 1) * (len(labels) // config.train.batch_size), best, {"best_epoch": epoch})
         return {
@@ -153,12 +146,11 @@ def _run(
 
 
 def represented(
-    encoder: Encoder, rows: shards.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
+    encoder: weights.Encoder, rows: shards.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
 ) -> host_table.HostTable:
     """Return the split with representations in place of features."""
-    forward = parallel.map_forward(
-        lambda v, batch: encoder.model.apply(v, batch["features"], method="represent"), devices
-    )
+    represent = functools.partial(encoder.model.apply, method="represent")
+    forward = parallel.map_forward(lambda v, batch: represent(v, batch["features"]), devices)
     size, variables = len(devices), parallel.replicate(encoder.variables, devices)
     at_a_time = max(config.train.batch_size // size * size, size)
     found, facts = feed.evaluate(forward, variables, rows, batch_size=at_a_time, num_devices=size)
@@ -181,19 +173,20 @@ def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device])
         values = {k: [r[split][k] for r in results] for k in measures}
         result[split] = {k: float(np.mean(v)) for k, v in values.items()}
         result[f"{split}_folds"] = values
-    files.write_json(workdir / RESULT, result)
+    files.write_json(workdir / weights.RESULT, result)
     return result
 
 
 class BestEpochs:
     """The best epoch by ``mae`` or ``accuracy`` of each classifier of an array, the earliest of equals, and which still train.
 
-    ``patience``: epochs without a lower validation loss after which a classifier stops; 0: never.
+    ``cost``: its measure, negated for accuracy. ``patience``: epochs without a lower validation loss after which a classifier
+    stops; 0: never.
     """
 
     def __init__(self, measure: str, patience: int, shape: tuple[int, ...] = ()):
         self._sign, self._patience = 1 if measure == "mae" else -1, patience
-        self._cost, self._lowest = np.full(shape, np.inf), np.full(shape, np.inf)
+        self.cost, self._lowest = np.full(shape, np.inf), np.full(shape, np.inf)
         self.epoch, self._since = np.zeros(shape, int), np.zeros(shape, int)
 
     @property
@@ -204,36 +197,27 @@ class BestEpochs:
     @property
     def measure(self) -> np.ndarray:
         """Validation measure of the best epochs; infinite, the worst, where the loss was never finite."""
-        return self._cost * self._sign
+        return self.cost * self._sign
 
     def improved(self, epoch: int, measure: Any, losses: Any) -> np.ndarray:
         """Take in the validation of an epoch; return which running classifiers were never better."""
         running = self.running
         # Never select an epoch whose outputs are NaN: as classes they would count as the first one.
         cost = np.where(np.isfinite(losses), np.asarray(measure) * self._sign, np.inf)
-        improved = running & (cost < self._cost)
-        self._cost, self.epoch = np.where(improved, cost, self._cost), np.where(improved, epoch, self.epoch)
+        improved = running & (cost < self.cost)
+        self.cost, self.epoch = np.where(improved, cost, self.cost), np.where(improved, epoch, self.epoch)
         self._since = np.where(running & (losses < self._lowest), 0, self._since + running)
         self._lowest = np.where(running, np.fmin(self._lowest, losses), self._lowest)
         return improved
 
 
-def _fit(
-    config: ConfigDict,
-    task: Task,
-    encoder: Encoder,
-    rows: shards.RowSource,
-    devices: Sequence[jax.Device],
-    validate: Callable[[Mapping[str, Any]], dict[str, float]],
-    folder: Path,
-    stop: signals.Stop,
-) -> tuple[int, dict[str, Any]]:
-    """Train, with a log and a display, to the last epoch or until the validation loss has not fallen for some.
+def _fit(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Device], validate: Callable):
+    """Train to the last epoch or until the validation loss has not fallen for some; return the best epoch and its weights.
 
-    ``validate``: weights -> loss and measure of the validation split. Returns the epoch of best measure and its weights, on
-    the host.
+    ``validate``: weights -> loss and measure of the validation split.
     """
-    batches, program, state = _start(config, task, encoder, rows, devices)
+    config, encoder, _, folder, stop = run
+    batches, program, state = _start(run, task, rows, devices)
     patience, title = config.downstream.early_stopping_epochs, f"{config.downstream.protocol} {folder.name}"
     best, kept = BestEpochs(task.measure, patience), None
     steps, every = batches.steps_per_epoch, config.train.log_every_steps
@@ -267,13 +251,14 @@ def _fit(
     return kept
 
 
-def _start(config: ConfigDict, task: Task, encoder: Encoder, rows: shards.RowSource, devices: Sequence[jax.Device]):
+def _start(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Device]):
     """Return the feed, the program of its dispatches and the first state, placed on the devices."""
+    config, encoder = run.config, run.encoder
     batches = feed.Feed(rows, config, devices, keys=("features", "present", "label"))
     trainable = (task_lib.CLASSIFIER,) if task.encoder is None else (task_lib.CLASSIFIER, task_lib.ENCODER)
-    which = {"trainable": trainable, "rates": {task_lib.ENCODER: config.downstream.encoder_rate}}
-    optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch, **which)
-    state = fresh_state(config, task, encoder.dims, optimizer, encoder.variables)
+    rates = {task_lib.ENCODER: config.downstream.encoder_rate}
+    optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch, trainable=trainable, rates=rates)
+    state = fresh_state(config.seed, task, encoder.dims, optimizer, encoder.variables)
     pieces = {"task": task, "optimizer": optimizer, "schedule": schedule, "split": config.optimizer.shard}
     step = functools.partial(downstream_step, **pieces)
     program = batches.program(step, parallel.axes(state, config, devices))
@@ -281,13 +266,7 @@ def _start(config: ConfigDict, task: Task, encoder: Encoder, rows: shards.RowSou
 
 
 def downstream_step(
-    state: TrainState,
-    batch: Mapping[str, Any],
-    *,
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    schedule: Callable[[jax.Array], jax.Array],
-    split: bool = False,
+    state: TrainState, batch: Mapping[str, Any], *, task: Task, optimizer: Any, schedule: Callable, split: bool = False
 ) -> tuple[TrainState, Metrics]:
     """Take one optimizer step, ``split`` over the devices by choice; the metrics are those of the state before it."""
     key = jax.random.fold_in(state.rng, state.step)
@@ -296,25 +275,18 @@ def downstream_step(
         return task.loss(task.logits(params, state.feature_stats, batch, key), batch["label"])
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    params, opt_state, _ = parallel.update(
-        optimizer, grads, state.opt_state, state.params, split=split, axis_name=task.classifier.axis_name
-    )
+    how = {"split": split, "axis_name": task.classifier.axis_name}
+    params, opt_state, _ = parallel.update(optimizer, grads, state.opt_state, state.params, **how)
     metrics = {"loss": loss, "learning_rate": schedule(state.step)}
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-def fresh_state(
-    config: ConfigDict,
-    task: Task,
-    dims: Mapping[str, int],
-    optimizer: optax.GradientTransformation,
-    variables: Mapping[str, Any] | None = None,
-) -> TrainState:
-    """Return a random classifier by the configuration's seed, on top of the encoder's ``variables`` where it is trained.
+def fresh_state(seed: int, task: Task, dims: Mapping[str, int], optimizer: Any, variables: Any = None) -> TrainState:
+    """Return a random classifier by the seed of a run, on top of the encoder's ``variables`` where it is trained.
 
     ``dims``: modality -> size of its representation.
     """
-    _, run_key = jax.random.split(jax.random.key(config.seed))
+    _, run_key = jax.random.split(jax.random.key(seed))
     init_key, run_key = jax.random.split(run_key)
     zeros = {m: jnp.zeros((1, dim)) for m, dim in dims.items()}
     present = {m: jnp.ones(1, bool) for m in dims}
@@ -330,10 +302,8 @@ def with_fitting_batch(config: ConfigDict, num_examples: int, num_devices: int) 
     """Return the configuration with a batch of at most as many examples as there are, shared equally by the devices."""
     most = num_examples // num_devices * num_devices
     if not most:
-        raise ConclugenError(
-            f"{num_examples} labelled examples cannot be shared by {num_devices} devices; use fewer devices or raise "
-            "config.downstream.labels_per_class"
-        )
+        fact = f"{num_examples} labelled examples cannot be shared by {num_devices} devices"
+        raise ConclugenError(f"{fact}; use fewer devices or raise config.downstream.labels_per_class")
     config = config.copy_and_resolve_references()
     config.train.batch_size = min(config.train.batch_size, most)
     config_lib.check_batches(config, num_examples=num_examples, num_devices=num_devices)

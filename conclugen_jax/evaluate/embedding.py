@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 
 from conclugen_jax.data import batches, manifest as manifest_lib, shards
-from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import task as task_lib, weights
@@ -20,8 +19,6 @@ from conclugen_jax.run import checkpoint, workdir as workdir_lib
 from conclugen_jax.system import files
 
 FUSIONS = ("none", "concat", "mean")
-Computing = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-"""Function of the features and the presence of each modality."""
 
 
 class Network(NamedTuple):
@@ -40,14 +37,9 @@ _Result = msgspec.defstruct("_Result", [("kind", str), ("classes", list[str]), (
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> Network:
-    """Load the network of a pretraining or downstream run.
+    """Load the network of a pretraining or downstream run; refuse one whose encoder is gone or was trained further.
 
-    Args:
-      workdir: of the run.
-      which: ``newest``, ``best`` or a step; a downstream run has one checkpoint, of its best epoch.
-
-    Raises:
-      ConclugenError: no run there; or a downstream run whose encoder is gone or was trained further.
+    ``which``: ``newest``, ``best`` or a step; a downstream run has one checkpoint, of its best epoch.
     """
     path = Path(workdir) / weights.RESULT
     if not path.exists():
@@ -59,10 +51,8 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
     config.downstream.checkpoint_step = str(result.encoder.step)
     model, variables, modalities, _, origin = weights.encoder(config, workdir_lib.read_data(workdir))
     if result.encoder.workdir is not None and origin["sha256"] != result.encoder.sha256:
-        raise ConclugenError(
-            f"{workdir}: its encoder, step {result.encoder.step} of {result.encoder.workdir}, has other weights now; "
-            "run it again"
-        )
+        encoder = f"its encoder, step {result.encoder.step} of {result.encoder.workdir}"
+        raise ConclugenError(f"{workdir}: {encoder}, has other weights now; run it again")
     if "representation" in tree["params"]:  # it was trained too
         variables = {"params": {"representation": tree["params"]["representation"]}}
         variables |= {"feature_stats": tree["feature_stats"]} if tree.get("feature_stats") else {}
@@ -72,31 +62,25 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
 
 def embed(
     network: Network,
-    dataset: Dataset,
+    dataset: shards.Dataset,
     split: str,
     *,
     modalities: Sequence[str] = (),
     fusion: str = "none",
     batch_size: int = 1024,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the rows of a split as vectors.
+    """Yield the rows of a split of a data set that has the network's modalities as vectors, ``batch_size`` at a time.
 
-    Args:
-      network: as loaded.
-      dataset: has the network's modalities.
-      split: of it.
-      modalities: whose representations are wanted; all of the network's where empty. A classifier uses its own.
-      fusion: ``none``: one vector per modality; ``concat`` (zeros where absent) or ``mean`` (over those present): one
-        vector ``fused``.
-      batch_size: rows at a time.
+    ``modalities``: whose representations are wanted; all of the network's where empty; a classifier uses its own.
+    ``fusion``: ``none``: one vector per modality; ``concat`` (zeros where absent) or ``mean`` (over those present): one
+    vector ``fused``.
 
     Yields:
       Of consecutive rows: ``id`` and ``group`` (strings [n]), ``label`` [n] or [n, labels], ``present/MODALITY`` boolean
       [n], ``MODALITY`` float32 [n, R] (zeros where absent) or ``fused``; of a downstream run ``probability`` float32
       [n, classes] and ``prediction`` [n] or [n, labels], or just ``prediction`` for a number.
 
-    Raises:
-      ConclugenError: unknown names, or features of another size than the network's.
+    Unknown names, and features of another size than the network's, are refused.
     """
     if fusion not in FUSIONS:
         raise ConclugenError(f"fusion {fusion!r} is unknown; there are {', '.join(FUSIONS)}")
@@ -105,7 +89,7 @@ def embed(
     stream = shards.ShardStream(dataset, split, used)
     sizes = {m: network.model.feature_dims[m] for m in used}
     weights.check_features(dataset.manifest, sizes, str(dataset.path), "the run")
-    compute = _computing(network, wanted, fusion)
+    compute = computing(network, wanted, fusion)
     for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
         rows = stream.rows(indices)
         ids, groups = stream.names(indices[:count])
@@ -114,17 +98,13 @@ def embed(
         yield {"id": ids, "group": groups, **{name: x[:count] for name, x in chunk.items()}}
 
 
-def predictor(network: Network) -> Computing:
-    """Return a function that predicts rows in memory by a downstream run, compiled once for all calls with as many rows.
+def computing(network: Network, wanted: Sequence[str] = (), how: str = "none") -> Callable[..., dict[str, np.ndarray]]:
+    """Return a function of rows in memory, compiled once for all calls with as many rows.
 
     It takes modality -> float32 [n, dim] of all modalities of the network, anything where absent, and modality -> bool [n]; it
-    gives ``probability`` and ``prediction`` as :func:`embed` does.
+    gives the vectors of the ``wanted`` modalities, fused if asked for, and predictions if there is a classifier, as
+    :func:`embed` does.
     """
-    return _computing(network, (), "none")
-
-
-def _computing(network: Network, wanted: Sequence[str], how: str) -> Computing:
-    """Return what computes vectors of the wanted modalities, fused if asked for, and predictions if there is a classifier."""
     task = network.task
 
     @jax.jit
@@ -139,13 +119,13 @@ def _computing(network: Network, wanted: Sequence[str], how: str) -> Computing:
         with jax.default_matmul_precision("highest"):
             vectors, logits = forward(network.variables, network.classifier_params, dict(features), dict(present))
         found = {name: np.asarray(x) for name, x in vectors.items()}
-        if task is not None:
-            logits = np.asarray(logits)
-            if task.label.kind == "value":
-                return found | {"prediction": task.predictions(logits)}
-            found["probability"] = task.probabilities(logits).astype(np.float32)
-            found["prediction"] = task.predictions(logits).astype(np.int64)
-        return found
+        if task is None:
+            return found
+        predictions = task.predictions(np.asarray(logits))
+        if task.label.kind == "value":
+            return found | {"prediction": predictions}
+        probabilities = task.probabilities(logits).astype(np.float32)
+        return found | {"probability": probabilities, "prediction": predictions.astype(np.int64)}
 
     return compute
 
@@ -160,9 +140,8 @@ def write(rows: Iterable[dict[str, np.ndarray]], output: Path) -> int:
         with files.replaced(output) as scratch:
             return WRITERS[output.suffix](rows, scratch)
     except OSError as e:
-        raise ConclugenError(
-            f"--output={output}: cannot be written ({e.strerror or e}); free space or choose another file"
-        ) from e
+        fact = f"cannot be written ({e.strerror or e})"
+        raise ConclugenError(f"--output={output}: {fact}; free space or choose another file") from e
 
 
 def _write_npz(rows: Iterable[dict[str, Any]], path: Path) -> int:

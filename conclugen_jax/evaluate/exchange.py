@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import weights
 from conclugen_jax.method import model as model_lib
@@ -32,9 +31,6 @@ EXPORT = "export.json"
 AGAIN = "ask for the export again"
 
 
-DataSet = msgspec.defstruct("DataSet", [("name", str), ("version", str), ("sha256", str)])
-
-
 class Export(msgspec.Struct):
     """Content of ``export.json``."""
 
@@ -43,7 +39,7 @@ class Export(msgspec.Struct):
     step: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
     weights_sha256: str
     parameters_sha256: str
-    data_set: DataSet
+    data_set: dict[str, str]  # name, version, sha256
     config: dict[str, Any]
     data: dict[str, Any]
 
@@ -134,19 +130,13 @@ def export_weights(workdir: str | Path, output: str | Path, which: str | int = "
     _, variables, config = weights.load(workdir, step)
     manifest = workdir_lib.read_data(workdir)
     with _appearing(output) as folder:
-        arrays = {name: np.ascontiguousarray(x) for name, x in _flat(variables).items()}
+        flat = traverse_util.flatten_dict(variables, sep="/")  # such as params/representation/video/fc1/kernel
+        arrays = {name: np.ascontiguousarray(x) for name, x in flat.items() if x.size}
         (folder / WEIGHTS).write_bytes(safetensors.save(arrays))  # save_file would make it readable by its owner alone
         hashes = Hashes(step, files.sha256(folder / WEIGHTS), checkpoint.fingerprint(variables["params"]))
-        export = Export(
-            format="conclugen_jax weights",
-            format_version=1,
-            step=step,
-            weights_sha256=hashes.weights,
-            parameters_sha256=hashes.parameters,
-            data_set=DataSet(manifest.name, manifest.version, manifest.fingerprint()),
-            config=_without_places(config).to_dict(),
-            data=json.loads(manifest.to_json()),
-        )
+        data_set = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
+        described = data_set, _without_places(config).to_dict(), json.loads(manifest.to_json())
+        export = Export("conclugen_jax weights", 1, *hashes, *described)
         files.write_json(folder / EXPORT, msgspec.to_builtins(export))
     return hashes
 
@@ -155,16 +145,21 @@ def import_weights(source: str | Path, workdir: str | Path, data: str | Path | N
     """Make a workdir, new or empty, of the folder of an export, to be used, not trained further.
 
     ``data``: folder of the data set that the run was trained on; ``None``: it is not here, and commands that use the
-    weights need one named.
-
-    Raises:
-      ConclugenError: the export is damaged or not one, the folder is in use, or the data set is another one.
+    weights need one named. Damaged exports, folders in use and other data sets are refused.
     """
-    hashes, config, manifest, variables = _read(Path(source))
+    path = Path(source) / EXPORT
+    export = files.read_json(path, Export, way_out=f"name the folder of an export of version 1, or {AGAIN}")
+    config = _config(path, export.config)
+    manifest = manifest_lib.from_tree(export.data, f"{path}, 'data'", way_out=AGAIN)
+    if export.data_set.get("sha256") != manifest.fingerprint():
+        raise ConclugenError(f"{path}: 'data' is not the manifest whose hash 'data_set' has; {AGAIN}")
+    hashes = Hashes(export.step, export.weights_sha256, export.parameters_sha256)
+    _, template = weights.network(config, manifest, where=f"{path}: the data set")
+    variables = _variables(path.with_name(WEIGHTS), hashes, template)
     if data is not None and manifest_lib.read(data).fingerprint() != manifest.fingerprint():
+        wanted = f"{manifest.name} {manifest.version} with the hash {manifest.fingerprint()[:12]}"
         raise ConclugenError(
-            f"{data}: not the data set that the run was trained on, {manifest.name} {manifest.version} with the hash "
-            f"{manifest.fingerprint()[:12]}; leave --data out, and name this one to the commands that use the weights"
+            f"{data}: not the data set that the run was trained on, {wanted}; name that, or leave --data out"
         )
     config.data.path = "" if data is None else str(data)
     with _appearing(workdir) as folder:
@@ -174,19 +169,6 @@ def import_weights(source: str | Path, workdir: str | Path, data: str | Path | N
         with checkpoint.Checkpoints(folder) as saved:
             saved.save(hashes.step, variables, {})
     return hashes
-
-
-def _read(folder: Path) -> tuple[Hashes, ConfigDict, Manifest, dict[str, Any]]:
-    """Return (hashes, configuration, manifest of the data set, variables) of an export."""
-    path = folder / EXPORT
-    export = files.read_json(path, Export, way_out=f"name the folder of an export of version 1, or {AGAIN}")
-    config = _config(path, export.config)
-    manifest = manifest_lib.from_tree(export.data, f"{path}, 'data'", way_out=AGAIN)
-    if export.data_set.sha256 != manifest.fingerprint():
-        raise ConclugenError(f"{path}: 'data' is not the manifest whose hash 'data_set' has; {AGAIN}")
-    hashes = Hashes(export.step, export.weights_sha256, export.parameters_sha256)
-    _, template = weights.network(config, manifest, where=f"{path}: the data set")
-    return hashes, config, manifest, _variables(folder / WEIGHTS, hashes, template)
 
 
 def _config(path: Path, tree: dict[str, Any]) -> ConfigDict:
@@ -225,22 +207,13 @@ def _variables(path: Path, hashes: Hashes, template: Mapping[str, Any]) -> dict[
         found = safetensors.load_file(path)
     except Exception as e:  # the library names only one of the kinds that it raises
         raise ConclugenError(f"{path}: not a safetensors file that can be read ({reason(e)}); {AGAIN}") from e
-    expected = _flat(template)
-    wrong = min(found.keys() ^ expected.keys(), default="")
-    fact = "is missing" if wrong in expected else "is not part of the model"
-    check(not wrong, f"{wrong} {fact} of the configuration in {EXPORT}")
-    variables = checkpoint.from_tree(traverse_util.unflatten_dict(found, sep="/"), template, source=str(path))
+    variables = checkpoint.from_tree(found, template, source=str(path))
     for name, x in found.items():
         check(np.isfinite(x).all(), f"{name} has values that are not finite")
     check(
         checkpoint.fingerprint(variables["params"]) == hashes.parameters, f"not the parameters whose hash {EXPORT} has"
     )
     return variables
-
-
-def _flat(variables: Any) -> dict[str, Any]:
-    """Return the leaves that are not empty by names such as ``params/representation/video/fc1/kernel``."""
-    return {name: x for name, x in traverse_util.flatten_dict(variables, sep="/").items() if x.size}
 
 
 @contextlib.contextmanager

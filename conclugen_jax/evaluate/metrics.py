@@ -40,9 +40,7 @@ def class_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[st
 
     labels, predictions, several = labels.astype(int), predictions.astype(int), labels.ndim == 2
     classes = {"labels": np.arange(len(names))}
-    matrix = (metrics.multilabel_confusion_matrix if several else metrics.confusion_matrix)(
-        labels, predictions, **classes
-    )
+    confusion = metrics.multilabel_confusion_matrix if several else metrics.confusion_matrix
     scored = functools.partial(metrics.precision_recall_fscore_support, labels, predictions, **classes, zero_division=0)
     kinds = ("precision", "recall", "f1")
     weighted = {kind: float(x) for kind, x in zip(kinds, scored(average="weighted"), strict=False)}
@@ -54,7 +52,8 @@ def class_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[st
         for name, value in zip(names, (labels == predictions).mean(axis=0), strict=True):
             per_class[name]["accuracy"] = float(value)
     accuracy = weighted_accuracy(labels, predictions)
-    return {"accuracy": accuracy, **weighted, "per_class": per_class, "confusion_matrix": matrix.tolist()}
+    matrix = confusion(labels, predictions, **classes).tolist()
+    return {"accuracy": accuracy, **weighted, "per_class": per_class, "confusion_matrix": matrix}
 
 
 def value_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from conclugen_jax.evaluate import probe
-from conclugen_jax.evaluate.probe import LabelEfficiency
 
 MARKERS = "osD^vP*Xd<>ph"
 
@@ -70,7 +69,7 @@ def _look(i: int) -> dict[str, str]:
     return {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)]}
 
 
-def efficiency_curves(results: Sequence[LabelEfficiency]) -> Picture:
+def efficiency_curves(results: Sequence[probe.LabelEfficiency]) -> Picture:
     """Draw mean accuracy and its standard deviation over draws against labels per class, without "all labels"."""
     lines, spread = {}, {}
     for r in results:
@@ -83,7 +82,7 @@ def efficiency_curves(results: Sequence[LabelEfficiency]) -> Picture:
     return curves(lines, spread=spread, x="labels per class", y="accuracy", ticks=ticks)
 
 
-def efficiency_table(results: Sequence[LabelEfficiency]) -> Table:
+def efficiency_table(results: Sequence[probe.LabelEfficiency]) -> Table:
     """Tabulate mean accuracy ± its standard deviation over draws, a row for each kind of vectors."""
     return Table(*probe.table(results))
 

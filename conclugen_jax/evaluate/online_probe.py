@@ -35,10 +35,8 @@ class OnlineProbe:
         dataset = shards.open_dataset(path, verify=config.data.verify)
         self._label: LabelSpec = dataset.manifest.label
         if self._label.kind == "none":
-            raise ConclugenError(
-                f"{path}: the data set has no labels; name one that has as config.online_probe.path or set "
-                "config.online_probe.every_epochs=0"
-            )
+            way_out = "name one that has as config.online_probe.path or set config.online_probe.every_epochs=0"
+            raise ConclugenError(f"{path}: the data set has no labels; {way_out}")
         weights.check_features(dataset.manifest, model.feature_dims, f"{path} (config.online_probe.path)", "the run")
         self._tables, self._known = {}, {}
         for name in ("train", "validation"):
@@ -54,9 +52,8 @@ class OnlineProbe:
         config = config.copy_and_resolve_references()  # as the linear classifiers read it
         config.train.num_epochs = section.num_epochs
         config.downstream.early_stopping_epochs = config.schedule.warmup_epochs = 0
-        members = sweep.Members(
-            list(section.learning_rates), [config.optimizer.weight_decay], [(config.seed, 0)], [self._known["train"]]
-        )
+        pairs = [(rate, config.optimizer.weight_decay) for rate in section.learning_rates]
+        members = sweep.Members(pairs, [(config.seed, 0)], [self._known["train"]])
         self._linear = sweep.Grid(config, self._label, members, model.representation_dim * len(model.feature_dims))
         self._cost: tuple[int, float] | None = None
         self.protocol = (
@@ -84,28 +81,22 @@ class OnlineProbe:
         """
         # A copy: the next dispatch takes the state's memory.
         forward = functools.partial(self._forward, jax.tree.map(lambda x: np.array(x, copy=True), state.variables()))
-        found = {
-            name: weights.in_batches(forward, {key: table[key] for key in ("features", "present")}, ROWS)
-            for name, table in self._tables.items()
-        }
-        bank, queries = (found[name]["x"][rows] for name, rows in self._known.items())
-        labels, truth = (self._tables[name]["label"][rows] for name, rows in self._known.items())
-        guess = knn(bank, labels, queries, self._label, k=self._neighbours)
-        measure = self._linear.task.measure
-        score = task_lib.measured(self._label, truth, guess)
-        record = {"step": step, "epoch": epoch, f"knn/{measure}": score}
-        vectors = {
-            name: sweep.Vectors(jnp.asarray(found[name]["x"]), self._tables[name]["label"], rows)
-            for name, rows in self._known.items()
-        }
-        measures = self._linear.fit(vectors)[0].measure
-        best = measures.min() if measure == "mae" else measures.max()
-        if np.isfinite(best):  # else no classifier had a finite loss in any epoch
-            record[f"linear/{measure}"] = float(best)
-            self._cost = step, float(best if measure == "mae" else -best)
+        vectors, known = {}, []
+        for name, rows in self._known.items():
+            table = self._tables[name]
+            found = weights.in_batches(forward, {key: table[key] for key in ("features", "present")}, ROWS)
+            vectors[name] = sweep.Vectors(jnp.asarray(found["x"]), table["label"], rows)
+            known += [found["x"][rows], table["label"][rows]]
+        bank, labels, queries, truth = known
+        guess, measure = knn(bank, labels, queries, self._label, k=self._neighbours), self._linear.task.measure
+        record = {"step": step, "epoch": epoch, f"knn/{measure}": task_lib.measured(self._label, truth, guess)}
+        best = self._linear.fit(vectors)[0]
+        if np.isfinite(best.cost).any():  # else no classifier had a finite loss in any epoch
+            record[f"linear/{measure}"] = float(best.measure.flat[best.cost.argmin()])
+            self._cost = step, float(best.cost.min())
         centroids = np.asarray(state.centroids)
         if "clustering" in self._model.heads and centroids.any():
-            fused = jnp.asarray(found["validation"]["fused"][self._known["validation"]])
+            fused = jnp.asarray(found["fused"][rows])
             clusters = np.asarray(self._nearest_cluster(fused, jnp.asarray(centroids)))
             record["cluster_sizes"] = np.bincount(clusters, minlength=len(centroids)).tolist()
             if self._label.kind == "single":

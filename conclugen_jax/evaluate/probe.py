@@ -58,14 +58,10 @@ def label_efficiency(
 ) -> list[LabelEfficiency]:
     """Fit logistic regressions on few labels, the same labels for every kind of vectors.
 
-    Vectors are standardised by the whole (unlabelled) training split; the regression is scikit-learn's with its
-    default L2 penalty (C = 1); nothing is chosen by a score.
-
-    Args:
-      vectors: name -> (training vectors [n, dim], test vectors [m, dim]).
-      train_labels, test_labels: integer [n] and [m]: one class per example.
-      labels_per_class: how many labels of each class are used, at most as many as there are; 0: all.
-      num_draws, seed: random draws of the labelled rows, and the seed of the first; the next has the next one.
+    Vectors, name -> (training [n, dim], test [m, dim]), are standardised by the whole (unlabelled) training split; labels
+    are integers [n] and [m]: one class per example. The regression is scikit-learn's with its default L2 penalty (C = 1);
+    nothing is chosen by a score. ``labels_per_class``: how many labels of each class are used, at most as many as there are;
+    0: all. ``num_draws``, ``seed``: random draws of the labelled rows, and the seed of the first; the next has the next one.
     """
     from sklearn.linear_model import LogisticRegression  # here, since commands that only load runs start much faster
     from sklearn.preprocessing import StandardScaler
@@ -98,10 +94,8 @@ def draw_labels(labels: np.ndarray, num_per_class: int, *, seed: int) -> np.ndar
     for value in np.unique(labels):
         members = np.flatnonzero(labels == value)
         if len(members) < num_per_class:
-            raise ConclugenError(
-                f"class {value} has {len(members)} labelled examples, {num_per_class} per class were asked for; ask for "
-                f"at most {len(members)}, or for all"
-            )
+            fact = f"class {value} has {len(members)} labelled examples, {num_per_class} per class were asked for"
+            raise ConclugenError(f"{fact}; ask for at most {len(members)}, or for all")
         rows.append(rng.choice(members, num_per_class, replace=False))
     return np.sort(np.concatenate(rows))
 
@@ -117,11 +111,8 @@ def label_efficiency_of_run(
 ) -> Report:
     """Compare raw features, the untrained network and a checkpoint of a pretraining run by :func:`label_efficiency`.
 
-    Args:
-      workdir, which: of the run and its checkpoint, see :func:`load`.
-      data: folder of a labelled data set with the run's modalities; ``None``: the run's own.
-      labels_per_class: ``None``: those of 2, 5, 20 that the smallest class has, and all.
-      num_draws, options: see :func:`label_efficiency`.
+    ``which``: checkpoint, see :func:`load`. ``data``: folder of a labelled data set with the run's modalities; ``None``: the
+    run's own. ``labels_per_class``: ``None``: those of 2, 5, 20 that the smallest class has, and all.
     """
     config = workdir_lib.read_config(workdir)
     manifest = manifest_lib.read(data or config.data.path)
@@ -159,10 +150,8 @@ def label_efficiency_of_runs(
     for name, workdir in workdirs.items():
         other, data = workdir_lib.read_data(workdir), workdir_lib.read_config(workdir).data
         if other.fingerprint() != manifest.fingerprint():
-            raise ConclugenError(
-                f"run {name!r} is of data {other.name} {other.version}, run {first!r} of other data "
-                f"({manifest.name} {manifest.version}); compare runs of the same data"
-            )
+            fact = f"of data {other.name} {other.version}, run {first!r} of other data ({manifest.name} {manifest.version})"
+            raise ConclugenError(f"run {name!r} is {fact}; compare runs of the same data")
         train, test = represent_splits(workdir, (data.train_split, data.test_split), which=which)
         vectors[name] = train.fused(), test.fused()
         if name == first:
@@ -185,9 +174,8 @@ def table(
 
 def _check_classes(labels: np.ndarray, where: str = "labels") -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ConclugenError(
-            f"{where} are {labels.dtype} of shape {labels.shape}; this needs one class per example: integers of shape [n]"
-        )
+        wanted = "this needs one class per example: integers of shape [n]"
+        raise ConclugenError(f"{where} are {labels.dtype} of shape {labels.shape}; {wanted}")
 
 
 def accuracies(
@@ -202,10 +190,7 @@ def accuracies(
     options = {"labels_per_class": [0], "num_draws": 1}
     (linear,) = label_efficiency({"all": (train, test)}, train_labels, test_labels, **options)
     nearest = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine").fit(train, train_labels)
-    return {
-        "logistic regression": linear.accuracy[0],
-        "nearest neighbours": float(nearest.score(test, test_labels)),
-    }
+    return {"logistic regression": linear.accuracy[0], "nearest neighbours": float(nearest.score(test, test_labels))}
 
 
 def per_modality(train: Split, test: Split, *, raw: bool = False) -> dict[str, dict[str, float]]:

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import sources
 from conclugen_jax.data.shards import Dataset, Rows, RowSource, ShardStream, Variants
-from conclugen_jax.data.sources import Annotations, LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe, task as task_lib
 from conclugen_jax.run.config import FROZEN
@@ -68,22 +67,18 @@ def load(config: ConfigDict, streams: Mapping[str, ShardStream]) -> dict[str, Ro
     return rows
 
 
-def few(label: LabelSpec, labels: np.ndarray, usable: np.ndarray, num_per_class: int, draw: int) -> np.ndarray:
+def few(label: sources.LabelSpec, labels: np.ndarray, usable: np.ndarray, num_per_class: int, draw: int) -> np.ndarray:
     """Draw ``num_per_class`` random rows of every class among those usable (0: all), by the number of the draw alone."""
-    if not num_per_class:
-        return usable
-    if label.kind != "single":
-        raise ConclugenError(
-            f"config.downstream.labels_per_class is {num_per_class}, but the labels are of kind {label.kind!r}; only with one "
-            "class per example can so many of each be drawn"
-        )
+    if num_per_class and label.kind != "single":
+        fact = f"config.downstream.labels_per_class is {num_per_class}, but the labels are of kind {label.kind!r}"
+        raise ConclugenError(f"{fact}; only with one class per example can so many of each be drawn")
     return usable[probe.draw_labels(labels[usable], num_per_class, seed=draw)]
 
 
 def _fold(config: ConfigDict, rows: RowSource, stream: ShardStream) -> dict[str, RowSource]:
     everyone = list(range(stream.num_examples))
     _, groups = stream.names(np.arange(stream.num_examples))
-    listed = Annotations(ids=everyone, groups=list(groups), label=None, targets={}, keys=everyone)
+    listed = sources.Annotations(ids=everyone, groups=list(groups), label=None, targets={}, keys=everyone)
     cut = sources.by_group(listed, config.downstream.num_folds, config.downstream.fold, where=stream.where)
     members = {name: np.array(part.ids, int) for name, part in cut.items()}
     train = copy.copy(rows)

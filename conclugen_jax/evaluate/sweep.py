@@ -22,7 +22,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, splits, task as task_lib
 from conclugen_jax.method import layers
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.run import config as config_lib
+from conclugen_jax.run import config as config_lib, configuration_files
 from conclugen_jax.system import progress, signals
 from conclugen_jax.train import optimizer as optimizer_lib
 
@@ -38,17 +38,16 @@ class Vectors(NamedTuple):
 
 
 class Members(NamedTuple):
-    """The classifiers of a grid: R rates with W decays in G groups."""
+    """The classifiers of a grid: P pairs of rate and decay in G groups."""
 
-    learning_rates: Sequence[float]
-    weight_decays: Sequence[float]
+    pairs: Sequence[tuple[float, float]]
     groups: Sequence[tuple[int, int]]  # (seed, draw of the labels)
     rows: Sequence[np.ndarray]  # those trained on, of each group; equally many
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(G, R, W)."""
-        return len(self.groups), len(self.learning_rates), len(self.weight_decays)
+    def shape(self) -> tuple[int, int]:
+        """(G, P)."""
+        return len(self.groups), len(self.pairs)
 
 
 def _batch(x: jax.Array, labels: Any = None) -> dict[str, Any]:
@@ -62,53 +61,45 @@ class Grid:
         self.members, self._dim, num_rows = members, dim, len(members.rows[0])
         self.config = downstream.with_fitting_batch(config, num_rows, 1)
         self.task, self._steps = task_lib.create(config, label), num_rows // self.config.train.batch_size
-        self._optimizer = functools.partial(
-            optimizer_lib.from_config, self.config, self._steps, trainable=(task_lib.CLASSIFIER,)
-        )
-        self._template = self._fresh_state(config.seed)
-        self._epoch = jax.jit(self._run_epoch, donate_argnums=1)
+        made = functools.partial(optimizer_lib.from_config, self.config, self._steps)
+        self._optimizer = functools.partial(made, trainable=(task_lib.CLASSIFIER,))
+        self._epoch = jax.jit(self._run_epoch, donate_argnums=0)
         self._evaluate = jax.jit(self._outputs)
         self._keep = jax.jit(_keep, donate_argnums=2)
 
-    def fit(self, vectors: Mapping[str, Vectors], before_epoch: Callable[[int], None] = lambda epoch: None):
-        """Train on the vectors ``train``; return the best epochs by ``validation`` and their parameters, leaves [G, R, W, ...].
+    def fit(self, vectors: Mapping[str, Vectors], stop: signals.Stop | None = None, report: Callable = lambda *_: None):
+        """Train on the vectors ``train``; return the best epochs by ``validation`` and their parameters, leaves [G, P, ...].
 
-        ``before_epoch``: called with the number of every epoch before it; what it raises ends the training.
+        ``stop`` ends it before the next epoch; ``report`` is called with the number of epochs that are done, and of all.
         """
         members, label = self.members, self.task.label
         (x, labels, _), (held_out, truth, known) = vectors["train"], vectors["validation"]
         truth, held_out = truth[known], held_out[known]
-        rates, decays = (jnp.asarray(x, jnp.float32) for x in (members.learning_rates, members.weight_decays))
+        pairs, on_device = jnp.asarray(members.pairs, jnp.float32), (jnp.asarray(labels), jnp.asarray(truth))
         weights = np.stack([task_lib.create(self.config, label, labels[rows]).weights for rows in members.rows])
-        on_device, truth_on_device = jnp.asarray(labels), jnp.asarray(truth)
-        params, opt_state, rngs = self._start()
-        patience = self.config.downstream.early_stopping_epochs
-        kept, best = params, downstream.BestEpochs(self.task.measure, patience, members.shape)
-        for epoch in range(self.config.train.num_epochs):
+        state, patience = self._start(), self.config.downstream.early_stopping_epochs
+        # A copy: the first epoch takes the state's memory.
+        kept = jax.tree.map(jnp.copy, state.params)
+        best = downstream.BestEpochs(self.task.measure, patience, members.shape)
+        for epoch in range(num_epochs := self.config.train.num_epochs):
             if not best.running.any():
                 break
-            before_epoch(epoch)
-            at = jnp.int32(epoch * self._steps), self._indices(epoch)
-            params, opt_state = self._epoch(params, opt_state, *at, rngs, rates, decays, weights, x, on_device)
-            logits, losses = (np.asarray(x) for x in self._evaluate(params, weights, held_out, truth_on_device))
-            each = logits.reshape(-1, *logits.shape[3:])
-            scores = [task_lib.measured(label, truth, self.task.predictions(x)) for x in each]
-            kept = self._keep(best.improved(epoch, np.reshape(scores, members.shape), losses), params, kept)
+            if stop and stop.signal:
+                raise signals.Interrupted(stop.signal)
+            state = self._epoch(state, self._indices(epoch), pairs, weights, x, on_device[0])
+            logits, losses = (np.asarray(x) for x in self._evaluate(state.params, weights, held_out, on_device[1]))
+            scores = [task_lib.measured(label, truth, self.task.predictions(x)) for group in logits for x in group]
+            kept = self._keep(best.improved(epoch, np.reshape(scores, members.shape), losses), state.params, kept)
+            report(epoch + 1, num_epochs)
         return best, kept
 
-    def _start(self) -> tuple[Any, Any, jax.Array]:
-        """Return (params, opt_state) with leaves [G, R, W, ...], and the random keys [G]."""
-        states = [self._fresh_state(seed) for seed, _ in self.members.groups]
-        stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *((s.params, s.opt_state) for s in states))
-        shape = self.members.shape
-        spread = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None, None], (*shape, *x.shape[1:])), stacked)
-        return *spread, jnp.stack([s.rng for s in states])
-
-    def _fresh_state(self, seed: int) -> TrainState:
-        """Return the state that a run of this seed starts from."""
-        config = self.config.copy_and_resolve_references()
-        config.seed = seed
-        return downstream.fresh_state(config, self.task, {JOINED: self._dim}, self._optimizer()[0])
+    def _start(self) -> TrainState:
+        """Return the state that runs of the groups' seeds start from: what is trained as [G, P, ...], random keys [G]."""
+        network = self.task, {JOINED: self._dim}, self._optimizer()[0]
+        states = [downstream.fresh_state(seed, *network) for seed, _ in self.members.groups]
+        trained = jax.tree.map(lambda *xs: jnp.stack(xs), *((s.params, s.opt_state) for s in states))
+        spread = jax.tree.map(lambda x: jnp.repeat(x[:, None], self.members.shape[1], axis=1), trained)
+        return states[0].replace(params=spread[0], opt_state=spread[1], rng=jnp.stack([s.rng for s in states]))
 
     def _indices(self, epoch: int) -> np.ndarray:
         """Return the batches of each group's own run: int32 [steps, G, batch]."""
@@ -116,36 +107,31 @@ class Grid:
         groups = zip(self.members.groups, self.members.rows, strict=True)
         return np.stack([batches.batch_indices(rows, seed=seed, **wanted) for (seed, _), rows in groups], axis=1)
 
-    def _step(self, rate, decay, weights, params, opt_state, step, rng, batch):
+    def _step(self, state, pair, weights, batch):
         """Take one member's step, the same as in a run of its own."""
-        optimizer, schedule = self._optimizer(learning_rate=rate, weight_decay=decay)
-        state = self._template.replace(params=params, opt_state=opt_state, step=step, rng=rng)
+        optimizer, schedule = self._optimizer(learning_rate=pair[0], weight_decay=pair[1])
         task = self.task._replace(weights=weights)
-        state, _ = downstream.downstream_step(state, batch, task=task, optimizer=optimizer, schedule=schedule)
-        return state.params, state.opt_state
+        return downstream.downstream_step(state, batch, task=task, optimizer=optimizer, schedule=schedule)[0]
 
-    def _run_epoch(self, params, opt_state, first_step, indices, rngs, rates, decays, weights, x, labels):
-        over_decays = jax.vmap(self._step, in_axes=(None, 0, None, 0, 0, None, None, None))
-        over_rates = jax.vmap(over_decays, in_axes=(0, None, None, 0, 0, None, None, None))
-        over_groups = jax.vmap(over_rates, in_axes=(None, None, 0, 0, 0, None, 0, 0))
+    def _run_epoch(self, state, indices, pairs, weights, x, labels):
+        own = jax.tree.map(lambda _: None, state).replace(params=0, opt_state=0)
+        groups = own.replace(rng=0)
+        over_pairs = jax.vmap(self._step, in_axes=(own, 0, None, None), out_axes=own)
+        over_groups = jax.vmap(over_pairs, in_axes=(groups, None, 0, 0), out_axes=groups)
 
-        def step(carry, at):
-            number, rows = at
-            taken = jax.vmap(lambda r: _batch(x[r], labels[r]))(rows)
-            return over_groups(rates, decays, weights, *carry, number, rngs, taken), None
+        def step(state, rows):
+            return over_groups(state, pairs, weights, jax.vmap(lambda r: _batch(x[r], labels[r]))(rows)), None
 
-        numbers = first_step + jnp.arange(self._steps)
-        return jax.lax.scan(step, (params, opt_state), (numbers, indices))[0]
+        return jax.lax.scan(step, state, indices)[0]
 
     def _outputs(self, params, weights, x, labels):
-        """Return logits [G, R, W, n, num_outputs] and losses [G, R, W] of the members."""
+        """Return logits [G, P, n, num_outputs] and losses [G, P] of the members."""
 
         def one(params, weights):
             logits = self.task.logits(params, {}, _batch(x))
             return logits, self.task._replace(weights=weights).loss(logits, labels)
 
-        over_grid = jax.vmap(jax.vmap(one, in_axes=(0, None)), in_axes=(0, None))
-        return jax.vmap(over_grid)(params, weights)
+        return jax.vmap(jax.vmap(one, in_axes=(0, None)))(params, weights)
 
 
 def _keep(improved: Any, new: Any, old: Any) -> Any:
@@ -156,105 +142,81 @@ def _keep(improved: Any, new: Any, old: Any) -> Any:
 def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Train and score the grid of ``config.sweep``; choose rate and decay by the validation split alone.
 
-    Args:
-      config: see ``configs/base.py``; a protocol with frozen representations.
-      workdir: takes ``config.json``, ``data.json`` and ``result.json``. A finished one is returned.
+    ``config``: see ``configs/base.py``; a protocol with frozen representations. ``workdir`` takes ``config.json``,
+    ``data.json`` and ``result.json``; a finished one is returned.
 
-    Returns:
-      Content of ``result.json``: ``selected``, for each number of labels, draw and seed the member of best validation
-      measure with all its scores; ``members``, what was tried, with validation measures only (``None``: its loss was not
-      finite in any epoch); where everything came from.
+    Returns the content of ``result.json``: ``selected``, for each number of labels, draw and seed the member of best
+    validation measure with all its scores; ``members``, what was tried, with validation measures only (``None``: its loss
+    was not finite in any epoch); where everything came from.
 
     Raises:
       ConclugenError: an impossible configuration, bad data, or losses that are not finite.
       Interrupted: SIGINT or SIGTERM came; repeating the command starts again.
     """
     section = config.downstream
-    config_lib.check(config)
-    config_lib.check_downstream(config)
     if section.protocol not in config_lib.FROZEN or section.num_folds:
-        raise ConclugenError(
-            f"config.downstream.protocol is {section.protocol!r} with num_folds {section.num_folds}; a sweep needs frozen "
-            f"representations ({' or '.join(map(repr, config_lib.FROZEN))}) and stored splits"
-        )
+        wanted = f"a sweep needs frozen representations ({' or '.join(map(repr, config_lib.FROZEN))}) and stored splits"
+        fact = f"config.downstream.protocol is {section.protocol!r} with num_folds {section.num_folds}"
+        raise ConclugenError(f"{fact}; {wanted}")
     return downstream.once(config, workdir, _run)
 
 
-def _run(config: ConfigDict, encoder: Any, streams: Any, folder: Path, stop: signals.Stop) -> dict[str, Any]:
+def _run(run: downstream.Run) -> dict[str, Any]:
     """Represent the splits, train and score the grid at each number of labels."""
-    config, label = config.copy_and_resolve_references(), streams["train"].label
-    section = config.sweep
-    grid = {
-        "learning_rates": list(section.learning_rates) or [config.optimizer.learning_rate],
-        "weight_decays": list(section.weight_decays) or [config.optimizer.weight_decay],
-        "seeds": list(section.seeds) or [config.seed],
-        "labels_per_class": list(section.labels_per_class) or [config.downstream.labels_per_class],
-        "label_draws": list(section.label_draws) or [config.downstream.label_draw],
-    }
+    config, label = run.config.copy_and_resolve_references(), run.streams["train"].label
+    flat = dict(configuration_files.flatten(config))
+    grid = {key: list(values) or [flat[config_lib.LISTS[f"sweep.{key}"]]] for key, values in config.sweep.items()}
     config.downstream.labels_per_class = 0
     vectors = {}
-    for name, rows in splits.load(config, streams).items():
-        table = downstream.represented(encoder, rows, config, jax.devices()[:1]).table
+    for name, rows in splits.load(config, run.streams).items():
+        table = downstream.represented(run.encoder, rows, config, jax.devices()[:1]).table
         x = layers.fuse(table["features"], table["present"], config.downstream.fusion)
         among = rows.usable if name == "train" else None
-        usable = task_lib.labelled(label, table["label"], streams[name].where, among)
+        usable = task_lib.labelled(label, table["label"], run.streams[name].where, among)
         vectors[name] = Vectors(x, table["label"], usable)
     x, labels, usable = vectors["train"]
     for warning in task_lib.warnings(label, labels[usable]):
         progress.say(warning)
+    pairs = list(itertools.product(grid["learning_rates"], grid["weight_decays"]))
     result = {"grid": grid, "selected": [], "members": []}
     for number in grid["labels_per_class"]:
         draws = grid["label_draws"] if number else grid["label_draws"][:1]  # all labels are the same rows at every draw
         groups = list(itertools.product(grid["seeds"], draws))
         rows = [splits.few(label, labels, usable, number, draw) for _, draw in groups]
-        trainer = Grid(config, label, Members(grid["learning_rates"], grid["weight_decays"], groups, rows), x.shape[1])
+        trainer = Grid(config, label, Members(pairs, groups, rows), x.shape[1])
         title = f"{number or 'all'} labels a class" if label.kind == "single" else "sweep"
-        best, params = _trained(trainer, vectors, title, stop)
+        counted = f"{np.prod(trainer.members.shape)} classifiers, {title}"
+        with progress.Counter(counted, unit="epochs") as counter:
+            best, params = trainer.fit(vectors, run.stop, counter)
+        if not np.isfinite(best.measure).any(axis=1).all():
+            raise task_lib.not_finite(trainer.config, ", or the rates of config.sweep")
         for g in range(len(groups)):
             own = jax.tree.map(lambda x, g=g: x[g], params)
-            chosen, tried = _selected(trainer, best.measure[g], best.epoch[g], own, vectors, g)
+            chosen, tried = _selected(trainer, best, own, vectors, g)
             result["selected"].append({"labels_per_class": number, **chosen})
             result["members"] += [{"labels_per_class": number, **member} for member in tried]
     return result
 
 
-def _trained(trainer: Grid, vectors: Mapping[str, Vectors], title: str, stop: signals.Stop):
-    num_epochs = trainer.config.train.num_epochs
-    with progress.Counter(f"{np.prod(trainer.members.shape)} classifiers, {title}", unit="epochs") as counter:
-
-        def before_epoch(epoch: int) -> None:
-            if epoch:  # the first one compiles
-                counter(epoch, num_epochs)
-            if stop.signal:
-                raise signals.Interrupted(stop.signal)
-
-        best, params = trainer.fit(vectors, before_epoch)
-        counter(num_epochs, num_epochs)
-    if not np.isfinite(best.measure).any(axis=(1, 2)).all():
-        raise task_lib.not_finite(trainer.config, ", or the rates of config.sweep")
-    return best, params
-
-
-def _selected(trainer: Grid, measures: Any, epochs: Any, params: Any, vectors: Mapping[str, Vectors], g: int):
+def _selected(trainer: Grid, best: downstream.BestEpochs, params: Any, vectors: Mapping[str, Vectors], g: int):
     """Return the member of best validation measure in a group with its scores, and all its members."""
     members = trainer.members
     (seed, draw), rows = members.groups[g], members.rows[g]
     task = task_lib.create(trainer.config, trainer.task.label, vectors["train"].labels[rows])
-    best = np.argmin(measures) if task.measure == "mae" else np.argmax(measures)  # the first of equals
     tried = [
         {
             "label_draw": draw,
             "seed": seed,
-            "learning_rate": members.learning_rates[r],
-            "weight_decay": members.weight_decays[w],
-            "best_epoch": int(epochs[r, w]),
-            f"validation/{task.measure}": float(measures[r, w]) if np.isfinite(measures[r, w]) else None,
+            "learning_rate": rate,
+            "weight_decay": decay,
+            "best_epoch": int(epoch),
+            f"validation/{task.measure}": float(measure) if np.isfinite(measure) else None,
         }
-        for r, w in np.ndindex(measures.shape)
+        for (rate, decay), epoch, measure in zip(members.pairs, best.epoch[g], best.measure[g], strict=True)
     ]
-    at = np.unravel_index(best, measures.shape)
-    params = jax.tree.map(lambda x: x[at], params)
-    chosen = {name: x for name, x in tried[best].items() if "/" not in name} | {"num_train_examples": len(rows)}
+    first = best.cost[g].argmin()  # of equals
+    params = jax.tree.map(lambda x: x[first], params)
+    chosen = {name: x for name, x in tried[first].items() if "/" not in name} | {"num_train_examples": len(rows)}
     for name in ("validation", "test"):
         logits = np.asarray(task.logits(params, {}, _batch(vectors[name].x)))
         chosen[name] = task.scores(logits, vectors[name].labels, name)

@@ -19,24 +19,17 @@ from conclugen_jax.method.model import ConCluGen
 from conclugen_jax.run import checkpoint, workdir as workdir_lib
 from conclugen_jax.run.config import PRETRAINED
 
-RESULT = "result.json"
-"""In workdirs of downstream runs: what they have found."""
+RESULT = "result.json"  # in workdirs of downstream runs: what they have found
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, dict[str, Any], ConfigDict]:
-    """Load the network of a pretraining run.
+    """Load the network of a pretraining run, of its ``newest`` or ``best`` checkpoint or that of a step.
 
-    Args:
-      workdir: of the run.
-      which: ``newest``, ``best`` or a step.
+    Returns (model, variables, config): ``model.apply(variables, features)`` runs all heads, ``model.apply(variables,
+    features, method="represent")`` the representations alone. Standardisation, if the run used it, is part of the model:
+    features go in raw.
 
-    Returns:
-      (model, variables, config): ``model.apply(variables, features)`` runs all heads,
-      ``model.apply(variables, features, method="represent")`` the representations alone. Standardisation, if the
-      run used it, is part of the model: features go in raw.
-
-    Raises:
-      ConclugenError: no pretraining run or no checkpoint there, or one that does not fit its own configuration.
+    Refused are folders without a pretraining run or checkpoint, and checkpoints that do not fit their own configuration.
     """
     return _restore(workdir, which)[:3]
 
@@ -142,20 +135,16 @@ def encoder(config: ConfigDict, manifest: Manifest) -> Encoder:
 def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encoder:
     source, asked = config.downstream.checkpoint, config.downstream.modalities
     if not source:
-        raise ConclugenError(
-            "config.downstream.checkpoint is empty; linear evaluation and fine-tuning need the workdir of a pretraining "
-            "run (the supervised baseline is --config.downstream.protocol=supervised)"
-        )
+        way_out = "name a pretraining run, or train without one by config.downstream.protocol=supervised"
+        raise ConclugenError(f"config.downstream.checkpoint is empty; {way_out}")
     step, run = find_step(source, config.downstream.checkpoint_step), f"checkpoint {source}"
     model, variables, trained = load(source, step)
     model = model.clone(dtype=model_lib.DTYPES[config.precision])
     names = manifest_lib.choose(model.feature_dims, asked or model.feature_dims, what="modality", where=run)
     check_features(manifest, {m: model.feature_dims[m] for m in names}, where, run)
     if spare := set(names) - set(config.data.modalities):
-        raise ConclugenError(
-            f"config.data.modalities leaves out {min(spare)!r}, which {run} has; choose modalities of a checkpoint by "
-            "config.downstream.modalities"
-        )
+        fact = f"config.data.modalities leaves out {min(spare)!r}, which {run} has"
+        raise ConclugenError(f"{fact}; choose modalities of a checkpoint by config.downstream.modalities")
     facts = {"step": step, "seed": trained.seed, "sha256": checkpoint.fingerprint(variables["params"])}
     dims = dict.fromkeys(names, model.representation_dim)
     return Encoder(model, variables, names, dims, {"workdir": source, **facts})
@@ -165,24 +154,19 @@ def check_features(manifest: Manifest, sizes: Mapping[str, int], where: str, tra
     """Refuse data (``where``) without a modality of a network (``trained``), or with features of another size than its own."""
     for m in manifest_lib.choose(manifest.modalities, sizes, what="modality", where=where):
         if manifest.modalities[m] != sizes[m]:
-            raise ConclugenError(
-                f"{where} has {manifest.modalities[m]} features of modality {m!r}, {trained} was trained on {sizes[m]}; "
-                "use features of the same extractor"
-            )
+            fact = f"{where} has {manifest.modalities[m]} features of modality {m!r}"
+            raise ConclugenError(f"{fact}, {trained} was trained on {sizes[m]}; use features of the same extractor")
 
 
 def represent(
     model: ConCluGen, variables: Mapping[str, Any], features: Mapping[str, np.ndarray], *, batch_size: int = 1024
 ) -> dict[str, np.ndarray]:
-    """Compute the representations of any rows, ``batch_size`` at a time, by a network as loaded.
+    """Compute the representations of any rows, ``batch_size`` at a time, by a network as :func:`load` returns it.
 
-    Args:
-      model, variables: see :func:`load`.
-      features: modality -> [n, dim] raw features; any of the model's modalities, the same rows in each. Where a row
-        lacks a modality put zeros, and ignore its representation afterwards (:func:`concatenated` does).
+    ``features``: modality -> [n, dim] raw features; any of the model's modalities, the same rows in each. Where a row lacks
+    a modality put zeros, and ignore its representation afterwards (:func:`concatenated` does).
 
-    Returns:
-      modality -> float32 [n, representation_dim].
+    Returns modality -> float32 [n, representation_dim].
 
     Raises:
       ValueError: a modality that the model does not know, features of another size, or no rows.

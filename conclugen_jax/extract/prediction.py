@@ -89,7 +89,7 @@ def predict(
     utterances = [u for file in files for u in _utterances(file, cut)]
     prepared = preparation.prepared([(u, 1) for u in utterances], how, num_workers)
     found = {each.place: (each, rows) for each, rows in vectors(prepared, backbones)}
-    run = embedding.predictor(network)
+    run = embedding.computing(network)
     return [_prediction(u, *found[u.place], network, run, manifest.modalities) for u in utterances]
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import conclugen_jax
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream
+from conclugen_jax.evaluate import weights
 from conclugen_jax.study.definition import ALONE, Run, target_of
 
 RESULTS = "results.json"
@@ -109,7 +109,7 @@ def _fits(path: Path, number: int, section: ConfigDict) -> tuple[list[dict[str, 
     if error:
         return [], error
     try:
-        result = json.loads((path / downstream.RESULT).read_text(encoding="utf-8"))
+        result = json.loads((path / weights.RESULT).read_text(encoding="utf-8"))
         measures = VALUE_MEASURES if result["kind"] == "value" else MEASURES
         alone = {**result, "labels_per_class": section.labels_per_class, "label_draw": section.label_draw}
         own = [fit for fit in result.get("selected", [alone]) if fit["labels_per_class"] == number]
@@ -127,7 +127,7 @@ def _fits(path: Path, number: int, section: ConfigDict) -> tuple[list[dict[str, 
     except FileNotFoundError:
         return [], None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
-        return [], f"{path / downstream.RESULT}: damaged ({type(e).__name__}); delete it and repeat the study"
+        return [], f"{path / weights.RESULT}: damaged ({type(e).__name__}); delete it and repeat the study"
 
 
 def _means(fits: Sequence[Mapping[str, Any]], what: str) -> dict[str, float]:

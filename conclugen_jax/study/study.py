@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax import pretrain
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.evaluate import downstream, sweep
+from conclugen_jax.evaluate import downstream, sweep, weights
 from conclugen_jax.run import config as config_lib, workdir as workdir_lib
 from conclugen_jax.study import definition, results
 from conclugen_jax.study.definition import SWEPT, Run
@@ -78,7 +78,7 @@ def _processors() -> list[int]:
 def is_done(root: Path, run: Run) -> bool:
     """Return whether a run of this configuration has left its result and has not failed since."""
     folder = root / run.path
-    finished = (folder / (DONE if run.protocol == "pretraining" else downstream.RESULT)).exists()
+    finished = (folder / (DONE if run.protocol == "pretraining" else weights.RESULT)).exists()
     return finished and not (folder / FAILURE).exists() and not _of_another(root, run)
 
 
