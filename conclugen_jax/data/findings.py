@@ -1,7 +1,7 @@
 """Find what is wrong or suspicious in a data set as a whole: bad rows, repeated ids, ids or groups in two splits."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 
 import numpy as np
 
@@ -43,11 +43,6 @@ def across(found: Repeats, splits: Mapping[str, object]) -> Iterator[tuple[tuple
             yield (a, b), shared
 
 
-def num_rows(shared: Iterable[Iterable[int]]) -> int:
-    """Return the number of different rows that are named."""
-    return len(set(itertools.chain(*shared)))
-
-
 def refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
     """Refuse examples with NaN or infinite values or without modality, unless they are to be dropped."""
     bad = [
@@ -58,10 +53,8 @@ def refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
     ]
     if bad and not drop_bad:
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise ConclugenError(
-            f"{len(bad)} bad example{'s' if len(bad) > 1 else ''}: {'; '.join(bad[:SHOWN])}{more}; repair them, or leave them "
-            "out with --drop_bad (drop_bad=True)"
-        )
+        way_out = "repair them, or leave them out with --drop_bad (drop_bad=True)"
+        raise ConclugenError(f"{_number(bad, 'bad example')}: {'; '.join(bad[:SHOWN])}{more}; {way_out}")
 
 
 def refuse_duplicates(parts: Parts) -> None:
@@ -69,11 +62,9 @@ def refuse_duplicates(parts: Parts) -> None:
     for split, entries in parts.items():
         if twice := within(repeats({split: _joined(entries, "ids")[:, None]}), split):
             (first, second), rows = twice[0][:2], _joined(entries, "rows")
-            name = _name(entries, second, "id")
-            raise ConclugenError(
-                f"split {split!r}, row {rows[second]}, id {name[:100]!r}: the same id as row {rows[first]}; ids must be "
-                f"unique within a split ({sum(map(len, twice)) - len(twice)} are not)"
-            )
+            where = f"split {split!r}, row {rows[second]}, id {_name(entries, second, 'id')[:100]!r}"
+            unique = f"ids must be unique within a split ({sum(map(len, twice)) - len(twice)} are not)"
+            raise ConclugenError(f"{where}: the same id as row {rows[first]}; {unique}")
 
 
 def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
@@ -81,10 +72,8 @@ def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
     presence = np.concatenate([_joined(entries, "presence") for entries in parts.values()])
     for modality, present in zip(spec.modalities, presence.T, strict=True):
         if not present.any():
-            raise ConclugenError(
-                f"modality {modality!r} is in none of the {len(presence)} examples; compare its ids with those of the "
-                "labels, or leave the modality out"
-            )
+            way_out = "compare its ids with those of the labels, or leave the modality out"
+            raise ConclugenError(f"modality {modality!r} is in none of the {len(presence)} examples; {way_out}")
 
 
 def leaks(spec: DatasetSpec, parts: Parts) -> list[str]:
@@ -94,11 +83,12 @@ def leaks(spec: DatasetSpec, parts: Parts) -> list[str]:
         found = repeats({split: _joined(entries, f"{what}s")[:, None] for split, entries in parts.items()})
         for (a, b), shared in across(found, parts):
             examples = ", ".join(sorted(repr(_name(parts[a], rows[0], what)) for rows, _ in shared[:SHOWN]))
-            sentences.append(
-                f"splits {a!r} and {b!r} have {len(shared)} {what}{'s' if len(shared) > 1 else ''} in common, such as "
-                f"{examples}"
-            )
+            sentences.append(f"splits {a!r} and {b!r} have {_number(shared, what)} in common, such as {examples}")
     return sentences
+
+
+def _number(found: Sized, noun: str) -> str:
+    return f"{len(found)} {noun}{'s' if len(found) > 1 else ''}"
 
 
 def _joined(entries: Entries, column: str) -> np.ndarray:
@@ -107,8 +97,5 @@ def _joined(entries: Entries, column: str) -> np.ndarray:
 
 def _name(entries: Entries, position: int, key: str) -> str:
     """Return the id or group of a written record, by its position in the split."""
-    for path, part in entries:
-        if position < len(part.rows):
-            return wire.parse(wire.open_shards([path])[position])[key].bytes_list.value[0].decode()
-        position -= len(part.rows)
-    raise IndexError(position)
+    records = wire.open_shards(path for path, part in entries if len(part.rows))
+    return wire.parse(records[position])[key].bytes_list.value[0].decode()
