@@ -164,7 +164,7 @@ def test_aligned_entries_are_found_by_row_and_pooled_whole(tmp_path):
 @pytest.mark.parametrize(("start", "end"), [(0.3, 0.6), (14.0, 15.1), (9.9, 12.0)])
 def test_entries_aligned_to_something_else_are_refused(tmp_path, start, end):
     path = write_csd(tmp_path / "x.csd", {"a[1]": ([[1]], [[start, end]])})  # such as the second word
-    where = rf"video 'a\[1\]': from {start:.3f} to {end:.3f} s, but row 1 .* 10.000 to 15.000 s"
+    where = rf"video 'a\[1\]': from {start:.3f} to {end:.3f} s, row 1 .* 10.000 to 15.000 s"
     with pytest.raises(ConclugenError, match=where):
         CsdFeatures(path).read(("a", 10.0, 15.0, 1))
 
@@ -272,8 +272,8 @@ def test_files_of_another_layout_are_refused(tmp_path):
         (np.zeros((2, 2)), [[0, 1], [2, 1.5]], r"video 'a', step 1: interval from 2.0 to 1.5 s"),
         (np.zeros((2, 2)), [[np.nan, 1], [1, 2]], r"video 'a', step 0: interval from nan to 1.0 s"),
         (np.zeros((2, 2)), [[0, np.inf], [1, 2]], r"video 'a', step 0: interval from 0.0 to inf s"),
-        (np.array([[b"so"], [b"sp"]]), SECONDS[:2], r"'\|S2'.*, expected numbers .* for words or phones word vectors"),
-        (np.array([["so"], ["sp"]], object), SECONDS[:2], "for words or phones word vectors"),
+        (np.array([[b"so"], [b"sp"]]), SECONDS[:2], r"'\|S2'.*, expected numbers .* words or phones as word vectors"),
+        (np.array([["so"], ["sp"]], object), SECONDS[:2], "words or phones as word vectors"),
     ],
 )
 def test_faulty_entries_are_refused_by_name(tmp_path, features, intervals, message):
@@ -336,7 +336,7 @@ def test_published_words_of_mosi_open_and_are_refused_as_features():
     sequence, folds = CsdFile(MOSI_WORDS), read_folds("cmu_mosi")
     assert sequence.names == frozenset(folds)
     assert len(folds) == 93
-    with pytest.raises(ConclugenError, match=r"'\|S12'.*, expected numbers .* for words or phones word vectors"):
+    with pytest.raises(ConclugenError, match=r"'\|S12'.*, expected numbers .* words or phones as word vectors"):
         CsdFeatures(MOSI_WORDS)
 
 

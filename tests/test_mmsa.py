@@ -296,7 +296,7 @@ def with_nan():
         (aligned(id=["a", "b", 3]), r"\[2\] is int"),
         (aligned(id=np.arange(3)), r"\[0\] is int"),
         (aligned(id=["a", "b", "c\ud800"]), r"\[2\] is 'c"),
-        (aligned(id={"a": 1}), r"\[0\] is dict, expected a list of texts"),
+        (aligned(id={"a": 1}), r"\[0\] is a dict, expected a list of texts"),
         (aligned(id=["a", "b"]), r"shape \(3,\), expected .* \(2,\)"),
         (aligned(regression_labels=[1, 2]), r"shape \(2,\), expected .* \(3,\)"),
         (

@@ -84,9 +84,8 @@ def build(
             assembly.swap(folder, target)
     except OSError as e:
         way = "free space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "repair that"
-        raise ConclugenError(
-            f"{e.filename or data_dir}: cannot write the data set ({e.strerror or e}); {way} or choose another --data_dir"
-        ) from e
+        fault = f"{e.filename or data_dir}: cannot write the data set ({e.strerror or e})"
+        raise ConclugenError(f"{fault}; {way} or choose another --data_dir") from e
     return target
 
 
@@ -98,10 +97,8 @@ def _already_built(target: Path, fingerprint: str, *, overwrite: bool, strict: b
         return False
     present = manifest_lib.read(target)
     if present.source.get("fingerprint") != fingerprint:
-        raise ConclugenError(
-            f"{target}: holds a data set made from other examples; pass --overwrite (overwrite=True) to replace it or "
-            "choose another --data_dir"
-        )
+        way_out = "pass --overwrite (overwrite=True) to replace it or choose another --data_dir"
+        raise ConclugenError(f"{target}: holds a data set made from other examples; {way_out}")
     if strict and present.warnings:
         raise ConclugenError(f"{target}: {'; '.join(present.warnings)}; repair the splits or build without --strict")
     manifest_lib.verify(target, present)
@@ -111,15 +108,12 @@ def _already_built(target: Path, fingerprint: str, *, overwrite: bool, strict: b
 def _refuse_to_replace(target: Path, source: Source) -> None:
     """Refuse to replace a link, and a folder that holds what is read."""
     if target.is_symlink():
-        raise ConclugenError(
-            f"{target}: a link to {os.path.realpath(target)}, which --overwrite does not replace; remove the link, or name "
-            "the --data_dir that it leads to"
-        )
+        fault = f"a link to {os.path.realpath(target)}, which --overwrite does not replace"
+        raise ConclugenError(f"{target}: {fault}; remove the link, or name the --data_dir that it leads to")
     for folder in getattr(source, "folders", tuple)():
         if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(target)):
-            raise ConclugenError(
-                f"{folder}: a source inside {target}, which --overwrite would delete; move it, or choose another --data_dir"
-            )
+            fault = f"a source inside {target}, which --overwrite would delete"
+            raise ConclugenError(f"{folder}: {fault}; move it, or choose another --data_dir")
 
 
 def _jobs(source: Source, scratch: Path) -> Iterator[workers.Job]:

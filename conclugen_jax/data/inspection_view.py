@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -78,11 +79,12 @@ def _labels(report: Report) -> Iterator[str | Padding]:
             rows = [[s, f"{f['known']:,}", *(_short(f[key]) for key in keys)] for s, f in found.items()]
             yield _table(["split", "known", *keys], rows)
         elif kind != "none":
+            known = [f["known"] for f in found.values()]
             rows = [
-                [each, *(_share(f["counts"][i], f["known"]) for f in found.values())] for i, each in enumerate(names)
+                [each, *map(_share, [f["counts"][i] for f in found.values()], known)] for i, each in enumerate(names)
             ]
             totals = [f["num_examples"] for f in report["splits"].values()]
-            unknown = [n - f["known"] for n, f in zip(totals, found.values(), strict=True)]
+            unknown = np.subtract(totals, known).tolist()
             if any(unknown):
                 rows.append(["(unknown)", *map(_share, unknown, totals)])
             yield _table(["name", *found], rows)
@@ -246,11 +248,9 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
     manifest = manifest_lib.read(folder)
     counts = ", ".join(f"{split} {facts['num_examples']:,}" for split, facts in manifest.splits.items())
     sizes = ", ".join(f"{m} {dim}" for m, dim in manifest.modalities.items())
-    n, kind = len(manifest.label.names), manifest.label.kind
-    labels = {"single": f"{n} classes", "multi": f"{n} labels", "value": "a number to predict", "none": "no labels"}[
-        kind
-    ]
-    lines = [f"{folder}: {counts} examples; modalities {sizes}; {labels}"]
+    n = len(manifest.label.names)
+    kinds = {"single": f"{n} classes", "multi": f"{n} labels", "value": "a number to predict", "none": "no labels"}
+    lines = [f"{folder}: {counts} examples; modalities {sizes}; {kinds[manifest.label.kind]}"]
     for modality in manifest.modalities:
         missing = {s: f["num_examples"] - f["present"][modality] for s, f in manifest.splits.items()}
         if any(missing.values()):
@@ -268,9 +268,8 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
         lines.append(f"{outside:,} rows of the labels are of videos in no fold and were left out")
     dropped = {s: f["dropped"] for s, f in manifest.splits.items() if f["dropped"]}
     if dropped and with_dropped:
-        lines.append(
-            f"left out as bad: {', '.join(f'{s} {n:,}' for s, n in dropped.items())}; see {folder / assembly.DROPPED}"
-        )
+        bad = ", ".join(f"{s} {n:,}" for s, n in dropped.items())
+        lines.append(f"left out as bad: {bad}; see {folder / assembly.DROPPED}")
     corpus = CORPORA.get(str(manifest.source.get("dataset")))
     for n in expected_counts(corpus, {s: f["num_examples"] for s, f in manifest.splits.items()}).values():
         if n["found"] != n["expected"]:

@@ -162,12 +162,9 @@ def by_group(annotations: Annotations, num_folds: int, fold: int, *, where: str)
     groups = sorted(set(annotations.groups))
     if num_folds < 3 or not 0 <= fold < num_folds or len(groups) < num_folds or "" in groups:
         more = f", such as --num_folds={len(groups)}" if 3 <= len(groups) < num_folds else ""
-        expected = (
-            f"3 folds at least, as many groups as folds{more}, a group for every row, and folds that count from 0"
-        )
-        raise ConclugenError(
-            f"{where}: fold {fold} of {num_folds} over {len(groups)} groups (people); expected {expected}"
-        )
+        found = f"{where}: fold {fold} of {num_folds} over {len(groups)} groups (people)"
+        expected = f"3 folds at least, as many groups as folds{more}, a group for every row, folds that count from 0"
+        raise ConclugenError(f"{found}; expected {expected}")
     runs = np.array_split(np.array(groups, dtype=object), num_folds)
     split_of = dict.fromkeys(groups, "train")
     split_of |= dict.fromkeys(runs[fold - 1], "validation") | dict.fromkeys(runs[fold], "test")

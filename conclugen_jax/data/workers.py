@@ -52,10 +52,8 @@ def run(
       OSError: a part cannot be written.
     """
     if beam is not None and total is None:
-        raise ConclugenError(
-            "this source cannot be read in parts, which Beam needs; give it num_examples(split) and part(split, start, "
-            "stop), or build without --beam"
-        )
+        way_out = "give it num_examples(split) and part(split, start, stop), or build without --beam"
+        raise ConclugenError(f"this source cannot be read in parts, which Beam needs; {way_out}")
     if beam is not None:
         jobs = list(jobs)
         run_beam(jobs, run_and_save, beam)
@@ -84,10 +82,9 @@ def _run_processes(jobs: Iterator[Job], num_workers: int) -> Iterator[tuple[Job,
                 yield next(sent), part
         except pool.Died as e:
             job = next(sent)
-            raise ConclugenError(
-                f"split {job.split!r}, part at row {job.first_row}: a worker process was killed, perhaps because memory ran "
-                "out; build with a smaller --num_workers"
-            ) from e
+            fault = "a worker process was killed, perhaps because memory ran out"
+            where = f"split {job.split!r}, part at row {job.first_row}"
+            raise ConclugenError(f"{where}: {fault}; build with a smaller --num_workers") from e
 
 
 def run_beam(elements: Sequence[Any], action: Callable[[Any], None], options: Sequence[str]) -> None:
@@ -100,9 +97,8 @@ def run_beam(elements: Sequence[Any], action: Callable[[Any], None], options: Se
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as e:
-        raise ConclugenError(
-            "--beam needs Apache Beam, in an environment of its own: pip install 'conclugen_jax[beam]'"
-        ) from e
+        own = "in an environment of its own: pip install 'conclugen_jax[beam]'"
+        raise ConclugenError(f"--beam needs Apache Beam, {own}") from e
     pipeline = beam.Pipeline(options=PipelineOptions(list(options)))
     _ = pipeline | beam.Create(list(elements)) | beam.Reshuffle() | beam.Map(action)
     try:

@@ -55,10 +55,9 @@ def _modalities(request: Request, files: list[Path]) -> dict[str, list[Path]]:
         if modality in result or (request.only and modality not in request.only) or not matches:
             continue
         if len(matches) > 1:
-            raise ConclugenError(
-                f"{request.source}: {', '.join(p.name for p in matches)} could all be {modality!r}; name one, or several to be "
-                f"concatenated, with --modality {modality}=FILE.csd+FILE.csd"
-            )
+            fault = f"{', '.join(p.name for p in matches)} could all be {modality!r}"
+            way_out = f"name one, or several to be concatenated, with --modality {modality}=FILE.csd+FILE.csd"
+            raise ConclugenError(f"{request.source}: {fault}; {way_out}")
         result[modality] = matches
     if not result:
         raise ConclugenError(f"{request.source}: no file of features known by its name; use --modality NAME=FILE.csd")
@@ -110,10 +109,8 @@ def read_labels(
             outside += 1
     if not found:
         where = source if isinstance(source, Path) else ", ".join(str(table.path) for table in source)
-        raise ConclugenError(
-            f"{where}: no rows of videos in the standard folds of {corpus}, {outside} of others; name "
-            "the labels of this corpus, not aligned ones"
-        )
+        fault = f"no rows of videos in the standard folds of {corpus}, {outside} of others"
+        raise ConclugenError(f"{where}: {fault}; name the labels of this corpus, not aligned ones")
     keys = sorted((key for key in found if _id(key) not in drop), key=lambda key: (key[0], key[3]))
     values = np.array([found[key] for key in keys], np.float32).reshape(len(keys), len(columns))
     label, targets = values[:, 0], {}
@@ -132,10 +129,9 @@ def _rows_of_file(path: Path, columns: Mapping[str, Any]) -> Rows:
     for video in sorted(file.names):
         steps, features = file.steps(video)
         if features.shape[1] != len(columns):
-            raise ConclugenError(
-                f"{file.where(video)}: label rows of width {features.shape[1]}, those of the corpus have {len(columns)} "
-                f"({', '.join(columns)}); name the file of labels"
-            )
+            expected = f"those of the corpus have {len(columns)} ({', '.join(columns)})"
+            fault = f"label rows of width {features.shape[1]}, {expected}"
+            raise ConclugenError(f"{file.where(video)}: {fault}; name the file of labels")
         values = file.values(video, slice(None)).tolist()
         for i, ((start, end), cells) in enumerate(zip(steps.tolist(), values, strict=True)):
             yield f"{file.where(video)}, label row {i}", (video, start, end, i), cells

@@ -76,17 +76,14 @@ class CsdFeatures:
             return None
         steps, features = sequence.steps(name)
         if features.shape[1] != dim:
-            raise ConclugenError(
-                f"{sequence.where(name)}: vectors of size {features.shape[1]}, those of the file's first video have {dim}; "
-                "correct or remove the entry"
-            )
+            fault = f"vectors of size {features.shape[1]}, those of the file's first video have {dim}"
+            raise ConclugenError(f"{sequence.where(name)}: {fault}; correct or remove the entry")
         if name == video:
             index = np.flatnonzero(np.minimum(steps[:, 1], end) - np.maximum(steps[:, 0], start) > EPSILON)
         elif steps.size and (steps.min() < start - ROUNDING or steps.max() > end + ROUNDING):
-            raise ConclugenError(
-                f"{sequence.where(name)}: from {steps.min():.3f} to {steps.max():.3f} s, but row {row} of the labels is from "
-                f"{start:.3f} to {end:.3f} s; align the sequence to these labels, or name the file that is not aligned"
-            )
+            fault = f"from {steps.min():.3f} to {steps.max():.3f} s, row {row} of the labels {start:.3f} to {end:.3f} s"
+            way_out = "align the sequence to these labels, or name the file that is not aligned"
+            raise ConclugenError(f"{sequence.where(name)}: {fault}; {way_out}")
         else:
             index = np.arange(len(steps))
         if not index.size:
@@ -154,16 +151,13 @@ class CsdFile:
             data = None if root is None else root.get("data")
             if not isinstance(data, h5py.Group) or not len(data):
                 found = "no group" if root is None else f"{root.name!r} with {', '.join(map(repr, root)) or 'nothing'}"
-            elif odd := [
-                name for name in data if not isinstance(name, str)
-            ]:  # h5py hands out as bytes what is not UTF-8
+            # h5py hands out as bytes what is not UTF-8.
+            elif odd := [name for name in data if not isinstance(name, str)]:
                 found = f"the name {odd[0][:100]!r}, which is not UTF-8"
             else:
                 return data
-        raise ConclugenError(
-            f"{self.path}: expected an HDF5 group /NAME/data with an entry per video, found {found}; name a .csd file, or "
-            "download it again"
-        )
+        expected = "expected an HDF5 group /NAME/data with an entry per video"
+        raise ConclugenError(f"{self.path}: {expected}, found {found}; name a .csd file, or download it again")
 
 
 def _checked(entry: Any, where: str) -> tuple[np.ndarray, Any]:
@@ -172,22 +166,19 @@ def _checked(entry: Any, where: str) -> tuple[np.ndarray, Any]:
     features, intervals = entry.get("features"), entry.get("intervals")
     numbers = len(found) == 2 and {features.dtype.kind, intervals.dtype.kind} <= set("fiu")
     if not numbers or features.ndim != 2 or intervals.shape != (len(features), 2) or not features.shape[1]:
-        raise ConclugenError(
-            f"{where}: {found}, expected numbers (steps, dim) as features and (steps, 2) as intervals; write the entry again, "
-            "for words or phones word vectors such as those of a TimestampedWordVectors file"
-        )
+        expected = "expected numbers (steps, dim) as features and (steps, 2) as intervals"
+        way_out = "write the entry again, words or phones as word vectors (a TimestampedWordVectors file)"
+        raise ConclugenError(f"{where}: {found}, {expected}; {way_out}")
     for array in (features, intervals):  # HDF5 declares sizes without storing anything
         if array.nbytes > MOST_UNPACKED * max(array.id.get_storage_size(), 2**20):
-            raise ConclugenError(
-                f"{where}: {array.shape} numbers declared, {array.id.get_storage_size()} bytes stored; download it again"
-            )
+            fault = f"{array.shape} numbers declared, {array.id.get_storage_size()} bytes stored"
+            raise ConclugenError(f"{where}: {fault}; download it again")
     times = intervals[:].astype(np.float64)
     wrong = np.flatnonzero(~(np.isfinite(times).all(axis=1) & (times[:, 1] >= times[:, 0])))
     if wrong.size:
         start, end = times[wrong[0]]
-        raise ConclugenError(
-            f"{where}, step {wrong[0]}: interval from {start} to {end} s, expected an end not before its start; correct it"
-        )
+        fault = f"interval from {start} to {end} s, expected an end not before its start"
+        raise ConclugenError(f"{where}, step {wrong[0]}: {fault}; correct it")
     return times, features
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.data import manifest as manifest_lib, pickles
+from conclugen_jax.data.cells import short
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
 
@@ -52,10 +53,8 @@ class _Split:
         ids = ids.reshape(-1).tolist() if isinstance(ids, np.ndarray) else ids
         for i, one in enumerate(ids if isinstance(ids, list) else [ids]):
             if not isinstance(one, str) or not one.isprintable() or one != one.strip() or not one:
-                what = repr(one[:80]) if isinstance(one, str) else type(one).__name__
-                raise ConclugenError(
-                    f"{self.where}['id'][{i}] is {what}, expected a list of texts of one line such as 'video$_$clip'"
-                )
+                found = f"{self.where}['id'][{i}] is {short(one)}"
+                raise ConclugenError(f"{found}, expected a list of texts of one line such as 'video$_$clip'")
         return ids
 
     def get(self, key: str) -> Any:
@@ -76,25 +75,21 @@ class _Split:
         found = type(x).__name__
         if isinstance(x, np.ndarray):
             x, found = x.reshape(-1) if x.shape == (*expected, 1) else x, f"{x.dtype} of shape {x.shape}"
-            fits = x.ndim == len(expected) and all(
-                n == size or (isinstance(size, str) and n) for n, size in zip(x.shape, expected, strict=True)
-            )
-            if fits and x.dtype.kind in "fiu":
-                return x
+            if x.ndim == len(expected) and x.dtype.kind in "fiu":
+                sizes = zip(x.shape, expected, strict=True)
+                if all(n > 0 if isinstance(size, str) else n == size for n, size in sizes):
+                    return x
         shape = str(expected).replace("'", "")
-        raise ConclugenError(
-            f"{self.where}[{key!r}] is {found}, expected real numbers of shape {shape}; repair the file, or leave the "
-            "modality out with --modalities"
-        )
+        way_out = "repair the file, or leave the modality out with --modalities"
+        raise ConclugenError(f"{self.where}[{key!r}] is {found}, expected real numbers of shape {shape}; {way_out}")
 
     def check(self, key: str, fits: np.ndarray, expected: str) -> None:
         """Refuse a value unless all of its clips fit, bool [n, ...]."""
         bad = np.flatnonzero(~fits.reshape(len(fits), -1).all(axis=1))
         if bad.size:
-            i, found = bad[0], " ".join(str(self.values[key][bad[0]])[:80].split())
-            raise ConclugenError(
-                f"{self.where}[{key!r}] of {self.ids[i]!r} is {found}, expected {expected}; repair the file"
-            )
+            found = " ".join(str(self.values[key][bad[0]])[:80].split())
+            where = f"{self.where}[{key!r}] of {self.ids[bad[0]]!r}"
+            raise ConclugenError(f"{where} is {found}, expected {expected}; repair the file")
 
 
 @np.errstate(all="ignore")  # values that are not finite are refused where they matter
@@ -142,9 +137,8 @@ def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str]
     try:
         _write(output, splits, labels, tables, facts)
     except OSError as e:
-        raise ConclugenError(
-            f"{e.filename or output}: cannot write the tables ({e.strerror or e}); free space or choose another --output"
-        ) from e
+        fault = f"cannot write the tables ({e.strerror or e})"
+        raise ConclugenError(f"{e.filename or output}: {fault}; free space or choose another --output") from e
     return facts
 
 
@@ -214,10 +208,8 @@ def _table(source: Path, splits: Sequence[_Split], modality: str) -> tuple[list[
             if vector is None:
                 continue
             if not np.isfinite(vector).all():
-                raise ConclugenError(
-                    f"{split.where}[{key!r}] of {name!r}: feature {int((~np.isfinite(vector)).argmax())} is not a finite "
-                    "float32 number in every step; repair the file"
-                )
+                found = f"feature {int((~np.isfinite(vector)).argmax())} is not a finite float32 number in every step"
+                raise ConclugenError(f"{split.where}[{key!r}] of {name!r}: {found}; repair the file")
             rows.append(vector)
             ids.append(name)
     if not rows:
@@ -262,9 +254,8 @@ def _pool(
     filled = x.any(axis=1)
     if valid is None:
         valid = filled
-    elif (
-        not certain and (filled & ~valid).any()
-    ):  # a length that excludes steps with content was counted to the first zeros
+    # A length that excludes steps with content was counted to the first zeros.
+    elif not certain and (filled & ~valid).any():
         counts["outside_length"] += 1
         valid = filled
     return x[valid].mean(axis=0).astype(np.float32) if (valid & filled).any() else None
