@@ -145,15 +145,15 @@ def test_facts_are_never_beside_another_file(dataset, monkeypatch):
 
 
 def test_one_process_makes_a_table_and_others_wait_for_it(dataset, monkeypatch, caplog):
-    write, calls, begun, go_on = host_table._write, [], threading.Event(), threading.Event()
+    fill, calls, begun, go_on = host_table._fill, [], threading.Event(), threading.Event()
 
     def slow(*args):
         calls.append(1)
         begun.set()
         assert go_on.wait(30)
-        return write(*args)
+        fill(*args)
 
-    monkeypatch.setattr(host_table, "_write", slow)
+    monkeypatch.setattr(host_table, "_fill", slow)
     cache(dataset).mkdir(parents=True)
     (cache(dataset) / ".tmp-killed.npy").touch()
     with concurrent.futures.ThreadPoolExecutor() as pool:

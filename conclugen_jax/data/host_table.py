@@ -141,28 +141,22 @@ def _make(stream: ShardStream, folder: Path, columns: Columns, progress: Progres
             path.unlink()
         if waited and (table := _stored(stream, folder, columns)) is not None:
             return table
+        table, paths, facts = {}, {}, {}
         with contextlib.ExitStack() as stack:
-            paths = {name: stack.enter_context(files.replaced(folder / f"{name}.npy")) for name in columns}
-            facts = _write(stream, paths, columns, progress)
+            for name, (shape, dtype) in columns.items():
+                paths[name] = stack.enter_context(files.replaced(folder / f"{name}.npy"))
+                table[name] = np.lib.format.open_memmap(paths[name], "w+", dtype, shape)
+                _reserve(paths[name])
+            _fill(stream, table, progress)
+            for name, path in paths.items():
+                table[name].flush()
+                facts[name] = Facts(stream.dataset.manifest.fingerprint(), path.stat().st_size, files.sha256(path))
             for name in columns:
                 (folder / f"{name}.json").unlink(missing_ok=True)
         for name, each in facts.items():
             with files.replaced(folder / f"{name}.json") as path:
                 path.write_bytes(msgspec.json.encode(each))
         return {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in columns}
-
-
-def _write(stream: ShardStream, paths: Mapping[str, Path], columns: Columns, progress: Progress) -> dict[str, Facts]:
-    """Write an npy file of each column; return its facts."""
-    table = {}
-    for name, (shape, dtype) in columns.items():
-        table[name] = np.lib.format.open_memmap(paths[name], "w+", dtype, shape)
-        _reserve(paths[name])
-    _fill(stream, table, progress)
-    for x in table.values():
-        x.flush()
-    fingerprint = stream.dataset.manifest.fingerprint()
-    return {name: Facts(fingerprint, path.stat().st_size, files.sha256(path)) for name, path in paths.items()}
 
 
 def _reserve(path: Path) -> None:

@@ -3,9 +3,8 @@
 import importlib.resources
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,9 +23,6 @@ EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
 
 LABEL_COLUMNS = {"cmu_mosei": ("sentiment", *EMOTIONS), "cmu_mosi": ("sentiment",)}
 """corpus -> meaning of the columns of a label row."""
-
-Rows = Iterable[tuple[str, Key, Sequence[Any]]]
-"""Where each label row stands, for messages; its key; its cells."""
 
 
 def open_csd(request: Request) -> Found:
@@ -98,17 +94,24 @@ def read_labels(
       ``EMOTIONS``) with target ``sentiment`` float32 [n] for ``cmu_mosei``, the sentiment float32 [n] for ``cmu_mosi``.
     """
     columns, folds = _label_columns(corpus), read_folds(corpus)
-    rows = _rows_of_file(source, columns) if isinstance(source, Path) else _rows_of_tables(source, columns)
+    tables = [_table(source, columns)] if isinstance(source, Path) else source
     found: dict[Key, list[float]] = {}
-    outside = 0
-    for place, key, cells in rows:
-        if key[0] in folds:
-            pairs = zip(cells, columns.items(), strict=True)
-            found[key] = [number(cell, f"{place}: {name}", span) for cell, (name, span) in pairs]
-        else:
-            outside += 1
+    counts, outside = Counter[str](), 0
+    for table in tables:
+        table.require("video", "start_time", "end_time", *columns)
+        for where, cells in table:
+            start, end = (number(cells[name], f"{where}: {name}") for name in ("start_time", "end_time"))
+            if end < start:
+                raise ConclugenError(f"{where}: ends at {end} s, before its start at {start} s; correct the row")
+            video = cells["video"].strip()
+            if video in folds:
+                numbers = [number(cells[name], f"{where}: {name}", span) for name, span in columns.items()]
+                found[video, start, end, counts[video]] = numbers
+            else:
+                outside += 1
+            counts[video] += 1
     if not found:
-        where = source if isinstance(source, Path) else ", ".join(str(table.path) for table in source)
+        where = ", ".join(str(table.path) for table in tables)
         fault = f"no rows of videos in the standard folds of {corpus}, {outside} of others"
         raise ConclugenError(f"{where}: {fault}; name the labels of this corpus, not aligned ones")
     keys = sorted((key for key in found if _id(key) not in drop), key=lambda key: (key[0], key[3]))
@@ -124,27 +127,16 @@ def _id(key: Key) -> str:
     return f"{key[0]}_{key[3]}"
 
 
-def _rows_of_file(path: Path, columns: Mapping[str, Any]) -> Rows:
-    file = CsdFile(path)
+def _table(path: Path, columns: Collection[str]) -> Table:
+    """Return the rows of a label sequence as a table of segments."""
+    file, rows, where = CsdFile(path), [], []
     for video in sorted(file.names):
         steps, features = file.steps(video)
         if features.shape[1] != len(columns):
             expected = f"those of the corpus have {len(columns)} ({', '.join(columns)})"
             fault = f"label rows of width {features.shape[1]}, {expected}"
             raise ConclugenError(f"{file.where(video)}: {fault}; name the file of labels")
-        values = file.values(video, slice(None)).tolist()
-        for i, ((start, end), cells) in enumerate(zip(steps.tolist(), values, strict=True)):
-            yield f"{file.where(video)}, label row {i}", (video, start, end, i), cells
-
-
-def _rows_of_tables(tables: Sequence[Table], columns: Mapping[str, Any]) -> Rows:
-    counts = Counter[str]()
-    for table in tables:
-        table.require("video", "start_time", "end_time", *columns)
-        for where, cells in table:
-            start, end = (number(cells[name], f"{where}: {name}") for name in ("start_time", "end_time"))
-            if end < start:
-                raise ConclugenError(f"{where}: ends at {end} s, before its start at {start} s; correct the row")
-            video = cells["video"].strip()
-            yield where, (video, start, end, counts[video]), [cells[name] for name in columns]
-            counts[video] += 1
+        rows += [(video, *row) for row in np.hstack([steps, file.values(video, slice(None))]).tolist()]
+        where += [f"{file.where(video)}, label row {i}" for i in range(len(steps))]
+    names = ("video", "start_time", "end_time", *columns)
+    return Table(path, dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True)), where)
