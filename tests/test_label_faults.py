@@ -354,7 +354,7 @@ def test_names_have_at_most_1000_characters(tmp_path, field):
 
     def part(text):
         example = Example(**{"id": "a", "features": {"x": np.ones(2)}, field: text})
-        return records.write_part(spec, "train", 0, [example], tmp_path / "part", first_split=True)
+        return records.write_part(records.Job(spec, "train", 0, [example], tmp_path / "part"))
 
     assert len(part("é" * 1000).rows) == 1
     assert f"{field} must be a printable str of" in refusal(part, "é" * 1001)
@@ -375,7 +375,7 @@ def test_labels_of_examples_that_are_too_large(tmp_path, kind, label, says):
     names = () if kind == "value" else ("a", "b")
     spec = DatasetSpec("m", "1.0.0", "", "", {"x": 2}, LabelSpec(kind, names), ("train",))
     examples = [Example("c0", {"x": np.ones(2)}, label)]
-    message = refusal(records.write_part, spec, "train", 0, examples, tmp_path / "part", first_split=True)
+    message = refusal(records.write_part, records.Job(spec, "train", 0, examples, tmp_path / "part"))
     assert f"split 'train', row 0, id 'c0': {says}" in message
 
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from flax import traverse_util
 
-from conclugen_jax.data import builders, manifest as manifest_lib, records, shards, workers
+from conclugen_jax.data import builders, manifest as manifest_lib, records, shards
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.sources import Annotations, Example, LabelSpec, PartedSource
 from conclugen_jax.errors import ConclugenError
@@ -85,7 +85,7 @@ def test_serialised_as_tfds_would(tmp_path):
     source = Parted((6, 1, 1), kind="multi", missing=0.5, variants=2)
     features = records.record_features(source.spec)
     theirs = example_serializer.ExampleSerializer(features.get_serialized_info())
-    checker = records.Checker(source.spec, "train", first_split=True)
+    checker = records.Checker(source.spec, "train")
     for row, example in enumerate(source.examples("train")):
         record = checker.record(row, example)
         nested = traverse_util.unflatten_dict(record, sep="/")
@@ -156,10 +156,10 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
     examples[4].features["audio"][2] = np.nan
     examples[6].features["audio"] = examples[6].features["audio"].astype(np.float64)
     examples[7] = dataclasses.replace(examples[7], replaced={"text": 3})
-    job = workers.Job(source.spec, "train", 5, examples, tmp_path / "part", first_split=True)
-    part = job.run()
-    part.save(tmp_path / "facts")
-    again = records.Part.load(tmp_path / "facts")
+    part = records.write_part(records.Job(source.spec, "train", 5, examples, tmp_path / "part"))
+    part.save()
+    again = records.Part.load(tmp_path / "part")
+    assert (again.split, again.path) == ("train", str(tmp_path / "part"))
     assert part.bad == again.bad
     assert part.bad[0][:2] == (9, "train4")
     assert part.converted == again.converted == {"audio float64": 1}
@@ -176,7 +176,7 @@ def test_facts_of_a_part_survive_the_disk(tmp_path):
 
 @pytest.mark.parametrize(("split", "expected"), [("train", (3, 24)), ("test", (1, 24))])
 def test_an_absent_modality_has_as_many_variants_as_one_that_is_there(split, expected):
-    checker = records.Checker(Parted(variants=3).spec, split, first_split=split == "train")
+    checker = records.Checker(Parted(variants=3).spec, split)
     for there in (np.ones(expected, np.float32), None):
         features = {"audio": np.zeros(16)} | ({} if there is None else {"video": there})
         vector = checker.record(0, Example("a", features, label=0))["features/video"]

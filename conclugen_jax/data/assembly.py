@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from conclugen_jax.data import findings, manifest as manifest_lib
-from conclugen_jax.data.records import Entries, Moments, Parts, record_features
+from conclugen_jax.data.records import Moments, Part, Parts, record_features
 from conclugen_jax.data.sources import DatasetSpec, Source
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import locks
@@ -32,8 +32,8 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
     spec = source.spec
     parts = {split: parts.get(split, []) for split in spec.splits}
     findings.refuse_bad(parts, drop_bad=drop_bad)
-    for split, entries in parts.items():
-        if not any(len(part.rows) for _, part in entries):
+    for split, each in parts.items():
+        if not any(len(part.rows) for part in each):
             raise ConclugenError(f"split {split!r} of data set {spec.name!r} has no examples; leave the split out")
     findings.refuse_duplicates(parts)
     findings.refuse_absent_modalities(spec, parts)
@@ -42,13 +42,13 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
         found = "; ".join(warnings)
         raise ConclugenError(f"data set {spec.name!r}: {found}; repair the splits or build without --strict")
     statistics = {m: Moments.zero(dim) for m, dim in spec.modalities.items()}
-    for _, part in parts[spec.splits[0]]:
+    for part in parts[spec.splits[0]]:
         for m, moments in part.statistics.items():
             statistics[m].merge(moments)
     provenance = getattr(source, "provenance", dict)()
     for name in ("converted", "replaced"):
         total = Counter()
-        for _, part in itertools.chain(*parts.values()):
+        for part in itertools.chain(*parts.values()):
             total.update(getattr(part, name))
         provenance = provenance | {name: dict(total)}
     shards = _place(spec, parts, folder)
@@ -62,7 +62,7 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
         label=spec.label,
         targets=dict(spec.targets),
         variants={m: n for m, n in spec.variants.items() if n > 1},
-        splits={split: _facts(spec, entries) for split, entries in parts.items()},
+        splits={split: _facts(spec, each) for split, each in parts.items()},
         statistics={m: moments.result() for m, moments in statistics.items()},
         files=manifest_lib.describe_files(folder, shards),
         source=provenance | {"fingerprint": fingerprint},
@@ -71,27 +71,27 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
     (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _facts(spec: DatasetSpec, entries: Entries) -> dict[str, Any]:
+def _facts(spec: DatasetSpec, parts: list[Part]) -> dict[str, Any]:
     """Return the manifest's entry of a split."""
-    present = sum(part.presence.sum(axis=0) for _, part in entries)
-    counts = {name: sum(part.label_counts[name] for _, part in entries).tolist() for name in ("", *spec.targets)}
+    present = sum(part.presence.sum(axis=0) for part in parts)
+    counts = {name: sum(part.label_counts[name] for part in parts).tolist() for name in ("", *spec.targets)}
     return {
-        "num_examples": sum(len(part.rows) for _, part in entries),
+        "num_examples": sum(len(part.rows) for part in parts),
         "present": {m: int(n) for m, n in zip(spec.modalities, present, strict=True)},
         "label_counts": counts.pop(""),
         "target_counts": counts,
-        "dropped": sum(len(part.bad) for _, part in entries),
+        "dropped": sum(len(part.bad) for part in parts),
     }
 
 
 def _place(spec: DatasetSpec, parts: Parts, folder: Path) -> dict[str, dict[str, Any]]:
     """Move the parts to their final names and write the metadata that TFDS reads; return facts by file name."""
     shards, infos = {}, []
-    for split, entries in parts.items():
-        filled = [(path, part) for path, part in entries if len(part.rows)]
+    for split, each in parts.items():
+        filled = [part for part in each if len(part.rows)]
         names = [f"{spec.name}-{split}.array_record-{i:05d}-of-{len(filled):05d}" for i in range(len(filled))]
-        for name, (path, part) in zip(names, filled, strict=True):
-            os.replace(path, folder / name)
+        for name, part in zip(names, filled, strict=True):
+            os.replace(part.path, folder / name)
             shards[name] = {"records": len(part.rows), "sha256": part.sha256}
         lengths, size = [shards[name]["records"] for name in names], sum((folder / n).stat().st_size for n in names)
         infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
@@ -110,10 +110,10 @@ def _place(spec: DatasetSpec, parts: Parts, folder: Path) -> dict[str, dict[str,
 
 def _write_sidecars(parts: Parts, folder: Path) -> None:
     dropped = []
-    for split, entries in parts.items():
-        presence = np.concatenate([part.presence for _, part in entries])
+    for split, each in parts.items():
+        presence = np.concatenate([part.presence for part in each])
         np.save(folder / manifest_lib.PRESENCE.format(split=split), presence, allow_pickle=False)
-        dropped += [(split, *bad) for _, part in entries for bad in part.bad]
+        dropped += [(split, *bad) for part in each for bad in part.bad]
     if dropped:
         with (folder / DROPPED).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("split", "row", "id", "reason"), *dropped])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sized
 import numpy as np
 
 from conclugen_jax.data import wire
-from conclugen_jax.data.records import Entries, Parts
+from conclugen_jax.data.records import Part, Parts
 from conclugen_jax.data.sources import DatasetSpec
 from conclugen_jax.errors import ConclugenError
 
@@ -47,8 +47,8 @@ def refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
     """Refuse examples with NaN or infinite values or without modality, unless they are to be dropped."""
     bad = [
         f"split {split!r}, row {row}, id {name[:100]!r}, {reason}"
-        for split, entries in parts.items()
-        for _, part in entries
+        for split, each in parts.items()
+        for part in each
         for row, name, reason in part.bad
     ]
     if bad and not drop_bad:
@@ -59,17 +59,17 @@ def refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
 
 def refuse_duplicates(parts: Parts) -> None:
     """Refuse an id that occurs twice in a split."""
-    for split, entries in parts.items():
-        if twice := within(repeats({split: _joined(entries, "ids")[:, None]}), split):
-            (first, second), rows = twice[0][:2], _joined(entries, "rows")
-            where = f"split {split!r}, row {rows[second]}, id {_name(entries, second, 'id')[:100]!r}"
+    for split, each in parts.items():
+        if twice := within(repeats({split: _joined(each, "ids")[:, None]}), split):
+            (first, second), rows = twice[0][:2], _joined(each, "rows")
+            where = f"split {split!r}, row {rows[second]}, id {_name(each, second, 'id')[:100]!r}"
             unique = f"ids must be unique within a split ({sum(map(len, twice)) - len(twice)} are not)"
             raise ConclugenError(f"{where}: the same id as row {rows[first]}; {unique}")
 
 
 def refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
     """Refuse a modality that no example has; most often its ids differ from those of the labels."""
-    presence = np.concatenate([_joined(entries, "presence") for entries in parts.values()])
+    presence = np.concatenate([_joined(each, "presence") for each in parts.values()])
     for modality, present in zip(spec.modalities, presence.T, strict=True):
         if not present.any():
             way_out = "compare its ids with those of the labels, or leave the modality out"
@@ -80,7 +80,7 @@ def leaks(spec: DatasetSpec, parts: Parts) -> list[str]:
     """Return one sentence for each pair of splits that has ids or groups in common."""
     sentences = []
     for what in ("id",) if spec.shared_groups else ("id", "group"):
-        found = repeats({split: _joined(entries, f"{what}s")[:, None] for split, entries in parts.items()})
+        found = repeats({split: _joined(each, f"{what}s")[:, None] for split, each in parts.items()})
         for (a, b), shared in across(found, parts):
             examples = ", ".join(sorted(repr(_name(parts[a], rows[0], what)) for rows, _ in shared[:SHOWN]))
             sentences.append(f"splits {a!r} and {b!r} have {_number(shared, what)} in common, such as {examples}")
@@ -91,11 +91,11 @@ def _number(found: Sized, noun: str) -> str:
     return f"{len(found)} {noun}{'s' if len(found) > 1 else ''}"
 
 
-def _joined(entries: Entries, column: str) -> np.ndarray:
-    return np.concatenate([getattr(part, column) for _, part in entries])
+def _joined(parts: list[Part], column: str) -> np.ndarray:
+    return np.concatenate([getattr(part, column) for part in parts])
 
 
-def _name(entries: Entries, position: int, key: str) -> str:
+def _name(parts: list[Part], position: int, key: str) -> str:
     """Return the id or group of a written record, by its position in the split."""
-    records = wire.open_shards(path for path, part in entries if len(part.rows))
+    records = wire.open_shards(part.path for part in parts if len(part.rows))
     return wire.parse(records[position])[key].bytes_list.value[0].decode()
