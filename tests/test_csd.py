@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.data.importers.csd import read_folds, read_labels
-from conclugen_jax.data.importers.csd_features import CsdFeatures, CsdFile
+from conclugen_jax.data.importers.csd import CsdFeatures, CsdFile, read_folds, read_labels
 from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
 

@@ -66,37 +66,21 @@ class PrintedSource(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Content of ``manifest.json``.
+    """Content of ``manifest.json``."""
 
-    Attributes:
-      name: of the data set.
-      version: of the data set.
-      description: one sentence.
-      licence: of the data.
-      modalities: modality -> size of its feature vector.
-      label: kind and names of the labels.
-      targets: kind and names of further targets, by name.
-      variants: modality -> number of vectors per example in the first split, where there are several.
-      splits: by name, in order.
-      statistics: by modality, over the rows of the first split that have it.
-      files: by name.
-      source: where the examples came from, with their fingerprint.
-      warnings: sentences on what is suspicious, such as a speaker in two splits.
-    """
-
-    name: str
-    version: str
-    description: str
-    licence: str
-    modalities: Annotated[dict[str, Size], Some]
+    name: str  # of the data set
+    version: str  # of the data set
+    description: str  # one sentence
+    licence: str  # of the data
+    modalities: Annotated[dict[str, Size], Some]  # -> size of its feature vector
     label: LabelSpec
-    targets: dict[Name, LabelSpec]
-    variants: dict[str, Size]
-    splits: Annotated[dict[str, SplitFacts], Some]
-    statistics: dict[str, ColumnStatistics]
+    targets: dict[Name, LabelSpec]  # further ones
+    variants: dict[str, Size]  # modality -> number of vectors per example in the first split, where there are several
+    splits: Annotated[dict[str, SplitFacts], Some]  # in order
+    statistics: dict[str, ColumnStatistics]  # of each modality, over the rows of the first split that have it
     files: dict[FileName, FileFacts]
-    source: dict[str, Any]
-    warnings: list[str]
+    source: dict[str, Any]  # where the examples came from, with their fingerprint
+    warnings: list[str]  # sentences on what is suspicious, such as a speaker in two splits
 
     def to_json(self) -> str:
         """Return the manifest as JSON."""

@@ -94,16 +94,13 @@ class SplitScan:
     """Everything that was learned of a split; complete once :meth:`run` has returned.
 
     The shards are read one after the other without TFDS, so that a fault has a file and a row.
-
-    Attributes:
-      rows: int64 [n], those that could be read.
-      present: bool [n, modalities].
-      hashes: ``id``, ``group`` and ``features/MODALITY`` -> uint64 [n, 1 or variants]; 0 where empty, absent or all zeros.
-      tallies: modality -> numbers of its vectors.
-      labels: "" and each further target that has labels -> its values in range, [k] or [k, labels].
-      misfits: those of the labels with values out of range.
-      complete: whether every record could be read, and none is missing or spare.
     """
+
+    rows: np.ndarray  # int64 [n], those that could be read
+    present: np.ndarray  # bool [n, modalities]
+    hashes: dict[str, np.ndarray]
+    """``id``, ``group``, ``features/MODALITY`` -> uint64 [n, 1 or variants]; 0 where empty, absent or all zeros."""
+    labels: dict[str, np.ndarray]  # "" and each further target that has labels -> those in range, [k] or [k, labels]
 
     def __init__(self, folder: Path, manifest: Manifest, split: str, faults: Faults, *, verify: bool):
         """Prepare; with ``verify`` files are hashed and every field is checked, else only that labels can be counted."""
@@ -115,7 +112,8 @@ class SplitScan:
         self._presence_file, self._flags = manifest_lib.PRESENCE.format(split=split), None
         self.specs = {name: spec for name, spec in manifest.labels().items() if spec.kind != "none"}
         self.tallies = {m: Tally(dim) for m, dim in manifest.modalities.items()}
-        self.complete, self.misfits = True, set[str]()
+        self.complete = True  # every record could be read, and none is missing or spare
+        self.misfits = set[str]()  # those of the labels with values out of range
 
     def run(self, progress: Callable[[int], None]) -> "SplitScan":
         """Read all records; call ``progress`` with the number of rows done."""

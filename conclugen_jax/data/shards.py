@@ -38,17 +38,11 @@ Variants = Mapping[str, np.ndarray]
 
 
 class Rows(TypedDict):
-    """Rows of a split, in the order they were asked for.
+    """Rows of a split, in the order they were asked for."""
 
-    Attributes:
-      features: modality -> float32 [n, dim]; zeros where the modality is absent.
-      present: modality -> bool [n].
-      label: int64 [n] (one class), float32 [n, num_labels] (multi-label), or an empty [n, 0] array without labels.
-    """
-
-    features: dict[str, np.ndarray]
-    present: dict[str, np.ndarray]
-    label: np.ndarray
+    features: dict[str, np.ndarray]  # of each modality float32 [n, dim]; zeros where it is absent
+    present: dict[str, np.ndarray]  # of each modality bool [n]
+    label: np.ndarray  # int64 [n] (one class), float32 [n] (value), [n, num_labels] (multi-label) or [n, 0] (none)
 
 
 class RowSource(Protocol):
@@ -119,8 +113,7 @@ class ShardStream:
             for i, record in enumerate(self._read(indices)):
                 start, others = self._wire.locate(record) or (None, wire.parse(record))
                 for m, x, offset, dim in columns:
-                    usual = start is not None
-                    data, at = (record, start + offset) if usual else (_bytes(others, f"features/{m}"), 0)
+                    data, at = (record, start + offset) if start else (_bytes(others, f"features/{m}"), 0)
                     if m in wanted:
                         x[i] = np.frombuffer(data, "<f4", dim * self._stored[m], at).reshape(-1, dim)[wanted[m][i]]
                     else:

@@ -118,16 +118,6 @@ def name_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") if text else 0
 
 
-def array(spec: LabelSpec, values: Sequence[Any]) -> np.ndarray | None:
-    """Return labels or targets as :class:`Annotations` hold them; ``None`` among the values stands for unknown."""
-    if spec.kind == "none":
-        return None
-    if spec.kind == "multi":
-        return np.array(values, np.float32).reshape(len(values), len(spec.names))
-    unknown, dtype = (-1, np.int64) if spec.kind == "single" else (np.nan, np.float32)
-    return np.array([unknown if v is None else v for v in values], dtype)
-
-
 def split_name(text: str, where: str) -> str:
     """Return the name that a split gets: train, validation, test, or its own."""
     name = SPLIT_NAMES.get(text.strip().lower(), text.strip())

@@ -109,7 +109,7 @@ def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
             f"{dataset.path}: labels of kind {label.kind!r}; the objective validation_probe needs one class per example, "
             "pretraining_loss none"
         )
-    splits = [batches.open_split(dataset, name, section.modalities, tier="host").table for name in names]
+    splits = [batches.load(shards.ShardStream(dataset, name, section.modalities), tier="host").table for name in names]
     rows = [np.flatnonzero(task_lib.known(label, split["label"])) for split in splits]
     labels = [split["label"][known] for split, known in zip(splits, rows, strict=True)]
     if 0 in map(len, labels):
