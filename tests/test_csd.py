@@ -187,12 +187,12 @@ def test_a_reader_can_be_sent_to_another_process(features):
 def test_files_that_are_not_hdf5_are_refused(tmp_path, content, read):
     path = tmp_path / "x.csd"
     path.write_bytes(content)
-    with pytest.raises(ConclugenError, match=r"x\.csd: cannot be read as a \.csd file"):
+    with pytest.raises(ConclugenError, match=r"x\.csd: cannot be read \("):
         read(path)
 
 
 def test_a_missing_file_a_folder_and_no_file_are_refused(tmp_path):
-    with pytest.raises(ConclugenError, match=r"none\.csd: no such file"):
+    with pytest.raises(ConclugenError, match=r"none\.csd: cannot be read .*No such file"):
         CsdFeatures(tmp_path / "none.csd")
     with pytest.raises(ConclugenError, match="cannot be read"):
         CsdFeatures(tmp_path)

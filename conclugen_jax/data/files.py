@@ -20,12 +20,16 @@ MOST_UNPACKED = 200  # times its own size that a packed file may unpack to; arra
 
 
 @contextlib.contextmanager
-def readable(path: Path, way_out: str = "correct the file or its permissions") -> Iterator[None]:
-    """Turn what the system says of a file or folder that cannot be read into one sentence."""
+def readable(
+    path: Path, way_out: str = "correct the file or its permissions", *, other: type[Exception] = OSError
+) -> Iterator[None]:
+    """Turn what the system or, of the kind ``other``, a library says of what cannot be read into one sentence."""
     try:
         yield
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); {way_out}") from e
+    except ConclugenError:
+        raise
+    except (OSError, other) as e:
+        raise ConclugenError(f"{path}: cannot be read ({getattr(e, 'strerror', '') or reason(e)}); {way_out}") from e
 
 
 def entries(folder: Path) -> list[Path]:

@@ -1,6 +1,5 @@
 """Read, write and check the manifest of a data set: its files, the meaning of its columns, statistics of its features."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,7 +20,6 @@ PRESENCE = "presence-{split}.npy"
 
 FORMAT, FORMAT_VERSION = "conclugen_jax features", 2
 KIND = f"{FORMAT!r} version {FORMAT_VERSION}"
-AGAIN = "build the data set again"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
@@ -124,10 +122,8 @@ def read(folder: str | Path) -> Manifest:
 
 def read_file(path: Path, *, missing: str) -> Manifest:
     """Read a manifest by its file name; see :func:`read`. ``missing``: the way out if there is no such file."""
-    with contextlib.suppress(OSError):  # what else is wrong, the reader says
-        if not path.exists():
-            raise ConclugenError(f"{path}: no such file; {missing}")
-    return from_tree(files.read_json(path, Any, way_out=AGAIN), str(path), way_out=AGAIN)
+    way_out = f"{missing}, or build the data set again"
+    return from_tree(files.read_json(path, Any, way_out=way_out), str(path), way_out=way_out)
 
 
 def from_tree(tree: Any, source: str, *, way_out: str) -> Manifest:
@@ -138,7 +134,7 @@ def from_tree(tree: Any, source: str, *, way_out: str) -> Manifest:
     """
     try:
         if (kind := f"{tree['format']!r} version {tree['format_version']}") != KIND:
-            raise ConclugenError(f"{source}: format {kind}, expected {KIND}; {way_out} with this release")
+            raise ConclugenError(f"{source}: format {kind}, this release reads {KIND}; {way_out}")
         manifest = msgspec.convert(tree, Manifest)
         msgspec.convert(manifest.source, PrintedSource)
         manifest.to_json()  # NaN, or what is nested too deeply to be written again

@@ -4,12 +4,11 @@ A ``.csd`` file (HDF5) holds ``/ROOT/data/VIDEO/features`` [steps, dim] and ``/R
 seconds. The SDK's ``align`` names entries ``VIDEO[ROW]`` instead, after the rows of the sequence aligned to.
 """
 
-import contextlib
 import functools
 import importlib.resources
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,18 @@ import numpy as np
 from conclugen_jax.data.cells import Table, number, read_csv
 from conclugen_jax.data.corpora import CORPORA, dropped
 from conclugen_jax.data.features import pool
-from conclugen_jax.data.files import MOST_UNPACKED
+from conclugen_jax.data.files import MOST_UNPACKED, readable
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import Annotations, by_split
-from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.errors import ConclugenError
 
 KINDS = {"text": r"wordvectors|glove|bert", "audio": r"covarep|opensmile", "video": r"openface|facet"}
 """modality -> what the names of its published files contain."""
 
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
 """Columns of the label of CMU-MOSEI, in the order of the published rows."""
+
+AGAIN = "name a .csd file, or download it again"
 
 LABEL_COLUMNS = {"cmu_mosei": ("sentiment", *EMOTIONS), "cmu_mosi": ("sentiment",)}
 """corpus -> meaning of the columns of a label row."""
@@ -255,20 +256,20 @@ class CsdFile:
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
-        with _reading(self.path):
+        with readable(self.path, AGAIN, other=Exception):  # h5py raises many kinds
             return frozenset(self._data)
 
     def steps(self, name: str) -> tuple[np.ndarray, Any]:
         """Return the checked intervals float64 [steps, 2] of an entry, and its features [steps, dim], not yet read."""
         if self._latest is None or self._latest[0] != name:
-            with _reading(self.path):
+            with readable(self.path, AGAIN, other=Exception):
                 self._latest = name, *_checked(self._data[name], self.where(name))
         return self._latest[1:]
 
     def values(self, name: str, which: slice) -> np.ndarray:
         """Return consecutive feature vectors [n, dim] of an entry."""
         features = self.steps(name)[1]
-        with _reading(self.path):
+        with readable(self.path, AGAIN, other=Exception):
             return features[which]
 
     @functools.cached_property
@@ -278,7 +279,7 @@ class CsdFile:
             import h5py
         except ImportError as e:
             raise ConclugenError(f"{self.path}: .csd files are HDF5, which needs h5py; pip install h5py") from e
-        with _reading(self.path):
+        with readable(self.path, AGAIN, other=Exception):
             file = h5py.File(self.path, "r")
             root = next((node for node in file.values() if isinstance(node, h5py.Group)), None)
             data = None if root is None else root.get("data")
@@ -290,7 +291,7 @@ class CsdFile:
             else:
                 return data
         expected = "expected an HDF5 group /NAME/data with an entry per video"
-        raise ConclugenError(f"{self.path}: {expected}, found {found}; name a .csd file, or download it again")
+        raise ConclugenError(f"{self.path}: {expected}, found {found}; {AGAIN}")
 
 
 def _checked(entry: Any, where: str) -> tuple[np.ndarray, Any]:
@@ -313,14 +314,3 @@ def _checked(entry: Any, where: str) -> tuple[np.ndarray, Any]:
         fault = f"interval from {start} to {end} s, expected an end not before its start"
         raise ConclugenError(f"{where}, step {wrong[0]}: {fault}; correct it")
     return times, features
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever h5py raises on missing, truncated or other files into one sentence."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ConclugenError(f"{path}: no such file; name a .csd file") from None
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as e:
-        raise ConclugenError(f"{path}: cannot be read as a .csd file ({reason(e)}); download the file again") from e
