@@ -177,7 +177,7 @@ def test_a_manifest_that_is_nested_without_end(copy, depth):
     text = path.read_text()
     path.write_text(text.replace('"source": {', '"source": {"deep": ' + "[" * depth + "]" * depth + ",", 1))
     with pytest.raises(
-        ConclugenError, match=r"manifest\.json: (damaged manifest|not valid JSON) .*; build the data set again"
+        ConclugenError, match=r"manifest\.json: (damaged manifest|not valid JSON) .*build the data set again"
     ):
         shards.open_dataset(copy)
 

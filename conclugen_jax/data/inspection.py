@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.assembly import Repeats, across, repeats, within
 from conclugen_jax.data.corpora import CORPORA, expected_counts
-from conclugen_jax.data.findings import Repeats, across, repeats, within
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import record_features
 from conclugen_jax.data.scan import Faults, SplitScan
