@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from conclugen_jax.data import manifest as manifest_lib, wire
+from conclugen_jax.data import manifest as manifest_lib, shards as shards_lib
 from conclugen_jax.data.records import Moments, Part, Parts, record_features
 from conclugen_jax.data.sources import DatasetSpec, Source
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.system import locks
+from conclugen_jax.system import files, locks
 
 DROPPED = "dropped.csv"  # split, row, id and reason of the examples that drop_bad dropped, beside the shards
 SHOWN = 5  # names in a message, at most
@@ -68,7 +68,7 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
         variants={m: n for m, n in spec.variants.items() if n > 1},
         splits={split: _facts(spec, each) for split, each in parts.items()},
         statistics={m: moments.result() for m, moments in statistics.items()},
-        files=manifest_lib.describe_files(folder, shards),
+        files={p.name: shards.get(p.name) or _file_facts(p) for p in sorted(folder.iterdir())},
         source=provenance | {"fingerprint": fingerprint},
         warnings=warnings,
     )
@@ -129,8 +129,8 @@ def _joined(parts: list[Part], column: str) -> np.ndarray:
 
 def _name(parts: list[Part], position: int, key: str) -> str:
     """Return the id or group of a written record, by its position in the split."""
-    records = wire.open_shards(part.path for part in parts if len(part.rows))
-    return wire.parse(records[position])[key].bytes_list.value[0].decode()
+    records = shards_lib.open_shards(part.path for part in parts if len(part.rows))
+    return shards_lib.parse(records[position])[key].bytes_list.value[0].decode()
 
 
 def repeats(hashes: Mapping[str, np.ndarray]) -> Repeats:
@@ -180,8 +180,8 @@ def _place(spec: DatasetSpec, parts: Parts, folder: Path) -> dict[str, dict[str,
         names = [f"{spec.name}-{split}.array_record-{i:05d}-of-{len(filled):05d}" for i in range(len(filled))]
         for name, part in zip(names, filled, strict=True):
             os.replace(part.path, folder / name)
-            shards[name] = {"records": len(part.rows), "sha256": part.sha256}
-        lengths, size = [shards[name]["records"] for name in names], sum((folder / n).stat().st_size for n in names)
+            shards[name] = _file_facts(folder / name, part.sha256) | {"records": len(part.rows)}
+        lengths, size = [shards[name]["records"] for name in names], sum(shards[name]["bytes"] for name in names)
         infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
     with contextlib.redirect_stdout(io.StringIO()):
         tfds.folder_dataset.write_metadata(
@@ -194,6 +194,10 @@ def _place(spec: DatasetSpec, parts: Parts, folder: Path) -> dict[str, dict[str,
             disable_shuffling=True,  # records keep the source's order
         )
     return shards
+
+
+def _file_facts(path: Path, sha256: str = "") -> dict[str, Any]:
+    return {"sha256": sha256 or files.sha256(path), "bytes": path.stat().st_size}
 
 
 def _write_sidecars(parts: Parts, folder: Path) -> None:

@@ -22,13 +22,6 @@ RANGES_SHOWN = 20
 
 EMPTY = ("", None, [], {})
 
-SENTENCES = {
-    "unused": "{:,} vectors of {} belong to no row of the labels and were not used",
-    "converted": "{0:,} {2} vectors of {1} were converted to float32",
-    "replaced": "{:,} values of {} were -inf and read as 0",
-}
-"""Fact of a source -> the line on a number and the words it is of."""
-
 
 def render(report: Report) -> list[RenderableType]:
     """Return everything a report of :func:`conclugen_jax.data.inspection.inspect` says, in the order of interest.
@@ -262,7 +255,11 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
         missing = {s: f["num_examples"] - f["present"][modality] for s, f in manifest.splits.items()}
         if any(missing.values()):
             lines.append(f"{modality} is missing in " + ", ".join(f"{s} {n:,}" for s, n in missing.items() if n))
-    for fact, sentence in SENTENCES.items():
+    for fact, sentence in (
+        ("unused", "{:,} vectors of {} belong to no row of the labels and were not used"),
+        ("converted", "{0:,} {2} vectors of {1} were converted to float32"),
+        ("replaced", "{:,} values of {} were -inf and read as 0"),
+    ):
         lines += [sentence.format(n, *words.split(" ")) for words, n in manifest.source.get(fact, {}).items()]
     if passed_over := manifest.source.get("passed_over"):
         lines.append(f"found beside the features and not used: {', '.join(passed_over)}")

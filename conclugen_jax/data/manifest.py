@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -208,15 +208,6 @@ def read_presence(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
     if not isinstance(flags, np.ndarray) or flags.dtype != bool or flags.shape != shape:
         raise ValueError(f"{name}: not bool of shape {shape}")
     return np.asarray(flags)
-
-
-def describe_files(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return facts of every file in a folder, for the manifest; ``shards``: name -> its ``records`` and ``sha256``."""
-    facts = {}
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != FILE):
-        known = shards.get(path.name, {})
-        facts[path.name] = {"sha256": known.get("sha256") or files.sha256(path), "bytes": path.stat().st_size, **known}
-    return facts
 
 
 def choose(available: Iterable[str], wanted: Iterable[str], *, what: str, where: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data import manifest as manifest_lib, wire
+from conclugen_jax.data import manifest as manifest_lib, shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import MOST_NAME, Moments
 from conclugen_jax.data.sources import LabelSpec, name_hash
@@ -106,7 +106,7 @@ class SplitScan:
         """Prepare; with ``verify`` files are hashed and every field is checked, else only that labels can be counted."""
         self._folder, self._manifest, self._split, self._faults, self._verify = folder, manifest, split, faults, verify
         self._sizes = {name: manifest.files[name]["records"] for name in manifest_lib.shard_names(manifest, split)}
-        self._variants, self._fields = manifest.stored_variants(split), wire.fields(manifest, split)
+        self._variants, self._fields = manifest.stored_variants(split), shards.fields(manifest, split)
         self._chunk_rows = max(1, min(MOST_ROWS, CHUNK_BYTES // sum(size or 0 for _, size in self._fields.values())))
         self._kept: dict[str, list[np.ndarray]] = collections.defaultdict(list)
         self._presence_file, self._flags = manifest_lib.PRESENCE.format(split=split), None
@@ -135,7 +135,7 @@ class SplitScan:
             progress(done)
         found = {key: np.concatenate(chunks) for key, chunks in self._kept.items()}
         self.rows, self.present = found.pop("rows"), found.pop("present")
-        self.labels = {name: found.pop(wire.label_field(name)) for name in self.specs}
+        self.labels = {name: found.pop(shards.label_field(name)) for name in self.specs}
         self.hashes = found
         self.complete &= len(self.rows) == done
         for row in np.delete(self.rows, np.unique(found["id"], return_index=True)[1]) if self._verify else ():
@@ -157,7 +157,7 @@ class SplitScan:
     def text(self, index: int, key: str) -> str:
         """Return ``id`` or ``group`` of one of the rows that were read."""
         name, position = self._shard(self.rows[index])
-        return self._parse(wire.open_shards([self._folder / name])[position])[key]
+        return self._parse(shards.open_shards([self._folder / name])[position])[key]
 
     def _shard(self, row: int) -> tuple[str, int]:
         """Return the shard that holds a row, and the row's position in it."""
@@ -172,7 +172,7 @@ class SplitScan:
     def _chunks(self, name: str, first_row: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         """Yield rows and records of one shard that can be read; the first is row ``first_row`` of the split."""
         try:
-            source = wire.open_shards([self._folder / name])
+            source = shards.open_shards([self._folder / name])
         except Exception as e:  # array_record raises RuntimeError, most often without saying more
             self._faults.add(name, f"cannot be opened ({reason(e)})")
             return
@@ -196,7 +196,7 @@ class SplitScan:
         if raw is None:
             raise ValueError("the record cannot be read")
         try:
-            found = wire.parse(raw)
+            found = shards.parse(raw)
         except Exception as e:  # protobuf raises kinds of its own
             raise ValueError("the record cannot be parsed") from e
         record = {}
@@ -241,8 +241,8 @@ class SplitScan:
                 note(f"{m} is said otherwise than in the record", other, self._presence_file)
         note("no modality is present", ~present.any(axis=1))
         for target, spec in self.specs.items():
-            field = wire.label_field(target)
-            values = wire.label_array([record[field] for record in records], spec)
+            field = shards.label_field(target)
+            values = shards.label_array([record[field] for record in records], spec)
             fits, unknown = _in_range(values, spec)
             wrong = ~fits & ~(unknown & bool(target))  # only further targets may be unknown
             note(f"target {target!r} is out of range" if target else "label is out of range", wrong, always=True)

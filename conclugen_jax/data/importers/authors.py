@@ -43,7 +43,11 @@ def open_authors(request: Request) -> Found:
         if present and len(present) < len(kinds):
             raise ConclugenError(f"{source}: {modality!r} needs {' and '.join(kinds)}, one is missing in features/")
         if present:
-            features[modality] = _side_by_side(present)
+            stored = [_variants(folder) for folder in present]  # vectors of the same clip and variant are one vector
+            if len(set(map(len, stored))) > 1:
+                some = " and ".join(map(str, present))
+                raise ConclugenError(f"{some} have different numbers of variants; complete them")
+            features[modality] = Combined(list(zip(*stored, strict=True)))
     if not features:
         raise ConclugenError(f"{source}: no frames_2d..., audio_spectrograms... or texts... in features/")
     if corpus.named is not None:  # the names say as much as the annotations, at a hundredth of the time
@@ -68,14 +72,6 @@ def _folders(root: Path) -> dict[str, Path]:
             some = ", ".join(p.name for p in best)
             raise ConclugenError(f"{root}: {some} are all {kind}; leave one, or name it with --modality NAME=PATH")
     return {kind: best for kind, (best,) in found.items()}
-
-
-def _side_by_side(folders: list[Path]) -> Features:
-    """Open folders whose vectors of the same clip and variant make up one vector."""
-    stored = [_variants(folder) for folder in folders]
-    if len(set(map(len, stored))) > 1:
-        raise ConclugenError(f"{folders[0]} and {folders[1]} have different numbers of variants; complete them")
-    return Combined(list(zip(*stored, strict=True)))
 
 
 def _variants(folder: Path) -> list[FolderFeatures]:
