@@ -7,16 +7,17 @@ this form needs no parsing for its vectors; any other record is parsed.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
 from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.files import readable
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.sources import LabelSpec
-from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.errors import ConclugenError
 
 LABEL_LISTS = {"single": "int64_list", "value": "float_list", "multi": "bytes_list"}
 """Kind of a label -> the list of a protobuf feature that holds its one value."""
@@ -173,7 +174,7 @@ class ShardStream:
         self.where = f"{where}, split {split!r}"
         self.num_examples = manifest.splits[split]["num_examples"]
         columns = [list(manifest.modalities).index(m) for m in self.modalities]
-        with self._reading("a file"):
+        with self._reading():
             self.source = open_shards(dataset.path / name for name in manifest_lib.shard_names(manifest, split))
             if len(self.source) != self.num_examples:
                 raise ValueError(f"{len(self.source)} records, the manifest says {self.num_examples}")
@@ -219,12 +220,9 @@ class ShardStream:
     def _read(self, indices: np.ndarray) -> list[bytes]:
         return self.source.__getitems__([int(i) for i in indices])
 
-    @contextlib.contextmanager
-    def _reading(self, what: str = "a record") -> Iterator[None]:
-        try:
-            yield
-        except Exception as e:  # array_record and protobuf raise many kinds for what was not written so
-            raise ConclugenError(f"{self.where}: {what} cannot be read ({reason(e)}); build the data set again") from e
+    def _reading(self) -> contextlib.AbstractContextManager:
+        """Catch the many kinds that array_record and protobuf raise for what was not written so."""
+        return readable(self.where, "build the data set again", other=Exception)
 
 
 def _bytes(example: Any, key: str) -> bytes:
