@@ -25,6 +25,7 @@ WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 """``major.minor.patch`` as TFDS takes it."""
 
+Progress = Callable[[int, int | None], None] | None
 SHARD_BYTES = 128 * 2**20
 """Size at which a split is cut into shards, before compression."""
 
@@ -38,7 +39,7 @@ def build(
     strict: bool = False,
     num_workers: int = 1,
     beam: Sequence[str] | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Write a data set's shards and manifest.
 
@@ -140,11 +141,7 @@ def _pieces(examples: Iterator[Any], rows: int) -> Iterator[Iterator[Any]]:
 
 
 def _write(
-    jobs: Iterator[Job],
-    num_workers: int,
-    beam: Sequence[str] | None,
-    progress: Callable[[int, int | None], None] | None,
-    total: int | None,
+    jobs: Iterator[Job], workers: int, beam: Sequence[str] | None, progress: Progress, total: int | None
 ) -> Parts:
     """Write all parts, in the order of the records; ``total`` is None for a source that cannot be read in parts."""
     if beam is not None and total is None:
@@ -155,8 +152,8 @@ def _write(
         run_beam(jobs, _write_and_save, beam)
         written = (Part.load(job.path) for job in jobs)
     else:
-        several = num_workers > 1 and total is not None
-        written = _in_processes(jobs, num_workers) if several else (write_part(job) for job in jobs)
+        several = workers > 1 and total is not None
+        written = _in_processes(jobs, workers) if several else (write_part(job) for job in jobs)
     parts: Parts = {}
     done = 0
     with contextlib.closing(written):  # no worker writes after this, even if the loop raises

@@ -192,11 +192,11 @@ class ShardStream:
         """Read rows; see :class:`RowSource`. A ConclugenError names the split of a record that cannot be read."""
         dims, wanted = self.dataset.manifest.modalities, variants or {}
         features = {m: np.empty((*np.shape(wanted.get(m, indices)), dims[m]), np.float32) for m in self.modalities}
-        columns = [(m, x, self._offsets[f"features/{m}"], dims[m]) for m, x in features.items()]
+        columns = [(m, x, self._wire.offsets[f"features/{m}"], dims[m]) for m, x in features.items()]
         labels, name, stored = [], label_field(self.target), LABEL_LISTS.get(self.label.kind)
         with self._reading():
             for i, record in enumerate(self._read(indices)):
-                start, others = self._locate(record) or (None, parse(record))
+                start, others = self._wire.locate(record) or (None, parse(record))
                 for m, x, offset, dim in columns:
                     data, at = (record, start + offset) if start else (_bytes(others, f"features/{m}"), 0)
                     if m in wanted:
