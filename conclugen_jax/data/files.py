@@ -30,7 +30,8 @@ def readable(
     except ConclugenError:
         raise
     except (OSError, other) as e:
-        raise ConclugenError(f"{path}: cannot be read ({getattr(e, 'strerror', '') or reason(e)}); {way_out}") from e
+        why = (getattr(e, "strerror", None) or reason(e)).splitlines()[0][:200]  # HDF5's may have several lines
+        raise ConclugenError(f"{path}: cannot be read ({why}); {way_out}") from e
 
 
 def entries(folder: Path) -> list[Path]:
