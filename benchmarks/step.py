@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import sides
 from conclugen_jax import pretrain
-from conclugen_jax.data.host_table import DeviceTable
+from conclugen_jax.data.batches import HostTable
 from conclugen_jax.method import clustering, model as model_lib, train_state
 from conclugen_jax.train import feed, optimizer, parallel
 from configs import base
@@ -54,7 +54,7 @@ class Trainer:
             "present": {m: np.ones(rows, bool) for m in dims},
             "label": np.zeros(rows, np.int32),
         }
-        self.feed = feed.Feed(DeviceTable(table, np.arange(rows)), config, devices)
+        self.feed = feed.Feed(HostTable(table, np.arange(rows), tier="device"), config, devices)
         model = model_lib.from_config(config, dims, parallel.AXIS)
         make, schedule = optimizer.from_config(config, steps_per_epoch=10**6)
         state = train_state.create(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.data import assembly, builders, formats, manifest as manifest_lib, workers
+from conclugen_jax.data import assembly, builders, formats, manifest as manifest_lib, records
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import locks, pool
@@ -283,9 +283,9 @@ def test_only_a_full_disk_asks_for_space(tmp_path, monkeypatch, number, way):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_the_writer_of_records_says_that_the_disk_is_full():
-    job = workers.Job(Faces().spec, "train", 0, list(Faces().examples("train")), Path("/dev/full"), first_split=True)
+    job = records.Job(Faces().spec, "train", 0, list(Faces().examples("train")), Path("/dev/full"))
     with pytest.raises(OSError, match="No space left on device") as error:
-        job.run()
+        records.write_part(job)
     assert error.value.errno == errno.ENOSPC
 
 

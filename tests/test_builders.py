@@ -253,7 +253,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 )
 def test_descriptions_that_cannot_be_are_refused(change):
     spec = dataclasses.replace(
-        digits.SPEC, modalities={"x": 2}, targets={"age": LabelSpec("value")}, label=LabelSpec("none")
+        digits.Digits.spec, modalities={"x": 2}, targets={"age": LabelSpec("value")}, label=LabelSpec("none")
     )
     builders.check_spec(spec)
     with pytest.raises(ConclugenError, match="data set"):

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.data.importers.csd import read_folds, read_labels
-from conclugen_jax.data.importers.csd_features import CsdFeatures, CsdFile
+from conclugen_jax.data.importers.csd import CsdFeatures, CsdFile, read_folds, read_labels
 from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
 
@@ -164,7 +163,7 @@ def test_aligned_entries_are_found_by_row_and_pooled_whole(tmp_path):
 @pytest.mark.parametrize(("start", "end"), [(0.3, 0.6), (14.0, 15.1), (9.9, 12.0)])
 def test_entries_aligned_to_something_else_are_refused(tmp_path, start, end):
     path = write_csd(tmp_path / "x.csd", {"a[1]": ([[1]], [[start, end]])})  # such as the second word
-    where = rf"video 'a\[1\]': from {start:.3f} to {end:.3f} s, but row 1 .* 10.000 to 15.000 s"
+    where = rf"video 'a\[1\]': from {start:.3f} to {end:.3f} s, row 1 .* 10.000 to 15.000 s"
     with pytest.raises(ConclugenError, match=where):
         CsdFeatures(path).read(("a", 10.0, 15.0, 1))
 
@@ -188,12 +187,12 @@ def test_a_reader_can_be_sent_to_another_process(features):
 def test_files_that_are_not_hdf5_are_refused(tmp_path, content, read):
     path = tmp_path / "x.csd"
     path.write_bytes(content)
-    with pytest.raises(ConclugenError, match=r"x\.csd: cannot be read as a \.csd file"):
+    with pytest.raises(ConclugenError, match=r"x\.csd: cannot be read \("):
         read(path)
 
 
 def test_a_missing_file_a_folder_and_no_file_are_refused(tmp_path):
-    with pytest.raises(ConclugenError, match=r"none\.csd: no such file"):
+    with pytest.raises(ConclugenError, match=r"none\.csd: cannot be read .*No such file"):
         CsdFeatures(tmp_path / "none.csd")
     with pytest.raises(ConclugenError, match="cannot be read"):
         CsdFeatures(tmp_path)
@@ -272,8 +271,8 @@ def test_files_of_another_layout_are_refused(tmp_path):
         (np.zeros((2, 2)), [[0, 1], [2, 1.5]], r"video 'a', step 1: interval from 2.0 to 1.5 s"),
         (np.zeros((2, 2)), [[np.nan, 1], [1, 2]], r"video 'a', step 0: interval from nan to 1.0 s"),
         (np.zeros((2, 2)), [[0, np.inf], [1, 2]], r"video 'a', step 0: interval from 0.0 to inf s"),
-        (np.array([[b"so"], [b"sp"]]), SECONDS[:2], r"'\|S2'.*, expected numbers .* for words or phones word vectors"),
-        (np.array([["so"], ["sp"]], object), SECONDS[:2], "for words or phones word vectors"),
+        (np.array([[b"so"], [b"sp"]]), SECONDS[:2], r"'\|S2'.*, expected numbers .* words or phones as word vectors"),
+        (np.array([["so"], ["sp"]], object), SECONDS[:2], "words or phones as word vectors"),
     ],
 )
 def test_faulty_entries_are_refused_by_name(tmp_path, features, intervals, message):
@@ -336,7 +335,7 @@ def test_published_words_of_mosi_open_and_are_refused_as_features():
     sequence, folds = CsdFile(MOSI_WORDS), read_folds("cmu_mosi")
     assert sequence.names == frozenset(folds)
     assert len(folds) == 93
-    with pytest.raises(ConclugenError, match=r"'\|S12'.*, expected numbers .* for words or phones word vectors"):
+    with pytest.raises(ConclugenError, match=r"'\|S12'.*, expected numbers .* words or phones as word vectors"):
         CsdFeatures(MOSI_WORDS)
 
 

@@ -88,7 +88,9 @@ def test_scores_are_those_of_the_saved_classifier(linear, data, pretrained):
     model, variables, _ = probe.load(pretrained)
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         tree, _ = saved.restore_tree(saved.find("newest"))
-    table = batches.open_split(shards.open_dataset(data), "test", config.data.modalities, tier="host").table
+    table = batches.load(
+        shards.ShardStream(shards.open_dataset(data), "test", config.data.modalities), tier="host"
+    ).table
     representations = probe.represent(model, variables, table["features"])
     classifier = model_lib.Classifier(num_outputs=4, dropout_rate=0.5)
     logits = classifier.apply({"params": tree["params"]["classifier"]}, representations, present=table["present"])
@@ -144,9 +146,9 @@ def test_frozen_parameters_stay_bit_for_bit(data):
     encoder = weights.encoder(config, manifest)
     made = task.create(config, manifest.label, encoder=encoder.model)
     state = downstream.fresh_state(config.seed, made, encoder.dims, adamw, encoder.variables)
-    rows = batches.open_split(shards.open_dataset(data), "train", config.data.modalities, tier="host").rows(
-        np.arange(16)
-    )
+    rows = batches.load(
+        shards.ShardStream(shards.open_dataset(data), "train", config.data.modalities), tier="host"
+    ).rows(np.arange(16))
     after, _ = jax.jit(lambda s, b: downstream.downstream_step(s, b, task=made, optimizer=adamw, schedule=schedule))(
         state, rows
     )

@@ -51,7 +51,9 @@ def test_representations_are_those_of_the_probe(pretrained, data):
     network = embedding.load(pretrained)
     found = whole(network, data, batch_size=10)
     model, variables, config = probe.load(pretrained)
-    table = batches.open_split(shards.open_dataset(data), "test", config.data.modalities, tier="host").table
+    table = batches.load(
+        shards.ShardStream(shards.open_dataset(data), "test", config.data.modalities), tier="host"
+    ).table
     expected = probe.represent(model, variables, table["features"])
     assert found["id"].tolist() == [f"test{i}" for i in range(23)]
     assert found["group"][7] == "speaker2"

@@ -391,7 +391,7 @@ def test_parts_can_be_sent_to_workers_of_beam(videos, tmp_path, monkeypatch):
             pickle.loads(pickle.dumps(action))(pickle.loads(pickle.dumps(element)))
 
     one, _ = extract(videos, tmp_path / "one")
-    monkeypatch.setattr(extraction.data_workers, "run_beam", run)
+    monkeypatch.setattr(extraction.builders, "run_beam", run)
     two, tally = extract(videos, tmp_path / "two", beam=[])
     assert tally.done == 8
     assert shard_bytes(one) == shard_bytes(two)

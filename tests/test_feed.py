@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
-from conclugen_jax.data import batches, builders, host_table
+from conclugen_jax.data import batches, builders
+from conclugen_jax.data.batches import HostTable
 from conclugen_jax.train import feed, parallel
 from tests.helpers import Faces, assert_same_bits, fed, log_without_times, plan, tiny_config
 
@@ -38,7 +39,7 @@ def test_variants_on_a_device_are_those_of_the_host():
 def test_rows_that_stay_on_the_host_are_sent_in_bounded_parts():
     row = 3 * 4 + 8
     config = tiny_config(train__batch_size=10, train__num_epochs=2, train__steps_per_dispatch=50)
-    rows = host_table.HostTable(ROWS, np.arange(50))
+    rows = HostTable(ROWS, np.arange(50))
     for gib, lengths in ((1.0, [5]), (25 * row / 2**30, [2, 2, 1]), (0.0, [1] * 5)):
         config.data.feed_gib = gib
         batches = feed.Feed(rows, config, jax.devices()[:2], keys=KEYS)
@@ -48,14 +49,15 @@ def test_rows_that_stay_on_the_host_are_sent_in_bounded_parts():
         labels = np.concatenate([x for _, x in seen])
         assert labels.shape == (10, 10)
         assert all(sorted(epoch) == list(range(50)) for epoch in labels.reshape(2, 50).tolist())
-    assert feed.Feed(host_table.DeviceTable(ROWS, np.arange(50)), config, jax.devices()[:2]).lengths == [5]
+    assert feed.Feed(HostTable(ROWS, np.arange(50), tier="device"), config, jax.devices()[:2]).lengths == [5]
 
 
-@pytest.mark.parametrize("table", [host_table.DeviceTable, host_table.HostTable])
-def test_rows_stored_in_bfloat16_are_rounded_alike_on_every_tier(table):
+@pytest.mark.parametrize("tier", ["device", "host"])
+def test_rows_stored_in_bfloat16_are_rounded_alike_on_every_tier(tier):
     config = tiny_config(train__batch_size=10, train__num_epochs=1, data__storage_dtype="bfloat16")
-    batches = feed.Feed(table(ROWS, np.arange(50)), config, jax.devices()[:1], keys=KEYS)
-    got = next(iter(fed(batches)))[1]
+    rows = HostTable(ROWS, np.arange(50), tier=tier)
+    fed_rows = feed.Feed(rows, config, jax.devices()[:1], keys=KEYS)
+    got = next(iter(fed(fed_rows)))[1]
     x, of = got["features"]["video"], ROWS["features"]["video"][got["label"]]
     assert x.dtype == np.float32
     # To 8 significant bits, to nearest.
@@ -63,9 +65,9 @@ def test_rows_stored_in_bfloat16_are_rounded_alike_on_every_tier(table):
     assert not np.array_equal(x, of)
     bits = x.reshape(-1).view(np.uint32)
     assert not (bits & 0xFFFF).any()
-    if table is host_table.DeviceTable:
-        assert batches.table["features"]["video"].dtype == jax.numpy.bfloat16
-        assert batches.table["label"].dtype == np.int32
+    if tier == "device":
+        assert fed_rows.table["features"]["video"].dtype == jax.numpy.bfloat16
+        assert fed_rows.table["label"].dtype == np.int32
 
 
 def test_a_run_compiles_two_programs_whatever_the_lengths_of_its_dispatches(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from flax import traverse_util
 from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.proto import tf_example_pb2
 
-from conclugen_jax.data import batches, builders, host_table, records, shards
+from conclugen_jax.data import batches, builders, records, shards
 from conclugen_jax.data.sources import Example
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.train import parallel
@@ -34,11 +34,11 @@ def stream(dataset, modalities=MODALITIES, **kwargs):
 
 
 def cache(dataset):
-    return dataset.path / host_table.FOLDER / "train"
+    return dataset.path / batches.FOLDER / "train"
 
 
 def test_every_tier_gives_the_same_rows_bit_for_bit(dataset, monkeypatch):
-    monkeypatch.setattr(host_table, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(batches, "CHUNK_ROWS", 7)
     modalities = ("text", "video")
     sources = [
         batches.load(stream(dataset, modalities), tier=tier, host_cache_gib=limit)
@@ -114,15 +114,15 @@ def test_of_files_whose_size_alone_is_compared_headers_are_looked_at(dataset):
     harmless = 0
     for i in range(128):
         path.write_bytes(sound[:i] + bytes([sound[i] ^ 1]) + sound[i + 1 :])
-        found = host_table._stored(stream(trusting), cache(dataset), columns)
+        found = batches._stored(stream(trusting), cache(dataset), columns)
         harmless += found is not None
         assert found is None or found["audio"].tobytes() == audio.tobytes()
     assert harmless < 8
     for damaged in (sound + b"0", sound[:-1]):
         path.write_bytes(damaged)
-        assert host_table._stored(stream(trusting), cache(dataset), columns) is None
+        assert batches._stored(stream(trusting), cache(dataset), columns) is None
     path.write_bytes(sound)
-    assert host_table._stored(stream(trusting), cache(dataset), columns) is not None
+    assert batches._stored(stream(trusting), cache(dataset), columns) is not None
 
 
 def test_facts_are_never_beside_another_file(dataset, monkeypatch):
@@ -145,15 +145,15 @@ def test_facts_are_never_beside_another_file(dataset, monkeypatch):
 
 
 def test_one_process_makes_a_table_and_others_wait_for_it(dataset, monkeypatch, caplog):
-    write, calls, begun, go_on = host_table._write, [], threading.Event(), threading.Event()
+    fill, calls, begun, go_on = batches._fill, [], threading.Event(), threading.Event()
 
     def slow(*args):
         calls.append(1)
         begun.set()
         assert go_on.wait(30)
-        return write(*args)
+        fill(*args)
 
-    monkeypatch.setattr(host_table, "_write", slow)
+    monkeypatch.setattr(batches, "_fill", slow)
     cache(dataset).mkdir(parents=True)
     (cache(dataset) / ".tmp-killed.npy").touch()
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -195,7 +195,7 @@ def test_where_nothing_can_be_written_the_table_is_in_memory(dataset, monkeypatc
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(host_table, "_reserve", full)
+    monkeypatch.setattr(batches, "_reserve", full)
     table = batches.load(stream(dataset), tier="host", host_cache_gib=0.0)
     assert not isinstance(table.table["features"]["audio"], np.memmap)
     assert_same_bits(table.rows(np.arange(64)), stream(dataset).rows(np.arange(64)))

@@ -84,7 +84,7 @@ def test_command(odd_folder, odd_copy):
     ("arguments", "message"),
     [
         ([], "--data is missing"),
-        (["--data=/nowhere"], "/nowhere/manifest.json: no such file"),
+        (["--data=/nowhere"], "/nowhere/manifest.json: cannot be read (No such file or directory); name the folder"),
         (["--data=/nowhere", "--top=-1"], "top"),
     ],
 )

@@ -39,7 +39,9 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
     assert "\nsmall " in run(conclugen, "configs", cwd=here).stdout
     run(conclugen, "configs", "small", "--output=mine.py", cwd=here)
     refused = run(conclugen, "pretrain", "--config=mine.py", "--data=nowhere", cwd=here, code=2)
-    assert refused.stderr.startswith("error: nowhere/manifest.json: no such file")
+    assert refused.stderr.startswith(
+        "error: nowhere/manifest.json: cannot be read (No such file or directory); name the folder"
+    )
     shown = run(conclugen, "demo", "--tiny", cwd=here)
     assert "conclugen, pretrained" in shown.stdout
     assert "conclugen probe --workdir=conclugen_demo_tiny/conclugen" in shown.stderr

@@ -68,16 +68,17 @@ def test_any_emotion_above_zero_is_present(tmp_path):
 
 
 YAML = {
-    ("cmu_mosei", "emotions: [0, 0, 3.5, 0, 0, 0], sentiment: 0"): "emotions '3.5', expected a number from 0 to 3",
-    ("cmu_mosei", "emotions: [0, 0, -1, 0, 0, 0], sentiment: 0"): "emotions '-1', expected a number from 0 to 3",
-    ("cmu_mosei", "emotions: [0, 0, [], 0, 0, 0], sentiment: 0"): "emotions a list, expected a number from 0 to 3",
+    ("cmu_mosei", "emotions: [0, 0, 3.5, 0, 0, 0], sentiment: 0"): "anger '3.5', expected a number from 0 to 3",
+    ("cmu_mosei", "emotions: [0, 0, -1, 0, 0, 0], sentiment: 0"): "anger '-1', expected a number from 0 to 3",
+    ("cmu_mosei", "emotions: [0, 0, [], 0, 0, 0], sentiment: 0"): "anger is a list, expected text or a number",
     ("cmu_mosei", "emotions: [0, 0, 3, 0, 0, 0], sentiment: -4"): "sentiment '-4', expected a number from -3 to 3",
     ("cmu_mosei", "emotions: [0, 0, 3, 0, 0, 0], sentiment: 1e39"): "sentiment '1e39', expected a number from -3 to 3",
+    ("cmu_mosei", "emotions: [0, 0, 3], sentiment: 0"): "3 emotions, expected 6: happiness, sadness",
     ("cmu_mosi", "sentiment: 3.2"): "sentiment '3.2', expected a number from -3 to 3",
-    ("meld", "emotions: 7"): "emotions '7', expected a whole number from 0 to 6",
-    ("meld", "emotions: 0.5"): "emotions '0.5', expected a whole number from 0 to 6",
-    ("meld", f"emotions: {'1' * 5000}"): f"emotions '{'1' * 100}', expected a whole number from 0 to 6",
-    ("meld", "emotions: 1, sentiment: -2"): "sentiment '-2', expected a whole number from -1 to 1",
+    ("meld", "emotions: 7"): "emotion '7', expected one of the classes neutral",
+    ("meld", "emotions: 0.5"): "emotion '0.5', expected one of the classes neutral",
+    ("meld", f"emotions: {'1' * 5000}"): f"emotion '{'1' * 100}', expected one of the classes neutral",
+    ("meld", "emotions: 1, sentiment: -2"): "sentiment '-2 (not -1, 0 or 1)', expected one of the classes negative",
 }
 
 
@@ -353,7 +354,7 @@ def test_names_have_at_most_1000_characters(tmp_path, field):
 
     def part(text):
         example = Example(**{"id": "a", "features": {"x": np.ones(2)}, field: text})
-        return records.write_part(spec, "train", 0, [example], tmp_path / "part", first_split=True)
+        return records.write_part(records.Job(spec, "train", 0, [example], tmp_path / "part"))
 
     assert len(part("é" * 1000).rows) == 1
     assert f"{field} must be a printable str of" in refusal(part, "é" * 1001)
@@ -374,7 +375,7 @@ def test_labels_of_examples_that_are_too_large(tmp_path, kind, label, says):
     names = () if kind == "value" else ("a", "b")
     spec = DatasetSpec("m", "1.0.0", "", "", {"x": 2}, LabelSpec(kind, names), ("train",))
     examples = [Example("c0", {"x": np.ones(2)}, label)]
-    message = refusal(records.write_part, spec, "train", 0, examples, tmp_path / "part", first_split=True)
+    message = refusal(records.write_part, records.Job(spec, "train", 0, examples, tmp_path / "part"))
     assert f"split 'train', row 0, id 'c0': {says}" in message
 
 

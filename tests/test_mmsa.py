@@ -293,10 +293,10 @@ def with_nan():
         (aligned(id=["a", "b\nc", "d"]), r"train\['id'\]\[1\] is 'b\\nc', expected a list of texts of one line"),
         (aligned(id=["a", " b", "d"]), r"\[1\] is ' b'"),
         (aligned(id=["a", "", "d"]), r"\[1\] is ''"),
-        (aligned(id=["a", "b", 3]), r"\[2\] is int"),
-        (aligned(id=np.arange(3)), r"\[0\] is int"),
+        (aligned(id=["a", "b", 3]), r"\[2\] is \d"),
+        (aligned(id=np.arange(3)), r"\[0\] is \d"),
         (aligned(id=["a", "b", "c\ud800"]), r"\[2\] is 'c"),
-        (aligned(id={"a": 1}), r"\[0\] is dict, expected a list of texts"),
+        (aligned(id={"a": 1}), r"\[0\] is a dict, expected a list of texts"),
         (aligned(id=["a", "b"]), r"shape \(3,\), expected .* \(2,\)"),
         (aligned(regression_labels=[1, 2]), r"shape \(2,\), expected .* \(3,\)"),
         (

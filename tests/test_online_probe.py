@@ -77,7 +77,9 @@ def test_nearest_neighbours_are_those_of_scikit_learn(data, probed):
     model, variables, _ = probe.load(folder)
     vectors, labels = {}, {}
     for split in ("train", "validation"):
-        table = batches.open_split(shards.open_dataset(data), split, config.data.modalities, tier="host").table
+        table = batches.load(
+            shards.ShardStream(shards.open_dataset(data), split, config.data.modalities), tier="host"
+        ).table
         vectors[split] = probe.concatenated(probe.represent(model, variables, table["features"]), table["present"])
         labels[split] = table["label"]
     theirs = KNeighborsClassifier(5, metric="cosine").fit(vectors["train"], labels["train"])

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
-from conclugen_jax.data import host_table
-from conclugen_jax.data.batches import epoch_order
+from conclugen_jax.data.batches import HostTable, epoch_order
 from conclugen_jax.method import collectives, model as model_lib, objective, train_state
 from conclugen_jax.train import feed, optimizer, parallel
 from tests.helpers import assert_same_bits, close, fed, flat, tiny_config
@@ -156,7 +155,7 @@ def test_batches_and_their_order_do_not_depend_on_the_number_of_devices(table):
         "present": {"video": np.ones(50, bool)},
         "label": np.arange(50),
     }
-    source = (host_table.DeviceTable if table else host_table.HostTable)(rows, np.arange(50))
+    source = HostTable(rows, np.arange(50), tier="device" if table else "host")
     seen = {}
     for count in (1, 2, 8):
         devices = jax.devices()[:count]

@@ -38,7 +38,7 @@ def test_the_probe_is_that_of_the_last_state_on_the_validation_split(config, tmp
     assert result["objective"]["direction"] == "maximize"
     model, variables, _ = probe.load(result["best"]["workdir"])
     tables = [
-        batches.open_split(shards.open_dataset(config.data.path), s, ["text"], tier="host").table
+        batches.load(shards.ShardStream(shards.open_dataset(config.data.path), s, ["text"]), tier="host").table
         for s in ("train", "validation")
     ]
     vectors = tuple(probe.represent(model, variables, table["features"])["text"] for table in tables)

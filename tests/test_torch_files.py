@@ -208,7 +208,7 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
         archive(path, [1]) if content is None else path.write_bytes(content)
         with pytest.raises(ConclugenError, match=message):
             torch_files.read(path)
-    with pytest.raises(ConclugenError, match="no such file"):
+    with pytest.raises(ConclugenError, match="No such file"):
         torch_files.read(tmp_path / "nothing.pth")
 
 

@@ -35,9 +35,9 @@ def main() -> int:
     folder = Path(FLAGS.folder or ("conclugen_demo_tiny" if tiny else "conclugen_demo"))
     rows = configuration_files.load("demo", of_run=True).train.batch_size
     shared = () if rows % devices == 0 else (f"--batch_size={rows // devices * devices}",)  # equally by the devices
-    data, run = folder / "data" / digits.SPEC.name / digits.SPEC.version, folder / "conclugen"
+    data, run = folder / "data" / digits.Digits.spec.name / digits.Digits.spec.version, folder / "conclugen"
     commands = (
-        ("build", f"--dataset={digits.SPEC.name}", f"--data_dir={folder / 'data'}"),
+        ("build", f"--dataset={digits.Digits.spec.name}", f"--data_dir={folder / 'data'}"),
         ("pretrain", "--config=demo", f"--data={data}", f"--workdir={run}", *shared, *(TINY if tiny else ())),
         ("probe", f"--workdir={run}", f"--output={folder / 'label_efficiency'}", *(FEW if tiny else ())),
     )

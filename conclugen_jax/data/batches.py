@@ -1,31 +1,65 @@
 """Choose the rows of each batch, and where rows are kept.
 
 The order of examples is a function of (seed, epoch) alone, and the step number is the position in that order. It does not
-depend on the number of devices or on where the rows are kept (device table, host table, or the shards on disk).
+depend on the number of devices or on where the rows are kept: in a table on the device or on the host, or in the shards.
+
+Tables that take much memory are files in ``DATA_SET/cache/SPLIT``, made once and mapped. They belong to one manifest; its
+hash and theirs are noted beside them. A file that does not fit is made again from the shards.
 """
 
 import concurrent.futures
+import contextlib
+import logging
+import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from conclugen_jax.data import host_table
-from conclugen_jax.data.host_table import DeviceTable, HostTable
-from conclugen_jax.data.shards import Dataset, RowSource, ShardStream
+from conclugen_jax.data.shards import Rows, RowSource, ShardStream, Variants
+from conclugen_jax.system import files, locks
 
-TABLES = {"host": HostTable, "device": DeviceTable}
+CHUNK_ROWS = 1024  # records that are decoded together
+FOLDER = "cache"
+
+LOG = logging.getLogger(__name__)
+Progress = Callable[[int, int], None] | None
+Columns = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+"""File name -> shape and type of its array."""
 
 
-def open_split(dataset: Dataset, split: str, modalities: Sequence[str], **options: Any) -> RowSource:
-    """Open the rows of a split, kept where the options of :func:`load` say.
+class Facts(msgspec.Struct):
+    """What is noted beside a file: fingerprint of the manifest it belongs to, its own size and SHA-256."""
 
-    Raises:
-      ConclugenError: unknown split or modality, or a split without usable rows.
+    manifest: str
+    bytes: int
+    sha256: str
+
+
+class HostTable:
+    """All rows of a split on the host, one array per modality; a :class:`conclugen_jax.data.shards.RowSource`.
+
+    One of the tier ``device`` is copied to the device once by the training loop; batches are then indices only.
     """
-    return load(ShardStream(dataset, split, modalities), **options)
+
+    def __init__(self, table: Rows, usable: np.ndarray, *, tier: str = "host"):
+        self.table, self.usable, self.tier = table, usable, tier
+        self.num_examples = len(table["label"])
+        self.variants = {m: x.shape[1] for m, x in table["features"].items() if x.ndim == 3}
+
+    def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
+        """Return rows at the given indices, in that order."""
+        wanted = dict.fromkeys(self.variants, np.zeros(len(indices), int)) | dict(variants or {})
+        features = {
+            m: x[per_variant(indices, wanted[m]), wanted[m]] if m in wanted else x[indices]
+            for m, x in self.table["features"].items()
+        }
+        others = {k: v for k, v in self.table.items() if k != "features"}
+        return {"features": features, **map_arrays(lambda x: x[indices], others)}
 
 
 def load(
@@ -35,9 +69,9 @@ def load(
     device_table_gib: float = 0.0,
     host_table_gib: float = 0.0,
     host_cache_gib: float = float("inf"),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> RowSource:
-    """Fill the table of a split, or leave the rows in the shards.
+    """Fill the table of a split, or leave its rows in the shards.
 
     Args:
       stream: the split.
@@ -53,8 +87,8 @@ def load(
     tier = choose_tier(tier, stream.gib, device_table_gib=device_table_gib, host_table_gib=host_table_gib)
     if tier == "shards":
         return stream
-    read = host_table.mapped if stream.gib >= host_cache_gib else host_table.read
-    return TABLES[tier](read(stream, progress=progress), stream.usable)
+    fill = mapped if stream.gib >= host_cache_gib else read
+    return HostTable(fill(stream, progress=progress), stream.usable, tier=tier)
 
 
 def choose_tier(tier: str, gib: float, *, device_table_gib: float, host_table_gib: float) -> str:
@@ -62,6 +96,131 @@ def choose_tier(tier: str, gib: float, *, device_table_gib: float, host_table_gi
     if tier != "auto":
         return tier
     return "device" if gib <= device_table_gib else "host" if gib <= host_table_gib else "shards"
+
+
+def read(stream: ShardStream, *, progress: Progress = None) -> Rows:
+    """Read all rows of a split into memory, a chunk at a time; a ConclugenError names a record that cannot be read."""
+    table = {name: np.empty(shape, dtype) for name, (shape, dtype) in _columns(stream).items()}
+    _fill(stream, table, progress)
+    return _rows(stream, table)
+
+
+def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
+    """Return what :func:`read` does, memory-mapped; in memory where the files cannot be written."""
+    folder, columns = stream.dataset.path / FOLDER / stream.split, _columns(stream)
+    table = _stored(stream, folder, columns)
+    if table is None:
+        try:
+            table = _make(stream, folder, columns, progress)
+        except OSError as e:
+            LOG.warning("%s: the host table cannot be kept there (%s); it is read into memory", folder, e.strerror or e)
+            return read(stream, progress=progress)
+    return _rows(stream, table)
+
+
+def _chunk(stream: ShardStream, start: int, stop: int) -> dict[str, np.ndarray]:
+    """Read consecutive rows, with every variant, by file name; all variants and variant 0 alone have different files."""
+    variants = {m: np.tile(np.arange(number), (stop - start, 1)) for m, number in stream.variants.items()}
+    rows = stream.rows(np.arange(start, stop), variants)
+    # No modality has a dot in its name, and the main label's ends with one.
+    features = {f"{m}.variants" if m in variants else m: x for m, x in rows["features"].items()}
+    return {**features, f"label.{stream.target}": rows["label"]}
+
+
+def _columns(stream: ShardStream) -> Columns:
+    return {name: ((stream.num_examples, *x.shape[1:]), x.dtype) for name, x in _chunk(stream, 0, 1).items()}
+
+
+def _rows(stream: ShardStream, table: Mapping[str, np.ndarray]) -> Rows:
+    """Return a table by file name, in the order of :func:`_chunk`, as rows."""
+    *features, label = table.values()
+    return {
+        "features": dict(zip(stream.modalities, features, strict=True)),
+        "present": {m: stream.presence[:, c] for c, m in enumerate(stream.modalities)},
+        "label": label,
+    }
+
+
+def _stored(stream: ShardStream, folder: Path, columns: Columns) -> dict[str, np.ndarray] | None:
+    """Map the files of all columns; return None if one is missing or was not written for this manifest."""
+    table = {}
+    for name, (shape, dtype) in columns.items():
+        path = folder / f"{name}.npy"
+        try:
+            # Open the file first: a writer removes the facts before it replaces the file, so these facts are the file's.
+            table[name] = x = np.lib.format.open_memmap(path, mode="r")
+            facts = msgspec.json.decode((folder / f"{name}.json").read_bytes(), type=Facts)
+            fits = facts.manifest == stream.dataset.manifest.fingerprint() and facts.bytes == path.stat().st_size
+            # A damaged header may still be readable.
+            fits = fits and (x.shape, x.dtype.str, x.flags.c_contiguous) == (shape, dtype.str, True)
+            fits = fits and (stream.dataset.verified != "hash" or facts.sha256 == files.sha256(path))
+        except FileNotFoundError:
+            return None
+        except Exception:  # NumPy parses the header as Python, so damage raises many kinds
+            fits = False
+        if not fits:
+            LOG.warning("%s: damaged, or of other data; it is made again from the shards", path)
+            return None
+    return table
+
+
+def _make(stream: ShardStream, folder: Path, columns: Columns, progress: Progress) -> dict[str, np.ndarray]:
+    """Write the files of all columns; if another process is doing so, wait and use its files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    waited = []
+
+    def wait(holder: str) -> None:
+        waited.append(holder)
+        LOG.warning("%s: being made by %s; waiting for it", folder, holder)
+
+    with locks.hold(folder / ".lock", wait=wait):
+        for path in folder.glob(f"{files.SCRATCH}*"):  # left by a process that was killed: only one has the lock
+            path.unlink()
+        if waited and (table := _stored(stream, folder, columns)) is not None:
+            return table
+        table, paths, facts = {}, {}, {}
+        with contextlib.ExitStack() as stack:
+            for name, (shape, dtype) in columns.items():
+                paths[name] = stack.enter_context(files.replaced(folder / f"{name}.npy"))
+                table[name] = np.lib.format.open_memmap(paths[name], "w+", dtype, shape)
+                _reserve(paths[name])
+            _fill(stream, table, progress)
+            for name, path in paths.items():
+                table[name].flush()
+                facts[name] = Facts(stream.dataset.manifest.fingerprint(), path.stat().st_size, files.sha256(path))
+            for name in columns:
+                (folder / f"{name}.json").unlink(missing_ok=True)
+        for name, each in facts.items():
+            with files.replaced(folder / f"{name}.json") as path:
+                path.write_bytes(msgspec.json.encode(each))
+        return {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in columns}
+
+
+def _reserve(path: Path) -> None:
+    """Allocate the disk space of a file now: a full disk would later end the process in the middle of a mapped write."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
+
+
+def _fill(stream: ShardStream, table: Mapping[str, np.ndarray], progress: Progress) -> None:
+    """Read all rows into the arrays of a table, a chunk at a time."""
+    for start in range(0, stream.num_examples, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, stream.num_examples)
+        for name, x in _chunk(stream, start, stop).items():
+            table[name][start:stop] = x
+        if progress is not None:
+            progress(stop, stream.num_examples)
+
+
+def per_variant(indices: Any, variants: Any) -> Any:
+    """Return row indices [n] in the shape of the variants asked for, [n] or [n, k]; NumPy or JAX."""
+    return indices[:, None] if variants.ndim == 2 else indices
+
+
+def map_arrays(fn: Callable[[np.ndarray], np.ndarray], rows: Rows) -> Rows:
+    """Apply a function to every array of some rows."""
+    return {k: {m: fn(x) for m, x in v.items()} if isinstance(v, dict) else fn(v) for k, v in rows.items()}
 
 
 @np.errstate(over="ignore")  # arithmetic modulo 2**32 is meant, here and below

@@ -4,6 +4,7 @@ TensorFlow Datasets runs here without TensorFlow. One process, several, or Apach
 set, all through :func:`conclugen_jax.data.records.write_part`. A data set gets its final name only when it is complete.
 """
 
+import contextlib
 import errno
 import itertools
 import os
@@ -12,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import assembly, manifest as manifest_lib, workers
+from conclugen_jax.data import assembly, manifest as manifest_lib
+from conclugen_jax.data.records import Job, Part, Parts, write_part
 from conclugen_jax.data.sources import LABEL_KINDS, DatasetSpec, LabelSpec, PartedSource, Source
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import pool
 
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 """Names of modalities, targets and splits."""
@@ -22,6 +25,7 @@ WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 """``major.minor.patch`` as TFDS takes it."""
 
+Progress = Callable[[int, int | None], None] | None
 SHARD_BYTES = 128 * 2**20
 """Size at which a split is cut into shards, before compression."""
 
@@ -35,7 +39,7 @@ def build(
     strict: bool = False,
     num_workers: int = 1,
     beam: Sequence[str] | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Write a data set's shards and manifest.
 
@@ -73,8 +77,7 @@ def build(
                 return target
             _refuse_to_replace(target, source)
             total = sum(map(source.num_examples, spec.splits)) if isinstance(source, PartedSource) else None
-            jobs = _jobs(source, scratch)
-            parts = workers.run(jobs, num_workers=num_workers, beam=beam, progress=progress, total=total)
+            parts = _write(_jobs(source, scratch), num_workers, beam, progress, total)
             folder = scratch / spec.name / spec.version
             folder.mkdir(parents=True)
             assembly.finish(source, parts, folder, fingerprint=fingerprint, drop_bad=drop_bad, strict=strict)
@@ -84,9 +87,8 @@ def build(
             assembly.swap(folder, target)
     except OSError as e:
         way = "free space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "repair that"
-        raise ConclugenError(
-            f"{e.filename or data_dir}: cannot write the data set ({e.strerror or e}); {way} or choose another --data_dir"
-        ) from e
+        fault = f"{e.filename or data_dir}: cannot write the data set ({e.strerror or e})"
+        raise ConclugenError(f"{fault}; {way} or choose another --data_dir") from e
     return target
 
 
@@ -98,10 +100,8 @@ def _already_built(target: Path, fingerprint: str, *, overwrite: bool, strict: b
         return False
     present = manifest_lib.read(target)
     if present.source.get("fingerprint") != fingerprint:
-        raise ConclugenError(
-            f"{target}: holds a data set made from other examples; pass --overwrite (overwrite=True) to replace it or "
-            "choose another --data_dir"
-        )
+        way_out = "pass --overwrite (overwrite=True) to replace it or choose another --data_dir"
+        raise ConclugenError(f"{target}: holds a data set made from other examples; {way_out}")
     if strict and present.warnings:
         raise ConclugenError(f"{target}: {'; '.join(present.warnings)}; repair the splits or build without --strict")
     manifest_lib.verify(target, present)
@@ -111,18 +111,15 @@ def _already_built(target: Path, fingerprint: str, *, overwrite: bool, strict: b
 def _refuse_to_replace(target: Path, source: Source) -> None:
     """Refuse to replace a link, and a folder that holds what is read."""
     if target.is_symlink():
-        raise ConclugenError(
-            f"{target}: a link to {os.path.realpath(target)}, which --overwrite does not replace; remove the link, or name "
-            "the --data_dir that it leads to"
-        )
+        fault = f"a link to {os.path.realpath(target)}, which --overwrite does not replace"
+        raise ConclugenError(f"{target}: {fault}; remove the link, or name the --data_dir that it leads to")
     for folder in getattr(source, "folders", tuple)():
         if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(target)):
-            raise ConclugenError(
-                f"{folder}: a source inside {target}, which --overwrite would delete; move it, or choose another --data_dir"
-            )
+            fault = f"a source inside {target}, which --overwrite would delete"
+            raise ConclugenError(f"{folder}: {fault}; move it, or choose another --data_dir")
 
 
-def _jobs(source: Source, scratch: Path) -> Iterator[workers.Job]:
+def _jobs(source: Source, scratch: Path) -> Iterator[Job]:
     """Yield what is to be written, in parts of about the size of a shard."""
     spec = source.spec
     row_bytes = 4 * sum(dim * spec.variants.get(m, 1) for m, dim in spec.modalities.items())
@@ -134,14 +131,81 @@ def _jobs(source: Source, scratch: Path) -> Iterator[workers.Job]:
         else:
             pieces = _pieces(iter(source.examples(split)), rows)
         for number, examples in enumerate(pieces):
-            path = scratch / f"{split}-{number:05d}"
-            yield workers.Job(spec, split, number * rows, examples, path, first_split=split == spec.splits[0])
+            yield Job(spec, split, number * rows, examples, scratch / f"{split}-{number:05d}")
 
 
 def _pieces(examples: Iterator[Any], rows: int) -> Iterator[Iterator[Any]]:
     """Yield consecutive pieces of an iterator; the caller uses up each before it asks for the next."""
     for first in examples:
         yield itertools.chain([first], itertools.islice(examples, rows - 1))
+
+
+def _write(
+    jobs: Iterator[Job], workers: int, beam: Sequence[str] | None, progress: Progress, total: int | None
+) -> Parts:
+    """Write all parts, in the order of the records; ``total`` is None for a source that cannot be read in parts."""
+    if beam is not None and total is None:
+        way_out = "give it num_examples(split) and part(split, start, stop), or build without --beam"
+        raise ConclugenError(f"this source cannot be read in parts, which Beam needs; {way_out}")
+    if beam is not None:
+        jobs = list(jobs)
+        run_beam(jobs, _write_and_save, beam)
+        written = (Part.load(job.path) for job in jobs)
+    else:
+        several = workers > 1 and total is not None
+        written = _in_processes(jobs, workers) if several else (write_part(job) for job in jobs)
+    parts: Parts = {}
+    done = 0
+    with contextlib.closing(written):  # no worker writes after this, even if the loop raises
+        for part in written:
+            parts.setdefault(part.split, []).append(part)
+            done += len(part.rows) + len(part.bad)
+            if progress is not None:
+                progress(done, total)
+    return parts
+
+
+def _in_processes(jobs: Iterator[Job], num_workers: int) -> Iterator[Part]:
+    """Write parts in order; a queued job holds the ids and labels of its part, so that few are queued."""
+    sent, queued = itertools.tee(jobs)
+    with pool.Pool(num_workers) as processes:
+        try:
+            for part in processes.map(write_part, queued):
+                next(sent)
+                yield part
+        except pool.Died as e:
+            job, fault = next(sent), "a worker process was killed, perhaps because memory ran out"
+            where = f"split {job.split!r}, part at row {job.first_row}"
+            raise ConclugenError(f"{where}: {fault}; build with a smaller --num_workers") from e
+
+
+def run_beam(elements: Sequence[Any], action: Callable[[Any], None], options: Sequence[str]) -> None:
+    """Call an action on elements with Apache Beam, and wait until it is done; all must be picklable.
+
+    Raises:
+      ConclugenError: Beam is not installed, or the action raised one.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as e:
+        own = "in an environment of its own: pip install 'conclugen_jax[beam]'"
+        raise ConclugenError(f"--beam needs Apache Beam, {own}") from e
+    pipeline = beam.Pipeline(options=PipelineOptions(list(options)))
+    _ = pipeline | beam.Create(list(elements)) | beam.Reshuffle() | beam.Map(action)
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as e:
+        cause: BaseException | None = e  # Beam wraps what a worker raises; our own error is the innermost
+        while cause is not None:
+            if isinstance(cause, ConclugenError | OSError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def _write_and_save(job: Job) -> None:
+    write_part(job).save()  # Beam returns nothing
 
 
 def check_spec(spec: DatasetSpec) -> None:

@@ -17,21 +17,19 @@ from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
 FILE = "digits.npz"
 SPLITS = ("train", "validation", "test")
 
-SPEC = DatasetSpec(
-    name="digits",
-    version="1.0.0",
-    description="2,000 handwritten numerals 0-9 from Dutch utility maps: pixel averages, Fourier coefficients, profiles.",
-    licence="CC BY 4.0; Robert Duin, Multiple Features, UCI Machine Learning Repository, doi:10.24432/C5HC70",
-    modalities={"pixels": 240, "fourier": 76, "profiles": 216},
-    label=LabelSpec("single", tuple(str(digit) for digit in range(10))),
-    splits=SPLITS,
-)
-
 
 class Digits:
     """Source of the embedded digits, for :func:`conclugen_jax.data.builders.build`."""
 
-    spec = SPEC
+    spec = DatasetSpec(
+        name="digits",
+        version="1.0.0",
+        description="2,000 handwritten numerals 0-9 from Dutch utility maps: pixel averages, Fourier coefficients, profiles.",
+        licence="CC BY 4.0; Robert Duin, Multiple Features, UCI Machine Learning Repository, doi:10.24432/C5HC70",
+        modalities={"pixels": 240, "fourier": 76, "profiles": 216},
+        label=LabelSpec("single", tuple(str(digit) for digit in range(10))),
+        splits=SPLITS,
+    )
 
     def fingerprint(self) -> str:
         """Return the hash of the embedded file."""
@@ -44,7 +42,7 @@ class Digits:
         for row in np.flatnonzero(arrays["split"] == SPLITS.index(split)):
             yield Example(
                 id=f"digit{row:04d}",
-                features={m: arrays[m][row].astype(np.float32) for m in SPEC.modalities},
+                features={m: arrays[m][row].astype(np.float32) for m in self.spec.modalities},
                 label=int(arrays["label"][row]),
             )
 

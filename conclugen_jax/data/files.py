@@ -15,17 +15,23 @@ import numpy as np
 from conclugen_jax.errors import ConclugenError, reason
 
 MOST_BYTES = 2**30  # that are read at once: the file of a clip, a row of a matrix; a sparse file can have any size
+NPY = "write an array of numbers with numpy.save"
 MOST_TEXT = 2**31  # bytes of a file of ids or labels
 MOST_UNPACKED = 200  # times its own size that a packed file may unpack to; arrays of features compress far less
 
 
 @contextlib.contextmanager
-def readable(path: Path, way_out: str = "correct the file or its permissions") -> Iterator[None]:
-    """Turn what the system says of a file or folder that cannot be read into one sentence."""
+def readable(
+    path: Path | str, way_out: str = "correct the file or its permissions", *, other: type[Exception] = OSError
+) -> Iterator[None]:
+    """Turn what the system or, of the kind ``other``, a library says of what cannot be read into one sentence."""
     try:
         yield
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); {way_out}") from e
+    except ConclugenError:
+        raise
+    except (OSError, other) as e:
+        why = (getattr(e, "strerror", None) or reason(e)).splitlines()[0][:200]  # HDF5's may have several lines
+        raise ConclugenError(f"{path}: cannot be read ({why}); {way_out}") from e
 
 
 def entries(folder: Path) -> list[Path]:
@@ -62,20 +68,16 @@ def read_npy(path: Path) -> np.ndarray | None:
         raise
     file = io.BytesIO(data)
     shape, order, dtype = _npy_header(file, len(data), path)
-    try:
+    with readable(path, NPY, other=Exception):
         return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order=order)
-    except (ValueError, TypeError) as e:
-        raise ConclugenError(f"{path}: not an npy file ({e}); write it with numpy.save") from e
 
 
 def _npy_header(file: BinaryIO, size: int, path: Path) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
     """Read shape, order of the axes and type of an npy file; its ``size`` is compared with what it declares."""
-    try:
+    with readable(path, NPY, other=Exception):  # NumPy parses the header as Python: damage ends in many kinds
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except Exception as e:  # NumPy parses the header as Python: damage ends in many kinds
-        raise ConclugenError(f"{path}: not an npy file ({reason(e)}); write it with numpy.save") from e
     if dtype.hasobject:
         raise ConclugenError(f"{path}: holds Python objects, which are not read; save a plain array of numbers")
     declared = int(np.prod(shape, dtype=object)) * dtype.itemsize
@@ -125,10 +127,8 @@ class NpyMatrix:
 
 def read_ids(path: Path) -> list[str]:
     """Return the lines of a text file, without spaces around them and without empty lines at the end."""
-    try:
+    with readable(path, "expected UTF-8 text with one id a line", other=UnicodeDecodeError):
         lines = [line.strip() for line in read_whole(path, MOST_TEXT).decode("utf-8-sig").rstrip().splitlines()]
-    except UnicodeDecodeError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e}); expected UTF-8 text with one id a line") from e
     if "" in lines:
         raise ConclugenError(f"{path}, line {lines.index('') + 1}: empty; each row needs an id of its own")
     return lines
@@ -136,25 +136,24 @@ def read_ids(path: Path) -> list[str]:
 
 def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, np.ndarray]:
     """Return the arrays of an npz file, all or those with some names; nothing in it is executed."""
-    with open_regular(path) as raw:
-        try:
-            with np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
-                unpacked = sum(member.file_size for member in file.zip.infolist())
-                if unpacked > MOST_UNPACKED * max(os.fstat(raw.fileno()).st_size, 2**20):
-                    size = f"{unpacked / 2**30:.1f} GiB"
-                    raise ValueError(f"it would unpack to {size}, more than {MOST_UNPACKED} times its size")
-                arrays = {}
-                for name, count in Counter(file.files).items():
-                    if count > 1:
-                        raise ValueError(f"{name!r} appears twice")
-                    if only is None or name in only:
-                        arrays[name] = file[name]
-                        if not isinstance(arrays[name], np.ndarray):  # NumPy returns bytes of what is no array
-                            raise ValueError(f"{name!r} in it is no array")
-                return arrays
-        except Exception as e:  # zipfile, zlib and NumPy raise many kinds for damaged files
-            why = f"cannot be read as an npz file of plain arrays ({reason(e)}); write it with numpy.savez"
-            raise ConclugenError(f"{path}: {why}") from e
+    with (
+        open_regular(path) as raw,
+        readable(path, "write plain arrays with numpy.savez", other=Exception),  # damage ends in many kinds
+        np.lib.npyio.NpzFile(raw, allow_pickle=False) as file,
+    ):
+        unpacked = sum(member.file_size for member in file.zip.infolist())
+        if unpacked > MOST_UNPACKED * max(os.fstat(raw.fileno()).st_size, 2**20):
+            size = f"{unpacked / 2**30:.1f} GiB"
+            raise ValueError(f"it would unpack to {size}, more than {MOST_UNPACKED} times its size")
+        arrays = {}
+        for name, count in Counter(file.files).items():
+            if count > 1:
+                raise ValueError(f"{name!r} appears twice")
+            if only is None or name in only:
+                arrays[name] = file[name]
+                if not isinstance(arrays[name], np.ndarray):  # NumPy returns bytes of what is no array
+                    raise ValueError(f"{name!r} in it is no array")
+        return arrays
 
 
 def as_text(values: Iterable[Any], where: str) -> list[str]:

@@ -2,7 +2,8 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.assembly import Repeats, across, repeats, within
 from conclugen_jax.data.corpora import CORPORA, expected_counts
-from conclugen_jax.data.findings import Repeats, across, num_rows, repeats, within
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import record_features
 from conclugen_jax.data.scan import Faults, SplitScan
@@ -54,17 +55,15 @@ def inspect(
     total, done = sum(facts["num_examples"] for facts in manifest.splits.values()), 0
     for split, facts in manifest.splits.items():
         tell = (lambda n, before=done: progress(before + n, total)) if progress is not None else lambda n: None
-        scans[split] = SplitScan(folder, manifest, split, faults).run(tell, verify=verify)
+        scans[split] = SplitScan(folder, manifest, split, faults, verify=verify).run(tell)
         done += facts["num_examples"]
     if verify:
         _check_counts(manifest, scans, faults)
         _check_statistics(manifest, scans, faults)
     elif found := faults.report():
         file, what, rows = found[0].values()
-        raise ConclugenError(
-            f"{folder / file}: {f'row {rows[0][0]}: ' if rows else ''}{what}; --verify lists all faults, conclugen build "
-            "--overwrite builds again"
-        )
+        way_out = "--verify lists all faults, conclugen build --overwrite builds again"
+        raise ConclugenError(f"{folder / file}: {f'row {rows[0][0]}: ' if rows else ''}{what}; {way_out}")
     own = ("name", "version", "description", "licence", "modalities", "variants", "label", "targets")
     return {
         "path": str(folder),
@@ -103,33 +102,27 @@ def _duplicates(scans: Scans, modality: str, top: int) -> dict[str, Any]:
     for split, scan in scans.items():
         if shared := within(found, split):
             pairs = [[scan.text(row, "id") for row in rows[:2]] for rows in shared[:top]]
-            inside[split] = {"vectors": len(shared), "rows": num_rows(shared), "pairs": pairs}
-    outside = [
-        {"splits": splits, "vectors": count, "rows": rows, "pairs": pairs}
-        for splits, count, rows, pairs in _across(scans, found, "id", top)
-    ]
-    return {"within": inside, "across": outside}
+            inside[split] = {"vectors": len(shared), "rows": len(set(itertools.chain(*shared))), "pairs": pairs}
+    return {"within": inside, "across": _across(scans, found, "id", top)}
 
 
 def _shared(scans: Scans, key: str, top: int) -> list[dict[str, Any]]:
     """Find ids or groups that pairs of splits have in common."""
     found = repeats({split: scan.hashes[key] for split, scan in scans.items()})
     return [
-        {"splits": splits, "count": count, "rows": rows, "names": [name for name, _ in pairs]}
-        for splits, count, rows, pairs in _across(scans, found, key, top)
+        {"splits": e["splits"], "count": e["vectors"], "rows": e["rows"], "names": [name for name, _ in e["pairs"]]}
+        for e in _across(scans, found, key, top)
     ]
 
 
-def _across(
-    scans: Scans, found: Repeats, key: str, top: int
-) -> Iterator[tuple[list[str], int, dict[str, int], list[list[str]]]]:
-    """Yield splits that share hashes: the two, shared hashes, rows with one, ``key`` of the first rows of the first hashes."""
+def _across(scans: Scans, found: Repeats, key: str, top: int) -> list[dict[str, Any]]:
+    """Return what pairs of splits share: shared hashes, rows with one, ``key`` of the first rows of the first hashes."""
+    entries = []
     for splits, shared in across(found, scans):
-        rows = {split: num_rows(each) for split, each in zip(splits, zip(*shared, strict=True), strict=True)}
-        firsts = [
-            [scans[split].text(each[0], key) for split, each in zip(splits, pair, strict=True)] for pair in shared[:top]
-        ]
-        yield list(splits), len(shared), rows, firsts
+        rows = {split: len(set(itertools.chain(*(pair[i] for pair in shared)))) for i, split in enumerate(splits)}
+        pairs = [[scans[s].text(each[0], key) for s, each in zip(splits, pair, strict=True)] for pair in shared[:top]]
+        entries.append({"splits": list(splits), "vectors": len(shared), "rows": rows, "pairs": pairs})
+    return entries
 
 
 def _provenance(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -151,29 +144,29 @@ def _provenance(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _check_metadata(folder: Path, manifest: Manifest, faults: Faults) -> None:
     """Check the files beside the shards, other than those that a split's scan checks, and what TFDS makes of them."""
-    ours = {manifest_lib.PRESENCE.format(split=split) for split in manifest.splits}
-    ours |= {name for split in manifest.splits for name in manifest_lib.shard_names(manifest, split)}
+    shards = {split: manifest_lib.shard_names(manifest, split) for split in manifest.splits}
+    scanned = {manifest_lib.PRESENCE.format(split=split) for split in shards}.union(*shards.values())
     for name in manifest.files:
-        if name not in ours:
-            faults.add_file(name, manifest_lib.file_fault(folder, manifest, name, level="hash"))
+        if name not in scanned:
+            faults.add(name, manifest_lib.file_fault(folder, manifest, name, level="hash"))
     for name in ("dataset_info.json", "features.json"):
         if name not in manifest.files:
-            faults.add_file(manifest_lib.FILE, f"{name}, which TFDS needs, is not listed")
+            faults.add(manifest_lib.FILE, f"{name}, which TFDS needs, is not listed")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on files that it cannot use
             info = tfds.builder_from_directory(folder).info
             found = {split: (sorted(s.filenames), list(s.shard_lengths)) for split, s in info.splits.items()}
             features = info.features.to_json()
     except Exception as e:  # TFDS raises many kinds
-        faults.add_file("dataset_info.json", f"TFDS cannot open the data set with it and features.json ({reason(e)})")
+        faults.add("dataset_info.json", f"TFDS cannot open the data set with it and features.json ({reason(e)})")
         return
-    for split in dict.fromkeys((*manifest.splits, *found)):
-        names = manifest_lib.shard_names(manifest, split) if split in manifest.splits else []
-        if found.get(split, ([], [])) != (names, [manifest.files[name]["records"] for name in names]):
-            faults.add_file("dataset_info.json", f"shards of split {split!r} are said otherwise than in the manifest")
+    expected = {split: (names, [manifest.files[name]["records"] for name in names]) for split, names in shards.items()}
+    for split in dict.fromkeys((*expected, *found)):
+        if found.get(split) != expected.get(split):
+            faults.add("dataset_info.json", f"shards of split {split!r} are said otherwise than in the manifest")
     known = {name: getattr(manifest, name) for name in DatasetSpec.__dataclass_fields__ if hasattr(manifest, name)}
     if features != record_features(DatasetSpec(**known | {"splits": tuple(manifest.splits)})).to_json():
-        faults.add_file("features.json", "fields of the records are said otherwise than in the manifest")
+        faults.add("features.json", "fields of the records are said otherwise than in the manifest")
 
 
 def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
@@ -190,7 +183,7 @@ def _check_counts(manifest: Manifest, scans: Scans, faults: Faults) -> None:
         for what, both in counts.items() if scan.complete else ():
             if both[0] != both[1]:
                 said, counted = (", ".join(map(str, numbers)) for numbers in both)
-                faults.add_file(manifest_lib.FILE, f"split {split!r}: {what} {said}, the records have {counted}")
+                faults.add(manifest_lib.FILE, f"split {split!r}: {what} {said}, the records have {counted}")
 
 
 def _check_statistics(manifest: Manifest, scans: Scans, faults: Faults) -> None:
@@ -199,16 +192,14 @@ def _check_statistics(manifest: Manifest, scans: Scans, faults: Faults) -> None:
     for m, tally in first.tallies.items():
         if tally.non_finite or not first.complete:
             continue
-        counted = tally.columns.result()
-        size = np.abs([counted["mean"], counted["std"]]).max(axis=0)
-        for key in ("mean", "std"):
-            found, expected = np.array(counted[key]), np.array(manifest.statistics[m][key])
+        counted = {key: np.array(x) for key, x in tally.columns.result().items()}
+        size = np.maximum(np.abs(counted["mean"]), counted["std"])
+        for key, found in counted.items():
+            expected = np.array(manifest.statistics[m][key])
             # What rounding leaves of a constant column's deviation, or of a mean of zero, is no fault.
             wrong = np.flatnonzero(~np.isclose(expected, found, rtol=TOLERANCE, atol=1e-13 * size))
             if wrong.size:
                 c = wrong[0]
-                faults.add_file(
-                    manifest_lib.FILE,
-                    f"{key} of {m}: {wrong.size} columns differ from the records' (column {c}: {expected[c]!r}, the "
-                    f"records have {found[c]!r})",
-                )
+                first_one = f"column {c}: {expected[c]!r}, the records have {found[c]!r}"
+                what = f"{key} of {m}: {wrong.size} columns differ from the records' ({first_one})"
+                faults.add(manifest_lib.FILE, what)

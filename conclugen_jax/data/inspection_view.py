@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -78,11 +79,12 @@ def _labels(report: Report) -> Iterator[str | Padding]:
             rows = [[s, f"{f['known']:,}", *(_short(f[key]) for key in keys)] for s, f in found.items()]
             yield _table(["split", "known", *keys], rows)
         elif kind != "none":
+            known = [f["known"] for f in found.values()]
             rows = [
-                [each, *(_share(f["counts"][i], f["known"]) for f in found.values())] for i, each in enumerate(names)
+                [each, *map(_share, [f["counts"][i] for f in found.values()], known)] for i, each in enumerate(names)
             ]
             totals = [f["num_examples"] for f in report["splits"].values()]
-            unknown = [n - f["known"] for n, f in zip(totals, found.values(), strict=True)]
+            unknown = np.subtract(totals, known).tolist()
             if any(unknown):
                 rows.append(["(unknown)", *map(_share, unknown, totals)])
             yield _table(["name", *found], rows)
@@ -246,31 +248,27 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
     manifest = manifest_lib.read(folder)
     counts = ", ".join(f"{split} {facts['num_examples']:,}" for split, facts in manifest.splits.items())
     sizes = ", ".join(f"{m} {dim}" for m, dim in manifest.modalities.items())
-    n, kind = len(manifest.label.names), manifest.label.kind
-    labels = {"single": f"{n} classes", "multi": f"{n} labels", "value": "a number to predict", "none": "no labels"}[
-        kind
-    ]
-    lines = [f"{folder}: {counts} examples; modalities {sizes}; {labels}"]
+    n = len(manifest.label.names)
+    kinds = {"single": f"{n} classes", "multi": f"{n} labels", "value": "a number to predict", "none": "no labels"}
+    lines = [f"{folder}: {counts} examples; modalities {sizes}; {kinds[manifest.label.kind]}"]
     for modality in manifest.modalities:
         missing = {s: f["num_examples"] - f["present"][modality] for s, f in manifest.splits.items()}
         if any(missing.values()):
             lines.append(f"{modality} is missing in " + ", ".join(f"{s} {n:,}" for s, n in missing.items() if n))
-    for modality, n in manifest.source.get("unused", {}).items():
-        lines.append(f"{n:,} vectors of {modality} belong to no row of the labels and were not used")
+    for fact, sentence in (
+        ("unused", "{:,} vectors of {} belong to no row of the labels and were not used"),
+        ("converted", "{0:,} {2} vectors of {1} were converted to float32"),
+        ("replaced", "{:,} values of {} were -inf and read as 0"),
+    ):
+        lines += [sentence.format(n, *words.split(" ")) for words, n in manifest.source.get(fact, {}).items()]
     if passed_over := manifest.source.get("passed_over"):
         lines.append(f"found beside the features and not used: {', '.join(passed_over)}")
-    for kind, n in manifest.source.get("converted", {}).items():
-        modality, dtype = kind.split()
-        lines.append(f"{n:,} {dtype} vectors of {modality} were converted to float32")
-    for modality, n in manifest.source.get("replaced", {}).items():
-        lines.append(f"{n:,} values of {modality} were -inf and read as 0")
     if outside := manifest.source.get("rows_outside_folds", 0):
         lines.append(f"{outside:,} rows of the labels are of videos in no fold and were left out")
     dropped = {s: f["dropped"] for s, f in manifest.splits.items() if f["dropped"]}
     if dropped and with_dropped:
-        lines.append(
-            f"left out as bad: {', '.join(f'{s} {n:,}' for s, n in dropped.items())}; see {folder / assembly.DROPPED}"
-        )
+        bad = ", ".join(f"{s} {n:,}" for s, n in dropped.items())
+        lines.append(f"left out as bad: {bad}; see {folder / assembly.DROPPED}")
     corpus = CORPORA.get(str(manifest.source.get("dataset")))
     for n in expected_counts(corpus, {s: f["num_examples"] for s, f in manifest.splits.items()}).values():
         if n["found"] != n["expected"]:

@@ -11,7 +11,7 @@ from conclugen_jax.data.cells import Table, as_number, column_name, number, read
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.importers import csd
 from conclugen_jax.data.requests import Found, Layout, Request
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec, array, by_split, split_name, take
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec, by_split, split_name, take
 from conclugen_jax.errors import ConclugenError
 
 
@@ -86,8 +86,9 @@ def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, 
     known = [(None, "") if corpus is None else corpus.named(key) for key in ids]
     if None in known:
         raise ConclugenError(f"{where}: {ids[known.index(None)]!r} is no name like {corpus.example}; rename it")
-    label = array(LabelSpec("none") if corpus is None else corpus.label, [label for label, _ in known])
-    return by_split(Annotations(ids, [group for _, group in known], label, {}, ids), [split for split, _ in rows])
+    labels, groups = zip(*known, strict=True) if known else ((), ())
+    label = None if corpus is None or corpus.label.kind == "none" else np.array(labels, np.int64)
+    return by_split(Annotations(ids, groups, label, {}, ids), [split for split, _ in rows])
 
 
 def _of_user(layout: Layout, table: Table) -> tuple[dict[str, Annotations], LabelSpec, dict[str, LabelSpec]]:

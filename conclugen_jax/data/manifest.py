@@ -1,10 +1,9 @@
 """Read, write and check the manifest of a data set: its files, the meaning of its columns, statistics of its features."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -21,7 +20,6 @@ PRESENCE = "presence-{split}.npy"
 
 FORMAT, FORMAT_VERSION = "conclugen_jax features", 2
 KIND = f"{FORMAT!r} version {FORMAT_VERSION}"
-AGAIN = "build the data set again"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
@@ -66,37 +64,21 @@ class PrintedSource(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Content of ``manifest.json``.
+    """Content of ``manifest.json``."""
 
-    Attributes:
-      name: of the data set.
-      version: of the data set.
-      description: one sentence.
-      licence: of the data.
-      modalities: modality -> size of its feature vector.
-      label: kind and names of the labels.
-      targets: kind and names of further targets, by name.
-      variants: modality -> number of vectors per example in the first split, where there are several.
-      splits: by name, in order.
-      statistics: by modality, over the rows of the first split that have it.
-      files: by name.
-      source: where the examples came from, with their fingerprint.
-      warnings: sentences on what is suspicious, such as a speaker in two splits.
-    """
-
-    name: str
-    version: str
-    description: str
-    licence: str
-    modalities: Annotated[dict[str, Size], Some]
+    name: str  # of the data set
+    version: str  # of the data set
+    description: str  # one sentence
+    licence: str  # of the data
+    modalities: Annotated[dict[str, Size], Some]  # -> size of its feature vector
     label: LabelSpec
-    targets: dict[Name, LabelSpec]
-    variants: dict[str, Size]
-    splits: Annotated[dict[str, SplitFacts], Some]
-    statistics: dict[str, ColumnStatistics]
+    targets: dict[Name, LabelSpec]  # further ones
+    variants: dict[str, Size]  # modality -> number of vectors per example in the first split, where there are several
+    splits: Annotated[dict[str, SplitFacts], Some]  # in order
+    statistics: dict[str, ColumnStatistics]  # of each modality, over the rows of the first split that have it
     files: dict[FileName, FileFacts]
-    source: dict[str, Any]
-    warnings: list[str]
+    source: dict[str, Any]  # where the examples came from, with their fingerprint
+    warnings: list[str]  # sentences on what is suspicious, such as a speaker in two splits
 
     def to_json(self) -> str:
         """Return the manifest as JSON."""
@@ -140,10 +122,8 @@ def read(folder: str | Path) -> Manifest:
 
 def read_file(path: Path, *, missing: str) -> Manifest:
     """Read a manifest by its file name; see :func:`read`. ``missing``: the way out if there is no such file."""
-    with contextlib.suppress(OSError):  # what else is wrong, the reader says
-        if not path.exists():
-            raise ConclugenError(f"{path}: no such file; {missing}")
-    return from_tree(files.read_json(path, Any, way_out=AGAIN), str(path), way_out=AGAIN)
+    way_out = f"{missing}, or build the data set again"
+    return from_tree(files.read_json(path, Any, way_out=way_out), str(path), way_out=way_out)
 
 
 def from_tree(tree: Any, source: str, *, way_out: str) -> Manifest:
@@ -154,7 +134,7 @@ def from_tree(tree: Any, source: str, *, way_out: str) -> Manifest:
     """
     try:
         if (kind := f"{tree['format']!r} version {tree['format_version']}") != KIND:
-            raise ConclugenError(f"{source}: format {kind}, expected {KIND}; {way_out} with this release")
+            raise ConclugenError(f"{source}: format {kind}, this release reads {KIND}; {way_out}")
         manifest = msgspec.convert(tree, Manifest)
         msgspec.convert(manifest.source, PrintedSource)
         manifest.to_json()  # NaN, or what is nested too deeply to be written again
@@ -228,15 +208,6 @@ def read_presence(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
     if not isinstance(flags, np.ndarray) or flags.dtype != bool or flags.shape != shape:
         raise ValueError(f"{name}: not bool of shape {shape}")
     return np.asarray(flags)
-
-
-def describe_files(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return facts of every file in a folder, for the manifest; ``shards``: name -> its ``records`` and ``sha256``."""
-    facts = {}
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != FILE):
-        known = shards.get(path.name, {})
-        facts[path.name] = {"sha256": known.get("sha256") or files.sha256(path), "bytes": path.stat().st_size, **known}
-    return facts
 
 
 def choose(available: Iterable[str], wanted: Iterable[str], *, what: str, where: str) -> list[str]:

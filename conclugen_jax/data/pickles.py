@@ -13,12 +13,13 @@ import pickle
 import pickletools
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from conclugen_jax.data.files import open_regular, readable
 from conclugen_jax.errors import ConclugenError
 
 MAX_READS = 30_000_000
@@ -94,15 +95,10 @@ def interpret(unpickler: "Unpickler", path: Path) -> Any:
 
 def map_file(path: Path) -> memoryview:
     """Map a regular file that is not empty into memory; a ConclugenError says why that is not possible."""
-    if not path.is_file():  # opening a pipe would wait for ever
-        raise ConclugenError(f"{path}: no such file; name the file to be read")
-    try:
-        with path.open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise ConclugenError(f"{path}: an empty file; fetch it again")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as e:
-        raise ConclugenError(f"{path}: cannot be read ({e})") from e
+    with open_regular(path) as file, readable(path):
+        if not os.fstat(file.fileno()).st_size:
+            raise ConclugenError(f"{path}: an empty file; fetch it again")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 class Content:
@@ -184,12 +180,10 @@ class Unpickler(pickle._Unpickler):
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self._update([key, value])
+        self.load_setitems([key, value])
 
-    def load_setitems(self) -> None:
-        self._update(self.pop_mark())
-
-    def _update(self, items: list[Any]) -> None:
+    def load_setitems(self, pair: Sequence[Any] = ()) -> None:
+        items = pair or self.pop_mark()
         if type(self.stack[-1]) is not dict or len(items) % 2 or any(type(key) not in self.keys for key in items[::2]):
             raise Refused("a dictionary whose keys are not text")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))

@@ -64,10 +64,23 @@ class Moments:
         return {"mean": self.mean.tolist(), "std": deviation.tolist()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A part of a split that is to be written to an array_record file of its own."""
+
+    spec: DatasetSpec
+    split: str
+    first_row: int  # of the source
+    examples: Iterable[Example]
+    path: Path
+
+
 @dataclasses.dataclass
 class Part:
     """Facts of a written part of n records."""
 
+    split: str
+    path: str  # of the file; there is none where n is 0
     rows: np.ndarray  # int64 [n], of the source
     presence: np.ndarray  # bool [n, modalities]
     ids: np.ndarray  # uint64 [n], hashes
@@ -79,20 +92,19 @@ class Part:
     replaced: dict[str, int]  # modality -> number of values that the source's reader put 0 for
     sha256: str = ""  # of the file, if there is one
 
-    def save(self, path: Path) -> None:
-        """Write a file that :meth:`load` reads."""
+    def save(self) -> None:
+        """Write a file beside the part's, which :meth:`load` reads."""
         encoder = msgspec.msgpack.Encoder(enc_hook=lambda x: (x.dtype.str, x.shape, x.tobytes()))
-        path.write_bytes(encoder.encode(self))
+        Path(f"{self.path}.facts").write_bytes(encoder.encode(self))
 
     @classmethod
     def load(cls, path: Path) -> "Part":
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote beside a part's file."""
         decoder = msgspec.msgpack.Decoder(cls, dec_hook=lambda _, x: np.frombuffer(x[2], x[0]).reshape(x[1]))
-        return decoder.decode(path.read_bytes())
+        return decoder.decode(Path(f"{path}.facts").read_bytes())
 
 
-Entries = list[tuple[Path, Part]]  # file and facts of each part of a split, in order
-Parts = dict[str, Entries]  # of each split
+Parts = dict[str, list[Part]]  # of each split, in order
 
 
 def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
@@ -120,10 +132,8 @@ def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(record)
 
 
-def write_part(
-    spec: DatasetSpec, split: str, first_row: int, examples: Iterable[Example], path: Path, *, first_split: bool
-) -> Part:
-    """Check examples, write them to one array_record file, and count; the first is row ``first_row`` of the source.
+def write_part(job: Job) -> Part:
+    """Check examples, write them to one array_record file, and count.
 
     In the first split, statistics are computed and variants expected. Examples with NaN or infinite values or without
     any modality are not written but listed as bad. No file remains if none was good.
@@ -135,16 +145,16 @@ def write_part(
 
     def readable() -> Iterator[Example]:
         try:
-            yield from examples
+            yield from job.examples
         except OSError as e:
-            where = e.filename or f"split {split!r}"
+            where = e.filename or f"split {job.split!r}"
             raise ConclugenError(f"{where}: cannot be read ({e.strerror or e}); repair the source") from None
 
-    checker = Checker(spec, split, first_split=first_split)
+    checker, path = Checker(job.spec, job.split), job.path
     with _writing(path):
         writer = array_record_module.ArrayRecordWriter(str(path), WRITER_OPTIONS)
     try:
-        for row, example in enumerate(readable(), first_row):
+        for row, example in enumerate(readable(), job.first_row):
             record = checker.record(row, example)
             if record is not None:
                 data = serialize(record)
@@ -154,9 +164,9 @@ def write_part(
         with _writing(path):
             writer.close()
     if checker.written:
-        return checker.part(files.sha256(path))
+        return checker.part(path, files.sha256(path))
     path.unlink()
-    return checker.part("")
+    return checker.part(path, "")
 
 
 @contextlib.contextmanager
@@ -189,8 +199,8 @@ def serialize(record: Mapping[str, Any]) -> bytes:
 class Checker:
     """Turn the examples of a part into records, refuse bad ones, and count."""
 
-    def __init__(self, spec: DatasetSpec, split: str, *, first_split: bool):
-        self.spec, self.split = spec, split
+    def __init__(self, spec: DatasetSpec, split: str):
+        self.spec, self.split, first_split = spec, split, split == spec.splits[0]
         self.shapes = {m: (dim,) for m, dim in spec.modalities.items()}
         stacked = {m: n for m, n in spec.variants.items() if n > 1}
         self.shapes |= {m: (n if first_split else 1, spec.modalities[m]) for m, n in stacked.items()}
@@ -202,12 +212,14 @@ class Checker:
         self.bad: list[tuple[int, str, str]] = []
         self.converted, self.replaced = Counter(), Counter()
 
-    def part(self, sha256: str) -> Part:
-        """Return everything counted, with the hash of the file."""
+    def part(self, path: Path, sha256: str) -> Part:
+        """Return everything counted, with the file and its hash."""
         for m in self.pending:
             self._count_pending(m)
         rows, ids, groups, presence = zip(*self.written, strict=True) if self.written else ((),) * 4
         return Part(
+            split=self.split,
+            path=str(path),
             rows=np.array(rows, np.int64),
             presence=np.array(presence, bool).reshape(-1, len(self.spec.modalities)),
             ids=np.array(ids, np.uint64),

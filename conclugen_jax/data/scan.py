@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data import manifest as manifest_lib, wire
+from conclugen_jax.data import manifest as manifest_lib, shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import MOST_NAME, Moments
 from conclugen_jax.data.sources import LabelSpec, name_hash
@@ -27,15 +27,10 @@ COLUMNS_SHOWN = 8
 class Faults(dict[tuple[str, str], list[int]]):
     """(file, what is wrong) -> the rows of the file's split that it concerns, none for the file as a whole."""
 
-    def add(self, file: str, what: str, rows: Iterable[int]) -> None:
-        """Note a fault of these rows; nothing where there are none."""
-        if rows := list(map(int, rows)):
-            self.setdefault((file, what), []).extend(rows)
-
-    def add_file(self, file: str, what: str) -> None:
-        """Note a fault of a file; nothing where the text is empty."""
+    def add(self, file: str, what: str, rows: Iterable[int] = ()) -> None:
+        """Note a fault of these rows or of a file; nothing where the text is empty."""
         if what:
-            self[file, what] = []
+            self.setdefault((file, what), []).extend(map(int, rows))
 
     def report(self) -> list[dict[str, Any]]:
         """Return ``file``, ``what`` and ``rows`` (first and last of each range) of each fault, file by file as found."""
@@ -99,53 +94,52 @@ class SplitScan:
     """Everything that was learned of a split; complete once :meth:`run` has returned.
 
     The shards are read one after the other without TFDS, so that a fault has a file and a row.
-
-    Attributes:
-      rows: int64 [n], those that could be read.
-      present: bool [n, modalities].
-      hashes: ``id``, ``group`` and ``features/MODALITY`` -> uint64 [n, 1 or variants]; 0 where empty, absent or all zeros.
-      tallies: modality -> numbers of its vectors.
-      labels: "" and each further target that has labels -> its values in range, [k] or [k, labels].
-      misfits: those of the labels with values out of range.
-      complete: whether every record could be read, and none is missing or spare.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, faults: Faults):
-        self._folder, self._manifest, self._split, self._faults = folder, manifest, split, faults
+    rows: np.ndarray  # int64 [n], those that could be read
+    present: np.ndarray  # bool [n, modalities]
+    hashes: dict[str, np.ndarray]
+    """``id``, ``group``, ``features/MODALITY`` -> uint64 [n, 1 or variants]; 0 where empty, absent or all zeros."""
+    labels: dict[str, np.ndarray]  # "" and each further target that has labels -> those in range, [k] or [k, labels]
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str, faults: Faults, *, verify: bool):
+        """Prepare; with ``verify`` files are hashed and every field is checked, else only that labels can be counted."""
+        self._folder, self._manifest, self._split, self._faults, self._verify = folder, manifest, split, faults, verify
         self._sizes = {name: manifest.files[name]["records"] for name in manifest_lib.shard_names(manifest, split)}
-        self._variants = manifest.stored_variants(split)
-        self._fields = wire.fields(manifest, split)
-        row_bytes = sum(4 * dim * self._variants[m] for m, dim in manifest.modalities.items())
-        self._chunk_rows = max(1, min(MOST_ROWS, CHUNK_BYTES // row_bytes))
+        self._variants, self._fields = manifest.stored_variants(split), shards.fields(manifest, split)
+        self._chunk_rows = max(1, min(MOST_ROWS, CHUNK_BYTES // sum(size or 0 for _, size in self._fields.values())))
         self._kept: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+        self._presence_file, self._flags = manifest_lib.PRESENCE.format(split=split), None
         self.specs = {name: spec for name, spec in manifest.labels().items() if spec.kind != "none"}
         self.tallies = {m: Tally(dim) for m, dim in manifest.modalities.items()}
-        self.complete, self.misfits = True, set[str]()
+        self.complete = True  # every record could be read, and none is missing or spare
+        self.misfits = set[str]()  # those of the labels with values out of range
 
-    def run(self, progress: Callable[[int], None], *, verify: bool) -> "SplitScan":
-        """Read all records; call ``progress`` with the number of rows done.
-
-        With ``verify`` the shards are hashed and every field of every record is checked.
-        """
-        flags = self._presence() if verify else None
-        self._add("", [], [], verify=False, flags=None)  # so that there are arrays of each kind
+    def run(self, progress: Callable[[int], None]) -> "SplitScan":
+        """Read all records; call ``progress`` with the number of rows done."""
+        if self._verify:
+            self._check_file(self._presence_file)
+            try:
+                self._flags = manifest_lib.read_presence(self._folder, self._manifest, self._split)
+            except ValueError as e:
+                self._faults.add(self._presence_file, str(e).removeprefix(f"{self._presence_file}: "))
+        self._add("", [], [])  # so that there are arrays of each kind
         done = 0
         for name, size in self._sizes.items():
-            if verify:
+            if self._verify:
                 self._check_file(name)
             for rows, records in self._chunks(name, done):
-                self._add(name, rows, records, verify=verify, flags=flags)
+                self._add(name, rows, records)
                 progress(rows[-1] + 1)
             done += size
             progress(done)
         found = {key: np.concatenate(chunks) for key, chunks in self._kept.items()}
         self.rows, self.present = found.pop("rows"), found.pop("present")
-        self.labels = {name: found.pop(wire.label_field(name)) for name in self.specs}
+        self.labels = {name: found.pop(shards.label_field(name)) for name in self.specs}
         self.hashes = found
         self.complete &= len(self.rows) == done
-        if verify:
-            for row in np.delete(self.rows, np.unique(self.hashes["id"], return_index=True)[1]):
-                self._faults.add(self._shard(row)[0], "the id of a row before it in the split", [row])
+        for row in np.delete(self.rows, np.unique(found["id"], return_index=True)[1]) if self._verify else ():
+            self._faults.add(self._shard(row)[0], "the id of a row before it in the split", [row])
         return self
 
     def label_report(self, name: str) -> dict[str, Any]:
@@ -163,39 +157,28 @@ class SplitScan:
     def text(self, index: int, key: str) -> str:
         """Return ``id`` or ``group`` of one of the rows that were read."""
         name, position = self._shard(self.rows[index])
-        return self._parse(wire.open_shards([self._folder / name])[position])[key]
+        return self._parse(shards.open_shards([self._folder / name])[position])[key]
 
     def _shard(self, row: int) -> tuple[str, int]:
         """Return the shard that holds a row, and the row's position in it."""
-        for name, size in self._sizes.items():
-            if row < size:
-                return name, int(row)
-            row -= size
-        raise IndexError(row)
+        ends = np.cumsum(list(self._sizes.values()))
+        number = int(np.searchsorted(ends, row, side="right"))
+        name = list(self._sizes)[number]
+        return name, int(row - ends[number] + self._sizes[name])
 
     def _check_file(self, name: str) -> None:
-        self._faults.add_file(name, manifest_lib.file_fault(self._folder, self._manifest, name, level="hash"))
-
-    def _presence(self) -> np.ndarray | None:
-        """Return what is present by the file beside the shards, bool [num_examples, modalities]; None where it is not that."""
-        name = manifest_lib.PRESENCE.format(split=self._split)
-        self._check_file(name)
-        try:
-            return manifest_lib.read_presence(self._folder, self._manifest, self._split)
-        except ValueError as e:
-            self._faults.add_file(name, str(e).removeprefix(f"{name}: "))
-            return None
+        self._faults.add(name, manifest_lib.file_fault(self._folder, self._manifest, name, level="hash"))
 
     def _chunks(self, name: str, first_row: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
         """Yield rows and records of one shard that can be read; the first is row ``first_row`` of the split."""
         try:
-            source = wire.open_shards([self._folder / name])
+            source = shards.open_shards([self._folder / name])
         except Exception as e:  # array_record raises RuntimeError, most often without saying more
-            self._faults.add_file(name, f"cannot be opened ({reason(e)})")
+            self._faults.add(name, f"cannot be opened ({reason(e)})")
             return
         if len(source) != self._sizes[name]:
             self.complete = False
-            self._faults.add_file(name, f"holds {len(source)} records, the manifest says {self._sizes[name]}")
+            self._faults.add(name, f"holds {len(source)} records, the manifest says {self._sizes[name]}")
         num = min(len(source), self._sizes[name])
         for start in range(0, num, self._chunk_rows):
             positions = range(start, min(start + self._chunk_rows, num))
@@ -213,7 +196,7 @@ class SplitScan:
         if raw is None:
             raise ValueError("the record cannot be read")
         try:
-            found = wire.parse(raw)
+            found = shards.parse(raw)
         except Exception as e:  # protobuf raises kinds of its own
             raise ValueError("the record cannot be parsed") from e
         record = {}
@@ -231,46 +214,38 @@ class SplitScan:
         except UnicodeDecodeError as e:
             raise ValueError("id or group is not UTF-8") from e
 
-    def _add(
-        self, name: str, rows: list[int], records: list[dict[str, Any]], *, verify: bool, flags: np.ndarray | None
-    ) -> None:
-        """Keep what is needed of a chunk of a shard's records, and note their faults, also those of ``flags``.
+    def _add(self, name: str, rows: list[int], records: list[dict[str, Any]]) -> None:
+        """Keep what is needed of a chunk of a shard's records, and note their faults."""
 
-        Without ``verify`` only labels out of range are noted, which cannot be counted.
-        """
-
-        def note(what: str, wrong: np.ndarray, file: str = name) -> None:
-            self._faults.add(file, what, kept["rows"][wrong])
+        def note(what: str, wrong: np.ndarray, file: str = name, *, always: bool = False) -> None:
+            if wrong.any() and (always or self._verify):
+                self._faults.add(file, what, kept["rows"][wrong])
 
         modalities = self._manifest.modalities
-        present = np.array([[r[f"present/{m}"] for m in modalities] for r in records], bool).reshape(
-            -1, len(modalities)
-        )
+        present = np.array([[r[f"present/{m}"] for m in modalities] for r in records], bool)
+        present = present.reshape(-1, len(modalities))
         kept = {"rows": np.array(rows, np.int64), "present": present}
         for key, least in (("id", 1), ("group", 0)):
             texts = [record[key] for record in records]
             kept[key] = np.array([name_hash(text) for text in texts], np.uint64)[:, None]
-            if verify:
-                wrong = np.array([not (least <= len(t) <= MOST_NAME and t.isprintable()) for t in texts], bool)
-                note(f"{key} is not of {least} to {MOST_NAME} printable characters", wrong)
+            wrong = np.array([not (least <= len(t) <= MOST_NAME and t.isprintable()) for t in texts], bool)
+            note(f"{key} is not of {least} to {MOST_NAME} printable characters", wrong)
         for c, (m, dim) in enumerate(modalities.items()):
             x = np.frombuffer(b"".join(r[f"features/{m}"] for r in records), "<f4").reshape(-1, self._variants[m], dim)
             hashes, finite = self.tallies[m].add(x, present[:, c])
             kept[f"features/{m}"] = np.where(present[:, [c]], hashes, np.uint64(0))
-            if verify:
-                note(f"{m} has values that are not finite", ~finite)
-                note(f"{m} is absent but not zero", ~present[:, c] & finite & hashes.any(axis=1))
-            if flags is not None:
-                file = manifest_lib.PRESENCE.format(split=self._split)
-                note(f"{m} is said otherwise than in the record", flags[rows, c] != present[:, c], file)
-        if verify:
-            note("no modality is present", ~present.any(axis=1))
+            note(f"{m} has values that are not finite", ~finite)
+            note(f"{m} is absent but not zero", ~present[:, c] & finite & hashes.any(axis=1))
+            if self._flags is not None:
+                other = self._flags[rows, c] != present[:, c]
+                note(f"{m} is said otherwise than in the record", other, self._presence_file)
+        note("no modality is present", ~present.any(axis=1))
         for target, spec in self.specs.items():
-            field = wire.label_field(target)
-            values = wire.label_array([record[field] for record in records], spec)
+            field = shards.label_field(target)
+            values = shards.label_array([record[field] for record in records], spec)
             fits, unknown = _in_range(values, spec)
             wrong = ~fits & ~(unknown & bool(target))  # only further targets may be unknown
-            note(f"target {target!r} is out of range" if target else "label is out of range", wrong)
+            note(f"target {target!r} is out of range" if target else "label is out of range", wrong, always=True)
             kept[field] = values[fits]
             if wrong.any():
                 self.misfits.add(target)

@@ -118,16 +118,6 @@ def name_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") if text else 0
 
 
-def array(spec: LabelSpec, values: Sequence[Any]) -> np.ndarray | None:
-    """Return labels or targets as :class:`Annotations` hold them; ``None`` among the values stands for unknown."""
-    if spec.kind == "none":
-        return None
-    if spec.kind == "multi":
-        return np.array(values, np.float32).reshape(len(values), len(spec.names))
-    unknown, dtype = (-1, np.int64) if spec.kind == "single" else (np.nan, np.float32)
-    return np.array([unknown if v is None else v for v in values], dtype)
-
-
 def split_name(text: str, where: str) -> str:
     """Return the name that a split gets: train, validation, test, or its own."""
     name = SPLIT_NAMES.get(text.strip().lower(), text.strip())
@@ -162,12 +152,9 @@ def by_group(annotations: Annotations, num_folds: int, fold: int, *, where: str)
     groups = sorted(set(annotations.groups))
     if num_folds < 3 or not 0 <= fold < num_folds or len(groups) < num_folds or "" in groups:
         more = f", such as --num_folds={len(groups)}" if 3 <= len(groups) < num_folds else ""
-        expected = (
-            f"3 folds at least, as many groups as folds{more}, a group for every row, and folds that count from 0"
-        )
-        raise ConclugenError(
-            f"{where}: fold {fold} of {num_folds} over {len(groups)} groups (people); expected {expected}"
-        )
+        found = f"{where}: fold {fold} of {num_folds} over {len(groups)} groups (people)"
+        expected = f"3 folds at least, as many groups as folds{more}, a group for every row, folds that count from 0"
+        raise ConclugenError(f"{found}; expected {expected}")
     runs = np.array_split(np.array(groups, dtype=object), num_folds)
     split_of = dict.fromkeys(groups, "train")
     split_of |= dict.fromkeys(runs[fold - 1], "validation") | dict.fromkeys(runs[fold], "test")

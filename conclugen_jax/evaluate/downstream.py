@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import batches, host_table, shards
+from conclugen_jax.data import batches, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import splits as splits_lib, task as task_lib, weights
 from conclugen_jax.evaluate.task import Task
@@ -147,7 +147,7 @@ def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
 
 def represented(
     encoder: weights.Encoder, rows: shards.RowSource, config: ConfigDict, devices: Sequence[jax.Device]
-) -> host_table.HostTable:
+) -> batches.HostTable:
     """Return the split with representations in place of features."""
     represent = functools.partial(encoder.model.apply, method="represent")
     forward = parallel.map_forward(lambda v, batch: represent(v, batch["features"]), devices)
@@ -156,7 +156,7 @@ def represented(
     found, facts = feed.evaluate(forward, variables, rows, batch_size=at_a_time, num_devices=size)
     gib, limit = sum(x.nbytes for x in found.values()) / 2**30, config.data.device_table_gib
     tier = batches.choose_tier("auto", gib, device_table_gib=limit, host_table_gib=float("inf"))
-    return batches.TABLES[tier]({"features": found, **facts}, rows.usable)
+    return batches.HostTable({"features": found, **facts}, rows.usable, tier=tier)
 
 
 def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device]) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class OnlineProbe:
         weights.check_features(dataset.manifest, model.feature_dims, f"{path} (config.online_probe.path)", "the run")
         self._tables, self._known = {}, {}
         for name in ("train", "validation"):
-            rows = batches.open_split(dataset, config.data[f"{name}_split"], list(model.feature_dims), tier="host")
+            stream = shards.ShardStream(dataset, config.data[f"{name}_split"], list(model.feature_dims))
+            rows = batches.load(stream, tier="host")
             self._tables[name], where = rows.table, f"{dataset.path}, {name} split"
             self._known[name] = task_lib.labelled(self._label, rows.table["label"], where, rows.usable)
         num_rows = len(self._known["train"])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.data.host_table import CHUNK_ROWS
+from conclugen_jax.data.batches import CHUNK_ROWS
 from conclugen_jax.data.shards import RowSource
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError

@@ -228,7 +228,8 @@ def represent_splits(
     restored = _restore(workdir, which)
     modalities = restored[2].data.modalities
     dataset = shards.open_dataset(data or restored[2].data.path)
-    tables = [batches.open_split(dataset, split, modalities, tier="host").table for split in splits]
+    streams = [shards.ShardStream(dataset, split, modalities) for split in splits]
+    tables = [batches.load(stream, tier="host").table for stream in streams]
     return [_represented(restored, table, dataset.manifest.label.names) for table in tables]
 
 

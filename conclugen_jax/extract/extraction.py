@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import builders, formats, manifest as manifest_lib, workers as data_workers
+from conclugen_jax.data import builders, formats, manifest as manifest_lib
 from conclugen_jax.data.features import Combined
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
@@ -143,7 +143,7 @@ class _Extraction:
         progress(next(counted), total)
         work = functools.partial(_work, self.store, self.networks, self.how)
         if beam is not None:
-            data_workers.run_beam([left[i : i + BEAM_PART] for i in range(0, len(left), BEAM_PART)], work, beam)
+            builders.run_beam([left[i : i + BEAM_PART] for i in range(0, len(left), BEAM_PART)], work, beam)
         else:
             work(left, num_workers, tally.clock, lambda: progress(next(counted), total))
         present: dict[str, list[Utterance]] = {modality: [] for modality in self.dims}

@@ -30,11 +30,7 @@ class Run(NamedTuple):
 
 
 def check(study: ConfigDict) -> None:
-    """Check that a definition can be run.
-
-    Raises:
-      ConclugenError: names the key and what is expected.
-    """
+    """Refuse a definition that cannot be run; the message names the key and what is expected."""
     for fault in _faults(study):
         raise ConclugenError(f"config.{fault}")
 
@@ -47,10 +43,9 @@ def _faults(study: ConfigDict) -> Iterator[str]:
     for name, method in study.methods.items():
         own = {"title", "modalities", "uses" if "uses" in method else "pretraining"}
         if name in PROTOCOLS or set(method.keys()) != own:
-            yield (
-                f"methods.{name} has the keys {', '.join(sorted(method.keys()))}; a method has a title, modalities and "
-                f"pretraining or uses, and no protocol's name ({', '.join(PROTOCOLS)})"
-            )
+            keys = ", ".join(sorted(method.keys()))
+            rule = "a method has a title, modalities and pretraining or uses, and no protocol's name"
+            yield f"methods.{name} has the keys {keys}; {rule} ({', '.join(PROTOCOLS)})"
         if "uses" in method and "pretraining" not in study.methods.get(method.uses, ()):
             yield f"methods.{name}.uses is {method.uses!r}; name a method that is pretrained itself"
     for name, dataset in study.datasets.items():
@@ -72,18 +67,12 @@ def _faults(study: ConfigDict) -> Iterator[str]:
     if study.reference not in named:
         yield f"reference is {study.reference!r}; name one of {', '.join(named)}"
     if not 1 <= study.training_draws <= study.label_draws:
-        yield (
-            f"training_draws is {study.training_draws}; it must be at least 1 and at most label_draws ({study.label_draws}), "
-            "so that runs are compared on the same labels"
-        )
+        why = f"at most label_draws ({study.label_draws}), so that runs are compared on the same labels"
+        yield f"training_draws is {study.training_draws}; it must be at least 1 and {why}"
 
 
 def target_of(settings: ConfigDict) -> str:
-    """Return the target that the protocols of a data set predict; empty: its main label.
-
-    Raises:
-      ConclugenError: they predict several.
-    """
+    """Return the target that the protocols of a data set predict; empty: its main label. Several are refused."""
     targets = sorted({config.downstream.target for config in settings.protocols.values()})
     if len(targets) > 1:
         raise ConclugenError(
@@ -97,32 +86,26 @@ def chains(study: ConfigDict) -> Iterator[list[Run]]:
     """Yield runs in the order of their dependence, those of one method and seed together: pretraining first, if any."""
     for seed in study.seeds:
         for name in study.order:
-            method = study.methods[name]
-            if "uses" in method:
+            if "uses" in study.methods[name]:
                 continue
-            users = {n: m for n, m in study.methods.items() if n == name or m.get("uses") == name}
-            config = _filled(method.pretraining, study.pretraining_path, seed)
+            config = _filled(study.methods[name].pretraining, study.pretraining_path, seed)
             chain = [Run(f"pretraining/{name}/seed_{seed}", config, "pretraining", "", name, seed)]
-            for user, settings in users.items():
-                chain += _downstream(study, user, PRETRAINED, settings.modalities, seed, chain[0].path)
+            for user, method in study.methods.items():
+                if name in (user, method.get("uses")):
+                    chain += _downstream(study, user, PRETRAINED, method.modalities, seed, chain[0].path)
             yield chain
-        for protocol in ALONE:
-            runs = _downstream(study, protocol, (protocol,), (), seed, "")
-            if runs:
-                yield runs
+        found = (list(_downstream(study, protocol, (protocol,), (), seed, "")) for protocol in ALONE)
+        yield from filter(None, found)
 
 
 def _downstream(
     study: ConfigDict, method: str, protocols: tuple[str, ...], modalities: Any, seed: int, pretraining: str
-) -> list[Run]:
-    """Return the downstream runs of one method and seed by some protocols on all data sets."""
-    runs = []
+) -> Iterator[Run]:
+    """Yield the downstream runs of one method and seed by some protocols on all data sets."""
     draws = range(seed * study.label_draws, (seed + 1) * study.label_draws)
     for dataset, settings in study.datasets.items():
-        for protocol, config in settings.protocols.items():
-            if protocol not in protocols:
-                continue
-            config = _filled(config, settings.path, seed)
+        for protocol in (protocol for protocol in settings.protocols if protocol in protocols):
+            config = _filled(settings.protocols[protocol], settings.path, seed)
             config.downstream.protocol, config.downstream.checkpoint = protocol, pretraining
             config.sweep.seeds = ()  # the study's are runs of their own
             if modalities:
@@ -130,15 +113,14 @@ def _downstream(
             path, labels = f"{protocol}/{dataset}/{method}/seed_{seed}", tuple(study.labels[protocol])
             if protocol in SWEPT:
                 config.sweep.labels_per_class, config.sweep.label_draws = labels, tuple(draws)
-                runs.append(Run(path, config, protocol, dataset, method, seed))
+                yield Run(path, config, protocol, dataset, method, seed)
                 continue
             for number in labels:
                 for draw in draws[: study.training_draws if number else 1]:
                     one = config.copy_and_resolve_references()
                     one.downstream.labels_per_class, one.downstream.label_draw = number, draw
-                    name = f"labels_{number or 'all'}" + (f"_draw_{draw}" if number else "")
-                    runs.append(Run(f"{path}/{name}", one, protocol, dataset, method, seed))
-    return runs
+                    name = f"labels_{number}_draw_{draw}" if number else "labels_all"
+                    yield Run(f"{path}/{name}", one, protocol, dataset, method, seed)
 
 
 def _filled(config: ConfigDict, path: str, seed: int) -> ConfigDict:

@@ -65,16 +65,9 @@ def _dataset(settings: ConfigDict) -> dict[str, Any]:
             raise ConclugenError(f"{path}: the data set has no labels; name a target of it as config.downstream.target")
     except ConclugenError as e:
         return {"path": path, "error": str(e)}
-    return {
-        "path": path,
-        "name": manifest.name,
-        "version": manifest.version,
-        "sha256": manifest.fingerprint(),
-        "target": target,
-        "kind": label.kind,
-        "classes": list(label.names),
-        "num_examples": {split: facts["num_examples"] for split, facts in manifest.splits.items()},
-    }
+    found = {"path": path, "name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
+    sizes = {split: facts["num_examples"] for split, facts in manifest.splits.items()}
+    return found | {"target": target, "kind": label.kind, "classes": list(label.names), "num_examples": sizes}
 
 
 def _cells(runs: Iterable[Run], root: Path) -> Iterator[dict[str, Any]]:
@@ -105,25 +98,25 @@ def _cells(runs: Iterable[Run], root: Path) -> Iterator[dict[str, Any]]:
 
 def _fits(path: Path, number: int, section: ConfigDict) -> tuple[list[dict[str, Any]], str | None]:
     """Return what the run in a folder found with a number of labels, one per draw, or why it has failed."""
-    error = failure(path)
-    if error:
+    if error := failure(path):
         return [], error
     try:
         result = json.loads((path / weights.RESULT).read_text(encoding="utf-8"))
         measures = VALUE_MEASURES if result["kind"] == "value" else MEASURES
         alone = {**result, "labels_per_class": section.labels_per_class, "label_draw": section.label_draw}
-        own = [fit for fit in result.get("selected", [alone]) if fit["labels_per_class"] == number]
-        if not own:
-            raise KeyError(number)
-        return [
+        fits = [
             {
                 "draw": fit["label_draw"],
                 "scores": {m: float(fit["test"][m]) for m in measures},
                 "validation": {measures[0]: float(fit["validation"][measures[0]])},
                 "confusion_matrix": fit["test"].get("confusion_matrix"),
             }
-            for fit in own
-        ], None
+            for fit in result.get("selected", [alone])
+            if fit["labels_per_class"] == number
+        ]
+        if not fits:
+            raise KeyError(number)
+        return fits, None
     except FileNotFoundError:
         return [], None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
@@ -170,11 +163,16 @@ def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str
     done, found = _done(cells), []
     for (dataset, method, protocol, number), own in done.items():
         baselines = [(name, name) for name in BASELINES.get(protocol, ())]
-        baselines += [(reference, protocol)] if protocol in BASELINES else []
+        baselines += [(reference, protocol)] if protocol in BASELINES and reference != method else []
         for baseline, other_protocol in baselines:
-            others = done.get((dataset, baseline, other_protocol, number), []) if baseline != method else []
-            measure = next(iter(own[0]["scores"]))
-            differences = _differences(own, others, measure)
+            others = {
+                cell["seed"]: cell["draw_scores"] for cell in done.get((dataset, baseline, other_protocol, number), ())
+            }
+            measure, differences = next(iter(own[0]["scores"])), []
+            for cell in sorted(own, key=lambda cell: cell["seed"]):
+                a, b = cell["draw_scores"], others.get(cell["seed"], {})
+                shared = [a[draw][measure] - b[draw][measure] for draw in sorted(a.keys() & b.keys())]
+                differences += [float(np.mean(shared))] if shared else []
             if differences:
                 measured = interval(differences)
                 found.append(
@@ -183,16 +181,6 @@ def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str
                     | {"interval": measured["interval"], "n": len(differences)}
                 )
     return found
-
-
-def _differences(own: Sequence[Mapping], others: Sequence[Mapping], measure: str) -> list[float]:
-    """Return one difference per seed that both have, over the draws of labels that both have."""
-    draws, differences = {cell["seed"]: cell["draw_scores"] for cell in others}, []
-    for cell in sorted(own, key=lambda cell: cell["seed"]):
-        a, b = cell["draw_scores"], draws.get(cell["seed"], {})
-        shared = [a[draw][measure] - b[draw][measure] for draw in sorted(a.keys() & b.keys())]
-        differences += [float(np.mean(shared))] if shared else []
-    return differences
 
 
 def _done(cells: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:

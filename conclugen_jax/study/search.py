@@ -17,7 +17,7 @@ from optuna.trial import Trial, TrialState
 from conclugen_jax import pretrain
 from conclugen_jax.data import batches, shards
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.evaluate import probe, task as task_lib
+from conclugen_jax.evaluate import probe
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.pretrain import setup
@@ -104,18 +104,13 @@ def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
     """Return the measure of accuracy on the validation split; see ``search_space.OBJECTIVES``."""
     section, label = base.data, dataset.manifest.label
     names = section.train_split, section.validation_split
-    if label.kind != "single":
-        raise ConclugenError(
-            f"{dataset.path}: labels of kind {label.kind!r}; the objective validation_probe needs one class per example, "
-            "pretraining_loss none"
-        )
-    splits = [batches.open_split(dataset, name, section.modalities, tier="host").table for name in names]
-    rows = [np.flatnonzero(task_lib.known(label, split["label"])) for split in splits]
+    splits = [batches.load(shards.ShardStream(dataset, name, section.modalities), tier="host").table for name in names]
+    rows = [np.flatnonzero((split["label"] >= 0) & (label.kind == "single")) for split in splits]
     labels = [split["label"][known] for split, known in zip(splits, rows, strict=True)]
     if 0 in map(len, labels):
         raise ConclugenError(
-            f"{dataset.path}: the splits {names} have {len(labels[0])} and {len(labels[1])} labelled examples; the objective "
-            "validation_probe needs both"
+            f"{dataset.path}: labels of kind {label.kind!r}, {len(labels[0])} and {len(labels[1])} in the splits {names}; the "
+            "objective validation_probe needs one class per example in both, pretraining_loss none"
         )
     dims = {m: dataset.manifest.modalities[m] for m in section.modalities}
 
@@ -137,9 +132,8 @@ def _run(trial: Trial, trials: Trials, base: ConfigDict, measure: Measure, devic
     num_epochs = config.train.num_epochs
 
     def on_epoch(epoch: int, means: Mapping[str, float], state: TrainState) -> None:
-        done = epoch + 1
-        compared = done in (*trials_lib.rungs(num_epochs), num_epochs)
-        if compared and trials.report(trial, done, measure(config, means, state)):
+        compared = epoch + 1 in (*trials_lib.rungs(num_epochs), num_epochs)
+        if compared and trials.report(trial, epoch + 1, measure(config, means, state)):
             raise TrialPruned
 
     shown = ", ".join(f"{key} {short(value)}" for key, value in trial.params.items())
@@ -155,7 +149,7 @@ def _run(trial: Trial, trials: Trials, base: ConfigDict, measure: Measure, devic
             raise
         trials.end(trial, TrialState.FAIL, str(e))
     except (MemoryError, jax.errors.JaxRuntimeError) as e:
-        if isinstance(e, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(e):
+        if not isinstance(e, MemoryError) and "RESOURCE_EXHAUSTED" not in str(e):
             raise
         trials.end(trial, TrialState.FAIL, f"out of memory ({reason(e)})")
     finally:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,13 @@ OBJECTIVES = {
 }
 """What trials are compared by."""
 
-TERMS = ("contrastive", "instance", "clustering", "reconstruction")
+TERMS = {
+    "contrastive": (),
+    "instance": ("views",),
+    "clustering": ("clustering", "margin_in_denominator"),
+    "reconstruction": ("decoder_relu",),
+}
+"""Term of the loss -> section and names of keys that serve it alone, beside those whose name begins with it."""
 
 _FORM = '{"low": 1e-5, "high": 1e-3, "log": true} or {"choices": [256, 512]}'
 # Not of the method: other data, what is kept and shown, or how long every trial trains.
@@ -88,19 +94,18 @@ def check(space: Any, config: ConfigDict, *, objective: str, source: str) -> Spa
     """
     if not isinstance(space, dict) or not space:
         raise ConclugenError(f"{source}: expected an object of configuration keys, each with {_FORM}")
-    known = dict(config_lib.flatten(config.to_dict()))
-    checked = {}
+    known, checked = dict(config_lib.flatten(config.to_dict())), {}
     for written, spec in space.items():
         key = written.removeprefix("config.")
-        fault = _fault_of_key(key, known, config) or (key in checked and "stands there twice; keep one")
-        if not fault:
-            checked[key], fault = _dimension(spec, known[key])
-        fault = fault or (objective == "pretraining_loss" and _incomparable(key, checked[key]))
-        if not fault and key == "model.representation_dim" and "low" in checked[key]:
-            fault = "must be a multiple of 8; list its values as choices"
-        if fault:
+        for fault in _faults(key, spec, known, config, objective):
             raise ConclugenError(f"{source}: {written} {fault}")
-        for value in checked[key].get("choices") or (checked[key]["low"], checked[key]["high"]):
+        if key in checked:
+            raise ConclugenError(f"{source}: {written} stands there twice; keep one")
+        kind = type(known[key])
+        values = [kind(value) for value in spec.get("choices") or (spec["low"], spec["high"])]
+        log = spec.get("log", False)
+        checked[key] = {"choices": values} if "choices" in spec else {"low": values[0], "high": values[1], "log": log}
+        for value in values:
             try:
                 config_lib.check(with_overrides(config, {key: value}))
             except ConclugenError as e:
@@ -145,65 +150,51 @@ def _weights(config: ConfigDict) -> list[str]:
     return [f"loss.{term}_weight" for term in TERMS if config.loss[f"{term}_weight"]]
 
 
-def _unused(key: str, config: ConfigDict) -> str | None:
-    """Return why a key changes nothing; ``None`` if it changes something."""
+def _unused(key: str, config: ConfigDict) -> str:
+    """Return why a key changes nothing; empty if it changes something."""
     section, name = key.split(".")[0], key.split(".")[-1]
-    for term in TERMS:
-        of_term = name.startswith(f"{term}_") or (section == "clustering" and term == "clustering")
-        of_term |= (section == "views" and term == "instance") or (name == "decoder_relu" and term == "reconstruction")
-        of_term |= name == "margin_in_denominator" and term == "clustering"
-        if of_term and not config.loss[f"{term}_weight"]:
+    for term, own in TERMS.items():
+        if (name.startswith(f"{term}_") or {section, name} & set(own)) and not config.loss[f"{term}_weight"]:
             return f"loss.{term}_weight is 0"
-    if name.startswith(("projection_", "norm_")) and _weights(config) == ["loss.reconstruction_weight"]:
-        return "loss has the reconstruction term alone"
-    return None
+    alone = name.startswith(("projection_", "norm_")) and _weights(config) == ["loss.reconstruction_weight"]
+    return "loss has the reconstruction term alone" if alone else ""
 
 
-def _fault_of_key(key: str, known: Mapping[str, Any], config: ConfigDict) -> str:
-    """Return why a key cannot be searched; empty: it can."""
+def _faults(key: str, spec: Any, known: Mapping[str, Any], config: ConfigDict, objective: str) -> Iterator[str]:
+    """Yield what is wrong with an entry of a space; after the first fault nothing may be asked for."""
     if key not in known:
-        return f"is not a configuration key{did_you_mean(key, known)}"
+        yield f"is not a configuration key{did_you_mean(key, known)}"
     if isinstance(known[key], (list, tuple)):
-        return "is a list; only numbers, words and switches can be searched, so remove it"
+        yield "is a list; only numbers, words and switches can be searched, so remove it"
     if key.startswith(_FIXED) and key not in _SEARCHED_ALL_THE_SAME:
-        return (
-            f"is no hyper-parameter to search, it is the same in all trials; remove it and set --config.{key} instead"
+        yield f"is no hyper-parameter to search, it is the same in all trials; remove it and set --config.{key} instead"
+    if unused := _unused(key, config):
+        yield f"has no effect, since config.{unused}; remove it or set that"
+    if not _fits(spec, known[key]):
+        yield (
+            f"is {json.dumps(spec)}; expected {_FORM}: values like {json.dumps(known[key])}, each once; low less than high, "
+            "and above 0 where log is true; choices alone for words and switches"
         )
-    unused = _unused(key, config)
-    return f"has no effect, since config.{unused}; remove it or set that" if unused else ""
-
-
-def _dimension(spec: Any, example: Any) -> tuple[dict[str, Any], str]:
-    """Return one entry of a space, its numbers of the type of the configuration's own value, and what is wrong with it."""
-    keys = set(spec) if isinstance(spec, dict) else set()
-    values = spec.get("choices", [spec.get("low"), spec.get("high")]) if keys else None
-    if keys not in ({"choices"}, {"low", "high"}, {"low", "high", "log"}) or not isinstance(values, list) or not values:
-        return {}, f"is {json.dumps(spec)}; expected {_FORM}"
-    kind = type(example)
-    for value in values:
-        fits = type(value) is kind or (type(value) is int and kind is float)
-        if not fits or (isinstance(value, float) and not math.isfinite(value)):
-            return {}, f"has {json.dumps(value)}, which is not a value like {json.dumps(example)} ({kind.__name__})"
-    values = [kind(value) for value in values]
-    if keys == {"choices"}:
-        return {"choices": values}, "has a choice twice; keep one" if len(set(values)) != len(values) else ""
-    (low, high), log = values, spec.get("log", False)
-    fault = ""
-    if isinstance(example, bool | str):
-        fault = f'has no order; expected {{"choices": [{json.dumps(example)}, ...]}}'
-    elif not isinstance(log, bool) or not low < high or (log and low <= 0):
-        fault = (
-            f"is {json.dumps(spec)}; low must be less than high, log true or false, and low above 0 where it is true"
-        )
-    return {"low": low, "high": high, "log": log}, fault
-
-
-def _incomparable(key: str, dimension: Mapping[str, Any]) -> str:
-    """Return why the losses of trials could not be compared; empty: they can."""
-    section, name = key.split(".")[0], key.split(".")[-1]
-    way_out = "so losses could not be compared; change it or search with --objective=validation_probe"
+    if key == "model.representation_dim" and "low" in spec:
+        yield "must be a multiple of 8; list its values as choices"
+    section, name, fault = key.split(".")[0], key.split(".")[-1], ""
     if name.endswith("_weight"):
-        least = min(dimension.get("choices") or [dimension["low"]])
-        return "" if least else f"may be 0, and a term without weight is not measured, {way_out}"
-    changes = key == "data.standardize" or section == "views" or (section == "loss" and name != "reduction")
-    return f"changes what the loss measures, {way_out}" if changes else ""
+        if not min(spec.get("choices") or [spec["low"]]):
+            fault = "may be 0, and a term without weight is not measured"
+    elif key == "data.standardize" or section == "views" or (section == "loss" and name != "reduction"):
+        fault = "changes what the loss measures"
+    if fault and objective == "pretraining_loss":
+        yield f"{fault}, so losses could not be compared; change it or search with --objective=validation_probe"
+
+
+def _fits(spec: Any, example: Any) -> bool:
+    """Return whether an entry of a space has one of the two forms, with values of the type of the configuration's own."""
+    kind, rest = type(example), dict(spec) if isinstance(spec, dict) else {}
+    choices, log = rest.pop("choices", None), rest.pop("log", False)
+    values = [rest.pop("low", None), rest.pop("high", None)] if choices is None else choices
+    alike = isinstance(values, list) and all(type(x) is kind or (type(x) is int and kind is float) for x in values)
+    if rest or not alike or (kind is float and not all(map(math.isfinite, values))):
+        return False
+    if choices is not None:
+        return 0 < len(values) == len(set(values)) and "log" not in spec
+    return kind in (int, float) and isinstance(log, bool) and values[0] < values[1] and (values[0] > 0 or not log)

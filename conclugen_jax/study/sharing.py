@@ -41,8 +41,7 @@ def side_by_side(
             for future in () if stop.signal else done:
                 pool, task, place = running.pop(future)
                 free.append(place)
-                (code,) = pool.close()
-                yield task, future, code or 0
+                yield task, future, pool.close()[0] or 0
     finally:
         for pool, _, _ in running.values():
             pool.terminate()

@@ -84,22 +84,19 @@ def is_done(root: Path, run: Run) -> bool:
 
 def _of_another(root: Path, run: Run) -> str:
     """Return what is wrong with a workdir that was made with another configuration; empty: nothing."""
-    if not (root / run.path / workdir_lib.CONFIG).exists():
+    folder = root / run.path
+    if not (folder / workdir_lib.CONFIG).exists():
         return ""
     try:
-        lines = config_lib.differences(workdir_lib.read_config(root / run.path), run.config)
+        lines = config_lib.differences(workdir_lib.read_config(folder), run.config)
     except ConclugenError as e:
         return str(e)
     # The checkpoint is the study's own wherever the study lies; a key that only one side has came with another version;
     # without modalities named, the run's are those of its data.
-    own = ["config.downstream.checkpoint:"] + ["config.data.modalities:"] * (not run.config.data.modalities)
-    changed = [line for line in lines if "(absent)" not in line and not line.startswith(tuple(own))]
-    if not changed:
-        return ""
-    return (
-        f"{root / run.path} was made with another configuration ({'; '.join(changed)}); delete that folder to run it again, "
-        "restore the configuration, or name another --study"
-    )
+    own = ("config.downstream.checkpoint:", *["config.data.modalities:"] * (not run.config.data.modalities))
+    changed = "; ".join(line for line in lines if "(absent)" not in line and not line.startswith(own))
+    way_out = "delete that folder to run it again, restore the configuration, or name another --study"
+    return f"{folder} was made with another configuration ({changed}); {way_out}" if changed else ""
 
 
 def work(root: Path, waiting: list[list[Run]], jobs: int, stop: signals.Stop) -> None:
@@ -114,10 +111,10 @@ def work(root: Path, waiting: list[list[Run]], jobs: int, stop: signals.Stop) ->
             rest = mark_lost(root, chain, code if isinstance(e, Died) else -signal.SIGTERM)
         if rest:
             waiting.append(rest)
-            continue
-        finished += 1
-        left = (time.monotonic() - begun) / finished * (total - finished)
-        progress.say(f"{finished}/{total} {chain[0].path} finished; about {left / 60:.0f} min left")
+        else:
+            finished += 1
+            left = (time.monotonic() - begun) / finished * (total - finished)
+            progress.say(f"{finished}/{total} {chain[0].path} finished; about {left / 60:.0f} min left")
 
 
 def _begin(root: Path, place: int, jobs: int) -> None:
@@ -142,29 +139,31 @@ def _work_through_logged(root: Path, chain: list[Run]) -> None:
 
 
 def mark_lost(root: Path, chain: list[Run], code: int) -> list[Run]:
-    """Mark the run that a process was at when it ended without saying why, and all others if that was pretraining.
-
-    The runs after it that can still be tried are returned.
-    """
+    """Mark the run that a process was at when it ended without saying why; return those after it that can be tried."""
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    cause = f"the process that ran it {ended}; repeat the command to try again"
-    open_ones = [run for run in chain if not is_done(root, run)]
-    begun = [run for run in open_ones if results.failure(root / run.path) == BEGUN]
+    open_ones = [i for i, run in enumerate(chain) if not is_done(root, run)]
+    begun = [i for i in open_ones if results.failure(root / chain[i].path) == BEGUN]
     if not open_ones:
         return []
-    lost = (begun or open_ones)[0]
-    rest = chain[chain.index(lost) + 1 :]
-    _fail(root, [lost], cause)
+    return _failed(
+        root, chain[(begun or open_ones)[0] :], f"the process that ran it {ended}; repeat the command to try again"
+    )
+
+
+def _failed(root: Path, chain: list[Run], cause: str) -> list[Run]:
+    """Mark the first run of a chain as failed, and all others if it was pretraining; return those that can be tried."""
+    lost, *rest = chain
+    _mark(root, lost, cause)
     if lost.protocol != "pretraining":
         return rest
-    _fail(root, rest, f"its pretraining failed: {cause}")
+    for run in rest:
+        _mark(root, run, f"its pretraining failed: {cause}")
     return []
 
 
-def _fail(root: Path, runs: list[Run], error: str) -> None:
-    for run in runs:
-        (root / run.path).mkdir(parents=True, exist_ok=True)
-        files.write_json(root / run.path / FAILURE, {"error": error}, place="--study")
+def _mark(root: Path, run: Run, error: str) -> None:
+    (root / run.path).mkdir(parents=True, exist_ok=True)
+    files.write_json(root / run.path / FAILURE, {"error": error}, place="--study")
 
 
 def work_through(root: Path, chain: list[Run]) -> None:
@@ -174,25 +173,22 @@ def work_through(root: Path, chain: list[Run]) -> None:
     new pretraining, downstream runs that are done are compared with it.
     """
     renewed = False
-    for i, run in enumerate(chain):
-        if is_done(root, run) and not renewed:
-            continue
-        renewed = renewed or run.protocol == "pretraining"
-        _fail(root, [run], BEGUN)
-        try:
-            problem = _of_another(root, run)
-            if problem:
-                raise ConclugenError(problem)
-            perform(run, root)
-            (root / run.path / FAILURE).unlink()
-        except Exception as e:  # whatever it is, the other runs continue; the log has it in full
-            if not isinstance(e, ConclugenError):
+    while chain:
+        run, *rest = chain
+        if renewed or not is_done(root, run):
+            renewed = renewed or run.protocol == "pretraining"
+            _mark(root, run, BEGUN)
+            try:
+                if problem := _of_another(root, run):
+                    raise ConclugenError(problem)
+                perform(run, root)
+                (root / run.path / FAILURE).unlink()
+            except ConclugenError as e:
+                rest = _failed(root, chain, str(e))
+            except Exception as e:  # whatever it is, the other runs continue; the log has it in full
                 traceback.print_exc()
-            cause = str(e) if isinstance(e, ConclugenError) else f"{type(e).__name__}: {reason(e)}"
-            _fail(root, [run], cause)
-            if run.protocol == "pretraining":
-                _fail(root, chain[i + 1 :], f"its pretraining failed: {cause}")
-                break
+                rest = _failed(root, chain, f"{type(e).__name__}: {reason(e)}")
+        chain = rest
 
 
 def perform(run: Run, root: Path) -> None:

@@ -53,19 +53,13 @@ def opened(folder: Path, definition: Mapping[str, Any], arguments: Sequence[str]
       ConclugenError: the folder cannot be written or belongs to another search.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if set(str(folder.absolute())) & set("?%{}"):
-        raise ConclugenError(
-            f"{folder.absolute()}: the database cannot lie in a folder whose name has ?, %, {{ or }}; choose another --search"
-        )
-    try:
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ConclugenError(f"{folder}: cannot be written ({e.strerror}); choose another --search") from e
+    path = folder.absolute() / DATABASE
+    if set(str(path)) & set("?%{}"):
+        raise ConclugenError(f"{path}: its name has ?, %, {{ or }}, which no database may; choose another --search")
     with _exclusive(folder):
         _settle(folder, definition)
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{folder.absolute() / DATABASE}", engine_kwargs={"connect_args": {"timeout": 60}}
-        )
+        patient = {"connect_args": {"timeout": 60}}
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=patient)
         first_rung, *_ = rungs(definition["config"]["train"]["num_epochs"]) or [1]
         study = optuna.create_study(
             storage=storage,
@@ -84,31 +78,27 @@ def opened(folder: Path, definition: Mapping[str, Any], arguments: Sequence[str]
 def _settle(folder: Path, definition: Mapping[str, Any]) -> None:
     """Write what a new search is, or compare it with what an old one was."""
     path = folder / DEFINITION
-    if not path.exists():
-        if (folder / DATABASE).exists():
-            raise ConclugenError(f"{path}: missing, but there are trials; restore it or choose another --search")
+    if not path.exists() and not (folder / DATABASE).exists():
         files.write_json(path, definition, place="--search")
-        return
     old = files.read_json(path, dict[str, Any], way_out="restore it or choose another --search")
     changed = config_lib.changes(old, json.loads(json.dumps(definition)))
     if changed:
-        raise ConclugenError(
-            f"{folder}: the search here was started otherwise ({'; '.join(changed)}); repeat that command to resume it or "
-            "choose another --search"
-        )
+        way_out = "repeat that command to resume it or choose another --search"
+        raise ConclugenError(f"{folder}: the search here was started otherwise ({'; '.join(changed)}); {way_out}")
 
 
 @contextlib.contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
     """Let one process at a time ask, tell and tidy up; the others wait."""
-    with locks.hold(folder / ".lock", wait=lambda _: None):
-        try:
+    try:
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        with locks.hold(folder / ".lock", wait=lambda _: None):
             yield
-        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as e:
-            raise ConclugenError(
-                f"{folder / DATABASE}: cannot be read or written ({reason(e.__cause__ or e)}); free space or restore the file "
-                "and repeat the command to resume, or choose another --search"
-            ) from e
+    except (OSError, optuna.exceptions.StorageInternalError, SQLAlchemyError) as e:
+        raise ConclugenError(
+            f"{folder / DATABASE}: cannot be read or written ({reason(e.__cause__ or e)}); free space or restore the file "
+            "and repeat the command to resume, or choose another --search"
+        ) from e
 
 
 @dataclasses.dataclass
@@ -132,17 +122,16 @@ class Trials:
             with _exclusive(self.folder):
                 trial = self._ask(num_trials)
                 if trial is not None:
-                    owned.enter_context(locks.hold(self._lock(trial.number)))
-            if trial is None:
-                yield None
-                return
+                    owned.enter_context(locks.hold(self.workdir(trial.number).with_suffix(".lock")))
             try:
                 yield trial
             except BaseException:  # ended in order: this start does not count against the trial
-                with _exclusive(self.folder):
-                    trial.set_user_attr("starts", [])
+                if trial is not None:
+                    with _exclusive(self.folder):
+                        trial.set_user_attr("starts", [])
                 raise
-            self.result()
+            if trial is not None:
+                self.result()
 
     def report(self, trial: Trial, epochs: int, value: float) -> bool:
         """Note the objective after so many epochs; return whether the trial is not among the better ones."""
@@ -166,16 +155,15 @@ class Trials:
         """Write ``result.json`` and delete the checkpoints of trials that ended without being the best."""
         with _exclusive(self.folder):
             trials = [_facts(t) for t in self.study.get_trials(deepcopy=False)]
-            finished = [t for t in trials if t["state"] == "finished"]
-            objective = self.definition["objective"]
-            sign = 1 if OBJECTIVES[objective]["direction"] == "minimize" else -1
-            best = min(finished, key=lambda t: sign * t["value"], default=None)
+            states, finished = [t["state"] for t in trials], [t for t in trials if t["state"] == "finished"]
+            objective = {"name": self.definition["objective"], **OBJECTIVES[self.definition["objective"]]}
+            best_of = min if objective["direction"] == "minimize" else max
+            best = best_of(finished, key=lambda t: t["value"], default=None)
             for t in trials:
                 if t["state"] != "running" and t is not best:
                     shutil.rmtree(self.workdir(t["number"]) / checkpoint.FOLDER, ignore_errors=True)
-            states = [t["state"] for t in trials]
             result = {
-                "objective": {"name": objective, **OBJECTIVES[objective]},
+                "objective": objective,
                 "best": best and {**best, "workdir": str(self.workdir(best["number"]))},
                 "command": best and self._command(best["overrides"]),
                 "num_trials": {state: states.count(state) for state in (*STATES.values(), "running")},
@@ -185,37 +173,30 @@ class Trials:
         return result
 
     def _ask(self, num_trials: int) -> Trial | None:
-        self._queue_those_left_behind()
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        total = len(self.study.get_trials(deepcopy=False))
-        if not waiting and total >= num_trials:
+        for found in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            with contextlib.suppress(locks.Busy), locks.hold(self.workdir(found.number).with_suffix(".lock")):
+                self._leave_behind(found)
+        trials = self.study.get_trials(deepcopy=False)
+        waiting = [t.number for t in trials if t.state == TrialState.WAITING]
+        if not waiting and len(trials) >= num_trials:
             return None
         # A seed for each trial: a resumed search neither repeats its first draws nor depends on having stopped.
-        entropy = [self.definition["config"]["seed"], min((t.number for t in waiting), default=total)]
+        entropy = [self.definition["config"]["seed"], min(waiting, default=len(trials))]
         self.study.sampler = optuna.samplers.TPESampler(seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         return self.study.ask({key: _distribution(d) for key, d in self.definition["space"].items()})
 
-    def _queue_those_left_behind(self) -> None:
-        """Let trials wait to be asked for again whose process is gone; one that was killed too often has failed."""
-        for found in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            try:
-                with locks.hold(self._lock(found.number)):
-                    pass
-            except locks.Busy:
-                continue
-            saved = self.workdir(found.number).glob(f"{checkpoint.FOLDER}/*")
-            step = max((int(p.name) for p in saved if p.name.isdecimal()), default=0)
-            starts = [*found.user_attrs.get("starts", []), step]
-            if starts[-STARTS:] == [step] * STARTS:
-                error = f"killed {STARTS} times after step {step} without a message; out of the host's memory?"
-                self.storage.set_trial_user_attr(found._trial_id, "error", error)
-                self.study.tell(found.number, state=TrialState.FAIL)
-            else:
-                self.storage.set_trial_user_attr(found._trial_id, "starts", starts)
-                self.storage.set_trial_state_values(found._trial_id, TrialState.WAITING)
-
-    def _lock(self, number: int) -> Path:
-        return self.workdir(number).with_suffix(".lock")
+    def _leave_behind(self, found: FrozenTrial) -> None:
+        """Let a trial whose process is gone wait to be asked for again; one that was killed too often has failed."""
+        saved = self.workdir(found.number).glob(f"{checkpoint.FOLDER}/*")
+        step = max((int(p.name) for p in saved if p.name.isdecimal()), default=0)
+        starts, trial = [*found.user_attrs.get("starts", []), step], found._trial_id
+        if starts[-STARTS:] == [step] * STARTS:
+            error = f"killed {STARTS} times after step {step} without a message; out of the host's memory?"
+            self.storage.set_trial_user_attr(trial, "error", error)
+            self.storage.set_trial_state_values(trial, TrialState.FAIL)
+        else:
+            self.storage.set_trial_user_attr(trial, "starts", starts)
+            self.storage.set_trial_state_values(trial, TrialState.WAITING)
 
     def _values(self, trial: Trial) -> dict[int, float]:
         return self.storage.get_trial(trial._trial_id).intermediate_values
@@ -233,7 +214,6 @@ def _distribution(dimension: Mapping[str, Any]) -> BaseDistribution:
 
 
 def _facts(trial: FrozenTrial) -> dict[str, Any]:
-    """Return a trial as JSON."""
     return {
         "number": trial.number,
         "state": STATES.get(trial.state, "running"),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import batches, host_table, shards
+from conclugen_jax.data import batches, shards
 from conclugen_jax.method import collectives
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.system import progress
@@ -158,7 +158,7 @@ class Feed:
         if "features" in rows:
             stored = jnp.dtype(self.config.data.storage_dtype)
             rows["features"] = {m: x.astype(stored, copy=False) for m, x in rows["features"].items()}
-        stacked = host_table.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), rows)
+        stacked = batches.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), rows)
         return parallel.shard(parallel.split_rows(stacked, len(own), axis=1), self.devices)
 
 
@@ -192,7 +192,7 @@ def take_rows(table: Any, indices: jax.Array, variants: Mapping[str, jax.Array])
 
     rows = jax.tree.map(lambda x: take(x, indices), {key: x for key, x in table.items() if key != "features"})
     if "features" in table:
-        of_variants = {m: (host_table.per_variant(indices, v), v) for m, v in variants.items()}
+        of_variants = {m: (batches.per_variant(indices, v), v) for m, v in variants.items()}
         rows["features"] = {m: take(x, *of_variants.get(m, (indices,))) for m, x in table["features"].items()}
     return rows
 

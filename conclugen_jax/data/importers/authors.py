@@ -7,17 +7,20 @@ from typing import Any
 
 import yaml
 
-from conclugen_jax.data.cells import as_number, number, short
+from conclugen_jax.data.cells import Table, short
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.features import Combined, FolderFeatures
 from conclugen_jax.data.files import entries, open_regular
 from conclugen_jax.data.labels import from_names
 from conclugen_jax.data.requests import Found, Request
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec, array, by_split
+from conclugen_jax.data.sources import SPLIT_NAMES, Features
 from conclugen_jax.errors import ConclugenError
 
 MODALITIES = {"video": ("frames_2d", "frames_3d"), "audio": ("audio_spectrograms",), "text": ("texts",)}
 """modality -> kinds of folders whose vectors make it up."""
+
+SENTIMENTS = {"": "", "-1": "negative", "0": "neutral", "1": "positive"}
+"""Published number -> class."""
 
 DEEPEST = 20
 """Levels of the annotations, at most; the published ones have five."""
@@ -32,9 +35,7 @@ def open_authors(request: Request) -> Found:
     """
     corpus, source = request.corpus, request.source
     if corpus is None:
-        raise ConclugenError(
-            "format 'authors' needs --dataset to be one of the corpora; the files do not say which it is"
-        )
+        raise ConclugenError("format 'authors' needs --dataset=CORPUS; the files do not say which it is")
     folders = _folders(source / "features")
     features: dict[str, Features] = {}
     for modality, kinds in MODALITIES.items():
@@ -42,7 +43,11 @@ def open_authors(request: Request) -> Found:
         if present and len(present) < len(kinds):
             raise ConclugenError(f"{source}: {modality!r} needs {' and '.join(kinds)}, one is missing in features/")
         if present:
-            features[modality] = _side_by_side(present)
+            stored = [_variants(folder) for folder in present]  # vectors of the same clip and variant are one vector
+            if len(set(map(len, stored))) > 1:
+                some = " and ".join(map(str, present))
+                raise ConclugenError(f"{some} have different numbers of variants; complete them")
+            features[modality] = Combined(list(zip(*stored, strict=True)))
     if not features:
         raise ConclugenError(f"{source}: no frames_2d..., audio_spectrograms... or texts... in features/")
     if corpus.named is not None:  # the names say as much as the annotations, at a hundredth of the time
@@ -51,10 +56,8 @@ def open_authors(request: Request) -> Found:
     names = sorted(("annotations_cropped.yaml", "annotations.yaml"), key=lambda name: ("cropped" in name) != cropped)
     file = next((source / name for name in names if (source / name).is_file()), None)
     if file is None:
-        raise ConclugenError(
-            f"{source}: neither annotations_cropped.yaml nor annotations.yaml; put it beside features/"
-        )
-    return Found(features, columns=_read_annotations(file, corpus), label_files=[file])
+        raise ConclugenError(f"{source}: neither {names[0]} nor {names[1]}; put it beside features/")
+    return Found(features, table=_read_annotations(file, corpus), label_files=[file])
 
 
 def _folders(root: Path) -> dict[str, Path]:
@@ -66,18 +69,9 @@ def _folders(root: Path) -> dict[str, Path]:
     for kind, some in found.items():
         found[kind] = best = [path for path in some if path.name.endswith("_aug")] or some
         if len(best) > 1:
-            raise ConclugenError(
-                f"{root}: {', '.join(p.name for p in best)} are all {kind}; leave one, or name it with --modality NAME=PATH"
-            )
+            some = ", ".join(p.name for p in best)
+            raise ConclugenError(f"{root}: {some} are all {kind}; leave one, or name it with --modality NAME=PATH")
     return {kind: best for kind, (best,) in found.items()}
-
-
-def _side_by_side(folders: list[Path]) -> Features:
-    """Open folders whose vectors of the same clip and variant make up one vector."""
-    stored = [_variants(folder) for folder in folders]
-    if len(set(map(len, stored))) > 1:
-        raise ConclugenError(f"{folders[0]} and {folders[1]} have different numbers of variants; complete them")
-    return Combined(list(zip(*stored, strict=True)))
 
 
 def _variants(folder: Path) -> list[FolderFeatures]:
@@ -86,53 +80,36 @@ def _variants(folder: Path) -> list[FolderFeatures]:
     return [FolderFeatures(p, how="") for p in sorted(paths, key=lambda p: (len(p.name), p.name))]
 
 
-def _read_annotations(path: Path, corpus: Corpus) -> dict[str, Annotations]:
-    """Return annotations by split."""
-    splits, keys, groups, labels = [], [], [], []
-    targets: dict[str, list[Any]] = {name: [] for name in corpus.targets}
-    label = "sentiment" if corpus.label.kind == "value" else "emotions"
+def _read_annotations(path: Path, corpus: Corpus) -> Table:
+    """Return utterances as a table of a corpus has them, a column for each emotion where there are several."""
+    names = {"multi": corpus.label.names, "single": ("emotion",), "value": ()}[corpus.label.kind]
+    rows: list[dict[str, str]] = []
+    where: list[str] = []
     for name, utterances in _load_yaml(path).items():
         if name not in SPLIT_NAMES or not isinstance(utterances, Mapping):
-            raise ConclugenError(
-                f"{path}: {name!r} with a {type(utterances).__name__}, expected splits that map ids to fields"
-            )
+            found = f"{name!r} with a {type(utterances).__name__}"
+            raise ConclugenError(f"{path}: {found}, expected splits that map ids to fields")
         for key, fields in utterances.items():
-            where = f"{path}: {name}/{key}"
+            place = f"{path}: {name}/{key}"
             if not isinstance(fields, Mapping):
-                raise ConclugenError(f"{where}: a {type(fields).__name__}, expected fields such as emotions")
+                raise ConclugenError(f"{place}: a {type(fields).__name__}, expected fields such as emotions")
             if key in dropped(corpus, SPLIT_NAMES[name]):
                 continue
+            emotions = fields.get("emotions", "")
+            emotions = emotions if isinstance(emotions, list) else [emotions] * (corpus.label.kind == "single")
+            if len(emotions) != len(names):
+                raise ConclugenError(f"{place}: {len(emotions)} emotions, expected {len(names)}: {', '.join(names)}")
             group = fields.get("video") or fields.get("person_id") or ""
-            if not isinstance(group, str):
-                raise ConclugenError(f"{where}: video or person_id is {short(group)}, expected text")
-            splits.append(SPLIT_NAMES[name])
-            keys.append(key)
-            groups.append(group)
-            labels.append(_value(f"{where}: {label}", fields.get(label), corpus.label, corpus.ranges.get("label")))
-            for target, spec in corpus.targets.items():
-                value, span = fields.get(target), corpus.ranges.get(target)
-                known = (
-                    None if value is None else _value(f"{where}: {target}", value, spec, span, first=-1)
-                )  # as published
-                targets[target].append(known)
-    ids = [f"{split}_{key}" if corpus.names_repeat else key for split, key in zip(splits, keys, strict=True)]
-    columns = {name: array(spec, targets[name]) for name, spec in corpus.targets.items()}
-    return by_split(Annotations(ids, groups, array(corpus.label, labels), columns, keys), splits)
-
-
-def _value(where: str, value: Any, spec: LabelSpec, span: tuple[float, float] | None, first: int = 0) -> Any:
-    """Return what a field says; numbers are within ``span``, classes count from ``first``."""
-    if spec.kind == "value":
-        return number(value, where, span)
-    num = len(spec.names)
-    if spec.kind == "single":
-        index = as_number(value) - first
-        if index not in range(num):
-            raise ConclugenError(f"{where} {short(value)}, expected a whole number from {first} to {num - 1 + first}")
-        return int(index)
-    if not isinstance(value, list) or len(value) != num:
-        raise ConclugenError(f"{where} of {type(value).__name__}, expected {num} numbers")
-    return [float(number(each, where, span) > 0) for each in value]
+            row = {"id": key, "split": name, "group": group, "sentiment": fields.get("sentiment", "")}
+            rows.append(row | dict(zip(names, emotions, strict=True)))
+            where.append(place)
+            for field, cell in rows[-1].items():
+                if not isinstance(cell, str):
+                    raise ConclugenError(f"{place}: {field} is {short(cell)}, expected text or a number")
+    columns = {field: [row[field] for row in rows] for field in ("id", "split", "group", "sentiment", *names)}
+    if "sentiment" in corpus.targets and corpus.targets["sentiment"].kind == "single":
+        columns["sentiment"] = [SENTIMENTS.get(cell, f"{cell} (not -1, 0 or 1)") for cell in columns["sentiment"]]
+    return Table(path, columns, where, keys=columns["id"])
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:

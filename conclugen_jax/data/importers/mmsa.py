@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.data import manifest as manifest_lib, pickles
+from conclugen_jax.data.cells import short
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
 
@@ -52,10 +53,8 @@ class _Split:
         ids = ids.reshape(-1).tolist() if isinstance(ids, np.ndarray) else ids
         for i, one in enumerate(ids if isinstance(ids, list) else [ids]):
             if not isinstance(one, str) or not one.isprintable() or one != one.strip() or not one:
-                what = repr(one[:80]) if isinstance(one, str) else type(one).__name__
-                raise ConclugenError(
-                    f"{self.where}['id'][{i}] is {what}, expected a list of texts of one line such as 'video$_$clip'"
-                )
+                found = f"{self.where}['id'][{i}] is {short(one)}"
+                raise ConclugenError(f"{found}, expected a list of texts of one line such as 'video$_$clip'")
         return ids
 
     def get(self, key: str) -> Any:
@@ -76,25 +75,21 @@ class _Split:
         found = type(x).__name__
         if isinstance(x, np.ndarray):
             x, found = x.reshape(-1) if x.shape == (*expected, 1) else x, f"{x.dtype} of shape {x.shape}"
-            fits = x.ndim == len(expected) and all(
-                n == size or (isinstance(size, str) and n) for n, size in zip(x.shape, expected, strict=True)
-            )
-            if fits and x.dtype.kind in "fiu":
-                return x
+            if x.ndim == len(expected) and x.dtype.kind in "fiu":
+                sizes = zip(x.shape, expected, strict=True)
+                if all(n > 0 if isinstance(size, str) else n == size for n, size in sizes):
+                    return x
         shape = str(expected).replace("'", "")
-        raise ConclugenError(
-            f"{self.where}[{key!r}] is {found}, expected real numbers of shape {shape}; repair the file, or leave the "
-            "modality out with --modalities"
-        )
+        way_out = "repair the file, or leave the modality out with --modalities"
+        raise ConclugenError(f"{self.where}[{key!r}] is {found}, expected real numbers of shape {shape}; {way_out}")
 
     def check(self, key: str, fits: np.ndarray, expected: str) -> None:
         """Refuse a value unless all of its clips fit, bool [n, ...]."""
         bad = np.flatnonzero(~fits.reshape(len(fits), -1).all(axis=1))
         if bad.size:
-            i, found = bad[0], " ".join(str(self.values[key][bad[0]])[:80].split())
-            raise ConclugenError(
-                f"{self.where}[{key!r}] of {self.ids[i]!r} is {found}, expected {expected}; repair the file"
-            )
+            found = " ".join(str(self.values[key][bad[0]])[:80].split())
+            where = f"{self.where}[{key!r}] of {self.ids[bad[0]]!r}"
+            raise ConclugenError(f"{where} is {found}, expected {expected}; repair the file")
 
 
 @np.errstate(all="ignore")  # values that are not finite are refused where they matter
@@ -125,7 +120,7 @@ def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str]
     if not there:
         raise ConclugenError(f"{source}: none of 'text', 'audio', 'vision' is there; is this a feature file of MMSA?")
     chosen = manifest_lib.choose(there, dict.fromkeys(modalities or there), what="modality", where=str(source))
-    labels = _labels(splits)
+    columns = _columns(splits)
     tables = {m: _table(source, splits, m) for m in chosen}  # rows, ids and facts of each
     facts = {
         "file": source.name,
@@ -133,18 +128,17 @@ def convert(source: str | Path, output: str | Path, *, modalities: Sequence[str]
         "sha256": hashlib.sha256(content).hexdigest(),
         "pooling": "mean over the valid steps, in float64",
         "splits": {split.name: len(split.ids) for split in splits},
-        "labels": list(labels),
+        "labels": [name for name in columns if name in LABELS],
         "modalities": {m: known for m, (_, _, known) in tables.items()},
     }
     now = source.stat() if source.is_file() else state
     if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
         raise ConclugenError(f"{source}: changed while it was read; convert it again when it is complete")
     try:
-        _write(output, splits, labels, tables, facts)
+        _write(output, columns, tables, facts)
     except OSError as e:
-        raise ConclugenError(
-            f"{e.filename or output}: cannot write the tables ({e.strerror or e}); free space or choose another --output"
-        ) from e
+        fault = f"cannot write the tables ({e.strerror or e})"
+        raise ConclugenError(f"{e.filename or output}: {fault}; free space or choose another --output") from e
     return facts
 
 
@@ -177,9 +171,10 @@ def _splits(source: Path, tree: Any) -> list[_Split]:
     return splits
 
 
-def _labels(splits: Sequence[_Split]) -> dict[str, list[str]]:
-    """Return column -> a number for each clip of all splits, as text; empty where unknown."""
-    columns = {}
+def _columns(splits: Sequence[_Split]) -> dict[str, list[str]]:
+    """Return the columns of the table of labels, a cell for each clip of all splits; labels are empty where unknown."""
+    clips = [(i, split.name) for split in splits for i in split.ids]
+    columns = {"id": [i for i, _ in clips], "split": [name for _, name in clips]}
     for column, key in LABELS.items():
         cells: list[str] = []
         for split in splits:
@@ -194,6 +189,8 @@ def _labels(splits: Sequence[_Split]) -> dict[str, list[str]]:
             cells += ["" if np.isnan(number) else str(number) for number in numbers]
         if any(cells):
             columns[column] = cells
+        if column == "sentiment":
+            columns["group"] = [i.partition(SEPARATOR)[0] if SEPARATOR in i else "" for i, _ in clips]
     return columns
 
 
@@ -201,9 +198,7 @@ def _table(source: Path, splits: Sequence[_Split], modality: str) -> tuple[list[
     """Return vectors of one modality, float32 [dim] each, the ids they belong to, and facts for ``source.json``."""
     key, dim, rows, ids = MODALITIES[modality], 0, [], []
     types, named, counts = set[str](), set[str](), collections.Counter[str]()
-    for split in splits:
-        if key not in split.values:
-            continue
+    for split in (split for split in splits if key in split.values):
         x = split.numbers(key, "steps", dim or "features")
         dim = x.shape[2]
         how, valid = _valid_steps(split, modality, x)
@@ -214,10 +209,8 @@ def _table(source: Path, splits: Sequence[_Split], modality: str) -> tuple[list[
             if vector is None:
                 continue
             if not np.isfinite(vector).all():
-                raise ConclugenError(
-                    f"{split.where}[{key!r}] of {name!r}: feature {int((~np.isfinite(vector)).argmax())} is not a finite "
-                    "float32 number in every step; repair the file"
-                )
+                found = f"feature {int((~np.isfinite(vector)).argmax())} is not a finite float32 number in every step"
+                raise ConclugenError(f"{split.where}[{key!r}] of {name!r}: {found}; repair the file")
             rows.append(vector)
             ids.append(name)
     if not rows:
@@ -262,21 +255,14 @@ def _pool(
     filled = x.any(axis=1)
     if valid is None:
         valid = filled
-    elif (
-        not certain and (filled & ~valid).any()
-    ):  # a length that excludes steps with content was counted to the first zeros
+    # A length that excludes steps with content was counted to the first zeros.
+    elif not certain and (filled & ~valid).any():
         counts["outside_length"] += 1
         valid = filled
     return x[valid].mean(axis=0).astype(np.float32) if (valid & filled).any() else None
 
 
-def _write(
-    output: Path,
-    splits: Sequence[_Split],
-    labels: Mapping[str, list[str]],
-    tables: Mapping[str, tuple[list[np.ndarray], list[str], Any]],
-    facts: Mapping[str, Any],
-) -> None:
+def _write(output: Path, columns: Mapping[str, list[str]], tables: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".converting-{os.getpid()}-", dir=output.parent) as scratch:
         folder = Path(scratch) / "tables"  # a temporary folder is private, this one is not
@@ -285,13 +271,7 @@ def _write(
             np.save(folder / f"{m}.npy", np.stack(rows))
             (folder / f"{m}.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8", newline="\n")
         with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            first, *further = labels
-            writer.writerow(["id", "split", first, "group", *further])
-            clips = [(i, split.name) for split in splits for i in split.ids]
-            for (i, split), number, *others in zip(clips, *labels.values(), strict=True):
-                video, separator, _ = i.partition(SEPARATOR)
-                writer.writerow([i, split, number, video if separator else "", *others])
+            csv.writer(file, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
         (folder / "source.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         _check_free(output)
         os.replace(folder, output)
