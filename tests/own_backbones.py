@@ -137,3 +137,13 @@ def _odd(clip, view):
 def odd_items():
     """What its first function gives at some words are no items."""
     return Backbone("words", "text", 2, _odd, lambda *x: x[0])
+
+
+def leaving() -> Backbone:
+    """End the process instead of making a backbone."""
+    raise SystemExit(0)
+
+
+def nested() -> Backbone:
+    """Make a backbone whose ``prepare`` other processes cannot import."""
+    return Backbone("nested", "video", 1, lambda clip, view: None, np.asarray)

@@ -221,6 +221,8 @@ def test_what_is_no_backbone(videos, tmp_path):
         ("tests.own_backbones:nothing", "AttributeError: module 'tests.own_backbones' has no attribute 'nothing'"),
         ("tests.clips:tone", "TypeError: .*missing 1 required"),
         ("tests.own_backbones:raising", "RuntimeError: not today"),
+        ("tests.own_backbones:leaving", "SystemExit: 0"),
+        ("tests.own_backbones:nested", ".*local object"),
         ("tests.damaged_backbones:x", "ZeroDivisionError: division by zero"),
         ("collections:OrderedDict", "TypeError: gave a OrderedDict"),
     ):

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -37,12 +39,26 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
 
 def test_two_that_write_one_file_do_not_disturb_each_other(tmp_path):
     path = tmp_path / "a.npy"
-    with files.replaced(path) as first, files.replaced(path) as second:
+    with files.replaced(path, shared=True) as first, files.replaced(path, shared=True) as second:
         first.write_text("first")
         second.write_text("second")
         assert first.suffix == second.suffix == ".npy"
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_overwritten(tmp_path):
+    code = """if True:
+        import os, pathlib
+        from conclugen_jax.system import files
+        with files.replaced(pathlib.Path("a.json")) as scratch:
+            scratch.write_text("half")
+            os.kill(os.getpid(), 9)"""
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    files.write_json(tmp_path / "a.json", 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_full_disk_leaves_the_old_file_and_is_one_sentence(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Signals: noted, raised where nothing is lost, not kept waiting by compiled code, and the second one final."""
 
+import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -133,3 +135,23 @@ def test_a_signal_in_a_place_that_lets_no_exception_out_is_noted_quietly(capfd):
         assert stop.signal == signal.SIGTERM
     assert "Traceback" not in capfd.readouterr().err
     assert sys.unraisablehook is hook
+
+
+def test_the_thread_takes_any_number_of_a_file():
+    """As in a process with more than 1,024 open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+    try:
+        out, into = os.pipe()
+        high = fcntl.fcntl(out, fcntl.F_DUPFD, 1500)
+        thread = threading.Thread(target=signals.Stop().watch, args=(high,), daemon=True)
+        thread.start()
+        os.write(into, b"\0")
+        thread.join(10)
+        assert not thread.is_alive()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(high)  # it was closed by the thread, which did not fail
+    finally:
+        os.close(out)
+        os.close(into)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

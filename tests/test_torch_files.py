@@ -148,6 +148,9 @@ def test_views_of_one_storage_share_its_memory(tmp_path):
     found = torch_files.read(archive(tmp_path / "a.pth", tree, [("0", bytes(2**22))]))
     assert found["b"].shape == (2**20,)
     assert np.shares_memory(found["a"], found["b"])
+    many = b"".join(b"X\x01\x00\x00\x00" + k + one[start:end] + b"s" for k in (b"a", b"b", b"c", b"d", b"e"))
+    with pytest.raises(ConclugenError, match="tensors of more than 4 times the bytes of the file"):
+        torch_files.read(archive(tmp_path / "b.pth", one[:3] + many + b".", [("0", bytes(2**22))]))
 
 
 def test_storages_that_overlap_in_the_archive_do_not_fill_the_memory(tmp_path):

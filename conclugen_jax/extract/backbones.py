@@ -7,6 +7,7 @@ A backbone has two functions. ``prepare`` runs in worker processes: a decoded cl
 import dataclasses
 import functools
 import importlib
+import pickle
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -171,15 +172,16 @@ def load_own(name: str) -> Backbone:
         made = getattr(importlib.import_module(module), function)()
         if not isinstance(made, Backbone):
             raise TypeError(f"gave a {type(made).__name__}")
-    except Exception as e:  # whatever a user's module does
+        pickle.dumps(made.prepare)  # worker processes call it
+    except (Exception, SystemExit) as e:  # whatever a user's module does
         expected = "MODULE:FUNCTION, such as mine:colours for mine.py in this folder or in PYTHONPATH"
-        gives = "a function without arguments that gives a Backbone (docs/extraction.md)"
+        gives = "a function without arguments that gives a Backbone whose prepare is a function at the top of a module"
         raise ConclugenError(f"--backbone={name}: {type(e).__name__}: {e}; expected {expected}, {gives}") from e
 
     def vectors(*arrays: np.ndarray) -> Any:
         try:
             return made.vectors(*arrays)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             if type(e).__name__ == "JaxRuntimeError":  # out of memory, which is reported elsewhere
                 raise
             shapes = ", ".join(f"{x.dtype} {list(x.shape)}" for x in arrays)

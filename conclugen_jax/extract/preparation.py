@@ -164,7 +164,7 @@ def prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
         return _prepare(utterance, how, num_views)
     except ConclugenError as e:
         return Prepared(utterance.place, failure=str(e))
-    except Exception as e:  # one clip of a million must not end a run of days; it is listed by name
+    except (Exception, SystemExit) as e:  # one clip of a million must not end a run of days; it is listed by name
         return _failed(utterance, f"{type(e).__name__}: {str(e)[:300]} ({place_of(e)})")
 
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from conclugen_jax.data.features import canonical
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.system import files
 
@@ -62,7 +62,10 @@ class Vectors:
 @functools.lru_cache(maxsize=1)
 def _rows(path: Path, _changed: int) -> np.ndarray:
     """Return the vectors of an utterance, of which the next views and modalities are wanted next."""
-    return np.load(path)
+    try:
+        return np.load(path)
+    except Exception as e:  # NumPy parses the header as Python: damage ends in many kinds
+        raise ConclugenError(f"{path}: cannot be read ({reason(e)}); delete it and repeat the command") from e
 
 
 class Store:
@@ -113,9 +116,9 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
         if vectors:
             kinds = [(modality, np.float32, x.shape) for modality, x in vectors.items()]
-            with files.replaced(paths[0]) as scratch:
+            with files.replaced(paths[0], shared=True) as scratch:
                 np.save(scratch, np.array([tuple(vectors.values())], kinds), allow_pickle=False)
-        with files.replaced(paths[1]) as scratch:
+        with files.replaced(paths[1], shared=True) as scratch:
             scratch.write_bytes(msgspec.json.encode(state))
 
 

@@ -20,14 +20,14 @@ SCRATCH = ".tmp-"
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yield a scratch path whose file takes the place of ``path`` when the context ends without an error.
 
     The file is synced first, so that it is there whole or not at all even after a power cut. The scratch file is in the folder
-    of ``path``, has its ending and a name of its own: several processes may write one file. It is removed if the context fails,
-    with ``OSError`` where there is no space or it is not allowed.
+    of ``path`` and has its ending. It is removed if the context fails, with ``OSError`` where there is no space or it is not
+    allowed; what a killed process left of it is overwritten, unless the file is ``shared``: several processes may write it.
     """
-    scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex}{path.suffix}")
+    scratch = path.with_name(f"{SCRATCH}{uuid.uuid4().hex + path.suffix if shared else path.name}")
     try:
         yield scratch
         with scratch.open("rb") as file:

@@ -61,9 +61,10 @@ class Stop:
         Python runs no handler while the main thread is in compiled code, which may be minutes. So this is a thread: it reads
         the numbers of signals from a pipe, into which the interpreter writes them even then; a zero ends it.
         """
-        first, wait = 0, None
+        first, wait, ready = 0, None, select.poll()
+        ready.register(pipe, select.POLLIN)
         while True:
-            if not select.select([pipe], [], [], wait)[0]:
+            if not ready.poll(wait):
                 if self._at_once_now:
                     os.write(2, b"stopped; repeat the command to resume\n")
                     os._exit(128 + first)
@@ -73,7 +74,7 @@ class Stop:
             elif number in CAUGHT:
                 if first:
                     os._exit(128 + number)
-                first, wait = number, GRACE
+                first, wait = number, GRACE * 1000  # milliseconds
 
 
 _outermost: list[Stop] = []

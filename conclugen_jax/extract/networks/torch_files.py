@@ -68,6 +68,9 @@ def _tensor(unpickler: Unpickler, storage: Any, offset: Any, shape: Any, strides
             raise ValueError("the same numbers again and again")
     except (TypeError, ValueError, OverflowError) as e:
         raise Refused(f"a tensor of shape {str(shape)[:100]} that its storage does not hold ({e})") from e
+    unpickler.bytes_left -= found.nbytes
+    if unpickler.bytes_left < 0:  # each would be copied
+        raise Refused("tensors of more than 4 times the bytes of the file")
     return found
 
 
@@ -90,7 +93,7 @@ class _Tensors(Unpickler):
         """Prepare to read storages by (key, number of bytes), all of them no larger than the file."""
         super().__init__(content)
         self.storages: dict[str, Storage] = {}
-        self._read_storage, self._copies_left = read, file_bytes
+        self._read_storage, self._copies_left, self.bytes_left = read, file_bytes, 4 * file_bytes
 
     def persistent_load(self, entry: Any) -> Storage:
         """Return the storage that a persistent id describes; its numbers are read once."""
