@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
-from conclugen_jax.data import 
 from conclugen_jax.method import layers, losses, model as model_lib, objective, train_state
 from conclugen_jax.train import feed, optimizer
 from tests.helpers import assert_same_bits, close, flat, plan, tiny_config
@@ -217,7 +217,7 @@ def test_individual_clustering_is_the_sum_over_modalities(monkeypatch):
     ],
 )
 def test_dispatches_cover_the_epoch(steps, most, expected):
-    rows = .DeviceTable({}, np.arange(steps * 4))
+    rows = types.SimpleNamespace(tier="device", usable=np.arange(steps * 4))
     config = tiny_config(train__batch_size=4, train__steps_per_dispatch=most)
     lengths = feed.Feed(rows, config, jax.devices()[:1]).lengths
     assert lengths == expected
