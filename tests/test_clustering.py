@@ -95,6 +95,24 @@ def test_tolerance_and_iteration_limit():
     np.testing.assert_array_equal(again.assignments, free.assignments)
 
 
+def test_weights_count_points_and_zero_leaves_them_out():
+    points = blobs(3)
+    weights = np.ones(60, np.float32)
+    weights[50:] = 0
+    kept = clustering.lloyd(points[:50], points[:3])
+    weighted = clustering.lloyd(points, points[:3], weights=weights)
+    np.testing.assert_allclose(weighted.centroids, kept.centroids, rtol=1e-5)
+    doubled = clustering.lloyd(np.concatenate([points, points[:7]]), points[:3])
+    weights = np.ones(60, np.float32)
+    weights[:7] = 2
+    np.testing.assert_allclose(
+        clustering.lloyd(points, points[:3], weights=weights).centroids,
+        doubled.centroids,
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
 def test_iterations_past_the_end_change_nothing(monkeypatch):
     points = blobs(6, n=200, k=5)
 
@@ -146,13 +164,15 @@ def test_each_platform_gets_its_own_form(platform, on_cpu):
 @pytest.mark.parametrize("metric", clustering.METRICS)
 def test_points_split_over_devices(metric):
     points = blobs(7, n=240, k=5)
+    weights = np.random.default_rng(0).uniform(0, 2, size=240).astype(np.float32)
     # In order of the outcome: at some iterations only the points of a few devices change their cluster.
-    order = np.argsort(clustering.lloyd(points, points[:5], metric=metric).assignments)
-    start, points = points[:5], points[order]
-    whole = clustering.lloyd(points, start, metric=metric)
+    order = np.argsort(clustering.lloyd(points, points[:5], metric=metric, weights=weights).assignments)
+    start, points, weights = points[:5], points[order], weights[order]
+    whole = clustering.lloyd(points, start, metric=metric, weights=weights)
     shares = jax.pmap(
-        lambda p: clustering.lloyd(p, start, metric=metric, axis_name=parallel.AXIS), axis_name=parallel.AXIS
-    )(parallel.split_rows(points, 8))
+        lambda p, w: clustering.lloyd(p, start, metric=metric, weights=w, axis_name=parallel.AXIS),
+        axis_name=parallel.AXIS,
+    )(*parallel.split_rows((points, weights), 8))
     np.testing.assert_array_equal(parallel.merge_rows(shares.assignments), whole.assignments)
     for device in range(8):
         np.testing.assert_allclose(shares.centroids[device], whole.centroids, rtol=1e-5, atol=1e-6)
@@ -205,6 +225,7 @@ def test_plus_plus_finds_far_clusters_more_often_than_chance():
         lambda: clustering.lloyd(jnp.ones((3, 2)), jnp.ones((2, 3))),
         lambda: clustering.lloyd(jnp.ones((3, 2)), jnp.ones((2, 2)), metric="manhattan"),
         lambda: clustering.lloyd(jnp.ones((3, 2)), jnp.ones((2, 2)), max_iterations=0),
+        lambda: clustering.lloyd(jnp.ones((3, 2)), jnp.ones((2, 2)), weights=jnp.ones(2)),
         lambda: clustering.push(jnp.ones((3, 2)), jnp.ones((4, 2))),
         lambda: clustering.push(jnp.ones((3, 2)), jnp.ones((1, 3))),
         lambda: clustering.initial_centroids(jax.random.key(0), jnp.ones((3, 2)), 4),

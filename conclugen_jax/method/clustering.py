@@ -15,10 +15,7 @@ INITIALISATIONS = ("random", "kmeans++", "warm")
 
 _SMALL = 64  # clusters x dim up to which scores are elementwise products that fuse with the search for the best
 _UNROLLED = 32  # clusters compared in one compiled loop over the points, on a CPU
-_PER_TURN = (
-    1,
-    8,
-)  # iterations between two looks at whether to stop: on a CPU, and elsewhere, where each look waits for the host
+_PER_TURN = 1, 8  # iterations between two looks at whether to stop: on a CPU; elsewhere, where each waits for the host
 _ROWS_PER_PART = 2048  # rows added one by one to a sum, on a CPU: rounding then stays near that of a product
 
 
@@ -79,6 +76,7 @@ def lloyd(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     metric: str = "cosine",
+    weights: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> KMeans:
     """Run Lloyd's algorithm; shapes that do not fit, an unknown metric and no iteration raise ``ValueError``.
@@ -93,9 +91,11 @@ def lloyd(
       max_iterations: at least 1.
       tolerance: stop once the squared shifts of all centroids sum to at most this.
       metric: ``cosine`` or ``euclidean``.
+      weights: [n], >= 0, how much each point counts in the means; ``None``: 1 each.
       axis_name: mapped axis over which the points are split; ``None``: these are all points.
     """
-    check_shapes("lloyd", points=(points, "n, dim"), init_centroids=(init_centroids, "num_clusters, dim"))
+    arrays = {"points": (points, "n, dim"), "init_centroids": (init_centroids, "num_clusters, dim")}
+    check_shapes("lloyd", **arrays, weights=(weights, "n"))
     if metric not in METRICS or max_iterations < 1:
         raise ValueError(f"lloyd needs a metric of {METRICS} and max_iterations >= 1, got {metric!r}, {max_iterations}")
     points, init_centroids = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (points, init_centroids))
@@ -103,6 +103,7 @@ def lloyd(
     # A column of ones gives the counts with the sums; zeros fill rows up to whole vectors of a CPU, which adds those in
     # half the time. All this is made once, not at every iteration.
     rows = jnp.pad(jnp.pad(points, ((0, 0), (0, 1)), constant_values=1), ((0, 0), (0, -(dim + 1) % 16)))
+    rows = rows if weights is None else rows * weights[:, None]
     columns = (unit_rows(points) if metric == "cosine" else points).T
 
     def unfinished(carry):
