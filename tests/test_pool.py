@@ -1,11 +1,14 @@
 """Worker processes: results in order, few jobs ahead, deaths noticed, none left behind."""
 
+import functools
 import os
 import signal
 import time
 
 import pytest
 
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.study import sharing
 from conclugen_jax.system import pool
 
 
@@ -21,6 +24,16 @@ def pid_after(number):
 
 def sleep(seconds):
     time.sleep(seconds)
+
+
+def fail_once(folder):
+    """Fail in the first process that comes here; take longer, and leave a file, in others."""
+    try:
+        (folder / "failed").mkdir()
+    except FileExistsError:
+        time.sleep(1)
+        return (folder / "finished").touch()
+    raise ConclugenError("a mistake")
 
 
 def lives(pid):
@@ -78,3 +91,9 @@ def test_it_tells_how_workers_ended():
         workers.submit(os.getpid).result()
         workers.terminate()
         assert workers.close() == [-signal.SIGTERM]
+
+
+def test_an_error_of_one_process_that_shares_work_ends_no_other(tmp_path):
+    with pytest.raises(ConclugenError, match=r"^a mistake$"):
+        sharing.share(2, functools.partial(fail_once, tmp_path))
+    assert (tmp_path / "finished").exists()

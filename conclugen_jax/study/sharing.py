@@ -56,17 +56,22 @@ def side_by_side(
 def share(workers: int, work: Callable[[], Any]) -> None:
     """Do the same work, such as trials of one search, in several processes; return when all have done it.
 
+    An error of one ends no other.
+
     Raises:
-      ConclugenError: the mistake that one process found, or processes were killed.
+      ConclugenError: the mistake that a process found first, or processes were killed.
       Interrupted: a signal came.
     """
-    codes = []
+    codes, errors = [], []
     with signals.caught() as stop:
         for _, future, code in side_by_side([work] * workers, workers, operator.call, _begin, stop):
-            try:
-                future.result()
-            except (Died, signals.Interrupted):
+            error = future.exception()
+            if isinstance(error, (Died, signals.Interrupted)):
                 codes.append(code)
+            elif error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
     if codes:
         raise ConclugenError(
             f"{len(codes)} of {workers} workers ended before their time (exit codes {codes}; -9: killed, out of memory?); "
