@@ -4,6 +4,7 @@ import copy
 import json
 import re
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from conclugen_jax.study.report import (
     embedding_map as report_map,
     figures as report_figures,
     published as report_published,
+    reading,
     report,
     tables as report_tables,
 )
@@ -87,6 +89,15 @@ def test_groups():
     several = report_map.groups_of(np.array([[0, 1], [0, 0], [1, 1]]), LabelSpec("multi", ("a", "b")))
     assert (several[0].tolist(), several[1]) == ([1, 2, 3], ("a", "b", "none", "several"))
     assert report_map.groups_of(np.array([-0.5, 0, 2]), LabelSpec("value", ()))[0].tolist() == [0, 1, 2]
+
+
+def test_confusion_matrices_are_of_cells_that_are_done(data):
+    tree = copy.deepcopy(results(data))
+    tree["cells"][-5]["status"] = "missing"
+    study = msgspec.convert(tree, reading.Study)
+    (part,) = [part for part in report_figures.confusion(study) if "meld" in part.heading]
+    ((_, [(_, _, counts)]),) = part.figures
+    assert np.sum(counts) == 34  # of the first seed alone
 
 
 DAMAGES = {

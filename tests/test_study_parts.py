@@ -1,6 +1,7 @@
 """Definitions that are impossible, damaged results, and the statistics of a study."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -34,6 +35,21 @@ def test_damaged_files_are_named(tmp_path, name, text, message):
     assert cell["status"] == "failed"
     assert message in cell["error"]
     assert {c["status"] for c in study_lib.chosen(results["cells"], method="vision")} == {"missing"}
+
+
+def test_a_cell_without_one_of_its_draws_is_missing_and_has_no_confusion_matrix(tmp_path):
+    (*_, (first, second)) = study_runs.chains(definition("nowhere", ("supervised",), seeds=(0,), training_draws=2))
+    scores = dict.fromkeys(study_results.MEASURES, 0.5) | {"confusion_matrix": [[3, 1], [0, 2]]}
+    result = json.dumps({"kind": "single", "test": scores, "validation": scores})
+
+    def cell_of(run):
+        (tmp_path / run.path).mkdir(parents=True)
+        (tmp_path / run.path / "result.json").write_text(result)
+        (cell,) = study_results.collect(definition("nowhere", ("supervised",)), [first, second], tmp_path)["cells"]
+        return [cell[key] for key in ("status", "confusion_matrix", "scores", "draws")]
+
+    assert cell_of(second) == ["missing", None, {}, 1]
+    assert cell_of(first) == ["done", [[6, 2], [0, 4]], dict.fromkeys(study_results.MEASURES, 0.5), 2]
 
 
 @pytest.mark.parametrize(

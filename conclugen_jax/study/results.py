@@ -81,7 +81,8 @@ def _cells(runs: Iterable[Run], root: Path) -> Iterator[dict[str, Any]]:
                 parts.setdefault(key, []).append((run, *_fits(root / run.path, number, section)))
     for key, found in parts.items():
         fits, errors = [fit for _, own, _ in found for fit in own], [error for *_, error in found if error]
-        done, matrices = all(own for _, own, _ in found), [fit["confusion_matrix"] for fit in fits]
+        done = all(own for _, own, _ in found)
+        matrices = [fit["confusion_matrix"] for fit in fits] if done else []
         status = "failed" if errors else "missing"
         yield {
             **dict(zip((*PLACE, "seed"), key, strict=True)),

@@ -89,7 +89,8 @@ def confusion(study: Study) -> list[Part]:
             continue
         cells: dict[tuple[str, str], list[Any]] = {}
         for c in study.cells:
-            if facts.kind != "unknown" and (c.dataset, c.labels) == (key, labels) and c.confusion_matrix is not None:
+            wanted = facts.kind != "unknown" and (c.dataset, c.labels, c.status) == (key, labels, "done")
+            if wanted and c.confusion_matrix is not None:
                 cells.setdefault((c.method, c.protocol), []).append(c.confusion_matrix)
         shown = []
         for line in sorted(cells, key=lambda line: study.rank(*line)):
