@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import definition as study_runs, results as study_results, sharing, study as study_lib
 from conclugen_jax.study.report import reading as report_study
 from conclugen_jax.system import signals
@@ -228,7 +229,7 @@ def test_a_process_that_is_killed_fails_its_run_and_what_depends_on_it(data, tmp
     assert all(error.startswith("its pretraining failed: the process") for error in errors[1:])
 
 
-def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkeypatch):
+def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkeypatch, capsys):
     """Processes that end at once, each; one that ends so can say nothing itself."""
     chain = next(study_runs.chains(definition(data)))
     work_through(tmp_path, chain[:1], lambda run, root: (root / run.path / "done.json").write_text("{}"))
@@ -252,6 +253,12 @@ def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkey
     paths = [run.path for run in chain]
     assert begun == [paths, *(paths[i:] for i in range(2, len(paths)))]
     assert all("exit code 3" in study_results.failure(tmp_path / path) for path in paths[1:])
+    assert f"1/1 {paths[-1]} failed; about" in capsys.readouterr().err
+    done = Future()
+    done.set_result(None)
+    Crashing.submit = lambda *_: done
+    WORK(tmp_path / "other", [chain], 1, signals.Stop())
+    assert f"1/1 {paths[0]} finished; about" in capsys.readouterr().err
 
 
 def test_what_was_made_with_another_configuration_is_not_passed_off(whole, data, tmp_path, here):
@@ -283,11 +290,26 @@ def test_what_was_made_with_another_configuration_is_not_passed_off(whole, data,
 
 def test_runs_that_name_no_modalities_are_done_once(data, here, tmp_path):
     """Their workdirs name all that the data set has, which is no other configuration."""
-    study = definition(data, ("raw_features",), seeds=(1,), order=(), methods=ConfigDict(), reference="raw_features")
+    path = shutil.copytree(data, tmp_path / "data")
+    study = definition(path, ("raw_features",), seeds=(1,), order=(), methods=ConfigDict(), reference="raw_features")
     study.datasets.faces.protocols.raw_features.data.modalities = ()
     first = study_lib.run(study, tmp_path)
     assert [c["status"] for c in first["cells"]] == ["done"]
     assert study_lib.run(study, tmp_path) == first
+    # They are collected without their data too.
+    shutil.rmtree(path)
+    again = study_lib.run(study, tmp_path)
+    assert again["cells"] == first["cells"]
+    assert "manifest.json: cannot be read" in again["datasets"]["faces"]["error"]
+
+
+@pytest.mark.parametrize("key", ["pretraining_path", "datasets.faces.path"])
+def test_what_is_no_data_set_is_refused_before_anything_is_run(data, here, tmp_path, key):
+    study = definition(data)
+    study.update_from_flattened_dict({key: str(tmp_path)})
+    with pytest.raises(ConclugenError, match=f"^{tmp_path}/manifest.json: cannot be read .*name the folder"):
+        study_lib.run(study, tmp_path / "study")
+    assert not list(tmp_path.rglob("*.json"))
 
 
 class Targets(Faces):
@@ -326,14 +348,20 @@ def test_several_labels_and_numbers(here, tmp_path):
     assert report_study.read(tmp_path / "study").datasets["number"].kind == "value"
 
 
-def test_the_command_ends_with_1_and_names_each_cell_that_is_not_done(tmp_path):
+def test_the_command_ends_with_1_and_names_each_cause_once(data, here, tmp_path):
     path = tmp_path / "definition.py"
-    path.write_text(
+    text = (
         "from tests.studies import definition\n\ndef get_config():\n"
         "    changes = {'methods': {}, 'order': (), 'reference': 'raw_features'}\n"
-        "    return definition('nowhere', protocols=('raw_features',), seeds=(0,), **changes)\n"
+        f"    study = definition('{data}', protocols=('raw_features',), **changes)\n"
+        "    study.labels.raw_features = (99,)\n    return study\n"
     )
+    path.write_text(text)
     result = run("launch.study", f"--config={path}", f"--study={tmp_path / 'study'}", code=1)
-    assert "failed: raw_features/faces/raw_features/seed_0" in result.stderr
-    assert "nowhere" in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: raw_features/faces/raw_features/seed_0 and 1 more: ")
+    assert "99 per class were asked for" in line
     assert "Traceback" not in result.stderr
+    path.write_text(text.replace(str(data), "nowhere"))
+    result = run("launch.study", f"--config={path}", f"--study={tmp_path / 'none'}", code=2)
+    assert "nowhere/manifest.json: cannot be read" in result.stderr

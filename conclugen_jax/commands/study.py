@@ -23,9 +23,13 @@ def main() -> int:
     results = study.run(command.config, FLAGS.study or f"runs/{command.config_name}")
     for dataset, protocol in dict.fromkeys((s["dataset"], s["protocol"]) for s in results["summary"]):
         _show(results["methods"], study.chosen(results["summary"], dataset=dataset, protocol=protocol))
-    failed = [cell for cell in results["cells"] if cell["status"] != "done"]
-    for cell in failed:
-        print(f"{cell['status']}: {cell['path']}: {cell['error'] or 'it was not run'}", file=sys.stderr)
+    failed: dict[tuple[str, str], list[str]] = {}
+    for cell in results["cells"]:
+        if cell["status"] != "done":
+            failed.setdefault((cell["status"], cell["error"] or "it was not run"), []).append(cell["path"])
+    for (status, cause), (path, *others) in failed.items():
+        more = f" and {len(others)} more" if others else ""
+        print(f"{status}: {path}{more}: {cause}", file=sys.stderr)
     return int(bool(failed))
 
 

@@ -21,6 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from conclugen_jax import pretrain
+from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import downstream, sweep, weights
 from conclugen_jax.run import config as config_lib, workdir as workdir_lib
@@ -42,15 +43,17 @@ def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
       Content of ``results.json``, see :func:`results.collect`. Failed cells are marked in it.
 
     Raises:
-      ConclugenError: an impossible definition, or the folder is in use.
+      ConclugenError: an impossible definition, a data set that is to be used is none, or the folder is in use.
       Interrupted: SIGINT or SIGTERM came; repeating the command resumes.
     """
     definition.check(study)
     with workdir_lib.claim(folder) as root, signals.caught() as stop:
         chains = list(definition.chains(study))
         every = [run for chain in chains for run in chain]
-        files.write_atomically(root / DEFINITION, config_lib.to_json(study))
         done = {run.path for run in every if is_done(root, run)}
+        for path in dict.fromkeys(run.config.data.path for run in every if run.path not in done):
+            manifest_lib.read(path)
+        files.write_atomically(root / DEFINITION, config_lib.to_json(study))
         waiting = [chain for chain in chains if not done.issuperset(run.path for run in chain)]
         jobs = min(study.jobs or automatic_jobs(study.job_gib), max(len(waiting), 1))
         progress.say(f"study {study.name}: {len(every)} runs, {len(done)} done already, {jobs} side by side")
@@ -114,7 +117,8 @@ def work(root: Path, waiting: list[list[Run]], jobs: int, stop: signals.Stop) ->
         else:
             finished += 1
             left = (time.monotonic() - begun) / finished * (total - finished)
-            progress.say(f"{finished}/{total} {chain[0].path} finished; about {left / 60:.0f} min left")
+            outcome = "failed" if any(results.failure(root / run.path) for run in chain) else "finished"
+            progress.say(f"{finished}/{total} {chain[0].path} {outcome}; about {left / 60:.0f} min left")
 
 
 def _begin(root: Path, place: int, jobs: int) -> None:
