@@ -117,7 +117,7 @@ def label_efficiency_of_run(
     config = workdir_lib.read_config(workdir)
     manifest = manifest_lib.read(data or config.data.path)
     train, test = represent_splits(workdir, (config.data.train_split, config.data.test_split), which=which, data=data)
-    _check_classes(train.label, f"labels of {data or config.data.path}")
+    _check_classes(train.label, f"{data or config.data.path}: ")
     if labels_per_class is None:
         smallest = np.unique(train.label, return_counts=True)[1].min()
         labels_per_class = [k for k in (2, 5, 20, 0) if k <= smallest]
@@ -172,10 +172,12 @@ def table(
     return ["vectors", *(f"{k} labels" if k else "all labels" for k in numbers)], rows
 
 
-def _check_classes(labels: np.ndarray, where: str = "labels") -> None:
+def _check_classes(labels: np.ndarray, where: str = "") -> None:
+    if labels.shape[1:] == (0,):
+        raise ConclugenError(f"{where}the data set has no labels; probing needs them")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         wanted = "this needs one class per example: integers of shape [n]"
-        raise ConclugenError(f"{where} are {labels.dtype} of shape {labels.shape}; {wanted}")
+        raise ConclugenError(f"{where}labels are {labels.dtype} of shape {labels.shape}; {wanted}")
 
 
 def accuracies(
