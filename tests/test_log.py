@@ -41,6 +41,12 @@ def test_log_keeps_whole_lines_up_to_its_step(tmp_path):
     ]
 
 
+def test_a_line_that_is_no_utf8_is_damaged(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "note": "\xff"}\n')
+    with pytest.raises(ConclugenError, match=r"metrics.jsonl, line 2: not a JSON object with a step"):
+        log_lib.records(tmp_path / "metrics.jsonl")
+
+
 class Full:
     """A file on a disk that takes so many bytes more."""
 

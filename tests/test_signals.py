@@ -51,8 +51,9 @@ def test_handlers_are_those_of_before_afterwards():
     before = [signal.getsignal(number) for number in signals.CAUGHT]
     wakeup = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
-    with signals.caught() as outer, signals.caught() as inner:
-        assert inner is outer
+    with signals.caught() as outer:
+        with signals.caught() as inner:
+            assert inner is outer
         assert signal.getsignal(signal.SIGTERM) not in before
     assert [signal.getsignal(number) for number in signals.CAUGHT] == before
     assert signal.set_wakeup_fd(wakeup) == wakeup
