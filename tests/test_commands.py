@@ -189,6 +189,18 @@ def test_missing_or_impossible_arguments(arguments, message):
             "from configs import base\ndef get_config():\n    c = base.get_config().unlock()\n    del c.seed\n    return c",
             "lacks config.seed",
         ),
+        (
+            "from configs import base\ndef get_config():\n    c = base.get_config()\n    c.clustering.n_clusters = 3",
+            "bad.py: n_clusters is not a configuration key; did you mean num_clusters? (",
+        ),
+        (
+            "from configs import base\ndef get_config():\n    c = base.get_config()\n    c.clustering.zzz",
+            "bad.py, line 4)",
+        ),
+        (
+            "from configs import base\ndef get_config():\n    (c := base.get_config()).model.bottleneck = None\n    return c",
+            "bad.py: config.model.bottleneck is None, expected tuple of str (such as ('audio',))",
+        ),
     ],
 )
 def test_bad_configuration_files(tmp_path, text, message):

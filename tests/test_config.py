@@ -100,11 +100,14 @@ def test_every_key_is_read_by_code():
     used = set().union(*map(used_keys, sources))
     used |= {f"model.{name}" for name in model.SETTINGS}  # read by name: config.model[name]
     used |= {f"schedule.{name}" for name in inspect.signature(optimizer.learning_rate_schedule).parameters}
-    for key, _ in config_lib.flatten(base.get_config().to_dict()):
-        section, _, name = key.rpartition(".")
-        by_name = any(f"config.{section}[" in text and f'"{name}"' in text for text in sources)
-        if name.endswith("_split") or by_name:
-            continue  # splits: getattr(config.data, f"{name}_split"), see the test below
+    # The names that a comprehension or loop reads: {name: config.SECTION[name] for name in ("NAME", ...)}.
+    loops = re.findall(r"config\.(\w+)\[name\] for name in \(([^)]*)\)", "".join(sources))
+    used |= {f"{section}.{name}" for section, names in loops for name in re.findall(r'"(\w+)"', names)}
+    keys = dict(config_lib.flatten(base.get_config().to_dict()))
+    whole = {f"{section}." for section in re.findall(r"in config\.(\w+)\.items\(\)", "".join(sources))}
+    for key in keys:
+        if key.endswith("_split") or key.startswith(tuple(whole)):
+            continue  # getattr(config.data, f"{name}_split"), see the test below; or all keys of a section
         assert (key if "." in key else f"config.{key}") in used, f"config.{key} is read by no code"
 
 
@@ -138,6 +141,9 @@ IMPOSSIBLE = [
     ("data.path", "", "conclugen build makes one"),
     ("schedule.period_multiplier", 0, "between 1"),
     ("seed", -1, "between 0"),
+    ("optimizer.learning_rate", None, "is None, expected float (such as 9e-05)"),
+    ("train.batch_size", True, "is True, expected int (such as 4096)"),
+    ("data.modalities", ("a", 3), "is ('a', 3), expected tuple of str (such as ())"),
 ]
 
 
@@ -155,7 +161,10 @@ def test_every_choice_and_range_is_of_a_key():
     flat = dict(config_lib.flatten(base.get_config().to_dict()))
     numbers = {k for k, v in flat.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     assert set(config_lib.CHOICES) <= set(flat)
-    assert set(config_lib.RANGES) <= numbers
+    unbounded = {key for key in numbers if re.search(r"_weight$|weight_decay$|_gib$|_mib$", key)}
+    unbounded |= {"clustering.tolerance", "schedule.minimum", "train.max_loss_ratio"}
+    assert set(config_lib.RANGES) | unbounded == numbers
+    assert not set(config_lib.RANGES) & unbounded
     assert all(flat[k] in choices for k, choices in config_lib.CHOICES.items())
 
 
@@ -225,6 +234,32 @@ def test_json_round_trip_keeps_types_and_is_data_only(tmp_path):
         (tmp_path / workdir.CONFIG).write_text(bad)
         with pytest.raises(ConclugenError, match=r"config\.json: not "):
             workdir.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.norm_epsilon", None, "config.model.norm_epsilon is None, expected float (such as 1e-05)"),
+        ("model.reconstruction_dim", 1.5, "config.model.reconstruction_dim is 1.5, expected int (such as 1024)"),
+        ("data.modalities", [["a"]], "config.data.modalities is (('a',),), expected tuple of str (such as ())"),
+        ("precision", "x", "config.precision is 'x'; it must be one of 'float32', "),
+        ("model.reconstruction_dim", ..., "lacks config.model.reconstruction_dim; restore it"),
+        ("loss", {}, "lacks config.loss.clustering_weight; restore it"),
+        ("downstream", 3, "lacks config.downstream.checkpoint; restore it"),
+    ],
+)
+def test_a_run_of_wrong_types_is_refused_by_key(key, value, message):
+    tree = json.loads(config_lib.to_json(tiny_config()))
+    section, _, name = key.rpartition(".")
+    part = tree[section] if section else tree
+    part[name] = value
+    if value is ...:
+        del part[name]
+    with pytest.raises(ConclugenError, match=re.escape(f"RUN/config.json: {message}")):
+        config_lib.from_tree(tree, "RUN/config.json")
+    del tree["data"]["feed_gib"]  # which training alone reads: runs of versions without it stay of use
+    part[name] = tiny_config()[key] if section else tiny_config().to_dict()[key]
+    config_lib.from_tree(tree, "RUN/config.json")
 
 
 def test_differences_name_every_changed_key():

@@ -81,6 +81,8 @@ def test_methods_are_those_of_the_paper():
             terms = "+".join(name for name in names if weights[f"{name}_weight"])
             rates = config.optimizer.learning_rate, config.optimizer.weight_decay
             found[path.stem] = terms, *rates, config.data.modalities
+            config.data.path = "somewhere"
+            config_lib.check(config)
     every = ()
     # The method at other rates.
     assert found.pop("small") == ("contrastive+clustering+reconstruction", 1e-3, 3.2e-4, every)

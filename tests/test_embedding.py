@@ -116,3 +116,6 @@ def test_command(pretrained, data, tmp_path):
         result = run(*arguments, f"--output={tmp_path}/b.npz", wrong, code=2)
         assert message in result.stderr
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["v.npz", "v.parquet"]
+    before = sorted(pretrained.iterdir())
+    assert "no split '../x'" in run("embed", f"--workdir={pretrained}", "--split=../x", code=2).stderr
+    assert sorted(pretrained.iterdir()) == before

@@ -126,7 +126,10 @@ def test_values_of_the_command_line(key, text, value):
     [
         ("train.batch_size", "1.5", "config.train.batch_size=1.5: expected a value like 4096 (int)"),
         ("data.standardize", "perhaps", "config.data.standardize=perhaps: expected a value like False (bool)"),
-        ("online_probe.learning_rates", "few", "expected a value like (0.001, 0.01) (tuple)"),
+        ("online_probe.learning_rates", "few", "is ('few',), expected tuple of float (such as (0.001, 0.01))"),
+        ("data.modalities", "{'a':1}", "config.data.modalities is ({'a': 1},), expected tuple of str (such as ())"),
+        ("data.modalities", "[[1],[2]]", "config.data.modalities is ([1], [2]), expected tuple of str (such as ())"),
+        ("sweep.seeds", "1.5", "config.sweep.seeds is (1.5,), expected tuple of int (such as ())"),
         ("train", "1", "config.train is not a configuration key"),
         ("data.pth", "x", "config.data.pth is not a configuration key; did you mean config.data.path?"),
     ],

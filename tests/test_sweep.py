@@ -219,16 +219,22 @@ def test_a_class_that_no_training_example_has_is_named(capsys, tmp_path):
     ("key", "values"),
     [
         ("sweep.learning_rates", (-1.0,)),
-        ("sweep.learning_rates", ("a",)),
         ("sweep.weight_decays", (float("nan"),)),
         ("sweep.seeds", (0, 0)),
-        ("sweep.seeds", (1.5,)),
         ("sweep.labels_per_class", (-2,)),
         ("sweep.label_draws", (-3,)),
     ],
 )
 def test_lists_of_impossible_values_are_refused(key, values):
     with pytest.raises(ConclugenError, match=f"config.{key} is .*each once"):
+        config_lib.check(tiny_config("data", **{key.replace(".", "__"): values}))
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "kind"), [("sweep.learning_rates", ("a",), "float"), ("sweep.seeds", (1.5,), "int")]
+)
+def test_lists_of_another_type_are_refused(key, values, kind):
+    with pytest.raises(ConclugenError, match=rf"config.{key} is .*, expected tuple of {kind} \(such as"):
         config_lib.check(tiny_config("data", **{key.replace(".", "__"): values}))
 
 

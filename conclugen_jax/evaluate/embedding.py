@@ -1,6 +1,7 @@
 """Representations, and the predictions of a downstream run, for any split of any data set, a batch at a time."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,6 +136,8 @@ def write(rows: Iterable[dict[str, np.ndarray]], output: Path) -> int:
 
     The file is whole or not there. Returns the number of rows.
     """
+    rows = iter(rows)
+    rows = itertools.chain([next(rows)], rows)  # what is wrong with them shows before a folder is made
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with files.replaced(output) as scratch:

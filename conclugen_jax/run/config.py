@@ -4,6 +4,7 @@ A configuration is an ``ml_collections.ConfigDict``; which keys exist is declare
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import clustering
-from conclugen_jax.run.configuration_files import flatten
+from conclugen_jax.run.configuration_files import LISTS, check_types, defaults, flatten
 
 PROTOCOLS = ("linear_evaluation", "fine_tuning", "supervised", "raw_features")  # downstream, as tables list them
 FROZEN = ("linear_evaluation", "raw_features")  # these train the classifier alone; the others train the encoder too
@@ -90,16 +91,11 @@ RANGES = {
 }
 """Key -> least and most value, both included; other numbers must not be negative."""
 
-LISTS = {
-    "sweep.learning_rates": "optimizer.learning_rate",
-    "sweep.weight_decays": "optimizer.weight_decay",
-    "sweep.seeds": "seed",
-    "sweep.labels_per_class": "downstream.labels_per_class",
-    "sweep.label_draws": "downstream.label_draw",
-    "online_probe.learning_rates": "optimizer.learning_rate",
-}
-"""Key of a list -> key of one such value."""
-
+READ_LATER = (  # keys of a run that whatever uses it reads
+    r"seed|precision|data\.(path|modalities|(train|test)_split|standardize)|model\..*|loss\..*_weight|"
+    r"clustering\.(num_clusters|metric)|"
+    r"downstream\.(protocol|checkpoint.*|modalities|fusion|dropout_rate|class_weights|threshold)"
+)
 OTHER_WEIGHTS = ("contrastive_weight", "reconstruction_weight", "instance_weight")
 
 
@@ -113,15 +109,14 @@ def _refuse(config: ConfigDict, keys: str, impossible: Any, why: str) -> None:
 
 def check(config: ConfigDict) -> None:
     """Refuse values that are impossible whatever the data; each message names key, value and what is allowed."""
+    check_types(config)
     flat = dict(flatten(config))
     if config.data.modalities:
         check_modalities(config.data.modalities)
     for key, value in flat.items():
         check_value(key, value)
     for key, one in LISTS.items():
-        kinds = (int,) if isinstance(flat[one], int) else (int, float)
-        possible = all(isinstance(x, kinds) and _in_range(one, x) for x in flat[key])
-        if not possible or len(set(flat[key])) != len(flat[key]):
+        if not all(_in_range(one, x) for x in flat[key]) or len(set(flat[key])) != len(flat[key]):
             raise ConclugenError(f"config.{key} is {flat[key]}; list values that config.{one} may have, each once")
     probe, example = config.online_probe, "--config.data.path=DATA_DIR/NAME/VERSION (conclugen build makes one)"
     without_rates = probe.every_epochs and not probe.learning_rates
@@ -130,15 +125,15 @@ def check(config: ConfigDict) -> None:
     _refuse(config, "model.representation_dim", config.model.representation_dim % 8, "it must be a multiple of 8")
 
 
-def check_value(key: str, value: Any) -> None:
-    """Refuse a value that is not among the choices of its key, or outside of its range."""
+def check_value(key: str, value: Any, where: str = "") -> None:
+    """Refuse a value that is not among the choices of its key, or outside of its range; ``where`` begins the sentence."""
     choices = CHOICES.get(key, (value,))
     if value not in choices:
-        raise ConclugenError(f"config.{key} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+        raise ConclugenError(f"{where}config.{key} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
     if isinstance(value, (int, float)) and not _in_range(key, value):
         least, most = RANGES.get(key, NOT_NEGATIVE)
         bounds = f"at least {least}" if most is None else f"between {least} and {most}"
-        raise ConclugenError(f"config.{key} is {value}; it must be {bounds}")
+        raise ConclugenError(f"{where}config.{key} is {value}; it must be {bounds}")
 
 
 def _in_range(key: str, value: float) -> bool:
@@ -242,11 +237,19 @@ def from_tree(tree: Any, source: str) -> ConfigDict:
     try:
         if not all(isinstance(tree[name], dict) for name in ("data", "model")):
             raise TypeError("one is no object")
-        return ConfigDict(_lists_to_tuples(tree)).lock()
+        config = ConfigDict(_lists_to_tuples(tree)).lock()
     # The types of errors of other values, of keys that ConfigDict does not allow, and of sections nested by the hundred.
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e:
         fact = f"not the configuration of a run, with sections such as 'data' and 'model' ({e})"
         raise ConclugenError(f"{source}: {fact}; restore it or use a new workdir") from e
+    check_types(config, f"{source}: ")
+    flat = dict(flatten(config))
+    for key in defaults():
+        if key in flat:
+            check_value(key, flat[key], f"{source}: ")
+        elif re.fullmatch(READ_LATER, key):
+            raise ConclugenError(f"{source}: lacks config.{key}; restore it or use a new workdir")
+    return config
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

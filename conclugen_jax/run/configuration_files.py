@@ -1,6 +1,7 @@
 """Configuration files: found by name or path, loaded once, and overridden key by key."""
 
 import ast
+import functools
 import importlib.util
 import re
 import runpy
@@ -12,13 +13,22 @@ from typing import Any
 from absl.flags import ArgumentParser, BooleanParser, FloatParser, IntegerParser
 from ml_collections import ConfigDict
 
-from conclugen_jax.errors import ConclugenError, did_you_mean, reason
+from conclugen_jax.errors import ConclugenError, did_you_mean, place_of, reason
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 """The shipped configurations: inside an installed package, or at the top of a checkout."""
 KINDS = {bool: BooleanParser(), int: IntegerParser(), float: FloatParser(), str: ArgumentParser()}
 """Type of a key -> what reads its value on a command line; tuples: :func:`_tuple`."""
+LISTS = {
+    "sweep.learning_rates": "optimizer.learning_rate",
+    "sweep.weight_decays": "optimizer.weight_decay",
+    "sweep.seeds": "seed",
+    "sweep.labels_per_class": "downstream.labels_per_class",
+    "sweep.label_draws": "downstream.label_draw",
+    "online_probe.learning_rates": "optimizer.learning_rate",
+}
+"""Key of a list of numbers -> key of one such number; other lists are of words."""
 
 
 def names() -> dict[str, str]:
@@ -48,15 +58,19 @@ def load(given: str, *, of_run: bool) -> ConfigDict:
         config = runpy.run_path(str(path))["get_config"]()
         keys = set(dict(flatten(config)))
     except (Exception, SystemExit) as e:  # whatever the user's code raises
+        if key := re.match(r"""(?s)\W*(?:Key )?["'\\]+(\w+)["'\\](.*(is locked|Did you mean)|["']$)""", str(e)):
+            hint = did_you_mean(key[1], {part for key in defaults() for part in key.split(".")})
+            raise ConclugenError(f"--config={given}: {key[1]} is not a configuration key{hint} ({place_of(e)})") from e
         raise ConclugenError(
             f"--config={given}: cannot be loaded ({type(e).__name__}: {reason(e)}); it must define get_config(), see "
             "configs/demo.py"
         ) from e
-    known = set(dict(flatten(base()))) if of_run else keys
+    known = set(defaults()) if of_run else keys
     wrong = [f"lacks config.{key}" for key in sorted(known - keys)]
     wrong += [f"has config.{key}, unknown to configs/base.py" for key in sorted(keys - known)]
     if wrong:
         raise ConclugenError(f"--config={given}: {wrong[0]}; start from configs/base.py and override its keys")
+    check_types(config, f"--config={given}: ")
     return config.lock()
 
 
@@ -64,6 +78,27 @@ def base() -> ConfigDict:
     """Return the configuration with every key of a run, at its default."""
     make_importable()
     return importlib.import_module("configs.base").get_config()
+
+
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """Return the default of every key of a run."""
+    return dict(flatten(base()))
+
+
+def check_types(config: Mapping[str, Any] | ConfigDict, where: str = "") -> None:
+    """Refuse values of another type than their key's default has; ``where``, such as ``FILE: ``, begins the sentence."""
+    for key, value in flatten(config):
+        default, one = defaults().get(key), defaults().get(LISTS.get(key), "")
+        right = _is_like(value, default) and (not isinstance(value, tuple) or all(_is_like(x, one) for x in value))
+        if key in defaults() and not right:
+            kind = f"tuple of {type(one).__name__}" if isinstance(default, tuple) else type(default).__name__
+            raise ConclugenError(f"{where}config.{key} is {value!r}, expected {kind} (such as {default!r})")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    return isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def make_importable() -> None:
@@ -84,23 +119,21 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         raise ConclugenError(f"config.{key} is not a configuration key{hint}")
     default = known[key]
     try:
-        value = _tuple(text, default) if isinstance(default, tuple) else KINDS[type(default)].parse(text)
+        value = _tuple(text) if isinstance(default, tuple) else KINDS[type(default)].parse(text)
     except ValueError as e:
         kind = type(default).__name__
         raise ConclugenError(f"config.{key}={text}: expected a value like {default!r} ({kind})") from e
+    check_types({key: value})
     config.update_from_flattened_dict({key: value})
 
 
-def _tuple(text: str, default: tuple) -> tuple:
-    """Read ``video,text``, ``video``, ``1e-3,1e-2`` or a tuple of Python; no words where the default has numbers."""
+def _tuple(text: str) -> tuple:
+    """Read ``video,text``, ``video``, ``1e-3,1e-2`` or a tuple of Python."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = tuple(word for word in (part.strip() for part in text.strip("()[] ").split(",")) if word)
-    value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if default and not any(isinstance(x, str) for x in default) and any(isinstance(x, str) for x in value):
-        raise ValueError(text)
-    return value
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def flatten(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
