@@ -10,7 +10,7 @@ import pytest
 
 from conclugen_jax.data import builders, digits, manifest as manifest_lib, shards
 from conclugen_jax.data.records import Moments
-from conclugen_jax.data.sources import Example, LabelSpec
+from conclugen_jax.data.sources import Example, LabelSpec, name_hash
 from conclugen_jax.errors import ConclugenError
 from tests.helpers import Faces
 
@@ -201,10 +201,32 @@ def test_a_failed_replacement_keeps_the_old_data_set(tmp_path, monkeypatch):
             builders.build(Faces(seed=1), tmp_path, overwrite=True)
     shards.open_dataset(folder)
     assert builders.build(Faces(), tmp_path) == folder
-    # Killed between the two moves: the next build puts the old one back.
+    # Killed between the two moves: the next build puts the old one back, also if it fails itself.
+    old = folder.stat().st_ino
     folder.rename(folder.with_name(".replaced-1.0.0"))
-    assert builders.build(Faces(), tmp_path) == folder
+    with pytest.raises(ConclugenError, match="other examples"):
+        builders.build(Faces(seed=1), tmp_path)
+    assert folder.stat().st_ino == old
+    folder.rename(folder.with_name(".replaced-1.0.0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(ConclugenError, match="No space left"):
+            builders.build(Faces(seed=1), tmp_path, overwrite=True)
+    assert folder.stat().st_ino == old
     assert [p.name for p in folder.parent.iterdir()] == ["1.0.0"]
+
+
+def test_a_warning_names_the_groups_of_the_least_hashes(tmp_path):
+    """It counts in the fingerprint of the manifest, so that the choice must not depend on how it is made."""
+
+    class Shared(Faces):
+        def examples(self, split):
+            for i, example in enumerate(super().examples(split)):
+                yield dataclasses.replace(example, group=f"g{i}")
+
+    manifest = manifest_lib.read(builders.build(Shared((9, 9, 9)), tmp_path))
+    least = sorted((f"g{i}" for i in range(9)), key=name_hash)[:5]
+    assert manifest.warnings[0].endswith(f"have 9 groups in common, such as {', '.join(map(repr, sorted(least)))}")
 
 
 def test_a_killed_build_leaves_only_what_the_next_one_removes(tmp_path):

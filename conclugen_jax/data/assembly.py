@@ -134,7 +134,7 @@ def _name(parts: list[Part], position: int, key: str) -> str:
 
 
 def repeats(hashes: Mapping[str, np.ndarray]) -> Repeats:
-    """Return where hashes other than 0 are repeated; ``hashes``: split -> uint64 [n, several]."""
+    """Return where hashes other than 0 are repeated, in their order; ``hashes``: split -> uint64 [n, several]."""
     values, counts = np.unique(np.concatenate([x.ravel() for x in hashes.values()]), return_counts=True)
     several = values[(counts > 1) & (values != 0)]
     found: dict[int, dict[str, list[int]]] = {}
@@ -143,7 +143,7 @@ def repeats(hashes: Mapping[str, np.ndarray]) -> Repeats:
             rows = found.setdefault(int(x[row, column]), {}).setdefault(split, [])
             if rows[-1:] != [row]:
                 rows.append(row)
-    return list(found.values())
+    return [found[value] for value in sorted(found)]
 
 
 def within(found: Repeats, split: str) -> list[list[int]]:
@@ -153,9 +153,9 @@ def within(found: Repeats, split: str) -> list[list[int]]:
 
 
 def across(found: Repeats, splits: Mapping[str, object]) -> Iterator[tuple[tuple[str, str], list[list[list[int]]]]]:
-    """Yield pairs of splits that share hashes, and the rows in both of each such hash, in the order of the first's."""
+    """Yield pairs of splits that share hashes, and the rows in both of each such hash, in the hashes' order."""
     for a, b in itertools.combinations(splits, 2):
-        if shared := sorted([rows[a], rows[b]] for rows in found if a in rows and b in rows):
+        if shared := [[rows[a], rows[b]] for rows in found if a in rows and b in rows]:
             yield (a, b), shared
 
 

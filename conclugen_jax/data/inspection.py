@@ -116,9 +116,10 @@ def _shared(scans: Scans, key: str, top: int) -> list[dict[str, Any]]:
 
 
 def _across(scans: Scans, found: Repeats, key: str, top: int) -> list[dict[str, Any]]:
-    """Return what pairs of splits share: shared hashes, rows with one, ``key`` of the first rows of the first hashes."""
+    """Return what pairs of splits share: shared hashes, rows with one, ``key`` of the first rows of hashes, as they lie."""
     entries = []
-    for splits, shared in across(found, scans):
+    for splits, in_hash_order in across(found, scans):
+        shared = sorted(in_hash_order)
         rows = {split: len(set(itertools.chain(*(pair[i] for pair in shared)))) for i, split in enumerate(splits)}
         pairs = [[scans[s].text(each[0], key) for s, each in zip(splits, pair, strict=True)] for pair in shared[:top]]
         entries.append({"splits": list(splits), "vectors": len(shared), "rows": rows, "pairs": pairs})
