@@ -247,7 +247,7 @@ def test_rows_without_any_chosen_modality_are_not_trained_on(folder):
 @pytest.mark.parametrize(
     ("split", "modalities", "message"),
     [
-        ("dev", ("video",), "no split 'dev'"),
+        ("dev", ("video",), r"no split 'dev'; it has 'train'.*; add a column 'split' or .*--num_folds and --fold"),
         ("train", ("smell",), "no modality 'smell'; it has 'video', 'audio', 'text'"),
     ],
 )

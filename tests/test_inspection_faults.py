@@ -35,10 +35,14 @@ def flag(folder, listed):
 
 
 def other_json(folder, name, old, new):
+    other_bytes(folder, name, old.encode(), new.encode())
+
+
+def other_bytes(folder, name, old, new):
     path = folder / name
-    content = path.read_text()
+    content = path.read_bytes()
     assert old in content
-    path.write_text(content.replace(old, new, 1))
+    path.write_bytes(content.replace(old, new, 1))
     list_anew(folder, name)
 
 
@@ -104,6 +108,10 @@ FILES = {
     "presence empty": (
         lambda f: cut(f, "presence-test.npy", 0, listed=True),
         [("presence-test.npy", "cannot be read", [])],
+    ),
+    "presence with a damaged header": (
+        lambda f: other_bytes(f, "presence-train.npy", b" 3), }", b" 3(, }"),
+        [("presence-train.npy", "cannot be read", [])],
     ),
     "presence of another split": (
         lambda f: [shutil.copy(f / "presence-train.npy", f / "presence-test.npy"), list_anew(f, "presence-test.npy")],

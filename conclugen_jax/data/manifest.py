@@ -203,17 +203,18 @@ def read_presence(folder: Path, manifest: Manifest, split: str) -> np.ndarray:
     name, shape = PRESENCE.format(split=split), (manifest.splits[split]["num_examples"], len(manifest.modalities))
     try:  # the file is mapped, so that its header is checked before it is read
         flags = np.load(folder / name, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as e:
+    except Exception as e:  # NumPy parses the header as Python: damage ends in many kinds
         raise ValueError(f"{name}: cannot be read ({reason(e)})") from e
     if not isinstance(flags, np.ndarray) or flags.dtype != bool or flags.shape != shape:
         raise ValueError(f"{name}: not bool of shape {shape}")
     return np.asarray(flags)
 
 
-def choose(available: Iterable[str], wanted: Iterable[str], *, what: str, where: str) -> list[str]:
+def choose(available: Iterable[str], wanted: Iterable[str], *, what: str, where: str, way_out: str = "") -> list[str]:
     """Return the wanted names; a ConclugenError names the first that is not available, and those there are."""
     available, wanted = list(available), list(wanted)
     for name in wanted:
         if name not in available:
-            raise ConclugenError(f"{where} has no {what} {name!r}; it has {', '.join(map(repr, available)) or 'none'}")
+            known = ", ".join(map(repr, available)) or "none"
+            raise ConclugenError(f"{where} has no {what} {name!r}; it has {known}{way_out}")
     return wanted

@@ -166,7 +166,8 @@ class ShardStream:
           ConclugenError: unknown split, modality or target, files that do not fit the manifest, or no usable row.
         """
         manifest, where = dataset.manifest, f"data set {dataset.path}"
-        manifest_lib.choose(manifest.splits, [split], what="split", where=where)
+        way_out = "; add a column 'split' or folders of splits, or build with --num_folds and --fold"
+        manifest_lib.choose(manifest.splits, [split], what="split", where=where, way_out=way_out)
         self.dataset, self.split, self.target = dataset, split, target
         self.modalities = tuple(manifest_lib.choose(manifest.modalities, modalities, what="modality", where=where))
         manifest_lib.choose(manifest.targets, [target] if target else [], what="target", where=where)
