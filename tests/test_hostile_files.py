@@ -7,6 +7,8 @@ import socket
 import zipfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from conclugen_jax.data import formats
@@ -59,8 +61,6 @@ def test_only_regular_files_are_read(tmp_path, name, make):
         assert formats.open_source(Request("features", source, name="t")).provenance()["passed_over"] == ["f"]
     elif name == "x.txt":
         refused(r"no ids; put one id a line in x.txt", source)
-    elif name == "labels.csv":
-        refused("labels.csv: not a regular file", source, labels=(source / name,))
     else:
         refused(f"{name}: not a regular file", source)
 
@@ -147,6 +147,17 @@ def test_npz_members_that_are_no_arrays_and_ids_that_are_no_text(tmp_path):
         np.savez(path, ids=ids, x=np.ones((1, 2)))
         refused("ids, row 0: no Unicode text", path)
         refused("ids, row 0: no Unicode text", None, modalities={"x": f"{path}:x"})
+
+
+@pytest.mark.parametrize("format", ["table", "parquet", "metadata"])
+def test_labels_that_are_a_link_to_nothing_are_not_passed_over(tmp_path, format):
+    source = matrices(tmp_path / "t", "x")
+    (source / "labels.csv").unlink(missing_ok=True)
+    (source / "labels.csv").symlink_to(tmp_path / "gone.csv")
+    (source / "metadata.csv").write_text("id,x_file_name\na,x.npy\n")
+    pq.write_table(pa.table({"id": ["a"], "x": [[1.0, 2.0]]}), source / "all.parquet")
+    fault = "next to metadata.csv" if format == "metadata" else r"cannot be read \(No such file"
+    refused(f"labels.csv: .*{fault}", source, format=format)
 
 
 def test_names_of_files_that_are_not_utf8_and_links_to_nothing(tmp_path):

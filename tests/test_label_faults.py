@@ -319,6 +319,12 @@ def test_a_corpus_of_which_all_is_left_out_is_refused(tmp_path):
     assert "no examples; the labels name none, or all are left out" in message
 
 
+def test_what_a_corpus_leaves_out_needs_no_label(tmp_path):
+    table = f"{TABLES['meld']}\ndia110_utt7,train,g,,\ndia0_utt0,train,g,neutral,joy\n"
+    train = open_table(tmp_path, table, ids=["dia110_utt7", "dia0_utt0"], dataset="meld").annotations["train"]
+    assert (train.ids, train.keys, train.label.tolist()) == (["train_dia0_utt0"], ["dia0_utt0"], [4])
+
+
 def grouped(groups):
     return Annotations([f"c{i}" for i in range(len(groups))], groups, None, {}, list(range(len(groups))))
 

@@ -41,11 +41,18 @@ class Table:
         """Return the table with these columns added or replaced."""
         return dataclasses.replace(self, columns={**self.columns, **columns})
 
+    def rows(self, chosen: Sequence[int]) -> "Table":
+        """Return some rows of the table."""
+        columns = {name: [cells[i] for i in chosen] for name, cells in self.columns.items()}
+        keys = None if self.keys is None else [self.keys[i] for i in chosen]
+        return Table(self.path, columns, [self.where[i] for i in chosen], keys)
+
     def require(self, *names: str, why: str = "") -> None:
         """Refuse a table without one of these columns."""
         missing = next((name for name in names if name not in self.columns), None)
         if missing is not None:
-            raise ConclugenError(f"{self.path}: no column {missing!r}{why}; it has {', '.join(self.columns)}")
+            header = "; its first line must hold the names of columns, such as id,split,label" * (missing == "id")
+            raise ConclugenError(f"{self.path}: no column {missing!r}{why}; it has {', '.join(self.columns)}{header}")
 
     def refuse(self, wrong: np.ndarray, column: str, expected: str) -> None:
         """Refuse the first of the rows that are wrong (bool [n]) by its cell."""

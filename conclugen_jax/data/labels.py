@@ -11,7 +11,7 @@ from conclugen_jax.data.cells import Table, as_number, column_name, number, read
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.importers import csd
 from conclugen_jax.data.requests import Found, Layout, Request
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec, by_split, split_name, take
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec, by_split, split_name
 from conclugen_jax.errors import ConclugenError
 
 
@@ -27,7 +27,7 @@ def annotate(request: Request, found: Found) -> Found:
     if found.table is None:
         files = list(found.label_files or request.labels)
         if not files and request.source is not None and request.source.is_dir():
-            beside = sorted(p for p in request.source.iterdir() if p.suffix.lower() == ".csv" and p.is_file())
+            beside = sorted(p for p in request.source.iterdir() if p.suffix.lower() == ".csv")
             files = [p for p in beside if p.name.lower() == "labels.csv"] or (beside if corpus is not None else [])
         if not files:
             return dataclasses.replace(found, columns=from_names(request, found.features), label=LabelSpec("none"))
@@ -124,6 +124,8 @@ def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
     table.require("id", why=", nor 'dialogue_id' and 'utterance_id'")
     table.require("split")
     splits = list(map(split_name, table.columns["split"], table.where))
+    kept = [i for i, key in enumerate(table.stripped("id")) if key not in dropped(corpus, splits[i])]
+    table, splits = table.rows(kept), [splits[i] for i in kept]
     spec, span, keys = corpus.label, corpus.ranges.get("label"), table.stripped("id")
     label = None
     if spec.kind == "multi":
@@ -144,8 +146,7 @@ def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
         },
         table.keys or keys,
     )
-    kept = [i for i, key in enumerate(keys) if key not in dropped(corpus, splits[i])]
-    return by_split(take(rows, np.array(kept, np.int64)), [splits[i] for i in kept])
+    return by_split(rows, splits)
 
 
 def _guessed(

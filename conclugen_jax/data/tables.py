@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -82,7 +83,7 @@ def open_parquet_table(request: Request) -> Found:
     found = {name: functools.partial(ParquetFeatures, source, how=request.pool, column=name) for name in lists}
     values = [name for name, kind in kinds.items() if kind == "values"]
     beside = request.source / "labels.csv"
-    if not request.labels and beside.is_file():
+    if not request.labels and os.path.lexists(beside):
         if list(map(column_name, values)) != ["id"]:
             fault = f"is next to {source.name}, which has columns of its own"
             raise ConclugenError(f"{beside}: {fault}; choose with --labels={beside} or --source={source}")
@@ -125,7 +126,7 @@ def open_metadata(request: Request) -> Found:
         expected = "expected one metadata.csv in it, or one in each folder train, validation, test"
         raise ConclugenError(f"{source}: {expected}{fault}")
     labels = source / "labels.csv"
-    if labels.is_file():
+    if os.path.lexists(labels):
         raise ConclugenError(f"{labels}: is next to metadata.csv, which holds the labels; move it, or --format=table")
     files = [read_csv(folder / "metadata.csv") for folder in folders]
     listings = [[c for c in t.columns if c == "file_name" or c.endswith("_file_name")] for t in files]
