@@ -1,5 +1,9 @@
 """Values of features: pooling, types and orders of bytes, lengths, pieces and variants, the authors' vectors."""
 
+import contextlib
+import functools
+import os
+
 import numpy as np
 import pytest
 
@@ -80,8 +84,25 @@ def test_variants_only_where_they_do_not_count_are_noticed(tmp_path):
         both.read(places[1])
     assert both.read(places[2]) is None
     save(tmp_path / "aug2/train/a.npy", np.ones(3))
+    with pytest.raises(ConclugenError, match=r"aug2/train/a.npy: 3 values, but .*aug2/test/b.npy has 2; extract both"):
+        both.read(place)
+    save(tmp_path / "aug2/test/b.npy", np.ones(3))
+    both = Combined([[FolderFeatures(tmp_path / f"aug{v}", how="")] for v in (1, 2)])
     with pytest.raises(ConclugenError, match=r"aug2/train/a.npy: this variant has 3 values, another has 2"):
         both.read(place)
+
+
+def test_the_first_file_by_name_decides_the_size(tmp_path, monkeypatch):
+    for name, size in (("b", 3), ("a", 2)):
+        save(tmp_path / f"x/{name}.npy", np.ones(size))
+    scan = os.scandir
+    for backwards in (False, True):
+        in_order = functools.partial(sorted, key=lambda entry: entry.name, reverse=backwards)
+        monkeypatch.setattr(os, "scandir", lambda path, order=in_order: contextlib.nullcontext(order(scan(path))))
+        features = FolderFeatures(tmp_path / "x", how="mean")
+        assert features.dim == 2
+        with pytest.raises(ConclugenError, match=r"x/b.npy: 3 values, but .*x/a.npy has 2; extract both with the same"):
+            features.read(tmp_path / "x/b.npy")
 
 
 def test_an_id_too_long_for_a_file_is_no_missing_modality(tmp_path):

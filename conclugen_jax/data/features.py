@@ -157,10 +157,10 @@ class FolderFeatures:
     def __init__(self, folder: Path, *, how: str):
         """Look for the clips. ``how`` is the pooling over time; sequences are refused if it is empty."""
         self.how, self.splits = how, _split_folders(folder)
-        first = next((path for inside in self.splits.values() for path in _scan(inside)[0]), None)
-        if first is None:
+        self._first, self.dim = next(iter(self.files()), None), 0
+        if self._first is None:
             raise ConclugenError(f"{folder}: no .npy files, neither in it nor in folders named train, validation, test")
-        self.dim = len(self.read(first))
+        self.dim = len(self.read(self._first))
 
     def names(self) -> dict[str, list[str]]:
         """Return split -> names of its files without ending, sorted; the split is "" where there are no split folders."""
@@ -181,7 +181,11 @@ class FolderFeatures:
             return None
         if not self.how and x.ndim != 1:
             raise ConclugenError(f"{place}: shape {x.shape}, expected one vector per clip, pooled features")
-        return pool(x, self.how, str(place))
+        x = pool(x, self.how, str(place))
+        if len(x) != (self.dim or len(x)):
+            way_out = "extract both with the same network, or remove one"
+            raise ConclugenError(f"{place}: {len(x)} values, but {self._first} has {self.dim}; {way_out}")
+        return x
 
 
 def _path(folder: Path, key: str) -> str:
