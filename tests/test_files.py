@@ -103,6 +103,12 @@ def test_what_is_missing_or_damaged_is_one_sentence(tmp_path, content, message):
     assert refused.match(message)
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(ConclugenError, match=r"a\.json: not a regular file but .*; restore it"):
+        files.read_json(tmp_path / "a.json", Shape, way_out="restore it")
+
+
 def test_hashes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 10**5)
     assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 10**5).hexdigest()

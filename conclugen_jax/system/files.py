@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,8 @@ def read_json(path: Path, like: type[T], *, way_out: str) -> T:
     ends with the ``way_out``.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe may wait for ever
+            raise ConclugenError(f"{path}: not a regular file but a folder, pipe, socket or device; {way_out}")
         return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), like)
     except OSError as e:
         raise ConclugenError(f"{path}: cannot be read ({e.strerror}); {way_out}") from e
