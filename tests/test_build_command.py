@@ -188,13 +188,14 @@ def test_sigterm_leaves_nothing(tmp_path):
     """The scratch folder goes on the way out, not only at the next build."""
     code = (
         "import sys, time, signal, os, threading\n"
-        "from conclugen_jax.commands import app, build\n"
+        "from conclugen_jax.commands import app\n"
+        "from conclugen_jax.data import digits\n"
         "from tests.helpers import Faces\n"
         "class Slow(Faces):\n"
         "    def examples(self, split):\n"
         "        for e in super().examples(split):\n"
         "            print('row', flush=True); time.sleep(0.2); yield e\n"
-        "build._source = lambda name: Slow()\n"
+        "digits.Digits = Slow\n"
         "app.run('build', sys.argv[1:])\n"
     )
     arguments = ["--dataset=digits", f"--data_dir={tmp_path}"]

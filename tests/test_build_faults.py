@@ -46,12 +46,12 @@ class SlowParts(Parted):
 
 COMMAND = """
 import sys
-from conclugen_jax.commands import app, build
-from conclugen_jax.data import builders
+from conclugen_jax.commands import app
+from conclugen_jax.data import builders, digits
 from tests import test_build_faults
 if __name__ == "__main__":
     builders.SHARD_BYTES = 9 * 4 * 52
-    build._source = lambda name: test_build_faults.SlowParts()
+    digits.Digits = test_build_faults.SlowParts
     app.run("build", sys.argv[1:])
 """
 
@@ -237,6 +237,11 @@ def test_what_is_no_data_set_is_never_replaced(tmp_path):
         if target.is_symlink() and target.exists():
             assert builders.build(Faces(seed=1), tmp_path / "data") == target
         target.unlink()
+    target.mkdir()
+    (target / "a.npy").write_text("mine")
+    with pytest.raises(ConclugenError, match="in the way, and not a data set"):
+        builders.build(Faces(), tmp_path / "data", overwrite=True)
+    assert (target / "a.npy").read_text() == "mine"
 
 
 def table(folder, seed=0, ids=("a", "b", "c")):
