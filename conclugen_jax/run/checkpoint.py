@@ -87,10 +87,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Refuse a disk without room for the kept checkpoints of a state and one more; those there count as free."""
         if not processes.is_main():
             return
-        size, count = (
-            sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(_raw, state))),
-            self._count + 1,
-        )
+        count = self._count + 1
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(_raw, state)))
         there = sum(p.stat().st_size for p in self._folder.rglob("*") if p.is_file())
         free = shutil.disk_usage(self.workdir).free + there
         if free < size * count:
