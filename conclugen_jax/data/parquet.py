@@ -186,10 +186,8 @@ class ParquetFeatures(RowFeatures):
                     for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[self.column]):
                         here = slice(*np.searchsorted(wanted, [start, start + len(batch)]))
                         for row in wanted[here].tolist():
-                            value, where = (
-                                batch.column(0)[row - start],
-                                f"{self.path}, row {row}, column {self.column!r}",
-                            )
+                            value = batch.column(0)[row - start]
+                            where = f"{self.path}, row {row}, column {self.column!r}"
                             yield row, pool(_numbers(value.values, where), self.how, where) if value.is_valid else None
                         start += len(batch)
                     if start <= wanted[-1]:
