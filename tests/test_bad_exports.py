@@ -49,10 +49,13 @@ BAD_FACTS = {
     "negative step": (put("step", -1), "Expected `int` >= 0 - at `[$].step`"),
     "step too large": (put("step", 2**31), "Expected `int` <= 2147483647 - at `[$].step`"),
     "no configuration": (put("config", []), "Expected `object`, got `array` - at `[$].config`"),
-    "no section": (put("config.model", ...), f"{CONFIGURATION} .*missing required field `model`"),
-    "section is a list": (put("config.loss", [1]), f"{CONFIGURATION} .*got `array` - at `[$].loss`"),
-    "size as text": (put("config.model.representation_dim", "32"), "got `str` - at `[$].model.representation_dim`"),
-    "size as fraction": (put("config.model.projection_dim", 16.0), "got `float` - at `[$].model.projection_dim`"),
+    "no section": (put("config.model", ...), f"{CONFIGURATION} .*with sections such as .*'model'"),
+    "section is a list": (put("config.loss", [1]), f"{CONFIGURATION} .*lacks config.loss.clustering_weight"),
+    "size as text": (
+        put("config.model.representation_dim", "32"),
+        "config.model.representation_dim is '32', expected int",
+    ),
+    "size as fraction": (put("config.model.projection_dim", 16.0), "config.model.projection_dim is 16.0, expected int"),
     "size out of range": (
         put("config.model.representation_dim", 2**40),
         "representation_dim is 1099511627776; it must",
@@ -65,15 +68,18 @@ BAD_FACTS = {
     ),
     "number too large": (
         put("config.model.norm_epsilon", 10**30),
-        "config.model.norm_epsilon is 1e.30; it must be between",
+        "config.model.norm_epsilon is 10{30}; it must be between",
     ),
     "unknown choice": (put("config.precision", "int4"), "config.precision is 'int4'; it must be one of"),
     "modality that is no name": (put("config.data.modalities", ["../video"]), "config.data.modalities is"),
-    "modality as number": (put("config.data.modalities", [3]), "got `int` - at `[$].data.modalities.0.`"),
+    "modality as number": (put("config.data.modalities", [3]), "config.data.modalities is .3,., expected tuple of str"),
     "modality not of the data": (put("config.data.modalities", ["smell"]), "has no modality 'smell'"),
     "key with a dot": (put("config.train", {"a.b": 1}), CONFIGURATION),
-    "fewer modalities": (put("config.data.modalities", ["video", "audio"]), "is not part of this model"),
-    "spare term": (put("config.loss.reconstruction_weight", 0), "params/decoder/.* is not part of this model"),
+    "fewer modalities": (
+        put("config.data.modalities", ["video", "audio"]),
+        "feature_stats/text/mean is .*expected none",
+    ),
+    "spare term": (put("config.loss.reconstruction_weight", 0), "params/decoder/.* is .*expected none"),
     "no manifest": (put("data", {}), "'data': damaged manifest .KeyError: 'format'"),
     "other manifest": (put("data.version", "2.0.0"), "'data' is not the manifest whose hash"),
     "size not of the manifest": (put("data.modalities.video", 25), "damaged manifest"),
@@ -117,7 +123,7 @@ def test_a_file_is_missing(export, tmp_path, name):
     (source / name).unlink()
     refused(source, tmp_path, rf"{name}: cannot be read")
     (source / name).mkdir()
-    refused(source, tmp_path, rf"{name}: cannot be read")
+    refused(source, tmp_path, rf"{name}: (cannot be read|not a regular file)")
 
 
 def header(content, change):
@@ -163,12 +169,12 @@ BAD_WEIGHTS = {
     ),
     "other shape": (tensors(lambda a: a.update({KERNEL: a[KERNEL].T.copy()})), rf"{KERNEL} is float32\[32, 24\]"),
     "missing": (tensors(lambda a: a.pop(KERNEL)), f"{KERNEL} is missing"),
-    "spare": (tensors(lambda a: a.update({"opt_state/x": a[KERNEL]})), "opt_state/x is not part of this model"),
+    "spare": (tensors(lambda a: a.update({"opt_state/x": a[KERNEL]})), "opt_state/x is .*expected none"),
     "name below another": (
         tensors(lambda a: a.update({f"{KERNEL}/x": a[KERNEL]})),
-        f"{KERNEL}/x is not part of this model",
+        f"{KERNEL}/x is .*expected none",
     ),
-    "name that is a path": (tensors(lambda a: a.update({"../../x": a[KERNEL]})), "x is not part of this model"),
+    "name that is a path": (tensors(lambda a: a.update({"../../x": a[KERNEL]})), "../../x is .*expected none"),
     "not finite": (tensors(lambda a: a.update({KERNEL: a[KERNEL] * np.nan})), f"{KERNEL} has values that are not"),
     "other values": (tensors(lambda a: a.update({KERNEL: a[KERNEL] + 1})), "not the parameters whose hash"),
 }
