@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import exchange
 from conclugen_jax.method import train_state
 from conclugen_jax.run import checkpoint
 from tests.helpers import assert_same_bits
@@ -70,6 +71,23 @@ def test_best_without_any_loss_is_the_newest(tmp_path):
         saved.save(1, state(), {})
         saved.wait()
         assert saved.find("best") == 1
+
+
+@pytest.mark.parametrize("content", ['{"lost": 1.0}', '{"loss": "low"}', '{"loss": null}', '{"loss": true}'])
+def test_a_checkpoint_whose_loss_is_damaged_is_never_the_best(tmp_path, content):
+    with checkpoint.Checkpoints(tmp_path, keep_newest=3) as saved:
+        for step, loss in [(1, 0.1), (2, 2.0), (3, 3.0)]:
+            saved.save(step, state(step), {}, loss=loss)
+    folder = tmp_path / checkpoint.FOLDER / "1"
+    (folder / "metrics" / "metrics").write_text(content)
+    checkpoint.seal(folder)
+    with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+        assert saved.find("best") == 2
+    assert [(row["loss"], row["best"]) for row in exchange.listing(tmp_path)] == [
+        (None, False),
+        (2.0, True),
+        (3.0, False),
+    ]
 
 
 def test_no_checkpoint_is_said_plainly(tmp_path):

@@ -64,18 +64,24 @@ def listing(workdir: str | Path) -> list[dict[str, Any]]:
         folder = Path(workdir) / checkpoint.FOLDER / str(step)
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
         # These two are files of Orbax, which has no call that reads them alone.
-        when = _json(folder / "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs")
+        when = _facts(folder / "_CHECKPOINT_METADATA").commit_timestamp_nsecs
         when = when and datetime.datetime.fromtimestamp(when / 1e9, datetime.UTC).isoformat("T", "seconds")
-        loss = _json(folder / "metrics" / "metrics").get("loss")
+        loss = _facts(folder / "metrics" / "metrics").loss
         marks = {"newest": step == newest, "best": step == best and loss is not None}
         rows.append({"step": step, "bytes": size, "saved": when, "loss": loss, **marks})
     return rows
 
 
-def _json(path: Path) -> dict[str, Any]:
+class _Facts(msgspec.Struct):
+    commit_timestamp_nsecs: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+    loss: float | None = None
+
+
+def _facts(path: Path) -> _Facts:
+    """Read what a small file of a checkpoint says; nothing if it is missing or damaged."""
     with contextlib.suppress(ConclugenError):
-        return files.read_json(path, dict[str, Any], way_out="")
-    return {}
+        return files.read_json(path, _Facts, way_out="")
+    return _Facts()
 
 
 def verify(workdir: str | Path, which: str | int = "all") -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import json
 import logging
-import operator
+import math
 import os
 import shutil
 import threading
@@ -26,7 +26,6 @@ from conclugen_jax.system import files, processes, progress
 FOLDER = "checkpoints"
 SUMS = "SHA256SUMS"  # file of the hashes of all files of a checkpoint, which ``sha256sum -c`` reads as well
 DAMAGED = "damaged"  # folder of damaged checkpoints, as STEP-TIME
-_loss = operator.itemgetter("loss")
 PATIENCE = 1200.0  # seconds after which a save counts as hanging
 
 
@@ -267,6 +266,12 @@ def _sums(folder: Path) -> list[str]:
     kept = (p for p in folder.rglob("*") if p.is_file() and p.name != SUMS and not p.name.startswith(files.SCRATCH))
     named = sorted((str(path.relative_to(folder)), path) for path in kept)
     return [f"{files.sha256(path)}  {name}" for name, path in named]
+
+
+def _loss(metrics: Any) -> float:
+    """Return the loss among what was saved as metrics; infinite where a damaged file holds none."""
+    loss = metrics.get("loss") if isinstance(metrics, Mapping) else None
+    return loss if type(loss) in (int, float) and loss == loss else math.inf
 
 
 def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.CheckpointManagerOptions:

@@ -32,19 +32,25 @@ class Convolution(nn.Module):
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:
     """Return the convolution of [n, ..., in] with [..., in, out].
 
-    On a processor XLA's three-dimensional convolutions are slow, so they are made of two-dimensional ones. Those of stride 1
-    and three taps in time share products between neighbouring frames as well.
+    On a processor one of size 1 is a matrix product, and those in three dimensions, which are slow in XLA, are made of
+    two-dimensional ones. Those of stride 1 and three taps in time share products between neighbouring frames as well.
     """
     native = functools.partial(_native, strides=strides, padding=padding)
-    if len(strides) < 3 or max(kernel.shape[:-2]) == 1:
+    if max(kernel.shape[:-2]) == 1 and not any(padding):
+        form = _by_pixels
+    elif len(strides) < 3:
         return native(x, kernel)
-    form = _by_patches if x.shape[-1] >= MANY_CHANNELS else _by_frames
-    if x.shape[1] > 1 and kernel.shape[0] == 3 and (strides[0], padding[0]) == (1, 1):
+    elif x.shape[1] > 1 and kernel.shape[0] == 3 and (strides[0], padding[0]) == (1, 1):
         form, strides, padding = _by_pairs, strides[1:], padding[1:]
+    elif x.shape[-1] < FEW_CHANNELS and (x.shape[1] + 2 * padding[0] - len(kernel)) // strides[0] % 2:
+        form = _by_twos
+    else:
+        form = _by_patches if x.shape[-1] >= MANY_CHANNELS else _by_frames
     on_processor = functools.partial(form, strides=strides, padding=padding)
     return lax.platform_dependent(x, kernel, cpu=on_processor, default=native)
 
 
+FEW_CHANNELS = 16  # below, products are small, and larger ones make up for the zeros of two frames at a time
 MANY_CHANNELS = 512  # from here on maps are small, and a product with all of their patches is the faster form
 
 
@@ -52,6 +58,13 @@ def _native(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: 
     axes = "THW"[-len(strides) :]
     layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
     return lax.conv_general_dilated(x, kernel, strides, [(p, p) for p in padding], dimension_numbers=layout)
+
+
+def _by_pixels(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:
+    """Return the product of a kernel of size 1 with every pixel."""
+    del padding
+    thinned = x[(slice(None), *(slice(None, None, s) for s in strides))]
+    return jnp.tensordot(thinned, kernel.reshape(kernel.shape[-2:]), 1)
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:
@@ -70,13 +83,22 @@ def _by_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], paddi
 
 def _by_frames(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:
     """Convolve each output frame's input frames, with their channels side by side, in two dimensions."""
-    n, stride, taps = len(x), strides[0], len(kernel)
-    x = jnp.pad(x, ((0, 0), (padding[0], padding[0]), *((0, 0),) * 3))
+    stride, taps = strides[0], len(kernel)
+    n, x = len(x), jnp.pad(x, ((0, 0), (padding[0], padding[0]), *((0, 0),) * 3))
     last = x.shape[1] - taps
     x = jnp.concatenate([x[:, i : i + last + 1 : stride] for i in range(taps)], axis=-1)
     kernel = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], x.shape[-1], -1)
     y = _native(x.reshape(-1, *x.shape[2:]), kernel, strides[1:], padding[1:])
     return y.reshape(n, -1, *y.shape[1:])
+
+
+def _by_twos(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:
+    """Convolve for two output frames at a time, by a longer kernel with zeros where each does not reach."""
+    ends = (0, strides[0]), (strides[0], 0)
+    both = jnp.concatenate([jnp.pad(kernel, (zeros, *((0, 0),) * 4)) for zeros in ends], axis=-1)
+    y = _by_frames(x, both, (2 * strides[0], *strides[1:]), padding)
+    y = jnp.moveaxis(y.reshape(*y.shape[:-1], 2, -1), 4, 2)
+    return y.reshape(len(y), -1, *y.shape[3:])
 
 
 def _by_pairs(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[int, ...]) -> jax.Array:
