@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 
 from conclugen_jax.extract import backbones, prediction, preparation
 from conclugen_jax.extract.backbones import Backbone, Networks, Options, View
-from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import augmentation, decoding as media, mel
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, Clip
 from conclugen_jax.extract.networks import davenet, resnet, weights
+from conclugen_jax.extract.utterance import Utterance
 from conclugen_jax.extract.vectors import vectors
 from tests import clips
 from tests.test_networks import TOKENIZER, write_text

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conclugen_jax.extract import backbones, clips, faces, preparation
+from conclugen_jax.extract import backbones, faces, preparation
 from conclugen_jax.extract.backbones import Networks
 from conclugen_jax.extract.media import decoding as media
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import mtcnn, weights
+from conclugen_jax.extract.utterance import Utterance
 
 CLIPS = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "clips"
 BOXES = json.loads((Path(__file__).parent / "parity" / "boxes.json").read_text())
@@ -140,7 +141,7 @@ def test_programs_for_many_sizes_are_let_go(params, monkeypatch):
 def prepared(path, **options):
     networks = backbones.load(Networks((), ("tests.own_backbones:pictures", "tests.own_backbones:loudness")))
     how = preparation.recipe(networks, faces=str(mtcnn.WEIGHTS), **options)
-    return preparation.prepare(clips.Utterance("a", "", str(path)), how, 1)
+    return preparation.prepare(Utterance("a", "", str(path)), how, 1)
 
 
 @needs_clips
@@ -189,7 +190,7 @@ def test_faces_do_not_depend_on_what_backbones_look_at(tmp_path, monkeypatch):
 
         backbone = backbones.Backbone("b", "video", 1, prepare, None, rate=rate)
         found = preparation.prepare(
-            clips.Utterance("a", "", str(path)), preparation.recipe([backbone], faces=str(mtcnn.WEIGHTS)), 1
+            Utterance("a", "", str(path)), preparation.recipe([backbone], faces=str(mtcnn.WEIGHTS)), 1
         )
         assert looked[-1] == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27]  # twice a second
         assert [b[0] for b in found.boxes] == pytest.approx([0, 0.5, 1.0, 1.5, 2.0, 2.5], abs=0.05)

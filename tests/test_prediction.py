@@ -12,9 +12,9 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones, prediction, preparation, timeline
 from conclugen_jax.extract.backbones import Backbone, Networks
-from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.networks import mtcnn, weights
 from conclugen_jax.extract.prediction import Prediction
+from conclugen_jax.extract.utterance import Utterance
 from conclugen_jax.extract.vectors import vectors
 from tests import clips
 

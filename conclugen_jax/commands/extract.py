@@ -68,7 +68,7 @@ def _extract() -> None:
     how |= {"data_dir": command.required("data_dir"), "keep": FLAGS.keep_vectors, "recogniser": FLAGS.speech}
     dataset, described = command.required("dataset"), build.request_options(command)
     from conclugen_jax.data import inspection_view
-    from conclugen_jax.extract import clips, extraction, outcome, vectors
+    from conclugen_jax.extract import clips, extraction, outcome, utterance, vectors
     from conclugen_jax.extract.backbones import Networks, Options
     from conclugen_jax.extract.networks import mtcnn
 
@@ -76,7 +76,7 @@ def _extract() -> None:
     how["faces"] = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
     options = command.values("size", "precision", "front_end", "authors_normalisation", "batch_items")
     networks = Networks(tuple(FLAGS.weights), tuple(FLAGS.backbone), Options(**options))
-    request = _request(dataset, clips.MEDIA, described)
+    request = _request(dataset, utterance.MEDIA, described)
     found = clips.find(dataset, request.source, labels=request.labels, cut=FLAGS.cut)
     progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:

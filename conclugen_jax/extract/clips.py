@@ -1,8 +1,6 @@
 """Find clips: in the folders of published corpora as they are unpacked, and in folders of one's own."""
 
-import dataclasses
 import functools
-import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,44 +9,11 @@ from pathlib import Path
 from conclugen_jax.data.cells import Table, number, read_csv
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract.companions import sound_beside, with_words
 from conclugen_jax.extract.media import subtitles
+from conclugen_jax.extract.utterance import MEDIA, PICTURES, Utterance
 
-PICTURES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".flv", ".mpg", ".mpeg", ".m4v", ".wmv")
-PICTURES += (".ts", ".mts", ".m2ts", ".3gp", ".ogv")
-SOUNDS = (".wav", ".mp3", ".m4a", ".flac", ".ogg", ".aac", ".opus", ".wma")
-MEDIA = PICTURES + SOUNDS  # endings of files that count as clips
 MAX_NAME = 240  # bytes of a name at most: a file of vectors has that name and an ending
-
-
-@dataclasses.dataclass(frozen=True)
-class Utterance:
-    """An interval of a clip, from which one example is made."""
-
-    key: str  # its name, unique within its split
-    split: str  # named by its folder; empty if the folder names none
-    path: str  # of the clip
-    start: float = 0.0  # in seconds
-    end: float | None = None  # in seconds; ``None``: the end of the clip
-    text: str | None = None  # what is said, where it is known
-    sound: str = ""  # file of the sound, where it is another than the clip
-    problem: str = ""  # why it cannot be extracted; empty if nothing is known to be wrong
-
-    @property
-    def place(self) -> str:
-        """Name within the data set: ``SPLIT/KEY`` or ``KEY``."""
-        return f"{self.split}/{self.key}" if self.split else self.key
-
-    def stamp(self) -> list:
-        """Return what changes when the example does: times, words, and size and time of its files."""
-        return [self.start, self.end, self.text, self.problem, *map(_stamp, filter(None, (self.path, self.sound)))]
-
-
-def _stamp(path: str) -> list[int]:
-    try:
-        file = os.stat(path)
-    except OSError:  # it cannot be decoded either, which is a failure of its own
-        return []
-    return [file.st_size, file.st_mtime_ns]
 
 
 def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool = False) -> list[Utterance]:
@@ -149,35 +114,6 @@ def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]]) -> li
     if found and not there:
         raise ConclugenError(f"{tables[0].path}: none of its {len(counts)} videos is there, such as {min(counts)!r}")
     return found
-
-
-def sound_beside(path: Path) -> str:
-    """Return the one file of sound that has the name of a file of pictures; empty if there is none, or several."""
-    if path.suffix.lower() not in PICTURES:
-        return ""
-    beside = path.parent.glob(f"{glob.escape(path.stem)}.*")
-    found = [str(p) for p in beside if p.stem == path.stem and p.suffix.lower() in SOUNDS]
-    return found[0] if len(found) == 1 else ""
-
-
-def with_words(
-    u: Utterance, *, cut: bool = False, read: Callable[[Path], list[subtitles.Utterance]] = subtitles.read
-) -> list[Utterance]:
-    """Return an utterance with the words of the subtitles beside its clip, unless its words are known already.
-
-    With ``cut`` each line of subtitles that have times is an utterance. Subtitles that ``read`` refuses become a problem.
-    """
-    path = subtitles.beside(Path(u.path)) if u.text is None else None
-    if path is None:
-        return [u]
-    try:
-        lines = read(path)
-    except ConclugenError as e:
-        return [dataclasses.replace(u, problem=str(e))]
-    if cut and lines and lines[0].end is not None:
-        cues = [(f"{u.key}_{i:04d}", line.start, line.end, line.text) for i, line in enumerate(lines)]
-        return [dataclasses.replace(u, key=key, start=start, end=end, text=text) for key, start, end, text in cues]
-    return [dataclasses.replace(u, text=subtitles.said(lines, u.start, u.end))]
 
 
 def _any(source: Path) -> Iterator[Utterance]:

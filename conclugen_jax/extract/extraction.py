@@ -19,10 +19,10 @@ from conclugen_jax.data.sources import Features
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib, outcome, preparation
 from conclugen_jax.extract.backbones import Networks
-from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.outcome import FAILURES, WORDS, Tally
 from conclugen_jax.extract.preparation import Recipe
 from conclugen_jax.extract.store import KEPT, State, Store, Vectors
+from conclugen_jax.extract.utterance import Utterance
 from conclugen_jax.extract.vectors import Clock, vectors
 from conclugen_jax.system import locks
 

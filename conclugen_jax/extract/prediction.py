@@ -14,10 +14,11 @@ from rich.table import Table
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import embedding
-from conclugen_jax.extract import backbones as backbones_lib, clips, preparation
+from conclugen_jax.extract import backbones as backbones_lib, preparation
 from conclugen_jax.extract.backbones import Backbone, Networks
-from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.extract.companions import sound_beside, with_words
 from conclugen_jax.extract.networks import mtcnn
+from conclugen_jax.extract.utterance import Utterance
 from conclugen_jax.extract.vectors import vectors
 from conclugen_jax.run import workdir as workdir_lib
 
@@ -94,7 +95,7 @@ def predict(
 
 
 def _utterances(file: Path, cut: bool) -> list[Utterance]:
-    return clips.with_words(Utterance(str(file), "", str(file), sound=clips.sound_beside(file)), cut=cut)
+    return with_words(Utterance(str(file), "", str(file), sound=sound_beside(file)), cut=cut)
 
 
 def _same_way(

@@ -14,10 +14,10 @@ import numpy as np
 from conclugen_jax.errors import ConclugenError, place_of
 from conclugen_jax.extract import faces
 from conclugen_jax.extract.backbones import Backbone, Items, Options, View
-from conclugen_jax.extract.clips import Utterance
 from conclugen_jax.extract.media import decoding as media, speech
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import weights
+from conclugen_jax.extract.utterance import Utterance
 from conclugen_jax.system.pool import Died, Pool
 
 NO_FACE = ("drop", "whole", "missing")  # a clip without a face: report a failure, take whole frames, or no pictures

@@ -16,7 +16,7 @@ import numpy as np
 
 from conclugen_jax.data.features import canonical
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.extract.clips import Utterance
+from conclugen_jax.extract.utterance import Utterance
 from conclugen_jax.system import files
 
 RECIPE, KEPT = "recipe.json", "kept"  # how the vectors are made; a mark that they stay after the data set is built
