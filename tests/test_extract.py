@@ -251,17 +251,6 @@ def test_views_of_what_only_other_splits_have(videos, tmp_path):
     assert manifest_lib.read(folder).splits.keys() == {"validation", "test"}
 
 
-def test_subtitles_that_are_damaged_fail_their_clip_alone(videos, tmp_path):
-    source = shutil.copytree(videos, tmp_path / "videos")
-    for name, text in (("train0", "1\n00:00:xx --> 00:00:02,000\nhello\n"), ("train1", ""), ("train3", "1\n")):
-        (source / "train" / f"{name}.txt").unlink(missing_ok=True)
-        (source / "train" / f"{name}.srt").write_text(text)
-    _, tally = extract(source, tmp_path / "data")
-    assert sorted(tally.failures) == ["train/train0", "train/train3"]
-    assert "'00:00:xx --> 00:00:02,000' is no interval" in tally.failures["train/train0"]
-    assert tally.missing["text"] == 2
-
-
 def test_what_cannot_be_is_refused_before_anything_is_done(videos, tmp_path):
     twice = table(
         tmp_path / "labels.csv", [("id", "split", "label"), ("train0", "train", "a"), ("train0", "train", "a")]

@@ -12,6 +12,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones, prediction, preparation, timeline
 from conclugen_jax.extract.backbones import Backbone, Networks
+from conclugen_jax.extract.companions import Companions
 from conclugen_jax.extract.networks import mtcnn, weights
 from conclugen_jax.extract.prediction import Prediction
 from conclugen_jax.extract.utterance import Utterance
@@ -138,10 +139,10 @@ def test_subtitles_cut_a_clip_where_that_is_asked_for(tmp_path):
     path.with_suffix(".srt").write_text(
         "1\n00:00:00,500 --> 00:00:01,000\none\n\n2\n00:00:01,000 --> 00:00:02,500\ntwo\n"
     )
-    cut = prediction._utterances(path, True)
+    cut = prediction._utterances(path, True, Companions())
     assert [(u.start, u.end, u.text) for u in cut] == [(0.5, 1.0, "one"), (1.0, 2.5, "two")]
     assert len({u.place for u in cut}) == 2
-    (whole,) = prediction._utterances(path, False)
+    (whole,) = prediction._utterances(path, False, Companions())
     assert (whole.start, whole.end, whole.text) == (0.0, None, "one two")
 
 
@@ -211,9 +212,9 @@ def test_sound_beside_a_clip_is_its_own(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
     for cut in (False, True):
-        (found,) = prediction._utterances(tmp_path / "a.mp4", cut)
+        (found,) = prediction._utterances(tmp_path / "a.mp4", cut, Companions())
         assert (found.sound, found.text, found.end) == (str(tmp_path / "a.wav"), "hello", 1.0 if cut else None)
-    assert prediction._utterances(tmp_path / "b.mp4", False)[0].sound == ""
+    assert prediction._utterances(tmp_path / "b.mp4", False, Companions())[0].sound == ""
 
 
 def test_vectors_of_one_modality_are_joined_in_the_order_of_their_backbones():

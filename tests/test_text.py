@@ -17,7 +17,7 @@ def test_encodings_that_show_in_the_bytes(encoding):
 
 @pytest.mark.parametrize("text", ["été à Noël", "ÜBER größe", "“NÃO” – 5 €", "¿Qué?"])
 def test_windows_1252_is_read_and_reported(text):
-    remark = "words.srt is not UTF-8 and was read as Windows-1252; save it in UTF-8"
+    remark = "not in UTF-8, so read as Windows-1252: save it in UTF-8 if letters are wrong"
     assert decoded(text.encode("cp1252"), PATH) == (text, remark)
 
 

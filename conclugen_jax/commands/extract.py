@@ -8,7 +8,8 @@ The command writes to DATA_DIR/NAME/VERSION. Repeat it to resume after an interr
 again. docs/extraction.md says which folders, labels and subtitles are understood.
 """
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from conclugen_jax.data import formats
 from conclugen_jax.data.corpora import CORPORA
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import companions
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.system import progress, signals
 
@@ -68,7 +70,7 @@ def _extract() -> None:
     how |= {"data_dir": command.required("data_dir"), "keep": FLAGS.keep_vectors, "recogniser": FLAGS.speech}
     dataset, described = command.required("dataset"), build.request_options(command)
     from conclugen_jax.data import inspection_view
-    from conclugen_jax.extract import clips, extraction, outcome, utterance, vectors
+    from conclugen_jax.extract import clips, extraction, outcome, vectors
     from conclugen_jax.extract.backbones import Networks, Options
     from conclugen_jax.extract.networks import mtcnn
 
@@ -76,7 +78,7 @@ def _extract() -> None:
     how["faces"] = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
     options = command.values("size", "precision", "front_end", "authors_normalisation", "batch_items")
     networks = Networks(tuple(FLAGS.weights), tuple(FLAGS.backbone), Options(**options))
-    request = _request(dataset, utterance.MEDIA, described)
+    request = _request(dataset, described)
     found = clips.find(dataset, request.source, labels=request.labels, cut=FLAGS.cut)
     progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
@@ -85,17 +87,17 @@ def _extract() -> None:
         print(line)
 
 
-def _request(dataset: str, media: Collection[str], described: Mapping[str, Any]) -> Request:
+def _request(dataset: str, described: Mapping[str, Any]) -> Request:
     source, own = Path(command.required("source")), dataset == GENERIC
-    labels = tuple(map(Path, FLAGS.labels)) or _beside(source, media)
+    labels = tuple(map(Path, FLAGS.labels)) or _beside(source)
     if own and FLAGS.label and not labels:
         raise ConclugenError(f"--label={FLAGS.label[0]}: no labels.csv in {source}; name the table with --labels")
     name = command.required("name") if own else FLAGS.name
     return Request(formats.GENERIC if own else dataset, source, name=name, labels=labels, **described)
 
 
-def _beside(source: Path, media: Collection[str]) -> tuple[Path, ...]:
-    """Label files in the folder of the clips; a table of a clip's name holds its words."""
-    tables = sorted(p for p in source.glob("*.csv") if p.is_file())
-    tables = [p for p in tables if not any(p.with_suffix(ending).is_file() for ending in media)]
+def _beside(source: Path) -> tuple[Path, ...]:
+    """Label files in the folder of the clips, without the tables of single clips, which begin with their names."""
+    single = set(itertools.chain.from_iterable(companions.by_clip(source).values()))
+    tables = sorted(p for p in source.glob("*.csv") if p.is_file() and p not in single)
     return tuple([p for p in tables if p.name.lower() == "labels.csv"] or tables)

@@ -31,7 +31,7 @@ def decoded(content: bytes, path: Path) -> tuple[str, str]:
         except UnicodeDecodeError:
             fault = f"not {known} (byte {e.start + 1}), and its encoding is unknown"
             raise ConclugenError(f"{path}: {fault}; save it in UTF-8") from e
-        remark = f"{path} is not UTF-8 and was read as Windows-1252; save it in UTF-8"
+        remark = "not in UTF-8, so read as Windows-1252: save it in UTF-8 if letters are wrong"
     if "\0" in text:
         raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 without its mark does; save it in UTF-8")
     return unicodedata.normalize("NFC", text), remark

@@ -1,6 +1,5 @@
 """Find clips: in the folders of published corpora as they are unpacked, and in folders of one's own."""
 
-import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from conclugen_jax.data.cells import Table, number, read_csv
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.companions import sound_beside, with_words
+from conclugen_jax.extract.companions import NO_WORDS, WRONG_LETTERS, Companions, is_full_name, note
 from conclugen_jax.extract.media import subtitles
 from conclugen_jax.extract.utterance import MEDIA, PICTURES, Utterance
 
@@ -34,10 +33,11 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
     tables = [table for table in map(read_csv, labels) if _interval_columns(table)]
     if tables and cut:
         raise ConclugenError(f"{tables[0].path}: has intervals, and --cut takes those of subtitles; leave one out")
+    beside = Companions()
     if tables:
-        found = _from_tables(tables, _by_name(source))
+        found = _from_tables(tables, _by_name(source), beside)
     else:
-        found = [each for u in LAYOUTS.get(dataset, _any)(source) for each in with_words(u, cut=cut)]
+        found = [each for u in LAYOUTS.get(dataset, _any)(source) for each in beside.with_words(u, cut=cut)]
     if not found:
         raise ConclugenError(f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md")
     loose, others = (next((u for u in found if bool(u.split) is split), None) for split in (False, True))
@@ -86,10 +86,9 @@ def _interval_columns(table: Table) -> tuple[str, str, str] | None:
     return next((columns for columns in kinds if set(columns) <= set(table.columns)), None)
 
 
-def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]]) -> list[Utterance]:
+def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]], beside: Companions) -> list[Utterance]:
     """Return the rows of tables. Without a column ``id`` a row is called VIDEO_NUMBER, as in the label tables of CMU-MOSEI."""
     found, counts, there = [], {}, False
-    read = functools.cache(subtitles.read)  # many rows may be of one clip
     for table in tables:
         video, start, end = _interval_columns(table)
         for where, row in table:
@@ -109,8 +108,8 @@ def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]]) -> li
             if times[0] >= times[1]:
                 raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; correct the row")
             words = " ".join(row["text"].split()) if "text" in table.columns else None
-            u = Utterance(key, "", str(paths[0]), *times, words or None, sound=sound_beside(paths[0]))
-            found += with_words(u, read=read)
+            u = Utterance(key, "", str(paths[0]), *times, words or None, sound=beside.sound(paths[0]))
+            found += beside.with_words(u)
     if found and not there:
         raise ConclugenError(f"{tables[0].path}: none of its {len(counts)} videos is there, such as {min(counts)!r}")
     return found
@@ -120,14 +119,15 @@ def _any(source: Path) -> Iterator[Utterance]:
     """Find any clips: a key is the path within the split without ending, with '_' for '/'. Sound beside pictures is theirs."""
     groups: dict[Path, list[Path]] = {}
     for path in _files(source):
-        groups.setdefault(path.with_suffix(""), []).append(path)
+        name = path.with_suffix("")
+        groups.setdefault(name.with_suffix("") if is_full_name(path) else name, []).append(path)
     for name, paths in groups.items():
         split, *rest = name.relative_to(source).parts
         known = SPLIT_NAMES.get(split.lower(), "") if rest else ""
         key = "_".join(rest if known else (split, *rest))
         seen = [p for p in paths if p.suffix.lower() in PICTURES]
         if len(seen) == 1 and len(paths) == 2:
-            yield Utterance(key, known, str(seen[0]), sound=sound_beside(seen[0]))
+            yield Utterance(key, known, str(seen[0]), sound=str(next(p for p in paths if p != seen[0])))
         else:
             yield from (Utterance(key, known, str(path)) for path in paths)
 
@@ -177,15 +177,22 @@ def _meld_split(name: str) -> str:
 
 def _mosei(source: Path) -> Iterator[Utterance]:
     """Segments ``.../Segmented/Combined/VIDEO_N.mp4``; words in ``.../Transcript/Segmented/Combined/VIDEO.txt``."""
-    words = {}
+    words, unread = {}, {}
     for path in sorted(source.rglob("Transcript/Segmented/Combined/*.txt")):
-        for line in subtitles.read_text(path).splitlines():
-            cells = line.split("___")
+        remarks: list[str] = []
+        try:
+            lines = subtitles.read_text(path, remarks).splitlines()
+        except ConclugenError as e:  # costs the words of one video
+            unread[path.stem] = None, note(NO_WORDS, [str(e)])
+            continue
+        for cells in (line.split("___") for line in lines):
             if len(cells) >= 5:
-                words[f"{cells[0]}_{cells[1]}"] = " ".join(cells[4].split())
+                words[f"{cells[0]}_{cells[1]}"] = " ".join(cells[4].split()), note(WRONG_LETTERS, remarks)
     for path in _files(source, PICTURES):
         if "Full" not in path.parts:
-            yield Utterance(path.stem, "", str(path), text=words.get(path.stem))
+            unknown = unread.get(path.stem.rpartition("_")[0], (None, ()))
+            text, notes = words.get(path.stem, unknown)
+            yield Utterance(path.stem, "", str(path), text=text, notes=notes)
 
 
 def _ravdess(source: Path) -> Iterator[Utterance]:

@@ -153,7 +153,7 @@ class _Extraction:
                 tally.failures[u.place] = state.failure
                 continue
             tally.done += 1
-            tally.notes.update(map(outcome.kind, state.notes))
+            tally.add_notes(state.notes)
             tally.missing.update(self.dims.keys() - set(state.present))
             for modality in state.present:
                 present[modality].append(u)

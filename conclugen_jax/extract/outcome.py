@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,18 @@ class Tally:
     done: int = 0  # number of those with vectors of one modality at least
     failures: dict[str, str] = dataclasses.field(default_factory=dict)  # place -> reason
     notes: Counter = dataclasses.field(default_factory=Counter)  # remark -> number of utterances
+    examples: dict[str, str] = dataclasses.field(default_factory=dict)  # remark -> the first one with its details
     missing: Counter = dataclasses.field(default_factory=Counter)  # modality -> number of utterances without it
     heard: dict[str, str] = dataclasses.field(default_factory=dict)  # place -> words that were recognised
     unknown: list[str] = dataclasses.field(default_factory=list)  # ids in the labels that name no clip
     reused: int = 0  # number of utterances that an earlier try had done
     clock: Clock = dataclasses.field(default_factory=Clock)  # what the extraction waited for
+
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Count the remarks on an utterance."""
+        for note in notes:
+            self.notes[kind(note)] += 1
+            self.examples.setdefault(kind(note), note)
 
     def to_json(self) -> dict[str, Any]:
         """Return what the manifest says of it."""
@@ -87,7 +94,7 @@ def lines(tally: Tally, folder: Path, count: int) -> list[str]:
     for modality in sorted(m for m, n in tally.missing.items() if n == tally.done):
         told.append(f"warning: no utterance has {modality}, so the data set has not{way_out.get(modality, '')}")
     known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already
-    told += [f"{counted(n)}: {note}" for note, n in sorted(tally.notes.items()) if note not in known]
+    told += [f"{counted(n)}: {_detailed(tally, note)}" for note, n in sorted(tally.notes.items()) if note not in known]
     if tally.failures:
         told.append(f"{counted(len(tally.failures))} failed and left out; see {table(folder, FAILURES)}")
     if tally.heard:
@@ -98,6 +105,12 @@ def lines(tally: Tally, folder: Path, count: int) -> list[str]:
         part = seconds / (tally.clock.host + tally.clock.device)
         told.append(f"{counted(tally.done)} extracted{before}; {part:.0%} of the time {what}")
     return told
+
+
+def _detailed(tally: Tally, note: str) -> str:
+    """Return a remark with the details of the first utterance that it is on, if it has any."""
+    _, bracket, details = tally.examples.get(note, "").partition(" (")
+    return f"{note}{bracket}{'such as ' if bracket and tally.notes[note] > 1 else ''}{details}"
 
 
 def counted(n: int) -> str:

@@ -16,7 +16,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import embedding
 from conclugen_jax.extract import backbones as backbones_lib, preparation
 from conclugen_jax.extract.backbones import Backbone, Networks
-from conclugen_jax.extract.companions import sound_beside, with_words
+from conclugen_jax.extract.companions import Companions
 from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.extract.utterance import Utterance
 from conclugen_jax.extract.vectors import vectors
@@ -87,15 +87,16 @@ def predict(
     manifest = workdir_lib.read_data(workdir)
     networks = Networks(tuple(map(str, folders)), tuple(own))
     backbones, how = _same_way(manifest, workdir, network.modalities, networks, recogniser, Path(mtcnn_folder))
-    utterances = [u for file in files for u in _utterances(file, cut)]
+    beside = Companions()
+    utterances = [u for file in files for u in _utterances(file, cut, beside)]
     prepared = preparation.prepared([(u, 1) for u in utterances], how, num_workers)
     found = {each.place: (each, rows) for each, rows in vectors(prepared, backbones)}
     run = embedding.computing(network)
     return [_prediction(u, *found[u.place], network, run, manifest.modalities) for u in utterances]
 
 
-def _utterances(file: Path, cut: bool) -> list[Utterance]:
-    return with_words(Utterance(str(file), "", str(file), sound=sound_beside(file)), cut=cut)
+def _utterances(file: Path, cut: bool, beside: Companions) -> list[Utterance]:
+    return beside.with_words(Utterance(str(file), "", str(file), sound=beside.sound(file)), cut=cut)
 
 
 def _same_way(

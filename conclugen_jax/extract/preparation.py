@@ -179,7 +179,7 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     reads = bool(used - {"video", "audio"})  # a modality of the user's own may need anything
     recognised = reads and bool(how.recogniser) and not utterance.text
     clip = _decoded(utterance, how.rates, bool(used - {"video", "text"}) or recognised)
-    notes, boxes = list(clip.notes), ()
+    notes, boxes = [*utterance.notes, *clip.notes], ()
     end = utterance.end or utterance.start + clip.length
     if clip.length and end - utterance.start > clip.length + LACKING:
         notes.append("the clip ends before the interval does")

@@ -21,6 +21,7 @@ class Utterance:
     text: str | None = None  # what is said, where it is known
     sound: str = ""  # file of the sound, where it is another than the clip
     problem: str = ""  # why it cannot be extracted; empty if nothing is known to be wrong
+    notes: tuple[str, ...] = ()  # remarks for the user
 
     @property
     def place(self) -> str:

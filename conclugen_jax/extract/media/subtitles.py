@@ -1,21 +1,29 @@
-"""Read what is said when: subtitles (.srt, .vtt), tables (.csv) with intervals, and plain text (.txt)."""
+"""Read what is said when: subtitles, transcripts of whisper, tables with intervals, and plain text. Content is checked."""
 
+import contextlib
 import dataclasses
-import html
-import itertools
+import json
 import re
 from pathlib import Path
 
+import msgspec
+
 from conclugen_jax.data.cells import number, read_csv
 from conclugen_jax.data.files import read_whole
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.data.text import decoded
+from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.extract.media import cues
 
 MAX_BYTES = 64 * 2**20  # of a file of subtitles
-SUFFIXES = (".srt", ".vtt", ".csv", ".txt")
+SUFFIXES = (".srt", ".vtt", ".csv", ".tsv", ".json", ".txt")  # the last one has no times
 
-_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
-_CUE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
-_TAG = re.compile(r"<[^<>]{0,100}>|\{\\[^{}]{0,100}\}")
+_NUMBER = r"-?\d+\.\d+"
+_NO_WORDS = (
+    ("lines with times", re.compile(r"\W?(\d{1,2}:\d\d|\d{4}-\d\d-\d\d)")),
+    ("a log", re.compile(r"\W?(DEBUG|INFO|WARN|WARNING|ERROR)\b")),
+    ("a table of numbers", re.compile(rf"(.*[\s,;])?{_NUMBER}[\s,;]+{_NUMBER}([\s,;]|$)|-?\d+(\.\d+)?\t")),
+)
+"""How lines begin that are not words alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,72 +35,108 @@ class Utterance:
     text: str
 
 
-def beside(clip: Path) -> Path | None:
-    """Return the file of subtitles of a clip, which has its name and another ending; ``None`` if there is none."""
-    endings = (ending for suffix in SUFFIXES for ending in (suffix, suffix.upper()))
-    return next((p for p in map(clip.with_suffix, endings) if p.is_file()), None)
+class Segment(msgspec.Struct):
+    """Part of a transcript of whisper and tools like it, with times in seconds."""
+
+    start: float
+    end: float
+    text: str
 
 
-def read(path: Path) -> list[Utterance]:
-    """Return the utterances in a file, by their times; none if nothing is said. A ConclugenError says what cannot be read."""
-    text, suffix = read_text(path), path.suffix.lower()
-    if suffix == ".txt":
-        return [Utterance(0.0, None, " ".join(text.split()))]
+class Transcript(msgspec.Struct):
+    """What whisper and WhisperX write as JSON."""
+
+    segments: list[Segment]
+
+
+def read(path: Path, remarks: list[str] | None = None) -> list[Utterance]:
+    """Return the utterances in a file, by their times; none if nothing is said.
+
+    Args:
+      path: file with one of :data:`SUFFIXES`.
+      remarks: takes what the user must know of the file.
+
+    Raises:
+      ConclugenError: content other than the ending says, or damaged.
+    """
+    text, suffix = read_text(path, remarks), path.suffix.lower()
     if not text.strip():
         return []
-    if suffix != ".csv" and "-->" not in text:
+    if suffix == ".txt" and not any(map(cues.is_interval, text.splitlines())):
+        return [Utterance(0.0, None, _plain(path, text))]
+    if suffix not in (".csv", ".tsv", ".json") and "-->" not in text:
         raise ConclugenError(f"{path}: no utterances; expected 00:00:01,000 --> 00:00:02,500 and such, with text below")
-    found = _table(path) if suffix == ".csv" else _cues(path, text)
+    found = {".csv": _table, ".tsv": _milliseconds, ".json": _transcript}.get(suffix, _cues)(path, text)
     for u in found:
         if not 0 <= u.start < u.end < 1e6:
             raise ConclugenError(f"{path}: {u.text[:40]!r} is from {u.start:g} s to {u.end:g} s; correct its times")
     return sorted((u for u in found if u.text), key=lambda u: u.start)
 
 
-def read_text(path: Path) -> str:
-    """Return a file's text: UTF-8, UTF-16 with its mark, or else Windows-1252; a ConclugenError says why it cannot."""
-    content = read_whole(path, MAX_BYTES)
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return content.decode("utf-16", "replace")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", "replace")
+def read_text(path: Path, remarks: list[str] | None = None) -> str:
+    """Return a file's text; a remark says where its encoding is a guess, a ConclugenError why it cannot be read."""
+    text, remark = decoded(read_whole(path, MAX_BYTES), path)
+    if remark and remarks is not None:
+        remarks.append(f"{path}: {remark}")
+    return text
 
 
 def _cues(path: Path, text: str) -> list[Utterance]:
-    """Read cues: a line of times and the lines below, up to an empty one or to the next times (and their number).
+    return [Utterance(start, end, words) for start, end, words in cues.read(path, text)]
 
-    Times may be damaged in the first two lines of a block; a line further below is one of words unless it is all times.
-    """
+
+def _plain(path: Path, text: str) -> str:
+    """Return the words of a text; of a transcript of LRS2 or LRS3 those in its line ``Text:``."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines[0].startswith("Text:") and any(line.startswith(("Conf:", "WORD START")) for line in lines[1:]):
+        return " ".join(lines[0].removeprefix("Text:").split())
+    if what := _no_words(text, lines):
+        raise ConclugenError(f"{path}: holds {what}, expected words alone; save words with times as .srt or .vtt")
+    return " ".join(text.split())
+
+
+def _no_words(text: str, lines: list[str]) -> str:
+    """Return what a text holds besides words, or instead of them; empty if it may be words alone."""
+    if re.search(r"\d:\d\d\S*\s*-->", text):
+        return _NO_WORDS[0][0]
+    if text.lstrip()[:1] in ("{", "["):
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(text)
+            return "JSON"
+    most = [what for what, begins in _NO_WORDS if 2 * sum(map(bool, map(begins.match, lines))) >= len(lines)]
+    return most[0] if most and len(lines) > 1 else ""
+
+
+def _milliseconds(path: Path, text: str) -> list[Utterance]:
+    """Read start, end and text between tabs, as whisper writes them."""
     found = []
-    for filled, lines in itertools.groupby(text.splitlines(), key=lambda line: bool(line.strip())):
-        cues: list[tuple[re.Match, list[str]]] = []
-        for place, line in enumerate(lines if filled else ()):
-            times = _CUE.fullmatch(line)
-            if place == 0 and line.startswith("NOTE"):
-                break
-            if times is None and "-->" in line and place < 2 and not cues:
-                raise ConclugenError(f"{path}: {line[:80]!r} is no interval; expected 00:00:01,000 --> 00:00:02,500")
-            if times is not None:
-                if cues and cues[-1][1] and cues[-1][1][-1].strip().isdigit():
-                    cues[-1][1].pop()  # the number of this cue
-                cues.append((times, []))
-            elif cues:
-                cues[-1][1].append(line)
-        for times, said in cues:
-            start, end = _seconds(*times.groups()[:4]), _seconds(*times.groups()[4:])
-            words = " ".join(html.unescape(_TAG.sub("", " ".join(said))).split())
-            if words and start != end:
-                found.append(Utterance(start, end, words))
-    return found
+    for i, line in enumerate(text.splitlines()):
+        cells = [cell.strip() for cell in line.split("\t", 2)]
+        if i == 0 and cells != ["start", "end", "text"]:
+            expected = "start, end (milliseconds) and text between tabs, as whisper writes them"
+            raise ConclugenError(f"{path}: its first line is {line[:80]!r}, expected {expected}")
+        if i and line.strip():
+            if len(cells) != 3 or not all(re.fullmatch(r"\d{1,12}", cell) for cell in cells[:2]):
+                raise ConclugenError(
+                    f"{path}, line {i + 1}: {line[:80]!r}, expected milliseconds, milliseconds and words"
+                )
+            found.append(Utterance(int(cells[0]) / 1000, int(cells[1]) / 1000, " ".join(cells[2].split())))
+    return [u for u in found if u.start != u.end]
 
 
-def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str) -> float:
-    return int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction.ljust(3, "0")) / 1000
+def _transcript(path: Path, text: str) -> list[Utterance]:
+    """Read the segments of a transcript. JSON of Python may hold NaN, which msgspec does not read."""
+    try:
+        made = msgspec.convert(json.loads(text), Transcript | list[Segment])
+        segments = made if isinstance(made, list) else made.segments
+        "".join(x.text for x in segments).encode()  # refuses half a character
+    except (ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as e:
+        expected = "segments with start, end (seconds) and text, as whisper writes them"
+        raise ConclugenError(f"{path}: no transcript ({reason(e)[:200]}); expected {expected}") from e
+    return [Utterance(x.start, x.end, " ".join(x.text.split())) for x in segments if x.start != x.end]
 
 
-def _table(path: Path) -> list[Utterance]:
+def _table(path: Path, _text: str) -> list[Utterance]:
     """Read columns ``start``, ``end`` (seconds) and ``text``, whatever their case."""
     table = read_csv(path)
     lowered = [name.lower() for name in table.columns]
