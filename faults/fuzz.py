@@ -175,11 +175,35 @@ def _checkpoint(folder: Path, run: Path, name: str) -> tuple[Path, Callable[[], 
 
 FILES = Path(__file__).parents[1] / "tests" / "parity" / "files"
 SUBTITLES = b"1\n00:00:01,000 --> 00:00:02,000\nhello <i>you</i>\n\n2\n00:00:03,500 --> 00:00:04,000\nand you\n"
+CAPTIONS = b"""WEBVTT
+
+00:00:00.000 --> 00:00:01.500 align:start
+hello<00:00:00.400><c> my</c> friend
+
+00:00:01.500 --> 00:00:01.510
+hello my friend
+
+00:00:01.510 --> 00:00:03.000
+hello my friend
+how<00:00:01.900><c> are</c> &amp; you
+"""
 ALONE: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
     "weights": ("weights.pth", (FILES / "archive.pth").read_bytes(), torch_files.read),
     "old weights": ("weights.pth", (FILES / "old.pth").read_bytes(), torch_files.read),
     "subtitles": ("words.srt", SUBTITLES, subtitles.read),
+    "rolling captions": ("words.vtt", CAPTIONS, subtitles.read),
     "intervals": ("words.csv", b"start,end,text\n0,1.5,hello\n2,3,you\n", subtitles.read),
+    "milliseconds": ("words.tsv", b"start\tend\ttext\n0\t1500\thello\n2000\t3000\tyou\n", subtitles.read),
+    "transcript": (
+        "words.json",
+        b'{"segments": [{"start": 0, "end": 1.5, "text": "hello", "score": NaN}]}',
+        subtitles.read,
+    ),
+    "plain text": (
+        "words.txt",
+        b"Text:  HI YOU\nConf:  5\n\nWORD START END ASDSCORE\nHELLO 0.10 0.50 4.3\n",
+        subtitles.read,
+    ),
 }
 """Kinds that are read alone: name of the file, content, reader."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from conclugen_jax.errors import ConclugenError
 
 FLASH = 0.05  # seconds: nobody speaks in a cue that is as short
+SHOWN = 8  # lines at most that captions keep on the screen
 ADJACENT = 0.1  # seconds at most from one cue to the next in captions that roll
 
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
@@ -110,7 +111,7 @@ def _repeated(before: Cue, cue: Cue) -> int:
     shown = list(filter(None, before.lines))
     if cue.start - before.end > ADJACENT:
         return 0
-    most = min(len(shown), len(cue.lines))
+    most = min(len(shown), len(cue.lines), SHOWN)
     return next((k for k in range(most, 0, -1) if cue.lines[:k] == shown[-k:]), 0)
 
 
