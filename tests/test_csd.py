@@ -187,7 +187,7 @@ def test_a_reader_can_be_sent_to_another_process(features):
 def test_files_that_are_not_hdf5_are_refused(tmp_path, content, read):
     path = tmp_path / "x.csd"
     path.write_bytes(content)
-    with pytest.raises(ConclugenError, match=r"x\.csd: cannot be read \("):
+    with pytest.raises(ConclugenError, match=r"x\.csd: (cannot be read \(|is empty|is text)"):
         read(path)
 
 
@@ -205,7 +205,7 @@ def test_a_truncated_file_is_refused_at_whatever_moment_it_shows(tmp_path):
     for size in range(0, len(whole), 97):
         path = tmp_path / f"{size}.csd"
         path.write_bytes(whole[:size])
-        with pytest.raises(ConclugenError, match="cannot be read"):
+        with pytest.raises(ConclugenError, match=r"cannot be read|is empty"):
             CsdFeatures(path).read(("a", 0.0, 1.0, 0))
 
 

@@ -220,7 +220,12 @@ def test_what_is_no_clip_is_named(tmp_path):
     (tmp_path / "text.mp4").write_text("I am no video, whatever my ending says. " * 50)
     whole = clips.write(tmp_path / "whole.mp4", clips.steady(1.0), codec="mpeg4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])  # without its table at the end
-    reasons = {"empty": "0 bytes", "text": "cannot be decoded", "cut": "cannot be decoded", "none": "no such file"}
+    reasons = {
+        "empty": "0 bytes",
+        "text": r"is text \('I am no video",
+        "cut": "cannot be decoded",
+        "none": "no such file",
+    }
     for name, message in reasons.items():
         with pytest.raises(ConclugenError, match=message) as e:
             media.decode(tmp_path / f"{name}.mp4")

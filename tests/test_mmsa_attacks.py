@@ -122,7 +122,7 @@ FILES = [
     ("protocol 0", "not a pickle of protocol 2 to 5, which begins with the byte 0x80", b"(dp0\n."),
     ("protocol 6", "(ValueError), fetch", b"\x80\x06N."),
     ("no stop", "cut off: 1 bytes are announced and 0 are left", b"\x80\x04}"),
-    ("zip", "not a pickle of protocol 2 to 5, which begins with the byte 0x80", b"PK\x03\x04" + b"\0" * 50),
+    ("zip", "is a zip archive; unpack it and name what is in it", b"PK\x03\x04" + b"\0" * 50),
     ("name without end", "(ValueError), fetch", b"\x80\x02cnumpy"),
     ("long name", "(ValueError), fetch", b"\x80\x02c" + b"n" * 5000 + b"\nx\n."),
     ("next buffer", "holds the operation NEXT_BUFFER", b"\x80\x05\x97."),

@@ -204,7 +204,8 @@ def test_a_compressed_archive_is_refused(tmp_path):
 def test_other_files_are_refused_in_a_sentence(tmp_path):
     for name, content, message in (
         ("empty", b"", "empty file"),
-        ("text", b"no weights here", "not a file that torch.save wrote"),
+        ("text", b"no weights here", r"is text \('no weights here'\), not the file itself"),
+        ("bytes", b"\xff\0", "not a file that torch.save wrote"),
         ("list", None, "holds a list"),
     ):
         path = tmp_path / name

@@ -3,8 +3,10 @@
 import contextlib
 import io
 import os
+import re
 import stat
 import weakref
+import zipfile
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,66 @@ NPY = "write an array of numbers with numpy.save"
 MOST_TEXT = 2**31  # bytes of a file of ids or labels
 MOST_UNPACKED = 200  # times its own size that a packed file may unpack to; arrays of features compress far less
 
+AGAIN = "download or copy it again"
+UNPACK = "unpack it and name what is in it"
+STAND_INS: tuple[tuple[bytes, str, str, tuple[str, ...]], ...] = (
+    (rb"version https://git-lfs\.github\.com/spec/", "a git-lfs pointer, not the file itself", "run git lfs pull", ()),
+    (rb"\S*/annex/objects/", "a git-annex pointer, not the file itself", "run git annex get", ()),
+    (rb"(?i:\s*<(?:!doctype html|html|head|body)\b)", "an HTML page, not the file itself", AGAIN, ()),
+    (rb"\s*<\?xml\b", "an XML document, not the file itself", AGAIN, ()),
+    (
+        rb"(?i:\s*[a-z]\w+://\S+\s*\Z)|\[InternetShortcut\]",
+        "a link, not the file itself",
+        "download what it leads to",
+        (),
+    ),
+    (
+        rb"(?s:PK\x03\x04.{26}(?:\[Content_Types\]|_rels/|docProps/|xl/))|\xd0\xcf\x11\xe0",
+        "a workbook",
+        "save it as csv",
+        (),
+    ),
+    (rb"PK\x03\x04", "a zip archive", UNPACK, (".npz", ".pth", ".pt", ".bin", ".ckpt", ".tar")),
+    (rb"(?s:\x1f\x8b|BZh\d|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|.{257}ustar)", "a packed file", UNPACK, ()),
+    (rb"\x93NUMPY", "an npy file", "give it the ending .npy", (".npy",)),
+    (rb"PAR1", "a Parquet file", "give it the ending .parquet", (".parquet",)),
+    (rb"\x89HDF\r\n", "an HDF5 file", "write plain arrays with numpy.save", (".csd", ".h5", ".hdf5")),
+    (rb"MATLAB \d", "a MATLAB file", "write plain arrays with numpy.save", ()),
+    (rb"\x80[\x02-\x05]", "a pickle", "write plain arrays with numpy.save", (".pkl", ".pickle", ".pth", ".pt", ".bin")),
+)
+"""How a file begins that is in the place of another one, what it is, the way out, the endings for which it is right."""
+
+_STAND_IN = re.compile(b"|".join(b"(%s)" % beginning for beginning, *_ in STAND_INS))
+_TEXTS = (".csv", ".tsv", ".txt", ".srt", ".vtt", ".arff", ".yaml", ".yml", ".json", ".pkl", ".pickle")  # or may be
+
+
+def stand_in(path: Path | str, begin: bytes | None = None) -> str:
+    """Return what is in the place of a file that cannot be read, and the way out; nothing if it may be that file.
+
+    Args:
+      path: the file, which may be missing.
+      begin: its first 512 bytes, which are read if they are not given.
+    """
+    try:
+        if begin is None and os.path.isfile(path):
+            with open(path, "rb") as file:
+                begin = file.read(512)
+        elif begin is None:
+            begin = b"/annex/objects/" if "annex/objects/" in os.readlink(path) else b"\0"
+    except OSError:
+        return ""
+    suffix = os.path.splitext(path)[1].lower()
+    if match := _STAND_IN.match(begin):
+        _, what, way_out, right = STAND_INS[match.lastindex - 1]
+        return "" if suffix in right else f"is {what}; {way_out}"
+    if not begin:
+        return f"is empty (0 bytes); {AGAIN}"
+    with contextlib.suppress(UnicodeDecodeError):
+        line = begin.decode().strip().partition("\n")[0].strip()
+        if line.isprintable() and suffix not in _TEXTS:
+            return f"is text ({line[:60]!r}), not the file itself; {AGAIN}"
+    return ""
+
 
 @contextlib.contextmanager
 def readable(
@@ -31,7 +93,7 @@ def readable(
         raise
     except (OSError, other) as e:
         why = (getattr(e, "strerror", None) or reason(e)).splitlines()[0][:200]  # HDF5's may have several lines
-        raise ConclugenError(f"{path}: cannot be read ({why}); {way_out}") from e
+        raise ConclugenError(f"{path}: {stand_in(path) or f'cannot be read ({why}); {way_out}'}") from e
 
 
 def entries(folder: Path) -> list[Path]:
@@ -55,7 +117,10 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
         if size > most:
             found = f"{size / 2**30:.1f} GiB, expected at most {most / 2**30:g} GiB in a file of its kind"
             raise ConclugenError(f"{path}: {found}; split it up")
-        return file.read()
+        content = file.read()
+    if content and (found := stand_in(path, content[:512])):
+        raise ConclugenError(f"{path}: {found}")
+    return content
 
 
 def read_npy(path: Path) -> np.ndarray | None:
@@ -134,6 +199,14 @@ def read_ids(path: Path) -> list[str]:
     return lines
 
 
+def check_unpacked(archive: zipfile.ZipFile, raw: BinaryIO) -> None:
+    """Refuse, by a ValueError, an archive that would unpack to far more than its size."""
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > MOST_UNPACKED * max(os.fstat(raw.fileno()).st_size, 2**20):
+        size = f"{unpacked / 2**30:.1f} GiB"
+        raise ValueError(f"it would unpack to {size}, more than {MOST_UNPACKED} times its size")
+
+
 def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, np.ndarray]:
     """Return the arrays of an npz file, all or those with some names; nothing in it is executed."""
     with (
@@ -141,10 +214,7 @@ def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, n
         readable(path, "write plain arrays with numpy.savez", other=Exception),  # damage ends in many kinds
         np.lib.npyio.NpzFile(raw, allow_pickle=False) as file,
     ):
-        unpacked = sum(member.file_size for member in file.zip.infolist())
-        if unpacked > MOST_UNPACKED * max(os.fstat(raw.fileno()).st_size, 2**20):
-            size = f"{unpacked / 2**30:.1f} GiB"
-            raise ValueError(f"it would unpack to {size}, more than {MOST_UNPACKED} times its size")
+        check_unpacked(file.zip, raw)
         arrays = {}
         for name, count in Counter(file.files).items():
             if count > 1:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet, types
 
 from conclugen_jax.data.features import RowFeatures, pool
-from conclugen_jax.data.files import MOST_UNPACKED, as_text, open_regular
+from conclugen_jax.data.files import MOST_UNPACKED, as_text, open_regular, stand_in
 from conclugen_jax.errors import ConclugenError, reason
 
 BATCH_BYTES = 2**26  # of a column that are decoded at a time
@@ -59,7 +59,7 @@ def _check_footer(path: Path, *_version: int) -> None:
 
 
 def _unreadable(path: Path, why: str) -> ConclugenError:
-    return ConclugenError(f"{path}: cannot be read as a Parquet file ({why}); write it again")
+    return ConclugenError(f"{path}: {stand_in(path) or f'cannot be read as a Parquet file ({why}); write it again'}")
 
 
 @contextlib.contextmanager

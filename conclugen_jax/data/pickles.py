@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from conclugen_jax.data.files import open_regular, readable
+from conclugen_jax.data.files import open_regular, readable, stand_in
 from conclugen_jax.errors import ConclugenError
 
 MAX_READS = 30_000_000
@@ -75,7 +75,8 @@ def read(path: Path) -> tuple[Any, memoryview]:
     """
     content = map_file(path)
     if content[0] != 0x80:
-        raise ConclugenError(f"{path}: not a pickle of protocol 2 to 5, which begins with the byte 0x80")
+        why = stand_in(path) or "not a pickle of protocol 2 to 5, which begins with the byte 0x80"
+        raise ConclugenError(f"{path}: {why}")
     return interpret(Unpickler(Content(content)), path), content
 
 

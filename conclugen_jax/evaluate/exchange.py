@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 
 from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.files import stand_in
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import weights
 from conclugen_jax.run import checkpoint, config as config_lib, workdir as workdir_lib
@@ -193,6 +194,8 @@ def _variables(path: Path, hashes: Hashes, template: Mapping[str, Any]) -> dict[
         digest = files.sha256(path)
     except OSError as e:
         raise ConclugenError(f"{path}: cannot be read ({e.strerror}); {AGAIN}") from e
+    if digest != hashes.weights and (found := stand_in(path)):
+        raise ConclugenError(f"{path}: {found}")
     check(digest == hashes.weights, f"not the file whose SHA-256 {EXPORT} has")
     try:
         found = safetensors.load_file(path)

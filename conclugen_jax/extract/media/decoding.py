@@ -11,6 +11,7 @@ from typing import Any
 import av  # its level of logging stays: with one set, FFmpeg's threads wait for Python's lock while Python waits for them
 import numpy as np
 
+from conclugen_jax.data.files import stand_in
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import clip as clip_lib
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, SILENCE, Clip, Sampler
@@ -49,6 +50,8 @@ def decode(
     path = Path(path)
     if not path.is_file() or not path.stat().st_size:
         raise ConclugenError(f"{path}: {'empty (0 bytes)' if path.is_file() else 'no such file'}; fetch it again")
+    if found := stand_in(path):  # FFmpeg takes some text for sound
+        raise ConclugenError(f"{path}: {found}")
     until = math.inf if end is None else end
     if not 0 <= start < until or end == math.inf:
         raise ConclugenError(f"{path}: no interval from {start} s to {end} s")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conclugen_jax.data import pickles
+from conclugen_jax.data.files import stand_in
 from conclugen_jax.data.pickles import Name, Refused, Unpickler
 from conclugen_jax.errors import ConclugenError
 
@@ -146,6 +147,8 @@ def _read_archive(path: Path, content: memoryview) -> Any:
 def _read_old(path: Path, content: memoryview) -> Any:
     """Read the layout before PyTorch 1.6: pickles in a row, then the storages in the order of the last of them."""
     if MAGIC.to_bytes(10, "little") not in bytes(content[:32]):
+        if found := stand_in(path):
+            raise ConclugenError(f"{path}: {found}")
         raise Refused("not a file that torch.save wrote")
 
     def storage(key: str, size: int) -> bytearray:

@@ -14,6 +14,7 @@ from flax import traverse_util
 from safetensors import numpy as safetensors
 
 from conclugen_jax.data import pickles
+from conclugen_jax.data.files import stand_in
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.networks import conversion, davenet, resnet, text_encoder, torch_files
 from conclugen_jax.system import files
@@ -126,7 +127,8 @@ def load(folder: str | Path) -> Weights:
     folder = Path(folder)
     facts, path = files.read_json(folder / FACTS, _Facts, way_out=AGAIN), folder / WEIGHTS
     if not path.is_file() or files.sha256(path) != facts.weights_sha256:
-        raise ConclugenError(f"{path}: missing, or not the file whose SHA-256 {FACTS} has; {AGAIN}")
+        why = stand_in(path) or f"missing, or not the file whose SHA-256 {FACTS} has; {AGAIN}"
+        raise ConclugenError(f"{path}: {why}")
     params = traverse_util.unflatten_dict(_read(path), sep="/")
     return Weights(facts.network, facts.options, params, facts.weights_sha256, facts.source, folder)
 
@@ -138,4 +140,5 @@ def _read(path: Path) -> Mapping[Any, Any]:
     try:
         return safetensors.load_file(path)
     except Exception as e:  # the library names only one of the kinds that it raises
-        raise ConclugenError(f"{path}: not a safetensors file that can be read ({type(e).__name__}: {e})") from e
+        why = stand_in(path) or f"not a safetensors file that can be read ({type(e).__name__}: {e})"
+        raise ConclugenError(f"{path}: {why}") from e
