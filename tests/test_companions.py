@@ -173,6 +173,18 @@ def test_an_encoding_that_is_a_guess_is_reported(tmp_path):
     assert "other.txt: not UTF-8 (byte 25), and its encoding is unknown; save it in UTF-8" in other.notes[0]
 
 
+def test_words_without_times_are_reported_where_times_are_asked_for(tmp_path):
+    (whole,), _ = beside(tmp_path, {"talk.txt": TXT})
+    (cut,) = Companions().with_words(Utterance("talk", "", whole.path), cut=True)
+    assert (cut.text, cut.end, cut.notes) == (
+        SAID,
+        None,
+        ("the clip is not cut, as no words with times are beside it",),
+    )
+    (part,) = Companions().with_words(Utterance("talk", "", whole.path, start=0, end=1))
+    assert (part.text, part.notes) == (None, ("the interval has no words, as those beside the clip have no times",))
+
+
 def test_files_that_cannot_be_opened(tmp_path):
     (tmp_path / "talk.srt").symlink_to(tmp_path / "gone")
     (tmp_path / "talk.vtt").mkdir()

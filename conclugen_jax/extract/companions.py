@@ -37,8 +37,13 @@ class Companions:
         if u.text is not None:
             return [u]
         lines, notes = self._words(Path(u.path))
+        timed = bool(lines) and lines[0].end is not None
+        if cut and not timed:
+            notes += ("the clip is not cut, as no words with times are beside it",)
+        elif lines and not timed and u.end is not None:
+            notes += ("the interval has no words, as those beside the clip have no times",)
         u = dataclasses.replace(u, notes=(*u.notes, *notes))
-        if cut and lines and lines[0].end is not None:
+        if cut and timed:
             said = [(f"{u.key}_{i:04d}", line.start, line.end, line.text) for i, line in enumerate(lines)]
             return [dataclasses.replace(u, key=key, start=start, end=end, text=text) for key, start, end, text in said]
         return [dataclasses.replace(u, text=subtitles.said(lines, u.start, u.end))]
