@@ -173,6 +173,30 @@ def test_an_encoding_that_is_a_guess_is_reported(tmp_path):
     assert "other.txt: not UTF-8 (byte 25), and its encoding is unknown; save it in UTF-8" in other.notes[0]
 
 
+@pytest.mark.parametrize("ending", CONTENT)
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (POINTER, "is a git-lfs pointer, not the file itself; run git lfs pull"),
+        (
+            "<!DOCTYPE html>\n<html><body>Sign in</body></html>\n",
+            "is an HTML page, not the file itself; download or copy it",
+        ),
+        ("https://example.org/talk.srt\n", "is a link, not the file itself; download what it leads to"),
+        (
+            "../.git/annex/objects/x/SHA256E-s12--00.srt",
+            "is a git-annex pointer, not the file itself; run git annex get",
+        ),
+        ("<?xml version='1.0'?><tt><p>hello</p></tt>", "is an XML document, not the file itself; download or copy it"),
+        (b"PK\3\4" + bytes(26) + b"a.srt", "is a zip archive; unpack it and name what is in it"),
+    ],
+)
+def test_what_is_in_the_place_of_words_is_named(tmp_path, ending, content, what):
+    (u,), (note,) = beside(tmp_path, {f"talk{ending}": content})
+    assert u.text is None
+    assert note.startswith(f"a file beside the clip gives no words (talk{ending}: {what}")
+
+
 def test_words_without_times_are_reported_where_times_are_asked_for(tmp_path):
     (whole,), _ = beside(tmp_path, {"talk.txt": TXT})
     (cut,) = Companions().with_words(Utterance("talk", "", whole.path), cut=True)
