@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,18 @@ def column_name(text: str) -> str:
 
 
 def read_csv(path: Path) -> Table:
-    """Read a csv file in UTF-8 or, if it is not UTF-8, in Windows-1252. Blank lines are skipped, bad ones refused."""
-    content, encoding = read_whole(path, MOST_TEXT), "utf-8-sig"
+    """Read a csv file in UTF-8 or, if it is not UTF-8, in Windows-1252. Blank lines are skipped, bad ones refused.
+
+    Accents that stand apart from their letters, as macOS writes them, are composed with them.
+    """
+    content = read_whole(path, MOST_TEXT)
     if b"\0" in content:
         raise ConclugenError(f"{path}: holds zero bytes, as UTF-16 does; save it as csv in UTF-8")
     try:
-        content.decode(encoding)
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        encoding = "cp1252"
-    reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace", newline=""), strict=True)
+        text = content.decode("cp1252", errors="replace")
+    reader = csv.reader(io.StringIO(unicodedata.normalize("NFC", text), newline=""), strict=True)
     rows, where = [], []
     try:
         names = list(map(column_name, next(filter(None, reader), [])))

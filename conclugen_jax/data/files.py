@@ -5,6 +5,7 @@ import io
 import os
 import re
 import stat
+import unicodedata
 import weakref
 import zipfile
 from collections import Counter
@@ -193,7 +194,8 @@ class NpyMatrix:
 def read_ids(path: Path) -> list[str]:
     """Return the lines of a text file, without spaces around them and without empty lines at the end."""
     with readable(path, "expected UTF-8 text with one id a line", other=UnicodeDecodeError):
-        lines = [line.strip() for line in read_whole(path, MOST_TEXT).decode("utf-8-sig").rstrip().splitlines()]
+        text = unicodedata.normalize("NFC", read_whole(path, MOST_TEXT).decode("utf-8-sig"))
+    lines = [line.strip() for line in text.rstrip().splitlines()]
     if "" in lines:
         raise ConclugenError(f"{path}, line {lines.index('') + 1}: empty; each row needs an id of its own")
     return lines
@@ -227,13 +229,13 @@ def npz_arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, n
 
 
 def as_text(values: Iterable[Any], where: str) -> list[str]:
-    """Return the values of a column as text that UTF-8 can write, "" for None."""
+    """Return the values of a column as text that UTF-8 can write, with composed accents, "" for None."""
     texts: list[str] = []
     try:
         for value in values:
             text = value.decode() if isinstance(value, bytes) else "" if value is None else str(value)
             text.encode()
-            texts.append(text)
+            texts.append(unicodedata.normalize("NFC", text))
     except (ValueError, SystemError) as e:  # UnicodeError; NumPy's own for what is no character at all
         raise ConclugenError(f"{where}, row {len(texts)}: no Unicode text ({e}); write the column as UTF-8") from e
     return texts

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -114,8 +115,9 @@ class Features(Protocol):
 
 
 def name_hash(text: str) -> int:
-    """Return 64 bits of a hash of a name, 0 for an empty one."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") if text else 0
+    """Return 64 bits of a hash of a name, whose accents may be composed or apart; 0 for an empty one."""
+    content = unicodedata.normalize("NFC", text).encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") if text else 0
 
 
 def split_name(text: str, where: str) -> str:
