@@ -187,7 +187,7 @@ def test_accents_apart_or_composed_are_the_same_id(tmp_path):
         matrices(source, "matrix", ids=[stored])
         (source / "labels.csv").write_text(f"id,label\n{label},1\n", encoding="utf-8")
         dataset, found = build(Request("features", source, name="t"), tmp_path / label / "data")
-        assert set(found["train"][label][0]) == {"folder", "matrix"}
+        assert set(found["train"][composed][0]) == {"folder", "matrix"}
         assert dataset.manifest.source["unused"] == {}
     matrices(tmp_path / "twice", "x", ids=[composed, apart])
     refused("id .* appears twice", tmp_path / "twice")

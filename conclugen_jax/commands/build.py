@@ -31,8 +31,8 @@ command.multi_string("modality", [], "NAME=PATH: features of a modality, besides
 command.list("modalities", [], "Names of the modalities to build; default: all")
 command.list("labels", [], "Files of labels, instead of labels.csv in the source")
 command.list("label", [], "Data of your own: column of the label, or one column of 0 and 1 per label")
-KINDS = ["", "single", "multi", "value"]
-command.enum("label_kind", "", KINDS, "Data of your own: kind of the label; default: guess it")
+KINDS = ["", "single", "multi", "value", "none"]
+command.enum("label_kind", "", KINDS, "Data of your own: kind of the label, none for no label; default: guess it")
 command.list("classes", [], "Data of your own: names of the classes in order; default: those found, sorted")
 command.list("targets", [], "Data of your own: columns of further things to predict")
 command.string("pool", "mean", "How frames or tokens become one vector: mean, max, last")
@@ -72,6 +72,8 @@ def _refuse_ignored() -> None:
     if FLAGS.dataset == "digits" and given:
         raise ConclugenError(f"--{given[0]} is for features in files; the digits are as they are, leave it out")
     kind = FLAGS.label_kind
+    if kind == "none" and (FLAGS.label or FLAGS.classes):
+        raise ConclugenError("--label_kind=none is for no label, and --label or --classes describes one; leave it out")
     if len(FLAGS.label) > 1 and kind not in ("", "multi"):
         fact = f"--label_kind={kind} is for one column, --label names {len(FLAGS.label)}"
         raise ConclugenError(f"{fact}; name one, or multi")

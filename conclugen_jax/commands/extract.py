@@ -16,7 +16,7 @@ from typing import Any
 from conclugen_jax.commands import app, build
 from conclugen_jax.data import formats
 from conclugen_jax.data.corpora import CORPORA
-from conclugen_jax.data.requests import Request
+from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import companions
 from conclugen_jax.extract.media import augmentation, mel
@@ -70,7 +70,7 @@ def _extract() -> None:
     how |= {"data_dir": command.required("data_dir"), "keep": FLAGS.keep_vectors, "recogniser": FLAGS.speech}
     dataset, described = command.required("dataset"), build.request_options(command)
     from conclugen_jax.data import inspection_view
-    from conclugen_jax.extract import clips, extraction, outcome, vectors
+    from conclugen_jax.extract import clips, extraction, listings, outcome, vectors
     from conclugen_jax.extract.backbones import Networks, Options
     from conclugen_jax.extract.networks import mtcnn
 
@@ -78,19 +78,24 @@ def _extract() -> None:
     how["faces"] = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
     options = command.values("size", "precision", "front_end", "authors_normalisation", "batch_items")
     networks = Networks(tuple(FLAGS.weights), tuple(FLAGS.backbone), Options(**options))
-    request = _request(dataset, described)
-    found = clips.find(dataset, request.source, labels=request.labels, cut=FLAGS.cut)
+    own = dataset == GENERIC and not FLAGS.labels
+    known = listings.metadata(Path(command.required("source"))) if own else None
+    request = _request(dataset, described, known)
+    listing = known.table if known else None
+    found = clips.find(dataset, request.source, labels=request.labels, listing=listing, cut=FLAGS.cut)
+    if own and known is None and not request.labels:
+        request, known = listings.classes(request, found)
     progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
-        folder, tally = extraction.extract(request, found, networks, progress=counter, **how)
+        folder, tally = extraction.extract(request, found, networks, known=known, progress=counter, **how)
     for line in (*inspection_view.describe(folder, with_dropped=False), *outcome.lines(tally, folder, len(found))):
         print(line)
 
 
-def _request(dataset: str, described: Mapping[str, Any]) -> Request:
+def _request(dataset: str, described: Mapping[str, Any], known: Found | None) -> Request:
     source, own = Path(command.required("source")), dataset == GENERIC
-    labels = tuple(map(Path, FLAGS.labels)) or _beside(source)
-    if own and FLAGS.label and not labels:
+    labels = () if known else tuple(map(Path, FLAGS.labels)) or _beside(source)
+    if own and FLAGS.label and not labels and not known:
         raise ConclugenError(f"--label={FLAGS.label[0]}: no labels.csv in {source}; name the table with --labels")
     name = command.required("name") if own else FLAGS.name
     return Request(formats.GENERIC if own else dataset, source, name=name, labels=labels, **described)

@@ -63,8 +63,8 @@ class Table:
 
 
 def column_name(text: str) -> str:
-    """Return a column's name without spaces around it; names with a fixed meaning in lower case."""
-    name = text.strip()
+    """Return a column's name without spaces around it and with composed accents; names with a fixed meaning in lower case."""
+    name = unicodedata.normalize("NFC", text.strip())
     return name.lower() if name.lower() in ("id", "split", "group", "label") else name
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data.files import NpyMatrix, as_text, npz_arrays, read_ids, read_npy, readable
+from conclugen_jax.data.files import NpyMatrix, as_text, npz_arrays, read_ids, read_npy, readable, spelled
 from conclugen_jax.data.sources import SPLIT_NAMES, Features, name_hash
 from conclugen_jax.errors import ConclugenError
 
@@ -172,7 +172,12 @@ class FolderFeatures:
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
         """Return paths; only :meth:`read` looks whether there is a file."""
         folder = self.splits.get(split, self.splits.get(""))
-        return [None if folder is None else _path(folder, key) for key in keys]
+        if folder is None:
+            return [None] * len(keys)
+        odd = {} if all(map(str.isascii, keys)) else _other_spellings(folder)
+        return [
+            odd.get(canonical(key)) or path for key, path in zip(keys, (_path(folder, k) for k in keys), strict=True)
+        ]
 
     def read(self, place: str | Path) -> np.ndarray | None:
         """Return the vector [dim] of a file, None if there is no such file."""
@@ -189,14 +194,19 @@ class FolderFeatures:
 
 
 def _path(folder: Path, key: str) -> str:
-    """Return the path of a clip's file; some systems write the letters of a name and their accents apart."""
+    """Return the path of a clip's file."""
     if "/" in key or "\\" in key or "\0" in key or key in (".", ".."):
         raise ConclugenError(f"{folder}: {key!r} is no name of a file; ids name files without folder and ending")
-    path = f"{folder}{os.sep}{key}.npy"
-    if key.isascii() or os.path.lexists(path):
-        return path
-    forms = (f"{folder}{os.sep}{unicodedata.normalize(form, key)}.npy" for form in ("NFC", "NFD"))
-    return next(filter(os.path.lexists, forms), path)
+    return f"{folder}{os.sep}{key}.npy"
+
+
+def _other_spellings(folder: Path) -> dict[str, str]:
+    """Return id -> path of the files whose names are not ASCII; some systems write letters and their accents apart."""
+    found: dict[str, str] = {}
+    for path in sorted(path for path in _scan(folder)[0] if not os.path.basename(path).isascii()):
+        if (other := found.setdefault(canonical(os.path.basename(path)[:-4]), path)) != path:
+            raise ConclugenError(f"{path!a}: the same name as {other!a}, with accents composed otherwise; remove one")
+    return found
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
@@ -253,7 +263,7 @@ class ListedFeatures:
         return {}  # the table lists paths
 
     def files(self) -> Iterable[str]:
-        return (f"{self.root}{os.sep}{path}" for path in self._paths)
+        return (str(spelled(self.root / path)) for path in self._paths)
 
     def locate(self, split: str, keys: Sequence[tuple[str, ...]]) -> Sequence[str | None]:
         """Return relative paths; an empty cell is an absent modality."""
@@ -261,7 +271,7 @@ class ListedFeatures:
 
     def read(self, place: str) -> np.ndarray | None:
         """Return the vector [dim] of a file, which must exist since the table lists it."""
-        x = read_npy(self.root / place)
+        x = read_npy(spelled(self.root / place))
         if x is None:
             raise ConclugenError(f"{self.root / place}: no such file, but metadata.csv lists it; leave its cell empty")
         return pool(x, self.how, str(self.root / place))

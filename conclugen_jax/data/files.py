@@ -103,6 +103,18 @@ def entries(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
+def spelled(path: Path) -> Path:
+    """Return a path as the disk spells it, where accents may stand apart from their letters; itself where there is none."""
+    if str(path).isascii() or os.path.lexists(path):
+        return path
+    for form in ("NFC", "NFD"):  # before folders are listed, which may hold many files
+        if os.path.lexists(other := unicodedata.normalize(form, str(path))):
+            return Path(other)
+    parent, name = spelled(path.parent), unicodedata.normalize("NFC", path.name)
+    inside = os.listdir(parent) if parent.is_dir() else []
+    return parent / next((each for each in inside if unicodedata.normalize("NFC", each) == name), path.name)
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file; a pipe may wait for ever, and a device has no end."""
     with readable(path):

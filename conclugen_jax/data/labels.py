@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from conclugen_jax.data import row_splits
 from conclugen_jax.data.cells import Table, as_number, column_name, number, read_csv, stack
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.importers import csd
 from conclugen_jax.data.requests import Found, Layout, Request
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, Features, LabelSpec, by_split, split_name
+from conclugen_jax.data.sources import Annotations, Features, LabelSpec, by_split, split_name
 from conclugen_jax.errors import ConclugenError
 
 
@@ -37,24 +37,17 @@ def annotate(request: Request, found: Found) -> Found:
             columns = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
             facts = {**found.facts, "rows_outside_folds": outside}
             return dataclasses.replace(found, columns=columns, label_files=files, facts=facts)
-        if "split" not in tables[0].columns:
-            tables = [_with_split(table, "train" if corpus is None else "") for table in tables]
-        found = dataclasses.replace(found, label_files=files, table=stack(tables))
+        tables, found = list(map(row_splits.by_file_name, tables)), dataclasses.replace(found, label_files=files)
+    else:
+        tables = [found.table]
+    default = "train" if corpus is None and "split" not in tables[0].columns else ""
+    if corpus is None or not corpus.names_repeat:
+        tables = row_splits.settled(tables, found.features, default)
+    found = dataclasses.replace(found, table=stack(tables))
     if corpus is not None:
         return dataclasses.replace(found, columns=_of_corpus(corpus, found.table))
     columns, label, targets = _of_user(request.layout, found.table)
     return dataclasses.replace(found, columns=columns, label=label, targets=targets)
-
-
-def _with_split(table: Table, default: str) -> Table:
-    """Add a column ``split`` to a table without one: what the file's name says, else the default, if there is one."""
-    words = re.split(r"[^a-z]+", table.path.stem.lower())
-    splits = sorted({SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}) or [default]
-    if "split" in table.columns or splits == [""]:
-        return table
-    if len(splits) > 1:
-        raise ConclugenError(f"{table.path}: its name says {' and '.join(splits)}; add a column 'split'")
-    return table.having(split=splits * len(table))
 
 
 def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, Annotations]:
@@ -63,13 +56,7 @@ def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, 
     way_out = "add a labels.csv with columns id, split, group and labels"
     if corpus is not None and corpus.named is None:
         raise ConclugenError(f"{where}: no labels; {way_out}")
-    names: dict[str, set[str]] = {}
-    for each in features.values():
-        for split, keys in each.names().items():
-            for key in keys:
-                within, _, rest = key.partition("/")
-                known = not split and rest and within in SPLIT_NAMES
-                names.setdefault(within if known else split, set()).add(rest if known else key)
+    names = row_splits.names_by_split(features)
     if "" in names and len(names) > 1:
         some = "some features lie in split folders or have ids such as train/ID, and some do not"
         raise ConclugenError(f"{where}: {some}; {way_out}")
@@ -96,6 +83,7 @@ def _of_user(layout: Layout, table: Table) -> tuple[dict[str, Annotations], Labe
     if not len(table):
         raise ConclugenError(f"{table.path}: no rows below the header")
     names = tuple(map(column_name, layout.label)) or (("label",) if "label" in table.columns else ())
+    names = () if layout.kind == "none" else names
     further = tuple(map(column_name, layout.targets))
     table.require("id", *names, *further)
     label, values = _guessed(table, names, layout.kind, layout.classes)

@@ -113,13 +113,33 @@ def _with_labels(request: Request, found: Found, file: Path, columns: Mapping[st
 
 
 def open_metadata(request: Request) -> Found:
-    """Open ``metadata.csv`` beside the files it lists, in the source or in a folder for each split.
+    """Open ``metadata.csv`` beside the files it lists, in the source or in a folder for each split."""
+    folders = metadata_folders(request.source, entries(request.source))
+    table, modalities, files = read_metadata(request.source, folders, name=lambda parts: parts[-1])
+    openers = {
+        m: functools.partial(ListedFeatures, request.source, i, [key[i] for key in table.keys], how=request.pool)
+        for i, m in enumerate(modalities)
+    }
+    return Found(openers, table=table, label_files=files)
+
+
+def metadata_folders(source: Path, inside: Iterable[Path]) -> list[Path]:
+    """Return which of a folder and those inside hold a ``metadata.csv``."""
+    return [folder for folder in (source, *inside) if (folder / "metadata.csv").is_file()]
+
+
+def read_metadata(
+    source: Path, folders: Sequence[Path], *, name: Callable[[Sequence[str]], str]
+) -> tuple[Table, list[str], list[Path]]:
+    """Read ``metadata.csv`` in the source or in folders of splits.
 
     Columns: ``MODALITY_file_name`` for each modality, or ``file_name`` for one called ``features``; ``id`` (else the
-    file's name without ending); labels, ``group`` and ``split`` as in every table.
+    ``name`` made of the parts of the file's path, without ending and without folders of splits); labels, ``group`` and
+    ``split`` as in every table. Where files lie in folders of splits these say the split.
+
+    Returns:
+      The rows, with paths relative to the source as keys, one for each modality; the modalities; the files read.
     """
-    source = request.source
-    folders = [p for p in (source, *entries(source)) if (p / "metadata.csv").is_file()]
     unknown = [p.name for p in folders if p != source and p.name.lower() not in SPLIT_NAMES]
     if not folders or unknown or (source in folders and len(folders) > 1):
         fault = f"; {unknown[0]} is none of these" if unknown else ""
@@ -130,21 +150,17 @@ def open_metadata(request: Request) -> Found:
         raise ConclugenError(f"{labels}: is next to metadata.csv, which holds the labels; move it, or --format=table")
     files = [read_csv(folder / "metadata.csv") for folder in folders]
     listings = [[c for c in t.columns if c == "file_name" or c.endswith("_file_name")] for t in files]
-    modalities = [name.removesuffix("file_name").removesuffix("_") or "features" for name in listings[0]]
+    modalities = [column.removesuffix("file_name").removesuffix("_") or "features" for column in listings[0]]
     for table, listing in zip(files, listings, strict=True):
         if listing != listings[0] or len(set(modalities)) < max(1, len(listing)):
             expected = "expected columns MODALITY_file_name, or file_name alone, and the same in each split"
             raise ConclugenError(f"{table.path}: {', '.join(table.columns)}; {expected}")
     parts = zip(files, folders, strict=True)
-    table = stack([_listing(part, listings[0], "" if p == source else p.name) for part, p in parts])
-    openers = {
-        m: functools.partial(ListedFeatures, source, i, [key[i] for key in table.keys], how=request.pool)
-        for i, m in enumerate(modalities)
-    }
-    return Found(openers, table=table, label_files=[t.path for t in files])
+    table = stack([_listing(part, listings[0], "" if p == source else p.name, name) for part, p in parts])
+    return table, modalities, [t.path for t in files]
 
 
-def _listing(table: Table, listing: Sequence[str], folder: str) -> Table:
+def _listing(table: Table, listing: Sequence[str], folder: str, name: Callable[[Sequence[str]], str]) -> Table:
     """Return a table whose keys are paths relative to the source, with the columns ``id`` and ``split`` filled in."""
     keys, ids, splits = [], [], []
     for where, row in table:
@@ -155,12 +171,27 @@ def _listing(table: Table, listing: Sequence[str], folder: str) -> Table:
         for path in map(PurePosixPath, paths):
             if path.is_absolute() or ".." in path.parts or "\\" in str(path):
                 raise ConclugenError(f"{where}: file name {str(path)!r} leads out of the folder; list files below it")
-        split = row.get("split", folder or "train").strip() or folder
-        if folder and SPLIT_NAMES.get(split.lower()) != SPLIT_NAMES[folder.lower()]:
-            raise ConclugenError(
-                f"{where}: split {split!r} in the folder {folder!r}; correct the cell, or drop the column"
-            )
         keys.append(paths)
-        ids.append(row.get("id") or PurePosixPath(first).stem)
-        splits.append(split)
+        *folders, stem = PurePosixPath(first).with_suffix("").parts
+        ids.append(row.get("id") or name([*(part for part in folders if part.lower() not in SPLIT_NAMES), stem]))
+        splits.append(_split_of_files(paths, row.get("split", "").strip(), where))
+    if "split" not in table.columns and not all(splits):
+        if any(splits):
+            fault = "its file is in no folder of a split, and others are; move it, or add a column 'split'"
+            raise ConclugenError(f"{table.where[splits.index('')]}: {fault}")
+        splits = ["train"] * len(splits)
     return dataclasses.replace(table.having(id=ids, split=splits), keys=keys)
+
+
+def _split_of_files(paths: Sequence[str], cell: str, where: str) -> str:
+    """Return the split that a cell or the folders of a row's files say, ``""`` if none; refuse a row that says two."""
+    folders = [part for path in paths for part in PurePosixPath(path).parts[:-1] if part.lower() in SPLIT_NAMES]
+    for folder in folders:
+        if SPLIT_NAMES[folder.lower()] != SPLIT_NAMES[folders[0].lower()]:
+            raise ConclugenError(
+                f"{where}: files in the folders {folders[0]!r} and {folder!r}; list files of one split"
+            )
+        if cell and SPLIT_NAMES.get(cell.lower()) != SPLIT_NAMES[folder.lower()]:
+            fault = f"split {cell!r} in the folder {folder!r}"
+            raise ConclugenError(f"{where}: {fault}; correct the cell, or drop the column")
+    return cell or "".join(folders[:1])

@@ -1,11 +1,16 @@
 """Find clips: in the folders of published corpora as they are unpacked, and in folders of one's own."""
 
+import collections
+import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath, PurePosixPath
 
+from conclugen_jax.data import row_splits
 from conclugen_jax.data.cells import Table, number, read_csv
+from conclugen_jax.data.files import spelled
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.companions import NO_WORDS, WRONG_LETTERS, Companions, is_full_name, note
@@ -15,7 +20,9 @@ from conclugen_jax.extract.utterance import MEDIA, PICTURES, Utterance
 MAX_NAME = 240  # bytes of a name at most: a file of vectors has that name and an ending
 
 
-def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool = False) -> list[Utterance]:
+def find(
+    dataset: str, source: Path, *, labels: tuple[Path, ...] = (), listing: Table | None = None, cut: bool = False
+) -> list[Utterance]:
     """Return the utterances in a folder, sorted by place.
 
     Args:
@@ -23,6 +30,7 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
       source: folder.
       labels: tables; where they have columns ``start`` and ``end`` (or ``start_time`` and ``end_time``) and ``video``, their
         rows are the utterances, and a column ``text`` says what is said.
+      listing: rows of :func:`conclugen_jax.extract.listings.metadata`, each of which is an utterance.
       cut: make an utterance of each line of the subtitles.
 
     Raises:
@@ -30,21 +38,23 @@ def find(dataset: str, source: Path, *, labels: tuple[Path, ...] = (), cut: bool
     """
     if not source.is_dir():
         raise ConclugenError(f"{source}: no such folder; name the folder of the clips with --source")
-    tables = [table for table in map(read_csv, labels) if _interval_columns(table)]
+    tables = [row_splits.by_file_name(table) for table in map(read_csv, labels) if _interval_columns(table)]
     if tables and cut:
         raise ConclugenError(f"{tables[0].path}: has intervals, and --cut takes those of subtitles; leave one out")
     beside = Companions()
     if tables:
-        found = _from_tables(tables, _by_name(source), beside)
+        found = _from_tables(tables, source, beside, folds=dataset in LAYOUTS)
     else:
-        found = [each for u in LAYOUTS.get(dataset, _any)(source) for each in beside.with_words(u, cut=cut)]
+        whole = LAYOUTS.get(dataset, _any)(source) if listing is None else _from_listing(listing, source, beside)
+        found = [each for u in whole for each in beside.with_words(u, cut=cut)]
     if not found:
         raise ConclugenError(f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md")
+    known = tables or [listing] * (listing is not None)
     loose, others = (next((u for u in found if bool(u.split) is split), None) for split in (False, True))
-    if loose and others:
+    if loose and others and not (known and all("split" in table.columns for table in known)):
         raise ConclugenError(f"{loose.path}: lies beside the folder of {others.split} clips; move it into a split")
     places: dict[str, Utterance] = {}
-    for u in found:
+    for u in (dataclasses.replace(u, key=unicodedata.normalize("NFC", u.key)) for u in found):
         length = len(u.key.encode(errors="replace"))
         if not 0 < length <= MAX_NAME or not u.key.isprintable() or set("/\\") & set(u.key) or u.key in (".", ".."):
             expected = f"printable text of 1 to {MAX_NAME} bytes without / and \\"
@@ -71,14 +81,43 @@ def _files(folder: Path, endings: tuple[str, ...] = MEDIA) -> Iterator[Path]:
         yield from (Path(root) / n for n in sorted(names) if not n.startswith(".") and n.lower().endswith(endings))
 
 
-def _by_name(source: Path) -> dict[str, list[Path]]:
-    """Return clips by their names and by their paths below a folder, without endings; sound counts if there are no pictures."""
-    found: dict[str, list[Path]] = {}
-    for path in _files(source):
-        for name in {path.stem, path.relative_to(source).with_suffix("").as_posix()}:
-            found.setdefault(name, []).append(path)
-    seen = {name: [p for p in paths if p.suffix.lower() in PICTURES] for name, paths in found.items()}
-    return {name: seen[name] or paths for name, paths in found.items()}
+def split_and_parts(source: Path, path: Path) -> tuple[str, list[str]]:
+    """Return the split that folders in a clip's path without ending name, ``""`` for none, and its other parts."""
+    *folders, name = _parts(path.relative_to(source))
+    splits = {SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES}
+    if len(splits) > 1:
+        raise ConclugenError(f"{path}: its folders say {' and '.join(sorted(splits))}; rename one of them")
+    return "".join(splits), [*(folder for folder in folders if folder.lower() not in SPLIT_NAMES), name]
+
+
+def _parts(path: PurePath) -> tuple[str, ...]:
+    return tuple(unicodedata.normalize("NFC", part) for part in path.parts)
+
+
+class _Clips:
+    """The clips below a folder, found by what a cell says of one: its path, or the end of it, with or without ending."""
+
+    def __init__(self, source: Path):
+        self._top, self._named = source.absolute(), collections.defaultdict(list)
+        for path in _files(source):
+            for name in {path.name, path.stem}:
+                self._named[unicodedata.normalize("NFC", name)].append(path)
+
+    def find(self, written: str) -> list[Path]:
+        """Return the clips that a cell may mean, only those with pictures where it does not say the ending.
+
+        Its folders are those of the clip. Only an ending of films or sound counts as one, and the clip may have another. The
+        whole path below the source goes before paths that end in the same way.
+        """
+        path = PurePosixPath(*_parts(PurePosixPath(written.replace("\\", "/"))))
+        for asked in (path, path.with_suffix("")) if path.suffix.lower() in MEDIA else (path,):
+            *folders, name = asked.parts
+            places = {p: _parts(p.absolute().parent) for p in self._named.get(name, ())}
+            whole = [p for p, place in places.items() if list(place) == [*_parts(self._top), *folders]]
+            ends = [p for p, place in places.items() if list(place[len(place) - len(folders) :]) == folders]
+            if found := whole or ends:
+                return [p for p in found if p.suffix.lower() in PICTURES] or found
+        return []
 
 
 def _interval_columns(table: Table) -> tuple[str, str, str] | None:
@@ -86,9 +125,12 @@ def _interval_columns(table: Table) -> tuple[str, str, str] | None:
     return next((columns for columns in kinds if set(columns) <= set(table.columns)), None)
 
 
-def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]], beside: Companions) -> list[Utterance]:
-    """Return the rows of tables. Without a column ``id`` a row is called VIDEO_NUMBER, as in the label tables of CMU-MOSEI."""
-    found, counts, there = [], {}, False
+def _from_tables(tables: list[Table], source: Path, beside: Companions, *, folds: bool) -> list[Utterance]:
+    """Return the rows of tables. Without a column ``id`` a row is called VIDEO_NUMBER, as in the label tables of CMU-MOSEI.
+
+    With ``folds`` the corpus says the splits, and folders do not.
+    """
+    clips, found, missing, counts = _Clips(source), [], [], {}
     for table in tables:
         video, start, end = _interval_columns(table)
         for where, row in table:
@@ -96,23 +138,47 @@ def _from_tables(tables: list[Table], clips: Mapping[str, Sequence[Path]], besid
             if not Path(name).name:
                 raise ConclugenError(f"{where}: {video} is {name!r}; write the name of a clip")
             number_of = counts[name] = counts.get(name, -1) + 1
-            paths = clips.get(name) or clips.get(str(Path(name).with_suffix(""))) or clips.get(Path(name).stem)
+            paths = clips.find(name)
             key = row["id"].strip() if "id" in table.columns else f"{name.replace('/', '_')}_{number_of}"
-            if paths is None:
-                found.append(Utterance(key, "", name, problem=f"{where}: video {name!r} is not there"))
+            if not paths:
+                missing.append(Utterance(key, "", name, problem=f"{where}: video {name!r} is not there"))
                 continue
-            there = True
             if len(paths) > 1:
-                raise ConclugenError(f"{where}: video {name!r} is {paths[0]} or {paths[1]}; write its path in the row")
+                way_out = "write its path in the row, with its ending"
+                raise ConclugenError(f"{where}: video {name!r} is {paths[0]} or {paths[1]}; {way_out}")
             times = [number(row[column], f"{where}: {column}", (0, 1e6)) for column in (start, end)]
             if times[0] >= times[1]:
                 raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; correct the row")
             words = " ".join(row["text"].split()) if "text" in table.columns else None
-            u = Utterance(key, "", str(paths[0]), *times, words or None, sound=beside.sound(paths[0]))
+            split = "" if folds else split_and_parts(source, paths[0].with_suffix(""))[0]
+            u = Utterance(key, split, str(paths[0]), *times, words or None, sound=beside.sound(paths[0]))
             found += beside.with_words(u)
-    if found and not there:
+    if missing and not found:
         raise ConclugenError(f"{tables[0].path}: none of its {len(counts)} videos is there, such as {min(counts)!r}")
-    return found
+    return found + _somewhere(missing, found, tables)
+
+
+def _somewhere(missing: list[Utterance], found: list[Utterance], tables: list[Table]) -> list[Utterance]:
+    """Return utterances that are not there in a split that others are in, where folders alone say it."""
+    splits = {u.split for u in found}
+    if "" in splits or all("split" in table.columns for table in tables):
+        return missing
+    return [dataclasses.replace(u, split=next(s for s in SPLIT_NAMES.values() if s in splits)) for u in missing]
+
+
+def _from_listing(table: Table, source: Path, beside: Companions) -> list[Utterance]:
+    """Return the files of a listing, whose keys are paths below the source; those that are not there are problems."""
+    found, missing = [], []
+    for where, key, (written,) in zip(table.where, table.columns["id"], table.keys, strict=True):
+        path = spelled(source / written)
+        split, _ = split_and_parts(source, path.with_suffix(""))
+        if path.is_file():
+            found.append(Utterance(key, split, str(path), sound=beside.sound(path)))
+        else:
+            missing.append(Utterance(key, split, str(path), problem=f"{where}: file {written!r} is not there"))
+    if missing and not found:
+        raise ConclugenError(f"{missing[0].problem}, nor is another of the {len(missing)} that are listed")
+    return found + missing
 
 
 def _any(source: Path) -> Iterator[Utterance]:
@@ -122,14 +188,12 @@ def _any(source: Path) -> Iterator[Utterance]:
         name = path.with_suffix("")
         groups.setdefault(name.with_suffix("") if is_full_name(path) else name, []).append(path)
     for name, paths in groups.items():
-        split, *rest = name.relative_to(source).parts
-        known = SPLIT_NAMES.get(split.lower(), "") if rest else ""
-        key = "_".join(rest if known else (split, *rest))
-        seen = [p for p in paths if p.suffix.lower() in PICTURES]
+        split, parts = split_and_parts(source, name)
+        key, seen = "_".join(parts), [p for p in paths if p.suffix.lower() in PICTURES]
         if len(seen) == 1 and len(paths) == 2:
-            yield Utterance(key, known, str(seen[0]), sound=str(next(p for p in paths if p != seen[0])))
+            yield Utterance(key, split, str(seen[0]), sound=str(next(p for p in paths if p != seen[0])))
         else:
-            yield from (Utterance(key, known, str(path)) for path in paths)
+            yield from (Utterance(key, split, str(path)) for path in paths)
 
 
 def _voxceleb2(source: Path) -> Iterator[Utterance]:
@@ -189,7 +253,7 @@ def _mosei(source: Path) -> Iterator[Utterance]:
             if len(cells) >= 5:
                 words[f"{cells[0]}_{cells[1]}"] = " ".join(cells[4].split()), note(WRONG_LETTERS, remarks)
     for path in _files(source, PICTURES):
-        if "Full" not in path.parts:
+        if "Full" not in path.relative_to(source).parts:
             unknown = unread.get(path.stem.rpartition("_")[0], (None, ()))
             text, notes = words.get(path.stem, unknown)
             yield Utterance(path.stem, "", str(path), text=text, notes=notes)

@@ -1,6 +1,7 @@
 """Clips -> features -> shards: every utterance once, resumable, its failures listed."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -39,6 +40,7 @@ def extract(
     networks: Networks,
     data_dir: str | Path,
     *,
+    known: Found | None = None,
     num_workers: int = 0,
     beam: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -53,6 +55,7 @@ def extract(
       utterances: all that there are; those that the labels name are extracted.
       networks: to run.
       data_dir: parent of the data sets.
+      known: labels that the layout of the clips holds, in a table; else ``request`` says where labels are.
       num_workers: processes that prepare clips; 0: this one.
       beam: pipeline options of Apache Beam, whose workers then do everything; they must see clips, weights and ``data_dir``.
       overwrite: replace a data set that is there already.
@@ -68,7 +71,9 @@ def extract(
       ConclugenError: labels that fit no clip, a failure of every clip, a data set in the way, or a folder that cannot be
         written. What is done is kept for the next try.
     """
-    work = _Extraction(request, utterances, networks, Path(data_dir).absolute(), preparation_options)
+    work = _Extraction(
+        request, known or Found({}), utterances, networks, Path(data_dir).absolute(), preparation_options
+    )
     if not overwrite and (work.target / manifest_lib.FILE).is_file():
         return work.target, work.there_already()
     with work.written():
@@ -84,15 +89,25 @@ class _Extraction:
     """A data set to be made of clips: what is to be done, and where."""
 
     def __init__(
-        self, request: Request, utterances: Sequence[Utterance], networks: Networks, data_dir: Path, options: dict
+        self,
+        request: Request,
+        known: Found,
+        utterances: Sequence[Utterance],
+        networks: Networks,
+        data_dir: Path,
+        options: dict,
     ):
         self.request, self.networks, backbones = request, networks, backbones_lib.load(networks)
+        table = known.table
+        if table is not None:  # its ids are the names of clips, whatever else listed them
+            known = dataclasses.replace(known, table=dataclasses.replace(table, keys=None))
+        self.known = known
         self.how = preparation.recipe(backbones, size=networks.options.size, **options)
         self.dims = Counter()  # modality -> size of its vectors
         for b in backbones:
             self.dims[b.modality] += b.dim
         planned = {modality: Vectors(utterances, dim) for modality, dim in self.dims.items()}
-        source = formats.assemble(request, Found(planned), "clips")
+        source = formats.assemble(request, dataclasses.replace(self.known, features=planned), "clips")
         builders.check_spec(source.spec)
         self.first_split = source.spec.splits[0]  # the one that has views
         self.todo, self.unknown = _asked_for(source, utterances, self.how)
@@ -174,8 +189,9 @@ class _Extraction:
             views = [Vectors(*about, view) for view in range(self.how.num_views)]
             if utterances:
                 features[modality] = Combined([[view] for view in views], first_split=self.first_split)
-        facts = {"extraction": {**self.facts, "fingerprint": self.fingerprint, **tally.to_json()}}
-        source = formats.assemble(self.request, Found(features, facts=facts, identity=self.fingerprint), "clips")
+        facts = self.known.facts | {"extraction": {**self.facts, "fingerprint": self.fingerprint, **tally.to_json()}}
+        found = dataclasses.replace(self.known, features=features, facts=facts, identity=self.fingerprint)
+        source = formats.assemble(self.request, found, "clips")
         return builders.build(source, self.store.folder.parent, overwrite=overwrite, drop_bad=True)
 
 

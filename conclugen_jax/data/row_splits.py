@@ -1,0 +1,87 @@
+"""Say which split each row of a table is in: its cell, the name of its file, its id and the folder of its features agree."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+
+from conclugen_jax.data.cells import Table
+from conclugen_jax.data.features import canonical
+from conclugen_jax.data.sources import SPLIT_NAMES, Features
+from conclugen_jax.errors import ConclugenError
+
+
+def names_by_split(features: Mapping[str, Features]) -> dict[str, set[str]]:
+    """Return split -> names of vectors of any modality; ``""`` for those of which neither folder nor name says the split."""
+    found: dict[str, set[str]] = {}
+    for each in features.values():
+        for split, names in each.names().items():
+            for name in names:
+                within, _, rest = name.partition("/")
+                known = not split and rest and within in SPLIT_NAMES
+                found.setdefault(within if known else split, set()).add(rest if known else name)
+    return found
+
+
+def by_file_name(table: Table) -> Table:
+    """Add a column ``split`` where the name of a table's file says one; refuse a row that says another, and two in a name."""
+    words = re.split(r"[^a-z]+", table.path.stem.lower())
+    splits = sorted({SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES})
+    if "split" not in table.columns:
+        if len(splits) > 1:
+            raise ConclugenError(f"{table.path}: its name says {' and '.join(splits)}; add a column 'split'")
+        return table.having(split=splits * len(table)) if splits else table
+    for where, cell in zip(table.where, table.stripped("split"), strict=True) if len(splits) == 1 else ():
+        if _named(cell) not in ("", splits[0]):
+            fault = f"split {cell!r}, but the name of the file says {splits[0]}"
+            raise ConclugenError(f"{where}: {fault}; correct the row, or rename the file")
+    return table
+
+
+def settled(tables: Sequence[Table], features: Mapping[str, Features], default: str) -> list[Table]:
+    """Fill the column ``split`` of tables with what ids and folders say of their rows; refuse a row that says otherwise.
+
+    Args:
+      tables: with a column ``id``, whose cells are the names of vectors.
+      features: of each modality.
+      default: split of the rows of which nothing says it, in tables without the column; ``""``: there is none.
+
+    Returns:
+      The tables; one without the column in which some rows are in no split stays as it is.
+    """
+    names = names_by_split(features)
+    pairs = [
+        list(zip(map(canonical, table.stripped("id")), map(_named, table.stripped("split")), strict=True))
+        for table in tables
+    ]
+    claimed, filled = set(itertools.chain(*pairs)), []
+    for table, rows in zip(tables, pairs, strict=True):
+        missing = "" if "split" in table.columns else default
+        cells = [
+            _split_of(name, cell, where, names, claimed) or missing
+            for (name, cell), where in zip(rows, table.where, strict=True)
+        ]
+        filled.append(table.having(split=cells) if "split" in table.columns or all(cells) else table)
+    return filled
+
+
+def _split_of(name: str, cell: str, where: str, names: Mapping[str, set[str]], claimed: set[tuple[str, str]]) -> str:
+    """Return the split of a row, ``""`` where nothing says it; a file that another row claims says nothing of this one."""
+    within, _, rest = name.partition("/")
+    by_id = rest and within in SPLIT_NAMES
+    said = {within} if by_id else {split for split, known in names.items() if split and name in known}
+    if cell:
+        other = sorted(split for split in said if (name, split) not in claimed)
+        if other and cell not in said:
+            fault = f"split {cell!r}, but {name!r} is in {other[0]!r} by its {'name' if by_id else 'folder'}"
+            raise ConclugenError(f"{where}: {fault}; correct the row, or move the file")
+        return cell
+    if len(said) > 1:
+        raise ConclugenError(f"{where}: {name!r} is in {' and '.join(sorted(said))}; add a column 'split'")
+    if not said and name in names.get("", ()) and len(names) > 1:
+        fault = f"{name!r} is in no folder of a split, as others are in {', '.join(sorted(names.keys() - {''}))}"
+        raise ConclugenError(f"{where}: {fault}; move it, or add a column 'split'")
+    return "".join(said)
+
+
+def _named(cell: str) -> str:
+    return SPLIT_NAMES.get(cell.lower(), cell)

@@ -1,0 +1,52 @@
+"""Labels that a folder of clips holds as on Hugging Face: in ``metadata.csv``, or as a folder for each class."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from conclugen_jax.data import tables
+from conclugen_jax.data.cells import Table
+from conclugen_jax.data.files import entries
+from conclugen_jax.data.requests import Found, Request
+from conclugen_jax.data.sources import SPLIT_NAMES
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract.clips import split_and_parts
+from conclugen_jax.extract.utterance import Utterance
+
+
+def metadata(source: Path) -> Found | None:
+    """Read ``metadata.csv`` in a folder of clips, or in its folders of splits; ``None`` where there is none.
+
+    Its column ``file_name`` lists clips; an ``id`` is their path within the split without ending, with '_' for '/', unless a
+    column says it. The keys of the table are paths relative to ``source``.
+    """
+    splits = [p for p in entries(source) if p.name.lower() in SPLIT_NAMES] if source.is_dir() else []
+    if not (folders := tables.metadata_folders(source, splits)):
+        return None
+    table, modalities, files = tables.read_metadata(source, folders, name="_".join)
+    if len(modalities) > 1:
+        raise ConclugenError(
+            f"{table.path}: lists {len(modalities)} files a row; clips take one, in a column file_name"
+        )
+    return Found({}, table=table, label_files=files)
+
+
+def classes(request: Request, utterances: Sequence[Utterance]) -> tuple[Request, Found]:
+    """Take the names of folders for classes where each clip lies in one, two or more of them, below the source or a split.
+
+    Return what was found, with a request that has these classes; else both without labels.
+    """
+    where = [split_and_parts(request.source, Path(u.path).with_suffix("")) for u in utterances]
+    names = sorted({parts[0] for _, parts in where})
+    if any(len(parts) != 2 for _, parts in where) or len(names) < 2 or request.layout.kind == "none":
+        return request, Found({})
+    columns = {
+        "id": [u.key for u in utterances],
+        "split": [u.split or "train" for u in utterances],
+        "label": [parts[0] for _, parts in where],
+    }
+    layout = request.layout
+    layout = dataclasses.replace(layout, kind=layout.kind or "single", classes=layout.classes or tuple(names))
+    note = f"labels: the names of the folders ({', '.join(names)}); --label_kind=none leaves them out"
+    found = Found({}, table=Table(request.source, columns, [u.path for u in utterances]), facts={"notes": [note]})
+    return dataclasses.replace(request, layout=layout), found
