@@ -102,7 +102,8 @@ def test_the_order_of_preference(tmp_path):
         assert u.text == SAID
         more = [second, *rest]
         shown = "; ".join(more[:3]) + (f" and {len(more) - 3} more" if len(more) > 3 else "")
-        assert note == f"words are those of the first of several files ({first}, not {shown})"
+        chosen = f"{first}, not {shown}; move {first} away to use the next"
+        assert note == f"words are those of the first of several files ({chosen})"
         (tmp_path / first).unlink()
         del files[first]
 

@@ -74,8 +74,9 @@ class Companions:
             except ConclugenError as e:
                 wrong.append(str(e))
         sounds = [path.name for path in self._sounds(clip)]
+        chosen = [f"{used}, not {_few(others)}; move {used} away to use the next"] if others else []
         return lines, (
-            *note("words are those of the first of several files", [f"{used}, not {_few(others)}"] if others else []),
+            *note("words are those of the first of several files", chosen),
             *note(NO_WORDS, wrong),
             *note(WRONG_LETTERS, letters if lines else []),
             *note("the clip's own sound is used, as several files of sound have its name", sounds[1:] and sounds),
