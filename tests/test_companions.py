@@ -6,10 +6,10 @@ import pytest
 
 from conclugen_jax.commands import extract as command
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.extract import clips as clips_lib, outcome
+from conclugen_jax.extract import clips as clips_lib, outcome, preparation
 from conclugen_jax.extract.companions import Companions
 from conclugen_jax.extract.utterance import Utterance
-from tests import clips
+from tests import clips, own_backbones
 from tests.test_extract import extract
 
 SRT = "1\n00:00:00,000 --> 00:00:01,500\nhello my friend\n\n2\n00:00:01,500 --> 00:00:03,000\nhow are you\n"
@@ -198,6 +198,13 @@ def test_what_is_in_the_place_of_words_is_named(tmp_path, ending, content, what)
     assert note.startswith(f"a file beside the clip gives no words (talk{ending}: {what}")
 
 
+def test_a_clip_without_words_says_why(tmp_path):
+    (u,), _ = beside(tmp_path, {"talk.srt": POINTER})
+    failed = preparation.prepare(u, preparation.recipe([own_backbones.words()]), 1)
+    why = f"a file beside the clip gives no words ({tmp_path}/talk.srt: is a git-lfs pointer"
+    assert failed.failure.startswith(f"{tmp_path}/talk.mp4: lacks text; {why}")
+
+
 def test_words_without_times_are_reported_where_times_are_asked_for(tmp_path):
     (whole,), _ = beside(tmp_path, {"talk.txt": TXT})
     (cut,) = Companions().with_words(Utterance("talk", "", whole.path), cut=True)
@@ -226,6 +233,11 @@ def test_sound_of_the_full_name_and_several_files_of_sound(tmp_path):
     found = clips_lib.find("clips", tmp_path)
     sounds = {u.key: u.sound.removeprefix(f"{tmp_path}/") for u in found}
     assert sounds == {"a": "a.mp4.wav", "b": "", "b.en": "", "c": "", "c.wav": "", "d.mp4": ""}
+    labels = tmp_path / "rows.csv"
+    labels.write_text("video,start,end\na.mp4,0,1\na,1,2\n")
+    assert {(u.path, u.sound) for u in clips_lib.find("clips", tmp_path, labels=(labels,))} == {
+        (str(tmp_path / "a.mp4"), str(tmp_path / "a.mp4.wav"))
+    }
     (tmp_path / "a.mp3").touch()
     beside = Companions()
     assert beside.sound(tmp_path / "a.mp4") == ""
