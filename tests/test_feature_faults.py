@@ -305,7 +305,10 @@ def test_ids_twice_in_a_matrix(tmp_path):
         ({"dataset": "meld"}, r"no labels; add a labels.csv"),
         ({"dataset": "caer"}, r"nothing says which split"),
         ({"format": "csd"}, r"corpus 'features' has no standard folds here; there are cmu_mosei"),
-        ({"folds": (3, 0)}, r"fold 0 of 3 over 1 groups"),
+        (
+            {"folds": (3, 0)},
+            r"no example has a group \(person\), by which folds are cut; .* with --fold_by=example \(a person",
+        ),
         ({"layout": Layout(label=("emotion",))}, r"no column 'emotion'; it has id, label"),
     ],
 )

@@ -36,8 +36,10 @@ command.enum("label_kind", "", KINDS, "Data of your own: kind of the label, none
 command.list("classes", [], "Data of your own: names of the classes in order; default: those found, sorted")
 command.list("targets", [], "Data of your own: columns of further things to predict")
 command.string("pool", "mean", "How frames or tokens become one vector: mean, max, last")
-command.integer("num_folds", 0, "Split by group into this many folds, for data without splits")
+command.integer("num_folds", 0, "Split into this many folds, for data without splits")
 command.integer("fold", 0, "With --num_folds: the fold to test on, from 0; the one before validates")
+BY = "With --num_folds: cut by group (person), or by example: stratified by label, a person may be in two folds"
+command.enum("fold_by", "group", ["group", "example"], BY)
 command.bool("drop_bad", False, "Leave out and list examples with NaN, infinities or no modality")
 command.bool("strict", False, "Refuse ids or groups that several splits have in common")
 command.bool("overwrite", False, "Replace a data set that is there already")
@@ -109,9 +111,11 @@ def request_options(own: app.Command) -> dict[str, Any]:
     flags = own.flags
     if flags["fold"].present and not flags.num_folds:
         raise ConclugenError(f"--fold={flags.fold} without --num_folds; say how many folds there are")
+    if flags["fold_by"].present and not flags.num_folds:
+        raise ConclugenError(f"--fold_by={flags.fold_by} without --num_folds; say how many folds there are")
     layout = Layout(tuple(flags.label), flags.label_kind, tuple(flags.classes), tuple(flags.targets))
     folds = (flags.num_folds, flags.fold) if flags.num_folds else None
-    return {"layout": layout, "folds": folds} | own.values("version")
+    return {"layout": layout, "folds": folds} | own.values("version", "fold_by")
 
 
 def _pair(text: str) -> tuple[str, str]:

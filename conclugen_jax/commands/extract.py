@@ -32,7 +32,7 @@ command.borrow(
     labels="Tables, instead of labels.csv in the source; with columns video, start and end their rows are the utterances",
     num_workers="Processes that decode; 0 for as many as there are cores",
     **dict.fromkeys(("data_dir", "name", "version", "overwrite", "beam", "beam_options"), ""),
-    **dict.fromkeys(("label", "label_kind", "classes", "targets", "num_folds", "fold"), ""),
+    **dict.fromkeys(("label", "label_kind", "classes", "targets", "num_folds", "fold", "fold_by"), ""),
 )
 command.enum("dataset", None, [GENERIC, *CORPORA], "Which data set; clips: any folder")
 command.multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")

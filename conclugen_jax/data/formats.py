@@ -19,7 +19,7 @@ from conclugen_jax.data.importers import authors, csd
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.parquet import ParquetFeatures
 from conclugen_jax.data.requests import Found, Layout, Request
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features, LabelSpec, by_group
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features, LabelSpec, by_example, by_group
 from conclugen_jax.errors import ConclugenError
 
 FORMATS = {  # name -> what opens it
@@ -149,7 +149,8 @@ def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
         raise ConclugenError(f"the data have splits ({', '.join(columns)}) already; leave --num_folds and --fold out")
     if folds:
         ((stored, annotations),) = columns.items()
-        columns = by_group(annotations, *folds, where=request.name or request.dataset)
+        cut = by_example if request.fold_by == "example" else by_group
+        columns = cut(annotations, *folds, where=request.name or request.dataset)
         pieces = {m: f.variants if isinstance(f, Combined) else [[f]] for m, f in features.items()}
         features = {m: Combined(variants, stored=stored) for m, variants in pieces.items()}
     name = request.name or request.dataset
@@ -185,6 +186,7 @@ def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | N
         "modalities": dict(request.modalities),
         "pool": request.pool,
         "folds": list(folds) if folds else None,
+        **({"fold_by": request.fold_by} if folds and request.fold_by != "group" else {}),
         "unused": {m: n for m, n in unused.items() if n},
         "layout": dataclasses.asdict(request.layout),
         "label_files": [path.name for path in found.label_files],

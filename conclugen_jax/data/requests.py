@@ -39,6 +39,7 @@ class Request:
     folds: tuple[int, int] | None = (
         None  # number of folds, and the one to test on; None for the splits that the data have
     )
+    fold_by: str = "group"  # or example: what folds are cut by
 
     @property
     def corpus(self) -> Corpus | None:

@@ -144,20 +144,68 @@ def by_split(annotations: Annotations, splits: Sequence[str]) -> dict[str, Annot
     return {split: take(annotations, np.flatnonzero(of_row == split)) for split in order}
 
 
-def by_group(annotations: Annotations, num_folds: int, fold: int, *, where: str) -> dict[str, Annotations]:
+def by_group(
+    annotations: Annotations, num_folds: int, fold: int, *, where: str, option: str = "--"
+) -> dict[str, Annotations]:
     """Cut one split into train, validation and test such that no group is in two of them.
 
     Groups are sorted and cut into ``num_folds`` runs of nearly equal length. Run ``fold`` is the test split, the one
     before (the last before the first) the validation split, the others the training split. Fewer groups than folds, or
-    rows without group, are refused.
+    rows without group, are refused. ``option``: what comes before the names of options in messages.
     """
     groups = sorted(set(annotations.groups))
-    if num_folds < 3 or not 0 <= fold < num_folds or len(groups) < num_folds or "" in groups:
-        more = f", such as --num_folds={len(groups)}" if 3 <= len(groups) < num_folds else ""
+    if "" in groups:
+        without, total = sum(not group for group in annotations.groups), len(annotations.groups)
+        found = (
+            "no example has a group (person)" if without == total else f"{without} of {total} examples have no group"
+        )
+        choice = (
+            f"give every example one, or cut folds over examples, stratified by label, with {option}fold_by=example"
+        )
+        raise ConclugenError(f"{where}: {found}, by which folds are cut; {choice} (a person may then be in two folds)")
+    if num_folds < 3 or not 0 <= fold < num_folds or len(groups) < num_folds:
+        more = f", such as {option}num_folds={len(groups)}" if 3 <= len(groups) < num_folds else ""
         found = f"{where}: fold {fold} of {num_folds} over {len(groups)} groups (people)"
-        expected = f"3 folds at least, as many groups as folds{more}, a group for every row, folds that count from 0"
-        raise ConclugenError(f"{found}; expected {expected}")
-    runs = np.array_split(np.array(groups, dtype=object), num_folds)
-    split_of = dict.fromkeys(groups, "train")
-    split_of |= dict.fromkeys(runs[fold - 1], "validation") | dict.fromkeys(runs[fold], "test")
-    return by_split(annotations, [split_of[group] for group in annotations.groups])
+        raise ConclugenError(
+            f"{found}; expected 3 folds at least, as many groups as folds{more}, folds that count from 0"
+        )
+    runs = np.array_split(np.arange(len(groups)), num_folds)
+    fold_of = {groups[i]: number for number, run in enumerate(runs) for i in run}
+    return _by_fold(annotations, [fold_of[group] for group in annotations.groups], num_folds, fold)
+
+
+MIXED_PERSONS = (
+    "the folds are cut over examples, so examples of one person may be in training and test, which makes scores too good; "
+    "with a group (person) for every example, folds by group keep persons apart"
+)
+"""What is said where folds are cut by :func:`by_example`."""
+
+
+def by_example(
+    annotations: Annotations, num_folds: int, fold: int, *, where: str, seed: int = 0
+) -> dict[str, Annotations]:
+    """Cut one split into train, validation and test over single examples, stratified by label; groups do not matter.
+
+    Rows are shuffled by ``seed``, sorted by label and dealt out to the folds in turn. So the numbers of examples of a
+    class in two folds differ by one at most, as do the sizes of the folds; a class may have fewer examples than there
+    are folds. Rows with several labels are sorted by their combination, numbers by their rank, ``num_folds`` ranks
+    together. Folds are train, validation and test as in :func:`by_group`.
+    """
+    label, n = annotations.label, len(annotations.ids)
+    if num_folds < 3 or not 0 <= fold < num_folds or n < num_folds:
+        found = f"{where}: fold {fold} of {num_folds} over {n} examples"
+        raise ConclugenError(f"{found}; expected 3 folds at least, as many examples as folds, folds that count from 0")
+    order = np.random.default_rng(seed).permutation(n)
+    if label is not None:
+        numbers = label.ndim == 1 and label.dtype.kind == "f"
+        strata = label.argsort(kind="stable").argsort() // num_folds if numbers else label
+        order = order[np.lexsort(np.atleast_2d(strata[order].T))]  # a stable sort
+    fold_of = np.empty(n, int)
+    fold_of[order] = np.arange(n) % num_folds
+    return _by_fold(annotations, fold_of.tolist(), num_folds, fold)
+
+
+def _by_fold(annotations: Annotations, fold_of: Sequence[int], num_folds: int, fold: int) -> dict[str, Annotations]:
+    names = ["train"] * num_folds
+    names[fold - 1], names[fold] = "validation", "test"
+    return by_split(annotations, [names[number] for number in fold_of])
