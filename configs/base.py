@@ -177,7 +177,8 @@ def downstream() -> ConfigDict:
     downstream.early_stopping_epochs = 0  # stop after so many epochs without a lower validation loss; 0: never
     downstream.labels_per_class = 0  # train on so many random labels of each class; 0: on all
     downstream.label_draw = 0  # which random draw of them
-    downstream.num_folds = 0  # cut data.train_split by group (person) into so many folds; 0: the stored splits
+    downstream.num_folds = 0  # cut data.train_split into so many folds; 0: the stored splits
+    downstream.fold_by = "group"  # group (person) | example (stratified by label, shuffled by seed; persons are mixed)
     downstream.fold = -1  # which fold is the test split, the one before validates; -1: each in turn
     downstream.dropout_rate = 0.5  # share of representation units set to zero while training
     downstream.class_weights = "inverse_frequency"  # inverse_frequency | none

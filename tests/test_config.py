@@ -190,9 +190,54 @@ def test_batches_that_cannot_be_shared_or_filled_are_refused():
     config = tiny_config(train__batch_size=18)
     with pytest.raises(ConclugenError, match="8 devices cannot share equally; set it to 16 or 24"):
         config_lib.check_batches(config, num_examples=100, num_devices=8)
-    with pytest.raises(ConclugenError, match="only 17 usable examples in that split; set the batch to at most 16"):
+    with pytest.raises(
+        ConclugenError, match="only 17 usable examples in that split; set the batch to at most 8, so that"
+    ):
+        config_lib.check_batches(config, num_examples=17, num_devices=2)
+    config.loss.clustering_weight = 0.0
+    with pytest.raises(ConclugenError, match=r"only 17 usable examples in that split; set the batch to at most 16$"):
         config_lib.check_batches(config, num_examples=17, num_devices=2)
     config_lib.check_batches(config, num_examples=18, num_devices=2)
+    with pytest.raises(ConclugenError, match="3 usable examples cannot be shared by 4 devices; use fewer devices"):
+        config_lib.check_batches(config, num_examples=3, num_devices=4)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+@pytest.mark.parametrize("num_examples", [8, 12, 13, 17, 40])
+@pytest.mark.parametrize("queue_batches", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [2, 7, 16, 100])
+def test_the_batch_that_is_named_works_at_once(num_devices, num_examples, queue_batches, batch_size):
+    """Also with the queue of clustering, which takes several steps an epoch."""
+
+    def fault(config):
+        counts = {"num_examples": num_examples, "num_devices": num_devices}
+        try:
+            config_lib.check_batches(config, **counts)
+            config_lib.check_clustering(config, **counts)
+        except ConclugenError as e:
+            return str(e)
+
+    sizes = {"clustering__queue_batches": queue_batches, "clustering__num_clusters": 4, "train__batch_size": batch_size}
+    config = tiny_config(**sizes)
+    message = fault(config) or ""
+    if "set the batch to at most" in message or "config.train.batch_size to" in message:
+        config.train.batch_size = int(re.search(r"(?:at most|batch_size to) (\d+)", message)[1])
+        if "queue_reset to 'never'" in message:
+            config.clustering.queue_reset = "never"
+        assert fault(config) is None
+    elif "cannot share equally" in message:
+        for size in re.search("set it to (.*)", message)[1].split(" or "):
+            config.train.batch_size = int(size)
+            assert "cannot share" not in (fault(config) or "")
+            assert "usable examples" not in (fault(config) or "")
+
+
+def test_a_batch_that_is_too_large_names_what_the_queue_allows():
+    config = tiny_config(train__batch_size=16, clustering__queue_batches=2)
+    with pytest.raises(
+        ConclugenError, match=r"only 12 usable .*; set the batch to at most 4, so that an epoch has 3 steps"
+    ):
+        config_lib.check_batches(config, num_examples=12, num_devices=1)
 
 
 def test_clustering_that_can_never_count_is_refused():

@@ -93,7 +93,9 @@ def test_an_encoder_that_was_trained_on_is_not_passed_off(folder, data, pretrain
 def test_command(pretrained, data, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     arguments = ["launch.embed", f"--workdir={pretrained}", "--split=validation"]
-    assert "24 rows" in run(*arguments, f"--output={tmp_path}/a/v.npz").stdout
+    shown = run(*arguments, f"--output={tmp_path}/a/v.npz").stdout
+    assert "24 rows" in shown
+    assert "label: 0 calm, 1 happy, 2 sad, 3 angry" in shown
     run(*arguments, f"--output={tmp_path}/a/v.parquet", "--batch_size=7")
     with np.load(tmp_path / "a/v.npz", allow_pickle=False) as file:
         arrays = dict(file)

@@ -61,3 +61,46 @@ def test_zero_counts_as_not_negative():
     scores = metrics.value_scores(np.array([0.0, -1.0, 2.0, 0.0]), np.array([0.0, -1.0, -1.0, 0.5]))
     assert scores["accuracy_2"] == 0.75
     assert metrics.value_scores(np.array([0.0, -1.0]), np.array([0.5, -1.0]))["accuracy_2"] == 1
+
+
+CALM, NEVER, ABSENT = [3, 0, 0], [2, 0, 0], [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("matrices", "lines"),
+    [
+        ([[[3, 1], [0, 2]]], []),
+        ([[CALM, NEVER, [0, 0, 1]]], ["warning: never predicted on the test split: 'sad'; weighted means hide"]),
+        # A class without test examples is never called unpredicted.
+        ([[CALM, ABSENT, [1, 0, 1]]], ["note: no example of the test split is 'sad'; the scores say nothing"]),
+        (
+            [[CALM, NEVER, ABSENT], [CALM, [0, 2, 0], ABSENT]],
+            [
+                "warning: never predicted on the test split: 'sad' (1 of 2 evaluations); weighted",
+                "note: no example of the test split is 'joy'; the scores",
+            ],
+        ),
+        # Any number of labels: [label][present][predicted].
+        (
+            [[[[1, 1], [1, 1]], [[2, 0], [2, 0]], [[4, 0], [0, 0]]]],
+            [
+                "warning: never predicted on the test split: 'sad'; weighted",
+                "note: no example of the test split is 'joy'",
+            ],
+        ),
+        ([], []),
+    ],
+)
+def test_what_weighted_means_hide_is_said_by_name(matrices, lines):
+    names = ("calm", "sad", "joy")[: len(matrices[0]) if matrices else 0]
+    found = metrics.remarks(matrices, names)
+    assert len(found) == len(lines)
+    for one, begin in zip(found, lines, strict=True):
+        assert one.startswith(begin)
+
+
+def test_never_predicted_is_the_zero_that_f1_has():
+    labels, predictions = np.array([0, 0, 1, 2]), np.array([0, 2, 0, 2])
+    scores = metrics.class_scores(labels, predictions, ["a", "b", "c", "d"])
+    assert metrics.never_predicted([scores["confusion_matrix"]], ["a", "b", "c", "d"]) == {"b": 1}
+    assert scores["per_class"]["b"]["f1"] == 0 < scores["f1"]

@@ -67,6 +67,31 @@ def test_folds_put_every_person_into_the_test_once(data, tier):
     assert sorted(tested) == list(range(64))
 
 
+def test_a_class_with_fewer_labels_gives_all_and_is_named(data, tmp_path, capsys):
+    labels = rows_of(settings(data), data)["train"]
+    counts = np.bincount(task_lib.labels_of(labels)[labels.usable])
+    asked = int(counts.max())
+    result = downstream.downstream(settings(data, downstream__labels_per_class=asked), tmp_path, devices=ONE)
+    assert result["num_train_examples"] == counts.sum()
+    few = ", ".join(f"{n!r} {c}" for n, c in zip(SINGLE.names, counts, strict=True) if c < asked)
+    (line,) = result["warnings"]
+    fact = f"warning: fewer labelled training examples than the {asked} per class asked for: {few}"
+    assert line == f"{fact}; all of these are used"
+    assert capsys.readouterr().err.count(line) == 1
+
+
+def test_classes_that_are_never_predicted_are_named(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(task_lib.Task, "predictions", lambda _, logits: logits.argmax(axis=1) % 2)
+    config = settings(data, train__num_epochs=1)
+    line = (
+        "warning: never predicted on the test split: 'sad', 'angry'; weighted means hide the F1 of 0 of such a class\n"
+    )
+    for _ in range(2):  # the second time it is finished already
+        result = downstream.downstream(config, tmp_path, devices=ONE)
+        assert capsys.readouterr().err.count(line) == 1
+    assert [c["f1"] for c in result["test"]["per_class"].values()][2:] == [0, 0]
+
+
 def test_all_folds_are_run_and_averaged(data, tmp_path):
     config = settings(data, downstream__num_folds=3, train__batch_size=8)
     result = downstream.downstream(config, tmp_path, devices=ONE)
@@ -76,6 +101,9 @@ def test_all_folds_are_run_and_averaged(data, tmp_path):
         values = [r["test"][score] for r in each]
         assert result["test_folds"][score] == values
         assert result["test"][score] == pytest.approx(np.mean(values))
+    np.testing.assert_array_equal(
+        result["test"]["confusion_matrix"], sum(np.array(r["test"]["confusion_matrix"]) for r in each)
+    )
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
@@ -87,8 +115,10 @@ def test_a_class_that_no_training_example_has_is_named(capsys, tmp_path):
                     yield e
 
     data = builders.build(Faceless(), tmp_path / "data")
-    downstream.downstream(settings(data, train__num_epochs=1), tmp_path / "run", devices=ONE)
-    assert "no training example is 'sad'; the classifier cannot learn to predict it" in capsys.readouterr().err
+    result = downstream.downstream(settings(data, train__num_epochs=1), tmp_path / "run", devices=ONE)
+    line = "warning: no training example is 'sad'; the classifier cannot learn to predict it"
+    assert capsys.readouterr().err.count(line) == 1
+    assert result["warnings"] == [line]
     (warning,) = task_lib.warnings(LabelSpec("multi", ("a", "b")), np.array([[1.0, 0.0], [0.0, 0.0]]))
     assert "no training example is 'b'" in warning
     assert task_lib.warnings(LabelSpec("value"), np.zeros(3)) == []
@@ -102,9 +132,8 @@ def test_a_class_that_no_training_example_has_is_named(capsys, tmp_path):
         ({"downstream__fold": 1}, "num_folds is 0, config.downstream.fold is 1"),
         (
             {"downstream__num_folds": 9, "downstream__fold": 0},
-            r"of 9 over 5 groups \(people\); .* as many groups as folds, such as --num_folds=5",
+            r"of 9 over 5 groups \(people\); .* as folds, such as --config.downstream.num_folds=5,",
         ),
-        ({"downstream__labels_per_class": 1000}, "1000 per class were asked for"),
         ({"downstream__fusion": "mean"}, "raw features of different modalities have different sizes"),
     ],
 )

@@ -242,14 +242,21 @@ def test_lists_of_another_type_are_refused(key, values, kind):
     ("changes", "message"),
     [
         ({"downstream__protocol": "supervised"}, "a sweep needs frozen representations"),
-        ({"downstream__num_folds": 3, "downstream__fold": 0}, "stored splits"),
-        (
-            {"sweep__labels_per_class": (60,)},
-            "labelled examples, 60 per class were asked for|only with one class per example",
-        ),
+        ({"downstream__num_folds": 2}, "there must be 3 folds at least"),
     ],
 )
 def test_what_cannot_be_swept_is_refused(made, tmp_path, changes, message):
     with pytest.raises(ConclugenError, match=message):
         sweep.sweep(settings(made, **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_few_of_several_labels_are_refused_and_few_of_one_are_used(made, tmp_path, capsys):
+    config = settings(made, sweep__labels_per_class=(60,), train__num_epochs=1)
+    if made[0] == "multi":
+        with pytest.raises(ConclugenError, match="only with one class per example"):
+            sweep.sweep(config, tmp_path)
+        return
+    (line,) = sweep.sweep(config, tmp_path)["warnings"]
+    assert line.startswith("warning: fewer labelled training examples than the 60 per class asked for: 'calm' ")
+    assert capsys.readouterr().err.count(line) == 1

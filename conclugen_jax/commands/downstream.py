@@ -43,13 +43,20 @@ def _show(result: dict) -> None:
     unit = "a number to predict" if factor == 1 else "weighted scores in %"
     if "selected" in result:
         facts, kind = COLUMNS, f"those of best validation of {len(result['members'])} classifiers, test split"
-        rows = [([f"{row[fact]:g}" for fact in MEMBER], row["test"]) for row in result["selected"]]
+        rows = [([_number(row[fact]) for fact in MEMBER], row["test"]) for row in result["selected"]]
         for named, _ in rows:
             named[0] = {"0": "all"}.get(named[0], named[0])
     else:
         facts, rows = ["split"], [([split], result[split]) for split in ("validation", "test")]
-        folds = result.get("num_folds")
-        kind = f"mean of {folds} folds" if folds else f"best epoch {result['best_epoch'] + 1}"
+        kind = "" if "num_folds" in result else f"best epoch {result['best_epoch'] + 1}"
+    if "num_folds" in result:
+        kind = ", ".join(filter(None, (kind, f"mean of {result['num_folds']} folds")))
     cells = [[*named, *(f"{factor * scored[score]:.{digits}f}" for score in scores)] for named, scored in rows]
     title = f"{result['protocol']} on {target}{result['data']['name']}, {kind}, {unit}"
     app.show([*facts, *scores], cells, title=title)
+
+
+def _number(value: float | list[float]) -> str:
+    """Return a number as text; of those of several folds the least and the greatest."""
+    values = value if isinstance(value, list) else [value]
+    return " to ".join(dict.fromkeys(f"{x:g}" for x in (min(values), max(values))))

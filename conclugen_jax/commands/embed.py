@@ -43,6 +43,9 @@ def main() -> None:
         total = dataset.manifest.splits.get(FLAGS.split, {}).get("num_examples")
         count = embedding.write(_counted(rows, counter, total), output)
     print(f"{output}: {count:,} rows of split {FLAGS.split}")
+    for column, spec in (("label", dataset.manifest.label), ("prediction", network.task and network.task.label)):
+        if spec and spec.names:
+            print(f"{column}: " + ", ".join(f"{i} {name}" for i, name in enumerate(spec.names)))
 
 
 def _counted(rows: Iterator[dict], counter: progress.Counter, total: int | None) -> Iterator[dict]:

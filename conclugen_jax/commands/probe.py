@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.system import files
+from conclugen_jax.system import files, progress
 
 command = app.Command()
 FLAGS = command.flags
@@ -19,7 +19,8 @@ command.string("workdir", None, "Folder of a pretraining run")
 command.string("checkpoint", "newest", "newest, best or a step; default: newest")
 command.string("data", None, "Folder of a labelled data set; default: the one of the run")
 command.string("output", None, "Path of the table without its ending; default: WORKDIR/label_efficiency")
-command.list("labels", None, "Labels per class; default: those of 2,5,20 that every class has, and all")
+LABELS = "Labels per class, or all that a class has; default: those of 2,5,20 that the largest class has, and all"
+command.list("labels", None, LABELS)
 command.integer("draws", 10, "Random draws of the labelled examples, default 10", lower_bound=2)
 command.integer("seed", 0, "Seed of the draws", lower_bound=0)
 
@@ -38,9 +39,14 @@ def main() -> None:
     options = {"labels_per_class": labels, "num_draws": FLAGS.draws, **command.values("data", "seed")}
     report = probe.label_efficiency_of_run(command.required("workdir"), which=FLAGS.checkpoint, **options)
     files.write_json(Path(f"{output}.json"), dataclasses.asdict(report), place="--output")
+    lines = [text for line in report.warnings for text in ("", line)]
     columns, rows = probe.table(report.results, factor=100, digits=1)
     markdown = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
-    files.write_atomically(Path(f"{output}.md"), "\n".join([*markdown, "", report.protocol, ""]), place="--output")
+    files.write_atomically(
+        Path(f"{output}.md"), "\n".join([*markdown, "", report.protocol, *lines, ""]), place="--output"
+    )
+    for line in report.warnings:
+        progress.say(line)
     app.show(columns, rows, title="accuracy in % by labels per class", caption=report.protocol)
     print(f"saved as {output}.md and {output}.json")
 

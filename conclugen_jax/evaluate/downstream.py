@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import splits as splits_lib, task as task_lib, weights
+from conclugen_jax.evaluate import metrics, splits as splits_lib, task as task_lib, weights
 from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
@@ -55,9 +55,39 @@ def downstream(
       Interrupted: SIGINT or SIGTERM came; repeating the command starts this run again.
     """
     devices = list(devices or jax.devices())
-    if config.downstream.num_folds and config.downstream.fold == -1:
-        return _all_folds(config, Path(workdir), devices)
-    return once(config, workdir, functools.partial(_run, devices=devices), len(devices))
+    result = over_folds(config, workdir, functools.partial(_run, devices=devices), _averaged, len(devices))
+    matrix = result["test"].get("confusion_matrix")
+    for line in result.get("warnings", []) + metrics.remarks([] if matrix is None else [matrix], result["classes"]):
+        progress.say(line)
+    return result
+
+
+def over_folds(
+    config: ConfigDict,
+    workdir: str | Path,
+    work: Callable[[Run], dict[str, Any]],
+    joined: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+    num_devices: int = 1,
+) -> dict[str, Any]:
+    """Return the result of :func:`once`; of all folds, each in a folder of its own, what they share and what is ``joined``."""
+    section, folder = config.downstream, Path(workdir)
+    if not section.num_folds or section.fold != -1:
+        return once(config, folder, work, num_devices)
+    results = []
+    for fold in range(section.num_folds):
+        one = config.copy_and_resolve_references()
+        one.downstream.fold = fold
+        results.append(once(one, folder / f"fold_{fold}", work, num_devices))
+    shared = {k: results[0][k] for k in ("protocol", "encoder", "data", "modalities", "target", "kind", "classes")}
+    folds: dict[str, list[str]] = {}
+    for fold, one in enumerate(results):
+        for line in one.get("warnings", []):
+            folds.setdefault(line, []).append(str(fold))
+    lines = [line + f" (fold {', '.join(of)})" * (len(of) < len(results)) for line, of in folds.items()]
+    result = {**shared, "num_folds": len(results), "fold_by": section.fold_by, "warnings": lines, **joined(results)}
+    files.write_atomically(folder / workdir_lib.CONFIG, config_lib.to_json(config))
+    files.write_json(folder / weights.RESULT, result)
+    return result
 
 
 def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str, Any]], num_devices: int = 1):
@@ -116,9 +146,8 @@ def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
         rows = splits_lib.load(config, streams)
         if frozen:
             rows = {name: represented(encoder, x, config, devices) for name, x in rows.items()}
-        labels = task_lib.labels_of(rows["train"])[rows["train"].usable]
-        for warning in task_lib.warnings(label, labels):
-            progress.say(warning)
+        everyone = task_lib.labels_of(rows["train"])
+        labels, per_class = everyone[rows["train"].usable], config.downstream.labels_per_class
         network = None if frozen else encoder.model
         task = task_lib.create(config, label, labels, encoder=network, axis_name=parallel.AXIS)
         forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
@@ -139,6 +168,7 @@ def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
         return {
             "num_train_examples": len(labels),
             "labels_per_class": config.downstream.labels_per_class,
+            "warnings": splits_lib.warnings(config, label, everyone) + task_lib.warnings(label, labels, per_class),
             "best_epoch": epoch,
             "validation": scores("validation", best),
             "test": scores("test", best),
@@ -159,22 +189,21 @@ def represented(
     return batches.HostTable({"features": found, **facts}, rows.usable, tier=tier)
 
 
-def _all_folds(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """Run every fold in a folder of its own; return the means of the scores over folds, beside those of each."""
-    results = []
-    for fold in range(config.downstream.num_folds):
-        one = config.copy_and_resolve_references()
-        one.downstream.fold = fold
-        results.append(downstream(one, workdir / f"fold_{fold}", devices=devices))
-    shared = {k: results[0][k] for k in ("protocol", "encoder", "data", "modalities", "target", "kind", "classes")}
-    measures = [k for k, v in results[0]["test"].items() if isinstance(v, float)]
-    result = {**shared, "num_folds": len(results), "best_epochs": [r["best_epoch"] for r in results]}
+def _averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the results of all folds have in common: means of the scores, beside those of each."""
+    return {"best_epochs": [r["best_epoch"] for r in results], **averaged(results)}
+
+
+def averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return for each split the means of its scores over folds, the sum of confusion matrices, and the scores of each fold."""
+    found = {}
     for split in ("validation", "test"):
-        values = {k: [r[split][k] for r in results] for k in measures}
-        result[split] = {k: float(np.mean(v)) for k, v in values.items()}
-        result[f"{split}_folds"] = values
-    files.write_json(workdir / weights.RESULT, result)
-    return result
+        values = {k: [r[split][k] for r in results] for k, v in results[0][split].items() if isinstance(v, float)}
+        found[split] = {k: float(np.mean(v)) for k, v in values.items()}
+        if "confusion_matrix" in results[0][split]:
+            found[split]["confusion_matrix"] = np.sum([r[split]["confusion_matrix"] for r in results], axis=0).tolist()
+        found[f"{split}_folds"] = values
+    return found
 
 
 class BestEpochs:

@@ -1,7 +1,7 @@
 """Scores of a whole split, weighted as the paper's tables are."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,49 @@ def class_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[st
     accuracy = weighted_accuracy(labels, predictions)
     matrix = confusion(labels, predictions, **classes).tolist()
     return {"accuracy": accuracy, **weighted, "per_class": per_class, "confusion_matrix": matrix}
+
+
+def never_predicted(matrices: Iterable[Any], names: Sequence[str]) -> dict[str, int]:
+    """Count the evaluations in which a class, or label, is never predicted though test examples have it.
+
+    ``matrices``: a ``confusion_matrix`` of :func:`class_scores` for each. Returns name -> count, where it is not 0.
+    """
+    missed = np.zeros(len(names), int)
+    for support, predicted in map(_totals, matrices):
+        missed += (support > 0) & (predicted == 0)
+    return {name: int(count) for name, count in zip(names, missed, strict=True) if count}
+
+
+def _totals(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many examples each class, or label, has and how often it is predicted."""
+    counts = np.asarray(matrix)
+    if counts.ndim == 3:
+        return counts[:, 1].sum(axis=1), counts[:, :, 1].sum(axis=1)
+    return counts.sum(axis=1), counts.sum(axis=0)
+
+
+def remarks(matrices: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """Return what a weighted mean hides in evaluations on a test split: classes never predicted, classes without examples."""
+    found = []
+    if not matrices:
+        return found
+    if missed := never_predicted(matrices, names):
+        found.append(f"warning: {missed_sentence({'': (missed, len(matrices))})}")
+    support = sum(_totals(matrix)[0] for matrix in matrices)
+    if absent := [repr(name) for name, count in zip(names, support, strict=True) if not count]:
+        found.append(f"note: no example of the test split is {' or '.join(absent)}; the scores say nothing about that")
+    return found
+
+
+def missed_sentence(found: Mapping[str, tuple[Mapping[str, int], int]]) -> str:
+    """Name the classes that are never predicted: what is evaluated -> (:func:`never_predicted`, number of evaluations)."""
+    parts = []
+    for what, (missed, total) in found.items():
+        shown = [
+            repr(name) + (f" ({count} of {total} evaluations)" if total > 1 else "") for name, count in missed.items()
+        ]
+        parts.append(f"{what}: {', '.join(shown)}" if what else ", ".join(shown))
+    return f"never predicted on the test split: {'; '.join(parts)}; weighted means hide the F1 of 0 of such a class"
 
 
 def value_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:

@@ -3,6 +3,7 @@
 Programs need this module alone: it also has the names of ``weights``.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import metrics, task as task_lib
 from conclugen_jax.evaluate.weights import (  # noqa: F401
     Split,
     concatenated,
@@ -30,21 +32,29 @@ from conclugen_jax.run import workdir as workdir_lib
 
 @dataclasses.dataclass(frozen=True)
 class LabelEfficiency:
-    """Test accuracy of each draw of so many labels per class (0: all), of one kind of vectors."""
+    """Test accuracy of each draw of so many labels per class (0: all), of one kind of vectors.
+
+    ``never_predicted``: class -> number of draws in which it is never predicted, though test examples have it.
+    """
 
     name: str
     num_labels: int
     accuracy: list[float]
+    never_predicted: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Label efficiency of a run: how it was measured in words; name, version and hash of the labelled data; results."""
+    """Label efficiency of a run: how it was measured in words; name, version and hash of the labelled data; results.
+
+    ``warnings``: sentences on classes with few labels and on classes that are never predicted.
+    """
 
     protocol: str
     workdir: str
     data: dict[str, str]
     results: list[LabelEfficiency]
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
 
 def label_efficiency(
@@ -55,6 +65,7 @@ def label_efficiency(
     labels_per_class: Sequence[int] = (2, 5, 20, 0),
     num_draws: int = 5,
     seed: int = 0,
+    names: Sequence[str] = (),
 ) -> list[LabelEfficiency]:
     """Fit logistic regressions on few labels, the same labels for every kind of vectors.
 
@@ -62,11 +73,21 @@ def label_efficiency(
     are integers [n] and [m]: one class per example. The regression is scikit-learn's with its default L2 penalty (C = 1);
     nothing is chosen by a score. ``labels_per_class``: how many labels of each class are used, at most as many as there are;
     0: all. ``num_draws``, ``seed``: random draws of the labelled rows, and the seed of the first; the next has the next one.
+    ``names``: of the classes, their numbers by default.
+
+    Raises:
+      ConclugenError: labels of another kind, no test rows, or training labels of one class alone.
     """
     from sklearn.linear_model import LogisticRegression  # here, since commands that only load runs start much faster
     from sklearn.preprocessing import StandardScaler
 
     _check_classes(train_labels)
+    classes = np.unique(np.concatenate([train_labels, test_labels]))
+    names = names or [str(c) for c in range(int(classes.max(initial=-1)) + 1)]
+    if not len(test_labels) or len(np.unique(train_labels)) < 2:
+        found = " and ".join(repr(names[c]) for c in np.unique(train_labels)) or "no class"
+        fact = f"{len(train_labels)} training rows with labels of {found}, {len(test_labels)} test rows"
+        raise ConclugenError(f"{fact}; a classifier needs training rows of two classes, and test rows")
     draws = {k: [draw_labels(train_labels, k, seed=seed + draw) for draw in range(num_draws)] for k in labels_per_class}
     results = []
     for name, (train, test) in vectors.items():
@@ -77,26 +98,25 @@ def label_efficiency(
             distinct = rows_of_draws if k else rows_of_draws[:1]
             # In fits this small the threads wait for each other, for far longer than they save on a busy machine.
             with threadpool_limits(1 if k else None):
-                scores = [
-                    LogisticRegression(max_iter=2000).fit(train[rows], train_labels[rows]).score(test, test_labels)
+                guesses = [
+                    LogisticRegression(max_iter=2000).fit(train[rows], train_labels[rows]).predict(test)
                     for rows in distinct
                 ]
-            results.append(LabelEfficiency(name, k, [float(s) for s in scores] * (1 if k else num_draws)))
+            scores = [float((guess == test_labels).mean()) for guess in guesses] * (1 if k else num_draws)
+            missed = [name for guess in guesses for c, name in enumerate(names) if c in test_labels and c not in guess]
+            results.append(LabelEfficiency(name, k, scores, dict(collections.Counter(missed))))
     return results
 
 
 def draw_labels(labels: np.ndarray, num_per_class: int, *, seed: int) -> np.ndarray:
-    """Return the rows of ``num_per_class`` random examples of every class, of which there must be so many (0: all rows)."""
+    """Return the rows of ``num_per_class`` random examples of every class, or all that it has (0: all rows)."""
     if num_per_class == 0:
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
     rows = []
     for value in np.unique(labels):
         members = np.flatnonzero(labels == value)
-        if len(members) < num_per_class:
-            fact = f"class {value} has {len(members)} labelled examples, {num_per_class} per class were asked for"
-            raise ConclugenError(f"{fact}; ask for at most {len(members)}, or for all")
-        rows.append(rng.choice(members, num_per_class, replace=False))
+        rows.append(rng.choice(members, min(num_per_class, len(members)), replace=False))
     return np.sort(np.concatenate(rows))
 
 
@@ -112,29 +132,44 @@ def label_efficiency_of_run(
     """Compare raw features, the untrained network and a checkpoint of a pretraining run by :func:`label_efficiency`.
 
     ``which``: checkpoint, see :func:`load`. ``data``: folder of a labelled data set with the run's modalities; ``None``: the
-    run's own. ``labels_per_class``: ``None``: those of 2, 5, 20 that the smallest class has, and all.
+    run's own. ``labels_per_class``: ``None``: those of 2, 5, 20 that the largest class has, and all.
     """
     config = workdir_lib.read_config(workdir)
     manifest = manifest_lib.read(data or config.data.path)
     train, test = represent_splits(workdir, (config.data.train_split, config.data.test_split), which=which, data=data)
     _check_classes(train.label, f"{data or config.data.path}: ")
     if labels_per_class is None:
-        smallest = np.unique(train.label, return_counts=True)[1].min()
-        labels_per_class = [k for k in (2, 5, 20, 0) if k <= smallest]
+        labels_per_class = [k for k in (2, 5, 20, 0) if k <= np.bincount(train.label).max()]
     fresh = untrained(config, workdir)
     kinds = {
         "raw features": (train.fused(raw=True), test.fused(raw=True)),
         "untrained network": tuple(concatenated(represent(*fresh, x.features), x.present) for x in (train, test)),
         f"{Path(workdir).name}, pretrained": (train.fused(), test.fused()),
     }
-    options |= {"labels_per_class": labels_per_class, "num_draws": num_draws}
+    options |= {"labels_per_class": labels_per_class, "num_draws": num_draws, "names": train.names}
     protocol = (
         f"Accuracy in % on {len(test.label)} test examples of {manifest.name} {manifest.version}: scikit-learn logistic "
         f"regression (L2, C = 1) on standardised vectors, mean and standard deviation over {num_draws} draws of the "
         "labels (all labels: one fit)."
     )
     data_facts = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
-    return Report(protocol, str(workdir), data_facts, label_efficiency(kinds, train.label, test.label, **options))
+    results = label_efficiency(kinds, train.label, test.label, **options)
+    lines = task_lib.warnings(manifest.label, train.label, max(labels_per_class, default=0))
+    if missed := _missed(results):
+        lines.append(f"warning: {metrics.missed_sentence(missed)}")
+    return Report(protocol, str(workdir), data_facts, results, lines)
+
+
+def _missed(results: Sequence[LabelEfficiency]) -> dict[str, tuple[dict[str, int], int]]:
+    """Return what :func:`metrics.missed_sentence` takes."""
+    return {
+        f"{r.name}, {f'{r.num_labels} labels' if r.num_labels else 'all labels'}": (
+            r.never_predicted,
+            len(r.accuracy) if r.num_labels else 1,
+        )
+        for r in results
+        if r.never_predicted
+    }
 
 
 def label_efficiency_of_runs(
@@ -156,7 +191,7 @@ def label_efficiency_of_runs(
         vectors[name] = train.fused(), test.fused()
         if name == first:
             labels, raw = (train.label, test.label), (train.fused(raw=True), test.fused(raw=True))
-    return label_efficiency(vectors | {"raw features": raw}, *labels, **options)
+    return label_efficiency(vectors | {"raw features": raw}, *labels, names=manifest.label.names, **options)
 
 
 def table(
@@ -181,15 +216,21 @@ def _check_classes(labels: np.ndarray, where: str = "") -> None:
 
 
 def accuracies(
-    train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray, *, neighbours: int = 20
+    train: np.ndarray,
+    test: np.ndarray,
+    train_labels: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    neighbours: int = 20,
+    names: Sequence[str] = (),
 ) -> dict[str, float]:
     """Score scikit-learn's classifiers on vectors [n, dim] and [m, dim], standardised by the training rows.
 
-    ``neighbours``: k of the nearest neighbours, by cosine of the vectors as they are; at most n.
+    ``neighbours``: k of the nearest neighbours, by cosine of the vectors as they are; at most n. ``names``: of the classes.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    options = {"labels_per_class": [0], "num_draws": 1}
+    options = {"labels_per_class": [0], "num_draws": 1, "names": names}
     (linear,) = label_efficiency({"all": (train, test)}, train_labels, test_labels, **options)
     nearest = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine").fit(train, train_labels)
     return {"logistic regression": linear.accuracy[0], "nearest neighbours": float(nearest.score(test, test_labels))}
@@ -201,8 +242,8 @@ def per_modality(train: Split, test: Split, *, raw: bool = False) -> dict[str, d
     for m in train.present:
         a, b = np.flatnonzero(train.present[m]), np.flatnonzero(test.present[m])
         vectors = train.fused([m], raw=raw)[a], test.fused([m], raw=raw)[b]
-        found[m] = accuracies(*vectors, train.label[a], test.label[b])
-    found["all"] = accuracies(train.fused(raw=raw), test.fused(raw=raw), train.label, test.label)
+        found[m] = accuracies(*vectors, train.label[a], test.label[b], names=train.names)
+    found["all"] = accuracies(train.fused(raw=raw), test.fused(raw=raw), train.label, test.label, names=train.names)
     return found
 
 
@@ -220,5 +261,5 @@ def cluster_agreement(split: Split, *, seed: int = 0) -> dict[str, float]:
     clusters = {"clusters of the run": split.clusters} if split.clusters.size else {}
     for name, raw in (("k-means of raw features", True), ("k-means of representations", False)):
         vectors = StandardScaler().fit_transform(split.fused(raw=raw))
-        clusters[name] = KMeans(len(split.names), n_init=10, random_state=seed).fit_predict(vectors)
+        clusters[name] = KMeans(min(len(split.names), len(vectors)), n_init=10, random_state=seed).fit_predict(vectors)
     return {name: float(normalized_mutual_info_score(split.label, x)) for name, x in clusters.items()}

@@ -1,4 +1,4 @@
-"""Which rows a downstream run trains on, chooses by and scores: stored splits or folds by group, all labels or few."""
+"""Which rows a downstream run trains on, chooses by and scores: stored splits or folds, all labels or few."""
 
 import copy
 from collections.abc import Mapping
@@ -68,7 +68,10 @@ def load(config: ConfigDict, streams: Mapping[str, ShardStream]) -> dict[str, Ro
 
 
 def few(label: sources.LabelSpec, labels: np.ndarray, usable: np.ndarray, num_per_class: int, draw: int) -> np.ndarray:
-    """Draw ``num_per_class`` random rows of every class among those usable (0: all), by the number of the draw alone."""
+    """Draw ``num_per_class`` random rows of every class among those usable, by the number of the draw alone.
+
+    A class that has fewer gives all of them. 0: all rows.
+    """
     if num_per_class and label.kind != "single":
         fact = f"config.downstream.labels_per_class is {num_per_class}, but the labels are of kind {label.kind!r}"
         raise ConclugenError(f"{fact}; only with one class per example can so many of each be drawn")
@@ -77,10 +80,29 @@ def few(label: sources.LabelSpec, labels: np.ndarray, usable: np.ndarray, num_pe
 
 def _fold(config: ConfigDict, rows: RowSource, stream: ShardStream) -> dict[str, RowSource]:
     everyone = list(range(stream.num_examples))
-    _, groups = stream.names(np.arange(stream.num_examples))
-    listed = sources.Annotations(ids=everyone, groups=list(groups), label=None, targets={}, keys=everyone)
-    cut = sources.by_group(listed, config.downstream.num_folds, config.downstream.fold, where=stream.where)
+    section, (_, groups) = config.downstream, stream.names(np.arange(stream.num_examples))
+    of_example = section.fold_by == "example"
+    labels = task_lib.labels_of(rows) if of_example else None
+    listed = sources.Annotations(ids=everyone, groups=list(groups), label=labels, targets={}, keys=everyone)
+    wanted = {"num_folds": section.num_folds, "fold": section.fold, "where": stream.where}
+    if of_example:
+        cut = sources.by_example(listed, **wanted, seed=config.seed)
+    else:
+        cut = sources.by_group(listed, **wanted, option="--config.downstream.")
     members = {name: np.array(part.ids, int) for name, part in cut.items()}
     train = copy.copy(rows)
     train.usable = np.intersect1d(rows.usable, members["train"])
     return {"train": train, **{name: Subset(rows, members[name]) for name in NAMES[1:]}}
+
+
+def warnings(config: ConfigDict, label: sources.LabelSpec, labels: np.ndarray) -> list[str]:
+    """Return what is to be said of folds over examples, of rows with these labels; nothing of other folds or splits."""
+    num_folds = config.downstream.num_folds
+    if not num_folds or config.downstream.fold_by != "example":
+        return []
+    found, known = [f"warning: {sources.MIXED_PERSONS}"], labels[task_lib.known(label, labels)]
+    counts = [] if label.kind == "value" else zip(label.names, task_lib.counted(label, known).tolist(), strict=True)
+    if few := [f"{name!r} {count}" for name, count in counts if 0 < count < num_folds]:
+        fact = f"fewer examples than the {num_folds} folds: {', '.join(few)}"
+        found.append(f"warning: {fact}; some folds do not test such a class")
+    return found

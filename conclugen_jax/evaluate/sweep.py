@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import batches
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream, splits, task as task_lib
+from conclugen_jax.evaluate import downstream, metrics, splits, task as task_lib
 from conclugen_jax.method import layers
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.run import config as config_lib, configuration_files
@@ -143,22 +143,37 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Train and score the grid of ``config.sweep``; choose rate and decay by the validation split alone.
 
     ``config``: see ``configs/base.py``; a protocol with frozen representations. ``workdir`` takes ``config.json``,
-    ``data.json`` and ``result.json``; a finished one is returned.
+    ``data.json`` and ``result.json``; a finished one is returned. Where folds are asked for, rate and decay are chosen in each.
 
     Returns the content of ``result.json``: ``selected``, for each number of labels, draw and seed the member of best
     validation measure with all its scores; ``members``, what was tried, with validation measures only (``None``: its loss
-    was not finite in any epoch); where everything came from.
+    was not finite in any epoch); ``warnings``; where everything came from. Of all folds: means of the scores of the selected
+    members, beside those of each fold, whose rates, decays and best epochs are lists.
 
     Raises:
       ConclugenError: an impossible configuration, bad data, or losses that are not finite.
       Interrupted: SIGINT or SIGTERM came; repeating the command starts again.
     """
     section = config.downstream
-    if section.protocol not in config_lib.FROZEN or section.num_folds:
-        wanted = f"a sweep needs frozen representations ({' or '.join(map(repr, config_lib.FROZEN))}) and stored splits"
-        fact = f"config.downstream.protocol is {section.protocol!r} with num_folds {section.num_folds}"
-        raise ConclugenError(f"{fact}; {wanted}")
-    return downstream.once(config, workdir, _run)
+    if section.protocol not in config_lib.FROZEN:
+        wanted = f"a sweep needs frozen representations ({' or '.join(map(repr, config_lib.FROZEN))})"
+        raise ConclugenError(f"config.downstream.protocol is {section.protocol!r}; {wanted}")
+    result = downstream.over_folds(config, workdir, _run, _averaged)
+    matrices = [one["test"]["confusion_matrix"] for one in result["selected"] if "confusion_matrix" in one["test"]]
+    for line in result.get("warnings", []) + metrics.remarks(matrices, result["classes"]):
+        progress.say(line)
+    return result
+
+
+def _averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the results of all folds have in common, and the members of each."""
+    selected = []
+    for folds in zip(*(result["selected"] for result in results), strict=True):
+        shared = {key: folds[0][key] for key in ("labels_per_class", "label_draw", "seed")}
+        chosen = {key: [one[key] for one in folds] for key in ("learning_rate", "weight_decay", "best_epoch")}
+        selected.append(shared | chosen | downstream.averaged(folds))
+    members = [{"fold": fold, **member} for fold, result in enumerate(results) for member in result["members"]]
+    return {"grid": results[0]["grid"], "selected": selected, "members": members}
 
 
 def _run(run: downstream.Run) -> dict[str, Any]:
@@ -175,10 +190,10 @@ def _run(run: downstream.Run) -> dict[str, Any]:
         usable = task_lib.labelled(label, table["label"], run.streams[name].where, among)
         vectors[name] = Vectors(x, table["label"], usable)
     x, labels, usable = vectors["train"]
-    for warning in task_lib.warnings(label, labels[usable]):
-        progress.say(warning)
+    lines = splits.warnings(config, label, labels)
+    lines += task_lib.warnings(label, labels[usable], max(grid["labels_per_class"]))
     pairs = list(itertools.product(grid["learning_rates"], grid["weight_decays"]))
-    result = {"grid": grid, "selected": [], "members": []}
+    result = {"grid": grid, "warnings": lines, "selected": [], "members": []}
     for number in grid["labels_per_class"]:
         draws = grid["label_draws"] if number else grid["label_draws"][:1]  # all labels are the same rows at every draw
         groups = list(itertools.product(grid["seeds"], draws))

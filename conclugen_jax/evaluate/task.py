@@ -108,22 +108,27 @@ def class_weights(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
     positives for the positive side of each label of a multi-label task. A class without examples has weight 0, a label
     that no row or every row has weight 1.
     """
-    n, counts = len(labels), _counted(label, labels)
+    n, counts = len(labels), counted(label, labels)
     if label.kind == "single":
         return np.where(counts > 0, n / (len(counts) * np.maximum(counts, 1)), 0).astype(np.float32)
     return np.where((counts > 0) & (counts < n), (n - counts) / np.maximum(counts, 1), 1).astype(np.float32)
 
 
-def _counted(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
+def counted(label: LabelSpec, labels: np.ndarray) -> np.ndarray:
+    """Return how many of some rows, all with a label, each class or label has."""
     single = label.kind == "single"
     return np.bincount(labels, minlength=len(label.names)) if single else np.asarray(labels, np.int64).sum(axis=0)
 
 
-def warnings(label: LabelSpec, labels: np.ndarray) -> list[str]:
-    """Return a sentence for each class, or label, that no training example has."""
-    counts = [] if label.kind == "value" else _counted(label, labels)
-    never = [name for name, count in zip(label.names, counts, strict=True) if not count]
-    return [f"warning: no training example is {name!r}; the classifier cannot learn to predict it" for name in never]
+def warnings(label: LabelSpec, labels: np.ndarray, labels_per_class: int = 0) -> list[str]:
+    """Return a sentence for each class, or label, that no training example has, and one on those with fewer than asked for."""
+    counts = {} if label.kind == "value" else dict(zip(label.names, counted(label, labels).tolist(), strict=True))
+    never = [name for name, count in counts.items() if not count]
+    found = [f"warning: no training example is {name!r}; the classifier cannot learn to predict it" for name in never]
+    if few := [f"{name!r} {count}" for name, count in counts.items() if 0 < count < labels_per_class]:
+        fact = f"fewer labelled training examples than the {labels_per_class} per class asked for: {', '.join(few)}"
+        found.append(f"warning: {fact}; all of these are used")
+    return found
 
 
 def not_finite(config: ConfigDict, more: str = "") -> ConclugenError:

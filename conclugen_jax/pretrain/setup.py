@@ -147,7 +147,7 @@ def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, shards.
     stream = shards.ShardStream(dataset, config.data.train_split, config.data.modalities, all_variants=all_variants)
     config_lib.check_objective(config)
     config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=num_devices)
-    config_lib.check_clustering(config, num_examples=len(stream.usable))
+    config_lib.check_clustering(config, num_examples=len(stream.usable), num_devices=num_devices)
     if processes.several():
         check_alike(config, dataset.manifest)
     return config, stream

@@ -37,6 +37,7 @@ CHOICES = {
     "schedule.granularity": ("epoch", "step"),
     "downstream.protocol": PROTOCOLS,
     "downstream.fusion": ("concat", "mean"),
+    "downstream.fold_by": ("group", "example"),
     "downstream.class_weights": ("inverse_frequency", "none"),
 }
 """Key -> values that it may have."""
@@ -192,17 +193,31 @@ def check_downstream(config: ConfigDict) -> None:
 
 def check_batches(config: ConfigDict, *, num_examples: int, num_devices: int) -> None:
     """Refuse a batch that the devices cannot share or that the split cannot fill."""
-    batch_size = config.train.batch_size
-    lower, key = batch_size // num_devices * num_devices, "train.batch_size"
-    near = f"{lower} or {lower + num_devices}" if lower else f"{num_devices}"
+    batch_size, most, key = config.train.batch_size, num_examples // num_devices * num_devices, "train.batch_size"
+    why = f"its {num_examples} usable examples cannot be shared by {num_devices} devices; use fewer devices"
+    _refuse(config, "data.train_split", not most, why)
+    best, steps = _largest_batch(config, num_examples, num_devices), config.clustering.queue_batches + 1
+    way_out = f"at most {best or most}"
+    if best < most:  # a larger batch would be refused for the queue
+        way_out += f", so that an epoch has {steps} steps" if best else " and config.clustering.queue_reset to 'never'"
+    why = f"there are only {num_examples} usable examples in that split; set the batch to {way_out}"
+    _refuse(config, f"{key}, data.train_split", batch_size > num_examples, why)
+    lower = batch_size // num_devices * num_devices
+    near = " or ".join(str(size) for size in (lower, lower + num_devices) if 0 < size <= most)
     why = f"{num_devices} devices cannot share equally; set it to {near}"
     _refuse(config, key, batch_size % num_devices, why)
-    most = num_examples // num_devices * num_devices
-    why = f"there are only {num_examples} usable examples in that split; set the batch to at most {most}"
-    _refuse(config, f"{key}, data.train_split", batch_size > num_examples, why)
 
 
-def check_clustering(config: ConfigDict, *, num_examples: int) -> None:
+def _largest_batch(config: ConfigDict, num_examples: int, num_devices: int) -> int:
+    """Return the largest batch with which clustering takes part too; 0: none does with this queue."""
+    steps = 1
+    if config.loss.clustering_weight and config.clustering.queue_reset == "epoch":
+        steps += config.clustering.queue_batches
+    most = num_examples // steps // num_devices * num_devices
+    return most if most > 1 and (steps == 1 or steps * most >= config.clustering.num_clusters) else 0
+
+
+def check_clustering(config: ConfigDict, *, num_examples: int, num_devices: int = 1) -> None:
     """Refuse clustering that could never take part, or with fewer points of the training split than clusters."""
     if not config.loss.clustering_weight:
         return
@@ -214,9 +229,8 @@ def check_clustering(config: ConfigDict, *, num_examples: int) -> None:
     why = "clustering is the only term, nothing would be trained before; set it to 0"
     _refuse(config, "clustering.start_epoch", alone and section.start_epoch, why)
     if section.queue_reset == "epoch" and section.queue_batches >= steps_per_epoch:
-        most = num_examples // (section.queue_batches + 1)
-        enough = most > 1 and most * (section.queue_batches + 1) >= section.num_clusters
-        smaller = f"config.train.batch_size to {most} or less, " if enough else ""
+        most = _largest_batch(config, num_examples, num_devices)
+        smaller = f"config.train.batch_size to {most} or less, " if most else ""
         why = (
             f"an epoch has only {steps_per_epoch} step{'s' * (steps_per_epoch > 1)}, so the queue, emptied at each epoch, "
             f"would never count; set {smaller}the queue lower or config.clustering.queue_reset='never'"

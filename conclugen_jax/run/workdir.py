@@ -11,6 +11,7 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import config as config_lib
+from conclugen_jax.run.configuration_files import base
 from conclugen_jax.system import files, locks, processes
 
 CONFIG = "config.json"
@@ -44,12 +45,15 @@ def claim(workdir: str | Path) -> Iterator[Path]:
 def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = False) -> None:
     """Write configuration and data manifest into a new workdir, or compare them with those of an old one.
 
-    A workdir of another configuration or of other data is refused, with the differences. With ``moved``, what the configuration
-    names may be in other places; the data set must have the same hashes.
+    A workdir of another configuration or of other data is refused, with the differences; a key that a run of an earlier version
+    lacks counts as its default. With ``moved``, what the configuration names may be in other places; the data set must have the
+    same hashes.
     """
     if not processes.is_main():
         return
-    changed = config_lib.differences(read_config(workdir), config) if (workdir / CONFIG).exists() else None
+    changed, usual = None, config_lib.differences(ConfigDict(), base())
+    if (workdir / CONFIG).exists():
+        changed = [line for line in config_lib.differences(read_config(workdir), config) if line not in usual]
     if wrong := _wrong(workdir, changed, data, moved):
         raise ConclugenError(f"{wrong} or choose another --workdir")
     if changed is None:
