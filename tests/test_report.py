@@ -89,7 +89,7 @@ def test_protocols_stand_beside_the_published_ones(page):
     assert by_name["ConCluGen, fine-tuned"][1] == ["60.0", "paper 60.03 (−0.0)"]
 
 
-def test_comparisons_are_marked_where_zero_is_excluded(page):
+def test_comparisons_of_three_seeds_are_marked_where_zero_is_excluded(page, markdown):
     table = next(t for t in page.tables if t[0][0] == ["difference"])
     assert [row[0] for row in table[1:]] == [
         ["ConCluGen", f"minus {b}"] for b in ("Generative", "raw features", "supervised baseline", "ConCluGen/(vision)")
@@ -97,9 +97,27 @@ def test_comparisons_are_marked_where_zero_is_excluded(page):
     assert [row[1] for row in table[1:]] == [
         ["+3.1 ✱", "[+1.0, +5.2]"],
         ["−2.0", "[−4.9, +0.8]"],
-        ["+1.0", "n = 2"],
-        ["−3.0 ✱", "[−5.0, −1.0]"],
+        ["+1.0", "n = 1"],
+        ["−3.0", "[−5.0, −1.0]"],  # of two seeds
     ]
+    assert "✱: the 95 % interval, over 3 seeds or more, excludes zero." in markdown
+
+
+def test_what_runs_say_and_classes_never_predicted(study, tmp_path):
+    def change(tree):
+        tree["warnings"] = ["faces: the folds are cut over examples"]
+        tree["summary"][0] |= {"never_predicted": {"sad": 2, "angry": 4}, "evaluations": 4}
+        tree["summary"][1] |= {"never_predicted": {}, "evaluations": 4}
+
+    written = report.write(changed(study, tmp_path, change), tmp_path / "out", maps=[])
+    assert "faces: the folds are cut over examples." in written.warnings
+    text = (tmp_path / "out/report.md").read_text()
+    said = (
+        "Never predicted on the test split: ConCluGen, 2 labels per class: 'sad' (2 of 4 evaluations), 'angry' (4 of 4"
+    )
+    assert text.count(said) == 1
+    assert text.count("Never predicted") == 1
+    assert said in Page((tmp_path / "out/report.html").read_text()).sections["results"]
 
 
 def test_label_efficiency(page):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -354,14 +355,23 @@ def test_the_command_ends_with_1_and_names_each_cause_once(data, here, tmp_path)
         "from tests.studies import definition\n\ndef get_config():\n"
         "    changes = {'methods': {}, 'order': (), 'reference': 'raw_features'}\n"
         f"    study = definition('{data}', protocols=('raw_features',), **changes)\n"
-        "    study.labels.raw_features = (99,)\n    return study\n"
+        "    study.labels.raw_features = (99,)\n    study.datasets.faces.protocols.raw_features.train.num_epochs = 1\n"
+        "    study.datasets.faces.protocols.raw_features.downstream.modalities = ('smell',)\n    return study\n"
     )
     path.write_text(text)
     result = run("launch.study", f"--config={path}", f"--study={tmp_path / 'study'}", code=1)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
     assert line.startswith("failed: raw_features/faces/raw_features/seed_0 and 1 more: ")
-    assert "99 per class were asked for" in line
+    assert "no modality 'smell'" in line
     assert "Traceback" not in result.stderr
+    path.write_text(text.replace("smell", "video"))
+    result = run("launch.study", f"--config={path}", f"--study={tmp_path / 'few'}")  # two seeds with all that there are
+    lines = [line for line in result.stderr.splitlines() if line.startswith("warning: faces: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith(
+        "warning: faces: fewer labelled training examples than the 99 per class asked for: 'calm' "
+    )
+    assert re.search(r"raw features +│ +[\d.]+ \[[\d.]+, [\d.]+\]", result.stdout), result.stdout
     path.write_text(text.replace(str(data), "nowhere"))
     result = run("launch.study", f"--config={path}", f"--study={tmp_path / 'none'}", code=2)
     assert "nowhere/manifest.json: cannot be read" in result.stderr

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
+from conclugen_jax.commands import study as study_command
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import definition as study_runs, results as study_results, study as study_lib
 from tests.studies import definition, small
@@ -40,7 +41,7 @@ def test_damaged_files_are_named(tmp_path, name, text, message):
 def test_a_cell_without_one_of_its_draws_is_missing_and_has_no_confusion_matrix(tmp_path):
     (*_, (first, second)) = study_runs.chains(definition("nowhere", ("supervised",), seeds=(0,), training_draws=2))
     scores = dict.fromkeys(study_results.MEASURES, 0.5) | {"confusion_matrix": [[3, 1], [0, 2]]}
-    result = json.dumps({"kind": "single", "test": scores, "validation": scores})
+    result = json.dumps({"kind": "single", "classes": ["a", "b"], "test": scores, "validation": scores})
 
     def cell_of(run):
         (tmp_path / run.path).mkdir(parents=True)
@@ -94,6 +95,55 @@ def test_interval_is_students():
     assert study_results.interval([0.5]) == {"mean": 0.5, "std": None, "interval": None}
     # By hand: 1, 2, 3: standard deviation 1, t(0.975, 2) = 4.3027.
     np.testing.assert_allclose(study_results.interval([1, 2, 3])["interval"], [2 - 2.4841, 2 + 2.4841], atol=1e-3)
+
+
+SHARES = ("accuracy", "f1", "precision", "recall", "accuracy_2", "f1_2", "accuracy_7")
+BOUNDS = dict.fromkeys(SHARES, (0, 1)) | {"correlation": (-1, 1), "mae": (0, np.inf)}
+
+
+@pytest.mark.parametrize("measure", BOUNDS)
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_intervals_of_measures_stay_where_these_can_be(measure, n):
+    low, high = BOUNDS[measure]
+    assert study_results.bounds(measure) == (low, high)
+    for end in (low, min(high, 5)):
+        values = [
+            abs(end - 0.02 * i) if measure == "mae" else end + (0.02 if end == low else -0.02) * i for i in range(n)
+        ]
+        whole, cut = study_results.interval(values), study_results.interval(values, (low, high))
+        assert (cut["mean"], cut["std"]) == (whole["mean"], whole["std"])
+        assert cut["interval"] == [max(whole["interval"][0], low), min(whole["interval"][1], high)]
+        assert low <= cut["interval"][0] <= cut["mean"] <= cut["interval"][1] <= high
+    # By hand: 0.98 and 1: half of the interval is 12.706 * 0.01414 / 1.4142.
+    np.testing.assert_allclose(study_results.interval([0.98, 1.0], (0, 1))["interval"], [0.99 - 0.12706, 1], atol=1e-5)
+
+
+def test_summaries_and_differences_are_cut_at_their_bounds():
+    def cells(method, protocol, scores):
+        place = {"dataset": "d", "method": method, "protocol": protocol, "labels_per_class": 0, "status": "done"}
+        own = {"draws": 1, "never_predicted": {"sad": 1} if protocol == "supervised" else {}}
+        return [
+            {**place, **own, "seed": s, "scores": {"accuracy": x}, "draw_scores": {"0": {"accuracy": x}}}
+            for s, x in enumerate(scores)
+        ]
+
+    found = [*cells("m", "linear_evaluation", (1.0, 0.9)), *cells("supervised", "supervised", (0.0, 0.4))]
+    summary = study_results.summarize(found)
+    assert [row["scores"]["accuracy"]["interval"][1] for row in summary] == [1, 1]
+    assert [(row["never_predicted"], row["evaluations"]) for row in summary] == [({}, 2), ({"sad": 2}, 2)]
+    (row,) = study_results.compare(found, "m")
+    assert row["difference"] == pytest.approx(0.75)
+    assert row["interval"] == [-1, 1]  # half of it is 12.7 * 0.25
+
+
+def test_the_command_names_classes_that_are_never_predicted(capsys):
+    row = {"dataset": "faces", "protocol": "raw_features", "method": "raw", "evaluations": 4}
+    few, every = {"labels_per_class": 2, "never_predicted": {"sad": 3}}, {"labels_per_class": 0, "never_predicted": {}}
+    study_command._warn({"raw": {"title": "raw features"}}, [row | few, row | every])
+    said = "never predicted on the test split: raw features, 2 labels: 'sad' (3 of 4 evaluations); weighted means"
+    assert capsys.readouterr().err.startswith(f"warning: raw_features on faces: {said}")
+    study_command._warn({}, [row | every])
+    assert capsys.readouterr().err == ""
 
 
 def test_processors_are_shared(monkeypatch):

@@ -21,8 +21,12 @@ def main() -> int:
     from conclugen_jax.study import study
 
     results = study.run(command.config, FLAGS.study or f"runs/{command.config_name}")
+    for line in results["warnings"]:
+        print(f"warning: {line}", file=sys.stderr)
     for dataset, protocol in dict.fromkeys((s["dataset"], s["protocol"]) for s in results["summary"]):
-        _show(results["methods"], study.chosen(results["summary"], dataset=dataset, protocol=protocol))
+        rows = study.chosen(results["summary"], dataset=dataset, protocol=protocol)
+        _show(results["methods"], rows)
+        _warn(results["methods"], rows)
     failed: dict[tuple[str, str], list[str]] = {}
     for cell in results["cells"]:
         if cell["status"] != "done":
@@ -42,7 +46,21 @@ def _show(methods: dict, rows: list[dict]) -> None:
         score = row["scores"][measure]
         shown = f"{factor * score['mean']:.{digits}f}"
         if score["interval"] is not None:
-            shown += f" ± {factor * (score['interval'][1] - score['mean']):.{digits}f}"
+            shown += " [{}, {}]".format(*(f"{factor * x:.{digits}f}" for x in score["interval"]))
         table[row["method"]][1 + numbers.index(row["labels_per_class"])] = shown
     title = f"{rows[0]['protocol']} on {rows[0]['dataset']}: {measure}{unit}, mean and 95 % interval"
     app.show(["method", *(f"{n} labels" if n else "all labels" for n in numbers)], table.values(), title=title)
+
+
+def _warn(methods: dict, rows: list[dict]) -> None:
+    """Name the classes that are never predicted on a data set by a protocol."""
+    from conclugen_jax.evaluate import metrics
+
+    missed = {}
+    for row in rows:
+        if row["never_predicted"]:
+            what = f"{methods[row['method']]['title']}, {row['labels_per_class'] or 'all'} labels"
+            missed[what] = row["never_predicted"], row["evaluations"]
+    if missed:
+        place = f"{rows[0]['protocol']} on {rows[0]['dataset']}"
+        print(f"warning: {place}: {metrics.missed_sentence(missed)}", file=sys.stderr)

@@ -1,7 +1,9 @@
 """What came out of a study: scores of every cell, means with intervals over seeds, paired differences of methods."""
 
+import collections
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from ml_collections import ConfigDict
 import conclugen_jax
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import weights
+from conclugen_jax.evaluate import metrics, weights
 from conclugen_jax.study.definition import ALONE, Run, target_of
 
 RESULTS = "results.json"
@@ -33,8 +35,9 @@ def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any
     Returns:
       ``name``, ``versions``, ``definition``, ``datasets``, ``methods``; ``cells``: one per data set, method, protocol,
       number of labels and seed, with test scores averaged over the draws of its labels; ``summary``: mean, standard
-      deviation and 95 % interval over seeds (Student's t); ``comparisons``: the same of the difference between a method and
-      a baseline, taken seed by seed on the same labels.
+      deviation and 95 % interval over seeds (:func:`interval`), and class -> number of ``evaluations`` in which it is never
+      predicted; ``comparisons``: the same of the difference between a method and a baseline, taken seed by seed on the
+      same labels; ``warnings``: what the runs say of their data, each sentence once.
     """
     place = {method: i for i, method in enumerate((*study.order, *ALONE))}
     cells = sorted(_cells(runs, root), key=lambda cell: place[cell["method"]])
@@ -50,6 +53,7 @@ def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any
         }
         | {name: {"title": name.replace("_", " "), "pretraining": None} for name in ALONE},
         "cells": cells,
+        "warnings": list(dict.fromkeys(f"{cell['dataset']}: {line}" for cell in cells for line in cell["warnings"])),
         "summary": summarize(cells),
         "comparisons": compare(cells, study.reference),
     }
@@ -94,6 +98,8 @@ def _cells(runs: Iterable[Run], root: Path) -> Iterator[dict[str, Any]]:
             "scores": _means(fits, "scores") if done else {},
             "validation": _means(fits, "validation") if done else {},
             "draws": len(fits),
+            "never_predicted": dict(collections.Counter(name for fit in fits for name in fit["never_predicted"])),
+            "warnings": list(dict.fromkeys(line for fit in fits for line in fit["warnings"])),
         }
 
 
@@ -111,6 +117,8 @@ def _fits(path: Path, number: int, section: ConfigDict) -> tuple[list[dict[str, 
                 "scores": {m: float(fit["test"][m]) for m in measures},
                 "validation": {measures[0]: float(fit["validation"][measures[0]])},
                 "confusion_matrix": fit["test"].get("confusion_matrix"),
+                "never_predicted": list(metrics.never_predicted(_matrices(fit), result["classes"])),
+                "warnings": [line.removeprefix("warning: ") for line in result.get("warnings", [])],
             }
             for fit in result.get("selected", [alone])
             if fit["labels_per_class"] == number
@@ -122,6 +130,10 @@ def _fits(path: Path, number: int, section: ConfigDict) -> tuple[list[dict[str, 
         return [], None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         return [], f"{path / weights.RESULT}: damaged ({type(e).__name__}); delete it and repeat the study"
+
+
+def _matrices(fit: Mapping[str, Any]) -> list[Any]:
+    return [fit["test"]["confusion_matrix"]] if "confusion_matrix" in fit["test"] else []
 
 
 def _means(fits: Sequence[Mapping[str, Any]], what: str) -> dict[str, float]:
@@ -138,8 +150,19 @@ def failure(path: Path) -> str | None:
         return f"failed for a reason that cannot be read ({type(e).__name__})"
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, standard deviation (n - 1) and 95 % interval of Student's t of independent values; ``None`` where n is 1."""
+def bounds(measure: str) -> tuple[float, float]:
+    """Return the least and the greatest value that a measure can have."""
+    return {"mae": (0.0, math.inf), "correlation": (-1.0, 1.0)}.get(measure, (0.0, 1.0))
+
+
+def interval(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
+    """Return mean, standard deviation (n - 1) and 95 % interval of independent values; ``None`` where n is 1.
+
+    The interval is Student's t, cut at the ``bounds`` that the expected value lies between: a value outside of them is never
+    the true one, so the cut interval covers it as often as the whole one does (compare Mandelkern, Statistical Science
+    17(2), 2002). With two or three values it is wide, as it must be: percentiles of a bootstrap are far too narrow
+    there, and a logit, which has no value at 0 and 1, gives an interval of another mean.
+    """
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return {"mean": mean, "std": None, "interval": None}
@@ -147,16 +170,21 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     from scipy import stats  # a second of imports, which other commands do without
 
     half = float(stats.t.ppf(0.975, n - 1)) * std / n**0.5
-    return {"mean": mean, "std": std, "interval": [mean - half, mean + half]}
+    return {"mean": mean, "std": std, "interval": [max(mean - half, bounds[0]), min(mean + half, bounds[1])]}
 
 
 def summarize(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Average the scores of every data set, method, protocol and number of labels over the seeds that are done."""
     return [
         dict(zip(PLACE, place, strict=True))
-        | {"n": len(own), "scores": {m: interval([c["scores"][m] for c in own]) for m in own[0]["scores"]}}
+        | {"n": len(own), "scores": {m: interval([c["scores"][m] for c in own], bounds(m)) for m in own[0]["scores"]}}
+        | {"never_predicted": _added(c["never_predicted"] for c in own), "evaluations": sum(c["draws"] for c in own)}
         for place, own in _done(cells).items()
     ]
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sum(map(collections.Counter, counts), collections.Counter()))
 
 
 def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
@@ -175,7 +203,8 @@ def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str
                 shared = [a[draw][measure] - b[draw][measure] for draw in sorted(a.keys() & b.keys())]
                 differences += [float(np.mean(shared))] if shared else []
             if differences:
-                measured = interval(differences)
+                low, high = bounds(measure)
+                measured = interval(differences, (low - high, high - low))
                 found.append(
                     dict(zip(PLACE, (dataset, method, protocol, number), strict=True))
                     | {"measure": measure, "baseline": baseline, "difference": measured["mean"]}

@@ -120,7 +120,9 @@ def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
             probe.concatenated(probe.represent(model, variables, split["features"]), split["present"])[known]
             for split, known in zip(splits, rows, strict=True)
         )
-        found = probe.label_efficiency({"pretrained": vectors}, *labels, labels_per_class=(0,), num_draws=1)
+        found = probe.label_efficiency(
+            {"pretrained": vectors}, *labels, labels_per_class=(0,), num_draws=1, names=label.names
+        )
         return found[0].accuracy[0]
 
     return measure

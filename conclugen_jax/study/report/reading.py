@@ -67,10 +67,15 @@ class Score(msgspec.Struct):
 
 
 class Summary(Place):
-    """Scores of one method, protocol and number of labels over ``n`` seeds."""
+    """Scores of one method, protocol and number of labels over ``n`` seeds.
+
+    ``never_predicted``: class -> number of ``evaluations`` in which it is never predicted.
+    """
 
     n: Count
     scores: dict[str, Score]
+    never_predicted: dict[str, Count] = {}
+    evaluations: Count = 0
 
 
 class Comparison(Place):
@@ -110,6 +115,7 @@ class Study(msgspec.Struct):
     cells: list[Cell]
     summary: list[Summary]
     comparisons: list[Comparison]
+    warnings: list[str] = []  # of its runs on their data
     path: Path = Path()  # folder of the study
     runs: dict[str, list[Run]] = {}  # pretraining -> its runs that have begun, by seed
 

@@ -126,7 +126,8 @@ def _lead(study: Study) -> list[str]:
 
 
 def _warnings(study: Study) -> Iterator[str]:
-    """Yield a sentence for each data set that could not be read, has changed, or differed when runs saw it."""
+    """Yield what runs say of their data, and a sentence for each data set that could not be read or has changed."""
+    yield from (f"{line}." for line in study.warnings)
     runs = [run for runs in study.runs.values() for run in runs]
     for key, facts in study.datasets.items():
         scored, there = facts.sha256[:12], (Path(facts.path) / manifest_lib.FILE).is_file()

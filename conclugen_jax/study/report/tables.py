@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from conclugen_jax.evaluate import metrics
 from conclugen_jax.study.report import published as report_published
 from conclugen_jax.study.report.reading import DatasetFacts, Score, Study, Summary
 
@@ -17,6 +18,8 @@ PLAIN = ("correlation", "mae")
 
 NOTHING = ("–",)
 REMARKABLE = "✱"
+FEWEST_SEEDS = 3
+"""Seeds that a difference must be measured on to be marked: two often lie on the same side by chance."""
 
 
 class Table(NamedTuple):
@@ -53,9 +56,20 @@ def scores(study: Study) -> list[Part]:
             rows.append(((study.label(s.method, s.protocol),), *cells, (str(s.n),)))
         unit = "in %" + (", correlation and mean absolute error plain" if facts.kind == "value" else "")
         over = "mean ± standard deviation over seeds, [95 % interval], n seeds."
-        note = f"Test split, {words_of_labels(labels)}, {unit}: {over}{_cited(rows, 'number')}"
+        note = f"Test split, {words_of_labels(labels)}, {unit}: {over}{_cited(rows, 'number')}{_missed(study, key)}"
         parts.append(Part(facts.title(key), table=Table(("method", *(NAMES[m] for m in measures), "n"), rows, note)))
     return parts
+
+
+def _missed(study: Study, key: str) -> str:
+    """Return a sentence on the classes of a data set that are never predicted, whatever the number of labels."""
+    missed = {
+        f"{study.label(s.method, s.protocol)}, {words_of_labels(s.labels)}": (s.never_predicted, s.evaluations)
+        for s in study.summary_of(key)
+        if s.never_predicted
+    }
+    sentence = metrics.missed_sentence(missed)
+    return f" {sentence[0].upper()}{sentence[1:]}." if missed else ""
 
 
 def _known(study: Study, method: str) -> str:
@@ -89,11 +103,11 @@ def protocols(study: Study) -> list[Part]:
 
 
 def comparisons(study: Study) -> list[Part]:
-    """Tabulate paired differences of methods from baselines; those whose interval excludes zero are marked."""
+    """Tabulate paired differences of methods from baselines; those of enough seeds whose interval excludes zero are marked."""
     note = (
-        f"{REMARKABLE}: the 95 % interval excludes zero. Differences over the same seeds and the same drawn labels, in "
-        "percentage points (MAE as it is, less is better), by labels per class; the intervals are not corrected for the "
-        "number of comparisons."
+        f"{REMARKABLE}: the 95 % interval, over {FEWEST_SEEDS} seeds or more, excludes zero. Differences over the same seeds "
+        "and the same drawn labels, in percentage points (MAE as it is, less is better), by labels per class; the intervals "
+        "are not corrected for the number of comparisons."
     )
     found: dict[str, dict] = {key: {} for key in study.datasets}
     for c in study.comparisons:
@@ -102,7 +116,7 @@ def comparisons(study: Study) -> list[Part]:
         cell = signed(c.difference, c.measure), f"n = {c.n}"
         if c.interval is not None:
             low, high = c.interval
-            mark = f" {REMARKABLE}" if low > 0 or high < 0 else ""
+            mark = f" {REMARKABLE}" if c.n >= FEWEST_SEEDS and (low > 0 or high < 0) else ""
             cell = cell[0] + mark, f"[{signed(low, c.measure)}, {signed(high, c.measure)}]"
         found[c.dataset][row, c.labels] = NOTHING if math.isnan(c.difference) else cell
     titles = {key: study.datasets[key].title(key) for key in found}
