@@ -1,6 +1,7 @@
 """The sound of clips: its channels, its times, its gaps, and what is rejected."""
 
 import math
+import struct
 from fractions import Fraction
 
 import av
@@ -65,6 +66,121 @@ def test_sound_is_the_mean_of_its_channels_at_16_khz(tmp_path):
     assert clip.frames == []
     assert abs(len(clip.sound) - 16_000) < 40
     assert np.abs(clip.sound[100:-100]).max() == pytest.approx(0.15, abs=0.01)
+
+
+def wave(path, channels, mask=None, rate=16_000):
+    """Write 16-bit sound [channels, samples]; ``mask`` says which channels they are, ``None``: nothing does."""
+    count = len(channels)
+    sizes = struct.pack("<HIIHH", count, rate, rate * 2 * count, 2 * count, 16)
+    head = b"\1\0" + sizes
+    if mask is not None:
+        head = (
+            b"\xfe\xff" + sizes + struct.pack("<HHIH", 22, 16, mask, 1) + bytes.fromhex("000000001000800000aa00389b71")
+        )
+    data = (np.asarray(channels).T * 32767).astype("<i2").tobytes()
+    parts = b"fmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", len(data)) + data
+    path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WAVE" + parts)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mask", "parts"),
+    [
+        (None, [1]),
+        (None, [0.5, 0.5]),
+        (0x8, [1]),  # of low-frequency effects alone
+        (0x9, [1, 0]),  # left, low-frequency effects
+        (0xB, [0.5, 0.5, 0]),  # 2.1
+        (0x7, [0.2929, 0.2929, 0.4142]),  # left, right, centre
+        (0x33, [0.2929, 0.2929, 0.2071, 0.2071]),  # quad
+        (0x3F, [0.2071, 0.2071, 0.2929, 0, 0.1464, 0.1464]),  # 5.1
+        (0x60F, [0.2071, 0.2071, 0.2929, 0, 0.1464, 0.1464]),  # 5.1 with the sides
+        (0x63F, [0.1602, 0.1602, 0.2265, 0, 0.1133, 0.1133, 0.1133, 0.1133]),  # 7.1
+        (None, [1 / 3] * 3),
+        (None, [1 / 12] * 12),
+    ],
+)
+def test_channels_are_mixed_as_ffmpeg_mixes_them(tmp_path, mask, parts):
+    times = np.arange(8000) / 16_000
+    channels = np.stack([0.5 * np.sin(2 * np.pi * 100 * (3 + i) * times) for i in range(len(parts))])
+    clip = media.decode(wave(tmp_path / "a.wav", channels, mask))
+    np.testing.assert_allclose(clip.sound @ channels.T / (channels**2).sum(axis=1), parts, atol=1e-3)
+    unnamed = "the sound has channels without names, and their mean was taken"
+    assert clip.notes == ((unnamed,) if mask is None and len(parts) > 2 else ())
+
+
+def test_channels_that_cancel_each_other_are_heard(tmp_path):
+    left = clips.tone(1.0)
+    clip = media.decode(wave(tmp_path / "a.wav", [left, 0.0001 - left], 3))
+    np.testing.assert_allclose(clip.sound, left, atol=1e-3)
+    assert clip.notes == ("the channels of the sound cancel each other, and the first was taken",)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"),
+    [
+        ("a.m4a", "aac", 44_100),
+        ("a.mkv", "aac", 48_000),
+        ("a.mp3", "libmp3lame", 44_100),
+        ("b.mp4", "libmp3lame", 44_100),
+        ("a.ogg", "libopus", 48_000),
+        ("a.webm", "libopus", 48_000),
+        ("a.flac", "flac", 22_050),
+    ],
+)
+def test_the_delay_of_encoders_is_cut(tmp_path, name, codec, rate):
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.layout = "mono"
+        samples = np.zeros(2 * rate, np.float32)
+        for start in (0.2, 0.7, 1.45):
+            burst = np.hanning(rate // 50) * np.sin(2 * np.pi * 1000 * np.arange(rate // 50) / rate)
+            samples[round(start * rate) :][: len(burst)] = 0.8 * burst
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        size = stream.codec_context.frame_size or 1024
+        resampler = av.AudioResampler(format=stream.format, layout="mono", rate=rate, frame_size=size)
+        for piece in (*resampler.resample(frame), *resampler.resample(None), None):
+            container.mux(stream.encode(piece))
+    sound = media.decode(tmp_path / name).sound
+    for start in (0.2, 0.7, 1.45):
+        around = slice(round((start - 0.1) * 16_000), round((start + 0.15) * 16_000))
+        centre = np.average(np.arange(16_000 * 2 + 800)[around], weights=sound[around] ** 2)
+        assert centre == pytest.approx((start + 0.01) * 16_000, abs=4)
+
+
+def test_the_default_stream_of_sound_is_taken(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        streams = [container.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in range(2)]
+        streams[0].disposition, streams[1].disposition = 0, type(streams[1].disposition).default
+        for stream, value in zip(streams, (3000, 9000), strict=True):
+            frame = av.AudioFrame.from_ndarray(np.full((1, 16_000), value, np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    np.testing.assert_allclose(media.decode(tmp_path / "a.mkv").sound, 9000 / 32768, atol=1e-3)
+
+
+def test_sound_without_a_decoder_costs_the_sound_alone(tmp_path):
+    path = clips.write(tmp_path / "a.mkv", clips.steady(1.0), sound=clips.tone(1.0))
+    path.write_bytes(path.read_bytes().replace(b"A_PCM/INT/LIT", b"A_XXX/INT/LIT"))
+    clip = media.decode(path)
+    assert len(clip.frames) == 16
+    assert (clip.sound, clip.notes) == (None, ("FFmpeg has no decoder for the sound",))
+    with pytest.raises(ConclugenError, match="neither pictures nor sound that can be decoded"):
+        media.decode(path, rates=())
+
+
+def test_sound_that_cannot_be_converted_costs_the_sound_alone(tmp_path, monkeypatch):
+    path = clips.write(tmp_path / "a.mkv", clips.steady(1.0), sound=clips.tone(1.0))
+
+    def refuse(*_):
+        raise ValueError("no such layout")
+
+    monkeypatch.setattr(media.Recorder, "add", refuse)
+    clip = media.decode(path)
+    assert (len(clip.frames), clip.sound, clip.length) == (16, None, 1.0)
+    assert clip.notes == ("the sound cannot be converted (no such layout)",)
 
 
 def test_silence_counts_as_no_sound(tmp_path):

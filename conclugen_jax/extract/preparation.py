@@ -220,7 +220,10 @@ def _decoded(utterance: Utterance, rates: tuple[float, ...], hears: bool) -> Cli
     if rates or (hears and not aside):
         clip = media.decode(utterance.path, rates=rates, sound=hears and not aside, **span)
     if aside:
-        heard = media.decode(utterance.sound, rates=(), **span)
+        try:
+            heard = media.decode(utterance.sound, rates=(), **span)
+        except ConclugenError as e:  # which costs the sound alone
+            heard = Clip([], np.zeros(0), 0.0, None, notes=(f"the file of its sound cannot be used ({e})",))
         length = max(clip.length, heard.length)
         clip = dataclasses.replace(clip, sound=heard.sound, notes=clip.notes + heard.notes, length=length)
     return clip

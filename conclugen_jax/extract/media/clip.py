@@ -4,6 +4,7 @@ import dataclasses
 import heapq
 import itertools
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -20,6 +21,12 @@ MAX_BYTES = 2**30  # memory for the frames of a clip; those of a longer clip are
 USUAL_RATE = (
     16.0  # frames at lower rates are scaled down as at this one, so that their size does not depend on the rate
 )
+ROUNDING = Fraction(
+    1, 500
+)  # seconds by which times are off: Matroska, WebM and FLV have milliseconds, rates are estimates
+Matrix = tuple[int, int, int, int]
+IDENTITY = (1, 0, 0, 1)
+HDR = (16, 18)  # FFmpeg's numbers of the transfer functions PQ and HLG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,34 +74,50 @@ class Sampler:
 
     def __init__(self, stream: Any, rates: tuple[float, ...], start: float, end: float, seconds: float):
         own = stream.average_rate or stream.guessed_rate
-        highest = min(Fraction(rates[0]), Fraction(own)) if own else Fraction(rates[0])
-        self.rate = float(highest)  # of the first grid: that asked for, or the stream's own where that is lower
         self.done = False  # whether the interval is complete
-        self.shrunk = False  # whether frames were scaled down for want of memory
+        self.notes: dict[str, None] = {}  # remarks for the user, in order, each once
+        self._rates = [Fraction(r) for r in rates]
+        self._own = Fraction(own) if own and own < rates[0] else None  # the stream's own rate, where it is the lower
+        self._uneven = False  # whether samples at its own rate miss frames
+        self._untimed = False  # whether there was a frame without a time
         self._start = Fraction(start).limit_denominator(10**6)  # as it was written, to the microsecond
         self._end = Fraction(end).limit_denominator(10**6) if end < math.inf else end
-        grids = [itertools.count(self._start, 1 / Fraction(r)) for r in (highest, *rates[1:]) if r <= highest]
-        self._wanted = heapq.merge(*grids)
+        self._origin = self._start + (ROUNDING if own and own < USUAL_RATE else Fraction(1, 10**6))  # of the grids
+        self._wanted = heapq.merge(*(itertools.count(self._origin, 1 / r) for r in (*self._rates, self._own) if r))
         self._next = next(self._wanted)
         self._frame_length = 1 / Fraction(own) if own else Fraction(1, 25)
         self._shown, self._shown_at, self._until = None, Fraction(0), Fraction(0)
-        self._aspect = float(stream.sample_aspect_ratio or 1)
+        # That of the container counts throughout; where it says none, that of the coded pictures, which may change.
+        in_container = stream.sample_aspect_ratio != stream.codec_context.sample_aspect_ratio
+        self._aspect_of = stream if in_container else stream.codec_context
+        self._aspect, self._matrix = 0.0, IDENTITY
         usual = min(max(rates[0], USUAL_RATE), float(own or math.inf))
         self._pixels = MAX_BYTES / 3 / max(1.0, min(seconds, MAX_SECONDS) * usual)
         self._frames: list[np.ndarray] = []
-        self._times: list[float] = []
+        self._times: list[Fraction] = []
         self._bytes = 0
 
     def add(self, frame: Any, time: Fraction | None) -> None:
         """Add the next frame in the order of presentation, with its time in seconds if that is known."""
-        if time is None:
-            time = self._until
+        self._untimed |= time is None
+        if self._untimed and (time is None or abs(time - self._until) < 3 * self._frame_length):
+            time = (
+                self._until
+            )  # program streams with H.264 give the times of some frames alone, and of those around them
         if self._shown is None and self._next < time < 1:
             time = self._next  # pictures that begin a little after the sound
+        if self._own and self._shown is not None and self._start <= self._shown_at < time <= self._end:
+            first, last = ((t - self._origin) * self._own for t in (self._shown_at, time))
+            self._uneven |= math.ceil(first) >= last  # no sample while it was on the screen
         self._take_until(time)
         self.done = time >= self._end
         length = frame.duration * frame.time_base if frame.duration and frame.time_base else self._frame_length
         self._shown, self._shown_at, self._until = frame, time, time + length
+        aspect = float(self._aspect_of.sample_aspect_ratio or 1)
+        if aspect != self._aspect != 0:
+            self.notes["the aspect ratio of the pixels changes within the clip"] = None
+        self._aspect = aspect
+        self._matrix = _matrix(frame) or self._matrix  # that of coded pictures stands at key frames only
 
     def _take_until(self, time: Fraction) -> None:
         """Take the frame on the screen for all samples before ``time``."""
@@ -105,22 +128,22 @@ class Sampler:
             if self._shown is not None and self._shown_at <= passed:
                 image = self._image(self._shown) if image is None else image
                 self._frames.append(image)
-                self._times.append(float(passed - self._start))
+                self._times.append(passed - self._origin)
             while self._next == passed:  # which may be of several grids
                 self._next = next(self._wanted)
 
     def _image(self, frame: Any) -> np.ndarray:
         """Return a frame as a player shows it: turned, with square pixels, and at most as many as fit into memory."""
         width, height = frame.width, frame.height
-        self.shrunk = self.shrunk or width * height > self._pixels
+        self.notes |= dict.fromkeys(_remarks(frame, self._matrix))
+        if width * height > self._pixels:
+            self.notes["frames are smaller than they might be, since there are many"] = None
         width = max(1, round(width * self._aspect)) if 0.1 < self._aspect < 10 else width
         scale = min(1.0, MAX_SIDE / max(width, height), math.sqrt(self._pixels / (width * height)))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         if size != (frame.width, frame.height):
             frame = frame.reformat(*size, "rgb24", interpolation="AREA")
-        image = frame.to_ndarray(format="rgb24")
-        turns = round(frame.rotation / 90) % 4
-        image = np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+        image = np.ascontiguousarray(_upright(frame.to_ndarray(format="rgb24"), self._matrix))
         self._bytes += image.nbytes
         if self._bytes > 2 * MAX_BYTES:
             raise MemoryError("far more frames than expected")
@@ -134,4 +157,36 @@ class Sampler:
     def finish(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Return the frames and their times in seconds; the last frame stays on the screen for its own length."""
         self._take_until(self._until)
-        return self._frames, np.array(self._times)
+        rates = self._rates
+        if self._own and not self._uneven:
+            rates = [self._own, *(r for r in rates if r <= self._own)]
+        self.rate = float(rates[0])
+        rows = [i for i, time in enumerate(self._times) if any((time * rate).denominator == 1 for rate in rates)]
+        return [self._frames[i] for i in rows], np.array([float(self._times[i]) for i in rows])
+
+
+def _matrix(frame: Any) -> Matrix | None:
+    """Return a, b, c, d of a frame's display matrix, if it has one: the pixel at (x, y) is shown at (a x + c y, b x + d y)."""
+    stored = frame.side_data.get("DISPLAYMATRIX")
+    return None if stored is None else tuple(np.frombuffer(stored, np.int32)[[0, 1, 3, 4]].tolist())
+
+
+def _upright(image: np.ndarray, matrix: Matrix) -> np.ndarray:
+    """Return an image in that of the eight orientations to which a display matrix is nearest."""
+    a, b, c, d = matrix
+    if abs(b) > abs(a):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _remarks(frame: Any, matrix: Matrix) -> Iterator[str]:
+    """Yield what a player does to a frame and this module does not."""
+    a, b, *_ = map(abs, matrix)
+    if min(a, b) > 0.02 * max(a, b):  # about a degree
+        yield "the pictures are to be turned by an angle that is no multiple of 90 degrees, which is rounded to one"
+    if frame.color_trc in HDR:
+        yield "the pictures are HDR, and their colours are paler than players show them"
+    if any(component.is_alpha for component in frame.format.components):
+        yield "the pictures are transparent in parts, which is ignored"
+    if frame.interlaced_frame:
+        yield "the pictures are interlaced (ffmpeg -i CLIP -vf bwdif deinterlaces them)"

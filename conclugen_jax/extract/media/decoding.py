@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from conclugen_jax.extract.media import clip as clip_lib
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, SILENCE, Clip, Sampler
 
 SEEK_BACK = (1.0, 16.0)  # seconds before an interval at which decoding begins; the next where no key frame is between
-WITHOUT_TIMES = (
-    "avi",
-)  # containers that store when frames are decoded, not when they are shown; not skipped by seeking
+WITHOUT_TIMES = ("avi",)  # containers that store when frames are decoded, not when they are shown
+NOT_SOUGHT = (*WITHOUT_TIMES, "mpeg")  # containers whose times are wrong after a seek
 LATE_SOUND = 0.1  # seconds after the wanted time at which sound may begin after a seek
 LACKING = 1.0  # seconds by which a clip may be shorter than its header says
 GAP = 0.1  # seconds without sound in the middle of a clip that become silence; shorter gaps are imprecise times
+CANCELLED = 0.03  # amplitude of the mixture over that of the first channel, below which channels cancel each other
+PARTS = {"FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}  # of channels in a mixture to mono, relative to the left and the right
 LOUDEST = 1000.0  # greatest amplitude that is plausible; in a damaged file numbers may be anything
 
 
@@ -58,9 +59,10 @@ def decode(
     try:
         for back in (*(seconds for seconds in SEEK_BACK if start > seconds + 1), None):
             with av.open(str(path), metadata_errors="replace") as container, contextlib.suppress(TooLate):
-                pictures = next((s for s in container.streams.video if not is_cover(s)), None) if rates else None
-                sounds = next(iter(container.streams.audio), None) if sound else None
-                return _decode(container, (pictures, sounds), path, rates, start, until, back)
+                notes: list[str] = []
+                pictures = _chosen(container.streams.video, "pictures", notes) if rates else None
+                sounds = _chosen(container.streams.audio, "sound", notes) if sound else None
+                return _decode(container, (pictures, sounds), path, rates, start, until, back, notes)
     except av.error.FFmpegError as e:
         raise ConclugenError(f"{path}: cannot be decoded ({e.strerror}); is it a video, and complete?") from e
     except MemoryError as e:
@@ -72,41 +74,65 @@ def is_cover(stream: Any) -> bool:
     return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 
+def _chosen(streams: Sequence[Any], what: str, notes: list[str]) -> Any | None:
+    """Return the stream that a player chooses: the default, else the first; ``None`` if there is none with a decoder."""
+    found = [s for s in streams if not is_cover(s)]
+    usable = [s for s in found if s.codec_context is not None]
+    if found and not usable:
+        notes.append(f"FFmpeg has no decoder for the {what}")
+    return max(usable, key=lambda s: bool(s.disposition & type(s.disposition).default), default=None)
+
+
 def _decode(
-    container: Any, both: tuple, path: Path, rates: tuple[float, ...], start: float, end: float, back: float | None
+    container: Any,
+    both: tuple,  # the streams of pictures and of sound; ``None`` for those that are not decoded
+    path: Path,
+    rates: tuple[float, ...],
+    start: float,
+    end: float,
+    back: float | None,
+    notes: list[str],
 ) -> Clip:
-    """Decode the streams of pictures and of sound that are not ``None``, and note what was odd."""
-    (pictures, sounds), takers, notes = both, {}, []
+    """Decode the streams, and note what was odd."""
+    (pictures, sounds), takers = both, {}
     if pictures is not None:
         expected = (end if end < math.inf else (container.duration or 0) / 1_000_000) - start
-        takers[pictures] = sampler = Sampler(pictures, rates, start, end, expected)
+        takers[pictures] = Sampler(pictures, rates, start, end, expected)
     if sounds is not None:
-        takers[sounds] = recorder = Recorder(start, end)
+        takers[sounds] = Recorder(start, end)
     if not takers:
         raise ConclugenError(f"{path}: holds neither pictures nor sound that can be decoded")
-    for stream, frame, time in _frames(container, list(takers), start, back, notes):
-        if not takers[stream].done:
-            takers[stream].add(frame, time)
+    every = list(takers)
+    for stream, frame, time in _frames(container, every, start, back, notes):
+        if stream not in takers:
+            continue
+        try:
+            if not takers[stream].done:
+                takers[stream].add(frame, time)
+        except (av.error.FFmpegError, ValueError) as e:
+            del takers[stream]
+            notes.append(f"the {'pictures' if stream is pictures else 'sound'} cannot be converted ({e})")
+            continue
         if takers[stream].seconds > clip_lib.MAX_SECONDS:
             way_out = "cut it, by subtitles or a table of intervals"
             raise ConclugenError(f"{path}: more than {clip_lib.MAX_SECONDS:g} s in one piece; {way_out}")
         if all(taker.done for taker in takers.values()):
             break
-    frames, times = sampler.finish() if pictures is not None else ([], np.zeros(0))
-    sound = recorder.finish() if sounds is not None else None
+    sampler, recorder = takers.get(pictures), takers.get(sounds)
+    frames, times = sampler.finish() if sampler else ([], np.zeros(0))
+    sound = recorder.finish() if recorder else None
     if not frames and sound is None:
         span = f"from {start:g} s to {end:g} s" if end < math.inf else f"from {start:g} s on"
         raise ConclugenError(f"{path}: nothing could be decoded {span}; {' '.join(notes) or 'is it complete?'}")
-    if pictures is not None and sampler.shrunk:
-        notes.append("frames are smaller than they might be, since there are many")
+    notes += [note for taker in takers.values() for note in taker.notes]
     peak = 1.0 if sound is None else np.abs(sound).max(initial=0)
     if not SILENCE <= peak <= LOUDEST:
         notes.append("the sound is silence" if peak < SILENCE else "the sound is no sound")
         sound = None
-    decoded, declared = max(taker.seconds for taker in takers.values()), _declared(container, list(takers)) - start
+    decoded, declared = max(taker.seconds for taker in takers.values()), _declared(container, every) - start
     if end == math.inf and decoded < declared - LACKING:
         notes.append(f"the clip breaks off at {start + decoded:.1f} s of {start + declared:.1f} s")
-    rate = sampler.rate if pictures is not None else 0.0
+    rate = sampler.rate if sampler else 0.0
     return Clip(frames, times, rate, sound, notes=tuple(notes), length=round(decoded, 6))
 
 
@@ -118,7 +144,7 @@ def _frames(
     Decoding begins ``back`` seconds before ``start``, or with ``None`` at the beginning of the file, and yields from there on.
     """
     zero, awaited = container.start_time or 0, set()  # in microseconds; streams of which nothing was yielded yet
-    if back is not None and container.format.name not in WITHOUT_TIMES:
+    if back is not None and container.format.name not in NOT_SOUGHT:
         container.seek(int((start - back) * 1_000_000) + zero, backward=True)
         awaited = set(streams)
     for stream, frame in _decoded(container, streams, notes):
@@ -180,9 +206,10 @@ class Recorder:
 
     def __init__(self, start: float, end: float):
         self.done = False  # whether the interval is complete
+        self.notes: dict[str, None] = {}  # remarks for the user, in order, each once
         self._start, self._end = start, end
         self._limit = min(end, start + 2 * clip_lib.MAX_SECONDS)
-        self._resampler, self._format = None, None
+        self._resampler, self._format, self._parts = None, None, np.ones(1)
         self._pieces: deque[np.ndarray] = deque()
         self._begin: float | None = None
         self._length = 0.0
@@ -200,12 +227,16 @@ class Recorder:
             if time > self._limit:
                 self.done, self._length = True, self._limit - self._begin
                 return
-            self._pieces.append(np.zeros(round(gap * SAMPLE_RATE), np.float32))
+            self._pieces.append(np.zeros((2, round(gap * SAMPLE_RATE)), np.float32))
             self._length += gap
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if form != self._format:  # that of the first frame, or a change in the middle
             self._keep(None)
-            self._resampler, self._format = av.AudioResampler(format="fltp", rate=SAMPLE_RATE), form
+            self._resampler, self._format = av.AudioResampler(format="flt", rate=SAMPLE_RATE), form
+            names = [channel.name for channel in frame.layout.channels]
+            self._parts = _parts(names)
+            if len(names) > 2 and "NONE" in names:
+                self.notes["the sound has channels without names, and their mean was taken"] = None
         frame.pts = None  # the resampler would fill gaps by its own rules
         self._keep(frame)
         self.done = self._begin + self._length > self._end
@@ -213,10 +244,12 @@ class Recorder:
     def _keep(self, frame: Any | None) -> None:
         """Append a frame resampled, or what is left of the last one, and drop the pieces before the interval."""
         for piece in self._resampler.resample(frame) if self._resampler is not None else []:
-            self._pieces.append(piece.to_ndarray().mean(axis=0))  # FFmpeg's own mixture to mono is louder
-            self._length += self._pieces[-1].size / SAMPLE_RATE
-            while len(self._pieces) > 1 and self._begin + self._pieces[0].size / SAMPLE_RATE <= self._start:
-                passed = self._pieces.popleft().size / SAMPLE_RATE
+            channels = piece.to_ndarray().reshape(-1, len(self._parts)).T  # planar sound of 9 channels makes PyAV crash
+            with np.errstate(invalid="ignore"):  # in a damaged file numbers may be anything
+                self._pieces.append(np.stack([self._parts @ channels, channels[0]]))
+            self._length += self._pieces[-1].shape[1] / SAMPLE_RATE
+            while len(self._pieces) > 1 and self._begin + self._pieces[0].shape[1] / SAMPLE_RATE <= self._start:
+                passed = self._pieces.popleft().shape[1] / SAMPLE_RATE
                 self._begin, self._length = self._begin + passed, self._length - passed
 
     def finish(self) -> np.ndarray | None:
@@ -224,8 +257,23 @@ class Recorder:
         self._keep(None)
         if not self._pieces or self._begin - self._start > clip_lib.MAX_SECONDS:
             return None
-        samples = np.concatenate(self._pieces)
+        samples, first = np.concatenate(self._pieces, axis=1)
+        loud, first_loud = (np.abs(each).sum(dtype=np.float64) for each in (samples, first))
+        if loud < CANCELLED * first_loud:
+            self.notes["the channels of the sound cancel each other, and the first was taken"] = None
+            samples = first
         offset = round((self._begin - self._start) * SAMPLE_RATE)
         samples = samples[-offset:] if offset < 0 else np.concatenate([np.zeros(offset, np.float32), samples])
         samples = samples[: round((self._limit - self._start) * SAMPLE_RATE)]
         return samples.astype(np.float32) if samples.size else None
+
+
+def _parts(channels: list[str]) -> np.ndarray:
+    """Return the part of each channel in a mixture to mono, in sum 1.
+
+    The proportions are FFmpeg's and those of players: low-frequency effects (LFE) are left out, the centre is louder than the
+    left and the right, what is behind or above is quieter. Channels without names have equal parts.
+    """
+    parts = np.array([PARTS.get(c, 0.5**0.5 if c[0] in "SBT" else 1.0) for c in channels])
+    parts = parts if parts.any() else np.ones(len(channels))
+    return (parts / parts.sum()).astype(np.float32)
