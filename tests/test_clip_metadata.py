@@ -92,6 +92,12 @@ def test_pixels_are_square_whatever_says_their_shape(tmp_path, ending, ratio):
     assert clip.frames[0].shape == (48, round(64 * ratio), 3)
 
 
+def test_an_impossible_shape_of_pixels_is_noted(tmp_path):
+    clip = media.decode(write(tmp_path / "a.mkv", change=aspect(20)))
+    assert clip.frames[0].shape == (48, 64, 3)
+    assert clip.notes == ("the aspect ratio of the pixels is ignored, as no camera has it",)
+
+
 def test_the_container_overrules_the_shape_of_coded_pixels(tmp_path):
     path = write(tmp_path / "a.mp4", change=aspect(2))
     content = bytearray(path.read_bytes())
@@ -152,7 +158,7 @@ def test_colours_have_the_range_and_the_matrix_that_the_file_says(tmp_path, said
     [
         (lambda s: None, "libx264", "yuv420p", ()),
         (lambda s: None, "ffv1", "bgr0", ()),
-        (lambda s: None, "ffv1", "bgra", ("the pictures are transparent in parts, which is ignored",)),
+        (lambda s: None, "ffv1", "bgra", ("the pictures have an alpha channel, which is ignored",)),
         (
             lambda s: setattr(s.codec_context, "color_trc", 16),  # PQ
             "libx264",

@@ -1,5 +1,7 @@
 """Tables and subtitles cut clips into utterances."""
 
+import struct
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,39 @@ def test_an_interval_that_ends_after_its_clip_is_told(tmp_path):
     for end, note in ((2.4, []), (3.0, ["the clip ends before the interval does"])):
         utterance = clips_lib.Utterance("a", "", str(tmp_path / "a.mkv"), start=1.0, end=end)
         assert preparation.prepare(utterance, how, 1).notes == tuple(note), end
+
+
+def header_alone():
+    sizes = struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+    return b"RIFF" + struct.pack("<I", 36) + b"WAVEfmt " + sizes + b"data" + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.wav", b"", "empty (0 bytes); fetch it again"),
+        ("a.wav", header_alone(), "nothing could be decoded from 0 s on; is it complete?"),
+        ("a.wav", header_alone()[:20], "cannot be decoded (Invalid data found when processing input)"),
+        ("a.wav", b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
+        ("a.mp3", b"<html>not found</html>" * 99, "is an HTML page"),
+        ("a.flac", b"fLaC" + bytes(200), "cannot be decoded"),
+        ("gone.wav", None, "no such file; fetch it again"),
+    ],
+)
+def test_a_file_of_sound_that_is_damaged_costs_the_sound_alone(tmp_path, name, content, reason):
+    path, sound = clips.write(tmp_path / "a.mkv", clips.steady(2.0), sound=clips.tone(2.0)), tmp_path / name
+    if content is not None:
+        sound.write_bytes(content)
+    utterance = clips_lib.Utterance("a", "", str(path), sound=str(sound), text="words")
+    how = preparation.recipe([own_backbones.pictures(), own_backbones.loudness(), own_backbones.words()])
+    made = preparation.prepare(utterance, how, 1)
+    assert made.failure == ""
+    assert made.views[0].keys() == {"pictures", "words"}
+    note, lacks = made.notes
+    assert note.startswith(f"the file of its sound cannot be used ({sound}: {reason}")
+    assert lacks == "no audio"
+    alone = preparation.prepare(utterance, preparation.recipe([own_backbones.loudness()]), 1)
+    assert alone.failure == f"{path}: lacks audio; {note}"
 
 
 def test_subtitles_cut_a_clip(tmp_path):

@@ -21,9 +21,7 @@ MAX_BYTES = 2**30  # memory for the frames of a clip; those of a longer clip are
 USUAL_RATE = (
     16.0  # frames at lower rates are scaled down as at this one, so that their size does not depend on the rate
 )
-ROUNDING = Fraction(
-    1, 500
-)  # seconds by which times are off: Matroska, WebM and FLV have milliseconds, rates are estimates
+ROUNDING = Fraction(1, 500)  # seconds by which times of slow clips are off: in milliseconds, or at an estimated rate
 Matrix = tuple[int, int, int, int]
 IDENTITY = (1, 0, 0, 1)
 HDR = (16, 18)  # FFmpeg's numbers of the transfer functions PQ and HLG
@@ -101,9 +99,7 @@ class Sampler:
         """Add the next frame in the order of presentation, with its time in seconds if that is known."""
         self._untimed |= time is None
         if self._untimed and (time is None or abs(time - self._until) < 3 * self._frame_length):
-            time = (
-                self._until
-            )  # program streams with H.264 give the times of some frames alone, and of those around them
+            time = self._until  # in program streams with H.264 most frames have none, and some that of a neighbour
         if self._shown is None and self._next < time < 1:
             time = self._next  # pictures that begin a little after the sound
         if self._own and self._shown is not None and self._start <= self._shown_at < time <= self._end:
@@ -138,7 +134,10 @@ class Sampler:
         self.notes |= dict.fromkeys(_remarks(frame, self._matrix))
         if width * height > self._pixels:
             self.notes["frames are smaller than they might be, since there are many"] = None
-        width = max(1, round(width * self._aspect)) if 0.1 < self._aspect < 10 else width
+        if 0.1 < self._aspect < 10:
+            width = max(1, round(width * self._aspect))
+        else:
+            self.notes["the aspect ratio of the pixels is ignored, as no camera has it"] = None
         scale = min(1.0, MAX_SIDE / max(width, height), math.sqrt(self._pixels / (width * height)))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         if size != (frame.width, frame.height):
@@ -187,6 +186,6 @@ def _remarks(frame: Any, matrix: Matrix) -> Iterator[str]:
     if frame.color_trc in HDR:
         yield "the pictures are HDR, and their colours are paler than players show them"
     if any(component.is_alpha for component in frame.format.components):
-        yield "the pictures are transparent in parts, which is ignored"
+        yield "the pictures have an alpha channel, which is ignored"
     if frame.interlaced_frame:
         yield "the pictures are interlaced (ffmpeg -i CLIP -vf bwdif deinterlaces them)"
