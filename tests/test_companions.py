@@ -124,6 +124,8 @@ def test_the_order_of_preference(tmp_path):
         ("talk.csv", "frame, face_id, timestamp, confidence, AU01_r\n1, 0, 0.0, 0.98, 0.1\n", None, "0 columns 'start'"),
         ("talk.txt", "frame, time, confidence\n1, 0.000, 0.98\n2, 0.033, 0.97\n", None, "a table of numbers"),
         ("talk.txt", "0.0\t1.5\thello\n1.5\t3.0\tyou\n", None, "holds a table of numbers, expected words alone; save"),
+        ("talk.txt", "0 0.51 0.48 0.2 0.3\n", None, "holds a table of numbers"),
+        ("talk.txt", "42", "42", ""),
         ("talk.txt", "0:00\nhello my\n0:05\nfriend\n", None, "holds lines with times, expected words alone; save words with"),
         ("talk.txt", "[00:00.000 --> 00:01.500]  hello", None, "holds lines with times"),
         ("talk.txt", "2024-01-01 12:00:00,1 INFO x\n2024-01-01 12:00:01,1 INFO y\n", None, "holds lines with times"),

@@ -104,7 +104,7 @@ def _no_words(text: str, lines: list[str]) -> str:
             json.loads(text)
             return "JSON"
     most = [what for what, begins in _NO_WORDS if 2 * sum(map(bool, map(begins.match, lines))) >= len(lines)]
-    return most[0] if most and len(lines) > 1 else ""
+    return most[0] if most and (len(lines) > 1 or not any(map(str.isalpha, text))) else ""
 
 
 def _milliseconds(path: Path, text: str) -> list[Utterance]:
