@@ -1,10 +1,12 @@
 """What a file says about its pictures is applied as players apply it, or it is a note of the clip."""
 
+import io
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from conclugen_jax.extract.media import decoding as media
 from tests import clips
@@ -22,12 +24,13 @@ ORIENTATIONS = {  # matrix a, b, c, d -> colours of the corners: top left, top r
 }
 
 
-def write(path, *, change=lambda stream: None, bsf=None, codec="libx264", pix_fmt="yuv420p", picture=None, start=0):
+PICTURE = np.array(
+    [[CORNERS["RG"[x // 32] if y < 24 else "BW"[x // 32]] for x in range(64)] for y in range(48)], np.uint8
+)
+
+
+def write(path, *, change=lambda stream: None, bsf=None, codec="libx264", pix_fmt="yuv420p", start=0):
     """Write ten frames of four coloured quarters; ``change`` sets attributes of the stream, ``bsf`` changes its packets."""
-    if picture is None:
-        picture = np.zeros((48, 64, 3), np.uint8)
-        for i, colour in enumerate(CORNERS.values()):
-            picture[i // 2 * 24 : i // 2 * 24 + 24, i % 2 * 32 : i % 2 * 32 + 32] = colour
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
@@ -37,7 +40,7 @@ def write(path, *, change=lambda stream: None, bsf=None, codec="libx264", pix_fm
         for i in range(11):
             frame = None
             if i < 10:
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt)
+                frame = av.VideoFrame.from_ndarray(PICTURE, format="rgb24").reformat(format=pix_fmt)
                 frame.pts, frame.time_base = start + i, Fraction(1, 25)
             for packet in stream.encode(frame):
                 container.mux(changed.filter(packet) if changed else packet)
@@ -71,6 +74,24 @@ def test_an_orientation_in_the_coded_pictures_holds_for_all_of_them(tmp_path, or
     bsf = f"h264_metadata=display_orientation=insert:{orientation}"
     clip = media.decode(write(tmp_path / "a.ts", bsf=bsf), rates=(25.0,))
     assert [corners(frame) for frame in clip.frames] == [expected] * 10
+
+
+@pytest.mark.parametrize(("exif", "expected"), [(1, "RGBW"), (3, "WBGR"), (6, "BRWG"), (8, "GWRB")])
+def test_an_orientation_in_exif_holds(tmp_path, exif, expected):
+    facts, content = Image.Exif(), io.BytesIO()
+    facts[0x112] = exif
+    Image.fromarray(PICTURE).save(content, "JPEG", exif=facts)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for i in range(3):
+            packet = av.Packet(content.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, i, i, Fraction(1, 25)
+            container.mux(packet)
+    clip = media.decode(tmp_path / "a.mkv")
+    assert corners(clip.frames[0]) == expected
+    unknown = "the pictures are turned, and whether they are mirrored is unknown"  # PyAV gives the angle alone
+    assert clip.notes == ((unknown,) if exif > 1 else ())
 
 
 def test_other_angles_are_rounded_and_noted(tmp_path):

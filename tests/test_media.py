@@ -160,9 +160,10 @@ def test_frames_are_averaged_where_they_are_made_smaller(tmp_path):
     assert abs(clip.frames[0].astype(int) - 100).max() <= 6
 
 
+@pytest.mark.parametrize(("ending", "codec"), [(".mkv", "ffv1"), (".mp4", "mpeg4")])
 @pytest.mark.parametrize(("late", "expected"), [(0.5, 0.0), (0.9, 0.0), (1.5, 1.5)])
-def test_pictures_that_begin_a_little_late_are_there_from_the_start(tmp_path, late, expected):
-    path = clips.write(tmp_path / "a.mkv", late + clips.steady(1.0), sound=clips.tone(late + 1.0))
+def test_pictures_that_begin_a_little_late_are_there_from_the_start(tmp_path, late, expected, ending, codec):
+    path = clips.write(tmp_path / f"a{ending}", late + clips.steady(1.0), codec=codec, sound=clips.tone(late + 1.0))
     clip = media.decode(path)
     assert clip.times[0] == expected
     assert numbers(clip)[0] == 0

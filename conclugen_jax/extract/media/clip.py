@@ -22,7 +22,7 @@ USUAL_RATE = (
     16.0  # frames at lower rates are scaled down as at this one, so that their size does not depend on the rate
 )
 ROUNDING = Fraction(1, 500)  # seconds by which times of slow clips are off: in milliseconds, or at an estimated rate
-Matrix = tuple[int, int, int, int]
+Matrix = tuple[float, ...]  # a, b, c, d
 IDENTITY = (1, 0, 0, 1)
 HDR = (16, 18)  # FFmpeg's numbers of the transfer functions PQ and HLG
 
@@ -113,7 +113,14 @@ class Sampler:
         if aspect != self._aspect != 0:
             self.notes["the aspect ratio of the pixels changes within the clip"] = None
         self._aspect = aspect
-        self._matrix = _matrix(frame) or self._matrix  # that of coded pictures stands at key frames only
+        try:
+            self._matrix = _matrix(frame) or self._matrix  # that of coded pictures stands at key frames only
+        except ValueError:  # a kind of metadata that PyAV does not know, such as EXIF in MJPEG
+            turn = math.radians(frame.rotation)
+            cos, sin = round(math.cos(turn), 6), round(math.sin(turn), 6)
+            self._matrix = cos, -sin, sin, cos
+            if turn:
+                self.notes["the pictures are turned, and whether they are mirrored is unknown"] = None
 
     def _take_until(self, time: Fraction) -> None:
         """Take the frame on the screen for all samples before ``time``."""
