@@ -213,4 +213,6 @@ def test_build_over_examples(tmp_path):
     made = manifest_lib.read(tmp_path / "data/mine_fold1of3/1.0.0")
     assert (made.source["folds"], made.source["fold_by"]) == ([3, 1], "example")
     assert {split: facts["num_examples"] for split, facts in made.splits.items()} == dict.fromkeys(made.splits, 4)
+    assert made.warnings == [sources.MIXED_PERSONS]
+    assert "strict" in run("build", *flags, "--num_folds=3", "--fold=2", "--fold_by=example", "--strict", code=2).stderr
     assert [facts["label_counts"] for facts in made.splits.values()] == [[1, 3]] * 3

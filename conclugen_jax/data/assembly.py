@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from conclugen_jax.data import manifest as manifest_lib, shards as shards_lib
 from conclugen_jax.data.records import Moments, Part, Parts, record_features
-from conclugen_jax.data.sources import DatasetSpec, Source
+from conclugen_jax.data.sources import MIXED_PERSONS, DatasetSpec, Source
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import files, locks
 
@@ -41,7 +41,9 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
             raise ConclugenError(f"split {split!r} of data set {spec.name!r} has no examples; leave the split out")
     _refuse_duplicates(parts)
     _refuse_absent_modalities(spec, parts)
-    warnings = _leaks(spec, parts)
+    provenance, warnings = getattr(source, "provenance", dict)(), _leaks(spec, parts)
+    if provenance.get("fold_by") == "example":
+        warnings.append(MIXED_PERSONS)
     if strict and warnings:
         found = "; ".join(warnings)
         raise ConclugenError(f"data set {spec.name!r}: {found}; repair the splits or build without --strict")
@@ -49,7 +51,6 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
     for part in parts[spec.splits[0]]:
         for m, moments in part.statistics.items():
             statistics[m].merge(moments)
-    provenance = getattr(source, "provenance", dict)()
     for name in ("converted", "replaced"):
         total = Counter()
         for part in itertools.chain(*parts.values()):

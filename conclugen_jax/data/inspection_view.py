@@ -14,7 +14,6 @@ from rich.text import Text
 
 from conclugen_jax.data import assembly, manifest as manifest_lib
 from conclugen_jax.data.corpora import CORPORA, expected_counts
-from conclugen_jax.data.sources import MIXED_PERSONS
 
 Report = Mapping[str, Any]
 
@@ -266,8 +265,6 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
         lines.append(f"found beside the features and not used: {', '.join(passed_over)}")
     if outside := manifest.source.get("rows_outside_folds", 0):
         lines.append(f"{outside:,} rows of the labels are of videos in no fold and were left out")
-    if manifest.source.get("fold_by") == "example":
-        lines.append(f"warning: {MIXED_PERSONS}")
     dropped = {s: f["dropped"] for s, f in manifest.splits.items() if f["dropped"]}
     if dropped and with_dropped:
         bad = ", ".join(f"{s} {n:,}" for s, n in dropped.items())
