@@ -111,7 +111,8 @@ def settings(data, **changes):
 
 def test_downstream_over_examples_says_once_that_persons_are_mixed(nobody, tmp_path, capsys):
     with pytest.raises(ConclugenError, match=r"no example has a group .* with --config\.downstream\.fold_by=example"):
-        downstream.downstream(settings(nobody, downstream__num_folds=3), tmp_path / "group", devices=ONE)
+        downstream.downstream(settings(nobody, downstream__num_folds=3), tmp_path / "run", devices=ONE)
+    assert not (tmp_path / "run").exists()  # so that the way out works in the same folder
     result = downstream.downstream(settings(nobody, **BY_EXAMPLE), tmp_path / "run", devices=ONE)
     shown = capsys.readouterr().err
     assert shown.count(MIXED) == 1

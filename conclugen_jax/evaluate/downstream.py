@@ -102,6 +102,7 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
     config = config_lib.with_modalities(config, manifest.modalities)
     encoder = weights.encoder(config, manifest)
     streams = splits_lib.open_streams(config, dataset, encoder.modalities)
+    splits_lib.check(config, streams)
     if not config.downstream.labels_per_class:  # with few labels the batch is what there is
         with_fitting_batch(config, len(streams["train"].usable), num_devices)
     with (

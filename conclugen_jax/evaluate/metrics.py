@@ -82,10 +82,13 @@ def remarks(matrices: Sequence[Any], names: Sequence[str]) -> list[str]:
         return found
     if missed := never_predicted(matrices, names):
         found.append(f"warning: {missed_sentence({'': (missed, len(matrices))})}")
-    support = sum(_totals(matrix)[0] for matrix in matrices)
-    if absent := [repr(name) for name, count in zip(names, support, strict=True) if not count]:
-        found.append(f"note: no example of the test split is {' or '.join(absent)}; the scores say nothing about that")
-    return found
+    return found + absent(sum(_totals(matrix)[0] for matrix in matrices), names)
+
+
+def absent(support: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Return a sentence on the classes without test examples, of how many examples each class has; empty: there are none."""
+    shown = " or ".join(repr(name) for name, count in zip(names, support, strict=True) if not count)
+    return [f"note: no example of the test split is {shown}; the scores say nothing about that"] * bool(shown)
 
 
 def missed_sentence(found: Mapping[str, tuple[Mapping[str, int], int]]) -> str:

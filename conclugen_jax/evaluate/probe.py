@@ -155,6 +155,7 @@ def label_efficiency_of_run(
     data_facts = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
     results = label_efficiency(kinds, train.label, test.label, **options)
     lines = task_lib.warnings(manifest.label, train.label, max(labels_per_class, default=0))
+    lines += metrics.absent(np.bincount(test.label, minlength=len(test.names)), test.names)
     if missed := _missed(results):
         lines.append(f"warning: {metrics.missed_sentence(missed)}")
     return Report(protocol, str(workdir), data_facts, results, lines)

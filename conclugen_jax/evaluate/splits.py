@@ -54,6 +54,13 @@ def open_streams(config: ConfigDict, dataset: Dataset, modalities: list[str]) ->
     return streams
 
 
+def check(config: ConfigDict, streams: Mapping[str, ShardStream]) -> None:
+    """Refuse folds and numbers of labels that the data do not allow; nothing is written yet."""
+    _refuse_few(streams["train"].label, config.downstream.labels_per_class)
+    if config.downstream.num_folds:
+        _cut(config, streams["train"], None)
+
+
 def load(config: ConfigDict, streams: Mapping[str, ShardStream]) -> dict[str, RowSource]:
     """Load the rows of each split; training uses those that have a label and, by choice, few of each class."""
     stream, section = streams["train"], config.downstream
@@ -72,24 +79,30 @@ def few(label: sources.LabelSpec, labels: np.ndarray, usable: np.ndarray, num_pe
 
     A class that has fewer gives all of them. 0: all rows.
     """
-    if num_per_class and label.kind != "single":
-        fact = f"config.downstream.labels_per_class is {num_per_class}, but the labels are of kind {label.kind!r}"
-        raise ConclugenError(f"{fact}; only with one class per example can so many of each be drawn")
+    _refuse_few(label, num_per_class)
     return usable[probe.draw_labels(labels[usable], num_per_class, seed=draw)]
 
 
-def _fold(config: ConfigDict, rows: RowSource, stream: ShardStream) -> dict[str, RowSource]:
+def _refuse_few(label: sources.LabelSpec, num_per_class: int) -> None:
+    if num_per_class and label.kind != "single":
+        fact = f"config.downstream.labels_per_class is {num_per_class}, but the labels are of kind {label.kind!r}"
+        raise ConclugenError(f"{fact}; only with one class per example can so many of each be drawn")
+
+
+def _cut(config: ConfigDict, stream: ShardStream, labels: np.ndarray | None) -> dict[str, sources.Annotations]:
+    """Return the rows of each part of a fold; those over examples are stratified by the labels."""
     everyone = list(range(stream.num_examples))
     section, (_, groups) = config.downstream, stream.names(np.arange(stream.num_examples))
-    of_example = section.fold_by == "example"
-    labels = task_lib.labels_of(rows) if of_example else None
     listed = sources.Annotations(ids=everyone, groups=list(groups), label=labels, targets={}, keys=everyone)
     wanted = {"num_folds": section.num_folds, "fold": section.fold, "where": stream.where}
-    if of_example:
-        cut = sources.by_example(listed, **wanted, seed=config.seed)
-    else:
-        cut = sources.by_group(listed, **wanted, option="--config.downstream.")
-    members = {name: np.array(part.ids, int) for name, part in cut.items()}
+    if section.fold_by == "example":
+        return sources.by_example(listed, **wanted, seed=config.seed)
+    return sources.by_group(listed, **wanted, option="--config.downstream.")
+
+
+def _fold(config: ConfigDict, rows: RowSource, stream: ShardStream) -> dict[str, RowSource]:
+    labels = task_lib.labels_of(rows) if config.downstream.fold_by == "example" else None
+    members = {name: np.array(part.ids, int) for name, part in _cut(config, stream, labels).items()}
     train = copy.copy(rows)
     train.usable = np.intersect1d(rows.usable, members["train"])
     return {"train": train, **{name: Subset(rows, members[name]) for name in NAMES[1:]}}
