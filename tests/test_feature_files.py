@@ -90,7 +90,7 @@ BAD_TABLES = {
 
 BAD_TABLES |= {
     "huge class": ("id,label\nc0,99999999999\nc1,0\n", r"class numbers up to 99999999999; name the classes"),
-    "one bad number": ("id,label\nc0,0.5\nc1,n/a\n", r"numbers such as '0.5' and 'n/a', which is none"),
+    "one bad number": ("id,label\nc0,0.5\nc1,n.a.\n", r"numbers such as '0.5' and 'n.a.', which is none"),
 }
 
 

@@ -162,12 +162,16 @@ def _both(rows: Mapping[str, int]) -> tuple[str, str]:
 def _origin(report: Report) -> Iterator[str | Padding]:
     yield "Origin"
     for key, value in report["source"].items():
-        yield from _facts(key, value)
+        if key != "notes":
+            yield from _facts(key, value)
     for split, n in report["expected"].items():
         what = "all splits" if split == "all" else split
         same = "as many as" if n["found"] == n["expected"] else f"not the {n['expected']:,}"
         yield _line(f"{what}: {n['found']:,} examples, {same} expected of the corpus")
     yield _line(f"manifest: {report['fingerprint']}")
+    if notes := report["source"].get("notes"):
+        yield "Decided when it was built"
+        yield _items(notes)
 
 
 def _facts(name: str, value: Any, depth: int = 0) -> Iterator[Padding]:
@@ -261,6 +265,7 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
         ("replaced", "{:,} values of {} were -inf and read as 0"),
     ):
         lines += [sentence.format(n, *words.split(" ")) for words, n in manifest.source.get(fact, {}).items()]
+    lines += manifest.source.get("notes", [])
     if passed_over := manifest.source.get("passed_over"):
         lines.append(f"found beside the features and not used: {', '.join(passed_over)}")
     if outside := manifest.source.get("rows_outside_folds", 0):

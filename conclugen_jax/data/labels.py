@@ -1,13 +1,12 @@
 """Where labels come from: a table in the file of the features, label files, or the names of the utterances."""
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from conclugen_jax.data import row_splits
-from conclugen_jax.data.cells import Table, as_number, column_name, number, read_csv, stack
+from conclugen_jax.data import label_columns, row_splits
+from conclugen_jax.data.cells import Table, column_name, read_csv, stack
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.importers import csd
 from conclugen_jax.data.requests import Found, Layout, Request
@@ -35,19 +34,23 @@ def annotate(request: Request, found: Found) -> Found:
         if request.dataset in csd.LABEL_COLUMNS and "start_time" in tables[0].columns:
             columns, outside = csd.read_labels(tables, request.dataset, drop=dropped(corpus, ""))
             columns = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
-            facts = {**found.facts, "rows_outside_folds": outside}
+            notes = [note for table in tables for note in table.notes]
+            facts = {**found.facts, "rows_outside_folds": outside, "notes": notes}
             return dataclasses.replace(found, columns=columns, label_files=files, facts=facts)
         tables, found = list(map(row_splits.by_file_name, tables)), dataclasses.replace(found, label_files=files)
     else:
         tables = [found.table]
     default = "train" if corpus is None and "split" not in tables[0].columns else ""
+    tables, split_notes = row_splits.as_written(tables)
     if corpus is None or not corpus.names_repeat:
         tables = row_splits.settled(tables, found.features, default)
     found = dataclasses.replace(found, table=stack(tables))
     if corpus is not None:
-        return dataclasses.replace(found, columns=_of_corpus(corpus, found.table))
-    columns, label, targets = _of_user(request.layout, found.table)
-    return dataclasses.replace(found, columns=columns, label=label, targets=targets)
+        columns, label, targets, notes = _of_corpus(corpus, found.table), None, {}, []
+    else:
+        columns, label, targets, notes = _of_user(request.layout, found.table)
+    facts = {**found.facts, "notes": [*found.facts.get("notes", []), *found.table.notes, *split_notes, *notes]}
+    return dataclasses.replace(found, columns=columns, label=label, targets=targets, facts=facts)
 
 
 def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, Annotations]:
@@ -78,24 +81,46 @@ def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, 
     return by_split(Annotations(ids, groups, label, {}, ids), [split for split, _ in rows])
 
 
-def _of_user(layout: Layout, table: Table) -> tuple[dict[str, Annotations], LabelSpec, dict[str, LabelSpec]]:
-    """Return the annotations in a user's table, and kind and names of its label and of each further target."""
+def _of_user(layout: Layout, table: Table) -> tuple[dict[str, Annotations], LabelSpec, dict[str, LabelSpec], list[str]]:
+    """Return the annotations in a user's table, kind and names of its label and of each further target, and remarks."""
     if not len(table):
         raise ConclugenError(f"{table.path}: no rows below the header")
     names = tuple(map(column_name, layout.label)) or (("label",) if "label" in table.columns else ())
     names = () if layout.kind == "none" else names
-    further = tuple(map(column_name, layout.targets))
+    further = dict(_target(text, table) for text in layout.targets)
     table.require("id", *names, *further)
-    label, values = _guessed(table, names, layout.kind, layout.classes)
-    targets = {name: _guessed(table, (name,), optional=True) for name in further}
-    specs = {name: spec for name, (spec, _) in targets.items()}
-    for name in [n for spec in (label, *specs.values()) for n in spec.names]:
+    classes = tuple(map(label_columns.composed, layout.classes))
+    if len(names) > 1 or (names and layout.kind == "multi"):
+        label = label_columns.read_bits(table, names)
+    elif names:
+        way_out = "use --label_kind or --classes"
+        label = label_columns.read_guessed(table, names[0], layout.kind, classes, way_out=way_out)
+    else:
+        label = label_columns.Column(LabelSpec("none"), None)
+    targets = {
+        name: label_columns.read_guessed(
+            table, name, kind, (), way_out=f"use --targets={name}:value or {name}:single", optional=True
+        )
+        for name, kind in further.items()
+    }
+    for name in [n for each in (label, *targets.values()) for n in each.spec.names]:
         if not name.isprintable():
             raise ConclugenError(f"{table.path}: class or label {name[:100]!r} cannot be printed; correct its name")
-    ids, columns = table.stripped("id"), {name: column for name, (_, column) in targets.items()}
-    rows = Annotations(ids, table.stripped("group"), values, columns, table.keys or ids)
+    ids, groups = table.stripped("id"), label_columns.known(table, "group")
+    values = {name: each.values for name, each in targets.items()}
+    rows = Annotations(ids, groups, label.values, values, table.keys or ids)
     splits = table.columns.get("split", ["train"] * len(table))
-    return by_split(rows, list(map(split_name, splits, table.where))), label, specs
+    notes = label_columns.missing_words(table, "group", groups)
+    notes += [note for each in (label, *targets.values()) for note in each.notes]
+    specs = {name: each.spec for name, each in targets.items()}
+    return by_split(rows, list(map(split_name, splits, table.where))), label.spec, specs, notes
+
+
+def _target(text: str, table: Table) -> tuple[str, str]:
+    """Return column and kind of a further target, such as ``age:value``; the kind is empty where none is named."""
+    name, _, kind = text.rpartition(":")
+    named = kind in ("value", "single") and column_name(text) not in table.columns
+    return (column_name(name), kind) if named else (column_name(text), "")
 
 
 def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
@@ -118,96 +143,20 @@ def _of_corpus(corpus: Corpus, table: Table) -> dict[str, Annotations]:
     label = None
     if spec.kind == "multi":
         table.require(*spec.names, why=f", one of {', '.join(spec.names)}")
-        values = [_column(table, name, LabelSpec("value"), span) for name in spec.names]
+        values = [label_columns.read(table, name, LabelSpec("value"), span) for name in spec.names]
         label = (np.stack(values, axis=1) > 0).astype(np.float32)
     elif spec.kind != "none":
         column = next((name for name in ("label", "emotion", "sentiment") if name in table.columns), "label")
         table.require(column)
-        label = _column(table, column, spec, span, corpus.label_names)
+        label = label_columns.read(table, column, spec, span, corpus.label_names)
     rows = Annotations(
         [f"{split}_{key}" for split, key in zip(splits, keys, strict=True)] if corpus.names_repeat else keys,
         table.stripped("group" if "group" in table.columns else "speaker"),
         label,
         {
-            name: _column(table, name, s, corpus.ranges.get(name), {}, optional=True)
+            name: label_columns.read(table, name, s, corpus.ranges.get(name), {}, optional=True)
             for name, s in corpus.targets.items()
         },
         table.keys or keys,
     )
     return by_split(rows, splits)
-
-
-def _guessed(
-    table: Table, columns: Sequence[str], kind: str = "", classes: tuple[str, ...] = (), *, optional: bool = False
-) -> tuple[LabelSpec, np.ndarray | None]:
-    """Return what a user's columns hold (none: nothing; several: 0 and 1 per label) and the value of each row.
-
-    ``kind`` and ``classes`` are guessed where they are empty; an ``optional`` cell that is empty is unknown.
-    """
-    if not columns:
-        return LabelSpec("none"), None
-    if len(columns) > 1 or kind == "multi":
-        values = [[as_number(cell) for cell in table.columns[column]] for column in columns]
-        for column, bits in zip(columns, values, strict=True):
-            table.refuse(np.isin(bits, (0, 1), invert=True), column, "0 or 1")
-        return LabelSpec("multi", tuple(columns)), np.array(values, np.float32).T
-    (column,) = columns
-    found = set(_cells(table, column)) - {""}
-    where = f"{table.path}: column {column!r}"
-    if not found:
-        raise ConclugenError(f"{where} is empty in every row; leave it out")
-    guess = not kind and not classes
-    others = {cell for cell in found if not (cell.isdecimal() and cell.isascii())}
-    numbers = {cell for cell in others if not math.isnan(as_number(cell))}
-    if kind == "value" or (guess and others and numbers == others):
-        spec = LabelSpec("value")
-    elif guess and numbers:  # a mistake, not classes
-        mixed = f"numbers such as {min(numbers)!r} and {min(others - numbers)[:100]!r}, which is none"
-        raise ConclugenError(f"{where} has {mixed}; correct it, or say what it is with --label_kind")
-    elif classes or others:
-        spec = LabelSpec("single", classes or tuple(sorted(found)))
-    else:
-        largest = max(found, key=lambda cell: (len(cell), cell))
-        if len(largest) > 4:
-            raise ConclugenError(f"{where} has class numbers up to {largest[:30]}; name the classes")
-        spec = LabelSpec("single", tuple(map(str, range(int(largest) + 1))))
-    return spec, _column(table, column, spec, optional=optional)
-
-
-def _cells(table: Table, column: str) -> list[str]:
-    """Return a column without spaces; what other programs write for an empty cell, nan, is empty."""
-    return ["" if cell.lower() == "nan" else cell for cell in table.stripped(column)]
-
-
-def _column(
-    table: Table,
-    column: str,
-    spec: LabelSpec,
-    span: tuple[float, float] | None = None,
-    names: Mapping[str, int] | None = None,
-    *,
-    optional: bool = False,
-) -> np.ndarray:
-    """Return the numbers (float32 [n], NaN if unknown) or classes (int64 [n], -1 if unknown) of a column.
-
-    A class goes by its name or, unless the classes' own names are numbers, by its number. Of a corpus, whose names are in
-    lower case, ``names`` has further ones. An ``optional`` cell that is empty is unknown.
-    """
-    cells = _cells(table, column)
-    if spec.kind == "value":
-        rows = zip(cells, table.columns.get(column, cells), table.where, strict=True)
-        numbers = [
-            math.nan if optional and not cell else number(raw, f"{where}: {column}", span) for cell, raw, where in rows
-        ]
-        return np.array(numbers, np.float32)
-    if names is not None:
-        cells = [cell.lower() for cell in cells]
-    index = {name: i for i, name in enumerate(spec.names)} | dict(names or {})
-    by_number = not any(name.isdecimal() for name in index)
-    found = {c: index.get(c, int(c) if by_number and c.isdecimal() and len(c) < 6 else -1) for c in set(cells)}
-    classes = np.array([found[cell] for cell in cells], np.int64)
-    wrong = (classes < 0) | (classes >= len(spec.names))
-    if optional:
-        wrong &= np.array([cell != "" for cell in cells], bool)
-    table.refuse(wrong, column, f"one of the classes {', '.join(index)}")
-    return classes

@@ -60,6 +60,7 @@ class PrintedSource(TypedDict, total=False):
     unused: dict[str, Count]
     replaced: dict[str, Count]
     rows_outside_folds: Count
+    notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -100,7 +102,54 @@ def parquet_column(path: Path, column: str) -> list[str]:
                 texts += ["" if i is None else words[i] for i in chunk.indices.to_pylist()]
             else:
                 texts += as_text(chunk.to_pylist(), where)
+    if (names := _class_label(file.schema_arrow, column)) and types.is_integer(file.schema_arrow.field(column).type):
+        for i, text in enumerate(texts):
+            if text and not -1 <= int(text) < len(names):
+                raise ConclugenError(
+                    f"{path}, row {i}: {column} {text}, but its classes are {', '.join(names)}; correct it"
+                )
+        texts = ["" if text in ("", "-1") else names[int(text)] for text in texts]  # -1: without label
     return texts
+
+
+def parquet_classes(path: Path, column: str) -> list[str]:
+    """Return the names of a column's classes in the order in which the file has them; nothing where it has none.
+
+    They are the names of a ``ClassLabel`` of Hugging Face, or the categories of pandas or of an ordered dictionary.
+    """
+    with _faults(path):
+        schema = parquet.ParquetFile(path).schema_arrow
+        if names := _class_label(schema, column):
+            return names
+        kind, described = schema.field(column).type, _described(schema, b"pandas", "columns")
+        of_pandas = any(
+            isinstance(each, dict) and (each.get("name"), each.get("pandas_type")) == (column, "categorical")
+            for each in (described if isinstance(described, list) else ())
+        )
+        if not types.is_dictionary(kind) or not (kind.ordered or of_pandas):
+            return []
+        chunks = _opened(path, column)[0].read(columns=[column]).column(column).chunks
+        words = (as_text(chunk.dictionary.to_pylist(), f"{path}, column {column!r}") for chunk in chunks)
+        return list(dict.fromkeys(itertools.chain(*words)))
+
+
+def _class_label(schema: pa.Schema, column: str) -> list[str]:
+    """Return the names of classes that Hugging Face's ``datasets`` keeps in a schema; nothing where there are none."""
+    features = _described(schema, b"huggingface", "info", "features")
+    feature = features.get(column) if isinstance(features, dict) else None
+    names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    return list(map(str, names)) if isinstance(names, list) else []
+
+
+def _described(schema: pa.Schema, key: bytes, *path: str) -> Any:
+    """Return a part of what a program has written about its columns, in JSON; None where there is none."""
+    try:
+        found = msgspec.json.decode((schema.metadata or {})[key])
+        for name in path:
+            found = found[name]
+    except (KeyError, TypeError, RecursionError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return found
 
 
 def _numbers(values: pa.Array, where: str) -> np.ndarray:

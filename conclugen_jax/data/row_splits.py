@@ -1,12 +1,14 @@
 """Say which split each row of a table is in: its cell, the name of its file, its id and the folder of its features agree."""
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 
 from conclugen_jax.data.cells import Table
 from conclugen_jax.data.features import canonical
-from conclugen_jax.data.sources import SPLIT_NAMES, Features
+from conclugen_jax.data.label_columns import known
+from conclugen_jax.data.sources import SPLIT_NAMES, SPLIT_WORDS, Features
 from conclugen_jax.errors import ConclugenError
 
 
@@ -29,12 +31,33 @@ def by_file_name(table: Table) -> Table:
     if "split" not in table.columns:
         if len(splits) > 1:
             raise ConclugenError(f"{table.path}: its name says {' and '.join(splits)}; add a column 'split'")
+        notes = [f"{table.path.name}: all rows are of the split {each}, as the file's name says" for each in splits]
+        table = dataclasses.replace(table, notes=[*table.notes, *notes])
         return table.having(split=splits * len(table)) if splits else table
     for where, cell in zip(table.where, table.stripped("split"), strict=True) if len(splits) == 1 else ():
         if _named(cell) not in ("", splits[0]):
             fault = f"split {cell!r}, but the name of the file says {splits[0]}"
             raise ConclugenError(f"{where}: {fault}; correct the row, or rename the file")
     return table
+
+
+def as_written(tables: Sequence[Table]) -> tuple[list[Table], list[str]]:
+    """Return tables without the words for missing values in their column ``split``, and remarks on odd names of splits.
+
+    Raises:
+      ConclugenError: two names for one split, such as val and dev; who wrote both may mean two.
+    """
+    tables = [table.having(split=known(table, "split")) if "split" in table.columns else table for table in tables]
+    words: dict[str, str] = {}
+    for table in tables:
+        for where, cell in zip(table.where, table.stripped("split"), strict=True):
+            split, word = _named(cell), cell.lower()
+            if cell and words.setdefault(split, word) != word:
+                fault = f"split {cell!r}, but {words[split]!r} in a row above means {split}, too"
+                raise ConclugenError(f"{where}: {fault}; write one of them, or another name for a split of its own")
+    known_ones = ", ".join(SPLIT_WORDS)
+    own = [f"split {split!r} keeps its name; it is none of {known_ones}" for split in words if split not in SPLIT_WORDS]
+    return tables, own + [f"split {word!r} is taken for test" for word in words.values() if word.startswith("eval")]
 
 
 def settled(tables: Sequence[Table], features: Mapping[str, Features], default: str) -> list[Table]:

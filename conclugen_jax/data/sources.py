@@ -12,12 +12,18 @@ from conclugen_jax.errors import ConclugenError
 
 LABEL_KINDS = ("single", "multi", "value", "none")
 
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev", "devel", "development"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Names that splits have in files -> the names that they get."""
+SPLIT_NAMES = {
+    word + ending: split
+    for split, words in SPLIT_WORDS.items()
+    for word in words
+    for ending in ("", *(f"{between}{noun}" for between in ("", "_", "-", " ") for noun in ("set", "split")))
+}
+"""Names that splits have in files, such as val, dev_set and testing -> the names that they get."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +144,7 @@ def take(annotations: Annotations, rows: np.ndarray) -> Annotations:
 
 def by_split(annotations: Annotations, splits: Sequence[str]) -> dict[str, Annotations]:
     """Cut annotations by the split of each row; train, validation and test come first, in that order."""
-    known = list(dict.fromkeys(SPLIT_NAMES.values()))
+    known = list(SPLIT_WORDS)
     order = sorted(set(splits), key=lambda s: (known.index(s) if s in known else len(known), s))
     of_row = np.array(splits, dtype=object)
     return {split: take(annotations, np.flatnonzero(of_row == split)) for split in order}

@@ -5,14 +5,17 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from conclugen_jax.data.cells import Table, column_name, read_csv, stack
 from conclugen_jax.data.features import FolderFeatures, ListedFeatures, MatrixFeatures, holds_npy
 from conclugen_jax.data.files import as_text, entries, npz_arrays
-from conclugen_jax.data.parquet import ParquetFeatures, parquet_column, parquet_kinds
+from conclugen_jax.data.parquet import ParquetFeatures, parquet_classes, parquet_column, parquet_kinds
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
+
+LABEL_ARRAYS = ("y", "labels", "target")  # arrays of an npz file that hold the label where none is called label
 
 
 def open_table(request: Request) -> Found:
@@ -40,10 +43,10 @@ def open_table(request: Request) -> Found:
     return Found(found, passed_over=[name for name in others if name not in beside])
 
 
-def _refuse_label_arrays(where: Path | None, modalities: Iterable[str]) -> None:
-    """Refuse arrays called like labels: trained on, they would give the answer away."""
+def _refuse_label_arrays(where: Path | None, modalities: Iterable[str], others: Sequence[str] = ()) -> None:
+    """Refuse arrays called like labels, as ``others`` are: trained on, they would give the answer away."""
     for name in modalities:
-        if name.lower() in ("label", "labels", "split", "group", "id", "ids"):
+        if name.lower() in ("label", "labels", "split", "group", "id", "ids", *others):
             fault = f"{name!r} is an array of several values a row, not a modality"
             raise ConclugenError(f"{where}: {fault}; write labels as columns named with --label=A,B, or rename it")
 
@@ -60,10 +63,15 @@ def open_npz(request: Request) -> Found:
             found[name] = functools.partial(MatrixFeatures, source, how=request.pool, key=name)
         elif not name.endswith("_lengths") or name.removesuffix("_lengths") not in arrays:
             others.append(f"{name} ({a.dtype} of shape {a.shape})")
-    _refuse_label_arrays(source, found)
+    _refuse_label_arrays(source, found, LABEL_ARRAYS)
     if "ids" in columns:
         columns["id"] = columns.pop("ids")
-    return _with_labels(request, Found(found, passed_over=others), source, columns)
+    named = next((name for name in LABEL_ARRAYS if name in columns), "")
+    facts = {}
+    if named and "label" not in map(column_name, columns) and not (request.layout.label or request.labels):
+        columns["label"] = columns[named]
+        facts["notes"] = [f"{source.name}: the array {named!r} is taken for the label; use --label to change that"]
+    return _with_labels(request, Found(found, passed_over=others, facts=facts), source, columns)
 
 
 def open_parquet_table(request: Request) -> Found:
@@ -89,10 +97,17 @@ def open_parquet_table(request: Request) -> Found:
             raise ConclugenError(f"{beside}: {fault}; choose with --labels={beside} or --source={source}")
         request = dataclasses.replace(request, labels=(beside,))
     columns = {name: functools.partial(parquet_column, source, name) for name in values}
-    return _with_labels(request, Found(found, passed_over=others), source, columns)
+    classes = {column_name(name): names for name in values if (names := parquet_classes(source, name))}
+    return _with_labels(request, Found(found, passed_over=others), source, columns, classes)
 
 
-def _with_labels(request: Request, found: Found, file: Path, columns: Mapping[str, Callable[[], list[str]]]) -> Found:
+def _with_labels(
+    request: Request,
+    found: Found,
+    file: Path,
+    columns: Mapping[str, Callable[[], list[str]]],
+    classes: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Found:
     """Say where labels stand: in files that the user named, in columns of the file of the features, or nowhere."""
     if request.labels:
         return dataclasses.replace(found, label_files=request.labels)
@@ -108,7 +123,7 @@ def _with_labels(request: Request, found: Found, file: Path, columns: Mapping[st
             raise ConclugenError(f"{file}: {len(column)} values of {name!r} for {num_rows} ids; correct the file")
     if request.corpus is not None and request.corpus.named is not None and "split" not in texts:
         return found  # the names say as much
-    table = Table(file, texts, [f"{file}, row {i}" for i in range(num_rows)])
+    table = Table(file, texts, [f"{file}, row {i}" for i in range(num_rows)], classes=classes)
     return dataclasses.replace(found, label_files=[file], table=table)
 
 

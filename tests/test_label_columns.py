@@ -1,0 +1,366 @@
+"""What a column of labels is taken for: kind, classes, values, and the line that says so and how to change it."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from conclugen_jax.data import builders, formats, inspection, inspection_view
+from conclugen_jax.data.requests import Layout, Request
+from conclugen_jax.data.sources import LabelSpec
+from tests.layouts import refused, save, write_csv
+from tests.test_label_faults import open_table, refusal
+
+CHANGE = "; use --label_kind or --classes to change that"
+NAN = float("nan")
+
+
+def read(folder, cells, **layout):
+    """Open a table with this column of labels."""
+    folder.mkdir(exist_ok=True)
+    save(folder / "x.npy", np.ones((len(cells), 2)))
+    (folder / "x.txt").write_text("\n".join(f"c{i}" for i in range(len(cells))))
+    write_csv(folder / "labels.csv", [{"id": f"c{i}", "label": cell} for i, cell in enumerate(cells)])
+    return formats.open_source(Request("features", folder, name="t", layout=Layout(**layout)))
+
+
+def numbered(*names):
+    return LabelSpec("single", names)
+
+
+VALUE = LabelSpec("value")
+COLUMNS = {  # cells, flags -> label, values, notes
+    "class numbers": (
+        ["0", "2", "1"],
+        {},
+        (numbered("0", "1", "2"), [0, 2, 1], ["3 classes (0, 1, 2), since its cells are whole numbers such as '0'"]),
+    ),
+    "pandas with a gap": (
+        ["0.0", "2.0", "1.0"],
+        {},
+        (numbered("0", "1", "2"), [0, 2, 1], ["3 classes (0, 1, 2), since its cells are whole numbers such as '0.0'"]),
+    ),
+    "numpy.savetxt": (
+        ["1.000", "0.000", "1"],
+        {},
+        (numbered("0", "1"), [1, 0, 1], ["2 classes (0, 1), since its cells are whole numbers such as '1.000'"]),
+    ),
+    "German pandas with a gap": (
+        ["0,0", "1,0", "0,0"],
+        {},
+        (numbered("0", "1"), [0, 1, 0], ["2 classes (0, 1), since its cells are whole numbers such as '0,0'"]),
+    ),
+    "polarity": (
+        ["-1", "0", "1", "-1"],
+        {},
+        (
+            numbered("-1", "0", "1"),
+            [0, 1, 2, 0],
+            ["3 classes (-1, 0, 1), since its cells are whole numbers such as '-1'"],
+        ),
+    ),
+    "polarity after pandas": (
+        ["-1.0", "1.0", "0.0"],
+        {},
+        (
+            numbered("-1", "0", "1"),
+            [0, 2, 1],
+            ["3 classes (-1, 0, 1), since its cells are whole numbers such as '-1.0'"],
+        ),
+    ),
+    "minus sign of a text program": (
+        ["\N{MINUS SIGN}0.5", "0.5"],
+        {},
+        (
+            VALUE,
+            [-0.5, 0.5],
+            ["a number to predict, since its cells are numbers such as '\N{MINUS SIGN}0.5' (read as -0.5)"],
+        ),
+    ),
+    "many whole numbers": (
+        list(map(str, range(-5, 6))),
+        {},
+        (
+            VALUE,
+            list(range(-5, 6)),
+            ["a number to predict, since its cells are whole numbers such as '-5', 11 different ones and some below 0"],
+        ),
+    ),
+    "polarity as a number": (["-1", "0", "1"], {"kind": "value"}, (VALUE, [-1, 0, 1], [])),
+    "whole numbers as numbers": (["1.0", "3.0"], {"kind": "value"}, (VALUE, [1, 3], [])),
+    "polarity with names": (
+        ["-1", "1", "0"],
+        {"classes": ("-1", "0", "1")},
+        (numbered("-1", "0", "1"), [0, 2, 1], []),
+    ),
+    "numbers of named classes": (
+        ["0.0", "1.0", "0"],
+        {"classes": ("low", "high")},
+        (numbered("low", "high"), [0, 1, 0], []),
+    ),
+    "codes of RAVDESS": (
+        ["03", "01", "08", "03"],
+        {},
+        (numbered("01", "03", "08"), [1, 0, 2, 1], ["3 classes (01, 03, 08), since its cells are codes such as '03'"]),
+    ),
+    "codes, said to be classes": (["02", "01", "02"], {"kind": "single"}, (numbered("01", "02"), [1, 0, 1], [])),
+    "codes, some after Excel": (
+        ["01", "02", "1", "01"],
+        {},
+        (
+            numbered("01", "02"),
+            [0, 1, 0, 0],
+            ["2 classes (01, 02), since its cells are codes such as '01'", "'1' counts as '01', in 1 row"],
+        ),
+    ),
+    "decimals": (
+        ["0.5", "-2", "1"],
+        {},
+        (VALUE, [0.5, -2, 1], ["a number to predict, since its cells are numbers such as '0.5'"]),
+    ),
+    "decimal commas": (
+        ["0,5", "1,234", "-2"],
+        {},
+        (VALUE, [0.5, 1.234, -2], ["a number to predict, since its cells are numbers such as '0,5' (read as 0.5)"]),
+    ),
+    "percent": (
+        ["50%", "12.5 %", "0"],
+        {},
+        (VALUE, [0.5, 0.125, 0], ["a number to predict, since its cells are numbers such as '12.5 %' (read as 0.125)"]),
+    ),
+    "thousands": (
+        ["1,234.5", "2,000", "7.25"],
+        {},
+        (
+            VALUE,
+            [1234.5, 2000, 7.25],
+            ["a number to predict, since its cells are numbers such as '1,234.5' (read as 1234.5)"],
+        ),
+    ),
+    "thousands of Europe": (
+        ["1.234,5", "2.000", "7"],
+        {},
+        (
+            VALUE,
+            [1234.5, 2000, 7],
+            ["a number to predict, since its cells are numbers such as '1.234,5' (read as 1234.5)"],
+        ),
+    ),
+    "thousands with blanks": (
+        ["1\u202f234,5", "0,25"],
+        {},
+        (VALUE, [1234.5, 0.25], ["a number to predict, since its cells are numbers such as '0,25' (read as 0.25)"]),
+    ),
+    "words": (
+        ["sad", "happy", "sad"],
+        {},
+        (numbered("happy", "sad"), [1, 0, 1], ["2 classes (happy, sad), since its cells are words"]),
+    ),
+    "words with a number": (
+        ["sad", "1", "sad"],
+        {},
+        (numbered("1", "sad"), [1, 0, 1], ["2 classes (1, sad), since its cells are words"]),
+    ),
+    "case and blanks": (
+        ["happy", "Happy", " Happy ", "very  sad", "Very sad"],
+        {},
+        (
+            numbered("Happy", "very  sad"),
+            [0, 0, 0, 1, 1],
+            [
+                "2 classes (Happy, very  sad), since its cells are words",
+                "'happy' counts as 'Happy', in 1 row",
+                "'Very sad' counts as 'very  sad', in 1 row",
+            ],
+        ),
+    ),
+    "case of named classes": (
+        ["JOY", "sad", "joy"],
+        {"classes": ("sad", "Joy")},
+        (numbered("sad", "Joy"), [1, 0, 1], ["'JOY' counts as 'Joy', in 1 row", "'joy' counts as 'Joy', in 1 row"]),
+    ),
+    "classes that differ in case": (["a", "A", "a"], {"classes": ("a", "A")}, (numbered("a", "A"), [0, 1, 0], [])),
+    "accents": (
+        ["gene\u0302", "gen\u00ea"],
+        {},
+        (numbered("gen\u00ea"), [0, 0], ["1 class (gen\u00ea), since its cells are words"]),
+    ),
+    "accents of the flag": (["gen\u00ea"], {"classes": ("gene\u0302",)}, (numbered("gen\u00ea"), [0], [])),
+    "truth": (
+        ["True", "False", "True"],
+        {},
+        (numbered("False", "True"), [1, 0, 1], ["2 classes (False, True), since its cells are words"]),
+    ),
+    "a class called none": (
+        ["none", "joy"],
+        {},
+        (numbered("joy", "none"), [1, 0], ["2 classes (joy, none), since its cells are words"]),
+    ),
+    "a named class called None": (["None", "joy"], {"classes": ("joy", "None")}, (numbered("joy", "None"), [1, 0], [])),
+    "a named class called null": (["null", "joy"], {"classes": ("joy", "null")}, (numbered("joy", "null"), [1, 0], [])),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_what_a_column_of_labels_is_taken_for(tmp_path, name):
+    cells, flags, (label, values, notes) = COLUMNS[name]
+    source = read(tmp_path / "t", cells, **flags)
+    assert source.spec.label == label
+    np.testing.assert_array_equal(source.annotations["train"].label, np.array(values, np.float32))
+    assert source.facts["notes"] == [f"label: {note}{CHANGE if 'since' in note else ''}" for note in notes]
+
+
+MISSING = ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"]
+MISSING += ["NA", "NULL", "NaN", "None", "n/a", "nan", "null", "NAN", "Nan", "-nan(ind)"]
+"""The words of pandas (``na_values`` of ``read_csv``), and what was one before."""
+
+
+@pytest.mark.parametrize("word", MISSING)
+@pytest.mark.parametrize("others", ["xy", ("0.5", "1.5"), "01"])
+def test_words_for_missing_values(tmp_path, word, others):
+    first, second = others
+    table = f"id,label,more\na,{first},{first}\nb,{second},{word}\nc,{second},{word}\n"
+    source = open_table(tmp_path, table, layout=Layout(targets=("more",)))
+    assert source.spec.targets["more"].kind == source.spec.label.kind
+    assert word not in source.spec.targets["more"].names
+    expected = NAN if others[0] == "0.5" else -1
+    np.testing.assert_array_equal(source.annotations["train"].targets["more"][1:], np.float32([expected] * 2))
+    said = [f"more: {word!r} counts as missing, in 2 rows"] if word else []
+    assert [note for note in source.facts["notes"] if "missing" in note] == said
+    message = refusal(open_table, tmp_path, f"id,label\na,{first}\nb,{second}\nc,{word}\n")
+    assert f"labels.csv, line 4: label {word!r}, expected " in message
+    assert "and it is missing in 1 row; fill it in or leave the row out" in message
+    assert message.endswith("; a class of this name must stand in --classes") == (first != "0.5")
+
+
+def test_targets_say_what_they_are(tmp_path):
+    table = "id,label,valence,age,mood\na,x,-1,25,low\nb,y,1,31,\nc,x,0,25,high\n"
+    source = open_table(tmp_path, table, layout=Layout(targets=("valence", "age:value", "mood")))
+    assert source.spec.targets == {"valence": numbered("-1", "0", "1"), "age": VALUE, "mood": numbered("high", "low")}
+    what = "3 classes (-1, 0, 1), since its cells are whole numbers such as '-1'"
+    change = "; use --targets=valence:value or valence:single to change that"
+    assert f"valence: {what}{change}" in source.facts["notes"]
+    assert not [note for note in source.facts["notes"] if note.startswith("age")]
+    source = open_table(tmp_path, table, layout=Layout(targets=("valence:value", "age:single")))
+    assert source.spec.targets["valence"] == VALUE
+    assert len(source.spec.targets["age"].names) == 32
+
+
+@pytest.mark.parametrize(
+    "pair", [("True", "False"), ("TRUE", "FALSE"), ("true", "false"), ("1.0", "0.0"), ("1,0", "0")]
+)
+def test_several_labels_are_true_or_false(tmp_path, pair):
+    yes, no = (f'"{cell}"' for cell in pair)
+    table = f"id,happy,sad\na,{yes},{no}\nb,{no},{yes}\nc,{yes},{yes}\n"
+    source = open_table(tmp_path, table, layout=Layout(label=("happy", "sad")))
+    np.testing.assert_array_equal(source.annotations["train"].label, [[1, 0], [0, 1], [1, 1]])
+
+
+def test_a_comma_that_may_be_either_is_refused(tmp_path):
+    message = refusal(open_table, tmp_path, 'id,label\na,"1,234"\nb,1\nc,2\n', layout=Layout(kind="value"))
+    expected = "expected a finite number of float32, and this may be 1234 or 1.234; correct it"
+    assert message.endswith(f"labels.csv, line 2: label '1,234', {expected}")
+
+
+def test_groups_that_are_missing(tmp_path):
+    source = open_table(tmp_path, "id,label,group\na,x,anna\nb,x,nan\nc,x,nan\n")
+    assert source.annotations["train"].groups == ["anna", "", ""]
+    assert "group: 'nan' counts as missing, in 2 rows" in source.facts["notes"]
+
+
+def test_what_was_decided_is_told_once_and_kept(tmp_path):
+    source = read(tmp_path / "t", ["Joy", "joy", "sad", "sad"])
+    folder = builders.build(source, tmp_path / "data")
+    notes = [
+        f"label: 2 classes (Joy, sad), since its cells are words{CHANGE}",
+        "label: 'joy' counts as 'Joy', in 1 row",
+    ]
+    assert [line for line in inspection_view.describe(folder) if line.startswith("label")] == notes
+    report = inspection.inspect(folder)
+    assert report["source"]["notes"] == notes
+    console = Console(width=80, record=True, file=io.StringIO())
+    for part in inspection_view.render(report):
+        console.print(part)
+    shown = " ".join(console.export_text().split())
+    assert shown.count("counts as 'Joy'") == 1
+    assert "Decided when it was built - label: 2 classes (Joy, sad)" in shown
+
+
+# Files that say it themselves
+
+
+def stored(path, **columns):
+    """Write a Parquet file with three clips and these columns."""
+    table = pa.table({"id": ["a", "b", "c"], "x": [[1.0], [2.0], [3.0]], **columns})
+    pq.write_table(table, path)
+    return table
+
+
+def parquet_label(path, **layout):
+    source = formats.open_source(Request("features", path, name="t", layout=Layout(**layout)))
+    return source.spec.label, source.annotations["train"].label.tolist(), source.facts["notes"]
+
+
+CATEGORIES = pa.DictionaryArray.from_arrays(pa.array([2, 0, 2], pa.int8()), ["low", "medium", "high"], ordered=True)
+UNORDERED = pa.DictionaryArray.from_arrays(pa.array([2, 0, 2], pa.int8()), ["low", "medium", "high"])
+
+
+def test_categories_keep_their_order(tmp_path):
+    path = tmp_path / "all.parquet"
+    stored(path, label=CATEGORIES)
+    label, values, notes = parquet_label(path)
+    assert (label, values) == (numbered("low", "medium", "high"), [2, 0, 2])
+    assert notes == [f"label: 3 classes (low, medium, high), as all.parquet names them{CHANGE}"]
+    table = stored(path, label=UNORDERED)
+    assert parquet_label(path)[0] == numbered("high", "low")
+    pandas = {"columns": [{"name": "label", "pandas_type": "categorical"}, {"name": "x", "pandas_type": "object"}]}
+    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)
+    assert parquet_label(path)[:2] == (numbered("low", "medium", "high"), [2, 0, 2])
+    label, values, notes = parquet_label(path, classes=("high", "low"))
+    assert (label, values, notes) == (numbered("high", "low"), [0, 1, 0], [])
+
+
+def hugging_face(names):
+    feature = {"label": {"names": names, "_type": "ClassLabel"}, "id": {"dtype": "string", "_type": "Value"}}
+    return {"huggingface": json.dumps({"info": {"features": feature}})}
+
+
+def test_names_of_hugging_face_are_kept(tmp_path):
+    path = tmp_path / "all.parquet"
+    table = stored(path, label=[1, 0, 1], mood=[0, None, -1])
+    pq.write_table(table.replace_schema_metadata(hugging_face(["sad", "happy", "angry"])), path)
+    label, values, notes = parquet_label(path)
+    assert (label, values) == (numbered("sad", "happy", "angry"), [1, 0, 1])
+    assert notes == [f"label: 3 classes (sad, happy, angry), as all.parquet names them{CHANGE}"]
+    pq.write_table(table.replace_schema_metadata(hugging_face(["3", "2"])), path)  # names that look like numbers
+    assert parquet_label(path)[:2] == (numbered("3", "2"), [1, 0, 1])
+    pq.write_table(table.replace_schema_metadata(hugging_face(["sad"])), path)
+    refused("all.parquet, row 0: label 1, but its classes are sad; correct it", path)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[]", b"{", b"\xff", b"[" * 5000, b'{"info": {"features": {"label": []}}}'])
+def test_damaged_descriptions_of_columns_are_ignored(tmp_path, damaged):
+    path = tmp_path / "all.parquet"
+    table = stored(path, label=[1, 0, 1])
+    pq.write_table(table.replace_schema_metadata({"huggingface": damaged, "pandas": damaged}), path)
+    assert parquet_label(path)[0] == numbered("0", "1")
+
+
+@pytest.mark.parametrize("name", ["y", "labels", "target"])
+def test_the_label_of_an_npz_file(tmp_path, name):
+    path, ids, x = tmp_path / "all.npz", ["a", "b"], np.ones((2, 3))
+    np.savez(path, ids=ids, x=x, **{name: [1.0, 0.0]})
+    source = formats.open_source(Request("features", path, name="t"))
+    assert source.spec.label == numbered("0", "1")
+    assert source.facts["notes"][0] == f"all.npz: the array {name!r} is taken for the label; use --label to change that"
+    np.savez(path, ids=ids, x=x, label=["p", "q"], **{name: [1.0, 0.0]})
+    assert formats.open_source(Request("features", path, name="t")).spec.label == numbered("p", "q")
+    np.savez(path, ids=ids, x=x, mood=["p", "q"], **{name: [1.0, 0.0]})
+    request = Request("features", path, name="t", layout=Layout(label=("mood",)))
+    assert formats.open_source(request).spec.label == numbered("p", "q")
+    np.savez(path, ids=ids, x=x, **{name: np.eye(2)})
+    refused(f"{name!r} is an array of several values a row, not a modality", path)
