@@ -73,7 +73,10 @@ def _tables(folder: Path, kind: str) -> tuple[Path, Request]:
         else:
             import pyarrow.parquet
 
-            pyarrow.parquet.write_table(pyarrow.table({"id": ids, "video": list(x), **columns}), path)
+            features = {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
+            described = {"huggingface": json.dumps({"info": {"features": features}})}
+            table = pyarrow.table({"id": ids, "video": list(x), **columns})
+            pyarrow.parquet.write_table(table.replace_schema_metadata(described), path)
         return path, Request("features", path, name="mine")
     rows = [",".join(map(str, row)) for row in zip(ids, *columns.values(), strict=True)]
     (folder / "labels.csv").write_text("\n".join(["id,split,label,group", *rows]) + "\n")

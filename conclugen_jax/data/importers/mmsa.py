@@ -185,7 +185,7 @@ def _columns(splits: Sequence[_Split]) -> dict[str, list[str]]:
             unknown = np.isnan(numbers) & (column != "sentiment")
             split.check(key, (np.abs(numbers) <= np.finfo(np.float32).max) | unknown, "a finite number of float32")
             if numbers.dtype.kind in "iu":
-                numbers = numbers.astype(np.float64)  # 1.0, as 1 could be taken for a class
+                numbers = numbers.astype(np.float64)  # 1.0, as it is where some have decimals
             cells += ["" if np.isnan(number) else str(number) for number in numbers]
         if any(cells):
             columns[column] = cells
