@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
 
     ``drop_bad`` drops bad examples, which are refused otherwise; ``strict`` refuses what is otherwise a warning.
     """
-    spec = source.spec
+    spec, provenance = source.spec, getattr(source, "provenance", dict)()
     parts = {split: parts.get(split, []) for split in spec.splits}
-    _refuse_bad(parts, drop_bad=drop_bad)
+    _refuse_bad(parts, drop_bad=drop_bad, remarks=provenance.get("alike", ()))
     for split, each in parts.items():
         if not any(len(part.rows) for part in each):
             raise ConclugenError(f"split {split!r} of data set {spec.name!r} has no examples; leave the split out")
@@ -76,7 +76,7 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
     (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
+def _refuse_bad(parts: Parts, *, drop_bad: bool, remarks: Iterable[str]) -> None:
     """Refuse examples with NaN or infinite values or without modality, unless they are to be dropped."""
     bad = [
         f"split {split!r}, row {row}, id {name[:100]!r}, {reason}"
@@ -87,7 +87,8 @@ def _refuse_bad(parts: Parts, *, drop_bad: bool) -> None:
     if bad and not drop_bad:
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         way_out = "repair them, or leave them out with --drop_bad (drop_bad=True)"
-        raise ConclugenError(f"{_number(bad, 'bad example')}: {'; '.join(bad[:SHOWN])}{more}; {way_out}")
+        told = "; ".join([*bad[:SHOWN], *remarks])
+        raise ConclugenError(f"{_number(bad, 'bad example')}: {told}{more}; {way_out}")
 
 
 def _refuse_duplicates(parts: Parts) -> None:

@@ -7,19 +7,18 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import labels, tables
+from conclugen_jax.data import labels, matching, tables
 from conclugen_jax.data.corpora import CORPORA, Corpus
-from conclugen_jax.data.features import POOLS, Combined, FolderFeatures, MatrixFeatures, canonical, holds_npy
+from conclugen_jax.data.features import POOLS, Combined, FolderFeatures, MatrixFeatures, holds_npy
 from conclugen_jax.data.files import entries
 from conclugen_jax.data.importers import authors, csd
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.parquet import ParquetFeatures
 from conclugen_jax.data.requests import Found, Layout, Request
-from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, DatasetSpec, Features, LabelSpec, by_example, by_group
+from conclugen_jax.data.sources import SPLIT_NAMES, DatasetSpec, Features, LabelSpec, by_example, by_group
 from conclugen_jax.errors import ConclugenError
 
 FORMATS = {  # name -> what opens it
@@ -112,6 +111,8 @@ def open_features(path: str, pool: str) -> Features:
     place, _, key = (path, "", "") if os.path.exists(path) else path.rpartition(":")  # names, too, may hold colons
     if not os.path.exists(place):
         raise ConclugenError(f"{path}: no such file or folder; give --modality NAME=PATH once for each modality")
+    if key and (os.path.isdir(place) or place.endswith(".npy")):
+        raise ConclugenError(f"{path}: {place} has no part {key!r}; name it alone")
     place, key = Path(place), key or "features"
     if place.is_dir():
         return FolderFeatures(place, how=pool)
@@ -141,7 +142,7 @@ def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
         raise ConclugenError(f"{where}: no features found in format {kind!r}; name them with --modality NAME=PATH")
     if corpus is not None and corpus.names_repeat:
         for modality, each in features.items():
-            _refuse_shared_names(modality, each, columns)
+            matching.refuse_shared_names(modality, each, columns)
     if corpus is not None and not corpus.splits:
         folds = folds or DEFAULT_FOLDS
     facts = _facts(request, found, kind, folds)
@@ -178,7 +179,8 @@ def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | N
     used = {path.name for path in found.label_files}
     for path in request.modalities.values():
         used |= {os.path.basename(path), os.path.basename(path.rpartition(":")[0])}
-    unused = {m: _unused(features, found.columns) for m, features in found.features.items()}
+    own = kind == "clips"  # extraction itself says which ids are the name of no clip
+    compared = {m: matching.compare(m, f, found.columns, unused_only=own) for m, f in found.features.items()}
     return {
         "dataset": request.dataset,
         "format": kind,
@@ -187,29 +189,10 @@ def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | N
         "pool": request.pool,
         "folds": list(folds) if folds else None,
         **({"fold_by": request.fold_by} if folds and request.fold_by != "group" else {}),
-        "unused": {m: n for m, n in unused.items() if n},
+        "unused": {m: n for m, (n, _) in compared.items() if n},
+        "alike": [remark for _, remark in compared.values() if remark],
         "layout": dataclasses.asdict(request.layout),
         "label_files": [path.name for path in found.label_files],
         "passed_over": sorted(n.encode(errors="backslashreplace").decode() for n in {*found.passed_over} - used),
         **found.facts,
     }
-
-
-def _refuse_shared_names(modality: str, features: Features, columns: Mapping[str, Annotations]) -> None:
-    """Refuse a vector without split that would be taken for several utterances, where names repeat across splits."""
-    names = set(features.names().get("", ()))
-    seen: dict[str, str] = {}
-    for split, annotations in columns.items():
-        for key in map(canonical, annotations.keys if names else ()):
-            if key in names and f"{split}/{key}" not in names and seen.setdefault(key, split) != split:
-                fault = f"{key!r} is an utterance of {seen[key]!r} and another one of {split!r}"
-                way_out = f"put the split in front of the id, {split}/{key}, or files into folders of splits"
-                raise ConclugenError(f"modality {modality!r}: {fault}; {way_out}")
-
-
-def _unused(features: Features, columns: Mapping[str, Annotations]) -> int:
-    """Return the number of vectors that no row of the annotations asks for."""
-    names = features.names()
-    keys = {split: set(map(canonical, a.keys)) for split, a in columns.items()} if names else {}
-    anywhere = {f"{split}/{key}" for split, some in keys.items() for key in some}.union(*keys.values())
-    return sum(name not in (keys.get(split, ()) if split else anywhere) for split in names for name in names[split])

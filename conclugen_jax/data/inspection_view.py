@@ -266,6 +266,7 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
     ):
         lines += [sentence.format(n, *words.split(" ")) for words, n in manifest.source.get(fact, {}).items()]
     lines += manifest.source.get("notes", [])
+    lines += manifest.source.get("alike", [])
     if passed_over := manifest.source.get("passed_over"):
         lines.append(f"found beside the features and not used: {', '.join(passed_over)}")
     if outside := manifest.source.get("rows_outside_folds", 0):

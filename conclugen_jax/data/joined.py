@@ -92,7 +92,7 @@ class JoinedSource:
 
     def stamp(self) -> tuple[str, float]:
         """Return the fingerprint of the files now, and when one of them last changed, in seconds since 1970."""
-        others = ("path", "modalities", "passed_over", "notes")  # files may be moved, and lie beside what is not used
+        others = ("path", "modalities", "passed_over", "notes", "alike")  # files may be moved, beside what is not used
         facts = {key: value for key, value in self.facts.items() if key not in others}
         digest = hashlib.sha256(json.dumps([facts, repr(self.spec)], sort_keys=True).encode())
         changed = 0.0

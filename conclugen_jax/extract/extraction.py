@@ -1,5 +1,6 @@
 """Clips -> features -> shards: every utterance once, resumable, its failures listed."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import builders, formats, manifest as manifest_lib
+from conclugen_jax.data import builders, formats, labels, manifest as manifest_lib, matching
 from conclugen_jax.data.features import Combined
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
@@ -98,19 +99,18 @@ class _Extraction:
         options: dict,
     ):
         self.request, self.networks, backbones = request, networks, backbones_lib.load(networks)
-        table = known.table
-        if table is not None:  # its ids are the names of clips, whatever else listed them
-            known = dataclasses.replace(known, table=dataclasses.replace(table, keys=None))
-        self.known = known
         self.how = preparation.recipe(backbones, size=networks.options.size, **options)
         self.dims = Counter()  # modality -> size of its vectors
         for b in backbones:
             self.dims[b.modality] += b.dim
+        if known.table is not None:  # its ids are names of clips, whatever its keys were
+            known = dataclasses.replace(known, table=dataclasses.replace(known.table, keys=None))
         planned = {modality: Vectors(utterances, dim) for modality, dim in self.dims.items()}
-        source = formats.assemble(request, dataclasses.replace(self.known, features=planned), "clips")
+        self.known = labels.annotate(request, dataclasses.replace(known, features=planned))
+        source = formats.assemble(request, self.known, "clips")
         builders.check_spec(source.spec)
         self.first_split = source.spec.splits[0]  # the one that has views
-        self.todo, self.unknown = _asked_for(source, utterances, self.how)
+        self.todo, *self.unknown = _asked_for(source, utterances, self.how)
         self.facts = preparation.provenance(backbones, self.how, networks.options).to_json()
         stamps = [[u.place, views, stamp] for u, views, stamp in self.todo]
         content = json.dumps([source.stamp()[0], stamps, self.facts], sort_keys=True).encode()
@@ -153,7 +153,8 @@ class _Extraction:
         """
         states = [self.store.state(u, views) for u, views, _ in self.todo]
         left = [job for job, state in zip(self.todo, states, strict=True) if state is None or state.failure]
-        tally, total = Tally(unknown=self.unknown, reused=len(self.todo) - len(left)), len(self.todo)
+        unknown, near = self.unknown
+        tally, total = Tally(unknown=unknown, near=near, reused=len(self.todo) - len(left)), len(self.todo)
         counted = itertools.count(tally.reused)
         progress(next(counted), total)
         work = functools.partial(_work, self.store, self.networks, self.how)
@@ -195,11 +196,12 @@ class _Extraction:
         return builders.build(source, self.store.folder.parent, overwrite=overwrite, drop_bad=True)
 
 
-def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> tuple[list[Job], list[str]]:
-    """Return the utterances that the labels name, and the ids that name none."""
+def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> tuple[list[Job], list[str], str]:
+    """Return the utterances that the labels name, the ids that name none, and how one of these differs from a name."""
     by_place = {u.place: u for u in utterances}
-    first, found, unknown = source.spec.splits[0], {}, []
+    first, found, unknown, near = source.spec.splits[0], {}, [], ""
     features = next(iter(source.features.values()))
+    names = collections.defaultdict(list, features.names())
     for split, columns in source.annotations.items():
         (key, count), *_ = Counter(columns.keys).most_common(1) or [("", 0)]
         if count > 1:
@@ -212,13 +214,17 @@ def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recip
         unknown += lost
         path = next((key for key in lost if "/" in key), None)
         if path is not None or (lost and not there):
-            raise ConclugenError(
-                f"the labels name {path or lost[0]!r} in {split}, which is the name of no clip, as {min(by_place)!r} is: paths "
-                "with _ for / and without ending (lines of subtitles with --cut); correct the ids, or leave these rows out"
+            near = (
+                matching.likeness([path or lost[0]], names[split] + names[""]) or f"there are such as {min(by_place)!r}"
             )
+            raise ConclugenError(
+                f"the labels name {path or lost[0]!r} in {split}, which is the name of no clip; {near}; ids are paths with _ "
+                "for / and without ending (lines of subtitles with --cut); correct the ids, or leave these rows out"
+            )
+        near = near or matching.likeness(lost, set(names[split] + names[""]) - set(places))
     if not found:
         raise ConclugenError(f"the labels name no clip, such as {min(by_place)!r}; give a table that has rows")
-    return [found[place] for place in sorted(found)], unknown
+    return [found[place] for place in sorted(found)], unknown, near
 
 
 def _work(

@@ -30,6 +30,7 @@ class Tally:
     missing: Counter = dataclasses.field(default_factory=Counter)  # modality -> number of utterances without it
     heard: dict[str, str] = dataclasses.field(default_factory=dict)  # place -> words that were recognised
     unknown: list[str] = dataclasses.field(default_factory=list)  # ids in the labels that name no clip
+    near: str = ""  # how one of these differs from the name of a clip
     reused: int = 0  # number of utterances that an earlier try had done
     clock: Clock = dataclasses.field(default_factory=Clock)  # what the extraction waited for
 
@@ -89,7 +90,8 @@ def lines(tally: Tally, folder: Path, count: int) -> list[str]:
     if left_out > 0:
         told.append(f"{counted(left_out)} not named by the labels and left out")
     if tally.unknown:
-        told.append(f"{len(tally.unknown):,} ids of the labels are the name of no clip, such as {tally.unknown[0]!r}")
+        near = f"; {tally.near}" if tally.near else f", such as {tally.unknown[0]!r}"
+        told.append(f"{len(tally.unknown):,} ids of the labels are the name of no clip{near}")
     way_out = {"text": "; name a recogniser with --speech, or put subtitles beside the clips"}
     for modality in sorted(m for m, n in tally.missing.items() if n == tally.done):
         told.append(f"warning: no utterance has {modality}, so the data set has not{way_out.get(modality, '')}")

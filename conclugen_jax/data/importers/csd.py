@@ -19,7 +19,7 @@ from conclugen_jax.data.corpora import CORPORA, dropped
 from conclugen_jax.data.features import pool
 from conclugen_jax.data.files import MOST_UNPACKED, readable
 from conclugen_jax.data.requests import Found, Request
-from conclugen_jax.data.sources import Annotations, by_split
+from conclugen_jax.data.sources import SPLIT_NAMES, Annotations, by_split
 from conclugen_jax.errors import ConclugenError
 
 KINDS = {"text": r"wordvectors|glove|bert", "audio": r"covarep|opensmile", "video": r"openface|facet"}
@@ -121,7 +121,10 @@ def read_labels(
             start, end = (number(cells[name], f"{where}: {name}") for name in ("start_time", "end_time"))
             if end < start:
                 raise ConclugenError(f"{where}: ends at {end} s, before its start at {start} s; correct the row")
-            video = cells["video"].strip()
+            video, said = cells["video"].strip(), SPLIT_NAMES.get(cells.get("split", "").strip().lower())
+            if said not in (None, folds.get(video, said)):
+                fault = f"split {cells['split']!r}, but its video {video!r} is of {folds[video]} in the standard folds"
+                raise ConclugenError(f"{where}: {fault}; correct the row, or drop the column")
             if video in folds:
                 numbers = [number(cells[name], f"{where}: {name}", span) for name, span in columns.items()]
                 found[video, start, end, counts[video]] = numbers

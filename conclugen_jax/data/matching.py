@@ -1,0 +1,77 @@
+"""Say which ids of the labels name no vectors, and how they differ from names that are there."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from conclugen_jax.data.features import canonical
+from conclugen_jax.data.sources import Annotations, Features
+from conclugen_jax.errors import ConclugenError
+
+DIFFERENCES = {
+    "an ending": lambda name: re.sub(r"\.(?=\w*[A-Za-z])\w{2,5}$|\.0$", "", name),  # a.mp4, a.npy; 1.0 of a spreadsheet
+    "leading zeros": lambda name: re.sub(r"(?<!\d)0+(?=\d)", "", name),
+    "'_' or '-' for '/' or a space": lambda name: re.sub(r"[-/\\ ]", "_", name),
+    "capitals": str.casefold,
+}
+"""What ids differ by that are meant to be the same -> a name without it."""
+
+
+def _bare(name: str, besides: str = "") -> str:
+    for what, without in DIFFERENCES.items():
+        name = name if what == besides else without(name)
+    return name
+
+
+def likeness(lost: Iterable[str], names: Iterable[str]) -> str:
+    """Say of an id that is not among names how it differs from one that is; ``""`` where none comes near one."""
+    near: dict[str, str] = {}
+    for name in sorted(names):
+        near.setdefault(_bare(name), name)
+    for key in sorted(lost):
+        if (name := near.get(_bare(key))) is not None:
+            why = [what for what in DIFFERENCES if _bare(key, what) != _bare(name, what)]
+            return f"there is {name!r} for {key!r}, which differs by {' and '.join(why)}"
+    return ""
+
+
+def compare(
+    modality: str, features: Features, columns: Mapping[str, Annotations], *, unused_only: bool = False
+) -> tuple[int, str]:
+    """Return the number of vectors that no row asks for, and a remark on rows that ask for nearly the same names.
+
+    Raises:
+      ConclugenError: no row finds a vector. With ``unused_only`` this is not looked at, nor are similar names.
+    """
+    names = {split: set(some) for split, some in features.names().items()}
+    if not names:
+        return 0, ""
+    keys = {split: set(map(canonical, a.keys)) for split, a in columns.items()}
+    anywhere = {f"{split}/{key}" for split, some in keys.items() for key in some}.union(*keys.values())
+    spare = [
+        name for split in names for name in names[split] if name not in (keys.get(split, ()) if split else anywhere)
+    ]
+    if unused_only:
+        return len(spare), ""
+    loose = names.get("", set())
+    lost = [
+        key for split in keys for key in keys[split] - names.get(split, set()) - loose if f"{split}/{key}" not in loose
+    ]
+    near = likeness(lost, spare)
+    paths = any("/" in key or "\\" in key for key in lost)  # which are refused by name where files are looked for
+    if lost and not paths and len(lost) == sum(map(len, keys.values())):
+        fault = f"modality {modality!r} is in none of the {len(lost)} examples"
+        told = near or f"there are such as {min(min(some) for some in names.values() if some)!r}"
+        raise ConclugenError(f"{fault}; compare its ids with those of the labels ({told}), or leave the modality out")
+    return len(spare), f"{modality}: {len(lost)} ids of the labels have no vector; {near}" if near else ""
+
+
+def refuse_shared_names(modality: str, features: Features, columns: Mapping[str, Annotations]) -> None:
+    """Refuse a vector without split that would be taken for several utterances, where names repeat across splits."""
+    names = set(features.names().get("", ()))
+    seen: dict[str, str] = {}
+    for split, annotations in columns.items():
+        for key in map(canonical, annotations.keys if names else ()):
+            if key in names and f"{split}/{key}" not in names and seen.setdefault(key, split) != split:
+                fault = f"{key!r} is an utterance of {seen[key]!r} and another one of {split!r}"
+                way_out = f"put the split in front of the id, {split}/{key}, or files into folders of splits"
+                raise ConclugenError(f"modality {modality!r}: {fault}; {way_out}")
