@@ -1,5 +1,7 @@
 """A name finds what all of it says, and nothing else in its place; of one that finds nothing the message says why."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -133,13 +135,14 @@ def test_names_with_a_part_too_many_find_nothing_else(tmp_path, name):
 
 
 @pytest.mark.parametrize("step", ["04", "4.0", "checkpoints/4", "step 4", "Newest"])
-def test_steps_are_found_as_they_are_written(tmp_path, step):
-    (tmp_path / checkpoint.FOLDER / "4").mkdir(parents=True)
-    with (
-        checkpoint.Checkpoints(tmp_path, read_only=True) as saved,
-        pytest.raises(ConclugenError, match="no checkpoint"),
+def test_steps_are_found_as_they_are_written(step):
+    manager = types.SimpleNamespace(best_step=lambda: None)
+    saved = types.SimpleNamespace(steps=lambda: [4], workdir="runs/a", _manager=manager)
+    assert checkpoint.Checkpoints.find(saved, "4") == checkpoint.Checkpoints.find(saved, 4) == 4
+    with pytest.raises(
+        ConclugenError, match=f"runs/a: no checkpoint '{step}'; there are 'newest', 'best' and the steps 4"
     ):
-        saved.find(step)
+        checkpoint.Checkpoints.find(saved, step)
 
 
 ALIKE = {

@@ -74,8 +74,6 @@ def _refuse_ignored() -> None:
     if FLAGS.dataset == "digits" and given:
         raise ConclugenError(f"--{given[0]} is for features in files; the digits are as they are, leave it out")
     kind = FLAGS.label_kind
-    if kind == "none" and (FLAGS.label or FLAGS.classes):
-        raise ConclugenError("--label_kind=none is for no label, and --label or --classes describes one; leave it out")
     if len(FLAGS.label) > 1 and kind not in ("", "multi"):
         fact = f"--label_kind={kind} is for one column, --label names {len(FLAGS.label)}"
         raise ConclugenError(f"{fact}; name one, or multi")
@@ -113,6 +111,8 @@ def request_options(own: app.Command) -> dict[str, Any]:
         raise ConclugenError(f"--fold={flags.fold} without --num_folds; say how many folds there are")
     if flags["fold_by"].present and not flags.num_folds:
         raise ConclugenError(f"--fold_by={flags.fold_by} without --num_folds; say how many folds there are")
+    if flags.label_kind == "none" and (flags.label or flags.classes):
+        raise ConclugenError("--label_kind=none is for no label, and --label or --classes describes one; leave it out")
     layout = Layout(tuple(flags.label), flags.label_kind, tuple(flags.classes), tuple(flags.targets))
     folds = (flags.num_folds, flags.fold) if flags.num_folds else None
     return {"layout": layout, "folds": folds} | own.values("version", "fold_by")

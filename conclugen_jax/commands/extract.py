@@ -83,7 +83,9 @@ def _extract() -> None:
     request = _request(dataset, described, known)
     listing = known.table if known else None
     found = clips.find(dataset, request.source, labels=request.labels, listing=listing, cut=FLAGS.cut)
-    if own and known is None and not request.labels:
+    if known is not None:
+        known = listings.unlisted(known, request.source, found)
+    elif own and not request.labels:
         request, known = listings.classes(request, found)
     progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:

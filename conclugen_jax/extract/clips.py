@@ -64,7 +64,7 @@ def find(
     return [places[place] for place in sorted(places)]
 
 
-def _files(folder: Path, endings: tuple[str, ...] = MEDIA) -> Iterator[Path]:
+def media_files(folder: Path, endings: tuple[str, ...] = MEDIA) -> Iterator[Path]:
     """Yield files below a folder, in order. Linked folders are entered, each once."""
     entered: set[str] = set()
 
@@ -99,7 +99,7 @@ class _Clips:
 
     def __init__(self, source: Path):
         self._top, self._named = source.absolute(), collections.defaultdict(list)
-        for path in _files(source):
+        for path in media_files(source):
             for name in {path.name, path.stem}:
                 self._named[unicodedata.normalize("NFC", name)].append(path)
 
@@ -184,7 +184,7 @@ def _from_listing(table: Table, source: Path, beside: Companions) -> list[Uttera
 def _any(source: Path) -> Iterator[Utterance]:
     """Find any clips: a key is the path within the split without ending, with '_' for '/'. Sound beside pictures is theirs."""
     groups: dict[Path, list[Path]] = {}
-    for path in _files(source):
+    for path in media_files(source):
         name = path.with_suffix("")
         groups.setdefault(name.with_suffix("") if is_full_name(path) else name, []).append(path)
     for name, paths in groups.items():
@@ -198,7 +198,7 @@ def _any(source: Path) -> Iterator[Utterance]:
 
 def _voxceleb2(source: Path) -> Iterator[Utterance]:
     """``[dev/]mp4/IDENTITY/YOUTUBE/CLIP.mp4``; sound in ``aac/IDENTITY/YOUTUBE/CLIP.m4a``. The test set is skipped."""
-    for path in _files(source, PICTURES):
+    for path in media_files(source, PICTURES):
         parts = path.relative_to(source).with_suffix("").parts
         if len(parts) < 3 or "test" in parts[:-3]:
             continue
@@ -210,7 +210,7 @@ def _voxceleb2(source: Path) -> Iterator[Utterance]:
 
 def _caer(source: Path) -> Iterator[Utterance]:
     """``train|validation|test/CLASS/FILE.avi``."""
-    for path in _files(source, PICTURES):
+    for path in media_files(source, PICTURES):
         parts = path.relative_to(source).with_suffix("").parts
         split = SPLIT_NAMES.get(parts[-3].lower(), "") if len(parts) > 2 else ""
         if not split:
@@ -226,7 +226,7 @@ def _meld(source: Path) -> Iterator[Utterance]:
             if {"Utterance", "Dialogue_ID", "Utterance_ID"} <= row.keys():
                 key = f"dia{row['Dialogue_ID'].strip()}_utt{row['Utterance_ID'].strip()}"
                 words[_meld_split(path.stem), key] = " ".join(row["Utterance"].split())
-    for path in _files(source, PICTURES):
+    for path in media_files(source, PICTURES):
         if not re.fullmatch(r"dia\d+_utt\d+", path.stem):  # the test folder holds final_videos_... as well
             continue
         split = _meld_split("/".join(path.relative_to(source).parts[:-1]))
@@ -252,7 +252,7 @@ def _mosei(source: Path) -> Iterator[Utterance]:
         for cells in (line.split("___") for line in lines):
             if len(cells) >= 5:
                 words[f"{cells[0]}_{cells[1]}"] = " ".join(cells[4].split()), note(WRONG_LETTERS, remarks)
-    for path in _files(source, PICTURES):
+    for path in media_files(source, PICTURES):
         if "Full" not in path.relative_to(source).parts:
             unknown = unread.get(path.stem.rpartition("_")[0], (None, ()))
             text, notes = words.get(path.stem, unknown)
@@ -262,7 +262,7 @@ def _mosei(source: Path) -> Iterator[Utterance]:
 def _ravdess(source: Path) -> Iterator[Utterance]:
     """``Actor_NN/01-01-EMOTION-...-ACTOR.mp4``: speech with pictures and sound; the two sentences are known."""
     sentences = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
-    for path in _files(source, PICTURES):
+    for path in media_files(source, PICTURES):
         if not re.fullmatch(r"\d\d(-\d\d){6}", path.stem):
             raise ConclugenError(f"{path}: no name like 01-01-06-01-02-01-12.mp4")
         if path.stem.startswith("01-01-"):

@@ -10,7 +10,7 @@ from conclugen_jax.data.files import entries
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.clips import split_and_parts
+from conclugen_jax.extract.clips import media_files, split_and_parts
 from conclugen_jax.extract.utterance import Utterance
 
 
@@ -29,6 +29,16 @@ def metadata(source: Path) -> Found | None:
             f"{table.path}: lists {len(modalities)} files a row; clips take one, in a column file_name"
         )
     return Found({}, table=table, label_files=files)
+
+
+def unlisted(found: Found, source: Path, utterances: Sequence[Utterance]) -> Found:
+    """Add a note on the clips that ``metadata.csv`` does not list."""
+    used = {path for u in utterances for path in (u.path, u.sound)}
+    others = [str(path.relative_to(source)) for path in media_files(source) if str(path) not in used]
+    if not others:
+        return found
+    number = f"{len(others):,} clip{'s' * (len(others) > 1)}, such as {others[0]}"
+    return dataclasses.replace(found, facts={"notes": [f"not listed in metadata.csv and left out: {number}"]})
 
 
 def classes(request: Request, utterances: Sequence[Utterance]) -> tuple[Request, Found]:

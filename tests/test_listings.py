@@ -1,0 +1,129 @@
+"""Clips as on Hugging Face: listed in metadata.csv, or in a folder for each class; with and without folders of splits."""
+
+import shutil
+
+import pytest
+
+from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data.requests import Layout, Request
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import clips as clips_lib, listings
+from tests import clips
+from tests.helpers import run
+from tests.test_clips import touch
+from tests.test_extract import FLAGS, rows_of
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return clips.write(tmp_path_factory.mktemp("clip") / "a.mkv", clips.steady(1.0), sound=clips.tone(1.0))
+
+
+def placed(clip, folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, folder / name)
+    return folder
+
+
+def extracted(source, data, *flags, code=0):
+    common = ["--dataset=clips", "--name=hub", "--nocrop_faces", "--num_workers=1", f"--source={source}"]
+    return run("extract", *common, f"--data_dir={data}", *FLAGS, *flags, code=code)
+
+
+def labels_of(data):
+    """split -> id -> name of its class."""
+    folder = data / "hub" / "1.0.0"
+    made = manifest_lib.read(folder)
+    found = {}
+    for split in made.splits:
+        ids, rows = rows_of(folder, split)
+        found[split] = {i: made.label.names[y] for i, y in zip(ids, rows["label"], strict=True)}
+    return found
+
+
+def test_metadata_lists_clips_with_their_labels(clip, tmp_path):
+    source = placed(clip, tmp_path / "hub", "train/joy/1.mkv", "train/2.mkv", "test/3.mkv", "test/4.mkv")
+    rows = "train/joy/1.mkv,happy,anna\ntrain/2.mkv,sad,ben\ntest/3.mkv,sad,carl\ntest/gone.mkv,sad,carl\n"
+    (source / "metadata.csv").write_text(f"file_name,mood,group\n{rows}")
+    made = extracted(source, tmp_path / "data", "--label=mood")
+    assert labels_of(tmp_path / "data") == {"train": {"joy_1": "happy", "2": "sad"}, "test": {"3": "sad"}}
+    failures = (tmp_path / "data" / "failures-hub-1.0.0.csv").read_text()
+    assert f"test/gone,\"{source / 'metadata.csv'}, line 5: file 'test/gone.mkv' is not there\"" in failures
+    assert "not listed in metadata.csv and left out: 1 clip, such as test/4.mkv\n" in made.stdout
+    again = extracted(source, tmp_path / "data", "--label=mood")
+    assert "3 utterances extracted" not in again.stderr
+    (source / "metadata.csv").write_text(f"file_name,mood,group\n{rows.replace('happy', 'calm')}")
+    changed = extracted(source, tmp_path / "data", "--label=mood", code=2)
+    assert "holds a data set made of other clips or in another way" in changed.stderr
+
+
+def test_metadata_in_each_split_with_ids(clip, tmp_path):
+    source = placed(clip, tmp_path / "hub", "train/1.mkv", "validation/1.mkv")
+    for split in ("train", "validation"):
+        (source / split / "metadata.csv").write_text(f"file_name,id,label\n1.mkv,{split}_one,x\n")
+    extracted(source, tmp_path / "data")
+    assert labels_of(tmp_path / "data") == {"train": {"train_one": "x"}, "validation": {"validation_one": "x"}}
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_folders_of_clips_are_classes(clip, tmp_path, split):
+    names = [f"{split}joy/1.mkv", f"{split}joy/2.mkv", f"{split}01/1.mkv"]
+    source = placed(clip, tmp_path / "hub", *names, *(["test/joy/3.mkv"] if split else []))
+    made = extracted(source, tmp_path / "data")
+    assert labels_of(tmp_path / "data") == {"train": {"01_1": "01", "joy_1": "joy", "joy_2": "joy"}} | (
+        {"test": {"joy_3": "joy"}} if split else {}
+    )
+    assert "labels: the names of the folders (01, joy); --label_kind=none leaves them out\n" in made.stdout
+    extracted(source, tmp_path / "data", "--label_kind=none", "--overwrite")
+    assert manifest_lib.read(tmp_path / "data" / "hub" / "1.0.0").label.kind == "none"
+    extracted(source, tmp_path / "data", "--classes=joy,01", "--overwrite")
+    assert manifest_lib.read(tmp_path / "data" / "hub" / "1.0.0").label.names == ("joy", "01")
+
+
+FOLDERS = {  # clips -> classes
+    ("joy/1.mp4", "sad/1.mp4"): ["joy", "sad"],
+    ("train/joy/1.mp4", "test/sad/1.mp4"): ["joy", "sad"],
+    ("joy/1.mp4", "joy/2.mp4"): [],  # a single folder
+    ("joy/1.mp4", "2.mp4"): [],
+    ("joy/a/1.mp4", "sad/a/1.mp4"): [],  # not at one level
+    ("joy/1.mp4", "sad/a/1.mp4"): [],
+    ("train/1.mp4", "test/2.mp4"): [],
+}
+
+
+@pytest.mark.parametrize("names", FOLDERS)
+def test_which_folders_are_classes(tmp_path, names):
+    utterances = clips_lib.find("clips", touch(tmp_path, *names))
+    for kind in ("", "none"):
+        request = Request("features", tmp_path, name="t", layout=Layout(kind=kind))
+        request, found = listings.classes(request, utterances)
+        classes = [] if kind else FOLDERS[names]
+        assert sorted(set(found.table.columns["label"]) if found.table else ()) == classes == [*request.layout.classes]
+
+
+def test_metadata_that_cannot_be_used(tmp_path):
+    touch(tmp_path, "a.mp4", "a.wav")
+    assert listings.metadata(tmp_path) is None
+    for text, message in (
+        ("file_name\n../a.mp4\n", "line 2: file name '../a.mp4' leads out of the folder"),
+        ("video_file_name,audio_file_name\na.mp4,a.wav\n", "lists 2 files a row; clips take one"),
+        ("name\na.mp4\n", "expected columns MODALITY_file_name, or file_name alone"),
+    ):
+        (tmp_path / "metadata.csv").write_text(text)
+        with pytest.raises(ConclugenError, match=message):
+            listings.metadata(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name\nb.mp4\nc.mp4\n")
+    with pytest.raises(
+        ConclugenError, match=r"line 2: file 'b\.mp4' is not there, nor is another of the 2 that are listed"
+    ):
+        clips_lib.find("clips", tmp_path, listing=listings.metadata(tmp_path).table)
+    (tmp_path / "labels.csv").write_text("id\na\n")
+    with pytest.raises(ConclugenError, match=r"labels\.csv: is next to metadata\.csv, which holds the labels"):
+        listings.metadata(tmp_path)
+
+
+def test_flags_that_exclude_each_other(tmp_path):
+    touch(tmp_path, "joy/a.mp4", "sad/a.mp4")
+    told = extracted(tmp_path, tmp_path / "data", "--label_kind=none", "--label=mood", code=2)
+    assert "--label_kind=none is for no label, and --label or --classes describes one; leave it out" in told.stderr
