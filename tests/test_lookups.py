@@ -11,12 +11,14 @@ from conclugen_jax.data.formats import open_features
 from conclugen_jax.data.inspection_view import describe
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, clips as clips_lib, listings
+from conclugen_jax.extract import backbones, clips as clips_lib, listings, outcome
 from conclugen_jax.extract.media import speech
 from conclugen_jax.extract.networks import weights
 from conclugen_jax.run import checkpoint, configuration_files
-from tests.layouts import build, matrices, refused, save
+from tests import clips
+from tests.layouts import build, matrices, save
 from tests.test_clips import touch
+from tests.test_extract import extract
 
 FILES = (
     "001.mp4",
@@ -166,19 +168,42 @@ def test_of_an_id_that_is_not_there_the_difference_is_said(tmp_path, written, st
     assert matching.likeness([written], ["other", "100"]) == ""
 
 
-def test_commands_say_how_ids_differ(tmp_path):
+def test_a_build_says_how_ids_differ(tmp_path):
     source = matrices(tmp_path / "t", "x", ids=["000", "001", "002"])
     (source / "labels.csv").write_text("id,label\n0,x\n1,y\n002,x\n")
-    with pytest.raises(ConclugenError, match=r"x: 2 ids of the labels have no vector; there is '000' for '0', which"):
-        build(Request("features", source, name="t"), tmp_path / "data")
-    dataset, found = build(Request("features", source, name="t"), tmp_path / "data", drop_bad=True)
+    remark = "there is '000' for '0', which differs by leading zeros"
+    request = Request("features", source, name="t")
+    with pytest.raises(ConclugenError, match=f"id '0', no modality is present; .*; x: {remark}; repair them"):
+        build(request, tmp_path / "data")
+    dataset, found = build(request, tmp_path / "data", drop_bad=True)
     assert list(found["train"]) == ["002"]
-    remark = "x: 2 ids of the labels have no vector; there is '000' for '0', which differs by leading zeros"
-    assert dataset.manifest.source["alike"] == [remark]
-    assert remark in describe(dataset.path)
-    (source / "labels.csv").write_text("id,label\n0,x\n1,y\n")
-    refused(
-        r"'x' is in none of the 2 examples; compare its ids with .* \(there is '000' for '0', which differs", source
-    )
-    (source / "labels.csv").write_text("id,label\nanna,x\nben,y\n")
-    refused(r"'x' is in none of the 2 examples; compare its ids with .* \(there are such as '000'\)", source)
+    assert dataset.manifest.source["alike"] == {"x": remark}
+    assert f"x: some ids of the labels are not there; {remark}" in describe(dataset.path)
+    matrices(source, "y", ids=["0", "1", "anna"])
+    none = "'x' is in none of the 2 examples; compare its ids with those of the labels"
+    for ids, told in ((("0", "1"), remark), (("0", "anna"), remark), (("anna",), "there are such as '000'")):
+        (source / "labels.csv").write_text("\n".join(["id", *ids]) + "\n")
+        with pytest.raises(ConclugenError, match=rf"{none.replace('2', str(len(ids)))} \({told}\), or leave"):
+            build(request, tmp_path / "other")
+
+
+def test_extraction_says_how_ids_differ(tmp_path):
+    source = tmp_path / "videos"
+    source.mkdir()
+    for i in range(3):
+        clips.write(source / f"00{i}.mkv", clips.steady(0.2))
+    told = "there is '000' for '0.mp4', which differs by an ending and leading zeros"
+    table = tmp_path / "labels.csv"
+    table.write_text("id\n0.mp4\n1.mp4\n")
+    with pytest.raises(
+        ConclugenError, match=f"the labels name '0.mp4' in train, which is the name of no clip; {told}; ids"
+    ):
+        extract(source, tmp_path / "data", labels=(table,))
+    table.write_text("id\n0.mp4\nanna\n002\n")
+    folder, tally = extract(source, tmp_path / "data", labels=(table,))
+    assert f"2 ids of the labels are the name of no clip; {told}" in outcome.lines(tally, folder, 3)
+    table.write_text("id\nanna\n")
+    with pytest.raises(
+        ConclugenError, match="the name of no clip; there are such as '000'; ids are paths with _ for /"
+    ):
+        extract(source, tmp_path / "data", labels=(table,))

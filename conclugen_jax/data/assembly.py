@@ -35,13 +35,14 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
     """
     spec, provenance = source.spec, getattr(source, "provenance", dict)()
     parts = {split: parts.get(split, []) for split in spec.splits}
-    _refuse_bad(parts, drop_bad=drop_bad, remarks=provenance.get("alike", ()))
+    alike = provenance.get("alike", {})
+    _refuse_bad(parts, [f"{modality}: {remark}" for modality, remark in alike.items()], drop_bad=drop_bad)
     for split, each in parts.items():
         if not any(len(part.rows) for part in each):
             raise ConclugenError(f"split {split!r} of data set {spec.name!r} has no examples; leave the split out")
     _refuse_duplicates(parts)
-    _refuse_absent_modalities(spec, parts)
-    provenance, warnings = getattr(source, "provenance", dict)(), _leaks(spec, parts)
+    _refuse_absent_modalities(spec, parts, alike)
+    warnings = _leaks(spec, parts)
     if provenance.get("fold_by") == "example":
         warnings.append(MIXED_PERSONS)
     if strict and warnings:
@@ -76,7 +77,7 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
     (folder / manifest_lib.FILE).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _refuse_bad(parts: Parts, *, drop_bad: bool, remarks: Iterable[str]) -> None:
+def _refuse_bad(parts: Parts, remarks: Iterable[str], *, drop_bad: bool) -> None:
     """Refuse examples with NaN or infinite values or without modality, unless they are to be dropped."""
     bad = [
         f"split {split!r}, row {row}, id {name[:100]!r}, {reason}"
@@ -101,12 +102,13 @@ def _refuse_duplicates(parts: Parts) -> None:
             raise ConclugenError(f"{where}: the same id as row {rows[first]}; {unique}")
 
 
-def _refuse_absent_modalities(spec: DatasetSpec, parts: Parts) -> None:
+def _refuse_absent_modalities(spec: DatasetSpec, parts: Parts, alike: Mapping[str, str]) -> None:
     """Refuse a modality that no example has; most often its ids differ from those of the labels."""
     presence = np.concatenate([_joined(each, "presence") for each in parts.values()])
     for modality, present in zip(spec.modalities, presence.T, strict=True):
         if not present.any():
-            way_out = "compare its ids with those of the labels, or leave the modality out"
+            told = f" ({alike[modality]})" if modality in alike else ""
+            way_out = f"compare its ids with those of the labels{told}, or leave the modality out"
             raise ConclugenError(f"modality {modality!r} is in none of the {len(presence)} examples; {way_out}")
 
 

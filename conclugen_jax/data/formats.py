@@ -179,8 +179,10 @@ def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | N
     used = {path.name for path in found.label_files}
     for path in request.modalities.values():
         used |= {os.path.basename(path), os.path.basename(path.rpartition(":")[0])}
-    own = kind == "clips"  # extraction itself says which ids are the name of no clip
-    compared = {m: matching.compare(m, f, found.columns, unused_only=own) for m, f in found.features.items()}
+    compared = {m: matching.compare(features, found.columns) for m, features in found.features.items()}
+    remarks = {
+        m: remark for m, (_, remark) in compared.items() if remark and kind != "clips"
+    }  # extraction says it itself
     return {
         "dataset": request.dataset,
         "format": kind,
@@ -190,7 +192,7 @@ def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | N
         "folds": list(folds) if folds else None,
         **({"fold_by": request.fold_by} if folds and request.fold_by != "group" else {}),
         "unused": {m: n for m, (n, _) in compared.items() if n},
-        "alike": [remark for _, remark in compared.values() if remark],
+        "alike": remarks,
         "layout": dataclasses.asdict(request.layout),
         "label_files": [path.name for path in found.label_files],
         "passed_over": sorted(n.encode(errors="backslashreplace").decode() for n in {*found.passed_over} - used),

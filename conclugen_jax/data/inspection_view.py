@@ -266,7 +266,7 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
     ):
         lines += [sentence.format(n, *words.split(" ")) for words, n in manifest.source.get(fact, {}).items()]
     lines += manifest.source.get("notes", [])
-    lines += manifest.source.get("alike", [])
+    lines += [f"{m}: some ids of the labels are not there; {s}" for m, s in manifest.source.get("alike", {}).items()]
     if passed_over := manifest.source.get("passed_over"):
         lines.append(f"found beside the features and not used: {', '.join(passed_over)}")
     if outside := manifest.source.get("rows_outside_folds", 0):

@@ -34,35 +34,25 @@ def likeness(lost: Iterable[str], names: Iterable[str]) -> str:
     return ""
 
 
-def compare(
-    modality: str, features: Features, columns: Mapping[str, Annotations], *, unused_only: bool = False
-) -> tuple[int, str]:
-    """Return the number of vectors that no row asks for, and a remark on rows that ask for nearly the same names.
+def compare(features: Features, columns: Mapping[str, Annotations]) -> tuple[int, str]:
+    """Return the number of vectors that no row asks for, and how an id of the rows that have none differs from a name.
 
-    Raises:
-      ConclugenError: no row finds a vector. With ``unused_only`` this is not looked at, nor are similar names.
+    The latter is empty where no id comes near a name that no row asks for, unless no row has a vector at all.
     """
     names = {split: set(some) for split, some in features.names().items()}
     if not names:
         return 0, ""
     keys = {split: set(map(canonical, a.keys)) for split, a in columns.items()}
     anywhere = {f"{split}/{key}" for split, some in keys.items() for key in some}.union(*keys.values())
-    spare = [
-        name for split in names for name in names[split] if name not in (keys.get(split, ()) if split else anywhere)
-    ]
-    if unused_only:
-        return len(spare), ""
+    spare = [name for split in names for name in names[split] - (keys.get(split, set()) if split else anywhere)]
     loose = names.get("", set())
     lost = [
         key for split in keys for key in keys[split] - names.get(split, set()) - loose if f"{split}/{key}" not in loose
     ]
-    near = likeness(lost, spare)
-    paths = any("/" in key or "\\" in key for key in lost)  # which are refused by name where files are looked for
-    if lost and not paths and len(lost) == sum(map(len, keys.values())):
-        fault = f"modality {modality!r} is in none of the {len(lost)} examples"
-        told = near or f"there are such as {min(min(some) for some in names.values() if some)!r}"
-        raise ConclugenError(f"{fault}; compare its ids with those of the labels ({told}), or leave the modality out")
-    return len(spare), f"{modality}: {len(lost)} ids of the labels have no vector; {near}" if near else ""
+    remark = likeness(lost, spare)
+    if not remark and spare and lost and len(lost) == sum(map(len, keys.values())):
+        remark = f"there are such as {min(spare)!r}"
+    return len(spare), remark
 
 
 def refuse_shared_names(modality: str, features: Features, columns: Mapping[str, Annotations]) -> None:
