@@ -162,7 +162,7 @@ def test_the_default_stream_of_sound_is_taken(tmp_path):
     np.testing.assert_allclose(media.decode(tmp_path / "a.mkv").sound, 9000 / 32768, atol=1e-3)
 
 
-def test_sound_without_a_decoder_costs_the_sound_alone(tmp_path):
+def test_a_stream_without_a_decoder_costs_its_modality_alone(tmp_path):
     path = clips.write(tmp_path / "a.mkv", clips.steady(1.0), sound=clips.tone(1.0))
     path.write_bytes(path.read_bytes().replace(b"A_PCM/INT/LIT", b"A_XXX/INT/LIT"))
     clip = media.decode(path)
@@ -170,6 +170,10 @@ def test_sound_without_a_decoder_costs_the_sound_alone(tmp_path):
     assert (clip.sound, clip.notes) == (None, ("FFmpeg has no decoder for the sound",))
     with pytest.raises(ConclugenError, match="neither pictures nor sound that can be decoded"):
         media.decode(path, rates=())
+    path = clips.write(tmp_path / "b.mkv", clips.steady(1.0), sound=clips.tone(1.0), codec="mpeg4")
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/ASP", b"V_XXXX4/ISO/ASP"))
+    clip = media.decode(path)
+    assert (clip.frames, len(clip.sound), clip.notes) == ([], 16_000, ("FFmpeg has no decoder for the pictures",))
 
 
 def test_sound_that_cannot_be_converted_costs_the_sound_alone(tmp_path, monkeypatch):
@@ -182,6 +186,16 @@ def test_sound_that_cannot_be_converted_costs_the_sound_alone(tmp_path, monkeypa
     clip = media.decode(path)
     assert (len(clip.frames), clip.sound, clip.length) == (16, None, 1.0)
     assert clip.notes == ("the sound cannot be converted (no such layout)",)
+
+
+@pytest.mark.parametrize("leaping", ["sound", "pictures"])
+def test_times_that_leap_cost_their_stream_alone(tmp_path, leaping):
+    times = clips.steady(1.0) if leaping == "sound" else [0.0, 0.04, 86_400.0]
+    start = 20_000.0 if leaping == "sound" else 0.0
+    clip = media.decode(clips.write(tmp_path / "a.mkv", times, sound=clips.tone(1.0), sound_start=start))
+    assert (len(clip.frames), clip.sound is None) == ((16, True) if leaping == "sound" else (0, False))
+    (note,) = clip.notes
+    assert note.startswith(f"the {leaping} would last far longer than the rest of the clip (")
 
 
 def test_silence_counts_as_no_sound(tmp_path):

@@ -14,21 +14,23 @@ import numpy as np
 from conclugen_jax.data.files import stand_in
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import clip as clip_lib
-from conclugen_jax.extract.media.clip import SAMPLE_RATE, SILENCE, Clip, Sampler
+from conclugen_jax.extract.media.clip import SILENCE, Clip, Sampler
+from conclugen_jax.extract.media.sound import Recorder
 
 SEEK_BACK = (1.0, 16.0)  # seconds before an interval at which decoding begins; the next where no key frame is between
 WITHOUT_TIMES = ("avi",)  # containers that store when frames are decoded, not when they are shown
 NOT_SOUGHT = (*WITHOUT_TIMES, "mpeg")  # containers whose times are wrong after a seek
 LATE_SOUND = 0.1  # seconds after the wanted time at which sound may begin after a seek
 LACKING = 1.0  # seconds by which a clip may be shorter than its header says
-GAP = 0.1  # seconds without sound in the middle of a clip that become silence; shorter gaps are imprecise times
-CANCELLED = 0.03  # amplitude of the mixture over that of the first channel, below which channels cancel each other
-PARTS = {"FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}  # of channels in a mixture to mono, relative to the left and the right
 LOUDEST = 1000.0  # greatest amplitude that is plausible; in a damaged file numbers may be anything
 
 
 class TooLate(Exception):
     """Decoding began after the wanted time."""
+
+
+class TooLong(Exception):
+    """A clip lasts longer than :data:`clip.MAX_SECONDS`."""
 
 
 def decode(
@@ -103,21 +105,11 @@ def _decode(
     if not takers:
         raise ConclugenError(f"{path}: holds neither pictures nor sound that can be decoded")
     every = list(takers)
-    for stream, frame, time in _frames(container, every, start, back, notes):
-        if stream not in takers:
-            continue
-        try:
-            if not takers[stream].done:
-                takers[stream].add(frame, time)
-        except (av.error.FFmpegError, ValueError) as e:
-            del takers[stream]
-            notes.append(f"the {'pictures' if stream is pictures else 'sound'} cannot be converted ({e})")
-            continue
-        if takers[stream].seconds > clip_lib.MAX_SECONDS:
-            way_out = "cut it, by subtitles or a table of intervals"
-            raise ConclugenError(f"{path}: more than {clip_lib.MAX_SECONDS:g} s in one piece; {way_out}")
-        if all(taker.done for taker in takers.values()):
-            break
+    try:
+        _fill(takers, _frames(container, every, start, back, notes), notes)
+    except TooLong as e:
+        way_out = "cut it, by subtitles or a table of intervals"
+        raise ConclugenError(f"{path}: more than {clip_lib.MAX_SECONDS:g} s in one piece; {way_out}") from e
     sampler, recorder = takers.get(pictures), takers.get(sounds)
     frames, times = sampler.finish() if sampler else ([], np.zeros(0))
     sound = recorder.finish() if recorder else None
@@ -130,10 +122,31 @@ def _decode(
         notes.append("the sound is silence" if peak < SILENCE else "the sound is no sound")
         sound = None
     decoded, declared = max(taker.seconds for taker in takers.values()), _declared(container, every) - start
-    if end == math.inf and decoded < declared - LACKING:
+    if end == math.inf and len(takers) == len(every) and decoded < declared - LACKING:
         notes.append(f"the clip breaks off at {start + decoded:.1f} s of {start + declared:.1f} s")
     rate = sampler.rate if sampler else 0.0
     return Clip(frames, times, rate, sound, notes=tuple(notes), length=round(decoded, 6))
+
+
+def _fill(takers: dict[Any, Sampler | Recorder], frames: Iterator[tuple], notes: list[str]) -> None:
+    """Give the frames to the takers of their streams until all are done. A taker that fails is removed, with a note."""
+    for stream, frame, time in frames:
+        if (taker := takers.get(stream)) is None or taker.done:
+            continue
+        wrong = ""
+        try:
+            taker.add(frame, time)
+        except (av.error.FFmpegError, ValueError) as e:
+            wrong = f"cannot be converted ({e})"
+        if taker.seconds > clip_lib.MAX_SECONDS:
+            if min(each.seconds for each in takers.values()) > clip_lib.MAX_SECONDS / 2:
+                raise TooLong
+            wrong = wrong or f"would last far longer than the rest of the clip ({taker.seconds:.0f} s)"
+        if wrong:
+            del takers[stream]
+            notes.append(f"the {'pictures' if stream.type == 'video' else 'sound'} {wrong}")
+        if all(taker.done for taker in takers.values()):
+            break
 
 
 def _frames(
@@ -199,81 +212,3 @@ def _declared(container: Any, streams: list[Any]) -> float:
     if all(each):
         return max(each)
     return (container.duration or 0) / 1_000_000 if len(streams) == len(container.streams) else 0.0
-
-
-class Recorder:
-    """Collects the sound of an interval in seconds; an infinite ``end`` is that of the clip."""
-
-    def __init__(self, start: float, end: float):
-        self.done = False  # whether the interval is complete
-        self.notes: dict[str, None] = {}  # remarks for the user, in order, each once
-        self._start, self._end = start, end
-        self._limit = min(end, start + 2 * clip_lib.MAX_SECONDS)
-        self._resampler, self._format, self._parts = None, None, np.ones(1)
-        self._pieces: deque[np.ndarray] = deque()
-        self._begin: float | None = None
-        self._length = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Time from the start of the interval to the end of the last piece."""
-        return max(0.0, min((self._begin or 0.0) + self._length, self._limit) - self._start)
-
-    def add(self, frame: Any, time: Fraction | None) -> None:
-        """Add the next piece of sound, a frame of PyAV, with its time in seconds if that is known."""
-        if self._begin is None:
-            self._begin = float(time or 0)
-        elif time is not None and (gap := float(time) - self._begin - self._length) > GAP:
-            if time > self._limit:
-                self.done, self._length = True, self._limit - self._begin
-                return
-            self._pieces.append(np.zeros((2, round(gap * SAMPLE_RATE)), np.float32))
-            self._length += gap
-        form = frame.format.name, frame.layout.name, frame.sample_rate
-        if form != self._format:  # that of the first frame, or a change in the middle
-            self._keep(None)
-            self._resampler, self._format = av.AudioResampler(format="flt", rate=SAMPLE_RATE), form
-            names = [channel.name for channel in frame.layout.channels]
-            self._parts = _parts(names)
-            if len(names) > 2 and "NONE" in names:
-                self.notes["the sound has channels without names, and their mean was taken"] = None
-        frame.pts = None  # the resampler would fill gaps by its own rules
-        self._keep(frame)
-        self.done = self._begin + self._length > self._end
-
-    def _keep(self, frame: Any | None) -> None:
-        """Append a frame resampled, or what is left of the last one, and drop the pieces before the interval."""
-        for piece in self._resampler.resample(frame) if self._resampler is not None else []:
-            channels = piece.to_ndarray().reshape(-1, len(self._parts)).T  # planar sound of 9 channels makes PyAV crash
-            with np.errstate(invalid="ignore"):  # in a damaged file numbers may be anything
-                self._pieces.append(np.stack([self._parts @ channels, channels[0]]))
-            self._length += self._pieces[-1].shape[1] / SAMPLE_RATE
-            while len(self._pieces) > 1 and self._begin + self._pieces[0].shape[1] / SAMPLE_RATE <= self._start:
-                passed = self._pieces.popleft().shape[1] / SAMPLE_RATE
-                self._begin, self._length = self._begin + passed, self._length - passed
-
-    def finish(self) -> np.ndarray | None:
-        """Return the sound of the interval, float32 [samples], with zeros before its beginning; ``None`` if there is none."""
-        self._keep(None)
-        if not self._pieces or self._begin - self._start > clip_lib.MAX_SECONDS:
-            return None
-        samples, first = np.concatenate(self._pieces, axis=1)
-        loud, first_loud = (np.abs(each).sum(dtype=np.float64) for each in (samples, first))
-        if loud < CANCELLED * first_loud:
-            self.notes["the channels of the sound cancel each other, and the first was taken"] = None
-            samples = first
-        offset = round((self._begin - self._start) * SAMPLE_RATE)
-        samples = samples[-offset:] if offset < 0 else np.concatenate([np.zeros(offset, np.float32), samples])
-        samples = samples[: round((self._limit - self._start) * SAMPLE_RATE)]
-        return samples.astype(np.float32) if samples.size else None
-
-
-def _parts(channels: list[str]) -> np.ndarray:
-    """Return the part of each channel in a mixture to mono, in sum 1.
-
-    The proportions are FFmpeg's and those of players: low-frequency effects (LFE) are left out, the centre is louder than the
-    left and the right, what is behind or above is quieter. Channels without names have equal parts.
-    """
-    parts = np.array([PARTS.get(c, 0.5**0.5 if c[0] in "SBT" else 1.0) for c in channels])
-    parts = parts if parts.any() else np.ones(len(channels))
-    return (parts / parts.sum()).astype(np.float32)
