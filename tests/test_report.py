@@ -103,6 +103,16 @@ def test_comparisons_of_three_seeds_are_marked_where_zero_is_excluded(page, mark
     assert "✱: the 95 % interval, over 3 seeds or more, excludes zero." in markdown
 
 
+def test_intervals_of_an_earlier_version_are_cut(study, tmp_path):
+    def change(tree):
+        tree["summary"][2]["scores"]["accuracy"]["interval"] = [0.7, 1.1]
+
+    report.write(changed(study, tmp_path, change), tmp_path / "out", maps=[])
+    text = (tmp_path / "out/report.md").read_text()
+    assert "90.0 ± 1.0 · \\[70.0, 100.0\\]" in text
+    assert "110.0" not in text
+
+
 def test_what_runs_say_and_classes_never_predicted(study, tmp_path):
     def change(tree):
         tree["warnings"] = ["faces: the folds are cut over examples"]

@@ -67,7 +67,8 @@ def label_efficiency(study: Study) -> list[Part]:
             drawn = [("", svg)]
             used |= {one.name: one.style for one in series}
         parts += [Part(facts.title(key), figures=drawn, table=table)] if table else []
-    note = "Bars are 95 % intervals over seeds; one that reaches the edge goes beyond it. The axis is logarithmic up to “all”."
+    edge = "one that ends at the edge of the figure may go beyond it"
+    note = f"Bars are 95 % intervals over seeds; {edge}. The axis is logarithmic up to “all”."
     return [Part(legend=list(used.items()), notes=[note]), *parts] if parts else []
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.run import log as log_lib, workdir as workdir_lib
 from conclugen_jax.run.config import PROTOCOLS
-from conclugen_jax.study.results import RESULTS
+from conclugen_jax.study.results import RESULTS, bounds
 from conclugen_jax.system import files
 
 PRETRAINING = "pretraining"
@@ -131,6 +131,10 @@ class Study(msgspec.Struct):
             shape = {"single": (n, n), "multi": (n, 2, 2), "unknown": counts.shape}.get(facts.kind)
             if counts.shape != shape or counts.dtype.kind != "i" or (counts < 0).any():
                 raise ValueError(f"the confusion matrix of {cell.path!r} does not fit the classes of {cell.dataset!r}")
+        for measure, score in (item for s in self.summary for item in s.scores.items()):
+            if score.interval is not None:  # of an earlier version, which did not cut it
+                low, high = bounds(measure)
+                score.interval = max(score.interval[0], low), min(score.interval[1], high)
         self.summary.sort(key=lambda s: (self.rank(s.method, s.protocol), s.labels or math.inf))
 
     def scored(self) -> list[str]:
