@@ -246,7 +246,8 @@ def test_full_disk_ends_build_and_run_in_one_sentence(place, tmp_path):
 
 
 def test_compiled_programs_are_kept_for_this_machine(tmp_path):
-    code = "import os, conclugen_jax.commands; print(os.environ['JAX_COMPILATION_CACHE_DIR'])"
+    code = "import os; from conclugen_jax.system import environment; environment.prepare(with_jax=True)\n"
+    code += "print(os.environ['JAX_COMPILATION_CACHE_DIR'])"
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
 
     def said(**more):
@@ -254,4 +255,4 @@ def test_compiled_programs_are_kept_for_this_machine(tmp_path):
         return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, check=True).stdout
 
     assert said(XDG_CACHE_HOME=str(tmp_path)).startswith(str(tmp_path / "conclugen_jax") + os.sep)
-    assert said(JAX_COMPILATION_CACHE_DIR="elsewhere").strip() == "elsewhere"
+    assert said(JAX_COMPILATION_CACHE_DIR=f"{tmp_path}/elsewhere").strip() == f"{tmp_path}/elsewhere"

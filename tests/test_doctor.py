@@ -19,7 +19,7 @@ def test_a_sound_installation(tmp_path):
     found = json.loads(result.stdout)
     checks = {f["check"]: f for f in found["checks"]}
     assert list(checks) == [
-        "packages", "devices", "collective", "product", "disk", "compile cache", "data", "training",
+        "packages", "environment", "devices", "collective", "product", "disk", "compile cache", "data", "training",
     ]  # fmt: skip
     assert found["ok"]
     assert {f["status"] for name, f in checks.items() if name not in ("disk", "packages")} == {"ok"}
@@ -63,6 +63,7 @@ def test_a_wrong_sum_and_a_wrong_product_are_noticed(monkeypatch):
 
 def test_a_gpu_that_jax_does_not_see(monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidia0")
+    monkeypatch.delenv("JAX_PLATFORMS")
     found = doctor.devices()
     assert (found.status, found.mend) == ("warning", "pip install '.[cuda]'")
 

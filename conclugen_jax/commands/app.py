@@ -24,13 +24,14 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from conclugen_jax.commands.names import HELP, find
+from conclugen_jax.commands.names import COMMANDS, HELP, find
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.run import configuration_files
-from conclugen_jax.system import processes, signals
+from conclugen_jax.system import environment, processes, signals
 
 # Short flag -> key of the configuration of pretraining; other commands add to it.
 OF_PRETRAINING = {"data": "data.path", "batch_size": "train.batch_size"}
+MIN_WIDTH = 40  # columns that texts are wrapped to at least
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # module -> the package that holds it, if named otherwise
 
 
@@ -42,6 +43,7 @@ class Command:
       short: short flags -> key of the configuration.
       words: what the arguments are that are no flags; empty: there are none.
       refuse: flag of a similar command -> why this one does not take it.
+      jax: whether it needs JAX.
 
     Attributes:
       flags: values of the flags, ``flags.NAME``; ``words``: the arguments that are no flags.
@@ -49,10 +51,19 @@ class Command:
       config_arguments: the arguments that give the configuration again, with its overrides.
     """
 
-    def __init__(self, *, config: str = "", short: Mapping[str, str] | None = None, words: str = "", refuse=()):
+    def __init__(
+        self,
+        *,
+        config: str = "",
+        short: Mapping[str, str] | None = None,
+        words: str = "",
+        refuse: Mapping[str, str] | None = None,
+        jax: bool = True,
+    ):
         self.flags = flags.FlagValues()
         self.flags.set_gnu_getopt()
-        self.short, self._takes_words, self._kind, self._refused = dict(short or {}), words, config, dict(refuse)
+        self.short, self._takes_words, self._kind, self._refused = dict(short or {}), words, config, dict(refuse or {})
+        self.jax = jax
         self.words: list[str] = []
         self.config: ConfigDict | None = None
         self.config_name, self.config_arguments = "", []
@@ -90,6 +101,10 @@ class Command:
             raise ConclugenError(f"Unknown command line flag {e.flagname!r}; {hint}") from e
         except (flags.Error, ValueError) as e:
             raise ConclugenError(f"{reason(e)}; see --help") from e
+        for name in self.flags:
+            values = self.flags[name].value
+            if isinstance(values, list) and (twice := [x for i, x in enumerate(values) if x in values[:i]]):
+                raise ConclugenError(f"--{name}: {twice[0]!r} is there twice; name it once")
         if self.words and not self._takes_words:
             raise ConclugenError(f"{self.words[0]!r} is not a flag; write --flag=value, see --help")
         if self._kind:
@@ -173,9 +188,15 @@ class Command:
                 self.config_arguments.append(f"--config.{key}={value}")
 
 
+def refuse_downstream(name: str) -> None:
+    """Refuse the name of a configuration that is for ``conclugen downstream``, where pretraining is asked for."""
+    if name in ("linear_evaluation", "fine_tuning", "supervised"):
+        way_out = "name a method, such as --config=conclugen, or run conclugen downstream"
+        raise ConclugenError(f"--config={name} trains classifiers, it has nothing of pretraining; {way_out}")
+
+
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: int = 0, **titles: str) -> None:
     """Print a table, with ``title`` and ``caption`` by choice; one column is ``wide``: it has text and may be wrapped."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(**titles)
@@ -184,7 +205,18 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: int = 0
         table.add_column(name, **look)
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    draw(table)
+
+
+def draw(*parts: Any) -> None:
+    """Print tables and texts of ``rich``, wider than a narrow terminal where they would be cut off."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    least = max(Console(width=1000).measure(part).minimum for part in parts)
+    console.width = max(console.width, least, MIN_WIDTH)
+    for part in parts:
+        console.print(part)
 
 
 def run(name: str, argv: Sequence[str]) -> NoReturn:
@@ -201,8 +233,13 @@ def call(name: str, argv: Sequence[str] = ()) -> int:
     def work() -> int | None:
         module = load(name)
         if HELP & set(argv):
-            return print(module.command.help(name, module.__doc__, argv))
+            return print(
+                module.command.help(name, module.__doc__ or COMMANDS[find(name)], argv)
+            )  # no docstrings: python -OO
+        environment.prepare(with_jax=module.command.jax)
         module.command.parse(argv)
+        for note in environment.changes():
+            print(f"warning: {note}", file=sys.stderr)
         return module.main()
 
     return guarded(work, name)
@@ -238,6 +275,8 @@ def guarded(work: Callable[[], int | None], name: str = "this command") -> int:
         processes.fail("interrupted", 130)
         return 130
     except Exception as e:
+        if sentence := environment.fault(e):
+            return _fail(sentence)
         # by name, so that commands that need no JAX do not load it
         if type(e).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(e):
             return _fail(f"out of memory ({reason(e)}); lower config.train.batch_size or the sizes in config.model")

@@ -19,7 +19,7 @@ from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import progress, signals
 
-command = app.Command()
+command = app.Command(jax=False)
 FLAGS = command.flags
 command.enum("dataset", None, ["digits", *CORPORA, formats.GENERIC], "Which data set; features: any other")
 command.string("data_dir", None, "Folder that holds the data sets; made if needed")
@@ -82,10 +82,13 @@ def _refuse_ignored() -> None:
 
 
 def _request() -> Request:
+    pairs = [_pair(text) for text in FLAGS.modality]
+    if twice := [name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i])]:
+        raise ConclugenError(f"--modality={twice[0]}=... is there twice; give each modality one path")
     return Request(
         dataset=command.required("dataset"),
         source=Path(FLAGS.source) if FLAGS.source else None,
-        modalities=dict(_pair(text) for text in FLAGS.modality),
+        modalities=dict(pairs),
         only=tuple(FLAGS.modalities),
         labels=tuple(map(Path, FLAGS.labels)),
         **command.values("format", "name", "pool"),

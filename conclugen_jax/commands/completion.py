@@ -15,7 +15,7 @@ from conclugen_jax.commands.names import COMMANDS
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import configuration_files
 
-command = app.Command(words="bash, zsh or fish")
+command = app.Command(words="bash, zsh or fish", jax=False)
 
 BASH = r"""_conclugen() {
   local current="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" prefix="" words=""

@@ -14,7 +14,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.run import configuration_files
 from conclugen_jax.system import files
 
-command = app.Command(words="the name of a configuration")
+command = app.Command(words="the name of a configuration", jax=False)
 FLAGS = command.flags
 command.string("output", None, "File to write the configuration to; must not exist yet")
 

@@ -11,7 +11,7 @@ from conclugen_jax.data.importers import mmsa
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import signals
 
-command = app.Command()
+command = app.Command(jax=False)
 FLAGS = command.flags
 command.bool("trust_pickle", False, "You know where the file comes from (also --trust-pickle)")
 command.string("source", None, "Pickle file of MMSA or MMSA-FET")

@@ -13,7 +13,7 @@ from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.system import progress
 
-command = app.Command()
+command = app.Command(jax=False)
 FLAGS = command.flags
 command.string("data", None, "Folder of a built data set, DATA_DIR/NAME/VERSION")
 command.bool("verify", False, "Compare every file and record with the manifest; exit code 2 for a fault")
@@ -31,11 +31,7 @@ def main() -> None:
     if FLAGS.json:
         print(json.dumps(report, indent=1, allow_nan=False))
     else:
-        from rich.console import Console
-
-        console = Console(highlight=False)
-        for part in inspection_view.render(report):
-            console.print(part)
+        app.draw(*inspection_view.render(report))
     faults = report["faults"]
     if faults:
         files = len({fault["file"] for fault in faults})

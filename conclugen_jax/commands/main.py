@@ -12,6 +12,10 @@ from conclugen_jax.errors import ConclugenError
 
 def main() -> NoReturn:
     """Run the command that the first argument names."""
+    _open_standard_files()
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # names of files are UTF-8 for C++, whatever the locale is
+        os.execv(sys.executable, sys.orig_argv)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command runs, Ctrl-C ends the process without a traceback
     sys.path.append(os.getcwd())  # --backbone=MODULE:FUNCTION and configuration files may import what lies here
     first, *rest = sys.argv[1:] or [""]
@@ -29,3 +33,13 @@ def main() -> NoReturn:
     from conclugen_jax.commands import app  # late: it loads the libraries that commands share
 
     app.run(name, rest)
+
+
+def _open_standard_files() -> None:
+    """Open those that the shell has closed, on nothing: else messages of C++ go into the next file that is opened."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))

@@ -38,8 +38,6 @@ def main() -> int:
             raise ConclugenError(f"{file}: a folder; name the clips in it, such as {file}/*.mp4")
         if paths.count(path) > 1:
             raise ConclugenError(f"{file}: named twice; name each clip once")
-    from rich.console import Console
-
     from conclugen_jax.extract import prediction, timeline, vectors
     from conclugen_jax.extract.networks import mtcnn
 
@@ -52,7 +50,7 @@ def main() -> int:
     if FLAGS.json:
         print(json.dumps([p.to_json() for p in found], indent=1, allow_nan=False))
     elif shown := [p for p in found if not p.failure]:
-        Console().print(prediction.table(shown, FLAGS.checkpoint))
+        app.draw(prediction.table(shown, FLAGS.checkpoint))
     if FLAGS.picture:
         timeline.draw(found, Path(FLAGS.picture))
     for p in found:

@@ -8,8 +8,10 @@ checkpoint first; a second one ends the process at once.
 With several machines or processes, start the same command once for each, with --distributed=auto (launch/cluster).
 """
 
+import os
+
 from conclugen_jax.commands import app
-from conclugen_jax.system import processes
+from conclugen_jax.system import processes, progress
 
 command = app.Command(config="run", short=app.OF_PRETRAINING)
 FLAGS = command.flags
@@ -24,10 +26,15 @@ command.bool("debug_nans", False, "Name the first operation of a bad step whose 
 
 def main() -> None:
     """Train to the last epoch."""
+    app.refuse_downstream(command.config_name)
     from conclugen_jax import pretrain
 
     if FLAGS.distributed == "auto":
         processes.start(FLAGS.distributed_timeout)
+    elif (count := os.environ.get(processes.COUNT, "1")) != "1":
+        progress.say(
+            f"warning: {processes.COUNT}={count} is ignored: this process trains alone, without --distributed=auto"
+        )
     workdir = FLAGS.workdir or f"runs/{command.config_name}"
     pretrain.pretrain(command.config, workdir, moved=FLAGS.moved, debug_nans=FLAGS.debug_nans)
     if processes.is_main():

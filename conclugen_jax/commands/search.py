@@ -29,6 +29,7 @@ SHOWN = 10  # rows of the table
 
 def main() -> None:
     """Run trials, then show the best ones."""
+    app.refuse_downstream(command.config_name)
     from conclugen_jax.study import search, search_space, sharing
 
     folder = FLAGS.search or f"runs/search_{command.config_name}"

@@ -20,8 +20,11 @@ from conclugen_jax.data import builders, digits, shards
 from conclugen_jax.errors import reason
 from conclugen_jax.method import collectives
 from conclugen_jax.run import checkpoint
-from conclugen_jax.system import files, locks
+from conclugen_jax.system import environment, files, locks
 from conclugen_jax.train import parallel
+
+ON_DEVICES = {"collective", "product", "training"}
+"""Checks that are left out where JAX finds no device."""
 
 
 class Finding(NamedTuple):
@@ -39,16 +42,22 @@ def examine(config: ConfigDict, *, data: str | None, workdir: Path) -> Iterator[
     The trial run has this configuration, at tiny sizes and on other data. ``data`` is the folder of a data set to verify, and
     the disk of ``workdir`` is tried.
     """
-    checks: dict[str, Callable[[], Finding]] = {"packages": packages, "devices": devices, "collective": collective}
-    checks |= {"product": product, "disk": lambda: disk(workdir), "compile cache": compile_cache}
+    checks: dict[str, Callable[[], Finding]] = {"packages": packages, "environment": variables, "devices": devices}
+    checks |= {"collective": collective, "product": product, "disk": lambda: disk(workdir)}
+    checks["compile cache"] = compile_cache
     if data is not None:
         checks["data"] = lambda: dataset(data)
     checks["training"] = lambda: training(config)
+    without: set[str] = set()  # checks that cannot be made
     for name, check in checks.items():
+        if name in without:
+            continue
         try:
             yield check()
         except Exception as e:  # whatever is wrong is what is to be said
-            yield Finding(name, "failed", f"{type(e).__name__}: {reason(e)}", "correct what this says and repeat")
+            found = environment.fault(e) or f"{type(e).__name__}: {reason(e)}"
+            yield Finding(name, "failed", found, "correct what this says and repeat")
+            without |= ON_DEVICES if name == "devices" else set()
 
 
 def packages() -> Finding:
@@ -75,6 +84,13 @@ def packages() -> Finding:
     return Finding("packages", "ok", ", ".join(shown))
 
 
+def variables() -> Finding:
+    """Variables of the environment that have no effect on commands, or a bad one."""
+    if environment.notes:
+        return Finding("environment", "warning", "; ".join(environment.notes), "unset or correct these variables")
+    return Finding("environment", "ok", "no variable is ignored")
+
+
 def devices() -> Finding:
     """Devices that JAX sees, and GPUs that it does not."""
     first, kinds = jax.devices()[0], {f"{d.platform} {d.device_kind}" for d in jax.devices()}
@@ -82,7 +98,9 @@ def devices() -> Finding:
     room = f", {memory / 2**30:.0f} GiB each" if memory else ""
     found = f"{len(jax.devices())} x {', '.join(sorted(kinds))}{room}"
     if first.platform == "cpu" and (Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia").exists()):
-        return Finding("devices", "warning", f"{found}; there is a GPU that JAX does not see", "pip install '.[cuda]'")
+        hidden = [f"{n}={os.environ[n]}" for n in ("CUDA_VISIBLE_DEVICES", *environment.PLATFORMS) if n in os.environ]
+        way_out = f"unset {' and '.join(hidden)}" if hidden else "pip install '.[cuda]'"
+        return Finding("devices", "warning", f"{found}; there is a GPU that JAX does not see", way_out)
     return Finding("devices", "ok", found)
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +70,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         if read_only and not self._folder.is_dir():
             raise ConclugenError(self._none_here)
         self._options = _options(keep_newest, keep_best, read_only=read_only)
+        jax.devices()  # which Orbax needs: where there are none, the error is not one of the folder
         try:
             self._open()
         except Exception as e:  # Orbax reads small files of every checkpoint, whose damage raises many kinds
@@ -201,6 +203,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         if wrong := changed(folder):
             raise Damaged(f"{folder}: the checkpoint is damaged ({wrong})")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+        _ignore_late_reads()
         try:
             restored = self._manager.restore(step, args=args)
             record, tree = restored["record"], restored["state"]
@@ -241,6 +244,19 @@ class Checkpoints(contextlib.AbstractContextManager):
             if self._manager:
                 self._manager.close()
             self.wait()
+
+
+def _ignore_late_reads() -> None:
+    """Print nothing about reads that end after a damaged file has ended the restore and with it Orbax's event loop."""
+    before = sys.unraisablehook
+    if getattr(before, "__name__", "") == "hook_of_restores":
+        return
+
+    def hook_of_restores(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook_of_restores
 
 
 def seal(folder: Path) -> None:

@@ -14,6 +14,7 @@ from absl.flags import ArgumentParser, BooleanParser, FloatParser, IntegerParser
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError, did_you_mean, place_of, reason
+from conclugen_jax.system import environment
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
@@ -29,6 +30,15 @@ LISTS = {
     "online_probe.learning_rates": "optimizer.learning_rate",
 }
 """Key of a list of numbers -> key of one such number; other lists are of words."""
+LISTS_OF_STUDY = {"seeds": "seed", "labels.*": "downstream.labels_per_class"}
+OF_STUDY = {
+    **dict.fromkeys(("methods", "methods.*", "methods.*.pretraining", "labels"), ConfigDict()),
+    **dict.fromkeys(("datasets", "datasets.*", "datasets.*.protocols", "datasets.*.protocols.*"), ConfigDict()),
+    **dict.fromkeys(("methods.*.title", "methods.*.uses", "datasets.*.path"), ""),
+    **dict.fromkeys(("methods.*.modalities", "labels.*"), ()),
+}
+"""Keys of studies, besides those of ``configs/study_base.py`` -> a value of their type; ``*``: any name."""
+RUN_OF_STUDY = re.compile(r"(methods\.[^.]+\.pretraining|datasets\.[^.]+\.protocols\.[^.]+)\.")
 
 
 def names() -> dict[str, str]:
@@ -51,13 +61,18 @@ def find(given: str) -> Path:
 
 
 def load(given: str, *, of_run: bool) -> ConfigDict:
-    """Load a configuration by name or path, locked; ``of_run`` its keys must be exactly those of ``configs/base.py``."""
+    """Load a configuration by name or path, locked, of a run or of a study.
+
+    The keys of a run, and of each run in a study, must be exactly those of ``configs/base.py``.
+    """
     path = find(given)
     make_importable()
     try:
         config = runpy.run_path(str(path))["get_config"]()
         keys = set(dict(flatten(config)))
     except (Exception, SystemExit) as e:  # whatever the user's code raises
+        if sentence := environment.fault(e):
+            raise ConclugenError(sentence) from e
         if key := re.match(r"""(?s)\W*(?:Key )?["'\\]+(\w+)["'\\](.*(is locked|Did you mean)|["']$)""", str(e)):
             hint = did_you_mean(key[1], {part for key in defaults() for part in key.split(".")})
             raise ConclugenError(f"--config={given}: {key[1]} is not a configuration key{hint} ({place_of(e)})") from e
@@ -65,9 +80,12 @@ def load(given: str, *, of_run: bool) -> ConfigDict:
             f"--config={given}: cannot be loaded ({type(e).__name__}: {reason(e)}); it must define get_config(), see "
             "configs/demo.py"
         ) from e
-    known = set(defaults()) if of_run else keys
-    wrong = [f"lacks config.{key}" for key in sorted(known - keys)]
-    wrong += [f"has config.{key}, unknown to configs/base.py" for key in sorted(keys - known)]
+    starts = {""} if of_run else {found[0] for key in keys if (found := RUN_OF_STUDY.match(key))}
+    wrong = []
+    for start in sorted(starts):
+        own = {key.removeprefix(start) for key in keys if key.startswith(start)}
+        wrong += [f"lacks config.{start}{key}" for key in sorted(defaults().keys() - own)]
+        wrong += [f"has config.{start}{key}, unknown to configs/base.py" for key in sorted(own - defaults().keys())]
     if wrong:
         raise ConclugenError(f"--config={given}: {wrong[0]}; start from configs/base.py and override its keys")
     check_types(config, f"--config={given}: ")
@@ -86,14 +104,24 @@ def defaults() -> dict[str, Any]:
     return dict(flatten(base()))
 
 
+@functools.cache
+def _defaults_of_study() -> dict[str, Any]:
+    make_importable()
+    return dict(flatten(importlib.import_module("configs.study_base").get_config())) | OF_STUDY
+
+
 def check_types(config: Mapping[str, Any] | ConfigDict, where: str = "") -> None:
     """Refuse values of another type than their key's default has; ``where``, such as ``FILE: ``, begins the sentence."""
     for key, value in flatten(config):
-        default, one = defaults().get(key), defaults().get(LISTS.get(key), "")
+        name, known = RUN_OF_STUDY.sub("", key), defaults()
+        if name not in known:
+            name, known = re.sub(r"(^methods|^datasets|^labels|\.protocols)\.[^.]+", r"\1.*", key), _defaults_of_study()
+        default, one = known.get(name), defaults().get((LISTS | LISTS_OF_STUDY).get(name), "")
         right = _is_like(value, default) and (not isinstance(value, tuple) or all(_is_like(x, one) for x in value))
-        if key in defaults() and not right:
+        if name in known and not right:
             kind = f"tuple of {type(one).__name__}" if isinstance(default, tuple) else type(default).__name__
-            raise ConclugenError(f"{where}config.{key} is {value!r}, expected {kind} (such as {default!r})")
+            kind, such = ("a section", "") if hasattr(default, "items") else (kind, f" (such as {default!r})")
+            raise ConclugenError(f"{where}config.{key} is {value!r}, expected {kind}{such}")
 
 
 def _is_like(value: Any, default: Any) -> bool:

@@ -1,0 +1,174 @@
+"""Prepare the environment of a command: ignore variables that change numbers, and name those whose values cannot be used.
+
+What a command computes is said by its configuration alone, so that a run resumes bit for bit wherever its command is repeated.
+"""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from conclugen_jax.errors import ConclugenError, did_you_mean, reason
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+PLATFORMS = "JAX_PLATFORMS", "JAX_PLATFORM_NAME"
+DEVICES = "cpu", "gpu", "cuda", "rocm", "tpu"  # kinds that JAX has names for
+USED = re.compile(
+    r"JAX_(PLATFORM.*|(NUM_)?CPU_.*|\w+_VISIBLE_DEVICES|PJRT_.*|CROSS_HOST_.*|CHECK_PROXY_.*|"
+    r".*(CACHE|SHARE_BINARY|TRACEBACK|TIMEOUT)(_.*)?|(RAISE|LOG|LOGGING|DEBUG_LOG|DISTRIBUTED_DEBUG|COMPILER_DETAILED|"
+    r"EXPLAIN|DUMP|INCLUDE|CAPTURED|TRACER|SOURCE|PPRINT)(_.*)?)"
+)
+"""Variables of JAX's options that commands leave to JAX: devices, compiled programs, messages. All others are ignored."""
+INSTEAD = {
+    "JAX_DEBUG_NANS": "; conclugen pretrain has --debug_nans",
+    "JAX_DEFAULT_MATMUL_PRECISION": "; runs have --config.precision",
+}
+"""Ignored variable -> what does the same."""
+
+OPTIONS = re.compile("(JAX|JAX2TF|FLAX|NNX)_.*|CHECK_VMA|EAGER_CONSTANT_FOLDING")
+"""Variables that JAX and Flax read as options."""
+
+_FRACTION = r"\d*\.?\d+", "a share of a GPU's memory such as 0.75"
+_NUMBER, _SWITCH, _DEVICES = (r"\d+", "a whole number"), ("[01]", "0 or 1"), (r"all|\d+(,\d+)*", "numbers such as 0,1")
+FORMS = {
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": _FRACTION,
+    "XLA_CLIENT_MEM_FRACTION": _FRACTION,
+    "XLA_PYTHON_CLIENT_ALLOCATOR": (
+        "(?i)default|platform|bfc|cuda_async|vmm",
+        "default, platform, bfc, cuda_async or vmm",
+    ),
+    "XLA_PYTHON_CLIENT_COLLECTIVE_MEM_SIZE_MB": _NUMBER,
+    "XLA_PYTHON_CLIENT_ABORT_COLLECTIVES_ON_FAILURE": _SWITCH,
+    "XLA_PYTHON_CLIENT_USE_TFRT_GPU_CLIENT": _SWITCH,
+    "JAX_NUM_CPU_DEVICES": (r"-1|[1-9]\d*", "a number from 1"),
+    "JAX_CUDA_VISIBLE_DEVICES": _DEVICES,
+    "JAX_ROCM_VISIBLE_DEVICES": _DEVICES,
+    "JAX_LOCAL_DEVICE_IDS": _DEVICES,
+    "LOKY_MAX_CPU_COUNT": _NUMBER,
+    "TFDS_RETRY_TRIES": _NUMBER,
+    "TFDS_RETRY_INITIAL_DELAY": _NUMBER,
+    "TFDS_RETRY_DELAY_MULTIPLIER": _NUMBER,
+    "TFDS_RETRY_NOISE": (r"\d*\.?\d+", "a number"),
+}
+"""Variable that a library reads on a GPU alone, or does not name in its error -> pattern of its values, and their meaning."""
+
+notes: list[str] = []
+"""What :func:`prepare` has changed, a sentence each; complete after :func:`changes`."""
+_ignored: dict[str, str] = {}  # variables that were taken out of the environment
+
+
+def prepare(*, with_jax: bool) -> None:
+    """Check and change the environment of this process and its children, before JAX is imported.
+
+    ``with_jax``: whether JAX will be needed. Where a program has imported it before, its options stay as they are.
+
+    Raises:
+      ConclugenError: the value of a variable cannot be used.
+    """
+    notes.clear()
+    for name, (pattern, meaning) in FORMS.items():
+        if (value := os.environ.get(name)) and not re.fullmatch(pattern, value):
+            raise ConclugenError(f"{name}={value}: expected {meaning}; correct or unset it")
+    if os.environ.get("XLA_CLIENT_MEM_FRACTION") and os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        raise ConclugenError(
+            "XLA_CLIENT_MEM_FRACTION and XLA_PYTHON_CLIENT_MEM_FRACTION are both set; unset one of them"
+        )
+    os.umask(mask := os.umask(0o22))
+    if mask & 0o700:
+        raise ConclugenError(f"umask {mask:04o}: this user could not use the files of the command; set umask 0022")
+    if with_jax:
+        _keep_programs()
+    if with_jax and "jax" not in sys.modules:
+        _check_flags()
+        for name in sorted(os.environ):
+            if OPTIONS.fullmatch(name) and not USED.fullmatch(name):
+                _ignored[name] = os.environ.pop(name)
+
+
+def changes() -> list[str]:
+    """Return a sentence for each change of :func:`prepare`; imports JAX where it has ignored an option."""
+    while _ignored:
+        import jax
+
+        name, value = _ignored.popitem()
+        if not name.startswith(("FLAX_", "NNX_")) and name.lower() not in jax.config.values:
+            os.environ[name] = value  # no option of JAX
+        elif not _says(value, jax.config.values.get(name.lower())):
+            way_out = INSTEAD.get(name, "")
+            notes.append(f"{name}={value} is ignored: results of commands do not depend on it{way_out}")
+    return sorted(notes)
+
+
+def fault(error: BaseException) -> str:
+    """Return which variable has caused an exception of a library, and the way out; empty: none is known."""
+    text = str(error)
+    if found := re.search(r"(?i)invalid (?:truth |integer )?value.* for (?:environment|JAX flag) '?(\w+)", text):
+        return _refused(found[1].upper())
+    if found := re.search(r"(?:invalid literal for int\(\).*|could not convert string to float): '(.*)'$", text):
+        for name in filter(OPTIONS.fullmatch, os.environ):
+            if os.environ[name] == found[1]:
+                return _refused(name)
+    if "is not a valid value for backend" in text and "MPLBACKEND" in os.environ:
+        return f"MPLBACKEND={os.environ['MPLBACKEND']}: matplotlib has no such backend; unset it"
+    places = traceback.extract_tb(error.__traceback__)
+    no_backend = isinstance(error, AssertionError) and places and places[-1].filename.endswith("xla_bridge.py")
+    if not no_backend and not re.search("Unable to initialize backend|Unknown backend", text):
+        return ""
+    why = reason(error).partition(" (set ")[0].partition(" (you may ")[0].rstrip(".")
+    why = "JAX finds no such device here" + (f" ({why})" if text else "")
+    for name in PLATFORMS:
+        if value := os.environ.get(name):
+            if wrong := [part for part in value.split(",") if part not in DEVICES]:
+                return f"{name}={value}: {why}; correct or unset it{did_you_mean(wrong[0].lower(), DEVICES)}"
+            extra = "tpu" if "tpu" in value else "cuda"
+            return f"{name}={value}: {why}; unset it, or install JAX for it: pip install 'conclugen_jax[{extra}]'"
+    return f"{why}; correct its driver, or set JAX_PLATFORMS=cpu"
+
+
+def _refused(name: str) -> str:
+    return f"{name}={os.environ.get(name)}: {name[: name.index('_')]} takes no such value; correct or unset it"
+
+
+def _keep_programs() -> None:
+    """Let JAX keep compiled programs, so that a repeated command starts at once.
+
+    Each machine has a folder of its own, since programs hold its machine code.
+    """
+    given = os.environ.get(CACHE)
+    if given == "" or "://" in (given or ""):  # none, or a folder in a cloud
+        return
+    try:
+        place = given or os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        folder = Path(place) if given else Path(place, "conclugen_jax", platform.node() or "host")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            os.environ[CACHE] = str(folder)
+    except (OSError, RuntimeError) as e:  # RuntimeError: the user has no home
+        os.environ[CACHE] = ""
+        shown = f"{CACHE}={given}" if given else "the cache of compiled programs"
+        why = getattr(e, "strerror", None) or e
+        notes.append(f"{shown} cannot be written ({why}), so programs are compiled each time; set {CACHE} to a folder")
+
+
+def _says(value: str, default: object) -> bool:
+    """Return whether the text of a variable is the default of its option."""
+    words = {True: ("y", "yes", "t", "true", "on", "1"), False: ("n", "no", "f", "false", "off", "0")}
+    if isinstance(default, bool):
+        return value.lower() in words[default]
+    return value == str(getattr(default, "value", default))
+
+
+def _check_flags() -> None:
+    """Refuse flags that XLA does not know: they would end the process from C++, so another one tries them."""
+    if not (flags := os.environ.get("XLA_FLAGS")):
+        return
+    code = "from jaxlib import _jax; _jax.CompileOptions().executable_build_options.debug_options"
+    shown, options = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}, {"capture_output": True, "errors": "replace"}
+    tried = subprocess.run([sys.executable, "-c", code], env=shown, check=False, **options)
+    if tried.returncode and "Traceback" not in tried.stderr:  # which would be that of a jaxlib with other names
+        said = re.search(r"(?m)^[EF]\d+ .*?\] (.*)", tried.stderr)
+        raise ConclugenError(f"XLA_FLAGS={flags}: {said[1] if said else 'XLA refuses them'}; correct or unset it")
