@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -133,6 +134,15 @@ def test_a_run_that_stays_bad_ends_with_its_last_good_checkpoint(data, tmp_path,
     assert log_lib.left_out_steps(tmp_path) == list(range(9, 9 + allowed))
     with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
         assert saved.steps() == [4, 8]
+
+
+def test_a_disk_without_room_leaves_no_configuration(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+        with pytest.raises(ConclugenError, match=r"but 0.00 GiB are free; free space"):
+            pretrain.pretrain(config_of(data), tmp_path / "run", devices=DEVICES)
+    assert [p.name for p in (tmp_path / "run").rglob("*") if p.is_file()] == []
+    pretrain.pretrain(config_of(data, seed=3, train__num_epochs=3), tmp_path / "run", devices=DEVICES)
 
 
 def test_a_loss_that_stands_out_is_left_out_by_choice(data, tmp_path, monkeypatch):

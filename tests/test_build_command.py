@@ -223,3 +223,24 @@ def test_the_example_of_the_documentation(tmp_path):
     assert {s: f["num_examples"] for s, f in manifest.splits.items()} == {"train": 34, "validation": 33, "test": 33}
     assert manifest.modalities == {"audio": 128, "video": 512}
     assert "warning: splits 'train' and 'validation'" not in result.stdout  # speaker i % 9 follows split i % 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--classes=h,s,h"], "--classes: 'h' is there twice; name it once"),
+        (["--modalities=video,video"], "--modalities: 'video' is there twice; name it once"),
+        (["--targets=arousal,arousal"], "--targets: 'arousal' is there twice; name it once"),
+        (["--modality=x=a.npy", "--modality=x=b.npy"], "--modality=x=... is there twice; give each modality one path"),
+        (["--modality=x={0}/t/video.npy:foo"], "{0}/t/video.npy:foo: {0}/t/video.npy has no part 'foo'; name it alone"),
+        (["--modality=x={0}/landmarks:foo"], "{0}/landmarks:foo: {0}/landmarks has no part 'foo'; name it alone"),
+        (["--name=" + "n" * 245], "cannot write the data set (File name too long); choose a shorter --name or choose"),
+    ],
+)  # fmt: skip
+def test_what_is_there_twice_or_would_be_ignored(source, tmp_path, given, message):
+    given = [text.format(source) for text in given]
+    said = run(
+        "build", "--dataset=features", "--name=mine", f"--source={source}/t", f"--data_dir={tmp_path}/d", *given, code=2
+    )
+    assert message.format(source) in said.stderr
+    assert not list(tmp_path.glob("d/*/*"))

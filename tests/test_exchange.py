@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import sys
+import types
 
 import jax
 import numpy as np
@@ -199,6 +201,19 @@ def test_verify_finds_a_flipped_byte_in_any_file(run, tmp_path):
     assert exchange.verify(copy, 4) == [{"step": 4, "wrong": ""}]
     with pytest.raises(ConclugenError, match="no checkpoint '5'; there are"):
         exchange.verify(copy, "5")
+
+
+def test_verify_says_nothing_of_reads_that_end_late(run, tmp_path, monkeypatch):
+    copy, late = shutil.copytree(run, tmp_path / "copy"), []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: late.append(str(unraisable.exc_value)))
+    biggest = max((copy / "checkpoints/8/state").rglob("d/*"), key=lambda p: p.stat().st_size)
+    biggest.write_bytes(bytes(biggest.stat().st_size))
+    checkpoint.seal(copy / "checkpoints/8")
+    assert exchange.verify(copy, 8)[0]["wrong"].startswith("the checkpoint cannot be read (ValueError: ")
+    assert late == []
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError("Event loop is closed")))
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError("another")))
+    assert late == ["another"]
 
 
 def test_verify_reads_what_has_no_hashes_of_files(run, tmp_path):

@@ -229,3 +229,79 @@ def test_completion_in_zsh_and_fish():
     assert f"complete -c conclugen -n __fish_use_subcommand -f -a probe -d '{text}'" in lines
     assert any("from pretrain' -l config.data.path -r -d " in line for line in lines)
     assert """-a build -d 'build a data set'"'"'s shards""" in "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", ["linear_evaluation", "fine_tuning", "supervised"])
+@pytest.mark.parametrize("command", ["pretrain", "search"])
+def test_pretraining_with_a_configuration_of_classifiers(command, name):
+    said = run(command, f"--config={name}", "--data=d", code=2).stderr
+    way_out = "name a method, such as --config=conclugen, or run conclugen downstream"
+    assert said == f"error: --config={name} trains classifiers, it has nothing of pretraining; {way_out}\n"
+
+
+def test_processes_that_were_named_before(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setattr("conclugen_jax.pretrain.pretrain", lambda config, workdir, **_: None)
+    assert app.call("pretrain", ["--config=demo", "--data=d"]) == 0
+    assert capsys.readouterr().err == (
+        "warning: JAX_NUM_PROCESSES=2 is ignored: this process trains alone, without --distributed=auto\n"
+    )
+
+
+# Studies.
+
+STUDY = """
+from configs import study_demo
+
+def get_config():
+    study = study_demo.get_config().unlock()
+    with study.ignore_type():
+        {}
+    return study
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("study.jobs = 'two'", "config.jobs is 'two', expected int (such as 0)"),
+        ("study.seeds = ('0',)", "config.seeds is ('0',), expected tuple of int (such as (0, 1, 2, 3, 4))"),
+        ("study.pretraining_path = 3", "config.pretraining_path is 3, expected str (such as '')"),
+        ("study.labels.supervised = (0.5,)", "config.labels.supervised is (0.5,), expected tuple of int (such as ())"),
+        ("study.methods = 'all'", "config.methods is 'all', expected a section"),
+        ("study.methods.conclu = 'conclugen'", "config.methods.conclu is 'conclugen', expected a section"),
+        ("study.methods.conclu.title = 1", "config.methods.conclu.title is 1, expected str (such as '')"),
+        ("study.methods.conclu.pretraining = 'conclu'", "config.methods.conclu.pretraining is 'conclu', expected a section"),
+        ("study.methods.conclu.modalities = 'video'", "config.methods.conclu.modalities is 'video', expected tuple of str"),
+        ("study.datasets.digits.path = None", "config.datasets.digits.path is None, expected str (such as '')"),
+        ("study.datasets.digits.protocols = 3", "config.datasets.digits.protocols is 3, expected a section"),
+        (
+            "study.datasets.digits.protocols.supervised = 'x'",
+            "config.datasets.digits.protocols.supervised is 'x', expected a section",
+        ),
+        (
+            "study.methods.conclu.pretraining.train.batch_size = '8'",
+            "config.methods.conclu.pretraining.train.batch_size is '8', expected int (such as 4096)",
+        ),
+        (
+            "del study.methods.conclu.pretraining.unlock().train['batch_size']",
+            "lacks config.methods.conclu.pretraining.train.batch_size; start from configs/base.py",
+        ),
+        (
+            "study.datasets.digits.protocols.fine_tuning.unlock().speed = 1",
+            "has config.datasets.digits.protocols.fine_tuning.speed, unknown to configs/base.py",
+        ),
+    ],
+)  # fmt: skip
+def test_values_of_studies_that_cannot_be(tmp_path, line, message):
+    path = tmp_path / "study.py"
+    path.write_text(STUDY.format(line))
+    with pytest.raises(ConclugenError) as e:
+        configuration_files.load(str(path), of_run=False)
+    assert message in str(e.value)
+    assert str(e.value).startswith(f"--config={path}: ")
+
+
+@pytest.mark.parametrize("name", ["study_demo", "study_paper", "study_ravdess", "study_base"])
+def test_studies_that_are_shipped(name):
+    configuration_files.load(name, of_run=False)

@@ -5,6 +5,7 @@ gradient of ``objective.pretrain_loss``, which sums the terms of ``losses.py``.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -57,13 +58,15 @@ def pretrain(
         signals.caught() as stop,
         jax.default_matmul_precision(parallel.MATMUL_PRECISION[config.precision]),
     ):
-        workdir_lib.settle(folder, config, stream.dataset.manifest, moved=moved)
+        settle = functools.partial(workdir_lib.settle, folder, config, stream.dataset.manifest, moved=moved)
+        settle(only_compare=True)
         with _ending_at_once(stop):
             rows = feed.load_rows(config, stream)
         run = setup.create(config, folder, stream, rows, devices)
         keep = {name: config.checkpoint[name] for name in ("keep_newest", "keep_best", "max_failures")}
         with checkpoint.Checkpoints(folder, **keep) as saved:
             saved.check_space(jax.eval_shape(run.fresh_state))
+            settle()  # not before: a run that is refused leaves no configuration behind
             while True:
                 try:
                     return _train(run, saved, on_epoch, stop)

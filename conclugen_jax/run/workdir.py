@@ -42,12 +42,14 @@ def claim(workdir: str | Path) -> Iterator[Path]:
         yield workdir
 
 
-def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = False) -> None:
+def settle(
+    workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = False, only_compare: bool = False
+) -> None:
     """Write configuration and data manifest into a new workdir, or compare them with those of an old one.
 
     A workdir of another configuration or of other data is refused, with the differences; a key that a run of an earlier version
     lacks counts as its default. With ``moved``, what the configuration names may be in other places; the data set must have the
-    same hashes.
+    same hashes. ``only_compare``: write nothing yet.
     """
     if not processes.is_main():
         return
@@ -56,6 +58,8 @@ def settle(workdir: Path, config: ConfigDict, data: Manifest, *, moved: bool = F
         changed = [line for line in config_lib.differences(read_config(workdir), config) if line not in usual]
     if wrong := _wrong(workdir, changed, data, moved):
         raise ConclugenError(f"{wrong} or choose another --workdir")
+    if only_compare:
+        return
     if changed is None:
         files.write_atomically(workdir / DATA, data.to_json())
     if changed is None or changed:
