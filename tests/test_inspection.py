@@ -290,7 +290,13 @@ def test_the_same_report_from_many_shards_and_small_chunks(odd_folder, tmp_path,
 def test_origin_and_files(odd_folder, odd_copy):
     report = inspection.inspect(odd_folder)
     manifest = manifest_lib.read(odd_folder)
-    assert report["source"] == {**Odd().provenance(), "converted": {}, "replaced": {}, "fingerprint": "odd"}
+    assert report["source"] == {
+        **Odd().provenance(),
+        "converted": {},
+        "replaced": {},
+        "left_out": {},
+        "fingerprint": "odd",
+    }
     assert report["fingerprint"] == manifest.fingerprint()
     assert report["expected"] == {"all": {"expected": 13_302, "found": 49}}
     num = {TRAIN: 30, VALIDATION: 11, TEST: 8}

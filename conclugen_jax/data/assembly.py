@@ -52,7 +52,7 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
     for part in parts[spec.splits[0]]:
         for m, moments in part.statistics.items():
             statistics[m].merge(moments)
-    for name in ("converted", "replaced"):
+    for name in ("converted", "replaced", "left_out"):
         total = Counter()
         for part in itertools.chain(*parts.values()):
             total.update(getattr(part, name))

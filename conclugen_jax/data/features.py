@@ -3,12 +3,14 @@
 import itertools
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from conclugen_jax.data import wide
 from conclugen_jax.data.files import NpyMatrix, as_text, npz_arrays, read_ids, read_npy, readable, spelled
 from conclugen_jax.data.sources import SPLIT_NAMES, Features, name_hash
 from conclugen_jax.errors import ConclugenError
@@ -152,36 +154,51 @@ class MatrixFeatures(RowFeatures):
 
 
 class FolderFeatures:
-    """One npy file per clip, ``FOLDER/KEY.npy`` or ``FOLDER/SPLIT/KEY.npy``: [dim] or [time, dim]."""
+    """One file per clip, ``FOLDER/KEY.npy`` or ``FOLDER/SPLIT/KEY.npy`` ([dim] or [time, dim]), or a table of its frames.
+
+    Attributes:
+      left_out: reason -> number of frames of tables that this process left out.
+      notes: what was understood of the tables, in sentences.
+    """
 
     def __init__(self, folder: Path, *, how: str):
         """Look for the clips. ``how`` is the pooling over time; sequences are refused if it is empty."""
-        self.how, self.splits = how, _split_folders(folder)
+        self.how, self.left_out, self.notes, self._columns = how, Counter[str](), [], ()
+        self.ending = next((e for e in (".npy", *wide.ENDINGS) if _holds(folder, e)), ".npy")
+        self.splits = _split_folders(folder, self.ending)
         self._first, self.dim = next(iter(self.files()), None), 0
         if self._first is None:
             raise ConclugenError(f"{folder}: no .npy files, neither in it nor in folders named train, validation, test")
-        self.dim = len(self.read(self._first))
+        if self.ending == ".npy":
+            self.dim = len(self.read(self._first))
+        else:
+            frames = wide.read(Path(self._first))
+            self.dim, self._columns = len(frames.names), frames.names
+            self.notes = [wide.describe(frames, f"one {self.ending} file for each clip")]
 
     def names(self) -> dict[str, list[str]]:
         """Return split -> names of its files without ending, sorted; the split is "" where there are no split folders."""
-        return {s: sorted(canonical(os.path.basename(p)[:-4]) for p in _scan(f)[0]) for s, f in self.splits.items()}
+        found = {split: _scan(folder, self.ending)[0] for split, folder in self.splits.items()}
+        return {split: sorted(map(canonical, map(self._name, paths))) for split, paths in found.items()}
+
+    def _name(self, path: str) -> str:
+        return os.path.basename(path).removesuffix(self.ending)
 
     def files(self) -> Iterable[str]:
-        return (path for folder in self.splits.values() for path in sorted(_scan(folder)[0]))
+        return (path for folder in self.splits.values() for path in sorted(_scan(folder, self.ending)[0]))
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
         """Return paths; only :meth:`read` looks whether there is a file."""
         folder = self.splits.get(split, self.splits.get(""))
         if folder is None:
             return [None] * len(keys)
-        odd = {} if all(map(str.isascii, keys)) else _other_spellings(folder)
-        return [
-            odd.get(canonical(key)) or path for key, path in zip(keys, (_path(folder, k) for k in keys), strict=True)
-        ]
+        odd = {} if all(map(str.isascii, keys)) else _other_spellings(folder, self.ending)
+        paths = [_path(folder, key, self.ending) for key in keys]
+        return [odd.get(canonical(key)) or path for key, path in zip(keys, paths, strict=True)]
 
     def read(self, place: str | Path) -> np.ndarray | None:
-        """Return the vector [dim] of a file, None if there is no such file."""
-        x = read_npy(Path(place))
+        """Return the vector [dim] of a file, None if there is no such file or it is a table none of whose rows counts."""
+        x = read_npy(Path(place)) if self.ending == ".npy" else self._frames(Path(place))
         if x is None:
             return None
         if not self.how and x.ndim != 1:
@@ -192,33 +209,52 @@ class FolderFeatures:
             raise ConclugenError(f"{place}: {len(x)} values, but {self._first} has {self.dim}; {way_out}")
         return x
 
+    def _frames(self, path: Path) -> np.ndarray | None:
+        """Return the frames [time, dim] of a table that count, None if there are none."""
+        if not os.path.lexists(path):
+            return None
+        frames = wide.read(path, features=self._columns)
+        if frames.key.lower() in wide.KEYS and len(named := list(dict.fromkeys(frames.keys))) > 1:
+            some = f"rows of {len(named)} clips, such as {named[0]!r} and {named[1]!r}"
+            raise ConclugenError(f"{path}: {some}; name the file itself with --modality NAME={path}")
+        x, reasons = wide.usable(frames, slice(None), framewise=True)
+        self.left_out += reasons
+        return x if len(x) else None
 
-def _path(folder: Path, key: str) -> str:
+
+def _path(folder: Path, key: str, ending: str) -> str:
     """Return the path of a clip's file."""
     if "/" in key or "\\" in key or "\0" in key or key in (".", ".."):
         raise ConclugenError(f"{folder}: {key!r} is no name of a file; ids name files without folder and ending")
-    return f"{folder}{os.sep}{key}.npy"
+    return f"{folder}{os.sep}{key}{ending}"
 
 
-def _other_spellings(folder: Path) -> dict[str, str]:
+def _other_spellings(folder: Path, ending: str) -> dict[str, str]:
     """Return id -> path of the files whose names are not ASCII; some systems write letters and their accents apart."""
     found: dict[str, str] = {}
-    for path in sorted(path for path in _scan(folder)[0] if not os.path.basename(path).isascii()):
-        if (other := found.setdefault(canonical(os.path.basename(path)[:-4]), path)) != path:
+    for path in sorted(path for path in _scan(folder, ending)[0] if not os.path.basename(path).isascii()):
+        name = canonical(os.path.basename(path).removesuffix(ending))
+        if (other := found.setdefault(name, path)) != path:
             raise ConclugenError(f"{path!a}: the same name as {other!a}, with accents composed otherwise; remove one")
     return found
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
+def _holds(folder: Path, ending: str) -> bool:
+    """Return whether files of an ending are in a folder, or in those of splits in it."""
+    files, others = _scan(folder, ending)
+    return bool(files or any(_scan(p, ending)[0] for p in others if p.name.lower() in SPLIT_NAMES and p.is_dir()))
+
+
+def _split_folders(folder: Path, ending: str) -> dict[str, Path]:
     """Return split -> its folder; "" -> the folder itself if it has no folders of splits."""
-    loose, others = _scan(folder)
+    loose, others = _scan(folder, ending)
     found = [p for p in others if p.name.lower() in SPLIT_NAMES and p.is_dir()]
     splits = {SPLIT_NAMES[p.name.lower()]: p for p in found}
     if len(splits) < len(found):
         raise ConclugenError(f"{folder}: two folders for the same split ({', '.join(p.name for p in found)})")
     if found and loose:
         raise ConclugenError(f"{loose[0]}: is next to folders of splits; move it into one of them")
-    for path in [p for p in others if p not in found] + [p for split in found for p in _scan(split)[1]]:
+    for path in [p for p in others if p not in found] + [p for split in found for p in _scan(split, ending)[1]]:
         if path.suffix.lower() == ".npy":
             raise ConclugenError(f"{path}: files of features end in .npy, in lower case; rename it")
         if path.name in ("metadata.csv", "labels.csv"):
@@ -235,17 +271,27 @@ def holds_npy(path: Path) -> bool:
     return any(name.lower().endswith(".npy") and not name.startswith(".") for name in names)
 
 
-def _scan(folder: Path) -> tuple[list[str], list[Path]]:
-    """Return the paths of the npy files in a folder, and what else lies there, sorted; without hidden files."""
+def holds_tables(path: Path) -> bool:
+    """Return whether a folder holds, in it or in folders of splits, tables of features, by the first of them."""
+    if not path.is_dir():
+        return False
+    files = sorted(p for e in wide.ENDINGS for p in (*path.glob(f"*{e}"), *path.glob(f"*/*{e}")))
+    tables = (p for p in files if not p.name.startswith(".") and p.name not in ("labels.csv", "metadata.csv"))
+    return any(map(wide.holds_features, itertools.islice(tables, 1)))
+
+
+def _scan(folder: Path, ending: str) -> tuple[list[str], list[Path]]:
+    """Return the paths of the files of an ending in a folder, and what else is there, sorted; without hidden files."""
     with readable(folder, "name a folder of .npy files"), os.scandir(folder) as found:
         paths = [entry.path for entry in found if not entry.name.startswith(".")]
-    files = [path for path in paths if path.endswith(".npy")]
+    own = {f"{folder}{os.sep}{name}" for name in ("labels.csv", "metadata.csv")}  # refused there
+    files = [path for path in paths if path.endswith(ending) and path not in own]
     try:
         "".join(files).encode()
     except UnicodeEncodeError as e:
         name = next(ascii(os.path.basename(p)) for p in files if not p.isprintable())
         raise ConclugenError(f"{folder}: the name {name} of a file is not UTF-8; rename it") from e
-    return files, sorted(Path(path) for path in paths if not path.endswith(".npy"))
+    return files, sorted(map(Path, {*paths}.difference(files)))
 
 
 class ListedFeatures:
@@ -291,6 +337,12 @@ class Combined:
         """Take variants of the pieces that stand side by side; ``stored`` is the one split whose files are all read."""
         self.variants, self.first_split, self.stored = variants, first_split, stored
         self.dim = sum(piece.dim for piece in variants[0])
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Reason -> number of frames that this process left out of the pieces."""
+        pieces = (piece for pieces in self.variants for piece in pieces)
+        return sum((getattr(piece, "left_out", Counter()) for piece in pieces), Counter[str]())
 
     def names(self) -> dict[str, list[str]]:
         """Return the names that any variant has."""

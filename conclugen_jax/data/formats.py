@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import labels, matching, tables
+from conclugen_jax.data import labels, matching, tables, wide
+from conclugen_jax.data.column_features import ColumnFeatures
 from conclugen_jax.data.corpora import CORPORA, Corpus
-from conclugen_jax.data.features import POOLS, Combined, FolderFeatures, MatrixFeatures, holds_npy
+from conclugen_jax.data.features import POOLS, Combined, FolderFeatures, MatrixFeatures, holds_npy, holds_tables
 from conclugen_jax.data.files import entries
 from conclugen_jax.data.importers import authors, csd
 from conclugen_jax.data.joined import JoinedSource
-from conclugen_jax.data.parquet import ParquetFeatures
+from conclugen_jax.data.parquet import ParquetFeatures, parquet_kinds, read_columns
 from conclugen_jax.data.requests import Found, Layout, Request
 from conclugen_jax.data.sources import SPLIT_NAMES, DatasetSpec, Features, LabelSpec, by_example, by_group
 from conclugen_jax.errors import ConclugenError
@@ -27,6 +28,7 @@ FORMATS = {  # name -> what opens it
     "table": tables.open_table,
     "npz": tables.open_npz,
     "parquet": tables.open_parquet_table,
+    "columns": tables.open_columns,
     "metadata": tables.open_metadata,
 }
 GENERIC = "features"  # name of the data set that its files alone describe
@@ -80,21 +82,28 @@ def recognise(request: Request) -> str:
     if source.suffix in (".pkl", ".pickle"):
         raise ConclugenError(f"{source}: a pickle can execute code; convert it first: conclugen convert_mmsa --help")
     if source.is_file():
-        if source.suffix not in (".npz", ".parquet", ".csd"):
-            raise ConclugenError(f"{source}: not a format that is read (.npz, .parquet, .csd, or a folder)")
-        return source.suffix.removeprefix(".")
+        if source.suffix not in (".npz", ".parquet", ".csd", *wide.ENDINGS):
+            raise ConclugenError(
+                f"{source}: not a format that is read (.npz, .parquet, .csv, .arff, .csd, or a folder)"
+            )
+        return "columns" if source.suffix in wide.ENDINGS else source.suffix.removeprefix(".")
     inside = {p.name: p for p in entries(source)}
     splits = [p for name, p in inside.items() if name.lower() in SPLIT_NAMES]
     endings = {p.suffix for p in inside.values()}
     if "features" in inside and inside["features"].is_dir():
-        return "authors"
+        return "table" if tables.is_merbench(source) else "authors"
     if ".csd" in endings:
         return "csd"
     if any((folder / "metadata.csv").is_file() for folder in (source, *splits)):
         return "metadata"
     if ".parquet" in endings:
         return "parquet"
-    if ".npy" in endings or request.modalities or any(map(holds_npy, inside.values())):
+    paths = inside.values()
+    if (
+        ".npy" in endings
+        or request.modalities
+        or any(holds_npy(p) or tables.is_table(p) or holds_tables(p) for p in paths)
+    ):
         return "table"
     if endings & {".pkl", ".pickle"}:
         raise ConclugenError(f"{source}: holds pickles, which are not read; see conclugen convert_mmsa --help")
@@ -106,7 +115,8 @@ def recognise(request: Request) -> str:
 def open_features(path: str, pool: str) -> Features:
     """Open the features of one modality from a path as users write it.
 
-    It is a folder of npy files; ``FILE.npy`` with ``FILE.txt``; ``FILE.npz:ARRAY``; or ``FILE.parquet:COLUMN``.
+    It is a folder of npy files or tables; ``FILE.npy`` with ``FILE.txt``; ``FILE.npz:ARRAY``; ``FILE.parquet:COLUMN``; or a
+    table with a column per feature, ``FILE.csv``, ``FILE.arff`` or ``FILE.parquet``.
     """
     place, _, key = (path, "", "") if os.path.exists(path) else path.rpartition(":")  # names, too, may hold colons
     if not os.path.exists(place):
@@ -121,8 +131,13 @@ def open_features(path: str, pool: str) -> Features:
     if place.suffix == ".npz":
         return MatrixFeatures(place, how=pool, key=key)
     if place.suffix == ".parquet":
+        if key == "features" and "vectors" not in parquet_kinds(place).values():
+            return ColumnFeatures(place, how=pool, load=read_columns)
         return ParquetFeatures(place, how=pool, column=key)
-    raise ConclugenError(f"{path}: expected a folder, FILE.npy, FILE.npz:ARRAY or FILE.parquet:COLUMN")
+    if place.suffix in wide.ENDINGS:
+        return ColumnFeatures(place, how=pool)
+    expected = "a folder, FILE.npy, FILE.csv, FILE.arff, FILE.npz:ARRAY or FILE.parquet:COLUMN"
+    raise ConclugenError(f"{path}: expected {expected}")
 
 
 def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
@@ -183,6 +198,7 @@ def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | N
     remarks = {
         m: remark for m, (_, remark) in compared.items() if remark and kind != "clips"
     }  # extraction says it itself
+    notes = [f"{m}: {note}" for m, features in found.features.items() for note in getattr(features, "notes", ())]
     return {
         "dataset": request.dataset,
         "format": kind,
@@ -197,4 +213,5 @@ def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | N
         "label_files": [path.name for path in found.label_files],
         "passed_over": sorted(n.encode(errors="backslashreplace").decode() for n in {*found.passed_over} - used),
         **found.facts,
+        "notes": [*notes, *found.facts.get("notes", [])],
     }

@@ -263,6 +263,7 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
         ("unused", "{:,} vectors of {} belong to no row of the labels and were not used"),
         ("converted", "{0:,} {2} vectors of {1} were converted to float32"),
         ("replaced", "{:,} values of {} were -inf and read as 0"),
+        ("left_out", "{:,} frames of {} were left out ({})"),
     ):
         lines += [sentence.format(n, *words.split(" ")) for words, n in manifest.source.get(fact, {}).items()]
     lines += manifest.source.get("notes", [])

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,13 @@ class Piece:
         """Yield the examples; a modality without features is absent."""
         rows, targets = self.annotations, self.spec.targets
         for i, name in enumerate(rows.ids):
-            vectors, replaced = {}, {}
+            vectors, replaced, left_out = {}, {}, {}
             for modality, places in self.places.items():
                 features = self.features[modality]
-                before = getattr(features, "replaced", 0)
+                before, gone = getattr(features, "replaced", 0), Counter(getattr(features, "left_out", ()))
                 x = None if places[i] is None else features.read(places[i])
+                reasons = Counter(getattr(features, "left_out", ())) - gone
+                left_out |= {f"{modality} {reason}": n for reason, n in reasons.items()}
                 if x is not None:
                     vectors[modality] = x
                     replaced[modality] = getattr(features, "replaced", 0) - before
@@ -46,7 +49,7 @@ class Piece:
                 x = column[i].item()
                 if x >= 0 or (targets[target].kind == "value" and not math.isnan(x)):
                     known[target] = x
-            yield Example(name, vectors, label, rows.groups[i], known, replaced)
+            yield Example(name, vectors, label, rows.groups[i], known, replaced, left_out)
 
 
 @dataclasses.dataclass

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from conclugen_jax.data import label_columns, row_splits
 from conclugen_jax.data.cells import Table, column_name, read_csv, stack
 from conclugen_jax.data.corpora import Corpus, dropped
-from conclugen_jax.data.importers import csd
+from conclugen_jax.data.importers import csd, merbench
 from conclugen_jax.data.requests import Found, Layout, Request
 from conclugen_jax.data.sources import Annotations, Features, LabelSpec, by_split, split_name
 from conclugen_jax.errors import ConclugenError
@@ -27,10 +28,11 @@ def annotate(request: Request, found: Found) -> Found:
         files = list(found.label_files or request.labels)
         if not files and request.source is not None and request.source.is_dir():
             beside = sorted(p for p in request.source.iterdir() if p.suffix.lower() == ".csv")
+            beside = [p for p in beside if p.stem not in found.features]
             files = [p for p in beside if p.name.lower() == "labels.csv"] or (beside if corpus is not None else [])
         if not files:
             return dataclasses.replace(found, columns=from_names(request, found.features), label=LabelSpec("none"))
-        tables = [read_csv(path) for path in files]
+        tables = [_read(path, corpus) for path in files]
         if request.dataset in csd.LABEL_COLUMNS and "start_time" in tables[0].columns:
             columns, outside = csd.read_labels(tables, request.dataset, drop=dropped(corpus, ""))
             columns = {split: dataclasses.replace(a, keys=a.ids) for split, a in columns.items()}
@@ -51,6 +53,15 @@ def annotate(request: Request, found: Found) -> Found:
         columns, label, targets, notes = _of_user(request.layout, found.table)
     facts = {**found.facts, "notes": [*found.facts.get("notes", []), *found.table.notes, *split_notes, *notes]}
     return dataclasses.replace(found, columns=columns, label=label, targets=targets, facts=facts)
+
+
+def _read(path: Path, corpus: Corpus | None) -> Table:
+    """Read a file of labels."""
+    if path.suffix != ".npz":
+        return read_csv(path)
+    if corpus is not None:  # MERBench counts the classes in an order of its own
+        raise ConclugenError(f"{path}: numbers of classes may differ from those of the corpus; use --dataset=features")
+    return merbench.read_labels(path)
 
 
 def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, Annotations]:

@@ -59,6 +59,7 @@ class PrintedSource(TypedDict, total=False):
     converted: dict[Annotated[str, msgspec.Meta(pattern=r"^\S+ \S+$")], Count]
     unused: dict[str, Count]
     replaced: dict[str, Count]
+    left_out: dict[Annotated[str, msgspec.Meta(pattern=r"^\S+ \S+$")], Count]
     rows_outside_folds: Count
     notes: list[str]
 

@@ -19,6 +19,7 @@ from pyarrow import parquet, types
 
 from conclugen_jax.data.features import RowFeatures, pool
 from conclugen_jax.data.files import MOST_UNPACKED, as_text, open_regular, stand_in
+from conclugen_jax.data.wide import Frames, frames
 from conclugen_jax.errors import ConclugenError, reason
 
 BATCH_BYTES = 2**26  # of a column that are decoded at a time
@@ -166,20 +167,32 @@ def _numbers(values: pa.Array, where: str) -> np.ndarray:
     return values.to_numpy(zero_copy_only=False).reshape(shape)
 
 
-def _opened(path: Path, column: str) -> tuple[parquet.ParquetFile, int]:
-    """Open a file; return the bytes, too, that a column takes once decoded, where a repeated value counts each time."""
+def read_columns(path: Path, apart: Sequence[str] = ()) -> Frames:
+    """Read a file with one column per feature; ``apart`` are names of columns that are no features."""
+    kinds = parquet_kinds(path)
+    names = [name for name, kind in kinds.items() if kind == "values"]
+    _opened(path, *names)
+    with _faults(path):
+        table = parquet.read_table(path, columns=names)
+    others = [c.cast(pa.float64()) if types.is_decimal(c.type) else c for c in table.columns]
+    return frames(path, names, others, apart)
+
+
+def _opened(path: Path, *columns: str) -> tuple[parquet.ParquetFile, int]:
+    """Open a file; return the bytes, too, that columns take once decoded, where a repeated value counts each time."""
     with _faults(path):
         file = parquet.ParquetFile(path)
         names = file.schema_arrow.names
-        if column not in names:
-            raise ConclugenError(f"{path}: no column {column!r}; it has {', '.join(names)}")
-        root = column.split(".")[0]
-        parts = [i for i in range(len(file.schema)) if file.schema.column(i).path.split(".")[0] == root]
+        for column in columns:
+            if column not in names:
+                raise ConclugenError(f"{path}: no column {column!r}; it has {', '.join(names)}")
+        roots = {column.split(".")[0] for column in columns}
+        parts = [i for i in range(len(file.schema)) if file.schema.column(i).path.split(".")[0] in roots]
         chunks = [file.metadata.row_group(g).column(i) for g in range(file.num_row_groups) for i in parts]
         size = 1 + sum(max(8 * chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks)
     if size > MOST_UNPACKED * max(path.stat().st_size, 2**20):
         found = f"would unpack to {size / 2**30:.1f} GiB, more than {MOST_UNPACKED} times the file's size"
-        raise ConclugenError(f"{path}: column {column!r} {found}; write it again")
+        raise ConclugenError(f"{path}: column {columns[0]!r} {found}; write it again")
     return file, size
 
 

@@ -90,6 +90,7 @@ class Part:
     bad: list[tuple[int, str, str]]  # row, id and reason of each example that was dropped
     converted: dict[str, int]  # "modality dtype" -> number of vectors that were not float32
     replaced: dict[str, int]  # modality -> number of values that the source's reader put 0 for
+    left_out: dict[str, int]  # "modality reason" -> number of frames that the source's reader left out
     sha256: str = ""  # of the file, if there is one
 
     def save(self) -> None:
@@ -210,7 +211,7 @@ class Checker:
         labels = {"": spec.label, **spec.targets}
         self.label_counts = {name: np.zeros(len(label.names), np.int64) for name, label in labels.items()}
         self.bad: list[tuple[int, str, str]] = []
-        self.converted, self.replaced = Counter(), Counter()
+        self.converted, self.replaced, self.left_out = Counter(), Counter(), Counter()
 
     def part(self, path: Path, sha256: str) -> Part:
         """Return everything counted, with the file and its hash."""
@@ -229,6 +230,7 @@ class Checker:
             bad=self.bad,
             converted=dict(self.converted),
             replaced=dict(self.replaced),
+            left_out=dict(self.left_out),
             sha256=sha256,
         )
 
@@ -245,6 +247,7 @@ class Checker:
             if not given.keys() <= names.keys():
                 spare = min(given.keys() - names.keys())
                 raise ConclugenError(f"{where}: unknown {kind} {spare!r}; the data set has {list(names)}")
+        self.left_out.update(example.left_out)
         vectors = {m: self._vector(where, m, x) for m, x in example.features.items()}
         fault = "" if vectors else "no modality is present"
         for m, x in vectors.items():

@@ -66,6 +66,8 @@ class Example:
     targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # labels; one that is left out is unknown
     replaced: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Modality -> number of values that its reader put 0 for, such as -inf; only for the record."""
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """``MODALITY REASON`` -> number of frames that its reader left out, such as those without a face; for the record."""
 
 
 class Source(Protocol):

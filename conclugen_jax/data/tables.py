@@ -3,14 +3,18 @@
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
+from conclugen_jax.data import wide
 from conclugen_jax.data.cells import Table, column_name, read_csv, stack
-from conclugen_jax.data.features import FolderFeatures, ListedFeatures, MatrixFeatures, holds_npy
+from conclugen_jax.data.column_features import ColumnFeatures
+from conclugen_jax.data.features import FolderFeatures, ListedFeatures, MatrixFeatures, holds_npy, holds_tables
 from conclugen_jax.data.files import as_text, entries, npz_arrays
-from conclugen_jax.data.parquet import ParquetFeatures, parquet_classes, parquet_column, parquet_kinds
+from conclugen_jax.data.importers import merbench
+from conclugen_jax.data.parquet import ParquetFeatures, parquet_classes, parquet_column, parquet_kinds, read_columns
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
@@ -19,19 +23,23 @@ LABEL_ARRAYS = ("y", "labels", "target")  # arrays of an npz file that hold the 
 
 
 def open_table(request: Request) -> Found:
-    """Open ``MODALITY.npy`` with ``MODALITY.txt``, or a folder ``MODALITY`` of npy files, for each modality."""
-    found, others = {}, []
-    paths = {p.name: p for p in entries(request.source)} if request.source else {}
+    """Open ``MODALITY.npy`` with ``MODALITY.txt``, ``MODALITY.csv``, or a folder ``MODALITY``, for each modality."""
+    found, others, source = {}, [], request.source
+    if source and is_merbench(source):
+        source = source / "features"
+    paths = {p.name: p for p in entries(source)} if source else {}
     for name, path in paths.items():
         if name.endswith("_lengths.npy") and name.replace("_lengths.npy", ".npy") in paths:
             continue
+        if path.stem in found and (path.suffix == ".npy" or is_table(path)):  # the folder of this name comes first
+            raise ConclugenError(f"{path}: is next to other features called {path.stem}; rename one of them")
         if path.suffix == ".npy":
-            if path.stem in found:  # the folder of this name comes first
-                raise ConclugenError(f"{path}: is next to a folder {path.stem} of .npy files; rename one of them")
             found[path.stem] = functools.partial(MatrixFeatures, path, how=request.pool)
         elif path.suffix.lower() == ".npy":
             raise ConclugenError(f"{path}: files of features end in .npy, in lower case; rename it")
-        elif not holds_npy(path):
+        elif path not in request.labels and is_table(path):
+            found[path.stem] = functools.partial(ColumnFeatures, path, how=request.pool, apart=no_features(request))
+        elif not (holds_npy(path) or holds_tables(path)):
             others.append(name)
         elif name.lower() in SPLIT_NAMES:
             way_out = f"move it to {path.parent / 'MODALITY' / name}, or name --modality NAME={path.parent}"
@@ -40,7 +48,52 @@ def open_table(request: Request) -> Found:
             found[name] = functools.partial(FolderFeatures, path, how=request.pool)
     _refuse_label_arrays(request.source, found)
     beside = {"ids.txt", *(f"{modality}.txt" for modality in found)}
-    return Found(found, passed_over=[name for name in others if name not in beside])
+    names = {name: re.sub(r"\W+", "_", name, flags=re.ASCII) for name in found}
+    if len(set(names.values())) < len(names):
+        raise ConclugenError(f"{source}: {', '.join(names)} are the same but for signs; rename one of them")
+    notes = [
+        f"{new}: the modality of {name!r}; --modality NAME=PATH names it" for name, new in names.items() if new != name
+    ]
+    passed_over = [name for name in others if name not in beside]
+    found = {names[name]: opener for name, opener in found.items()}
+    return Found(
+        found, label_files=_label_npz(request), passed_over=passed_over, facts={"notes": notes} if notes else {}
+    )
+
+
+def _label_npz(request: Request) -> list[Path]:
+    """Return the file of labels of MERBench in the source of a user, where no others are named or in the way."""
+    source = request.source
+    if source is None or request.labels or request.corpus is not None or os.path.lexists(source / "labels.csv"):
+        return []
+    files = merbench.label_files(source)
+    if len(files) > 1:
+        some = ", ".join(path.name for path in files)
+        raise ConclugenError(f"{source}: {some} all hold labels; name one with --labels=FILE.npz")
+    return files
+
+
+def is_merbench(source: Path) -> bool:
+    """Return whether features are laid out as MERBench does: ``features/NAME-UTT/CLIP.npy``, or ``NAME-FRA``."""
+    folder = source / "features"
+    return folder.is_dir() and any(p.name.endswith(("UTT", "FRA")) and p.is_dir() for p in entries(folder))
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file is a table of features that is read without being named, by its content."""
+    return path.is_file() and path.name not in ("labels.csv", "metadata.csv") and wide.holds_features(path)
+
+
+def no_features(request: Request) -> list[str]:
+    """Return names, in lower case, of columns that a user or a corpus says are no features."""
+    known = request.corpus.label.names if request.corpus is not None else ()
+    return [name.lower() for name in (*request.layout.label, *request.layout.targets, *known)]
+
+
+def open_columns(request: Request) -> Found:
+    """Open a csv or ARFF file with a column per feature, and columns ``id``, ``split``, ``group`` and ``label``."""
+    features = ColumnFeatures(request.source, how=request.pool, apart=no_features(request))
+    return _with_labels(request, Found({"features": features}), request.source, features.labels())
 
 
 def _refuse_label_arrays(where: Path | None, modalities: Iterable[str], others: Sequence[str] = ()) -> None:
@@ -90,13 +143,16 @@ def open_parquet_table(request: Request) -> Found:
     _refuse_label_arrays(source, lists)
     found = {name: functools.partial(ParquetFeatures, source, how=request.pool, column=name) for name in lists}
     values = [name for name, kind in kinds.items() if kind == "values"]
+    columns = {name: functools.partial(parquet_column, source, name) for name in values}
+    if not lists and not request.modalities:  # a column per feature
+        each = ColumnFeatures(source, how=request.pool, apart=no_features(request), load=read_columns)
+        found["features"], columns = each, each.labels()
     beside = request.source / "labels.csv"
     if not request.labels and os.path.lexists(beside):
-        if list(map(column_name, values)) != ["id"]:
+        if list(map(column_name, columns)) != ["id"]:
             fault = f"is next to {source.name}, which has columns of its own"
             raise ConclugenError(f"{beside}: {fault}; choose with --labels={beside} or --source={source}")
         request = dataclasses.replace(request, labels=(beside,))
-    columns = {name: functools.partial(parquet_column, source, name) for name in values}
     classes = {column_name(name): names for name in values if (names := parquet_classes(source, name))}
     return _with_labels(request, Found(found, passed_over=others), source, columns, classes)
 

@@ -1,0 +1,73 @@
+"""Vectors of one modality from a table with one column per feature."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conclugen_jax.data import wide
+from conclugen_jax.data.features import RowFeatures, pool
+from conclugen_jax.data.wide import Frames
+from conclugen_jax.errors import ConclugenError
+
+
+class ColumnFeatures(RowFeatures):
+    """A table with one column per feature, one of which names the clips; several rows of a clip are its frames.
+
+    Attributes:
+      left_out: reason -> number of frames that this process left out.
+      notes: what was understood of the table, in sentences.
+    """
+
+    def __init__(self, path: Path, *, how: str, apart: Sequence[str] = (), load: Callable[..., Frames] = wide.read):
+        """Read the table with ``load``; ``how`` is the pooling over time, ``apart`` names columns that are no features."""
+        self.path, self.left_out, self._apart, self._load, self._opened = path, Counter[str](), apart, load, None
+        frames, index, _, _ = self._table()
+        if frames.keys is None:
+            way_out = "call the column that names the clips id, or put one table for each clip in a folder"
+            raise ConclugenError(f"{path}: no column names the clips of its rows; {way_out}")
+        if len(frames.x) > 1 and list(index) == ["unknown"]:
+            raise ConclugenError(f"{path}: all clips are called 'unknown'; name them with SMILExtract -instname NAME")
+        super().__init__(path, how, path)
+        self.dim = len(frames.names)
+        self.notes = [
+            wide.describe(
+                frames,
+                f"clips named by column {frames.key!r}" if frames.key else "clips named by the column without name",
+            )
+        ]
+
+    def ids(self) -> list[str]:
+        return list(self._table()[1])
+
+    def labels(self) -> dict[str, Callable[[], list[str]]]:
+        """Return what reads the ids, as column ``id``, and the columns of labels, each in the first row of a clip."""
+        frames, _, order, starts = self._table()
+        first = order[starts[:-1]].tolist()
+        texts = {name: [column[i] for i in first] for name, column in frames.labels.items()}
+        return {name: lambda column=column: column for name, column in {"id": self.ids(), **texts}.items()}
+
+    def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
+        return [None if row < 0 else row for row in self.rows(split, keys)]
+
+    def read(self, place: int) -> np.ndarray | None:
+        """Return the vector [dim] of a clip, None if none of its rows counts."""
+        frames, _, order, starts = self._table()
+        framewise = frames.timed or len(starts) - 1 < len(frames.x)
+        x, reasons = wide.usable(frames, order[starts[place] : starts[place + 1]], framewise=framewise)
+        self.left_out += reasons
+        return pool(x, self.how, f"{self.path}, clip {place}") if len(x) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_opened": None}
+
+    def _table(self) -> tuple[Frames, dict[str, int], np.ndarray, np.ndarray]:
+        """Return the rows, name -> number of the clip, the rows in the order of the clips, and where each begins there."""
+        if self._opened is None:
+            frames, index = self._load(self.path, self._apart), dict[str, int]()
+            of_row = [index.setdefault(key, len(index)) for key in frames.keys or ()]
+            order = np.argsort(of_row, kind="stable")
+            self._opened = frames, index, order, np.searchsorted(np.sort(of_row), np.arange(len(index) + 1))
+        return self._opened
