@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
-from conclugen_jax.data import cells, sources
+from conclugen_jax.data import cells, formats, sources
 from conclugen_jax.data.cells import as_number, decimal_mark
+from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import clips
+from conclugen_jax.extract.media import subtitles
+from tests.layouts import save
 from tests.test_label_faults import open_table, refusal
 
 PLAIN = "id,split,label\na,train,x\nb,test,y\n"
@@ -136,6 +140,20 @@ def test_times_with_decimal_commas():
     )
 
 
+@pytest.mark.parametrize("mark", [".", ","])
+def test_times_of_a_table_have_one_decimal_mark(tmp_path, mark):
+    (tmp_path / "talk.mp4").touch()
+    table = "video;start;end;text\ntalk;0,5;1,234;hello\ntalk;1,234;12;you\n".replace(",", mark)
+    (tmp_path / "labels.csv").write_text(table)
+    found = clips.find("clips", tmp_path, labels=(tmp_path / "labels.csv",))
+    assert [(u.start, u.end, u.text) for u in found] == [(0.5, 1.234, "hello"), (1.234, 12, "you")]
+    (tmp_path / "words.csv").write_text(table.partition("\n")[2].replace("talk;", "").join(["Start;End;Text\n", ""]))
+    assert [(u.start, u.end, u.text) for u in subtitles.read(tmp_path / "words.csv")] == [
+        (0.5, 1.234, "hello"),
+        (1.234, 12, "you"),
+    ]
+
+
 # Names of splits
 
 
@@ -150,6 +168,10 @@ def test_known_names_of_splits(tmp_path, split, word, ending):
         assert {each: list(a.ids) for each, a in source.annotations.items()} == {split: ["a"], other: ["b"]}
     remarks = [f"split {word + ending!r} is taken for test"] * word.startswith("eval")
     assert [note for note in source.facts["notes"] if note.startswith("split")] == remarks
+    for folder, key in ((f"{word}{ending}".upper(), "a"), (other, "b")):
+        save(tmp_path / "folders" / folder / f"{key}.npy", np.ones(2))
+    source = formats.open_source(Request("features", name="t", modalities={"x": str(tmp_path / "folders")}))
+    assert {each: list(a.ids) for each, a in source.annotations.items()} == {split: ["a"], other: ["b"]}
 
 
 @pytest.mark.parametrize("pair", [("val", "dev"), ("test", "eval"), ("Train", "training")])

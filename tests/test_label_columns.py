@@ -16,6 +16,7 @@ from tests.layouts import refused, save, write_csv
 from tests.test_label_faults import open_table, refusal
 
 CHANGE = "; use --label_kind or --classes to change that"
+SAME = ", as names that differ in case or blanks only are one class"
 NAN = float("nan")
 
 
@@ -114,7 +115,7 @@ COLUMNS = {  # cells, flags -> label, values, notes
         (
             numbered("01", "02"),
             [0, 1, 0, 0],
-            ["2 classes (01, 02), since its cells are codes such as '01'", "'1' counts as '01', in 1 row"],
+            ["2 classes (01, 02), since its cells are codes such as '01'", f"'1' (1 row) as '01'{SAME}"],
         ),
     ),
     "decimals": (
@@ -173,15 +174,14 @@ COLUMNS = {  # cells, flags -> label, values, notes
             [0, 0, 0, 1, 1],
             [
                 "2 classes (Happy, very  sad), since its cells are words",
-                "'happy' counts as 'Happy', in 1 row",
-                "'Very sad' counts as 'very  sad', in 1 row",
+                f"'happy' (1 row) as 'Happy', 'Very sad' (1 row) as 'very  sad'{SAME}",
             ],
         ),
     ),
     "case of named classes": (
         ["JOY", "sad", "joy"],
         {"classes": ("sad", "Joy")},
-        (numbered("sad", "Joy"), [1, 0, 1], ["'JOY' counts as 'Joy', in 1 row", "'joy' counts as 'Joy', in 1 row"]),
+        (numbered("sad", "Joy"), [1, 0, 1], [f"'JOY' (1 row) as 'Joy', 'joy' (1 row) as 'Joy'{SAME}"]),
     ),
     "classes that differ in case": (["a", "A", "a"], {"classes": ("a", "A")}, (numbered("a", "A"), [0, 1, 0], [])),
     "accents": (
@@ -229,7 +229,7 @@ def test_words_for_missing_values(tmp_path, word, others):
     assert word not in source.spec.targets["more"].names
     expected = NAN if others[0] == "0.5" else -1
     np.testing.assert_array_equal(source.annotations["train"].targets["more"][1:], np.float32([expected] * 2))
-    said = [f"more: {word!r} counts as missing, in 2 rows"] if word else []
+    said = [f"more: {word!r} (2 rows) read as missing"] if word else []
     assert [note for note in source.facts["notes"] if "missing" in note] == said
     message = refusal(open_table, tmp_path, f"id,label\na,{first}\nb,{second}\nc,{word}\n")
     assert f"labels.csv, line 4: label {word!r}, expected " in message
@@ -260,6 +260,25 @@ def test_several_labels_are_true_or_false(tmp_path, pair):
     np.testing.assert_array_equal(source.annotations["train"].label, [[1, 0], [0, 1], [1, 1]])
 
 
+def test_several_labels_in_parquet_and_npz_are_true_or_false(tmp_path):
+    bits = {"happy": np.array([True, False, True]), "sad": np.array([False, True, True])}
+    stored(tmp_path / "all.parquet", **bits)
+    np.savez(tmp_path / "all.npz", ids=["a", "b", "c"], x=np.ones((3, 1)), **bits)
+    for name in ("all.parquet", "all.npz"):
+        _, values, _ = parquet_label(tmp_path / name, label=("happy", "sad"))
+        assert values == [[1, 0], [0, 1], [1, 1]]
+
+
+def test_long_lists_are_cut_off(tmp_path):
+    cells = [f"Class {i}" for i in range(12)] + [f"class {i}" for i in range(12)]
+    first, second = read(tmp_path / "t", cells).facts["notes"]
+    assert first.startswith(
+        "label: 12 classes (Class 0, Class 1, Class 10, Class 11, Class 2, Class 3, Class 4, Class 5 and"
+    )
+    assert "Class 5 and 4 more), since its cells are words" in first
+    assert second.endswith(f"'class 7' (1 row) as 'Class 7' and 4 more{SAME}")
+
+
 def test_a_comma_that_may_be_either_is_refused(tmp_path):
     message = refusal(open_table, tmp_path, 'id,label\na,"1,234"\nb,1\nc,2\n', layout=Layout(kind="value"))
     expected = "expected a finite number of float32, and this may be 1234 or 1.234; correct it"
@@ -269,7 +288,7 @@ def test_a_comma_that_may_be_either_is_refused(tmp_path):
 def test_groups_that_are_missing(tmp_path):
     source = open_table(tmp_path, "id,label,group\na,x,anna\nb,x,nan\nc,x,nan\n")
     assert source.annotations["train"].groups == ["anna", "", ""]
-    assert "group: 'nan' counts as missing, in 2 rows" in source.facts["notes"]
+    assert "group: 'nan' (2 rows) read as missing" in source.facts["notes"]
 
 
 def test_what_was_decided_is_told_once_and_kept(tmp_path):
@@ -277,7 +296,7 @@ def test_what_was_decided_is_told_once_and_kept(tmp_path):
     folder = builders.build(source, tmp_path / "data")
     notes = [
         f"label: 2 classes (Joy, sad), since its cells are words{CHANGE}",
-        "label: 'joy' counts as 'Joy', in 1 row",
+        f"label: 'joy' (1 row) as 'Joy'{SAME}",
     ]
     assert [line for line in inspection_view.describe(folder) if line.startswith("label")] == notes
     report = inspection.inspect(folder)
@@ -286,7 +305,7 @@ def test_what_was_decided_is_told_once_and_kept(tmp_path):
     for part in inspection_view.render(report):
         console.print(part)
     shown = " ".join(console.export_text().split())
-    assert shown.count("counts as 'Joy'") == 1
+    assert shown.count("'joy' (1 row) as 'Joy'") == 1
     assert "Decided when it was built - label: 2 classes (Joy, sad)" in shown
 
 

@@ -74,6 +74,10 @@ class Table:
             found = f"{self.path}: no column {missing!r}{why}; it has {', '.join(self.columns)}"
             raise ConclugenError(f"{found}{header}{notes}")
 
+    def mark(self, *columns: str) -> str:
+        """Return the decimal mark that the numbers in columns have in common, as :func:`decimal_mark` does."""
+        return decimal_mark([cell for column in columns for cell in self.columns[column]])
+
     def refuse(self, wrong: np.ndarray, column: str, expected: str, way_out: str = "correct it") -> None:
         """Refuse the first of the rows that are wrong (bool [n]) by its cell."""
         for row in np.flatnonzero(wrong)[:1]:

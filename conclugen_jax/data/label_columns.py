@@ -15,6 +15,7 @@ from conclugen_jax.errors import ConclugenError
 
 FEW = 10  # different whole numbers, some of them negative, that are classes; more of them are a number to predict
 WHOLE = re.compile(r"[+-]?\d+([.,]\d+)*", re.ASCII)
+SHOWN = 8  # classes or words that a remark lists
 BITS = {"true": 1.0, "false": 0.0}  # as Python, R and JSON write them, in any case
 
 
@@ -51,12 +52,12 @@ def read_guessed(
         raise ConclugenError(f"{where} is empty in every row; leave it out")
     spec, why = (LabelSpec("single", classes), "") if classes else _guessed(found, kind, where)
     why = f"as {table.path.name} names them" if stored else f"since its cells are {why}" if why and not kind else ""
-    n, more = len(spec.names), ", ..." if len(spec.names) > 8 else ""
-    what = f"{n} class{'es' * (n > 1)} ({', '.join(spec.names[:8])}{more})" if n else "a number to predict"
+    n = len(spec.names)
+    what = f"{n} class{'es' * (n > 1)} ({_listed(spec.names)})" if n else "a number to predict"
     notes = [f"{column}: {what}, {why}; {way_out} to change that"] if why else []
     notes += missing_words(table, column, cells)
     if spec.kind == "single":
-        notes += [f"{column}: {alike}" for alike in _joined(found, spec.names)]
+        notes += [f"{column}: {joined}" for joined in _joined(found, spec.names)]
     return Column(spec, read(table, column, spec, optional=optional), notes)
 
 
@@ -102,14 +103,21 @@ def _of_whole(found: Counter[str], numbers: Mapping[str, int], kind: str, where:
 
 
 def _joined(found: Counter[str], names: Sequence[str]) -> list[str]:
-    """Return sentences on cells that are taken for a class whose name they spell in another way."""
+    """Return a sentence on cells that are taken for a class whose name they spell in another way, if there are any."""
     classes = _index(found, names)
     spelled = [(cell, names[i]) for cell, i in classes.items() if i >= 0 and cell != names[i]]
-    return [
-        f"{cell!r} counts as {name!r}, in {_rows(found[cell])}"
+    alike = [
+        f"{cell!r} ({_rows(found[cell])}) as {name!r}"
         for cell, name in spelled
         if folded(cell) == folded(name) or (cell.isdecimal() and name.isdecimal())
     ]
+    return [f"{_listed(alike)}, as names that differ in case or blanks only are one class"] if alike else []
+
+
+def _listed(items: Collection[str]) -> str:
+    """Return a list in words, cut off where it is long."""
+    shown = list(items)[:SHOWN]
+    return ", ".join(shown) + (f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else "")
 
 
 def _rows(n: int) -> str:
@@ -123,9 +131,10 @@ def known(table: Table, column: str, classes: Iterable[str] = ()) -> list[str]:
 
 
 def missing_words(table: Table, column: str, cells: Sequence[str]) -> list[str]:
-    """Return sentences on words that :func:`known` takes for missing values; ``cells`` is what it returned."""
+    """Return a sentence on words that :func:`known` takes for missing values, if any; ``cells`` is what it returned."""
     words = Counter(raw for raw, cell in zip(table.stripped(column), cells, strict=True) if raw and not cell)
-    return [f"{column}: {word!r} counts as missing, in {_rows(n)}" for word, n in words.items()]
+    each = [f"{word!r} ({_rows(n)})" for word, n in words.items()]
+    return [f"{column}: {_listed(each)} read as missing"] if each else []
 
 
 def read(

@@ -133,6 +133,7 @@ def _from_tables(tables: list[Table], source: Path, beside: Companions, *, folds
     clips, found, missing, counts = _Clips(source), [], [], {}
     for table in tables:
         video, start, end = _interval_columns(table)
+        mark = table.mark(start, end)
         for where, row in table:
             name = row[video].strip()
             if not Path(name).name:
@@ -146,7 +147,7 @@ def _from_tables(tables: list[Table], source: Path, beside: Companions, *, folds
             if len(paths) > 1:
                 way_out = "write its path in the row, with its ending"
                 raise ConclugenError(f"{where}: video {name!r} is {paths[0]} or {paths[1]}; {way_out}")
-            times = [number(row[column], f"{where}: {column}", (0, 1e6)) for column in (start, end)]
+            times = [number(row[column], f"{where}: {column}", (0, 1e6), mark) for column in (start, end)]
             if times[0] >= times[1]:
                 raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; correct the row")
             words = " ".join(row["text"].split()) if "text" in table.columns else None

@@ -57,7 +57,8 @@ def open_csd(request: Request) -> Found:
         raise ConclugenError(f"{len(labels)} label files ({labels[0]}, {labels[1]}); name one with --labels=FILE.csd")
     source = labels[0] if labels[0].suffix == ".csd" else [read_csv(path) for path in labels]
     columns, outside = read_labels(source, request.dataset, drop=dropped(request.corpus, ""))
-    facts = {"rows_outside_folds": outside, "minus_infinity": "read as 0"}
+    notes = [] if isinstance(source, Path) else [note for table in source for note in table.notes]
+    facts = {"rows_outside_folds": outside, "minus_infinity": "read as 0", "notes": notes}
     return Found(features, columns=columns, label_files=labels, facts=facts)
 
 

@@ -143,10 +143,11 @@ def _table(path: Path, _text: str) -> list[Utterance]:
     for name in ("start", "end", "text"):
         if (count := lowered.count(name)) != 1:
             raise ConclugenError(f"{path}: {count} columns {name!r}; expected one each of start, end (seconds), text")
+    mark = table.mark(*(name for name in table.columns if name.lower() in ("start", "end")))
     found = []
     for where, row in table:
         cells = dict(zip(lowered, row.values(), strict=True))
-        start, end = (number(cells[name], f"{where}: {name}", (0, 1e6)) for name in ("start", "end"))
+        start, end = (number(cells[name], f"{where}: {name}", (0, 1e6), mark) for name in ("start", "end"))
         found.append(Utterance(start, end, " ".join(cells["text"].split())))
     return found
 
