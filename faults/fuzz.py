@@ -16,6 +16,7 @@ from conclugen_jax.data import formats, manifest as manifest_lib
 from conclugen_jax.data.importers import mmsa
 from conclugen_jax.data.requests import Request
 from conclugen_jax.evaluate import exchange
+from conclugen_jax.extract import clips
 from conclugen_jax.extract.media import subtitles
 from conclugen_jax.extract.networks import torch_files
 from conclugen_jax.run import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
@@ -115,18 +116,28 @@ def _authors(folder: Path, _kind: str) -> tuple[Path, Request]:
     return path, Request("meld", folder)
 
 
+def _listed(folder: Path, _kind: str) -> tuple[Path, Request]:
+    """Write a ``metadata.csv`` and the features that it lists."""
+    for name in ("train/a.npy", "test/b.npy"):
+        (folder / name).parent.mkdir()
+        np.save(folder / name, np.ones(3, np.float32))
+    (folder / "metadata.csv").write_text("file_name,id,label,group\ntrain/a.npy,a,joy,x\ntest/b.npy,b,joy,y\n")
+    return folder / "metadata.csv", Request("features", folder, name="mine")
+
+
 SOURCES: dict[str, Callable[[Path, str], tuple[Path, Request]]] = {
     **dict.fromkeys(("labels", "ids", "npy", "npz", "parquet"), _tables),
     **dict.fromkeys(("csd", "csd labels"), _csd),
     "annotations": _authors,
+    "listing": _listed,
 }
 """Kinds that are read as part of a source, each with what writes a valid one."""
 
 
 def _mmsa(folder: Path) -> tuple[bytes, Callable[[], Any]]:
     """Return the content of a pickle of MMSA, and what converts it."""
-    clips = {"id": ["a$_$0", "b$_$1"], "text": np.ones((2, 2, 3), np.float32), "audio": np.ones((2, 2, 1), np.float32)}
-    content = pickle.dumps({"train": {**clips, "regression_labels": np.zeros(2, np.float32)}}, 4)
+    values = {"id": ["a$_$0", "b$_$1"], "text": np.ones((2, 2, 3), np.float32), "audio": np.ones((2, 2, 1), np.float32)}
+    content = pickle.dumps({"train": {**values, "regression_labels": np.zeros(2, np.float32)}}, 4)
 
     def read() -> None:
         shutil.rmtree(folder / "tables", ignore_errors=True)
@@ -176,6 +187,14 @@ def _checkpoint(folder: Path, run: Path, name: str) -> tuple[Path, Callable[[], 
     return copy / name, read
 
 
+def _rows_of_clips(path: Path) -> None:
+    """Find what the rows of a table name among two clips."""
+    for name in ("talk.mp4", "anna/001.mp4"):
+        (path.parent / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / "videos" / name).touch()
+    clips.find("clips", path.parent / "videos", labels=(path,))
+
+
 FILES = Path(__file__).parents[1] / "tests" / "parity" / "files"
 SUBTITLES = b"1\n00:00:01,000 --> 00:00:02,000\nhello <i>you</i>\n\n2\n00:00:03,500 --> 00:00:04,000\nand you\n"
 CAPTIONS = b"""WEBVTT
@@ -196,6 +215,7 @@ ALONE: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
     "subtitles": ("words.srt", SUBTITLES, subtitles.read),
     "rolling captions": ("words.vtt", CAPTIONS, subtitles.read),
     "intervals": ("words.csv", b"start,end,text\n0,1.5,hello\n2,3,you\n", subtitles.read),
+    "rows of clips": ("rows.csv", b"id,video,start,end\na,talk,0,1\nb,anna/001.mp4,0,2\n", _rows_of_clips),
     "milliseconds": ("words.tsv", b"start\tend\ttext\n0\t1500\thello\n2000\t3000\tyou\n", subtitles.read),
     "transcript": (
         "words.json",

@@ -168,5 +168,9 @@ def test_a_clip_beside_those_in_folders_of_splits(tmp_path):
     touch(tmp_path / "listed", "train/a.mp4", "b.mp4")
     with pytest.raises(ConclugenError, match=r"metadata\.csv, line 3: its file is in no folder of a split"):
         listings.metadata(tmp_path / "listed")
+    with pytest.raises(ConclugenError, match=r"dia0_utt0\.mp4: its folders do not say whether .*, or say two of them"):
+        clips_lib.find("meld", touch(tmp_path / "meld", "test/train_splits/dia0_utt0.mp4"))
+    with pytest.raises(ConclugenError, match=r"Anger/1: its folders say test and train; rename"):
+        clips_lib.find("caer", touch(tmp_path / "caer", "test/train/Anger/1.avi"))
     with pytest.raises(ConclugenError, match=r"both/train/b/test/c: its folders say test and train; rename"):
         clips_lib.find("clips", touch(tmp_path / "both", "train/b/test/c.mp4"))

@@ -212,9 +212,8 @@ def _voxceleb2(source: Path) -> Iterator[Utterance]:
 def _caer(source: Path) -> Iterator[Utterance]:
     """``train|validation|test/CLASS/FILE.avi``."""
     for path in media_files(source, PICTURES):
-        parts = path.relative_to(source).with_suffix("").parts
-        split = SPLIT_NAMES.get(parts[-3].lower(), "") if len(parts) > 2 else ""
-        if not split:
+        split, parts = split_and_parts(source, path.with_suffix(""))
+        if not split or len(parts) < 2:
             raise ConclugenError(f"{path}: expected train|validation|test/CLASS/FILE.avi below {source}")
         yield Utterance("_".join(parts[-2:]), split, str(path))
 
@@ -232,12 +231,15 @@ def _meld(source: Path) -> Iterator[Utterance]:
             continue
         split = _meld_split("/".join(path.relative_to(source).parts[:-1]))
         if not split:
-            raise ConclugenError(f"{path}: its folders do not say whether it is of train, dev or test")
+            raise ConclugenError(
+                f"{path}: its folders do not say whether it is of train, dev or test, or say two of them"
+            )
         yield Utterance(path.stem, split, str(path), text=words.get((split, path.stem)))
 
 
 def _meld_split(name: str) -> str:
-    return next(filter(None, map(SPLIT_NAMES.get, reversed(re.split(r"[^a-z]+", name.lower())))), "")
+    found = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_NAMES}
+    return "".join(found) if len(found) == 1 else ""
 
 
 def _mosei(source: Path) -> Iterator[Utterance]:
