@@ -1,7 +1,9 @@
 """Random tables of any size, type and content come back as they were."""
 
 import csv
+import functools
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from conclugen_jax.data import builders, formats, shards
 from conclugen_jax.data.requests import Layout, Request
 
-names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=12).filter(
+names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=12).map(
+    functools.partial(unicodedata.normalize, "NFC")  # as names are stored
+).filter(
     lambda s: "/" not in s and "\\" not in s and s not in (".", "..") and not s.startswith(".") and s.isprintable()
     and len(s.encode()) < 200 and len(s.splitlines()) == 1
 )  # fmt: skip
