@@ -73,6 +73,15 @@ COLUMNS = {  # cells, flags -> label, values, notes
             ["3 classes (-1, 0, 1), since its cells are whole numbers such as '-1.0'"],
         ),
     ),
+    "polarity with signs": (
+        ["\N{MINUS SIGN}1", "+1", "0"],
+        {},
+        (
+            numbered("-1", "0", "1"),
+            [0, 2, 1],
+            ["3 classes (-1, 0, 1), since its cells are whole numbers such as '\N{MINUS SIGN}1'"],
+        ),
+    ),
     "minus sign of a text program": (
         ["\N{MINUS SIGN}0.5", "0.5"],
         {},
@@ -216,7 +225,8 @@ def test_what_a_column_of_labels_is_taken_for(tmp_path, name):
 
 MISSING = ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"]
 MISSING += ["NA", "NULL", "NaN", "None", "n/a", "nan", "null", "NAN", "Nan", "-nan(ind)"]
-"""The words of pandas (``na_values`` of ``read_csv``), and what was one before."""
+MISSING += ["#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!"]
+"""The words of pandas (``na_values`` of ``read_csv``), those of C, and the errors of spreadsheets."""
 
 
 @pytest.mark.parametrize("word", MISSING)
@@ -289,6 +299,9 @@ def test_groups_that_are_missing(tmp_path):
     source = open_table(tmp_path, "id,label,group\na,x,anna\nb,x,nan\nc,x,nan\n")
     assert source.annotations["train"].groups == ["anna", "", ""]
     assert "group: 'nan' (2 rows) read as missing" in source.facts["notes"]
+    source = open_table(tmp_path, "id,label,group\na,x,anna\nb,x,Anna\nc,x,ben\n")
+    assert source.annotations["train"].groups == ["anna", "Anna", "ben"]
+    assert "group: 'anna' and 'Anna' count as different groups; write a group in one way" in source.facts["notes"]
 
 
 def test_what_was_decided_is_told_once_and_kept(tmp_path):

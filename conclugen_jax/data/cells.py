@@ -25,9 +25,10 @@ MISSING = frozenset(
     (
         *("", "#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "NA", "n/a", "NULL", "null", "None"),
         *("NaN", "nan", "NAN", "Nan", "-NaN", "-nan", "-nan(ind)", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN"),
+        *("#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!"),
     )
 )
-"""Cells without value: those that pandas reads so, and what C prints."""
+"""Cells without value: those that pandas reads so, what C prints, and the errors of spreadsheets."""
 NO_NAME = re.compile(r"(Unnamed: \d+(\.\d+)?)?")  # header of a column without name; pandas writes one once it was read
 
 

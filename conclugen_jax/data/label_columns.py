@@ -14,7 +14,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 
 FEW = 10  # different whole numbers, some of them negative, that are classes; more of them are a number to predict
-WHOLE = re.compile(r"[+-]?\d+([.,]\d+)*", re.ASCII)
+WHOLE = re.compile(r"[+\N{MINUS SIGN}-]?\d+([.,]\d+)*", re.ASCII)
 SHOWN = 8  # classes or words that a remark lists
 BITS = {"true": 1.0, "false": 0.0}  # as Python, R and JSON write them, in any case
 
@@ -135,6 +135,15 @@ def missing_words(table: Table, column: str, cells: Sequence[str]) -> list[str]:
     words = Counter(raw for raw, cell in zip(table.stripped(column), cells, strict=True) if raw and not cell)
     each = [f"{word!r} ({_rows(n)})" for word, n in words.items()]
     return [f"{column}: {_listed(each)} read as missing"] if each else []
+
+
+def alike_groups(groups: Collection[str]) -> list[str]:
+    """Return a sentence on groups whose names differ in case or blanks only, if there are any; they stay as they are."""
+    spelled: dict[str, list[str]] = {}
+    for group in dict.fromkeys(groups):
+        spelled.setdefault(folded(group), []).append(group)
+    alike = [" and ".join(map(repr, names)) for names in spelled.values() if len(names) > 1]
+    return [f"group: {_listed(alike)} count as different groups; write a group in one way"] if alike else []
 
 
 def read(

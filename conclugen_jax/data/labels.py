@@ -121,7 +121,7 @@ def _of_user(layout: Layout, table: Table) -> tuple[dict[str, Annotations], Labe
     values = {name: each.values for name, each in targets.items()}
     rows = Annotations(ids, groups, label.values, values, table.keys or ids)
     splits = table.columns.get("split", ["train"] * len(table))
-    notes = label_columns.missing_words(table, "group", groups)
+    notes = label_columns.missing_words(table, "group", groups) + label_columns.alike_groups(groups)
     notes += [note for each in (label, *targets.values()) for note in each.notes]
     specs = {name: each.spec for name, each in targets.items()}
     return by_split(rows, list(map(split_name, splits, table.where))), label.spec, specs, notes

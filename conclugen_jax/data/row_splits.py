@@ -51,13 +51,15 @@ def as_written(tables: Sequence[Table]) -> tuple[list[Table], list[str]]:
     words: dict[str, str] = {}
     for table in tables:
         for where, cell in zip(table.where, table.stripped("split"), strict=True):
-            split, word = _named(cell), cell.lower()
+            split = SPLIT_NAMES.get(cell.lower(), cell.lower())
+            word = cell.lower() if split in SPLIT_WORDS else cell
             if cell and words.setdefault(split, word) != word:
                 fault = f"split {cell!r}, but {words[split]!r} in a row above means {split}, too"
                 raise ConclugenError(f"{where}: {fault}; write one of them, or another name for a split of its own")
     known_ones = ", ".join(SPLIT_WORDS)
-    own = [f"split {split!r} keeps its name; it is none of {known_ones}" for split in words if split not in SPLIT_WORDS]
-    return tables, own + [f"split {word!r} is taken for test" for word in words.values() if word.startswith("eval")]
+    own = [f"split {w!r} keeps its name; it is none of {known_ones}" for s, w in words.items() if s not in SPLIT_WORDS]
+    doubtful = [f"split {w!r} is taken for test" for s, w in words.items() if s == "test" and w.startswith("eval")]
+    return tables, own + doubtful
 
 
 def settled(tables: Sequence[Table], features: Mapping[str, Features], default: str) -> list[Table]:
