@@ -176,7 +176,7 @@ def as_number(value: Any, mark: str = "") -> float:
     if isinstance(value, str) and math.isnan(number):
         readings = [_spelled(value, each) for each in mark or ".,"]
         number = next((x for x in readings if not math.isnan(x)), math.nan)
-        number = math.nan if _two_numbers(value) and not mark else number
+        number = math.nan if two_numbers(value) and not mark else number
     return number if math.isfinite(number) else math.nan
 
 
@@ -189,7 +189,7 @@ def _spelled(text: str, mark: str) -> float:
     return float(text) / per if PLAIN.fullmatch(text) else math.nan
 
 
-def _two_numbers(text: str) -> bool:
+def two_numbers(text: str) -> bool:
     """Return whether a text spells one number with a decimal point and another one with a decimal comma."""
     dot, comma = (_spelled(text, mark) for mark in ".,")
     return "," in text and not math.isnan(dot) and not math.isnan(comma)
@@ -209,7 +209,7 @@ def number(value: Any, where: str, span: tuple[float, float] | None = None, mark
     found = as_number(value, mark)
     low, high = span or (-MOST, MOST)
     if not low <= found <= high:  # also where it is NaN
-        two = isinstance(value, str) and not mark and _two_numbers(value)
+        two = isinstance(value, str) and not mark and two_numbers(value)
         either = f", and this may be {_spelled(value, '.'):g} or {_spelled(value, ','):g}" if two else ""
         raise ConclugenError(f"{where} {short(value)}, expected {expected_number(span)}{either}; correct it")
     return found

@@ -9,7 +9,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from conclugen_jax.data.cells import MISSING, PLAIN, Table, as_number, decimal_mark, expected_number, number
+from conclugen_jax.data.cells import (
+    MISSING,
+    PLAIN,
+    Table,
+    as_number,
+    decimal_mark,
+    expected_number,
+    number,
+    two_numbers,
+)
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 
@@ -50,7 +59,7 @@ def read_guessed(
     found = Counter(filter(None, cells))
     if not found:
         raise ConclugenError(f"{where} is empty in every row; leave it out")
-    spec, why = (LabelSpec("single", classes), "") if classes else _guessed(found, kind, where)
+    spec, why = (LabelSpec("single", classes), "") if classes else _guessed(found, kind, where, way_out)
     why = f"as {table.path.name} names them" if stored else f"since its cells are {why}" if why and not kind else ""
     n = len(spec.names)
     what = f"{n} class{'es' * (n > 1)} ({_listed(spec.names)})" if n else "a number to predict"
@@ -61,7 +70,7 @@ def read_guessed(
     return Column(spec, read(table, column, spec, optional=optional), notes)
 
 
-def _guessed(found: Counter[str], kind: str, where: str) -> tuple[LabelSpec, str]:
+def _guessed(found: Counter[str], kind: str, where: str, way_out: str) -> tuple[LabelSpec, str]:
     """Return what cells are, each of which was found so many times, and as what they were recognised."""
     mark = decimal_mark(found)
     if kind == "value":
@@ -74,9 +83,12 @@ def _guessed(found: Counter[str], kind: str, where: str) -> tuple[LabelSpec, str
         example = min(real, key=lambda cell: (bool(PLAIN.fullmatch(cell)), numbers[cell] is not None, cell))
         read_as = "" if PLAIN.fullmatch(example) else f" (read as {as_number(example, mark):g})"
         return LabelSpec("value"), f"numbers such as {example!r}{read_as}"
+    if not kind and (either := [cell for cell in others - real if two_numbers(cell)]):
+        fault = f"{min(either)!r}, which may be one of two numbers"
+        raise ConclugenError(f"{where} has {fault}; write it without comma, or {way_out}")
     if not kind and real:  # a mistake, not classes
         mixed = f"numbers such as {min(real)!r} and {min(others - real)[:100]!r}, which is none"
-        raise ConclugenError(f"{where} has {mixed}; correct it, or say what it is with --label_kind")
+        raise ConclugenError(f"{where} has {mixed}; correct it, or {way_out} to say what it is")
     groups: dict[str, list[str]] = {}
     for cell in found:
         groups.setdefault(folded(cell), []).append(cell)
