@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.model = model()
     config.loss = loss()
     config.views = views()
+    config.augmentation = augmentation()
     config.clustering = clustering()
     config.optimizer = optimizer()
     config.schedule = schedule()
@@ -85,6 +86,14 @@ def views() -> ConfigDict:
     views.mask_rate = 0.2  # share of features replaced by their mean over the training split, to make a view
     views.noise = 0.2  # standard deviation of Gaussian noise, in standard deviations of each feature
     return views
+
+
+def augmentation() -> ConfigDict:
+    """What becomes of the features of a batch before the networks see them, while pretraining."""
+    augmentation = ConfigDict()
+    augmentation.feature_dropout = 0.0  # share of input features set to zero; the others are divided by what is left
+    augmentation.mixup = 0.0  # alpha: examples are mixed with another one, with a share from Beta(alpha, alpha); 0: not
+    return augmentation
 
 
 def clustering() -> ConfigDict:

@@ -10,7 +10,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.evaluate import downstream
-from conclugen_jax.method import losses, model as model_lib, objective, train_state
+from conclugen_jax.method import augmentation, losses, model as model_lib, objective, train_state
 from conclugen_jax.train import feed, optimizer, parallel
 from tests.helpers import assert_same_bits, fed, log_without_times, tiny_config
 from tests.test_records import Parted
@@ -79,7 +79,7 @@ def test_choices_are_uniform_anew_at_each_epoch_and_never_the_same_twice_in_a_pa
 def test_views_made_of_features_have_the_rates_of_the_configuration():
     config = tiny_config(views__mask_rate=0.3, views__noise=0.5)
     x = np.full((4000, 24), 100, np.float32)
-    first, second = objective.two_views(x, jax.random.key(0), config=config, statistics=STATISTICS)
+    first, second = augmentation.two_views(x, jax.random.key(0), config=config, statistics=STATISTICS)
     for view in (np.asarray(first), np.asarray(second)):
         masked = np.abs(view - MEAN) < 30
         assert abs(masked.mean() - 0.3) < 0.01
@@ -88,7 +88,7 @@ def test_views_made_of_features_have_the_rates_of_the_configuration():
         np.testing.assert_allclose(noise.std(axis=0), 0.5, atol=0.03)
     assert np.mean(np.asarray(first) == np.asarray(second)) < 0.01
     config.views.mask_rate = config.views.noise = 0.0
-    assert_same_bits(objective.two_views(x, jax.random.key(0), config=config, statistics=STATISTICS), (x, x))
+    assert_same_bits(augmentation.two_views(x, jax.random.key(0), config=config, statistics=STATISTICS), (x, x))
 
 
 def test_views_do_not_depend_on_the_number_of_devices():
@@ -96,7 +96,9 @@ def test_views_do_not_depend_on_the_number_of_devices():
 
     def both(x, axis_name):
         key = jax.random.key(5)
-        return jnp.stack(objective.two_views(x, key, config=config, statistics=STATISTICS, axis_name=axis_name), axis=1)
+        return jnp.stack(
+            augmentation.two_views(x, key, config=config, statistics=STATISTICS, axis_name=axis_name), axis=1
+        )
 
     split = jax.pmap(functools.partial(both, axis_name=parallel.AXIS), axis_name=parallel.AXIS)(
         parallel.split_rows(x, len(jax.devices()))

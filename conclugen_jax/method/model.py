@@ -88,10 +88,16 @@ class ConCluGen(nn.Module):
         projections, cluster_logits = self.project(reduced, present=present, train=train)
         return ModelOutputs(inputs, representations, projections, cluster_logits, reconstructions)
 
-    def encode(self, features: ByModality) -> tuple[ByModality, ByModality, ByModality, ByModality]:
-        """Return inputs, representations, ``reduced`` [n, R/8] (projection's first Linear), reconstructions, row by row."""
-        inputs = self.standardized(features)
-        representations = {m: self.representation(m, x) for m, x in inputs.items()}
+    def encode(
+        self, features: ByModality, dropped: ByModality | None = None
+    ) -> tuple[ByModality, ByModality, ByModality, ByModality]:
+        """Return inputs, representations, ``reduced`` [n, R/8] (projection's first Linear), reconstructions, row by row.
+
+        ``dropped``, modality -> float32 [n, feature_dims[m]], multiplies what the first layer sees; ``inputs`` stay whole.
+        """
+        inputs, dropped = self.standardized(features), dropped or {}
+        seen = {m: x * dropped[m] if m in dropped else x for m, x in inputs.items()}
+        representations = {m: self.representation(m, x) for m, x in seen.items()}
         reduced = self._projection(representations, "reduce")
         decoded = {m: self.decoder(m, x) for m, x in representations.items()} if "decoder" in self.heads else {}
         return inputs, representations, reduced, decoded

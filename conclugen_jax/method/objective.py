@@ -1,8 +1,6 @@
 """The pretraining objective: L_MMS, L_Clu, L_Rec and L_NCE over a batch, and their weighted sum (Eq. 1-13).
 
-L_NCE takes two views of each example's features. Stored variants are views as they are: the frozen features of augmented
-clips. Where a data set has none, views are made in feature space: every feature is replaced by its mean over the training
-split with a small probability (masking), and Gaussian noise in units of its standard deviation is added.
+What becomes of the features before, views, mixup and dropout, is in ``augmentation.py``.
 """
 
 import functools
@@ -14,13 +12,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from conclugen_jax.method import clustering, collectives, layers, losses, model as model_lib
+from conclugen_jax.method import augmentation, clustering, collectives, layers, losses, model as model_lib
 from conclugen_jax.method.model import ByModality
 from conclugen_jax.method.train_state import Metrics, TrainState
 
 Batch = Mapping[str, ByModality]  # ``features`` and ``present``, each by modality
-Statistics = tuple[jax.Array, jax.Array]
-"""Mean and standard deviation of each feature of a modality over the training split, [dim] each."""
 
 
 class Clustered(NamedTuple):
@@ -79,16 +75,25 @@ class Forward(NamedTuple):
 
 
 def forward(
-    model: model_lib.ConCluGen, variables: Any, features: ByModality, present: ByModality, *, chunk_size: int
+    model: model_lib.ConCluGen,
+    variables: Any,
+    features: ByModality,
+    present: ByModality,
+    dropped: ByModality | None = None,
+    *,
+    chunk_size: int,
 ) -> Forward:
-    """Run the training network: row by row in chunks, then BatchNorm and what follows it over the whole batch."""
+    """Run the training network: row by row in chunks, then BatchNorm and what follows it over the whole batch.
 
-    def row_by_row(features: ByModality) -> tuple[ByModality, ByModality]:
-        inputs, _, reduced, decoded = model.apply(variables, features, method="encode")
+    What is ``dropped`` (``augmentation.dropout``) is hidden from the first layer; L_Rec's target is the whole input.
+    """
+
+    def row_by_row(rows: tuple[ByModality, ByModality]) -> tuple[ByModality, ByModality]:
+        inputs, _, reduced, decoded = model.apply(variables, *rows, method="encode")
         errors = {m: losses.reconstruction_loss(x, inputs[m], per_row=True) for m, x in decoded.items()}
         return reduced, errors
 
-    reduced, errors = in_chunks(row_by_row, features, chunk_size)
+    reduced, errors = in_chunks(row_by_row, (features, dropped or {}), chunk_size)
     (projections, cluster_logits), updates = model.apply(
         variables, reduced, present=present, train=True, method="project", mutable=["batch_stats"]
     )
@@ -182,7 +187,7 @@ def pretrain_loss(
     config: ConfigDict,
     steps_per_epoch: int,
     cluster: bool,
-    statistics: Statistics | None = None,
+    statistics: augmentation.Statistics | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Any, Clustered | None]]:
     """The objective: weighted sum of L_MMS, L_Clu, L_Rec (Eq. 11-13) and L_NCE (Eq. 1), or mean of the active terms.
@@ -193,7 +198,7 @@ def pretrain_loss(
       batch: ``features`` and ``present``, this device's rows; features [n, 2, dim] are two views of a modality.
       key: random key of the step, the same on all devices.
       model: the network.
-      config: sections ``loss``, ``clustering`` and ``views``.
+      config: sections ``loss``, ``clustering``, ``views`` and ``augmentation``.
       steps_per_epoch: where the queue is emptied.
       cluster: whether the start epoch of clustering is reached.
       statistics: of the modality that L_NCE has two views of; needed for it only.
@@ -206,10 +211,18 @@ def pretrain_loss(
     variables = {**state.variables(), "params": params}
     apply = functools.partial(forward, model, present=batch["present"], chunk_size=config.encoder_chunk_size)
     terms: Metrics = {}
+    if config.augmentation.mixup:
+        share = {"alpha": config.augmentation.mixup, "axis_name": axis_name}
+        batch = {
+            **batch,
+            "features": augmentation.mixup(batch["features"], batch["present"], jax.random.fold_in(key, 2), **share),
+        }
     if weights.instance_weight:
         outputs, terms["instance"] = _of_two_views(apply, variables, batch, key, statistics=statistics, **options)
     else:
-        outputs = apply(variables, batch["features"])
+        outputs = apply(
+            variables, batch["features"], dropped=augmentation.factors(batch["features"], key, 3, **options)
+        )
     clustered = None
     if weights.contrastive_weight:
         terms["contrastive"] = contrastive_term(outputs.projections, batch["present"], **options)
@@ -234,35 +247,13 @@ def _of_two_views(
 ) -> tuple[Forward, jax.Array]:
     """Outputs for the first view, which serves all terms, and L_NCE between the two views of a modality (Eq. 1)."""
     modality, view_key = config.loss.instance_modality, jax.random.fold_in(key, 1)
-    first, second = two_views(batch["features"][modality], view_key, config=config, **of_views)
-    outputs = apply(variables, {**batch["features"], modality: first})
+    first, second = augmentation.two_views(batch["features"][modality], view_key, config=config, **of_views)
+    inputs = {**batch["features"], modality: first}
+    outputs = apply(variables, inputs, dropped=augmentation.factors(inputs, key, 3, config, of_views["axis_name"]))
     # The second view passes through the networks as a further modality would.
-    again = apply({**variables, "batch_stats": outputs.batch_stats}, {modality: second})
+    dropped = augmentation.factors({modality: second}, key, 4, config, of_views["axis_name"])
+    again = apply({**variables, "batch_stats": outputs.batch_stats}, {modality: second}, dropped=dropped)
     options = {"temperature": config.loss.instance_temperature, "axis_name": of_views["axis_name"]}
     projected = outputs.projections[modality], again.projections[modality]
     loss = losses.info_nce(*projected, valid=batch["present"][modality], **options)
     return outputs._replace(batch_stats=again.batch_stats), loss
-
-
-def two_views(
-    features: jax.Array, key: jax.Array, *, config: ConfigDict, statistics: Statistics, axis_name: str | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Return two views [n, dim] of features: [n, 2, dim], two stored variants, or [n, dim], from which both are made.
-
-    The random key is the same on all devices of the mapped axis over which the batch is split.
-    """
-    if features.ndim == 3:
-        return features[:, 0], features[:, 1]
-    num_rows, (mean, scale) = len(features), statistics
-    shape = (num_rows * collectives.device_count(axis_name), features.shape[1])
-
-    def augmented(key: jax.Array) -> jax.Array:
-        # Drawn for the whole batch, so that the number of devices changes nothing.
-        mask_key, noise_key = jax.random.split(key)
-        masked = collectives.own_rows(
-            jax.random.bernoulli(mask_key, config.views.mask_rate, shape), num_rows, axis_name
-        )
-        noise = collectives.own_rows(jax.random.normal(noise_key, shape), num_rows, axis_name)
-        return jnp.where(masked, mean[None, :], features) + config.views.noise * scale[None, :] * noise
-
-    return tuple(augmented(k) for k in jax.random.split(key))

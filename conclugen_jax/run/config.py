@@ -54,6 +54,8 @@ RANGES = {
     "loss.instance_temperature": (1e-6, 1e6),
     "views.mask_rate": (0, 1),
     "views.noise": (0, 1e6),
+    "augmentation.feature_dropout": (0, 0.99),
+    "augmentation.mixup": (0, 100),
     "loss.contrastive_margin": (0, 10),
     "loss.clustering_margin": (0, 10),
     "clustering.num_clusters": (2, 2**20),

@@ -1,0 +1,137 @@
+"""Mixup and dropout of features: the numbers by hand, absent rows, one device as eight, no label or row out of place."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conclugen_jax.method import augmentation, model as model_lib, objective, train_state
+from conclugen_jax.train import optimizer, parallel
+from tests.helpers import assert_same_bits, tiny_config
+
+DIMS = {"video": 24, "text": 12}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    generator = np.random.default_rng(0)
+    features = {m: generator.normal(size=(16, dim)).astype(np.float32) for m, dim in DIMS.items()}
+    return {"features": features, "present": {"video": np.ones(16, bool), "text": np.arange(16) % 3 > 0}}
+
+
+def mixed(batch, seed=0, alpha=1.0, axis_name=None):
+    key = jax.random.key(seed)
+    return augmentation.mixup(batch["features"], batch["present"], key, alpha=alpha, axis_name=axis_name)
+
+
+def test_mixup_has_one_partner_and_one_share_in_all_modalities(batch):
+    found, present = mixed(batch), batch["present"]["text"]
+    x, y = batch["features"]["video"], np.asarray(found["video"])
+    for i in range(16):
+        # The partner and the share, from the video alone.
+        ways = [np.linalg.lstsq((x[i] - x[j])[:, None], y[i] - x[j], rcond=None) for j in range(16) if j != i]
+        others = [j for j in range(16) if j != i]
+        residuals = [w[1].sum() if w[1].size else 1 for w in ways]
+        if np.allclose(y[i], x[i], atol=1e-6):  # its own partner
+            np.testing.assert_allclose(found["text"][i], batch["features"]["text"][i], atol=1e-6)
+            continue
+        best = int(np.argmin(residuals))
+        assert residuals[best] < 1e-9
+        j, share = others[best], float(ways[best][0][0])
+        share = share if present[i] and present[j] else 1.0
+        text = share * batch["features"]["text"][i] + (1 - share) * batch["features"]["text"][j]
+        np.testing.assert_allclose(found["text"][i], text, atol=1e-5)
+
+
+def test_mixup_leaves_no_trace_of_absent_rows(batch):
+    absent = ~batch["present"]["text"][:, None]
+    other = {**batch, "features": batch["features"] | {"text": np.where(absent, 1e3, batch["features"]["text"])}}
+    a, b = (np.asarray(mixed(x)["text"])[~absent[:, 0]] for x in (batch, other))
+    assert_same_bits(a, b)
+
+
+def test_shares_follow_beta_and_variants_keep_their_shape(batch):
+    x = np.stack([np.ones((4000, 2, 1)), np.zeros((4000, 2, 1))], axis=1).reshape(8000, 2, 1).astype(np.float32)
+    y = np.asarray(augmentation.mixup({"a": x}, {"a": np.ones(8000, bool)}, jax.random.key(1), alpha=0.4)["a"])
+    assert y.shape == x.shape
+    np.testing.assert_array_equal(y[:, 0], y[:, 1])
+    # A share of its own row s: where row and partner differ, |y - x| is 1 - s, whose variance is 1 / (4 (2 alpha + 1)).
+    moved = np.abs(y - x)[:, 0, 0]
+    shares = moved[moved > 0]
+    assert abs(len(shares) / 8000 - 0.5) < 0.03
+    assert abs(shares.mean() - 0.5) < 0.02
+    assert abs(shares.var() - 1 / (4 * 1.8)) < 0.01
+
+
+def test_dropout_keeps_the_expectation():
+    kept = np.asarray(augmentation.dropout((4000, 50), jax.random.key(0), rate=0.3))
+    np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.7], rtol=1e-6)
+    np.testing.assert_allclose(kept.mean(axis=0), 1, atol=0.05)
+    assert np.abs(np.corrcoef(kept[:, :8].T) - np.eye(8)).max() < 0.06
+
+
+@pytest.mark.parametrize("kind", ["mixup", "dropout"])
+def test_the_number_of_devices_changes_nothing(batch, kind):
+    def made(batch, axis_name=None):
+        if kind == "mixup":
+            return mixed(batch, 3, axis_name=axis_name)
+        config = tiny_config(augmentation__feature_dropout=0.5)
+        return augmentation.factors(batch["features"], jax.random.key(3), 3, config, axis_name)
+
+    count = len(jax.devices())
+    split = jax.pmap(functools.partial(made, axis_name=parallel.AXIS), axis_name=parallel.AXIS)(
+        parallel.split_rows(batch, count)
+    )
+    alone = made(batch)
+    for m, x in parallel.merge_rows(split).items():
+        np.testing.assert_allclose(x, alone[m], rtol=1e-6, atol=1e-6)
+
+
+def terms_of(config, batch):
+    model = model_lib.from_config(config, DIMS)
+    make, _ = optimizer.from_config(config, 100)
+    variables = model_lib.initial_variables(model, jax.random.key(0), None)
+    state = train_state.create(variables, make, jax.random.key(1), queue_length=16, num_clusters=4)
+    how = {"model": model, "config": config, "steps_per_epoch": 100, "cluster": False}
+    how["statistics"] = (np.zeros(24, np.float32), np.ones(24, np.float32))
+    loss_fn = jax.jit(functools.partial(objective.pretrain_loss, **how))
+    return model, state, loss_fn(state.params, state, batch, jax.random.key(2))[1][0]
+
+
+def loss_of(config, batch):
+    return float(terms_of(config, batch)[2]["loss"])
+
+
+def test_dropout_hides_inputs_from_the_networks_and_not_from_the_target(batch):
+    config = tiny_config(augmentation__feature_dropout=0.5, data__modalities=tuple(DIMS))
+    model, state, terms = terms_of(config, batch)
+    kept = augmentation.factors(batch["features"], jax.random.key(2), 3, config, None)
+    seen = {m: x * kept[m] for m, x in batch["features"].items()}
+    outputs, _ = model.apply(state.variables(), seen, present=batch["present"], train=True, mutable=["batch_stats"])
+    errors = [np.square(outputs.reconstructions[m] - batch["features"][m])[batch["present"][m]].mean() for m in DIMS]
+    np.testing.assert_allclose(terms["loss/reconstruction"], sum(errors), rtol=1e-5)
+    config.encoder_chunk_size = 5
+    np.testing.assert_allclose(loss_of(config, batch), terms["loss"], rtol=1e-5)
+
+
+def test_the_two_views_drop_different_features(batch):
+    weights = {f"loss__{name}_weight": 0.0 for name in ("contrastive", "clustering", "reconstruction")}
+    common = {"loss__instance_weight": 1.0, "views__mask_rate": 0.0, "views__noise": 0.0, **weights}
+    config = tiny_config(data__modalities=tuple(DIMS), augmentation__feature_dropout=0.5, **common)
+    dropped = loss_of(config, batch)
+    config.augmentation.feature_dropout = 0.0
+    same = loss_of(config, batch)  # two equal views
+    assert dropped > same + 0.1
+
+
+def test_mixed_rows_are_what_the_loss_sees(batch):
+    config = tiny_config(augmentation__mixup=1.0, data__modalities=tuple(DIMS))
+    by_hand = {**batch, "features": mixed_by(batch, jax.random.fold_in(jax.random.key(2), 2))}
+    plain = tiny_config(data__modalities=tuple(DIMS))
+    np.testing.assert_allclose(loss_of(config, batch), loss_of(plain, by_hand), rtol=1e-6)
+
+
+def mixed_by(batch, key):
+    return augmentation.mixup(batch["features"], batch["present"], key, alpha=jnp.float32(1.0))
