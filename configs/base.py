@@ -35,7 +35,10 @@ def data() -> ConfigDict:
     data.train_split = "train"  # split to train on
     data.validation_split = "validation"  # split that chooses the best epoch (downstream)
     data.test_split = "test"  # split that is scored (downstream)
-    data.standardize = False  # to zero mean, unit deviation by the training data; linear evaluation: as its checkpoint
+    data.standardize = "none"  # none | split (zero mean, unit deviation) | person; linear evaluation: as its checkpoint
+    data.person_modalities = ()  # standardised by person, the others by the split; empty: all but text
+    data.person_floor = 0.1  # added to the variance of a person's clips, in variances of the split
+    data.person_shrinkage = 2.0  # number of clips with which the split counts beside a person's own
     data.variants = "random"  # random (one of the stored variants of an example at each visit) | first
     data.tier = "auto"  # auto | device | host | shards: where the rows are kept
     data.device_table_gib = 16.0  # auto: a split up to this size, GiB, is kept on every device

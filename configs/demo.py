@@ -11,7 +11,7 @@ from configs import base
 
 def get_config():
     config = base.get_config()
-    config.data.standardize = True
+    config.data.standardize = "split"
     config.model.bottleneck = ()
     config.model.representation_dim = 512
     config.model.projection_dim = 128

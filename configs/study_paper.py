@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
         }
         for config in protocols.values():
             config.optimizer.learning_rate, config.optimizer.weight_decay = rate, decay
-        protocols["raw_features"].data.standardize = True
+        protocols["raw_features"].data.standardize = "split"
         study.datasets[name] = ConfigDict({"path": f"data/{name}/1.0.0", "protocols": protocols})
     return study.lock()
 

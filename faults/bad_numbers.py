@@ -44,7 +44,7 @@ def numbers(place: Place, seconds: float) -> Iterator[Tally]:
     for fault, what in small.items():
         tally, name = Tally(fault), f"small{place.random.getrandbits(32):x}"
         # Standardisation would divide by what is huge.
-        raw = ["--config.data.standardize=False"] if "greatest" in what else []
+        raw = ["--config.data.standardize=none"] if "greatest" in what else []
         code, out = place.run(place.pretrain(name, *options, *raw, data=_features(place, name, **what)))
         lines = state_of(place.folder / name)["metrics.jsonl"] if code == 0 else []
         finite = lines and all(line.get("left_out") or line["loss"] == line["loss"] for line in lines)

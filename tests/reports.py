@@ -174,7 +174,7 @@ def make_study(folder, data):
         "conclugen": {"clustering__start_epoch": 1},
         "generative": {"loss__contrastive_weight": 0.0, "loss__clustering_weight": 0.0},
     }.items():
-        config = tiny_config(data, train__num_epochs=3, data__standardize=True, **changes)
+        config = tiny_config(data, train__num_epochs=3, data__standardize="split", **changes)
         pretrain.pretrain(config, folder / "pretraining" / name / "seed_0", devices=jax.devices()[:1])
     probes = [
         {

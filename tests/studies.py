@@ -8,8 +8,8 @@ from tests.helpers import tiny_config
 def definition(path, protocols=("linear_evaluation", "raw_features", "supervised"), **changes):
     """A method, also with video alone, on one data set by some protocols, two seeds."""
 
-    pretraining = tiny_config(train__num_epochs=2, clustering__start_epoch=1, data__standardize=True)
-    downstream = tiny_config(train__num_epochs=3, data__standardize=True, optimizer__learning_rate=1e-2)
+    pretraining = tiny_config(train__num_epochs=2, clustering__start_epoch=1, data__standardize="split")
+    downstream = tiny_config(train__num_epochs=3, data__standardize="split", optimizer__learning_rate=1e-2)
     study = ConfigDict(
         {
             "name": "tiny",

@@ -22,7 +22,7 @@ from tests.test_exchange import edited, put
 def export(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     data = builders.build(Faces(), folder / "data")
-    config = tiny_config(data, train__num_epochs=1, clustering__start_epoch=0, data__standardize=True)
+    config = tiny_config(data, train__num_epochs=1, clustering__start_epoch=0, data__standardize="split")
     pretrain.pretrain(config, folder / "run", devices=jax.devices()[:1])
     exchange.export_weights(folder / "run", folder / "export")
     return folder / "export"

@@ -30,7 +30,7 @@ def place(tmp_path_factory):
     digits = TINY.replace(
         "tiny_config()",
         f"tiny_config({str(folder / 'data/digits/1.0.0')!r}, data__modalities=('pixels', 'fourier', 'profiles'), "
-        "data__standardize=True, train__batch_size=200, train__num_epochs=3, train__steps_per_dispatch=3, "
+        "data__standardize='split', train__batch_size=200, train__num_epochs=3, train__steps_per_dispatch=3, "
         "clustering__start_epoch=1, checkpoint__keep_newest=100, model__bottleneck=())",
     )
     (folder / "digits.py").write_text(digits)

@@ -34,7 +34,7 @@ def data(folder):
 
 @pytest.fixture(scope="module")
 def pretrained(folder, data):
-    config = tiny_config(data, train__num_epochs=3, data__standardize=True)
+    config = tiny_config(data, train__num_epochs=3, data__standardize="split")
     pretrain.pretrain(config, folder / "pretrained", devices=DEVICES)
     return folder / "pretrained"
 
@@ -46,7 +46,7 @@ def settings(data, pretrained, **changes):
             "downstream__checkpoint": str(pretrained),
             "train__num_epochs": 12,
             "optimizer__learning_rate": 1e-2,
-            "data__standardize": True,
+            "data__standardize": "split",
             **changes,
         },
     )

@@ -28,7 +28,7 @@ def data(folder):
 @pytest.fixture(scope="module")
 def pretrained(folder, data):
     pretrain.pretrain(
-        tiny_config(data, train__num_epochs=1, data__standardize=True, clustering__start_epoch=0),
+        tiny_config(data, train__num_epochs=1, data__standardize="split", clustering__start_epoch=0),
         folder / "run",
         devices=DEVICES,
     )
@@ -37,7 +37,7 @@ def pretrained(folder, data):
 
 def finished(folder, data, name, **changes):
     config = tiny_config(
-        data, data__standardize=True, train__num_epochs=3, **{f"downstream__{k}": v for k, v in changes.items()}
+        data, data__standardize="split", train__num_epochs=3, **{f"downstream__{k}": v for k, v in changes.items()}
     )
     return downstream.downstream(config, folder / name, devices=DEVICES), folder / name
 
@@ -83,7 +83,7 @@ def test_predictions_give_the_scores_of_the_run(folder, data, pretrained, protoc
 def test_an_encoder_that_was_trained_on_is_not_passed_off(folder, data, pretrained, tmp_path):
     mine = shutil.copytree(pretrained, tmp_path / "mine")
     _, workdir = finished(tmp_path, data, "linear", checkpoint=str(mine))
-    config = tiny_config(data, train__num_epochs=1, data__standardize=True, clustering__start_epoch=0, seed=1)
+    config = tiny_config(data, train__num_epochs=1, data__standardize="split", clustering__start_epoch=0, seed=1)
     shutil.rmtree(mine)
     pretrain.pretrain(config, mine, devices=DEVICES)
     with pytest.raises(ConclugenError, match=r"its encoder, step 4 of .*mine, has other weights now"):

@@ -37,7 +37,7 @@ def config(data):
     return tiny_config(
         data,
         train__num_epochs=2,
-        data__standardize=True,
+        data__standardize="split",
         clustering__start_epoch=0,
         checkpoint__keep_newest=2,
         online_probe__path=PRIVATE,

@@ -109,7 +109,7 @@ def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
         ("sweep.seeds", "5", (5,)),
         ("online_probe.learning_rates", "(0.5,)", (0.5,)),
         ("data.path", "5", "5"),
-        ("data.standardize", "true", True),
+        ("train.tensorboard", "true", True),
         ("optimizer.learning_rate", "1", 1.0),
         ("train.batch_size", "512", 512),
     ],
@@ -125,7 +125,7 @@ def test_values_of_the_command_line(key, text, value):
     ("key", "text", "message"),
     [
         ("train.batch_size", "1.5", "config.train.batch_size=1.5: expected a value like 4096 (int)"),
-        ("data.standardize", "perhaps", "config.data.standardize=perhaps: expected a value like False (bool)"),
+        ("train.tensorboard", "perhaps", "config.train.tensorboard=perhaps: expected a value like False (bool)"),
         ("online_probe.learning_rates", "few", "is ('few',), expected tuple of float (such as (0.001, 0.01))"),
         ("data.modalities", "{'a':1}", "config.data.modalities is ({'a': 1},), expected tuple of str (such as ())"),
         ("data.modalities", "[[1],[2]]", "config.data.modalities is ([1], [2]), expected tuple of str (such as ())"),
@@ -150,11 +150,11 @@ def parsed(name, *argv):
 
 
 def test_short_flags_and_separate_values():
-    command = parsed("pretrain", "--config", "demo", "--data=d", "--batch-size", "70", "--config.data.standardize")
+    command = parsed("pretrain", "--config", "demo", "--data=d", "--batch-size", "70", "--config.train.tensorboard")
     assert (command.config.data.path, command.config.train.batch_size, command.config_name) == ("d", 70, "demo")
-    assert command.config.data.standardize is True
+    assert command.config.train.tensorboard is True
     assert command.config_arguments == [
-        *("--config=demo", "--config.data.path=d", "--config.train.batch_size=70", "--config.data.standardize=true")
+        *("--config=demo", "--config.data.path=d", "--config.train.batch_size=70", "--config.train.tensorboard=true")
     ]
     command = parsed("downstream", "--config=linear_evaluation", "--checkpoint=runs/a", "--nosweep")
     assert command.config.downstream.checkpoint == "runs/a"

@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
     data = builders.build(Faces((64, 24, 40), missing=0.3), folder / "data")
     for name, weights in {"conclugen": {}, "multi_cont": {"loss__clustering_weight": 0.0}}.items():
-        config = tiny_config(data, train__num_epochs=3, clustering__start_epoch=1, data__standardize=True, **weights)
+        config = tiny_config(data, train__num_epochs=3, clustering__start_epoch=1, data__standardize="split", **weights)
         pretrain.pretrain(config, folder / name / "seed_0", devices=jax.devices()[:1])
     return folder
 

@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(data):
-    return tiny_config(data, checkpoint__keep_newest=100, data__standardize=True, data__tier="device")
+    return tiny_config(data, checkpoint__keep_newest=100, data__standardize="split", data__tier="device")
 
 
 @pytest.fixture(scope="module")

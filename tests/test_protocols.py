@@ -23,7 +23,8 @@ def data(tmp_path_factory):
 
 def settings(data, **changes):
     return tiny_config(
-        data, **{"downstream__protocol": "raw_features", "data__standardize": True, "train__num_epochs": 4, **changes}
+        data,
+        **{"downstream__protocol": "raw_features", "data__standardize": "split", "train__num_epochs": 4, **changes},
     )
 
 

@@ -74,7 +74,7 @@ def test_the_default_space_has_what_the_authors_searched_where_it_is_used():
         ({"views.noise": {"low": 0.01, "high": 1}}, r"loss\.instance_weight is 0"),
         ({"loss.clustering_weight": {"choices": [0, 1]}}, "may be 0.*--objective=validation_probe"),
         ({"loss.contrastive_margin": {"low": 0.001, "high": 1}}, "changes what the loss measures"),
-        ({"data.standardize": {"choices": [True, False]}}, "changes what the loss measures"),
+        ({"data.standardize": {"choices": ["none", "split"]}}, "changes what the loss measures"),
     ],
 )
 def test_spaces_that_make_no_sense_are_refused(space, message):
@@ -84,11 +84,11 @@ def test_spaces_that_make_no_sense_are_refused(space, message):
 
 
 def test_numbers_take_the_type_of_their_key_and_probes_may_search_more():
-    space = {"config.optimizer.b1": {"low": 0, "high": 0.5}, "data.standardize": {"choices": [True, False]}}
+    space = {"config.optimizer.b1": {"low": 0, "high": 0.5}, "data.standardize": {"choices": ["none", "split"]}}
     checked = search_space.check(space, tiny_config("x"), objective="validation_probe", source="x")
     assert checked["optimizer.b1"] == {"low": 0.0, "high": 0.5, "log": False}
     assert isinstance(checked["optimizer.b1"]["low"], float)
-    assert checked["data.standardize"] == {"choices": [True, False]}
+    assert checked["data.standardize"] == {"choices": ["none", "split"]}
 
 
 def test_a_file_that_is_no_json_is_named(tmp_path):

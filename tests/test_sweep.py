@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 def made(request, folder):
     kind = request.param
     data = builders.build(Faces((64, 24, 23), missing=0.3, kind=kind, name=kind), folder / "data")
-    config = tiny_config(data, train__num_epochs=2, clustering__start_epoch=0, data__standardize=True)
+    config = tiny_config(data, train__num_epochs=2, clustering__start_epoch=0, data__standardize="split")
     pretrain.pretrain(config, folder / kind, devices=ONE)
     return kind, data, folder / kind
 
@@ -136,7 +136,7 @@ def test_raw_features_one_modality_that_rows_lack_and_a_number(targets, tmp_path
         downstream__modalities=("text",),
         downstream__target=target,
         downstream__early_stopping_epochs=1,
-        data__standardize=True,
+        data__standardize="split",
         train__num_epochs=20,
         sweep__learning_rates=(0.3, 0.01),
     )

@@ -123,7 +123,8 @@ def _chunk(stream: ShardStream, start: int, stop: int) -> dict[str, np.ndarray]:
     variants = {m: np.tile(np.arange(number), (stop - start, 1)) for m, number in stream.variants.items()}
     rows = stream.rows(np.arange(start, stop), variants)
     # No modality has a dot in its name, and the main label's ends with one.
-    features = {f"{m}.variants" if m in variants else m: x for m, x in rows["features"].items()}
+    of = {m: f"{m}.{stream.affine.fingerprint[:16]}" for m in stream.affine.shift} if stream.affine else {}
+    features = {of.get(m, m) + ".variants" * (m in variants): x for m, x in rows["features"].items()}
     return {**features, f"label.{stream.target}": rows["label"]}
 
 

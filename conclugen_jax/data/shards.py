@@ -188,6 +188,7 @@ class ShardStream:
         self._wire = Wire({f"features/{m}": dim * self._stored[m] for m, dim in manifest.modalities.items()})
         floats = sum(manifest.modalities[m] * self.variants.get(m, 1) for m in self.modalities)
         self.gib = self.num_examples * floats * 4 / 2**30
+        self.affine: Any = None  # ``persons.Affine`` by which features are standardised
 
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
         """Read rows; see :class:`RowSource`. A ConclugenError names the split of a record that cannot be read."""
@@ -207,7 +208,7 @@ class ShardStream:
                 labels.append(None if stored is None else getattr(others[name], stored).value[0])
             label = label_array(labels, self.label)
         return {
-            "features": features,
+            "features": features if self.affine is None else self.affine.of(indices, features),
             "present": {m: self.presence[indices, c] for c, m in enumerate(self.modalities)},
             "label": label,
         }

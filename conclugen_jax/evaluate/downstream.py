@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import batches, shards
+from conclugen_jax.data import batches, persons, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import metrics, splits as splits_lib, task as task_lib, weights
 from conclugen_jax.evaluate.task import Task
@@ -100,7 +100,7 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
     dataset = shards.open_dataset(config.data.path, verify=config.data.verify)
     manifest = dataset.manifest
     config = config_lib.with_modalities(config, manifest.modalities)
-    encoder = weights.encoder(config, manifest)
+    encoder = weights.encoder(config, manifest, functools.partial(splits_lib.fit_persons, config, dataset))
     streams = splits_lib.open_streams(config, dataset, encoder.modalities)
     splits_lib.check(config, streams)
     if not config.downstream.labels_per_class:  # with few labels the batch is what there is
@@ -114,6 +114,10 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
         path, label = folder / weights.RESULT, streams["train"].label
         if path.exists():
             return _finished(path, encoder)
+        if encoder.persons:
+            encoder.persons.write(folder / persons.FILE)
+            for stream in {id(stream): stream for stream in streams.values()}.values():
+                encoder.persons.attach(stream)
         result = {
             "protocol": config.downstream.protocol,
             "encoder": encoder.origin,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from conclugen_jax.data import batches, manifest as manifest_lib, shards
+from conclugen_jax.data import batches, manifest as manifest_lib, persons as persons_lib, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import task as task_lib, weights
@@ -30,6 +30,7 @@ class Network(NamedTuple):
     modalities: list[str]  # that it was trained on, or that its classifier uses
     task: task_lib.Task | None = None  # of a downstream run: what its classifier predicts
     classifier_params: Mapping[str, Any] | None = None
+    persons: persons_lib.Persons | None = None  # by which features are standardised before they go in
 
 
 _Origin = msgspec.defstruct("_Origin", [("workdir", str | None), ("step", int), ("sha256", str)])
@@ -45,12 +46,16 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
     path = Path(workdir) / weights.RESULT
     if not path.exists():
         model, variables, config = weights.load(workdir, which)
-        return Network(model, variables, list(config.data.modalities))
+        by_person = weights.persons_of(workdir, variables, config)
+        return Network(model, variables, list(config.data.modalities), persons=by_person)
     result, config = files.read_json(path, _Result, way_out="delete it and run again"), workdir_lib.read_config(workdir)
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         tree, _ = saved.restore_tree(saved.find(which))
     config.downstream.checkpoint_step = str(result.encoder.step)
-    model, variables, modalities, _, origin = weights.encoder(config, workdir_lib.read_data(workdir))
+    found = weights.encoder(
+        config, workdir_lib.read_data(workdir), lambda _: persons_lib.read(Path(workdir) / persons_lib.FILE)
+    )
+    model, variables, modalities, _, origin, by_person = found
     if result.encoder.workdir is not None and origin["sha256"] != result.encoder.sha256:
         encoder = f"its encoder, step {result.encoder.step} of {result.encoder.workdir}"
         raise ConclugenError(f"{workdir}: {encoder}, has other weights now; run it again")
@@ -58,7 +63,7 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
         variables = {"params": {"representation": tree["params"]["representation"]}}
         variables |= {"feature_stats": tree["feature_stats"]} if tree.get("feature_stats") else {}
     predicts = task_lib.create(config, LabelSpec(result.kind, tuple(result.classes)))
-    return Network(model, variables, modalities, predicts, {"classifier": tree["params"]["classifier"]})
+    return Network(model, variables, modalities, predicts, {"classifier": tree["params"]["classifier"]}, by_person)
 
 
 def embed(
@@ -90,6 +95,8 @@ def embed(
     stream = shards.ShardStream(dataset, split, used)
     sizes = {m: network.model.feature_dims[m] for m in used}
     weights.check_features(dataset.manifest, sizes, str(dataset.path), "the run")
+    if network.persons:
+        network.persons.attach(stream)
     compute = computing(network, wanted, fusion)
     for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
         rows = stream.rows(indices)

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, shards
+from conclugen_jax.data.persons import Persons
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import sweep, task as task_lib, weights
@@ -29,7 +30,7 @@ class OnlineProbe:
     Bank and training rows are those of the training split, queries those of the validation split.
     """
 
-    def __init__(self, config: ConfigDict, model: model_lib.ConCluGen):
+    def __init__(self, config: ConfigDict, model: model_lib.ConCluGen, persons: Persons | None = None):
         section, model = config.online_probe, model.clone(axis_name=None)
         path = section.path or config.data.path
         dataset = shards.open_dataset(path, verify=config.data.verify)
@@ -41,6 +42,8 @@ class OnlineProbe:
         self._tables, self._known = {}, {}
         for name in ("train", "validation"):
             stream = shards.ShardStream(dataset, config.data[f"{name}_split"], list(model.feature_dims))
+            if persons:
+                persons.attach(stream)
             rows = batches.load(stream, tier="host")
             self._tables[name], where = rows.table, f"{dataset.path}, {name} split"
             self._known[name] = task_lib.labelled(self._label, rows.table["label"], where, rows.usable)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import sources
+from conclugen_jax.data import persons, sources
 from conclugen_jax.data.shards import Dataset, Rows, RowSource, ShardStream, Variants
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe, task as task_lib
@@ -59,6 +59,11 @@ def check(config: ConfigDict, streams: Mapping[str, ShardStream]) -> None:
     _refuse_few(streams["train"].label, config.downstream.labels_per_class)
     if config.downstream.num_folds:
         _cut(config, streams["train"], None)
+
+
+def fit_persons(config: ConfigDict, dataset: Dataset, modalities: list[str]) -> persons.Persons:
+    """Compute the statistics by person of the training split."""
+    return persons.fit(ShardStream(dataset, config.data.train_split, modalities), config.data)
 
 
 def load(config: ConfigDict, streams: Mapping[str, ShardStream]) -> dict[str, RowSource]:

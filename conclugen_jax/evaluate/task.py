@@ -135,7 +135,7 @@ def not_finite(config: ConfigDict, more: str = "") -> ConclugenError:
     """Return the error for a validation loss that is never finite."""
     return ConclugenError(
         f"{config.data.path}: the validation loss is not finite in any epoch; lower config.optimizer.learning_rate (now "
-        f"{config.optimizer.learning_rate:g}) or set config.data.standardize=True{more}"
+        f"{config.optimizer.learning_rate:g}) or set config.data.standardize=split{more}"
     )
 
 

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import batches, manifest as manifest_lib, shards
+from conclugen_jax.data import batches, manifest as manifest_lib, persons as persons_lib, shards
 from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.data.persons import Persons
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import clustering, layers, model as model_lib
@@ -62,19 +63,37 @@ def network(config: ConfigDict, manifest: Manifest, *, where: str) -> tuple[ConC
     """Return the network of a configuration, and the shapes and types of its variables; ``where`` names the data."""
     names = manifest_lib.choose(manifest.modalities, config.data.modalities, what="modality", where=where)
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in names})
-    return model, jax.eval_shape(functools.partial(_initial, model, 0, manifest))
+    by_person = persons_lib.unfitted(manifest, config.data, names) if by_persons(config) else None
+    return model, jax.eval_shape(functools.partial(initial, model, 0, manifest, by_person))
 
 
-def _initial(model: ConCluGen, seed: int, manifest: Manifest) -> dict[str, Any]:
+def initial(model: ConCluGen, seed: int, manifest: Manifest, persons: Persons | None) -> dict[str, Any]:
+    """Return the variables that a run starts from, by its seed, with the statistics of its data."""
     key, _ = jax.random.split(jax.random.key(seed))
-    return model_lib.initial_variables(model, key, manifest.standardization)
+    return model_lib.initial_variables(model, key, persons_lib.feature_stats(manifest, persons))
 
 
 def untrained(config: ConfigDict, workdir: str | Path) -> tuple[ConCluGen, dict[str, Any]]:
     """Return (model, variables) of a run as before its first step: same sizes, same seed, same standardisation."""
     manifest = workdir_lib.read_data(workdir)
     model, _ = network(config, manifest, where=f"{workdir}: its data")
-    return model, _initial(model, config.seed, manifest)
+    persons = persons_of(workdir, load(workdir)[1], config) if by_persons(config) else None
+    return model, initial(model, config.seed, manifest, persons)
+
+
+def by_persons(config: ConfigDict) -> bool:
+    """Return whether features are standardised by person."""
+    return config.data.standardize == "person"
+
+
+def persons_of(workdir: str | Path, variables: Mapping[str, Any], config: ConfigDict) -> Persons | None:
+    """Return the statistics by which a run standardises persons; ``None`` if it does not."""
+    if not by_persons(config):
+        return None
+    path = Path(workdir) / persons_lib.FILE
+    return (
+        persons_lib.read(path) if path.exists() else persons_lib.of_checkpoint(variables["feature_stats"], config.data)
+    )
 
 
 def label_of(workdir: str | Path) -> LabelSpec:
@@ -107,10 +126,13 @@ class Encoder(NamedTuple):
     modalities: list[str]
     dims: dict[str, int]
     origin: dict[str, Any]
+    persons: Persons | None = None  # by which features are standardised before they go in
 
 
-def encoder(config: ConfigDict, manifest: Manifest) -> Encoder:
+def encoder(config: ConfigDict, manifest: Manifest, fit: Callable[[list[str]], Persons]) -> Encoder:
     """Make the encoder of ``config.downstream.protocol``; this says where its weights come from.
+
+    ``fit``, modalities -> statistics by person of the training split, is called if no checkpoint has them.
 
     1. ``linear_evaluation``, ``fine_tuning``: the named pretraining checkpoint.
     2. ``supervised``: random, by the seed, at the sizes of the configuration.
@@ -121,15 +143,16 @@ def encoder(config: ConfigDict, manifest: Manifest) -> Encoder:
         return _of_checkpoint(config, manifest, where)
     names = manifest_lib.choose(manifest.modalities, asked or config.data.modalities, what="modality", where=where)
     sizes = {m: manifest.modalities[m] for m in names}
+    persons = fit(names) if by_persons(config) else None
     if section.protocol == "raw_features":
-        stats = {m: manifest.standardization(m) for m in names} if config.data.standardize else {}
-        stats = {m: {"mean": mean, "scale": scale} for m, (mean, scale) in stats.items()}
+        of_modality = persons_lib.feature_stats(manifest, persons)
+        stats = {m: of_modality(m) for m in names} if config.data.standardize != "none" else {}
         model, variables, dims = RawFeatures(sizes), {"params": {}, "feature_stats": stats}, sizes
     else:
         model = model_lib.from_config(config, sizes).clone(heads=())
-        variables, dims = _initial(model, config.seed, manifest), dict.fromkeys(names, model.representation_dim)
+        variables, dims = initial(model, config.seed, manifest, persons), dict.fromkeys(names, model.representation_dim)
     origin = {"workdir": None, "step": 0, "seed": config.seed, "sha256": checkpoint.fingerprint(variables["params"])}
-    return Encoder(model, variables, names, dims, origin)
+    return Encoder(model, variables, names, dims, origin, persons)
 
 
 def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encoder:
@@ -147,7 +170,7 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encode
         raise ConclugenError(f"{fact}; choose modalities of a checkpoint by config.downstream.modalities")
     facts = {"step": step, "seed": trained.seed, "sha256": checkpoint.fingerprint(variables["params"])}
     dims = dict.fromkeys(names, model.representation_dim)
-    return Encoder(model, variables, names, dims, {"workdir": source, **facts})
+    return Encoder(model, variables, names, dims, {"workdir": source, **facts}, persons_of(source, variables, trained))
 
 
 def check_features(manifest: Manifest, sizes: Mapping[str, int], where: str, trained: str) -> None:
@@ -229,6 +252,9 @@ def represent_splits(
     modalities = restored[2].data.modalities
     dataset = shards.open_dataset(data or restored[2].data.path)
     streams = [shards.ShardStream(dataset, split, modalities) for split in splits]
+    if persons := persons_of(workdir, restored[1], restored[2]):
+        for stream in streams:
+            persons.attach(stream)
     tables = [batches.load(stream, tier="host").table for stream in streams]
     return [_represented(restored, table, dataset.manifest.label.names) for table in tables]
 
@@ -238,9 +264,14 @@ def represent_rows(
 ) -> Split:
     """Compute a pretraining run's representations and clusters of rows of a data set whose classes have these names.
 
-    ``rows``: ``features``, ``present`` and ``label``, see :class:`Split`. ``which``: checkpoint, see :func:`load`.
+    ``rows``: ``features``, ``present``, ``label``, see :class:`Split`, ``group`` [n] and the name of the ``data`` set.
+    ``which``: checkpoint, see :func:`load`.
     """
-    return _represented(_restore(workdir, which), rows, names)
+    restored = _restore(workdir, which)
+    if persons := persons_of(workdir, restored[1], restored[2]):
+        by_person = persons.applied(rows["features"], rows["present"], rows["group"], data=rows["data"])
+        rows = {**rows, "features": by_person}
+    return _represented(restored, rows, names)
 
 
 def _represented(restored: tuple, rows: Mapping[str, Any], names: Sequence[str]) -> Split:

@@ -189,7 +189,7 @@ def from_config(config: ConfigDict, feature_dims: Mapping[str, int], axis_name: 
         feature_dims=dict(feature_dims),
         num_clusters=config.clustering.num_clusters,
         heads=tuple(head for head in HEADS if needed[head]),
-        standardize=config.data.standardize,
+        standardize=config.data.standardize != "none",
         dtype=DTYPES[config.precision],
         axis_name=axis_name,
         **{name: config.model[name] for name in SETTINGS},
@@ -200,16 +200,16 @@ _initial = jax.jit(lambda model, key, features: model.init(key, features, train=
 
 
 def initial_variables(
-    model: ConCluGen, key: jax.Array, standardization: Callable[[str], tuple[Any, Any]] | None
+    model: ConCluGen, key: jax.Array, statistics: Callable[[str], Mapping[str, Any]] | None
 ) -> dict[str, Any]:
     """Return random parameters, fresh running averages and, if the model standardises, the data set's statistics.
 
-    ``standardization``, modality -> (mean, scale), each [dim], is needed by a model that standardises only.
+    ``statistics``, modality -> ``mean``, ``scale`` and what belongs to them, each [dim], is needed by a model that
+    standardises only.
     """
     features = {m: jnp.zeros((2, dim)) for m, dim in model.feature_dims.items()}
     alone = model.clone(axis_name=None, feature_dims=flax.core.FrozenDict(model.feature_dims))  # which can be hashed
     variables = dict(_initial(alone, key, features))
     if model.standardize:
-        stats = {m: standardization(m) for m in model.feature_dims}
-        variables["feature_stats"] = {m: {"mean": mean, "scale": scale} for m, (mean, scale) in stats.items()}
+        variables["feature_stats"] = {m: dict(statistics(m)) for m in model.feature_dims}
     return variables

@@ -139,7 +139,7 @@ def leave_out(run: setup.Setup, bad: BadStep) -> None:
     if others >= run.config.train.max_bad_steps:
         raise ConclugenError(
             f"{bad}{f', and so were the {others} before, which were left out' if others else ''}; lower "
-            "config.optimizer.learning_rate or set config.data.standardize=True, in a new workdir: the checkpoints here may "
+            "config.optimizer.learning_rate or set config.data.standardize=split, in a new workdir: the checkpoints here may "
             "already be on the way to it"
         )
     indices = _rows_of(run, bad.step)

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import shards
+from conclugen_jax.data import persons as persons_lib, shards
 from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.data.persons import Persons
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import online_probe
 from conclugen_jax.method import model as model_lib, objective, train_state
@@ -70,6 +71,7 @@ class Setup:
     step: Callable  # ``pretrain_step``, all but ``state``, ``batch`` and ``cluster`` given
     devices: Sequence[jax.Device]  # that share a batch
     probe: online_probe.OnlineProbe | None
+    persons: Persons | None = None  # by which the features of the stream are standardised
     _compiled: dict[bool, Callable] = dataclasses.field(default_factory=dict, init=False)
 
     @property
@@ -92,8 +94,8 @@ class Setup:
     def fresh_state(self) -> TrainState:
         """The state before the first step, by the seed of the run."""
         section, (init_key, run_key) = self.config.clustering, jax.random.split(jax.random.key(self.config.seed))
-        standardization = self.stream.dataset.manifest.standardization
-        variables = model_lib.initial_variables(self.model, init_key, standardization)
+        statistics = persons_lib.feature_stats(self.stream.dataset.manifest, self.persons)
+        variables = model_lib.initial_variables(self.model, init_key, statistics)
         length = section.queue_batches * self.config.train.batch_size if self.config.loss.clustering_weight else 0
         queue = {"queue_length": length, "num_clusters": section.num_clusters}
         return train_state.create(variables, self.optimizer, run_key, **queue)
@@ -153,8 +155,25 @@ def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, shards.
     return config, stream
 
 
+def standardise(config: ConfigDict, workdir: Path, stream: shards.ShardStream) -> Persons | None:
+    """Have the stream give features standardised by person, if the run wants that; the statistics are in the workdir."""
+    if config.data.standardize != "person":
+        return None
+    path = workdir / persons_lib.FILE
+    persons = persons_lib.read(path) if path.exists() else persons_lib.fit(stream, config.data)
+    if processes.is_main() and not path.exists():
+        persons.write(path)
+    persons.attach(stream)
+    return persons
+
+
 def create(
-    config: ConfigDict, workdir: Path, stream: shards.ShardStream, rows: shards.RowSource, devices: Sequence[jax.Device]
+    config: ConfigDict,
+    workdir: Path,
+    stream: shards.ShardStream,
+    rows: shards.RowSource,
+    devices: Sequence[jax.Device],
+    persons: Persons | None = None,
 ) -> Setup:
     """Make network, optimizer, feed, step and probe of a run."""
     manifest = stream.dataset.manifest
@@ -162,12 +181,15 @@ def create(
     of_two_views = [config.loss.instance_modality] if config.loss.instance_weight else []
     batches = feed.Feed(rows, config, devices, pairs=tuple(of_two_views))
     optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch)
-    statistics = manifest.standardization(*of_two_views) if of_two_views else None
+    statistics = None
+    if of_two_views:
+        found = persons_lib.feature_stats(manifest, persons)(*of_two_views)
+        statistics = found["mean"], found["scale"]
     of_loss = {"model": model, "steps_per_epoch": batches.steps_per_epoch, "statistics": statistics}
     options = {"optimizer": optimizer, "schedule": schedule, "config": config, "axis_name": parallel.AXIS}
     step = functools.partial(pretrain_step, **options, **of_loss)
-    probe = online_probe.OnlineProbe(config, model) if config.online_probe.every_epochs else None
-    return Setup(config, workdir, stream, batches, model, optimizer, step, devices, probe)
+    probe = online_probe.OnlineProbe(config, model, persons) if config.online_probe.every_epochs else None
+    return Setup(config, workdir, stream, batches, model, optimizer, step, devices, probe, persons)
 
 
 def check_alike(config: ConfigDict, manifest: Manifest) -> None:

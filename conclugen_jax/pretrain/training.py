@@ -61,8 +61,9 @@ def pretrain(
         settle = functools.partial(workdir_lib.settle, folder, config, stream.dataset.manifest, moved=moved)
         settle(only_compare=True)
         with _ending_at_once(stop):
+            persons = setup.standardise(config, folder, stream)
             rows = feed.load_rows(config, stream)
-        run = setup.create(config, folder, stream, rows, devices)
+        run = setup.create(config, folder, stream, rows, devices, persons)
         keep = {name: config.checkpoint[name] for name in ("keep_newest", "keep_best", "max_failures")}
         with checkpoint.Checkpoints(folder, **keep) as saved:
             saved.check_space(jax.eval_shape(run.fresh_state))

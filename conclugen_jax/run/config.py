@@ -20,6 +20,7 @@ PRETRAINED = ("linear_evaluation", "fine_tuning")  # protocols that start from a
 
 CHOICES = {
     "precision": ("float32", "tensorfloat32", "bfloat16"),
+    "data.standardize": ("none", "split", "person"),
     "data.tier": ("auto", "device", "host", "shards"),
     "data.variants": ("random", "first"),
     "data.storage_dtype": ("float32", "bfloat16"),
@@ -52,6 +53,8 @@ RANGES = {
     "model.norm_momentum": (0, 1),
     "model.norm_epsilon": (1e-12, 1),
     "loss.instance_temperature": (1e-6, 1e6),
+    "data.person_floor": (1e-6, 1e6),
+    "data.person_shrinkage": (0, 1e6),
     "views.mask_rate": (0, 1),
     "views.noise": (0, 1e6),
     "augmentation.feature_dropout": (0, 0.99),
@@ -253,6 +256,8 @@ def from_tree(tree: Any, source: str) -> ConfigDict:
     try:
         if not all(isinstance(tree[name], dict) for name in ("data", "model")):
             raise TypeError("one is no object")
+        if isinstance(before := tree["data"].get("standardize"), bool):  # as runs were written up to version 0.1
+            tree = tree | {"data": tree["data"] | {"standardize": "split" if before else "none"}}
         config = ConfigDict(_lists_to_tuples(tree)).lock()
     # The types of errors of other values, of keys that ConfigDict does not allow, and of sections nested by the hundred.
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e:

@@ -15,7 +15,7 @@ from optuna import TrialPruned
 from optuna.trial import Trial, TrialState
 
 from conclugen_jax import pretrain
-from conclugen_jax.data import batches, shards
+from conclugen_jax.data import batches, persons, shards
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import probe
 from conclugen_jax.method import model as model_lib
@@ -104,7 +104,14 @@ def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
     """Return the measure of accuracy on the validation split; see ``search_space.OBJECTIVES``."""
     section, label = base.data, dataset.manifest.label
     names = section.train_split, section.validation_split
-    splits = [batches.load(shards.ShardStream(dataset, name, section.modalities), tier="host").table for name in names]
+
+    def tables(by_person: persons.Persons | None = None) -> list[Any]:
+        streams = [shards.ShardStream(dataset, name, section.modalities) for name in names]
+        for stream in streams if by_person else ():
+            by_person.attach(stream)
+        return [batches.load(stream, tier="host").table for stream in streams]
+
+    splits = tables()
     rows = [np.flatnonzero((split["label"] >= 0) & (label.kind == "single")) for split in splits]
     labels = [split["label"][known] for split, known in zip(splits, rows, strict=True)]
     if 0 in map(len, labels):
@@ -116,9 +123,11 @@ def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
 
     def measure(config: ConfigDict, _: Mapping[str, float], state: TrainState) -> float:
         model, variables = model_lib.from_config(config, dims), jax.device_get(state.variables())
+        by_person = config.data.standardize == "person"
+        seen = tables(persons.of_checkpoint(variables["feature_stats"], config.data)) if by_person else splits
         vectors = tuple(
             probe.concatenated(probe.represent(model, variables, split["features"]), split["present"])[known]
-            for split, known in zip(splits, rows, strict=True)
+            for split, known in zip(seen, rows, strict=True)
         )
         found = probe.label_efficiency(
             {"pretrained": vectors}, *labels, labels_per_class=(0,), num_draws=1, names=label.names

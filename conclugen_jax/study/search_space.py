@@ -181,7 +181,9 @@ def _faults(key: str, spec: Any, known: Mapping[str, Any], config: ConfigDict, o
     if name.endswith("_weight"):
         if not min(spec.get("choices") or [spec["low"]]):
             fault = "may be 0, and a term without weight is not measured"
-    elif key == "data.standardize" or section == "views" or (section == "loss" and name != "reduction"):
+    elif (
+        key == "data.standardize" or section in ("views", "augmentation") or (section == "loss" and name != "reduction")
+    ):
         fault = "changes what the loss measures"
     if fault and objective == "pretraining_loss":
         yield f"{fault}, so losses could not be compared; change it or search with --objective=validation_probe"

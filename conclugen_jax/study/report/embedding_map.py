@@ -97,7 +97,8 @@ def sample(run: Run, dataset: Dataset) -> dict[str, Any]:
     stream = shards.ShardStream(dataset, split, modalities)
     if (n := len(stream.usable)) < FEWEST:
         raise ConclugenError(f"split {split!r} has {n} rows with these modalities, fewer than {FEWEST}")
-    return stream.rows(np.sort(np.random.default_rng(0).permutation(stream.usable)[:POINTS]))
+    chosen = np.sort(np.random.default_rng(0).permutation(stream.usable)[:POINTS])
+    return {**stream.rows(chosen), "group": stream.names(chosen)[1], "data": dataset.manifest.name}
 
 
 def groups_of(labels: np.ndarray, label: LabelSpec) -> tuple[np.ndarray, tuple[str, ...]]:
