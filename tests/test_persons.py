@@ -47,8 +47,8 @@ def data(tmp_path_factory):
     return builders.build(Talk(missing=0.3), tmp_path_factory.mktemp("data"))
 
 
-def section(**changes):
-    return tiny_config(data__standardize="person", **{f"data__{k}": v for k, v in changes.items()}).data
+def by_person(**changes):
+    return tiny_config(data__standardize="person", **{f"data__{k}": v for k, v in changes.items()})
 
 
 def streams(data, modalities=("video", "audio", "text"), **options):
@@ -82,7 +82,7 @@ def by_hand(x, present, groups, mean, scale, floor, shrinkage, known=None):
 def test_numbers_are_those_of_the_formula(data, floor, shrinkage):
     opened = streams(data)
     rows, groups = raw(opened["train"])
-    fitted = persons.fit(opened["train"], section(person_floor=floor, person_shrinkage=shrinkage))
+    fitted = persons.fit(opened["train"], by_person(person_floor=floor, person_shrinkage=shrinkage))
     assert fitted.names == tuple(sorted({*groups} - {""}))
     assert set(fitted.stats) == {"video", "audio"}  # words are left alone
     known = {}
@@ -108,7 +108,7 @@ def test_numbers_are_those_of_the_formula(data, floor, shrinkage):
 def test_a_single_clip_keeps_most_of_what_it_is(data):
     opened = streams(data)["train"]
     before, groups = raw(opened)
-    fitted = persons.fit(opened, section())
+    fitted = persons.fit(opened, by_person())
     fitted.attach(opened)
     after, (row,) = raw(opened)[0], np.flatnonzero(groups == "single")
     stats = fitted.stats["video"]
@@ -120,7 +120,7 @@ def test_a_single_clip_keeps_most_of_what_it_is(data):
 def test_nobody_is_standardised_as_the_split(data):
     opened = streams(data)["train"]
     before, groups = raw(opened)
-    fitted = persons.fit(opened, section())
+    fitted = persons.fit(opened, by_person())
     fitted.attach(opened)
     rows, stats = groups == "", fitted.stats["video"]
     z = (before["features"]["video"][rows] - stats["split_mean"]) / stats["split_scale"]
@@ -132,7 +132,7 @@ def test_rows_of_other_splits_change_nothing_elsewhere_and_no_label_counts(tmp_p
     features = []
     for folder in (data, other):
         opened = streams(folder)
-        fitted = persons.fit(opened["train"], section())
+        fitted = persons.fit(opened["train"], by_person())
         for stream in opened.values():
             fitted.attach(stream)
         groups = raw(opened["test"])[1]
@@ -144,7 +144,7 @@ def test_rows_of_other_splits_change_nothing_elsewhere_and_no_label_counts(tmp_p
 
 def test_persons_of_another_data_set_are_not_taken_for_known(data):
     opened = streams(data)
-    fitted = persons.fit(opened["train"], section())
+    fitted = persons.fit(opened["train"], by_person())
     rows, groups = raw(opened["test"])
     known = fitted.applied(rows["features"], rows["present"], groups, data="faces")
     unknown = fitted.applied(rows["features"], rows["present"], groups, data="others")
@@ -159,18 +159,18 @@ def test_persons_of_another_data_set_are_not_taken_for_known(data):
 def test_every_tier_has_the_same_bits(data, tmp_path, tier):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
-    plain, by_person = streams(folder)["train"], streams(folder)["train"]
-    persons.fit(by_person, section()).attach(by_person)
-    expected = by_person.rows(np.arange(64))
+    plain, changed = streams(folder)["train"], streams(folder)["train"]
+    persons.fit(changed, by_person()).attach(changed)
+    expected = changed.rows(np.arange(64))
     how = {"tier": "host", "host_cache_gib": 0.0} if tier == "mapped" else {"tier": tier}
-    for stream in (plain, by_person, by_person):  # the files of one are not taken for those of the other
+    for stream in (plain, changed, changed):  # the files of one are not taken for those of the other
         rows = batches.load(stream, **how).rows(np.arange(64))
-        assert_same_bits(rows["features"], (expected if stream is by_person else plain.rows(np.arange(64)))["features"])
+        assert_same_bits(rows["features"], (expected if stream is changed else plain.rows(np.arange(64)))["features"])
 
 
 def test_what_is_written_is_what_is_read(data, tmp_path):
     opened = streams(data)
-    fitted = persons.fit(opened["train"], section())
+    fitted = persons.fit(opened["train"], by_person())
     fitted.write(tmp_path / "persons.npz")
     again = persons.read(tmp_path / "persons.npz")
     assert dataclasses.replace(again, stats={}, shift={}, scale_of={}) == dataclasses.replace(
@@ -196,7 +196,7 @@ class Alone(Talk):
 @pytest.mark.parametrize(("group", "said"), [("", "no groups"), ("anna", "one group for all, 'anna'")])
 def test_without_persons_the_split_counts_and_is_said_to(tmp_path, caplog, group, said):
     opened = streams(builders.build(Alone(group), tmp_path))["train"]
-    fitted = persons.fit(opened, section())
+    fitted = persons.fit(opened, by_person())
     assert f"{said}; features are standardised by the split, not by person" in caplog.text
     before = raw(opened)[0]["features"]["video"]
     y, stats = (
@@ -209,11 +209,11 @@ def test_without_persons_the_split_counts_and_is_said_to(tmp_path, caplog, group
 
 def test_modalities_are_chosen_or_refused(data):
     opened = streams(data)["train"]
-    assert set(persons.fit(opened, section(person_modalities=("text",))).stats) == {"text"}
+    assert set(persons.fit(opened, by_person(person_modalities=("text",))).stats) == {"text"}
     with pytest.raises(
         ConclugenError, match=r"config.data.person_modalities names 'face', which is none of video, audio, text"
     ):
-        persons.fit(opened, section(person_modalities=("face",)))
+        persons.fit(opened, by_person(person_modalities=("face",)))
 
 
 # Runs.
@@ -234,10 +234,8 @@ def test_a_checkpoint_carries_what_raw_features_need(data, run):
     model, variables, config = probe.load(run)
     train, test = probe.represent_splits(run, ("train", "test"))
     rows, groups = raw(streams(data)["test"])
-    by_person = weights.persons_of(run, variables, config).applied(
-        rows["features"], rows["present"], groups, data="faces"
-    )
-    found = probe.represent(model, variables, by_person)
+    seen = weights.persons_of(run, variables, config).applied(rows["features"], rows["present"], groups, data="faces")
+    found = probe.represent(model, variables, seen)
     assert_same_bits(found, test.representations)
     present, video = train.present["video"], train.representations["video"]
     assert np.isfinite(video[present]).all()

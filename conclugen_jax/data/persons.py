@@ -164,18 +164,18 @@ class _Moments:
         return centre.astype(np.float32), np.where(deviation > 1e-6, deviation, 1).astype(np.float32)
 
 
-def fit(stream: Any, section: Any) -> Persons:
-    """Compute the statistics of the training split, a ``ShardStream``, by the section ``data`` of a configuration.
+def fit(stream: Any, config: Any) -> Persons:
+    """Compute the statistics of the training split, a ``ShardStream``, by a configuration.
 
-    Without groups, or with one for all rows, a warning says that the split alone counts. Modalities that the section names and
+    Without groups, or with one for all rows, a warning says that the split alone counts. Modalities that it names and
     the data set lacks are refused.
     """
     manifest: Manifest = stream.dataset.manifest
-    if unknown := set(section.person_modalities) - set(stream.modalities):
+    if unknown := set(config.data.person_modalities) - set(stream.modalities):
         raise ConclugenError(
             f"config.data.person_modalities names {min(unknown)!r}, which is none of {', '.join(stream.modalities)}; correct it"
         )
-    modalities = section.person_modalities or [m for m in stream.modalities if m not in WORDS]
+    modalities = config.data.person_modalities or [m for m in stream.modalities if m not in WORDS]
     groups = np.concatenate([stream.names(rows)[1] for rows in _chunks(stream.num_examples)])
     names = sorted({str(g) for g in groups} - {""})
     if len(names) < 2:
@@ -192,16 +192,16 @@ def fit(stream: Any, section: Any) -> Persons:
             moments[m].add(read["features"][m], read["present"][m], person[rows])
     shift, scale = {}, {}
     for m in modalities:
-        shift[m], scale[m] = moments[m].affine(section.person_floor, section.person_shrinkage)
+        shift[m], scale[m] = moments[m].affine(config.data.person_floor, config.data.person_shrinkage)
         stats[m]["mean"], stats[m]["scale"] = moments[m].of_split(shift[m], scale[m])
     known = [{m: x[m][:-1] for m in modalities} for x in (shift, scale)]
-    return Persons(stats, section.person_floor, section.person_shrinkage, manifest.name, tuple(names), *known)
+    return Persons(stats, config.data.person_floor, config.data.person_shrinkage, manifest.name, tuple(names), *known)
 
 
-def of_checkpoint(feature_stats: Mapping[str, Any], section: Any) -> Persons:
-    """Return the statistics that a checkpoint carries, which knows no persons, with the configuration's section ``data``."""
+def of_checkpoint(feature_stats: Mapping[str, Any], config: Any) -> Persons:
+    """Return the statistics that a checkpoint carries, which knows no persons, with the run's configuration."""
     stats = {m: dict(x) for m, x in feature_stats.items() if SPLIT[0] in x}
-    return Persons(stats, section.person_floor, section.person_shrinkage)
+    return Persons(stats, config.data.person_floor, config.data.person_shrinkage)
 
 
 def read(path: Path) -> Persons:
@@ -222,11 +222,11 @@ def _chunks(num_rows: int) -> Iterator[np.ndarray]:
     return (np.arange(start, min(start + CHUNK_ROWS, num_rows)) for start in range(0, num_rows, CHUNK_ROWS))
 
 
-def unfitted(manifest: Manifest, section: Any, modalities: Sequence[str]) -> Persons:
+def unfitted(manifest: Manifest, config: Any, modalities: Sequence[str]) -> Persons:
     """Return statistics of the right shapes, those of the split, before any person is known."""
-    chosen = section.person_modalities or [m for m in modalities if m not in WORDS]
+    chosen = config.data.person_modalities or [m for m in modalities if m not in WORDS]
     stats = {m: dict(zip((*SPLIT, "mean", "scale"), manifest.standardization(m) * 2, strict=True)) for m in chosen}
-    return Persons(stats, section.person_floor, section.person_shrinkage)
+    return Persons(stats, config.data.person_floor, config.data.person_shrinkage)
 
 
 def feature_stats(manifest: Manifest, persons: Persons | None) -> Callable[[str], dict[str, np.ndarray]]:

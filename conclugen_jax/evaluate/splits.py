@@ -63,7 +63,7 @@ def check(config: ConfigDict, streams: Mapping[str, ShardStream]) -> None:
 
 def fit_persons(config: ConfigDict, dataset: Dataset, modalities: list[str]) -> persons.Persons:
     """Compute the statistics by person of the training split."""
-    return persons.fit(ShardStream(dataset, config.data.train_split, modalities), config.data)
+    return persons.fit(ShardStream(dataset, config.data.train_split, modalities), config)
 
 
 def load(config: ConfigDict, streams: Mapping[str, ShardStream]) -> dict[str, RowSource]:

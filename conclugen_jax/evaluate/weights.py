@@ -63,7 +63,7 @@ def network(config: ConfigDict, manifest: Manifest, *, where: str) -> tuple[ConC
     """Return the network of a configuration, and the shapes and types of its variables; ``where`` names the data."""
     names = manifest_lib.choose(manifest.modalities, config.data.modalities, what="modality", where=where)
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in names})
-    by_person = persons_lib.unfitted(manifest, config.data, names) if by_persons(config) else None
+    by_person = persons_lib.unfitted(manifest, config, names) if by_persons(config) else None
     return model, jax.eval_shape(functools.partial(initial, model, 0, manifest, by_person))
 
 
@@ -91,9 +91,7 @@ def persons_of(workdir: str | Path, variables: Mapping[str, Any], config: Config
     if not by_persons(config):
         return None
     path = Path(workdir) / persons_lib.FILE
-    return (
-        persons_lib.read(path) if path.exists() else persons_lib.of_checkpoint(variables["feature_stats"], config.data)
-    )
+    return persons_lib.read(path) if path.exists() else persons_lib.of_checkpoint(variables["feature_stats"], config)
 
 
 def label_of(workdir: str | Path) -> LabelSpec:

@@ -160,7 +160,7 @@ def standardise(config: ConfigDict, workdir: Path, stream: shards.ShardStream) -
     if config.data.standardize != "person":
         return None
     path = workdir / persons_lib.FILE
-    persons = persons_lib.read(path) if path.exists() else persons_lib.fit(stream, config.data)
+    persons = persons_lib.read(path) if path.exists() else persons_lib.fit(stream, config)
     if processes.is_main() and not path.exists():
         persons.write(path)
     persons.attach(stream)

@@ -124,7 +124,7 @@ def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
     def measure(config: ConfigDict, _: Mapping[str, float], state: TrainState) -> float:
         model, variables = model_lib.from_config(config, dims), jax.device_get(state.variables())
         by_person = config.data.standardize == "person"
-        seen = tables(persons.of_checkpoint(variables["feature_stats"], config.data)) if by_person else splits
+        seen = tables(persons.of_checkpoint(variables["feature_stats"], config)) if by_person else splits
         vectors = tuple(
             probe.concatenated(probe.represent(model, variables, split["features"]), split["present"])[known]
             for split, known in zip(seen, rows, strict=True)
