@@ -79,6 +79,9 @@ def loss() -> ConfigDict:
     loss.contrastive_margin = 1e-3  # delta in L_MMS
     loss.clustering_margin = 1e-3  # delta in L_Clu
     loss.margin_in_denominator = False  # subtract delta in L_Clu's denominator too (authors' code: True)
+    loss.neighbours = 0  # a modality of an example may come from one of so many nearest neighbours; 0: never
+    loss.neighbour_probability = 0.5  # that it does, for each modality by itself
+    loss.neighbours_of_others = True  # no neighbour is of the same person (group)
     loss.clustering_target = "joint"  # joint (the fused vector) | individual (each modality, summed)
     return loss
 

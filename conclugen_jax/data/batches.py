@@ -289,6 +289,36 @@ def variant_choices(
     return choices
 
 
+@np.errstate(over="ignore")
+def neighbour_choices(
+    indices: Any, near: Any, modalities: Collection[str], *, probability: float, seed: int, epoch: Any, xp: Any = np
+) -> dict[str, Any]:
+    """Choose for each row and modality, independently, whether a neighbour takes its place, and which.
+
+    By a hash of (seed, epoch, row, modality), as variants are chosen.
+
+    Args:
+      indices: of the rows, any shape.
+      near: rows of their neighbours, one axis more; below 0 where there are fewer.
+      modalities: that neighbours may give.
+      probability: that one does.
+      seed: of the run.
+      epoch: counted from 0; on a device ``xp`` is ``jax.numpy``.
+      xp: ``numpy`` or ``jax.numpy``.
+
+    Returns modality -> rows, int32 in the shape of the indices.
+    """
+    choices, number = {}, near.shape[-1]
+    for m in modalities:
+        key = _mix(_stream_key(seed, epoch, xp) + np.uint32(zlib.crc32(f"neighbours of {m}".encode())))
+        hashes = _mix(_mix(indices.astype(xp.uint32) ^ key) + key)
+        which = (_mix(hashes) % np.uint32(number)).astype(xp.int32)
+        candidate = xp.take_along_axis(near, which[..., None], axis=-1)[..., 0]
+        taken = (hashes < np.uint32(min(probability * 2**32, 2**32 - 1))) & (candidate >= 0)
+        choices[m] = xp.where(taken, candidate, indices).astype(xp.int32)
+    return choices
+
+
 def evaluation_batches(indices: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Cut indices into batches of one size, in order: (indices [batch_size], number of them that count).
 

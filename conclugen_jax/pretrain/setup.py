@@ -23,7 +23,7 @@ from conclugen_jax.method import model as model_lib, objective, train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.run import checkpoint, config as config_lib
 from conclugen_jax.system import processes, progress
-from conclugen_jax.train import feed, memory, optimizer as optimizer_lib, parallel
+from conclugen_jax.train import feed, memory, neighbours, optimizer as optimizer_lib, parallel
 from conclugen_jax.train.feed import Dispatch
 
 
@@ -179,7 +179,8 @@ def create(
     manifest = stream.dataset.manifest
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
     of_two_views = [config.loss.instance_modality] if config.loss.instance_weight else []
-    batches = feed.Feed(rows, config, devices, pairs=tuple(of_two_views))
+    near = neighbours.table(config, stream, rows, persons)
+    batches = feed.Feed(rows, config, devices, pairs=tuple(of_two_views), neighbours=near)
     optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch)
     statistics = None
     if of_two_views:

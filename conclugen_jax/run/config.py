@@ -55,6 +55,8 @@ RANGES = {
     "loss.instance_temperature": (1e-6, 1e6),
     "data.person_floor": (1e-6, 1e6),
     "data.person_shrinkage": (0, 1e6),
+    "loss.neighbours": (0, 1000),
+    "loss.neighbour_probability": (0, 1),
     "views.mask_rate": (0, 1),
     "views.noise": (0, 1e6),
     "augmentation.feature_dropout": (0, 0.99),

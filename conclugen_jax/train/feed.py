@@ -50,6 +50,7 @@ class Feed:
     devices: Sequence[jax.Device]  # that share a batch
     keys: Sequence[str] = ("features", "present")  # columns that a step takes
     pairs: Sequence[str] = ()  # modalities of which each visit gets two different stored variants
+    neighbours: np.ndarray | None = None  # int32 [num_examples, k], rows that may give a modality; below 0: none
 
     @property
     def steps_per_epoch(self) -> int:
@@ -72,7 +73,10 @@ class Feed:
         if self.rows.tier != "device":
             return None
         columns = {key: self.rows.table[key] for key in self.keys if key != "features"}
-        table = parallel.replicate_by_rows({**columns, "usable": self.rows.usable.astype(np.int32)}, self.devices)
+        near = {} if self.neighbours is None else {"neighbours": self.neighbours}
+        table = parallel.replicate_by_rows(
+            {**columns, **near, "usable": self.rows.usable.astype(np.int32)}, self.devices
+        )
         if "features" in self.keys:
             features, stored = self.rows.table["features"], jnp.dtype(self.config.data.storage_dtype)
             table["features"] = parallel.replicate_by_rows(features, self.devices, dtype=stored)
@@ -138,9 +142,14 @@ class Feed:
         def batch_of(i: jax.Array) -> Any:
             start = (position["first_step"] + i) * batch_size + collectives.device_index(parallel.AXIS) * own
             indices = jax.lax.dynamic_slice_in_dim(order, start, own)
-            chosen = {"seed": seed, "epoch": epoch, "pairs": self.pairs, "xp": jnp}
-            variants = batches.variant_choices(indices, self.rows.variants, **chosen)
-            return _full(take_rows({key: table[key] for key in self.keys}, indices, variants))
+            at = {"seed": seed, "epoch": epoch, "xp": jnp}
+            of = dict.fromkeys(table.get("features", ()), indices)
+            if self.neighbours is not None:
+                candidates = self._candidates(indices, table["neighbours"][indices], at)
+                both = {m: table["present"][m][indices] & table["present"][m][rows] for m, rows in candidates.items()}
+                of = {m: jnp.where(both[m], rows, indices) for m, rows in candidates.items()}
+            variants = self._variants(indices, of, at)
+            return _full(take_rows({key: table[key] for key in self.keys}, indices, variants, of))
 
         return batch_of
 
@@ -152,14 +161,39 @@ class Feed:
         indices = np.concatenate([indices, np.repeat(indices[:1], max(self.lengths) - len(indices), axis=0)])
         own = list(parallel.own_devices(self.devices))
         indices = np.hstack([np.hsplit(indices, len(self.devices))[i] for i in own])
-        variants = batches.variant_choices(indices, self.rows.variants, pairs=self.pairs, **at)
-        flat = {m: v.reshape(indices.size, *v.shape[2:]) for m, v in variants.items()}
-        rows = {key: x for key, x in self.rows.rows(indices.reshape(-1), flat).items() if key in self.keys}
+        indices, shape = indices.reshape(-1), indices.shape
+        rows = self._host_rows(indices, at)
         if "features" in rows:
             stored = jnp.dtype(self.config.data.storage_dtype)
             rows["features"] = {m: x.astype(stored, copy=False) for m, x in rows["features"].items()}
-        stacked = batches.map_arrays(lambda x: x.reshape(*indices.shape, *x.shape[1:]), rows)
+        stacked = batches.map_arrays(lambda x: x.reshape(*shape, *x.shape[1:]), rows)
         return parallel.shard(parallel.split_rows(stacked, len(own), axis=1), self.devices)
+
+    def _host_rows(self, indices: np.ndarray, at: Mapping[str, Any]) -> dict[str, Any]:
+        found = self.rows.rows(indices, self._variants(indices, {}, at))
+        if self.neighbours is not None:
+            features = dict(found["features"])
+            for m, rows in self._candidates(indices, self.neighbours[indices], at).items():
+                others = self.rows.rows(
+                    rows, {k: v for k, v in self._variants(indices, {m: rows}, at).items() if k == m}
+                )
+                both = found["present"][m] & others["present"][m]
+                both = both.reshape(-1, *(1,) * (features[m].ndim - 1))
+                features[m] = np.where(both, others["features"][m], features[m])
+            found = {**found, "features": features}
+        return {key: x for key, x in found.items() if key in self.keys}
+
+    def _candidates(self, indices: Any, near: Any, at: Mapping[str, Any]) -> dict[str, Any]:
+        """Return modality -> rows that may give it in place of the rows themselves, by the draw of an epoch."""
+        probability = self.config.loss.neighbour_probability
+        return batches.neighbour_choices(indices, near, self.config.data.modalities, probability=probability, **at)
+
+    def _variants(self, indices: Any, of: Mapping[str, Any], at: Mapping[str, Any]) -> dict[str, Any]:
+        """Return modality -> stored variant; rows ``of`` a modality may be others than the indices."""
+        found = {}
+        for m, number in self.rows.variants.items():
+            found |= batches.variant_choices(of.get(m, indices), {m: number}, pairs=self.pairs, **at)
+        return found
 
 
 def repeat(
@@ -184,16 +218,22 @@ def _full(batch: Any) -> Any:
     return {**batch, **({"features": features} if features else {})}
 
 
-def take_rows(table: Any, indices: jax.Array, variants: Mapping[str, jax.Array]) -> Any:
-    """Rows of a table on the device: indices [n], and the stored variant of modalities that have several."""
+def take_rows(
+    table: Any, indices: jax.Array, variants: Mapping[str, jax.Array], of: Mapping[str, jax.Array] | None = None
+) -> Any:
+    """Rows of a table on the device: indices [n], and the stored variant of modalities that have several.
+
+    ``of``: modality -> rows [n] whose features are taken, where these are others.
+    """
 
     def take(x: jax.Array, *where: jax.Array) -> jax.Array:
         return x.at[where].get(mode="promise_in_bounds")
 
     rows = jax.tree.map(lambda x: take(x, indices), {key: x for key, x in table.items() if key != "features"})
     if "features" in table:
-        of_variants = {m: (batches.per_variant(indices, v), v) for m, v in variants.items()}
-        rows["features"] = {m: take(x, *of_variants.get(m, (indices,))) for m, x in table["features"].items()}
+        of = {m: (of or {}).get(m, indices) for m in table["features"]}
+        where = {m: (batches.per_variant(of[m], variants[m]), variants[m]) if m in variants else (of[m],) for m in of}
+        rows["features"] = {m: take(x, *where[m]) for m, x in table["features"].items()}
     return rows
 
 
