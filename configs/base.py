@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.train = train()
     config.online_probe = online_probe()
     config.checkpoint = checkpoint()
+    config.evaluation = evaluation()
     config.downstream = downstream()
     config.sweep = sweep()
     return config.lock()
@@ -177,6 +178,18 @@ def checkpoint() -> ConfigDict:
     checkpoint.max_failures = 3  # saves in a row that may fail before the run ends
     checkpoint.best_by = "loss"  # loss (mean training loss since clustering joined) | probe (the linear online probe)
     return checkpoint
+
+
+def evaluation() -> ConfigDict:
+    """Which vectors a network hands on to probes, classifiers, embeddings; those of a checkpoint are set by its own run."""
+    evaluation = ConfigDict()
+    evaluation.vectors = (
+        "representation"  # | pre_activation (before its relu) | projection | with_raw (beside the input)
+    )
+    evaluation.smoothing_neighbours = 0  # vectors are averaged with so many nearest training rows; 0: with none
+    evaluation.smoothing_weight = 0.5  # share of the neighbours in the average
+    evaluation.transductive = False  # rows of a split that is scored are neighbours of each other too
+    return evaluation
 
 
 def downstream() -> ConfigDict:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
-from conclugen_jax.data import batches, builders, shards
+from conclugen_jax.data import batches, builders, persons, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, probe, task, weights
@@ -127,7 +127,7 @@ def test_supervised_trains_the_encoder_too(folder, data):
         tree, _ = saved.restore_tree(saved.find("newest"))
     model = model_lib.from_config(config, {"video": 24, "audio": 16, "text": 12}).clone(heads=())
     key, _ = jax.random.split(jax.random.key(config.seed))
-    fresh = model_lib.initial_variables(model, key, shards.open_dataset(data).manifest.standardization)
+    fresh = model_lib.initial_variables(model, key, persons.feature_stats(shards.open_dataset(data).manifest, None))
     moved = jax.tree.map(
         lambda a, b: bool(np.any(np.asarray(a) != b)),
         fresh["params"]["representation"],

@@ -68,7 +68,7 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
 
     network = embedding.load(tmp_path / "run")
     _, rows = rows_of(data, "test")
-    expected = embedding.computing(network)(rows["features"], rows["present"])["probability"][0]
+    expected = embedding.Computing(network)(rows["features"], rows["present"])["probability"][0]
     np.testing.assert_allclose(list(found["probability"].values()), expected, atol=1e-6)
     from PIL import Image
 

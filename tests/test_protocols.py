@@ -30,7 +30,7 @@ def settings(data, **changes):
 
 def rows_of(config, data, tier="auto"):
     config.data.tier = tier
-    return splits.load(config, splits.open_streams(config, shards.open_dataset(data), ["video", "text"]))
+    return splits.load(config, splits.open_streams(config, shards.open_dataset(data), ["video", "text"]))[0]
 
 
 def test_few_labels_are_as_many_of_each_class_by_the_draw_alone(data, tmp_path):

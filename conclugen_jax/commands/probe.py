@@ -21,6 +21,10 @@ command.string("data", None, "Folder of a labelled data set; default: the one of
 command.string("output", None, "Path of the table without its ending; default: WORKDIR/label_efficiency")
 LABELS = "Labels per class, or all that a class has; default: those of 2,5,20 that the largest class has, and all"
 command.list("labels", None, LABELS)
+VECTORS = "representation, pre_activation, projection or with_raw; default: as the run's configuration says"
+command.string("vectors", None, VECTORS)
+SMOOTHING = "Average vectors with so many nearest training rows, 0: none; default: as the run's configuration says"
+command.integer("smoothing", None, SMOOTHING, lower_bound=0)
 command.integer("draws", 10, "Random draws of the labelled examples, default 10", lower_bound=2)
 command.integer("seed", 0, "Seed of the draws", lower_bound=0)
 
@@ -36,7 +40,10 @@ def main() -> None:
             raise ConclugenError(f"--output={output}: {e.strerror}; choose another path") from e
     from conclugen_jax.evaluate import probe
 
+    given = {"vectors": FLAGS.vectors, "smoothing_neighbours": FLAGS.smoothing}
+    evaluation = {key: value for key, value in given.items() if value is not None}
     options = {"labels_per_class": labels, "num_draws": FLAGS.draws, **command.values("data", "seed")}
+    options["evaluation"] = evaluation
     report = probe.label_efficiency_of_run(command.required("workdir"), which=FLAGS.checkpoint, **options)
     files.write_json(Path(f"{output}.json"), dataclasses.asdict(report), place="--output")
     lines = [text for line in report.warnings for text in ("", line)]

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, persons, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import metrics, splits as splits_lib, task as task_lib, weights
+from conclugen_jax.evaluate import bank, metrics, splits as splits_lib, task as task_lib, weights
 from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
@@ -148,9 +148,13 @@ def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
     config, encoder, streams, folder, stop = run
     with stop.at_once():  # such a run is repeated from its start
         label, frozen = streams["train"].label, config.downstream.protocol in config_lib.FROZEN
-        rows = splits_lib.load(config, streams)
+        rows, everyone = splits_lib.load(config, streams)
         if frozen:
             rows = {name: represented(encoder, x, config, devices) for name, x in rows.items()}
+        if frozen and encoder.evaluation.smoothing_neighbours:
+            rows = bank.joined(rows, everyone, encoder.evaluation, config.downstream.fusion)
+            encoder = encoder._replace(dims={bank.JOINED: rows["train"].table["features"][bank.JOINED].shape[1]})
+            run = run._replace(encoder=encoder)
         everyone = task_lib.labels_of(rows["train"])
         labels, per_class = everyone[rows["train"].usable], config.downstream.labels_per_class
         network = None if frozen else encoder.model

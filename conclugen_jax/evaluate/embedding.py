@@ -1,22 +1,24 @@
 """Representations, and the predictions of a downstream run, for any split of any data set, a batch at a time."""
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
+from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, manifest as manifest_lib, persons as persons_lib, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import task as task_lib, weights
-from conclugen_jax.method import layers, model as model_lib
+from conclugen_jax.evaluate import bank as bank_lib, splits, task as task_lib, weights
+from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint, workdir as workdir_lib
+from conclugen_jax.run.config import FROZEN
 from conclugen_jax.system import files
 
 FUSIONS = ("none", "concat", "mean")
@@ -31,6 +33,8 @@ class Network(NamedTuple):
     task: task_lib.Task | None = None  # of a downstream run: what its classifier predicts
     classifier_params: Mapping[str, Any] | None = None
     persons: persons_lib.Persons | None = None  # by which features are standardised before they go in
+    config: ConfigDict | None = None  # of the run
+    evaluation: ConfigDict | None = None  # section of a configuration: how vectors are smoothed
 
 
 _Origin = msgspec.defstruct("_Origin", [("workdir", str | None), ("step", int), ("sha256", str)])
@@ -47,7 +51,8 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
     if not path.exists():
         model, variables, config = weights.load(workdir, which)
         by_person = weights.persons_of(workdir, variables, config)
-        return Network(model, variables, list(config.data.modalities), persons=by_person)
+        how = {"persons": by_person, "config": config, "evaluation": config.evaluation}
+        return Network(model, variables, list(config.data.modalities), **how)
     result, config = files.read_json(path, _Result, way_out="delete it and run again"), workdir_lib.read_config(workdir)
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
         tree, _ = saved.restore_tree(saved.find(which))
@@ -55,7 +60,7 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
     found = weights.encoder(
         config, workdir_lib.read_data(workdir), lambda _: persons_lib.read(Path(workdir) / persons_lib.FILE)
     )
-    model, variables, modalities, _, origin, by_person = found
+    model, variables, modalities, _, origin, by_person, evaluation = found
     if result.encoder.workdir is not None and origin["sha256"] != result.encoder.sha256:
         encoder = f"its encoder, step {result.encoder.step} of {result.encoder.workdir}"
         raise ConclugenError(f"{workdir}: {encoder}, has other weights now; run it again")
@@ -63,7 +68,8 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
         variables = {"params": {"representation": tree["params"]["representation"]}}
         variables |= {"feature_stats": tree["feature_stats"]} if tree.get("feature_stats") else {}
     predicts = task_lib.create(config, LabelSpec(result.kind, tuple(result.classes)))
-    return Network(model, variables, modalities, predicts, {"classifier": tree["params"]["classifier"]}, by_person)
+    classifier = {"classifier": tree["params"]["classifier"]}
+    return Network(model, variables, modalities, predicts, classifier, by_person, config, evaluation)
 
 
 def embed(
@@ -97,45 +103,86 @@ def embed(
     weights.check_features(dataset.manifest, sizes, str(dataset.path), "the run")
     if network.persons:
         network.persons.attach(stream)
-    compute = computing(network, wanted, fusion)
+    compute, own = Computing(network, wanted, fusion), np.full(stream.num_examples, bank_lib.NONE)
+    if compute.banks and (dataset.manifest.fingerprint(), split) == compute.source:
+        own[compute.members] = np.arange(len(compute.members))
     for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
         rows = stream.rows(indices)
         ids, groups = stream.names(indices[:count])
         chunk = {"label": rows["label"], **{f"present/{m}": rows["present"][m] for m in wanted}}
-        chunk |= compute(rows["features"], rows["present"])
+        chunk |= compute(rows["features"], rows["present"], own[indices] if (own >= 0).any() else None)
         yield {"id": ids, "group": groups, **{name: x[:count] for name, x in chunk.items()}}
 
 
-def computing(network: Network, wanted: Sequence[str] = (), how: str = "none") -> Callable[..., dict[str, np.ndarray]]:
-    """Return a function of rows in memory, compiled once for all calls with as many rows.
+class Computing:
+    """A function of rows in memory, compiled once for all calls with as many rows.
 
     It takes modality -> float32 [n, dim] of all modalities of the network, anything where absent, and modality -> bool [n]; it
     gives the vectors of the ``wanted`` modalities, fused if asked for, and predictions if there is a classifier, as
-    :func:`embed` does.
+    :func:`embed` does. Where the run smooths its vectors, it reads the run's training rows first.
     """
-    task = network.task
 
-    @jax.jit
-    def forward(variables: Any, params: Any, features: Any, present: Any) -> tuple[dict[str, jax.Array], Any]:
-        found = network.model.apply(variables, features, method="represent")
-        logits = task and task.logits(params, {}, {"features": found, "present": present})
-        if how == "none":
-            return {m: jnp.where(present[m][:, None], found[m], 0) for m in wanted}, logits
-        return {"fused": layers.fuse({m: found[m] for m in wanted}, present, how)}, logits
+    def __init__(self, network: Network, wanted: Sequence[str] = (), how: str = "none"):
+        self._network, self._wanted, self._how = network, wanted, how
+        self._represent = jax.jit(functools.partial(network.model.apply, method="represent"))
+        self._logits = jax.jit(lambda params, batch: network.task.logits(params, {}, batch))
+        self.banks: dict[str, bank_lib.Bank] = {}  # of each vector, and of those joined for the classifier
+        frozen = network.task is None or network.config.downstream.protocol in FROZEN
+        if frozen and network.evaluation.smoothing_neighbours:
+            self._read_banks()
 
-    def compute(features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _read_banks(self) -> None:
+        network, config = self._network, self._network.config
+        dataset = shards.open_dataset(config.data.path, verify="size")
+        if network.task is None:
+            train = shards.ShardStream(dataset, config.data.train_split, network.modalities)
+        else:
+            train = splits.open_streams(config, dataset, network.modalities)["train"]
+        if network.persons:
+            network.persons.attach(train)
+        if network.task is None:
+            rows, members = train, train.usable
+        else:
+            loaded, members = splits.load(config, {"train": train})
+            rows = loaded["train"]
+        parts = []
+        for at in np.split(members, range(batches.CHUNK_ROWS, len(members), batches.CHUNK_ROWS)):
+            chunk = rows.rows(at)
+            parts.append(self._vectors(chunk["features"], chunk["present"]))
+        vectors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self.banks = {name: bank_lib.create(x, network.evaluation) for name, x in vectors.items()}
+        self.source, self.members = (dataset.manifest.fingerprint(), train.split), members
+
+    def _vectors(self, features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the wanted vectors by name, and for a classifier those of all its modalities joined."""
         with jax.default_matmul_precision("highest"):
-            vectors, logits = forward(network.variables, network.classifier_params, dict(features), dict(present))
-        found = {name: np.asarray(x) for name, x in vectors.items()}
+            found = jax.device_get(self._represent(self._network.variables, dict(features)))
+        if self._how == "none":
+            vectors = {m: np.where(present[m][:, None], found[m], 0) for m in self._wanted}
+        else:
+            vectors = {"fused": bank_lib.fuse({m: found[m] for m in self._wanted}, present, self._how)}
+        if self._network.task is not None:
+            fusion = self._network.config.downstream.fusion
+            vectors[bank_lib.JOINED] = bank_lib.fuse(found, present, fusion)
+        return vectors
+
+    def __call__(
+        self, features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], own: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return vectors and predictions; ``own``: the row of the bank that each row is itself, below 0 for none."""
+        found, task = self._vectors(features, present), self._network.task
+        found = {name: self.banks[name].smoothed(x, own) if self.banks else x for name, x in found.items()}
         if task is None:
             return found
+        joined = {bank_lib.JOINED: found.pop(bank_lib.JOINED)}
+        there = {bank_lib.JOINED: np.any(list(present.values()), axis=0)}
+        with jax.default_matmul_precision("highest"):
+            logits = self._logits(self._network.classifier_params, {"features": joined, "present": there})
         predictions = task.predictions(np.asarray(logits))
         if task.label.kind == "value":
             return found | {"prediction": predictions}
         probabilities = task.probabilities(logits).astype(np.float32)
         return found | {"probability": probabilities, "prediction": predictions.astype(np.int64)}
-
-    return compute
 
 
 def write(rows: Iterable[dict[str, np.ndarray]], output: Path) -> int:

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import metrics, task as task_lib
+from conclugen_jax.evaluate import bank, metrics, task as task_lib
 from conclugen_jax.evaluate.weights import (  # noqa: F401
     Split,
     concatenated,
@@ -27,7 +27,7 @@ from conclugen_jax.evaluate.weights import (  # noqa: F401
     represent_splits,
     untrained,
 )
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.run import config as config_lib, workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,16 +127,21 @@ def label_efficiency_of_run(
     data: str | Path | None = None,
     labels_per_class: Sequence[int] | None = None,
     num_draws: int = 5,
+    evaluation: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Report:
     """Compare raw features, the untrained network and a checkpoint of a pretraining run by :func:`label_efficiency`.
 
     ``which``: checkpoint, see :func:`load`. ``data``: folder of a labelled data set with the run's modalities; ``None``: the
-    run's own. ``labels_per_class``: ``None``: those of 2, 5, 20 that the largest class has, and all.
+    run's own. ``labels_per_class``: ``None``: those of 2, 5, 20 that the largest class has, and all. ``evaluation``: values of
+    this section of the run's configuration that are to be others: vectors, and how all kinds of them are smoothed.
     """
     config = workdir_lib.read_config(workdir)
-    manifest = manifest_lib.read(data or config.data.path)
-    train, test = represent_splits(workdir, (config.data.train_split, config.data.test_split), which=which, data=data)
+    config.evaluation.update(evaluation or {})
+    config_lib.check(config)
+    manifest, section = manifest_lib.read(data or config.data.path), config.evaluation
+    names = config.data.train_split, config.data.test_split
+    train, test = represent_splits(workdir, names, which=which, data=data, vectors=section.vectors)
     _check_classes(train.label, f"{data or config.data.path}: ")
     if labels_per_class is None:
         labels_per_class = [k for k in (2, 5, 20, 0) if k <= np.bincount(train.label).max()]
@@ -146,11 +151,12 @@ def label_efficiency_of_run(
         "untrained network": tuple(concatenated(represent(*fresh, x.features), x.present) for x in (train, test)),
         f"{Path(workdir).name}, pretrained": (train.fused(), test.fused()),
     }
+    kinds = {name: bank.pair(*both, section) for name, both in kinds.items()}
     options |= {"labels_per_class": labels_per_class, "num_draws": num_draws, "names": train.names}
     protocol = (
         f"Accuracy in % on {len(test.label)} test examples of {manifest.name} {manifest.version}: scikit-learn logistic "
-        f"regression (L2, C = 1) on standardised vectors, mean and standard deviation over {num_draws} draws of the "
-        "labels (all labels: one fit)."
+        f"regression (L2, C = 1) on standardised vectors{bank.said(section)}, mean and standard deviation over {num_draws} "
+        "draws of the labels (all labels: one fit)."
     )
     data_facts = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
     results = label_efficiency(kinds, train.label, test.label, **options)

@@ -66,17 +66,20 @@ def fit_persons(config: ConfigDict, dataset: Dataset, modalities: list[str]) -> 
     return persons.fit(ShardStream(dataset, config.data.train_split, modalities), config)
 
 
-def load(config: ConfigDict, streams: Mapping[str, ShardStream]) -> dict[str, RowSource]:
-    """Load the rows of each split; training uses those that have a label and, by choice, few of each class."""
+def load(config: ConfigDict, streams: Mapping[str, ShardStream]) -> tuple[dict[str, RowSource], np.ndarray]:
+    """Load the rows of each split; training uses those that have a label and, by choice, few of each class.
+
+    Returns them, and all rows of ``train`` that are its own, with or without a label.
+    """
     stream, section = streams["train"], config.downstream
     if section.num_folds:
         rows = _fold(config, feed.load_rows(config, stream), stream)
     else:
         rows = {name: feed.load_rows(config, stream) for name, stream in streams.items()}
-    labels = task_lib.labels_of(rows["train"])
-    usable = task_lib.labelled(stream.label, labels, stream.where, rows["train"].usable)
+    labels, everyone = task_lib.labels_of(rows["train"]), rows["train"].usable
+    usable = task_lib.labelled(stream.label, labels, stream.where, everyone)
     rows["train"].usable = few(stream.label, labels, usable, section.labels_per_class, section.label_draw)
-    return rows
+    return rows, everyone
 
 
 def few(label: sources.LabelSpec, labels: np.ndarray, usable: np.ndarray, num_per_class: int, draw: int) -> np.ndarray:

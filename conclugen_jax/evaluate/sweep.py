@@ -19,14 +19,14 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import batches
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream, metrics, splits, task as task_lib
+from conclugen_jax.evaluate import bank, downstream, metrics, splits, task as task_lib
 from conclugen_jax.method import layers
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.run import config as config_lib, configuration_files
 from conclugen_jax.system import progress, signals
 from conclugen_jax.train import optimizer as optimizer_lib
 
-JOINED = "joined"
+JOINED = bank.JOINED
 
 
 class Vectors(NamedTuple):
@@ -182,9 +182,13 @@ def _run(run: downstream.Run) -> dict[str, Any]:
     flat = dict(configuration_files.flatten(config))
     grid = {key: list(values) or [flat[config_lib.LISTS[f"sweep.{key}"]]] for key, values in config.sweep.items()}
     config.downstream.labels_per_class = 0
+    rows_of, everyone = splits.load(config, run.streams)
+    tables = {name: downstream.represented(run.encoder, x, config, jax.devices()[:1]) for name, x in rows_of.items()}
+    if run.encoder.evaluation.smoothing_neighbours:
+        tables = bank.joined(tables, everyone, run.encoder.evaluation, config.downstream.fusion)
     vectors = {}
-    for name, rows in splits.load(config, run.streams).items():
-        table = downstream.represented(run.encoder, rows, config, jax.devices()[:1]).table
+    for name, rows in tables.items():
+        table = rows.table
         x = layers.fuse(table["features"], table["present"], config.downstream.fusion)
         among = rows.usable if name == "train" else None
         usable = task_lib.labelled(label, table["label"], run.streams[name].where, among)

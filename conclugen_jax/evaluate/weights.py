@@ -125,9 +125,10 @@ class Encoder(NamedTuple):
     dims: dict[str, int]
     origin: dict[str, Any]
     persons: Persons | None = None  # by which features are standardised before they go in
+    evaluation: ConfigDict | None = None  # section of a configuration: how vectors are smoothed
 
 
-def encoder(config: ConfigDict, manifest: Manifest, fit: Callable[[list[str]], Persons]) -> Encoder:
+def encoder(config: ConfigDict, manifest: Manifest, fit: Callable[[list[str]], Persons] | None = None) -> Encoder:
     """Make the encoder of ``config.downstream.protocol``; this says where its weights come from.
 
     ``fit``, modalities -> statistics by person of the training split, is called if no checkpoint has them.
@@ -148,9 +149,9 @@ def encoder(config: ConfigDict, manifest: Manifest, fit: Callable[[list[str]], P
         model, variables, dims = RawFeatures(sizes), {"params": {}, "feature_stats": stats}, sizes
     else:
         model = model_lib.from_config(config, sizes).clone(heads=())
-        variables, dims = initial(model, config.seed, manifest, persons), dict.fromkeys(names, model.representation_dim)
+        variables, dims = initial(model, config.seed, manifest, persons), {m: model.vector_dims[m] for m in names}
     origin = {"workdir": None, "step": 0, "seed": config.seed, "sha256": checkpoint.fingerprint(variables["params"])}
-    return Encoder(model, variables, names, dims, origin, persons)
+    return Encoder(model, variables, names, dims, origin, persons, config.evaluation)
 
 
 def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encoder:
@@ -167,8 +168,16 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encode
         fact = f"config.data.modalities leaves out {min(spare)!r}, which {run} has"
         raise ConclugenError(f"{fact}; choose modalities of a checkpoint by config.downstream.modalities")
     facts = {"step": step, "seed": trained.seed, "sha256": checkpoint.fingerprint(variables["params"])}
-    dims = dict.fromkeys(names, model.representation_dim)
-    return Encoder(model, variables, names, dims, {"workdir": source, **facts}, persons_of(source, variables, trained))
+    dims = {m: model.vector_dims[m] for m in names}
+    return Encoder(
+        model,
+        variables,
+        names,
+        dims,
+        {"workdir": source, **facts},
+        persons_of(source, variables, trained),
+        trained.evaluation,
+    )
 
 
 def check_features(manifest: Manifest, sizes: Mapping[str, int], where: str, trained: str) -> None:
@@ -240,13 +249,20 @@ def represent_split(workdir: str | Path, split: str, **options: Any) -> Split:
 
 
 def represent_splits(
-    workdir: str | Path, splits: Sequence[str], *, which: str | int = "newest", data: str | Path | None = None
+    workdir: str | Path,
+    splits: Sequence[str],
+    *,
+    which: str | int = "newest",
+    data: str | Path | None = None,
+    vectors: str = "",
 ) -> list[Split]:
     """Read splits of a data set, and compute a pretraining run's representations and clusters of them.
 
     ``which``: checkpoint, see :func:`load`. ``data``: folder of a data set with the run's modalities; ``None``: the run's own.
+    ``vectors``: one of ``model.VECTORS``; empty: as the run's configuration says.
     """
-    restored = _restore(workdir, which)
+    model, *others = _restore(workdir, which)
+    restored = model.clone(vectors=vectors or model.vectors), *others
     modalities = restored[2].data.modalities
     dataset = shards.open_dataset(data or restored[2].data.path)
     streams = [shards.ShardStream(dataset, split, modalities) for split in splits]

@@ -91,7 +91,7 @@ def predict(
     utterances = [u for file in files for u in _utterances(file, cut, beside)]
     prepared = preparation.prepared([(u, 1) for u in utterances], how, num_workers)
     found = {each.place: (each, rows) for each, rows in vectors(prepared, backbones)}
-    run = embedding.computing(network)
+    run = embedding.Computing(network)
     return [_prediction(u, *found[u.place], network, run, manifest.modalities) for u in utterances]
 
 

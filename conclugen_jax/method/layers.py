@@ -35,7 +35,8 @@ relu.defvjp(lambda x: (relu(x),) * 2, lambda y, gradient: (jnp.where(y > 0, grad
 class RepresentationHead(nn.Module):
     """Gated embedding unit: relu(fc1 x) -> y * sigmoid(gate y) -> relu(fc2 y). [n, dim] -> [n, R].
 
-    With ``bottleneck`` the unit works at the input's size and one more Linear, ``expand``, leads to R.
+    With ``bottleneck`` the unit works at the input's size and one more Linear, ``expand``, leads to R. ``pre_activation``
+    leaves out the relu at the end, if there is one.
     """
 
     representation_dim: int
@@ -43,12 +44,14 @@ class RepresentationHead(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, pre_activation: bool = False) -> jax.Array:
         dim = x.shape[1]
         width = dim if self.bottleneck else self.representation_dim
         y = relu(linear(width, dim, dtype=self.dtype, name="fc1")(x))
         y = y * nn.sigmoid(linear(width, width, dtype=self.dtype, name="gate")(y))
-        y = relu(linear(width, width, dtype=self.dtype, name="fc2")(y))
+        y = linear(width, width, dtype=self.dtype, name="fc2")(y)
+        if self.bottleneck or not pre_activation:
+            y = relu(y)
         if self.bottleneck:
             y = linear(self.representation_dim, width, dtype=self.dtype, name="expand")(y)
         return y

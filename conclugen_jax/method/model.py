@@ -20,6 +20,12 @@ DTYPES = {"float32": jnp.float32, "tensorfloat32": jnp.float32, "bfloat16": jnp.
 """config.precision -> type of the networks' matrix products."""
 
 HEADS = ("projection", "clustering", "decoder")
+VECTORS = (
+    "representation",
+    "pre_activation",
+    "projection",
+    "with_raw",
+)  # what may be handed on; see :class:`ConCluGen`
 ByModality = Mapping[str, jax.Array]
 
 
@@ -47,6 +53,9 @@ class ConCluGen(nn.Module):
     projection_relu: bool = True  # relu after the projection's last Linear
     decoder_relu: bool = False  # relu after the decoder's last Linear
     heads: Sequence[str] = HEADS  # those that exist; representations always do
+    vectors: str = "representation"
+    """What :meth:`represent` gives: the representation; the same before its last relu; the projection; the representation
+    beside the inputs as the first layer sees them."""
     standardize: bool = False  # first subtract ``feature_stats/<modality>/mean`` and divide by ``.../scale``
     norm_momentum: float = 0.9  # share of the running averages kept at each BatchNorm update
     norm_epsilon: float = 1e-5  # added to BatchNorm's variance
@@ -114,8 +123,20 @@ class ConCluGen(nn.Module):
         return projections, {m: x.astype(jnp.float32) for m, x in logits.items()}
 
     def represent(self, features: ByModality) -> dict[str, jax.Array]:
-        """Representations only: modality -> [n, feature_dims[m]] -> modality -> [n, R]; any of the model's modalities."""
-        return {m: self.representation(m, x) for m, x in self.standardized(features).items()}
+        """Return the ``vectors`` alone: modality -> [n, feature_dims[m]] -> [n, vector_dims[m]]; any of the modalities."""
+        inputs = self.standardized(features)
+        found = {m: self.representation(m, x, self.vectors == "pre_activation") for m, x in inputs.items()}
+        if self.vectors == "projection":
+            return dict(self.project(self._projection(found, "reduce"))[0])
+        if self.vectors == "with_raw":
+            return {m: jnp.concatenate([x, inputs[m].astype(x.dtype)], axis=1) for m, x in found.items()}
+        return found
+
+    @property
+    def vector_dims(self) -> dict[str, int]:
+        """Modality -> size of what :meth:`represent` gives."""
+        size = self.projection_dim if self.vectors == "projection" else self.representation_dim
+        return {m: size + dim * (self.vectors == "with_raw") for m, dim in self.feature_dims.items()}
 
     def standardized(self, features: ByModality) -> dict[str, jax.Array]:
         """Features as the first layer sees them, in the order of ``feature_dims``."""
@@ -172,7 +193,17 @@ class Classifier(nn.Module):
         return layers.linear(self.num_outputs, x.shape[1], dtype=self.dtype, name="linear")(x).astype(jnp.float32)
 
 
-_FROM_ELSEWHERE = {"feature_dims", "num_clusters", "heads", "standardize", "dtype", "axis_name", "parent", "name"}
+_FROM_ELSEWHERE = {
+    "feature_dims",
+    "num_clusters",
+    "heads",
+    "vectors",
+    "standardize",
+    "dtype",
+    "axis_name",
+    "parent",
+    "name",
+}
 SETTINGS = {name: kind for name, kind in get_type_hints(ConCluGen).items() if name not in _FROM_ELSEWHERE}
 """Attributes of the network that a configuration has as ``model.NAME``, with their types."""
 
@@ -189,6 +220,7 @@ def from_config(config: ConfigDict, feature_dims: Mapping[str, int], axis_name: 
         feature_dims=dict(feature_dims),
         num_clusters=config.clustering.num_clusters,
         heads=tuple(head for head in HEADS if needed[head]),
+        vectors=config.evaluation.vectors,
         standardize=config.data.standardize != "none",
         dtype=DTYPES[config.precision],
         axis_name=axis_name,

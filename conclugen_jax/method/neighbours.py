@@ -20,7 +20,7 @@ def nearest(
     bank: np.ndarray,
     k: int,
     *,
-    own: bool = False,
+    own: np.ndarray | None = None,
     persons: tuple[np.ndarray, np.ndarray] | None = None,
     block: int = BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +30,7 @@ def nearest(
       queries: [n, dim]; zeros are as similar to all rows as to none: 0.
       bank: [m, dim].
       k: number of neighbours.
-      own: the queries are the rows of the bank; row i is no neighbour of query i.
+      own: the row of the bank that each query is itself, integers [n], below 0 for none: it is no neighbour.
       persons: integer ids of the queries' persons [n] and of the bank's [m]; rows of the same person are no neighbours of
         a query. An id below 0 is unknown and equals no other.
       block: queries that are compared at once; the result does not depend on it.
@@ -41,11 +41,9 @@ def nearest(
     """
     if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1] or not len(bank) or k < 1:
         raise ValueError(f"nearest: {k} neighbours of queries {queries.shape} in a bank {bank.shape}")
-    if own and len(queries) != len(bank):
-        raise ValueError(f"nearest: own=True, but {len(queries)} queries are not the {len(bank)} rows of the bank")
     n, unknown = len(queries), (np.full(len(queries), NONE), np.full(len(bank), NONE - 1))
     asking, known = (np.asarray(x, np.int32) for x in (persons or unknown))
-    itself = np.arange(n, dtype=np.int32) if own else np.full(n, NONE, np.int32)
+    itself = np.full(n, NONE, np.int32) if own is None else np.asarray(own, np.int32)
     known_rows = losses.unit_rows(jnp.asarray(bank, jnp.float32))
     found = []
     for start in range(0, n, block):
@@ -77,7 +75,7 @@ def smooth_with_neighbours(
     k: int = 20,
     weight: float = 0.5,
     *,
-    own: bool = False,
+    own: np.ndarray | None = None,
     persons: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Return ``(1 - weight) z + weight mean(N(z))`` of each query z, with N(z) its k nearest rows of the bank, by cosine.
@@ -89,7 +87,7 @@ def smooth_with_neighbours(
       bank: [m, dim], in the same space.
       k: number of neighbours; all there are where they are fewer. A query without any stays as it is.
       weight: share of the neighbours' mean, from 0 to 1.
-      own: the queries are the bank's rows; none counts as its own neighbour.
+      own: see :func:`nearest`.
       persons: see :func:`nearest`.
 
     Returns float32 [n, dim].

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import clustering
+from conclugen_jax.method.model import VECTORS
 from conclugen_jax.run.configuration_files import LISTS, check_types, defaults, flatten
 
 PROTOCOLS = ("linear_evaluation", "fine_tuning", "supervised", "raw_features")  # downstream, as tables list them
@@ -33,6 +34,7 @@ CHOICES = {
     "clustering.queue_reset": ("epoch", "never"),
     "clustering.initialisation": clustering.INITIALISATIONS,
     "clustering.metric": clustering.METRICS,
+    "evaluation.vectors": VECTORS,
     "checkpoint.best_by": ("loss", "probe"),
     "optimizer.name": ("adamw", "sgd"),
     "schedule.granularity": ("epoch", "step"),
@@ -88,6 +90,8 @@ RANGES = {
     "online_probe.every_epochs": (0, 10**6),
     "online_probe.neighbours": (1, 10**6),
     "online_probe.num_epochs": (1, 10**6),
+    "evaluation.smoothing_neighbours": (0, 10**6),
+    "evaluation.smoothing_weight": (0, 1),
     "downstream.dropout_rate": (0, 0.999),
     "downstream.threshold": (0, 1),
     "downstream.encoder_rate": (0, 1e6),
@@ -104,6 +108,8 @@ READ_LATER = (  # keys of a run that whatever uses it reads
     r"clustering\.(num_clusters|metric)|"
     r"downstream\.(protocol|checkpoint.*|modalities|fusion|dropout_rate|class_weights|threshold)"
 )
+ADDED = r"evaluation\..*|augmentation\..*|data\.person_.*|loss\.neighbour.*"  # keys that runs of version 0.1 may lack
+PROJECTING = ("contrastive", "clustering", "instance")  # losses of projections
 OTHER_WEIGHTS = ("contrastive_weight", "reconstruction_weight", "instance_weight")
 
 
@@ -130,6 +136,10 @@ def check(config: ConfigDict) -> None:
     without_rates = probe.every_epochs and not probe.learning_rates
     _refuse(config, "online_probe.learning_rates", without_rates, "name at least one, as in (1e-2,)")
     _refuse(config, "data.path", not config.data.path, f"name the folder of a built data set, {example}")
+    headless = config.evaluation.vectors == "projection" and not any(
+        config.loss[f"{name}_weight"] for name in PROJECTING
+    )
+    _refuse(config, "evaluation.vectors", headless, "no loss of this run trains a projection; choose others")
     _refuse(config, "model.representation_dim", config.model.representation_dim % 8, "it must be a multiple of 8")
 
 
@@ -258,9 +268,7 @@ def from_tree(tree: Any, source: str) -> ConfigDict:
     try:
         if not all(isinstance(tree[name], dict) for name in ("data", "model")):
             raise TypeError("one is no object")
-        if isinstance(before := tree["data"].get("standardize"), bool):  # as runs were written up to version 0.1
-            tree = tree | {"data": tree["data"] | {"standardize": "split" if before else "none"}}
-        config = ConfigDict(_lists_to_tuples(tree)).lock()
+        config = ConfigDict(_lists_to_tuples(_of_today(tree))).lock()
     # The types of errors of other values, of keys that ConfigDict does not allow, and of sections nested by the hundred.
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e:
         fact = f"not the configuration of a run, with sections such as 'data' and 'model' ({e})"
@@ -273,6 +281,16 @@ def from_tree(tree: Any, source: str) -> ConfigDict:
         elif re.fullmatch(READ_LATER, key):
             raise ConclugenError(f"{source}: lacks config.{key}; restore it or use a new workdir")
     return config
+
+
+def _of_today(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree with what runs of version 0.1 lack or wrote otherwise."""
+    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    for section, _, name in (key.partition(".") for key in defaults() if re.fullmatch(ADDED, key)):
+        tree.setdefault(section, {}).setdefault(name, defaults()[f"{section}.{name}"])
+    if isinstance(before := tree["data"].get("standardize"), bool):
+        tree["data"]["standardize"] = "split" if before else "none"
+    return tree
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -62,7 +62,7 @@ def _found(config: ConfigDict, stream: ShardStream, rows: RowSource, persons: Pe
         who = (np.where(groups == "", neighbours.NONE, ids),) * 2
     else:
         who = None
-    near, _ = neighbours.nearest(vectors, vectors, number, own=True, persons=who)
+    near, _ = neighbours.nearest(vectors, vectors, number, own=np.arange(len(usable)), persons=who)
     if (near < 0).any():
         few = int((near < 0).any(axis=1).sum())
         progress.say(
