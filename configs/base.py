@@ -183,11 +183,9 @@ def checkpoint() -> ConfigDict:
 def evaluation() -> ConfigDict:
     """Which vectors a network hands on to probes, classifiers, embeddings; those of a checkpoint are set by its own run."""
     evaluation = ConfigDict()
-    evaluation.vectors = (
-        "representation"  # | pre_activation (before its relu) | projection | with_raw (beside the input)
-    )
+    evaluation.vectors = "representation"  # | pre_activation | projection | with_raw; see method/model.py
     evaluation.smoothing_neighbours = 0  # vectors are averaged with so many nearest training rows; 0: with none
-    evaluation.smoothing_weight = 0.5  # share of the neighbours in the average
+    evaluation.smoothing_share = 0.5  # share of the neighbours in the average
     evaluation.transductive = False  # rows of a split that is scored are neighbours of each other too
     return evaluation
 

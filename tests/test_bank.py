@@ -57,7 +57,7 @@ def test_a_bank_standardises_and_smooths():
     generator = np.random.default_rng(0)
     train, test = (generator.normal(3, 2, size=(n, 6)).astype(np.float32) for n in (40, 9))
     train[:, 2] = 7  # a constant
-    section = tiny_config(evaluation__smoothing_neighbours=4, evaluation__smoothing_weight=0.3).evaluation
+    section = tiny_config(evaluation__smoothing_neighbours=4, evaluation__smoothing_share=0.3).evaluation
     scale = np.where(np.arange(6) == 2, 1, train.std(axis=0))
     a, b = ((x - train.mean(axis=0)) / scale for x in (train, test))
     smooth = neighbours.smooth_with_neighbours

@@ -105,7 +105,7 @@ def nobody(tmp_path_factory):
 
 
 def settings(data, **changes):
-    raw = {"downstream__protocol": "raw_features", "data__standardize": True, "train__num_epochs": 2}
+    raw = {"downstream__protocol": "raw_features", "data__standardize": "split", "train__num_epochs": 2}
     return tiny_config(data, **raw, **changes)
 
 

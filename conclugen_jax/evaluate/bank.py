@@ -34,7 +34,7 @@ class Bank(NamedTuple):
         z, section, among = (vectors - self.mean) / self.scale, self.evaluation, self.vectors
         if own is None and section.transductive:
             own, among = len(among) + np.arange(len(z)), np.concatenate([among, z])
-        how = section.smoothing_neighbours, section.smoothing_weight
+        how = section.smoothing_neighbours, section.smoothing_share
         return neighbours.smooth_with_neighbours(z, among, *how, own=own)
 
 
@@ -81,7 +81,7 @@ def said(evaluation: ConfigDict) -> str:
     also = " (and rows of the same split)" if evaluation.transductive else ""
     return (
         f", each averaged with its {evaluation.smoothing_neighbours} nearest training rows{also} at a weight of "
-        f"{evaluation.smoothing_weight:g}"
+        f"{evaluation.smoothing_share:g}"
     )
 
 

@@ -168,16 +168,8 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encode
         fact = f"config.data.modalities leaves out {min(spare)!r}, which {run} has"
         raise ConclugenError(f"{fact}; choose modalities of a checkpoint by config.downstream.modalities")
     facts = {"step": step, "seed": trained.seed, "sha256": checkpoint.fingerprint(variables["params"])}
-    dims = {m: model.vector_dims[m] for m in names}
-    return Encoder(
-        model,
-        variables,
-        names,
-        dims,
-        {"workdir": source, **facts},
-        persons_of(source, variables, trained),
-        trained.evaluation,
-    )
+    dims, origin = {m: model.vector_dims[m] for m in names}, {"workdir": source, **facts}
+    return Encoder(model, variables, names, dims, origin, persons_of(source, variables, trained), trained.evaluation)
 
 
 def check_features(manifest: Manifest, sizes: Mapping[str, int], where: str, trained: str) -> None:

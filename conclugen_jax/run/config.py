@@ -91,7 +91,7 @@ RANGES = {
     "online_probe.neighbours": (1, 10**6),
     "online_probe.num_epochs": (1, 10**6),
     "evaluation.smoothing_neighbours": (0, 10**6),
-    "evaluation.smoothing_weight": (0, 1),
+    "evaluation.smoothing_share": (0, 1),
     "downstream.dropout_rate": (0, 0.999),
     "downstream.threshold": (0, 1),
     "downstream.encoder_rate": (0, 1e6),
