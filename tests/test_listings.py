@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import formats, manifest as manifest_lib
 from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import clips as clips_lib, listings
 from tests import clips
 from tests.helpers import run
+from tests.layouts import matrices
 from tests.test_clips import touch
 from tests.test_extract import FLAGS, rows_of
 
@@ -60,10 +61,10 @@ def test_metadata_lists_clips_with_their_labels(clip, tmp_path):
 
 def test_metadata_in_each_split_with_ids(clip, tmp_path):
     source = placed(clip, tmp_path / "hub", "train/1.mkv", "validation/1.mkv")
-    for split in ("train", "validation"):
-        (source / split / "metadata.csv").write_text(f"file_name,id,label\n1.mkv,{split}_one,x\n")
+    for split, name in (("train", "one"), ("validation", "")):  # an empty cell: the file's name
+        (source / split / "metadata.csv").write_text(f"file_name,id,label\n1.mkv,{name},x\n")
     extracted(source, tmp_path / "data")
-    assert labels_of(tmp_path / "data") == {"train": {"train_one": "x"}, "validation": {"validation_one": "x"}}
+    assert labels_of(tmp_path / "data") == {"train": {"one": "x"}, "validation": {"1": "x"}}
 
 
 @pytest.mark.parametrize("split", ["", "train/"])
@@ -92,6 +93,13 @@ FOLDERS = {  # clips -> classes
 }
 
 
+def test_names_may_repeat_in_other_splits(tmp_path):
+    touch(tmp_path, "train/1.mp4", "test/1.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,label\ntrain/1.mp4,x\ntest/1.mp4,y\n")
+    found = clips_lib.find("clips", tmp_path, listing=listings.metadata(tmp_path).table)
+    assert [u.place for u in found] == ["test/1", "train/1"]
+
+
 @pytest.mark.parametrize("names", FOLDERS)
 def test_which_folders_are_classes(tmp_path, names):
     utterances = clips_lib.find("clips", touch(tmp_path, *names))
@@ -109,18 +117,31 @@ def test_metadata_that_cannot_be_used(tmp_path):
         ("file_name\n../a.mp4\n", "line 2: file name '../a.mp4' leads out of the folder"),
         ("video_file_name,audio_file_name\na.mp4,a.wav\n", "lists 2 files a row; clips take one"),
         ("name\na.mp4\n", "expected columns MODALITY_file_name, or file_name alone"),
+        ("file_name\na.mp4\na.wav\n", r"line 3: 'a' is the id of .*metadata\.csv, line 2, too; leave one out"),
     ):
         (tmp_path / "metadata.csv").write_text(text)
         with pytest.raises(ConclugenError, match=message):
-            listings.metadata(tmp_path)
+            clips_lib.find("clips", tmp_path, listing=listings.metadata(tmp_path).table)
     (tmp_path / "metadata.csv").write_text("file_name\nb.mp4\nc.mp4\n")
     with pytest.raises(
         ConclugenError, match=r"line 2: file 'b\.mp4' is not there, nor is another of the 2 that are listed"
     ):
         clips_lib.find("clips", tmp_path, listing=listings.metadata(tmp_path).table)
+    (tmp_path / "metadata.csv").rename(tmp_path / "metadata.jsonl")
+    with pytest.raises(ConclugenError, match=r"metadata\.jsonl: only metadata\.csv is read; write it so"):
+        listings.metadata(tmp_path)
     (tmp_path / "labels.csv").write_text("id\na\n")
+    assert listings.metadata(tmp_path) is None
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "metadata.csv")
     with pytest.raises(ConclugenError, match=r"labels\.csv: is next to metadata\.csv, which holds the labels"):
         listings.metadata(tmp_path)
+
+
+def test_labels_are_left_out_of_features_too(tmp_path):
+    (matrices(tmp_path, "x") / "labels.csv").write_text("id,label\na,joy\nb,sad\n")
+    for kind, expected in (("", "single"), ("none", "none")):
+        request = Request("features", tmp_path, name="t", layout=Layout(kind=kind))
+        assert formats.open_source(request).spec.label.kind == expected
 
 
 def test_flags_that_exclude_each_other(tmp_path):

@@ -169,10 +169,12 @@ def _somewhere(missing: list[Utterance], found: list[Utterance], tables: list[Ta
 
 def _from_listing(table: Table, source: Path, beside: Companions) -> list[Utterance]:
     """Return the files of a listing, whose keys are paths below the source; those that are not there are problems."""
-    found, missing = [], []
+    found, missing, above = [], [], {}
     for where, key, (written,) in zip(table.where, table.columns["id"], table.keys, strict=True):
         path = spelled(source / written)
         split, _ = split_and_parts(source, path.with_suffix(""))
+        if (other := above.setdefault((split, key), where)) != where:
+            raise ConclugenError(f"{where}: {key!r} is the id of {other}, too; leave one out, or add a column 'id'")
         if path.is_file():
             found.append(Utterance(key, split, str(path), sound=beside.sound(path)))
         else:

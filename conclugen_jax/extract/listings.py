@@ -22,6 +22,9 @@ def metadata(source: Path) -> Found | None:
     """
     splits = [p for p in entries(source) if p.name.lower() in SPLIT_NAMES] if source.is_dir() else []
     if not (folders := tables.metadata_folders(source, splits)):
+        others = (folder / f"metadata.{ending}" for folder in (source, *splits) for ending in ("jsonl", "parquet"))
+        if (other := next((path for path in others if path.is_file()), None)) and not (source / "labels.csv").exists():
+            raise ConclugenError(f"{other}: only metadata.csv is read; write it so, or name other labels with --labels")
         return None
     table, modalities, files = tables.read_metadata(source, folders, name="_".join)
     if len(modalities) > 1:
