@@ -53,7 +53,8 @@ def test_metadata_lists_clips_with_their_labels(clip, tmp_path):
     assert f"test/gone,\"{source / 'metadata.csv'}, line 5: file 'test/gone.mkv' is not there\"" in failures
     assert "not listed in metadata.csv and left out: 1 clip, such as test/4.mkv\n" in made.stdout
     again = extracted(source, tmp_path / "data", "--label=mood")
-    assert "3 utterances extracted" not in again.stderr
+    assert "utterances extracted" in made.stdout
+    assert "utterances extracted" not in again.stdout  # nothing was done again
     (source / "metadata.csv").write_text(f"file_name,mood,group\n{rows.replace('happy', 'calm')}")
     changed = extracted(source, tmp_path / "data", "--label=mood", code=2)
     assert "holds a data set made of other clips or in another way" in changed.stderr
@@ -76,6 +77,7 @@ def test_folders_of_clips_are_classes(clip, tmp_path, split):
         {"test": {"joy_3": "joy"}} if split else {}
     )
     assert "labels: the names of the folders (01, joy); --label_kind=none leaves them out\n" in made.stdout
+    assert "utterances extracted" not in extracted(source, tmp_path / "data").stdout
     extracted(source, tmp_path / "data", "--label_kind=none", "--overwrite")
     assert manifest_lib.read(tmp_path / "data" / "hub" / "1.0.0").label.kind == "none"
     extracted(source, tmp_path / "data", "--classes=joy,01", "--overwrite")
