@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
@@ -15,7 +16,7 @@ from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pretrain import checks
 from conclugen_jax.system import environment
-from tests.helpers import QUICK_COMPILATION, ROOT, Faces, log_without_times, run, start
+from tests.helpers import QUICK_COMPILATION, ROOT, Faces, log_without_times, run, start, tiny_config
 
 ODD = "odd"  # a value that no variable takes
 
@@ -47,7 +48,7 @@ def test_the_numbers_of_a_run_depend_on_no_option_of_jax(tmp_path):
     config = tmp_path / "faces.py"
     text = "from tests import helpers\n\ndef get_config():\n    return helpers.tiny_config({!r}, train__num_epochs=3)\n"
     config.write_text(text.format(str(path)))
-    odd = {name: other(name.lower()) for name in IGNORED} | {"FLAX_FIX_RNG_SEPARATOR": "1"}
+    odd = {name: other(name.lower()) for name in IGNORED} | {"FLAX_FIX_RNG_SEPARATOR": "1", "NVIDIA_TF32_OVERRIDE": "1"}
     odd |= {"JAX_NUMPY_RANK_PROMOTION": "raise", "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16"}  # tests have others
     said = start("pretrain", f"--config={config}", f"--workdir={tmp_path}/run", env=odd | MESSAGES).stderr
     for name, value in odd.items():
@@ -101,6 +102,12 @@ def test_two_shares_of_the_memory(monkeypatch):
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".5")
     assert "are both set; unset one of them" in run("configs", code=2).stderr
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    environment.share_memory(0.3)
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "")
+    environment.share_memory(0.3)
+    assert os.environ.pop("XLA_PYTHON_CLIENT_MEM_FRACTION") == "0.300"
 
 
 @pytest.mark.parametrize("flag", ["--xla_nothing=1", "--xla_force_host_platform_device_count=odd"])
@@ -111,8 +118,15 @@ def test_flags_that_xla_does_not_know(monkeypatch, flag):
         ConclugenError, match=rf"^XLA_FLAGS={flag}: .*{flag.strip('-').split('=')[0]}.*; correct or unset it$"
     ):
         environment._check_flags()
+    environment.notes.clear()
     monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
     environment._check_flags()
+    assert environment.notes == []
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    environment._check_flags()
+    assert environment.notes == [
+        "XLA_FLAGS=--xla_cpu_enable_fast_math=true may change the numbers of a run; resume it with the same flags"
+    ]
 
 
 NO_BACKEND = (
@@ -150,6 +164,19 @@ def test_devices_that_are_not_there(monkeypatch, variable, value, way_out):
         "JAX_PLATFORMS=cpu"
     )
     assert not environment.fault(AssertionError())
+
+
+def test_devices_that_are_not_there_for_several_workers(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpuu")
+    for command in (
+        ["study", f"--study={tmp_path}/s"],
+        ["search", "--workers=2", "--data=d", f"--search={tmp_path}/s"],
+    ):
+        config = "study_demo" if command[0] == "study" else "demo"
+        said = run(*command, f"--config={config}", code=2).stderr
+        assert said.startswith("error: JAX_PLATFORMS=cpuu: JAX finds no such device here (Unable to initialize backend")
+        assert said.endswith("; correct or unset it; did you mean cpu?\n")
+        assert not list(tmp_path.iterdir())
 
 
 def test_the_doctor_names_the_variable_once(tmp_path):
@@ -255,3 +282,49 @@ def test_a_backend_that_matplotlib_does_not_know(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", ODD)
     said = environment.fault(ValueError("Key backend: 'odd' is not a valid value for backend; supported values are"))
     assert said == "MPLBACKEND=odd: matplotlib has no such backend; unset it"
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """A run, and what ``conclugen embed`` prints and writes of it without a variable."""
+    folder = tmp_path_factory.mktemp("environment")
+    config = tiny_config(builders.build(Faces(), folder / "data"), train__num_epochs=1, clustering__start_epoch=0)
+    pretrain.pretrain(config, folder / "run", devices=jax.devices()[:1])
+    return folder / "run", *embed(folder / "run", folder / "plain.npz", {})
+
+
+def embed(workdir, output, variables):
+    result = start("embed", f"--workdir={workdir}", f"--output={output}", env=variables)
+    with np.load(output) as file:
+        return (
+            result.stdout.replace(str(output), ""),
+            result.stderr,
+            {name: file[name].tobytes() for name in file.files},
+        )
+
+
+HARMLESS = {
+    "python": {"PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2", "PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"},
+    "development": {"PYTHONDEVMODE": "1", "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"},
+    "threads": {"OMP_NUM_THREADS": "0", "MKL_NUM_THREADS": ODD, "OPENBLAS_NUM_THREADS": ODD, "NPROC": ODD},
+    "folders": {"TMPDIR": "/nonexistent", "HOME": "", "MPLCONFIGDIR": "/proc/none", "TFDS_DATA_DIR": "/proc/none"},
+    "terminal": {"TERM": "dumb", "COLUMNS": "0", "NO_COLOR": "1", "LINES": ODD},
+    "locale": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
+    "no locale": {"LC_ALL": "xx_XX", "LANG": "tr_TR.ISO-8859-9"},
+    "others": {
+        "MPLBACKEND": ODD,
+        "TF_CPP_MIN_LOG_LEVEL": ODD,
+        "CUDA_VISIBLE_DEVICES": ODD,
+        "JAX_COORDINATOR_ADDRESS": ODD,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HARMLESS)
+def test_variables_without_effect(embedded, tmp_path, case):
+    workdir, printed, _, written = embedded
+    out, err, found = embed(workdir, tmp_path / "vectors.npz", HARMLESS[case])
+    assert (out, found) == (printed, written)
+    assert "Traceback" not in err
+    assert case in ("threads", "others") or err == ""  # these let libraries say something

@@ -31,12 +31,14 @@ def main() -> None:
     """Run trials, then show the best ones."""
     app.refuse_downstream(command.config_name)
     from conclugen_jax.study import search, search_space, sharing
+    from conclugen_jax.system import environment
 
     folder = FLAGS.search or f"runs/search_{command.config_name}"
     space = {"space": search_space.read(FLAGS.space) if FLAGS.space else None, "source": FLAGS.space or ""}
     options = {"num_trials": FLAGS.trials, "objective": FLAGS.objective, "arguments": command.config_arguments, **space}
     search_all = functools.partial(search.search, command.config, folder, **options)
     if FLAGS.workers > 1:
+        environment.refuse_missing_devices()
         sharing.share(FLAGS.workers, search_all)
     result = search_all()
     objective = result["objective"]

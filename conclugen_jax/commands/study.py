@@ -19,7 +19,9 @@ command.string("study", None, "Folder of the study: its runs, study.json, result
 def main() -> int:
     """Run what is missing, print a table of accuracies, exit with 1 if a cell has failed."""
     from conclugen_jax.study import study
+    from conclugen_jax.system import environment
 
+    environment.refuse_missing_devices()
     results = study.run(command.config, FLAGS.study or f"runs/{command.config_name}")
     for line in results["warnings"]:
         print(f"warning: {line}", file=sys.stderr)

@@ -4,14 +4,13 @@ import concurrent.futures
 import functools
 import io
 import operator
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TextIO
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.system import signals
+from conclugen_jax.system import environment, signals
 from conclugen_jax.system.pool import Died, Pool
 
 PATIENCE = 300.0
@@ -81,7 +80,7 @@ def share(workers: int, work: Callable[[], Any]) -> None:
 
 def _begin(worker: int, workers: int) -> None:
     """Give a process its share of a GPU's memory and its number in front of what it says."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.75 / workers:.3f}")
+    environment.share_memory(0.75 / workers)
     sys.stderr = _Numbered(worker, sys.stderr)
 
 

@@ -29,7 +29,7 @@ from conclugen_jax.study import definition, results
 from conclugen_jax.study.definition import SWEPT, Run
 from conclugen_jax.study.results import FAILURE
 from conclugen_jax.study.sharing import Died, side_by_side
-from conclugen_jax.system import files, progress, signals
+from conclugen_jax.system import environment, files, progress, signals
 
 DEFINITION = "study.json"
 DONE = "done.json"
@@ -127,7 +127,7 @@ def _begin(root: Path, place: int, jobs: int) -> None:
     if own and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, own)
     if jobs > 1:
-        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / jobs:.3f}")
+        environment.share_memory(0.9 / jobs)
     if not jax.config.jax_compilation_cache_dir:  # runs of a study compile the same programs again and again
         jax.config.update("jax_compilation_cache_dir", str((root / ".compiled").absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

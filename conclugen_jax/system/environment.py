@@ -16,6 +16,7 @@ from conclugen_jax.errors import ConclugenError, did_you_mean, reason
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 PLATFORMS = "JAX_PLATFORMS", "JAX_PLATFORM_NAME"
+SHARES = "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"
 DEVICES = "cpu", "gpu", "cuda", "rocm", "tpu"  # kinds that JAX has names for
 USED = re.compile(
     r"JAX_(PLATFORM.*|(NUM_)?CPU_.*|\w+_VISIBLE_DEVICES|PJRT_.*|CROSS_HOST_.*|CHECK_PROXY_.*|"
@@ -29,14 +30,13 @@ INSTEAD = {
 }
 """Ignored variable -> what does the same."""
 
-OPTIONS = re.compile("(JAX|JAX2TF|FLAX|NNX)_.*|CHECK_VMA|EAGER_CONSTANT_FOLDING")
-"""Variables that JAX and Flax read as options."""
+OPTIONS = re.compile("(JAX|JAX2TF|FLAX|NNX)_.*|CHECK_VMA|EAGER_CONSTANT_FOLDING|NVIDIA_TF32_OVERRIDE")
+"""Variables that JAX and Flax read as options, and one of cuBLAS that changes the precision of matrix products."""
 
 _FRACTION = r"\d*\.?\d+", "a share of a GPU's memory such as 0.75"
 _NUMBER, _SWITCH, _DEVICES = (r"\d+", "a whole number"), ("[01]", "0 or 1"), (r"all|\d+(,\d+)*", "numbers such as 0,1")
 FORMS = {
-    "XLA_PYTHON_CLIENT_MEM_FRACTION": _FRACTION,
-    "XLA_CLIENT_MEM_FRACTION": _FRACTION,
+    **dict.fromkeys(SHARES, _FRACTION),
     "XLA_PYTHON_CLIENT_ALLOCATOR": (
         "(?i)default|platform|bfc|cuda_async|vmm",
         "default, platform, bfc, cuda_async or vmm",
@@ -73,10 +73,8 @@ def prepare(*, with_jax: bool) -> None:
     for name, (pattern, meaning) in FORMS.items():
         if (value := os.environ.get(name)) and not re.fullmatch(pattern, value):
             raise ConclugenError(f"{name}={value}: expected {meaning}; correct or unset it")
-    if os.environ.get("XLA_CLIENT_MEM_FRACTION") and os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION"):
-        raise ConclugenError(
-            "XLA_CLIENT_MEM_FRACTION and XLA_PYTHON_CLIENT_MEM_FRACTION are both set; unset one of them"
-        )
+    if all(map(os.environ.get, SHARES)):
+        raise ConclugenError(f"{' and '.join(SHARES)} are both set; unset one of them")
     os.umask(mask := os.umask(0o22))
     if mask & 0o700:
         raise ConclugenError(f"umask {mask:04o}: this user could not use the files of the command; set umask 0022")
@@ -95,7 +93,7 @@ def changes() -> list[str]:
         import jax
 
         name, value = _ignored.popitem()
-        if not name.startswith(("FLAX_", "NNX_")) and name.lower() not in jax.config.values:
+        if name.startswith("JAX") and name.lower() not in jax.config.values:
             os.environ[name] = value  # no option of JAX
         elif not _says(value, jax.config.values.get(name.lower())):
             way_out = INSTEAD.get(name, "")
@@ -127,6 +125,36 @@ def fault(error: BaseException) -> str:
             extra = "tpu" if "tpu" in value else "cuda"
             return f"{name}={value}: {why}; unset it, or install JAX for it: pip install 'conclugen_jax[{extra}]'"
     return f"{why}; correct its driver, or set JAX_PLATFORMS=cpu"
+
+
+def share_memory(share: float) -> None:
+    """Let JAX take a share of a GPU's memory, unless the user has said how much."""
+    if not any(map(os.environ.get, SHARES)):
+        os.environ[SHARES[0]] = f"{share:.3f}"
+
+
+def refuse_missing_devices() -> None:
+    """Refuse devices that the environment names and that are not there, before several workers find out.
+
+    Another process tries them, since a GPU's memory that this process takes would be lost to its workers.
+    """
+    if all(os.environ.get(name, "") in ("", "cpu") for name in PLATFORMS):
+        return
+    from conclugen_jax.system.pool import Pool  # late: most commands do without
+
+    with Pool(1) as pool:
+        if sentence := pool.submit(_missing_devices).result():
+            raise ConclugenError(sentence)
+
+
+def _missing_devices() -> str:
+    try:
+        import jax
+
+        jax.devices()
+        return ""
+    except Exception as e:  # JAX raises several kinds
+        return fault(e) or reason(e)
 
 
 def _refused(name: str) -> str:
@@ -172,3 +200,5 @@ def _check_flags() -> None:
     if tried.returncode and "Traceback" not in tried.stderr:  # which would be that of a jaxlib with other names
         said = re.search(r"(?m)^[EF]\d+ .*?\] (.*)", tried.stderr)
         raise ConclugenError(f"XLA_FLAGS={flags}: {said[1] if said else 'XLA refuses them'}; correct or unset it")
+    if re.search("fast_math|excess_precision|dependent_math|ftz", flags):
+        notes.append(f"XLA_FLAGS={flags} may change the numbers of a run; resume it with the same flags")
