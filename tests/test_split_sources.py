@@ -160,6 +160,15 @@ def test_a_name_in_two_splits_needs_a_column(tmp_path):
     assert splits(tmp_path) == {"a": "test"}  # the file of the other row, which says nothing of this one
 
 
+def test_rows_of_one_id_are_not_exchanged(tmp_path):
+    touch(tmp_path, "train/a.mp4", "test/b.mp4")
+    table = labels(tmp_path, "id,split,video,start,end\nx,test,a,0,1\nx,train,b,0,1\n")
+    with pytest.raises(
+        ConclugenError, match=r"line 2: split 'test', but video 'a' lies in the folder of train; correct"
+    ):
+        clips_lib.find("clips", tmp_path, labels=(table,))
+
+
 def test_a_clip_beside_those_in_folders_of_splits(tmp_path):
     save(tmp_path / "x" / "train" / "a.npy", np.ones(2))
     labels(matrices(tmp_path, "y", ids="ab"), "id\na\nb\n")

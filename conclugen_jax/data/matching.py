@@ -24,10 +24,12 @@ def _bare(name: str, besides: str = "") -> str:
 
 def likeness(lost: Iterable[str], names: Iterable[str]) -> str:
     """Say of an id that is not among names how it differs from one that is; ``""`` where none comes near one."""
-    near: dict[str, str] = {}
-    for name in sorted(names):
+    lost, names, near = sorted(lost), sorted(names), {}
+    if not lost or not names:
+        return ""
+    for name in names:
         near.setdefault(_bare(name), name)
-    for key in sorted(lost):
+    for key in lost:
         if (name := near.get(_bare(key))) is not None:
             why = [what for what in DIFFERENCES if _bare(key, what) != _bare(name, what)]
             return f"there is {name!r} for {key!r}, which differs by {' and '.join(why)}"

@@ -35,7 +35,7 @@ def by_file_name(table: Table) -> Table:
         table = dataclasses.replace(table, notes=[*table.notes, *notes])
         return table.having(split=splits * len(table)) if splits else table
     for where, cell in zip(table.where, table.stripped("split"), strict=True) if len(splits) == 1 else ():
-        if _named(cell) not in ("", splits[0]):
+        if named(cell) not in ("", splits[0]):
             fault = f"split {cell!r}, but the name of the file says {splits[0]}"
             raise ConclugenError(f"{where}: {fault}; correct the row, or rename the file")
     return table
@@ -75,7 +75,7 @@ def settled(tables: Sequence[Table], features: Mapping[str, Features], default: 
     """
     names = names_by_split(features)
     pairs = [
-        list(zip(map(canonical, table.stripped("id")), map(_named, table.stripped("split")), strict=True))
+        list(zip(map(canonical, table.stripped("id")), map(named, table.stripped("split")), strict=True))
         for table in tables
     ]
     claimed, filled = set(itertools.chain(*pairs)), []
@@ -108,5 +108,6 @@ def _split_of(name: str, cell: str, where: str, names: Mapping[str, set[str]], c
     return "".join(said)
 
 
-def _named(cell: str) -> str:
+def named(cell: str) -> str:
+    """Return the split that a cell names."""
     return SPLIT_NAMES.get(cell.lower(), cell)

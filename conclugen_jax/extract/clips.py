@@ -39,6 +39,7 @@ def find(
     if not source.is_dir():
         raise ConclugenError(f"{source}: no such folder; name the folder of the clips with --source")
     tables = [row_splits.by_file_name(table) for table in map(read_csv, labels) if _interval_columns(table)]
+    tables, _ = row_splits.as_written(tables)
     if tables and cut:
         raise ConclugenError(f"{tables[0].path}: has intervals, and --cut takes those of subtitles; leave one out")
     beside = Companions()
@@ -152,6 +153,9 @@ def _from_tables(tables: list[Table], source: Path, beside: Companions, *, folds
                 raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; correct the row")
             words = " ".join(row["text"].split()) if "text" in table.columns else None
             split = "" if folds else split_and_parts(source, paths[0].with_suffix(""))[0]
+            if split and (cell := row.get("split", "").strip()) and row_splits.named(cell) != split:
+                fault = f"split {cell!r}, but video {name!r} lies in the folder of {split}"
+                raise ConclugenError(f"{where}: {fault}; correct the row, or move the file")
             u = Utterance(key, split, str(paths[0]), *times, words or None, sound=beside.sound(paths[0]))
             found += beside.with_words(u)
     if missing and not found:
