@@ -55,6 +55,9 @@ def test_a_further_modality_enters_all_pairs(source, tmp_path):
     )
     assert re.search(r"text is missing in train \d+, validation \d+, test \d+", result.stdout)
     assert "96 int64 vectors of landmarks were converted to float32" in result.stdout
+    label = "emotion: 3 classes (angry, happy, sad), since its cells are words; use --label_kind or --classes to change that"
+    target = "arousal: a number to predict, since its cells are numbers such as "
+    assert [result.stdout.count(f"\n{line}") for line in (label, target)] == [1, 1]
     assert run(*command(source, tmp_path / "data")).stdout == result.stdout
     config = tmp_path / "four.py"
     config.write_text(
