@@ -94,8 +94,11 @@ def test_values_that_other_libraries_do_not_take_are_named(monkeypatch, name):
     meaning = environment.FORMS[name][1]
     monkeypatch.setenv(name, ODD)
     assert run("configs", code=2).stderr == f"error: {name}={ODD}: expected {meaning}; correct or unset it\n"
-    monkeypatch.setenv(name, {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}.get(name, "1"))
+    monkeypatch.setenv(name, {"XLA_PYTHON_CLIENT_ALLOCATOR": "BFC", "JOBLIB_START_METHOD": "spawn"}.get(name, "1"))
     run("configs")
+    monkeypatch.setenv(name, "")
+    run("configs")
+    assert name not in os.environ
 
 
 def test_two_shares_of_the_memory(monkeypatch):

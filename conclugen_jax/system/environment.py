@@ -1,6 +1,6 @@
 """Prepare the environment of a command: ignore variables that change numbers, and name those whose values cannot be used.
 
-What a command computes is said by its configuration alone, so that a run resumes bit for bit wherever its command is repeated.
+Results depend on the configuration alone, so that a run resumes bit for bit in whatever environment its command is repeated.
 """
 
 import os
@@ -37,10 +37,7 @@ _FRACTION = r"\d*\.?\d+", "a share of a GPU's memory such as 0.75"
 _NUMBER, _SWITCH, _DEVICES = (r"\d+", "a whole number"), ("[01]", "0 or 1"), (r"all|\d+(,\d+)*", "numbers such as 0,1")
 FORMS = {
     **dict.fromkeys(SHARES, _FRACTION),
-    "XLA_PYTHON_CLIENT_ALLOCATOR": (
-        "(?i)default|platform|bfc|cuda_async|vmm",
-        "default, platform, bfc, cuda_async or vmm",
-    ),
+    "XLA_PYTHON_CLIENT_ALLOCATOR": ("(?i)default|platform|bfc|cuda_async|vmm", "platform, bfc, cuda_async or vmm"),
     "XLA_PYTHON_CLIENT_COLLECTIVE_MEM_SIZE_MB": _NUMBER,
     "XLA_PYTHON_CLIENT_ABORT_COLLECTIVES_ON_FAILURE": _SWITCH,
     "XLA_PYTHON_CLIENT_USE_TFRT_GPU_CLIENT": _SWITCH,
@@ -48,10 +45,11 @@ FORMS = {
     "JAX_CUDA_VISIBLE_DEVICES": _DEVICES,
     "JAX_ROCM_VISIBLE_DEVICES": _DEVICES,
     "JAX_LOCAL_DEVICE_IDS": _DEVICES,
-    "LOKY_MAX_CPU_COUNT": _NUMBER,
-    "TFDS_RETRY_TRIES": _NUMBER,
-    "TFDS_RETRY_INITIAL_DELAY": _NUMBER,
-    "TFDS_RETRY_DELAY_MULTIPLIER": _NUMBER,
+    **dict.fromkeys(("LOKY_MAX_CPU_COUNT", "LOKY_MAX_DEPTH", "SOURCE_DATE_EPOCH"), _NUMBER),
+    **dict.fromkeys(("SKLEARN_WORKING_MEMORY", "SKLEARN_PAIRWISE_DIST_CHUNK_SIZE"), _NUMBER),
+    "JOBLIB_MULTIPROCESSING": _SWITCH,
+    "JOBLIB_START_METHOD": ("fork|spawn|forkserver|loky", "fork, spawn, forkserver or loky"),
+    **dict.fromkeys(("TFDS_RETRY_TRIES", "TFDS_RETRY_INITIAL_DELAY", "TFDS_RETRY_DELAY_MULTIPLIER"), _NUMBER),
     "TFDS_RETRY_NOISE": (r"\d*\.?\d+", "a number"),
 }
 """Variable that a library reads on a GPU alone, or does not name in its error -> pattern of its values, and their meaning."""
@@ -71,7 +69,9 @@ def prepare(*, with_jax: bool) -> None:
     """
     notes.clear()
     for name, (pattern, meaning) in FORMS.items():
-        if (value := os.environ.get(name)) and not re.fullmatch(pattern, value):
+        if (value := os.environ.get(name)) == "":
+            del os.environ[name]  # as a shell writes it that has no value for it
+        elif value and not re.fullmatch(pattern, value):
             raise ConclugenError(f"{name}={value}: expected {meaning}; correct or unset it")
     if all(map(os.environ.get, SHARES)):
         raise ConclugenError(f"{' and '.join(SHARES)} are both set; unset one of them")
@@ -178,7 +178,7 @@ def _keep_programs() -> None:
     except (OSError, RuntimeError) as e:  # RuntimeError: the user has no home
         os.environ[CACHE] = ""
         shown = f"{CACHE}={given}" if given else "the cache of compiled programs"
-        why = getattr(e, "strerror", None) or e
+        why = getattr(e, "strerror", None) or reason(e).rstrip(".")
         notes.append(f"{shown} cannot be written ({why}), so programs are compiled each time; set {CACHE} to a folder")
 
 
