@@ -125,11 +125,45 @@ def _listed(folder: Path, _kind: str) -> tuple[Path, Request]:
     return folder / "metadata.csv", Request("features", folder, name="mine")
 
 
+WIDE = {
+    "openface": ("m/a.csv", "frame, face_id, confidence, success, x_0\n1, 0, 0.9, 1, 2.0\n2, 1, 0.1, 0, -nan(ind)\n"),
+    "opensmile csv": ("m.csv", "name;frameTime;energy;pitch\n'a.wav';0.000000;1.5e+00;2\n'x/b.wav';0.010000;3;4\n"),
+    "arff": (
+        "m.arff",
+        "@relation r\n@attribute name string\n@attribute x numeric\n@attribute class {0,1}\n@data\n'a',1,?\n'b',2.5,1\n",
+    ),
+    "feature csv": ("m.csv", ",f0,f1\na,1,2\nb,-3e5,inf\nc,,NA\n"),
+}
+"""Kinds of tables with a column per feature: name of the file, content."""
+
+
+def _wide(folder: Path, kind: str) -> tuple[Path, Request]:
+    """Write a table with a column per feature, beside labels."""
+    name, content = WIDE[kind]
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(content)
+    (folder / "labels.csv").write_text("id,label\na,1\nb,0\n")
+    modality = {"m": str(folder / name.partition("/")[0])}  # named, so that it is read whatever its header is
+    return folder / name, Request("features", folder, name="mine", modalities=modality)
+
+
+def _merbench(folder: Path, _kind: str) -> tuple[Path, Request]:
+    """Write features of MERBench and their labels in pickled dictionaries, not compressed, so that mutations get there."""
+    (folder / "features" / "f-UTT").mkdir(parents=True)
+    for clip in "abc":
+        np.save(folder / "features" / "f-UTT" / f"{clip}.npy", np.ones(3, np.float32))
+    labels = {clip: {"emo": emo, "val": np.float64(0.5)} for clip, emo in (("a", "joy"), ("b", "sad"))}
+    np.savez(folder / "label.npz", train_corpus=labels, test_corpus={"c": {"emo": "joy", "val": -10}})
+    return folder / "label.npz", Request("features", folder, name="mine", labels=(folder / "label.npz",))
+
+
 SOURCES: dict[str, Callable[[Path, str], tuple[Path, Request]]] = {
     **dict.fromkeys(("labels", "ids", "npy", "npz", "parquet"), _tables),
     **dict.fromkeys(("csd", "csd labels"), _csd),
     "annotations": _authors,
     "listing": _listed,
+    **dict.fromkeys(WIDE, _wide),
+    "merbench labels": _merbench,
 }
 """Kinds that are read as part of a source, each with what writes a valid one."""
 

@@ -1,5 +1,7 @@
 """Tables of features as other programs write them: each is read, by its content, to exact vectors."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,6 +105,11 @@ MEMBERS = {  # file (in a folder, one clip) -> content, and the vector of each c
     "openface 1": ({"m/a.csv": OLD_OPENFACE}, {"a": [1.5]}),
     "openface, two faces": ({"m/a.csv": TWO_FACES}, {"a": [6]}),
     "openface, image": ({"m/a.csv": IMAGE}, {"a": [2]}),
+    "openface, faces without number": (
+        {"m/a.csv": re.sub(r"(?m)^\d", "", OLD_OPENFACE.replace("frame,", "face_id,"))},
+        {"a": [1.5]},
+    ),
+    "openface, no rows": ({"m/a.csv": NO_FACE.partition("\n")[0] + "\n", "m/b.csv": TWO_FACES}, {"b": [6]}),
     "openface, no face": ({"m/a.csv": TWO_FACES, "m/b.csv": NO_FACE}, {"a": [6]}),
     "pandas": ({"m.csv": PANDAS}, {"a": [1, 2], "b": [3, 4.5]}),
     "pandas, index": ({"m.csv": PANDAS_INDEX}, {"a": [1, 2], "b": [3, 4.5]}),
@@ -245,7 +252,10 @@ def test_tables_that_are_no_features_are_not_taken_for_such(tmp_path):
         ({"m.arff": ARFF.partition("@data")[0]}, r"m.arff: no @data below lines @attribute NAME TYPE"),
         ({"m.arff": ARFF + "'d',1\n"}, r"m.arff: cannot be read as a table \(.*Expected 5 columns, got 2"),
         ({"m.csv": PANDAS, "m/a.csv": LLD}, r"m.csv: is next to other features called m; rename one of them"),
-        ({"m.csv": "f0,f1\n1,2\n"}, r"m.csv: no column names the clips of its rows; call the column .* id"),
+        (
+            {"m.csv": "f0,f1\n1,2\n"},
+            r"m.csv: no column names the clips of its rows; call that column id, or.*NAME=\S*/t$",
+        ),
         ({"m.csv": PANDAS.replace("3,4.5", "3")}, r"m.csv: cannot be read as a table \(.*Expected 3 columns, got 2"),
     ],
 )
@@ -271,6 +281,29 @@ def test_features_named_but_of_no_kind(tmp_path):
         source,
         modalities={"m": f"{source}/notes.doc"},
     )
+
+
+def test_rows_that_are_taken_for_frames_are_said(tmp_path):
+    source = write(tmp_path / "t", {"m.csv": PANDAS + "a,3,6\n", "labels.csv": LABELS})
+    dataset, rows = build(Request("features", source, name="t"), tmp_path / "data", drop_bad=True)
+    assert rows["train"]["a"][0]["m"].tolist() == [2, 4]
+    assert "m: 2 columns (f0 to f1), clips named by column 'id', 4 rows are frames of 3 clips" in describe(dataset.path)
+
+
+def test_parquet_of_the_python_package_of_opensmile(tmp_path):
+    times = pa.array([0, 1, 0], pa.duration("ns"))
+    columns = {
+        "file": ["x/a.wav", "x/a.wav", "x/b.wav"],
+        "start": times,
+        "end": times,
+        "F0": [1.0, 3, 5],
+        "HNR": [2.0, 4, 6],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    labels = write(tmp_path, {"labels.csv": LABELS}) / "labels.csv"
+    request = Request("features", None, name="t", modalities={"m": str(tmp_path / "m.parquet")}, labels=(labels,))
+    rows = vectors(build(request, tmp_path / "data", drop_bad=True))
+    assert {clip: row["m"].tolist() for clip, row in rows.items()} == {"a": [2, 3], "b": [5, 6]}
 
 
 def test_means_are_those_of_numpy(tmp_path):

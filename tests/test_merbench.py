@@ -103,6 +103,14 @@ def test_labels_that_cannot_be_read_are_refused(tmp_path, monkeypatch, labels, m
     assert not (tmp_path / "bomb").exists()
 
 
+def test_splits_without_public_labels_are_said(tmp_path):
+    hidden = corpus(d=("neutral", -10), e=("neutral", -10))
+    source = merbench_folder(tmp_path / "t", MER2023 | {"test1_corpus": hidden})
+    dataset, _ = build(Request("features", source, name="t"), tmp_path / "data", drop_bad=True)
+    said = "all clips of 'test1' are 'neutral' without val, as where labels are not public; do not score it"
+    assert f"label-6way.npz: {said}" in describe(dataset.path)
+
+
 def test_which_labels_of_merbench_count(tmp_path):
     source = merbench_folder(tmp_path / "t", MER2023)
     merbench_folder(source, {"train_corpus": corpus(a=("x", 0), b=("y", 0))}, "label-4way.npz")

@@ -26,18 +26,17 @@ class ColumnFeatures(RowFeatures):
         self.path, self.left_out, self._apart, self._load, self._opened = path, Counter[str](), apart, load, None
         frames, index, _, _ = self._table()
         if frames.keys is None:
-            way_out = "call the column that names the clips id, or put one table for each clip in a folder"
+            way_out = (
+                f"call that column id, or, if each file is a clip, name its folder with --modality NAME={path.parent}"
+            )
             raise ConclugenError(f"{path}: no column names the clips of its rows; {way_out}")
         if len(frames.x) > 1 and list(index) == ["unknown"]:
             raise ConclugenError(f"{path}: all clips are called 'unknown'; name them with SMILExtract -instname NAME")
         super().__init__(path, how, path)
         self.dim = len(frames.names)
-        self.notes = [
-            wide.describe(
-                frames,
-                f"clips named by column {frames.key!r}" if frames.key else "clips named by the column without name",
-            )
-        ]
+        key = f"clips named by column {frames.key!r}" if frames.key else "clips named by the column without name"
+        key += f", {len(frames.x)} rows are frames of {len(index)} clips" * (len(index) < len(frames.x))
+        self.notes = [wide.describe(frames, key)]
 
     def ids(self) -> list[str]:
         return list(self._table()[1])

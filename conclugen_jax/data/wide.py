@@ -64,6 +64,7 @@ _NULLS = sorted(
     }
 )
 _INDEX = re.compile(r"|unnamed: \d+|__index_level_\d+__")  # how pandas calls columns without a name, in lower case
+_KINDS = {True: pa.float64(), False: pa.string(), None: pa.null()}
 _OF_FRAMES = (*FACES, SUCCESS, CONFIDENCE)
 _MEDIA = re.compile(
     r"\.(mp4|avi|mkv|mov|webm|flv|mpe?g|m4[av]|wmv|wav|mp3|flac|ogg|aac|opus|wma|jpe?g|png)$", re.IGNORECASE
@@ -142,6 +143,8 @@ def _csv_head(path: Path, content: bytes) -> Head:
         raise ConclugenError(f"{path}: no csv ({reason(e)}); correct its first lines") from e
     names = [name.strip("'\"") for name in names]
     decimal_point = "," if delimiter != "," and any(re.fullmatch(r"[-+]?\d+,\d+", cell) for cell in cells) else "."
+    if not row:
+        cells = [""] * len(names)
     numeric = [None if c.lower() in MISSING else is_number(c.replace(decimal_point, ".")) for c in cells]
     if all(map(is_number, names)):  # as numpy.savetxt writes it
         begin, names = 0, list(map(str, range(len(names))))
@@ -196,7 +199,7 @@ def roles(names: Sequence[str], numeric: Sequence[bool | None], apart: Sequence[
 
 def holds_features(path: Path) -> bool:
     """Return whether a file of text is, by its first lines, a table of features rather than of labels or words."""
-    if path.suffix.lower() not in ENDINGS:
+    if path.suffix.lower() not in ENDINGS or not path.is_file():
         return False
     try:
         with path.open("rb") as file:
@@ -204,6 +207,8 @@ def holds_features(path: Path) -> bool:
     except (ConclugenError, OSError):
         return False
     of = roles(found.names, found.numeric)
+    if of.tool:  # a column of features may begin with an empty cell, or the file have no rows
+        of = roles(found.names, [known is not False for known in found.numeric])
     names = [found.names[i] for i in of.features]
     labelled = any(name.lower() in LABELS for name in found.names)
     plain = not labelled and (len(names) > FEW or all(name[-1:].isdigit() for name in names))
@@ -220,11 +225,12 @@ def read(path: Path, apart: Sequence[str] = (), features: Sequence[str] = ()) ->
     if found.arff:
         content = content[: found.begin] + re.sub(rb"(?m)^[ \t]*%.*$", b"", content[found.begin :])
     places = [str(i) for i in range(len(found.names))]
-    kinds = {
-        str(i): pa.float64() if known else pa.string() for i, known in enumerate(found.numeric) if known is not None
-    }
+    kinds = {str(i): _KINDS[known] for i, known in enumerate(found.numeric) if known is not None}
     texts = {roles(found.names, found.numeric, apart).key, *_labels(found.names, apart)}
     kinds |= dict.fromkeys(map(str, texts - {-1}), pa.string())
+    if not content[found.begin :].strip():  # no rows
+        empty = {known: pa.chunked_array([], kind) for known, kind in _KINDS.items()}
+        return frames(path, found.names, [empty[known] for known in found.numeric], apart, features)
     try:
         table = arrow_csv.read_csv(
             pa.py_buffer(memoryview(content)[found.begin :]),
@@ -316,7 +322,7 @@ def usable(of: Frames, rows: np.ndarray | slice, *, framewise: bool) -> tuple[np
     whole = ~np.isnan(x).any(axis=1)
     reasons.update({"success=0": int((~good).sum()), "NaN": int((good & ~whole).sum())})
     good &= whole
-    faces = next((further[name] for name in FACES if name in further), np.zeros(len(x)))
+    faces = np.nan_to_num(next((further[name] for name in FACES if name in further), np.zeros(len(x))), nan=-1)
     if good.any():
         confidence = further.get(CONFIDENCE, np.zeros(len(x)))
         groups = {face: good & (faces == face) for face in np.unique(faces[good]).tolist()}

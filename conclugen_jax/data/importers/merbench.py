@@ -6,7 +6,7 @@
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,19 @@ def read_labels(path: Path) -> Table:
         raise ConclugenError(f"{path}: no clips in arrays called train{ENDING} and such; {WAY_OUT}")
     ids, splits, emos, vals = zip(*rows, strict=True)
     columns = {"id": ids, "split": splits, "emo": emos, "val": vals}
-    return Table(path, columns | {"label": vals if len(set(emos)) == 1 and any(vals) else emos}, where)
+    columns["label"] = vals if len(set(emos)) == 1 and any(vals) else emos
+    return Table(path, columns, where, notes=list(_unlabelled(path, columns)))
+
+
+def _unlabelled(path: Path, columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield a note on each split whose labels look like those that MERTools writes where they are not public."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for split, emo, val in zip(columns["split"], columns["emo"], columns["val"], strict=True):
+        found.setdefault(split, set()).add((emo, val))
+    for split, pairs in found.items() if len(set(columns["emo"])) > 1 else ():
+        if len(pairs) == 1 and columns["split"].count(split) > 1 and pairs <= {(emo, "") for emo, _ in pairs}:
+            what = f"all clips of {split!r} are {min(pairs)[0]!r} without val"
+            yield f"{path.name}: {what}, as where labels are not public; do not score it"
 
 
 def _text(value: Any, where: str) -> str:
