@@ -160,6 +160,19 @@ def test_a_name_in_two_splits_needs_a_column(tmp_path):
     assert splits(tmp_path) == {"a": "test"}  # the file of the other row, which says nothing of this one
 
 
+def test_of_clips_of_one_name_the_one_in_the_split_of_the_row_is_taken(tmp_path):
+    touch(tmp_path, "train/1.mp4", "test/1.mp4")
+    table = labels(tmp_path, "id,split,video,start,end\na,test,1,0,1\nb,train,1.mp4,0,1\n")
+    found = clips_lib.find("clips", tmp_path, labels=(table,))
+    assert [(u.place, u.path) for u in found] == [
+        ("test/a", f"{tmp_path}/test/1.mp4"),
+        ("train/b", f"{tmp_path}/train/1.mp4"),
+    ]
+    table = labels(tmp_path, "id,video,start,end\na,1,0,1\n")
+    with pytest.raises(ConclugenError, match=r"video '1' is .*1\.mp4 or .*1\.mp4; write its path in the row"):
+        clips_lib.find("clips", tmp_path, labels=(table,))
+
+
 def test_rows_of_one_id_are_not_exchanged(tmp_path):
     touch(tmp_path, "train/a.mp4", "test/b.mp4")
     table = labels(tmp_path, "id,split,video,start,end\nx,test,a,0,1\nx,train,b,0,1\n")

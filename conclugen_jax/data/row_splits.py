@@ -97,8 +97,9 @@ def _split_of(name: str, cell: str, where: str, names: Mapping[str, set[str]], c
     if cell:
         other = sorted(split for split in said if (name, split) not in claimed)
         if other and cell not in said:
-            fault = f"split {cell!r}, but {name!r} is in {other[0]!r} by its {'name' if by_id else 'folder'}"
-            raise ConclugenError(f"{where}: {fault}; correct the row, or move the file")
+            why, way_out = ("name", "rename it") if by_id else ("folder", "move the file")
+            fault = f"split {cell!r}, but {name!r} is in {other[0]!r} by its {why}"
+            raise ConclugenError(f"{where}: {fault}; correct the row, or {way_out}")
         return cell
     if len(said) > 1:
         raise ConclugenError(f"{where}: {name!r} is in {' and '.join(sorted(said))}; add a column 'split'")

@@ -140,7 +140,9 @@ def _from_tables(tables: list[Table], source: Path, beside: Companions, *, folds
             if not Path(name).name:
                 raise ConclugenError(f"{where}: {video} is {name!r}; write the name of a clip")
             number_of = counts[name] = counts.get(name, -1) + 1
-            paths = clips.find(name)
+            said, paths = row_splits.named(row.get("split", "").strip()), clips.find(name)
+            splits = {p: "" if folds else split_and_parts(source, p.with_suffix(""))[0] for p in paths}
+            paths = [p for p in paths if said and splits[p] == said] or paths
             key = row["id"].strip() if "id" in table.columns else f"{name.replace('/', '_')}_{number_of}"
             if not paths:
                 missing.append(Utterance(key, "", name, problem=f"{where}: video {name!r} is not there"))
@@ -152,9 +154,9 @@ def _from_tables(tables: list[Table], source: Path, beside: Companions, *, folds
             if times[0] >= times[1]:
                 raise ConclugenError(f"{where}: ends at {times[1]:g} s and starts at {times[0]:g} s; correct the row")
             words = " ".join(row["text"].split()) if "text" in table.columns else None
-            split = "" if folds else split_and_parts(source, paths[0].with_suffix(""))[0]
-            if split and (cell := row.get("split", "").strip()) and row_splits.named(cell) != split:
-                fault = f"split {cell!r}, but video {name!r} lies in the folder of {split}"
+            split = splits[paths[0]]
+            if split and said not in ("", split):
+                fault = f"split {said!r}, but video {name!r} lies in the folder of {split}"
                 raise ConclugenError(f"{where}: {fault}; correct the row, or move the file")
             u = Utterance(key, split, str(paths[0]), *times, words or None, sound=beside.sound(paths[0]))
             found += beside.with_words(u)
