@@ -62,6 +62,17 @@ def test_names_of_hugging_face_are_kept(tmp_path):
     refused("all.parquet, row 0: label 1, but its classes are sad; correct it", path)
 
 
+@pytest.mark.parametrize("kind", ["Sequence", "List"])
+def test_several_classes_a_row_are_no_modality(tmp_path, kind):
+    table = stored(tmp_path / "all.parquet", mood=[[0], [1, 0], []])
+    features = {"mood": {"feature": {"names": ["sad", "happy"], "_type": "ClassLabel"}, "_type": kind}}
+    described = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(described), tmp_path / "all.parquet")
+    refused(
+        "'mood' is an array of several values a row, not a modality; write labels as columns", tmp_path / "all.parquet"
+    )
+
+
 @pytest.mark.parametrize("damaged", [b"", b"[]", b"{", b"\xff", b"[" * 5000, b'{"info": {"features": {"label": []}}}'])
 def test_damaged_descriptions_of_columns_are_ignored(tmp_path, damaged):
     path = tmp_path / "all.parquet"

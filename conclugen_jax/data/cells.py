@@ -101,7 +101,7 @@ def read_csv(path: Path) -> Table:
     text, remark = decoded(read_whole(path, MOST_TEXT), path)
     separator, begin = _separator(text)
     reader = csv.reader(io.StringIO(text[begin:], newline=""), delimiter=separator, strict=True)
-    rows, where, before = [], [], 1 if begin else 0
+    rows, where, before, empty = [], [], 1 if begin else 0, 0
     try:
         header = list(map(column_name, next(filter(None, reader), [])))
         stop = max((i + 1 for i, name in enumerate(header) if name), default=0)
@@ -109,23 +109,23 @@ def read_csv(path: Path) -> Table:
         names = header[start:stop]
         if not names or "" in names or len(set(names)) < len(names):
             raise ConclugenError(f"{path}: its first line must name the columns, each once; it is {header}")
-        lines = [(before + reader.line_num, cells) for cells in filter(None, reader)]
+        for cells in filter(None, reader):
+            if not "".join(cells).strip():
+                empty += 1
+                continue
+            where.append(f"{path}, line {before + reader.line_num}")
+            if len(cells) < stop or "".join(cells[stop:]).strip():
+                found = f"{len(cells)} cells, the header has {len(header)}"
+                raise ConclugenError(f"{where[-1]}: {found}; quote cells with {SEPARATORS.get(separator, separator)}")
+            rows.append(cells[start:stop])
     except csv.Error as e:
         raise ConclugenError(f"{path}, line {before + reader.line_num}: not csv ({e}); correct the file") from e
-    for number_of, cells in lines:
-        if not any(map(str.strip, cells)):
-            continue
-        where.append(f"{path}, line {number_of}")
-        if len(cells) < stop or any(map(str.strip, cells[stop:])):
-            found = f"{len(cells)} cells, the header has {len(header)}"
-            raise ConclugenError(f"{where[-1]}: {found}; quote cells with {SEPARATORS.get(separator, separator)}")
-        rows.append(cells[start:stop])
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
     remarks = (
         remark,
         separator != "," and f"cells are separated by {SEPARATORS.get(separator, repr(separator))}",
         start and "a first column without name is not used (call it id if it holds the ids)",
-        len(rows) < len(lines) and _skipped(len(lines) - len(rows), "row of empty cells", "rows of empty cells"),
+        empty and _skipped(empty, "row of empty cells", "rows of empty cells"),
         stop < len(header) and _skipped(len(header) - stop, "empty column", "empty columns"),
     )
     notes = [f"{path.name}: {each}" for each in remarks if each]

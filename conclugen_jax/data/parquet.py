@@ -135,9 +135,11 @@ def parquet_classes(path: Path, column: str) -> list[str]:
 
 
 def _class_label(schema: pa.Schema, column: str) -> list[str]:
-    """Return the names of classes that Hugging Face's ``datasets`` keeps in a schema; nothing where there are none."""
+    """Return the names of classes, one or several a row, that Hugging Face's ``datasets`` keeps in a schema, or nothing."""
     features = _described(schema, b"huggingface", "info", "features")
     feature = features.get(column) if isinstance(features, dict) else None
+    if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+        feature = feature.get("feature")
     names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
     return list(map(str, names)) if isinstance(names, list) else []
 

@@ -140,7 +140,7 @@ def open_parquet_table(request: Request) -> Found:
     kinds = parquet_kinds(source)
     others += [f"{name} ({kind})" for name, kind in kinds.items() if kind not in ("vectors", "values")]
     lists = [name for name, kind in kinds.items() if kind == "vectors"]
-    _refuse_label_arrays(source, lists)
+    _refuse_label_arrays(source, lists, [name.lower() for name in lists if parquet_classes(source, name)])
     found = {name: functools.partial(ParquetFeatures, source, how=request.pool, column=name) for name in lists}
     values = [name for name, kind in kinds.items() if kind == "values"]
     columns = {name: functools.partial(parquet_column, source, name) for name in values}
