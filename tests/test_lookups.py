@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.commands import names
-from conclugen_jax.data import formats, matching
+from conclugen_jax.data import formats, manifest, matching
 from conclugen_jax.data.formats import open_features
 from conclugen_jax.data.inspection_view import describe
 from conclugen_jax.data.requests import Request
@@ -16,6 +16,7 @@ from conclugen_jax.extract.media import speech
 from conclugen_jax.extract.networks import weights
 from conclugen_jax.run import checkpoint, configuration_files
 from tests import clips
+from tests.helpers import run
 from tests.layouts import build, matrices, save
 from tests.test_clips import touch
 from tests.test_extract import extract
@@ -127,6 +128,8 @@ OTHERS = {  # a name with a part too many, or spelled otherwise than what is the
     "weights/resnet152": lambda folder, name: weights.load(folder / name),
     "pocketsphinx:model": lambda folder, name: speech.create(name),
     "build.py": lambda folder, name: names.find(name),
+    "Video": lambda folder, name: manifest.choose(["video"], [name], what="modality", where="mine"),
+    "video.x": lambda folder, name: manifest.choose(["video"], [name], what="modality", where="mine"),
 }
 
 
@@ -179,6 +182,8 @@ def test_a_build_says_how_ids_differ(tmp_path):
     assert list(found["train"]) == ["002"]
     assert dataset.manifest.source["alike"] == {"x": remark}
     assert f"x: some ids of the labels are not there; {remark}" in describe(dataset.path)
+    shown = run("inspect", f"--data={dataset.path}").stdout
+    assert remark in " ".join(shown.split())
     matrices(source, "y", ids=["0", "1", "anna"])
     none = "'x' is in none of the 2 examples; compare its ids with those of the labels"
     for ids, told in ((("0", "1"), remark), (("0", "anna"), remark), (("anna",), "there are such as '000'")):
