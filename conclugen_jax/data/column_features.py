@@ -25,13 +25,12 @@ class ColumnFeatures(RowFeatures):
         """Read the table with ``load``; ``how`` is the pooling over time, ``apart`` names columns that are no features."""
         self.path, self.left_out, self._apart, self._load, self._opened = path, Counter[str](), apart, load, None
         frames, index, _, _ = self._table()
+        way_out = f"or, if each file is a clip, give --modality NAME={path.parent} instead of --source"
         if frames.keys is None:
-            way_out = (
-                f"call that column id, or, if each file is a clip, name its folder with --modality NAME={path.parent}"
-            )
-            raise ConclugenError(f"{path}: no column names the clips of its rows; {way_out}")
+            raise ConclugenError(f"{path}: no column names the clips of its rows; call that column id, {way_out}")
         if len(frames.x) > 1 and list(index) == ["unknown"]:
-            raise ConclugenError(f"{path}: all clips are called 'unknown'; name them with SMILExtract -instname NAME")
+            fault = "all clips are called 'unknown'; name them with SMILExtract -instname NAME"
+            raise ConclugenError(f"{path}: {fault}, {way_out}")
         super().__init__(path, how, path)
         self.dim = len(frames.names)
         key = f"clips named by column {frames.key!r}" if frames.key else "clips named by the column without name"
