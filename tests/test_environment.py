@@ -148,7 +148,7 @@ NO_BACKEND = (
         ("JAX_PLATFORM_NAME", "gpu", "unset it, or install JAX for it: pip install 'conclugen_jax[cuda]'"),
     ],
 )
-def test_devices_that_are_not_there(monkeypatch, variable, value, way_out):
+def test_devices_that_are_not_there(monkeypatch, tmp_path, variable, value, way_out):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv(variable, value)
     why = f"Unable to initialize backend '{value}': Backend '{value}' is not in the list of known backends: ['cpu']"
@@ -157,8 +157,18 @@ def test_devices_that_are_not_there(monkeypatch, variable, value, way_out):
         raise RuntimeError(NO_BACKEND.format(value))
 
     monkeypatch.setattr(jax, "devices", refuse)
-    said = run("pretrain", "--config=demo", "--data=d", code=2).stderr
-    assert said == f"error: {variable}={value}: JAX finds no such device here ({why}); {way_out}\n"
+    (tmp_path / "checkpoints").mkdir()
+    for command in (
+        ["pretrain", "--config=demo", "--data=d"],
+        ["downstream", "--config=supervised", "--data=d"],
+        ["demo", f"--folder={tmp_path}/d"],
+        ["checkpoint", "list", f"--workdir={tmp_path}"],
+        ["extract", "--dataset=clips", "--name=n", f"--source={tmp_path}", f"--data_dir={tmp_path}/d"],
+        ["predict", f"--checkpoint={tmp_path}", "clip.mp4"],
+    ):
+        said = run(*command, code=2).stderr
+        assert said == f"error: {variable}={value}: JAX finds no such device here ({why}); {way_out}\n"
+    assert not (tmp_path / "d").exists()
     monkeypatch.delenv(variable)
     assert environment.fault(
         RuntimeError("Unable to initialize backend 'cuda': driver too old (you may need to u")

@@ -31,7 +31,7 @@ def main() -> int:
 
     from conclugen_jax.data import digits
 
-    tiny, devices = FLAGS.tiny, jax.device_count()
+    tiny, devices = FLAGS.tiny, len(jax.devices())
     folder = Path(FLAGS.folder or ("conclugen_demo_tiny" if tiny else "conclugen_demo"))
     rows = configuration_files.load("demo", of_run=True).train.batch_size
     shared = () if rows % devices == 0 else (f"--batch_size={rows // devices * devices}",)  # equally by the devices

@@ -69,11 +69,14 @@ def _extract() -> None:
     how = command.values("no_face", "num_views", "seed", "strength") | build.builder_options(command)
     how |= {"data_dir": command.required("data_dir"), "keep": FLAGS.keep_vectors, "recogniser": FLAGS.speech}
     dataset, described = command.required("dataset"), build.request_options(command)
+    import jax
+
     from conclugen_jax.data import inspection_view
     from conclugen_jax.extract import clips, extraction, listings, outcome, vectors
     from conclugen_jax.extract.backbones import Networks, Options
     from conclugen_jax.extract.networks import mtcnn
 
+    jax.devices()  # where there are none, the error is not one of a clip or a backbone
     vectors.keep_freed_memory()
     how["faces"] = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
     options = command.values("size", "precision", "front_end", "authors_normalisation", "batch_items")

@@ -38,9 +38,12 @@ def main() -> int:
             raise ConclugenError(f"{file}: a folder; name the clips in it, such as {file}/*.mp4")
         if paths.count(path) > 1:
             raise ConclugenError(f"{file}: named twice; name each clip once")
+    import jax
+
     from conclugen_jax.extract import prediction, timeline, vectors
     from conclugen_jax.extract.networks import mtcnn
 
+    jax.devices()  # where there are none, the error is not one of a clip or a backbone
     vectors.keep_freed_memory()
     if FLAGS.picture:
         timeline.check(Path(FLAGS.picture))
