@@ -106,7 +106,8 @@ def test_deeply_nested_annotations(tmp_path):
         ("a: 1\n---\nb: 2", "a second document"),
         ("a: [", "did not find expected node"),
         ("- a", "a list, expected splits"),
-        ("", "a NoneType, expected splits"),
+        ("", "is empty"),
+        ("# nothing", "a NoneType, expected splits"),
     ):
         path.write_text(text)
         with pytest.raises(ConclugenError, match=fault):

@@ -8,9 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from conclugen_jax.data import formats, pickles
+from conclugen_jax.data import formats, pickles, wide
 from conclugen_jax.data.cells import read_csv
 from conclugen_jax.data.files import npz_arrays, read_ids, read_npy, stand_in
+from conclugen_jax.data.importers import authors, merbench
 from conclugen_jax.data.importers.csd import CsdFile
 from conclugen_jax.data.parquet import parquet_kinds
 from conclugen_jax.data.requests import Request
@@ -25,11 +26,15 @@ TEXTS = {
     "clip.txt": read_ids,
     "clip.srt": subtitles.read,
     "clip.vtt": subtitles.read,
+    "clip.arff": wide.read,
+    "clip.tsv": wide.read,
+    "clip.yaml": authors._load_yaml,
 }
 READERS = TEXTS | {
     "clip.npy": read_npy,
     "clip.npz": npz_arrays,
     "clip.parquet": parquet_kinds,
+    "label.npz": merbench.read_labels,
     "clip.csd": lambda path: CsdFile(path).names,
     "clip.pkl": pickles.read,
     "clip.pth": torch_files.read,

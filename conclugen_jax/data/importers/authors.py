@@ -10,7 +10,7 @@ import yaml
 from conclugen_jax.data.cells import Table, short
 from conclugen_jax.data.corpora import Corpus, dropped
 from conclugen_jax.data.features import Combined, FolderFeatures
-from conclugen_jax.data.files import entries, open_regular
+from conclugen_jax.data.files import entries, open_regular, stand_in
 from conclugen_jax.data.labels import from_names
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import SPLIT_NAMES, Features
@@ -119,6 +119,8 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     key, and is seven times slower.
     """
     tree = None
+    if found := stand_in(path):
+        raise ConclugenError(f"{path}: {found}")
     try:
         with open_regular(path) as file:
             events = yaml.parse(file, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))

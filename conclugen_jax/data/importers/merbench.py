@@ -14,7 +14,7 @@ import numpy as np
 
 from conclugen_jax.data import pickles
 from conclugen_jax.data.cells import Table, short
-from conclugen_jax.data.files import check_unpacked, open_regular, readable
+from conclugen_jax.data.files import check_unpacked, open_regular, readable, stand_in
 from conclugen_jax.errors import ConclugenError
 
 ENDING = "_corpus"
@@ -54,7 +54,8 @@ def read_labels(path: Path) -> Table:
             emo, val = (_text(fields.get(field), f"{where[-1]}: {field}") for field in ("emo", "val"))
             rows.append((name, {"whole": "train"}.get(split, split), emo, "" if val in ("-10", "-10.0") else val))
     if not rows:
-        raise ConclugenError(f"{path}: no clips in arrays called train{ENDING} and such; {WAY_OUT}")
+        why = stand_in(path) or f"no clips in arrays called train{ENDING} and such; {WAY_OUT}"
+        raise ConclugenError(f"{path}: {why}")
     ids, splits, emos, vals = zip(*rows, strict=True)
     columns = {"id": ids, "split": splits, "emo": emos, "val": vals}
     columns["label"] = vals if len(set(emos)) == 1 and any(vals) else emos
