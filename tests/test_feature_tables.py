@@ -309,6 +309,13 @@ def test_parquet_of_the_python_package_of_opensmile(tmp_path):
     assert {clip: row["m"].tolist() for clip, row in rows.items()} == {"a": [2, 3], "b": [5, 6]}
 
 
+def test_names_that_are_no_text_are_refused(tmp_path):
+    ends = pa.py_buffer(np.array([0, 1, 2], np.int32).tobytes())
+    names = pa.StringArray.from_buffers(2, ends, pa.py_buffer(b"\xe4b"))
+    pq.write_table(pa.table({"id": names, "f0": [1.0, 2]}), tmp_path / "m.parquet")
+    refused(r"m.parquet: column 'id' is no text in UTF-8|m.parquet, id, row 0: no Unicode text", tmp_path / "m.parquet")
+
+
 def test_means_are_those_of_numpy(tmp_path):
     x = np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32)
     lines = ["frameTime," + ",".join(f"f{i}" for i in range(30))]

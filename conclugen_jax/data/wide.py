@@ -278,15 +278,20 @@ def frames(
             x[:, place] = _numbers(path, names[i], columns[i])
     lower, key, keys = [name.lower() for name in names], "", None
     if of.key >= 0:
-        key, texts = names[of.key], columns[of.key].cast(pa.string()).fill_null("").to_pylist()
-        keys = [text.strip().strip("'\"") for text in texts]
+        key = names[of.key]
+        keys = [text.strip().strip("'\"") for text in _texts(path, key, columns[of.key])]
         keys = keys if key.lower() == "id" else clip_names(keys)
     further = {name: _numbers(path, name, columns[lower.index(name)]) for name in _OF_FRAMES if name in lower}
-    labels = {
-        names[i]: as_text(columns[i].to_pylist(), f"{path}, {names[i]}") for i in _labels(names, apart) if i != of.key
-    }
+    labels = {names[i]: _texts(path, names[i], columns[i]) for i in _labels(names, apart) if i != of.key}
     others = [names[i] for i in of.others if names[i] not in labels]
     return Frames([names[i] for i in chosen], x, key, keys, bool({*lower} & {*FRAMES}), labels, further, others)
+
+
+def _texts(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
+    try:
+        return as_text(column.to_pylist(), f"{path}, {name}")
+    except (pa.ArrowException, ValueError) as e:
+        raise ConclugenError(f"{path}: column {name!r} is no text in UTF-8 ({reason(e)}); write it again") from e
 
 
 def _labels(names: Sequence[str], apart: Sequence[str]) -> list[int]:
