@@ -272,6 +272,14 @@ def test_tables_that_cannot_be_read_are_refused_in_a_sentence(tmp_path, files, m
     assert "\n" not in str(e.value)
 
 
+def test_a_table_without_its_header_is_refused(tmp_path):
+    source = write(
+        tmp_path / "t", {"m/a.csv": LLD.partition("\n")[2].replace("0.000000", "0.010000"), "labels.csv": LABELS}
+    )
+    message = r"a.csv: its first line holds numbers such as '0.010000', not names; write the table with its header"
+    refused(message, source, modalities={"m": f"{source}/m"})
+
+
 def test_features_named_but_of_no_kind(tmp_path):
     source = write(tmp_path / "t", {"words.csv": "id,word\na,x\n", "notes.doc": "x", "labels.csv": LABELS})
     refused(

@@ -148,6 +148,9 @@ def _csv_head(path: Path, content: bytes) -> Head:
     numeric = [None if c.lower() in MISSING else is_number(c.replace(decimal_point, ".")) for c in cells]
     if all(map(is_number, names)):  # as numpy.savetxt writes it
         begin, names = 0, list(map(str, range(len(names))))
+    elif found := next((name for name in names if is_number(name) and re.search(r"\d\D", name)), None):
+        fault = f"its first line holds numbers such as {found!r}, not names"
+        raise ConclugenError(f"{path}: {fault}; write the table with its header")
     numeric += [None] * (len(names) - len(numeric))
     return Head(names, numeric, begin, delimiter, quote, decimal_point)
 
