@@ -2,8 +2,8 @@
 
 conclugen doctor [--data=DATA/NAME/VERSION] [--workdir=FOLDER] [--json]
 
-Checks packages, devices, a sum over them, a matrix product, the disk of --workdir, the folder of compiled programs, every
-file of --data, and a short training run that is resumed. The exit code is 1 if a check fails.
+Checks packages, environment variables, devices, a sum over them, a matrix product, the disk of --workdir, the folder of
+compiled programs, every file of --data, and a short training run that is resumed. The exit code is 1 if a check fails.
 """
 
 import contextlib
