@@ -125,19 +125,36 @@ def rewrite(folder, split, edit):
     return name
 
 
-def expected_label(spec, values, lack):
+def expected_label(spec, values, lack, groups):
+    groups = [g for g, v in zip(groups, values, strict=True) if not lack(v)]
     values = [v for v in values if not lack(v)]
     if spec.kind == "none":
         return {"known": 0}
+    share = {"explained_by_group": explained_by_hand(spec, values, groups)}
     if spec.kind == "value":
         x = np.float64(np.float32(values))
         spread = {"mean": x.mean(), "std": x.std(), "min": x.min(), "max": x.max()} if len(x) else {}
-        return {"known": len(x), **(spread or dict.fromkeys(("mean", "std", "min", "max")))}
+        return {"known": len(x), **(spread or dict.fromkeys(("mean", "std", "min", "max"))), **share}
     if spec.kind == "single":
         counts = [sum(v == i for v in values) for i in range(len(spec.names))]
     else:
         counts = np.sum(np.array(values).reshape(-1, len(spec.names)), axis=0).tolist()
-    return {"known": len(values), "counts": counts}
+    return {"known": len(values), "counts": counts, **share}
+
+
+def explained_by_hand(spec, values, groups):
+    """Return the share of variance within groups against that of all, each by its unbiased estimate."""
+    if spec.kind == "single":
+        values = np.eye(len(spec.names))[np.array(values, int)]
+    x = np.array(values, np.float32).astype(np.float64).reshape(len(values), len(spec.names) or 1)
+    parts = [x[[g == name for g in groups]] for name in {*groups} - {""}]
+    n = sum(map(len, parts))
+    if len(parts) < 2 or n == len(parts):
+        return None
+    within = sum(np.square(part - part.mean(axis=0)).sum() for part in parts) / (n - len(parts))
+    x = np.concatenate(parts)
+    total = np.square(x - x.mean(axis=0)).sum() / (n - 1)
+    return max(0.0, 1 - within / total) if total else None
 
 
 def expected_features(x):
@@ -189,10 +206,13 @@ def test_every_number_is_that_of_plain_numpy(tmp_path, source):
         assert facts["num_examples"] == len(examples)
         assert facts["groups"] == len({e.group for e in examples} - {""})
         assert facts["dropped"] == 0
-        assert same(facts["label"], expected_label(spec.label, [e.label for e in examples], lambda v: v is None))
+        groups = [e.group for e in examples]
+        assert same(
+            facts["label"], expected_label(spec.label, [e.label for e in examples], lambda v: v is None, groups)
+        )
         for name, target in spec.targets.items():
             values = [e.targets.get(name) for e in examples]
-            assert same(facts["targets"][name], expected_label(target, values, lambda v: v is None))
+            assert same(facts["targets"][name], expected_label(target, values, lambda v: v is None, groups))
         kinds = Counter("+".join(m for m in spec.modalities if m in e.features) for e in examples)
         assert facts["combinations"] == kinds
         assert list(facts["combinations"].values()) == sorted(kinds.values(), reverse=True)

@@ -314,7 +314,7 @@ def test_a_record_that_is_none(odd_copy):
     facts = report["splits"]["test"]
     assert facts["num_examples"] == 0
     assert facts["features"]["audio"]["norm_mean"] is None
-    assert facts["label"] == {"known": 0, "counts": [0, 0]}
+    assert facts["label"] == {"known": 0, "counts": [0, 0], "explained_by_group": None}
     json.dumps(report, allow_nan=False)
 
 

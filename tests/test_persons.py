@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
-from conclugen_jax.data import batches, builders, persons, shards
+from conclugen_jax.data import batches, builders, persons, scan, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, embedding, exchange, probe, weights
 from tests.helpers import Faces, assert_same_bits, tiny_config
@@ -214,6 +214,19 @@ def test_modalities_are_chosen_or_refused(data):
         ConclugenError, match=r"config.data.person_modalities names 'face', which is none of video, audio, text"
     ):
         persons.fit(opened, by_person(person_modalities=("face",)))
+
+
+def test_groups_that_explain_the_label_are_reported():
+    groups = np.repeat(np.arange(1, 9), 6).astype(np.uint64)
+    generator = np.random.default_rng(0)
+    assert scan.explained(groups[:, None].astype(float), groups) == 1
+    nothing = [scan.explained(generator.normal(size=(48, 1)), groups) for _ in range(200)]
+    assert np.mean(nothing) < 0.04  # of small groups, the share itself would be 0.15
+    of_persons = generator.normal(size=(99, 8, 1))
+    half = [scan.explained(generator.normal(size=(48, 1)) + x[groups - 1], groups) for x in of_persons]
+    assert abs(np.median(half) - 0.5) < 0.1
+    assert scan.explained(np.ones((48, 1)), groups) is None
+    assert scan.explained(generator.normal(size=(8, 1)), np.arange(8)) is None
 
 
 # Runs.

@@ -20,6 +20,7 @@ Report = Mapping[str, Any]
 RANGES_SHOWN = 20
 """Ranges of rows that a fault names, at most; the report itself has all."""
 
+CONFOUNDED = 0.1  # share of a label that groups explain from which on persons and labels belong together
 EMPTY = ("", None, [], {})
 
 
@@ -88,6 +89,16 @@ def _labels(report: Report) -> Iterator[str | Padding]:
             if any(unknown):
                 rows.append(["(unknown)", *map(_share, unknown, totals)])
             yield _table(["name", *found], rows)
+        shares = {s: f["explained_by_group"] for s, f in found.items() if f.get("explained_by_group") is not None}
+        if shares:
+            listed = ", ".join(f"{s} {100 * share:.1f}%" for s, share in shares.items())
+            yield _items([f"share of its variance that the groups explain: {listed}", *_confounded(shares)])
+
+
+def _confounded(shares: Mapping[str, float]) -> Iterator[str]:
+    """Say that groups and labels belong together, if they do."""
+    if max(shares.values()) > CONFOUNDED:
+        yield "groups differ in their labels: standardisation by person (data.standardize) would take away part of the label"
 
 
 def _modalities(report: Report) -> Iterator[str | Padding]:

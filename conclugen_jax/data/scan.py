@@ -136,6 +136,7 @@ class SplitScan:
         found = {key: np.concatenate(chunks) for key, chunks in self._kept.items()}
         self.rows, self.present = found.pop("rows"), found.pop("present")
         self.labels = {name: found.pop(shards.label_field(name)) for name in self.specs}
+        self._groups = {name: found.pop(f"group of {shards.label_field(name)}")[:, 0] for name in self.specs}
         self.hashes = found
         self.complete &= len(self.rows) == done
         for row in np.delete(self.rows, np.unique(found["id"], return_index=True)[1]) if self._verify else ():
@@ -143,16 +144,22 @@ class SplitScan:
         return self
 
     def label_report(self, name: str) -> dict[str, Any]:
-        """Summarise labels in range: ``known`` and ``counts``, or ``mean``, ``std``, ``min`` and ``max`` (None without any)."""
+        """Summarise labels in range: ``known`` and ``counts``, or ``mean``, ``std``, ``min`` and ``max`` (None without any).
+
+        ``explained_by_group`` is :func:`explained` by the groups, of rows that have one.
+        """
         if name not in self.labels:
             return {"known": 0}
-        values, spec = self.labels[name], self.specs[name]
+        values, spec, groups = self.labels[name], self.specs[name], self._groups[name]
+        as_numbers = np.eye(len(spec.names))[values] if spec.kind == "single" else values
+        as_numbers = as_numbers[:, None] if spec.kind == "value" else as_numbers
+        share = {"explained_by_group": explained(as_numbers[groups > 0], groups[groups > 0])}
         if spec.kind == "value":
             keys, values = ("mean", "std", "min", "max"), values.astype(np.float64)
             spread = {key: float(getattr(values, key)()) if len(values) else None for key in keys}
-            return {"known": len(values), **spread}
+            return {"known": len(values), **spread, **share}
         counts = np.bincount(values, minlength=len(spec.names)) if spec.kind == "single" else values.sum(axis=0)
-        return {"known": len(values), "counts": counts.astype(int).tolist()}
+        return {"known": len(values), "counts": counts.astype(int).tolist(), **share}
 
     def text(self, index: int, key: str) -> str:
         """Return ``id`` or ``group`` of one of the rows that were read."""
@@ -246,11 +253,29 @@ class SplitScan:
             fits, unknown = _in_range(values, spec)
             wrong = ~fits & ~(unknown & bool(target))  # only further targets may be unknown
             note(f"target {target!r} is out of range" if target else "label is out of range", wrong, always=True)
-            kept[field] = values[fits]
+            kept[field], kept[f"group of {field}"] = values[fits], kept["group"][fits]
             if wrong.any():
                 self.misfits.add(target)
         for key, values in kept.items():
             self._kept[key].append(values)
+
+
+def explained(values: np.ndarray, groups: np.ndarray) -> float | None:
+    """Return the share of the variance of values [n, k] that groups [n] explain; ``None`` where it cannot be said.
+
+    1 - (n - 1) / (n - g) (1 - between / total) of n rows in g groups (epsilon squared; Kelley, 1935), at least 0: groups
+    that have nothing to do with the values explain 0 on average, however small they are.
+    """
+    names, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    values = values.astype(np.float64)
+    centred = values - values.mean(axis=0) if len(values) else values
+    total = np.square(centred).sum()
+    if len(names) < 2 or len(values) == len(names) or not total:
+        return None
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, index, centred)
+    between = (np.square(sums).sum(axis=1) / sizes).sum()
+    return max(0.0, float(1 - (len(values) - 1) / (len(values) - len(names)) * (1 - between / total)))
 
 
 def _in_range(values: np.ndarray, spec: LabelSpec) -> tuple[np.ndarray, np.ndarray]:
