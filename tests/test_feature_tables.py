@@ -301,6 +301,18 @@ def test_rows_that_are_taken_for_frames_are_said(tmp_path):
     assert "m: 2 columns (f0 to f1), clips named by column 'id', 4 rows are frames of 3 clips" in describe(dataset.path)
 
 
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [(",id,f0\n0,a,1\n1,b,2\n", "m: 1 column (f0), clips"), (PANDAS_INDEX, "m: 2 columns (f0 to f1), clips")],
+)
+def test_an_index_without_name_is_not_listed(tmp_path, table, said):
+    source = write(tmp_path / "t", {"m.csv": table, "labels.csv": LABELS})
+    dataset, _ = build(Request("features", source, name="t"), tmp_path / "data", drop_bad=True)
+    (line,) = [line for line in describe(dataset.path) if line.startswith("m: ")]
+    assert line.startswith(said)
+    assert "not features" not in line
+
+
 def test_parquet_of_the_python_package_of_opensmile(tmp_path):
     times = pa.array([0, 1, 0], pa.duration("ns"))
     columns = {

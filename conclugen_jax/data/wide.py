@@ -310,9 +310,10 @@ def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
 
 def describe(of: Frames, clips: str) -> str:
     """Return what was understood of a table, and which columns are not used, in a sentence."""
-    others = f"; not features: {', '.join(of.others[:SHOWN])}{' ...' * (len(of.others) > SHOWN)}" if of.others else ""
+    names = [name for name in of.others if name]  # the index of pandas has none
+    others = f"; not features: {', '.join(names[:SHOWN])}{' ...' * (len(names) > SHOWN)}" if names else ""
     named = f"{of.names[0]} to {of.names[-1]}" if len(of.names) > 1 else of.names[0]
-    return f"{len(of.names)} columns ({named}), {clips}{others}"
+    return f"{len(of.names)} column{'s' * (len(of.names) > 1)} ({named}), {clips}{others}"
 
 
 def usable(of: Frames, rows: np.ndarray | slice, *, framewise: bool) -> tuple[np.ndarray, Counter[str]]:
