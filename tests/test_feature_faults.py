@@ -35,7 +35,7 @@ MISPLACED = {
     "nested": ("x/train/actor/c.npy", r"train/actor: the .npy files below it would not be read"),
     "deep": ("y/a/b/c.npy", r"y/a: the .npy files below it would not be read"),
     "metadata": ("x/train/metadata.csv", r"metadata.csv: is ignored there"),
-    "labels": ("x/labels.csv", r"labels.csv: is ignored there"),
+    "labels": ("x/labels.csv", r"labels.csv: is ignored there; .*, or out and name it with --labels"),
     "folder and matrix": ("x.npy", r"x.npy: is next to other features called x"),
     "split for modality": ("train/a.npy", r"train: a split where a modality is expected"),
     "label array": ("labels.npy", r"'labels' is an array of several values a row, not a modality"),

@@ -258,7 +258,9 @@ def _split_folders(folder: Path, ending: str) -> dict[str, Path]:
         if path.suffix.lower() == ".npy":
             raise ConclugenError(f"{path}: files of features end in .npy, in lower case; rename it")
         if path.name in ("metadata.csv", "labels.csv"):
-            raise ConclugenError(f"{path}: is ignored there; move it to the folder that --source names")
+            raise ConclugenError(
+                f"{path}: is ignored there; move it to the folder that --source names, or out and name it with --labels"
+            )
         if holds_npy(path):
             way_out = "folders of splits are called train, validation and test and hold no further folders"
             raise ConclugenError(f"{path}: the .npy files below it would not be read; {way_out}")
