@@ -141,6 +141,28 @@ def test_metadata_that_cannot_be_used(tmp_path):
         listings.metadata(tmp_path)
 
 
+@pytest.mark.parametrize("names", [("a.mp4", "b.mp4"), ("joy/a.mp4", "sad/b.mp4")])
+def test_tables_that_are_not_read_are_noted(tmp_path, names):
+    source = touch(tmp_path, *names, "labels.XLSX", "all.tsv", "a.json", "notes.txt", ".x.tsv")
+    request, known = listings.classes(Request("features", source, name="t"), clips_lib.find("clips", source))
+    (*others, note) = listings.unread(known, source).facts["notes"]
+    tables = "all.tsv, labels.XLSX" if names[0] == "a.mp4" else "a.json, all.tsv, labels.XLSX"
+    assert note == (
+        f"found beside the clips and not used: {tables}; labels are read from labels.csv or --labels=FILE.csv"
+    )
+    assert len(others) == len(known.facts.get("notes", ()))
+
+
+def test_a_workbook_of_labels_is_reported(clip, tmp_path):
+    source = placed(clip, tmp_path / "hub", "1.mkv")
+    (source / "labels.xlsx").touch()
+    note = "found beside the clips and not used: labels.xlsx; labels are read from labels.csv or --labels=FILE.csv\n"
+    assert note in extracted(source, tmp_path / "data").stdout
+    assert note in extracted(source, tmp_path / "data").stdout  # nor is it forgotten once the data set is there
+    (source / "labels.xlsx").unlink()
+    assert "utterances extracted" not in extracted(source, tmp_path / "data").stdout
+
+
 def test_labels_are_left_out_of_features_too(tmp_path):
     (matrices(tmp_path, "x") / "labels.csv").write_text("id,label\na,joy\nb,sad\n")
     for kind, expected in (("", "single"), ("none", "none")):

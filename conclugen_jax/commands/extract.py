@@ -90,6 +90,7 @@ def _extract() -> None:
         known = listings.unlisted(known, request.source, found)
     elif own and not request.labels:
         request, known = listings.classes(request, found)
+        known = listings.unread(known, request.source)
     progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
         folder, tally = extraction.extract(request, found, networks, known=known, progress=counter, **how)

@@ -1,6 +1,7 @@
 """Labels that a folder of clips holds as on Hugging Face: in ``metadata.csv``, or as a folder for each class."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from conclugen_jax.data.files import entries
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import companions
 from conclugen_jax.extract.clips import media_files, split_and_parts
 from conclugen_jax.extract.utterance import Utterance
+
+TABLES = (".xlsx", ".xls", ".ods", ".tsv", ".json", ".jsonl", ".parquet")
+"""Endings of tables in which labels may be, and which are read only if ``--labels`` names them, or not at all."""
 
 
 def metadata(source: Path) -> Found | None:
@@ -63,3 +68,15 @@ def classes(request: Request, utterances: Sequence[Utterance]) -> tuple[Request,
     note = f"labels: the names of the folders ({', '.join(names)}); --label_kind=none leaves them out"
     found = Found({}, table=Table(request.source, columns, [u.path for u in utterances]), facts={"notes": [note]})
     return dataclasses.replace(request, layout=layout), found
+
+
+def unread(found: Found, source: Path) -> Found:
+    """Add a note on tables in a folder of clips that are not read, without those of single clips."""
+    single = {*itertools.chain.from_iterable(companions.by_clip(source).values())}
+    names = [p.name for p in entries(source) if p.suffix.lower() in TABLES and p.is_file() and p not in single]
+    if not names:
+        return found
+    note = (
+        f"found beside the clips and not used: {', '.join(names)}; labels are read from labels.csv or --labels=FILE.csv"
+    )
+    return dataclasses.replace(found, facts={"notes": [*found.facts.get("notes", []), note]})
