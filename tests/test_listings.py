@@ -153,6 +153,27 @@ def test_tables_that_are_not_read_are_noted(tmp_path, names):
     assert len(others) == len(known.facts.get("notes", ()))
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "labels.csv"])
+def test_labels_in_a_column_that_is_not_named_are_asked_for(clip, tmp_path, name):
+    source = placed(clip, tmp_path / "hub", "1.mkv")
+    (source / name).write_text("file_name,id,mood\n1.mkv,1,joy\n")
+    asked = "no column 'label' was found; if another has the labels, stop this and name it with --label=COLUMN\n"
+    assert asked not in extracted(source, tmp_path / "a", "--label=mood").stderr
+    assert asked not in extracted(source, tmp_path / "b", "--label_kind=none").stderr
+    assert asked in extracted(source, tmp_path / "data").stderr
+    assert asked not in extracted(source, tmp_path / "data").stderr  # it is there already
+    (source / name).unlink()
+    assert asked not in extracted(source, tmp_path / "c").stderr
+
+
+def test_a_build_asks_for_a_column_of_labels(tmp_path):
+    (matrices(tmp_path / "x", "v") / "labels.csv").write_text("id,mood\na,joy\nb,sad\n")
+    flags = ["--dataset=features", "--name=t", f"--source={tmp_path / 'x'}", "--num_workers=1"]
+    asked = "no column 'label' was found; if another has the labels, name it with --label=COLUMN and --overwrite\n"
+    for i, (flag, said) in enumerate({"--pool=mean": True, "--label=mood": False, "--label_kind=none": False}.items()):
+        assert (asked in run("build", *flags, f"--data_dir={tmp_path / str(i)}", flag).stdout) is said
+
+
 def test_a_workbook_of_labels_is_reported(clip, tmp_path):
     source = placed(clip, tmp_path / "hub", "1.mkv")
     (source / "labels.xlsx").touch()

@@ -64,7 +64,8 @@ def main() -> None:
         folder = builders.build(source, command.required("data_dir"), progress=counter, **how)
     for line in inspection_view.describe(folder):
         print(line)
-    if source.spec.label.kind == "none" and not FLAGS.label and FLAGS.dataset == "features":
+    asked = FLAGS.dataset == "features" and not FLAGS.label and not FLAGS.label_kind
+    if asked and source.spec.label.kind == "none":
         print("no column 'label' was found; if another has the labels, name it with --label=COLUMN and --overwrite")
 
 

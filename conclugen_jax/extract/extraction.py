@@ -27,6 +27,7 @@ from conclugen_jax.extract.store import KEPT, State, Store, Vectors
 from conclugen_jax.extract.utterance import Utterance
 from conclugen_jax.extract.vectors import Clock, vectors
 from conclugen_jax.system import locks
+from conclugen_jax.system.progress import say
 
 BEAM_PART = 16  # utterances that a worker of Beam takes at a time
 
@@ -77,6 +78,8 @@ def extract(
     )
     if not overwrite and (work.target / manifest_lib.FILE).is_file():
         return work.target, work.there_already()
+    if work.unlabelled:
+        say("no column 'label' was found; if another has the labels, stop this and name it with --label=COLUMN")
     with work.written():
         work.store.begin(work.facts, overwrite=overwrite, keep=keep)
         tally, present = work.run(num_workers, beam, progress)
@@ -109,6 +112,9 @@ class _Extraction:
         self.known = labels.annotate(request, dataclasses.replace(known, features=planned))
         source = formats.assemble(request, self.known, "clips")
         builders.check_spec(source.spec)
+        asked = request.dataset == formats.GENERIC and not request.layout.label and not request.layout.kind
+        tables = known.table is not None or bool(request.labels)
+        self.unlabelled = asked and tables and source.spec.label.kind == "none"
         self.first_split = source.spec.splits[0]  # the one that has views
         self.todo, *self.unknown = _asked_for(source, utterances, self.how)
         self.facts = preparation.provenance(backbones, self.how, networks.options).to_json()
