@@ -66,11 +66,15 @@ def test_tables_as_programs_write_them(tmp_path, name):
 BAD = {
     "no id but an index": (
         ",label\na,x\n",
-        ": no column 'id'; it has label, split; its first .* \\(labels.csv: a first column without name",
+        ": no column 'id'; it has label; its first .* \\(labels.csv: a first column without name",
     ),
     "no name within": ("id,,label\na,1,x\n", "must name the columns, each once; it is \\['id', '', 'label'\\]"),
     "cells beyond the header": ("id,label\na,x,1\n", "line 2: 3 cells, the header has 2; quote cells with commas"),
     "cells beyond, with semicolons": ("id;label\na;x;1\n", "line 2: 3 cells, the .* quote cells with semicolons"),
+    "cells below no name": (
+        "id,label,,\na,x,,\nb,y,1,\n",
+        "line 3: cell '1' is in a column without name; quote .*, or correct the first line",
+    ),
     "a line after sep=": ("sep=;\nid;label\na\n", ", line 3: 1 cells, the header has 2"),
     "an open quote after sep=": ('sep=;\nid;label\na;"x', ", line 3: not csv"),
     "GBK": ("id,label\na,快乐快乐\n".encode("gbk"), "its encoding is unknown; save it in UTF-8"),
@@ -188,7 +192,7 @@ def test_a_split_of_its_own_is_said_and_a_missing_one_refused(tmp_path):
     assert "split 'holdout' keeps its name; it is none of train, validation, test" in source.facts["notes"]
     for word in ("", "nan", "NA", "<NA>"):
         message = refusal(open_table, tmp_path, f"id,split,label\na,train,x\nb,{word},x\n", ids="ab")
-        assert "labels.csv, line 3: split ''; expected letters, digits and '_'" in message
+        assert "labels.csv, line 3: split ''; fill it in, or leave the row out" in message
 
 
 def test_the_name_of_a_file_says_the_split_and_is_told(tmp_path):

@@ -180,6 +180,34 @@ def test_one_table_of_features_and_labels(tmp_path, ending):
     }
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("column", ["split", "group", "label", "arousal"])
+def test_rows_of_a_clip_that_differ_in_a_label_are_refused(tmp_path, ending, column):
+    cells = {"id": list("abab"), "split": ["train"] * 4, "group": ["p"] * 4, "label": ["x"] * 4, "arousal": ["1.5"] * 4}
+    cells[column] = [*cells[column][:3], "2.5"]
+    cells |= {"f0": [1, 2, 3, 4], "f1": [4, 5, 6, 7]}
+    path = tmp_path / f"m.{ending}"
+    if ending == "csv":
+        path.write_text(
+            "\n".join([",".join(cells), *(",".join(map(str, r)) for r in zip(*cells.values(), strict=True))])
+        )
+    else:
+        pq.write_table(pa.table(cells), path)
+    fault = (
+        rf"row 3: {column} of clip 'b' is '2.5', but '{cells[column][1]}' in row 1; correct it, or give each row an id"
+    )
+    refused(fault, path, layout=Layout(targets=("arousal",)))
+
+
+def test_rows_of_empty_cells_are_skipped_and_counted(tmp_path):
+    header, *rows = PANDAS.splitlines()
+    odd = "\r\n".join([header, rows[0], ",,", *rows[1:], "", ", ,"])
+    source = write(tmp_path / "t", {"m.csv": PANDAS, "n.csv": odd, "labels.csv": "id\na\nb\n"})
+    dataset, rows = build(Request("features", source, name="t"), tmp_path / "data")
+    assert all(vectors["m"].tolist() == vectors["n"].tolist() for vectors, *_ in rows["train"].values())
+    assert "clips named by column 'id'; rows of empty cells that are skipped: 2" in " ".join(describe(dataset.path))
+
+
 def test_what_was_understood_and_left_out_is_said(tmp_path):
     source = write(tmp_path / "t", {"face/a.csv": OPENFACE, "face/b.csv": OPENFACE.replace(" 1, ", " 0, ")})
     write(source, {"voice.csv": FUNCTIONALS, "labels.csv": LABELS})

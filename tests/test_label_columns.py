@@ -289,6 +289,12 @@ def test_a_comma_that_may_be_either_is_refused(tmp_path):
     assert source.spec.label == numbered("1,234", "x")
 
 
+@pytest.mark.parametrize("kind", ["", "single"])
+def test_whole_numbers_beyond_any_class_are_refused(tmp_path, kind):
+    message = refusal(open_table, tmp_path, f"id,label\na,{'1' * 400}\nb,2\nc,2\n", layout=Layout(kind=kind))
+    assert message.endswith(f"labels.csv: column 'label' has class numbers up to {'1' * 30}; name the classes")
+
+
 def test_groups_that_are_missing(tmp_path):
     source = open_table(tmp_path, "id,label,group\na,x,anna\nb,x,nan\nc,x,nan\n")
     assert source.annotations["train"].groups == ["anna", "", ""]

@@ -1,10 +1,11 @@
 """Clips as on Hugging Face: listed in metadata.csv, or in a folder for each class; with and without folders of splits."""
 
 import shutil
+from pathlib import PurePosixPath
 
 import pytest
 
-from conclugen_jax.data import formats, manifest as manifest_lib
+from conclugen_jax.data import formats, label_columns, manifest as manifest_lib
 from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import clips as clips_lib, listings
@@ -89,6 +90,7 @@ def test_folders_of_clips_are_classes(clip, tmp_path, split):
 FOLDERS = {  # clips -> classes
     ("joy/1.mp4", "sad/1.mp4"): ["joy", "sad"],
     ("train/joy/1.mp4", "test/sad/1.mp4"): ["joy", "sad"],
+    ("train/Joy/1.mp4", "train/sad/1.mp4", "test/joy/1.mp4"): ["Joy", "sad"],
     ("joy/1.mp4", "joy/2.mp4"): [],  # a single folder
     ("joy/1.mp4", "2.mp4"): [],
     ("joy/a/1.mp4", "sad/a/1.mp4"): [],  # not at one level
@@ -111,7 +113,15 @@ def test_which_folders_are_classes(tmp_path, names):
         request = Request("features", tmp_path, name="t", layout=Layout(kind=kind))
         request, found = listings.classes(request, utterances)
         classes = [] if kind else FOLDERS[names]
-        assert sorted(set(found.table.columns["label"]) if found.table else ()) == classes == [*request.layout.classes]
+        assert classes == [*request.layout.classes]
+        if not classes:
+            assert found.table is None
+            continue
+        read = label_columns.read_guessed(found.table, "label", request.layout.kind, request.layout.classes, way_out="")
+        places = [PurePosixPath(u.path).parent.name.lower() for u in utterances]
+        assert [read.spec.names[i].lower() for i in read.values] == places
+        joined = ["label: 'joy' (1 row) as 'Joy', as names that differ in case or blanks only are one class"]
+        assert list(read.notes) == joined * ("Joy" in classes)
 
 
 def test_metadata_that_cannot_be_used(tmp_path):
@@ -130,6 +140,9 @@ def test_metadata_that_cannot_be_used(tmp_path):
     with pytest.raises(
         ConclugenError, match=r"line 2: file 'b\.mp4' is not there, nor is another of the 2 that are listed"
     ):
+        clips_lib.find("clips", tmp_path, listing=listings.metadata(tmp_path).table)
+    (tmp_path / "metadata.csv").write_text(f"file_name\na.mp4\n{'x' * 300}.mp4\n")
+    with pytest.raises(ConclugenError, match=r"its name 'x+' is not printable text of 1 to 240 bytes"):
         clips_lib.find("clips", tmp_path, listing=listings.metadata(tmp_path).table)
     (tmp_path / "metadata.csv").rename(tmp_path / "metadata.jsonl")
     with pytest.raises(ConclugenError, match=r"metadata\.jsonl: only metadata\.csv is read; write it so"):

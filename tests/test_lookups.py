@@ -1,5 +1,6 @@
 """A name finds what all of it says, and nothing else in its place; of one that finds nothing the message says why."""
 
+import time
 import types
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_a_path_from_the_root_is_that_clip_alone(tmp_path):
         f"{source}/ben/001.mp4",
         "video '/elsewhere/ben/001.mp4' is not there"[-40:],
     )
+
+
+def test_many_clips_of_one_name_are_found_in_linear_time(tmp_path):
+    touch(tmp_path, *(f"{i:04d}/front/1.mp4" for i in range(1500)))
+    rows = [f"{i},{i % 3000:04d}/front/1,{i},{i + 1}" for i in range(6000)]  # half of them are not there
+    (tmp_path / "labels.csv").write_text("\n".join(["id,video,start,end", *rows]))
+    begin = time.process_time()
+    found = clips_lib.find("clips", tmp_path, labels=(tmp_path / "labels.csv",))
+    assert time.process_time() - begin < 5
+    paths = {u.key: u.path for u in found if not u.problem}
+    assert paths == {str(i): str(tmp_path / f"{i % 3000:04d}/front/1.mp4") for i in range(6000) if i % 3000 < 1500}
 
 
 def test_listed_files_are_those_alone(tmp_path):

@@ -115,8 +115,11 @@ def read_csv(path: Path) -> Table:
                 continue
             where.append(f"{path}, line {before + reader.line_num}")
             if len(cells) < stop or "".join(cells[stop:]).strip():
+                extra = next(filter(None, map(str.strip, cells[stop:])), "")
                 found = f"{len(cells)} cells, the header has {len(header)}"
-                raise ConclugenError(f"{where[-1]}: {found}; quote cells with {SEPARATORS.get(separator, separator)}")
+                found = f"cell {extra[:100]!r} is in a column without name" if len(cells) == len(header) else found
+                way_out = f"quote cells with {SEPARATORS.get(separator, separator)}"
+                raise ConclugenError(f"{where[-1]}: {found}; {way_out}, or correct the first line")
             rows.append(cells[start:stop])
     except csv.Error as e:
         raise ConclugenError(f"{path}, line {before + reader.line_num}: not csv ({e}); correct the file") from e

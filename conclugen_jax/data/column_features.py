@@ -1,5 +1,6 @@
 """Vectors of one modality from a table with one column per feature."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.data import wide
+from conclugen_jax.data.cells import short
 from conclugen_jax.data.features import RowFeatures, pool
 from conclugen_jax.data.wide import Frames
 from conclugen_jax.errors import ConclugenError
@@ -41,11 +43,20 @@ class ColumnFeatures(RowFeatures):
         return list(self._table()[1])
 
     def labels(self) -> dict[str, Callable[[], list[str]]]:
-        """Return what reads the ids, as column ``id``, and the columns of labels, each in the first row of a clip."""
+        """Return what reads the ids, as column ``id``, and the columns of labels, in which the rows of a clip agree."""
+        columns = {name: functools.partial(self._of_clips, name) for name in self._table()[0].labels}
+        return {"id": self.ids, **columns}
+
+    def _of_clips(self, name: str) -> list[str]:
+        """Return the cell of each clip in a column of labels; refuse rows of a clip that differ in it."""
         frames, _, order, starts = self._table()
-        first = order[starts[:-1]].tolist()
-        texts = {name: [column[i] for i in first] for name, column in frames.labels.items()}
-        return {name: lambda column=column: column for name, column in {"id": self.ids(), **texts}.items()}
+        column, first = frames.labels[name], order[starts[:-1]]
+        for row, other in zip(order.tolist(), np.repeat(first, np.diff(starts)).tolist(), strict=True):
+            if column[row] != column[other]:
+                clip, fault = frames.keys[row], f"{short(column[row])}, but {short(column[other])} in row {other}"
+                way_out = "correct it, or give each row an id of its own"
+                raise ConclugenError(f"{self.path}, row {row}: {name} of clip {clip!r} is {fault}; {way_out}")
+        return [column[row] for row in first.tolist()]
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
         return [None if row < 0 else row for row in self.rows(split, keys)]

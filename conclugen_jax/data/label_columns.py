@@ -78,6 +78,8 @@ def _guessed(found: Counter[str], kind: str, where: str, way_out: str) -> tuple[
     if None not in (numbers := {cell: whole(cell, mark) for cell in found}).values():
         return _of_whole(found, numbers, kind, where)
     others = {cell for cell in found if not (cell.isdecimal() and cell.isascii())}
+    if not others:
+        raise ConclugenError(f"{where} has class numbers up to {max(found, key=len)[:30]}; name the classes")
     real = {cell for cell in others if not math.isnan(as_number(cell, mark))}
     if not kind and real == others:
         example = min(real, key=lambda cell: (bool(PLAIN.fullmatch(cell)), numbers[cell] is not None, cell))

@@ -44,6 +44,8 @@ def annotate(request: Request, found: Found) -> Found:
         tables = [found.table]
     default = "train" if corpus is None and "split" not in tables[0].columns else ""
     tables, split_notes = row_splits.as_written(tables)
+    if corpus is None:
+        tables[0].require("id")
     if corpus is None or not corpus.names_repeat:
         tables = row_splits.settled(tables, found.features, default)
     found = dataclasses.replace(found, table=stack(tables))

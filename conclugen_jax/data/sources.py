@@ -132,7 +132,8 @@ def split_name(text: str, where: str) -> str:
     """Return the name that a split gets: train, validation, test, or its own."""
     name = SPLIT_NAMES.get(text.strip().lower(), text.strip())
     if not name.replace("_", "a").isalnum() or not name.isascii() or name.lower() == "all":
-        raise ConclugenError(f"{where}: split {text!r}; expected letters, digits and '_', and not 'all'")
+        expected = "expected letters, digits and '_', and not 'all'" if name else "fill it in, or leave the row out"
+        raise ConclugenError(f"{where}: split {text!r}; {expected}")
     return name
 
 

@@ -108,6 +108,7 @@ class Frames:
     labels: Mapping[str, Sequence[str]]  # columns of labels, as text
     columns: Mapping[str, np.ndarray]  # further numbers of each row: success, confidence and face, where there are any
     others: Sequence[str]  # names of the columns that are not used
+    num_empty: int = 0  # rows of empty cells that were skipped
 
 
 def head(path: Path, content: bytes) -> Head:
@@ -225,8 +226,10 @@ def read(path: Path, apart: Sequence[str] = (), features: Sequence[str] = ()) ->
     twice = [name for name, n in Counter(filter(None, found.names)).items() if n > 1]
     if twice:
         raise ConclugenError(f"{path}: column {twice[0]!r} appears twice; each needs a name of its own")
-    if found.arff:
-        content = content[: found.begin] + re.sub(rb"(?m)^[ \t]*%.*$", b"", content[found.begin :])
+    delimiter = found.delimiter.encode()
+    no_row = re.compile(rb"(?m)^[ \t]*%.*$" if found.arff else rb"(?m)^[%s \t\r]+$" % re.escape(delimiter))
+    num_empty = 0 if found.arff else sum(delimiter in row for row in no_row.findall(content, found.begin))
+    content = content[: found.begin] + no_row.sub(b"", content[found.begin :])
     places = [str(i) for i in range(len(found.names))]
     kinds = {str(i): _KINDS[known] for i, known in enumerate(found.numeric) if known is not None}
     texts = {roles(found.names, found.numeric, apart).key, *_labels(found.names, apart)}
@@ -246,7 +249,7 @@ def read(path: Path, apart: Sequence[str] = (), features: Sequence[str] = ()) ->
     except (pa.ArrowException, ValueError) as e:
         why = re.sub(r"CSV column #(\d+)", lambda m: f"column {found.names[int(m[1])]!r}", reason(e, 300))
         raise ConclugenError(f"{path}: cannot be read as a table ({why}); correct the file") from e
-    return frames(path, found.names, table.columns, apart, features)
+    return dataclasses.replace(frames(path, found.names, table.columns, apart, features), num_empty=num_empty)
 
 
 def frames(
@@ -313,7 +316,8 @@ def describe(of: Frames, clips: str) -> str:
     names = [name for name in of.others if name]  # the index of pandas has none
     others = f"; not features: {', '.join(names[:SHOWN])}{' ...' * (len(names) > SHOWN)}" if names else ""
     named = f"{of.names[0]} to {of.names[-1]}" if len(of.names) > 1 else of.names[0]
-    return f"{len(of.names)} column{'s' * (len(of.names) > 1)} ({named}), {clips}{others}"
+    empty = f"; rows of empty cells that are skipped: {of.num_empty:,}" if of.num_empty else ""
+    return f"{len(of.names)} column{'s' * (len(of.names) > 1)} ({named}), {clips}{others}{empty}"
 
 
 def usable(of: Frames, rows: np.ndarray | slice, *, framewise: bool) -> tuple[np.ndarray, Counter[str]]:

@@ -2,10 +2,11 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 
 from conclugen_jax.data import row_splits
@@ -61,7 +62,8 @@ def find(
             expected = f"printable text of 1 to {MAX_NAME} bytes without / and \\"
             raise ConclugenError(f"{u.path!a}: its name {u.key[:40]!a} is not {expected}; rename it")
         if (other := places.setdefault(u.place, u)) is not u:
-            raise ConclugenError(f"{u.path}: its name {u.place!r} is also that of {other.path}; rename one of them")
+            way_out = "give each row an id of its own" if tables else "rename one of them"
+            raise ConclugenError(f"{u.path}: its name {u.place!r} is also that of {other.path}; {way_out}")
     return [places[place] for place in sorted(places)]
 
 
@@ -99,10 +101,19 @@ class _Clips:
     """The clips below a folder, found by what a cell says of one: its path, or the end of it, with or without ending."""
 
     def __init__(self, source: Path):
-        self._top, self._named = source.absolute(), collections.defaultdict(list)
-        for path in media_files(source):
-            for name in {path.name, path.stem}:
-                self._named[unicodedata.normalize("NFC", name)].append(path)
+        self._top = _parts(source.absolute())
+        self._parts = {path: _parts(path.relative_to(source)) for path in media_files(source)}
+        self._by_end = functools.cache(self._ends)
+
+    def _ends(self, num_folders: int) -> Mapping[tuple[str, ...], Sequence[Path]]:
+        """Return the clips by the end of their path, with or without ending: so many folders, and the name."""
+        found = collections.defaultdict(list)
+        for path, (*folders, name) in self._parts.items():
+            above = (*self._top, *folders)
+            if num_folders <= len(above):
+                for each in {name, PurePosixPath(name).stem}:
+                    found[*above[len(above) - num_folders :], each].append(path)
+        return found
 
     def find(self, written: str) -> list[Path]:
         """Return the clips that a cell may mean, only those with pictures where it does not say the ending.
@@ -112,10 +123,8 @@ class _Clips:
         """
         path = PurePosixPath(*_parts(PurePosixPath(written.replace("\\", "/"))))
         for asked in (path, path.with_suffix("")) if path.suffix.lower() in MEDIA else (path,):
-            *folders, name = asked.parts
-            places = {p: _parts(p.absolute().parent) for p in self._named.get(name, ())}
-            whole = [p for p, place in places.items() if list(place) == [*_parts(self._top), *folders]]
-            ends = [p for p, place in places.items() if list(place[len(place) - len(folders) :]) == folders]
+            ends = self._by_end(len(asked.parts) - 1).get(asked.parts, [])
+            whole = [p for p in ends if len(self._parts[p]) == len(asked.parts)]
             if found := whole or ends:
                 return [p for p in found if p.suffix.lower() in PICTURES] or found
         return []
@@ -181,7 +190,7 @@ def _from_listing(table: Table, source: Path, beside: Companions) -> list[Uttera
         split, _ = split_and_parts(source, path.with_suffix(""))
         if (other := above.setdefault((split, key), where)) != where:
             raise ConclugenError(f"{where}: {key!r} is the id of {other}, too; leave one out, or add a column 'id'")
-        if path.is_file():
+        if os.path.isfile(path):  # also of a name that no file can have
             found.append(Utterance(key, split, str(path), sound=beside.sound(path)))
         else:
             missing.append(Utterance(key, split, str(path), problem=f"{where}: file {written!r} is not there"))

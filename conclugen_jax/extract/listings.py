@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from conclugen_jax.data import tables
+from conclugen_jax.data import label_columns, tables
 from conclugen_jax.data.cells import Table
 from conclugen_jax.data.files import entries
 from conclugen_jax.data.requests import Found, Request
@@ -55,7 +55,8 @@ def classes(request: Request, utterances: Sequence[Utterance]) -> tuple[Request,
     Return what was found, with a request that has these classes; else both without labels.
     """
     where = [split_and_parts(request.source, Path(u.path).with_suffix("")) for u in utterances]
-    names = sorted({parts[0] for _, parts in where})
+    names = {label_columns.folded(name): name for name in sorted({parts[0] for _, parts in where}, reverse=True)}
+    names = sorted(names.values())  # joy in one split may be Joy in another
     if any(len(parts) != 2 for _, parts in where) or len(names) < 2 or request.layout.kind == "none":
         return request, Found({})
     columns = {
