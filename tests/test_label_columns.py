@@ -9,6 +9,7 @@ from rich.console import Console
 from conclugen_jax.data import builders, formats, inspection, inspection_view
 from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.data.sources import LabelSpec
+from conclugen_jax.errors import ConclugenError
 from tests.layouts import save, write_csv
 from tests.test_label_faults import open_table, refusal
 
@@ -287,6 +288,27 @@ def test_a_comma_that_may_be_either_is_refused(tmp_path):
     )
     source = open_table(tmp_path, 'id,label\na,"1,234"\nb,x\nc,x\n', layout=Layout(kind="single"))
     assert source.spec.label == numbered("1,234", "x")
+
+
+BOUNDS = {  # cells, flags -> kind and names
+    "ten whole numbers": (range(-5, 5), {}, numbered(*map(str, range(-5, 5)))),
+    "eleven whole numbers": (range(-5, 6), {}, VALUE),
+    "the highest class": ([9999, 0], {}, numbered(*map(str, range(10**4)))),
+    "real numbers as classes": (["10.5", "9.5", "-1.5"], {"kind": "single"}, numbered("-1.5", "9.5", "10.5")),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_where_one_kind_ends_and_another_begins(tmp_path, name):
+    cells, layout, label = BOUNDS[name]
+    assert read(tmp_path, list(map(str, cells)), **layout).spec.label == label
+
+
+def test_limits_of_class_numbers_and_alike_names(tmp_path):
+    with pytest.raises(ConclugenError, match=r"column 'label' has class numbers up to 10000; name the classes"):
+        read(tmp_path / "a", ["10000", "0"])
+    source = read(tmp_path / "b", ["Joy", "JOY", "joy"], classes=("joy", "Joy"))
+    assert source.annotations["train"].label.tolist() == [1, 0, 0]  # as it is written, else the first of those alike
 
 
 @pytest.mark.parametrize("kind", ["", "single"])

@@ -122,3 +122,14 @@ def test_which_labels_of_merbench_count(tmp_path):
     refused("numbers of classes may differ from those of the corpus", source, dataset="meld", labels=named.labels)
     features = Request("features", source / "features", name="t", labels=(source / "label-6way.npz",))
     assert formats.open_source(features).spec.label.names == ("happy", "sad")
+
+
+def test_a_damaged_file_of_labels_is_said_to_be_unused(tmp_path):
+    source = merbench_folder(tmp_path / "t", MER2023)
+    content = (source / "label-6way.npz").read_bytes()
+    (source / "label-6way.npz").write_bytes(content[: len(content) // 2])
+    opened = formats.open_source(Request("features", source, name="t"))
+    assert (opened.spec.label.kind, opened.facts["passed_over"]) == ("none", ["label-6way.npz"])
+    named = Request("features", source, name="t", labels=(source / "label-6way.npz",))
+    with pytest.raises(ConclugenError, match=r"label-6way\.npz: .*write it again, or write a labels\.csv"):
+        formats.open_source(named)

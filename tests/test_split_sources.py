@@ -196,3 +196,19 @@ def test_a_clip_beside_those_in_folders_of_splits(tmp_path):
         clips_lib.find("caer", touch(tmp_path / "caer", "test/train/Anger/1.avi"))
     with pytest.raises(ConclugenError, match=r"both/train/b/test/c: its folders say test and train; rename"):
         clips_lib.find("clips", touch(tmp_path / "both", "train/b/test/c.mp4"))
+
+
+def test_a_file_of_the_same_name_in_another_split_may_have_no_row(tmp_path):
+    for name in ("train/a", "test/a", "test/b"):
+        save(tmp_path / "x" / f"{name}.npy", np.ones(2))
+    labels(tmp_path, "id,split\na,train\nb,test\n")
+    assert splits(tmp_path) == {"a": "train", "b": "test"}
+
+
+def test_a_file_whose_name_says_two_splits_has_rows_of_both(tmp_path):
+    matrices(tmp_path, "x", ids="ab")
+    table = labels(tmp_path, "id,split\na,train\nb,test\n", "train_test.csv")
+    assert splits(tmp_path, labels=(table,)) == {"a": "train", "b": "test"}
+    table.write_text("id\na\nb\n")
+    with pytest.raises(ConclugenError, match=r"train_test\.csv: its name says test and train; add a column 'split'"):
+        splits(tmp_path, labels=(table,))

@@ -56,9 +56,10 @@ def open_table(request: Request) -> Found:
     ]
     passed_over = [name for name in others if name not in beside]
     found = {names[name]: opener for name, opener in found.items()}
-    return Found(
-        found, label_files=_label_npz(request), passed_over=passed_over, facts={"notes": notes} if notes else {}
-    )
+    labels = _label_npz(request)
+    if source != request.source:  # a damaged file of labels does not show that it is one
+        passed_over += [p.name for p in entries(request.source) if p.suffix == ".npz" and p not in labels]
+    return Found(found, label_files=labels, passed_over=passed_over, facts={"notes": notes} if notes else {})
 
 
 def _label_npz(request: Request) -> list[Path]:
