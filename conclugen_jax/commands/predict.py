@@ -23,6 +23,8 @@ command.bool("cut", False, "Predict each line of the subtitles beside a clip; el
 command.string("speech", "", "Another speech recogniser: pocketsphinx, or faster-whisper:MODEL_FOLDER")
 command.string("mtcnn", "", "Folder of converted weights of MTCNN; default: those of this package")
 command.integer("num_workers", 0, "Processes that decode; 0: this one", lower_bound=0)
+PERSON = "NAME or NAME=FOLDER: who is in the clips, with more clips of them, for runs that standardise by person"
+command.string("person", "", PERSON)
 command.bool("json", False, "Print one JSON list on standard output, nothing else")
 command.string("picture", "", "PNG file to draw the predictions into, with frames and words")
 
@@ -40,7 +42,7 @@ def main() -> int:
             raise ConclugenError(f"{file}: named twice; name each clip once")
     import jax
 
-    from conclugen_jax.extract import prediction, timeline, vectors
+    from conclugen_jax.extract import clips, prediction, timeline, vectors
     from conclugen_jax.extract.networks import mtcnn
 
     jax.devices()  # where there are none, the error is not one of a clip or a backbone
@@ -49,6 +51,12 @@ def main() -> int:
         timeline.check(Path(FLAGS.picture))
     how = {"recogniser": FLAGS.speech, "mtcnn_folder": FLAGS.mtcnn or mtcnn.WEIGHTS}
     how |= command.values("cut", "num_workers")
+    how["person"], _, folder = FLAGS.person.partition("=")
+    if (FLAGS.person and not how["person"]) or (folder and not Path(folder).is_dir()):
+        raise ConclugenError(f"--person={FLAGS.person}: expected NAME, or NAME=FOLDER with a folder of clips")
+    how["reference"] = tuple(clips.media_files(Path(folder))) if folder else ()
+    if folder and not how["reference"]:
+        raise ConclugenError(f"--person={FLAGS.person}: no clips in {folder}; leave the folder out, or name another")
     found = prediction.predict(command.required("checkpoint"), files, FLAGS.weights, FLAGS.backbone, **how)
     if FLAGS.json:
         print(json.dumps([p.to_json() for p in found], indent=1, allow_nan=False))

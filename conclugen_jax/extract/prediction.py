@@ -62,6 +62,8 @@ def predict(
     recogniser: str = "",
     mtcnn_folder: str | Path = mtcnn.WEIGHTS,
     num_workers: int = 0,
+    person: str = "",
+    reference: Sequence[Path] = (),
 ) -> list[Prediction]:
     """Predict what a downstream run was trained to predict.
 
@@ -74,6 +76,9 @@ def predict(
       recogniser: of speech, where no words are known; empty: the one of the data set.
       mtcnn_folder: weights of MTCNN.
       num_workers: processes that decode; 0: this one.
+      person: who is in all of the clips, for a run that standardises by person. One of the run's training split has the
+        statistics of then; another those of these clips, and of the ``reference``. Empty: those of the split, with a remark.
+      reference: further clips of the person.
 
     Returns:
       One entry for each utterance, in order of clips and times.
@@ -87,12 +92,43 @@ def predict(
     manifest = workdir_lib.read_data(workdir)
     networks = Networks(tuple(map(str, folders)), tuple(own))
     backbones, how = _same_way(manifest, workdir, network.modalities, networks, recogniser, Path(mtcnn_folder))
-    beside = Companions()
-    utterances = [u for file in files for u in _utterances(file, cut, beside)]
+    if (person or reference) and not network.persons:
+        raise ConclugenError(f"{workdir}: does not standardise by person; leave --person out")
+    beside, own = Companions(), set(map(str, files))
+    further = [file for file in reference if str(file) not in own]
+    utterances = [u for file in (*files, *further) for u in _utterances(file, cut, beside)]
     prepared = preparation.prepared([(u, 1) for u in utterances], how, num_workers)
     found = {each.place: (each, rows) for each, rows in vectors(prepared, backbones)}
+    if network.persons:
+        found = _by_person(found, network, person, manifest.modalities, stored=not reference)
+    utterances = [u for u in utterances if u.path in own]
     run = embedding.Computing(network)
     return [_prediction(u, *found[u.place], network, run, manifest.modalities) for u in utterances]
+
+
+def _by_person(
+    found: dict[str, tuple[preparation.Prepared, dict[str, np.ndarray]]],
+    network: embedding.Network,
+    person: str,
+    sizes: Mapping[str, int],
+    *,
+    stored: bool,
+) -> dict[str, tuple[preparation.Prepared, dict[str, np.ndarray]]]:
+    """Return what was found with vectors standardised by one person; ``stored`` statistics are used if there are any."""
+    places, persons = [place for place, (_, rows) in found.items() if rows], network.persons
+    rows = [found[place][1] for place in places]
+    present = {m: np.array([m in each for each in rows], bool) for m in network.modalities}
+    zeros = {m: np.zeros((1, sizes[m]), np.float32) for m in network.modalities}
+    features = {m: np.concatenate([each.get(m, zeros[m]) for each in rows] or [zeros[m]]) for m in network.modalities}
+    known = persons.data if stored and person in persons.names else ""
+    by_person = persons.applied(features, present, [person] * len(places), data=known) if places else {}
+    remark = () if person else ("of an unknown person: standardised as the split is; say who with --person",)
+    made = dict(found)
+    for i, place in enumerate(places):
+        each, _ = found[place]
+        vectors_of = {m: by_person[m][i : i + 1] for m in network.modalities if present[m][i]}
+        made[place] = dataclasses.replace(each, notes=(*each.notes, *remark)), vectors_of
+    return made
 
 
 def _utterances(file: Path, cut: bool, beside: Companions) -> list[Utterance]:
