@@ -17,7 +17,9 @@ SIZES = {"video": 24, "audio": 16, "text": 12}
 def fitted(tmp_path_factory):
     folder = builders.build(Talk(missing=0.3), tmp_path_factory.mktemp("data"))
     stream = shards.ShardStream(shards.open_dataset(folder), "train", list(SIZES))
-    return persons.fit(stream, by_person()), raw(shards.ShardStream(shards.open_dataset(folder), "test", list(SIZES)))[0]
+    return persons.fit(stream, by_person()), raw(shards.ShardStream(shards.open_dataset(folder), "test", list(SIZES)))[
+        0
+    ]
 
 
 def found(rows, count):

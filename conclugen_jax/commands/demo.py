@@ -1,9 +1,9 @@
-"""Run the whole method on embedded digits: build the data set, pretrain, measure accuracy with few labels.
+"""Run the paper's method and the recommended one on embedded digits, and measure accuracy with few labels.
 
 conclugen demo [--folder=FOLDER] [--tiny]
 
 Takes about a minute on two CPU cores. Repeat the command to resume. The commands that it runs are printed; change them
-as you like. FOLDER/label_efficiency.md has the table.
+as you like. FOLDER/label_efficiency.md has the table of ConCluGen, FOLDER/recommended.md that of conclu_neighbours.
 """
 
 import shlex
@@ -26,7 +26,7 @@ FEW = ("--labels=2,all", "--draws=2")
 
 
 def main() -> int:
-    """Run the three commands, and stop at the first that fails."""
+    """Run the commands, and stop at the first that fails."""
     import jax
 
     from conclugen_jax.data import digits
@@ -35,12 +35,13 @@ def main() -> int:
     folder = Path(FLAGS.folder or ("conclugen_demo_tiny" if tiny else "conclugen_demo"))
     rows = configuration_files.load("demo", of_run=True).train.batch_size
     shared = () if rows % devices == 0 else (f"--batch_size={rows // devices * devices}",)  # equally by the devices
-    data, run = folder / "data" / digits.Digits.spec.name / digits.Digits.spec.version, folder / "conclugen"
-    commands = (
-        ("build", f"--dataset={digits.Digits.spec.name}", f"--data_dir={folder / 'data'}"),
-        ("pretrain", "--config=demo", f"--data={data}", f"--workdir={run}", *shared, *(TINY if tiny else ())),
-        ("probe", f"--workdir={run}", f"--output={folder / 'label_efficiency'}", *(FEW if tiny else ())),
-    )
+    data, few = folder / "data" / digits.Digits.spec.name / digits.Digits.spec.version, FEW if tiny else ()
+    commands = [("build", f"--dataset={digits.Digits.spec.name}", f"--data_dir={folder / 'data'}")]
+    runs = {"conclugen": ("demo", "label_efficiency"), "conclu_neighbours": ("conclu_neighbours", "recommended")}
+    for name, (config, table) in runs.items():
+        run = f"--workdir={folder / name}"
+        commands.append(("pretrain", f"--config={config}", f"--data={data}", run, *shared, *(TINY if tiny else ())))
+        commands.append(("probe", run, f"--output={folder / table}", *few))
     for name, *arguments in commands:
         progress.say(f"\nconclugen {shlex.join([name, *arguments])}")
         if code := app.call(name, arguments):

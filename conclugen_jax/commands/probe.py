@@ -2,8 +2,9 @@
 
 conclugen probe --workdir=PRETRAINING_RUN
 
-Compares raw features, the same network untrained, and the checkpoint by linear evaluation; each score is the mean and
-standard deviation over several draws of the labels. Prints the table and writes it as OUTPUT.json and OUTPUT.md.
+Compares the checkpoint with raw features, their principal components, what their modalities have in common (canonical
+correlations), and the same network untrained, by linear evaluation; each score is the mean and standard deviation over
+several draws of the labels. Prints the table and writes it as OUTPUT.json and OUTPUT.md.
 """
 
 import dataclasses

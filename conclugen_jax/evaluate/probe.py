@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import bank, metrics, task as task_lib
+from conclugen_jax.evaluate import bank, baselines, metrics, task as task_lib
 from conclugen_jax.evaluate.weights import (  # noqa: F401
     Split,
     concatenated,
@@ -130,7 +130,7 @@ def label_efficiency_of_run(
     evaluation: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Report:
-    """Compare raw features, the untrained network and a checkpoint of a pretraining run by :func:`label_efficiency`.
+    """Compare a checkpoint with raw features, closed forms and the untrained network by :func:`label_efficiency`.
 
     ``which``: checkpoint, see :func:`load`. ``data``: folder of a labelled data set with the run's modalities; ``None``: the
     run's own. ``labels_per_class``: ``None``: those of 2, 5, 20 that the largest class has, and all. ``evaluation``: values of
@@ -146,8 +146,13 @@ def label_efficiency_of_run(
     if labels_per_class is None:
         labels_per_class = [k for k in (2, 5, 20, 0) if k <= np.bincount(train.label).max()]
     fresh = untrained(config, workdir)
+    forms = {
+        "principal components": baselines.principal(train.features, train.present),
+        "canonical correlations": baselines.canonical(train.features, train.present),
+    }
     kinds = {
         "raw features": (train.fused(raw=True), test.fused(raw=True)),
+        **{name: tuple(form.of(x.features, x.present) for x in (train, test)) for name, form in forms.items()},
         "untrained network": tuple(concatenated(represent(*fresh, x.features), x.present) for x in (train, test)),
         f"{Path(workdir).name}, pretrained": (train.fused(), test.fused()),
     }

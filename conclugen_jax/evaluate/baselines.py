@@ -1,0 +1,72 @@
+"""Vectors in closed form, to compare trained ones with: principal components, and generalised canonical correlations.
+
+A few directions: probes standardise vectors, and then the last direction counts as much as the first.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+ByModality = Mapping[str, np.ndarray]
+
+
+class Projections(NamedTuple):
+    """What a closed form has learned of training rows: modality -> mean, scale [dim] and projection [dim, k]."""
+
+    mean: ByModality
+    scale: ByModality
+    weights: ByModality
+
+    def of(self, features: ByModality, present: ByModality) -> np.ndarray:
+        """Return vectors, float32 [n, k]: the mean over the modalities that a row has, zeros without any."""
+        sums, count = 0, 0
+        for m, weights in self.weights.items():
+            z = np.where(present[m][:, None], (features[m] - self.mean[m]) / self.scale[m], 0)
+            sums, count = sums + z @ weights, count + present[m]
+        return (sums / np.maximum(count, 1)[:, None]).astype(np.float32)
+
+
+def _moments(features: ByModality, present: ByModality) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    mean = {m: x[present[m]].mean(axis=0, dtype=np.float64) for m, x in features.items()}
+    deviation = {m: x[present[m]].std(axis=0, dtype=np.float64) for m, x in features.items()}
+    return mean, {m: np.where(x > 1e-6, x, 1) for m, x in deviation.items()}
+
+
+def canonical(features: ByModality, present: ByModality, *, k: int = 16, ridge: float = 0.1) -> Projections:
+    """Find what the modalities of an example have in common: regularised generalised CCA (MAXVAR).
+
+    Of standardised modalities X_m [n, d_m], zero where absent, n_m rows of which are there, it finds G [n, k] with G^T G = I
+    that maximises ``sum_m tr(G^T P_m G)``, ``P_m = X_m (X_m^T X_m + ridge n_m I)^-1 X_m^T``, and projects every modality onto
+    it, ``W_m = (X_m^T X_m + ridge n_m I)^-1 X_m^T G``. With two modalities and no ridge these are the variates of CCA.
+
+    Args:
+      features: modality -> float [n, d_m] of training rows.
+      present: modality -> boolean [n].
+      k: number of directions; at most as many as there are features, and rows.
+      ridge: added to each covariance, in variances of a feature.
+
+    References:
+      Kettenring, "Canonical analysis of several sets of variables", 1971; missing rows as van de Velden and Bijmolt, 2006.
+    """
+    mean, scale = _moments(features, present)
+    whole, solved = [], {}
+    for m, x in features.items():
+        z = np.where(present[m][:, None], (x - mean[m]) / scale[m], 0)
+        # With X = U S V^T, P = U S^2 / (S^2 + r) U^T: a product of U S / sqrt(S^2 + r) with itself.
+        u, s, v = np.linalg.svd(z, full_matrices=False)
+        r = max(ridge * present[m].sum(), 1e-9)
+        whole.append(u * (s / np.sqrt(s**2 + r)))
+        solved[m] = (v.T * (s / (s**2 + r))) @ u.T  # (X^T X + r I)^-1 X^T
+    g, _, _ = np.linalg.svd(np.concatenate(whole, axis=1), full_matrices=False)
+    directions = g[:, :k] * np.sqrt(len(g))  # of variance 1 over the training rows
+    return Projections(mean, scale, {m: x @ directions for m, x in solved.items()})
+
+
+def principal(features: ByModality, present: ByModality, *, k: int = 16) -> Projections:
+    """Find the k principal components of all standardised modalities side by side, zeros where absent."""
+    mean, scale = _moments(features, present)
+    z = [np.where(present[m][:, None], (x - mean[m]) / scale[m], 0) for m, x in features.items()]
+    _, _, v = np.linalg.svd(np.concatenate(z, axis=1), full_matrices=False)
+    parts = np.split(v[:k].T, np.cumsum([x.shape[1] for x in z])[:-1])
+    return Projections(mean, scale, dict(zip(features, parts, strict=True)))
