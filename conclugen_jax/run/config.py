@@ -287,7 +287,8 @@ def _of_today(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tree with what runs of version 0.1 lack or wrote otherwise."""
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
     for section, _, name in (key.partition(".") for key in defaults() if re.fullmatch(ADDED, key)):
-        tree.setdefault(section, {}).setdefault(name, defaults()[f"{section}.{name}"])
+        if isinstance(there := tree.setdefault(section, {}), dict):
+            there.setdefault(name, defaults()[f"{section}.{name}"])
     if isinstance(before := tree["data"].get("standardize"), bool):
         tree["data"]["standardize"] = "split" if before else "none"
     return tree
