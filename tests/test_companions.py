@@ -270,3 +270,12 @@ def test_subtitles_that_are_damaged_cost_the_words_of_their_clip_alone(tmp_path)
     assert told.startswith(f"2 utterances: a file beside the clip gives no words (such as {source}/train/train0.srt: ")
     assert "'00:00:xx --> 00:00:02,000' is no interval" in told
     assert manifest_lib.read(folder).source["extraction"]["notes"]["a file beside the clip gives no words"] == 2
+
+
+def test_files_belong_to_the_longest_name_and_folders_to_none(tmp_path):
+    (tmp_path / "talk.frames").mkdir()
+    (tmp_path / "talk.part.mp4").touch()
+    (found,), notes = beside(tmp_path, {"talk.part.srt": SRT, "talk.part.en.srt": SRT})
+    assert (found.text, notes) == (None, [])
+    (found,) = Companions().with_words(Utterance("talk.part", "", str(tmp_path / "talk.part.mp4")))
+    assert found.text == SAID

@@ -151,3 +151,12 @@ def test_ends_of_lines(tmp_path, newline):
 def test_cues_between_lines_of_blanks(tmp_path):
     text = "1\n00:00:00,000 --> 00:00:01,500\nhello my friend\n \n2\n00:00:01,500 --> 00:00:03,000\nhow are you\n\t\n"
     assert read(tmp_path, text) == SPOKEN
+
+
+def test_captions_that_roll_begin_again_after_a_pause(tmp_path):
+    (tmp_path / "a.vtt").write_text(
+        "WEBVTT\n\n00:00.000 --> 00:01.000\na\n\n00:01.000 --> 00:02.000\na\nb\n\n00:02.000 --> 00:03.000\nb\nc\n\n"
+        "00:05.000 --> 00:06.000\nc\nd\n"
+    )
+    found = [(u.start, u.end, u.text) for u in subtitles.read(tmp_path / "a.vtt")]
+    assert found == [(0.0, 1.0, "a"), (1.0, 2.0, "b"), (2.0, 3.0, "c"), (5.0, 6.0, "c d")]

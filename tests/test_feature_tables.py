@@ -373,3 +373,20 @@ def test_means_are_those_of_numpy(tmp_path):
         request = Request("features", source, name=f"t_{how}", pool=how)
         found = vectors(build(request, tmp_path / "data", drop_bad=True))["a"]["m"]
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("number", [wide.FEW, wide.FEW + 1])
+def test_how_many_columns_could_be_ratings(tmp_path, number):
+    names = [f"rating_{chr(97 + i)}" for i in range(number)]
+    path = write(tmp_path, {"m.csv": f"id,{','.join(names)}\na,{','.join('1' * number)}\n"}) / "m.csv"
+    assert wide.holds_features(path) == (number > wide.FEW)
+
+
+def test_what_counts_of_rows_that_are_frames_and_of_others(tmp_path):
+    frames = "clip,frame,success,confidence,f0,f1\na,1,0,0.1,5,6\nb,1,1,0.9,3,4\n"  # one row a clip
+    source = write(tmp_path / "t", {"m.csv": frames, "n.csv": PANDAS.replace("c,,", "c,7,"), "labels.csv": LABELS})
+    request = Request("features", source, name="t", only=("m", "n"))
+    clips = {e.id: (e.features, e.left_out) for e in formats.open_source(request).examples("train")}
+    assert {clip: dict(gone) for clip, (_, gone) in clips.items()} == {"a": {"m success=0": 1}, "b": {}, "c": {}}
+    assert {clip: "m" in features for clip, (features, _) in clips.items()} == {"a": False, "b": True, "c": False}
+    np.testing.assert_array_equal(clips["c"][0]["n"], [7, np.nan])  # a row that is no frame is kept, and refused later

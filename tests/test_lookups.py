@@ -11,6 +11,7 @@ from conclugen_jax.data import formats, manifest, matching
 from conclugen_jax.data.formats import open_features
 from conclugen_jax.data.inspection_view import describe
 from conclugen_jax.data.requests import Request
+from conclugen_jax.data.sources import Annotations
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones, clips as clips_lib, listings, outcome
 from conclugen_jax.extract.media import speech
@@ -181,6 +182,17 @@ def test_of_an_id_that_is_not_there_the_difference_is_said(tmp_path, written, st
         f"there is {stored!r} for {written!r}, which differs by {ALIKE[written, stored]}"
     )
     assert matching.likeness([written], ["other", "100"]) == ""
+
+
+def test_a_name_is_shown_where_it_comes_near_or_no_id_finds_one(tmp_path):
+    features = formats.open_features(str(matrices(tmp_path, "x", ids="abc") / "x.npy"), "mean")
+
+    def compared(*ids):
+        return matching.compare(features, {"train": Annotations(ids, [""] * len(ids), None, {}, ids)})
+
+    assert compared("a", "b", "lost") == (1, "")
+    assert compared("a", "b", "C") == (1, "there is 'c' for 'C', which differs by capitals")
+    assert compared("lost", "gone") == (3, "there are such as 'a'")
 
 
 def test_a_build_says_how_ids_differ(tmp_path):
