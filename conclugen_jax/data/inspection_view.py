@@ -274,7 +274,7 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
         ("unused", "{:,} vectors of {} belong to no row of the labels and were not used"),
         ("converted", "{0:,} {2} vectors of {1} were converted to float32"),
         ("replaced", "{:,} values of {} were -inf and read as 0"),
-        ("left_out", "{:,} frames of {} were left out ({})"),
+        ("left_out", "frames of {1} that were left out ({2}): {0:,}"),
     ):
         lines += [sentence.format(n, *words.split(" ")) for words, n in manifest.source.get(fact, {}).items()]
     lines += manifest.source.get("notes", [])
