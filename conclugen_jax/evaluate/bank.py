@@ -7,6 +7,7 @@ are in no bank unless ``evaluation.transductive`` says so, and no label takes pa
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,6 +22,7 @@ class Bank(NamedTuple):
     """Training rows, standardised."""
 
     vectors: np.ndarray  # float32 [m, dim]
+    unit: jax.Array  # the same at length 1, on the device
     mean: np.ndarray  # float32 [dim]
     scale: np.ndarray  # float32 [dim]
     evaluation: ConfigDict  # section of a configuration that has the number of neighbours and their weight
@@ -31,18 +33,19 @@ class Bank(NamedTuple):
         ``own``: the row of the bank that each is itself, below 0 for none. Others are neighbours of each other where the
         section says so.
         """
-        z, section, among = (vectors - self.mean) / self.scale, self.evaluation, self.vectors
+        z, section, among, unit = (vectors - self.mean) / self.scale, self.evaluation, self.vectors, self.unit
         if own is None and section.transductive:
-            own, among = len(among) + np.arange(len(z)), np.concatenate([among, z])
+            own, among, unit = len(among) + np.arange(len(z)), np.concatenate([among, z]), None
         how = section.smoothing_neighbours, section.smoothing_share
-        return neighbours.smooth_with_neighbours(z, among, *how, own=own)
+        return neighbours.smooth_with_neighbours(z, among, *how, own=own, unit_bank=unit)
 
 
 def create(vectors: np.ndarray, evaluation: ConfigDict) -> Bank:
     """Make a bank of training vectors [m, dim]; a constant column is divided by 1."""
     mean, scale = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
     mean, scale = mean.astype(np.float32), np.where(scale > 1e-6, scale, 1).astype(np.float32)
-    return Bank(((vectors - mean) / scale).astype(np.float32), mean, scale, evaluation)
+    standardised = ((vectors - mean) / scale).astype(np.float32)
+    return Bank(standardised, neighbours.unit_rows(standardised), mean, scale, evaluation)
 
 
 def pair(train: np.ndarray, test: np.ndarray, evaluation: ConfigDict) -> tuple[np.ndarray, np.ndarray]:

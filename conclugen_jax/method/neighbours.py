@@ -22,6 +22,7 @@ def nearest(
     *,
     own: np.ndarray | None = None,
     persons: tuple[np.ndarray, np.ndarray] | None = None,
+    unit_bank: jax.Array | None = None,
     block: int = BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the k rows of a bank that are most similar to each query.
@@ -33,6 +34,7 @@ def nearest(
       own: the row of the bank that each query is itself, integers [n], below 0 for none: it is no neighbour.
       persons: integer ids of the queries' persons [n] and of the bank's [m]; rows of the same person are no neighbours of
         a query. An id below 0 is unknown and equals no other.
+      unit_bank: :func:`unit_rows` of the bank, for many calls with the same one.
       block: queries that are compared at once; the result does not depend on it.
 
     Returns:
@@ -44,7 +46,7 @@ def nearest(
     n, unknown = len(queries), (np.full(len(queries), NONE), np.full(len(bank), NONE - 1))
     asking, known = (np.asarray(x, np.int32) for x in (persons or unknown))
     itself = np.full(n, NONE, np.int32) if own is None else np.asarray(own, np.int32)
-    known_rows = losses.unit_rows(jnp.asarray(bank, jnp.float32))
+    known_rows = unit_rows(bank) if unit_bank is None else unit_bank
     found = []
     for start in range(0, n, block):
         part = [x[start : start + block] for x in (queries, asking, itself)]
@@ -55,6 +57,12 @@ def nearest(
     rows, similarity = (np.concatenate(parts)[:n] for parts in zip(*found, strict=True))
     empty = ((0, 0), (0, k - rows.shape[1]))
     return np.pad(rows, empty, constant_values=NONE), np.pad(similarity, empty, constant_values=-np.inf)
+
+
+@jax.jit
+def unit_rows(bank: jax.Array) -> jax.Array:
+    """Return the rows of a bank at length 1, float32 on the device."""
+    return losses.unit_rows(bank.astype(jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -77,6 +85,7 @@ def smooth_with_neighbours(
     *,
     own: np.ndarray | None = None,
     persons: tuple[np.ndarray, np.ndarray] | None = None,
+    unit_bank: jax.Array | None = None,
 ) -> np.ndarray:
     """Return ``(1 - weight) z + weight mean(N(z))`` of each query z, with N(z) its k nearest rows of the bank, by cosine.
 
@@ -89,18 +98,16 @@ def smooth_with_neighbours(
       weight: share of the neighbours' mean, from 0 to 1.
       own: see :func:`nearest`.
       persons: see :func:`nearest`.
+      unit_bank: see :func:`nearest`.
 
     Returns float32 [n, dim].
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"smooth_with_neighbours: weight is {weight}, expected a share from 0 to 1")
-    rows, _ = nearest(queries, bank, k, own=own, persons=persons)
+    rows, _ = nearest(queries, bank, k, own=own, persons=persons, unit_bank=unit_bank)
     queries, counted = np.asarray(queries, np.float32), (rows != NONE).astype(np.float32)
-    smoothed = queries.copy()
-    for start in range(0, len(queries), BLOCK):  # the neighbours of all queries would be k times as large
-        at = slice(start, start + BLOCK)
-        number = counted[at].sum(axis=1)
-        mean = np.einsum("nk,nkd->nd", counted[at], bank[rows[at]]) / np.maximum(number, 1)[:, None]
-        share = np.where(number > 0, weight, 0).astype(np.float32)[:, None]
-        smoothed[at] = (1 - share) * queries[at] + share * mean
-    return smoothed
+    sums, number = np.zeros_like(queries), counted.sum(axis=1, keepdims=True)
+    for each, counts in zip(rows.T, counted.T, strict=True):  # the neighbours of all queries would be k times as large
+        sums += counts[:, None] * bank[each]
+    share = np.where(number > 0, weight, 0).astype(np.float32)
+    return (1 - share) * queries + share * (sums / np.maximum(number, 1))
