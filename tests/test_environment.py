@@ -98,6 +98,7 @@ def test_values_that_other_libraries_do_not_take_are_named(monkeypatch, name):
     run("configs")
     monkeypatch.setenv(name, "")
     run("configs")
+    assert name not in os.environ  # libraries take an empty text for a value
     assert name not in os.environ
 
 
@@ -238,13 +239,18 @@ def test_places_of_compiled_programs(monkeypatch, case):
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == variables.get("JAX_COMPILATION_CACHE_DIR", "") * (not said)
 
 
-def test_a_umask_that_locks_out_its_own_user():
-    before = os.umask(0o777)
+@pytest.mark.parametrize("mask", [0o777, 0o100, 0o200, 0o400])
+def test_a_umask_that_locks_out_its_own_user(mask):
+    before = os.umask(mask)
     try:
         said = run("configs", code=2).stderr
+        os.umask(0o077)
+        run("configs")
+        kept = os.umask(before)
     finally:
         os.umask(before)
-    assert said == "error: umask 0777: this user could not use the files of the command; set umask 0022\n"
+    assert said == f"error: umask {mask:04o}: this user could not use the files of the command; set umask 0022\n"
+    assert kept == 0o077
 
 
 def test_closed_files_and_texts_without_unicode(tmp_path):
