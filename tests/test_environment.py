@@ -60,6 +60,14 @@ def test_the_numbers_of_a_run_depend_on_no_option_of_jax(tmp_path):
     assert log_without_times(tmp_path / "run") == log_without_times(tmp_path / "here")
 
 
+@pytest.mark.parametrize("value", ["0", "False", "no", "off", "1"])
+def test_an_option_with_its_default_is_no_change(monkeypatch, value):
+    monkeypatch.setattr(environment, "_ignored", {"JAX_ENABLE_X64": value})
+    monkeypatch.setattr(environment, "notes", [])
+    said = "JAX_ENABLE_X64=1 is ignored: results of commands do not depend on it"
+    assert environment.changes() == [said] * (value == "1")
+
+
 UNREAD = {"JAX_CHECK_PROXY_ENVS", "JAX_CPU_ENABLE_ASYNC_DISPATCH"}  # options that have no variable
 UNREAD |= {"JAX_CROSS_HOST_TRANSFER_TIMEOUT_SECONDS", "JAX_CROSS_HOST_TRANSFER_TRANSFER_SIZE"}
 READ = {name.upper() for name, (kind, _, _) in jax.config.meta.items() if kind is not str}
