@@ -1,5 +1,7 @@
 """Frames at the times at which they are shown: of a variable rate below the one asked for, and in program streams."""
 
+import math
+import types
 from fractions import Fraction
 
 import av
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.extract.media import decoding as media
+from conclugen_jax.extract.media.clip import Sampler
 from tests import clips
 
 SLOW = np.array([0, 0.1, 0.2, 0.3, 1.0, 1.1, 2.0, 2.1, 2.2, 3.0])  # of three a second on average
@@ -81,3 +84,16 @@ def test_program_streams_have_the_right_times(tmp_path, ending, codec, rate, b_f
     assert numbers(media.decode(path, rates=(float(rate),))) == [i % 10 for i in range(5 * rate)]
     part = media.decode(path, rates=(float(rate),), start=3.0, end=4.0)
     assert numbers(part) == [i % 10 for i in range(3 * rate, 4 * rate)]
+
+
+def test_frames_with_the_time_of_a_neighbour_follow_each_other():
+    rate = Fraction(25)
+    context = types.SimpleNamespace(sample_aspect_ratio=None)
+    stream = types.SimpleNamespace(average_rate=rate, sample_aspect_ratio=None, codec_context=context)
+    sampler = Sampler(stream, (25.0,), 0.0, math.inf, 1.0)
+    for i, time in enumerate([0, None, 1, None, 5, 5, None, 20]):  # in frames; the last one is after a gap
+        frame = av.VideoFrame.from_ndarray(clips.image(6 * i), format="rgb24")
+        sampler.add(frame, None if time is None else time / rate)
+    frames, times = sampler.finish()
+    assert [round(clips.number_of(frame) / 6) for frame in frames] == [*range(7), *[6] * 13, 7]
+    np.testing.assert_allclose(times, np.arange(21) / 25)

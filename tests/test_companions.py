@@ -279,3 +279,16 @@ def test_files_belong_to_the_longest_name_and_folders_to_none(tmp_path):
     assert (found.text, notes) == (None, [])
     (found,) = Companions().with_words(Utterance("talk.part", "", str(tmp_path / "talk.part.mp4")))
     assert found.text == SAID
+
+
+def test_names_that_are_not_in_utf8_cost_nothing(tmp_path):
+    clip = clips.write(tmp_path / "a.mkv", clips.steady(0.4), sound=clips.tone(0.4))
+    source = tmp_path / "videos\udcff"
+    source.mkdir()
+    clip.rename(source / "talk.mkv")
+    (source / "damaged.mkv").write_bytes(b"\1" * 1000)
+    (source / "talk.\udcff.srt").write_text(SRT)
+    folder, tally = extract(source, tmp_path / "data")
+    assert tally.failures["damaged"].startswith(rf"{tmp_path}/videos\udcff/damaged.mkv: ")
+    (told,) = [line for line in outcome.lines(tally, folder, 2) if "gives no words" in line]
+    assert rf"{tmp_path}/videos\udcff/talk.\udcff.srt: '\udcff' is no language" in told

@@ -130,6 +130,7 @@ def test_metadata_that_cannot_be_used(tmp_path):
     for text, message in (
         ("file_name\n../a.mp4\n", "line 2: file name '../a.mp4' leads out of the folder"),
         ("video_file_name,audio_file_name\na.mp4,a.wav\n", "lists 2 files a row; clips take one"),
+        ("file_name,label\n", r"metadata\.csv: no rows below the header"),
         ("name\na.mp4\n", "expected columns MODALITY_file_name, or file_name alone"),
         ("file_name\na.mp4\na.wav\n", r"line 3: 'a' is the id of .*metadata\.csv, line 2, too; leave one out"),
     ):

@@ -227,6 +227,8 @@ def read_metadata(
         if listing != listings[0] or len(set(modalities)) < max(1, len(listing)):
             expected = "expected columns MODALITY_file_name, or file_name alone, and the same in each split"
             raise ConclugenError(f"{table.path}: {', '.join(table.columns)}; {expected}")
+    if not any(map(len, files)):
+        raise ConclugenError(f"{files[0].path}: no rows below the header")
     parts = zip(files, folders, strict=True)
     table = stack([_listing(part, listings[0], "" if p == source else p.name, name) for part, p in parts])
     return table, modalities, [t.path for t in files]

@@ -247,6 +247,8 @@ def _work(
     with contextlib.closing(preparation.prepared([job[:2] for job in jobs], how, num_workers)) as prepared:
         for each, found in vectors(prepared, backbones_lib.load(networks), clock):
             _, views, stamp = by_place[each.place]
-            state = State(stamp, views, sorted(found), list(each.notes), each.failure, each.text)
+            texts = (each.failure, *each.notes)  # which name files, whose names may be no UTF-8
+            failure, *notes = (text.encode(errors="backslashreplace").decode() for text in texts)
+            state = State(stamp, views, sorted(found), notes, failure, each.text)
             store.put(each.place, found, state)
             done()
