@@ -81,7 +81,7 @@ def test_build_pretrain_interrupt_resume_evaluate(place):
     assert scores["test"]["accuracy"] > 0.5
     probed = start("launch.probe", f"--workdir={broken}", f"--output={place}/table", "--labels=2,all", "--draws=2")
     table = json.loads((place / "table.json").read_text())
-    assert [r["num_labels"] for r in table["results"]] == [2, 0] * 3
+    assert [r["num_labels"] for r in table["results"]] == [2, 0] * 5
     assert "broken, pretrained" in probed.stdout
     assert (place / "table.md").read_text().startswith("| vectors | 2 labels | all labels |")
 

@@ -46,7 +46,7 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
     assert "conclugen, pretrained" in shown.stdout
     assert "conclugen probe --workdir=conclugen_demo_tiny/conclugen" in shown.stderr
     table = json.loads((here / "conclugen_demo_tiny/label_efficiency.json").read_text())
-    assert len(table["results"]) == 6
+    assert len(table["results"]) == 10
 
     # Results of a run go beside it unless another place is named; names of modalities are written out.
     pretrained = "conclugen_demo_tiny/conclugen"

@@ -273,10 +273,13 @@ class Party:
         self._ending = threading.Lock()  # held by the thread that ends this process
         self._left = threading.Semaphore(0)  # processes that have said that they leave
         self._hearing = [threading.Thread(target=self._hear, args=x, daemon=True) for x in lines.items()]
+        self._all_started = threading.Event()  # a thread that was not started could not be waited for
         for thread in self._hearing:
             thread.start()
+        self._all_started.set()
 
     def _hear(self, number: int, line: Line) -> None:
+        self._all_started.wait()
         gone = (
             f"process {number} is gone (killed, out of memory, or its machine or network failed); repeat the command on "
             "all machines to resume"
