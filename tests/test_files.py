@@ -112,3 +112,23 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 def test_hashes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 10**5)
     assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 10**5).hexdigest()
+
+
+def test_the_size_of_a_folder_whose_files_are_deleted_meanwhile(tmp_path, monkeypatch):
+    for name in ("a/x", "b/c/y", "z"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(10))
+    assert files.size(tmp_path) == 30
+    listed, scandir = [], os.scandir
+
+    def deleting(path):
+        """List a folder, and delete what another process would by then."""
+        found = scandir(path)
+        if not listed:
+            subprocess.run(["rm", "-r", tmp_path / "b", tmp_path / "z"], check=True)
+        listed.append(path)
+        return found
+
+    monkeypatch.setattr(os, "scandir", deleting)
+    assert files.size(tmp_path) == 10
+    assert files.size(tmp_path / "none") == 0

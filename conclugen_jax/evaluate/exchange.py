@@ -63,7 +63,7 @@ def listing(workdir: str | Path) -> list[dict[str, Any]]:
     rows = []
     for step in steps:
         folder = Path(workdir) / checkpoint.FOLDER / str(step)
-        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        size = files.size(folder)
         # These two are files of Orbax, which has no call that reads them alone.
         when = _facts(folder / "_CHECKPOINT_METADATA").commit_timestamp_nsecs
         when = when and datetime.datetime.fromtimestamp(when / 1e9, datetime.UTC).isoformat("T", "seconds")

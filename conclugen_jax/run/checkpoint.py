@@ -90,7 +90,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             return
         count = self._count + 1
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(_raw, state)))
-        there = sum(p.stat().st_size for p in self._folder.rglob("*") if p.is_file())
+        there = files.size(self._folder)
         free = shutil.disk_usage(self.workdir).free + there
         if free < size * count:
             one, all_of_them, left = (f"{x / 2**30:.2f} GiB" for x in (size, size * count, free))

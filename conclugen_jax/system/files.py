@@ -71,6 +71,16 @@ def read_json(path: Path, like: type[T], *, way_out: str) -> T:
         raise ConclugenError(f"{path}: not valid JSON ({e}); {way_out}") from e
 
 
+def size(folder: Path) -> int:
+    """Return the bytes of all files below a folder, without those that are deleted meanwhile."""
+    total = 0
+    for root, _, names in os.walk(folder):  # which passes over folders that are gone by then
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(root, name)).st_size
+    return total
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal."""
     with path.open("rb") as file:
