@@ -67,8 +67,7 @@ def build(
         str(target).encode()
     except UnicodeEncodeError:  # array_record takes no other names
         raise ConclugenError(f"{str(data_dir)!a}: the folder's name is not UTF-8; choose another --data_dir") from None
-    read_from = source.fingerprint()
-    fingerprint = read_from + (" drop_bad" if drop_bad else "")
+    fingerprint = (read_from := source.fingerprint()) + " drop_bad" * drop_bad
     try:
         if _already_built(target, fingerprint, overwrite=overwrite, strict=strict):  # needs no right to write
             return target

@@ -51,6 +51,16 @@ def mixup(
     return mixed
 
 
+def mixed(
+    features: ByModality, present: ByModality, key: jax.Array, config: ConfigDict, axis_name: str | None
+) -> ByModality:
+    """Return :func:`mixup` of a batch if the configuration wants it, else its features as they are."""
+    alpha = config.augmentation.mixup
+    if not alpha:
+        return features
+    return mixup(features, present, jax.random.fold_in(key, 2), alpha=alpha, axis_name=axis_name)
+
+
 def dropout(shape: tuple[int, int], key: jax.Array, *, rate: float, axis_name: str | None = None) -> jax.Array:
     """Return factors of features, float32 [n, dim]: 0 for a ``rate`` of them, 1 / (1 - rate) for the others.
 

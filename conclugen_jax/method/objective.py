@@ -211,12 +211,8 @@ def pretrain_loss(
     variables = {**state.variables(), "params": params}
     apply = functools.partial(forward, model, present=batch["present"], chunk_size=config.encoder_chunk_size)
     terms: Metrics = {}
-    if config.augmentation.mixup:
-        share = {"alpha": config.augmentation.mixup, "axis_name": axis_name}
-        batch = {
-            **batch,
-            "features": augmentation.mixup(batch["features"], batch["present"], jax.random.fold_in(key, 2), **share),
-        }
+    features = augmentation.mixed(batch["features"], batch["present"], key, **options)
+    batch = {**batch, "features": features}
     if weights.instance_weight:
         outputs, terms["instance"] = _of_two_views(apply, variables, batch, key, statistics=statistics, **options)
     else:
