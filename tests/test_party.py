@@ -117,7 +117,7 @@ def test_all_end_with_the_one_that_fails_and_process_0_last(first):
     assert codes == [2] * 3
     sentences, times = zip(*(e.splitlines() for e in errors), strict=True)
     assert list(sentences) == [f"error: {'' if i == first else f'process {first}: '}no luck" for i in range(3)]
-    # Whoever is told takes a second to end here, and process 0 waits for the others before it begins to.
+    # Each process that hears of it takes a second to end here; process 0 waits for the others before it begins to end.
     began, ended_at = zip(*(map(float, line.split()) for line in times), strict=True)
     assert began[0] >= max(ended_at[1:])
 

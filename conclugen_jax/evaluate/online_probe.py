@@ -17,7 +17,7 @@ from conclugen_jax.data.persons import Persons
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import sweep, task as task_lib, weights
-from conclugen_jax.method import clustering, layers, losses, model as model_lib
+from conclugen_jax.method import clustering, layers, model as model_lib, neighbours
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.train import feed
 
@@ -118,20 +118,13 @@ def _forward(model: model_lib.ConCluGen, variables: Any, batch: Any) -> dict[str
     return vectors
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _nearest(known: jax.Array, queries: jax.Array, k: int) -> jax.Array:
-    """Return the rows of the k most similar of some unit vectors."""
-    return jax.lax.top_k(losses.unit_rows(queries) @ known.T, k)[1]
-
-
 def knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, label: LabelSpec, *, k: int) -> np.ndarray:
     """Predict queries [m, dim] by the k <= n rows of highest cosine similarity of a bank [n, dim], each with one vote.
 
     Of its labels, [n] or [n, labels], it returns the most frequent class (the lowest of equals) [m], labels that more than half
     have [m, labels], or the mean number [m].
     """
-    known = losses.unit_rows(jnp.asarray(bank))
-    votes = labels[weights.in_batches(lambda rows: _nearest(known, rows, k), queries, ROWS)]
+    votes = labels[neighbours.nearest(queries, bank, k, block=ROWS)[0]]
     if label.kind == "single":
         return np.stack([(votes == c).sum(axis=1) for c in range(len(label.names))], axis=1).argmax(axis=1)
     mean = votes.mean(axis=1)
