@@ -225,11 +225,11 @@ def map_arrays(fn: Callable[[np.ndarray], np.ndarray], rows: Rows) -> Rows:
 
 
 @np.errstate(over="ignore")  # arithmetic modulo 2**32 is meant, here and below
-def epoch_order(seed: int, epoch: Any, num_examples: int, *, xp: Any = np) -> Any:
+def epoch_order(seed: Any, epoch: Any, num_examples: int, *, xp: Any = np) -> Any:
     """A permutation of 0..num_examples-1 that depends on (seed, epoch) alone.
 
     Positions are sorted by a 32-bit hash of (seed, epoch, position), equal hashes by position: the same on every
-    machine and in every release of NumPy, and with ``xp=jax.numpy`` the same on a device (``epoch`` may be traced).
+    machine and in every release of NumPy, and with ``xp=jax.numpy`` the same on a device (both may be traced).
     """
     key = _stream_key(seed, epoch, xp)
     positions = xp.arange(num_examples, dtype=xp.uint32)
@@ -237,7 +237,7 @@ def epoch_order(seed: int, epoch: Any, num_examples: int, *, xp: Any = np) -> An
     return hashes.argsort(kind="stable") if xp is np else xp.argsort(hashes, stable=True)
 
 
-def _stream_key(seed: int, epoch: Any, xp: Any) -> Any:
+def _stream_key(seed: Any, epoch: Any, xp: Any) -> Any:
     seed, epoch = (xp.asarray([x], dtype=xp.uint32) for x in (seed, epoch))
     return _mix(_mix(seed + np.uint32(0x9E3779B9)) ^ (epoch * np.uint32(0x85EBCA6B) + np.uint32(1)))
 

@@ -123,7 +123,7 @@ class Feed:
             if dispatch.left_out:
                 return dispatch, None
             epoch, first_step, num_steps, *_ = dispatch
-            position = {"epoch": epoch, "first_step": first_step, "num_steps": num_steps}
+            position = {"seed": self.config.seed, "epoch": epoch, "first_step": first_step, "num_steps": num_steps}
             own = len(parallel.own_devices(self.devices))
             position = {name: np.full(own, value, np.int32) for name, value in position.items()}
             rows = None if table is not None else self._rows_of(dispatch)
@@ -135,7 +135,8 @@ class Feed:
         """Inside the program: the function that gives this device's rows of step i of the dispatch."""
         if table is None:
             return lambda i: _full(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), rows))
-        batch_size, seed, epoch = self.config.train.batch_size, self.config.seed, position["epoch"]
+        # The seed is an argument: one program serves runs that differ in it alone.
+        batch_size, seed, epoch = self.config.train.batch_size, position["seed"], position["epoch"]
         own = batch_size // len(self.devices)
         order = table["usable"][batches.epoch_order(seed, epoch, table["usable"].shape[0], xp=jnp)]
 
