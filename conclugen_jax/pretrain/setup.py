@@ -18,7 +18,7 @@ from conclugen_jax.data import persons as persons_lib, shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.persons import Persons
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import online_probe
+from conclugen_jax.evaluate import online_probe, weights
 from conclugen_jax.method import model as model_lib, objective, train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.run import checkpoint, config as config_lib
@@ -157,7 +157,7 @@ def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, shards.
 
 def standardise(config: ConfigDict, workdir: Path, stream: shards.ShardStream) -> Persons | None:
     """Have the stream give features standardised by person, if the run wants that; the statistics are in the workdir."""
-    if config.data.standardize != "person":
+    if not weights.by_persons(config):
         return None
     path = workdir / persons_lib.FILE
     persons = persons_lib.read(path) if path.exists() else persons_lib.fit(stream, config)

@@ -17,7 +17,7 @@ from optuna.trial import Trial, TrialState
 from conclugen_jax import pretrain
 from conclugen_jax.data import batches, persons, shards
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.evaluate import probe
+from conclugen_jax.evaluate import probe, weights
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.pretrain import setup
@@ -123,7 +123,7 @@ def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
 
     def measure(config: ConfigDict, _: Mapping[str, float], state: TrainState) -> float:
         model, variables = model_lib.from_config(config, dims), jax.device_get(state.variables())
-        by_person = config.data.standardize == "person"
+        by_person = weights.by_persons(config)
         seen = tables(persons.of_checkpoint(variables["feature_stats"], config)) if by_person else splits
         vectors = tuple(
             probe.concatenated(probe.represent(model, variables, split["features"]), split["present"])[known]
