@@ -18,7 +18,7 @@ command = app.Command(words="clips")
 FLAGS = command.flags
 command.string("checkpoint", None, "Folder of a downstream run")
 command.multi_string("weights", [], "Folder of converted weights that the data set was made with; repeated by modality")
-command.multi_string("backbone", [], "MODULE:FUNCTION that makes a backbone of your own; may be repeated")
+command.multi_string("backbone", [], "Name of a ready backbone, or MODULE:FUNCTION that makes one of yours; repeated")
 command.bool("cut", False, "Predict each line of the subtitles beside a clip; else the whole clip")
 command.string("speech", "", "Another speech recogniser: pocketsphinx, or faster-whisper:MODEL_FOLDER")
 command.string("mtcnn", "", "Folder of converted weights of MTCNN; default: those of this package")

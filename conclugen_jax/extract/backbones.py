@@ -17,11 +17,12 @@ import msgspec
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError, place_of, reason
+from conclugen_jax.extract import ready
 from conclugen_jax.extract.faces import resize
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.media.augmentation import View
 from conclugen_jax.extract.media.clip import MAX_SIDE, Clip
-from conclugen_jax.extract.networks import davenet, resnet, text_encoder, weights
+from conclugen_jax.extract.networks import davenet, efficientnet, resnet, text_encoder, weights
 from conclugen_jax.extract.networks.weights import Weights
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -136,11 +137,14 @@ def tokenizer(path: str, max_tokens: int) -> Any:
     return found
 
 
-def create(loaded: Weights, options: Options) -> Backbone:
-    """Return the backbone of converted weights; a ConclugenError names weights of another shape, or that make no vectors."""
+def create(loaded: Weights, options: Options, name: str = "") -> Backbone:
+    """Return the backbone of weights, called as its network where it has no name.
+
+    A ConclugenError names weights of another shape, or that make no vectors.
+    """
     if loaded.network == "mtcnn":
         raise ConclugenError(f"{loaded.folder}: MTCNN finds faces and makes no vectors; name it with --mtcnn")
-    make = {"resdavenet": _sound, "text": _text}.get(loaded.network, _pictures)
+    make = MAKERS.get(loaded.network, _pictures)
     try:
         msgspec.convert(loaded.options, weights.OPTIONS[loaded.network])
         modality, module, prepare, rate, example, facts = make(loaded, options, jnp.dtype(options.precision))
@@ -151,8 +155,8 @@ def create(loaded: Weights, options: Options) -> Backbone:
     for path in sorted(expected.keys() | found.keys(), key=str):
         a, b = (getattr(tree.get(path), "shape", None) for tree in (expected, found))
         if a != b:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ConclugenError(f"{loaded.folder}: {name} has the shape {b}, expected {a}; {weights.AGAIN}")
+            key = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ConclugenError(f"{loaded.folder}: {key} has the shape {b}, expected {a}; {weights.AGAIN}")
     params = jax.device_put(loaded.params)
 
     @jax.jit
@@ -162,12 +166,17 @@ def create(loaded: Weights, options: Options) -> Backbone:
 
     batch, dim = len(example[0]), jax.eval_shape(apply, params, *example).shape[1]
     provenance = {**loaded.provenance(), "precision": options.precision, **facts}
-    return Backbone(loaded.network, modality, dim, prepare, functools.partial(apply, params), rate, batch, provenance)
+    return Backbone(
+        name or loaded.network, modality, dim, prepare, functools.partial(apply, params), rate, batch, provenance
+    )
 
 
 def load_own(name: str) -> Backbone:
     """Return a user's backbone: ``MODULE:FUNCTION`` is called without arguments. What fails in it is a ConclugenError."""
-    module, _, function = name.partition(":")
+    module, colon, function = name.partition(":")
+    if not colon:
+        there = f"{', '.join(ready.READY)}, or MODULE:FUNCTION of your own, such as mine:colours"
+        raise ConclugenError(f"--backbone={name}: no backbone of this name; there are {there}")
     try:
         made = getattr(importlib.import_module(module), function)()
         if not isinstance(made, Backbone):
@@ -205,6 +214,13 @@ def _pictures(loaded: Weights, options: Options, dtype: Any) -> tuple:
     return "video", module, prepare, rate, (np.zeros((*batch, size, size, 3), np.uint8),), facts
 
 
+def _efficientnet(loaded: Weights, options: Options, dtype: Any) -> tuple:
+    size, rate = efficientnet.SIZE, 1.0
+    prepare, module = functools.partial(frames, rate=rate, size=size), efficientnet.EfficientNetLite0(dtype)
+    facts = {"frames_per_second": rate, "size": size}
+    return "video", module, prepare, rate, (np.zeros((options.batch_items, size, size, 3), np.uint8),), facts
+
+
 def _sound(loaded: Weights, options: Options, dtype: Any) -> tuple:
     module = davenet.ResDAVEnet(**loaded.options, dtype=dtype)
     _, mels = mel.FRONT_ENDS[options.front_end]
@@ -226,23 +242,29 @@ def _text(loaded: Weights, options: Options, dtype: Any) -> tuple:
     return "text", module, prepare, 0.0, example, {"max_tokens": max_tokens}
 
 
+MAKERS = {"resdavenet": _sound, "text": _text, "efficientnet_lite0": _efficientnet}
+"""Network -> what makes its module, function ``prepare``, rate, a batch of zeros and facts; residual networks are not here."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Networks:
     """Which backbones to load; can be sent to other processes."""
 
     folders: tuple[str, ...] = ()  # of converted weights
-    own: tuple[str, ...] = ()  # of users, as ``MODULE:FUNCTION``
+    own: tuple[str, ...] = ()  # names of ready ones, or of users, as ``MODULE:FUNCTION``
     options: Options = dataclasses.field(default_factory=Options)  # how they are run
 
 
 @functools.cache
 def load(networks: Networks) -> list[Backbone]:
-    """Load the backbones of folders of weights, then of users, once in each process; none, or one name twice, is an error."""
+    """Load the backbones of folders of weights, then those named, once in each process; none, or two of a name, is an error."""
     found = [create(weights.load(folder), networks.options) for folder in networks.folders]
-    found += [load_own(name) for name in networks.own]
+    for name in networks.own:
+        found.append(create(ready.load(name), networks.options, name) if name in ready.READY else load_own(name))
     names = [b.name for b in found]
     if not found:
-        raise ConclugenError("no backbone; name folders of weights with --weights (see conclugen convert_weights)")
+        ways = f"a ready one with --backbone ({', '.join(ready.READY)}), or folders of weights with --weights"
+        raise ConclugenError(f"no backbone; name {ways} (see conclugen convert_weights)")
     if len(set(names)) < len(names):
         raise ConclugenError(f"two backbones are called {max(names, key=names.count)!r}; give one another name")
     return found

@@ -14,7 +14,7 @@ from rich.table import Table
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import embedding
-from conclugen_jax.extract import backbones as backbones_lib, preparation
+from conclugen_jax.extract import backbones as backbones_lib, preparation, ready
 from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.companions import Companions
 from conclugen_jax.extract.networks import mtcnn
@@ -71,7 +71,7 @@ def predict(
       workdir: of a downstream run whose data set was made by extraction.
       files: clips.
       folders: of converted weights, those of the run's modalities that the data set was made with, in any order.
-      own: backbones of the user's own, as ``MODULE:FUNCTION``.
+      own: backbones of the user's own, as ``MODULE:FUNCTION``; ready ones need no name here.
       cut: an utterance for each line of the subtitles beside a clip; else the whole clip is one.
       recogniser: of speech, where no words are known; empty: the one of the data set.
       mtcnn_folder: weights of MTCNN.
@@ -155,6 +155,8 @@ def _same_way(
         raise ConclugenError(f"{workdir}: damaged facts of its data set ({e}); {way_out}") from e
     networks = dataclasses.replace(networks, options=made.options)
     found = {b.name: b for b in backbones_lib.load(networks)} if networks.folders or networks.own else {}
+    if absent := [name for name in needed if name not in found and name in ready.READY]:
+        found |= {b.name: b for b in backbones_lib.load(Networks(own=tuple(absent), options=made.options))}
     if missing := ", ".join(name for name in needed if name not in found):
         raise ConclugenError(f"{workdir}: its features need {missing}; name the weights with --weights or --backbone")
     if spare := sorted(found.keys() - made.backbones.keys()):

