@@ -12,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from conclugen_jax.extract import backbones
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import backbones, ready
+from conclugen_jax.extract.faces import resize
 from conclugen_jax.extract.media import mel
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import davenet, resnet, text_encoder, weights
@@ -108,6 +110,42 @@ def test_front_ends(torch, references, by):
         (mel.published, mel.authors), getattr(references, by)(sound.astype(np.float32)), strict=True
     ):
         close(ours(sound.astype(np.float32)), theirs, TOLERANCE)
+
+
+def test_efficientnet_with_its_published_weights(torch, references):
+    sklearn = pytest.importorskip("sklearn.datasets")
+    loaded, path = of_a_package("efficientnet_lite0")
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    pictures = [resize(picture, (224, 224)) for picture in sklearn.load_sample_images().images]
+    images = np.concatenate([np.stack(pictures), seeded.images(2, 224, 224, 3)])
+    with torch.no_grad():
+        expected = references.efficientnet(tensors, images)
+    backbone = backbones.create(loaded, backbones.Options(batch_items=4), "efficientnet_lite0")
+    found = np.asarray(backbone.vectors(images))
+    close(found, expected, TOLERANCE)
+    scores = found[:2] @ tensors["_fc.weight"].numpy().T + tensors["_fc.bias"].numpy()
+    assert scores.argmax(1).tolist() == [442, 985]  # bell cote (a temple), daisy (a dahlia)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 3.0, 7.0, 29.99])
+def test_whisper_with_its_published_weights(references, seconds):
+    pytest.importorskip("ctranslate2")
+    pytest.importorskip("faster_whisper")
+    loaded, _ = of_a_package("whisper_tiny")
+    sound = np.tile(seeded.chirp(), 15)[: round(seconds * 16_000)]
+    sound = sound + np.random.default_rng(0).normal(0, 0.01, len(sound)).astype(np.float32)
+    backbone = backbones.create(loaded, backbones.Options(), "whisper_tiny")
+    x, lengths = backbone.prepare(Clip([], np.zeros(0), 0.0, sound), None)
+    found = np.asarray(backbone.vectors(np.repeat(x, 4, 0), np.repeat(lengths, 4)))[0]
+    close(found, references.whisper_tiny(sound, x.shape[1] // 100), TOLERANCE)
+
+
+def of_a_package(name):
+    """Weights of a ready backbone, and their file."""
+    try:
+        return ready.load(name), ready.paths(name)[0]
+    except ConclugenError as e:
+        pytest.skip(str(e))
 
 
 def test_a_real_encoder_knows_which_sentences_are_alike(tmp_path):

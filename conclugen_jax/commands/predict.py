@@ -20,7 +20,7 @@ command.string("checkpoint", None, "Folder of a downstream run")
 command.multi_string("weights", [], "Folder of converted weights that the data set was made with; repeated by modality")
 command.multi_string("backbone", [], "Name of a ready backbone, or MODULE:FUNCTION that makes one of yours; repeated")
 command.bool("cut", False, "Predict each line of the subtitles beside a clip; else the whole clip")
-command.string("speech", "", "Another speech recogniser: pocketsphinx, or faster-whisper:MODEL_FOLDER")
+command.string("speech", "", "Another speech recogniser: pocketsphinx, whisper_tiny or faster-whisper:MODEL_FOLDER")
 command.string("mtcnn", "", "Folder of converted weights of MTCNN; default: those of this package")
 command.integer("num_workers", 0, "Processes that decode; 0: this one", lower_bound=0)
 PERSON = "NAME or NAME=FOLDER: who is in the clips, with more clips of them, for runs that standardise by person"

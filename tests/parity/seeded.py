@@ -83,6 +83,30 @@ def efficientnet():
     return shapes | {"_fc.weight": (1000, 1280), "_fc.bias": (1000,)}
 
 
+WHISPER = {"width": 48, "num_layers": 2, "num_heads": 4, "states": 40}  # a small encoder
+
+
+def whisper():
+    """Shapes of the encoder of Whisper in CTranslate2."""
+    width, shapes = WHISPER["width"], {}
+    for name, inputs in (("conv1", 80), ("conv2", width)):
+        shapes |= {f"{name}/weight": (width, inputs, 3), f"{name}/bias": (width,)}
+    for number in range(WHISPER["num_layers"]):
+        layer = f"layer_{number}"
+        for part, inputs, outputs in (
+            ("self_attention/linear_0", width, 3 * width),
+            ("self_attention/linear_1", width, width),
+            ("ffn/linear_0", width, 4 * width),
+            ("ffn/linear_1", 4 * width, width),
+        ):
+            shapes |= {f"{layer}/{part}/weight": (outputs, inputs), f"{layer}/{part}/bias": (outputs,)}
+        for part in ("self_attention", "ffn"):
+            shapes |= {f"{layer}/{part}/layer_norm/{kind}": (width,) for kind in ("gamma", "beta")}
+    shapes |= {"layer_norm/gamma": (width,), "layer_norm/beta": (width,)}
+    shapes["position_encodings/encodings"] = (WHISPER["states"], width)
+    return {f"encoder/{name}": shape for name, shape in shapes.items()}
+
+
 TEXT = {
     "bert": {
         "model_type": "bert",
@@ -146,3 +170,9 @@ def sounds():
         "tone": np.sin(np.arange(8000) * 0.05).astype(np.float32),
         "short": rng.normal(size=150).astype(np.float32),
     }
+
+
+def chirp():
+    """Sound of 2 s that rises from 200 Hz."""
+    times = np.arange(32_000) / 16_000
+    return (0.3 * np.sin(2 * np.pi * 200 * times * (1 + times))).astype(np.float32)

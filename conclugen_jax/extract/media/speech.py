@@ -8,18 +8,24 @@ from pathlib import Path
 import numpy as np
 
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import ready
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, SILENCE
 from conclugen_jax.system import files
 
 Recogniser = Callable[[np.ndarray], str]  # float32 [samples] at 16 kHz -> words, empty where none are heard
 MODEL = "model.bin"  # file of a model of faster-whisper
+READY = "whisper_tiny"  # the ready backbone whose model recognises words, too
 
 
 def create(name: str) -> Recogniser:
-    """Return a recogniser, ``pocketsphinx`` (offline, English, poor) or ``faster-whisper:MODEL_FOLDER``, if it is there."""
-    package, _, folder = name.partition(":")
+    """Return a recogniser if it is there.
+
+    It is ``pocketsphinx`` (offline, English, poor), ``whisper_tiny`` (English) or ``faster-whisper:MODEL_FOLDER``.
+    """
+    package, folder = _parts(name)
     if package not in ("pocketsphinx", "faster-whisper") or bool(folder) != (package == "faster-whisper"):
-        raise ConclugenError(f"speech recogniser {name!r} is unknown; use pocketsphinx or faster-whisper:MODEL_FOLDER")
+        there = f"pocketsphinx, {READY} or faster-whisper:MODEL_FOLDER"
+        raise ConclugenError(f"speech recogniser {name!r} is unknown; use {there}")
     try:
         return _whisper(Path(folder)) if folder else _pocketsphinx()
     except ImportError as e:
@@ -28,9 +34,17 @@ def create(name: str) -> Recogniser:
 
 def provenance(name: str) -> dict[str, str]:
     """Return what the words of a recogniser (see :func:`create`) depend on besides the sound: JSON."""
-    package, _, folder = name.partition(":")
+    package, folder = _parts(name)
     facts = {"name": name, "version": metadata.version(package)}
     return facts | ({"sha256": files.sha256(Path(folder) / MODEL)} if folder else {})
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Return package and folder of a recogniser."""
+    if name == READY:
+        return "faster-whisper", str(ready.paths(READY)[0].parent)
+    package, _, folder = name.partition(":")
+    return package, folder
 
 
 def _pocketsphinx() -> Recogniser:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.networks import davenet, efficientnet, mtcnn, resnet, text_encoder
+from conclugen_jax.extract.networks import davenet, efficientnet, mtcnn, resnet, text_encoder, whisper
 from conclugen_jax.system import files
 
 EPSILON = 1e-5  # of BatchNorm in networks that say no other
@@ -143,6 +143,35 @@ def convert_efficientnet(tensors: Tensors) -> dict[str, Any]:
 
     example = (np.zeros((1, 32, 32, 3), np.uint8),)
     return convert(efficientnet.EfficientNetLite0(), example, tensors, published, efficientnet.EPSILON)
+
+
+WHISPER = {
+    "attention_norm": "self_attention/layer_norm",
+    "qkv": "self_attention/linear_0",
+    "out": "self_attention/linear_1",
+    "feed_forward_norm": "ffn/layer_norm",
+    "up": "ffn/linear_0",
+    "down": "ffn/linear_1",
+}
+"""Our layers -> names of CTranslate2."""
+
+
+def convert_whisper(tensors: Mapping[str, np.ndarray], module: whisper.WhisperEncoder) -> dict[str, Any]:
+    """Return variables of an encoder from a model of CTranslate2, whose kernels are [out, in] or [out, in, time]."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 4, whisper.MELS)), np.ones(1, np.int32))
+    found = {}
+    for path, leaf in traverse_util.flatten_dict(shapes["params"], sep="/").items():
+        *layer, kind = path.split("/")
+        if len(layer) == 2:
+            layer = [layer[0].replace("layer", "layer_"), WHISPER[layer[1]]]
+        name = {"norm": "layer_norm"}.get("/".join(layer), "/".join(layer))
+        kinds = {"kernel": "weight", "scale": "gamma", "positions": "position_encodings/encodings"}
+        kinds["bias"] = "beta" if name.endswith("norm") else "bias"
+        x = tensors["/".join(filter(None, ("encoder", name, kinds[kind])))]
+        found[path] = np.ascontiguousarray(x.T if kind == "kernel" else x, np.float32)
+        if found[path].shape != leaf.shape:
+            raise ConclugenError(f"{path} has the shape {found[path].shape}, expected {leaf.shape}")
+    return traverse_util.unflatten_dict(found, sep="/")
 
 
 FAMILIES = ("bert", "roberta", "distilbert")
