@@ -186,6 +186,7 @@ def evaluation() -> ConfigDict:
     evaluation.vectors = "representation"  # | pre_activation | projection | with_raw; see method/model.py
     evaluation.smoothing_neighbours = 0  # vectors are averaged with so many nearest training rows; 0: with none
     evaluation.smoothing_share = 0.5  # share of the neighbours in the average
+    evaluation.c_times_dim = 0.0  # probes: C of logistic regression times the size of the vectors; 0: C is 1
     evaluation.transductive = False  # rows of a split that is scored are neighbours of each other too
     return evaluation
 
@@ -196,6 +197,9 @@ def downstream() -> ConfigDict:
     downstream.protocol = "linear_evaluation"  # | fine_tuning (F too) | supervised (random F) | raw_features (no F)
     downstream.target = ""  # name of a further target to predict; empty: the main label
     downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation, fine-tuning)
+    downstream.evaluation = (
+        "checkpoint"  # | own: whose section evaluation says which vectors are taken, and smoothed how
+    )
     downstream.checkpoint_step = "newest"  # newest | best | a step number
     downstream.modalities = ()  # whose representations are joined; empty: all of the model's
     downstream.fusion = "concat"  # concat (paper) | mean: how the representations of the modalities are joined

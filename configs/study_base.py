@@ -35,8 +35,10 @@ def get_config() -> ConfigDict:
             "raw_features": (0,),
             "supervised": (0,),
             "fine_tuning": (0,),
+            "probe": (0,),
         }
     )
+    study.num_folds = 0  # {fold} and {shuffle} in paths are those of seed s: s modulo num_folds, s / num_folds + 1
     study.jobs = 0  # runs side by side; 0: as many as there are processors and as memory allows
     study.job_gib = 2.0  # memory that a run takes at most, GiB
     study.reference = "conclugen"  # the method that the others are compared with

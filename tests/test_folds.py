@@ -156,9 +156,9 @@ def test_a_study_in_folds(nobody, tmp_path, monkeypatch):
     begun = []
 
     def work(root, waiting, *_):
-        begun.extend(chain for chain in waiting if chain[0].protocol != "pretraining")
+        begun.extend(chain for (chain,) in waiting if chain[0].protocol != "pretraining")
         for chain in begun:
-            study_lib.work_through(root, chain)
+            study_lib.work_through(root, [chain])
 
     monkeypatch.setattr(study_lib, "work", work)
     study = definition(nobody, ("raw_features", "supervised"), seeds=(0,))

@@ -178,7 +178,7 @@ def work_through(root, chain, act):
     """A chain whose runs are done by a function."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_lib, "perform", act)
-        study_lib.work_through(root, chain)
+        study_lib.work_through(root, [chain])
 
 
 def test_whatever_happens_in_a_run_the_next_is_tried(data, tmp_path):
@@ -240,8 +240,8 @@ def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkey
         def __init__(self, *_, **__):
             pass
 
-        def submit(self, function, chain):
-            begun.append([run.path for run in chain])
+        def submit(self, function, cohort):
+            begun.append([run.path for (chain,) in [cohort] for run in chain])
             future = Future()
             future.set_exception(sharing.Died())
             return future
@@ -250,7 +250,7 @@ def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkey
             return [3]
 
     monkeypatch.setattr(sharing, "Pool", Crashing)
-    WORK(tmp_path, [chain], 1, signals.Stop())
+    WORK(tmp_path, [[chain]], 1, signals.Stop())
     paths = [run.path for run in chain]
     assert begun == [paths, *(paths[i:] for i in range(2, len(paths)))]
     assert all("exit code 3" in study_results.failure(tmp_path / path) for path in paths[1:])
@@ -258,7 +258,7 @@ def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkey
     done = Future()
     done.set_result(None)
     Crashing.submit = lambda *_: done
-    WORK(tmp_path / "other", [chain], 1, signals.Stop())
+    WORK(tmp_path / "other", [[chain]], 1, signals.Stop())
     assert f"1/1 {paths[0]} finished; about" in capsys.readouterr().err
 
 

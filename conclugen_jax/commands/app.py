@@ -180,7 +180,8 @@ class Command:
         if not given:
             raise ConclugenError("--config is missing; name a configuration, such as --config=demo (conclugen configs)")
         self.config = configuration_files.load(given, of_run=self._kind == "run")
-        self.config_name = configuration_files.find(given).stem
+        path, arguments = configuration_files.find(given)
+        self.config_name = "_".join((path.stem, *arguments))
         self.config_arguments = [f"--config={given}"]
         for key, value in settings:
             if key:

@@ -40,6 +40,8 @@ command.integer("num_folds", 0, "Split into this many folds, for data without sp
 command.integer("fold", 0, "With --num_folds: the fold to test on, from 0; the one before validates")
 BY = "With --num_folds: cut by group (person), or by example: stratified by label, a person may be in two folds"
 command.enum("fold_by", "group", ["group", "example"], BY)
+command.integer("fold_seed", 0, "With --num_folds: shuffle by this seed before; 0: persons in order", lower_bound=0)
+command.bool("fold_validation", True, "With --num_folds: the fold before the one to test on validates, else it trains")
 command.bool("drop_bad", False, "Leave out and list examples with NaN, infinities or no modality")
 command.bool("strict", False, "Refuse ids or groups that several splits have in common")
 command.bool("overwrite", False, "Replace a data set that is there already")
@@ -111,15 +113,14 @@ def builder_options(own: app.Command) -> dict[str, Any]:
 def request_options(own: app.Command) -> dict[str, Any]:
     """Return what the flags of such a command say of version, labels and folds, as arguments of a request."""
     flags = own.flags
-    if flags["fold"].present and not flags.num_folds:
-        raise ConclugenError(f"--fold={flags.fold} without --num_folds; say how many folds there are")
-    if flags["fold_by"].present and not flags.num_folds:
-        raise ConclugenError(f"--fold_by={flags.fold_by} without --num_folds; say how many folds there are")
+    for name in ("fold", "fold_by", "fold_seed", "fold_validation"):
+        if flags[name].present and not flags.num_folds:
+            raise ConclugenError(f"--{name}={flags[name].value} without --num_folds; say how many folds there are")
     if flags.label_kind == "none" and (flags.label or flags.classes):
         raise ConclugenError("--label_kind=none is for no label, and --label or --classes describes one; leave it out")
     layout = Layout(tuple(flags.label), flags.label_kind, tuple(flags.classes), tuple(flags.targets))
     folds = (flags.num_folds, flags.fold) if flags.num_folds else None
-    return {"layout": layout, "folds": folds} | own.values("version", "fold_by")
+    return {"layout": layout, "folds": folds} | own.values("version", "fold_by", "fold_seed", "fold_validation")
 
 
 def _pair(text: str) -> tuple[str, str]:

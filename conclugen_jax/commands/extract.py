@@ -33,6 +33,7 @@ command.borrow(
     num_workers="Processes that decode; 0 for as many as there are cores",
     **dict.fromkeys(("data_dir", "name", "version", "overwrite", "beam", "beam_options"), ""),
     **dict.fromkeys(("label", "label_kind", "classes", "targets", "num_folds", "fold", "fold_by"), ""),
+    **dict.fromkeys(("fold_seed", "fold_validation"), ""),
 )
 command.enum("dataset", None, [GENERIC, *CORPORA], "Which data set; clips: any folder")
 command.multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")

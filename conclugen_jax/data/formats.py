@@ -166,12 +166,13 @@ def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
     if folds:
         ((stored, annotations),) = columns.items()
         cut = by_example if request.fold_by == "example" else by_group
-        columns = cut(annotations, *folds, where=request.name or request.dataset)
+        how = {"seed": request.fold_seed, "validation": request.fold_validation}
+        columns = cut(annotations, *folds, where=request.name or request.dataset, **how)
         pieces = {m: f.variants if isinstance(f, Combined) else [[f]] for m, f in features.items()}
         features = {m: Combined(variants, stored=stored) for m, variants in pieces.items()}
     name = request.name or request.dataset
     if request.folds:
-        name += f"_fold{request.folds[1]}of{request.folds[0]}"
+        name += f"_fold{request.folds[1]}of{request.folds[0]}" + f"_seed{request.fold_seed}" * bool(request.fold_seed)
     label = found.label or LabelSpec("none")
     corpus = corpus or Corpus(f"Features of {request.name}.", "not stated", label, found.targets)
     spec = DatasetSpec(
@@ -207,6 +208,8 @@ def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | N
         "pool": request.pool,
         "folds": list(folds) if folds else None,
         **({"fold_by": request.fold_by} if folds and request.fold_by != "group" else {}),
+        **({"fold_seed": request.fold_seed} if folds and request.fold_seed else {}),
+        **({"fold_validation": False} if folds and not request.fold_validation else {}),
         "unused": {m: n for m, (n, _) in compared.items() if n},
         "alike": remarks,
         "layout": dataclasses.asdict(request.layout),

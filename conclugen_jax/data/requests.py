@@ -40,6 +40,8 @@ class Request:
         None  # number of folds, and the one to test on; None for the splits that the data have
     )
     fold_by: str = "group"  # or example: what folds are cut by
+    fold_seed: int = 0  # by which groups or examples are shuffled before; groups are sorted with 0
+    fold_validation: bool = True  # the fold before the one to test on validates
 
     @property
     def corpus(self) -> Corpus | None:

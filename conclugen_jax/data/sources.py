@@ -154,15 +154,25 @@ def by_split(annotations: Annotations, splits: Sequence[str]) -> dict[str, Annot
 
 
 def by_group(
-    annotations: Annotations, num_folds: int, fold: int, *, where: str, option: str = "--"
+    annotations: Annotations,
+    num_folds: int,
+    fold: int,
+    *,
+    where: str,
+    seed: int = 0,
+    validation: bool = True,
+    option: str = "--",
 ) -> dict[str, Annotations]:
     """Cut one split into train, validation and test such that no group is in two of them.
 
-    Groups are sorted and cut into ``num_folds`` runs of nearly equal length. Run ``fold`` is the test split, the one
-    before (the last before the first) the validation split, the others the training split. Fewer groups than folds, or
-    rows without group, are refused. ``option``: what comes before the names of options in messages.
+    Groups are sorted, shuffled by a ``seed`` above 0, and cut into ``num_folds`` runs of nearly equal length. Run ``fold`` is
+    the test split, the one before (the last before the first) the validation split, if there is to be one, the others the
+    training split. Fewer groups than folds, or rows without group, are refused. ``option``: what comes before the names of
+    options in messages.
     """
     groups = sorted(set(annotations.groups))
+    if seed:
+        groups = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     if "" in groups:
         without, total = sum(not group for group in annotations.groups), len(annotations.groups)
         found = (
@@ -180,7 +190,7 @@ def by_group(
         )
     runs = np.array_split(np.arange(len(groups)), num_folds)
     fold_of = {groups[i]: number for number, run in enumerate(runs) for i in run}
-    return _by_fold(annotations, [fold_of[group] for group in annotations.groups], num_folds, fold)
+    return _by_fold(annotations, [fold_of[group] for group in annotations.groups], num_folds, fold, validation)
 
 
 MIXED_PERSONS = (
@@ -191,7 +201,7 @@ MIXED_PERSONS = (
 
 
 def by_example(
-    annotations: Annotations, num_folds: int, fold: int, *, where: str, seed: int = 0
+    annotations: Annotations, num_folds: int, fold: int, *, where: str, seed: int = 0, validation: bool = True
 ) -> dict[str, Annotations]:
     """Cut one split into train, validation and test over single examples, stratified by label; groups do not matter.
 
@@ -211,10 +221,12 @@ def by_example(
         order = order[np.lexsort(np.atleast_2d(strata[order].T))]  # a stable sort
     fold_of = np.empty(n, int)
     fold_of[order] = np.arange(n) % num_folds
-    return _by_fold(annotations, fold_of.tolist(), num_folds, fold)
+    return _by_fold(annotations, fold_of.tolist(), num_folds, fold, validation)
 
 
-def _by_fold(annotations: Annotations, fold_of: Sequence[int], num_folds: int, fold: int) -> dict[str, Annotations]:
+def _by_fold(
+    annotations: Annotations, fold_of: Sequence[int], num_folds: int, fold: int, validation: bool
+) -> dict[str, Annotations]:
     names = ["train"] * num_folds
-    names[fold - 1], names[fold] = "validation", "test"
+    names[fold - 1], names[fold] = "validation" if validation else "train", "test"
     return by_split(annotations, [names[number] for number in fold_of])

@@ -3,7 +3,7 @@
 A few directions: probes standardise vectors, and then the last direction counts as much as the first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -70,3 +70,25 @@ def principal(features: ByModality, present: ByModality, *, k: int = 16) -> Proj
     _, _, v = np.linalg.svd(np.concatenate(z, axis=1), full_matrices=False)
     parts = np.split(v[:k].T, np.cumsum([x.shape[1] for x in z])[:-1])
     return Projections(mean, scale, dict(zip(features, parts, strict=True)))
+
+
+FORMS: dict[str, Callable[..., Projections]] = {"principal_components": principal, "canonical_correlations": canonical}
+"""Name -> closed form."""
+
+
+class Baseline(NamedTuple):
+    """Vectors that trained ones are compared with in studies."""
+
+    title: str
+    protocol: str  # whose encoder gives them: raw_features, or supervised for a random network
+    form: str = ""  # closed form that is computed from them; empty: none
+    smoothed: bool = True  # as the vectors of the methods are
+
+
+BASELINES = {
+    "raw": Baseline("raw features, not smoothed", "raw_features", smoothed=False),
+    "raw_smoothed": Baseline("raw features", "raw_features"),
+    "principal_components": Baseline("principal components", "raw_features", "principal_components"),
+    "canonical_correlations": Baseline("canonical correlations", "raw_features", "canonical_correlations"),
+    "untrained": Baseline("untrained network", "supervised"),
+}

@@ -66,11 +66,12 @@ def label_efficiency(
     num_draws: int = 5,
     seed: int = 0,
     names: Sequence[str] = (),
+    c_times_dim: float = 0.0,
 ) -> list[LabelEfficiency]:
     """Fit logistic regressions on few labels, the same labels for every kind of vectors.
 
     Vectors, name -> (training [n, dim], test [m, dim]), are standardised by the whole (unlabelled) training split; labels
-    are integers [n] and [m]: one class per example. The regression is scikit-learn's with its default L2 penalty (C = 1);
+    are integers [n] and [m]: one class per example. The regression is that of :func:`classify`, with its ``c_times_dim``;
     nothing is chosen by a score. ``labels_per_class``: how many labels of each class are used, at most as many as there are;
     0: all. ``num_draws``, ``seed``: random draws of the labelled rows, and the seed of the first; the next has the next one.
     ``names``: of the classes, their numbers by default.
@@ -78,8 +79,7 @@ def label_efficiency(
     Raises:
       ConclugenError: labels of another kind, no test rows, or training labels of one class alone.
     """
-    from sklearn.linear_model import LogisticRegression  # here, since commands that only load runs start much faster
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.preprocessing import StandardScaler  # here, since commands that only load runs start much faster
 
     _check_classes(train_labels)
     classes = np.unique(np.concatenate([train_labels, test_labels]))
@@ -96,16 +96,30 @@ def label_efficiency(
         for k, rows_of_draws in draws.items():
             # All labels are the same rows at every draw: fitted once.
             distinct = rows_of_draws if k else rows_of_draws[:1]
-            # In fits this small the threads wait for each other, for far longer than they save on a busy machine.
-            with threadpool_limits(1 if k else None):
-                guesses = [
-                    LogisticRegression(max_iter=2000).fit(train[rows], train_labels[rows]).predict(test)
-                    for rows in distinct
-                ]
+            guesses = [classify(train[rows], train_labels[rows], test, c_times_dim=c_times_dim) for rows in distinct]
             scores = [float((guess == test_labels).mean()) for guess in guesses] * (1 if k else num_draws)
             missed = [name for guess in guesses for c, name in enumerate(names) if c in test_labels and c not in guess]
             results.append(LabelEfficiency(name, k, scores, dict(collections.Counter(missed))))
     return results
+
+
+def classify(train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, c_times_dim: float = 0.0) -> np.ndarray:
+    """Fit scikit-learn's logistic regression (L2) on rows [n, dim] of classes [n]; return the classes [m] of rows [m, dim].
+
+    ``c_times_dim`` is the inverse strength C of the penalty times dim, so that vectors of different sizes are treated alike:
+    the more features, the stronger the penalty; 0: C is 1. The solution is a combination of the rows, so that with fewer rows
+    than features the fit is made in the space that they span.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    c = c_times_dim / train.shape[1] if c_times_dim else 1.0
+    few = len(train) < train.shape[1]
+    if few:
+        _, _, basis = np.linalg.svd(train, full_matrices=False)
+        train, test = train @ basis.T, test @ basis.T
+    # In small fits the threads wait for each other, for far longer than they save on a busy machine.
+    with threadpool_limits(1 if few or len(train) < 1000 else None):
+        return LogisticRegression(C=c, max_iter=2000).fit(train, labels).predict(test)
 
 
 def draw_labels(labels: np.ndarray, num_per_class: int, *, seed: int) -> np.ndarray:
@@ -158,10 +172,12 @@ def label_efficiency_of_run(
     }
     kinds = {name: bank.pair(*both, section) for name, both in kinds.items()}
     options |= {"labels_per_class": labels_per_class, "num_draws": num_draws, "names": train.names}
+    options["c_times_dim"] = section.c_times_dim
+    strength = f"C = {section.c_times_dim:g} / size of the vectors" if section.c_times_dim else "C = 1"
     protocol = (
         f"Accuracy in % on {len(test.label)} test examples of {manifest.name} {manifest.version}: scikit-learn logistic "
-        f"regression (L2, C = 1) on standardised vectors{bank.said(section)}, mean and standard deviation over {num_draws} "
-        "draws of the labels (all labels: one fit)."
+        f"regression (L2, {strength}) on standardised vectors{bank.said(section)}, mean and standard deviation over "
+        f"{num_draws} draws of the labels (all labels: one fit)."
     )
     data_facts = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
     results = label_efficiency(kinds, train.label, test.label, **options)

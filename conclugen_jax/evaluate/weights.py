@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -161,7 +162,8 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encode
         raise ConclugenError(f"config.downstream.checkpoint is empty; {way_out}")
     step, run = find_step(source, config.downstream.checkpoint_step), f"checkpoint {source}"
     model, variables, trained = load(source, step)
-    model = model.clone(dtype=model_lib.DTYPES[config.precision])
+    evaluation = config.evaluation if config.downstream.evaluation == "own" else trained.evaluation
+    model = model.clone(dtype=model_lib.DTYPES[config.precision], vectors=evaluation.vectors)
     names = manifest_lib.choose(model.feature_dims, asked or model.feature_dims, what="modality", where=run)
     check_features(manifest, {m: model.feature_dims[m] for m in names}, where, run)
     if spare := set(names) - set(config.data.modalities):
@@ -169,7 +171,7 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encode
         raise ConclugenError(f"{fact}; choose modalities of a checkpoint by config.downstream.modalities")
     facts = {"step": step, "seed": trained.seed, "sha256": checkpoint.fingerprint(variables["params"])}
     dims, origin = {m: model.vector_dims[m] for m in names}, {"workdir": source, **facts}
-    return Encoder(model, variables, names, dims, origin, persons_of(source, variables, trained), trained.evaluation)
+    return Encoder(model, variables, names, dims, origin, persons_of(source, variables, trained), evaluation)
 
 
 def check_features(manifest: Manifest, sizes: Mapping[str, int], where: str, trained: str) -> None:
@@ -196,12 +198,15 @@ def represent(
     lengths = {m: len(x) for m, x in features.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"represent needs one or more modalities with the same rows, at least one, got rows {lengths}")
-    # Compiled with the variables as an argument: as constants they would be copied into the program.
-    forward = jax.jit(functools.partial(model.clone(axis_name=None).apply, method="represent"))
+    alone = model.clone(axis_name=None, feature_dims=flax.core.FrozenDict(model.feature_dims))  # which can be hashed
     rows = {m: np.asarray(x, np.float32) for m, x in features.items()}
     with jax.default_matmul_precision("highest"):  # a GPU would round float32 products to TensorFloat-32
-        outputs = in_batches(functools.partial(forward, variables), rows, batch_size)
+        outputs = in_batches(functools.partial(_forward, alone, variables), rows, batch_size)
     return {m: x.astype(np.float32, copy=False) for m, x in outputs.items()}
+
+
+# Compiled with the variables as an argument: as constants they would be copied into the program.
+_forward = jax.jit(lambda model, variables, rows: model.apply(variables, rows, method="represent"), static_argnums=0)
 
 
 def in_batches(forward: Callable[[Any], Any], rows: Any, batch_size: int) -> Any:

@@ -40,7 +40,9 @@ class BadStep(Exception):
 class Recorder:
     """Turns the metrics of dispatches into log lines, one dispatch late, so that the device never waits for the host."""
 
-    def __init__(self, config: ConfigDict, log: log_lib.MetricsLog, display: progress.Display, info: Mapping[str, Any]):
+    def __init__(
+        self, config: ConfigDict, log: log_lib.MetricsLog, display: progress.Display | None, info: Mapping[str, Any]
+    ):
         """Go on recording; ``info`` is from :meth:`info`, as of the step that the run goes on from."""
         self._config, self._log, self._display = config, log, display
         # name -> sum over the epoch's steps so far, and number of steps that had it: clustering is idle in some.
@@ -86,7 +88,9 @@ class Recorder:
         for loss in losses:
             self._sums.update(loss)
             self._steps.update(loss.keys())
-        self._display.update(dispatch.end_step, {**losses[-1], "examples/s": rate}, steps_per_second=steps_per_second)
+        if self._display is not None:
+            shown = {**losses[-1], "examples/s": rate}
+            self._display.update(dispatch.end_step, shown, steps_per_second=steps_per_second)
 
     def _is_good(self, record: Mapping[str, Any]) -> bool:
         if "left_out" in record:

@@ -39,6 +39,7 @@ CHOICES = {
     "optimizer.name": ("adamw", "sgd"),
     "schedule.granularity": ("epoch", "step"),
     "downstream.protocol": PROTOCOLS,
+    "downstream.evaluation": ("checkpoint", "own"),
     "downstream.fusion": ("concat", "mean"),
     "downstream.fold_by": ("group", "example"),
     "downstream.class_weights": ("inverse_frequency", "none"),
@@ -92,6 +93,7 @@ RANGES = {
     "online_probe.num_epochs": (1, 10**6),
     "evaluation.smoothing_neighbours": (0, 10**6),
     "evaluation.smoothing_share": (0, 1),
+    "evaluation.c_times_dim": (0, 1e9),
     "downstream.dropout_rate": (0, 0.999),
     "downstream.threshold": (0, 1),
     "downstream.encoder_rate": (0, 1e6),
@@ -108,7 +110,8 @@ READ_LATER = (  # keys of a run that whatever uses it reads
     r"clustering\.(num_clusters|metric)|"
     r"downstream\.(protocol|checkpoint.*|modalities|fusion|dropout_rate|class_weights|threshold)"
 )
-ADDED = r"evaluation\..*|augmentation\..*|data\.person_.*|loss\.neighbour.*"  # keys that runs of version 0.1 may lack
+ADDED = r"evaluation\..*|augmentation\..*|data\.person_.*|loss\.neighbour.*|downstream\.evaluation"
+"""Keys that runs of version 0.1 may lack."""
 PROJECTING = ("contrastive", "clustering", "instance")  # losses of projections
 OTHER_WEIGHTS = ("contrastive_weight", "reconstruction_weight", "instance_weight")
 

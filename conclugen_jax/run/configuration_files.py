@@ -32,12 +32,13 @@ LISTS = {
 """Key of a list of numbers -> key of one such number; other lists are of words."""
 LISTS_OF_STUDY = {"seeds": "seed", "labels.*": "downstream.labels_per_class"}
 OF_STUDY = {
-    **dict.fromkeys(("methods", "methods.*", "methods.*.pretraining", "labels"), ConfigDict()),
+    **dict.fromkeys(("methods", "methods.*", "methods.*.pretraining", "methods.*.evaluation", "labels"), ConfigDict()),
     **dict.fromkeys(("datasets", "datasets.*", "datasets.*.protocols", "datasets.*.protocols.*"), ConfigDict()),
     **dict.fromkeys(("methods.*.title", "methods.*.uses", "datasets.*.path"), ""),
     **dict.fromkeys(("methods.*.modalities", "labels.*"), ()),
 }
 """Keys of studies, besides those of ``configs/study_base.py`` -> a value of their type; ``*``: any name."""
+EVALUATION_OF_STUDY = re.compile(r"methods\.[^.]+\.(?=evaluation\.)")
 RUN_OF_STUDY = re.compile(r"(methods\.[^.]+\.pretraining|datasets\.[^.]+\.protocols\.[^.]+)\.")
 
 
@@ -48,14 +49,19 @@ def names() -> dict[str, str]:
     return {name: doc.partition("\n")[0] for name, doc in docs.items()}
 
 
-def find(given: str) -> Path:
-    """Return the file of a configuration that is given by name or by path; refuse others with the names there are."""
+def find(given: str) -> tuple[Path, tuple[str, ...]]:
+    """Return the file of a configuration that is given by name or path, and the arguments of its ``get_config``.
+
+    There is one in ``NAME:ARGUMENT``. Others are refused, with the names there are.
+    """
     path = Path(given)
     if path.is_file():
-        return path
+        return path, ()
+    given, _, argument = given.partition(":")
+    path = Path(given)
     named = FOLDER / f"{given.replace('-', '_')}.py"
     if path.name == given and named.is_file():
-        return named
+        return named, (argument,) * bool(argument)
     hint = f"{did_you_mean(given, names())} (there are {', '.join(names())}: conclugen configs)"
     raise ConclugenError(f"--config={given}: no such file, nor a name of a configuration{hint}")
 
@@ -65,10 +71,10 @@ def load(given: str, *, of_run: bool) -> ConfigDict:
 
     The keys of a run, and of each run in a study, must be exactly those of ``configs/base.py``.
     """
-    path = find(given)
+    path, arguments = find(given)
     make_importable()
     try:
-        config = runpy.run_path(str(path))["get_config"]()
+        config = runpy.run_path(str(path))["get_config"](*arguments)
         keys = set(dict(flatten(config)))
     except (Exception, SystemExit) as e:  # whatever the user's code raises
         if sentence := environment.fault(e):
@@ -113,7 +119,7 @@ def _defaults_of_study() -> dict[str, Any]:
 def check_types(config: Mapping[str, Any] | ConfigDict, where: str = "") -> None:
     """Refuse values of another type than their key's default has; ``where``, such as ``FILE: ``, begins the sentence."""
     for key, value in flatten(config):
-        name, known = RUN_OF_STUDY.sub("", key), defaults()
+        name, known = EVALUATION_OF_STUDY.sub("", RUN_OF_STUDY.sub("", key)), defaults()
         if name not in known:
             name, known = re.sub(r"(^methods|^datasets|^labels|\.protocols)\.[^.]+", r"\1.*", key), _defaults_of_study()
         default, one = known.get(name), defaults().get((LISTS | LISTS_OF_STUDY).get(name), "")

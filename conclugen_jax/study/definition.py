@@ -1,20 +1,27 @@
 """Check the definition of a study and list its runs in the order of their dependence."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate.baselines import BASELINES
+from conclugen_jax.pretrain import together
 from conclugen_jax.run.config import FROZEN, PRETRAINED, PROTOCOLS
 
-SWEPT = FROZEN
+PROBE = "probe"
+"""Protocol of logistic regressions by one rule, see ``evaluate/probe_run.py``: of methods and of all baselines."""
+ALL = (*PROTOCOLS, PROBE)
+SWEPT = (*FROZEN, PROBE)
 """Protocols whose labels and draws are one run each (a sweep)."""
 ALONE = tuple(protocol for protocol in PROTOCOLS if protocol not in PRETRAINED)
-"""Protocols that need no pretraining; in tables each is a method of its own."""
+"""Protocols that need no pretraining; in tables each is a method of its own, as each of ``BASELINES`` is."""
+TITLES = {name: name.replace("_", " ") for name in ALONE} | {name: one.title for name, one in BASELINES.items()}
 KEYS = {
     *("name", "pretraining_path", "methods", "datasets", "seeds", "labels", "label_draws", "training_draws"),
-    *("jobs", "job_gib", "reference", "order"),
+    *("num_folds", "jobs", "job_gib", "reference", "order"),
 }
 
 
@@ -23,7 +30,7 @@ class Run(NamedTuple):
 
     path: str  # below the study's folder
     config: ConfigDict  # with data.path, seed and downstream.checkpoint filled in
-    protocol: str  # of a downstream run, or "pretraining"
+    protocol: str  # of a downstream run, one of ``ALL``, or "pretraining"
     dataset: str  # its name in the study; empty for pretraining
     method: str  # its name in the study
     seed: int
@@ -38,21 +45,23 @@ def check(study: ConfigDict) -> None:
 def _faults(study: ConfigDict) -> Iterator[str]:
     for key in sorted(KEYS ^ set(study.keys())):
         yield f"{key}: {'missing' if key in KEYS else 'unknown'}; a study has the keys of configs/study_demo.py"
+    if study.num_folds and (study.num_folds < 3 or "{fold}" not in study.pretraining_path):
+        yield f"num_folds is {study.num_folds}; expected 3 or more, and {{fold}} and {{shuffle}} in the paths of data, or 0"
     if not 0 < study.job_gib < float("inf") or study.jobs < 0:
         yield f"job_gib is {study.job_gib} and jobs {study.jobs}; GiB must be above 0, jobs 0 (automatic) or more"
     for name, method in study.methods.items():
         own = {"title", "modalities", "uses" if "uses" in method else "pretraining"}
-        if name in PROTOCOLS or set(method.keys()) != own:
+        if name in (*ALL, *BASELINES) or set(method.keys()) - {"evaluation"} != own:
             keys = ", ".join(sorted(method.keys()))
-            rule = "a method has a title, modalities and pretraining or uses, and no protocol's name"
-            yield f"methods.{name} has the keys {keys}; {rule} ({', '.join(PROTOCOLS)})"
+            rule = "a method has title, modalities, pretraining or uses, perhaps evaluation, and no protocol's or baseline's name"
+            yield f"methods.{name} has the keys {keys}; {rule} ({', '.join((*ALL, *BASELINES))})"
         if "uses" in method and "pretraining" not in study.methods.get(method.uses, ()):
             yield f"methods.{name}.uses is {method.uses!r}; name a method that is pretrained itself"
     for name, dataset in study.datasets.items():
         if set(dataset.keys()) != {"path", "protocols"}:
             yield f"datasets.{name} has the keys {', '.join(sorted(dataset.keys()))}; a data set has path and protocols"
-        for protocol in sorted(set(dataset.protocols.keys()) - set(PROTOCOLS)):
-            yield f"datasets.{name}.protocols has {protocol!r}; there are {', '.join(PROTOCOLS)}"
+        for protocol in sorted(set(dataset.protocols.keys()) - set(ALL)):
+            yield f"datasets.{name}.protocols has {protocol!r}; there are {', '.join(ALL)}"
         target_of(dataset)
     asked = sorted({protocol for dataset in study.datasets.values() for protocol in dataset.protocols})
     lists = dict.fromkeys((f"labels.{protocol}" for protocol in asked), ())
@@ -63,7 +72,7 @@ def _faults(study: ConfigDict) -> Iterator[str]:
             yield f'{key} is {tuple(numbers)}; name one or more whole numbers, each once, as in --config.{key}="(0,5)"'
     if sorted(study.order) != sorted(study.methods.keys()):
         yield f"order is {tuple(study.order)}; it must name every method once: {', '.join(study.methods.keys())}"
-    named = sorted({*study.methods.keys(), *ALONE})
+    named = sorted({*study.methods.keys(), *TITLES})
     if study.reference not in named:
         yield f"reference is {study.reference!r}; name one of {', '.join(named)}"
     if not 1 <= study.training_draws <= study.label_draws:
@@ -88,14 +97,35 @@ def chains(study: ConfigDict) -> Iterator[list[Run]]:
         for name in study.order:
             if "uses" in study.methods[name]:
                 continue
-            config = _filled(study.methods[name].pretraining, study.pretraining_path, seed)
+            config = _filled(study, study.methods[name].pretraining, study.pretraining_path, seed)
             chain = [Run(f"pretraining/{name}/seed_{seed}", config, "pretraining", "", name, seed)]
             for user, method in study.methods.items():
                 if name in (user, method.get("uses")):
-                    chain += _downstream(study, user, PRETRAINED, method.modalities, seed, chain[0].path)
+                    chain += _downstream(study, user, (*PRETRAINED, PROBE), method.modalities, seed, chain[0].path)
+                    for run in chain[1:] if "evaluation" in method else ():
+                        if run.method == user:
+                            run.config.downstream.evaluation = "own"
+                            run.config.evaluation.update(method.evaluation)
             yield chain
-        found = (list(_downstream(study, protocol, (protocol,), (), seed, "")) for protocol in ALONE)
+        found = [list(_downstream(study, protocol, (protocol,), (), seed, "")) for protocol in ALONE]
+        found += [list(_downstream(study, name, (PROBE,), (), seed, "")) for name in BASELINES]
         yield from filter(None, found)
+
+
+def cohorts(waiting: Iterable[list[Run]]) -> list[list[list[Run]]]:
+    """Group chains that one process works through: pretrainings that are trained together, the probes of one baseline."""
+
+    def key(chain: list[Run]) -> str | None:
+        first = chain[0]
+        if first.protocol == "pretraining":
+            return together.kind(first.config)
+        return f"{first.dataset}/{first.method}" if first.protocol == PROBE else None
+
+    keyed = [(f"alone {i}" if (found := key(chain)) is None else found, chain) for i, chain in enumerate(waiting)]
+    groups = itertools.groupby(sorted(keyed, key=lambda pair: pair[0]), key=lambda pair: pair[0])
+    found = [[chain for _, chain in group] for _, group in groups]
+    order = {id(chain): i for i, (_, chain) in enumerate(keyed)}
+    return sorted(found, key=lambda cohort: order[id(cohort[0])])
 
 
 def _downstream(
@@ -105,8 +135,10 @@ def _downstream(
     draws = range(seed * study.label_draws, (seed + 1) * study.label_draws)
     for dataset, settings in study.datasets.items():
         for protocol in (protocol for protocol in settings.protocols if protocol in protocols):
-            config = _filled(settings.protocols[protocol], settings.path, seed)
+            config = _filled(study, settings.protocols[protocol], settings.path, seed)
             config.downstream.protocol, config.downstream.checkpoint = protocol, pretraining
+            if protocol == PROBE:
+                _as_probe(config, method)
             config.sweep.seeds = ()  # the study's are runs of their own
             if modalities:
                 config.downstream.modalities = tuple(modalities)
@@ -123,7 +155,23 @@ def _downstream(
                     yield Run(f"{path}/{name}", one, protocol, dataset, method, seed)
 
 
-def _filled(config: ConfigDict, path: str, seed: int) -> ConfigDict:
+def _as_probe(config: ConfigDict, method: str) -> None:
+    """Say by whose vectors a method or baseline is probed."""
+    config.downstream.protocol, config.data.variants = "linear_evaluation", "first"
+    if method in BASELINES:
+        config.downstream.protocol = BASELINES[method].protocol
+        config.evaluation.smoothing_neighbours *= BASELINES[method].smoothed
+
+
+def path_of(study: ConfigDict, path: str, seed: int) -> str:
+    """Return the data set of a seed: with folds, seed s has fold s modulo their number of a shuffle, counted from 1."""
+    if not study.num_folds:
+        return path
+    shuffle, fold = divmod(seed, study.num_folds)
+    return path.replace("{fold}", str(fold)).replace("{shuffle}", str(shuffle + 1))
+
+
+def _filled(study: ConfigDict, config: ConfigDict, path: str, seed: int) -> ConfigDict:
     config = config.copy_and_resolve_references()
-    config.data.path, config.seed = path, seed
+    config.data.path, config.seed = path_of(study, path, seed), seed
     return config

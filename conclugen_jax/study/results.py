@@ -16,7 +16,8 @@ import conclugen_jax
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import metrics, weights
-from conclugen_jax.study.definition import ALONE, Run, target_of
+from conclugen_jax.evaluate.baselines import BASELINES as PROBED
+from conclugen_jax.study.definition import PROBE, TITLES, Run, path_of, target_of
 
 RESULTS = "results.json"
 FAILURE = "failed.json"
@@ -25,8 +26,9 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 PLACE = ("dataset", "method", "protocol", "labels_per_class")
 MEASURES = ("accuracy", "f1", "precision", "recall")
 VALUE_MEASURES = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7")
-BASELINES = {"linear_evaluation": ("raw_features", "supervised"), "fine_tuning": ("supervised",)}
-"""Protocol -> protocols that its methods are compared with, beside the reference method."""
+BASELINES = {"linear_evaluation": ("raw_features", "supervised"), "fine_tuning": ("supervised",), PROBE: ()}
+"""Protocol -> protocols that its methods are compared with, beside the reference method; probes: with the best baseline."""
+BEST = "best_baseline"
 
 
 def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any]:
@@ -39,19 +41,20 @@ def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any
       predicted; ``comparisons``: the same of the difference between a method and a baseline, taken seed by seed on the
       same labels; ``warnings``: what the runs say of their data, each sentence once.
     """
-    place = {method: i for i, method in enumerate((*study.order, *ALONE))}
+    place = {method: i for i, method in enumerate((*study.order, *TITLES))}
     cells = sorted(_cells(runs, root), key=lambda cell: place[cell["method"]])
     return {
         "name": study.name,
         "versions": {"conclugen_jax": conclugen_jax.__version__, "python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "definition": json.loads(study.to_json_best_effort()),
-        "datasets": {name: _dataset(settings) for name, settings in study.datasets.items()},
+        "datasets": {name: _dataset(study, settings) for name, settings in study.datasets.items()},
         "methods": {
             name: {"title": study.methods[name].title, "pretraining": study.methods[name].get("uses") or name}
             for name in study.order
         }
-        | {name: {"title": name.replace("_", " "), "pretraining": None} for name in ALONE},
+        | {name: {"title": title, "pretraining": None} for name, title in TITLES.items()}
+        | {BEST: {"title": "the best baseline", "pretraining": None}},
         "cells": cells,
         "warnings": list(dict.fromkeys(f"{cell['dataset']}: {line}" for cell in cells for line in cell["warnings"])),
         "summary": summarize(cells),
@@ -59,8 +62,8 @@ def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any
     }
 
 
-def _dataset(settings: ConfigDict) -> dict[str, Any]:
-    path, target = settings.path, target_of(settings)
+def _dataset(study: ConfigDict, settings: ConfigDict) -> dict[str, Any]:
+    path, target = path_of(study, settings.path, study.seeds[0]), target_of(settings)
     try:
         manifest = manifest_lib.read(path)
         manifest_lib.choose(manifest.targets, [target] if target else [], what="target", where=f"data set {path}")
@@ -115,7 +118,7 @@ def _fits(path: Path, number: int, section: ConfigDict) -> tuple[list[dict[str, 
             {
                 "draw": fit["label_draw"],
                 "scores": {m: float(fit["test"][m]) for m in measures},
-                "validation": {measures[0]: float(fit["validation"][measures[0]])},
+                "validation": {m: float(fit["validation"][m]) for m in measures[:1] if "validation" in fit},
                 "confusion_matrix": fit["test"].get("confusion_matrix"),
                 "never_predicted": list(metrics.never_predicted(_matrices(fit), result["classes"])),
                 "warnings": [line.removeprefix("warning: ") for line in result.get("warnings", [])],
@@ -193,10 +196,11 @@ def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str
     for (dataset, method, protocol, number), own in done.items():
         baselines = [(name, name) for name in BASELINES.get(protocol, ())]
         baselines += [(reference, protocol)] if protocol in BASELINES and reference != method else []
+        best = _best(done, dataset, number) if protocol == PROBE and method not in PROBED else ""
+        baselines = [(BEST, PROBE)] * bool(best) + baselines * (method not in PROBED)
         for baseline, other_protocol in baselines:
-            others = {
-                cell["seed"]: cell["draw_scores"] for cell in done.get((dataset, baseline, other_protocol, number), ())
-            }
+            place = dataset, best if baseline == BEST else baseline, other_protocol, number
+            others = {cell["seed"]: cell["draw_scores"] for cell in done.get(place, ())}
             measure, differences = next(iter(own[0]["scores"])), []
             for cell in sorted(own, key=lambda cell: cell["seed"]):
                 a, b = cell["draw_scores"], others.get(cell["seed"], {})
@@ -209,7 +213,27 @@ def compare(cells: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str
                     dict(zip(PLACE, (dataset, method, protocol, number), strict=True))
                     | {"measure": measure, "baseline": baseline, "difference": measured["mean"]}
                     | {"interval": measured["interval"], "n": len(differences)}
+                    | ({"best": best} if baseline == BEST else {})
                 )
+    return found
+
+
+def _best(done: Mapping[tuple, list[Mapping[str, Any]]], dataset: str, number: int) -> str:
+    """Return the baseline that is best on average with so many labels; empty without any."""
+    means = {
+        name: np.mean([cell["scores"]["accuracy"] for cell in done[place]])
+        for name in PROBED
+        if (place := (dataset, name, PROBE, number)) in done
+    }
+    return max(means, key=means.__getitem__, default="")
+
+
+def behind(comparisons: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Return (data set, method) -> its comparisons with the best baseline that do not show it ahead."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for c in comparisons:
+        if c["baseline"] == BEST and not (c["interval"] and c["interval"][0] > 0):
+            found.setdefault((c["dataset"], c["method"]), []).append(c)
     return found
 
 

@@ -23,10 +23,12 @@ from ml_collections import ConfigDict
 from conclugen_jax import pretrain
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.evaluate import downstream, sweep, weights
-from conclugen_jax.run import config as config_lib, workdir as workdir_lib
+from conclugen_jax.evaluate import downstream, probe_run, sweep, weights
+from conclugen_jax.evaluate.baselines import BASELINES
+from conclugen_jax.pretrain import together
+from conclugen_jax.run import checkpoint, config as config_lib, workdir as workdir_lib
 from conclugen_jax.study import definition, results
-from conclugen_jax.study.definition import SWEPT, Run
+from conclugen_jax.study.definition import PROBE, SWEPT, Run
 from conclugen_jax.study.results import FAILURE
 from conclugen_jax.study.sharing import Died, side_by_side
 from conclugen_jax.system import environment, files, progress, signals
@@ -54,7 +56,7 @@ def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
         for path in dict.fromkeys(run.config.data.path for run in every if run.path not in done):
             manifest_lib.read(path)
         files.write_atomically(root / DEFINITION, config_lib.to_json(study))
-        waiting = [chain for chain in chains if not done.issuperset(run.path for run in chain)]
+        waiting = definition.cohorts(chain for chain in chains if not done.issuperset(run.path for run in chain))
         jobs = min(study.jobs or automatic_jobs(study.job_gib), max(len(waiting), 1))
         progress.say(f"study {study.name}: {len(every)} runs, {len(done)} done already, {jobs} side by side")
         work(root, waiting, jobs, stop)
@@ -102,23 +104,25 @@ def _of_another(root: Path, run: Run) -> str:
     return f"{folder} was made with another configuration ({changed}); {way_out}" if changed else ""
 
 
-def work(root: Path, waiting: list[list[Run]], jobs: int, stop: signals.Stop) -> None:
-    """Work through the chains in processes, ``jobs`` at a time, each on its own processors."""
+def work(root: Path, waiting: list[list[list[Run]]], jobs: int, stop: signals.Stop) -> None:
+    """Work through the cohorts of chains in processes, ``jobs`` at a time, each on its own processors."""
     total, begun, finished = len(waiting), time.monotonic(), 0
     do, begin = functools.partial(_work_through_logged, root), functools.partial(_begin, root)
-    for chain, future, code in side_by_side(waiting, jobs, do, begin, stop):
+    for cohort, future, code in side_by_side(waiting, jobs, do, begin, stop):
         try:
             future.result()
             rest = []
         except (Died, signals.Interrupted) as e:
-            rest = mark_lost(root, chain, code if isinstance(e, Died) else -signal.SIGTERM)
+            rest = _left(root, cohort, code if isinstance(e, Died) else -signal.SIGTERM)
         if rest:
             waiting.append(rest)
         else:
             finished += 1
             left = (time.monotonic() - begun) / finished * (total - finished)
-            outcome = "failed" if any(results.failure(root / run.path) for run in chain) else "finished"
-            progress.say(f"{finished}/{total} {chain[0].path} {outcome}; about {left / 60:.0f} min left")
+            paths = [root / run.path for chain in cohort for run in chain]
+            outcome = "failed" if any(map(results.failure, paths)) else "finished"
+            more = f" and {len(cohort) - 1} more" * (len(cohort) > 1)
+            progress.say(f"{finished}/{total} {cohort[0][0].path}{more} {outcome}; about {left / 60:.0f} min left")
 
 
 def _begin(root: Path, place: int, jobs: int) -> None:
@@ -133,13 +137,25 @@ def _begin(root: Path, place: int, jobs: int) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def _work_through_logged(root: Path, chain: list[Run]) -> None:
-    """Work through a chain; its output goes to a log of its own."""
+def _work_through_logged(root: Path, cohort: list[list[Run]]) -> None:
+    """Work through a cohort; its output goes to a log of its own."""
     (root / "logs").mkdir(exist_ok=True)
-    name = chain[0].path.replace("/", "_") + ".log"
+    name = cohort[0][0].path.replace("/", "_") + ".log"
     log = (root / "logs" / name).open("a", encoding="utf-8")
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        work_through(root, chain)
+        work_through(root, cohort)
+
+
+def _left(root: Path, cohort: list[list[Run]], code: int) -> list[list[Run]]:
+    """Mark what the process of a cohort was at when it ended; return what can be tried of its chains."""
+    begun = [chain for chain in cohort if any(results.failure(root / run.path) == BEGUN for run in chain)]
+    lost = begun or [chain for chain in cohort if not all(is_done(root, run) for run in chain)][:1]
+    left = [mark_lost(root, chain, code) if chain in lost else _untried(root, chain) for chain in cohort]
+    return [chain for chain in left if chain]
+
+
+def _untried(root: Path, chain: list[Run]) -> list[Run]:
+    return [run for run in chain if not is_done(root, run) and results.failure(root / run.path) is None]
 
 
 def mark_lost(root: Path, chain: list[Run], code: int) -> list[Run]:
@@ -170,16 +186,43 @@ def _mark(root: Path, run: Run, error: str) -> None:
     files.write_json(root / run.path / FAILURE, {"error": error}, place="--study")
 
 
-def work_through(root: Path, chain: list[Run]) -> None:
+def work_through(root: Path, cohort: list[list[Run]]) -> None:
+    """Do the runs of chains that are not done: pretrainings together where that is possible, then chain by chain."""
+    renewed = _pretrained_together(root, [chain[0] for chain in cohort])
+    for chain in cohort:
+        _work_through_chain(root, chain, chain[0].path in renewed)
+
+
+def _pretrained_together(root: Path, runs: list[Run]) -> set[str]:
+    """Pretrain those of some runs together that can be; return which are done. The others are tried one by one."""
+    alone = len(runs) < 2 or together.kind(runs[0].config) is None or runs[0].protocol != "pretraining"
+    saved = {run.path: any((root / run.path / checkpoint.FOLDER).glob("[0-9]*")) for run in runs}
+    new = [run for run in runs if not (alone or saved[run.path] or _of_another(root, run))]
+    if len(new) < 2:
+        return set()
+    for run in new:
+        _mark(root, run, BEGUN)
+    try:
+        finished = together.pretrain_together([run.config for run in new], [root / run.path for run in new])
+    except ConclugenError as e:  # which of them it is shows when they are trained one by one
+        progress.say(f"not trained together: {e}")
+        return set()
+    done = [run for run, good in zip(new, finished, strict=True) if good]
+    for run in done:
+        files.write_json(root / run.path / DONE, {"together": len(done)}, place="--study")
+        (root / run.path / FAILURE).unlink()
+    return {run.path for run in done}
+
+
+def _work_through_chain(root: Path, chain: list[Run], renewed: bool) -> None:
     """Do the runs of a chain that are not done; a failed pretraining fails what depends on it.
 
     A run is marked as failed while it is being done, so that one whose process is killed never counts as finished. After a
-    new pretraining, downstream runs that are done are compared with it.
+    new pretraining (``renewed``), downstream runs that are done are compared with it.
     """
-    renewed = False
     while chain:
         run, *rest = chain
-        if renewed or not is_done(root, run):
+        if (renewed and run.protocol != "pretraining") or not is_done(root, run):
             renewed = renewed or run.protocol == "pretraining"
             _mark(root, run, BEGUN)
             try:
@@ -203,6 +246,8 @@ def perform(run: Run, root: Path) -> None:
     if run.protocol == "pretraining":
         state = pretrain.pretrain(config, workdir)
         files.write_json(workdir / DONE, {"steps": int(state.step)}, place="--study")
+    elif run.protocol == PROBE:
+        probe_run.run(config, workdir, BASELINES[run.method].form if run.method in BASELINES else "")
     elif run.protocol in SWEPT:
         sweep.sweep(config, workdir)
     else:

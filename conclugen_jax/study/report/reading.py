@@ -11,7 +11,7 @@ import numpy as np
 
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.run import log as log_lib, workdir as workdir_lib
-from conclugen_jax.run.config import PROTOCOLS
+from conclugen_jax.study.definition import ALL
 from conclugen_jax.study.results import RESULTS, bounds
 from conclugen_jax.system import files
 
@@ -44,7 +44,7 @@ class Place(msgspec.Struct):
 
     dataset: str
     method: str
-    protocol: Literal[PROTOCOLS]
+    protocol: Literal[ALL]
     labels: Count = msgspec.field(name="labels_per_class")
 
 
@@ -86,6 +86,7 @@ class Comparison(Place):
     difference: float
     interval: tuple[float, float] | None
     n: Count
+    best: str = ""  # the baseline that is best on average, where the baseline is that
 
 
 class Method(msgspec.Struct):
@@ -151,11 +152,11 @@ class Study(msgspec.Struct):
 
     def label(self, method: str, protocol: str) -> str:
         """Return what a row of a table is called."""
-        return self.methods[method].title + (", fine-tuned" if protocol == "fine_tuning" else "")
+        return self.methods[method].title + {"fine_tuning": ", fine-tuned", "probe": ", probe"}.get(protocol, "")
 
     def rank(self, method: str, protocol: str) -> tuple[int, int]:
         """Return a key that sorts by protocol, then by method."""
-        return PROTOCOLS.index(protocol), list(self.methods).index(method)
+        return ALL.index(protocol), list(self.methods).index(method)
 
     def user(self, pretraining: str) -> str:
         """Return the method that a pretraining is shown as: the one of its name, else the first that uses it."""

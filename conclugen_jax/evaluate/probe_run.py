@@ -1,0 +1,65 @@
+"""One kind of vectors in a study: logistic regressions on draws of few labels, by one rule for all kinds.
+
+The vectors are a checkpoint's, or a baseline's: raw features, their closed forms, an untrained network. Nothing is chosen by a
+score, so no validation split takes part.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import bank, baselines, downstream, metrics, probe, splits, task as task_lib
+
+PARTS = "train", "test"
+
+
+def run(config: ConfigDict, workdir: str | Path, form: str = "") -> dict[str, Any]:
+    """Return scores on the test split for each of ``config.sweep.labels_per_class`` and ``label_draws``, written once.
+
+    Args:
+      config: its ``downstream.protocol`` says whose vectors: ``linear_evaluation`` (a checkpoint's, smoothed as its run says),
+        ``raw_features`` or ``supervised`` (a random network's), both smoothed as ``evaluation`` says, whose ``c_times_dim``
+        holds for all.
+      workdir: takes ``config.json``, ``data.json`` and ``result.json``; a finished run is not repeated.
+      form: closed form of :data:`baselines.FORMS` that is computed from the vectors first; empty: none.
+
+    Raises:
+      ConclugenError: labels other than one class per example, and what :func:`downstream.once` refuses.
+    """
+    return downstream.once(config, workdir, functools.partial(_work, form=form))
+
+
+def _work(run: downstream.Run, form: str) -> dict[str, Any]:
+    config, label = run.config.copy_and_resolve_references(), run.streams["train"].label
+    if label.kind != "single":
+        fact = f"{config.data.path}: the labels are of kind {label.kind!r}"
+        raise ConclugenError(f"{fact}; the protocol 'probe' needs one class per example, use linear_evaluation")
+    grid, section, config.downstream.labels_per_class = config.sweep, run.encoder.evaluation, 0
+    rows, everyone = splits.load(config, run.streams)
+    tables = [downstream.represented(run.encoder, rows[name], config, jax.devices()[:1]).table for name in PARTS]
+    features, present, labels = ([table[key] for table in tables] for key in ("features", "present", "label"))
+    if form:
+        of = [{m: x[everyone] for m, x in by_modality[0].items()} for by_modality in (features, present)]
+        train, test = map(baselines.FORMS[form](*of).of, features, present)
+    else:
+        train, test = (bank.fuse(*x, config.downstream.fusion) for x in zip(features, present, strict=True))
+    train, test = bank.pair(train[everyone], test, section)
+    mean, scale = train.mean(axis=0), train.std(axis=0)
+    train, test = ((x - mean) / np.where(scale > 1e-6, scale, 1) for x in (train, test))
+    usable = task_lib.labelled(label, labels[0], run.streams["train"].where, everyone)
+    scored = task_lib.labelled(label, labels[1], run.streams["test"].where)
+    selected = []
+    for number in grid.labels_per_class:
+        for draw in grid.label_draws if number else grid.label_draws[:1]:  # all labels are the same rows at every draw
+            chosen = splits.few(label, labels[0], usable, number, draw)
+            at, c_times_dim = np.searchsorted(everyone, chosen), config.evaluation.c_times_dim
+            guess = probe.classify(train[at], labels[0][chosen], test[scored], c_times_dim=c_times_dim)
+            facts = {"labels_per_class": number, "label_draw": draw, "seed": config.seed, "num_train_examples": len(at)}
+            selected.append(facts | {"test": metrics.class_scores(labels[1][scored], guess, label.names)})
+    lines = task_lib.warnings(label, labels[0][usable], max(grid.labels_per_class))
+    return {"warnings": lines, "evaluation": section.to_dict(), "selected": selected}
