@@ -53,7 +53,7 @@ def _faults(study: ConfigDict) -> Iterator[str]:
         own = {"title", "modalities", "uses" if "uses" in method else "pretraining"}
         if name in (*ALL, *BASELINES) or set(method.keys()) - {"evaluation"} != own:
             keys = ", ".join(sorted(method.keys()))
-            rule = "a method has title, modalities, pretraining or uses, perhaps evaluation, and no protocol's or baseline's name"
+            rule = "a method has title, modalities, pretraining or uses, and no protocol's or baseline's name"
             yield f"methods.{name} has the keys {keys}; {rule} ({', '.join((*ALL, *BASELINES))})"
         if "uses" in method and "pretraining" not in study.methods.get(method.uses, ()):
             yield f"methods.{name}.uses is {method.uses!r}; name a method that is pretrained itself"
