@@ -1,6 +1,6 @@
 """Networks of full size against other implementations, whose random weights are converted from their own files; slow.
 
-Needs pip install 'conclugen_jax[parity]'; smaller networks with stored outputs are in test_networks.py.
+Needs pip install 'conclugen_jax[parity,ready]'; smaller networks with stored outputs are in test_networks.py.
 """
 
 import importlib.util
@@ -140,6 +140,19 @@ def test_whisper_with_its_published_weights(references, seconds):
     close(found, references.whisper_tiny(sound, x.shape[1] // 100), TOLERANCE)
 
 
+@pytest.mark.parametrize("sentence", ["Hi!", "Oh, my God, you are kidding.", "word " * 400])
+def test_minilm_with_its_published_weights(references, sentence):
+    pytest.importorskip("onnxruntime")
+    loaded, _ = of_a_package("minilm")
+    close(in_words(backbones.create(loaded, backbones.Options()), sentence), references.minilm(sentence), TOLERANCE)
+
+
+def in_words(backbone, text):
+    """The vector of a text."""
+    tokens, mask = backbone.prepare(Clip([], np.zeros(0), 0.0, None, text=text), None)
+    return np.asarray(backbone.vectors(np.repeat(tokens, 8, 0), np.repeat(mask, 8, 0)))[0]
+
+
 def of_a_package(name):
     """Weights of a ready backbone, and their file."""
     try:
@@ -164,9 +177,7 @@ def test_a_real_encoder_knows_which_sentences_are_alike(tmp_path):
     backbone = backbones.create(weights.load(tmp_path / "out"), backbones.Options())
 
     def vector(text):
-        clip = Clip([], np.zeros(0), 0.0, None, text=text)
-        tokens, mask = backbone.prepare(clip, None)
-        x = np.asarray(backbone.vectors(np.repeat(tokens, 8, 0), np.repeat(mask, 8, 0)))[0]
+        x = in_words(backbone, text)
         return x / np.linalg.norm(x)
 
     sentences = (
@@ -177,3 +188,6 @@ def test_a_real_encoder_knows_which_sentences_are_alike(tmp_path):
     )
     for a, b, least, most in sentences:
         assert least < vector(a) @ vector(b) < most, (a, b, vector(a) @ vector(b))
+    small = backbones.create(of_a_package("minilm")[0], backbones.Options())
+    for sentence in {x for a, b, *_ in sentences for x in (a, b)}:
+        assert in_words(small, sentence) @ vector(sentence) > 0.99  # 8 bits of each weight say nearly the same

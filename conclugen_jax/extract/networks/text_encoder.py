@@ -19,7 +19,7 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What describes an encoder, as folders of converted weights store it."""
 
     vocabulary: Size  # number of tokens
@@ -32,6 +32,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     num_types: Count  # of tokens; 0 where the encoder knows none; all tokens are of the first type
     activation: Literal[tuple(ACTIVATIONS)]
     epsilon: Annotated[float, msgspec.Meta(gt=0, lt=1)]  # of the norms
+    unit_length: bool = False  # of the vectors, as sentence-transformers scales them
 
     def __post_init__(self):
         if self.width % self.num_heads:
@@ -89,4 +90,5 @@ class TextEncoder(nn.Module):
         for number in range(options.num_layers):
             x = Layer(options, name=f"layer{number}")(x, mask)
         weights = mask[..., None].astype(jnp.float32)
-        return (x.astype(jnp.float32) * weights).sum(axis=1) / weights.sum(axis=1)
+        x = (x.astype(jnp.float32) * weights).sum(axis=1) / weights.sum(axis=1)
+        return x / jnp.linalg.norm(x, axis=1, keepdims=True) if options.unit_length else x
