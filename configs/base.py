@@ -54,6 +54,7 @@ def data() -> ConfigDict:
 def model() -> ConfigDict:
     """Sizes and kinds of the networks."""
     model = ConfigDict()
+    model.representation_head = "gated"  # gated (paper) | linear (one Linear, no relu)
     model.bottleneck = ("audio",)  # modalities whose gated unit works at the input's size
     model.representation_dim = 4096  # R, units, a multiple of 8; linear evaluation takes all sizes from its checkpoint
     model.projection_dim = 512  # P, units
@@ -96,9 +97,10 @@ def views() -> ConfigDict:
 
 
 def augmentation() -> ConfigDict:
-    """What becomes of the features of a batch before the networks see them, while pretraining."""
+    """What becomes of a batch before the networks see it, while pretraining."""
     augmentation = ConfigDict()
     augmentation.feature_dropout = 0.0  # share of input features set to zero; the others are divided by what is left
+    augmentation.modality_dropout = 0.0  # share of modalities of examples that are absent for a step; one always stays
     augmentation.mixup = 0.0  # alpha: examples are mixed with another one, with a share from Beta(alpha, alpha); 0: not
     return augmentation
 
@@ -183,7 +185,7 @@ def checkpoint() -> ConfigDict:
 def evaluation() -> ConfigDict:
     """Which vectors a network hands on to probes, classifiers, embeddings; those of a checkpoint are set by its own run."""
     evaluation = ConfigDict()
-    evaluation.vectors = "representation"  # | pre_activation | projection | with_raw; see method/model.py
+    evaluation.vectors = "representation"  # | pre_activation | both | projection | with_raw; see method/model.py
     evaluation.smoothing_neighbours = 0  # vectors are averaged with so many nearest training rows; 0: with none
     evaluation.smoothing_share = 0.5  # share of the neighbours in the average
     evaluation.c_times_dim = 0.0  # probes: C of logistic regression times the size of the vectors; 0: C is 1

@@ -1,4 +1,4 @@
-"""Mixup and dropout of features: the numbers by hand, absent rows, one device as eight, no label or row out of place."""
+"""Mixup, dropout of features and of modalities: the numbers by hand, absent rows, one device as eight."""
 
 import functools
 
@@ -72,11 +72,50 @@ def test_dropout_keeps_the_expectation():
     assert np.abs(np.corrcoef(kept[:, :8].T) - np.eye(8)).max() < 0.06
 
 
-@pytest.mark.parametrize("kind", ["mixup", "dropout"])
+def shown(batch, seed=0, axis_name=None):
+    config = tiny_config(augmentation__modality_dropout=0.5)
+    return augmentation.shown(batch["present"], jax.random.key(seed), 5, config, axis_name)
+
+
+def test_modality_dropout_hides_a_share_and_leaves_one():
+    present = {m: np.arange(4000) % 4 != i for i, m in enumerate("abc")}
+    found = augmentation.modality_dropout(present, jax.random.key(0), rate=0.5)
+    there, left = (np.stack([np.asarray(x[m]) for m in "abc"], axis=1) for x in (present, found))
+    assert not (left & ~there).any()
+    assert left.any(axis=1).all()
+    drawn = np.asarray(jax.random.uniform(jax.random.key(0), (4000, 3)))
+    for i, row in enumerate(left):  # by hand: what is drawn below the rate goes, but for the largest number of a row
+        best = max((j for j in range(3) if there[i, j]), key=lambda j: drawn[i, j])
+        assert row.tolist() == [bool(there[i, j] and (drawn[i, j] >= 0.5 or j == best)) for j in range(3)]
+    assert abs(left[there.all(axis=1)].sum(axis=1).mean() - (1.5 + 0.5**3)) < 0.05
+    nothing = augmentation.modality_dropout({"a": np.zeros(4, bool)}, jax.random.key(0), rate=0.5)
+    assert not nothing["a"].any()
+
+
+def test_a_hidden_modality_is_absent(batch):
+    config = tiny_config(augmentation__modality_dropout=0.5, data__modalities=tuple(DIMS))
+    plain = tiny_config(data__modalities=tuple(DIMS))
+    present = augmentation.shown(batch["present"], jax.random.key(2), 5, config, None)
+    _, _, hidden = terms_of(config, batch)
+    _, _, absent = terms_of(plain, {**batch, "present": present})
+    assert_same_bits(hidden, absent)
+    assert hidden["loss"] != loss_of(plain, batch)
+
+
+def test_modality_dropout_under_vmap_is_that_of_each_key(batch):
+    keys = jax.random.split(jax.random.key(0), 3)
+    draw = functools.partial(augmentation.modality_dropout, batch["present"], rate=0.4)
+    for i, key in enumerate(keys):
+        assert_same_bits(jax.tree.map(lambda x, i=i: x[i], jax.vmap(draw)(keys)), draw(key))
+
+
+@pytest.mark.parametrize("kind", ["mixup", "dropout", "modality"])
 def test_the_number_of_devices_changes_nothing(batch, kind):
     def made(batch, axis_name=None):
         if kind == "mixup":
             return mixed(batch, 3, axis_name=axis_name)
+        if kind == "modality":
+            return shown(batch, 3, axis_name)
         config = tiny_config(augmentation__feature_dropout=0.5)
         return augmentation.factors(batch["features"], jax.random.key(3), 3, config, axis_name)
 

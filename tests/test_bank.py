@@ -38,7 +38,7 @@ def test_vectors_are_what_their_names_say(data, run):
     features = {m: np.asarray(x) for m, x in split.features.items()}
     outputs = model.apply(variables, features)
     found = {}
-    for vectors in ("representation", "pre_activation", "projection", "with_raw"):
+    for vectors in ("representation", "pre_activation", "both", "projection", "with_raw"):
         chosen = model.clone(vectors=vectors)
         found[vectors] = jax.device_get(chosen.apply(variables, features, method="represent"))
         assert {m: x.shape[1] for m, x in found[vectors].items()} == dict(chosen.vector_dims)
@@ -47,6 +47,8 @@ def test_vectors_are_what_their_names_say(data, run):
         np.testing.assert_allclose(found["projection"][m], outputs.projections[m], atol=1e-6)
         np.testing.assert_array_equal(found["with_raw"][m][:, :32], found["representation"][m])
         np.testing.assert_array_equal(found["with_raw"][m][:, 32:], outputs.inputs[m])
+        np.testing.assert_array_equal(found["both"][m][:, :32], found["pre_activation"][m])
+        np.testing.assert_array_equal(found["both"][m][:, 32:], layers.relu(found["pre_activation"][m]))
         before, after = found["pre_activation"][m], found["representation"][m]
         relued = m not in model.bottleneck
         np.testing.assert_array_equal(after, np.asarray(layers.relu(before)) if relued else before)

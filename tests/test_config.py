@@ -307,6 +307,12 @@ def test_a_run_of_wrong_types_is_refused_by_key(key, value, message):
     config_lib.from_tree(tree, "RUN/config.json")
 
 
+def test_a_run_of_an_older_version_has_the_gated_head_and_nothing_hidden():
+    tree = json.loads(config_lib.to_json(tiny_config()))
+    del tree["model"]["representation_head"], tree["augmentation"]["modality_dropout"]
+    assert config_lib.from_tree(tree, "RUN/config.json").to_dict() == tiny_config().to_dict()
+
+
 def test_differences_name_every_changed_key():
     old, new = tiny_config("x"), tiny_config("x", train__batch_size=32, optimizer__learning_rate=0.5)
     assert config_lib.differences(old, old.copy_and_resolve_references()) == []

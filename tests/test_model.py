@@ -70,6 +70,21 @@ def test_separate_projections_are_applied_to_their_own_modality():
         assert np.array_equal(before.projections[m], after.projections[m]) == (m != "text")
 
 
+def test_a_linear_representation_head_is_one_product():
+    model, x = small(representation_head="linear"), features()
+    variables = model.init(jax.random.key(0), x, train=True)
+    found = {path: v.shape for path, v in flat_shapes(variables["params"]["representation"]).items()}
+    assert found == {f"{m}/fc1/{k}": s for m, d in DIMS.items() for k, s in (("kernel", (d, 16)), ("bias", (16,)))}
+    for m, layer in variables["params"]["representation"].items():
+        by_hand = x[m] @ np.asarray(layer["fc1"]["kernel"]) + np.asarray(layer["fc1"]["bias"])
+        for vectors in ("representation", "pre_activation"):
+            chosen = model.clone(vectors=vectors)
+            found = chosen.apply(variables, {m: x[m]}, method="represent")[m]
+            np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-6)
+    config = tiny_config(model__representation_head="linear")
+    assert model_lib.from_config(config, DIMS).representation_head == "linear"
+
+
 def test_last_relus_are_by_choice():
     x = features()
     for projection_relu, decoder_relu in [(True, False), (False, True)]:

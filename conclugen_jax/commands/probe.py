@@ -22,7 +22,7 @@ command.string("data", None, "Folder of a labelled data set; default: the one of
 command.string("output", None, "Path of the table without its ending; default: WORKDIR/label_efficiency")
 LABELS = "Labels per class, or all that a class has; default: those of 2,5,20 that the largest class has, and all"
 command.list("labels", None, LABELS)
-VECTORS = "representation, pre_activation, projection or with_raw; default: as the run's configuration says"
+VECTORS = "representation, pre_activation, both, projection or with_raw; default: as the run's configuration says"
 command.string("vectors", None, VECTORS)
 SMOOTHING = "Average vectors with so many nearest training rows, 0: none; default: as the run's configuration says"
 command.integer("smoothing", None, SMOOTHING, lower_bound=0)

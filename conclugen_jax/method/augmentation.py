@@ -1,4 +1,4 @@
-"""What becomes of the features of a batch before the networks see them: two views, mixup, dropout.
+"""What becomes of a batch before the networks see it: two views, mixup, dropout of features and of modalities.
 
 L_NCE takes two views of each example's features. Stored variants are views as they are: the frozen features of augmented
 clips. Where a data set has none, views are made in feature space: every feature is replaced by its mean over the training
@@ -82,6 +82,36 @@ def factors(
     key = jax.random.fold_in(key, number)
     keys = {m: jax.random.fold_in(key, zlib.crc32(m.encode())) for m in features}
     return {m: dropout(x.shape, keys[m], rate=rate, axis_name=axis_name) for m, x in features.items()}
+
+
+def modality_dropout(
+    present: ByModality, key: jax.Array, *, rate: float, axis_name: str | None = None
+) -> dict[str, jax.Array]:
+    """Return ``present``, modality -> boolean [n], without a random share of what is there: each with probability ``rate``.
+
+    A hidden modality is absent in this step: from all losses, BatchNorm's statistics and the fused vector of L_Clu, since
+    zeros in its place would be a positive without content. Each example keeps one of the modalities that it has. The random
+    key is the same on all devices.
+
+    References:
+      Neverova et al., "ModDrop: adaptive multi-modal gesture recognition", 2016, who set the features to zero instead.
+    """
+    names = sorted(present)
+    there = jnp.stack([present[m] for m in names], axis=1)
+    num_rows = len(there)
+    # Drawn for the whole batch, so that the number of devices changes nothing.
+    drawn = jax.random.uniform(key, (num_rows * collectives.device_count(axis_name), len(names)))
+    drawn = jnp.where(there, collectives.own_rows(drawn, num_rows, axis_name), -1)
+    stays = there & ((drawn >= rate) | (drawn == drawn.max(axis=1, keepdims=True)))
+    return {m: stays[:, i] for i, m in enumerate(names)}
+
+
+def shown(present: ByModality, key: jax.Array, number: int, config: ConfigDict, axis_name: str | None) -> ByModality:
+    """Return what is left by :func:`modality_dropout` if the configuration wants it, by the ``number`` of this draw."""
+    rate = config.augmentation.modality_dropout
+    if not rate:
+        return present
+    return modality_dropout(present, jax.random.fold_in(key, number), rate=rate, axis_name=axis_name)
 
 
 def two_views(

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from conclugen_jax.method import collectives
 
+REPRESENTATION_HEADS = ("gated", "linear")
+
 
 def linear(features: int, fan_in: int, *, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
     """Return a Dense layer that starts as the authors' layers do: weights and biases uniform in +-1/sqrt(fan_in)."""
@@ -33,12 +35,13 @@ relu.defvjp(lambda x: (relu(x),) * 2, lambda y, gradient: (jnp.where(y > 0, grad
 
 
 class RepresentationHead(nn.Module):
-    """Gated embedding unit: relu(fc1 x) -> y * sigmoid(gate y) -> relu(fc2 y). [n, dim] -> [n, R].
+    """``gated``, a gated embedding unit: relu(fc1 x) -> y * sigmoid(gate y) -> relu(fc2 y); ``linear``: fc1 x alone.
 
-    With ``bottleneck`` the unit works at the input's size and one more Linear, ``expand``, leads to R. ``pre_activation``
-    leaves out the relu at the end, if there is one.
+    [n, dim] -> [n, R]. With ``bottleneck`` the unit works at the input's size and one more Linear, ``expand``, leads to R.
+    ``pre_activation`` leaves out the relu at the end, if there is one.
     """
 
+    kind: str  # one of REPRESENTATION_HEADS
     representation_dim: int
     bottleneck: bool
     dtype: Any
@@ -46,6 +49,8 @@ class RepresentationHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, pre_activation: bool = False) -> jax.Array:
         dim = x.shape[1]
+        if self.kind == "linear":
+            return linear(self.representation_dim, dim, dtype=self.dtype, name="fc1")(x)
         width = dim if self.bottleneck else self.representation_dim
         y = relu(linear(width, dim, dtype=self.dtype, name="fc1")(x))
         y = y * nn.sigmoid(linear(width, width, dtype=self.dtype, name="gate")(y))

@@ -20,12 +20,8 @@ DTYPES = {"float32": jnp.float32, "tensorfloat32": jnp.float32, "bfloat16": jnp.
 """config.precision -> type of the networks' matrix products."""
 
 HEADS = ("projection", "clustering", "decoder")
-VECTORS = (
-    "representation",
-    "pre_activation",
-    "projection",
-    "with_raw",
-)  # what may be handed on; see :class:`ConCluGen`
+VECTORS = ("representation", "pre_activation", "both", "projection", "with_raw")
+"""What may be handed on; see :class:`ConCluGen`."""
 ByModality = Mapping[str, jax.Array]
 
 
@@ -44,6 +40,7 @@ class ConCluGen(nn.Module):
     """The pretraining network."""
 
     feature_dims: Mapping[str, int]  # modality -> size of its feature vector, any number of modalities of any names
+    representation_head: str = "gated"  # paper's gated unit | "linear": one Linear, whatever ``bottleneck`` says
     bottleneck: Sequence[str] = ("audio",)  # modalities whose gated unit works at the input's size (audio in the paper)
     representation_dim: int = 4096  # R; a multiple of 8
     projection_dim: int = 512  # P
@@ -54,8 +51,8 @@ class ConCluGen(nn.Module):
     decoder_relu: bool = False  # relu after the decoder's last Linear
     heads: Sequence[str] = HEADS  # those that exist; representations always do
     vectors: str = "representation"
-    """What :meth:`represent` gives: the representation; the same before its last relu; the projection; the representation
-    beside the inputs as the first layer sees them."""
+    """What :meth:`represent` gives: the representation; the same before its last relu; that and its relu side by side; the
+    projection; the representation beside the inputs as the first layer sees them."""
     standardize: bool = False  # first subtract ``feature_stats/<modality>/mean`` and divide by ``.../scale``
     norm_momentum: float = 0.9  # share of the running averages kept at each BatchNorm update
     norm_epsilon: float = 1e-5  # added to BatchNorm's variance
@@ -67,9 +64,8 @@ class ConCluGen(nn.Module):
             self.feature_stats = {
                 m: self.variable("feature_stats", m, self._identity_stats, dim) for m, dim in self.feature_dims.items()
             }
-        self.representation = layers.PerModality(
-            lambda m: layers.RepresentationHead(self.representation_dim, m in self.bottleneck, self.dtype, name=m)
-        )
+        encoder = functools.partial(layers.RepresentationHead, self.representation_head, self.representation_dim)
+        self.representation = layers.PerModality(lambda m: encoder(m in self.bottleneck, self.dtype, name=m))
         if "projection" in self.heads:
             norm = {"momentum": self.norm_momentum, "epsilon": self.norm_epsilon, "axis_name": self.axis_name}
             sizes = self.representation_dim, self.projection_dim, self.projection_relu
@@ -125,7 +121,10 @@ class ConCluGen(nn.Module):
     def represent(self, features: ByModality) -> dict[str, jax.Array]:
         """Return the ``vectors`` alone: modality -> [n, feature_dims[m]] -> [n, vector_dims[m]]; any of the modalities."""
         inputs = self.standardized(features)
-        found = {m: self.representation(m, x, self.vectors == "pre_activation") for m, x in inputs.items()}
+        before_relu = self.vectors in ("pre_activation", "both")
+        found = {m: self.representation(m, x, before_relu) for m, x in inputs.items()}
+        if self.vectors == "both":
+            return {m: jnp.concatenate([x, layers.relu(x)], axis=1) for m, x in found.items()}
         if self.vectors == "projection":
             return dict(self.project(self._projection(found, "reduce"))[0])
         if self.vectors == "with_raw":
@@ -135,7 +134,8 @@ class ConCluGen(nn.Module):
     @property
     def vector_dims(self) -> dict[str, int]:
         """Modality -> size of what :meth:`represent` gives."""
-        size = self.projection_dim if self.vectors == "projection" else self.representation_dim
+        size = {"projection": self.projection_dim, "both": 2 * self.representation_dim}
+        size = size.get(self.vectors, self.representation_dim)
         return {m: size + dim * (self.vectors == "with_raw") for m, dim in self.feature_dims.items()}
 
     def standardized(self, features: ByModality) -> dict[str, jax.Array]:

@@ -1,6 +1,6 @@
 """The pretraining objective: L_MMS, L_Clu, L_Rec and L_NCE over a batch, and their weighted sum (Eq. 1-13).
 
-What becomes of the features before, views, mixup and dropout, is in ``augmentation.py``.
+What becomes of a batch before, views, mixup and dropout, is in ``augmentation.py``.
 """
 
 import functools
@@ -209,10 +209,10 @@ def pretrain_loss(
     """
     weights, options = config.loss, {"config": config, "axis_name": axis_name}
     variables = {**state.variables(), "params": params}
+    features = augmentation.mixed(batch["features"], batch["present"], key, **options)
+    batch = {"features": features, "present": augmentation.shown(batch["present"], key, 5, **options)}
     apply = functools.partial(forward, model, present=batch["present"], chunk_size=config.encoder_chunk_size)
     terms: Metrics = {}
-    features = augmentation.mixed(batch["features"], batch["present"], key, **options)
-    batch = {**batch, "features": features}
     if weights.instance_weight:
         outputs, terms["instance"] = _of_two_views(apply, variables, batch, key, statistics=statistics, **options)
     else:

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.method import clustering
+from conclugen_jax.method import clustering, layers
 from conclugen_jax.method.model import VECTORS
 from conclugen_jax.run.configuration_files import LISTS, check_types, defaults, flatten
 
@@ -27,6 +27,7 @@ CHOICES = {
     "data.storage_dtype": ("float32", "bfloat16"),
     "data.verify": ("hash", "size"),
     "train.tracker": ("", "wandb", "mlflow"),
+    "model.representation_head": layers.REPRESENTATION_HEADS,
     "model.projection_sharing": ("shared", "separate"),
     "loss.reduction": ("sum", "mean"),
     "loss.contrastive_pairs": ("all", "circle"),
@@ -63,6 +64,7 @@ RANGES = {
     "views.mask_rate": (0, 1),
     "views.noise": (0, 1e6),
     "augmentation.feature_dropout": (0, 0.99),
+    "augmentation.modality_dropout": (0, 0.99),
     "augmentation.mixup": (0, 100),
     "loss.contrastive_margin": (0, 10),
     "loss.clustering_margin": (0, 10),
@@ -110,7 +112,9 @@ READ_LATER = (  # keys of a run that whatever uses it reads
     r"clustering\.(num_clusters|metric)|"
     r"downstream\.(protocol|checkpoint.*|modalities|fusion|dropout_rate|class_weights|threshold)"
 )
-ADDED = r"evaluation\..*|augmentation\..*|data\.person_.*|loss\.neighbour.*|downstream\.evaluation"
+ADDED = (
+    r"evaluation\..*|augmentation\..*|data\.person_.*|model\.representation_head|loss\.neighbour.*|downstream\.evaluation"
+)
 """Keys that runs of version 0.1 may lack."""
 PROJECTING = ("contrastive", "clustering", "instance")  # losses of projections
 OTHER_WEIGHTS = ("contrastive_weight", "reconstruction_weight", "instance_weight")
