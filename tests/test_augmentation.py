@@ -1,4 +1,4 @@
-"""Mixup, dropout of features and of modalities: the numbers by hand, absent rows, one device as eight."""
+"""Mixup, dropout of features and of modalities, soft targets: numbers by hand, absent rows, one device as eight."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conclugen_jax.method import augmentation, model as model_lib, objective, train_state
+from conclugen_jax.method import augmentation, losses, model as model_lib, objective, train_state
 from conclugen_jax.train import optimizer, parallel
 from tests.helpers import assert_same_bits, tiny_config
 
@@ -153,6 +153,25 @@ def test_dropout_hides_inputs_from_the_networks_and_not_from_the_target(batch):
     np.testing.assert_allclose(terms["loss/reconstruction"], sum(errors), rtol=1e-5)
     config.encoder_chunk_size = 5
     np.testing.assert_allclose(loss_of(config, batch), terms["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["soft_targets", "target_neighbours"])
+def test_soft_targets_are_those_of_raw_features_and_of_projections(batch, key):
+    config = tiny_config(data__modalities=tuple(DIMS), **{f"loss__{key}": 3})
+    model, state, terms = terms_of(config, batch)
+    outputs, _ = model.apply(
+        state.variables(), batch["features"], present=batch["present"], train=True, mutable=["batch_stats"]
+    )
+    there, weigh = (
+        batch["present"]["text"],
+        {"soft_targets": losses.similarity_weights}.get(key, losses.neighbour_weights),
+    )
+    vectors = batch["features"] if key == "soft_targets" else outputs.projections
+    of_video, of_text = (np.asarray(weigh(vectors[m], 3, valid=batch["present"][m]))[:, there][there] for m in DIMS)
+    video, text = (outputs.projections[m][there] for m in DIMS)
+    expected = losses.soft_margin_softmax(video, text, (of_text, of_video), margin=1e-3)
+    np.testing.assert_allclose(terms["loss/contrastive"], expected, rtol=1e-5)
+    assert abs(terms["loss/contrastive"] - losses.masked_margin_softmax(video, text)) > 1e-3
 
 
 def test_the_two_views_drop_different_features(batch):

@@ -313,6 +313,13 @@ def test_a_run_of_an_older_version_has_the_gated_head_and_nothing_hidden():
     assert config_lib.from_tree(tree, "RUN/config.json").to_dict() == tiny_config().to_dict()
 
 
+def test_two_kinds_of_soft_targets_are_refused():
+    with pytest.raises(
+        ConclugenError, match=r"loss\.soft_targets is 0\.2, config\.loss\.target_neighbours is 3: .*one"
+    ):
+        config_lib.check(tiny_config("x", loss__soft_targets=0.2, loss__target_neighbours=3))
+
+
 def test_differences_name_every_changed_key():
     old, new = tiny_config("x"), tiny_config("x", train__batch_size=32, optimizer__learning_rate=0.5)
     assert config_lib.differences(old, old.copy_and_resolve_references()) == []

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 from scipy.special import log_softmax, logsumexp
 
 from conclugen_jax.method import losses
@@ -29,6 +30,12 @@ def numpy_info_nce(a, b, temperature):
     np.fill_diagonal(s, -np.inf)
     partner = np.roll(np.arange(len(views)), len(a))
     return np.mean(logsumexp(s, axis=1) - s[np.arange(len(views)), partner])
+
+
+def numpy_soft(a, b, weights, margin, valid):
+    s = (a @ b.T - margin * np.eye(len(a)))[np.ix_(valid, valid)]
+    w, v = (x[np.ix_(valid, valid)] / x[np.ix_(valid, valid)].sum(axis=1, keepdims=True) for x in weights)
+    return -np.mean((w * log_softmax(s, axis=1)).sum(1) + (v * log_softmax(s.T, axis=1)).sum(1))
 
 
 def numpy_clustering(fused, centroids, assignments, margin, both, valid):
@@ -109,6 +116,12 @@ def test_against_numpy(margin):
     a, b = unit(rng, 17, 5), unit(rng, 17, 5)
     valid = rng.random(17) < 0.7
     assert close(losses.masked_margin_softmax(a, b, margin=margin, valid=valid), numpy_mms(a, b, margin, valid), 1e-5)
+    weights = rng.random((2, 17, 17))
+    value = losses.soft_margin_softmax(a, b, tuple(weights), margin=margin, valid=valid)
+    assert close(value, numpy_soft(a, b, weights, margin, valid), 1e-5)
+    own = (np.eye(17),) * 2  # no further positives: the loss without them
+    value = losses.soft_margin_softmax(a, b, own, margin=margin, valid=valid)
+    assert close(value, numpy_mms(a, b, margin, valid), 1e-5)
     x, y = rng.normal(size=(2, 9, 4))
     assert close(losses.info_nce(x, y, temperature=0.07), numpy_info_nce(x, y, 0.07), 1e-5)
     fused, centroids, assignments = (
@@ -123,7 +136,49 @@ def test_against_numpy(margin):
         assert close(value, numpy_clustering(fused, centroids, assignments, margin, both, valid), 1e-5)
 
 
+def test_weights_of_positives_by_hand():
+    x = np.array([[3.0, 0], [0, 1], [5, 5], [-1, 0], [np.nan, 1]], np.float32)
+    valid = np.array([True, True, True, True, False])
+    units = np.array([[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [-1, 0]])
+    found = np.asarray(losses.similarity_weights(x, 0.5, valid=valid))
+    np.testing.assert_allclose(found[:4, :4], np.exp((units @ units.T - 1) / 0.5), rtol=1e-5)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(np.diag(found), 1)
+    found = np.asarray(losses.neighbour_weights(x, 2, valid=valid))
+    # Row 0: nearest 2, then 1. Row 3: 1 (cosine 0), then 2. Row 4 does not count, and is nobody's neighbour.
+    expected = [[0.5, 0.25, 0.25, 0], [0.25, 0.5, 0.25, 0], [0.25, 0.25, 0.5, 0], [0, 0.25, 0.25, 0.5]]
+    np.testing.assert_array_equal(found[:4], np.pad(expected, ((0, 0), (0, 1))))
+    few = np.asarray(losses.neighbour_weights(x[:2], 9))
+    np.testing.assert_array_equal(few, [[0.5, 0.5], [0.5, 0.5]])
+    np.testing.assert_array_equal(losses.neighbour_weights(x[:1], 9), [[0.5]])
+
+
+@pytest.mark.parametrize("weigh", [losses.similarity_weights, losses.neighbour_weights])
+def test_no_gradient_flows_into_the_weights(weigh):
+    a, b = (jnp.asarray(unit(np.random.default_rng(i), 6, 4), jnp.float32) for i in range(2))
+    weights = tuple(weigh(x, 3) for x in (b, a))
+
+    def loss(a, b, weights):
+        return losses.soft_margin_softmax(a, b, weights, margin=0.1)
+
+    fixed = jax.grad(loss)(a, b, weights)
+    moving = jax.grad(lambda a: loss(a, b, (weigh(b, 3), weigh(a, 3))))(a)
+    np.testing.assert_allclose(moving, fixed, rtol=1e-5, atol=1e-7)
+    check_grads(lambda a, b: loss(a, b, weights), (a, b), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+
+
+def _soft(weigh, number):
+    def call(a, b, valid, axis):
+        weights = tuple(weigh(x, number, valid=valid, axis_name=axis) for x in (b, a))
+        rows = losses.unit_rows(a), losses.unit_rows(b)
+        return losses.soft_margin_softmax(*rows, weights, margin=0.1, valid=valid, axis_name=axis)
+
+    return call
+
+
 CALLS = {
+    "soft targets": _soft(losses.similarity_weights, 0.3),
+    "target neighbours": _soft(losses.neighbour_weights, 3),
     "masked_margin_softmax": lambda a, b, valid, axis: losses.masked_margin_softmax(
         losses.unit_rows(a), losses.unit_rows(b), margin=0.1, valid=valid, axis_name=axis
     ),

@@ -62,6 +62,76 @@ def masked_margin_softmax(
     return masked_mean(row_loss, valid, axis_name)
 
 
+def soft_margin_softmax(
+    a: jax.Array,
+    b: jax.Array,
+    weights: tuple[jax.Array, jax.Array],
+    *,
+    margin: float = 1e-3,
+    valid: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Compute :func:`masked_margin_softmax` with other examples as further positives, each with a weight.
+
+    With S as there, less the margin on its diagonal, the loss of row i is ``-sum_j w_ij log softmax_j(S_ij)``, where the
+    weights w of the valid rows are divided by their sum; that of a column likewise. Weights of the own example alone give
+    the loss without further positives. All similarities are in memory at once.
+
+    Args:
+      a, b, margin, valid: see :func:`masked_margin_softmax`.
+      weights: >= 0, of the rows of ``b`` as positives of each row of ``a``, and of those of ``a`` for ``b``:
+        [n, rows of all devices] each, positive for the own example. No gradient flows into them.
+
+    Returns the mean over the valid rows of row loss plus column loss.
+
+    References:
+      Srinivasa et al., "CWCL: Cross-modal transfer with continuously weighted contrastive loss", 2023 (arXiv 2309.14580).
+    """
+    check_shapes("soft_margin_softmax", a=(a, "n, dim"), b=(b, "n, dim"), valid=(valid, "n"))
+    n = a.shape[0]
+    valid = collectives.all_valid(n, valid)
+    a, b = (jnp.where(valid[:, None], x, 0).astype(jnp.float32) for x in (a, b))
+    counts = collectives.gather(valid, axis_name)[None, :]
+
+    def one_way(anchors: jax.Array, candidates: jax.Array, w: jax.Array) -> jax.Array:
+        scores = similarity.products(anchors, collectives.gather(candidates, axis_name))
+        # Not minus infinity: a row that counts for nothing may have no column at all, and must not give NaN.
+        scores = jnp.where(counts, scores - margin * own_columns(n, axis_name), -1e9)
+        w = jnp.where(counts, jax.lax.stop_gradient(w), 0)
+        w = w / jnp.maximum(w.sum(axis=1, keepdims=True), 1e-30)
+        return -jnp.sum(w * jax.nn.log_softmax(scores, axis=1), axis=1)
+
+    return masked_mean(one_way(a, b, weights[0]) + one_way(b, a, weights[1]), valid, axis_name)
+
+
+def similarity_weights(
+    x: jax.Array, temperature: float, *, valid: jax.Array | None = None, axis_name: str | None = None
+) -> jax.Array:
+    """Return ``exp((cos(x_i, x_j) - 1) / temperature)``, [n, dim] -> [n, rows of all devices]; 1 for the own row.
+
+    The lower the temperature (> 0), the more the own row counts alone. CWCL itself has ``(1 + cos) / 2``.
+    """
+    x = unit_rows(jnp.where(collectives.all_valid(len(x), valid)[:, None], x, 0))
+    cosines = similarity.products(x, collectives.gather(x, axis_name))
+    return jnp.where(own_columns(len(x), axis_name), 1, jnp.exp((cosines - 1) / temperature))
+
+
+def neighbour_weights(
+    x: jax.Array, k: int, *, valid: jax.Array | None = None, axis_name: str | None = None
+) -> jax.Array:
+    """Return 1/2 for the own row and 1/2 shared by its k nearest valid rows by cosine, [n, dim] -> [n, rows of all devices].
+
+    As positives' weights they average the target of a row with those of its neighbours in the batch.
+    """
+    valid = collectives.all_valid(len(x), valid)
+    x, own = unit_rows(jnp.where(valid[:, None], x, 0)), own_columns(len(x), axis_name)
+    others = collectives.gather(valid, axis_name)[None, :] & ~own
+    cosines = jnp.where(others, similarity.products(x, collectives.gather(x, axis_name)), -jnp.inf)
+    nearest = jax.lax.top_k(cosines, min(k, cosines.shape[1]))[1]
+    near = others & jax.nn.one_hot(nearest, cosines.shape[1], dtype=bool).any(axis=1)
+    return 0.5 * own + 0.5 * near / jnp.maximum(near.sum(axis=1, keepdims=True), 1)
+
+
 def info_nce(
     a: jax.Array, b: jax.Array, *, temperature: float, valid: jax.Array | None = None, axis_name: str | None = None
 ) -> jax.Array:
@@ -206,6 +276,12 @@ def unit_rows(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
     squared = jnp.sum(jnp.square(x), axis=1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+def own_columns(num_rows: int, axis_name: str | None) -> jax.Array:
+    """Which of the rows of all devices is each row of this device: boolean [n, rows of all devices]."""
+    own = collectives.device_index(axis_name) * num_rows + jnp.arange(num_rows)
+    return own[:, None] == jnp.arange(num_rows * collectives.device_count(axis_name))[None, :]
 
 
 def masked_mean(values: jax.Array, valid: jax.Array, axis_name: str | None = None) -> jax.Array:

@@ -30,15 +30,35 @@ class Clustered(NamedTuple):
 
 
 def contrastive_term(
-    projections: ByModality, present: ByModality, *, config: ConfigDict, axis_name: str | None
+    outputs: "Forward", present: ByModality, *, config: ConfigDict, axis_name: str | None
 ) -> jax.Array:
-    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5)."""
+    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5), by choice with soft targets."""
     # With ``encoder_chunk_size``, similarities are recomputed in the backward pass.
     options = {"keep": False if config.encoder_chunk_size else None, "dtype": model_lib.DTYPES[config.precision]}
     margin = {"margin": config.loss.contrastive_margin, "axis_name": axis_name}
-    softmax = functools.partial(losses.masked_margin_softmax, **margin, **options)
-    pairs = modality_pairs(list(projections), config.loss.contrastive_pairs)
-    return sum(softmax(projections[a], projections[b], valid=present[a] & present[b]) for a, b in pairs)
+    weights = _weights_of_positives(outputs, present, config, axis_name)
+
+    def of_pair(a: str, b: str) -> jax.Array:
+        rows, valid = (outputs.projections[a], outputs.projections[b]), present[a] & present[b]
+        if weights:
+            return losses.soft_margin_softmax(*rows, (weights[b], weights[a]), valid=valid, **margin)
+        return losses.masked_margin_softmax(*rows, valid=valid, **margin, **options)
+
+    pairs = modality_pairs(list(outputs.projections), config.loss.contrastive_pairs)
+    return sum(of_pair(a, b) for a, b in pairs)
+
+
+def _weights_of_positives(
+    outputs: "Forward", present: ByModality, config: ConfigDict, axis_name: str | None
+) -> dict[str, jax.Array]:
+    """By modality, how much each row of all devices counts as a positive of each own row; empty where the own alone does."""
+    if t := config.loss.soft_targets:
+        vectors, weigh = outputs.inputs, functools.partial(losses.similarity_weights, temperature=t)
+    elif k := config.loss.target_neighbours:
+        vectors, weigh = outputs.projections, functools.partial(losses.neighbour_weights, k=k)
+    else:
+        return {}
+    return {m: weigh(vectors[m], valid=present[m], axis_name=axis_name) for m in outputs.projections}
 
 
 def modality_pairs(modalities: Sequence[str], which: str) -> list[tuple[str, str]]:
@@ -68,6 +88,7 @@ def in_chunks(fn: Callable[[Any], Any], rows: Any, size: int) -> Any:
 class Forward(NamedTuple):
     """What the losses need of the training network, by modality; empty where the head is missing."""
 
+    inputs: ByModality  # [n, dim], as the first layer sees them but for dropout
     projections: ByModality  # float32 [n, P], unit rows
     cluster_logits: ByModality  # float32 [n, K]
     errors: ByModality  # float32 [n], L_Rec of each row
@@ -97,7 +118,8 @@ def forward(
     (projections, cluster_logits), updates = model.apply(
         variables, reduced, present=present, train=True, method="project", mutable=["batch_stats"]
     )
-    return Forward(projections, cluster_logits, errors, updates.get("batch_stats", {}))
+    inputs = model.apply(variables, features, method="standardized")
+    return Forward(inputs, projections, cluster_logits, errors, updates.get("batch_stats", {}))
 
 
 def clustering_term(
@@ -221,7 +243,7 @@ def pretrain_loss(
         )
     clustered = None
     if weights.contrastive_weight:
-        terms["contrastive"] = contrastive_term(outputs.projections, batch["present"], **options)
+        terms["contrastive"] = contrastive_term(outputs, batch["present"], **options)
     if weights.clustering_weight and cluster:
         clustered = clustering_term(
             outputs.cluster_logits, batch["present"], state, key, steps_per_epoch=steps_per_epoch, **options

@@ -61,6 +61,8 @@ RANGES = {
     "data.person_shrinkage": (0, 1e6),
     "loss.neighbours": (0, 1000),
     "loss.neighbour_probability": (0, 1),
+    "loss.soft_targets": (0, 100),
+    "loss.target_neighbours": (0, 10**4),
     "views.mask_rate": (0, 1),
     "views.noise": (0, 1e6),
     "augmentation.feature_dropout": (0, 0.99),
@@ -113,7 +115,8 @@ READ_LATER = (  # keys of a run that whatever uses it reads
     r"downstream\.(protocol|checkpoint.*|modalities|fusion|dropout_rate|class_weights|threshold)"
 )
 ADDED = (
-    r"evaluation\..*|augmentation\..*|data\.person_.*|model\.representation_head|loss\.neighbour.*|downstream\.evaluation"
+    r"evaluation\..*|augmentation\..*|data\.person_.*|model\.representation_head|downstream\.evaluation|"
+    r"loss\.(neighbour.*|soft_targets|target_neighbours)"
 )
 """Keys that runs of version 0.1 may lack."""
 PROJECTING = ("contrastive", "clustering", "instance")  # losses of projections
@@ -147,6 +150,8 @@ def check(config: ConfigDict) -> None:
         config.loss[f"{name}_weight"] for name in PROJECTING
     )
     _refuse(config, "evaluation.vectors", headless, "no loss of this run trains a projection; choose others")
+    soft, why = config.loss, "each says which other examples are positives; set one of them to 0"
+    _refuse(config, "loss.soft_targets, loss.target_neighbours", soft.soft_targets and soft.target_neighbours, why)
     _refuse(config, "model.representation_dim", config.model.representation_dim % 8, "it must be a multiple of 8")
 
 

@@ -35,8 +35,10 @@ def estimate(
     at_once = min(rows, config.encoder_chunk_size or rows)
     pairs = objective.modality_pairs(list(feature_dims), config.loss.contrastive_pairs)
     kept = rows * batch <= similarity.KEEP_UP_TO and not config.encoder_chunk_size
+    whole = config.loss.soft_targets or config.loss.target_neighbours  # both ways, with weights
     # Kept: of all pairs. Else of one pair at a time, a tile and what the backward pass makes of it.
     entries = len(pairs) * rows * batch if kept else 2 * min(rows * batch, math.prod(similarity.ACCELERATOR_TILE))
+    entries = 4 * len(pairs) * rows * batch if whole else entries
     moments = 2 if config.optimizer.name == "adamw" else 0
     return {
         "table": table_rows * width * stored / GIB,
