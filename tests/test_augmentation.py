@@ -174,6 +174,30 @@ def test_soft_targets_are_those_of_raw_features_and_of_projections(batch, key):
     assert abs(terms["loss/contrastive"] - losses.masked_margin_softmax(video, text)) > 1e-3
 
 
+def test_fusion_contrasts_two_passes_fused_and_each_modality(batch):
+    hidden = {"augmentation__feature_dropout": 0.5, "augmentation__modality_dropout": 0.3}
+    only = {f"loss__{name}_weight": 0.0 for name in ("contrastive", "clustering", "reconstruction")}
+    config = tiny_config(data__modalities=tuple(DIMS), loss__fusion_weight=2.0, **hidden, **only)
+    model, state, terms = terms_of(config, batch)
+    assert set(model.heads) == {"projection"}
+    key, passes = jax.random.key(2), []
+    for draw, number in ((5, 3), (7, 6)):
+        present = augmentation.shown(batch["present"], key, draw, config, None)
+        kept = augmentation.factors(batch["features"], key, number, config, None)
+        seen = {m: x * kept[m] for m, x in batch["features"].items()}
+        outputs, _ = model.apply(state.variables(), seen, present=present, train=True, mutable=["batch_stats"])
+        present, p = jax.device_get((dict(present), dict(outputs.projections)))
+        fused = sum(np.where(present[m][:, None], p[m], 0) for m in DIMS) / sum(present.values())[:, None]
+        passes.append((p, present, fused))
+    (p, of_p, z), (q, of_q, y) = passes
+    nce = functools.partial(losses.info_nce, temperature=config.loss.instance_temperature)
+    expected = nce(z, y)
+    for m in DIMS:
+        expected += (nce(p[m][of_p[m]], y[of_p[m]]) + nce(q[m][of_q[m]], z[of_q[m]])) / 2
+    np.testing.assert_allclose(terms["loss/fusion"], expected, rtol=1e-5)
+    np.testing.assert_allclose(terms["loss"], 2 * expected, rtol=1e-5)
+
+
 def test_the_two_views_drop_different_features(batch):
     weights = {f"loss__{name}_weight": 0.0 for name in ("contrastive", "clustering", "reconstruction")}
     common = {"loss__instance_weight": 1.0, "views__mask_rate": 0.0, "views__noise": 0.0, **weights}

@@ -177,6 +177,24 @@ def test_objectives_that_train_nothing_are_refused():
         config_lib.check_objective(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"soft_targets": 0.2, "target_neighbours": 3},
+            r"loss\.soft_targets is 0\.2, .*target_neighbours is 3: .*to 0",
+        ),
+        ({"fusion_weight": 1.0}, r"loss\.fusion_weight is 1\.0: .*set config\.augmentation\.feature_dropout or"),
+        ({"fusion_weight": 1.0, "instance_weight": 2.0}, r"fusion_weight is 1\.0, .*instance_weight is 2\.0: .*to 0"),
+    ],
+)
+def test_terms_that_do_not_go_together_are_refused(changes, message):
+    dropout = 0.1 * ("instance_weight" in changes)
+    config = tiny_config(augmentation__feature_dropout=dropout, **{f"loss__{k}": v for k, v in changes.items()})
+    with pytest.raises(ConclugenError, match=message):
+        config_lib.check_objective(config)
+
+
 def test_no_modalities_are_all_of_the_data_set():
     config = tiny_config(data__modalities=())
     config_lib.check_objective(config)  # which only the data set can contradict
@@ -311,13 +329,6 @@ def test_a_run_of_an_older_version_has_the_gated_head_and_nothing_hidden():
     tree = json.loads(config_lib.to_json(tiny_config()))
     del tree["model"]["representation_head"], tree["augmentation"]["modality_dropout"]
     assert config_lib.from_tree(tree, "RUN/config.json").to_dict() == tiny_config().to_dict()
-
-
-def test_two_kinds_of_soft_targets_are_refused():
-    with pytest.raises(
-        ConclugenError, match=r"loss\.soft_targets is 0\.2, config\.loss\.target_neighbours is 3: .*one"
-    ):
-        config_lib.check(tiny_config("x", loss__soft_targets=0.2, loss__target_neighbours=3))
 
 
 def test_differences_name_every_changed_key():

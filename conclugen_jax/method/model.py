@@ -19,6 +19,7 @@ from conclugen_jax.method import collectives, layers, losses
 DTYPES = {"float32": jnp.float32, "tensorfloat32": jnp.float32, "bfloat16": jnp.bfloat16}
 """config.precision -> type of the networks' matrix products."""
 
+PROJECTING = ("contrastive", "clustering", "instance", "fusion")  # losses of projections
 HEADS = ("projection", "clustering", "decoder")
 VECTORS = ("representation", "pre_activation", "both", "projection", "with_raw")
 """What may be handed on; see :class:`ConCluGen`."""
@@ -212,7 +213,7 @@ def from_config(config: ConfigDict, feature_dims: Mapping[str, int], axis_name: 
     """Make the network of a configuration; heads whose loss has weight 0 do not exist."""
     weights = config.loss
     needed = {
-        "projection": weights.contrastive_weight or weights.clustering_weight or weights.instance_weight,
+        "projection": any(weights[f"{name}_weight"] for name in PROJECTING),
         "clustering": weights.clustering_weight,
         "decoder": weights.reconstruction_weight,
     }

@@ -1,4 +1,4 @@
-"""The pretraining objective: L_MMS, L_Clu, L_Rec and L_NCE over a batch, and their weighted sum (Eq. 1-13).
+"""The pretraining objective: L_MMS, L_Clu, L_Rec, L_NCE, L_Fus over a batch, and their weighted sum (Eq. 1-13).
 
 What becomes of a batch before, views, mixup and dropout, is in ``augmentation.py``.
 """
@@ -59,6 +59,30 @@ def _weights_of_positives(
     else:
         return {}
     return {m: weigh(vectors[m], valid=present[m], axis_name=axis_name) for m in outputs.projections}
+
+
+def fusion_term(
+    passes: Sequence["Forward"], present: Sequence[ByModality], *, config: ConfigDict, axis_name: str | None
+) -> jax.Array:
+    """L_Fus: L_NCE between the fused projections of two passes, plus that of each modality of a pass to the other's fused.
+
+    With Z', Z'' the means of the projections that a row has in each pass, ``L_NCE(Z', Z'') + sum_m (L_NCE(P'_m, Z'') +
+    L_NCE(P''_m, Z')) / 2``. What the modalities have in common counts, and what each has alone.
+
+    Args:
+      passes: outputs for the same rows with features and modalities hidden in two ways.
+      present: which modalities each pass has.
+
+    References:
+      Dufumier et al., "What to align in multimodal contrastive learning?" (CoMM), 2025 (arXiv 2409.07402).
+    """
+    options = {"temperature": config.loss.instance_temperature, "axis_name": axis_name}
+    fused = [layers.fuse(x.projections, here, "mean") for x, here in zip(passes, present, strict=True)]
+    anything = functools.reduce(jnp.logical_or, present[0].values())  # the same rows in both: one modality always stays
+    loss = losses.info_nce(*fused, valid=anything, **options)
+    for x, here, other in zip(passes, present, reversed(fused), strict=True):
+        loss += sum(losses.info_nce(p, other, valid=here[m], **options) for m, p in x.projections.items()) / 2
+    return loss
 
 
 def modality_pairs(modalities: Sequence[str], which: str) -> list[tuple[str, str]]:
@@ -212,7 +236,7 @@ def pretrain_loss(
     statistics: augmentation.Statistics | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Any, Clustered | None]]:
-    """The objective: weighted sum of L_MMS, L_Clu, L_Rec (Eq. 11-13) and L_NCE (Eq. 1), or mean of the active terms.
+    """The objective: weighted sum of L_MMS, L_Clu, L_Rec (Eq. 11-13), L_NCE (Eq. 1) and L_Fus, or mean of the active terms.
 
     Args:
       params: what the gradient is taken of.
@@ -226,32 +250,33 @@ def pretrain_loss(
       statistics: of the modality that L_NCE has two views of; needed for it only.
       axis_name: mapped axis over which the batch is split.
 
-    Returns:
-      Loss over the global batch, and (metrics, updated batch_stats, clustering or ``None``).
+    Returns the loss over the global batch, and (metrics, updated batch_stats, clustering or ``None``).
     """
     weights, options = config.loss, {"config": config, "axis_name": axis_name}
     variables = {**state.variables(), "params": params}
     features = augmentation.mixed(batch["features"], batch["present"], key, **options)
-    batch = {"features": features, "present": augmentation.shown(batch["present"], key, 5, **options)}
-    apply = functools.partial(forward, model, present=batch["present"], chunk_size=config.encoder_chunk_size)
-    terms: Metrics = {}
+    present = augmentation.shown(batch["present"], key, 5, **options)
+    apply = functools.partial(forward, model, present=present, chunk_size=config.encoder_chunk_size)
+    terms, clustered = {}, None
     if weights.instance_weight:
-        outputs, terms["instance"] = _of_two_views(apply, variables, batch, key, statistics=statistics, **options)
+        seen = {"features": features, "present": present}
+        outputs, terms["instance"] = _of_two_views(apply, variables, seen, key, statistics=statistics, **options)
     else:
-        outputs = apply(
-            variables, batch["features"], dropped=augmentation.factors(batch["features"], key, 3, **options)
-        )
-    clustered = None
+        outputs = apply(variables, features, dropped=augmentation.factors(features, key, 3, **options))
+    if weights.fusion_weight:
+        again = augmentation.shown(batch["present"], key, 7, **options)
+        second = apply(variables, features, present=again, dropped=augmentation.factors(features, key, 6, **options))
+        terms["fusion"] = fusion_term((outputs, second), (present, again), **options)
     if weights.contrastive_weight:
-        terms["contrastive"] = contrastive_term(outputs, batch["present"], **options)
+        terms["contrastive"] = contrastive_term(outputs, present, **options)
     if weights.clustering_weight and cluster:
         clustered = clustering_term(
-            outputs.cluster_logits, batch["present"], state, key, steps_per_epoch=steps_per_epoch, **options
+            outputs.cluster_logits, present, state, key, steps_per_epoch=steps_per_epoch, **options
         )
         terms["clustering"] = clustered.loss
     if weights.reconstruction_weight:
         of_rows = outputs.errors.items()  # averaged over those that have the modality, summed over modalities (Eq. 7)
-        terms["reconstruction"] = sum(losses.masked_mean(x, batch["present"][m], axis_name) for m, x in of_rows)
+        terms["reconstruction"] = sum(losses.masked_mean(x, present[m], axis_name) for m, x in of_rows)
     loss = sum((weights[f"{name}_weight"] * value for name, value in terms.items()), jnp.float32(0))
     if weights.reduction == "mean":
         active = [clustered.active if name == "clustering" else True for name in terms]

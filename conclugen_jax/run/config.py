@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import clustering, layers
-from conclugen_jax.method.model import VECTORS
+from conclugen_jax.method.model import PROJECTING, VECTORS
 from conclugen_jax.run.configuration_files import LISTS, check_types, defaults, flatten
 
 PROTOCOLS = ("linear_evaluation", "fine_tuning", "supervised", "raw_features")  # downstream, as tables list them
@@ -116,11 +116,10 @@ READ_LATER = (  # keys of a run that whatever uses it reads
 )
 ADDED = (
     r"evaluation\..*|augmentation\..*|data\.person_.*|model\.representation_head|downstream\.evaluation|"
-    r"loss\.(neighbour.*|soft_targets|target_neighbours)"
+    r"loss\.(neighbour.*|soft_targets|target_neighbours|fusion_weight)"
 )
 """Keys that runs of version 0.1 may lack."""
-PROJECTING = ("contrastive", "clustering", "instance")  # losses of projections
-OTHER_WEIGHTS = ("contrastive_weight", "reconstruction_weight", "instance_weight")
+OTHER_WEIGHTS = ("contrastive_weight", "reconstruction_weight", "instance_weight", "fusion_weight")
 
 
 def _refuse(config: ConfigDict, keys: str, impossible: Any, why: str) -> None:
@@ -150,8 +149,6 @@ def check(config: ConfigDict) -> None:
         config.loss[f"{name}_weight"] for name in PROJECTING
     )
     _refuse(config, "evaluation.vectors", headless, "no loss of this run trains a projection; choose others")
-    soft, why = config.loss, "each says which other examples are positives; set one of them to 0"
-    _refuse(config, "loss.soft_targets, loss.target_neighbours", soft.soft_targets and soft.target_neighbours, why)
     _refuse(config, "model.representation_dim", config.model.representation_dim % 8, "it must be a multiple of 8")
 
 
@@ -198,6 +195,15 @@ def check_objective(config: ConfigDict) -> None:
     without_probe = config.checkpoint.best_by == "probe" and not probes
     why = "no probe would run; set its epochs, or best_by to 'loss'"
     _refuse(config, "checkpoint.best_by, online_probe.every_epochs", without_probe, why)
+    why = "each says which other examples are positives; set one of them to 0"
+    _refuse(config, "loss.soft_targets, loss.target_neighbours", loss.soft_targets and loss.target_neighbours, why)
+    hidden = config.augmentation.feature_dropout or config.augmentation.modality_dropout
+    why = "both passes would be the same; set config.augmentation.feature_dropout or modality_dropout"
+    _refuse(config, "loss.fusion_weight", loss.fusion_weight and not hidden, why)
+    twice = loss.fusion_weight and loss.instance_weight
+    _refuse(
+        config, "loss.fusion_weight, loss.instance_weight", twice, "each passes the batch twice; set one of them to 0"
+    )
     if not names:  # all of a data set that is not open yet
         return
     unknown = loss.instance_weight and loss.instance_modality not in names

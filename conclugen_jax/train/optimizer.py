@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from conclugen_jax.method.model import PROJECTING
+
 
 def learning_rate_schedule(
     peak: float,
@@ -138,5 +140,5 @@ def _idle_parameters(config: ConfigDict) -> tuple[str, ...]:
     """Parameters that only the clustering term trains."""
     if not config.loss.clustering_weight:
         return ()
-    projection_is_trained = config.loss.contrastive_weight or config.loss.instance_weight
+    projection_is_trained = any(config.loss[f"{name}_weight"] for name in PROJECTING if name != "clustering")
     return ("clustering/.*",) if projection_is_trained else ("clustering/.*", "projection/.*")
