@@ -27,7 +27,7 @@ def main() -> int:
         print(f"warning: {line}", file=sys.stderr)
     for dataset, protocol in dict.fromkeys((s["dataset"], s["protocol"]) for s in results["summary"]):
         rows = study.chosen(results["summary"], dataset=dataset, protocol=protocol)
-        _show(results["methods"], rows)
+        _show(results["methods"], rows, results["comparisons"])
         _warn(results["methods"], rows)
     failed: dict[tuple[str, str], list[str]] = {}
     for cell in results["cells"]:
@@ -39,7 +39,10 @@ def main() -> int:
     return int(bool(failed))
 
 
-def _show(methods: dict, rows: list[dict]) -> None:
+def _show(methods: dict, rows: list[dict], comparisons: list[dict]) -> None:
+    from conclugen_jax.study.definition import PROBE
+    from conclugen_jax.study.results import not_ahead
+
     numbers = list(dict.fromkeys(row["labels_per_class"] for row in rows))
     measure = next(iter(rows[0]["scores"]))
     factor, digits, unit = (1, 3, "") if measure == "mae" else (100, 1, " in %")
@@ -50,6 +53,11 @@ def _show(methods: dict, rows: list[dict]) -> None:
         if score["interval"] is not None:
             shown += " [{}, {}]".format(*(f"{factor * x:.{digits}f}" for x in score["interval"]))
         table[row["method"]][1 + numbers.index(row["labels_per_class"])] = shown
+    if rows[0]["protocol"] == PROBE:
+        titles = {name: one["title"] for name, one in methods.items()}
+        for method, cells in table.items():
+            if remark := not_ahead(comparisons, rows[0]["dataset"], method, titles):
+                cells[0] += f" ({remark})"
     title = f"{rows[0]['protocol']} on {rows[0]['dataset']}: {measure}{unit}, mean and 95 % interval"
     app.show(["method", *(f"{n} labels" if n else "all labels" for n in numbers)], table.values(), title=title)
 

@@ -114,7 +114,8 @@ def _train(members: Sequence[Member], tables: Sequence[Any], stop: signals.Stop)
         for dispatch in first.batches.plan(0):
             cluster = first.clusters(dispatch.epoch)
             if cluster not in programs:
-                programs[cluster] = _program(first, cluster)
+                # A processor is slower at products of many small matrices together than of one after another.
+                programs[cluster] = _program(first, cluster, by_turns=device[0].platform == "cpu")
             position = {"epoch": dispatch.epoch, "first_step": dispatch.first_step_in_epoch}
             position = {name: np.int32(x) for name, x in {**position, "num_steps": dispatch.num_steps}.items()}
             sent = parallel.shard(jax.tree.map(lambda x: np.asarray(x)[None], (seeds, which, position)), device)
@@ -131,11 +132,10 @@ def _train(members: Sequence[Member], tables: Sequence[Any], stop: signals.Stop)
     return good
 
 
-def _program(run: setup.Setup, cluster: bool) -> Any:
+def _program(run: setup.Setup, cluster: bool, *, by_turns: bool) -> Any:
     """Return the program of all dispatches with or without clustering: every member's steps.
 
-    On a processor members follow each other, since its products of many small matrices are slower than of one; elsewhere
-    they are one axis more.
+    ``by_turns``: members follow each other, else they are one axis more (``vmap``).
     """
     step, most_steps = functools.partial(run.step, cluster=cluster), max(run.batches.lengths)
 
@@ -147,8 +147,8 @@ def _program(run: setup.Setup, cluster: bool) -> Any:
 
     def every(states: TrainState, tables: Any, sent: Any, _: None) -> tuple[TrainState, Metrics]:
         seeds, which, position = sent
-        at_once = 1 if run.devices[0].platform == "cpu" else len(seeds)
-        return jax.lax.map(lambda m: one(m, tables, position), (states, seeds, which), batch_size=at_once)
+        of_member, members = functools.partial(one, tables=tables, position=position), (states, seeds, which)
+        return jax.lax.map(of_member, members) if by_turns else jax.vmap(of_member)(members)
 
     return parallel.map_step(every, run.devices)
 

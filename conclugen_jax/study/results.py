@@ -228,13 +228,15 @@ def _best(done: Mapping[tuple, list[Mapping[str, Any]]], dataset: str, number: i
     return max(means, key=means.__getitem__, default="")
 
 
-def behind(comparisons: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """Return (data set, method) -> its comparisons with the best baseline that do not show it ahead."""
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+def not_ahead(comparisons: Iterable[Mapping[str, Any]], dataset: str, method: str, titles: Mapping[str, str]) -> str:
+    """Say where a method does not beat the best baseline: its difference is not above 0, or its interval has 0 in it."""
+    found: dict[str, list[str]] = {}
     for c in comparisons:
-        if c["baseline"] == BEST and not (c["interval"] and c["interval"][0] > 0):
-            found.setdefault((c["dataset"], c["method"]), []).append(c)
-    return found
+        ahead = c["difference"] > 0 and (c["interval"] is None or c["interval"][0] > 0)
+        if (c["baseline"], c["dataset"], c["method"]) == (BEST, dataset, method) and not ahead:
+            found.setdefault(titles[c["best"]], []).append(str(c["labels_per_class"] or "all"))
+    parts = [f"{title} ({', '.join(labels)} labels)" for title, labels in found.items()]
+    return f"does not beat {', '.join(parts)}" if parts else ""
 
 
 def _done(cells: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:

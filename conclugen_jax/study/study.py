@@ -204,8 +204,8 @@ def _pretrained_together(root: Path, runs: list[Run]) -> set[str]:
         _mark(root, run, BEGUN)
     try:
         finished = together.pretrain_together([run.config for run in new], [root / run.path for run in new])
-    except ConclugenError as e:  # which of them it is shows when they are trained one by one
-        progress.say(f"not trained together: {e}")
+    except Exception as e:  # which of them it is about shows when they are trained one by one
+        progress.say(f"not trained together: {e if isinstance(e, ConclugenError) else traceback.format_exc()}")
         return set()
     done = [run for run, good in zip(new, finished, strict=True) if good]
     for run in done:

@@ -11,6 +11,7 @@ import numpy as np
 
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.run import log as log_lib, workdir as workdir_lib
+from conclugen_jax.study import results
 from conclugen_jax.study.definition import ALL
 from conclugen_jax.study.results import RESULTS, bounds
 from conclugen_jax.system import files
@@ -153,6 +154,12 @@ class Study(msgspec.Struct):
     def label(self, method: str, protocol: str) -> str:
         """Return what a row of a table is called."""
         return self.methods[method].title + {"fine_tuning": ", fine-tuned", "probe": ", probe"}.get(protocol, "")
+
+    def not_ahead(self, key: str, method: str) -> str:
+        """Say which baselines a method does not beat on a data set; empty: it beats all, or was not compared."""
+        titles = {name: one.title for name, one in self.methods.items()}
+        comparisons = [{**msgspec.structs.asdict(c), "labels_per_class": c.labels} for c in self.comparisons]
+        return results.not_ahead(comparisons, key, method, titles)
 
     def rank(self, method: str, protocol: str) -> tuple[int, int]:
         """Return a key that sorts by protocol, then by method."""

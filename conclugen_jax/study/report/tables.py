@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from conclugen_jax.evaluate import metrics
+from conclugen_jax.study.definition import PROBE
 from conclugen_jax.study.report import published as report_published
 from conclugen_jax.study.report.reading import DatasetFacts, Score, Study, Summary
 
@@ -53,7 +54,7 @@ def scores(study: Study) -> list[Part]:
             known = labels == 0 and s.protocol == "linear_evaluation"
             paper = report_published.linear_evaluation(facts.name, facts.kind, _known(study, s.method)) if known else {}
             cells = [_score(s.scores.get(m), m, paper.get(m)) for m in measures]
-            rows.append(((study.label(s.method, s.protocol),), *cells, (str(s.n),)))
+            rows.append((_named(study, s), *cells, (str(s.n),)))
         unit = "in %" + (", correlation and mean absolute error plain" if facts.kind == "value" else "")
         over = "mean ± standard deviation over seeds, [95 % interval], n seeds."
         note = f"Test split, {words_of_labels(labels)}, {unit}: {over}{_cited(rows, 'number')}{_missed(study, key)}"
@@ -126,10 +127,17 @@ def comparisons(study: Study) -> list[Part]:
 def label_efficiency(study: Study, key: str) -> Table | None:
     """Tabulate accuracy against labels per class; ``None`` where the study has one number of labels alone."""
     own = study.summary_of(key)
-    cells = {((study.label(s.method, s.protocol),), s.labels): _first_score(study, s) for s in own}
+    cells = {(_named(study, s), s.labels): _first_score(study, s) for s in own}
     measure = NAMES[measures_of(study.datasets[key])[0]]
     note = f"{measure} in %: mean ± standard deviation over seeds, [95 % interval]; labels per class."
     return _by_labels("method", cells, note) if len({s.labels for s in own}) > 1 else None
+
+
+def _named(study: Study, s: Summary) -> tuple[str, ...]:
+    """Return the first cell of a row: the method, and which baselines it does not beat by its probe."""
+    name = study.label(s.method, s.protocol)
+    remark = study.not_ahead(s.dataset, s.method) if s.protocol == PROBE else ""
+    return (name, remark) if remark else (name,)
 
 
 def _by_labels(head: str, cells: Mapping[tuple[tuple[str, ...], int], tuple[str, ...]], note: str) -> Table:
