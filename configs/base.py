@@ -202,9 +202,7 @@ def downstream() -> ConfigDict:
     downstream.protocol = "linear_evaluation"  # | fine_tuning (F too) | supervised (random F) | raw_features (no F)
     downstream.target = ""  # name of a further target to predict; empty: the main label
     downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation, fine-tuning)
-    downstream.evaluation = (
-        "checkpoint"  # | own: whose section evaluation says which vectors are taken, and smoothed how
-    )
+    downstream.evaluation = "checkpoint"  # | own: whose section evaluation chooses and smooths the vectors
     downstream.checkpoint_step = "newest"  # newest | best | a step number
     downstream.modalities = ()  # whose representations are joined; empty: all of the model's
     downstream.fusion = "concat"  # concat (paper) | mean: how the representations of the modalities are joined
