@@ -75,8 +75,9 @@ def loss() -> ConfigDict:
     loss.reconstruction_weight = 1.0  # of L_Rec; likewise
     loss.instance_weight = 0.0  # of L_NCE between two views of one modality; likewise
     loss.instance_modality = "video"  # the modality whose views L_NCE tells apart
-    loss.instance_temperature = 0.07  # tau in L_NCE and L_Fus
+    loss.instance_temperature = 0.07  # tau in L_NCE
     loss.fusion_weight = 0.0  # of L_Fus between two passes with other features or modalities hidden; likewise
+    loss.fusion_temperature = 0.07  # tau in L_Fus
     loss.reduction = "sum"  # sum (paper) | mean (authors' code: of the weighted terms)
     loss.contrastive_pairs = "all"  # all | circle (authors' code for more than three modalities)
     loss.contrastive_margin = 1e-3  # delta in L_MMS

@@ -177,7 +177,9 @@ def test_soft_targets_are_those_of_raw_features_and_of_projections(batch, key):
 def test_fusion_contrasts_two_passes_fused_and_each_modality(batch):
     hidden = {"augmentation__feature_dropout": 0.5, "augmentation__modality_dropout": 0.3}
     only = {f"loss__{name}_weight": 0.0 for name in ("contrastive", "clustering", "reconstruction")}
-    config = tiny_config(data__modalities=tuple(DIMS), loss__fusion_weight=2.0, **hidden, **only)
+    config = tiny_config(
+        data__modalities=tuple(DIMS), loss__fusion_weight=2.0, loss__fusion_temperature=0.3, **hidden, **only
+    )
     model, state, terms = terms_of(config, batch)
     assert set(model.heads) == {"projection"}
     key, passes = jax.random.key(2), []
@@ -190,7 +192,7 @@ def test_fusion_contrasts_two_passes_fused_and_each_modality(batch):
         fused = sum(np.where(present[m][:, None], p[m], 0) for m in DIMS) / sum(present.values())[:, None]
         passes.append((p, present, fused))
     (p, of_p, z), (q, of_q, y) = passes
-    nce = functools.partial(losses.info_nce, temperature=config.loss.instance_temperature)
+    nce = functools.partial(losses.info_nce, temperature=0.3)
     expected = nce(z, y)
     for m in DIMS:
         expected += (nce(p[m][of_p[m]], y[of_p[m]]) + nce(q[m][of_q[m]], z[of_q[m]])) / 2

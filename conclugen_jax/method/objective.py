@@ -76,7 +76,7 @@ def fusion_term(
     References:
       Dufumier et al., "What to align in multimodal contrastive learning?" (CoMM), 2025 (arXiv 2409.07402).
     """
-    options = {"temperature": config.loss.instance_temperature, "axis_name": axis_name}
+    options = {"temperature": config.loss.fusion_temperature, "axis_name": axis_name}
     fused = [layers.fuse(x.projections, here, "mean") for x, here in zip(passes, present, strict=True)]
     anything = functools.reduce(jnp.logical_or, present[0].values())  # the same rows in both: one modality always stays
     loss = losses.info_nce(*fused, valid=anything, **options)

@@ -57,6 +57,7 @@ RANGES = {
     "model.norm_momentum": (0, 1),
     "model.norm_epsilon": (1e-12, 1),
     "loss.instance_temperature": (1e-6, 1e6),
+    "loss.fusion_temperature": (1e-6, 1e6),
     "data.person_floor": (1e-6, 1e6),
     "data.person_shrinkage": (0, 1e6),
     "loss.neighbours": (0, 1000),
@@ -116,7 +117,7 @@ READ_LATER = (  # keys of a run that whatever uses it reads
 )
 ADDED = (
     r"evaluation\..*|augmentation\..*|data\.person_.*|model\.representation_head|downstream\.evaluation|"
-    r"loss\.(neighbour.*|soft_targets|target_neighbours|fusion_weight)"
+    r"loss\.(neighbour.*|soft_targets|target_neighbours|fusion_.*)"
 )
 """Keys that runs of version 0.1 may lack."""
 OTHER_WEIGHTS = ("contrastive_weight", "reconstruction_weight", "instance_weight", "fusion_weight")

@@ -32,8 +32,9 @@ OBJECTIVES = {
 """What trials are compared by."""
 
 TERMS = {
-    "contrastive": (),
+    "contrastive": ("soft_targets", "target_neighbours"),
     "instance": ("views",),
+    "fusion": (),
     "clustering": ("clustering", "margin_in_denominator"),
     "reconstruction": ("decoder_relu",),
 }
@@ -143,6 +144,7 @@ def _chance(config: ConfigDict) -> dict[str, float]:
         "loss/contrastive": 2 * len(pairs) * math.log(rows),
         "loss/clustering": assigned * math.log(config.clustering.num_clusters),
         "loss/instance": math.log(2 * rows - 1),
+        "loss/fusion": (1 + len(modalities)) * math.log(2 * rows - 1),
     }
 
 

@@ -31,6 +31,7 @@ def estimate(
     size = np.dtype(model_lib.DTYPES[config.precision]).itemsize
     units = sum(4 * (dim if m in config.model.bottleneck else r) + r for m, dim in feature_dims.items())
     units += (width + len(feature_dims) * config.model.reconstruction_dim) * bool(config.loss.reconstruction_weight)
+    passes = 2 if config.loss.fusion_weight else 1
     heads = len(feature_dims) * (r // 8 + config.model.projection_dim) * 3
     at_once = min(rows, config.encoder_chunk_size or rows)
     pairs = objective.modality_pairs(list(feature_dims), config.loss.contrastive_pairs)
@@ -43,7 +44,7 @@ def estimate(
     return {
         "table": table_rows * width * stored / GIB,
         "parameters": parameters * 4 * (2 + moments / (num_devices if config.optimizer.shard else 1)) / GIB,
-        "activations": (rows * (width + heads) * 4 + at_once * units * size) / GIB,
+        "activations": passes * (rows * (width + heads) * 4 + at_once * units * size) / GIB,
         "similarities": bool(config.loss.contrastive_weight) * entries * 4 / GIB,
     }
 

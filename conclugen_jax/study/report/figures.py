@@ -20,6 +20,7 @@ TERMS = {
     "loss/clustering": "Clustering term (L_Clu)",
     "loss/reconstruction": "Reconstruction term (L_Rec)",
     "loss/instance": "Instance term (L_NCE)",
+    "loss/fusion": "Fusion term (L_Fus)",
 }
 KMEANS = {
     "kmeans/iterations": "k-means iterations per step",
