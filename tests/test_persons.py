@@ -3,14 +3,16 @@
 import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
-from conclugen_jax.data import batches, builders, persons, scan, shards
+from conclugen_jax.data import batches, builders, persons, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, embedding, exchange, probe, weights
-from tests.helpers import Faces, assert_same_bits, tiny_config
+from conclugen_jax.train import feed
+from tests.helpers import Faces, assert_same_bits, fed, tiny_config
 
 DIMS = {"video": 24, "audio": 16, "text": 12}
 
@@ -78,20 +80,25 @@ def by_hand(x, present, groups, mean, scale, floor, shrinkage, known=None):
     return y, found
 
 
-@pytest.mark.parametrize(("floor", "shrinkage"), [(0.1, 2.0), (0.5, 0.0)])
-def test_numbers_are_those_of_the_formula(data, floor, shrinkage):
+@pytest.mark.parametrize(
+    ("floor", "shrinkage", "modalities"), [(0.1, 2.0, ()), (0.5, 0.0, ("video", "text")), (0.1, 7.5, ("text",))]
+)
+def test_numbers_are_those_of_the_formula(data, floor, shrinkage, modalities):
     opened = streams(data)
     rows, groups = raw(opened["train"])
-    fitted = persons.fit(opened["train"], by_person(person_floor=floor, person_shrinkage=shrinkage))
+    assert not rows["present"]["text"].all()
+    config = by_person(person_floor=floor, person_shrinkage=shrinkage, person_modalities=modalities)
+    fitted = persons.fit(opened["train"], config)
     assert fitted.names == tuple(sorted({*groups} - {""}))
-    assert set(fitted.stats) == {"video", "audio"}  # words are left alone
+    assert set(fitted.stats) == set(modalities or ("video", "audio"))  # words are left alone unless named
     known = {}
     for split, stream in opened.items():
         before, names = raw(stream)
         fitted.attach(stream)
         after, _ = raw(stream)
-        np.testing.assert_array_equal(after["features"]["text"], before["features"]["text"])
-        for m in ("video", "audio"):
+        for m in DIMS.keys() - fitted.stats.keys():
+            np.testing.assert_array_equal(after["features"][m], before["features"][m])
+        for m in fitted.stats:
             stats = {key: np.asarray(x, np.float64) for key, x in fitted.stats[m].items()}
             how = {"floor": floor, "shrinkage": shrinkage, "known": known.get(m)}
             x, present = before["features"][m].astype(np.float64), before["present"][m]
@@ -102,7 +109,7 @@ def test_numbers_are_those_of_the_formula(data, floor, shrinkage):
                 np.testing.assert_allclose(stats["mean"], y[present].mean(axis=0), atol=2e-5)
                 deviation = y[present].std(axis=0)
                 np.testing.assert_allclose(stats["scale"], np.where(deviation > 1e-6, deviation, 1), rtol=2e-5)
-    assert np.isfinite(after["features"]["audio"]).all()
+        assert all(np.isfinite(x).all() for x in after["features"].values())
 
 
 def test_a_single_clip_keeps_most_of_what_it_is(data):
@@ -168,6 +175,16 @@ def test_every_tier_has_the_same_bits(data, tmp_path, tier):
         assert_same_bits(rows["features"], (expected if stream is changed else plain.rows(np.arange(64)))["features"])
 
 
+@pytest.mark.parametrize(("tier", "devices"), [("device", 8), ("host", 1), ("host", 8), ("shards", 8)])
+def test_every_tier_and_number_of_devices_is_fed_the_same(data, tier, devices):
+    def steps(tier, devices):
+        stream, config = streams(data)["train"], by_person()
+        persons.fit(stream, config).attach(stream)
+        return [x for _, x in fed(feed.Feed(batches.load(stream, tier=tier), config, jax.devices()[:devices]))]
+
+    assert_same_bits(steps(tier, devices), steps("device", 1))
+
+
 def test_what_is_written_is_what_is_read(data, tmp_path):
     opened = streams(data)
     fitted = persons.fit(opened["train"], by_person())
@@ -182,31 +199,6 @@ def test_what_is_written_is_what_is_read(data, tmp_path):
         persons.read(tmp_path / "persons.npz")
 
 
-class Alone(Talk):
-    """Without groups, or with one."""
-
-    def __init__(self, group):
-        super().__init__((16, 4, 4))
-        self.group = group
-
-    def person(self, split, i):
-        return self.group
-
-
-@pytest.mark.parametrize(("group", "said"), [("", "no groups"), ("anna", "one group for all, 'anna'")])
-def test_without_persons_the_split_counts_and_is_said_to(tmp_path, caplog, group, said):
-    opened = streams(builders.build(Alone(group), tmp_path))["train"]
-    fitted = persons.fit(opened, by_person())
-    assert f"{said}; features are standardised by the split, not by person" in caplog.text
-    before = raw(opened)[0]["features"]["video"]
-    y, stats = (
-        fitted.applied({"video": before}, {"video": np.ones(16, bool)}, [""] * 16)["video"],
-        fitted.stats["video"],
-    )
-    found = (y - stats["mean"]) / stats["scale"]
-    np.testing.assert_allclose(found, (before - before.mean(axis=0)) / before.std(axis=0), atol=1e-4)
-
-
 def test_modalities_are_chosen_or_refused(data):
     opened = streams(data)["train"]
     assert set(persons.fit(opened, by_person(person_modalities=("text",))).stats) == {"text"}
@@ -214,19 +206,6 @@ def test_modalities_are_chosen_or_refused(data):
         ConclugenError, match=r"config.data.person_modalities names 'face', which is none of video, audio, text"
     ):
         persons.fit(opened, by_person(person_modalities=("face",)))
-
-
-def test_groups_that_explain_the_label_are_reported():
-    groups = np.repeat(np.arange(1, 9), 6).astype(np.uint64)
-    generator = np.random.default_rng(0)
-    assert scan.explained(groups[:, None].astype(float), groups) == 1
-    nothing = [scan.explained(generator.normal(size=(48, 1)), groups) for _ in range(200)]
-    assert np.mean(nothing) < 0.04  # of small groups, the share itself would be 0.15
-    of_persons = generator.normal(size=(99, 8, 1))
-    half = [scan.explained(generator.normal(size=(48, 1)) + x[groups - 1], groups) for x in of_persons]
-    assert abs(np.median(half) - 0.5) < 0.1
-    assert scan.explained(np.ones((48, 1)), groups) is None
-    assert scan.explained(generator.normal(size=(8, 1)), np.arange(8)) is None
 
 
 # Runs.

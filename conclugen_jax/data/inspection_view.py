@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from conclugen_jax.data import assembly, manifest as manifest_lib
+from conclugen_jax.data import assembly, manifest as manifest_lib, persons
 from conclugen_jax.data.corpora import CORPORA, expected_counts
 
 Report = Mapping[str, Any]
@@ -20,7 +20,6 @@ Report = Mapping[str, Any]
 RANGES_SHOWN = 20
 """Ranges of rows that a fault names, at most; the report itself has all."""
 
-CONFOUNDED = 0.1  # share of a label that groups explain from which on persons and labels belong together
 EMPTY = ("", None, [], {})
 
 
@@ -97,7 +96,7 @@ def _labels(report: Report) -> Iterator[str | Padding]:
 
 def _confounded(shares: Mapping[str, float]) -> Iterator[str]:
     """Say that groups and labels belong together, if they do."""
-    if max(shares.values()) > CONFOUNDED:
+    if max(shares.values()) > persons.CONFOUNDED:
         yield "groups differ in their labels: standardisation by person (data.standardize) would take away part of the label"
 
 

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.system import files
 
@@ -32,6 +34,7 @@ CHUNK_ROWS = 1024
 WORDS = ("text",)  # modalities that are left alone unless they are named: what is said is not who says it
 SPLIT = ("split_mean", "split_scale")  # of z
 KNOWN = ("shift", "scale_of")  # of known persons
+CONFOUNDED = 0.1  # share of a label's variance that groups explain above which groups and labels belong together
 
 LOG = logging.getLogger(__name__)
 Features = Mapping[str, np.ndarray]
@@ -44,7 +47,7 @@ class Persons:
     stats: Mapping[str, Mapping[str, np.ndarray]]
     """Modality -> float32 [dim] each: ``split_mean``, ``split_scale`` of z, ``mean``, ``scale`` of y."""
     floor: float
-    shrinkage: float
+    shrinkage: float  # infinite where the training split knows no persons: then nobody is one
     data: str = ""  # name of the data set of the persons below
     names: tuple[str, ...] = ()  # persons of its training split
     shift: Features = dataclasses.field(default_factory=dict)  # modality -> float32 [persons, dim]
@@ -61,10 +64,17 @@ class Persons:
         return self._affine([(at, features, present)], groups, data).of(np.arange(len(groups)), features)
 
     def attach(self, stream: Any) -> None:
-        """Have a ``ShardStream`` give y in place of features; persons that are not known have their rows of this split."""
+        """Have a ``ShardStream`` give y in place of features; persons that are not known have their rows of this split.
+
+        A warning names a split without groups, and persons whose only clip is all that is known of them.
+        """
         groups = np.concatenate([stream.names(rows)[1] for rows in _chunks(stream.num_examples)])
+        name = stream.dataset.manifest.name
+        if not (groups != "").any() and math.isfinite(self.shrinkage):
+            LOG.warning("%s: no groups; its features are standardised by the split, not by person", stream.where)
+        _warn_of_single(stream.where, groups[~np.isin(groups, self.names if name == self.data else ())], self.shrinkage)
         read = ((at, x["features"], x["present"]) for at in _chunks(stream.num_examples) for x in [stream.rows(at)])
-        stream.affine = self._affine(read, groups, stream.dataset.manifest.name)
+        stream.affine = self._affine(read, groups, name)
 
     def _affine(self, parts: Any, groups: Sequence[str], data: str) -> "Affine":
         known = {name: i for i, name in enumerate(self.names)} if data == self.data else {}
@@ -167,8 +177,9 @@ class _Moments:
 def fit(stream: Any, config: Any) -> Persons:
     """Compute the statistics of the training split, a ``ShardStream``, by a configuration.
 
-    Without groups, or with one for all rows, a warning says that the split alone counts. Modalities that it names and
-    the data set lacks are refused.
+    Without groups, or with one for all rows, a warning says that the split alone counts, in the other splits too. Others
+    name persons with a single clip, and labels that belong together with groups; nothing else is done with labels.
+    Modalities that the configuration names and the data set lacks are refused.
     """
     manifest: Manifest = stream.dataset.manifest
     if unknown := set(config.data.person_modalities) - set(stream.modalities):
@@ -182,20 +193,65 @@ def fit(stream: Any, config: Any) -> Persons:
         fact = "no groups" if not names else f"one group for all, {names[0]!r}"
         LOG.warning("%s: %s; features are standardised by the split, not by person", stream.where, fact)
         names = []
+    shrinkage = config.data.person_shrinkage if names else math.inf
+    _warn_of_single(stream.where, groups, shrinkage)
     index = {name: i for i, name in enumerate(names)}
     person = np.array([index.get(str(g), len(names)) for g in groups], np.int64)
     stats = {m: dict(zip(SPLIT, manifest.standardization(m), strict=True)) for m in modalities}
     moments = {m: _Moments(len(names) + 1, stats[m]) for m in modalities}
+    labels = []
     for rows in _chunks(stream.num_examples):
         read = stream.rows(rows)
+        labels.append(read["label"])
         for m in modalities:
             moments[m].add(read["features"][m], read["present"][m], person[rows])
+    share = explained(np.concatenate(labels), stream.label, groups) if names else None
+    if share is not None and share > CONFOUNDED:
+        fact = f"the groups explain {share:.0%} of the label's variance"
+        way_out = "standardisation by person takes part of the label away; config.data.standardize=split keeps it"
+        LOG.warning("%s: %s; %s", stream.where, fact, way_out)
     shift, scale = {}, {}
     for m in modalities:
-        shift[m], scale[m] = moments[m].affine(config.data.person_floor, config.data.person_shrinkage)
+        shift[m], scale[m] = moments[m].affine(config.data.person_floor, shrinkage)
         stats[m]["mean"], stats[m]["scale"] = moments[m].of_split(shift[m], scale[m])
     known = [{m: x[m][:-1] for m in modalities} for x in (shift, scale)]
-    return Persons(stats, config.data.person_floor, config.data.person_shrinkage, manifest.name, tuple(names), *known)
+    return Persons(stats, config.data.person_floor, shrinkage, manifest.name, tuple(names), *known)
+
+
+def _warn_of_single(where: str, groups: np.ndarray, shrinkage: float) -> None:
+    """Warn of persons with a single clip among these rows' groups, unless none counts as a person."""
+    names, counts = np.unique(groups[groups != ""], return_counts=True)
+    single = names[counts == 1].tolist()
+    if not single or math.isinf(shrinkage):
+        return
+    own = 1 / (1 + shrinkage)
+    done = f"their statistics are {own:.0%} those of the clip and {1 - own:.0%} those of the split"
+    if not shrinkage:
+        done = "all of its features become 0; set config.data.person_shrinkage above 0"
+    fact = f"{len(single)} of {len(names)} persons have a single clip (such as {single[0]!r})"
+    LOG.warning("%s: %s; %s", where, fact, done)
+
+
+def explained(labels: np.ndarray, spec: LabelSpec, groups: np.ndarray) -> float | None:
+    """Return the share of the variance of labels [n] or [n, k] that groups [n] explain; ``None`` where it cannot be said.
+
+    1 - (n - 1) / (n - g) (1 - between / total) of n rows in g groups (epsilon squared; Kelley, 1935), at least 0: groups
+    that have nothing to do with the labels explain 0 on average, however small they are. Classes count as 0 and 1 each.
+    Rows without a label, or with an empty group (or 0), do not count.
+    """
+    values = (labels if labels.ndim == 2 else labels[:, None]).astype(np.float64)
+    if spec.kind == "single":
+        values = np.where(values < 0, np.nan, values == np.arange(len(spec.names)))
+    counted = np.isfinite(values).all(axis=1) & (groups != groups.dtype.type())
+    values, (names, index, sizes) = values[counted], np.unique(groups[counted], return_inverse=True, return_counts=True)
+    centred = values - values.mean(axis=0) if len(values) else values
+    total = np.square(centred).sum()
+    if len(names) < 2 or len(values) == len(names) or not total:
+        return None
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, index, centred)
+    between = (np.square(sums).sum(axis=1) / sizes).sum()
+    return max(0.0, float(1 - (len(values) - 1) / (len(values) - len(names)) * (1 - between / total)))
 
 
 def of_checkpoint(feature_stats: Mapping[str, Any], config: Any) -> Persons:

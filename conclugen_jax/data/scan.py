@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data import manifest as manifest_lib, shards
+from conclugen_jax.data import manifest as manifest_lib, persons, shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.records import MOST_NAME, Moments
 from conclugen_jax.data.sources import LabelSpec, name_hash
@@ -146,14 +146,12 @@ class SplitScan:
     def label_report(self, name: str) -> dict[str, Any]:
         """Summarise labels in range: ``known`` and ``counts``, or ``mean``, ``std``, ``min`` and ``max`` (None without any).
 
-        ``explained_by_group`` is :func:`explained` by the groups, of rows that have one.
+        ``explained_by_group`` is :func:`persons.explained`.
         """
         if name not in self.labels:
             return {"known": 0}
-        values, spec, groups = self.labels[name], self.specs[name], self._groups[name]
-        as_numbers = np.eye(len(spec.names))[values] if spec.kind == "single" else values
-        as_numbers = as_numbers[:, None] if spec.kind == "value" else as_numbers
-        share = {"explained_by_group": explained(as_numbers[groups > 0], groups[groups > 0])}
+        values, spec = self.labels[name], self.specs[name]
+        share = {"explained_by_group": persons.explained(values, spec, self._groups[name])}
         if spec.kind == "value":
             keys, values = ("mean", "std", "min", "max"), values.astype(np.float64)
             spread = {key: float(getattr(values, key)()) if len(values) else None for key in keys}
@@ -258,24 +256,6 @@ class SplitScan:
                 self.misfits.add(target)
         for key, values in kept.items():
             self._kept[key].append(values)
-
-
-def explained(values: np.ndarray, groups: np.ndarray) -> float | None:
-    """Return the share of the variance of values [n, k] that groups [n] explain; ``None`` where it cannot be said.
-
-    1 - (n - 1) / (n - g) (1 - between / total) of n rows in g groups (epsilon squared; Kelley, 1935), at least 0: groups
-    that have nothing to do with the values explain 0 on average, however small they are.
-    """
-    names, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    values = values.astype(np.float64)
-    centred = values - values.mean(axis=0) if len(values) else values
-    total = np.square(centred).sum()
-    if len(names) < 2 or len(values) == len(names) or not total:
-        return None
-    sums = np.zeros((len(names), values.shape[1]))
-    np.add.at(sums, index, centred)
-    between = (np.square(sums).sum(axis=1) / sizes).sum()
-    return max(0.0, float(1 - (len(values) - 1) / (len(values) - len(names)) * (1 - between / total)))
 
 
 def _in_range(values: np.ndarray, spec: LabelSpec) -> tuple[np.ndarray, np.ndarray]:

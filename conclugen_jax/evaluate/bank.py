@@ -4,6 +4,7 @@ Vectors are standardised by the bank, then averaged with their neighbours in it 
 are in no bank unless ``evaluation.transductive`` says so, and no label takes part.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -13,9 +14,12 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches
 from conclugen_jax.method import layers, neighbours
+from conclugen_jax.system import progress
 
 NONE = neighbours.NONE
 JOINED = "joined"  # name of the one vector of an example
+
+_say_once = functools.cache(progress.say)  # many banks have the same rows
 
 
 class Bank(NamedTuple):
@@ -41,7 +45,10 @@ class Bank(NamedTuple):
 
 
 def create(vectors: np.ndarray, evaluation: ConfigDict) -> Bank:
-    """Make a bank of training vectors [m, dim]; a constant column is divided by 1."""
+    """Make a bank of training vectors [m, dim]; a constant column is divided by 1. Say if it has fewer rows than neighbours."""
+    if (k := evaluation.smoothing_neighbours) > len(vectors):
+        fact = f"there are {len(vectors)} training rows: vectors are averaged with all of them"
+        _say_once(f"config.evaluation.smoothing_neighbours is {k}, but {fact}")
     mean, scale = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
     mean, scale = mean.astype(np.float32), np.where(scale > 1e-6, scale, 1).astype(np.float32)
     standardised = ((vectors - mean) / scale).astype(np.float32)

@@ -65,9 +65,11 @@ def _found(config: ConfigDict, stream: ShardStream, rows: RowSource, persons: Pe
     near, _ = neighbours.nearest(vectors, vectors, number, own=np.arange(len(usable)), persons=who)
     if (near < 0).any():
         few = int((near < 0).any(axis=1).sum())
-        progress.say(
-            f"{stream.where}: {few} of {len(usable)} rows have fewer than {number} neighbours; those there are count"
-        )
+        fact = f"{few} of {len(usable)} rows have fewer than {number} neighbours; those there are count"
+        if (near < 0).all():
+            others = " of other persons; config.loss.neighbours_of_others=False admits those of the same"
+            fact = f"no row has a neighbour{others if who else ''}; every row stays as it is"
+        progress.say(f"{stream.where}: {fact}")
     found = np.full((rows.num_examples, number), neighbours.NONE, np.int32)
     found[usable] = np.where(near < 0, neighbours.NONE, usable[near])
     return found
