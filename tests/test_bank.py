@@ -140,25 +140,6 @@ def test_embeddings_are_smoothed_without_the_row_itself(data, run):
     np.testing.assert_allclose(np.concatenate([x["fused"] for x in rows]), test.fused(), atol=1e-5)
 
 
-def test_labels_reach_no_vector(data, run, tmp_path):
-    """Permuted labels leave statistics, neighbours, weights and vectors as they are."""
-    other = builders.build(Talk(missing=0.3, relabel=1), tmp_path / "data")
-    config = config_of(
-        other, evaluation__vectors="pre_activation", evaluation__smoothing_neighbours=5, loss__neighbours=3
-    )
-    pretrain.pretrain(config, tmp_path / "other")
-    config.data.path = str(data)
-    pretrain.pretrain(config, tmp_path / "same")
-    vectors = [
-        np.concatenate([x["fused"] for x in embedding.embed(network, dataset, "test", fusion="concat")])
-        for network, dataset in (
-            (embedding.load(tmp_path / name), shards.open_dataset(folder))
-            for name, folder in (("other", other), ("same", data))
-        )
-    ]
-    assert_same_bits(*vectors)
-
-
 def test_projections_without_a_head_are_refused(data, tmp_path):
     weights = {f"loss__{name}_weight": 0.0 for name in ("contrastive", "clustering")}
     with pytest.raises(ConclugenError, match="no loss of this run trains a projection; choose others"):
