@@ -39,10 +39,15 @@ CHOICE = {
     "shorter": ("half as long", {LENGTH: 0.5}),
     "wide": ("512 units", {"model.representation_dim": 512}),
     "clusters": ("20 clusters", {"clustering.num_clusters": 20}),
+    "modality_dropout": ("0.2 of the modalities hidden", {"augmentation.modality_dropout": 0.2}),
+    "soft_targets": ("soft targets", {"loss.soft_targets": 0.1}),
+    "linear": ("linear encoders", {"model.representation": "linear"}),
+    "fusion": ("contrast of fused projections", {"loss.fusion_weight": 1.0}),
 }
 """Other pretrainings that were tried: name -> title, changes of the recommended one."""
 HANDED_ON = {
     "after_relu": ("vectors after the relu", {"vectors": "representation"}),
+    "both": ("before and after the relu", {"vectors": "both"}),
     "projection": ("projections", {"vectors": "projection"}),
     "with_raw": ("beside raw features", {"vectors": "with_raw"}),
     "share_70": ("0.7 of the neighbours", {"smoothing_share": 0.7}),
@@ -78,7 +83,8 @@ def get_config(which: str = "digits") -> ConfigDict:
     for method, (title, changes) in {"recommended": ("recommended", {}), **pretrained}.items():
         add(study, method, title, pretraining=with_changes(conclu_neighbours.get_config(), of_data, changes))
     for method, (title, changes) in (HANDED_ON if choice else RAW).items():
-        own = conclu_neighbours.get_config().evaluation.to_dict() | changes
+        section = conclu_neighbours.get_config().evaluation
+        own = {key: section[key] for key in ("vectors", "smoothing_neighbours", "smoothing_share")} | changes
         add(study, method, title, uses="recommended", evaluation=ConfigDict(own))
     for method, (title, changes) in PAPER.items():
         add(study, method, title, pretraining=with_changes(paper(), of_data, changes))
