@@ -316,6 +316,19 @@ def test_minilm_of_the_package_says_what_onnxruntime_says():
     assert 0.1 < found[0] @ found[2] < 0.35
 
 
-def needs(package):
+def test_egemaps_of_the_package_is_what_opensmile_gives():
+    needs("opensmile", "egemaps")
+    (backbone,) = backbones.load(Networks(own=("egemaps",)))
+    assert (backbone.name, backbone.dim, backbone.modality) == ("egemaps", 88, "audio")
+    (items,) = backbone.prepare(Clip([], np.zeros(0), 0.0, seeded.chirp()), None)
+    found = np.asarray(backbone.vectors(items))
+    assert found.shape == (1, 88)
+    # Mean pitch in semitones above 27.5 Hz of a tone that rises from 200 to 1000 Hz.
+    assert 12 * np.log2(200 / 27.5) < found[0, 0] < 12 * np.log2(1000 / 27.5)
+    assert backbone.prepare(Clip([], np.zeros(0), 0.0, seeded.chirp()[:800]), None) is None
+    assert backbone.prepare(Clip([], np.zeros(0), 0.0, None), None) is None
+
+
+def needs(package, extra="ready"):
     if importlib.util.find_spec(package) is None:
-        pytest.skip("needs the extra ready")
+        pytest.skip(f"needs the extra {extra}")

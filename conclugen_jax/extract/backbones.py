@@ -9,6 +9,7 @@ import functools
 import importlib
 import pickle
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from typing import Annotated, Any, Literal
 
 import jax
@@ -144,6 +145,9 @@ def create(loaded: Weights, options: Options, name: str = "") -> Backbone:
     """
     if loaded.network == "mtcnn":
         raise ConclugenError(f"{loaded.folder}: MTCNN finds faces and makes no vectors; name it with --mtcnn")
+    if loaded.network == "egemaps":  # whose functionals are computed in the worker processes
+        made = loaded.provenance() | {"version": metadata.version("opensmile")}
+        return Backbone(name, "audio", 88, hearing.functionals, lambda x: x, batch_size=1, provenance=made)
     make = MAKERS.get(loaded.network, _pictures)
     try:
         msgspec.convert(loaded.options, weights.OPTIONS[loaded.network])

