@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
@@ -153,6 +154,14 @@ def ctranslate2_file(tensors, version=6):
         content += text(name) + struct.pack(f"<B{x.ndim}I", x.ndim, *x.shape)
         content += struct.pack("<BI", 4, 2 * x.size) + x.astype("<f2").tobytes()
     return content + struct.pack("<I", 1) + text("alias") + text("name")
+
+
+def test_whisper_in_bfloat16_is_near():
+    module = whisper.WhisperEncoder(**seeded.WHISPER, dtype=jnp.bfloat16)
+    params = conversion.convert_whisper(seeded.weights(seeded.whisper()), module)
+    found = jax.jit(module.apply)({"params": params}, seeded.spectrogram(80, 80)[None], np.array([40]))
+    assert found.dtype == np.float32
+    assert 1e-4 < np.abs(found[0] - REFERENCES["whisper"]).max() / np.abs(REFERENCES["whisper"]).max() < 0.05
 
 
 def test_models_of_ctranslate2_are_read(tmp_path):

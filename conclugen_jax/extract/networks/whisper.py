@@ -27,8 +27,10 @@ class Layer(nn.Module):
         dense = functools.partial(nn.Dense, dtype=x.dtype)
         norm = functools.partial(nn.LayerNorm, EPSILON, dtype=jnp.float32)
         y = norm(name="attention_norm")(x).astype(x.dtype)
-        heads = dense(3 * width, name="qkv")(y).reshape(*x.shape[:2], 3, self.num_heads, -1)
-        y = jax.nn.dot_product_attention(*jnp.unstack(heads, axis=2)).reshape(x.shape)
+        q, k, v = dense(3 * width, name="qkv")(y).reshape(*x.shape[:2], 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        # Scores and softmax in float32, whatever the type.
+        scores = jnp.einsum("nhqd,nhkd->nhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        y = jnp.einsum("nhqk,nhkd->nqhd", jax.nn.softmax(scores).astype(x.dtype), v).reshape(x.shape)
         x = x + dense(width, name="out")(y)
         y = norm(name="feed_forward_norm")(x).astype(x.dtype)
         y = nn.gelu(dense(4 * width, name="up")(y), approximate=False)
