@@ -41,7 +41,7 @@ CHOICE = {
     "clusters": ("20 clusters", {"clustering.num_clusters": 20}),
     "modality_dropout": ("0.2 of the modalities hidden", {"augmentation.modality_dropout": 0.2}),
     "soft_targets": ("soft targets", {"loss.soft_targets": 0.1}),
-    "linear": ("linear encoders", {"model.representation": "linear"}),
+    "linear": ("linear encoders", {"model.representation_head": "linear"}),
     "fusion": ("contrast of fused projections", {"loss.fusion_weight": 1.0}),
 }
 """Other pretrainings that were tried: name -> title, changes of the recommended one."""
