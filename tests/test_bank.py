@@ -135,6 +135,11 @@ def test_embeddings_are_smoothed_without_the_row_itself(data, run):
     for split, vectors in zip(("train", "test"), expected, strict=True):
         rows = list(embedding.embed(network, dataset, split, fusion="concat", batch_size=10))
         np.testing.assert_allclose(np.concatenate([x["fused"] for x in rows]), vectors, atol=2e-5)
+    section = network.evaluation.copy_and_resolve_references()
+    section.transductive = True
+    rows = list(embedding.embed(network._replace(evaluation=section), dataset, "test", fusion="concat", batch_size=10))
+    vectors = bank.pair(train.fused(), test.fused(), section)[1]
+    np.testing.assert_allclose(np.concatenate([x["fused"] for x in rows]), vectors, atol=2e-5)
     plain = network._replace(evaluation=tiny_config().evaluation)
     rows = list(embedding.embed(plain, dataset, "test", fusion="concat"))
     np.testing.assert_allclose(np.concatenate([x["fused"] for x in rows]), test.fused(), atol=1e-5)

@@ -106,6 +106,8 @@ def embed(
     compute, own = Computing(network, wanted, fusion), np.full(stream.num_examples, bank_lib.NONE)
     if compute.banks and (dataset.manifest.fingerprint(), split) == compute.source:
         own[compute.members] = np.arange(len(compute.members))
+    if compute.banks and network.evaluation.transductive:
+        batch_size = stream.num_examples  # all rows of the split may be neighbours, and no copy of one
     for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
         rows = stream.rows(indices)
         ids, groups = stream.names(indices[:count])
