@@ -193,6 +193,7 @@ def evaluation() -> ConfigDict:
     evaluation.smoothing_neighbours = 0  # vectors are averaged with so many nearest training rows; 0: with none
     evaluation.smoothing_share = 0.5  # share of the neighbours in the average
     evaluation.c_times_dim = 0.0  # probes: C of logistic regression times the size of the vectors; 0: C is 1
+    evaluation.self_training = ()  # studies' probes: shares of the other rows that are trained on as predicted, by rounds
     evaluation.transductive = False  # rows of a split that is scored are neighbours of each other too
     return evaluation
 

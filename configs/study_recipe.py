@@ -42,6 +42,7 @@ CHOICE = {
     "modality_dropout": ("0.2 of the modalities hidden", {"augmentation.modality_dropout": 0.2}),
     "soft_targets": ("soft targets", {"loss.soft_targets": 0.1}),
     "linear": ("linear encoders", {"model.representation_head": "linear"}),
+    "target_neighbours": ("smoothed targets", {"loss.target_neighbours": 5}),
     "fusion": ("contrast of fused projections", {"loss.fusion_weight": 1.0}),
 }
 """Other pretrainings that were tried: name -> title, changes of the recommended one."""
@@ -53,6 +54,7 @@ HANDED_ON = {
     "share_70": ("0.7 of the neighbours", {"smoothing_share": 0.7}),
     "share_30": ("0.3 of the neighbours", {"smoothing_share": 0.3}),
     "ten": ("10 neighbours", {"smoothing_neighbours": 10}),
+    "self_training": ("self-training", {"self_training": (0.3, 0.6, 0.9)}),
     "forty": ("40 neighbours", {"smoothing_neighbours": 40}),
 }
 """Other vectors that were tried, of the same networks: name -> title, changes of ``evaluation``."""
@@ -65,6 +67,7 @@ LEFT_OUT = {
 """Parts of the recommended pretraining, left out one at a time."""
 RAW = {
     "no_smoothing": ("without smoothing", {"smoothing_neighbours": 0}),
+    "self_training": HANDED_ON["self_training"],
     "after_relu": HANDED_ON["after_relu"],
 }
 """Parts of what is done with its vectors, left out one at a time."""

@@ -98,6 +98,29 @@ def test_few_rows_are_classified_as_by_all_their_features():
         assert (probe.classify(x, y, test, c_times_dim=strength) == expected).mean() > 0.99
 
 
+def test_self_training_adds_the_surest_rows_of_each_predicted_class():
+    rng = np.random.default_rng(1)
+    centres = np.array([[3.0, 0], [0, 3.0], [-3.0, -3.0]])
+    y = np.arange(90) % 3
+    x = centres[y] + rng.normal(size=(90, 2)) * 1.5
+    rows, others, test, truth = x[:6], x[6:60], x[60:], y[60:]
+    plain = probe.self_trained(rows, y[:6], others, test, shares=())
+    assert (plain == probe.classify(rows, y[:6], test)).all()
+    model = LogisticRegression(max_iter=2000).fit(rows, y[:6])
+    for share in (0.3, 0.9):
+        sure, guess = model.predict_proba(others).max(axis=1), model.predict(others)
+        kept = [
+            i
+            for c in range(3)
+            for i in sorted(np.flatnonzero(guess == c), key=lambda i: -sure[i])[: round(share * (guess == c).sum())]
+        ]
+        model = LogisticRegression(max_iter=2000).fit(np.concatenate([rows, others[kept]]), [*y[:6], *guess[kept]])
+    found = probe.self_trained(rows, y[:6], others, test, shares=(0.3, 0.9))
+    assert (found == model.predict(test)).all()
+    assert (found == truth).mean() >= (plain == truth).mean()
+    assert (probe.self_trained(rows, y[:6], others[:0], test, shares=(0.3,)) == plain).all()
+
+
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     study = definition(data, ("probe",))

@@ -5,6 +5,7 @@ score, so no validation split takes part.
 """
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,11 @@ def _work(run: downstream.Run, form: str) -> dict[str, Any]:
     for number in grid.labels_per_class:
         for draw in grid.label_draws if number else grid.label_draws[:1]:  # all labels are the same rows at every draw
             chosen = splits.few(label, labels[0], usable, number, draw)
-            at, c_times_dim = np.searchsorted(everyone, chosen), config.evaluation.c_times_dim
-            guess = probe.classify(train[at], labels[0][chosen], test[scored], c_times_dim=c_times_dim)
+            at = np.searchsorted(everyone, chosen)
+            of = train[at], labels[0][chosen], np.delete(train, at, axis=0), test[scored]
+            how = {"shares": run.encoder.evaluation.self_training, "c_times_dim": config.evaluation.c_times_dim}
+            guess = probe.self_trained(*of, **how)
             facts = {"labels_per_class": number, "label_draw": draw, "seed": config.seed, "num_train_examples": len(at)}
             selected.append(facts | {"test": metrics.class_scores(labels[1][scored], guess, label.names)})
     lines = task_lib.warnings(label, labels[0][usable], max(grid.labels_per_class))
-    return {"warnings": lines, "evaluation": section.to_dict(), "selected": selected}
+    return {"warnings": lines, "evaluation": json.loads(section.to_json()), "selected": selected}

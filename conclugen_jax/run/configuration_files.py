@@ -28,6 +28,7 @@ LISTS = {
     "sweep.labels_per_class": "downstream.labels_per_class",
     "sweep.label_draws": "downstream.label_draw",
     "online_probe.learning_rates": "optimizer.learning_rate",
+    "evaluation.self_training": "evaluation.smoothing_share",
 }
 """Key of a list of numbers -> key of one such number; other lists are of words."""
 LISTS_OF_STUDY = {"seeds": "seed", "labels.*": "downstream.labels_per_class"}
