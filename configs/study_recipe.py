@@ -46,6 +46,16 @@ CHOICE = {
     "fusion": ("contrast of fused projections", {"loss.fusion_weight": 1.0}),
 }
 """Other pretrainings that were tried: name -> title, changes of the recommended one."""
+BY_NEIGHBOURS = CHOICE["neighbours"][1]
+CHOICE |= {
+    "neighbours_dropout_15": ("neighbours, 0.15 hidden", {**BY_NEIGHBOURS, "augmentation.feature_dropout": 0.15}),
+    "neighbours_80": ("neighbours with probability 0.8", {**BY_NEIGHBOURS, "loss.neighbour_probability": 0.8}),
+    "neighbours_10": ("one of 10 neighbours", {**BY_NEIGHBOURS, "loss.neighbours": 10}),
+    "neighbours_wide": ("neighbours, 512 units", {**BY_NEIGHBOURS, "model.representation_dim": 512}),
+    "neighbours_longer": ("neighbours, twice as long", {**BY_NEIGHBOURS, LENGTH: 2}),
+    "neighbours_mixup": ("neighbours and mixup", {**BY_NEIGHBOURS, "augmentation.mixup": 1.0}),
+    "neighbours_hidden": ("neighbours, 0.2 of the modalities", {**BY_NEIGHBOURS, "augmentation.modality_dropout": 0.2}),
+}
 HANDED_ON = {
     "after_relu": ("vectors after the relu", {"vectors": "representation"}),
     "both": ("before and after the relu", {"vectors": "both"}),

@@ -43,7 +43,9 @@ command.bool("crop_faces", True, "Crop the face of each clip; else whole frames 
 NO_FACE = ["drop", "whole", "missing"]
 command.enum("no_face", "drop", NO_FACE, "A clip without a face: drop it, use whole frames, or no pictures")
 command.string("mtcnn", "", "Folder of converted weights of MTCNN; default: those of this package")
-command.string("speech", "", "Recogniser for clips without words: pocketsphinx, whisper_tiny or faster-whisper:MODEL_FOLDER")
+command.string(
+    "speech", "", "Recogniser for clips without words: pocketsphinx, whisper_tiny or faster-whisper:MODEL_FOLDER"
+)
 command.integer("num_views", 1, "Views of each training clip; the first is the clip as it is", lower_bound=1)
 command.enum("strength", "strong", list(augmentation.STRENGTHS), "Strength of the augmentation of the other views")
 command.integer("seed", 0, "Seed of the other views")
