@@ -239,6 +239,7 @@ def test_what_was_understood_and_left_out_is_said(tmp_path):
         (["d/train/a.mp4", "d/test/a.mp4", "d/dev/b.mp4"], ["train/a", "test/a", "dev/b"]),
         (["/data/train/a.wav", "/data/train/b.wav"], ["a", "b"]),
         (["S1.E2", "S1.E3"], ["S1.E2", "S1.E3"]),
+        (["a.m2ts", "b.Jpeg", "c.mp4.txt", "d"], ["a", "b", "c.mp4.txt", "d"]),
         (["C:\\x\\a.wav", "C:\\x\\b.wav", "C:\\x\\a.wav"], ["a", "b", "a"]),
         ([], []),
     ],

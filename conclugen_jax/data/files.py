@@ -22,6 +22,12 @@ NPY = "write an array of numbers with numpy.save"
 MOST_TEXT = 2**31  # bytes of a file of ids or labels
 MOST_UNPACKED = 200  # times its own size that a packed file may unpack to; arrays of features compress far less
 
+PICTURES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".flv", ".mpg", ".mpeg", ".m4v", ".wmv")
+PICTURES += (".ts", ".mts", ".m2ts", ".3gp", ".ogv")
+SOUNDS = (".wav", ".mp3", ".m4a", ".flac", ".ogg", ".aac", ".opus", ".wma")
+MEDIA = PICTURES + SOUNDS  # endings of files that count as clips
+STILLS = (".jpg", ".jpeg", ".png")  # endings of frames
+
 AGAIN = "download or copy it again"
 UNPACK = "unpack it and name what is in it"
 STAND_INS: tuple[tuple[bytes, str, str, tuple[str, ...]], ...] = (

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow_csv, types
 
-from conclugen_jax.data.files import MOST_TEXT, as_text, read_whole
+from conclugen_jax.data.files import MEDIA, MOST_TEXT, STILLS, as_text, read_whole
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError, reason
 
@@ -66,9 +66,6 @@ _NULLS = sorted(
 _INDEX = re.compile(r"|unnamed: \d+|__index_level_\d+__")  # how pandas calls columns without a name, in lower case
 _KINDS = {True: pa.float64(), False: pa.string(), None: pa.null()}
 _OF_FRAMES = (*FACES, SUCCESS, CONFIDENCE)
-_MEDIA = re.compile(
-    r"\.(mp4|avi|mkv|mov|webm|flv|mpe?g|m4[av]|wmv|wav|mp3|flac|ogg|aac|opus|wma|jpe?g|png)$", re.IGNORECASE
-)
 _ATTRIBUTE = re.compile(r"""@attribute\s+('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\S+)\s+(\S.*)""", re.IGNORECASE)
 _NUMERIC = ("numeric", "real", "integer")
 
@@ -351,7 +348,8 @@ def clip_names(names: Sequence[str]) -> list[str]:
     A name is that of the file without folder and ending of media. It keeps the folder of a split in front, and all folders
     in which the files differ where names repeat without them.
     """
-    files = [_MEDIA.sub("", name.replace("\\", "/")) for name in names]
+    files = [name.replace("\\", "/") for name in names]
+    files = [os.path.splitext(name)[0] if name.lower().endswith((*MEDIA, *STILLS)) else name for name in files]
     every = list(dict.fromkeys(files))
     root = os.path.commonpath(map(os.path.dirname, every)) if len({f.startswith("/") for f in every}) == 1 else ""
     inner = {file: os.path.relpath(file, root) if root else file for file in every}

@@ -11,12 +11,12 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from conclugen_jax.data import row_splits
 from conclugen_jax.data.cells import Table, number, read_csv
-from conclugen_jax.data.files import spelled
+from conclugen_jax.data.files import MEDIA, PICTURES, spelled
 from conclugen_jax.data.sources import SPLIT_NAMES
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.companions import NO_WORDS, WRONG_LETTERS, Companions, is_full_name, note
 from conclugen_jax.extract.media import subtitles
-from conclugen_jax.extract.utterance import MEDIA, PICTURES, Utterance
+from conclugen_jax.extract.utterance import Utterance
 
 MAX_NAME = 240  # bytes of a name at most: a file of vectors has that name and an ending
 

@@ -8,9 +8,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from conclugen_jax.data.files import MEDIA, PICTURES, SOUNDS
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import subtitles
-from conclugen_jax.extract.utterance import MEDIA, PICTURES, SOUNDS, Utterance
+from conclugen_jax.extract.utterance import Utterance
 
 NO_WORDS, WRONG_LETTERS = "a file beside the clip gives no words", "words may have wrong letters"
 LISTED = 3  # files that a note names at most

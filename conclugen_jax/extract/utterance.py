@@ -1,12 +1,7 @@
-"""What one example is made of: an interval of a clip, and the files that count as clips."""
+"""What one example is made of: an interval of a clip."""
 
 import dataclasses
 import os
-
-PICTURES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".flv", ".mpg", ".mpeg", ".m4v", ".wmv")
-PICTURES += (".ts", ".mts", ".m2ts", ".3gp", ".ogv")
-SOUNDS = (".wav", ".mp3", ".m4a", ".flac", ".ogg", ".aac", ".opus", ".wma")
-MEDIA = PICTURES + SOUNDS  # endings of files that count as clips
 
 
 @dataclasses.dataclass(frozen=True)
