@@ -73,3 +73,11 @@ def test_principal_components_are_those_of_scikit_learn(views):
 def test_there_are_no_more_directions_than_features(views):
     one = {"text": views["text"]}
     assert baselines.canonical(one, everywhere(one)).of(one, everywhere(one)).shape == (200, 4)
+
+
+@pytest.mark.parametrize("form", [baselines.principal, baselines.canonical])
+def test_a_modality_that_no_training_row_has_adds_nothing(views, form):
+    nowhere, there = {"text": np.zeros(200, bool)}, everywhere(views)
+    found = form(views, there | nowhere, k=3)
+    np.testing.assert_allclose(found.weights["text"], 0, atol=1e-6)
+    assert np.isfinite(found.of(views, there)).all()

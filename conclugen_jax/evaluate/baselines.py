@@ -28,8 +28,9 @@ class Projections(NamedTuple):
 
 
 def _moments(features: ByModality, present: ByModality) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    mean = {m: x[present[m]].mean(axis=0, dtype=np.float64) for m, x in features.items()}
-    deviation = {m: x[present[m]].std(axis=0, dtype=np.float64) for m, x in features.items()}
+    rows = {m: x[present[m]] if present[m].any() else np.zeros_like(x[:1]) for m, x in features.items()}
+    mean = {m: x.mean(axis=0, dtype=np.float64) for m, x in rows.items()}
+    deviation = {m: x.std(axis=0, dtype=np.float64) for m, x in rows.items()}
     return mean, {m: np.where(x > 1e-6, x, 1) for m, x in deviation.items()}
 
 
