@@ -72,9 +72,7 @@ def test_a_line_per_probe_with_its_protocol(probed):
     assert records[1]["linear/accuracy"] > 0.5  # four classes, well apart
 
 
-def test_nearest_neighbours_are_those_of_scikit_learn(data, probed):
-    config, _, folder = probed
-    model, variables, _ = probe.load(folder)
+def by_scikit_learn(data, config, model, variables):
     vectors, labels = {}, {}
     for split in ("train", "validation"):
         table = batches.load(
@@ -83,8 +81,20 @@ def test_nearest_neighbours_are_those_of_scikit_learn(data, probed):
         vectors[split] = probe.concatenated(probe.represent(model, variables, table["features"]), table["present"])
         labels[split] = table["label"]
     theirs = KNeighborsClassifier(5, metric="cosine").fit(vectors["train"], labels["train"])
-    score = theirs.score(vectors["validation"], labels["validation"])
-    assert lines(folder)[-1]["knn/accuracy"] == pytest.approx(score)
+    return theirs.score(vectors["validation"], labels["validation"])
+
+
+def test_nearest_neighbours_are_those_of_scikit_learn(data, probed):
+    config, state, folder = probed
+    model, variables, _ = probe.load(folder)
+    assert lines(folder)[-1]["knn/accuracy"] == pytest.approx(by_scikit_learn(data, config, model, variables))
+    noisy = jax.tree.map(lambda x: x + np.random.default_rng(0).normal(size=x.shape), state.params)
+    state, chosen = state.replace(params=noisy), model.clone(vectors="projection")
+    record = online_probe.OnlineProbe(config, chosen)(state, 16, 3)
+    assert "cosine of the concatenated vectors (projection)" in record["protocol"]
+    expected, other = (by_scikit_learn(data, config, x, state.variables()) for x in (chosen, model))
+    assert record["knn/accuracy"] == pytest.approx(expected)
+    assert expected != other
 
 
 def test_votes_of_several_labels_and_numbers():

@@ -25,7 +25,7 @@ ROWS = 512  # examples at a time
 
 
 class OnlineProbe:
-    """Probes a state on the labelled data of ``config.online_probe``.
+    """Probes the vectors of ``config.evaluation.vectors``, not smoothed, on the labelled data of ``config.online_probe``.
 
     Bank and training rows are those of the training split, queries those of the validation split.
     """
@@ -58,12 +58,12 @@ class OnlineProbe:
         config.downstream.early_stopping_epochs = config.schedule.warmup_epochs = 0
         pairs = [(rate, config.optimizer.weight_decay) for rate in section.learning_rates]
         members = sweep.Members(pairs, [(config.seed, 0)], [self._known["train"]])
-        self._linear = sweep.Grid(config, self._label, members, model.representation_dim * len(model.feature_dims))
+        self._linear = sweep.Grid(config, self._label, members, sum(model.vector_dims.values()))
         self._cost: tuple[int, float] | None = None
         self.protocol = (
             f"{dataset.manifest.name} {dataset.manifest.version}: {num_rows} labelled training examples, "
             f"scored on {len(self._known['validation'])} of the validation split; {self._neighbours} nearest neighbours by "
-            f"cosine of the concatenated representations, each one vote; linear: best of rates "
+            f"cosine of the concatenated vectors ({model.vectors}), each one vote; linear: best of rates "
             f"{', '.join(f'{rate:g}' for rate in section.learning_rates)} by that split, "
             f"{section.num_epochs} epochs at most"
         )
@@ -111,10 +111,12 @@ class OnlineProbe:
 
 
 def _forward(model: model_lib.ConCluGen, variables: Any, batch: Any) -> dict[str, jax.Array]:
-    outputs, present = model.apply(variables, batch["features"], present=batch["present"]), batch["present"]
-    vectors = {"x": layers.fuse(outputs.representations, present, "concat").astype(jnp.float32)}
-    if outputs.cluster_logits:
-        vectors["fused"] = layers.fuse(outputs.cluster_logits, present, "mean")
+    features, present = batch["features"], batch["present"]
+    handed_on = model.apply(variables, features, method="represent")
+    vectors = {"x": layers.fuse(handed_on, present, "concat").astype(jnp.float32)}
+    if "clustering" in model.heads:
+        logits = model.apply(variables, features, present=present).cluster_logits
+        vectors["fused"] = layers.fuse(logits, present, "mean")
     return vectors
 
 
