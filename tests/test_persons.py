@@ -260,14 +260,19 @@ def test_downstream_runs_and_their_embeddings(data, run, tmp_path, protocol):
 
 def test_exported_weights_know_the_statistics_and_no_person(run, data, tmp_path):
     exchange.export_weights(run, tmp_path / "export")
-    exchange.import_weights(tmp_path / "export", tmp_path / "imported", data)
+    exchange.import_weights(tmp_path / "export", tmp_path / "imported")
+    exchange.import_weights(tmp_path / "export", tmp_path / "with_data", data)
     _, variables, config = probe.load(tmp_path / "imported")
     theirs = weights.persons_of(tmp_path / "imported", variables, config)
     own = weights.persons_of(run, probe.load(run)[1], config)
     assert theirs.names == ()
     assert_same_bits(theirs.stats, own.stats)
     assert not any(b"speaker0" in path.read_bytes() for path in (tmp_path / "export").iterdir())
-    splits = [probe.represent_split(w, "test", data=data).representations for w in (run, tmp_path / "imported")]
-    groups = raw(streams(data)["test"])[1]
+    workdirs = (run, tmp_path / "imported", tmp_path / "with_data")
+    own, theirs, again = (probe.represent_split(w, "test", data=data).representations for w in workdirs)
+    strangers = raw(streams(data)["test"])[1] != "speaker1"
     for m in DIMS:
-        assert_same_bits(*(x[m][groups != "speaker1"] for x in splits))
+        assert_same_bits(own[m][strangers], theirs[m][strangers])
+        assert m == "text" or (own[m] != theirs[m]).any()
+    assert_same_bits(own, again)  # the data set knows the persons
+    assert_same_bits(dict(np.load(run / persons.FILE)), dict(np.load(tmp_path / "with_data" / persons.FILE)))

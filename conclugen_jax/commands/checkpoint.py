@@ -9,7 +9,8 @@ An export is weights.safetensors (parameters, running averages and feature stati
 and export.json (configuration without its paths, manifest of the data set, step, hashes). RUN is a pretraining run. NEW
 serves probe, embed, the notebooks, and downstream as --checkpoint=NEW; it cannot be trained further. Give --data to
 import if the data set of the run is on this machine, else to those commands. export and import print the same hashes:
-publish them, and compare.
+publish them, and compare. A run that averages vectors with those of its training rows needs these for embed: from its data
+set, or from bank.safetensors, which --bank adds to an export.
 """
 
 import json
@@ -22,11 +23,17 @@ FLAGS = command.flags
 command.string("workdir", None, "Folder of a run; import: the folder to make")
 command.string("step", None, "verify, export: newest, best or a step; default: verify all, export newest")
 command.string("output", None, "export: folder to make")
+command.bool("bank", False, "export: add the vectors of the training rows, with which the run averages others")
 command.string("source", None, "import: folder of an export")
 command.string("data", None, "import: folder of the data set that the run was trained on, if it is here")
 command.bool("json", False, "list, verify: print one JSON array on standard output, nothing else")
 
-TAKES = {"list": {"json"}, "verify": {"step", "json"}, "export": {"step", "output"}, "import": {"source", "data"}}
+TAKES = {
+    "list": {"json"},
+    "verify": {"step", "json"},
+    "export": {"step", "output", "bank"},
+    "import": {"source", "data"},
+}
 """Action -> its flags besides --workdir."""
 
 
@@ -39,7 +46,8 @@ def main() -> None:
         if FLAGS[name].present:
             raise ConclugenError(f"--{name} is no flag of {action!r}; see --help")
     workdir = command.required("workdir")
-    from conclugen_jax.evaluate import exchange
+    from conclugen_jax.evaluate import bank, exchange
+    from conclugen_jax.run import workdir as workdir_lib
 
     if action in ("list", "verify"):
         rows = exchange.listing(workdir) if action == "list" else exchange.verify(workdir, FLAGS.step or "all")
@@ -57,12 +65,16 @@ def main() -> None:
         return
     folder = command.required("output") if action == "export" else workdir
     if action == "export":
-        hashes = exchange.export_weights(workdir, folder, FLAGS.step or "newest")
+        hashes = exchange.export_weights(workdir, folder, FLAGS.step or "newest", bank=FLAGS.bank)
     else:
         hashes = exchange.import_weights(command.required("source"), workdir, FLAGS.data)
     print(f"{folder}: weights of step {hashes.step}")
     print(f"SHA-256 of {exchange.WEIGHTS}: {hashes.weights}")
     print(f"SHA-256 of the parameters: {hashes.parameters}")
+    if hashes.bank:
+        print(f"SHA-256 of {bank.FILE}: {hashes.bank}")
+    elif action == "export" and workdir_lib.read_config(workdir).evaluation.smoothing_neighbours:
+        print("Vectors are averaged with training rows, which are not in it: others need the data set, or --bank here")
 
 
 def _show(rows: list[dict]) -> None:

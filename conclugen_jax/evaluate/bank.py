@@ -6,20 +6,34 @@ are in no bank unless ``evaluation.transductive`` says so, and no label takes pa
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from safetensors import numpy as safetensors
 
 from conclugen_jax.data import batches
+from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.method import layers, neighbours
 from conclugen_jax.system import progress
 
 NONE = neighbours.NONE
+FILE = "bank.safetensors"  # of exports that are made so, and of workdirs made of them
 JOINED = "joined"  # name of the one vector of an example
 
 _say_once = functools.cache(progress.say)  # many banks have the same rows
+
+
+class TrainingRows(NamedTuple):
+    """Vectors of a run's training rows, of which its banks are made."""
+
+    vectors: Mapping[str, np.ndarray]  # modality -> float32 [m, dim]; what stands in absent rows does not matter
+    present: Mapping[str, np.ndarray]  # modality -> boolean [m]
+    members: np.ndarray  # int64 [m], the rows of the split that they are
+    source: tuple[str, str]  # fingerprint of the data set, name of the split
 
 
 class Bank(NamedTuple):
@@ -37,11 +51,16 @@ class Bank(NamedTuple):
         ``own``: the row of the bank that each is itself, below 0 for none. Others are neighbours of each other where the
         section says so.
         """
-        z, section, among, unit = (vectors - self.mean) / self.scale, self.evaluation, self.vectors, self.unit
-        if own is None and section.transductive:
-            own, among, unit = len(among) + np.arange(len(z)), np.concatenate([among, z]), None
-        how = section.smoothing_neighbours, section.smoothing_share
-        return neighbours.smooth_with_neighbours(z, among, *how, own=own, unit_bank=unit)
+        if own is None and self.evaluation.transductive:
+            return self.widened(vectors).smoothed(vectors, len(self.vectors) + np.arange(len(vectors)))
+        how = self.evaluation.smoothing_neighbours, self.evaluation.smoothing_share
+        z = (vectors - self.mean) / self.scale
+        return neighbours.smooth_with_neighbours(z, self.vectors, *how, own=own, unit_bank=self.unit)
+
+    def widened(self, vectors: np.ndarray) -> "Bank":
+        """Return the bank with further rows [n, dim] behind its own, which alone standardise."""
+        among = np.concatenate([self.vectors, (vectors - self.mean) / self.scale])
+        return self._replace(vectors=among, unit=neighbours.unit_rows(among))
 
 
 def create(vectors: np.ndarray, evaluation: ConfigDict) -> Bank:
@@ -55,9 +74,9 @@ def create(vectors: np.ndarray, evaluation: ConfigDict) -> Bank:
     return Bank(standardised, neighbours.unit_rows(standardised), mean, scale, evaluation)
 
 
-def pair(train: np.ndarray, test: np.ndarray, evaluation: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+def pair(train: np.ndarray, test: np.ndarray, evaluation: ConfigDict | None) -> tuple[np.ndarray, np.ndarray]:
     """Smooth the vectors of training rows, each without itself, and of other rows; as they are without smoothing."""
-    if not evaluation.smoothing_neighbours:
+    if evaluation is None or not evaluation.smoothing_neighbours:
         return train, test
     bank = create(train, evaluation)
     return bank.smoothed(train, own=np.arange(len(train))), bank.smoothed(test)
@@ -98,3 +117,49 @@ def said(evaluation: ConfigDict) -> str:
 def fuse(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], how: str) -> np.ndarray:
     """Join the vectors of the modalities as ``layers.fuse`` does, float32 [n, dim]."""
     return layers.fuse(vectors, present, how, xp=np).astype(np.float32)
+
+
+def write(rows: TrainingRows, path: Path) -> None:
+    """Write training rows to a file: tensors ``vectors/MODALITY``, ``present/MODALITY`` and ``rows``, their places."""
+    arrays = {f"{kind}/{m}": x for kind in ("vectors", "present") for m, x in getattr(rows, kind).items()}
+    path.write_bytes(
+        safetensors.save({name: np.ascontiguousarray(x) for name, x in {**arrays, "rows": rows.members}.items()})
+    )
+
+
+def read(path: Path, dims: Mapping[str, int], manifest: Manifest, split: str, *, way_out: str) -> TrainingRows:
+    """Read a file of :func:`write`; ``dims``: modality -> size of its vectors; ``manifest``, ``split``: whose rows they are.
+
+    Raises:
+      ConclugenError: another kind of file, tensors of other names, types or sizes, or rows that the split does not have.
+    """
+
+    def check(right: bool, fact: str) -> None:
+        if not right:
+            raise ConclugenError(f"{path}: {fact}; {way_out}")
+
+    found = tensors(path, way_out)
+    check("rows" in found, "rows is missing")
+    rows = found["rows"]
+    expected = {"rows": f"int64[{rows.size}]"}
+    expected |= {f"vectors/{m}": f"float32[{rows.size}, {dim}]" for m, dim in dims.items()}
+    expected |= {f"present/{m}": f"bool[{rows.size}]" for m in dims}
+    theirs = {name: f"{x.dtype}{list(x.shape)}" for name, x in found.items()}
+    for name in sorted({*expected, *theirs}):
+        fact = f"{name} is {theirs.get(name, 'missing')}, expected {expected.get(name, 'none')}"
+        check(expected.get(name) == theirs.get(name), fact)
+    known = manifest.splits.get(split, {}).get("num_examples", 0)
+    ascending = rows.size and rows[0] >= 0 and rows[-1] < known and (np.diff(rows) > 0).all()
+    check(ascending, f"rows are not rows of split {split!r}, which has {known}")
+    vectors, present = ({m: found[f"{kind}/{m}"] for m in dims} for kind in ("vectors", "present"))
+    for m, x in vectors.items():
+        check(np.isfinite(x).all(), f"vectors/{m} has values that are not finite")
+    return TrainingRows(vectors, present, rows, (manifest.fingerprint(), split))
+
+
+def tensors(path: Path, way_out: str) -> dict[str, np.ndarray]:
+    """Read a file of safetensors."""
+    try:
+        return safetensors.load_file(path)
+    except Exception as e:  # the library names only one of the kinds that it raises
+        raise ConclugenError(f"{path}: not a safetensors file that can be read ({reason(e)}); {way_out}") from e

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ class Network(NamedTuple):
     persons: persons_lib.Persons | None = None  # by which features are standardised before they go in
     config: ConfigDict | None = None  # of the run
     evaluation: ConfigDict | None = None  # section of a configuration: how vectors are smoothed
+    rows: bank_lib.TrainingRows | None = None  # that came with an export; ``None``: they are read from the data set
 
 
 _Origin = msgspec.defstruct("_Origin", [("workdir", str | None), ("step", int), ("sha256", str)])
@@ -52,6 +53,9 @@ def load(workdir: str | Path, which: str | int = "newest") -> Network:
         model, variables, config = weights.load(workdir, which)
         by_person = weights.persons_of(workdir, variables, config)
         how = {"persons": by_person, "config": config, "evaluation": config.evaluation}
+        if (stored := Path(workdir) / bank_lib.FILE).exists():
+            whose = workdir_lib.read_data(workdir), config.data.train_split
+            how["rows"] = bank_lib.read(stored, model.vector_dims, *whose, way_out="import the export again")
         return Network(model, variables, list(config.data.modalities), **how)
     result, config = files.read_json(path, _Result, way_out="delete it and run again"), workdir_lib.read_config(workdir)
     with checkpoint.Checkpoints(workdir, read_only=True) as saved:
@@ -92,28 +96,85 @@ def embed(
       [n], ``MODALITY`` float32 [n, R] (zeros where absent) or ``fused``; of a downstream run ``probability`` float32
       [n, classes] and ``prediction`` [n] or [n, labels], or just ``prediction`` for a number.
 
+    Vectors that are smoothed are so by the run's training rows; of these, each without itself. Rows of other splits are
+    neighbours of each other too where the run is transductive.
+
     Unknown names, and features of another size than the network's, are refused.
     """
     if fusion not in FUSIONS:
         raise ConclugenError(f"fusion {fusion!r} is unknown; there are {', '.join(FUSIONS)}")
     wanted = manifest_lib.choose(network.modalities, modalities or network.modalities, what="modality", where="the run")
     used = network.modalities if network.task is not None else wanted
+    if fusion == "mean":
+        weights.check_mean({m: network.model.vector_dims[m] for m in wanted}, "fusion is 'mean'")
     stream = shards.ShardStream(dataset, split, used)
     sizes = {m: network.model.feature_dims[m] for m in used}
     weights.check_features(dataset.manifest, sizes, str(dataset.path), "the run")
     if network.persons:
         network.persons.attach(stream)
-    compute, own = Computing(network, wanted, fusion), np.full(stream.num_examples, bank_lib.NONE)
-    if compute.banks and (dataset.manifest.fingerprint(), split) == compute.source:
-        own[compute.members] = np.arange(len(compute.members))
-    if compute.banks and network.evaluation.transductive:
-        batch_size = stream.num_examples  # all rows of the split may be neighbours, and no copy of one
+    compute = Computing(network, wanted, fusion)
+    own = compute.places(stream, dataset.manifest.fingerprint())
     for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
         rows = stream.rows(indices)
         ids, groups = stream.names(indices[:count])
         chunk = {"label": rows["label"], **{f"present/{m}": rows["present"][m] for m in wanted}}
-        chunk |= compute(rows["features"], rows["present"], own[indices] if (own >= 0).any() else None)
+        chunk |= compute(rows["features"], rows["present"], own[indices])
         yield {"id": ids, "group": groups, **{name: x[:count] for name, x in chunk.items()}}
+
+
+Represent = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def compiled(network: Network) -> Represent:
+    """Return the function features -> vectors of a network: modality -> [n, dim] of all its modalities -> float32 [n, R]."""
+    represent = jax.jit(functools.partial(network.model.apply, method="represent"))
+
+    def call(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with jax.default_matmul_precision("highest"):  # a GPU would round float32 products to TensorFloat-32
+            found = jax.device_get(represent(network.variables, dict(features)))
+        return {m: x.astype(np.float32, copy=False) for m, x in found.items()}
+
+    return call
+
+
+def training_rows(network: Network, represent: Represent | None = None) -> bank_lib.TrainingRows:
+    """Compute the vectors of a run's training rows, of which its banks are made, from its data set.
+
+    ``represent``: :func:`compiled` of the network, if it exists already. Rows that came with an export are returned as such.
+
+    Raises:
+      ConclugenError: the data set is not where the configuration says.
+    """
+    if network.rows is not None:
+        return network.rows
+    config = network.config
+    if not config.data.path:
+        fact = "vectors of this run are averaged with its training rows, which are not here"
+        raise ConclugenError(f"{fact}; import it with --data, or ask for an export made with --bank")
+    dataset = shards.open_dataset(config.data.path, verify="size")
+    if network.task is None:
+        train = shards.ShardStream(dataset, config.data.train_split, network.modalities)
+    else:
+        train = splits.open_streams(config, dataset, network.modalities)["train"]
+    if network.persons:
+        network.persons.attach(train)
+    rows, members = train, train.usable
+    if network.task is not None:
+        loaded, members = splits.load(config, {"train": train})
+        rows = loaded["train"]
+    found = _represented(represent or compiled(network), rows, members)
+    return bank_lib.TrainingRows(*found, members, (dataset.manifest.fingerprint(), train.split))
+
+
+def _represented(
+    represent: Represent, rows: shards.RowSource, members: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return vectors and presence of some rows by modality."""
+    parts = []
+    for at in np.split(members, range(batches.CHUNK_ROWS, len(members), batches.CHUNK_ROWS)):
+        chunk = rows.rows(at)
+        parts.append((represent(chunk["features"]), chunk["present"]))
+    return tuple({m: np.concatenate([part[i][m] for part in parts]) for m in parts[0][0]} for i in (0, 1))
 
 
 class Computing:
@@ -126,58 +187,69 @@ class Computing:
 
     def __init__(self, network: Network, wanted: Sequence[str] = (), how: str = "none"):
         self._network, self._wanted, self._how = network, wanted, how
-        self._represent = jax.jit(functools.partial(network.model.apply, method="represent"))
+        self._represent = compiled(network)
         self._logits = jax.jit(lambda params, batch: network.task.logits(params, {}, batch))
-        self.banks: dict[str, bank_lib.Bank] = {}  # of each vector, and of those joined for the classifier
+        self._banks: dict[str, bank_lib.Bank] = {}  # of each vector, and of those joined for the classifier
+        self._places: dict[str, np.ndarray] = {}  # the row of each of these that a training row is
         frozen = network.task is None or network.config.downstream.protocol in FROZEN
+        self._rows = None
         if frozen and network.evaluation.smoothing_neighbours:
-            self._read_banks()
+            found = training_rows(network, self._represent)
+            for name, (x, there) in self._named(found.vectors, found.present).items():
+                self._places[name] = _numbered(there, 0)
+                if there.any():
+                    self._banks[name] = bank_lib.create(x[there], network.evaluation)
+            self._rows = found.source, found.members
 
-    def _read_banks(self) -> None:
-        network, config = self._network, self._network.config
-        dataset = shards.open_dataset(config.data.path, verify="size")
-        if network.task is None:
-            train = shards.ShardStream(dataset, config.data.train_split, network.modalities)
-        else:
-            train = splits.open_streams(config, dataset, network.modalities)["train"]
-        if network.persons:
-            network.persons.attach(train)
-        if network.task is None:
-            rows, members = train, train.usable
-        else:
-            loaded, members = splits.load(config, {"train": train})
-            rows = loaded["train"]
-        parts = []
-        for at in np.split(members, range(batches.CHUNK_ROWS, len(members), batches.CHUNK_ROWS)):
-            chunk = rows.rows(at)
-            parts.append(self._vectors(chunk["features"], chunk["present"]))
-        vectors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self.banks = {name: bank_lib.create(x, network.evaluation) for name, x in vectors.items()}
-        self.source, self.members = (dataset.manifest.fingerprint(), train.split), members
+    def places(self, stream: shards.ShardStream, data: str) -> np.ndarray:
+        """Return which row of the banks each row of a split is, NONE for none; ``data``: fingerprint of its data set.
 
-    def _vectors(self, features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the wanted vectors by name, and for a classifier those of all its modalities joined."""
-        with jax.default_matmul_precision("highest"):
-            found = jax.device_get(self._represent(self._network.variables, dict(features)))
-        if self._how == "none":
-            vectors = {m: np.where(present[m][:, None], found[m], 0) for m in self._wanted}
-        else:
-            vectors = {"fused": bank_lib.fuse({m: found[m] for m in self._wanted}, present, self._how)}
+        Rows of a split without training rows are put into the banks where the run is transductive.
+        """
+        own = np.full(stream.num_examples, bank_lib.NONE)
+        if self._rows is None:
+            return own
+        source, members = self._rows
+        if (data, stream.split) == source:
+            own[members] = np.arange(len(members))
+        elif self._network.evaluation.transductive:
+            own[stream.usable] = len(members) + np.arange(len(stream.usable))
+            found = _represented(self._represent, stream, stream.usable)
+            for name, (x, there) in self._named(*found).items():
+                if name in self._banks:
+                    self._banks[name] = self._banks[name].widened(x[there])
+                self._places[name] = np.concatenate(
+                    [self._places[name], _numbered(there, self._places[name].max() + 1)]
+                )
+        return own
+
+    def _named(
+        self, found: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return the wanted vectors by name, and for a classifier those of all its modalities joined; and who has them."""
+        of = {m: (np.where(present[m][:, None], found[m], 0), present[m]) for m in self._wanted}
+        if self._how != "none":
+            there = np.any([present[m] for m in self._wanted], axis=0)
+            of = {"fused": (bank_lib.fuse({m: found[m] for m in self._wanted}, present, self._how), there)}
         if self._network.task is not None:
-            fusion = self._network.config.downstream.fusion
-            vectors[bank_lib.JOINED] = bank_lib.fuse(found, present, fusion)
-        return vectors
+            joined = bank_lib.fuse(found, present, self._network.config.downstream.fusion)
+            of[bank_lib.JOINED] = joined, np.any(list(present.values()), axis=0)
+        return of
 
     def __call__(
         self, features: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], own: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Return vectors and predictions; ``own``: the row of the bank that each row is itself, below 0 for none."""
-        found, task = self._vectors(features, present), self._network.task
-        found = {name: self.banks[name].smoothed(x, own) if self.banks else x for name, x in found.items()}
+        """Return vectors and predictions; ``own``: what :meth:`places` says of each row, ``None``: all are in no bank."""
+        own = np.full(len(next(iter(present.values()))), bank_lib.NONE) if own is None else own
+        named, task, found = self._named(self._represent(features), present), self._network.task, {}
+        for name, (x, there) in named.items():
+            found[name] = x
+            if name in self._banks:
+                at = np.where(own >= 0, self._places[name][own], bank_lib.NONE)
+                found[name] = np.where(there[:, None], self._banks[name].smoothed(x, at), 0)
         if task is None:
             return found
-        joined = {bank_lib.JOINED: found.pop(bank_lib.JOINED)}
-        there = {bank_lib.JOINED: np.any(list(present.values()), axis=0)}
+        joined, there = {bank_lib.JOINED: found.pop(bank_lib.JOINED)}, {bank_lib.JOINED: named[bank_lib.JOINED][1]}
         with jax.default_matmul_precision("highest"):
             logits = self._logits(self._network.classifier_params, {"features": joined, "present": there})
         predictions = task.predictions(np.asarray(logits))
@@ -185,6 +257,11 @@ class Computing:
             return found | {"prediction": predictions}
         probabilities = task.probabilities(logits).astype(np.float32)
         return found | {"probability": probabilities, "prediction": predictions.astype(np.int64)}
+
+
+def _numbered(there: np.ndarray, first: int) -> np.ndarray:
+    """Number those that are there from a first number on; NONE for the others."""
+    return np.where(there, first + np.cumsum(there) - 1, bank_lib.NONE)
 
 
 def write(rows: Iterable[dict[str, np.ndarray]], output: Path) -> int:

@@ -19,10 +19,11 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 
-from conclugen_jax.data import manifest as manifest_lib
+from conclugen_jax.data import manifest as manifest_lib, persons as persons_lib, shards
 from conclugen_jax.data.files import stand_in
-from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.evaluate import weights
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import bank as bank_lib, embedding, splits, weights
+from conclugen_jax.method import model as model_lib
 from conclugen_jax.run import checkpoint, config as config_lib, workdir as workdir_lib
 from conclugen_jax.system import files
 
@@ -42,6 +43,7 @@ class Export(msgspec.Struct):
     data_set: dict[str, str]  # name, version, sha256
     config: dict[str, Any]
     data: dict[str, Any]
+    bank_sha256: str = ""  # of the file of training rows that vectors are smoothed by; empty: there is none
 
 
 class Hashes(NamedTuple):
@@ -50,6 +52,7 @@ class Hashes(NamedTuple):
     step: int
     weights: str
     parameters: str
+    bank: str = ""  # SHA-256 of the file of training rows; empty without one
 
 
 def listing(workdir: str | Path) -> list[dict[str, Any]]:
@@ -115,23 +118,33 @@ def _wrong(folder: Path) -> str:
     return ""
 
 
-def export_weights(workdir: str | Path, output: str | Path, which: str | int = "newest") -> Hashes:
+def export_weights(
+    workdir: str | Path, output: str | Path, which: str | int = "newest", *, bank: bool = False
+) -> Hashes:
     """Write the weights of a pretraining run, and what rebuilds its model, into a new or empty folder to hand on.
 
     Parameters, running averages and feature statistics of the checkpoint ``newest``, ``best`` or a step are exported; the
-    optimizer's moments, the queue and the random key are not, nor are the paths in the configuration.
+    optimizer's moments, the queue and the random key are not, nor are the paths in the configuration, nor the persons of a
+    run that standardises by person. With ``bank`` the vectors of the training rows are, by which such a run smooths vectors;
+    without it the same bank is made of the data set (``embedding.training_rows``).
     """
     step = weights.find_step(workdir, which)
     _, variables, config = weights.load(workdir, step)
+    if bank and not config.evaluation.smoothing_neighbours:
+        fact = "config.evaluation.smoothing_neighbours is 0, so that its vectors need no training rows"
+        raise ConclugenError(f"{workdir}: {fact}; leave --bank out")
     manifest = workdir_lib.read_data(workdir)
     with _appearing(output) as folder:
         flat = traverse_util.flatten_dict(variables, sep="/")  # such as params/representation/video/fc1/kernel
         arrays = {name: np.ascontiguousarray(x) for name, x in flat.items() if x.size}
         (folder / WEIGHTS).write_bytes(safetensors.save(arrays))  # save_file would make it readable by its owner alone
-        hashes = Hashes(step, files.sha256(folder / WEIGHTS), checkpoint.fingerprint(variables["params"]))
+        if bank:
+            bank_lib.write(embedding.training_rows(embedding.load(workdir, step)), folder / bank_lib.FILE)
+        of_bank = files.sha256(folder / bank_lib.FILE) if bank else ""
+        hashes = Hashes(step, files.sha256(folder / WEIGHTS), checkpoint.fingerprint(variables["params"]), of_bank)
         data_set = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
         described = data_set, _without_places(config).to_dict(), json.loads(manifest.to_json())
-        export = Export("conclugen_jax weights", 1, *hashes, *described)
+        export = Export("conclugen_jax weights", 1, *hashes[:3], *described, of_bank)
         files.write_json(folder / EXPORT, msgspec.to_builtins(export))
     return hashes
 
@@ -139,8 +152,8 @@ def export_weights(workdir: str | Path, output: str | Path, which: str | int = "
 def import_weights(source: str | Path, workdir: str | Path, data: str | Path | None = None) -> Hashes:
     """Make a workdir, new or empty, of the folder of an export, to be used, not trained further.
 
-    ``data``: folder of the data set that the run was trained on; ``None``: it is not here, and commands that use the
-    weights need one named. Damaged exports, folders in use and other data sets are refused.
+    ``data``: folder of the data set that the run was trained on, of which statistics by person are made again; ``None``: it is
+    not here, and commands that use the weights need one named. Damaged exports, folders in use and other data sets are refused.
     """
     path = Path(source) / EXPORT
     export = files.read_json(path, Export, way_out=f"name the folder of an export of version 1, or {AGAIN}")
@@ -148,9 +161,12 @@ def import_weights(source: str | Path, workdir: str | Path, data: str | Path | N
     manifest = manifest_lib.from_tree(export.data, f"{path}, 'data'", way_out=AGAIN)
     if export.data_set.get("sha256") != manifest.fingerprint():
         raise ConclugenError(f"{path}: 'data' is not the manifest whose hash 'data_set' has; {AGAIN}")
-    hashes = Hashes(export.step, export.weights_sha256, export.parameters_sha256)
-    _, template = weights.network(config, manifest, where=f"{path}: the data set")
+    hashes = Hashes(export.step, export.weights_sha256, export.parameters_sha256, export.bank_sha256)
+    model, template = weights.network(config, manifest, where=f"{path}: the data set")
     variables = _variables(path.with_name(WEIGHTS), hashes, template)
+    rows = (
+        _bank(path.with_name(bank_lib.FILE), hashes, model, manifest, config.data.train_split) if hashes.bank else None
+    )
     if data is not None and manifest_lib.read(data).fingerprint() != manifest.fingerprint():
         wanted = f"{manifest.name} {manifest.version} with the hash {manifest.fingerprint()[:12]}"
         raise ConclugenError(
@@ -163,6 +179,11 @@ def import_weights(source: str | Path, workdir: str | Path, data: str | Path | N
         files.write_json(folder / workdir_lib.IMPORTED, hashes._asdict())
         with checkpoint.Checkpoints(folder) as saved:
             saved.save(hashes.step, variables, {})
+        if rows is not None:
+            bank_lib.write(rows, folder / bank_lib.FILE)
+        if data is not None and weights.by_persons(config):
+            persons = splits.fit_persons(config, shards.open_dataset(data), list(config.data.modalities))
+            persons.write(folder / persons_lib.FILE)
     return hashes
 
 
@@ -190,17 +211,8 @@ def _variables(path: Path, hashes: Hashes, template: Mapping[str, Any]) -> dict[
         if not right:
             raise ConclugenError(f"{path}: {fact}; {AGAIN}")
 
-    try:
-        digest = files.sha256(path)
-    except OSError as e:
-        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); {AGAIN}") from e
-    if digest != hashes.weights and (found := stand_in(path)):
-        raise ConclugenError(f"{path}: {found}")
-    check(digest == hashes.weights, f"not the file whose SHA-256 {EXPORT} has")
-    try:
-        found = safetensors.load_file(path)
-    except Exception as e:  # the library names only one of the kinds that it raises
-        raise ConclugenError(f"{path}: not a safetensors file that can be read ({reason(e)}); {AGAIN}") from e
+    _check_hash(path, hashes.weights)
+    found = bank_lib.tensors(path, AGAIN)
     variables = checkpoint.from_tree(found, template, source=str(path))
     for name, x in found.items():
         check(np.isfinite(x).all(), f"{name} has values that are not finite")
@@ -208,6 +220,22 @@ def _variables(path: Path, hashes: Hashes, template: Mapping[str, Any]) -> dict[
         checkpoint.fingerprint(variables["params"]) == hashes.parameters, f"not the parameters whose hash {EXPORT} has"
     )
     return variables
+
+
+def _bank(
+    path: Path, hashes: Hashes, model: model_lib.ConCluGen, manifest: manifest_lib.Manifest, split: str
+) -> bank_lib.TrainingRows:
+    _check_hash(path, hashes.bank)
+    return bank_lib.read(path, model.vector_dims, manifest, split, way_out=AGAIN)
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    try:
+        digest = files.sha256(path)
+    except OSError as e:
+        raise ConclugenError(f"{path}: cannot be read ({e.strerror}); {AGAIN}") from e
+    if digest != expected:
+        raise ConclugenError(f"{path}: {stand_in(path) or f'not the file whose SHA-256 {EXPORT} has; {AGAIN}'}")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import clustering, layers, model as model_lib
 from conclugen_jax.method.model import ConCluGen
 from conclugen_jax.run import checkpoint, workdir as workdir_lib
-from conclugen_jax.run.config import PRETRAINED
+from conclugen_jax.run.config import FROZEN, PRETRAINED
 
 RESULT = "result.json"  # in workdirs of downstream runs: what they have found
 
@@ -105,6 +105,12 @@ class RawFeatures:
     """Takes the place of the network and passes features on, standardised if ``variables`` holds their statistics."""
 
     feature_dims: Mapping[str, int]
+    vectors = "features"
+
+    @property
+    def vector_dims(self) -> Mapping[str, int]:
+        """Modality -> size of what :meth:`apply` gives."""
+        return self.feature_dims
 
     def apply(self, variables: Mapping[str, Any], features: Mapping[str, jax.Array], *, method: str) -> dict[str, Any]:
         """Return modality -> [n, feature_dims[m]] of the same."""
@@ -138,6 +144,27 @@ def encoder(config: ConfigDict, manifest: Manifest, fit: Callable[[list[str]], P
     2. ``supervised``: random, by the seed, at the sizes of the configuration.
     3. ``raw_features``: there are none; the features themselves are used.
     """
+    made, protocol = _encoder(config, manifest, fit), config.downstream.protocol
+    if protocol not in FROZEN and made.model.vectors == "projection":
+        fact = f"config.downstream.protocol is {protocol!r}, but config.evaluation.vectors is 'projection'"
+        raise ConclugenError(
+            f"{fact}, which such a run does not train; use linear_evaluation, or a run of other vectors"
+        )
+    if config.downstream.fusion == "mean":
+        check_mean(made.dims, "config.downstream.fusion is 'mean'")
+    return made
+
+
+def check_mean(dims: Mapping[str, int], asked: str) -> None:
+    """Refuse the mean of the vectors of modalities, modality -> size, where sizes differ; ``asked`` begins the sentence."""
+    if len(set(dims.values())) > 1:
+        sizes = ", ".join(f"{m} {dim}" for m, dim in sorted(dims.items()))
+        raise ConclugenError(
+            f"{asked}, but vectors of modalities have different sizes ({sizes}); join them by 'concat'"
+        )
+
+
+def _encoder(config: ConfigDict, manifest: Manifest, fit: Callable[[list[str]], Persons] | None) -> Encoder:
     section, where, asked = config.downstream, f"data set {config.data.path}", config.downstream.modalities
     if section.protocol in PRETRAINED:
         return _of_checkpoint(config, manifest, where)
