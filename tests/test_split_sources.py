@@ -71,12 +71,6 @@ def listing_and_column(folder, a, b):
     return splits(folder)
 
 
-def listed_folder_and_column(folder, a, b):
-    save(folder / "files" / a / "a.npy", np.ones(2))
-    labels(folder, f"file_name,split\nfiles/{a}/a.npy,{b}\n", "metadata.csv")
-    return splits(folder)
-
-
 def listed_folders(folder, a, b):
     for split in {a, b}:
         save(folder / split / "a.npy", np.ones(2))
@@ -118,7 +112,7 @@ def fold_and_column(folder, a, b):
 
 
 PAIRS = [folder_and_column, folder_and_file_name, id_and_column, id_and_file_name, column_and_file_name]
-PAIRS += [listing_and_column, listed_folder_and_column, listed_folders, fold_and_column]
+PAIRS += [listing_and_column, listed_folders, fold_and_column]
 PAIRS += [clip_and_column, clip_and_file_name, interval_and_column, interval_and_file_name, listed_clip_and_column]
 
 
