@@ -137,7 +137,14 @@ def few(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("vectors", "neighbours"),
-    [("representation", 500), ("pre_activation", 1), ("both", 500), ("projection", 500), ("with_raw", 0), ("with_raw", 1)],
+    [
+        ("representation", 500),
+        ("pre_activation", 1),
+        ("both", 500),
+        ("projection", 500),
+        ("with_raw", 0),
+        ("with_raw", 1),
+    ],
 )
 def test_two_rows_a_split_and_a_missing_modality(few, tmp_path, vectors, neighbours):
     data, run = few
