@@ -13,7 +13,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import notebook, probe
+from conclugen_jax.evaluate import bank, notebook, probe
 from tests.helpers import QUICK_COMPILATION, Faces, tiny_config
 
 pytest.importorskip("IPython", reason="needs the extra 'notebooks'")
@@ -26,7 +26,8 @@ NAMES = ("load_checkpoint", "probe_representations", "compare_methods")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
     data = builders.build(Faces((64, 24, 40), missing=0.3), folder / "data")
-    for name, weights in {"conclugen": {}, "multi_cont": {"loss__clustering_weight": 0.0}}.items():
+    smoothed = {"evaluation__vectors": "pre_activation", "evaluation__smoothing_neighbours": 3}
+    for name, weights in {"conclugen": smoothed, "multi_cont": {"loss__clustering_weight": 0.0}}.items():
         config = tiny_config(data, train__num_epochs=3, clustering__start_epoch=1, data__standardize="split", **weights)
         pretrain.pretrain(config, folder / name / "seed_0", devices=jax.devices()[:1])
     return folder
@@ -58,8 +59,11 @@ def test_it_runs_and_shows(name, runs, monkeypatch):
         assert any(text in table for table in tables), (text, tables)
     if name == "probe_representations":
         train, test = (probe.represent_split(workdirs[0], split) for split in ("train", "test"))
-        scores = probe.accuracies(train.fused(), test.fused(), train.label, test.label)
+        section = probe.load(workdirs[0])[2].evaluation
+        scores = probe.accuracies(*bank.pair(train.fused(), test.fused(), section), train.label, test.label)
         assert f"| representations | {' | '.join(f'{x:.3f}' for x in scores.values())} |" in tables[0]
+    shown = [*tables, *(o["text/plain"] for o in outputs if "text/plain" in o)]
+    assert any("pre_activation, each averaged with its 3 nearest training rows" in text for text in shown)
     if name != "load_checkpoint":
         assert any("| vectors | 2 labels | 5 labels |" in table for table in tables)
 
@@ -100,6 +104,10 @@ def test_what_the_notebooks_compute(runs):
         split.label[split.present["text"]],
     )
     assert values["text"] == alone
+    section = probe.load(runs / "conclugen/seed_0")[2].evaluation
+    a, b = (x.fused(["text"])[x.present["text"]] for x in (train, split))
+    smoothed = probe.accuracies(*bank.pair(a, b, section), train.label[there], split.label[split.present["text"]])
+    assert probe.per_modality(train, split, evaluation=section)["text"] == smoothed
     with pytest.raises(ConclugenError, match="split 'dev'"):
         probe.represent_split(runs / "conclugen/seed_0", "dev")
 
@@ -107,10 +115,16 @@ def test_what_the_notebooks_compute(runs):
 def test_runs_are_compared_on_the_same_data_alone(runs, tmp_path):
     names = {name: runs / name / "seed_0" for name in ("conclugen", "multi_cont")}
     found = probe.label_efficiency_of_runs(names, labels_per_class=[2, 0], num_draws=2)
-    assert [r.name for r in found] == ["conclugen"] * 2 + ["multi_cont"] * 2 + ["raw features"] * 2
-    train, test = (probe.represent_split(names["multi_cont"], split) for split in ("train", "test"))
-    alone = {"multi_cont": (train.fused(), test.fused())}
-    assert found[2:4] == probe.label_efficiency(alone, train.label, test.label, labels_per_class=[2, 0], num_draws=2)
+    raw = "raw features, each averaged with its 3 nearest training rows at a weight of 0.5"
+    assert [r.name for r in found[::2]] == ["conclugen", "multi_cont", raw, "raw features"]
+    alone = {}
+    for name, workdir in names.items():  # each as its own configuration says
+        (train, test), section = probe.represent_splits(workdir, ("train", "test")), probe.load(workdir)[2].evaluation
+        alone[name] = bank.pair(train.fused(), test.fused(), section)
+        both = train.fused(raw=True), test.fused(raw=True)
+        alone[f"raw features{bank.said(section)}"] = bank.pair(*both, section)
+    expected = probe.label_efficiency(alone, train.label, test.label, labels_per_class=[2, 0], num_draws=2)
+    assert sorted(map(str, found)) == sorted(map(str, expected))
     # As many rows, other labels: without the check its scores would be of the first run's labels.
     data = builders.build(Faces((64, 24, 40), seed=7), tmp_path / "data")
     config = tiny_config(data, train__num_epochs=1, clustering__start_epoch=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
 from conclugen_jax.data import manifest as manifest_lib
@@ -246,23 +247,28 @@ def _missed(results: Sequence[LabelEfficiency]) -> dict[str, tuple[dict[str, int
 def label_efficiency_of_runs(
     workdirs: Mapping[str, str | Path], *, which: str | int = "newest", **options: Any
 ) -> list[LabelEfficiency]:
-    """Compare the representations of several runs and, last, the raw features of the first by :func:`label_efficiency`.
+    """Compare the vectors of several runs and, last, the raw features of the first by :func:`label_efficiency`.
+
+    The vectors of each run are smoothed as its own configuration says, raw features in every way that one of the runs is.
 
     ``workdirs``: name -> pretraining run, all of the same data, as its manifest says; modalities may differ. ``which``:
     checkpoint, see :func:`load`. ``options``: see :func:`label_efficiency`.
     """
-    first, vectors = next(iter(workdirs)), {}
+    first, vectors, sections = next(iter(workdirs)), {}, {}
     manifest = workdir_lib.read_data(workdirs[first])
     for name, workdir in workdirs.items():
-        other, data = workdir_lib.read_data(workdir), workdir_lib.read_config(workdir).data
+        other, config = workdir_lib.read_data(workdir), workdir_lib.read_config(workdir)
+        data, section = config.data, config.evaluation
         if other.fingerprint() != manifest.fingerprint():
             fact = f"of data {other.name} {other.version}, run {first!r} of other data ({manifest.name} {manifest.version})"
             raise ConclugenError(f"run {name!r} is {fact}; compare runs of the same data")
         train, test = represent_splits(workdir, (data.train_split, data.test_split), which=which)
-        vectors[name] = train.fused(), test.fused()
+        vectors[name] = bank.pair(train.fused(), test.fused(), section)
+        sections[f"raw features{bank.said(section)}"] = section
         if name == first:
             labels, raw = (train.label, test.label), (train.fused(raw=True), test.fused(raw=True))
-    return label_efficiency(vectors | {"raw features": raw}, *labels, names=manifest.label.names, **options)
+    vectors |= {name: bank.pair(*raw, section) for name, section in sections.items()}
+    return label_efficiency(vectors, *labels, names=manifest.label.names, **options)
 
 
 def table(
@@ -307,14 +313,20 @@ def accuracies(
     return {"logistic regression": linear.accuracy[0], "nearest neighbours": float(nearest.score(test, test_labels))}
 
 
-def per_modality(train: Split, test: Split, *, raw: bool = False) -> dict[str, dict[str, float]]:
-    """Return :func:`accuracies` of each modality alone, on the rows that have it, and of all together."""
+def per_modality(
+    train: Split, test: Split, *, raw: bool = False, evaluation: ConfigDict | None = None
+) -> dict[str, dict[str, float]]:
+    """Return :func:`accuracies` of each modality alone, on the rows that have it, and of all together.
+
+    ``evaluation``: section of a configuration that says how vectors are smoothed; ``None``: they are not.
+    """
     found = {}
     for m in train.present:
         a, b = np.flatnonzero(train.present[m]), np.flatnonzero(test.present[m])
-        vectors = train.fused([m], raw=raw)[a], test.fused([m], raw=raw)[b]
+        vectors = bank.pair(train.fused([m], raw=raw)[a], test.fused([m], raw=raw)[b], evaluation)
         found[m] = accuracies(*vectors, train.label[a], test.label[b], names=train.names)
-    found["all"] = accuracies(train.fused(raw=raw), test.fused(raw=raw), train.label, test.label, names=train.names)
+    vectors = bank.pair(train.fused(raw=raw), test.fused(raw=raw), evaluation)
+    found["all"] = accuracies(*vectors, train.label, test.label, names=train.names)
     return found
 
 
