@@ -18,8 +18,9 @@ from configs import demo
 def get_config():
     config = demo.get_config()
     config.loss.reconstruction_weight = 0.0
-    config.augmentation.feature_dropout = 0.3
+    config.loss.neighbours = 5
     config.clustering.queue_reset = "never"
     config.evaluation.vectors = "pre_activation"
     config.evaluation.smoothing_neighbours = 20
+    config.evaluation.c_times_dim = 30.0
     return config

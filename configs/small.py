@@ -1,16 +1,16 @@
-"""ConCluGen for some hundred to some thousand clips, such as a data set of one's own: the whole method in smaller networks.
+"""The recommended method for a small data set of one's own: smaller networks, batches of 64, 8 clusters.
 
 Command:  conclugen pretrain --config=small --data=DATA/mine/1.0.0 --workdir=RUN
           A training split of less than 192 clips takes a smaller --batch_size: an epoch has three steps at least.
 Hardware: two CPU cores, or any GPU. Time: not measured.
-Score:    not measured; the same sizes on digits: configs/demo.py, on RAVDESS: docs/ravdess.md.
+Score:    not measured; the same method on digits and RAVDESS: docs/evidence.md.
 """
 
-from configs import demo
+from configs import conclu_neighbours
 
 
 def get_config():
-    config = demo.get_config()
+    config = conclu_neighbours.get_config()
     config.clustering.num_clusters = 8
     config.train.batch_size = 64
     return config

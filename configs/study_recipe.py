@@ -69,7 +69,8 @@ HANDED_ON = {
 }
 """Other vectors that were tried, of the same networks: name -> title, changes of ``evaluation``."""
 LEFT_OUT = {
-    "no_dropout": ("without dropout", {"augmentation.feature_dropout": 0.0}),
+    "no_neighbours": ("without neighbours", {"loss.neighbours": 0}),
+    "dropout": ("dropout instead of neighbours", {"loss.neighbours": 0, "augmentation.feature_dropout": 0.3}),
     "no_clustering": ("without clustering", {"loss.clustering_weight": 0.0}),
     "reconstruction": ("with reconstruction", {"loss.reconstruction_weight": 1.0}),
     "queue_per_epoch": ("queue emptied at each epoch", {"clustering.queue_reset": "epoch"}),
@@ -92,23 +93,37 @@ def get_config(which: str = "digits") -> ConfigDict:
     study.seeds = tuple(range(6) if choice else range(6, 18))
     study.labels.update(dict.fromkeys((*study_demo.LABELS, "probe"), (2, 5, 20, 0)) | {"supervised": (0,)})
     study.reference, study.job_gib = "recommended", 1.5
-    pretrained = CHOICE if choice else LEFT_OUT
+    first, pretrained, handed_on = (start, CHOICE, HANDED_ON) if choice else (recommended, LEFT_OUT, RAW)
     for method, (title, changes) in {"recommended": ("recommended", {}), **pretrained}.items():
-        add(study, method, title, pretraining=with_changes(conclu_neighbours.get_config(), of_data, changes))
-    for method, (title, changes) in (HANDED_ON if choice else RAW).items():
-        section = conclu_neighbours.get_config().evaluation
-        own = {key: section[key] for key in ("vectors", "smoothing_neighbours", "smoothing_share")} | changes
-        add(study, method, title, uses="recommended", evaluation=ConfigDict(own))
+        add(study, method, title, pretraining=with_changes(first(), of_data, changes))
+    for method, (title, changes) in handed_on.items():
+        own = {key: start().evaluation[key] for key in ("vectors", "smoothing_neighbours", "smoothing_share")}
+        add(study, method, title, uses="recommended", evaluation=ConfigDict(own | changes))
     for method, (title, changes) in PAPER.items():
         add(study, method, title, pretraining=with_changes(paper(), of_data, changes))
-        if not choice and name == "ravdess":
-            split = {**of_data, "data.standardize": "split"}
-            add(
-                study, f"{method}_by_split", f"{title}, as published", pretraining=with_changes(paper(), split, changes)
-            )
+    if not choice and name == "ravdess":
+        split = {**of_data, "data.standardize": "split"}
+        add(study, "by_split", "not by person", pretraining=with_changes(recommended(), split, {}))
+        add(study, "published", "ConCluGen, as published", pretraining=with_changes(paper(), split, {}))
     study.datasets[name] = ConfigDict({"path": path, "protocols": protocols(of_data, supervised=not choice)})
     study.order = tuple(study.methods.keys())
     return study.lock()
+
+
+def start() -> ConfigDict:
+    """What the choice started from."""
+    config = demo.get_config()
+    config.loss.reconstruction_weight = 0.0
+    config.augmentation.feature_dropout = 0.3
+    config.clustering.queue_reset = "never"
+    config.evaluation.vectors = "pre_activation"
+    config.evaluation.smoothing_neighbours = 20
+    return config
+
+
+def recommended() -> ConfigDict:
+    """What was chosen."""
+    return conclu_neighbours.get_config()
 
 
 def paper() -> ConfigDict:
@@ -135,7 +150,7 @@ def with_changes(config: ConfigDict, of_data: Mapping[str, Any], changes: Mappin
 
 def protocols(of_data: Mapping[str, Any], *, supervised: bool) -> dict[str, ConfigDict]:
     """Probe all vectors by one rule; train the supervised network with all labels."""
-    probe = conclu_neighbours.get_config()
+    probe = start()
     probe.update_from_flattened_dict({**SMALL, **of_data, "evaluation.c_times_dim": 30.0})
     probe.data.validation_split = probe.data.train_split  # nothing is chosen by it
     trained = probe.copy_and_resolve_references()
