@@ -23,7 +23,7 @@ from conclugen_jax.extract.faces import resize
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.extract.media.augmentation import View
 from conclugen_jax.extract.media.clip import MAX_SIDE, SAMPLE_RATE, Clip
-from conclugen_jax.extract.networks import davenet, efficientnet, resnet, text_encoder, weights, whisper
+from conclugen_jax.extract.networks import davenet, efficientnet, face_api, resnet, text_encoder, weights, whisper
 from conclugen_jax.extract.networks.weights import Weights
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -225,6 +225,16 @@ def _efficientnet(loaded: Weights, options: Options, dtype: Any) -> tuple:
     return "video", module, prepare, rate, (np.zeros((options.batch_items, size, size, 3), np.uint8),), facts
 
 
+def _face(loaded: Weights, options: Options, dtype: Any) -> tuple:
+    prepare = functools.partial(frames, rate=face_api.RATE, size=face_api.SIZE)
+    example = (np.zeros((options.batch_items, face_api.SIZE, face_api.SIZE, 3), np.uint8),)
+    facts = {"frames_per_second": face_api.RATE, "size": face_api.SIZE}
+    if loaded.network == "face_landmarks":
+        return "landmarks", face_api.Landmarks(dtype), prepare, face_api.RATE, example, facts
+    facts["expressions"] = list(face_api.EXPRESSIONS)
+    return "video", face_api.Expression(dtype), prepare, face_api.RATE, example, facts
+
+
 def _sound(loaded: Weights, options: Options, dtype: Any) -> tuple:
     module = davenet.ResDAVEnet(**loaded.options, dtype=dtype)
     _, mels = mel.FRONT_ENDS[options.front_end]
@@ -253,6 +263,7 @@ def _whisper(loaded: Weights, options: Options, dtype: Any) -> tuple:
 
 
 MAKERS = {"resdavenet": _sound, "text": _text, "efficientnet_lite0": _efficientnet, "whisper_tiny": _whisper}
+MAKERS |= {"face_expression": _face, "face_landmarks": _face}
 """Network -> what makes its module, function ``prepare``, rate, a batch of zeros and facts; residual networks are not here."""
 
 

@@ -22,6 +22,7 @@ from conclugen_jax.system.pool import Died, Pool
 
 NO_FACE = ("drop", "whole", "missing")  # a clip without a face: report a failure, take whole frames, or no pictures
 DETECTIONS = 2.0  # frames per second in which faces are looked for
+SEEN = {"video", "landmarks"}  # modalities that need pictures alone; one of the user's own may need anything
 LACKING = 0.5  # seconds by which an interval may end after its clip without a note
 AHEAD = 2  # utterances per process that are under way or wait for the device; each holds its frames
 TIMEOUT = 900.0  # seconds after which an utterance is given up, in case a decoder never ends
@@ -176,9 +177,9 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     if utterance.problem:
         raise ConclugenError(utterance.problem)
     used = set(how.modalities.values())
-    reads = bool(used - {"video", "audio"})  # a modality of the user's own may need anything
+    reads = bool(used - SEEN - {"audio"})
     recognised = reads and bool(how.recogniser) and not utterance.text
-    clip = _decoded(utterance, how.rates, bool(used - {"video", "text"}) or recognised)
+    clip = _decoded(utterance, how.rates, bool(used - SEEN - {"text"}) or recognised)
     notes, boxes = [*utterance.notes, *clip.notes], ()
     end = utterance.end or utterance.start + clip.length
     if clip.length and end - utterance.start > clip.length + LACKING:

@@ -12,7 +12,15 @@ from typing import Any
 import msgspec
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.networks import conversion, ctranslate2_files, onnx_files, text_encoder, torch_files, whisper
+from conclugen_jax.extract.networks import (
+    conversion,
+    ctranslate2_files,
+    face_api,
+    onnx_files,
+    text_encoder,
+    torch_files,
+    whisper,
+)
 from conclugen_jax.extract.networks.weights import Weights
 from conclugen_jax.system import files
 
@@ -38,6 +46,14 @@ class Ready:
 
 def _efficientnet(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {}, conversion.convert_efficientnet(conversion.Tensors(torch_files.read(path), str(path)))
+
+
+def _face_expression(path: Path, manifest: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {}, conversion.convert_face_api(path, manifest, face_api.Expression())
+
+
+def _face_landmarks(path: Path, manifest: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {}, conversion.convert_face_api(path, manifest, face_api.Landmarks())
 
 
 def _whisper(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -68,7 +84,41 @@ MINILM = text_encoder.Options(
 )
 """all-MiniLM-L6-v2."""
 
+FACE_API = "conclugen_jax/extract/networks/face_api_weights"  # files as they are published
+
 READY = {
+    "face_expression": Ready(
+        network="face_expression",
+        modality="video",
+        dim=263,
+        takes="112 x 112, 4 frames per second",
+        package="",
+        files={
+            f"{FACE_API}/face_expression_model.bin": "9a9840f2cf1f4c7eab95f197512569345c00d2426754d4608b92af30e0300f3d",
+            f"{FACE_API}/face_expression_model-weights_manifest.json": (
+                "5b349c17c7836da506e03422cd6461c74085d8bb2713ad4114647dc5d28174c8"
+            ),
+        },
+        licence="MIT",
+        source="face-api.js of Vincent Mühler, in the npm package @vladmandic/face-api 1.7.15",
+        read=_face_expression,
+    ),
+    "face_landmarks": Ready(
+        network="face_landmarks",
+        modality="landmarks",
+        dim=136,
+        takes="112 x 112, 4 frames per second",
+        package="",
+        files={
+            f"{FACE_API}/face_landmark_68_model.bin": "4611ef65c87d836d03d684b30eec4d195d8b219fa1dd58fc58945831c6b9299b",
+            f"{FACE_API}/face_landmark_68_model-weights_manifest.json": (
+                "ca4886639f86e99b39fed0c155f81b63317225773bd9616716e887b0153389c9"
+            ),
+        },
+        licence="MIT",
+        source="face-api.js of Vincent Mühler, in the npm package @vladmandic/face-api 1.7.15",
+        read=_face_landmarks,
+    ),
     "efficientnet_lite0": Ready(
         network="efficientnet_lite0",
         modality="video",

@@ -151,6 +151,25 @@ def images(*shape):
     return np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8)
 
 
+def faces():
+    """Three pictures of 112 x 112: drawn faces that smile and wonder, and noise."""
+    y, x = np.mgrid[:112, :112].astype(np.float64)
+    rng = np.random.default_rng(7)
+
+    def face(smile, opening):
+        picture = np.full((112, 112, 3), (90.0, 110.0, 130.0)) + (x[..., None] - 56) / 4
+        bend = smile * ((x - 56) / 16) ** 2
+        ellipses = [((56, 58), (38, 50), (225, 180, 150)), ((56, 84 + bend), (17, opening), (150, 60, 70))]
+        for eye in (38, 74):
+            ellipses += [((eye, 36 - opening / 3), (11, 2.5), (80, 50, 40)), ((eye, 46), (9, 5), (250, 250, 250))]
+            ellipses += [((eye, 46), (4, 4), (60, 40, 30)), ((56, 62), (5, 8), (200, 150, 125))]
+        for (at_x, at_y), (wide, high), colour in ellipses:
+            picture[((x - at_x) / wide) ** 2 + ((y - at_y) / high) ** 2 <= 1] = colour
+        return np.clip(picture + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
+
+    return np.stack([face(-8, 4), face(2, 11), images(112, 112, 3)])
+
+
 def spectrogram(frames, mels):
     return np.random.default_rng(frames + mels).normal(size=(frames, mels)).astype(np.float32)
 

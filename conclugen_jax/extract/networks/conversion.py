@@ -1,5 +1,8 @@
 """Convert published weights to variables of our networks. Every tensor is taken, known to be of no use, or refused by name."""
 
+import itertools
+import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract.networks import davenet, efficientnet, mtcnn, resnet, text_encoder, whisper
+from conclugen_jax.extract.networks import davenet, efficientnet, face_api, mtcnn, resnet, text_encoder, whisper
 from conclugen_jax.system import files
 
 EPSILON = 1e-5  # of BatchNorm in networks that say no other
@@ -250,3 +253,26 @@ def convert_mtcnn(networks: Sequence[Tensors]) -> dict[str, Any]:
             layers[name]["kernel"] = np.ascontiguousarray(turned).reshape(kernel.shape)
         params[network] = layers
     return params
+
+
+def convert_face_api(path: Path, manifest: Path, module: nn.Module) -> dict[str, Any]:
+    """Return variables of a module in :mod:`~conclugen_jax.extract.networks.face_api` from files of face-api, in 32 or 8 bits.
+
+    The manifest says which tensors are in the file at ``path``, one after the other, and the scale of those in 8 bits.
+    """
+    content, start, published = path.read_bytes(), 0, {}
+    for entry in itertools.chain.from_iterable(group["weights"] for group in json.loads(manifest.read_text())):
+        scale = entry.get("quantization")
+        dtype = np.dtype((scale or entry)["dtype"]).newbyteorder("<")
+        x = np.frombuffer(content, dtype, math.prod(entry["shape"]), start).reshape(entry["shape"])
+        published[entry["name"]] = x * scale["scale"] + scale["min"] if scale else x
+        start += x.nbytes
+    tensors, found = Tensors(published, str(path)), {}
+    shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, face_api.SIZE, face_api.SIZE, 3)))["params"]
+    for name, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
+        theirs = name.replace("pointwise/bias", "bias").replace("wise/kernel", "wise_filter")
+        theirs = theirs.replace("fc/kernel", "fc/weights").replace("kernel", "filters")
+        axes = (0, 1, 3, 2) if "depthwise" in name else tuple(range(len(leaf.shape)))  # [..., channels, 1] there
+        found[name] = tensors.take(theirs, *(leaf.shape[axis] for axis in axes)).transpose(axes)
+    tensors.finish()
+    return traverse_util.unflatten_dict(found, sep="/")

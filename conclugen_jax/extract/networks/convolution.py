@@ -34,18 +34,22 @@ class Depthwise(nn.Module):
 
     size: int  # of the kernel
     stride: int = 1
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n, height, width, channels] -> [n, height / stride, width / stride, channels], rounded up."""
         channels, size = x.shape[-1], (self.size, self.size)
         kernel = self.param("kernel", nn.initializers.he_normal(), (*size, 1, channels)).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (channels,)).astype(x.dtype)
         x = pad_same(x, self.size, self.stride)
         forms = {"cpu": _by_taps, "default": _grouped}
-        return bias.reshape(1, 1, 1, -1) + lax.platform_dependent(
+        y = lax.platform_dependent(
             x, kernel, **{k: functools.partial(form, stride=self.stride) for k, form in forms.items()}
         )
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (channels,)).astype(x.dtype)
+        return bias.reshape(1, 1, 1, -1) + y
 
 
 def pad_same(x: jax.Array, size: int, stride: int) -> jax.Array:

@@ -32,7 +32,9 @@ AGAIN = "convert the weights again with conclugen convert_weights"
 
 NoOptions = msgspec.defstruct("NoOptions", (), forbid_unknown_fields=True)  # of networks whose name says everything
 
-OPTIONS = dict.fromkeys((*NETWORKS, "efficientnet_lite0", "whisper_tiny"), NoOptions)
+OPTIONS = dict.fromkeys(
+    (*NETWORKS, "efficientnet_lite0", "face_expression", "face_landmarks", "whisper_tiny"), NoOptions
+)
 OPTIONS |= {"text": text_encoder.Options, "resdavenet": davenet.Options}
 """Network -> type of its options, which folders of converted weights store."""
 
