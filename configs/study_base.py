@@ -48,6 +48,13 @@ def get_config() -> ConfigDict:
     return study
 
 
+def probe(config: ConfigDict) -> ConfigDict:
+    """Probes of all vectors and baselines by one rule, with the data and sizes of a run."""
+    config = config.copy_and_resolve_references()
+    config.evaluation.c_times_dim = 30.0
+    return config
+
+
 def add_methods(study: ConfigDict, config_of: Callable[[str], ConfigDict], modalities: dict[str, str]) -> None:
     """Add the paper's methods, as far as the modalities that they need are there.
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import demo, study_base
 
-LABELS = dict.fromkeys(("linear_evaluation", "raw_features", "supervised"), (2, 5, 20, 0))
+LABELS = dict.fromkeys(("linear_evaluation", "raw_features", "supervised", "probe"), (2, 5, 20, 0))
 """Protocol -> labels per class; fine-tuning sees all."""
 
 
@@ -54,6 +54,7 @@ def dataset(path: str, config: ConfigDict, *, batch_size: int) -> ConfigDict:
                 "raw_features": linear,
                 "fine_tuning": tuned,
                 "supervised": tuned,
+                "probe": study_base.probe(linear),
             },
         }
     )

@@ -33,6 +33,8 @@ def get_config() -> ConfigDict:
         for config in protocols.values():
             config.optimizer.learning_rate, config.optimizer.weight_decay = rate, decay
         protocols["raw_features"].data.standardize = "split"
+        if name != "cmu_mosei":  # it has several labels a clip
+            protocols["probe"] = study_base.probe(protocols["raw_features"])
         study.datasets[name] = ConfigDict({"path": f"data/{name}/1.0.0", "protocols": protocols})
     return study.lock()
 

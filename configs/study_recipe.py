@@ -150,8 +150,8 @@ def with_changes(config: ConfigDict, of_data: Mapping[str, Any], changes: Mappin
 
 def protocols(of_data: Mapping[str, Any], *, supervised: bool) -> dict[str, ConfigDict]:
     """Probe all vectors by one rule; train the supervised network with all labels."""
-    probe = start()
-    probe.update_from_flattened_dict({**SMALL, **of_data, "evaluation.c_times_dim": 30.0})
+    probe = study_base.probe(start())
+    probe.update_from_flattened_dict({**SMALL, **of_data})
     probe.data.validation_split = probe.data.train_split  # nothing is chosen by it
     trained = probe.copy_and_resolve_references()
     trained.optimizer.weight_decay, trained.train.num_epochs = 1e-2, 30

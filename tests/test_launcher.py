@@ -92,8 +92,9 @@ def test_configurations_are_listed_printed_and_written(tmp_path):
 def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_text("from configs import demo\n\ndef get_config():\n    return demo.get_config()\n")
-    assert configuration_files.find("demo").resolve() == tmp_path / "demo"
-    assert configuration_files.find("small") == ROOT / "configs/small.py"
+    assert configuration_files.find("demo")[0].resolve() == tmp_path / "demo"
+    assert configuration_files.find("small") == (ROOT / "configs/small.py", ())
+    assert configuration_files.find("study_recipe:ravdess") == (ROOT / "configs/study_recipe.py", ("ravdess",))
 
 
 @pytest.mark.parametrize(

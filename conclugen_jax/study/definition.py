@@ -138,6 +138,8 @@ def _downstream(
             config = _filled(study, settings.protocols[protocol], settings.path, seed)
             config.downstream.protocol, config.downstream.checkpoint = protocol, pretraining
             if protocol == PROBE:
+                if method == "raw_smoothed" and not config.evaluation.smoothing_neighbours:
+                    continue  # it would be "raw"
                 _as_probe(config, method)
             config.sweep.seeds = ()  # the study's are runs of their own
             if modalities:
