@@ -9,12 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import bank, baselines, downstream, metrics, probe, splits, task as task_lib
+from conclugen_jax.evaluate import bank, baselines, downstream, metrics, probe, splits, task as task_lib, weights
 
 PARTS = "train", "test"
 
@@ -35,6 +34,13 @@ def run(config: ConfigDict, workdir: str | Path, form: str = "") -> dict[str, An
     return downstream.once(config, workdir, functools.partial(_work, form=form))
 
 
+def _represented(encoder: weights.Encoder, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the vectors of all rows; networks of one shape are compiled once for all runs of a process."""
+    if isinstance(encoder.model, weights.RawFeatures):
+        return encoder.model.apply(encoder.variables, features, method="represent")
+    return weights.represent(encoder.model, encoder.variables, features)
+
+
 def _work(run: downstream.Run, form: str) -> dict[str, Any]:
     config, label = run.config.copy_and_resolve_references(), run.streams["train"].label
     if label.kind != "single":
@@ -42,8 +48,9 @@ def _work(run: downstream.Run, form: str) -> dict[str, Any]:
         raise ConclugenError(f"{fact}; the protocol 'probe' needs one class per example, use linear_evaluation")
     grid, section, config.downstream.labels_per_class = config.sweep, run.encoder.evaluation, 0
     rows, everyone = splits.load(config, run.streams)
-    tables = [downstream.represented(run.encoder, rows[name], config, jax.devices()[:1]).table for name in PARTS]
-    features, present, labels = ([table[key] for table in tables] for key in ("features", "present", "label"))
+    tables = [rows[name].rows(np.arange(rows[name].num_examples)) for name in PARTS]
+    present, labels = ([table[key] for table in tables] for key in ("present", "label"))
+    features = [_represented(run.encoder, table["features"]) for table in tables]
     if form:
         of = [{m: x[everyone] for m, x in by_modality[0].items()} for by_modality in (features, present)]
         train, test = map(baselines.FORMS[form](*of).of, features, present)
