@@ -131,6 +131,20 @@ def kmeans(torch: Sequence[str] | None, repeats: int) -> Rows:
     return [row]
 
 
+def neighbours(_: Sequence[str] | None, repeats: int) -> Rows:
+    """The table of neighbours of 10,000 rows by features, and by representations as a run makes it again."""
+    rows = []
+    for space, sizes in (("raw", step.PAPER), ("representation", step.SMALL), ("representation", step.PAPER)):
+        width = sum(sizes["dims"].values()) if space == "raw" else len(sizes["dims"]) * sizes["representation_dim"]
+        with Side("ours", OURS) as ours:
+            turns = [
+                ours.ask(what="neighbours", rows=10_000, space=space, **sizes) for _ in range(max(1, repeats // 2))
+            ]
+        row = {"measure": f"neighbours, {space}, 10,000 rows of {width:,}", "ours": _median(turns, "seconds")}
+        rows.append({**row, "unit": "s", "with compilation": turns[0]["first_seconds"]})
+    return rows
+
+
 def memory(torch: Sequence[str] | None, _: int) -> Rows:
     """Highest resident set during steps of 4,096 examples at the paper's sizes, set-up left out on both sides."""
     rows = []
@@ -168,6 +182,7 @@ def epoch(_: Sequence[str] | None, repeats: int) -> Rows:
 MEASURES: dict[str, Callable[[Sequence[str] | None, int], Rows]] = {
     "step": step_time,
     "kmeans": kmeans,
+    "neighbours": neighbours,
     "similarities": similarities,
     "share": share_of_products,
     "epoch": epoch,

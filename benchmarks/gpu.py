@@ -90,6 +90,14 @@ def whole_run(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"measure": f"{a.samples} samples x {a.epochs} epochs, without compilation", **found}
 
 
+def neighbour_table(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The table of neighbours of all samples by features, and by representations as a run makes it again."""
+    for space in ("raw", "representation"):
+        with ours(a.cache) as side:
+            found = side.ask(what="neighbours", rows=a.samples, space=space, **step.PAPER)
+        yield {"measure": f"neighbours of {a.samples} samples, {space}", **found}
+
+
 def peak_memory(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Highest memory of the device during steps, the table of rows left out."""
     for batch in (a.batch, 4 * a.batch, 16 * a.batch):
@@ -134,6 +142,7 @@ def largest_batch(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
 MEASURES: tuple[Callable[[argparse.Namespace], Iterator[dict[str, Any]]], ...] = (
     step_rate,
     whole_run,
+    neighbour_table,
     peers,
     peak_memory,
     largest_batch,
@@ -149,6 +158,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--samples", type=int, default=145_000)
     parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--only", default="", help="comma-separated names of measures; empty: all")
     parser.add_argument("--largest", type=int, default=524_288, help="no larger batch is tried")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as a.cache:
@@ -169,6 +179,8 @@ def _measure(a: argparse.Namespace) -> None:
     with ours(a.cache) as side:
         take({"measure": "versions", **side.ask(what="versions")})
     for measure in MEASURES:
+        if a.only and measure.__name__ not in a.only.split(","):
+            continue
         try:
             for row in measure(a):
                 take(row)

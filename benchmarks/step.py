@@ -7,6 +7,7 @@ import functools
 import json
 import sys
 import time
+import types
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from benchmarks import sides
 from conclugen_jax import pretrain
 from conclugen_jax.data.batches import HostTable
 from conclugen_jax.method import clustering, model as model_lib, train_state
-from conclugen_jax.train import feed, optimizer, parallel
+from conclugen_jax.train import feed, neighbours, optimizer, parallel
 from configs import base
 
 PAPER = {
@@ -162,6 +163,27 @@ def _kmeans(iterations: int, number: int) -> Any:
     return jax.jit(lambda x: jax.lax.fori_loop(0, number, functools.partial(fit, x=x), x[: x.shape[1]]))
 
 
+def time_neighbours(rows: int, space: str, *, dims: dict, representation_dim: int, **_: Any) -> dict[str, Any]:
+    """Seconds of the table of the five nearest rows of other persons, of a hundred, as a run makes it; compiled and first."""
+    config, rng = base.get_config(), np.random.default_rng(0)
+    config.loss.neighbours, config.model.representation_dim = 5, representation_dim
+    features, present = {m: _random(rng, rows, d) for m, d in dims.items()}, {m: np.ones(rows, bool) for m in dims}
+    table = HostTable({"features": features, "present": present, "label": np.zeros(rows, np.int32)}, np.arange(rows))
+    model = model_lib.from_config(config, dims)
+    variables = model_lib.initial_variables(model, jax.random.key(0), None) if space == "representation" else None
+    stream = types.SimpleNamespace(names=lambda at: (at.astype(str), (at % 100).astype(str)))
+    search, taken = neighbours.Search(config, stream, table), []
+    for _ in range(2):
+        start = time.perf_counter()
+        if space == "representation":
+            vectors = neighbours.represented(model, variables, table)
+            search(vectors, unit_bank=jnp.asarray(vectors))
+        else:
+            search(neighbours.fused(table.table, lambda m: {"mean": np.float32(0), "scale": np.float32(1)}))
+        taken.append(time.perf_counter() - start)
+    return {"seconds": taken[1], "first_seconds": taken[0], **memory()}
+
+
 def time_matmul(rows: int = 4096, repeats: int = 3, precision: str = "float32") -> dict[str, Any]:
     """Rate of a plain product [rows, 4096] x [4096, 4096], one after another in one program."""
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
@@ -196,6 +218,7 @@ if __name__ == "__main__":
         "step": time_steps,
         "epochs": time_epochs,
         "kmeans": time_kmeans,
+        "neighbours": time_neighbours,
         "matmul": time_matmul,
         "versions": versions,
     }

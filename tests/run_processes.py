@@ -31,6 +31,9 @@ def config_of(data, tier):
         optimizer__name="sgd",
         optimizer__learning_rate=0.05,
         train__num_epochs=3,
+        loss__neighbours=2,
+        loss__neighbour_space="representation",
+        loss__neighbour_refresh_epochs=1,
         checkpoint__keep_newest=100,
     )
 

@@ -1,5 +1,7 @@
 """Memory of a device: the estimate, and the refusal of what does not fit."""
 
+import functools
+
 import jax
 import pytest
 
@@ -67,11 +69,11 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(tmp_path, mo
 
 
 def test_what_the_runtime_says_when_memory_ends_is_explained():
-    parts, config = paper()
+    explain = functools.partial(memory.too_large, *paper())
     message = r"does not fit .*RESOURCE_EXHAUSTED: 3 bytes.*set config"
-    with pytest.raises(ConclugenError, match=message), memory.explained(parts, config):
+    with pytest.raises(ConclugenError, match=message), memory.explained(explain):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 bytes")
-    with pytest.raises(jax.errors.JaxRuntimeError), memory.explained(parts, config):
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.explained(explain):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 

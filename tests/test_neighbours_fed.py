@@ -31,7 +31,7 @@ def opened(data, config, tier="device"):
     """Return the stream of the training split, its rows in a tier, and the table of neighbours."""
     stream = shards.ShardStream(shards.open_dataset(data), "train", MODALITIES, all_variants=True)
     rows = batches.load(stream, tier=tier)
-    return stream, rows, neighbours.table(config, stream, rows, None)
+    return stream, rows, neighbours.table(neighbours.Search(config, stream, rows), None)
 
 
 def test_the_table_is_that_of_numpy_without_the_same_person(data):
@@ -156,7 +156,7 @@ def test_neighbours_are_found_among_rows_standardised_by_person(data):
     stream = shards.ShardStream(shards.open_dataset(data), "train", MODALITIES)
     fitted = persons.fit(stream, config)
     fitted.attach(stream)
-    near = neighbours.table(config, stream, batches.load(stream, tier="host"), fitted)
+    near = neighbours.table(neighbours.Search(config, stream, batches.load(stream, tier="host")), fitted)
     assert (near != opened(data, config_of(data))[2]).any()
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Metrics = dict[str, jax.Array]  # name -> scalar, averaged over the global batch
@@ -23,6 +24,8 @@ class TrainState:
     queue: jax.Array  # float32 [queue_batches * batch, num_clusters], fused logits of earlier batches, newest first
     queue_batches: jax.Array  # int32 scalar, batches pushed since the queue was last emptied, at most what it holds
     centroids: jax.Array  # float32 [num_clusters, num_clusters], those of the last k-means; zeros before the first
+    neighbours: jax.Array = flax.struct.field(default_factory=lambda: jnp.zeros((0, 0), jnp.int32))
+    """int32 [num_examples, k], nearest rows of each that training takes modalities from; empty unless a run looks again."""
 
     def variables(self) -> dict[str, Any]:
         """What ``model.apply`` takes: parameters and collections."""
@@ -36,6 +39,7 @@ def create(
     *,
     queue_length: int = 0,
     num_clusters: int = 1,
+    neighbours: np.ndarray | None = None,
 ) -> TrainState:
     """Make the state at step 0 of fresh or loaded variables, with a queue [queue_length, num_clusters] for k-means.
 
@@ -51,4 +55,5 @@ def create(
         queue=jnp.zeros((queue_length, num_clusters), jnp.float32),
         queue_batches=jnp.int32(0),
         centroids=jnp.zeros((num_clusters, num_clusters), jnp.float32),
+        neighbours=jnp.zeros((0, 0), jnp.int32) if neighbours is None else jnp.asarray(neighbours),
     )

@@ -166,6 +166,8 @@ def say_first_nan(run: setup.Setup, saved: checkpoint.Checkpoints, step: int) ->
         if dispatch.end_step >= step:
             break
         state, _ = run.train(dispatch, state, inputs)
+        if run.refreshes_after(dispatch):
+            state = run.refresh(state)
     state = jax.device_get(parallel.whole(state, run.optimizer))
     rows = run.stream.rows(_rows_of(run, step))
     cluster = run.clusters((step - 1) // run.batches.steps_per_epoch)

@@ -71,7 +71,9 @@ class Setup:
     step: Callable  # ``pretrain_step``, all but ``state``, ``batch`` and ``cluster`` given
     devices: Sequence[jax.Device]  # that share a batch
     probe: online_probe.OnlineProbe | None
+    search: neighbours.Search  # for neighbours among the rows of the training split
     persons: Persons | None = None  # by which the features of the stream are standardised
+    near: np.ndarray | None = None  # neighbours by raw features, int32 [num_examples, k]
     _compiled: dict[bool, Callable] = dataclasses.field(default_factory=dict, init=False)
 
     @property
@@ -91,6 +93,11 @@ class Setup:
         done, every = dispatch.epoch + 1, self.config.checkpoint.every_epochs
         return dispatch.ends_epoch and (done % every == 0 or done == self.config.train.num_epochs)
 
+    def refreshes_after(self, dispatch: Dispatch) -> bool:
+        """Whether neighbours are looked for among the representations after a dispatch, for the epochs that follow."""
+        before, after = (neighbours.refreshes(self.config, epoch) for epoch in (dispatch.epoch, dispatch.epoch + 1))
+        return dispatch.ends_epoch and after > before and dispatch.epoch + 1 < self.config.train.num_epochs
+
     def fresh_state(self) -> TrainState:
         """The state before the first step, by the seed of the run."""
         section, (init_key, run_key) = self.config.clustering, jax.random.split(jax.random.key(self.config.seed))
@@ -98,7 +105,8 @@ class Setup:
         variables = model_lib.initial_variables(self.model, init_key, statistics)
         length = section.queue_batches * self.config.train.batch_size if self.config.loss.clustering_weight else 0
         queue = {"queue_length": length, "num_clusters": section.num_clusters}
-        return train_state.create(variables, self.optimizer, run_key, **queue)
+        near = self.near if neighbours.refreshes(self.config, self.config.train.num_epochs) else None
+        return train_state.create(variables, self.optimizer, run_key, neighbours=near, **queue)
 
     def start(self, saved: checkpoint.Checkpoints) -> tuple[TrainState, dict[str, Any]]:
         """Return the state to go on from, and the record of the log that belongs to it, the same on all processes.
@@ -110,7 +118,18 @@ class Setup:
         if processes.several():
             state = checkpoint.from_tree(processes.of_main(checkpoint.to_tree(state)), state, source="process 0")
             info = processes.json_of_main(info)
+        if state.neighbours.size:
+            self.batches.renew(np.asarray(state.neighbours))
         return state, dict(info)
+
+    def refresh(self, state: TrainState) -> TrainState:
+        """Look for neighbours among the representations of a state on the devices; it and the feed have them from now on."""
+        vectors = neighbours.represented(self.model, jax.tree.map(np.asarray, state.variables()), self.batches.rows)
+        with memory.explained(functools.partial(neighbours.too_large, vectors)):
+            near = self.search(vectors, unit_bank=jnp.asarray(vectors))
+        near = processes.of_main(near)  # the same for all, bit for bit
+        self.batches.renew(near)
+        return state.replace(neighbours=parallel.replicate(near, self.devices))
 
     def memory(self, state: TrainState) -> dict[str, float]:
         """Estimate the GiB that the run takes on each device, by what takes it."""
@@ -179,7 +198,8 @@ def create(
     manifest = stream.dataset.manifest
     model = model_lib.from_config(config, {m: manifest.modalities[m] for m in config.data.modalities}, parallel.AXIS)
     of_two_views = [config.loss.instance_modality] if config.loss.instance_weight else []
-    near = neighbours.table(config, stream, rows, persons)
+    search = neighbours.Search(config, stream, rows)
+    near = processes.of_main(neighbours.table(search, persons))
     batches = feed.Feed(rows, config, devices, pairs=tuple(of_two_views), neighbours=near)
     optimizer, schedule = optimizer_lib.from_config(config, batches.steps_per_epoch)
     statistics = None
@@ -190,7 +210,7 @@ def create(
     options = {"optimizer": optimizer, "schedule": schedule, "config": config, "axis_name": parallel.AXIS}
     step = functools.partial(pretrain_step, **options, **of_loss)
     probe = online_probe.OnlineProbe(config, model, persons) if config.online_probe.every_epochs else None
-    return Setup(config, workdir, stream, batches, model, optimizer, step, devices, probe, persons)
+    return Setup(config, workdir, stream, batches, model, optimizer, step, devices, probe, search, persons, near)
 
 
 def check_alike(config: ConfigDict, manifest: Manifest) -> None:

@@ -88,7 +88,7 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
         log_lib.MetricsLog(run.workdir, first_step, **mirrors) as log,
         log_lib.MetricsLog(run.workdir, first_step, name=log_lib.PROBES) as probes,
         progress.Display(run.title, **shown) as display,
-        memory.explained(run.memory(state), config),
+        memory.explained(functools.partial(memory.too_large, run.memory(state), config)),
     ):
         _announce(run, display, first_step)
         recorder, signal_of_any = Recorder(config, log, display, info), parallel.Largest(run.devices)
@@ -100,12 +100,14 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
             state, metrics = run.train(dispatch, state, inputs)
             recorder.take(dispatch, metrics)
             if run.probe is not None and run.probe.is_due(dispatch):
-                # A signal that has come by now waits for the checkpoint that follows.
-                with recorder.paused(), contextlib.nullcontext() if stop.signal else _ending_at_once(stop):
+                with recorder.paused(), _ending_at_once(stop, saves_next=True):
                     probes.write([run.probe(state, dispatch.end_step, dispatch.epoch)])
             if on_epoch is not None and dispatch.ends_epoch:
                 with recorder.paused():
                     on_epoch(dispatch.epoch, recorder.means(), state)
+            if run.refreshes_after(dispatch):
+                with recorder.paused(), _ending_at_once(stop, saves_next=True):
+                    state = run.refresh(state)
             stopping = signal_of_any(stop.signal)  # after every dispatch: all processes must agree on a signal
             if stopping or run.saves_after(dispatch):
                 by_probe = config.checkpoint.best_by == "probe"
@@ -126,9 +128,13 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
         return parallel.whole(state, run.optimizer)
 
 
-def _ending_at_once(stop: signals.Stop) -> contextlib.AbstractContextManager[None]:
-    """See ``Stop.at_once``; one process out of several ends together with the others, after a dispatch."""
-    return contextlib.nullcontext() if processes.several() else stop.at_once()
+def _ending_at_once(stop: signals.Stop, *, saves_next: bool = False) -> contextlib.AbstractContextManager[None]:
+    """See ``Stop.at_once``; one process out of several ends together with the others, after a dispatch.
+
+    ``saves_next``: a signal that has come by now waits for the checkpoint that follows.
+    """
+    waits = processes.several() or (saves_next and stop.signal)
+    return contextlib.nullcontext() if waits else stop.at_once()
 
 
 def _announce(run: setup.Setup, display: progress.Display, first_step: int) -> None:

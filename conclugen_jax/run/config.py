@@ -32,6 +32,7 @@ CHOICES = {
     "loss.reduction": ("sum", "mean"),
     "loss.contrastive_pairs": ("all", "circle"),
     "loss.clustering_target": ("joint", "individual"),
+    "loss.neighbour_space": ("raw", "representation"),
     "clustering.queue_reset": ("epoch", "never"),
     "clustering.initialisation": clustering.INITIALISATIONS,
     "clustering.metric": clustering.METRICS,
@@ -62,6 +63,7 @@ RANGES = {
     "data.person_shrinkage": (0, 1e6),
     "loss.neighbours": (0, 1000),
     "loss.neighbour_probability": (0, 1),
+    "loss.neighbour_refresh_epochs": (1, 10**6),
     "loss.soft_targets": (0, 100),
     "loss.target_neighbours": (0, 10**4),
     "views.mask_rate": (0, 1),
@@ -193,6 +195,10 @@ def check_objective(config: ConfigDict) -> None:
     others = any(loss[name] for name in OTHER_WEIGHTS)
     weights = ", ".join(f"loss.{name}" for name in ("clustering_weight", *OTHER_WEIGHTS))
     _refuse(config, weights, not loss.clustering_weight and not others, "there is nothing to train; raise one of them")
+    late = loss.neighbour_refresh_epochs >= config.train.num_epochs
+    late = late and loss.neighbours and loss.neighbour_space == "representation"
+    why = "no representation would ever say who is near; refresh earlier, train longer, or set neighbour_space to 'raw'"
+    _refuse(config, "loss.neighbour_refresh_epochs, train.num_epochs, loss.neighbour_space", late, why)
     without_probe = config.checkpoint.best_by == "probe" and not probes
     why = "no probe would run; set its epochs, or best_by to 'loss'"
     _refuse(config, "checkpoint.best_by, online_probe.every_epochs", without_probe, why)

@@ -7,6 +7,7 @@ device works on this one.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from conclugen_jax.data import batches, shards
 from conclugen_jax.method import collectives
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.system import progress
-from conclugen_jax.train import parallel
+from conclugen_jax.train import neighbours as neighbours_lib, parallel
 
 
 def load_rows(config: ConfigDict, stream: shards.ShardStream) -> shards.RowSource:
@@ -41,12 +42,12 @@ class Dispatch(NamedTuple):
     left_out: bool = False  # it is one step that is passed over: nothing but the number of steps changes
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Feed:
-    """Batches of a split for a training run."""
+    """Batches of a split for a training run; nothing but the neighbours changes, by :meth:`renew`."""
 
     rows: shards.RowSource
-    config: ConfigDict  # ``seed``, and the sections ``train`` and ``data``
+    config: ConfigDict  # ``seed``, and the sections ``train``, ``data`` and ``loss``
     devices: Sequence[jax.Device]  # that share a batch
     keys: Sequence[str] = ("features", "present")  # columns that a step takes
     pairs: Sequence[str] = ()  # modalities of which each visit gets two different stored variants
@@ -81,6 +82,12 @@ class Feed:
             features, stored = self.rows.table["features"], jnp.dtype(self.config.data.storage_dtype)
             table["features"] = parallel.replicate_by_rows(features, self.devices, dtype=stored)
         return table
+
+    def renew(self, near: np.ndarray) -> None:
+        """Take modalities from other neighbours [num_examples, k] from here on, between two dispatches."""
+        self.neighbours = near
+        if self.table is not None:
+            self.table["neighbours"] = parallel.replicate_by_rows(near, self.devices)
 
     def plan(self, first_step: int, left_out: Collection[int] = ()) -> Iterator[Dispatch]:
         """Yield all dispatches, of the same lengths in each epoch, from a step to the end of the run.
@@ -129,7 +136,9 @@ class Feed:
             rows = None if table is not None else self._rows_of(dispatch)
             return dispatch, (table, parallel.shard(position, self.devices), rows)
 
-        yield from batches.prefetch(inputs, dispatches, depth=1)
+        # No row is read ahead of the state that its neighbours follow from.
+        for _, part in itertools.groupby(dispatches, lambda x: neighbours_lib.refreshes(self.config, x.epoch)):
+            yield from batches.prefetch(inputs, part, depth=1)
 
     def batches_of(self, table: Any, position: Mapping[str, jax.Array], rows: Any) -> Callable[[jax.Array], Any]:
         """Inside the program: the function that gives this device's rows of step i of the dispatch."""

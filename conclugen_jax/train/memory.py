@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,14 @@ def too_large(parts: Mapping[str, float], config: ConfigDict, fact: str) -> Conc
 
 
 @contextlib.contextmanager
-def explained(parts: Mapping[str, float], config: ConfigDict) -> Iterator[None]:
-    """Turn the runtime's "out of memory" into :func:`too_large`."""
+def explained(explain: Callable[[str], ConclugenError]) -> Iterator[None]:
+    """Turn the runtime's "out of memory" into the error that a function such as :func:`too_large` makes of its text."""
     try:
         yield
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        raise too_large(parts, config, reason(e, 120)) from e
+        raise explain(reason(e, 120)) from e
 
 
 def available(device: jax.Device) -> int | None:
