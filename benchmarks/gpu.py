@@ -1,9 +1,9 @@
-"""What a GPU makes of pretraining at the paper's sizes, in under 12 minutes with compilation, first lines first:
+"""What a GPU makes of pretraining at the paper's sizes, in about 12 minutes with compilation, first lines first:
 
     python -m benchmarks.gpu --torch-python=PYTHON_WITH_TORCH --json=FILE
 
 A line of JSON for each figure, as soon as it is known. Each measure runs in a process of its own, so that memory is that
-of this measure alone. --batch and --epochs make a short trial on any device.
+of this measure alone, as --only=neighbour_table asks for. --batch and --epochs make a short trial on any device.
 """
 
 import argparse
@@ -142,11 +142,11 @@ def largest_batch(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
 MEASURES: tuple[Callable[[argparse.Namespace], Iterator[dict[str, Any]]], ...] = (
     step_rate,
     whole_run,
-    neighbour_table,
     peers,
     peak_memory,
     largest_batch,
     other_precisions,
+    neighbour_table,
 )
 
 

@@ -86,10 +86,8 @@ def loss() -> ConfigDict:
     loss.neighbours = 0  # a modality of an example may come from one of so many nearest neighbours; 0: never
     loss.neighbour_probability = 0.5  # that it does, for each modality by itself
     loss.neighbours_of_others = True  # no neighbour is of the same person (group)
-    loss.neighbour_space = (
-        "raw"  # where they are looked for: raw (fused features) | representation (raw until a refresh)
-    )
-    loss.neighbour_refresh_epochs = 10  # epochs after which they are looked for again among the representations of then
+    loss.neighbour_space = "raw"  # raw (features) | representation (of the network in training; raw until a refresh)
+    loss.neighbour_refresh_epochs = 10  # epochs from one look at the representations to the next
     loss.soft_targets = 0.0  # temperature: examples of similar raw features are positives in L_MMS, by weight; 0: none
     loss.target_neighbours = 0  # likewise, so many nearest rows of the batch share half of the target; 0: none
     loss.clustering_target = "joint"  # joint (the fused vector) | individual (each modality, summed)

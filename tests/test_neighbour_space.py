@@ -13,7 +13,7 @@ from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import weights
 from conclugen_jax.method import neighbours as method
-from conclugen_jax.pretrain import recorder
+from conclugen_jax.pretrain import recorder, together
 from conclugen_jax.run import checkpoint, config as config_lib
 from conclugen_jax.system import signals
 from conclugen_jax.train import feed, neighbours
@@ -201,6 +201,12 @@ def test_a_checkpoint_without_neighbours_is_as_it_was(data, tmp_path):
     train(config_of(data, loss__neighbours=0, train__num_epochs=1), tmp_path)
     with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
         assert "neighbours" not in saved.restore_tree(4)[0]
+
+
+def test_such_a_run_is_trained_alone(data):
+    once = {"checkpoint__every_epochs": 6}
+    assert together.kind(config_of(data, loss__neighbour_space="raw", **once)) is not None
+    assert together.kind(config_of(data, **once)) is None
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from conclugen_jax.pretrain import recorder as recorder_lib, setup
 from conclugen_jax.pretrain.recorder import Recorder
 from conclugen_jax.run import checkpoint, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system import progress, signals
-from conclugen_jax.train import feed, parallel
+from conclugen_jax.train import feed, neighbours, parallel
 
 
 class Member(NamedTuple):
@@ -36,7 +36,7 @@ def kind(config: ConfigDict) -> str | None:
     """Return what runs that are trained together have in common; ``None`` for one that is to be trained alone.
 
     That is one which saves more than its last checkpoint, probes, mirrors its log, keeps its rows elsewhere than on the device,
-    or has statistics of its data in the program (views of L_NCE).
+    has statistics of its data in the program (views of L_NCE), or looks for neighbours among its representations.
     """
     train, saving = config.train, config.checkpoint
     more = saving.every_epochs < train.num_epochs or saving.best_by != "loss" or config.online_probe.every_epochs
@@ -45,6 +45,7 @@ def kind(config: ConfigDict) -> str | None:
         or train.tensorboard
         or train.tracker
         or config.loss.instance_weight
+        or neighbours.refreshes(config, train.num_epochs)
         or config.data.tier in ("host", "shards")
     ):
         return None
