@@ -140,7 +140,7 @@ FEW = {
 def test_neighbours_that_there_are_not_are_named(tmp_path, capsys, groups, changes, said):
     builders.build(Grouped(**groups), tmp_path)
     config, stream, _ = opened(tmp_path, loss__neighbours_of_others=bool(groups), **changes)
-    neighbours.table(config, stream, batches.load(stream, tier="host"), None)
+    neighbours.table(neighbours.Search(config, stream, batches.load(stream, tier="host")), None)
     if config.evaluation.smoothing_neighbours:
         x = raw(stream)[0]["features"]["video"]
         z = (x - x.mean(axis=0)) / x.std(axis=0)

@@ -107,7 +107,8 @@ def _by_features(search: Search, persons: Persons | None) -> np.ndarray:
         fact = f"{few} of {len(usable)} rows have fewer than {number} neighbours; those there are count"
         if (found < 0).all():
             others = " of other persons; config.loss.neighbours_of_others=False admits those of the same"
-            fact = f"no row has a neighbour{others if search.config.loss.neighbours_of_others else ''}; every row stays as it is"
+            others = others if search.config.loss.neighbours_of_others else ""
+            fact = f"no row has a neighbour{others}; every row stays as it is"
         progress.say(f"{search.stream.where}: {fact}")
     return found
 
