@@ -1,4 +1,4 @@
-# make demo | study | bench | test | test-slow | coverage | lint | faults | clean. Every target makes .venv itself; a second call installs nothing.
+# make demo | study | evidence | bench | test | test-slow | coverage | lint | faults | clean. Every target makes .venv itself; a second call installs nothing.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ BENCH  ?= runs/bench.json
 TORCH_PYTHON ?=
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo study bench test test-slow coverage lint faults format clean install
+.PHONY: demo study evidence bench test test-slow coverage lint faults format clean install
 
 install: $(STAMP)
 
@@ -28,6 +28,17 @@ study: $(STAMP)
 	$(RUN) -m conclugen_jax study --config=study_demo --study=$(STUDY) \
 		--config.pretraining_path=$(STUDY)/data/digits/1.0.0 --config.datasets.digits.path=$(STUDY)/data/digits/1.0.0
 	$(RUN) -m conclugen_jax report --study=$(STUDY)
+
+# How the recommended method was judged; with CHOICE=_choice how it was chosen. RAVDESS names ravdess_au_mfcc.npz (docs/datasets/ravdess.md).
+RAVDESS ?=
+CHOICE  ?=
+SHUFFLES := 1 2 3 4 5 6
+evidence: $(STAMP)
+	$(RUN) -m conclugen_jax build --dataset=digits --data_dir=data
+	$(RUN) -m conclugen_jax study --config=study_recipe:digits$(CHOICE) --study=runs/digits$(CHOICE)
+	for seed in $(SHUFFLES); do for fold in 0 1 2; do $(RUN) -m conclugen_jax build --dataset=ravdess --source=$(RAVDESS) --data_dir=data \
+		--num_folds=3 --fold=$$fold --fold_seed=$$seed --nofold_validation || exit 1; done; done
+	$(RUN) -m conclugen_jax study --config=study_recipe:ravdess$(CHOICE) --study=runs/ravdess$(CHOICE)
 
 # TORCH_PYTHON names a Python with torch and fast-pytorch-kmeans; without it our side is timed alone.
 bench: $(STAMP)

@@ -95,7 +95,7 @@ def _members(
             full.seed = config.seed
         run = setup.create(full, folder, stream, rows, jax.devices()[:1], persons)
         if members and rows is members[0].run.batches.rows:  # the table is on the device already
-            run.batches.__dict__["table"] = members[0].run.batches.table
+            run.batches.table = members[0].run.batches.table
         workdir_lib.settle(folder, full, stream.dataset.manifest)
         log = stack.enter_context(log_lib.MetricsLog(folder, 0))
         members.append(Member(run, log, Recorder(full, log, None, {"epoch_sums": {}, "epoch_steps": {}})))
