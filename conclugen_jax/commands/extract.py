@@ -38,6 +38,8 @@ command.borrow(
 command.enum("dataset", None, [GENERIC, *CORPORA], "Which data set; clips: any folder")
 command.multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")
 command.multi_string("backbone", [], "Name of a ready backbone, or MODULE:FUNCTION that makes one of yours; repeated")
+READY = "ready: all ready backbones that are installed; by default where no weights and no backbone are named"
+command.enum("backbones", "", ["", "ready"], READY)
 command.bool("cut", False, "Make an utterance of each line of the subtitles beside a clip")
 command.bool("crop_faces", True, "Crop the face of each clip; else whole frames are taken")
 NO_FACE = ["drop", "whole", "missing"]
@@ -83,7 +85,7 @@ def _extract() -> None:
     vectors.keep_freed_memory()
     how["faces"] = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
     options = command.values("size", "precision", "front_end", "authors_normalisation", "batch_items")
-    networks = Networks(tuple(FLAGS.weights), tuple(FLAGS.backbone), Options(**options))
+    networks = Networks(tuple(FLAGS.weights), _backbones(), Options(**options))
     own = dataset == GENERIC and not FLAGS.labels
     known = listings.metadata(Path(command.required("source"))) if own else None
     request = _request(dataset, described, known)
@@ -99,6 +101,21 @@ def _extract() -> None:
         folder, tally = extraction.extract(request, found, networks, known=known, progress=counter, **how)
     for line in (*inspection_view.describe(folder, with_dropped=False), *outcome.lines(tally, folder, len(found))):
         print(line)
+
+
+def _backbones() -> tuple[str, ...]:
+    """Return the backbones that are named or, where none is or all are wanted, the ready ones; say which these are."""
+    named = tuple(FLAGS.backbone)
+    if not FLAGS.backbones and (named or FLAGS.weights):
+        return named
+    from conclugen_jax.extract import ready
+
+    there, absent = ready.chosen()
+    shown = [", ".join(f"{name} ({ready.READY[name].modality})" for name in names) for names in (there, absent)]
+    progress.say(f"ready backbones: {shown[0]}")
+    if absent:
+        progress.say(f"not installed: {shown[1]}; pip install 'conclugen_jax[ready]' adds them")
+    return tuple(dict.fromkeys((*named, *there)))
 
 
 def _request(dataset: str, described: Mapping[str, Any], known: Found | None) -> Request:

@@ -189,6 +189,18 @@ READY = {
 """Name -> backbone."""
 
 
+def chosen() -> tuple[list[str], list[str]]:
+    """Return the ready backbones that are taken where none is named, and those whose package is absent.
+
+    One of an extra of its own, whose licence asks for a decision, is never chosen.
+    """
+    names = [name for name, ready in READY.items() if ready.extra == "ready"]
+    there = {
+        name: all(importlib.util.find_spec(file.partition("/")[0]) for file in READY[name].files) for name in names
+    }
+    return [name for name in names if there[name]], [name for name in names if not there[name]]
+
+
 def load(name: str) -> Weights:
     """Return the weights of a ready backbone; a ConclugenError as of :func:`paths`."""
     ready, found = READY[name], paths(name)
