@@ -1,8 +1,8 @@
 """ConClu with neighbours as positives and vectors smoothed over neighbours: recommended for data of one's own.
 
-Against ConCluGen: no reconstruction; a modality of an example may come from one of its five nearest neighbours; the queue is kept
-from epoch to epoch, so that L_Clu counts at every step; vectors are those before the last relu, averaged with their 20 nearest
-training rows. Where groups are persons who show all classes, add --config.data.standardize=person (docs/persons.md says when).
+Against ConCluGen: no reconstruction; a modality of an example may come from one of its five nearest neighbours; the queue is
+kept from epoch to epoch, so that L_Clu counts at every step; vectors are those before the last relu, averaged with their 20
+nearest training rows. Where groups are persons who show all classes, add --config.data.standardize=person (docs/persons.md).
 
 Command:  conclugen pretrain --config=conclu_neighbours --data=DATA/mine/1.0.0 --workdir=RUN
 Hardware: two CPU cores, or any GPU. Time: 240 steps of 350 digits in 5 s on one core, without compilation.
