@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from conclugen_jax.errors import ConclugenError
 from configs import conclu_neighbours, demo, study_base, study_demo
 
 DATA = {
@@ -86,6 +87,8 @@ RAW = {
 
 def get_config(which: str = "digits") -> ConfigDict:
     name, _, choice = which.partition("_")
+    if which not in (known := (*DATA, *(f"{name}_choice" for name in DATA))):
+        raise ConclugenError(f"there is no {which!r}; name one of {', '.join(known)}")
     path, of_data = DATA[name]
     study = study_base.get_config()
     study.name, study.pretraining_path = f"recipe_{which}", path

@@ -185,6 +185,7 @@ def test_missing_or_impossible_arguments(arguments, message):
         ("raise RuntimeError('no')", "RuntimeError: no"),
         ("import sys; sys.exit(3)", "SystemExit"),
         ("def get_config():\n    return 3", "cannot be loaded"),
+        ("from conclugen_jax.errors import ConclugenError\nraise ConclugenError('name it')", "bad.py: name it"),
         (
             "from configs import base\ndef get_config():\n    c = base.get_config().unlock()\n    del c.seed\n    return c",
             "lacks config.seed",

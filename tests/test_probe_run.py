@@ -11,7 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from conclugen_jax.commands import study as study_command
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import baselines, probe, probe_run
+from conclugen_jax.evaluate import baselines, probe, probe_run, weights
+from conclugen_jax.method import model as model_lib
+from conclugen_jax.run import configuration_files
 from conclugen_jax.study import definition as study_runs, results, study as study_lib
 from conclugen_jax.study.report import reading, tables
 from tests.helpers import Faces, tiny_config
@@ -213,6 +215,33 @@ def test_labels_of_another_kind_are_refused(tmp_path, kind):
         ConclugenError, match="kind 'multi'; the protocol 'probe' needs one class per example, use linear"
     ):
         probe_run.run(settings(path, "raw_features"), tmp_path / "run")
+
+
+def test_training_labels_of_one_class_are_refused(tmp_path):
+    class Sad(Faces):
+        def examples(self, split):
+            return (e for e in super().examples(split) if e.label == 2)
+
+    path = str(builders.build(Sad((40, 8, 16)), tmp_path / "data"))
+    with pytest.raises(ConclugenError, match="all labelled examples are 'sad'; a classifier needs"):
+        probe_run.run(settings(path, "raw_features"), tmp_path / "run")
+
+
+def test_projections_of_a_run_without_are_refused(data, tmp_path, monkeypatch):
+    without = {f"loss__{name}_weight": 0.0 for name in model_lib.PROJECTING}
+    trained = tiny_config(data, loss__reconstruction_weight=1.0, **without)
+    model = model_lib.from_config(trained, shards.open_dataset(data).manifest.modalities)
+    monkeypatch.setattr(weights, "find_step", lambda *_: 4)
+    monkeypatch.setattr(weights, "load", lambda *_: (model, {"params": {}}, trained))
+    own = {"downstream__checkpoint": "runs/x", "downstream__evaluation": "own", "evaluation__vectors": "projection"}
+    with pytest.raises(ConclugenError, match="'projection', but checkpoint runs/x has none; choose other vectors"):
+        probe_run.run(settings(data, "linear_evaluation", **own), tmp_path / "run")
+
+
+@pytest.mark.parametrize("which", ["nonsense", "digits_nonsense"])
+def test_studies_of_the_recipe_are_named(which):
+    with pytest.raises(ConclugenError, match=rf"study_recipe:{which}: there is no '{which}'; name one of digits, "):
+        configuration_files.load(f"study_recipe:{which}", of_run=False)
 
 
 def test_seeds_of_one_baseline_are_one_task(data):

@@ -72,6 +72,15 @@ def test_a_cell_without_one_of_its_draws_is_missing_and_has_no_confusion_matrix(
             {"datasets.faces.protocols.probing": ConfigDict({"downstream": {"target": ""}})},
             "config.datasets.faces.protocols has 'probing'",
         ),
+        (
+            {"methods.vision.evaluation": ConfigDict({"smoothing": 3})},
+            "config.methods.vision.evaluation.smoothing is no key .* did you mean evaluation.smoothing_",
+        ),
+        (
+            {"methods.vision.evaluation": ConfigDict({"smoothing_neighbours": 2.5})},
+            "smoothing_neighbours is 2.5, expected",
+        ),
+        ({"methods.vision.evaluation": 3}, "config.methods.vision.evaluation is 3, expected a section"),
         ({"methods.vision.uses": "vision"}, "config.methods.vision.uses is 'vision'"),
         ({"datasets.faces.colour": "red"}, "config.datasets.faces has the keys colour, "),
     ],

@@ -99,6 +99,11 @@ def test_other_sizes_and_bad_steps_are_left_to_runs_of_their_own(data, tmp_path,
     assert [any((tmp_path / f"{i}/checkpoints").glob("*")) for i in range(3)] == [True, False, False]
 
 
+def test_rows_too_large_for_the_device_are_left_to_runs_of_their_own(data, tmp_path):
+    configs = [config(data[0], seed, data__device_table_gib=0.0) for seed in (0, 1)]
+    assert together.pretrain_together(configs, [tmp_path / "0", tmp_path / "1"]) == [False, False]
+
+
 def test_a_bad_step_is_seen(data, tmp_path):
     configs = [config(data[0], seed, optimizer__learning_rate=1e3, schedule__warmup_epochs=0) for seed in (0, 1)]
     for one in configs:

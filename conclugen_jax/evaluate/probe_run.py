@@ -29,7 +29,8 @@ def run(config: ConfigDict, workdir: str | Path, form: str = "") -> dict[str, An
       form: closed form of :data:`baselines.FORMS` that is computed from the vectors first; empty: none.
 
     Raises:
-      ConclugenError: labels other than one class per example, and what :func:`downstream.once` refuses.
+      ConclugenError: labels other than one class per example, training labels of one class alone, and what
+        :func:`downstream.once` refuses.
     """
     return downstream.once(config, workdir, functools.partial(_work, form=form))
 
@@ -60,6 +61,9 @@ def _work(run: downstream.Run, form: str) -> dict[str, Any]:
     mean, scale = train.mean(axis=0), train.std(axis=0)
     train, test = ((x - mean) / np.where(scale > 1e-6, scale, 1) for x in (train, test))
     usable = task_lib.labelled(label, labels[0], run.streams["train"].where, everyone)
+    if len(classes := np.unique(labels[0][usable])) < 2:
+        fact = f"all labelled examples are {label.names[classes[0]]!r}"
+        raise ConclugenError(f"{run.streams['train'].where}: {fact}; a classifier needs examples of two classes")
     scored = task_lib.labelled(label, labels[1], run.streams["test"].where)
     selected = []
     for number in grid.labels_per_class:

@@ -190,6 +190,8 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encode
     step, run = find_step(source, config.downstream.checkpoint_step), f"checkpoint {source}"
     model, variables, trained = load(source, step)
     evaluation = config.evaluation if config.downstream.evaluation == "own" else trained.evaluation
+    if evaluation.vectors == "projection" and "projection" not in model.heads:
+        raise ConclugenError(f"config.evaluation.vectors is 'projection', but {run} has none; choose other vectors")
     model = model.clone(dtype=model_lib.DTYPES[config.precision], vectors=evaluation.vectors)
     names = manifest_lib.choose(model.feature_dims, asked or model.feature_dims, what="modality", where=run)
     check_features(manifest, {m: model.feature_dims[m] for m in names}, where, run)

@@ -58,8 +58,8 @@ def kind(config: ConfigDict) -> str | None:
 def pretrain_together(configs: Sequence[ConfigDict], workdirs: Sequence[str | Path]) -> list[bool]:
     """Pretrain runs of one :func:`kind`, in workdirs without a checkpoint, on one device.
 
-    Returns for each whether it is finished. One whose data have another number of rows than the first's, or that meets a bad
-    step, is not, and leaves no checkpoint: ``pretrain`` trains it alone.
+    Returns for each whether it is finished. One whose rows are too large for a table on the device, whose data have another
+    number of rows than the first's, or that meets a bad step, is not, and leaves no checkpoint: ``pretrain`` trains it alone.
 
     Raises:
       ConclugenError: what ``pretrain`` refuses.
@@ -71,6 +71,8 @@ def pretrain_together(configs: Sequence[ConfigDict], workdirs: Sequence[str | Pa
             members = _members(configs, workdirs, stack)
             tables = [member.run.batches.table for member in members]
             like = [jax.tree.map(lambda x: (x.shape, x.dtype), table) for table in tables]
+            if tables[0] is None:
+                return [False] * len(members)
             own = [i for i, shapes in enumerate(like) if shapes == like[0]]
         good = _train([members[i] for i in own], [tables[i] for i in own], stop)
         return [i in own and good[own.index(i)] for i in range(len(members))]

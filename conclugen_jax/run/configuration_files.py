@@ -77,6 +77,8 @@ def load(given: str, *, of_run: bool) -> ConfigDict:
     try:
         config = runpy.run_path(str(path))["get_config"](*arguments)
         keys = set(dict(flatten(config)))
+    except ConclugenError as e:
+        raise ConclugenError(f"--config={given}: {e}") from e
     except (Exception, SystemExit) as e:  # whatever the user's code raises
         if sentence := environment.fault(e):
             raise ConclugenError(sentence) from e

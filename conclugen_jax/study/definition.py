@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, did_you_mean
 from conclugen_jax.evaluate.baselines import BASELINES
 from conclugen_jax.pretrain import together
 from conclugen_jax.run.config import FROZEN, PRETRAINED, PROTOCOLS
+from conclugen_jax.run.configuration_files import check_types, defaults, flatten
 
 PROBE = "probe"
 """Protocol of logistic regressions by one rule, see ``evaluate/probe_run.py``: of methods and of all baselines."""
@@ -57,6 +58,11 @@ def _faults(study: ConfigDict) -> Iterator[str]:
             yield f"methods.{name} has the keys {keys}; {rule} ({', '.join((*ALL, *BASELINES))})"
         if "uses" in method and "pretraining" not in study.methods.get(method.uses, ()):
             yield f"methods.{name}.uses is {method.uses!r}; name a method that is pretrained itself"
+        evaluation = {f"methods.{name}.evaluation": method.get("evaluation", {})}
+        check_types(evaluation)
+        for key in (key.removeprefix(f"methods.{name}.") for key, _ in flatten(evaluation)):
+            if key not in defaults():
+                yield f"methods.{name}.{key} is no key of a configuration{did_you_mean(key, defaults())}"
     for name, dataset in study.datasets.items():
         if set(dataset.keys()) != {"path", "protocols"}:
             yield f"datasets.{name} has the keys {', '.join(sorted(dataset.keys()))}; a data set has path and protocols"
