@@ -1,6 +1,7 @@
 """The protocol 'probe' of studies: scikit-learn by one rule for methods and baselines, and what beats what."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -253,3 +254,48 @@ def test_seeds_of_one_baseline_are_one_task(data):
     ]
     assert named.count(("raw_features", "raw_features", 1)) == 2  # tasks of their own
     assert named.count(("conclugen", "pretraining", 1)) == 2  # they save more than their last checkpoint
+
+
+def test_closed_forms_and_self_training_are_of_training_rows(data, tmp_path):
+    config = settings(data, "raw_features", evaluation__smoothing_neighbours=0, data__standardize="none")
+    config.evaluation.self_training = (0.5,)
+    found = probe_run.run(config, tmp_path, form="principal_components")
+    opened, tables_of = shards.open_dataset(data), []
+    for name in ("train", "test"):
+        stream = shards.ShardStream(opened, name, list(opened.manifest.modalities))
+        tables_of.append(batches.load(stream, tier="host").table)
+    form = baselines.principal(tables_of[0]["features"], tables_of[0]["present"])
+    train, test = standard(*(form.of(table["features"], table["present"]) for table in tables_of))
+    labels, truth = (table["label"] for table in tables_of)
+    for one in found["selected"]:
+        rows = probe.draw_labels(labels, one["labels_per_class"], seed=one["label_draw"])
+        others = np.delete(train, rows, axis=0)
+        guess = probe.self_trained(train[rows], labels[rows], others, test, shares=(0.5,), c_times_dim=30.0)
+        assert one["test"]["accuracy"] == pytest.approx((guess == truth).mean(), abs=0.026)  # one example of 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_folds": 3}, "num_folds is 3; expected 3 or more and {fold} and {shuffle} in all paths, or neither"),
+        ({"pretraining_path": "x_{fold}"}, "num_folds is 0; expected 3 or more"),
+    ],
+)
+def test_folds_and_paths_of_a_study_belong_together(data, changes, said):
+    study = definition(data, ("probe",))
+    for key, value in changes.items():
+        study[key] = value
+    with pytest.raises(ConclugenError, match=re.escape(said)):
+        study_runs.check(study)
+
+
+def test_one_rule_holds_for_all(data, tmp_path):
+    study = definition(data, ("probe",))
+    study.methods.vision.evaluation = ConfigDict({"c_times_dim": 1.0})
+    with pytest.raises(ConclugenError, match=r"vision\.evaluation\.c_times_dim: all vectors are probed by one rule"):
+        study_runs.check(study)
+    config = settings(data, "raw_features", downstream__num_folds=3)
+    with pytest.raises(
+        ConclugenError, match="num_folds is 3: the protocol 'probe' takes data sets that are folds; build"
+    ):
+        probe_run.run(config, tmp_path)

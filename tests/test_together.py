@@ -22,9 +22,8 @@ LAST_ONLY = {"train__num_epochs": 3, "clustering__start_epoch": 1, "checkpoint__
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return [
-        str(builders.build(Faces((size, 8, 16), missing=0.3), tmp_path_factory.mktemp("data"))) for size in (64, 96)
-    ]
+    sources = [Faces((size, 8, 16), missing=0.3, seed=seed) for size, seed in ((64, 0), (96, 0), (64, 1))]
+    return [str(builders.build(source, tmp_path_factory.mktemp("data"))) for source in sources]
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +48,7 @@ def test_members_are_what_they_would_be_alone(data, tmp_path, monkeypatch, chang
     monkeypatch.setattr(together, "_program", lambda *a, **_: program(*a, by_turns=by_turns))
     # AdamW would make steps of full length out of gradients that are rounding alone.
     sgd = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.05}
-    configs = [config(data[0], seed, **sgd, **changes) for seed in (0, 5)]
+    configs = [config(data[i], seed, **sgd, **changes) for i, seed in ((0, 0), (2, 5))]  # of one size, as folds are
     assert together.pretrain_together(configs, [tmp_path / "0", tmp_path / "5"]) == [True, True]
     states = {}
     for one in configs:
@@ -145,6 +144,21 @@ def test_a_lost_process_leaves_the_other_chains_of_its_cohort(data, tmp_path):
     left = study_lib._left(tmp_path, chains, -9)
     assert left == [chains[1]]  # all of the first depends on its pretraining
     assert study_lib.results.failure(tmp_path / chains[0][1].path).startswith("its pretraining failed")
+
+
+def test_runs_whose_process_was_lost_are_tried_alone(data, tmp_path, monkeypatch):
+    cohort = next(iter(study_runs.cohorts(study_runs.chains(study_of(data[0], seeds=(0, 1, 2))))))
+    asked = []
+
+    def none_finished(configs, _):
+        asked.extend(one.seed for one in configs)
+        return [False] * len(configs)
+
+    monkeypatch.setattr(together, "pretrain_together", none_finished)
+    study_lib._mark(tmp_path, cohort[0][0], study_lib.BEGUN)
+    study_lib.mark_lost(tmp_path, cohort[0], -9)
+    assert study_lib._pretrained_together(tmp_path, [chain[0] for chain in cohort]) == set()
+    assert asked == [1, 2]
 
 
 def test_folds_are_paths_of_seeds():

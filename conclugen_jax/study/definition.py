@@ -12,6 +12,8 @@ from conclugen_jax.pretrain import together
 from conclugen_jax.run.config import FROZEN, PRETRAINED, PROTOCOLS
 from conclugen_jax.run.configuration_files import check_types, defaults, flatten
 
+BEST = "best_baseline"
+"""Stands for the baseline that is best with so many labels."""
 PROBE = "probe"
 """Protocol of logistic regressions by one rule, see ``evaluate/probe_run.py``: of methods and of all baselines."""
 ALL = (*PROTOCOLS, PROBE)
@@ -46,13 +48,15 @@ def check(study: ConfigDict) -> None:
 def _faults(study: ConfigDict) -> Iterator[str]:
     for key in sorted(KEYS ^ set(study.keys())):
         yield f"{key}: {'missing' if key in KEYS else 'unknown'}; a study has the keys of configs/study_demo.py"
-    if study.num_folds and (study.num_folds < 3 or "{fold}" not in study.pretraining_path):
-        yield f"num_folds is {study.num_folds}; expected 3 or more, and {{fold}} and {{shuffle}} in the paths of data, or 0"
+    paths = [study.pretraining_path, *(dataset.path for dataset in study.datasets.values() if "path" in dataset)]
+    folded = [part in path for part in ("{fold}", "{shuffle}") for path in paths]
+    if not (study.num_folds >= 3 and all(folded)) and (study.num_folds or any(folded)):
+        yield f"num_folds is {study.num_folds}; expected 3 or more and {{fold}} and {{shuffle}} in all paths, or neither"
     if not 0 < study.job_gib < float("inf") or study.jobs < 0:
         yield f"job_gib is {study.job_gib} and jobs {study.jobs}; GiB must be above 0, jobs 0 (automatic) or more"
     for name, method in study.methods.items():
         own = {"title", "modalities", "uses" if "uses" in method else "pretraining"}
-        if name in (*ALL, *BASELINES) or set(method.keys()) - {"evaluation"} != own:
+        if name in (*ALL, *BASELINES, BEST) or set(method.keys()) - {"evaluation"} != own:
             keys = ", ".join(sorted(method.keys()))
             rule = "a method has title, modalities, pretraining or uses, and no protocol's or baseline's name"
             yield f"methods.{name} has the keys {keys}; {rule} ({', '.join((*ALL, *BASELINES))})"
@@ -61,6 +65,8 @@ def _faults(study: ConfigDict) -> Iterator[str]:
         evaluation = {f"methods.{name}.evaluation": method.get("evaluation", {})}
         check_types(evaluation)
         for key in (key.removeprefix(f"methods.{name}.") for key, _ in flatten(evaluation)):
+            if key == "evaluation.c_times_dim":
+                yield f"methods.{name}.{key}: all vectors are probed by one rule; set it in the protocol 'probe'"
             if key not in defaults():
                 yield f"methods.{name}.{key} is no key of a configuration{did_you_mean(key, defaults())}"
     for name, dataset in study.datasets.items():

@@ -17,7 +17,7 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import metrics, weights
 from conclugen_jax.evaluate.baselines import BASELINES as PROBED
-from conclugen_jax.study.definition import PROBE, TITLES, Run, path_of, target_of
+from conclugen_jax.study.definition import BEST, PROBE, TITLES, Run, path_of, target_of
 
 RESULTS = "results.json"
 FAILURE = "failed.json"
@@ -28,7 +28,6 @@ MEASURES = ("accuracy", "f1", "precision", "recall")
 VALUE_MEASURES = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7")
 BASELINES = {"linear_evaluation": ("raw_features", "supervised"), "fine_tuning": ("supervised",), PROBE: ()}
 """Protocol -> protocols that its methods are compared with, beside the reference method; probes: with the best baseline."""
-BEST = "best_baseline"
 
 
 def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from conclugen_jax.system import environment, files, progress, signals
 
 DEFINITION = "study.json"
 DONE = "done.json"
+LOST = "the process that ran it"
 BEGUN = "it was begun and has not ended; repeat the command to resume"
 
 
@@ -165,9 +166,7 @@ def mark_lost(root: Path, chain: list[Run], code: int) -> list[Run]:
     begun = [i for i in open_ones if results.failure(root / chain[i].path) == BEGUN]
     if not open_ones:
         return []
-    return _failed(
-        root, chain[(begun or open_ones)[0] :], f"the process that ran it {ended}; repeat the command to try again"
-    )
+    return _failed(root, chain[(begun or open_ones)[0] :], f"{LOST} {ended}; repeat the command to try again")
 
 
 def _failed(root: Path, chain: list[Run], cause: str) -> list[Run]:
@@ -197,7 +196,8 @@ def _pretrained_together(root: Path, runs: list[Run]) -> set[str]:
     """Pretrain those of some runs together that can be; return which are done. The others are tried one by one."""
     alone = len(runs) < 2 or together.kind(runs[0].config) is None or runs[0].protocol != "pretraining"
     saved = {run.path: any((root / run.path / checkpoint.FOLDER).glob("[0-9]*")) for run in runs}
-    new = [run for run in runs if not (alone or saved[run.path] or _of_another(root, run))]
+    lost = {run.path: (results.failure(root / run.path) or "").startswith(LOST) for run in runs}  # too large together?
+    new = [run for run in runs if not (alone or saved[run.path] or lost[run.path] or _of_another(root, run))]
     if len(new) < 2:
         return set()
     for run in new:
