@@ -112,7 +112,7 @@ def test_help_explains_and_exits_cleanly(name):
         assert "config.train.batch_size = 4096  # examples per step" in result.stdout
         assert "--config.SECTION.KEY=VALUE" in result.stdout
         own = run(name, "--config=small", "--help").stdout
-        assert "config.model.representation_dim = 512  # R, units" in own
+        assert "config.model.representation_dim = 256  # R, units" in own
 
 
 def test_help_and_mistakes_in_flags_load_no_jax():
