@@ -71,6 +71,7 @@ def test_from_clips_to_a_prediction(tmp_path, weights):
     options = [f"--config.data.path={data}", "--config.train.num_epochs=2", "--config.train.batch_size=3"]
     clustering = ["start_epoch=1", "queue_batches=0", "num_clusters=2"]
     further = [f"--config.clustering.{o}" for o in clustering] + ["--config.schedule.warmup_epochs=0"]
+    further.append("--config.loss.reconstruction_weight=1.0")  # all three losses
     run("launch.pretrain", "--config=configs/small.py", *options, *further, f"--workdir={tmp_path}/pretrained")
     log = [json.loads(line) for line in (tmp_path / "pretrained" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in log] == [0, 1]
