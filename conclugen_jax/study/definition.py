@@ -1,6 +1,5 @@
 """Check the definition of a study and list its runs in the order of their dependence."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -133,11 +132,11 @@ def cohorts(waiting: Iterable[list[Run]]) -> list[list[list[Run]]]:
             return together.kind(first.config)
         return f"{first.dataset}/{first.method}" if first.protocol == PROBE else None
 
-    keyed = [(f"alone {i}" if (found := key(chain)) is None else found, chain) for i, chain in enumerate(waiting)]
-    groups = itertools.groupby(sorted(keyed, key=lambda pair: pair[0]), key=lambda pair: pair[0])
-    found = [[chain for _, chain in group] for _, group in groups]
-    order = {id(chain): i for i, (_, chain) in enumerate(keyed)}
-    return sorted(found, key=lambda cohort: order[id(cohort[0])])
+    groups: dict[str, list[list[Run]]] = {}
+    for i, chain in enumerate(waiting):
+        found = key(chain)
+        groups.setdefault(f"alone {i}" if found is None else found, []).append(chain)
+    return list(groups.values())
 
 
 def _downstream(
