@@ -19,7 +19,7 @@ from conclugen_jax.evaluate import exchange
 from conclugen_jax.extract import clips
 from conclugen_jax.extract.media import subtitles
 from conclugen_jax.extract.networks import torch_files
-from conclugen_jax.run import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
+from conclugen_jax.runs import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system.files import sha256
 
 TOKENS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from faults import bad_numbers, disks, fuzz
 from faults.harness import (
     SIGNALS,

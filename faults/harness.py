@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.system import processes
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.commands import app
 from conclugen_jax.pretrain import recorder
-from conclugen_jax.run import workdir
+from conclugen_jax.runs import workdir
 from conclugen_jax.system import processes, signals
 from tests.helpers import tiny_config
 

@@ -8,7 +8,7 @@ import jax
 
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.study import search, search_space, trials as trials_lib
 from tests.helpers import Faces, tiny_config
 

@@ -16,7 +16,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pretrain import recorder, setup
-from conclugen_jax.run import checkpoint, log as log_lib
+from conclugen_jax.runs import checkpoint, log as log_lib
 from conclugen_jax.system import signals
 from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
 

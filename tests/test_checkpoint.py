@@ -13,7 +13,7 @@ import pytest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import exchange
 from conclugen_jax.method import train_state
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from tests.helpers import assert_same_bits
 
 

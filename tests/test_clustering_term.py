@@ -10,7 +10,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.method import clustering, layers, objective, train_state
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.train import parallel
 from tests.helpers import Faces, assert_same_bits, close, log_without_times, tiny_config
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import model
-from conclugen_jax.run import config as config_lib, workdir
+from conclugen_jax.runs import config as config_lib, workdir
 from conclugen_jax.train import optimizer
 from configs import base
 from tests.helpers import tiny_config

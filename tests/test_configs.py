@@ -9,7 +9,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.evaluate import downstream
-from conclugen_jax.run import config as config_lib
+from conclugen_jax.runs import config as config_lib
 from conclugen_jax.study import definition as study_runs
 from tests.helpers import Faces
 

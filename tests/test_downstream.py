@@ -14,7 +14,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, probe, task, weights
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.train import optimizer
 from tests.helpers import Faces, assert_same_bits, tiny_config
 

@@ -15,7 +15,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, exchange, probe
-from conclugen_jax.run import checkpoint, config as config_lib, workdir as workdir_lib
+from conclugen_jax.runs import checkpoint, config as config_lib, workdir as workdir_lib
 from tests.helpers import Faces, assert_same_bits, run as command, tiny_config
 
 DEVICES = jax.devices()[:1]

@@ -12,19 +12,32 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "conclugen_jax"
-ROOMS = ["errors", "system", "data", "method", "run", "train", "evaluate", "pretrain", "study", "extract", "commands"]
+ROOMS = [
+    "errors",
+    "system",
+    "data",
+    "method",
+    "runs",
+    "train",
+    "evaluate",
+    "pretrain",
+    "study",
+    "extract",
+    "pipeline",
+    "commands",
+]
 """A room uses rooms that stand before it, and of those only the ones that MAY names."""
 MAY = {
     "errors": set(),
     "system": {"errors"},
     "data": {"errors", "system"},
     "method": {"errors"},
-    "run": {"errors", "system", "data", "method"},
-    "train": {"errors", "system", "data", "method", "run"},
-    "evaluate": {"errors", "system", "data", "method", "run", "train"},
-    "pretrain": {"errors", "system", "data", "method", "run", "train", "evaluate"},
-    "study": {"errors", "system", "data", "method", "run", "train", "evaluate", "pretrain"},
-    "extract": {"errors", "system", "data", "run", "evaluate"},
+    "runs": {"errors", "system", "data", "method"},
+    "train": {"errors", "system", "data", "method", "runs"},
+    "evaluate": {"errors", "system", "data", "method", "runs", "train"},
+    "pretrain": {"errors", "system", "data", "method", "runs", "train", "evaluate"},
+    "study": {"errors", "system", "data", "method", "runs", "train", "evaluate", "pretrain"},
+    "extract": {"errors", "system", "data", "runs", "evaluate"},
     "commands": set(ROOMS),
 }
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p not in (PACKAGE / "__init__.py", PACKAGE / "__main__.py"))

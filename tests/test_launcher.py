@@ -9,7 +9,7 @@ import pytest
 from conclugen_jax import __version__
 from conclugen_jax.commands import app, names
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run import config as config_lib, configuration_files
+from conclugen_jax.runs import config as config_lib, configuration_files
 from tests.helpers import ROOT, run, start
 
 CONCLUGEN = [sys.executable, "-m", "conclugen_jax"]

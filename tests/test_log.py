@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run import log as log_lib
+from conclugen_jax.runs import log as log_lib
 
 
 def event_steps(folder, tag):

@@ -16,7 +16,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones, clips as clips_lib, listings, outcome
 from conclugen_jax.extract.media import speech
 from conclugen_jax.extract.networks import weights
-from conclugen_jax.run import checkpoint, configuration_files
+from conclugen_jax.runs import checkpoint, configuration_files
 from tests import clips
 from tests.helpers import run
 from tests.layouts import build, matrices, save

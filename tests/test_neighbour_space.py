@@ -14,7 +14,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import weights
 from conclugen_jax.method import neighbours as method
 from conclugen_jax.pretrain import recorder, together
-from conclugen_jax.run import checkpoint, config as config_lib
+from conclugen_jax.runs import checkpoint, config as config_lib
 from conclugen_jax.system import signals
 from conclugen_jax.train import feed, neighbours
 from tests.helpers import assert_same_bits, close, fed, flat, log_without_times, tiny_config

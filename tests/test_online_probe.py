@@ -15,7 +15,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import online_probe, probe
 from conclugen_jax.pretrain import recorder, setup
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.system import signals
 from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
 

@@ -10,7 +10,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.method import model as model_lib, train_state
-from conclugen_jax.run import config as config_lib
+from conclugen_jax.runs import config as config_lib
 from conclugen_jax.train import optimizer, parallel
 from tests.helpers import assert_same_bits, tiny_config
 from tests.test_persons import Talk

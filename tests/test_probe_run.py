@@ -14,7 +14,7 @@ from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import baselines, probe, probe_run, weights
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import configuration_files
+from conclugen_jax.runs import configuration_files
 from conclugen_jax.study import definition as study_runs, results, study as study_lib
 from conclugen_jax.study.report import reading, tables
 from tests.helpers import Faces, tiny_config

@@ -18,7 +18,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pretrain import setup
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.system import processes
 from conclugen_jax.train import feed, parallel
 from tests.helpers import QUICK_COMPILATION, Faces, assert_same_bits, close, flat, log_without_times, tiny_config

@@ -12,7 +12,7 @@ from conclugen_jax.commands import app
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.study.report import (
     embedding_map as report_map,
     figures as report_figures,

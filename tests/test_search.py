@@ -14,7 +14,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.study import trials as trials_lib
 from conclugen_jax.system import signals
 from tests.helpers import Faces, log_without_times

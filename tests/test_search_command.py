@@ -15,7 +15,7 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.commands import app
 from conclugen_jax.pretrain import recorder
-from conclugen_jax.run import checkpoint, workdir as workdir_lib
+from conclugen_jax.runs import checkpoint, workdir as workdir_lib
 from conclugen_jax.system import signals
 from tests.helpers import QUICK_COMPILATION, log_without_times, tiny_config
 from tests.searching import DEVICES, RATES, make_config, opened, run

@@ -11,7 +11,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.evaluate import downstream
 from conclugen_jax.method import train_state
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.train import feed, optimizer, parallel
 from tests.helpers import Faces, assert_same_bits, close, flat, log_without_times, tiny_config
 

@@ -13,7 +13,7 @@ from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, sweep
-from conclugen_jax.run import config as config_lib
+from conclugen_jax.runs import config as config_lib
 from tests.helpers import Faces, tiny_config
 
 ONE = jax.devices()[:1]

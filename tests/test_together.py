@@ -11,7 +11,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.evaluate import weights
 from conclugen_jax.pretrain import together
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.study import definition as study_runs, study as study_lib
 from tests.helpers import Faces, close, log_without_times, tiny_config
 from tests.studies import definition

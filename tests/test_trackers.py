@@ -8,7 +8,7 @@ import types
 import pytest
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run import log as log_lib
+from conclugen_jax.runs import log as log_lib
 
 RECORDS = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 

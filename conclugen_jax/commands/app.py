@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.commands.names import COMMANDS, HELP, find
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.run import configuration_files
+from conclugen_jax.runs import configuration_files
 from conclugen_jax.system import environment, processes, signals
 
 # Short flag -> key of the configuration of pretraining; other commands add to it.

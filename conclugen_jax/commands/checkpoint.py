@@ -47,7 +47,7 @@ def main() -> None:
             raise ConclugenError(f"--{name} is no flag of {action!r}; see --help")
     workdir = command.required("workdir")
     from conclugen_jax.evaluate import bank, exchange
-    from conclugen_jax.run import workdir as workdir_lib
+    from conclugen_jax.runs import workdir as workdir_lib
 
     if action in ("list", "verify"):
         rows = exchange.listing(workdir) if action == "list" else exchange.verify(workdir, FLAGS.step or "all")

@@ -13,7 +13,7 @@ import shlex
 from conclugen_jax.commands import app
 from conclugen_jax.commands.names import COMMANDS
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run import configuration_files
+from conclugen_jax.runs import configuration_files
 
 command = app.Command(words="bash, zsh or fish", jax=False)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run import configuration_files
+from conclugen_jax.runs import configuration_files
 from conclugen_jax.system import files
 
 command = app.Command(words="the name of a configuration", jax=False)

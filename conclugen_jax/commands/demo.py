@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 from conclugen_jax.commands import app
-from conclugen_jax.run import configuration_files
+from conclugen_jax.runs import configuration_files
 from conclugen_jax.system import progress
 
 command = app.Command()

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from conclugen_jax.commands import app
-from conclugen_jax.run import configuration_files
+from conclugen_jax.runs import configuration_files
 
 command = app.Command()
 FLAGS = command.flags

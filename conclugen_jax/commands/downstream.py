@@ -25,7 +25,7 @@ COLUMNS = ("labels", "draw", "seed", "rate", "decay")
 def main() -> None:
     """Train, choose the best epoch, print the scores."""
     from conclugen_jax.evaluate import downstream, sweep, weights
-    from conclugen_jax.run.config import PRETRAINED
+    from conclugen_jax.runs.config import PRETRAINED
 
     section = command.config.downstream
     beside = section.checkpoint if section.protocol in PRETRAINED and section.checkpoint else "runs"

@@ -30,7 +30,7 @@ def main() -> None:
     """Compute and write."""
     from conclugen_jax.data import shards
     from conclugen_jax.evaluate import embedding
-    from conclugen_jax.run import workdir as workdir_lib
+    from conclugen_jax.runs import workdir as workdir_lib
 
     workdir = command.required("workdir")
     output = Path(FLAGS.output or Path(workdir, f"embeddings_{FLAGS.split}.npz"))

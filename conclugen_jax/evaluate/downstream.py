@@ -23,7 +23,7 @@ from conclugen_jax.evaluate import bank, metrics, splits as splits_lib, task as 
 from conclugen_jax.evaluate.task import Task
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
-from conclugen_jax.run import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
+from conclugen_jax.runs import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
 from conclugen_jax.train import feed, optimizer as optimizer_lib, parallel
 

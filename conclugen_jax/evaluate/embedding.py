@@ -17,8 +17,8 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import bank as bank_lib, splits, task as task_lib, weights
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import checkpoint, workdir as workdir_lib
-from conclugen_jax.run.config import FROZEN
+from conclugen_jax.runs import checkpoint, workdir as workdir_lib
+from conclugen_jax.runs.config import FROZEN
 from conclugen_jax.system import files
 
 FUSIONS = ("none", "concat", "mean")

@@ -24,7 +24,7 @@ from conclugen_jax.data.files import stand_in
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import bank as bank_lib, embedding, splits, weights
 from conclugen_jax.method import model as model_lib
-from conclugen_jax.run import checkpoint, config as config_lib, workdir as workdir_lib
+from conclugen_jax.runs import checkpoint, config as config_lib, workdir as workdir_lib
 from conclugen_jax.system import files
 
 WEIGHTS = "weights.safetensors"

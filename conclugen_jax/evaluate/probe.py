@@ -28,7 +28,7 @@ from conclugen_jax.evaluate.weights import (  # noqa: F401
     represent_splits,
     untrained,
 )
-from conclugen_jax.run import config as config_lib, workdir as workdir_lib
+from conclugen_jax.runs import config as config_lib, workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True)

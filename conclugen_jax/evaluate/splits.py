@@ -11,7 +11,7 @@ from conclugen_jax.data import persons, sources
 from conclugen_jax.data.shards import Dataset, Rows, RowSource, ShardStream, Variants
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe, task as task_lib
-from conclugen_jax.run.config import FROZEN
+from conclugen_jax.runs.config import FROZEN
 from conclugen_jax.train import feed
 
 NAMES = ("train", "validation", "test")

@@ -22,7 +22,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import bank, downstream, metrics, splits, task as task_lib
 from conclugen_jax.method import layers
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.run import config as config_lib, configuration_files
+from conclugen_jax.runs import config as config_lib, configuration_files
 from conclugen_jax.system import progress, signals
 from conclugen_jax.train import optimizer as optimizer_lib
 

@@ -18,8 +18,8 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import clustering, layers, model as model_lib
 from conclugen_jax.method.model import ConCluGen
-from conclugen_jax.run import checkpoint, workdir as workdir_lib
-from conclugen_jax.run.config import FROZEN, PRETRAINED
+from conclugen_jax.runs import checkpoint, workdir as workdir_lib
+from conclugen_jax.runs.config import FROZEN, PRETRAINED
 
 RESULT = "result.json"  # in workdirs of downstream runs: what they have found
 

@@ -20,7 +20,7 @@ from conclugen_jax.extract.companions import Companions
 from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.extract.utterance import Utterance
 from conclugen_jax.extract.vectors import vectors
-from conclugen_jax.run import workdir as workdir_lib
+from conclugen_jax.runs import workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders, digits, shards
 from conclugen_jax.errors import reason
 from conclugen_jax.method import collectives
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.system import environment, files, locks
 from conclugen_jax.train import parallel
 

@@ -19,7 +19,7 @@ import conclugen_jax
 from conclugen_jax.data.batches import batch_indices
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.pretrain import setup
-from conclugen_jax.run import checkpoint, log as log_lib
+from conclugen_jax.runs import checkpoint, log as log_lib
 from conclugen_jax.system import processes, progress
 from conclugen_jax.train import feed, parallel
 

@@ -21,7 +21,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import online_probe, weights
 from conclugen_jax.method import model as model_lib, objective, train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
-from conclugen_jax.run import checkpoint, config as config_lib
+from conclugen_jax.runs import checkpoint, config as config_lib
 from conclugen_jax.system import processes, progress
 from conclugen_jax.train import feed, memory, neighbours, optimizer as optimizer_lib, parallel
 from conclugen_jax.train.feed import Dispatch

@@ -16,7 +16,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.pretrain import recorder as recorder_lib, setup
 from conclugen_jax.pretrain.recorder import Recorder
-from conclugen_jax.run import checkpoint, log as log_lib, workdir as workdir_lib
+from conclugen_jax.runs import checkpoint, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system import processes, progress, signals
 from conclugen_jax.train import feed, memory, parallel
 

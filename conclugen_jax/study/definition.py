@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from conclugen_jax.errors import ConclugenError, did_you_mean
 from conclugen_jax.evaluate.baselines import BASELINES
 from conclugen_jax.pretrain import together
-from conclugen_jax.run.config import FROZEN, PRETRAINED, PROTOCOLS
-from conclugen_jax.run.configuration_files import check_types, defaults, flatten
+from conclugen_jax.runs.config import FROZEN, PRETRAINED, PROTOCOLS
+from conclugen_jax.runs.configuration_files import check_types, defaults, flatten
 
 BEST = "best_baseline"
 """Stands for the baseline that is best with so many labels."""

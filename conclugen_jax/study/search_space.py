@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError, did_you_mean
 from conclugen_jax.method import objective as objective_lib
-from conclugen_jax.run import config as config_lib
+from conclugen_jax.runs import config as config_lib
 from conclugen_jax.system import files
 
 Space = dict[str, dict[str, Any]]

@@ -26,7 +26,7 @@ from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate import downstream, probe_run, sweep, weights
 from conclugen_jax.evaluate.baselines import BASELINES
 from conclugen_jax.pretrain import together
-from conclugen_jax.run import checkpoint, config as config_lib, workdir as workdir_lib
+from conclugen_jax.runs import checkpoint, config as config_lib, workdir as workdir_lib
 from conclugen_jax.study import definition, results
 from conclugen_jax.study.definition import PROBE, SWEPT, Run
 from conclugen_jax.study.results import FAILURE

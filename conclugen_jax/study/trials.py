@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from conclugen_jax.errors import ConclugenError, reason
-from conclugen_jax.run import checkpoint, config as config_lib
+from conclugen_jax.runs import checkpoint, config as config_lib
 from conclugen_jax.study.search_space import OBJECTIVES
 from conclugen_jax.system import files, locks, progress
 

@@ -18,7 +18,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.evaluate.weights import check_features
-from conclugen_jax.run import checkpoint
+from conclugen_jax.runs import checkpoint
 from conclugen_jax.study.report import charts
 from conclugen_jax.study.report.reading import Run, Study
 from conclugen_jax.study.report.tables import Part

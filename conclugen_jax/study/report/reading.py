@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from conclugen_jax.data.manifest import Manifest
-from conclugen_jax.run import log as log_lib, workdir as workdir_lib
+from conclugen_jax.runs import log as log_lib, workdir as workdir_lib
 from conclugen_jax.study import results
 from conclugen_jax.study.definition import ALL
 from conclugen_jax.study.results import RESULTS, bounds

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import clustering, layers
 from conclugen_jax.method.model import PROJECTING, VECTORS
-from conclugen_jax.run.configuration_files import LISTS, check_types, defaults, flatten
+from conclugen_jax.runs.configuration_files import LISTS, check_types, defaults, flatten
 
 PROTOCOLS = ("linear_evaluation", "fine_tuning", "supervised", "raw_features")  # downstream, as tables list them
 FROZEN = ("linear_evaluation", "raw_features")  # these train the classifier alone; the others train the encoder too

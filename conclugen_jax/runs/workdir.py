@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.run import config as config_lib
-from conclugen_jax.run.configuration_files import base
+from conclugen_jax.runs import config as config_lib
+from conclugen_jax.runs.configuration_files import base
 from conclugen_jax.system import files, locks, processes
 
 CONFIG = "config.json"
