@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "conclugen_jax"
-ROOMS = "errors system data method runs train evaluate pretrain study extract pipeline commands".split()
+ROOMS = [
+    *("errors", "system", "data", "method", "runs", "train", "evaluate", "pretrain", "study", "extract"),
+    *("pipeline", "commands"),
+]
 """A room uses rooms that stand before it, and of those only the ones that MAY names."""
 MAY = {
     "errors": set(),

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import labels, matching, tables, wide
+from conclugen_jax.data import labels, manifest as manifest_lib, matching, tables, wide
 from conclugen_jax.data.column_features import ColumnFeatures
 from conclugen_jax.data.corpora import CORPORA, Corpus
 from conclugen_jax.data.features import POOLS, Combined, FolderFeatures, MatrixFeatures, holds_npy, holds_tables
 from conclugen_jax.data.files import entries
-from conclugen_jax.data.importers import authors, csd
+from conclugen_jax.data.importers import authors, built, csd
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.parquet import ParquetFeatures, parquet_kinds, read_columns
 from conclugen_jax.data.requests import Found, Layout, Request
@@ -30,6 +30,7 @@ FORMATS = {  # name -> what opens it
     "parquet": tables.open_parquet_table,
     "columns": tables.open_columns,
     "metadata": tables.open_metadata,
+    "built": built.open_built,
 }
 GENERIC = "features"  # name of the data set that its files alone describe
 DEFAULT_FOLDS = (6, 5)  # of a corpus without splits of its own: RAVDESS with actors 1-16, 17-20 and 21-24
@@ -88,6 +89,8 @@ def recognise(request: Request) -> str:
             )
         return "columns" if source.suffix in wide.ENDINGS else source.suffix.removeprefix(".")
     inside = {p.name: p for p in entries(source)}
+    if manifest_lib.FILE in inside:
+        return "built"
     splits = [p for name, p in inside.items() if name.lower() in SPLIT_NAMES]
     endings = {p.suffix for p in inside.values()}
     if "features" in inside and inside["features"].is_dir():

@@ -213,6 +213,13 @@ class ShardStream:
             "label": label,
         }
 
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """Read the labels of rows alone, as :meth:`rows` does."""
+        name, stored = label_field(self.target), LABEL_LISTS[self.label.kind]
+        with self._reading():
+            values = [getattr(parse(record)[name], stored).value[0] for record in self._read(indices)]
+        return label_array(values, self.label)
+
     def names(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read ids and groups of the rows, two string arrays, as :meth:`rows` does."""
         with self._reading():

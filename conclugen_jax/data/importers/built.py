@@ -1,0 +1,82 @@
+"""Read a data set that was built before: to cut it into folds, or to take some of its modalities."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from conclugen_jax.data import manifest as manifest_lib, shards
+from conclugen_jax.data.requests import Found, Layout, Request
+from conclugen_jax.data.sources import Annotations
+from conclugen_jax.errors import ConclugenError
+
+
+def open_built(request: Request) -> Found:
+    """Open the shards of a data set as features with their labels, ids and groups."""
+    folder = request.source.absolute()
+    dataset = shards.open_dataset(folder)
+    manifest, layout = dataset.manifest, request.layout
+    if request.corpus is not None:
+        raise ConclugenError(f"{folder}: is built already; name it with --data, or cut it with --dataset=features")
+    if request.labels or layout != Layout():
+        fault = "is built already, with its labels"
+        raise ConclugenError(f"{folder}: {fault}; leave --labels, --label and --targets out, or build its files again")
+    if manifest.variants:
+        fault = f"has several vectors of {', '.join(manifest.variants)} for each clip, of which one would be kept"
+        raise ConclugenError(f"{folder}: {fault}; build its files again")
+    columns = {split: _annotations(dataset, split) for split in manifest.splits}
+    features = {m: BuiltFeatures(folder, m, dim) for m, dim in manifest.modalities.items()}
+    kept = {key: manifest.source[key] for key in ("extraction",) if key in manifest.source}
+    facts = {**kept, "notes": manifest.source.get("notes", [])}
+    return Found(
+        features,
+        columns=columns,
+        label=manifest.label,
+        targets=manifest.targets,
+        facts=facts,
+        identity=manifest.fingerprint(),
+    )
+
+
+def _annotations(dataset: shards.Dataset, split: str) -> Annotations:
+    modalities, values = list(dataset.manifest.modalities), {}
+    for name, spec in dataset.manifest.labels().items():
+        stream = shards.ShardStream(dataset, split, modalities[:1] if name else modalities, target=name)
+        everyone = np.arange(stream.num_examples)
+        values[name] = None if spec.kind == "none" else stream.labels(everyone)
+        if not name:
+            ids, groups = (column.tolist() for column in stream.names(everyone))
+    return Annotations(ids, groups, values.pop(""), values, [(split, row) for row in everyone.tolist()])
+
+
+class BuiltFeatures:
+    """The vectors of one modality of a built data set, found by split and row."""
+
+    def __init__(self, folder: Path, modality: str, dim: int):
+        self.dim, self._folder, self._modality = dim, folder, modality
+
+    def names(self) -> dict[str, list[str]]:
+        return {}
+
+    def files(self) -> tuple:
+        return ()
+
+    def locate(self, split: str, keys: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+        return list(keys)
+
+    def read(self, place: tuple[str, int]) -> np.ndarray | None:
+        rows = _row(self._folder, *place)
+        return rows["features"][self._modality][0] if rows["present"][self._modality][0] else None
+
+
+@functools.lru_cache(maxsize=1)
+def _row(folder: Path, split: str, row: int) -> shards.Rows:
+    """Return all vectors of a row, whose modalities are read one after the other."""
+    return _stream(folder, split).rows(np.array([row]))
+
+
+@functools.lru_cache(maxsize=8)
+def _stream(folder: Path, split: str) -> shards.ShardStream:
+    dataset = shards.Dataset(folder, manifest_lib.read(folder), "size")
+    return shards.ShardStream(dataset, split, list(dataset.manifest.modalities))
