@@ -32,6 +32,17 @@ def test_words_in_a_table_beside_a_clip_are_no_labels(videos, tmp_path):
     assert rows_of(tmp_path / "mine" / "1.0.0", "train")[1]["features"]["text"].tolist() == [[4, 18]]
 
 
+def test_clips_are_cut_into_folds(tmp_path):
+    for name in "abc":
+        clips.write(tmp_path / f"{name}.mkv", clips.steady(1.0), sound=clips.tone(1.0))
+    table(tmp_path / "labels.csv", [("id", "group"), ("a", "1"), ("b", "2"), ("c", "3"), ("d", "3")])
+    common = ["--dataset=clips", "--name=mine", "--nocrop_faces", f"--source={tmp_path}", f"--data_dir={tmp_path}"]
+    run("extract", *common, *FLAGS, "--num_workers=1", "--num_views=2", "--num_folds=3", "--fold=0")
+    folder = tmp_path / "mine_fold0of3" / "1.0.0"
+    assert [rows_of(folder, split)[0] for split in ("train", "validation", "test")] == [["b"], ["c"], ["a"]]
+    assert set(manifest.read(folder).variants.values()) == {2}
+
+
 def test_without_weights_the_ready_backbones_are_taken(videos, tmp_path, monkeypatch):
     shutil.copy(videos / "train" / "train0.mkv", tmp_path / "a.mkv")
     common = ["--dataset=clips", "--name=mine", "--nocrop_faces", f"--source={tmp_path}", f"--data_dir={tmp_path}"]

@@ -213,6 +213,8 @@ def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recip
         if count > 1:
             raise ConclugenError(f"the labels name {key!r} twice in {split}; leave one row out")
         places = dict(zip(columns.keys, features.locate(split, columns.keys), strict=True))
+        if isinstance(features, Combined):  # cut into folds: a number of variants, and the places in each
+            places = {key: place and place[1][0][0] for key, place in places.items()}
         there = [place for place in places.values() if place is not None]
         views = how.num_views if split == first else 1
         found |= {place: (by_place[place], views, by_place[place].stamp()) for place in there}
