@@ -36,6 +36,8 @@ command.borrow(
     **dict.fromkeys(("fold_seed", "fold_validation"), ""),
 )
 command.enum("dataset", None, [GENERIC, *CORPORA], "Which data set; clips: any folder")
+PATTERN = "Names of clips without ending, such as {actor}_{emotion}_{take}: columns in braces, instead of labels.csv"
+command.string("label_pattern", "", PATTERN)
 command.multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")
 command.multi_string("backbone", [], "Name of a ready backbone, or MODULE:FUNCTION that makes one of yours; repeated")
 READY = "ready: all ready backbones that are installed; by default where no weights and no backbone are named"
@@ -87,12 +89,14 @@ def _extract() -> None:
     options = command.values("size", "precision", "front_end", "authors_normalisation", "batch_items")
     networks = Networks(tuple(FLAGS.weights), _backbones(), Options(**options))
     own = dataset == GENERIC and not FLAGS.labels
-    known = listings.metadata(Path(command.required("source"))) if own else None
+    known = listings.metadata(Path(command.required("source"))) if own and not FLAGS.label_pattern else None
     request = _request(dataset, described, known)
     listing = known.table if known else None
     found = clips.find(dataset, request.source, labels=request.labels, listing=listing, cut=FLAGS.cut)
     if known is not None:
         known = listings.unlisted(known, request.source, found)
+    elif FLAGS.label_pattern:
+        request, known = listings.by_pattern(request, found, FLAGS.label_pattern)
     elif own and not request.labels:
         request, known = listings.classes(request, found)
         known = listings.unread(known, request.source)
@@ -119,9 +123,12 @@ def _backbones() -> tuple[str, ...]:
 
 
 def _request(dataset: str, described: Mapping[str, Any], known: Found | None) -> Request:
-    source, own = Path(command.required("source")), dataset == GENERIC
-    labels = () if known else tuple(map(Path, FLAGS.labels)) or _beside(source)
-    if own and FLAGS.label and not labels and not known:
+    source, own, pattern = Path(command.required("source")), dataset == GENERIC, FLAGS.label_pattern
+    if pattern and (FLAGS.labels or not own):
+        fact = "--labels says the labels" if own else f"--label_pattern is for --dataset={GENERIC}"
+        raise ConclugenError(f"--label_pattern={pattern}: {fact}; leave one of them out")
+    labels = () if known or pattern else tuple(map(Path, FLAGS.labels)) or _beside(source)
+    if own and FLAGS.label and not labels and not known and not pattern:
         raise ConclugenError(f"--label={FLAGS.label[0]}: no labels.csv in {source}; name the table with --labels")
     name = command.required("name") if own else FLAGS.name
     return Request(formats.GENERIC if own else dataset, source, name=name, labels=labels, **described)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conclugen_jax.data import builders, formats, labels, manifest as manifest_lib, matching
+from conclugen_jax.data import builders, data_frames, formats, labels, manifest as manifest_lib, matching
 from conclugen_jax.data.features import Combined
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
@@ -42,7 +42,7 @@ def extract(
     networks: Networks,
     data_dir: str | Path,
     *,
-    known: Found | None = None,
+    known: Any = None,
     num_workers: int = 0,
     beam: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -57,7 +57,8 @@ def extract(
       utterances: all that there are; those that the labels name are extracted.
       networks: to run.
       data_dir: parent of the data sets.
-      known: labels that the layout of the clips holds, in a table; else ``request`` says where labels are.
+      known: labels that the layout of the clips holds (:class:`Found`), or a data frame of them as ``labels.csv`` has them;
+        else ``request`` says where labels are.
       num_workers: processes that prepare clips; 0: this one.
       beam: pipeline options of Apache Beam, whose workers then do everything; they must see clips, weights and ``data_dir``.
       overwrite: replace a data set that is there already.
@@ -73,6 +74,8 @@ def extract(
       ConclugenError: labels that fit no clip, a failure of every clip, a data set in the way, or a folder that cannot be
         written. What is done is kept for the next try.
     """
+    if data_frames.is_frame(known):
+        known = data_frames.labels(known)
     work = _Extraction(
         request, known or Found({}), utterances, networks, Path(data_dir).absolute(), preparation_options
     )
