@@ -35,7 +35,7 @@ def data() -> ConfigDict:
     data.modalities = ()  # those to train on; empty: all of the data set; linear evaluation takes its checkpoint's
     data.train_split = "train"  # split to train on
     data.validation_split = "validation"  # split that chooses the best epoch (downstream)
-    data.test_split = "test"  # split that is scored (downstream)
+    data.test_split = "test"  # split that is scored (downstream); empty: none is
     data.standardize = "none"  # none | split (zero mean, unit deviation) | person; linear evaluation: as its checkpoint
     data.person_modalities = ()  # standardised by person, the others by the split; empty: all but text
     data.person_floor = 0.1  # added to the variance of a person's clips, in variances of the split

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from conclugen_jax.evaluate.baselines import BASELINES
+
 METHODS = {
     "conclugen": ("ConCluGen", ("contrastive", "clustering", "reconstruction")),
     "conclu": ("ConClu", ("contrastive", "clustering")),
@@ -38,6 +40,7 @@ def get_config() -> ConfigDict:
             "probe": (0,),
         }
     )
+    study.baselines = tuple(BASELINES)  # what the protocol probe compares methods with
     study.num_folds = 0  # {fold} and {shuffle} in paths are those of seed s: s modulo num_folds, s / num_folds + 1
     study.jobs = 0  # runs side by side; 0: as many as there are processors and as memory allows
     study.job_gib = 2.0  # memory that a run takes at most, GiB

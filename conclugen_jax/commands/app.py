@@ -40,6 +40,7 @@ class Command:
 
     Args:
       config: ``run`` or ``study``: what kind of configuration it takes, by ``--config``; empty: none.
+      default: configuration that is taken where none is named.
       short: short flags -> key of the configuration.
       words: what the arguments are that are no flags; empty: there are none.
       refuse: flag of a similar command -> why this one does not take it.
@@ -48,13 +49,15 @@ class Command:
     Attributes:
       flags: values of the flags, ``flags.NAME``; ``words``: the arguments that are no flags.
       config, config_name: the configuration, and its file's name without the ending.
-      config_arguments: the arguments that give the configuration again, with its overrides.
+      config_arguments: the arguments that give the configuration again, with its overrides; ``config_given``: whether one was
+      named; ``changes``: the overrides, keys with their values as text.
     """
 
     def __init__(
         self,
         *,
         config: str = "",
+        default: str = "",
         short: Mapping[str, str] | None = None,
         words: str = "",
         refuse: Mapping[str, str] | None = None,
@@ -63,10 +66,11 @@ class Command:
         self.flags = flags.FlagValues()
         self.flags.set_gnu_getopt()
         self.short, self._takes_words, self._kind, self._refused = dict(short or {}), words, config, dict(refuse or {})
-        self.jax = jax
+        self.jax, self._default = jax, default
         self.words: list[str] = []
         self.config: ConfigDict | None = None
-        self.config_name, self.config_arguments = "", []
+        self.config_name, self.config_arguments, self.config_given = "", [], False
+        self.changes: list[tuple[str, str]] = []
         for kind in ("string", "integer", "float", "bool", "enum", "list", "multi_string"):
             setattr(self, kind, functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=self.flags))
 
@@ -176,17 +180,16 @@ class Command:
         return rest, settings
 
     def _configure(self, settings: Sequence[tuple[str, str]]) -> None:
-        given = dict(settings).get("")
+        given = dict(settings).get("", self._default)
         if not given:
             raise ConclugenError("--config is missing; name a configuration, such as --config=demo (conclugen configs)")
         self.config = configuration_files.load(given, of_run=self._kind == "run")
         path, arguments = configuration_files.find(given)
         self.config_name = "_".join((path.stem, *arguments))
-        self.config_arguments = [f"--config={given}"]
-        for key, value in settings:
-            if key:
-                configuration_files.override(self.config, key, value)
-                self.config_arguments.append(f"--config.{key}={value}")
+        self.config_given, self.changes = "" in dict(settings), [(key, value) for key, value in settings if key]
+        for key, value in self.changes:
+            configuration_files.override(self.config, key, value)
+        self.config_arguments = [f"--config={given}", *(f"--config.{key}={value}" for key, value in self.changes)]
 
 
 def refuse_downstream(name: str) -> None:

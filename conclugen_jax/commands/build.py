@@ -116,11 +116,16 @@ def request_options(own: app.Command) -> dict[str, Any]:
     for name in ("fold", "fold_by", "fold_seed", "fold_validation"):
         if flags[name].present and not flags.num_folds:
             raise ConclugenError(f"--{name}={flags[name].value} without --num_folds; say how many folds there are")
+    folds = (flags.num_folds, flags.fold) if flags.num_folds else None
+    return {"layout": layout_of(own), "folds": folds} | own.values("version", "fold_by", "fold_seed", "fold_validation")
+
+
+def layout_of(own: app.Command) -> Layout:
+    """Return what the flags of such a command say of its labels."""
+    flags = own.flags
     if flags.label_kind == "none" and (flags.label or flags.classes):
         raise ConclugenError("--label_kind=none is for no label, and --label or --classes describes one; leave it out")
-    layout = Layout(tuple(flags.label), flags.label_kind, tuple(flags.classes), tuple(flags.targets))
-    folds = (flags.num_folds, flags.fold) if flags.num_folds else None
-    return {"layout": layout, "folds": folds} | own.values("version", "fold_by", "fold_seed", "fold_validation")
+    return Layout(tuple(flags.label), flags.label_kind, tuple(flags.classes), tuple(flags.targets))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -47,7 +47,7 @@ def _show(result: dict) -> None:
         for named, _ in rows:
             named[0] = {"0": "all"}.get(named[0], named[0])
     else:
-        facts, rows = ["split"], [([split], result[split]) for split in ("validation", "test")]
+        facts, rows = ["split"], [([split], result[split]) for split in ("validation", "test") if split in result]
         kind = "" if "num_folds" in result else f"best epoch {result['best_epoch'] + 1}"
     if "num_folds" in result:
         kind = ", ".join(filter(None, (kind, f"mean of {result['num_folds']} folds")))

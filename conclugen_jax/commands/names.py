@@ -6,6 +6,7 @@ from conclugen_jax.errors import ConclugenError
 
 GROUPS = {
     "Start": {
+        "run": "do everything in one go: clips or features in; a trained model, its scores and a page out",
         "demo": "run the whole method on embedded digits in a minute: build, pretrain, probe",
         "doctor": "check whether this machine can train, and say how to fix what is wrong",
         "configs": "list the named configurations, print one, or write one out to edit",

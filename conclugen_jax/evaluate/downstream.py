@@ -47,8 +47,8 @@ def downstream(
     ``data.json``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/`` (the best epoch's weights); if the same run is
     finished there already, its result is returned. ``devices``: to train on; ``None``: all.
 
-    Returns the content of ``result.json``: scores of the validation and test split at the epoch of best validation accuracy
-    (see ``metrics.py``), and where everything came from.
+    Returns the content of ``result.json``: scores of the validation and test split (if there is one) at the epoch of best
+    validation accuracy (see ``metrics.py``), and where everything came from.
 
     Raises:
       ConclugenError: an impossible configuration, bad data, a checkpoint that does not fit the data, or no finite loss.
@@ -56,7 +56,7 @@ def downstream(
     """
     devices = list(devices or jax.devices())
     result = over_folds(config, workdir, functools.partial(_run, devices=devices), _averaged, len(devices))
-    matrix = result["test"].get("confusion_matrix")
+    matrix = result.get("test", {}).get("confusion_matrix")
     for line in result.get("warnings", []) + metrics.remarks([] if matrix is None else [matrix], result["classes"]):
         progress.say(line)
     return result
@@ -179,8 +179,7 @@ def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
             "labels_per_class": config.downstream.labels_per_class,
             "warnings": splits_lib.warnings(config, label, everyone) + task_lib.warnings(label, labels, per_class),
             "best_epoch": epoch,
-            "validation": scores("validation", best),
-            "test": scores("test", best),
+            **{split: scores(split, best) for split in splits_lib.NAMES[1:] if split in rows},
         }
 
 

@@ -32,6 +32,7 @@ def run(config: ConfigDict, workdir: str | Path, form: str = "") -> dict[str, An
       ConclugenError: labels other than one class per example, training labels of one class alone, and what
         :func:`downstream.once` refuses.
     """
+    splits.require_test(config)
     if config.downstream.num_folds:
         why = "the protocol 'probe' takes data sets that are folds; build them with --num_folds and --fold"
         raise ConclugenError(f"config.downstream.num_folds is {config.downstream.num_folds}: {why}")

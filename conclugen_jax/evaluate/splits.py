@@ -40,18 +40,26 @@ class Subset(NamedTuple):
 def open_streams(config: ConfigDict, dataset: Dataset, modalities: list[str]) -> dict[str, ShardStream]:
     """Open what is used as ``train``, ``validation`` and ``test``; one split for all where folds are cut.
 
-    A training that is not frozen may visit all stored variants.
+    A training that is not frozen may visit all stored variants. There is no ``test`` where ``data.test_split`` is empty.
     """
     section, data = config.downstream, config.data
     random = section.protocol not in FROZEN and data.variants == "random"
     streams = {}
     for name in NAMES:
         split = data.train_split if section.num_folds else getattr(config.data, f"{name}_split")
+        if name == "test" and not split:
+            continue
         variants = random and name == "train"
         streams[name] = ShardStream(dataset, split, modalities, target=section.target, all_variants=variants)
     if streams["train"].label.kind == "none":
         raise ConclugenError(f"{data.path}: the data set has no labels; a downstream run needs them")
     return streams
+
+
+def require_test(config: ConfigDict) -> None:
+    """Refuse a run that is about its scores, without a split that is scored."""
+    if not config.data.test_split:
+        raise ConclugenError("config.data.test_split is empty; name the split that is scored, such as test")
 
 
 def check(config: ConfigDict, streams: Mapping[str, ShardStream]) -> None:

@@ -154,6 +154,7 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       ConclugenError: an impossible configuration, bad data, or losses that are not finite.
       Interrupted: SIGINT or SIGTERM came; repeating the command starts again.
     """
+    splits.require_test(config)
     section = config.downstream
     if section.protocol not in config_lib.FROZEN:
         wanted = f"a sweep needs frozen representations ({' or '.join(map(repr, config_lib.FROZEN))})"

@@ -23,7 +23,7 @@ ALONE = tuple(protocol for protocol in PROTOCOLS if protocol not in PRETRAINED)
 TITLES = {name: name.replace("_", " ") for name in ALONE} | {name: one.title for name, one in BASELINES.items()}
 KEYS = {
     *("name", "pretraining_path", "methods", "datasets", "seeds", "labels", "label_draws", "training_draws"),
-    *("num_folds", "jobs", "job_gib", "reference", "order"),
+    *("num_folds", "jobs", "job_gib", "reference", "order", "baselines"),
 }
 
 
@@ -51,6 +51,9 @@ def _faults(study: ConfigDict) -> Iterator[str]:
     folded = [part in path for part in ("{fold}", "{shuffle}") for path in paths]
     if not (study.num_folds >= 3 and all(folded)) and (study.num_folds or any(folded)):
         yield f"num_folds is {study.num_folds}; expected 3 or more and {{fold}} and {{shuffle}} in all paths, or neither"
+    for name in study.baselines:
+        if name not in BASELINES or study.baselines.count(name) > 1:
+            yield f"baselines has {name!r}; name some of {', '.join(BASELINES)}, each once, as in --config.baselines=raw"
     if not 0 < study.job_gib < float("inf") or study.jobs < 0:
         yield f"job_gib is {study.job_gib} and jobs {study.jobs}; GiB must be above 0, jobs 0 (automatic) or more"
     for name, method in study.methods.items():
@@ -119,7 +122,7 @@ def chains(study: ConfigDict) -> Iterator[list[Run]]:
                             run.config.evaluation.update(method.evaluation)
             yield chain
         found = [list(_downstream(study, protocol, (protocol,), (), seed, "")) for protocol in ALONE]
-        found += [list(_downstream(study, name, (PROBE,), (), seed, "")) for name in BASELINES]
+        found += [list(_downstream(study, name, (PROBE,), (), seed, "")) for name in study.baselines]
         yield from filter(None, found)
 
 

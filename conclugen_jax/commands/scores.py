@@ -1,0 +1,52 @@
+"""The scores of a study as tables on a terminal."""
+
+import sys
+
+from conclugen_jax.commands import app
+
+
+def show(results: dict) -> None:
+    """Print a table of each data set and protocol, and the classes that are never predicted."""
+    from conclugen_jax.study import study
+
+    for dataset, protocol in dict.fromkeys((s["dataset"], s["protocol"]) for s in results["summary"]):
+        rows = study.chosen(results["summary"], dataset=dataset, protocol=protocol)
+        _table(results["methods"], rows, results["comparisons"])
+        _warn(results["methods"], rows)
+
+
+def _table(methods: dict, rows: list[dict], comparisons: list[dict]) -> None:
+    from conclugen_jax.study.definition import PROBE
+    from conclugen_jax.study.results import not_ahead
+
+    numbers = list(dict.fromkeys(row["labels_per_class"] for row in rows))
+    measure = next(iter(rows[0]["scores"]))
+    factor, digits, unit = (1, 3, "") if measure == "mae" else (100, 1, " in %")
+    table = {row["method"]: [methods[row["method"]]["title"]] + ["-"] * len(numbers) for row in rows}
+    for row in rows:
+        score = row["scores"][measure]
+        shown = f"{factor * score['mean']:.{digits}f}"
+        if score["interval"] is not None:
+            shown += " [{}, {}]".format(*(f"{factor * x:.{digits}f}" for x in score["interval"]))
+        table[row["method"]][1 + numbers.index(row["labels_per_class"])] = shown
+    if rows[0]["protocol"] == PROBE:
+        titles = {name: one["title"] for name, one in methods.items()}
+        for method, cells in table.items():
+            if remark := not_ahead(comparisons, rows[0]["dataset"], method, titles):
+                cells[0] += f" ({remark})"
+    title = f"{rows[0]['protocol']} on {rows[0]['dataset']}: {measure}{unit}, mean and 95 % interval"
+    app.show(["method", *(f"{n} labels" if n else "all labels" for n in numbers)], table.values(), title=title)
+
+
+def _warn(methods: dict, rows: list[dict]) -> None:
+    """Name the classes that are never predicted on a data set by a protocol."""
+    from conclugen_jax.evaluate import metrics
+
+    missed = {}
+    for row in rows:
+        if row["never_predicted"]:
+            what = f"{methods[row['method']]['title']}, {row['labels_per_class'] or 'all'} labels"
+            missed[what] = row["never_predicted"], row["evaluations"]
+    if missed:
+        place = f"{rows[0]['protocol']} on {rows[0]['dataset']}"
+        print(f"warning: {place}: {metrics.missed_sentence(missed)}", file=sys.stderr)

@@ -1,0 +1,106 @@
+"""The configurations of one run of everything: pretraining, what it is compared with, and the classifier for use."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from conclugen_jax.pipeline.rules import Facts, Scheme, Setting
+from conclugen_jax.runs import configuration_files
+from conclugen_jax.study.definition import PROBE, Run
+
+METHOD, TITLE = "pretrained", "pretrained"
+START = "conclu_neighbours"
+STUDY, MODEL, CLASSIFIER = "study", "pretraining", "classifier"
+"""Folders below that of everything."""
+MOST_STEPS = 20_000
+"""Steps of a classifier at most."""
+
+
+def configured(settings: Sequence[Setting], data: Path, split: str, changes: Sequence[tuple[str, str]]) -> ConfigDict:
+    """Return the configuration of pretraining with settings and, above them, changes ``(key, text)`` of the user's."""
+    config = configuration_files.load(START, of_run=True)
+    config.update_from_flattened_dict({one.key: one.value for one in settings})
+    config.data.path, config.data.train_split = str(data), split
+    for key, text in changes:
+        configuration_files.override(config, key, text)
+    return config
+
+
+def written(settings: Sequence[Setting], config: ConfigDict, name: str) -> str:
+    """Return a configuration file that gives the same configuration, with the reason of each setting."""
+    chosen = {one.key: one for one in settings}
+    usual = dict(configuration_files.flatten(configuration_files.load(START, of_run=True)))
+    lines = []
+    for key, value in configuration_files.flatten(config):
+        one = chosen.get(key)
+        if one and one.value == value:
+            lines.append(f"    # {one.reason}")
+        if one or value != usual[key]:
+            lines.append(f"    config.{key} = {value!r}")
+    head = f'"""Settings of {name}, chosen from its data; they start from those of {START}."""'
+    start = f"from configs import {START}\n\n\ndef get_config():\n    config = {START}.get_config()"
+    return "\n".join([head, "", start, *lines, "    return config", ""])
+
+
+def study(config: ConfigDict, scheme: Scheme, known: Facts, path: str, name: str) -> ConfigDict:
+    """Return the study of what pretraining gains: raw features, an untrained network and the pretrained one.
+
+    ``path``: of the data set, with ``{fold}`` and ``{shuffle}`` for the folds of a scheme.
+    """
+    found = importlib.import_module("configs.study_base").get_config()
+    found.name, found.pretraining_path, found.num_folds = name, path, scheme.num_folds
+    found.seeds, found.label_draws, found.reference = scheme.seeds, 5 if len(scheme.seeds) > 1 else 3, METHOD
+    # Folds of shuffle 1 are seeds from num_folds on: seed s has shuffle s / num_folds + 1, which is what paths name.
+    gib = known.rows * sum(known.dims.values()) * 4 / 2**30
+    found.job_gib = round(1.5 + 6 * gib, 2)
+    found.methods[METHOD] = ConfigDict({"title": TITLE, "modalities": (), "pretraining": config})
+    found.order = (METHOD,)
+    found.labels.update({PROBE: scheme.labels})
+    protocols = {"linear_evaluation": classifier(config, scheme, known)}
+    if known.kind == "single":
+        protocols[PROBE] = importlib.import_module("configs.study_base").probe(config)
+        protocols[PROBE].data.validation_split = config.data.train_split  # nothing is chosen by it
+        protocols[PROBE].data.test_split = tested(known)
+    else:
+        protocols["raw_features"] = protocols["linear_evaluation"].copy_and_resolve_references()
+        protocols["raw_features"].downstream.protocol = "raw_features"
+    found.datasets["data"] = ConfigDict({"path": path, "protocols": protocols})
+    return found.lock()
+
+
+def tested(known: Facts) -> str:
+    """Return the split that is scored."""
+    return "test" if "test" in known.splits or len(known.splits) == 1 else known.splits[1]
+
+
+def classifier(config: ConfigDict, scheme: Scheme, known: Facts) -> ConfigDict:
+    """Return the configuration of the linear classifier, whose epochs are chosen by the validation split, if there is one."""
+    found = configuration_files.load("linear_evaluation", of_run=True)
+    found.data.update(config.data)
+    found.model.update(config.model)
+    if "validation" not in known.splits or scheme.num_folds:
+        found.data.validation_split = config.data.train_split
+    found.data.test_split = tested(known)
+    found.seed = config.seed
+    found.train.batch_size = max(1, min(128, known.rows))
+    found.train.num_epochs = max(5, min(100, MOST_STEPS // max(known.rows // found.train.batch_size, 1)))
+    return found
+
+
+def model(config: ConfigDict, scheme: Scheme | None, known: Facts) -> list[Run]:
+    """Return the runs that leave what is used on new clips, in order.
+
+    Without folds the classifier is on top of the study's first pretraining; otherwise on top of one with all rows.
+    """
+    runs, checkpoint = [], f"{STUDY}/pretraining/{METHOD}/seed_0"
+    if scheme is None or scheme.num_folds:
+        runs, checkpoint = [Run(MODEL, config, "pretraining", "", METHOD, config.seed)], MODEL
+    if scheme is None:
+        return runs
+    one = classifier(config, scheme, known)
+    if scheme.num_folds:
+        one.data.test_split = ""  # all rows are trained on
+    one.downstream.checkpoint = checkpoint
+    return [*runs, Run(CLASSIFIER, one, CLASSIFIER, "", METHOD, config.seed)]
