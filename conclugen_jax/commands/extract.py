@@ -8,17 +8,10 @@ The command writes to DATA_DIR/NAME/VERSION. Repeat it to resume after an interr
 again. docs/extraction.md says which folders, labels and subtitles are understood.
 """
 
-import itertools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from conclugen_jax.commands import app, build
-from conclugen_jax.data import formats
 from conclugen_jax.data.corpora import CORPORA
-from conclugen_jax.data.requests import Found, Request
-from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import companions
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.system import progress, signals
 
@@ -79,7 +72,7 @@ def _extract() -> None:
     import jax
 
     from conclugen_jax.data import inspection_view
-    from conclugen_jax.extract import clips, extraction, listings, outcome, vectors
+    from conclugen_jax.extract import extraction, folders, outcome, vectors
     from conclugen_jax.extract.backbones import Networks, Options
     from conclugen_jax.extract.networks import mtcnn
 
@@ -88,18 +81,12 @@ def _extract() -> None:
     how["faces"] = FLAGS.mtcnn or str(mtcnn.WEIGHTS) if FLAGS.crop_faces else ""
     options = command.values("size", "precision", "front_end", "authors_normalisation", "batch_items")
     networks = Networks(tuple(FLAGS.weights), _backbones(), Options(**options))
-    own = dataset == GENERIC and not FLAGS.labels
-    known = listings.metadata(Path(command.required("source"))) if own and not FLAGS.label_pattern else None
-    request = _request(dataset, described, known)
-    listing = known.table if known else None
-    found = clips.find(dataset, request.source, labels=request.labels, listing=listing, cut=FLAGS.cut)
-    if known is not None:
-        known = listings.unlisted(known, request.source, found)
-    elif FLAGS.label_pattern:
-        request, known = listings.by_pattern(request, found, FLAGS.label_pattern)
-    elif own and not request.labels:
-        request, known = listings.classes(request, found)
-        known = listings.unread(known, request.source)
+    own = {
+        "name": command.required("name") if dataset == GENERIC else FLAGS.name,
+        "labels": tuple(map(Path, FLAGS.labels)),
+    }
+    own |= {"pattern": FLAGS.label_pattern, "cut": FLAGS.cut}
+    request, found, known = folders.read(Path(command.required("source")), dataset, **own, **described)
     progress.say(f"{request.source}: {outcome.counted(len(found))}; opening the backbones, compiling their programs")
     with progress.Counter(f"extracting {request.name or dataset}", unit="utterances") as counter:
         folder, tally = extraction.extract(request, found, networks, known=known, progress=counter, **how)
@@ -114,28 +101,7 @@ def _backbones() -> tuple[str, ...]:
         return named
     from conclugen_jax.extract import ready
 
-    there, absent = ready.chosen()
-    shown = [", ".join(f"{name} ({ready.READY[name].modality})" for name in names) for names in (there, absent)]
-    progress.say(f"ready backbones: {shown[0]}")
-    if absent:
-        progress.say(f"not installed: {shown[1]}; pip install 'conclugen_jax[ready]' adds them")
+    for line in ready.lines():
+        progress.say(line)
+    there, _ = ready.chosen()
     return tuple(dict.fromkeys((*named, *there)))
-
-
-def _request(dataset: str, described: Mapping[str, Any], known: Found | None) -> Request:
-    source, own, pattern = Path(command.required("source")), dataset == GENERIC, FLAGS.label_pattern
-    if pattern and (FLAGS.labels or not own):
-        fact = "--labels says the labels" if own else f"--label_pattern is for --dataset={GENERIC}"
-        raise ConclugenError(f"--label_pattern={pattern}: {fact}; leave one of them out")
-    labels = () if known or pattern else tuple(map(Path, FLAGS.labels)) or _beside(source)
-    if own and FLAGS.label and not labels and not known and not pattern:
-        raise ConclugenError(f"--label={FLAGS.label[0]}: no labels.csv in {source}; name the table with --labels")
-    name = command.required("name") if own else FLAGS.name
-    return Request(formats.GENERIC if own else dataset, source, name=name, labels=labels, **described)
-
-
-def _beside(source: Path) -> tuple[Path, ...]:
-    """Label files in the folder of the clips, without the tables of single clips, which begin with their names."""
-    single = set(itertools.chain.from_iterable(companions.by_clip(source).values()))
-    tables = sorted(p for p in source.glob("*.csv") if p.is_file() and p not in single)
-    return tuple([p for p in tables if p.name.lower() == "labels.csv"] or tables)

@@ -8,34 +8,48 @@ resume after an interruption.
 """
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from conclugen_jax.commands import app, build, scores
+from conclugen_jax.commands import app, build, extract, scores
 from conclugen_jax.errors import ConclugenError
 
 command = app.Command(config="run", default="conclu_neighbours", words="SOURCE")
 FLAGS = command.flags
-command.borrow(build.command, **dict.fromkeys(("labels", "label", "label_kind", "classes", "targets", "drop_bad"), ""))
+OF_LABELS = "labels", "label", "label_kind", "classes", "targets", "drop_bad"
+command.borrow(build.command, **dict.fromkeys(OF_LABELS, ""))
+command.borrow(extract.command, label_pattern="")
 command.string("workdir", None, "Folder for all that comes of it")
-command.bool("quick", False, "A first look: fewer steps, one fold")
+command.bool("quick", False, "A first look: fewer steps, one fold, at most 60 clips")
 
 
-def main() -> int:
+def main() -> None:
     """Do what is not done, print settings, scores and what to do next."""
     if len(command.words) != 1:
         raise ConclugenError("name one folder or file: conclugen run SOURCE --workdir=RUN")
     layout, workdir = build.layout_of(command), command.required("workdir")
     from conclugen_jax.pipeline import run as run_lib
 
-    source = run_lib.Source(Path(command.words[0]), tuple(map(Path, FLAGS.labels)), layout, FLAGS.drop_bad)
+    about = {"labels": tuple(map(Path, FLAGS.labels)), "pattern": FLAGS.label_pattern, "drop_bad": FLAGS.drop_bad}
+    source = run_lib.Source(Path(command.words[0]), layout=layout, **about)
     config = command.config_arguments[0].partition("=")[2] if command.config_given else ""
     found = run_lib.run(source, workdir, quick=FLAGS.quick, config=config, changes=command.changes)
     if found.results:
         scores.show(found.results)
-    run = shlex.quote(str(found.workdir))
-    print(f"report: {found.report}")
-    print(f"settings: {found.config}")
-    if found.classifier:
-        print(f"predict: conclugen predict --checkpoint={run}/classifier CLIP.mp4")
-    print(f"vectors: conclugen embed --workdir={run}/pretraining --data={found.data} --output=vectors.npz")
-    return 0
+    for remark in found.remarks:
+        print(remark)
+    for line in _next(found):
+        print(line)
+
+
+def _next(found: Any) -> Iterator[str]:
+    """Yield what can be done with what there is now."""
+    data, pretraining, config = (shlex.quote(str(x)) for x in (found.data, found.pretraining, found.config))
+    yield f"look:       {found.report}"
+    if found.classifier and found.clips:
+        yield f"predict:    conclugen predict --checkpoint={shlex.quote(str(found.classifier))} CLIP.mp4"
+    if found.classifier and not found.clips:
+        yield f"predict:    conclugen embed --workdir={shlex.quote(str(found.classifier))} --data=OTHER_DATA --split=test"
+    yield f"vectors:    conclugen embed --workdir={pretraining} --data={data} --split=all --output=vectors.npz"
+    yield f"go deeper:  conclugen pretrain --config={config} --config.train.num_epochs=200 --workdir=ANOTHER"

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conclugen_jax.data import builders, data_frames, formats, labels, manifest as manifest_lib, matching
 from conclugen_jax.data.features import Combined
 from conclugen_jax.data.joined import JoinedSource
@@ -47,6 +49,7 @@ def extract(
     beam: Sequence[str] | None = None,
     overwrite: bool = False,
     keep: bool = False,
+    most: int = 0,
     progress: Progress = lambda done, total: None,
     **preparation_options: Any,
 ) -> tuple[Path, Tally]:
@@ -63,6 +66,7 @@ def extract(
       beam: pipeline options of Apache Beam, whose workers then do everything; they must see clips, weights and ``data_dir``.
       overwrite: replace a data set that is there already.
       keep: keep the folder of single vectors after the shards are built.
+      most: take so many of the utterances, chosen at random; 0: all.
       progress: called with the number of utterances done and of all.
       **preparation_options: attributes of :class:`conclugen_jax.extract.preparation.Recipe` besides those of the backbones.
 
@@ -77,7 +81,7 @@ def extract(
     if data_frames.is_frame(known):
         known = data_frames.labels(known)
     work = _Extraction(
-        request, known or Found({}), utterances, networks, Path(data_dir).absolute(), preparation_options
+        request, known or Found({}), utterances, networks, Path(data_dir).absolute(), preparation_options, most
     )
     if not overwrite and (work.target / manifest_lib.FILE).is_file():
         return work.target, work.there_already()
@@ -103,6 +107,7 @@ class _Extraction:
         networks: Networks,
         data_dir: Path,
         options: dict,
+        most: int,
     ):
         self.request, self.networks, backbones = request, networks, backbones_lib.load(networks)
         self.how = preparation.recipe(backbones, size=networks.options.size, **options)
@@ -120,6 +125,9 @@ class _Extraction:
         self.unlabelled = asked and tables and source.spec.label.kind == "none"
         self.first_split = source.spec.splits[0]  # the one that has views
         self.todo, *self.unknown = _asked_for(source, utterances, self.how)
+        if 0 < most < len(self.todo):
+            chosen = np.random.default_rng(0).choice(len(self.todo), most, replace=False)
+            self.todo = [self.todo[i] for i in np.sort(chosen)]
         self.facts = preparation.provenance(backbones, self.how, networks.options).to_json()
         stamps = [[u.place, views, stamp] for u, views, stamp in self.todo]
         content = json.dumps([source.stamp()[0], stamps, self.facts], sort_keys=True).encode()

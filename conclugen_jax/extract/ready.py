@@ -187,6 +187,8 @@ READY = {
     ),
 }
 """Name -> backbone."""
+SPEECH = "whisper_tiny"
+"""The backbone whose model recognises words, too."""
 
 
 def chosen() -> tuple[list[str], list[str]]:
@@ -199,6 +201,13 @@ def chosen() -> tuple[list[str], list[str]]:
         name: all(importlib.util.find_spec(file.partition("/")[0]) for file in READY[name].files) for name in names
     }
     return [name for name in names if there[name]], [name for name in names if not there[name]]
+
+
+def lines() -> list[str]:
+    """Return lines on the ready backbones that are taken where none is named, and on those that are not installed."""
+    there, absent = (", ".join(f"{name} ({READY[name].modality})" for name in names) for names in chosen())
+    more = [f"not installed: {absent}; pip install 'conclugen_jax[ready]' adds them"] if absent else []
+    return [f"ready backbones: {there}", *more]
 
 
 def load(name: str) -> Weights:

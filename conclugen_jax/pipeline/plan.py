@@ -1,8 +1,8 @@
 """The configurations of one run of everything: pretraining, what it is compared with, and the classifier for use."""
 
 import importlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,20 +12,29 @@ from conclugen_jax.study.definition import PROBE, Run
 
 METHOD, TITLE = "pretrained", "pretrained"
 START = "conclu_neighbours"
-STUDY, MODEL, CLASSIFIER = "study", "pretraining", "classifier"
-"""Folders below that of everything."""
+CLASSIFIER, WHOLE = "classifier", "pretraining/whole/seed_0"
+"""Folders below that of everything, which is that of the study too: the classifier for use, and pretraining with all rows."""
 MOST_STEPS = 20_000
 """Steps of a classifier at most."""
 
 
-def configured(settings: Sequence[Setting], data: Path, split: str, changes: Sequence[tuple[str, str]]) -> ConfigDict:
-    """Return the configuration of pretraining with settings and, above them, changes ``(key, text)`` of the user's."""
-    config = configuration_files.load(START, of_run=True)
-    config.update_from_flattened_dict({one.key: one.value for one in settings})
-    config.data.path, config.data.train_split = str(data), split
+def configured(
+    settings: Sequence[Setting], data: Mapping[str, Any], changes: Sequence[tuple[str, str]], start: str
+) -> ConfigDict:
+    """Return a configuration of pretraining with settings, what its data ask for and, above these, changes of the user's.
+
+    ``changes``: keys with their values as text; ``start``: name or file of the configuration that is changed.
+    """
+    config = configuration_files.load(start, of_run=True)
+    config.update_from_flattened_dict({one.key: one.value for one in settings} | dict(data))
     for key, text in changes:
         configuration_files.override(config, key, text)
     return config
+
+
+def fold_name(name: str, scheme: Scheme) -> str:
+    """Return the name of the data sets of a scheme's folds, as a study names them."""
+    return f"{name}_fold{{fold}}of{scheme.num_folds}_seed{{shuffle}}"
 
 
 def written(settings: Sequence[Setting], config: ConfigDict, name: str) -> str:
@@ -44,15 +53,15 @@ def written(settings: Sequence[Setting], config: ConfigDict, name: str) -> str:
     return "\n".join([head, "", start, *lines, "    return config", ""])
 
 
-def study(config: ConfigDict, scheme: Scheme, known: Facts, path: str, name: str) -> ConfigDict:
+def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str) -> ConfigDict:
     """Return the study of what pretraining gains: raw features, an untrained network and the pretrained one.
 
-    ``path``: of the data set, with ``{fold}`` and ``{shuffle}`` for the folds of a scheme.
+    ``config``: of pretraining, on a data set with ``{fold}`` and ``{shuffle}`` for the folds of a scheme in its path.
     """
+    path = config.data.path
     found = importlib.import_module("configs.study_base").get_config()
     found.name, found.pretraining_path, found.num_folds = name, path, scheme.num_folds
     found.seeds, found.label_draws, found.reference = scheme.seeds, 5 if len(scheme.seeds) > 1 else 3, METHOD
-    # Folds of shuffle 1 are seeds from num_folds on: seed s has shuffle s / num_folds + 1, which is what paths name.
     gib = known.rows * sum(known.dims.values()) * 4 / 2**30
     found.job_gib = round(1.5 + 6 * gib, 2)
     found.methods[METHOD] = ConfigDict({"title": TITLE, "modalities": (), "pretraining": config})
@@ -94,9 +103,9 @@ def model(config: ConfigDict, scheme: Scheme | None, known: Facts) -> list[Run]:
 
     Without folds the classifier is on top of the study's first pretraining; otherwise on top of one with all rows.
     """
-    runs, checkpoint = [], f"{STUDY}/pretraining/{METHOD}/seed_0"
+    runs, checkpoint = [], f"pretraining/{METHOD}/seed_{scheme.seeds[0]}" if scheme else WHOLE
     if scheme is None or scheme.num_folds:
-        runs, checkpoint = [Run(MODEL, config, "pretraining", "", METHOD, config.seed)], MODEL
+        runs, checkpoint = [Run(WHOLE, config, "pretraining", "", METHOD, config.seed)], WHOLE
     if scheme is None:
         return runs
     one = classifier(config, scheme, known)

@@ -1,12 +1,15 @@
 """Everything in one go: a folder of clips, feature files or a built data set -> a trained model, its scores and a page.
 
-The stages: features, inspection, settings, training and scores, model, report. Each leaves its outcome in the folder of the
-run, so that a repeated command does nothing twice.
+Each stage leaves its outcome in the folder of the run, so that a repeated command does nothing twice. That folder is the
+folder of a study, too.
 """
 
 import contextlib
+import csv
 import dataclasses
 import hashlib
+import importlib.util
+import io
 import json
 import os
 import re
@@ -18,20 +21,30 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import builders, formats, inspection_view, manifest as manifest_lib, shards
+from conclugen_jax.data import (
+    builders,
+    data_frames,
+    formats,
+    inspection,
+    inspection_view,
+    manifest as manifest_lib,
+    shards,
+)
+from conclugen_jax.data.files import MEDIA
 from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pipeline import plan, rules
 from conclugen_jax.pipeline.stages import Stage, Stages
-from conclugen_jax.runs import configuration_files, log as log_lib, workdir as workdir_lib
+from conclugen_jax.runs import log as log_lib, workdir as workdir_lib
 from conclugen_jax.study import results, study as study_lib
-from conclugen_jax.study.definition import Run
+from conclugen_jax.study.report import reading, report, tables
 from conclugen_jax.system import files, progress, signals
 
-CONFIG, REQUEST, DATA = "config.py", "request.json", "data"
-FEATURES, SETTINGS, SCORES, MODEL, REPORT = "features", "settings", "training and scores", "model", "report"
+CONFIG, REQUEST, INSPECTION, DATA = "config.py", "request.json", "inspection.json", "data"
+FEATURES, INSPECT, SETTINGS, TRAINING, REPORT = "features", "inspection", "settings", "training and scores", "report"
 SECONDS = 2.0
 """Between two looks at the logs of runs in other processes."""
+QUICK_CLIPS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +53,44 @@ class Source:
 
     path: Path  # folder of clips or of features, a file of features, or a built data set
     labels: tuple[Path, ...] = ()  # tables instead of labels.csv in the source
+    pattern: str = ""  # of the names of clips that say the labels
     layout: Layout = dataclasses.field(default_factory=Layout)
     drop_bad: bool = False
 
+    @property
+    def kind(self) -> str:
+        """Return ``built``, ``clips`` or ``features``."""
+        if not self.path.exists():
+            raise ConclugenError(f"{self.path}: no such file or folder; name clips, features or a built data set")
+        if (self.path / manifest_lib.FILE).is_file():
+            return "built"
+        media = (name for *_, names in os.walk(self.path) for name in names if name.lower().endswith(MEDIA))
+        return "clips" if next(media, None) else "features"
+
 
 class Outcome(NamedTuple):
-    """What a run has left in its folder."""
+    """What has been done, and where it is."""
 
     workdir: Path
     data: Path  # the data set of all rows
     config: Path  # file of the settings, which ``--config`` takes
     report: Path
-    results: Mapping[str, Any] | None  # see ``study/results.py``; ``None`` without labels
-    classifier: Path | None  # run that predicts, likewise
-    warnings: Sequence[str] = ()
+    pretraining: Path  # run that gives vectors
+    results: Mapping[str, Any] | None = None  # see ``study/results.py``; ``None`` without labels
+    classifier: Path | None = None  # run that predicts, likewise
+    clips: bool = False  # whether the rows were extracted from clips
+    remarks: Sequence[str] = ()  # what follows from the data
+
+
+class _Chosen(NamedTuple):
+    """What is trained, and why."""
+
+    config: ConfigDict
+    settings: Sequence[rules.Setting]
+    known: rules.Facts  # of the smallest training split
+    scheme: rules.Scheme | None  # ``None``: nothing can be scored
+    path: str  # of the data sets that are scored, with {fold} and {shuffle}
+    remarks: Sequence[str]
 
 
 def run(
@@ -69,7 +106,7 @@ def run(
     Args:
       source: what to train on.
       workdir: folder for all that comes of it.
-      quick: a first look: fewer steps, one fold.
+      quick: a first look: fewer steps, one fold, at most 60 clips.
       config: name or file of a configuration that is used as it is, instead of settings chosen from the data.
       changes: keys of the configuration with their values as text, above all settings.
 
@@ -79,32 +116,25 @@ def run(
     """
     with workdir_lib.claim(workdir) as root, signals.caught() as stop:
         _settle(root, source, {"quick": quick, "config": config, "changes": [list(pair) for pair in changes]})
-        with Stages((FEATURES, SETTINGS, SCORES, MODEL, REPORT)) as stages:
-            with stages(FEATURES) as stage:
-                data = _features(source, root, stage)
+        with Stages((FEATURES, INSPECT, SETTINGS, TRAINING, REPORT)) as stages:
+            with stages(FEATURES) as stage, stop.at_once():
+                data = _features(source, root, quick, stage)
             dataset = shards.open_dataset(data, verify="size")
-            with stages(SETTINGS) as stage:
-                known = rules.facts(dataset)
-                scheme = rules.scheme(known, quick=quick) if rules.is_labelled(known) else None
-                chosen = _settings(root, dataset, known, scheme, quick, config, changes, stage)
-            with stages(SCORES) as stage:
-                found = _scores(root, chosen, scheme, dataset, stop, stage)
-            with stages(MODEL) as stage:
-                _work(root, plan.model(chosen.config, scheme, chosen.known), stop, stage)
-            with stages(REPORT) as stage:
-                report = _report(root, chosen, found, stage)
-    classifier = root / plan.CLASSIFIER if scheme else None
-    return Outcome(root, data, root / CONFIG, report, found, classifier, chosen.remarks)
-
-
-class _Chosen(NamedTuple):
-    """What is trained, and why."""
-
-    config: ConfigDict
-    settings: Sequence[rules.Setting]
-    known: rules.Facts  # of the smallest training split
-    path: str  # of the data sets that are scored, with {fold} and {shuffle}
-    remarks: Sequence[str]
+            with stages(INSPECT) as stage, stop.at_once():
+                known = _inspected(root, dataset, stage)
+            with stages(SETTINGS) as stage, stop.at_once():
+                chosen = _settings(root, dataset, known, quick, stage)
+                chosen = _configured(root, dataset, chosen, config, changes, stage)
+            with stages(TRAINING) as stage:
+                found = _trained(root, dataset, chosen, stop, stage)
+            with stages(REPORT) as stage, stop.at_once():
+                page = _reported(root, dataset, chosen, found)
+                stage.say(str(page))
+    scheme, extracted = chosen.scheme, "extraction" in dataset.manifest.source
+    last = plan.model(chosen.config, scheme, chosen.known)[-1]
+    pretraining = root / (last.config.downstream.checkpoint or last.path)
+    classifier = root / last.path if scheme else None
+    return Outcome(root, data, root / CONFIG, page, pretraining, found, classifier, extracted, chosen.remarks)
 
 
 def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
@@ -112,10 +142,10 @@ def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
     asked = {
         "source": str(source.path.absolute()),
         "labels": [str(path.absolute()) for path in source.labels],
+        **{name: getattr(source, name) for name in ("pattern", "drop_bad")},
         "layout": dataclasses.asdict(source.layout),
-        "drop_bad": source.drop_bad,
         **how,
-        "files": _stamp(source),
+        "files": _stamp(source, root),
     }
     asked, path = json.loads(json.dumps(asked)), root / REQUEST
     if not path.exists():
@@ -124,23 +154,22 @@ def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
     before = files.read_json(path, dict[str, Any], way_out="choose another --workdir")
     changed = [key for key in asked if before.get(key) != asked[key]]
     if changed == ["files"]:
-        raise ConclugenError(
-            f"{root}: the files of {source.path} have changed since it was begun; choose another --workdir"
-        )
+        fact = f"the files of {source.path} have changed since it was begun"
+        raise ConclugenError(f"{root}: {fact}; choose another --workdir")
     if changed:
         shown = "; ".join(f"{key}: {before.get(key)!r} then, {asked[key]!r} now" for key in changed if key != "files")
         way_out = "repeat the command as it was, or choose another --workdir"
         raise ConclugenError(f"{root}: was begun otherwise ({shown}); {way_out}")
 
 
-def _stamp(source: Source) -> str:
-    """Return a hash of names, sizes and times of the files of a source."""
-    if not source.path.exists():
-        raise ConclugenError(f"{source.path}: no such file or folder; name clips, features or a built data set")
-    digest = hashlib.sha256()
+def _stamp(source: Source, root: Path) -> str:
+    """Return a hash of names, sizes and times of the files of a source, apart from those of the run itself."""
+    digest, own = hashlib.sha256(source.kind.encode()), root.absolute()
     for path in (source.path, *source.labels):
-        below = [path] if path.is_file() else sorted(Path(at, n) for at, _, names in os.walk(path) for n in names)
+        below = sorted(Path(at, name) for at, _, names in os.walk(path) for name in names) or [path]
         for file in below:
+            if own in file.absolute().parents:
+                continue
             try:
                 found = file.stat()
             except OSError as e:
@@ -149,24 +178,47 @@ def _stamp(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _features(source: Source, root: Path, stage: Stage) -> Path:
-    """Return the data set of all rows, built if it is not there."""
-    if (source.path / manifest_lib.FILE).is_file():
+def _features(source: Source, root: Path, quick: bool, stage: Stage) -> Path:
+    """Return the data set of all rows, made if it is not there."""
+    about = {"labels": source.labels, "layout": source.layout}
+    if source.kind == "built":
         if source.labels or source.layout != Layout():
             raise ConclugenError(f"{source.path}: is built already, with its labels; leave the flags of labels out")
-        folder = source.path
+        folder, lines = source.path, []
+    elif source.kind == "clips":
+        folder, lines = _extracted(source, root, quick, stage)
     else:
-        request = Request(
-            formats.GENERIC, source.path, name=_name(source.path), labels=source.labels, layout=source.layout
-        )
-        opened = formats.open_source(request)
-        count, workers = stage.counter("rows"), os.cpu_count() or 1
-        folder = builders.build(opened, root / DATA, drop_bad=source.drop_bad, num_workers=workers, progress=count)
-    first, *others = inspection_view.describe(folder)
+        if source.pattern:
+            raise ConclugenError(f"--label_pattern={source.pattern}: {source.path} holds no clips; leave it out")
+        request = Request(formats.GENERIC, source.path, name=_name(source.path), **about)
+        how = {"drop_bad": source.drop_bad, "num_workers": os.cpu_count() or 1, "progress": stage.counter("rows")}
+        folder, lines = builders.build(formats.open_source(request), root / DATA, **how), []
+    first, *others = inspection_view.describe(folder, with_dropped=not lines)
     stage.say(first.partition(": ")[2])
-    for line in others:
+    for line in (*others, *lines):
         progress.say(line)
     return folder
+
+
+def _extracted(source: Source, root: Path, quick: bool, stage: Stage) -> tuple[Path, list[str]]:
+    """Extract clips with the ready backbones; return the data set, and lines on what became of the clips."""
+    from conclugen_jax.extract import extraction, folders, outcome, ready, vectors
+    from conclugen_jax.extract.backbones import Networks
+    from conclugen_jax.extract.networks import mtcnn
+
+    vectors.keep_freed_memory()
+    about = {"labels": source.labels, "layout": source.layout, "pattern": source.pattern}
+    request, utterances, known = folders.read(source.path, name=_name(source.path), **about)
+    for line in ready.lines():
+        progress.say(line)
+    there, _ = ready.chosen()
+    recogniser = ready.SPEECH if ready.SPEECH in there and importlib.util.find_spec("faster_whisper") else ""
+    how = {"faces": str(mtcnn.WEIGHTS), "no_face": "drop", "recogniser": recogniser, "num_workers": os.cpu_count() or 1}
+    how |= {"known": known, "progress": stage.counter("clips"), "most": QUICK_CLIPS if quick else 0}
+    folder, tally = extraction.extract(request, utterances, Networks(own=tuple(there)), root / DATA, **how)
+    tried = tally.done + len(tally.failures)
+    more = [f"--quick: {tried} of {len(utterances):,} clips"] if tried < len(utterances) else []
+    return folder, [*outcome.lines(tally, folder, tried), *more]
 
 
 def _name(path: Path) -> str:
@@ -175,99 +227,86 @@ def _name(path: Path) -> str:
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
 
-def _settings(
-    root: Path,
-    dataset: shards.Dataset,
-    known: rules.Facts,
-    scheme: rules.Scheme | None,
-    quick: bool,
-    config: str,
-    changes: Sequence[tuple[str, str]],
-    stage: Stage,
-) -> _Chosen:
-    """Cut the folds, choose settings from the smallest of their training splits, and save them as a configuration."""
+def _inspected(root: Path, dataset: shards.Dataset, stage: Stage) -> rules.Facts:
+    """Say who and what is in the training rows; the whole inspection is kept as a file."""
+    found = inspection.inspect(dataset.path, progress=stage.counter("rows"))
+    files.write_json(root / INSPECTION, found)
+    known = rules.facts(dataset)
+    kinds = {"single": f"{len(known.counts)} classes", "multi": f"{len(known.counts)} labels", "value": "a number"}
+    persons = (
+        f"{known.persons} persons with {known.clips:g} rows each (median)" if known.persons else "no persons named"
+    )
+    stage.say(f"{known.rows:,} training rows, {kinds.get(known.kind, 'no labels')}, {persons}")
+    return known
+
+
+def _settings(root: Path, dataset: shards.Dataset, known: rules.Facts, quick: bool, stage: Stage) -> _Chosen:
+    """Cut the folds, and choose settings from the smallest of their training splits."""
+    scheme = rules.scheme(known, quick=quick) if rules.is_labelled(known) else None
     kept, remarks = rules.modalities(known)
-    if scheme and scheme.fold_by == "example" and scheme.num_folds:
-        remarks.append(scheme.reason)
-    if not scheme and known.kind != "none":
+    manifest, folder, smallest = dataset.manifest, dataset.path.absolute(), known.rows
+    if scheme is None and known.kind == "none":
+        remarks.append("no labels, so no scores: the same command with labels (labels.csv) measures accuracy")
+    elif scheme is None:
         remarks.append(
             f"one class alone ({', '.join(known.counts) or 'none'}): there is nothing to predict, so no scores"
         )
-    elif not scheme:
-        remarks.append("no labels: there are no scores; with a labels.csv the same command measures accuracy")
-    folder, pattern = dataset.path.absolute(), str(dataset.path.absolute())
-    smallest = known.rows
+    else:
+        remarks.append(scheme.reason)
+    path = str(folder)
     if scheme and scheme.num_folds:
+        cut = Request(formats.GENERIC, folder, name=manifest.name, version=manifest.version, only=tuple(kept))
+        cut = dataclasses.replace(cut, fold_by=scheme.fold_by, fold_seed=1, fold_validation=False)
         for number, seed in enumerate(scheme.seeds, 1):
             stage.say(f"fold {number} of {len(scheme.seeds)}")
-            cut = Request(
-                formats.GENERIC,
-                folder,
-                name=dataset.manifest.name,
-                only=tuple(kept),
-                folds=(scheme.num_folds, seed),
-                fold_by=scheme.fold_by,
-                fold_seed=1,
-                fold_validation=False,
-            )
-            built = builders.build(
-                formats.open_source(cut), root / DATA, drop_bad=True, num_workers=os.cpu_count() or 1
-            )
+            opened = formats.open_source(dataclasses.replace(cut, folds=(scheme.num_folds, seed)))
+            built = builders.build(opened, root / DATA, drop_bad=True, num_workers=os.cpu_count() or 1)
             smallest = min(smallest, manifest_lib.read(built).splits["train"]["num_examples"])
-        pattern = str(
-            built.parent.with_name(f"{dataset.manifest.name}_fold{{fold}}of{scheme.num_folds}_seed{{shuffle}}")
-        )
-        pattern = str(Path(pattern, dataset.manifest.version))
-    known = known._replace(
-        rows=smallest, present={m: known.present[m] for m in kept}, dims={m: known.dims[m] for m in kept}
-    )
-    devices = jax.devices()
+        path = str(root.absolute() / DATA / plan.fold_name(manifest.name, scheme) / manifest.version)
+    present, dims = ({m: x[m] for m in kept} for x in (known.present, known.dims))
+    known, devices = known._replace(rows=smallest, present=present, dims=dims), jax.devices()
     settings = rules.settings(known, quick=quick, num_devices=len(devices), slow=devices[0].platform == "cpu")
-    path, split = root / CONFIG, known.splits[0]
-    if config:
-        made = configuration_files.load(config, of_run=True)
-        made.data.path, made.data.train_split, settings = str(folder), split, []
-        for key, text in changes:
-            configuration_files.override(made, key, text)
-    else:
-        made = plan.configured(settings, folder, split, changes)
-    if not path.exists():
-        files.write_atomically(path, plan.written(settings, made, dataset.manifest.name))
-    stage.say(f"{scheme.reason if scheme else 'all rows'}; saved as {path}")
-    return _Chosen(made, settings, known, pattern, remarks)
+    return _Chosen(ConfigDict(), settings, known, scheme, path, remarks)
 
 
-def _scores(
-    root: Path, chosen: _Chosen, scheme: rules.Scheme | None, dataset: shards.Dataset, stop: signals.Stop, stage: Stage
+def _configured(
+    root: Path, dataset: shards.Dataset, chosen: _Chosen, config: str, changes: Sequence[tuple[str, str]], stage: Stage
+) -> _Chosen:
+    """Make the configuration of pretraining, of the settings or of a file, and save it as a file."""
+    data = {"data.path": str(dataset.path.absolute()), "data.train_split": chosen.known.splits[0]}
+    settings = [] if config else chosen.settings
+    made = plan.configured(settings, data, changes, config or plan.START)
+    if not (root / CONFIG).exists():
+        files.write_atomically(root / CONFIG, plan.written(settings, made, dataset.manifest.name))
+    for one in settings:
+        progress.say(f"  {one.key} = {one.value!r}: {one.reason}")
+    stage.say(str(root / CONFIG))
+    return chosen._replace(config=made, settings=settings)
+
+
+def _trained(
+    root: Path, dataset: shards.Dataset, chosen: _Chosen, stop: signals.Stop, stage: Stage
 ) -> dict[str, Any] | None:
-    """Run the study of what pretraining gains; ``None`` for data without labels."""
-    if scheme is None:
-        stage.say("left out: there is nothing to predict")
-        return None
-    config = chosen.config.copy_and_resolve_references()
-    config.data.path = chosen.path
-    made = plan.study(config, scheme, chosen.known, chosen.path, dataset.manifest.name)
-    with _watched(root / plan.STUDY, stage):
-        found = study_lib.run(made, root / plan.STUDY)
-    failed = [cell for cell in found["cells"] if cell["status"] != "done"]
-    if failed:
-        stage.say(f"{len(failed)} of {len(found['cells'])} scores failed")
-        progress.say(f"warning: {failed[0]['path']}: {failed[0]['error']}")
-    else:
-        stage.say(f"{len(found['cells'])} scores")
-    return found
-
-
-def _work(root: Path, runs: Sequence[Run], stop: signals.Stop, stage: Stage) -> None:
-    """Do runs that depend on each other, in a process of their own."""
-    waiting = [run for run in runs if not study_lib.is_done(root, run)]
+    """Run the study of what pretraining gains, and what is used on new clips; without labels pretraining alone."""
+    runs = plan.model(chosen.config, chosen.scheme, chosen.known)
     with _watched(root, stage):
-        if waiting:
-            study_lib.work(root, [[list(runs)]], 1, stop)
-    for run in runs:
-        if error := results.failure(root / run.path):
-            raise ConclugenError(f"{root / run.path}: {error}")
-    stage.say(str(root / runs[-1].path))
+        if chosen.scheme is None:
+            if not all(study_lib.is_done(root, run) for run in runs):
+                study_lib.work(root, [[runs]], 1, stop)
+            found, cells = None, []
+        else:
+            config = chosen.config.copy_and_resolve_references()
+            config.data.path = chosen.path
+            study = plan.study(config, chosen.scheme, chosen.known, dataset.manifest.name)
+            found = study_lib.within(root, study, stop, runs)
+            cells = [cell for cell in found["cells"] if cell["status"] != "done"]
+    for one in runs:
+        if error := results.failure(root / one.path):
+            raise ConclugenError(f"{root / one.path}: {error}")
+    for cell in cells[:1]:
+        progress.say(f"warning: {len(cells)} scores are missing, such as {cell['path']}: {cell['error']}")
+    stage.say(f"{len(found['cells']) - len(cells)} scores; {runs[-1].path}" if found else runs[-1].path)
+    return found
 
 
 @contextlib.contextmanager
@@ -277,7 +316,7 @@ def _watched(root: Path, stage: Stage) -> Iterator[None]:
 
     def look() -> None:
         while not over.wait(SECONDS):
-            with contextlib.suppress(ConclugenError, OSError, IndexError, ValueError):
+            with contextlib.suppress(OSError, IndexError, ValueError, KeyError):
                 newest = max(root.glob(f"**/{log_lib.METRICS}"), key=lambda path: path.stat().st_mtime)
                 step = json.loads(newest.read_text(encoding="utf-8").splitlines()[-1])["step"]
                 stage.say(f"{newest.parent.relative_to(root)}, step {step:,}")
@@ -291,10 +330,23 @@ def _watched(root: Path, stage: Stage) -> Iterator[None]:
         watcher.join()
 
 
-def _report(root: Path, chosen: _Chosen, found: Mapping[str, Any] | None, stage: Stage) -> Path:
+def _reported(root: Path, dataset: shards.Dataset, chosen: _Chosen, found: Mapping[str, Any] | None) -> Path:
     """Write the page."""
-    from conclugen_jax.study.report import report
-
-    written = report.write(root / plan.STUDY, root)
-    stage.say(str(written.files[0]))
+    study = reading.read(root) if found else reading.of_run(root / plan.WHOLE, plan.METHOD)
+    rows = [(one.key, repr(one.value), one.reason) for one in chosen.settings]
+    parts = [tables.Part(notes=list(chosen.remarks))]
+    if rows:
+        parts.append(tables.words("", ("setting", "value", "reason"), rows))
+    written = report.write(study, root, last={"Settings": parts})
     return written.files[0]
+
+
+def labels_of(frame: Any, root: Path) -> Path:
+    """Write a data frame of labels (``id``, ``label``, ``group``, ``split``, ...) as a table in the folder of a run."""
+    table, text = data_frames.labels(frame).table, io.StringIO(newline="")
+    csv.writer(text).writerows([list(table.columns), *zip(*table.columns.values(), strict=True)])
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "labels.csv"
+    if not path.exists() or path.read_text(encoding="utf-8") != text.getvalue():
+        files.write_atomically(path, text.getvalue())
+    return path

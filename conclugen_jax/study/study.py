@@ -13,7 +13,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +49,35 @@ def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
       ConclugenError: an impossible definition, a data set that is to be used is none, or the folder is in use.
       Interrupted: SIGINT or SIGTERM came; repeating the command resumes.
     """
-    definition.check(study)
     with workdir_lib.claim(folder) as root, signals.caught() as stop:
-        chains = list(definition.chains(study))
-        every = [run for chain in chains for run in chain]
-        done = {run.path for run in every if is_done(root, run)}
-        for path in dict.fromkeys(run.config.data.path for run in every if run.path not in done):
-            manifest_lib.read(path)
-        files.write_atomically(root / DEFINITION, config_lib.to_json(study))
-        waiting = definition.cohorts(chain for chain in chains if not done.issuperset(run.path for run in chain))
-        jobs = min(study.jobs or automatic_jobs(study.job_gib), max(len(waiting), 1))
-        progress.say(f"study {study.name}: {len(every)} runs, {len(done)} done already, {jobs} side by side")
-        work(root, waiting, jobs, stop)
-        found = results.collect(study, every, root)
-        files.write_json(root / results.RESULTS, found, place="--study")
+        return within(root, study, stop)
+
+
+def within(root: Path, study: ConfigDict, stop: signals.Stop, further: Sequence[Run] = ()) -> dict[str, Any]:
+    """Run a study in a folder that is owned already, see :func:`run`.
+
+    ``further``: runs that are no cells of the study, each after the pretraining that it names, or in their order.
+    """
+    definition.check(study)
+    chains = list(definition.chains(study))
+    every = [run for chain in chains for run in chain]
+    for run in further:
+        before = [chain for chain in chains if chain[0].path == run.config.downstream.checkpoint]
+        if before:
+            before[0].append(run)
+        else:
+            chains.append([run])
+    runs = [run for chain in chains for run in chain]
+    done = {run.path for run in runs if is_done(root, run)}
+    for path in dict.fromkeys(run.config.data.path for run in runs if run.path not in done):
+        manifest_lib.read(path)
+    files.write_atomically(root / DEFINITION, config_lib.to_json(study))
+    waiting = definition.cohorts(chain for chain in chains if not done.issuperset(run.path for run in chain))
+    jobs = min(study.jobs or automatic_jobs(study.job_gib), max(len(waiting), 1))
+    progress.say(f"study {study.name}: {len(runs)} runs, {len(done)} done already, {jobs} side by side")
+    work(root, waiting, jobs, stop)
+    found = results.collect(study, every, root)
+    files.write_json(root / results.RESULTS, found, place="--study")
     return found
 
 

@@ -14,7 +14,7 @@ from conclugen_jax.system import files
 
 Recogniser = Callable[[np.ndarray], str]  # float32 [samples] at 16 kHz -> words, empty where none are heard
 MODEL = "model.bin"  # file of a model of faster-whisper
-READY = "whisper_tiny"  # the ready backbone whose model recognises words, too
+READY = ready.SPEECH
 
 
 def create(name: str) -> Recogniser:

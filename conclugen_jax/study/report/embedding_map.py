@@ -41,8 +41,9 @@ def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Part]:
     if not chosen:
         return [Part(text="No maps were asked for." if able else "No pretraining run has a checkpoint to map.")]
     note = (
-        f"At most {POINTS:,} rows, standardised; the first {COMPONENTS} principal components, then t-SNE with a fixed seed. "
-        "Distances between far groups mean little. Clusters: the nearest centroid of the run’s last k-means."
+        f"At most {POINTS:,} rows of the test split (without one, of the training split), standardised; the first {COMPONENTS} "
+        "principal components, then t-SNE with a fixed seed. Distances between far groups mean little. Clusters: the nearest "
+        "centroid of the run’s last k-means."
     )
     parts = [Part(notes=[note])]
     for key, facts in study.datasets.items():
@@ -87,12 +88,16 @@ def _checkpointed(study: Study, method: str) -> Run | None:
 
 
 def sample(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """Return rows of the test split of a data set with the modalities of a run, the same for every run with these.
+    """Return rows of the test split (without one, of the training split) of a data set, with the modalities of a run.
+
+    They are the same for every run with these modalities.
 
     Raises:
       ConclugenError: the data set lacks the run's modalities or test split, or there are too few rows.
     """
-    modalities, split = tuple(run.config["data"]["modalities"]), run.config["data"]["test_split"]
+    data = run.config["data"]
+    modalities, split = tuple(data["modalities"]), data["test_split"]
+    split = split if split in dataset.manifest.splits else data["train_split"]
     check_features(dataset.manifest, {m: run.data.modalities[m] for m in modalities}, "the data set", "the run")
     stream = shards.ShardStream(dataset, split, modalities)
     if (n := len(stream.usable)) < FEWEST:

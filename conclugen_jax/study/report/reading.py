@@ -189,6 +189,17 @@ def read(folder: str | Path) -> Study:
     return study
 
 
+def of_run(workdir: str | Path, title: str) -> Study:
+    """Read a pretraining run as a study of one method without scores, on its own data; ``title``: what tables call it."""
+    run = _run(Path(workdir))
+    facts = DatasetFacts(run.config["data"]["path"], run.data.name, run.data.version, run.data.fingerprint())
+    facts.num_examples = {split: about["num_examples"] for split, about in run.data.splits.items()}
+    method = {title: Method(title, title)}
+    return Study(
+        run.data.name, {}, run.config, {run.data.name: facts}, method, [], [], [], path=run.workdir, runs={title: [run]}
+    )
+
+
 def _run(workdir: Path) -> Run:
     data, config = workdir_lib.read_data(workdir), json.loads(workdir_lib.read_config(workdir).to_json())
     metrics, probes = log_lib.records(workdir / log_lib.METRICS), log_lib.records(workdir / log_lib.PROBES)

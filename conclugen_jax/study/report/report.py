@@ -41,19 +41,27 @@ class Written(NamedTuple):
     warnings: list[str]
 
 
-def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence[str] | None = None) -> Written:
+def write(
+    study: str | Path | Study,
+    output: str | Path | None = None,
+    *,
+    maps: Sequence[str] | None = None,
+    last: Mapping[str, Sequence[Part]] | None = None,
+) -> Written:
     """Make the report of a study.
 
     Args:
-      study: its folder, with ``results.json`` and, for curves and maps, ``pretraining/METHOD/seed_N``.
+      study: its folder, with ``results.json`` and, for curves and maps, ``pretraining/METHOD/seed_N``; or what was read of it.
       output: folder for ``report.html`` and ``report.md``; by default the study's. Maps are kept there in ``.maps``.
       maps: methods whose representations are drawn; the first three with a checkpoint by default.
+      last: title -> parts of further sections.
 
     Raises:
       ConclugenError: no results, a damaged file, a method that the study does not have, or a folder that cannot be
         written.
     """
-    found, folder = reading.read(study), Path(output or study)
+    found = study if isinstance(study, Study) else reading.read(study)
+    folder = Path(output or found.path)
     if maps:
         manifest_lib.choose(list(found.methods), maps, what="method", where=f"study {found.path}")
     try:
@@ -71,11 +79,13 @@ def write(study: str | Path, output: str | Path | None = None, *, maps: Sequence
         "Label efficiency": (figures.label_efficiency(found), curves),
         "Confusion matrices": (figures.confusion(found), "No run has left a confusion matrix."),
         "Pretraining": (figures.pretraining(found), runs),
-        "Maps of the test split": (embedding_map.maps(found, folder / embedding_map.FOLDER, maps), ""),
+        "Maps": (embedding_map.maps(found, folder / embedding_map.FOLDER, maps), ""),
         "Failed and missing": (report_tables.unfinished(found), "Every run of the study is done."),
         "Configuration and versions": ([*_facts(found), Part(notes=[SOURCE])], ""),
     }
-    sections = {title: parts or [Part(text=nothing)] for title, (parts, nothing) in made.items()}
+    if not found.cells:  # nothing was to be scored
+        made = {title: made[title] for title in ("Pretraining", "Maps", "Configuration and versions")}
+    sections = {title: parts or [Part(text=nothing)] for title, (parts, nothing) in made.items()} | dict(last or {})
     shown = {"title": f"Study {found.name}", "lead": _lead(found), "warnings": warnings, "sections": sections}
     page = report_tables.printable(TEMPLATE.render(shown, swatch=charts.swatch))
     files.write_atomically(folder / MARKDOWN, _markdown(**shown), place="--output")
