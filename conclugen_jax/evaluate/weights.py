@@ -33,10 +33,10 @@ def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, d
 
     Refused are folders without a pretraining run or checkpoint, and checkpoints that do not fit their own configuration.
     """
-    return _restore(workdir, which)[:3]
+    return restore(workdir, which)[:3]
 
 
-def _restore(workdir: str | Path, which: str | int) -> tuple[ConCluGen, dict[str, Any], ConfigDict, np.ndarray]:
+def restore(workdir: str | Path, which: str | int) -> tuple[ConCluGen, dict[str, Any], ConfigDict, np.ndarray]:
     """Return what :func:`load` does and the centroids [K, K] of the last k-means, zeros before the first."""
     config, manifest = workdir_lib.read_config(workdir), workdir_lib.read_data(workdir)
     with _checkpoints(workdir) as saved:
@@ -287,7 +287,7 @@ def represent_splits(
     ``which``: checkpoint, see :func:`load`. ``data``: folder of a data set with the run's modalities; ``None``: the run's own.
     ``vectors``: one of ``model.VECTORS``; empty: as the run's configuration says.
     """
-    model, *others = _restore(workdir, which)
+    model, *others = restore(workdir, which)
     restored = model.clone(vectors=vectors or model.vectors), *others
     modalities = restored[2].data.modalities
     dataset = shards.open_dataset(data or restored[2].data.path)
@@ -307,7 +307,7 @@ def represent_rows(
     ``rows``: ``features``, ``present``, ``label``, see :class:`Split`, ``group`` [n] and the name of the ``data`` set.
     ``which``: checkpoint, see :func:`load`.
     """
-    restored = _restore(workdir, which)
+    restored = restore(workdir, which)
     if persons := persons_of(workdir, restored[1], restored[2]):
         by_person = persons.applied(rows["features"], rows["present"], rows["group"], data=rows["data"])
         rows = {**rows, "features": by_person}

@@ -1,0 +1,330 @@
+"""Figures of health that need no labels: has a network collapsed, does it match modalities, does it learn who speaks?
+
+:func:`measure` takes NumPy arrays and gives numbers; :class:`Monitor` computes the arrays of a run; :func:`warnings` says in
+words what is wrong. docs/health.md says what each figure means, and what it was on other data.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from conclugen_jax.data import batches, shards
+from conclugen_jax.data.persons import Persons
+from conclugen_jax.evaluate import levels, weights
+from conclugen_jax.method import clustering, layers, model as model_lib
+from conclugen_jax.runs import log as log_lib
+
+ROWS = 256  # examples that are measured, at most; recall and effective rank depend on it
+LEAST_ROWS = 64  # a validation split of fewer examples is too small: the training split is measured
+LEAST_RANK, MOST_UNIFORMITY = 3.0, -0.1  # beyond, vectors have collapsed
+LEAST_BALANCE, MOST_OF_PERSONS = 0.3, 0.3  # beyond, there is one cluster, or clusters are persons
+LEAST_SHARE, JUDGED_FROM = 0.05, 0.2  # of the way from chance to the best; from this share of the epochs on
+MOST_FALLING = 0.03  # of a term's whole fall, in the last tenth of the steps
+Arrays = Mapping[str, np.ndarray]
+
+
+def effective_rank(vectors: np.ndarray) -> float:
+    """Return how many dimensions vectors [n, dim] use, between 1 and min(n, dim): RankMe; 1 if all are zero.
+
+    It is the exponential of the entropy of the singular values, divided by their sum. Vectors are not centred.
+
+    References:
+      Garrido et al., "RankMe: Assessing the downstream performance of pretrained self-supervised representations by their
+      rank", 2023 (arXiv 2210.02885), Eq. 1.
+    """
+    return _rank_of_products(_products(vectors))
+
+
+def alignment(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Return the mean squared distance of rows of one number in unit rows [n, dim], and that of all other pairs of rows.
+
+    References:
+      Wang and Isola, "Understanding contrastive representation learning through alignment and uniformity on the
+      hypersphere", 2020 (arXiv 2005.10242), with the exponent 2.
+    """
+    squared = _squared_distances(a, b)
+    own = np.trace(squared)
+    return float(own / len(a)), float((squared.sum() - own) / max(squared.size - len(a), 1))
+
+
+def uniformity(x: np.ndarray) -> float:
+    """Return the log of the mean of exp(-2 d²) over pairs of different unit rows [n, dim], at distances d.
+
+    0 where all rows are the same, -4 where all are orthogonal; the lower, the more evenly they cover the sphere.
+
+    References:
+      Wang and Isola, 2020 (see :func:`alignment`), with t = 2.
+    """
+    others = ~np.eye(len(x), dtype=bool)
+    return float(np.log(np.exp(-2 * _squared_distances(x, x)[others]).mean()))
+
+
+def recall_at_1(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the share of unit rows [n, dim] whose nearest row of the other modality is their own, both ways; chance is 1/n."""
+    similar, own = a @ b.T, np.arange(len(a))
+    return float(((similar.argmax(axis=1) == own).mean() + (similar.argmax(axis=0) == own).mean()) / 2)
+
+
+def balance(clusters: np.ndarray, num_clusters: int) -> float:
+    """Return the entropy of the sizes of clusters, int [n], over the greatest there is: 1 if all are as large, 0 for one."""
+    sizes = np.bincount(clusters, minlength=num_clusters)
+    return _entropy(sizes) / np.log(max(len(sizes), 2))
+
+
+def adjusted_information(a: np.ndarray, b: np.ndarray) -> float:
+    """Return what two partitions [n] say of each other: 1 if they are the same, about 0 if they are independent.
+
+    It is (I - E[I]) / (mean of the two entropies - E[I]), where I is their mutual information and E[I] its expectation over
+    partitions of the same sizes at random; as ``sklearn.metrics.adjusted_mutual_info_score``, which takes a second to import.
+
+    References:
+      Vinh et al., "Information theoretic measures for clusterings comparison", 2010, Eq. 24a.
+    """
+    counts = np.zeros([len(np.unique(x)) for x in (a, b)], int)
+    np.add.at(counts, tuple(np.unique(x, return_inverse=True)[1] for x in (a, b)), 1)
+    rows, columns = counts.sum(axis=1), counts.sum(axis=0)
+    entropies = _entropy(rows), _entropy(columns)
+    information = sum(entropies) - _entropy(counts.ravel())
+    expected = _expected_information(rows, columns)
+    return float((information - expected) / max(sum(entropies) / 2 - expected, 1e-12))
+
+
+def _expected_information(rows: np.ndarray, columns: np.ndarray) -> float:
+    """Mutual information of two random partitions of such sizes: a sum over hypergeometric counts."""
+    n, total = int(rows.sum()), 0.0
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    sizes = [zip(*np.unique(x, return_counts=True), strict=True) for x in (rows, columns)]
+    for (a, times_a), (b, times_b) in itertools.product(*sizes):
+        both = np.arange(max(1, a + b - n), min(a, b) + 1)
+        chosen = [a, b, n - a, n - b], [n, both, a - both, b - both, n - a - b + both]
+        above, below = (sum(log_factorial[x] for x in part) for part in chosen)
+        total += times_a * times_b * np.sum(both / n * np.log(n * both / (a * b)) * np.exp(above - below))
+    return total
+
+
+def measure(
+    vectors: Arrays,
+    present: Arrays,
+    *,
+    projections: Arrays | None = None,
+    clusters: np.ndarray | Sequence[int] = (),
+    num_clusters: int = 0,
+    groups: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Return the figures of health of n examples, by the names that the log has; empty if a vector is not finite.
+
+    Args:
+      vectors: modality -> [n, dim], what is handed on.
+      present: modality -> boolean [n]; vectors of others mean nothing.
+      projections: modality -> unit rows [n, P], where a loss contrasts them.
+      clusters: int [n], the cluster of each example; empty where there are none.
+      num_clusters: how many there are; 0: as many as the greatest says.
+      groups: [n], who is seen in each example; ``None`` or an empty string: unknown.
+
+    Returns (where it can be computed):
+      ``health/rows``: n. ``health/effective_rank``: of the joined vectors; ``.../MODALITY``: of one modality.
+      ``health/uniformity``: of the projections, else of the vectors, mean over modalities; ``.../MODALITY``.
+      ``health/alignment``, ``health/recall_at_1``: mean over pairs of modalities, each with ``_chance``.
+      ``health/cluster_balance``, ``health/clusters_nmi_group``: see :func:`balance`, :func:`adjusted_information`.
+    """
+    contrasted, clusters = projections or vectors, np.asarray(clusters, int)
+    if not all(np.isfinite(x[present[m]]).all() for of in (vectors, contrasted) for m, x in of.items()):
+        return {}
+    figures = {"health/rows": float(np.any([present[m] for m in vectors], axis=0).sum()), **_ranks(vectors, present)}
+    shown = {m: _unit(x[present[m]]) for m, x in contrasted.items() if present[m].sum() > 1}
+    spread = {f"health/uniformity/{m}": uniformity(x) for m, x in shown.items()}
+    if spread:
+        figures |= {"health/uniformity": float(np.mean(list(spread.values()))), **spread}
+    if projections:
+        figures |= _of_pairs(projections, present)
+    if len(clusters):
+        figures["health/cluster_balance"] = balance(clusters, num_clusters)
+        known = np.array([bool(g) for g in groups]) if groups is not None else np.zeros(len(clusters), bool)
+        who = np.asarray(groups)[known] if known.any() else known[:0]
+        if 1 < len(np.unique(who)) < len(who):
+            figures["health/clusters_nmi_group"] = adjusted_information(clusters[known], who)
+    return figures
+
+
+def _ranks(vectors: Arrays, present: Arrays) -> dict[str, float]:
+    """Effective rank of the vectors of each modality, and of those joined, with zeros where absent."""
+    # Products of joined rows are sums of products, and rows of zeros add eigenvalues of 0.
+    products = {m: _products(np.where(present[m][:, None], x, 0)) for m, x in vectors.items()}
+    ranks = {f"health/effective_rank/{m}": _rank_of_products(x) for m, x in products.items()}
+    return {"health/effective_rank": _rank_of_products(sum(products.values())), **ranks}
+
+
+def _of_pairs(projections: Arrays, present: Arrays) -> dict[str, float]:
+    """Alignment and recall between modalities, means over their pairs."""
+    found = []
+    for one, other in itertools.combinations(projections, 2):
+        both = present[one] & present[other]
+        if both.sum() > 1:
+            a, b = (np.asarray(projections[m][both], np.float64) for m in (one, other))
+            found.append([*alignment(a, b), recall_at_1(a, b), 1 / len(a)])
+    names = "alignment", "alignment_chance", "recall_at_1", "recall_at_1_chance"
+    means = np.mean(found, axis=0).tolist() if found else []
+    return {f"health/{name}": x for name, x in zip(names, means, strict=False)}
+
+
+def _products(x: np.ndarray) -> np.ndarray:
+    """x x^T in float64; its eigenvalues are the squares of the singular values of x."""
+    x = np.asarray(x, np.float64)
+    return x @ x.T
+
+
+def _rank_of_products(products: np.ndarray) -> float:
+    squared = np.linalg.eigvalsh(products) if products.size else np.zeros(1)
+    values = np.sqrt(np.maximum(squared, 0))
+    return float(np.exp(_entropy(values[values > 1e-7 * values.max()])))  # below is rounding
+
+
+def _entropy(sizes: np.ndarray) -> float:
+    shares = sizes[sizes > 0] / sizes.sum() if sizes.any() else np.ones(1)
+    return float(np.sum(shares * np.log(1 / shares)))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    squares = (np.square(a).sum(axis=1)[:, None], np.square(b).sum(axis=1)[None, :])
+    return np.maximum(sum(squares) - 2 * a @ b.T, 0)
+
+
+class Monitor:
+    """Measures the health of a network on a fixed sample of a run's validation split, or of its training split.
+
+    Args:
+      config: of the run, with the names of its modalities.
+      model: its network.
+      dataset: of the run.
+      persons: by which features are standardised, if they are.
+    """
+
+    def __init__(
+        self, config: ConfigDict, model: model_lib.ConCluGen, dataset: shards.Dataset, persons: Persons | None = None
+    ):
+        names, splits, manifest = list(model.feature_dims), dataset.manifest.splits, dataset.manifest
+        train = shards.ShardStream(dataset, config.data.train_split, names)
+        stream, validation = train, config.data.validation_split
+        if splits.get(validation, {}).get("num_examples", 0) >= LEAST_ROWS:
+            stream = shards.ShardStream(dataset, validation, names)
+        if persons:
+            persons.attach(stream)
+        order = batches.epoch_order(0, 0, len(stream.usable))
+        indices = np.sort(stream.usable[order[:ROWS]])
+        rows, self._groups = stream.rows(indices), stream.names(indices)[1]
+        self._batch = {key: rows[key] for key in ("features", "present")}
+        self._num_clusters = config.clustering.num_clusters
+        metric = config.clustering.metric
+        self._forward = jax.jit(functools.partial(_forward, model.clone(axis_name=None), metric=metric))
+        present = {m: train.presence[train.usable, i] for i, m in enumerate(names)}
+        variances = {}
+        for m in names:
+            deviation = np.asarray(manifest.statistics[m]["std"], np.float64)
+            scale = manifest.standardization(m)[1] if config.data.standardize != "none" else 1
+            variances[m] = float(np.square(deviation / scale).mean())
+        self.levels = levels.of_losses(config, present, variances)
+
+    def __call__(self, variables: Mapping[str, Any], centroids: Any) -> dict[str, float]:
+        """Return :func:`measure` of the sample, and ``chance/TERM`` and ``best/TERM`` of the losses."""
+        with jax.default_matmul_precision("highest"):
+            found = jax.device_get(self._forward(variables, self._batch, centroids))
+        figures = measure(
+            found["vectors"],
+            self._batch["present"],
+            projections=found["projections"],
+            clusters=found.get("clusters", ()) if np.any(centroids) else (),
+            num_clusters=self._num_clusters,
+            groups=self._groups,
+        )
+        for term, level in self.levels.items():
+            figures |= {f"chance/{term}": level.chance, f"best/{term}": level.best}
+        return figures
+
+
+def _forward(
+    model: model_lib.ConCluGen, variables: Any, batch: Mapping[str, Any], centroids: Any, *, metric: str
+) -> dict[str, Any]:
+    features, present = batch["features"], batch["present"]
+    outputs = model.apply(variables, features, present=present)
+    vectors = model.apply(variables, features, method="represent")
+    found = {"vectors": vectors, "projections": outputs.projections}
+    if outputs.cluster_logits:
+        fused = layers.fuse(outputs.cluster_logits, present, "mean")
+        found["clusters"] = clustering.nearest(fused, centroids, metric=metric)
+    return found
+
+
+def of_run(workdir: str | Path, which: str | int = "newest") -> dict[str, float]:
+    """Return the figures of health of a pretraining run's checkpoint, and those of its log, see ``levels.of_records``.
+
+    Raises:
+      ConclugenError: no checkpoint there, or the run's data set is not where its configuration says.
+    """
+    model, variables, config, centroids = weights.restore(workdir, which)
+    dataset = shards.open_dataset(config.data.path, verify="size")
+    monitor = Monitor(config, model, dataset, weights.persons_of(workdir, variables, config))
+    step = weights.find_step(workdir, which)
+    records = [r for r in log_lib.records(Path(workdir) / log_lib.METRICS) if r["step"] <= step]
+    return monitor(variables, centroids) | levels.of_records(records, config)
+
+
+def warnings(figures: Mapping[str, float]) -> list[str]:
+    """Return a sentence for everything that is wrong by figures of :func:`measure`, :class:`Monitor` and :func:`of_run`.
+
+    What is not among the figures is not judged. Limits lie far from what healthy runs have, see docs/health.md.
+    """
+    return [*_of_collapse(figures), *_of_clusters(figures), *_of_losses(figures)]
+
+
+def _of_collapse(figures: Mapping[str, float]) -> list[str]:
+    said: dict[str, str] = {}
+    for name, value in figures.items():
+        modality = name.rpartition("/")[2]
+        if name.startswith("health/effective_rank/") and value < LEAST_RANK:
+            said[modality] = f"effective rank {value:.1f} of {figures['health/rows']:.0f} at most"
+        elif name.startswith("health/uniformity/") and value > MOST_UNIFORMITY:
+            said[modality] = f"uniformity {value:.2f}, evenly spread ones have -2 to -4"
+    if not said:
+        return []
+    way_out = "look at the features (conclugen inspect), or lower config.optimizer.learning_rate"
+    return [f"the vectors of {', '.join(said)} have collapsed ({'; '.join(dict.fromkeys(said.values()))}); {way_out}"]
+
+
+def _of_clusters(figures: Mapping[str, float]) -> list[str]:
+    said, known = [], figures.get
+    if (even := known("health/cluster_balance", 1)) < LEAST_BALANCE:
+        fact = f"nearly all examples are in one cluster (balance {even:.2f}, 1 is even)"
+        said.append(f"{fact}; lower config.loss.clustering_weight or let clustering start later")
+    if (persons := known("health/clusters_nmi_group", 0)) > MOST_OF_PERSONS:
+        fact = f"clusters say who is seen (adjusted mutual information with the groups {persons:.2f}, 0 is none)"
+        said.append(f"{fact}; where every person shows all classes, set config.data.standardize=person")
+    return said
+
+
+def _of_losses(figures: Mapping[str, float]) -> list[str]:
+    said, known = [], figures.get
+    recall, of_guess = known("health/recall_at_1", 0), known("health/recall_at_1_chance", 0)
+    for term in ("contrastive", "instance", "fusion"):
+        if f"loss/{term}" not in figures or known("schedule/done", 1) < JUDGED_FROM:
+            continue
+        level = levels.Level(figures[f"chance/{term}"], figures[f"best/{term}"])
+        if level.share(figures[f"loss/{term}"]) < LEAST_SHARE and recall <= 3 * of_guess:
+            fact = f"loss/{term} is {figures[f'loss/{term}']:.4g}, chance is {level.chance:.4g}"
+            way_out = "check that ids pair the modalities rightly, or raise config.optimizer.learning_rate"
+            said.append(f"the {term} loss has not left chance ({fact}); {way_out}")
+    if known("schedule/done", 0) >= 1 and (fall := known("schedule/falling", 0)) > MOST_FALLING:
+        fact = f"a loss made {fall:.1%} of its fall in the last tenth of the steps"
+        rate = f"the learning rate ends at {figures['schedule/rate']:.0%} of its peak"
+        way_out = f"train in a new workdir with config.train.num_epochs={figures['schedule/period_ends']:.0f}"
+        said.append(f"the run ended too early ({fact}, {rate}); {way_out}, where a period of the schedule ends")
+    return said
