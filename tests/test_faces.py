@@ -45,6 +45,31 @@ def test_nothing_is_found_where_nothing_is(params):
     assert mtcnn.detect(params, noise[:0]) == []
 
 
+@pytest.mark.parametrize("network", mtcnn.NETWORKS)
+def test_networks_in_numpy_are_those_in_flax(params, network):
+    module, side = mtcnn.NETWORKS[network]
+    rng, shapes = np.random.default_rng(0), [(side, side)]
+    shapes += [(side, side + 1), (side + 1, side), (33, 50)] if network == "pnet" else []  # maxima reach over the edge
+    for shape in shapes:
+        x = rng.uniform(-1, 1, (3, *shape, 3)).astype(np.float32)
+        expected = module.apply({"params": params[network]}, x)[:2]
+        probability, regression = mtcnn.run(network, params[network], np.moveaxis(x, -1, 0))
+        np.testing.assert_allclose(probability, expected[0], atol=1e-5)
+        np.testing.assert_allclose(np.moveaxis(regression, 0, -1), expected[1], atol=1e-5)
+
+
+def test_images_are_resized_by_averages():
+    image = np.random.default_rng(0).integers(0, 256, (7, 10, 3), dtype=np.uint8)
+    sums = mtcnn._sums(image)
+    (crop,) = np.moveaxis(mtcnn._crops(sums, np.array([[3, 2, 9, 6]]), 3), 0, -1)
+    whole = np.moveaxis(mtcnn._resized(sums, (4, 3))[:, 0], 0, -1)
+    rows, columns = ((0, 2), (1, 4), (3, 5)), ((0, 3), (2, 5), (4, 7))  # a pixel may count in two
+    for i, j in np.ndindex(3, 3):
+        cell = image[1:6, 2:9][slice(*rows[i]), slice(*columns[j])]
+        np.testing.assert_allclose(crop[i, j], (cell.mean(axis=(0, 1)) - 127.5) / 128, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole[3, 2], (image[5:, 6:].mean(axis=(0, 1)) - 127.5) / 128, rtol=1e-5, atol=1e-6)
+
+
 @needs_clips
 def test_two_faces_give_the_most_probable_one(params):
     one, other = (media.decode(CLIPS / name, sound=False).frames[0] for name in ("bbaf2n.mpg", "swiz3n.mpg"))
@@ -129,13 +154,6 @@ def test_boxes_are_parts_of_the_frame(params):
     height, width = frame.shape[:2]
     assert height != width
     np.testing.assert_allclose(found.boxes[0], [0.0, *(expected / [width, height, width, height])], rtol=1e-6)
-
-
-def test_programs_for_many_sizes_are_let_go(params, monkeypatch):
-    monkeypatch.setattr(mtcnn, "MOST_SIZES", 2)
-    for side in (24, 26, 28, 30):
-        mtcnn.detect(params, np.zeros((1, side, side, 3), np.uint8))
-        assert len(mtcnn._sizes) <= 2
 
 
 def prepared(path, **options):

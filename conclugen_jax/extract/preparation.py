@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import msgspec
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from conclugen_jax.errors import ConclugenError, place_of
 from conclugen_jax.extract import faces
@@ -135,7 +136,7 @@ def prepared(work: Iterable[Work], how: Recipe, num_workers: int) -> Iterator[Pr
 def _in_processes(work: Iterator[Work], how: Recipe, num_workers: int) -> Generator[Prepared, None, list[Work]]:
     """Yield results until the work is done, or a process died or hangs; return what was under way then."""
     jobs, futures = deque(), deque()
-    with Pool(num_workers, start=_compute_on_processor) as pool:
+    with Pool(num_workers, start=_start) as pool:
         try:
             while True:
                 while len(jobs) < num_workers * AHEAD and (job := next(work, None)):
@@ -155,8 +156,9 @@ def _in_processes(work: Iterator[Work], how: Recipe, num_workers: int) -> Genera
             return list(jobs)
 
 
-def _compute_on_processor() -> None:
+def _start() -> None:
     jax.config.update("jax_platforms", "cpu")  # the device is the parent's
+    threadpool_limits(1)  # as many processes as cores
 
 
 def prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
