@@ -12,6 +12,7 @@ import pytest
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import decoding as media, speech
+from conclugen_jax.extract.media.subtitles import Utterance
 
 CLIPS = Path(os.environ.get("CONCLUGEN_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "clips"
 
@@ -91,8 +92,8 @@ def test_faster_whisper_is_given_its_folder(tmp_path, monkeypatch):
 
         def transcribe(self, sound, **options):
             assert options == {"temperature": 0.0}
-            segment = types.SimpleNamespace(text=f" heard {len(sound)} ")
-            return iter([segment, segment]), None
+            words = f" heard {len(sound)} ", f" heard {len(sound)} ", " "
+            return (types.SimpleNamespace(text=text, start=i, end=i + 1.5) for i, text in enumerate(words)), None
 
     monkeypatch.setitem(__import__("sys").modules, "faster_whisper", types.SimpleNamespace(WhisperModel=Model))
     with pytest.raises(ConclugenError, match=r"no model\.bin"):
@@ -100,6 +101,8 @@ def test_faster_whisper_is_given_its_folder(tmp_path, monkeypatch):
     (tmp_path / "model.bin").write_bytes(b"")
     assert speech.create(f"faster-whisper:{tmp_path}")(np.zeros(5, np.float32)) == "heard 5 heard 5"
     assert asked == [(str(tmp_path), {"local_files_only": True})]
+    lines = speech.listener(f"faster-whisper:{tmp_path}")(np.zeros(7, np.float32))
+    assert lines == [Utterance(0, 1.5, "heard 7"), Utterance(1, 2.5, "heard 7")]
 
 
 def test_what_words_depend_on(tmp_path, monkeypatch):

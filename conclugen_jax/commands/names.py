@@ -28,7 +28,7 @@ GROUPS = {
     "Results": {
         "probe": "measure accuracy with few labels per class",
         "embed": "write representations and class probabilities as .npz or Parquet",
-        "predict": "predict classes of clips",
+        "predict": "predict classes of clips, or show the expressions of faces",
         "report": "write a study as one page of tables, curves and maps",
         "checkpoint": "list, verify, export and import checkpoints",
     },

@@ -1,9 +1,14 @@
-"""Predict the classes of clips by a downstream run.
+"""Predict the classes of clips by a downstream run, or show the expressions of the faces in them before any training.
 
+conclugen predict CLIP.mp4 ...
 conclugen predict --checkpoint=runs/linear --weights=weights/resnet152 --weights=weights/text CLIP.mp4 ...
 
-The command makes features as those of the run's data set were made, with the same weights. Words come from subtitles
-beside a clip (.srt, .vtt, .csv, .txt), else from the data set's speech recogniser.
+Without --checkpoint one small network that comes with this package shows seven expressions of the face over time: neutral,
+happy, sad, angry, fearful, disgusted, surprised. It sees faces alone and was not trained on your data. Words come from
+subtitles beside a clip (.srt, .vtt, .csv, .txt), else whisper_tiny recognises them, where the extra 'ready' is installed.
+
+With --checkpoint the command makes features as those of the run's data set were made, with the same weights, and predicts
+what the run was trained on. Words come from subtitles beside a clip, else from the data set's speech recogniser.
 """
 
 import json
@@ -13,10 +18,11 @@ from pathlib import Path
 
 from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.system import progress
 
 command = app.Command(words="clips")
 FLAGS = command.flags
-command.string("checkpoint", None, "Folder of a downstream run")
+command.string("checkpoint", None, "Folder of a downstream run; without one: expressions of the faces, and the words")
 command.multi_string("weights", [], "Folder of converted weights that the data set was made with; repeated by modality")
 command.multi_string("backbone", [], "Name of a ready backbone, or MODULE:FUNCTION that makes one of yours; repeated")
 command.bool("cut", False, "Predict each line of the subtitles beside a clip; else the whole clip")
@@ -27,6 +33,7 @@ PERSON = "NAME or NAME=FOLDER: who is in the clips, with more clips of them, for
 command.string("person", "", PERSON)
 command.bool("json", False, "Print one JSON list on standard output, nothing else")
 command.string("picture", "", "PNG file to draw the predictions into, with frames and words")
+OF_A_RUN = "weights", "backbone", "cut", "person"  # flags that say nothing without a checkpoint
 
 
 def main() -> int:
@@ -42,13 +49,24 @@ def main() -> int:
             raise ConclugenError(f"{file}: named twice; name each clip once")
     import jax
 
-    from conclugen_jax.extract import clips, prediction, timeline, vectors
-    from conclugen_jax.extract.networks import mtcnn
+    from conclugen_jax.extract import timeline, vectors
 
     jax.devices()  # where there are none, the error is not one of a clip or a backbone
     vectors.keep_freed_memory()
     if FLAGS.picture:
         timeline.check(Path(FLAGS.picture))
+    found = _expressions(files) if FLAGS.checkpoint is None else _predictions(files)
+    for p in found:
+        if p.failure:
+            print(f"failed: {p.failure}", file=sys.stderr)
+    return int(any(p.failure for p in found))
+
+
+def _predictions(files: list[Path]) -> list:
+    """Show what a run predicts."""
+    from conclugen_jax.extract import clips, prediction, timeline
+    from conclugen_jax.extract.networks import mtcnn
+
     how = {"recogniser": FLAGS.speech, "mtcnn_folder": FLAGS.mtcnn or mtcnn.WEIGHTS}
     how |= command.values("cut", "num_workers")
     how["person"], _, folder = FLAGS.person.partition("=")
@@ -58,13 +76,37 @@ def main() -> int:
     if folder and not how["reference"]:
         raise ConclugenError(f"--person={FLAGS.person}: no clips in {folder}; leave the folder out, or name another")
     found = prediction.predict(command.required("checkpoint"), files, FLAGS.weights, FLAGS.backbone, **how)
-    if FLAGS.json:
-        print(json.dumps([p.to_json() for p in found], indent=1, allow_nan=False))
-    elif shown := [p for p in found if not p.failure]:
+    _print_json(found)
+    if not FLAGS.json and (shown := [p for p in found if not p.failure]):
         app.draw(prediction.table(shown, FLAGS.checkpoint))
     if FLAGS.picture:
         timeline.draw(found, Path(FLAGS.picture))
-    for p in found:
-        if p.failure:
-            print(f"failed: {p.failure}", file=sys.stderr)
-    return int(any(p.failure for p in found))
+    return found
+
+
+def _expressions(files: list[Path]) -> list:
+    """Show the expressions of the faces over time."""
+    for name in OF_A_RUN:
+        if FLAGS[name].value:
+            raise ConclugenError(f"--{name} is for predictions of a run; name one with --checkpoint, or leave it out")
+    from conclugen_jax.extract import curves, expressions
+    from conclugen_jax.extract.networks import mtcnn
+
+    listen, remark = expressions.recogniser(FLAGS.speech)
+    how = {"mtcnn_folder": FLAGS.mtcnn or mtcnn.WEIGHTS, "num_workers": FLAGS.num_workers}
+    with progress.Counter("looking for faces", unit="pieces") as counter:
+        found = expressions.look(files, listen, progress=counter, **how)
+    _print_json(found)
+    if not FLAGS.json and (table := expressions.table(found)):
+        app.draw(table)
+    progress.say(expressions.ABOUT)
+    if remark and not all(p.words for p in found):
+        progress.say(remark)
+    if FLAGS.picture:
+        curves.draw(found, Path(FLAGS.picture))
+    return found
+
+
+def _print_json(found: list) -> None:
+    if FLAGS.json:
+        print(json.dumps([p.to_json() for p in found], indent=1, allow_nan=False))

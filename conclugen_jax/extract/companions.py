@@ -23,7 +23,7 @@ class Companions:
 
     def __init__(self):
         self._in = functools.cache(by_clip)
-        self._words = functools.cache(self._read)
+        self.words = functools.cache(self._read)
 
     def sound(self, clip: Path) -> str:
         """Return the one file of sound that has the name of a file of pictures; empty if there is none, or several."""
@@ -37,7 +37,7 @@ class Companions:
         """
         if u.text is not None:
             return [u]
-        lines, notes = self._words(Path(u.path))
+        lines, notes = self.words(Path(u.path))
         timed = bool(lines) and lines[0].end is not None
         if cut and not timed:
             notes += ("the clip is not cut, as no words with times are beside it",)

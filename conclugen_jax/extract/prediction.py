@@ -220,7 +220,7 @@ def table(predictions: Sequence[Prediction], title: str) -> Table:
     names, rows = ["clip", "seconds", "words", "prediction", *classes, "remarks"], []
     for p in predictions:
         remarks = "; ".join(dict.fromkeys([*(f"no {m}" for m in p.missing), *p.notes]))
-        probability = [f"{100 * x:.1f}" for x in p.probability]
+        probability = [f"{100 * x:.1f}" for x in p.probability] or [""] * len(classes)
         rows.append([Path(p.clip).name, f"{p.start:.1f}-{p.end:.1f}", p.text or "", p.said, *probability, remarks])
     kept = [i for i in range(len(names)) if any(row[i] for row in rows)]
     for i in kept:

@@ -40,16 +40,22 @@ def draw(predictions: Sequence[Prediction], path: Path) -> None:
     """Write a PNG picture of utterances, in their order; too many for one are a ConclugenError."""
     if len(predictions) > MOST:
         raise ConclugenError(f"{path}: {len(predictions)} utterances, a picture shows {MOST} at most; name fewer clips")
-    strips = []
+    strips: list[tuple] = []
+    for _, group in itertools.groupby(predictions, key=lambda p: p.clip):
+        clip = list(group)
+        timed = [p for p in clip if p.end > p.start]
+        strips.append((LINE * (5 if timed else 2), _heading, Path(clip[0].clip).name, timed))
+        strips += [(max(FRAME, LINE * (len(p.classes) + 4)), _utterance, p) for p in clip]
+    write(strips, path)
+
+
+def write(strips: Sequence[tuple], path: Path) -> None:
+    """Write a PNG picture of strips, one below the other: height, what draws it, and arguments of that after the figure."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of a letter that the font lacks
-        for _, group in itertools.groupby(predictions, key=lambda p: p.clip):
-            clip = list(group)
-            timed = [p for p in clip if p.end > p.start]
-            strips.append(_pixels(LINE * (5 if timed else 2), _heading, Path(clip[0].clip).name, timed))
-            strips += [_pixels(max(FRAME, LINE * (len(p.classes) + 4)), _utterance, p) for p in clip]
+        pixels = np.concatenate([_pixels(*strip) for strip in strips])
     content = io.BytesIO()
-    Image.fromarray(np.concatenate(strips)).save(content, "PNG")
+    Image.fromarray(pixels).save(content, "PNG")
     files.write_atomically(path, content.getvalue(), place="--picture")
 
 
@@ -66,7 +72,7 @@ def _pixels(height: int, paint: Callable, *arguments: Any) -> np.ndarray:
 
 def _heading(figure: Any, name: str, timed: Sequence[Prediction]) -> None:
     """Draw the clip's name, and its utterances on the time axis with what is predicted of each."""
-    figure.text(MARGIN / WIDTH, 0.85, _short(name, 100), va="top", weight="bold", size=10, **PLAIN)
+    figure.text(MARGIN / WIDTH, 0.85, short(name, 100), va="top", weight="bold", size=10, **PLAIN)
     if not timed:
         return
     length = max(p.end for p in timed)
@@ -78,7 +84,7 @@ def _heading(figure: Any, name: str, timed: Sequence[Prediction]) -> None:
     for p in timed:
         width = p.end - p.start - 3 * length / WIDTH  # a gap to the next
         axes.broken_barh([(p.start, width)], (0, 1), color=GREY if p.failure else MARK, antialiased=False)
-        said = _short("failed" if p.failure else p.said, 100)
+        said = short("failed" if p.failure else p.said, 100)
         if len(said) * 8 / WIDTH < width / length:
             axes.text(p.start + width / 2, 0.45, said, **middle)
 
@@ -97,9 +103,9 @@ def _utterance(figure: Any, p: Prediction) -> None:
     missing = f" (no {', '.join(p.missing)})" if p.missing else ""
     said = p.failure or (f'"{p.text}"' if p.text else "no words known") + missing
     figure.text(0.24, 0.97, f"{p.start:.1f} - {p.end:.1f} s", va="top", weight="bold", size=10, **PLAIN)
-    figure.text(0.24, 0.97 - line, _short(said, 100), va="top", size=8, **PLAIN)
+    figure.text(0.24, 0.97 - line, short(said, 100), va="top", size=8, **PLAIN)
     if not p.classes:
-        predicted = "" if p.failure else _short(p.said, 80)
+        predicted = "" if p.failure else short(p.said, 80)
         figure.text(0.24, 0.5, predicted, weight="bold", size=10, parse_math=False, color=MARK)
         return
     axes = figure.add_axes([0.36, 0.95 - (len(p.classes) + 2) * line, 0.57, len(p.classes) * line])
@@ -108,7 +114,7 @@ def _utterance(figure: Any, p: Prediction) -> None:
     colours = [MARK if name in p.predicted else GREY for name in p.classes]
     axes.barh(rows, np.maximum(p.probability, 0.002), 0.6, color=colours, antialiased=False)
     _bare(axes, xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), xticks=[])
-    axes.set_yticks(rows, [_short(name, 16) for name in p.classes], size=8, parse_math=False)
+    axes.set_yticks(rows, [short(name, 16) for name in p.classes], size=8, parse_math=False)
     axes.tick_params(length=0)
     for row, value in enumerate(p.probability):
         axes.text(1.01, row, f"{value:.1%}", va="center", size=8)
@@ -119,7 +125,7 @@ def _bare(axes: Any, **properties: Any) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
     """Return a text in one line of so many letters at most."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 3]}..."
@@ -129,9 +135,13 @@ def _frame(p: Prediction) -> tuple[np.ndarray | None, tuple[float, ...] | None]:
     """Return the frame in the middle, or the one nearest to it in which the face was found, and the face's box."""
     middle = (p.end - p.start) / 2
     time, *box = min(p.boxes, key=lambda box: abs(box[0] - middle), default=(middle,))
-    at = p.start + time
+    return frame_at(p.clip, p.start + time), tuple(box) or None
+
+
+def frame_at(clip: str, time: float) -> np.ndarray | None:
+    """Return the frame of a clip at a time in seconds, uint8 [height, width, 3]; ``None`` if there is none."""
     try:
-        clip = media.decode(Path(p.clip), rates=(1.0,), start=at + 1e-4, end=at + 0.5, sound=False)
+        found = media.decode(Path(clip), rates=(1.0,), start=time + 1e-4, end=time + 0.5, sound=False)
     except ConclugenError:
-        return None, None
-    return (clip.frames[0] if clip.frames else None), tuple(box) or None
+        return None
+    return found.frames[0] if found.frames else None

@@ -71,6 +71,20 @@ def decode(
         raise ConclugenError(f"{path}: its frames do not fit into memory; cut it into intervals") from e
 
 
+def seconds(path: Path) -> float:
+    """Return when the last packet of a clip ends, in seconds; 0 for a file that cannot be read. Nothing is decoded."""
+    last = 0.0
+    with contextlib.suppress(av.error.FFmpegError), av.open(str(path), metadata_errors="replace") as container:
+        zero = (container.start_time or 0) / 1_000_000
+        streams = [s for s in (*container.streams.video, *container.streams.audio) if not is_cover(s)]
+        for packet in container.demux(streams):
+            time = packet.dts if packet.pts is None else packet.pts
+            if time is not None:
+                end = float((time + (packet.duration or 0)) * packet.time_base) - zero
+                last = max(last, end if end < last + clip_lib.MAX_SECONDS else 0.0)  # else the packet is damaged
+    return last
+
+
 def is_cover(stream: Any) -> bool:
     """Return whether a stream is a still picture attached to sound."""
     return bool(stream.disposition & type(stream.disposition).attached_pic)

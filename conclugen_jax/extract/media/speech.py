@@ -1,5 +1,6 @@
 """Recognise speech with other packages: sound in, words out."""
 
+import os
 import threading
 from collections.abc import Callable
 from importlib import metadata
@@ -10,15 +11,23 @@ import numpy as np
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import ready
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, SILENCE
+from conclugen_jax.extract.media.subtitles import Utterance
 from conclugen_jax.system import files
 
 Recogniser = Callable[[np.ndarray], str]  # float32 [samples] at 16 kHz -> words, empty where none are heard
+Listener = Callable[[np.ndarray], list[Utterance]]  # the same -> what is said when
 MODEL = "model.bin"  # file of a model of faster-whisper
 READY = ready.SPEECH
 
 
 def create(name: str) -> Recogniser:
-    """Return a recogniser if it is there.
+    """Return a recogniser if it is there; see :func:`listener`."""
+    listen = listener(name)
+    return lambda sound: " ".join(line.text for line in listen(sound))
+
+
+def listener(name: str) -> Listener:
+    """Return a recogniser that says when something is said, too; of ``pocketsphinx`` all is one line without times.
 
     It is ``pocketsphinx`` (offline, English, poor), ``whisper_tiny`` (English) or ``faster-whisper:MODEL_FOLDER``.
     """
@@ -47,14 +56,14 @@ def _parts(name: str) -> tuple[str, str]:
     return package, folder
 
 
-def _pocketsphinx() -> Recogniser:
+def _pocketsphinx() -> Listener:
     from pocketsphinx import Decoder
 
     decoder, alone = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL"), threading.Lock()
 
-    def recognise(sound: np.ndarray) -> str:
+    def listen(sound: np.ndarray) -> list[Utterance]:
         if np.abs(sound).max(initial=0) < SILENCE:
-            return ""  # PocketSphinx hears words in silence
+            return []  # PocketSphinx hears words in silence
         samples = (np.clip(sound, -1, 1) * 32767).astype("<i2")
         with alone:  # Beam's workers have threads
             decoder.reinit_feat()  # otherwise the words depend on earlier clips
@@ -62,20 +71,22 @@ def _pocketsphinx() -> Recogniser:
             decoder.process_raw(samples.tobytes(), full_utt=True)
             decoder.end_utt()
             found = decoder.hyp()
-            return found.hypstr.strip() if found is not None else ""
+        words = found.hypstr.strip() if found is not None else ""
+        return [Utterance(0.0, None, words)] if words else []
 
-    return recognise
+    return listen
 
 
-def _whisper(folder: Path) -> Recogniser:
+def _whisper(folder: Path) -> Listener:
     if not (folder / MODEL).is_file():
         raise ConclugenError(f"{folder}: no {MODEL}; name the folder of a model of faster-whisper")
+    os.environ.setdefault("CT2_VERBOSE", "-1")  # CTranslate2 warns of weights in half precision otherwise
     from faster_whisper import WhisperModel
 
     model = WhisperModel(str(folder), local_files_only=True)
 
-    def recognise(sound: np.ndarray) -> str:
+    def listen(sound: np.ndarray) -> list[Utterance]:
         segments, _ = model.transcribe(sound, temperature=0.0)  # one temperature: the same words every time
-        return " ".join(segment.text.strip() for segment in segments)
+        return [Utterance(s.start, s.end, words) for s in segments if (words := s.text.strip())]
 
-    return recognise
+    return listen

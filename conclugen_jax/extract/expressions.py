@@ -1,0 +1,223 @@
+"""A first look at clips before any training: the expressions of the face over time, and the words.
+
+What sees and hears comes ready: ``face_expression`` is part of this package, ``whisper_tiny`` of the extra ``ready``.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from scipy.special import softmax
+
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.extract import backbones, prediction, preparation
+from conclugen_jax.extract.backbones import Backbone, Items, Networks, View
+from conclugen_jax.extract.companions import Companions
+from conclugen_jax.extract.media import decoding as media, speech, subtitles
+from conclugen_jax.extract.media.clip import SAMPLE_RATE, Clip
+from conclugen_jax.extract.networks import mtcnn
+from conclugen_jax.extract.networks.face_api import EXPRESSIONS, RATE, SIZE
+from conclugen_jax.extract.prediction import Prediction
+from conclugen_jax.extract.utterance import Utterance
+
+NAME = "face_expression"
+ABOUT = (
+    f"{NAME}: one small network that others trained. It sees single frames of the face, no sound and no words, and was not "
+    "trained on your data."
+)
+PIECE = 30.0  # seconds that are decoded at a time; a face is cropped alike as long as it is followed in a piece
+NEAR = 0.9 / preparation.DETECTIONS  # seconds from a frame in which the face was found
+STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)  # lengths of the rows of a table in seconds
+MOST_ROWS = 12  # of a clip
+NO_FACE = "no face"
+
+Progress = Callable[[int, int], None]
+"""Called with the number of pieces done, and of all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Expressions(Prediction):
+    """What is seen and heard in a clip. ``probability`` is the mean over its moments."""
+
+    moments: tuple[tuple[float, tuple[float, ...]], ...] = ()  # time of a frame with a face, probability of each class
+    words: tuple[subtitles.Utterance, ...] = ()  # what is said when; an end of ``None``: at some time in the clip
+
+    @property
+    def without_face(self) -> list[tuple[float, float]]:
+        """Return the intervals in which no face was found, in seconds."""
+        times = [time for time, _ in self.moments]
+        step = float(min(np.diff(times), default=1 / RATE))
+        ends, starts = [0.0, *(time + step for time in times)], [*times, self.end]
+        return [(a, b) for a, b in zip(ends, starts, strict=True) if b - a > step / 2]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the boxes, with the probabilities at each moment."""
+        moments = [{"time": time, "probability": dict(zip(self.classes, p, strict=True))} for time, p in self.moments]
+        return super().to_json() | {"moments": moments, "without_face": self.without_face, "by": NAME}
+
+    def rows(self) -> list[Prediction]:
+        """Return what a table shows: the whole clip, then its means over intervals with what is said in them."""
+        whole = dataclasses.replace(self, predicted=self.predicted or (NO_FACE,), text=None)
+        step = next((s for s in STEPS if self.end <= s * MOST_ROWS), STEPS[-1])
+        starts = np.arange(0.0, max(self.end - 1e-6, step), step).tolist()
+        said: list[list[str]] = [[] for _ in starts]
+        for line in self.words:
+            if line.end is None:
+                whole = dataclasses.replace(whole, text=line.text)
+            else:
+                said[max(0, bisect.bisect(starts, (line.start + line.end) / 2) - 1)].append(line.text)
+        times, found = [time for time, _ in self.moments], []
+        for start, texts in zip(starts, said, strict=True):
+            first, last = (bisect.bisect_left(times, time - 1e-6) for time in (start, start + step))
+            seen = self.moments[first:last]
+            part = _mean([p for _, p in seen]) if seen else {"predicted": (NO_FACE,)}
+            text = " ".join(texts) or None
+            found.append(Prediction("", start, min(start + step, self.end), text, classes=self.classes, **part))
+        return [whole, *found] if len(found) > 1 else [dataclasses.replace(whole, text=self.text)]
+
+
+def look(
+    files: Sequence[Path],
+    listen: speech.Listener | None = None,
+    *,
+    mtcnn_folder: str | Path = mtcnn.WEIGHTS,
+    num_workers: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> list[Expressions]:
+    """Return the expressions of the most probable face over time, and the words, of each clip.
+
+    Args:
+      files: clips of any length.
+      listen: recogniser of speech for clips without words beside them; ``None``: those have no words.
+      mtcnn_folder: weights of MTCNN.
+      num_workers: processes that decode; 0: this one.
+      progress: called after each piece of a clip.
+
+    Raises:
+      ConclugenError: weights that are altered. What is wrong with a clip is its failure.
+    """
+    try:
+        (network,) = backbones.load(Networks(own=(NAME,)))
+    except ConclugenError as e:
+        raise ConclugenError(f"{e}; --checkpoint of a run that was trained without it works all the same") from e
+    tools = dataclasses.replace(network, prepare=_faces), Backbone("sound", "sound", 0, _sound, lambda x: x)
+    how = preparation.recipe(list(tools), faces=str(mtcnn_folder), no_face="missing")
+    beside, found = Companions(), [[] for _ in files]
+    pieces = [(i, u) for i, file in enumerate(files) for u in _pieces(file, beside.sound(file), i)]
+    progress(0, len(pieces))
+    prepared = preparation.prepared([(u, 1) for _, u in pieces], how, num_workers)
+    for done, ((i, u), each) in enumerate(zip(pieces, prepared, strict=True), 1):
+        found[i].append(_seen(u, each, network))
+        progress(done, len(pieces))
+    return [_joined(file, each, listen, beside) for file, each in zip(files, found, strict=True)]
+
+
+def table(found: Sequence[Expressions]) -> Table | None:
+    """Return a table for a terminal, ``None`` where there is nothing to show: clips without a face and without words."""
+    if not (rows := [row for each in found if each.moments or each.words for row in each.rows()]):
+        return None
+    shown = prediction.table(rows, NAME)
+    for column in shown.columns:
+        column.no_wrap = column.header not in ("clip", "words", "remarks")
+    return shown
+
+
+def recogniser(name: str = "") -> tuple[speech.Listener | None, str]:
+    """Return a recogniser of speech, and a remark where there is none: the one that is named, else the ready one."""
+    try:
+        return speech.listener(name or speech.READY), ""
+    except ConclugenError as e:
+        if name:
+            raise
+        return None, f"no words are recognised ({e}); those in files beside the clips are shown, and the expressions"
+
+
+def _faces(clip: Clip, view: View | None) -> Items | None:
+    """Return faces, uint8 [n, 112, 112, 3], and the time of each, float64 [n]."""
+    found = backbones.frames(clip, view, rate=RATE, size=SIZE)
+    return found and (*found, clip.times[clip.rows_at(RATE)])
+
+
+def _sound(clip: Clip, view: View | None) -> Items:
+    """Return the sound as one item, which is empty for a clip without sound: that is no failure here."""
+    return (np.zeros((1, 0), np.float32) if clip.sound is None else clip.sound[None],)
+
+
+def _pieces(file: Path, sound: str, number: int) -> list[Utterance]:
+    """Cut a clip into pieces of about :data:`PIECE` seconds; ``number`` tells clips apart."""
+    starts = PIECE * np.arange(max(1, round(media.seconds(file) / PIECE)))
+    bounds = zip(starts.tolist(), [*starts[1:].tolist(), None], strict=True)
+    return [Utterance(f"{number} {start:g}", "", str(file), start, end, sound=sound) for start, end in bounds]
+
+
+def _seen(u: Utterance, each: preparation.Prepared, network: Backbone) -> tuple[Expressions, np.ndarray]:
+    """Return what is seen in a piece, with times of the whole clip, and its sound."""
+    if each.failure:
+        return Expressions(u.path, u.start, failure=each.failure), np.zeros(0, np.float32)
+    moments: list[tuple[float, tuple[float, ...]]] = []
+    if NAME in each.views[0]:
+        seen = np.array([time for time, *_ in each.boxes])
+        faces, times = each.views[0][NAME]
+        near = [np.abs(seen - time).min() < NEAR for time in times]  # others may show no face
+        faces, times, size = faces[near], times[near], network.batch_size
+        filled = np.concatenate([faces, np.repeat(faces[-1:], -len(faces) % size, axis=0)])
+        logits = [network.vectors(filled[i : i + size]) for i in range(0, len(filled), size)]
+        logits = np.concatenate(logits)[: len(faces), -len(EXPRESSIONS) :].astype(np.float64)
+        moments = list(zip((u.start + times).tolist(), map(tuple, softmax(logits, axis=1).tolist()), strict=True))
+    boxes = tuple((u.start + time, *box) for time, *box in each.boxes)
+    found = Expressions(u.path, *each.times, notes=each.notes, boxes=boxes, moments=tuple(moments))
+    return found, each.views[0]["sound"][0][0]
+
+
+def _joined(
+    file: Path, pieces: Sequence[tuple[Expressions, np.ndarray]], listen: speech.Listener | None, beside: Companions
+) -> Expressions:
+    """Return a clip of its pieces, with its words."""
+    known = [piece for piece, _ in pieces if not piece.failure]
+    if not known:
+        return pieces[0][0]
+    sounds = [np.zeros(0, np.float32)]
+    for piece, sound in pieces:
+        short = round(piece.start * SAMPLE_RATE) - sum(map(len, sounds))
+        sounds += [np.zeros(max(0, short), np.float32), sound]
+    sound = np.concatenate(sounds)
+    lines, notes = beside.words(file)
+    if not lines and listen is not None and sound.any():
+        lines = _within(listen(sound), known[-1].end)
+    moments = tuple(moment for piece in known for moment in piece.moments)
+    remarks = [note for piece, _ in pieces for note in (*piece.notes, piece.failure)]
+    told = [note for note in remarks if note and not note.startswith("no ")]  # what is missing is counted below
+    told += ["no sound"] if not sound.any() and "the sound is silence" not in told else []
+    found = Expressions(
+        str(file),
+        end=known[-1].end,
+        text=subtitles.said(lines),
+        classes=EXPRESSIONS,
+        missing=() if lines else ("words",),
+        notes=tuple(dict.fromkeys((*told, *notes))),
+        boxes=tuple(box for piece in known for box in piece.boxes),
+        moments=moments,
+        words=tuple(lines),
+    )
+    if not moments:
+        why = "no face was found" if "no face was found" in remarks else "holds no pictures"
+        return dataclasses.replace(found, failure=f"{file}: {why}, and {NAME} sees faces alone")
+    if gone := sum(b - a for a, b in found.without_face):
+        found = dataclasses.replace(found, notes=(f"no face for {gone:.1f} of {found.end:.1f} s", *found.notes))
+    return dataclasses.replace(found, **_mean([p for _, p in moments]))
+
+
+def _within(lines: Sequence[subtitles.Utterance], end: float) -> list[subtitles.Utterance]:
+    """Return what is heard until a clip ends: Whisper rounds times up, and hears "." in noise."""
+    heard = [line for line in lines if line.start < end and any(map(str.isalnum, line.text))]
+    return [dataclasses.replace(line, end=line.end and min(line.end, end)) for line in heard]
+
+
+def _mean(probabilities: Sequence[tuple[float, ...]]) -> dict[str, Any]:
+    """Return mean probabilities, and the name of the most probable class."""
+    mean = np.mean(probabilities, axis=0)
+    return {"probability": tuple(mean.tolist()), "predicted": (EXPRESSIONS[mean.argmax()],)}
