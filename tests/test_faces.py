@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from conclugen_jax.extract import backbones, faces, preparation
 from conclugen_jax.extract.backbones import Networks
@@ -222,9 +223,41 @@ def test_faces_do_not_depend_on_what_backbones_look_at(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.899, False), (0.901, True)])
 def test_faces_that_are_doubtful_are_not_followed(monkeypatch, probability, expected):
-    monkeypatch.setattr(mtcnn, "detect", lambda params, images: [np.array([[1.0, 2, 30, 40, probability]])])
+    monkeypatch.setattr(mtcnn, "detect", lambda params, images, *least: [np.array([[1.0, 2, 30, 40, probability]])])
     (box,) = faces.find({}, [np.zeros((64, 64, 3), np.uint8)])
     assert (box is not None) is expected
+
+
+@needs_clips
+def test_smaller_faces_are_not_looked_for_while_one_is_followed(params, monkeypatch):
+    frames = media.decode(CLIPS / "face_then_none.mov", rates=(2.0,), sound=False).frames[:7]  # the face leaves
+    followed = faces.find(params, frames)
+    monkeypatch.setattr(faces, "LEAST", 0.0)
+    for box, expected in zip(followed, faces.find(params, frames), strict=True):
+        assert (box is None) == (expected is None)
+        assert box is None or np.abs(box - expected).max() < 1e-5
+    sides = [[len(mtcnn.detect(params, frames[0][None], least)[0])] for least in (20, 150, 541)]
+    assert sides == [[1], [1], [0]]
+
+
+def test_where_the_followed_face_is_not_all_are_looked_for(monkeypatch):
+    looked, there = [], [[20, 20, 60, 60], [22, 20, 66, 60], [0, 0, 10, 10]]
+
+    def detect(params, images, least=20):
+        looked.append((int(images[0, 0, 0, 0]), least))
+        return [np.array([[*there[images[0, 0, 0, 0]], 0.99]])]
+
+    monkeypatch.setattr(mtcnn, "detect", detect)
+    found = faces.find({}, [np.full((80, 160, 3), i, np.uint8) for i in range(3)])
+    np.testing.assert_allclose(np.stack(found) * (160, 80, 160, 80), there)
+    assert looked == [(0, 20), (1, pytest.approx(12)), (2, pytest.approx(0.3 * 44)), (2, 20)]
+
+
+@pytest.mark.parametrize("box", [(10.3, 5.2, 90.7, 65.1), (0.0, 0.0, 11.5, 9.0), (80.2, 50.9, 120.0, 70.0)])
+def test_a_part_of_a_frame_is_resized_as_pillow_does(box):
+    frame = np.random.default_rng(0).integers(0, 256, (70, 120, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(frame).resize((24, 16), Image.Resampling.BILINEAR, box)).astype(int)
+    assert np.abs(faces.resize(frame, (24, 16), box) - expected).max() <= 1
 
 
 def test_a_face_is_followed_from_its_last_box():

@@ -83,7 +83,11 @@ def frames(clip: Clip, view: View | None, *, rate: float, size: int, window: int
     shown = clip.at_rate(rate)
     if not shown:
         return None
-    small = {id(f): f if f.shape[:2] == (size, size) else resize(f, (size, size)) for f in shown}
+    small = {}
+    for f in shown:
+        if (id(f), size) not in clip.resized:
+            clip.resized[id(f), size] = f if f.shape[:2] == (size, size) else resize(f, (size, size))
+        small[id(f)] = clip.resized[id(f), size]
     if view is not None:
         change = augmentation.draw_pictures(view.generator("video"), augmentation.STRENGTHS[view.strength])
         small = {key: change.apply(frame) for key, frame in small.items()}

@@ -256,12 +256,13 @@ def _work(
     done: Callable[[], None] = lambda: None,
 ) -> None:
     """Extract utterances into a store."""
-    by_place = {job[0].place: job for job in jobs}
+    by_place, clock = {job[0].place: job for job in jobs}, clock or Clock()
     with contextlib.closing(preparation.prepared([job[:2] for job in jobs], how, num_workers)) as prepared:
         for each, found in vectors(prepared, backbones_lib.load(networks), clock):
             _, views, stamp = by_place[each.place]
             texts = (each.failure, *each.notes)  # which name files, whose names may be no UTF-8
             failure, *notes = (text.encode(errors="backslashreplace").decode() for text in texts)
             state = State(stamp, views, sorted(found), notes, failure, each.text)
-            store.put(each.place, found, state)
+            with clock.parts.timed("writing"):
+                store.put(each.place, found, state)
             done()

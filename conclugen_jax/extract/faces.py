@@ -1,6 +1,7 @@
 """Find the face in some frames of a clip, follow it over the clip, and crop it from all frames."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from conclugen_jax.extract.networks import mtcnn
 MIN_PROBABILITY = 0.9  # least probability of a face that is followed
 GAP = 1.0  # seconds from the nearest detection within which a frame counts as showing the face
 MIN_OVERLAP = 0.1  # intersection over union at which two boxes, one after the other, are the same face
+LEAST = 0.3  # part of the side of the face that is followed, below which other faces are not looked for
 DETECTION_SIDE = 640  # longer side of the frames that the detector sees, at most, in pixels
 
 Track = list[tuple[float, np.ndarray]]
@@ -46,18 +48,27 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def find(params: Mapping[str, Any], frames: Sequence[np.ndarray]) -> list[np.ndarray | None]:
     """Return the box of the most probable face of each frame, in parts of it, ``None`` where there is none.
 
-    ``params`` are the variables of MTCNN, frames are uint8 RGB [height, width, 3].
+    The frames, uint8 RGB [height, width, 3], are in the order of time. Where the last one has a face, a frame is searched for
+    faces of :data:`LEAST` of its side or more, and for smaller ones only if none of these overlaps it. ``params`` are the
+    variables of MTCNN.
     """
-    found: list[np.ndarray | None] = [None] * len(frames)
-    for shape in sorted({frame.shape for frame in frames}):
-        rows = [i for i, frame in enumerate(frames) if frame.shape == shape]
-        scale = min(1.0, DETECTION_SIDE / max(shape[:2]))
-        size = round(shape[1] * scale), round(shape[0] * scale)
-        images = np.stack([frames[i] if scale == 1 else resize(frames[i], size) for i in rows])
-        for i, faces in zip(rows, mtcnn.detect(params, images), strict=True):
-            if len(faces) and faces[0, 4] >= MIN_PROBABILITY:
-                found[i] = faces[0, :4] / scale / np.tile(shape[1::-1], 2)
+    found: list[np.ndarray | None] = []
+    for frame in frames:
+        shape = frame.shape[1::-1]
+        scale = min(1.0, DETECTION_SIDE / max(shape))
+        image = frame if scale == 1 else resize(frame, (round(shape[0] * scale), round(shape[1] * scale)))
+        find_one = functools.partial(_most_probable, params, image, np.tile(shape, 2) * scale)
+        last, box = found[-1] if found else None, None
+        if last is not None:
+            box = find_one(LEAST * max((last[2:] - last[:2]) * shape) * scale)
+            box = box if box is not None and overlap(last, box) >= MIN_OVERLAP else None
+        found.append(find_one() if box is None else box)
     return found
+
+
+def _most_probable(params: Mapping[str, Any], image: np.ndarray, sides: np.ndarray, *least: float) -> np.ndarray | None:
+    (faces,) = mtcnn.detect(params, image[None], *least)
+    return faces[0, :4] / sides if len(faces) and faces[0, 4] >= MIN_PROBABILITY else None
 
 
 def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], size: int) -> Clip:
@@ -88,4 +99,10 @@ def resize(frame: np.ndarray, size: tuple[int, int], box: tuple[float, ...] | No
 
     ``size`` is the new width and height, ``box`` what to take of the frame: x, y of two corners; ``None``: all.
     """
+    if box is not None:  # Pillow copies the whole frame otherwise
+        corners, sides = np.reshape(box, (2, 2)), frame.shape[1::-1]
+        margin = np.maximum((corners[1] - corners[0]) / size, 1) + 1  # pixels around the box that count
+        left, top = low = np.maximum(np.floor(corners[0] - margin), 0).astype(int)
+        right, bottom = np.minimum(np.ceil(corners[1] + margin), sides).astype(int)
+        frame, box = np.ascontiguousarray(frame[top:bottom, left:right]), (*(corners[0] - low), *(corners[1] - low))
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box))

@@ -101,12 +101,24 @@ def lines(tally: Tally, folder: Path, count: int) -> list[str]:
         told.append(f"{counted(len(tally.failures))} failed and left out; see {table(folder, FAILURES)}")
     if tally.heard:
         told.append(f"words were recognised in {counted(len(tally.heard))}; see {table(folder, WORDS)}")
-    seconds, what = max((tally.clock.device, "computing features"), (tally.clock.host, "waiting for decoded clips"))
-    if seconds:
-        before = f", {tally.reused:,} of them before" if tally.reused else ""
-        part = seconds / (tally.clock.host + tally.clock.device)
-        told.append(f"{counted(tally.done)} extracted{before}; {part:.0%} of the time {what}")
+    told += _time(tally)
     return told
+
+
+def _time(tally: Tally) -> list[str]:
+    """Return lines on the time that an extraction took: how fast it was, what for it waited, what the work went into."""
+    clock = tally.clock
+    if not (seconds := clock.host + clock.device):
+        return []
+    before = f", {tally.reused:,} of them before" if tally.reused else ""
+    rate = (tally.done + len(tally.failures) - tally.reused) / seconds
+    longer, what = max((clock.device, "computing features"), (clock.host, "waiting for decoded clips"))
+    whole, parts = clock.parts.total(), clock.parts.most_common()
+    shares = ", ".join(f"{part} {took / whole:.0%}" for part, took in parts if took >= whole / 200)
+    return [
+        f"{counted(tally.done)} extracted{before}; {rate:.2g} a second, {longer / seconds:.0%} of the time {what}",
+        f"the work of all processes: {shares}",
+    ]
 
 
 def _detailed(tally: Tally, note: str) -> str:

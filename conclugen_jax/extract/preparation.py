@@ -1,8 +1,10 @@
 """Prepare clips on the host, in worker processes: decode, find the face, recognise the words, make items; and say how."""
 
+import contextlib
 import dataclasses
 import functools
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, Literal
@@ -69,6 +71,7 @@ class Frames(msgspec.Struct, frozen=True):
     faces: str  # SHA-256 of MTCNN's weights; empty for whole frames
     no_face: Literal["", *NO_FACE]  # empty for whole frames
     faces_per_second: float = 0.0  # frames per second in which faces are looked for
+    least_face: float = 0.0  # part of the side of the last face below which none is looked for, while that is there
 
 
 class Provenance(msgspec.Struct, frozen=True):
@@ -90,7 +93,9 @@ class Provenance(msgspec.Struct, frozen=True):
 
 def provenance(backbones: Sequence[Backbone], how: Recipe, options: Options) -> Provenance:
     """Return what the vectors of backbones depend on."""
-    cropped = Frames(weights.load(how.faces).sha256, how.no_face, DETECTIONS) if how.faces else Frames("", "")
+    cropped = (
+        Frames(weights.load(how.faces).sha256, how.no_face, DETECTIONS, faces.LEAST) if how.faces else Frames("", "")
+    )
     heard = speech.provenance(how.recogniser) if how.recogniser else {}
     views = {"number": how.num_views, "seed": how.seed, "strength": how.strength} if how.num_views > 1 else {}
     installed = {name: version for name in ("av", "pillow", "tokenizers") if (version := _version(name))}
@@ -105,6 +110,17 @@ def _version(package: str) -> str:
         return ""
 
 
+class Parts(Counter):
+    """Parts of the work, or names of backbones -> seconds that they took."""
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time in the context to a part."""
+        start = time.perf_counter()
+        yield
+        self[part] += time.perf_counter() - start
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """The items of an utterance, ready for the backbones."""
@@ -116,6 +132,7 @@ class Prepared:
     text: str | None = None  # what is said, as far as known
     times: tuple[float, float] = (0.0, 0.0)  # start and end of the utterance in seconds, as far as known
     boxes: tuple[tuple[float, ...], ...] = ()  # of faces: (time, x, y, x, y) each, in parts of the frame
+    parts: Parts = dataclasses.field(default_factory=Parts)  # what it took
 
 
 def prepared(work: Iterable[Work], how: Recipe, num_workers: int) -> Iterator[Prepared]:
@@ -181,20 +198,24 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     used = set(how.modalities.values())
     reads = bool(used - SEEN - {"audio"})
     recognised = reads and bool(how.recogniser) and not utterance.text
-    clip = _decoded(utterance, how.rates, bool(used - SEEN - {"text"}) or recognised)
+    parts = Parts()
+    with parts.timed("decoding"):
+        clip = _decoded(utterance, how.rates, bool(used - SEEN - {"text"}) or recognised)
     notes, boxes = [*utterance.notes, *clip.notes], ()
     end = utterance.end or utterance.start + clip.length
     if clip.length and end - utterance.start > clip.length + LACKING:
         notes.append("the clip ends before the interval does")
     if how.faces and clip.frames:
-        clip, boxes, noted = _cropped(utterance, clip, how)
+        with parts.timed("faces"):
+            clip, boxes, noted = _cropped(utterance, clip, how)
         notes += noted
     text = utterance.text
     if recognised and clip.sound is not None:
-        text = recogniser(how.recogniser)(clip.sound) or None
+        with parts.timed("words"):
+            text = recogniser(how.recogniser)(clip.sound) or None
     clip = dataclasses.replace(clip, text=text)
     views = [View(how.seed, utterance.place, i, how.strength) if i else None for i in range(num_views)]
-    items = [{name: _checked(name, run(clip, view)) for name, run in how.prepare.items()} for view in views]
+    items = [{name: _items(name, how, clip, view, parts) for name in how.prepare} for view in views]
     # A modality is missing where any view lacks one of its backbones.
     missing = sorted({how.modalities[name] for found in items for name, x in found.items() if x is None})
     if len(missing) == len(used):
@@ -202,11 +223,13 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
         raise ConclugenError(f"{utterance.path}: lacks {' and '.join(missing)}; {why}")
     items = [{name: x for name, x in found.items() if how.modalities[name] not in missing} for found in items]
     notes += [f"no {modality}" for modality in missing]
-    return Prepared(utterance.place, tuple(items), tuple(notes), "", text, (utterance.start, end), boxes)
+    return Prepared(utterance.place, tuple(items), tuple(notes), "", text, (utterance.start, end), boxes, parts)
 
 
-def _checked(name: str, items: Items | None) -> Items | None:
-    """Check what a backbone's ``prepare`` returned; return ``None`` if there are no items."""
+def _items(name: str, how: Recipe, clip: Clip, view: View | None, parts: Parts) -> Items | None:
+    """Return what a backbone makes of a clip, checked; ``None`` if there are no items."""
+    with parts.timed(name):
+        items = how.prepare[name](clip, view)
     if items is None:
         return None
     arrays = items if isinstance(items, tuple) else ()

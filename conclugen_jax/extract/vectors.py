@@ -10,8 +10,9 @@ import numpy as np
 
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.backbones import Backbone, Items
-from conclugen_jax.extract.preparation import Prepared
+from conclugen_jax.extract.preparation import Parts, Prepared
 
+COMPILING = "compiling"  # the part of the work that each program's first batch is
 MOST_WAITING = 64  # utterances that wait for their batches to fill; an interruption loses their vectors
 
 Finished = Iterator[tuple[Prepared, dict[str, np.ndarray]]]
@@ -21,10 +22,11 @@ _Key = tuple[int, str]  # a view and a backbone
 
 @dataclasses.dataclass
 class Clock:
-    """Seconds that the device waited for prepared clips, and that the backbones took."""
+    """What the time of an extraction went into, in seconds."""
 
-    host: float = 0.0
-    device: float = 0.0
+    host: float = 0.0  # that the device waited for prepared clips
+    device: float = 0.0  # that the backbones took, and writing
+    parts: Parts = dataclasses.field(default_factory=Parts)  # what all processes together took
 
 
 def vectors(prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: Clock | None = None) -> Finished:
@@ -32,11 +34,13 @@ def vectors(prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: 
 
     The clock accumulates the time taken. Vectors that are not finite are a failure; of another size, a ConclugenError.
     """
-    running, clock = _Running(backbones), clock or Clock()
+    clock = clock or Clock()
+    running = _Running(backbones, clock.parts)
     start = time.perf_counter()
     for each in itertools.chain(prepared, (None,)):
         came = time.perf_counter()
         clock.host += came - start
+        clock.parts.update(each.parts if each else {})
         if each is None:
             yield from running.flush()
         elif each.failure:
@@ -50,8 +54,9 @@ def vectors(prepared: Iterator[Prepared], backbones: Sequence[Backbone], clock: 
 class _Running:
     """Utterances under way. Batches have one size, so that the vector of a clip does not depend on its neighbours."""
 
-    def __init__(self, backbones: Sequence[Backbone]):
-        self._backbones = {b.name: b for b in backbones}
+    def __init__(self, backbones: Sequence[Backbone], parts: Parts):
+        self._backbones, self._parts = {b.name: b for b in backbones}, parts
+        self._compiled: set[tuple] = set()  # sizes of batches that were seen
         # (backbone, shapes and types of an item's arrays) -> items that wait for a full batch
         self._queues: dict[tuple, list[tuple[str, _Key, Items]]] = {}
         # place -> utterance, number of the vectors of each view, and those that there are
@@ -89,7 +94,10 @@ class _Running:
         del queue[: size[0]]
         filled = rows + [rows[-1]] * (size[0] - len(rows))
         arrays = [np.stack(columns) for columns in zip(*(items for *_, items in filled), strict=True)]
-        found = np.asarray(backbone.vectors(*arrays), np.float32)
+        kind = name, *(x.shape for x in arrays)
+        with self._parts.timed(name if kind in self._compiled else COMPILING):
+            found = np.asarray(backbone.vectors(*arrays), np.float32)
+        self._compiled.add(kind)
         if found.shape != size:
             raise ConclugenError(f"backbone {name}: vectors of shape {found.shape}, expected {size}")
         for (place, key, _), vector in zip(rows, found, strict=False):

@@ -42,6 +42,9 @@ class Clip:
     text: str | None = None  # what is said, if known
     notes: tuple[str, ...] = ()  # remarks for the user, such as a broken end
     length: float = 0.0  # seconds from the start of the interval to the end of what was decoded
+    resized: dict = dataclasses.field(
+        default_factory=dict, init=False
+    )  # (id of a frame, side) -> it resized, for all backbones
 
     def at_rate(self, rate: float) -> list[np.ndarray]:
         """Return the frames on the screen ``rate`` times per second; see :meth:`rows_at`."""

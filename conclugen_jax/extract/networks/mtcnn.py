@@ -67,8 +67,13 @@ NETWORKS = {  # name -> (network, least side of its input)
 }
 
 
-def detect(params: Mapping[str, Any], images: np.ndarray) -> list[np.ndarray]:
-    """Find faces in images of one size, uint8 RGB [n, height, width, 3]; ``params``: of ``pnet``, ``rnet`` and ``onet``.
+def detect(params: Mapping[str, Any], images: np.ndarray, least: float = MIN_SIZE) -> list[np.ndarray]:
+    """Find faces in images of one size, uint8 RGB [n, height, width, 3].
+
+    Args:
+      params: variables of ``pnet``, ``rnet`` and ``onet``.
+      images: to search.
+      least: side of the faces that P-Net looks for, at least, in pixels; it also proposes somewhat smaller ones.
 
     Returns:
       Of each image float32 [faces, 5], the most probable first: x, y of the upper left and the lower right corner, in
@@ -76,11 +81,11 @@ def detect(params: Mapping[str, Any], images: np.ndarray) -> list[np.ndarray]:
     """
     if min(images.shape[1:3]) < MIN_SIZE:
         return [np.zeros((0, 5), np.float32) for _ in images]
-    return [_detect(params, _sums(image)) for image in images]
+    return [_detect(params, _sums(image), least) for image in images]
 
 
-def _detect(params: Mapping[str, Any], sums: np.ndarray) -> np.ndarray:
-    boxes = _propose(params["pnet"], sums)
+def _detect(params: Mapping[str, Any], sums: np.ndarray, least: float) -> np.ndarray:
+    boxes = _propose(params["pnet"], sums, least)
     for network in ("rnet", "onet"):
         boxes = _refine(network, params[network], sums, boxes)
     return boxes
@@ -107,7 +112,7 @@ def _scaled(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     return (total.astype(np.float32) * (1 / count).astype(np.float32) - 127.5) * np.float32(0.0078125)
 
 
-def _resized(sums: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resized(sums: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Return the whole image resized, float32 [3, 1, height, width]."""
     (top, bottom), (left, right) = (_cells(n - 1, target) for n, target in zip(sums.shape[1:], size, strict=True))
     rows = sums[:, bottom] - sums[:, top]
@@ -195,23 +200,28 @@ def _maxima(x: np.ndarray, size: int) -> np.ndarray:
     return functools.reduce(np.maximum, [x[..., i : i + 2 * counts[1] - 1 : 2] for i in range(size)])
 
 
-def _propose(params: Mapping[str, Any], sums: np.ndarray) -> np.ndarray:
-    """Return square boxes with their probabilities [m, 5]."""
+def _propose(params: Mapping[str, Any], sums: np.ndarray, least: float) -> np.ndarray:
+    """Return square boxes with their probabilities [m, 5], of windows of ``least`` pixels a side or more."""
     height, width = (n - 1 for n in sums.shape[1:])
-    scale, boxes = 12 / MIN_SIZE, []
-    least = min(height, width) * scale
-    while least >= 12:
-        size = int(height * scale + 1), int(width * scale + 1)
-        (probability,), regression = run("pnet", params, _resized(sums, size))
-        y, x = np.nonzero(probability >= THRESHOLDS["pnet"])
-        corners = np.stack([x, y, x, y], axis=1).astype(np.float32) * 2
-        corners = np.floor((corners + np.array([1, 1, 12, 12], np.float32)) / np.float32(scale))
-        found = np.concatenate([corners, probability[y, x, None], regression[:, 0, y, x].T], axis=1)
-        boxes.append(found[suppress(found, 0.5)])
-        scale, least = scale * FACTOR, least * FACTOR
+    boxes, side = [np.zeros((0, 9), np.float32)], MIN_SIZE  # of the windows of a level
+    while side <= min(height, width):
+        if side >= least:
+            boxes.append(_level(params, sums, 12 / side))
+        side /= FACTOR
     found = np.concatenate(boxes)
     found = found[suppress(found, 0.7)]
     return _square(_shifted(found, found[:, 5:], 0))
+
+
+def _level(params: Mapping[str, Any], sums: np.ndarray, scale: float) -> np.ndarray:
+    """Return what P-Net finds in an image of another scale: corners, probability, regression [m, 9]."""
+    size = [int((n - 1) * scale + 1) for n in sums.shape[1:]]
+    (probability,), regression = run("pnet", params, _resized(sums, size))
+    y, x = np.nonzero(probability >= THRESHOLDS["pnet"])
+    corners = np.stack([x, y, x, y], axis=1).astype(np.float32) * 2
+    corners = np.floor((corners + np.array([1, 1, 12, 12], np.float32)) / np.float32(scale))
+    found = np.concatenate([corners, probability[y, x, None], regression[:, 0, y, x].T], axis=1)
+    return found[suppress(found, 0.5)]
 
 
 def _refine(network: str, params: Mapping[str, Any], sums: np.ndarray, boxes: np.ndarray) -> np.ndarray:
