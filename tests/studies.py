@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from conclugen_jax.evaluate.baselines import BASELINES
 from tests.helpers import tiny_config
 
 
@@ -25,6 +26,7 @@ def definition(path, protocols=("linear_evaluation", "raw_features", "supervised
                 "probe": (3, 0),
             },
             "num_folds": 0,
+            "baselines": tuple(BASELINES),
             "jobs": 2,
             "job_gib": 1.0,
             "reference": "conclugen",

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
-from conclugen_jax.commands import study as study_command
+from conclugen_jax.commands import scores
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import baselines, probe, probe_run, weights
@@ -204,7 +204,7 @@ def test_the_report_says_it_in_the_row(whole, capsys):
     assert rows["ConCluGen, probe"] == ((remarks["conclugen"],) if remarks["conclugen"] else ())
     assert rows["raw features, not smoothed, probe"] == ()
     assert any(remarks.values())  # two seeds: no interval of a difference this small excludes zero
-    study_command._show(found["methods"], found["summary"], found["comparisons"])
+    scores.show(found)
     shown = " ".join(capsys.readouterr().out.split())
     assert "does not beat" in shown
 

@@ -203,7 +203,7 @@ def test_map_shows_the_clusters_of_the_run(study, data, page):
         centroids = saved.restore_tree(12)[0]["centroids"]
     lengths = np.maximum(np.linalg.norm(centroids, axis=1), 1e-12)
     np.testing.assert_array_equal(rows.clusters, (fused @ (centroids / lengths[:, None]).T).argmax(axis=1))
-    captions = page.sections["maps-of-the-test-split"]
+    captions = page.sections["maps"]
     assert "ConCluGen, by cluster" in captions
     assert "Generative has no clusters" in captions
     assert "meld 1.0.0: no map, there is no data set in /nowhere any more." in captions
@@ -258,7 +258,7 @@ def test_results_alone_make_a_report(study, tmp_path):
     report.write(tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     assert "There is no pretraining run" in page.sections["pretraining"]
-    assert "No pretraining run has a checkpoint" in page.sections["maps-of-the-test-split"]
+    assert "No pretraining run has a checkpoint" in page.sections["maps"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.md", "results.json"]
 
 
@@ -282,7 +282,7 @@ def test_a_study_without_any_score_makes_a_report(study, tmp_path):
         "label-efficiency": "one number of labels",
         "confusion-matrices": "numbers for labels",
         "pretraining": "No probes ran",
-        "maps-of-the-test-split": "Generative, by class",
+        "maps": "Generative, by class",
     }.items():
         assert sentence in page.sections[section], section
 

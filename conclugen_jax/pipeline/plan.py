@@ -6,7 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from conclugen_jax.pipeline.rules import Facts, Scheme, Setting
+from conclugen_jax.evaluate.baselines import BASELINES
+from conclugen_jax.pipeline.rules import MANY, Facts, Scheme, Setting
 from conclugen_jax.runs import configuration_files
 from conclugen_jax.study.definition import PROBE, Run
 
@@ -14,6 +15,8 @@ METHOD, TITLE = "pretrained", "pretrained"
 START = "conclu_neighbours"
 CLASSIFIER, WHOLE = "classifier", "pretraining/whole/seed_0"
 """Folders below that of everything, which is that of the study too: the classifier for use, and pretraining with all rows."""
+CLOSED = "principal_components", "canonical_correlations"
+"""Baselines that take long on many rows."""
 MOST_STEPS = 20_000
 """Steps of a classifier at most."""
 
@@ -53,7 +56,7 @@ def written(settings: Sequence[Setting], config: ConfigDict, name: str) -> str:
     return "\n".join([head, "", start, *lines, "    return config", ""])
 
 
-def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str) -> ConfigDict:
+def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str, *, quick: bool = False) -> ConfigDict:
     """Return the study of what pretraining gains: raw features, an untrained network and the pretrained one.
 
     ``config``: of pretraining, on a data set with ``{fold}`` and ``{shuffle}`` for the folds of a scheme in its path.
@@ -67,6 +70,8 @@ def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str) -> Config
     found.methods[METHOD] = ConfigDict({"title": TITLE, "modalities": (), "pretraining": config})
     found.order = (METHOD,)
     found.labels.update({PROBE: scheme.labels})
+    slow = known.rows > MANY
+    found.baselines = tuple(name for name in BASELINES if name not in (CLOSED if slow or quick else ()))
     protocols = {"linear_evaluation": classifier(config, scheme, known)}
     if known.kind == "single":
         protocols[PROBE] = importlib.import_module("configs.study_base").probe(config)
@@ -75,7 +80,7 @@ def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str) -> Config
     else:
         protocols["raw_features"] = protocols["linear_evaluation"].copy_and_resolve_references()
         protocols["raw_features"].downstream.protocol = "raw_features"
-    found.datasets["data"] = ConfigDict({"path": path, "protocols": protocols})
+    found.datasets[name] = ConfigDict({"path": path, "protocols": protocols})
     return found.lock()
 
 

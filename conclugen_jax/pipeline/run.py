@@ -5,14 +5,9 @@ folder of a study, too.
 """
 
 import contextlib
-import csv
 import dataclasses
-import hashlib
-import importlib.util
-import io
 import json
 import os
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,49 +18,25 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import (
     builders,
-    data_frames,
     formats,
     inspection,
-    inspection_view,
     manifest as manifest_lib,
     shards,
 )
-from conclugen_jax.data.files import MEDIA
-from conclugen_jax.data.requests import Layout, Request
+from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.pipeline import plan, rules
+from conclugen_jax.pipeline import plan, rules, source as source_lib
+from conclugen_jax.pipeline.source import Source
 from conclugen_jax.pipeline.stages import Stage, Stages
 from conclugen_jax.runs import log as log_lib, workdir as workdir_lib
 from conclugen_jax.study import results, study as study_lib
 from conclugen_jax.study.report import reading, report, tables
 from conclugen_jax.system import files, progress, signals
 
-CONFIG, REQUEST, INSPECTION, DATA = "config.py", "request.json", "inspection.json", "data"
+CONFIG, REQUEST, INSPECTION = "config.py", "request.json", "inspection.json"
 FEATURES, INSPECT, SETTINGS, TRAINING, REPORT = "features", "inspection", "settings", "training and scores", "report"
 SECONDS = 2.0
 """Between two looks at the logs of runs in other processes."""
-QUICK_CLIPS = 60
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """What is trained on, and where its labels are."""
-
-    path: Path  # folder of clips or of features, a file of features, or a built data set
-    labels: tuple[Path, ...] = ()  # tables instead of labels.csv in the source
-    pattern: str = ""  # of the names of clips that say the labels
-    layout: Layout = dataclasses.field(default_factory=Layout)
-    drop_bad: bool = False
-
-    @property
-    def kind(self) -> str:
-        """Return ``built``, ``clips`` or ``features``."""
-        if not self.path.exists():
-            raise ConclugenError(f"{self.path}: no such file or folder; name clips, features or a built data set")
-        if (self.path / manifest_lib.FILE).is_file():
-            return "built"
-        media = (name for *_, names in os.walk(self.path) for name in names if name.lower().endswith(MEDIA))
-        return "clips" if next(media, None) else "features"
 
 
 class Outcome(NamedTuple):
@@ -118,7 +89,7 @@ def run(
         _settle(root, source, {"quick": quick, "config": config, "changes": [list(pair) for pair in changes]})
         with Stages((FEATURES, INSPECT, SETTINGS, TRAINING, REPORT)) as stages:
             with stages(FEATURES) as stage, stop.at_once():
-                data = _features(source, root, quick, stage)
+                data = source_lib.built(source, root, quick, stage)
             dataset = shards.open_dataset(data, verify="size")
             with stages(INSPECT) as stage, stop.at_once():
                 known = _inspected(root, dataset, stage)
@@ -126,7 +97,7 @@ def run(
                 chosen = _settings(root, dataset, known, quick, stage)
                 chosen = _configured(root, dataset, chosen, config, changes, stage)
             with stages(TRAINING) as stage:
-                found = _trained(root, dataset, chosen, stop, stage)
+                found = _trained(root, dataset, chosen, quick, stop, stage)
             with stages(REPORT) as stage, stop.at_once():
                 page = _reported(root, dataset, chosen, found)
                 stage.say(str(page))
@@ -145,7 +116,7 @@ def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
         **{name: getattr(source, name) for name in ("pattern", "drop_bad")},
         "layout": dataclasses.asdict(source.layout),
         **how,
-        "files": _stamp(source, root),
+        "files": source_lib.stamp(source, root),
     }
     asked, path = json.loads(json.dumps(asked)), root / REQUEST
     if not path.exists():
@@ -160,71 +131,6 @@ def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
         shown = "; ".join(f"{key}: {before.get(key)!r} then, {asked[key]!r} now" for key in changed if key != "files")
         way_out = "repeat the command as it was, or choose another --workdir"
         raise ConclugenError(f"{root}: was begun otherwise ({shown}); {way_out}")
-
-
-def _stamp(source: Source, root: Path) -> str:
-    """Return a hash of names, sizes and times of the files of a source, apart from those of the run itself."""
-    digest, own = hashlib.sha256(source.kind.encode()), root.absolute()
-    for path in (source.path, *source.labels):
-        below = sorted(Path(at, name) for at, _, names in os.walk(path) for name in names) or [path]
-        for file in below:
-            if own in file.absolute().parents:
-                continue
-            try:
-                found = file.stat()
-            except OSError as e:
-                raise ConclugenError(f"{file}: cannot be read ({e.strerror}); repair or remove it") from e
-            digest.update(os.fsencode(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0"))
-    return digest.hexdigest()
-
-
-def _features(source: Source, root: Path, quick: bool, stage: Stage) -> Path:
-    """Return the data set of all rows, made if it is not there."""
-    about = {"labels": source.labels, "layout": source.layout}
-    if source.kind == "built":
-        if source.labels or source.layout != Layout():
-            raise ConclugenError(f"{source.path}: is built already, with its labels; leave the flags of labels out")
-        folder, lines = source.path, []
-    elif source.kind == "clips":
-        folder, lines = _extracted(source, root, quick, stage)
-    else:
-        if source.pattern:
-            raise ConclugenError(f"--label_pattern={source.pattern}: {source.path} holds no clips; leave it out")
-        request = Request(formats.GENERIC, source.path, name=_name(source.path), **about)
-        how = {"drop_bad": source.drop_bad, "num_workers": os.cpu_count() or 1, "progress": stage.counter("rows")}
-        folder, lines = builders.build(formats.open_source(request), root / DATA, **how), []
-    first, *others = inspection_view.describe(folder, with_dropped=not lines)
-    stage.say(first.partition(": ")[2])
-    for line in (*others, *lines):
-        progress.say(line)
-    return folder
-
-
-def _extracted(source: Source, root: Path, quick: bool, stage: Stage) -> tuple[Path, list[str]]:
-    """Extract clips with the ready backbones; return the data set, and lines on what became of the clips."""
-    from conclugen_jax.extract import extraction, folders, outcome, ready, vectors
-    from conclugen_jax.extract.backbones import Networks
-    from conclugen_jax.extract.networks import mtcnn
-
-    vectors.keep_freed_memory()
-    about = {"labels": source.labels, "layout": source.layout, "pattern": source.pattern}
-    request, utterances, known = folders.read(source.path, name=_name(source.path), **about)
-    for line in ready.lines():
-        progress.say(line)
-    there, _ = ready.chosen()
-    recogniser = ready.SPEECH if ready.SPEECH in there and importlib.util.find_spec("faster_whisper") else ""
-    how = {"faces": str(mtcnn.WEIGHTS), "no_face": "drop", "recogniser": recogniser, "num_workers": os.cpu_count() or 1}
-    how |= {"known": known, "progress": stage.counter("clips"), "most": QUICK_CLIPS if quick else 0}
-    folder, tally = extraction.extract(request, utterances, Networks(own=tuple(there)), root / DATA, **how)
-    tried = tally.done + len(tally.failures)
-    more = [f"--quick: {tried} of {len(utterances):,} clips"] if tried < len(utterances) else []
-    return folder, [*outcome.lines(tally, folder, tried), *more]
-
-
-def _name(path: Path) -> str:
-    """Return the name of the data set of a source."""
-    name = re.sub(r"\W+", "_", path.absolute().stem.lower(), flags=re.ASCII).strip("_")
-    return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
 
 def _inspected(root: Path, dataset: shards.Dataset, stage: Stage) -> rules.Facts:
@@ -260,9 +166,9 @@ def _settings(root: Path, dataset: shards.Dataset, known: rules.Facts, quick: bo
         for number, seed in enumerate(scheme.seeds, 1):
             stage.say(f"fold {number} of {len(scheme.seeds)}")
             opened = formats.open_source(dataclasses.replace(cut, folds=(scheme.num_folds, seed)))
-            built = builders.build(opened, root / DATA, drop_bad=True, num_workers=os.cpu_count() or 1)
+            built = builders.build(opened, root / source_lib.DATA, drop_bad=True, num_workers=os.cpu_count() or 1)
             smallest = min(smallest, manifest_lib.read(built).splits["train"]["num_examples"])
-        path = str(root.absolute() / DATA / plan.fold_name(manifest.name, scheme) / manifest.version)
+        path = str(root.absolute() / source_lib.DATA / plan.fold_name(manifest.name, scheme) / manifest.version)
     present, dims = ({m: x[m] for m in kept} for x in (known.present, known.dims))
     known, devices = known._replace(rows=smallest, present=present, dims=dims), jax.devices()
     settings = rules.settings(known, quick=quick, num_devices=len(devices), slow=devices[0].platform == "cpu")
@@ -285,7 +191,7 @@ def _configured(
 
 
 def _trained(
-    root: Path, dataset: shards.Dataset, chosen: _Chosen, stop: signals.Stop, stage: Stage
+    root: Path, dataset: shards.Dataset, chosen: _Chosen, quick: bool, stop: signals.Stop, stage: Stage
 ) -> dict[str, Any] | None:
     """Run the study of what pretraining gains, and what is used on new clips; without labels pretraining alone."""
     runs = plan.model(chosen.config, chosen.scheme, chosen.known)
@@ -297,7 +203,7 @@ def _trained(
         else:
             config = chosen.config.copy_and_resolve_references()
             config.data.path = chosen.path
-            study = plan.study(config, chosen.scheme, chosen.known, dataset.manifest.name)
+            study = plan.study(config, chosen.scheme, chosen.known, dataset.manifest.name, quick=quick)
             found = study_lib.within(root, study, stop, runs)
             cells = [cell for cell in found["cells"] if cell["status"] != "done"]
     for one in runs:
@@ -337,16 +243,5 @@ def _reported(root: Path, dataset: shards.Dataset, chosen: _Chosen, found: Mappi
     parts = [tables.Part(notes=list(chosen.remarks))]
     if rows:
         parts.append(tables.words("", ("setting", "value", "reason"), rows))
-    written = report.write(study, root, last={"Settings": parts})
+    written = report.write(study, root, title=f"Run on {dataset.manifest.name}", last={"Settings": parts})
     return written.files[0]
-
-
-def labels_of(frame: Any, root: Path) -> Path:
-    """Write a data frame of labels (``id``, ``label``, ``group``, ``split``, ...) as a table in the folder of a run."""
-    table, text = data_frames.labels(frame).table, io.StringIO(newline="")
-    csv.writer(text).writerows([list(table.columns), *zip(*table.columns.values(), strict=True)])
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / "labels.csv"
-    if not path.exists() or path.read_text(encoding="utf-8") != text.getvalue():
-        files.write_atomically(path, text.getvalue())
-    return path

@@ -49,6 +49,7 @@ def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
       ConclugenError: an impossible definition, a data set that is to be used is none, or the folder is in use.
       Interrupted: SIGINT or SIGTERM came; repeating the command resumes.
     """
+    definition.check(study)
     with workdir_lib.claim(folder) as root, signals.caught() as stop:
         return within(root, study, stop)
 

@@ -15,6 +15,7 @@ import jinja2
 import conclugen_jax
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.study.definition import BEST, PROBE
 from conclugen_jax.study.report import charts, embedding_map, figures, reading, tables as report_tables
 from conclugen_jax.study.report.published import SOURCE
 from conclugen_jax.study.report.reading import Study
@@ -46,6 +47,7 @@ def write(
     output: str | Path | None = None,
     *,
     maps: Sequence[str] | None = None,
+    title: str = "",
     last: Mapping[str, Sequence[Part]] | None = None,
 ) -> Written:
     """Make the report of a study.
@@ -54,6 +56,7 @@ def write(
       study: its folder, with ``results.json`` and, for curves and maps, ``pretraining/METHOD/seed_N``; or what was read of it.
       output: folder for ``report.html`` and ``report.md``; by default the study's. Maps are kept there in ``.maps``.
       maps: methods whose representations are drawn; the first three with a checkpoint by default.
+      title: of the page; the study's name by default.
       last: title -> parts of further sections.
 
     Raises:
@@ -73,20 +76,22 @@ def write(
     curves = "The study has one number of labels per class only, so there is no curve."
     runs = f"There is no pretraining run in {found.path / reading.PRETRAINING}."
     made = {
-        "Results": (report_tables.scores(found), "No run of this study has scores yet."),
-        "Protocols": (report_tables.protocols(found), "No supervised baseline and no fine-tuned run has scores yet."),
-        "Paired comparisons": (report_tables.comparisons(found), pairs),
         "Label efficiency": (figures.label_efficiency(found), curves),
+        "Results": (report_tables.scores(found), "No run of this study has scores yet."),
         "Confusion matrices": (figures.confusion(found), "No run has left a confusion matrix."),
         "Pretraining": (figures.pretraining(found), runs),
         "Maps": (embedding_map.maps(found, folder / embedding_map.FOLDER, maps), ""),
+        "Protocols": (report_tables.protocols(found), "No supervised baseline and no fine-tuned run has scores yet."),
+        "Paired comparisons": (report_tables.comparisons(found), pairs),
         "Failed and missing": (report_tables.unfinished(found), "Every run of the study is done."),
+        **{title: (parts, "") for title, parts in (last or {}).items()},
         "Configuration and versions": ([*_facts(found), Part(notes=[SOURCE])], ""),
     }
     if not found.cells:  # nothing was to be scored
-        made = {title: made[title] for title in ("Pretraining", "Maps", "Configuration and versions")}
-    sections = {title: parts or [Part(text=nothing)] for title, (parts, nothing) in made.items()} | dict(last or {})
-    shown = {"title": f"Study {found.name}", "lead": _lead(found), "warnings": warnings, "sections": sections}
+        kept = ("Pretraining", "Maps", *(last or ()), "Configuration and versions")
+        made = {title: made[title] for title in kept}
+    sections = {title: parts or [Part(text=nothing)] for title, (parts, nothing) in made.items()}
+    shown = {"title": title or f"Study {found.name}", "lead": _lead(found), "warnings": warnings, "sections": sections}
     page = report_tables.printable(TEMPLATE.render(shown, swatch=charts.swatch))
     files.write_atomically(folder / MARKDOWN, _markdown(**shown), place="--output")
     files.write_atomically(folder / HTML, page, place="--output")
@@ -116,7 +121,7 @@ def _facts(study: Study) -> Iterator[Part]:
 
 def _markdown(title: str, lead: Sequence[str], warnings: Sequence[str], sections: Mapping[str, Sequence[Part]]) -> str:
     """Return the tables of the sections, and those sections that are one sentence."""
-    lines = [f"# {escaped(title)}", lead[0], *(f"**Beware.** {escaped(w)}" for w in warnings)]
+    lines = [f"# {escaped(title)}", *map(escaped, lead[:1]), *(f"**Beware.** {escaped(w)}" for w in warnings)]
     for heading, parts in sections.items():
         tables = [part for part in parts if part.table]
         if tables or parts[0].text:
@@ -126,8 +131,30 @@ def _markdown(title: str, lead: Sequence[str], warnings: Sequence[str], sections
     return "\n\n".join([*lines, escaped(SOURCE)]) + "\n"
 
 
+def _found(study: Study) -> Iterator[str]:
+    """Yield for each data set what the reference method reaches with few labels, and how far that is from the best baseline."""
+    reference = study.definition.get("reference")
+    for key, facts in study.datasets.items():
+        ours = [s for s in study.summary_of(key) if s.method == reference and "accuracy" in s.scores]
+        against = {
+            c.labels: c for c in study.comparisons if (c.dataset, c.method, c.baseline) == (key, reference, BEST)
+        }
+        few = [s for s in ours if s.protocol == PROBE and s.labels in against]
+        if not few:
+            continue
+        s = min(few, key=lambda s: (s.labels == 0, abs(s.labels - 5)))
+        c, labels = against[s.labels], f"{s.labels} labels a class" if s.labels else "all labels"
+        side = "above" if c.difference > 0 else "below"
+        between = "" if c.interval is None else f" [{100 * c.interval[0]:.1f}, {100 * c.interval[1]:.1f}]"
+        reached = f"{study.methods[s.method].title} reaches {100 * s.scores['accuracy'].mean:.1f} %"
+        yield (
+            f"{facts.title(key)}: with {labels} {reached}, "
+            f"{abs(100 * c.difference):.1f} points {side} {study.methods[c.best].title}{between}, n = {c.n}."
+        )
+
+
 def _lead(study: Study) -> list[str]:
-    lines = [progress(study)]
+    lines = [*_found(study), progress(study)] if study.cells else []
     for key, facts in study.datasets.items():
         splits = ", ".join(f"{count:,} {split}" for split, count in facts.num_examples.items())
         kinds = {"single": f", {len(facts.classes)} classes", "multi": f", {len(facts.classes)} labels"}

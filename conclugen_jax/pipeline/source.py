@@ -1,0 +1,119 @@
+"""What is trained on: a folder of clips, files of features, or a built data set -> a data set of all rows."""
+
+import csv
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from conclugen_jax.data import builders, data_frames, formats, inspection_view, manifest as manifest_lib
+from conclugen_jax.data.files import MEDIA
+from conclugen_jax.data.requests import Layout, Request
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.pipeline.stages import Stage
+from conclugen_jax.system import files, progress
+
+DATA = "data"
+"""Folder of the data sets, below that of everything."""
+QUICK_CLIPS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is trained on, and where its labels are."""
+
+    path: Path  # folder of clips or of features, a file of features, or a built data set
+    labels: tuple[Path, ...] = ()  # tables instead of labels.csv in the source
+    pattern: str = ""  # of the names of clips that say the labels
+    layout: Layout = dataclasses.field(default_factory=Layout)
+    drop_bad: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Return ``built``, ``clips`` or ``features``."""
+        if not self.path.exists():
+            raise ConclugenError(f"{self.path}: no such file or folder; name clips, features or a built data set")
+        if (self.path / manifest_lib.FILE).is_file():
+            return "built"
+        media = (name for *_, names in os.walk(self.path) for name in names if name.lower().endswith(MEDIA))
+        return "clips" if next(media, None) else "features"
+
+
+def stamp(source: Source, root: Path) -> str:
+    """Return a hash of names, sizes and times of the files of a source, apart from those of the run itself."""
+    digest, own = hashlib.sha256(source.kind.encode()), root.absolute()
+    for path in (source.path, *source.labels):
+        below = sorted(Path(at, name) for at, _, names in os.walk(path) for name in names) or [path]
+        for file in below:
+            if own in file.absolute().parents:
+                continue
+            try:
+                found = file.stat()
+            except OSError as e:
+                raise ConclugenError(f"{file}: cannot be read ({e.strerror}); repair or remove it") from e
+            digest.update(os.fsencode(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0"))
+    return digest.hexdigest()
+
+
+def built(source: Source, root: Path, quick: bool, stage: Stage) -> Path:
+    """Return the data set of all rows, made if it is not there."""
+    about = {"labels": source.labels, "layout": source.layout}
+    if source.kind == "built":
+        if source.labels or source.layout != Layout():
+            raise ConclugenError(f"{source.path}: is built already, with its labels; leave the flags of labels out")
+        folder, lines = source.path, []
+    elif source.kind == "clips":
+        folder, lines = _extracted(source, root, quick, stage)
+    else:
+        if source.pattern:
+            raise ConclugenError(f"--label_pattern={source.pattern}: {source.path} holds no clips; leave it out")
+        request = Request(formats.GENERIC, source.path, name=_name(source.path), **about)
+        how = {"drop_bad": source.drop_bad, "num_workers": os.cpu_count() or 1, "progress": stage.counter("rows")}
+        folder, lines = builders.build(formats.open_source(request), root / DATA, **how), []
+    first, *others = inspection_view.describe(folder, with_dropped=not lines)
+    stage.say(first.partition(": ")[2])
+    for line in (*others, *lines):
+        progress.say(line)
+    return folder
+
+
+def _extracted(source: Source, root: Path, quick: bool, stage: Stage) -> tuple[Path, list[str]]:
+    """Extract clips with the ready backbones; return the data set, and lines on what became of the clips."""
+    from conclugen_jax.extract import extraction, folders, outcome, ready, vectors
+    from conclugen_jax.extract.backbones import Networks
+    from conclugen_jax.extract.networks import mtcnn
+
+    vectors.keep_freed_memory()
+    about = {"labels": source.labels, "layout": source.layout, "pattern": source.pattern}
+    request, utterances, known = folders.read(source.path, name=_name(source.path), **about)
+    for line in ready.lines():
+        progress.say(line)
+    there, _ = ready.chosen()
+    recogniser = ready.SPEECH if ready.SPEECH in there and importlib.util.find_spec("faster_whisper") else ""
+    how = {"faces": str(mtcnn.WEIGHTS), "no_face": "drop", "recogniser": recogniser, "num_workers": os.cpu_count() or 1}
+    how |= {"known": known, "progress": stage.counter("clips"), "most": QUICK_CLIPS if quick else 0}
+    folder, tally = extraction.extract(request, utterances, Networks(own=tuple(there)), root / DATA, **how)
+    tried = tally.done + len(tally.failures)
+    more = [f"--quick: {tried} of {len(utterances):,} clips"] if tried < len(utterances) else []
+    return folder, [*outcome.lines(tally, folder, tried), *more]
+
+
+def _name(path: Path) -> str:
+    """Return the name of the data set of a source."""
+    name = re.sub(r"\W+", "_", path.absolute().stem.lower(), flags=re.ASCII).strip("_")
+    return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
+
+
+def labels_of(frame: Any, root: Path) -> Path:
+    """Write a data frame of labels (``id``, ``label``, ``group``, ``split``, ...) as a table in the folder of a run."""
+    table, text = data_frames.labels(frame).table, io.StringIO(newline="")
+    csv.writer(text).writerows([list(table.columns), *zip(*table.columns.values(), strict=True)])
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "labels.csv"
+    if not path.exists() or path.read_text(encoding="utf-8") != text.getvalue():
+        files.write_atomically(path, text.getvalue())
+    return path
