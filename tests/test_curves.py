@@ -11,7 +11,7 @@ from conclugen_jax.extract import curves, timeline
 from conclugen_jax.extract.media.subtitles import Utterance
 from tests.test_expressions import seen
 
-TOP = 3 * timeline.LINE + curves.SIDE + 8  # of the curves, in pixels
+TOP = curves.HEADING + curves.SIDE + 8  # of the curves, in pixels
 
 
 def drawn(folder, *found):
@@ -97,10 +97,9 @@ def test_the_face_is_in_the_middle_of_its_square():
 
 def test_clips_without_a_face_have_a_heading_alone(tmp_path):
     failed = seen(moments=(), failure="no face was found")
-    assert len(drawn(tmp_path, failed)) == 5 * timeline.LINE
-    assert (
-        len(drawn(tmp_path, failed, dataclasses.replace(failed, words=(Utterance(0, 3, "hello"),))))
-        == 10 * timeline.LINE
+    assert len(drawn(tmp_path, failed)) == curves.HEADING + 2 * timeline.LINE
+    assert len(drawn(tmp_path, failed, dataclasses.replace(failed, words=(Utterance(0, 3, "hello"),)))) == 2 * (
+        curves.HEADING + 2 * timeline.LINE
     )
 
 

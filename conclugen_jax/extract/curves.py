@@ -12,6 +12,7 @@ from conclugen_jax.extract.expressions import ABOUT, NO_FACE, STEPS, Expressions
 from conclugen_jax.extract.timeline import GREY, LINE, MARGIN, PALE, PLAIN, WIDTH
 
 MOST = 100  # clips in a picture
+HEADING = 60  # height of the heading in pixels
 FRAMES, SIDE = 8, 104  # frames of a clip, and the side of each in pixels
 LEFT, RIGHT = 56, 176  # pixels beside the time axis: percents, and names of the curves
 CURVES = 190  # height of the curves in pixels
@@ -38,7 +39,7 @@ def draw(found: Sequence[Expressions], path: Path) -> None:
         raise ConclugenError(f"{path}: {len(found)} clips, a picture shows {MOST} at most; name fewer clips")
     strips = []
     for clip in found:
-        strips.append((3 * LINE, _heading, clip))
+        strips.append((HEADING, _heading, clip))
         if clip.moments:
             strips += [(SIDE + 8, _frames, clip), (CURVES + 2 * LINE, _curves, clip)]
         if clip.words:
@@ -63,9 +64,8 @@ def _frames(figure: Any, clip: Expressions) -> None:
     part = (WIDTH - LEFT - RIGHT) / FRAMES
     for i in range(FRAMES):
         middle = clip.end * (i + 0.5) / FRAMES
-        seen = [time for time, _ in clip.moments if abs(time - middle) <= clip.end / FRAMES / 2]
-        time = min(seen, key=lambda time: abs(time - middle), default=middle)
-        box = min(clip.boxes, key=lambda box: abs(box[0] - time), default=())[1:] if seen else ()
+        seen = [box for box in clip.boxes if abs(box[0] - middle) <= clip.end / FRAMES / 2]
+        time, *box = min(seen, key=lambda box: abs(box[0] - middle), default=(middle,))
         frame = timeline.frame_at(clip.clip, time)
         left = LEFT + part * i + (part - SIDE) / 2
         axes = figure.add_axes([left / WIDTH, 0, SIDE / WIDTH, SIDE / figure.bbox.height])

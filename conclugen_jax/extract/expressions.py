@@ -5,6 +5,7 @@ What sees and hears comes ready: ``face_expression`` is part of this package, ``
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.table import Table
 from scipy.special import softmax
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, prediction, preparation
+from conclugen_jax.extract import backbones, faces, prediction, preparation
 from conclugen_jax.extract.backbones import Backbone, Items, Networks, View
 from conclugen_jax.extract.companions import Companions
 from conclugen_jax.extract.media import decoding as media, speech, subtitles
@@ -29,8 +30,9 @@ ABOUT = (
     f"{NAME}: one small network that others trained. It sees single frames of the face, no sound and no words, and was not "
     "trained on your data."
 )
-PIECE = 30.0  # seconds that are decoded at a time; a face is cropped alike as long as it is followed in a piece
+PIECE = 30.0  # seconds that are decoded at a time
 NEAR = 0.9 / preparation.DETECTIONS  # seconds from a frame in which the face was found
+REST = "rest"  # what else is taken from a clip
 STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)  # lengths of the rows of a table in seconds
 MOST_ROWS = 12  # of a clip
 NO_FACE = "no face"
@@ -104,8 +106,9 @@ def look(
         (network,) = backbones.load(Networks(own=(NAME,)))
     except ConclugenError as e:
         raise ConclugenError(f"{e}; --checkpoint of a run that was trained without it works all the same") from e
-    tools = dataclasses.replace(network, prepare=_faces), Backbone("sound", "sound", 0, _sound, lambda x: x)
-    how = preparation.recipe(list(tools), faces=str(mtcnn_folder), no_face="missing")
+    preparation.mtcnn_weights(str(mtcnn_folder))  # what is wrong with them is no fault of the clips
+    tools = dataclasses.replace(network, prepare=functools.partial(_faces, mtcnn_folder=str(mtcnn_folder)))
+    how = preparation.recipe([tools, Backbone(REST, REST, 0, _rest, lambda *x: x)])
     beside, found = Companions(), [[] for _ in files]
     pieces = [(i, u) for i, file in enumerate(files) for u in _pieces(file, beside.sound(file), i)]
     progress(0, len(pieces))
@@ -136,15 +139,25 @@ def recogniser(name: str = "") -> tuple[speech.Listener | None, str]:
         return None, f"no words are recognised ({e}); those in files beside the clips are shown, and the expressions"
 
 
-def _faces(clip: Clip, view: View | None) -> Items | None:
-    """Return faces, uint8 [n, 112, 112, 3], and the time of each, float64 [n]."""
-    found = backbones.frames(clip, view, rate=RATE, size=SIZE)
-    return found and (*found, clip.times[clip.rows_at(RATE)])
+def _faces(clip: Clip, view: View | None, *, mtcnn_folder: str) -> Items | None:
+    """Return faces, uint8 [n, 112, 112, 3], the time of each, [n], and its box in parts of the frame, [n, 4].
+
+    A face is cropped by the detection nearest in time, closer than extraction does, so that it may move.
+    """
+    rows = clip.rows_at(preparation.DETECTIONS)
+    boxes = faces.find(preparation.mtcnn_weights(mtcnn_folder), [clip.frames[i] for i in rows])
+    found = [(clip.times[i], box) for i, box in zip(rows, boxes, strict=True) if box is not None]
+    seen = []
+    for frame, time in ((clip.frames[i], clip.times[i]) for i in clip.rows_at(RATE)):
+        at, box = min(found, key=lambda each: abs(each[0] - time), default=(np.inf, None))
+        if abs(at - time) < NEAR:
+            seen.append((faces.cut(frame, box, SIZE), time, box))
+    return tuple(map(np.stack, zip(*seen, strict=True))) or None
 
 
-def _sound(clip: Clip, view: View | None) -> Items:
-    """Return the sound as one item, which is empty for a clip without sound: that is no failure here."""
-    return (np.zeros((1, 0), np.float32) if clip.sound is None else clip.sound[None],)
+def _rest(clip: Clip, view: View | None) -> Items:
+    """Return one item, so that no clip lacks everything: its sound, which may be empty, and whether it has pictures."""
+    return (np.zeros((1, 0), np.float32) if clip.sound is None else clip.sound[None], np.array([bool(clip.frames)]))
 
 
 def _pieces(file: Path, sound: str, number: int) -> list[Utterance]:
@@ -158,19 +171,19 @@ def _seen(u: Utterance, each: preparation.Prepared, network: Backbone) -> tuple[
     """Return what is seen in a piece, with times of the whole clip, and its sound."""
     if each.failure:
         return Expressions(u.path, u.start, failure=each.failure), np.zeros(0, np.float32)
-    moments: list[tuple[float, tuple[float, ...]]] = []
+    sound, pictures = each.views[0][REST]
+    found = Expressions(u.path, *each.times, notes=(*each.notes, *([] if pictures[0] else ["no pictures"])))
     if NAME in each.views[0]:
-        seen = np.array([time for time, *_ in each.boxes])
-        faces, times = each.views[0][NAME]
-        near = [np.abs(seen - time).min() < NEAR for time in times]  # others may show no face
-        faces, times, size = faces[near], times[near], network.batch_size
-        filled = np.concatenate([faces, np.repeat(faces[-1:], -len(faces) % size, axis=0)])
+        crops, times, boxes = each.views[0][NAME]
+        size = network.batch_size
+        filled = np.concatenate([crops, np.repeat(crops[-1:], -len(crops) % size, axis=0)])
         logits = [network.vectors(filled[i : i + size]) for i in range(0, len(filled), size)]
-        logits = np.concatenate(logits)[: len(faces), -len(EXPRESSIONS) :].astype(np.float64)
-        moments = list(zip((u.start + times).tolist(), map(tuple, softmax(logits, axis=1).tolist()), strict=True))
-    boxes = tuple((u.start + time, *box) for time, *box in each.boxes)
-    found = Expressions(u.path, *each.times, notes=each.notes, boxes=boxes, moments=tuple(moments))
-    return found, each.views[0]["sound"][0][0]
+        logits = np.concatenate(logits)[: len(crops), -len(EXPRESSIONS) :].astype(np.float64)
+        times = (u.start + times).tolist()
+        moments = zip(times, map(tuple, softmax(logits, axis=1).tolist()), strict=True)
+        boxes = tuple((time, *box) for time, box in zip(times, boxes.tolist(), strict=True))
+        found = dataclasses.replace(found, boxes=boxes, moments=tuple(moments))
+    return found, sound[0]
 
 
 def _joined(
@@ -204,7 +217,7 @@ def _joined(
         words=tuple(lines),
     )
     if not moments:
-        why = "no face was found" if "no face was found" in remarks else "holds no pictures"
+        why = "holds no pictures" if all("no pictures" in piece.notes for piece in known) else "no face was found"
         return dataclasses.replace(found, failure=f"{file}: {why}, and {NAME} sees faces alone")
     if gone := sum(b - a for a, b in found.without_face):
         found = dataclasses.replace(found, notes=(f"no face for {gone:.1f} of {found.end:.1f} s", *found.notes))

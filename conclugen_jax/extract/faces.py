@@ -85,13 +85,18 @@ def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], si
         distances = [np.abs(times - time).min() for times, _ in around] or [np.inf]
         if min(distances) > GAP + 1e-6:
             continue
-        height, width = frame.shape[:2]
-        box = around[np.argmin(distances)][1] * (width, height, width, height)
-        low = np.clip(box[:2], 0, (width - 1, height - 1))
-        high = np.clip(box[2:], low + 1, (width, height))
-        frames.append(resize(frame, (size, size), (*low, *high)))
+        frames.append(cut(frame, around[np.argmin(distances)][1], size))
         kept.append(time)
     return dataclasses.replace(clip, frames=frames, times=np.array(kept))
+
+
+def cut(frame: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
+    """Return the box of a frame, in parts of it, as a square of ``size`` pixels a side."""
+    height, width = frame.shape[:2]
+    box = box * (width, height, width, height)
+    low = np.clip(box[:2], 0, (width - 1, height - 1))
+    high = np.clip(box[2:], low + 1, (width, height))
+    return resize(frame, (size, size), (*low, *high))
 
 
 def resize(frame: np.ndarray, size: tuple[int, int], box: tuple[float, ...] | None = None) -> np.ndarray:
