@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
-from conclugen_jax.commands import study as study_command
+from conclugen_jax.commands import scores
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import definition as study_runs, results as study_results, study as study_lib
 from tests.studies import definition, small
@@ -148,10 +148,10 @@ def test_summaries_and_differences_are_cut_at_their_bounds():
 def test_the_command_names_classes_that_are_never_predicted(capsys):
     row = {"dataset": "faces", "protocol": "raw_features", "method": "raw", "evaluations": 4}
     few, every = {"labels_per_class": 2, "never_predicted": {"sad": 3}}, {"labels_per_class": 0, "never_predicted": {}}
-    study_command._warn({"raw": {"title": "raw features"}}, [row | few, row | every])
+    scores._warn({"raw": {"title": "raw features"}}, [row | few, row | every])
     said = "never predicted on the test split: raw features, 2 labels: 'sad' (3 of 4 evaluations); weighted means"
     assert capsys.readouterr().err.startswith(f"warning: raw_features on faces: {said}")
-    study_command._warn({}, [row | every])
+    scores._warn({}, [row | every])
     assert capsys.readouterr().err == ""
 
 

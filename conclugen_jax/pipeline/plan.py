@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from conclugen_jax.evaluate.baselines import BASELINES
@@ -98,7 +99,8 @@ def classifier(config: ConfigDict, scheme: Scheme, known: Facts) -> ConfigDict:
         found.data.validation_split = config.data.train_split
     found.data.test_split = tested(known)
     found.seed = config.seed
-    found.train.batch_size = max(1, min(128, known.rows))
+    devices = jax.device_count()
+    found.train.batch_size = max(min(128, known.rows) // devices, 1) * devices
     found.train.num_epochs = max(5, min(100, MOST_STEPS // max(known.rows // found.train.batch_size, 1)))
     return found
 
