@@ -17,11 +17,14 @@ _NAMES = {
     "downstream": "evaluate.downstream",
     "probe": "evaluate.probe",
     "notebook": "evaluate.notebook",
+    "run": "pipeline.api:run",
 }
-"""Name -> module."""
+"""Name -> module, or ``module:attribute``."""
 
 
 def __getattr__(name: str):
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.{_NAMES[name]}")
+    module, _, attribute = _NAMES[name].partition(":")
+    found = importlib.import_module(f"{__name__}.{module}")
+    return getattr(found, attribute) if attribute else found

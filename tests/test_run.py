@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+import conclugen_jax
 from conclugen_jax.pipeline import source
 from conclugen_jax.runs import configuration_files
 from tests.helpers import run
@@ -71,6 +73,19 @@ def test_without_labels_there_is_a_model_and_a_page(tmp_path):
     assert {"pretraining", "maps", "settings"} <= page.sections.keys()
     assert "results" not in page.sections
     assert any((folder / "pretraining/whole/seed_0/checkpoints").glob("[0-9]*"))
+
+
+def test_from_python_labels_may_be_a_data_frame(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        "conclugen_jax.pipeline.run.run", lambda source, workdir, **how: asked.update(source=source, how=how)
+    )
+    frame = pa.table({"id": ["a", "b"], "label": ["sad", "happy"]})
+    conclugen_jax.run("clips", tmp_path, labels=frame, label="label", quick=True, changes={"seed": 3})
+    (table,) = asked["source"].labels
+    assert table.read_text().split() == ["id,label", "a,sad", "b,happy"]
+    assert asked["source"].layout.label == ("label",)
+    assert asked["how"] == {"quick": True, "config": "", "changes": [("seed", "3")]}
 
 
 def test_mistakes_are_one_sentence(tmp_path):
