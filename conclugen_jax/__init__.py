@@ -18,6 +18,7 @@ _NAMES = {
     "probe": "evaluate.probe",
     "notebook": "evaluate.notebook",
     "run": "pipeline.api:run",
+    "ConCluGen": "pipeline.estimator:ConCluGen",
 }
 """Name -> module, or ``module:attribute``."""
 

@@ -2,9 +2,10 @@
 
 import collections
 import contextlib
+import contextvars
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -18,10 +19,28 @@ from conclugen_jax.system import processes
 PLAIN_SECONDS = 10.0
 """Seconds between two plain lines, apart from the first and the last."""
 
+_hidden = contextvars.ContextVar("hidden", default=False)
+
+
+@contextlib.contextmanager
+def hidden(yes: bool = True) -> Iterator[None]:
+    """Show nothing of this thread while the context lasts."""
+    before = _hidden.set(yes)
+    try:
+        yield
+    finally:
+        _hidden.reset(before)
+
+
+def _console(file: TextIO | None) -> Console:
+    quiet = _hidden.get() or not processes.is_main()
+    return Console(file=file or sys.stderr, highlight=False, quiet=quiet)
+
 
 def say(line: str) -> None:
     """Print a line on standard error, outside of any display."""
-    print(line, file=sys.stderr)
+    if not _hidden.get():
+        print(line, file=sys.stderr)
 
 
 class Display:
@@ -30,7 +49,7 @@ class Display:
     def __init__(
         self, title: str, *, total_steps: int, steps_per_epoch: int, first_step: int = 0, file: TextIO | None = None
     ):
-        self._console = Console(file=file or sys.stderr, highlight=False, quiet=not processes.is_main())
+        self._console = _console(file)
         self._steps_per_epoch, self._total = steps_per_epoch, total_steps
         self._last_line = float("-inf")
         # (step, second) of the last updates: the time of checkpoints, between dispatches, counts too.
@@ -80,7 +99,7 @@ class Counter(contextlib.AbstractContextManager):
     """
 
     def __init__(self, title: str, file: TextIO | None = None, unit: str = "examples"):
-        self._console = Console(file=file or sys.stderr, highlight=False, quiet=not processes.is_main())
+        self._console = _console(file)
         columns = "{task.description}", BarColumn(None), "{task.fields[numbers]}"
         self._bar = Progress(*columns, console=self._console, expand=True, transient=True)
         self._task = self._bar.add_task(title, total=None, numbers="")
