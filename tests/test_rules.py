@@ -139,6 +139,13 @@ def test_facts_are_those_of_the_training_rows(tmp_path):
     assert known.splits[0] == "train"
 
 
+def test_fewer_epochs_of_a_user_begin_clustering_earlier():
+    settings = rules.settings(facts(300))
+    made = plan.configured(settings, {"data.path": "d"}, [("train.num_epochs", "2")], plan.START)
+    assert made.clustering.start_epoch == 0
+    config_lib.check_clustering(made, num_examples=300)
+
+
 def test_the_saved_configuration_is_the_one_that_was_chosen(tmp_path):
     settings = rules.settings(facts(300))
     made = plan.configured(settings, {"data.path": "d"}, [("train.num_epochs", "7"), ("seed", "3")], plan.START)

@@ -257,7 +257,9 @@ class ConCluGen(TransformerMixin, BaseEstimator):
             known = known._replace(**{name: {m: getattr(known, name)[m] for m in kept} for name in ("present", "dims")})
             slow = jax.local_devices()[0].platform == "cpu"
             settings = rules.settings(known, slow=slow)
-            config = plan.configured(settings, data, "train", changes)
+            config = plan.configured(
+                settings, {"data.path": str(data), "data.train_split": "train"}, changes, plan.START
+            )
             if "data.standardize" not in given:  # a pipeline may hand on the groups of training rows alone
                 config.data.standardize = "split"
         else:

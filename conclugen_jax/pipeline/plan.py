@@ -33,6 +33,8 @@ def configured(
     config.update_from_flattened_dict({one.key: one.value for one in settings} | dict(data))
     for key, text in changes:
         configuration_files.override(config, key, text)
+    if config.clustering.start_epoch >= config.train.num_epochs and "clustering.start_epoch" not in dict(changes):
+        config.clustering.start_epoch = config.train.num_epochs // 5
     return config
 
 
