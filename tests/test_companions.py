@@ -4,9 +4,8 @@ import unicodedata
 
 import pytest
 
-from conclugen_jax.commands import extract as command
 from conclugen_jax.data import manifest as manifest_lib
-from conclugen_jax.extract import clips as clips_lib, outcome, preparation
+from conclugen_jax.extract import clips as clips_lib, folders, outcome, preparation
 from conclugen_jax.extract.companions import Companions
 from conclugen_jax.extract.utterance import Utterance
 from tests import clips, own_backbones
@@ -253,7 +252,7 @@ def test_sound_of_the_full_name_and_several_files_of_sound(tmp_path):
 def test_tables_of_single_clips_hold_no_labels(tmp_path):
     for name in ("a.mp4", "a.csv", "a.mp4.csv", "a.en.csv", "ab.csv", "labels_1.csv"):
         (tmp_path / name).touch()
-    assert [path.name for path in command._beside(tmp_path)] == ["ab.csv", "labels_1.csv"]
+    assert [path.name for path in folders._beside(tmp_path)] == ["ab.csv", "labels_1.csv"]
 
 
 def test_subtitles_that_are_damaged_cost_the_words_of_their_clip_alone(tmp_path):

@@ -70,7 +70,8 @@ def test_without_labels_there_is_a_model_and_a_page(tmp_path):
     done = run("run", features, f"--workdir={folder}", "--quick", *TINY)
     assert "no labels, so no scores" in done.stdout
     page = Page((folder / "report.html").read_text())
-    assert {"pretraining", "maps", "settings"} <= page.sections.keys()
+    assert {"pretraining", "maps", "health", "settings"} <= page.sections.keys()
+    assert float(page.row("effective_rank")[1][0]) > 1
     assert "results" not in page.sections
     assert any((folder / "pretraining/whole/seed_0/checkpoints").glob("[0-9]*"))
 

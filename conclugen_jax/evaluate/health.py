@@ -1,7 +1,7 @@
 """Figures of health that need no labels: has a network collapsed, does it match modalities, does it learn who speaks?
 
 :func:`measure` takes NumPy arrays and gives numbers; :class:`Monitor` computes the arrays of a run; :func:`warnings` says in
-words what is wrong. docs/health.md says what each figure means, and what it was on other data.
+words what is wrong.
 """
 
 import functools
@@ -281,7 +281,7 @@ def of_run(workdir: str | Path, which: str | int = "newest") -> dict[str, float]
 def warnings(figures: Mapping[str, float]) -> list[str]:
     """Return a sentence for everything that is wrong by figures of :func:`measure`, :class:`Monitor` and :func:`of_run`.
 
-    What is not among the figures is not judged. Limits lie far from what healthy runs have, see docs/health.md.
+    What is not among the figures is not judged. Limits lie far from what healthy runs have.
     """
     return [*_of_collapse(figures), *_of_clusters(figures), *_of_losses(figures)]
 

@@ -25,6 +25,7 @@ from conclugen_jax.data import (
 )
 from conclugen_jax.data.requests import Request
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import health
 from conclugen_jax.pipeline import plan, rules, source as source_lib
 from conclugen_jax.pipeline.source import Source
 from conclugen_jax.pipeline.stages import Stage, Stages
@@ -99,13 +100,12 @@ def run(
             with stages(TRAINING) as stage:
                 found = _trained(root, dataset, chosen, quick, stop, stage)
             with stages(REPORT) as stage, stop.at_once():
-                page = _reported(root, dataset, chosen, found)
+                page, sick = _reported(root, dataset, chosen, found)
                 stage.say(str(page))
     scheme, extracted = chosen.scheme, "extraction" in dataset.manifest.source
-    last = plan.model(chosen.config, scheme, chosen.known)[-1]
-    pretraining = root / (last.config.downstream.checkpoint or last.path)
-    classifier = root / last.path if scheme else None
-    return Outcome(root, data, root / CONFIG, page, pretraining, found, classifier, extracted, chosen.remarks)
+    classifier = root / plan.CLASSIFIER if scheme else None
+    pretraining = _pretraining(root, chosen)
+    return Outcome(root, data, root / CONFIG, page, pretraining, found, classifier, extracted, [*chosen.remarks, *sick])
 
 
 def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
@@ -236,12 +236,25 @@ def _watched(root: Path, stage: Stage) -> Iterator[None]:
         watcher.join()
 
 
-def _reported(root: Path, dataset: shards.Dataset, chosen: _Chosen, found: Mapping[str, Any] | None) -> Path:
-    """Write the page."""
+def _pretraining(root: Path, chosen: _Chosen) -> Path:
+    """Return the pretraining run that is used on new clips."""
+    last = plan.model(chosen.config, chosen.scheme, chosen.known)[-1]
+    return root / (last.config.downstream.checkpoint or last.path)
+
+
+def _reported(
+    root: Path, dataset: shards.Dataset, chosen: _Chosen, found: Mapping[str, Any] | None
+) -> tuple[Path, list[str]]:
+    """Write the page; return it, and what is wrong with the pretraining."""
     study = reading.read(root) if found else reading.of_run(root / plan.WHOLE, plan.METHOD)
-    rows = [(one.key, repr(one.value), one.reason) for one in chosen.settings]
+    figures = health.of_run(_pretraining(root, chosen))
+    measured = [(name.removeprefix("health/"), f"{value:.4g}") for name, value in figures.items()]
+    warnings = health.warnings(figures)
     parts = [tables.Part(notes=list(chosen.remarks))]
-    if rows:
+    if chosen.settings:
+        rows = [(one.key, repr(one.value), one.reason) for one in chosen.settings]
         parts.append(tables.words("", ("setting", "value", "reason"), rows))
-    written = report.write(study, root, title=f"Run on {dataset.manifest.name}", last={"Settings": parts})
-    return written.files[0]
+    state = [tables.Part(notes=warnings or ["No figure is out of its usual range."])]
+    last = {"Health": [*state, tables.words("", ("figure", "value"), measured)], "Settings": parts}
+    written = report.write(study, root, title=f"Run on {dataset.manifest.name}", last=last)
+    return written.files[0], warnings
