@@ -88,6 +88,15 @@ def test_neutral_faces_are_neutral_on_the_whole(name):
     assert times_of(found) == np.arange(0, 3, 0.25).tolist()
 
 
+@needs_clips
+def test_a_woman_who_cries_is_sad_until_she_laughs():
+    (found,) = expressions.look([CLIPS / "silent_audio.mp4"])
+    said = [row.said for row in found.rows()[1:]]  # of two seconds each
+    assert said[:3] == ["sad"] * 3
+    assert said[5:] == ["happy"] * 5
+    assert found.notes == ("the sound is silence",)
+
+
 def test_pieces_of_a_long_clip_are_joined(tmp_path, monkeypatch, quick):
     sound = clips.tone(5.25)
     path = clip(tmp_path / "a.mkv", (SMILE, 3.0), (DARK, 1.25), (SMILE, 1.0), sound=sound)
