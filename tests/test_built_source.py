@@ -76,6 +76,9 @@ def test_what_cannot_be_done_with_it_is_refused(whole, tmp_path):
             built(whole, tmp_path, **options)
     with pytest.raises(ConclugenError, match="is built already; name it with --data"):
         formats.open_source(Request("meld", whole))
+    built(whole, tmp_path / "twice")
+    with pytest.raises(ConclugenError, match="overwrite"):  # not the same data set
+        built(whole, tmp_path / "twice", only=("video",))
     cut = built(whole, tmp_path, folds=(3, 0))
     with pytest.raises(ConclugenError, match=r"the data have splits .* already"):
         built(cut, tmp_path, folds=(3, 0))

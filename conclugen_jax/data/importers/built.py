@@ -34,8 +34,8 @@ def open_built(request: Request) -> Found:
         columns=columns,
         label=manifest.label,
         targets=manifest.targets,
+        label_files=[folder / manifest_lib.FILE],  # whose content covers all files by their hashes
         facts=facts,
-        identity=manifest.fingerprint(),
     )
 
 
