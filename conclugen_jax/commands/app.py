@@ -49,8 +49,8 @@ class Command:
     Attributes:
       flags: values of the flags, ``flags.NAME``; ``words``: the arguments that are no flags.
       config, config_name: the configuration, and its file's name without the ending.
-      config_arguments: the arguments that give the configuration again, with its overrides; ``config_given``: whether one was
-      named; ``changes``: the overrides, keys with their values as text.
+      config_arguments: the arguments that give the configuration again, with its overrides; ``config_given``: the one
+      that was named, empty: none; ``changes``: the overrides, keys with their values as text.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Command:
         self.jax, self._default = jax, default
         self.words: list[str] = []
         self.config: ConfigDict | None = None
-        self.config_name, self.config_arguments, self.config_given = "", [], False
+        self.config_name, self.config_arguments, self.config_given = "", [], ""
         self.changes: list[tuple[str, str]] = []
         for kind in ("string", "integer", "float", "bool", "enum", "list", "multi_string"):
             setattr(self, kind, functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=self.flags))
@@ -186,7 +186,7 @@ class Command:
         self.config = configuration_files.load(given, of_run=self._kind == "run")
         path, arguments = configuration_files.find(given)
         self.config_name = "_".join((path.stem, *arguments))
-        self.config_given, self.changes = "" in dict(settings), [(key, value) for key, value in settings if key]
+        self.config_given, self.changes = dict(settings).get("", ""), [(key, value) for key, value in settings if key]
         for key, value in self.changes:
             configuration_files.override(self.config, key, value)
         self.config_arguments = [f"--config={given}", *(f"--config.{key}={value}" for key, value in self.changes)]

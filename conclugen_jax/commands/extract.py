@@ -12,10 +12,10 @@ from pathlib import Path
 
 from conclugen_jax.commands import app, build
 from conclugen_jax.data.corpora import CORPORA
+from conclugen_jax.extract.folders import GENERIC
 from conclugen_jax.extract.media import augmentation, mel
 from conclugen_jax.system import progress, signals
 
-GENERIC = "clips"  # name of the data set that its folder and labels alone describe
 OF_FILES = "format", "modality", "modalities", "pool", "drop_bad", "strict"
 command = app.Command(refuse=dict.fromkeys(OF_FILES, "is for features in files; leave it out"))
 FLAGS = command.flags

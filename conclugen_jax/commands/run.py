@@ -33,8 +33,7 @@ def main() -> None:
 
     about = {"labels": tuple(map(Path, FLAGS.labels)), "pattern": FLAGS.label_pattern, "drop_bad": FLAGS.drop_bad}
     source = run_lib.Source(Path(command.words[0]), layout=layout, **about)
-    config = command.config_arguments[0].partition("=")[2] if command.config_given else ""
-    found = run_lib.run(source, workdir, quick=FLAGS.quick, config=config, changes=command.changes)
+    found = run_lib.run(source, workdir, quick=FLAGS.quick, config=command.config_given, changes=command.changes)
     if found.results:
         scores.show(found.results)
     for remark in found.remarks:

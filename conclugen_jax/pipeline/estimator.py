@@ -26,7 +26,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import bank as bank_lib, embedding
 from conclugen_jax.pipeline import plan, rows as rows_lib, rules
 from conclugen_jax.pipeline.rows import InputError
-from conclugen_jax.runs import config as config_lib, configuration_files, workdir as workdir_lib
+from conclugen_jax.runs import config as config_lib, workdir as workdir_lib
 from conclugen_jax.system import files, progress, signals
 
 AUTO = "auto"
@@ -249,27 +249,16 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         seed = seed if isinstance(seed, (int, np.integer)) else check_random_state(seed).randint(2**31 - 1)
         given = {"seed": int(seed), **given, **(self.overrides or {})}
         changes = [(key, str(value)) for key, value in given.items()]
-        dataset = shards.open_dataset(data, verify="size")
-        known = rules.facts(dataset)
-        settings = []
+        known, settings, start = rules.facts(shards.open_dataset(data, verify="size")), [], self.config
         if self.config == AUTO:
             kept, _ = rules.modalities(known)
             known = known._replace(**{name: {m: getattr(known, name)[m] for m in kept} for name in ("present", "dims")})
             slow = jax.local_devices()[0].platform == "cpu"
-            settings = rules.settings(known, slow=slow)
-            config = plan.configured(
-                settings, {"data.path": str(data), "data.train_split": "train"}, changes, plan.START
-            )
-            if "data.standardize" not in given:  # a pipeline may hand on the groups of training rows alone
-                config.data.standardize = "split"
-        else:
-            config = self.config
-            if not isinstance(config, ConfigDict):
-                config = configuration_files.load(str(config), of_run=True)
-            config = config.copy_and_resolve_references()
-            config.data.path, config.data.train_split = str(data), "train"
-            for key, text in changes:
-                configuration_files.override(config, key, text)
+            settings, start = rules.settings(known, slow=slow), plan.START
+        start = start if isinstance(start, ConfigDict) else str(start)
+        config = plan.configured(settings, {"data.path": str(data), "data.train_split": "train"}, changes, start)
+        if self.config == AUTO and "data.standardize" not in given:
+            config.data.standardize = "split"  # a pipeline may hand on the groups of training rows alone
         config = config_lib.with_modalities(config, known.dims)
         _suit(config, given, known.rows)
         if config.evaluation.transductive:
@@ -295,8 +284,6 @@ def _suit(config: ConfigDict, given: Mapping[str, Any], num_rows: int) -> None:
     steps = section.queue_batches + 1 if config.loss.clustering_weight and section.queue_reset == "epoch" else 1
     if config.train.batch_size > num_rows // steps:
         change("train.batch_size", max(2, num_rows // steps))
-    if section.start_epoch >= config.train.num_epochs:
-        change("clustering.start_epoch", config.train.num_epochs // 5)
     if section.num_clusters > (points := (section.queue_batches + 1) * config.train.batch_size):
         change("clustering.num_clusters", max(2, points // 4))
 

@@ -12,7 +12,7 @@ from conclugen_jax.pipeline.rules import MANY, Facts, Scheme, Setting
 from conclugen_jax.runs import configuration_files
 from conclugen_jax.study.definition import PROBE, Run
 
-METHOD, TITLE = "pretrained", "pretrained"
+METHOD = "pretrained"
 START = "conclu_neighbours"
 CLASSIFIER, WHOLE = "classifier", "pretraining/whole/seed_0"
 """Folders below that of everything, which is that of the study too: the classifier for use, and pretraining with all rows."""
@@ -23,13 +23,15 @@ MOST_STEPS = 20_000
 
 
 def configured(
-    settings: Sequence[Setting], data: Mapping[str, Any], changes: Sequence[tuple[str, str]], start: str
+    settings: Sequence[Setting], data: Mapping[str, Any], changes: Sequence[tuple[str, str]], start: str | ConfigDict
 ) -> ConfigDict:
     """Return a configuration of pretraining with settings, what its data ask for and, above these, changes of the user's.
 
-    ``changes``: keys with their values as text; ``start``: name or file of the configuration that is changed.
+    ``changes``: keys with their values as text; ``start``: name or file of the configuration that is changed, or itself.
     """
-    config = configuration_files.load(start, of_run=True)
+    config = (
+        configuration_files.load(start, of_run=True) if isinstance(start, str) else start.copy_and_resolve_references()
+    )
     config.update_from_flattened_dict({one.key: one.value for one in settings} | dict(data))
     for key, text in changes:
         configuration_files.override(config, key, text)
@@ -70,7 +72,7 @@ def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str, *, quick:
     found.seeds, found.label_draws, found.reference = scheme.seeds, 5 if len(scheme.seeds) > 1 else 3, METHOD
     gib = known.rows * sum(known.dims.values()) * 4 / 2**30
     found.job_gib = round(1.5 + 6 * gib, 2)
-    found.methods[METHOD] = ConfigDict({"title": TITLE, "modalities": (), "pretraining": config})
+    found.methods[METHOD] = ConfigDict({"title": METHOD, "modalities": (), "pretraining": config})
     found.order = (METHOD,)
     found.labels.update({PROBE: scheme.labels})
     slow = known.rows > MANY
@@ -79,7 +81,7 @@ def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str, *, quick:
     if known.kind == "single":
         protocols[PROBE] = importlib.import_module("configs.study_base").probe(config)
         protocols[PROBE].data.validation_split = config.data.train_split  # nothing is chosen by it
-        protocols[PROBE].data.test_split = tested(known)
+        protocols[PROBE].data.test_split = scored_split(known)
     else:
         protocols["raw_features"] = protocols["linear_evaluation"].copy_and_resolve_references()
         protocols["raw_features"].downstream.protocol = "raw_features"
@@ -87,7 +89,7 @@ def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str, *, quick:
     return found.lock()
 
 
-def tested(known: Facts) -> str:
+def scored_split(known: Facts) -> str:
     """Return the split that is scored."""
     return "test" if "test" in known.splits or len(known.splits) == 1 else known.splits[1]
 
@@ -99,7 +101,7 @@ def classifier(config: ConfigDict, scheme: Scheme, known: Facts) -> ConfigDict:
     found.model.update(config.model)
     if "validation" not in known.splits or scheme.num_folds:
         found.data.validation_split = config.data.train_split
-    found.data.test_split = tested(known)
+    found.data.test_split = scored_split(known)
     found.seed = config.seed
     devices = jax.device_count()
     found.train.batch_size = max(min(128, known.rows) // devices, 1) * devices

@@ -31,6 +31,7 @@ from conclugen_jax.pipeline.source import Source
 from conclugen_jax.pipeline.stages import Stage, Stages
 from conclugen_jax.runs import log as log_lib, workdir as workdir_lib
 from conclugen_jax.study import results, study as study_lib
+from conclugen_jax.study.definition import Run
 from conclugen_jax.study.report import reading, report, tables
 from conclugen_jax.system import files, progress, signals
 
@@ -98,13 +99,14 @@ def run(
                 chosen = _settings(root, dataset, known, quick, stage)
                 chosen = _configured(root, dataset, chosen, config, changes, stage)
             with stages(TRAINING) as stage:
-                found = _trained(root, dataset, chosen, quick, stop, stage)
+                runs = plan.model(chosen.config, chosen.scheme, chosen.known)
+                found = _trained(root, dataset, chosen, runs, quick, stop, stage)
             with stages(REPORT) as stage, stop.at_once():
-                page, sick = _reported(root, dataset, chosen, found)
+                pretraining = root / (runs[-1].config.downstream.checkpoint or runs[-1].path)
+                page, sick = _reported(root, dataset, chosen, pretraining, found)
                 stage.say(str(page))
     scheme, extracted = chosen.scheme, "extraction" in dataset.manifest.source
     classifier = root / plan.CLASSIFIER if scheme else None
-    pretraining = _pretraining(root, chosen)
     return Outcome(root, data, root / CONFIG, page, pretraining, found, classifier, extracted, [*chosen.remarks, *sick])
 
 
@@ -191,10 +193,15 @@ def _configured(
 
 
 def _trained(
-    root: Path, dataset: shards.Dataset, chosen: _Chosen, quick: bool, stop: signals.Stop, stage: Stage
+    root: Path,
+    dataset: shards.Dataset,
+    chosen: _Chosen,
+    runs: list[Run],
+    quick: bool,
+    stop: signals.Stop,
+    stage: Stage,
 ) -> dict[str, Any] | None:
     """Run the study of what pretraining gains, and what is used on new clips; without labels pretraining alone."""
-    runs = plan.model(chosen.config, chosen.scheme, chosen.known)
     with _watched(root, stage):
         if chosen.scheme is None:
             if not all(study_lib.is_done(root, run) for run in runs):
@@ -236,18 +243,12 @@ def _watched(root: Path, stage: Stage) -> Iterator[None]:
         watcher.join()
 
 
-def _pretraining(root: Path, chosen: _Chosen) -> Path:
-    """Return the pretraining run that is used on new clips."""
-    last = plan.model(chosen.config, chosen.scheme, chosen.known)[-1]
-    return root / (last.config.downstream.checkpoint or last.path)
-
-
 def _reported(
-    root: Path, dataset: shards.Dataset, chosen: _Chosen, found: Mapping[str, Any] | None
+    root: Path, dataset: shards.Dataset, chosen: _Chosen, pretraining: Path, found: Mapping[str, Any] | None
 ) -> tuple[Path, list[str]]:
     """Write the page; return it, and what is wrong with the pretraining."""
-    study = reading.read(root) if found else reading.of_run(root / plan.WHOLE, plan.METHOD)
-    figures = health.of_run(_pretraining(root, chosen))
+    study = reading.read(root) if found else reading.of_run(pretraining, plan.METHOD)
+    figures = health.of_run(pretraining)
     measured = [(name.removeprefix("health/"), f"{value:.4g}") for name, value in figures.items()]
     warnings = health.warnings(figures)
     parts = [tables.Part(notes=list(chosen.remarks))]

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
@@ -32,7 +33,7 @@ class Source:
     layout: Layout = dataclasses.field(default_factory=Layout)
     drop_bad: bool = False
 
-    @property
+    @functools.cached_property
     def kind(self) -> str:
         """Return ``built``, ``clips`` or ``features``."""
         if not self.path.exists():

@@ -55,11 +55,10 @@ def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
 
 
 def within(root: Path, study: ConfigDict, stop: signals.Stop, further: Sequence[Run] = ()) -> dict[str, Any]:
-    """Run a study in a folder that is owned already, see :func:`run`.
+    """Run a study that was checked in a folder that is owned already, see :func:`run`.
 
     ``further``: runs that are no cells of the study, each after the pretraining that it names, or in their order.
     """
-    definition.check(study)
     chains = list(definition.chains(study))
     every = [run for chain in chains for run in chain]
     for run in further:
