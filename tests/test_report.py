@@ -83,10 +83,10 @@ def test_protocols_stand_beside_the_published_ones(page):
         ["sentiment (cmu_mosei 1.0.0)"],
     ]
     by_name = {row[0][0]: row[1:] for row in table[1:]}
-    assert by_name["supervised baseline"] == [["–"], ["55.0", "paper 55.97 (−1.0)"], ["–"], ["–"]]
+    assert by_name["supervised baseline"] == [["–"], ["55.0", "n = 1", "paper 55.97 (−1.0)"], ["–"], ["–"]]
     assert by_name["ConCluGen, linear evaluation"][1][-1] == "paper 56.6 (+0.5)"
     assert by_name["ConCluGen, linear evaluation"][2][-1] == "paper 60.0 (+1.0)"
-    assert by_name["ConCluGen, fine-tuned"][1] == ["60.0", "paper 60.03 (−0.0)"]
+    assert by_name["ConCluGen, fine-tuned"][1] == ["60.0", "n = 3", "paper 60.03 (−0.0)"]
 
 
 def test_comparisons_of_three_seeds_are_marked_where_zero_is_excluded(page, markdown):
@@ -95,10 +95,10 @@ def test_comparisons_of_three_seeds_are_marked_where_zero_is_excluded(page, mark
         ["ConCluGen", f"minus {b}"] for b in ("Generative", "raw features", "supervised baseline", "ConCluGen/(vision)")
     ]
     assert [row[1] for row in table[1:]] == [
-        ["+3.1 ✱", "[+1.0, +5.2]"],
-        ["−2.0", "[−4.9, +0.8]"],
+        ["+3.1 ✱", "[+1.0, +5.2], n = 3"],
+        ["−2.0", "[−4.9, +0.8], n = 3"],
         ["+1.0", "n = 1"],
-        ["−3.0", "[−5.0, −1.0]"],  # of two seeds
+        ["−3.0", "[−5.0, −1.0], n = 2"],  # of two seeds
     ]
     assert "✱: the 95 % interval, over 3 seeds or more, excludes zero." in markdown
 
@@ -133,8 +133,8 @@ def test_what_runs_say_and_classes_never_predicted(study, tmp_path):
 def test_label_efficiency(page):
     table = next(t for t in page.tables if t[0][1] == ["2 labels"] and t[0][0] == ["method"])
     assert table[0] == [["method"], ["2 labels"], ["20 labels"], ["all labels"]]
-    assert table[1][1] == ["50.0 ± 1.0", "[41.0, 59.0]"]
-    assert table[3] == [["ConCluGen, fine-tuned"], ["60.0 ± 1.0", "[51.0, 69.0]"], ["–"], ["–"]]
+    assert table[1][1] == ["50.0 ± 1.0", "[41.0, 59.0], n = 2"]
+    assert table[3] == [["ConCluGen, fine-tuned"], ["60.0 ± 1.0", "[51.0, 69.0], n = 2"], ["–"], ["–"]]
     hints = page.figures["Accuracy against labels per class, faces 1.0.0"]
     assert "ConCluGen: 75 [66, 84]" in hints
     assert "Generative: 80" in hints

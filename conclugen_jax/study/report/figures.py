@@ -70,7 +70,7 @@ def label_efficiency(study: Study) -> list[Part]:
         parts += [Part(facts.title(key), figures=drawn, table=table)] if table else []
     edge = "one that ends at the edge of the figure may go beyond it"
     note = f"Bars are 95 % intervals over seeds; {edge}. The axis is logarithmic up to “all”."
-    return [Part(legend=list(used.items()), notes=[note]), *parts] if parts else []
+    return [Part(legend=list(used.items())), *parts, Part(notes=[note])] if parts else []
 
 
 def positions(labels: Collection[int]) -> dict[int, float]:
@@ -100,7 +100,7 @@ def confusion(study: Study) -> list[Part]:
             matrices = [("", facts.classes, counts)]
             if facts.kind == "multi":
                 matrices = [(name, ("no", "yes"), one) for name, one in zip(facts.classes, counts, strict=True)]
-            shown.append((study.label(*line), matrices))
+            shown.append((f"{study.label(*line)}, {report_tables.seeds(len(cells[line]))}", matrices))
         note = (
             f"Test split, {report_tables.words_of_labels(labels)}; rows: true class (its examples), columns: predicted class; "
             "in % of each row, summed over seeds and draws of labels; counts on hover."
@@ -116,7 +116,8 @@ def pretraining(study: Study) -> list[Part]:
     users = [(study.user(name), runs) for name, runs in study.runs.items()]
     lines = [(study.methods[user].title, list(study.methods).index(user), runs) for user, runs in users]
     note = "Mean over seeds, the band from the least to the greatest; long runs are averaged over stretches of steps."
-    parts = [Part(legend=[(title, style) for title, style, _ in lines], notes=[note])]
+    legend = [(f"{title}, {report_tables.seeds(len(runs))}", style) for title, style, runs in lines]
+    parts = [Part(legend=legend, notes=[note])]
     groups = (
         ("Losses", TERMS, "No losses are logged."),
         ("k-means", KMEANS, "No k-means is logged: no method clusters, or clustering has not begun."),

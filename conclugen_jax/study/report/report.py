@@ -77,10 +77,10 @@ def write(
     runs = f"There is no pretraining run in {found.path / reading.PRETRAINING}."
     made = {
         "Label efficiency": (figures.label_efficiency(found), curves),
-        "Results": (report_tables.scores(found), "No run of this study has scores yet."),
         "Confusion matrices": (figures.confusion(found), "No run has left a confusion matrix."),
         "Pretraining": (figures.pretraining(found), runs),
         "Maps": (embedding_map.maps(found, folder / embedding_map.FOLDER, maps), ""),
+        "Results": (report_tables.scores(found), "No run of this study has scores yet."),
         "Protocols": (report_tables.protocols(found), "No supervised baseline and no fine-tuned run has scores yet."),
         "Paired comparisons": (report_tables.comparisons(found), pairs),
         "Failed and missing": (report_tables.unfinished(found), "Every run of the study is done."),
@@ -144,12 +144,13 @@ def _found(study: Study) -> Iterator[str]:
             continue
         s = min(few, key=lambda s: (s.labels == 0, abs(s.labels - 5)))
         c, labels = against[s.labels], f"{s.labels} labels a class" if s.labels else "all labels"
-        side = "above" if c.difference > 0 else "below"
+        apart = f"{abs(100 * c.difference):.1f} points {'above' if c.difference > 0 else 'below'}"
+        apart = "as much as" if abs(c.difference) < 5e-4 else apart
         between = "" if c.interval is None else f" [{100 * c.interval[0]:.1f}, {100 * c.interval[1]:.1f}]"
         reached = f"{study.methods[s.method].title} reaches {100 * s.scores['accuracy'].mean:.1f} %"
         yield (
             f"{facts.title(key)}: with {labels} {reached}, "
-            f"{abs(100 * c.difference):.1f} points {side} {study.methods[c.best].title}{between}, n = {c.n}."
+            f"{apart} {study.methods[c.best].title}{between}, {report_tables.seeds(c.n)}."
         )
 
 

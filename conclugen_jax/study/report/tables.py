@@ -98,7 +98,10 @@ def protocols(study: Study) -> list[Part]:
     for method, protocol in sorted(found, key=lambda x: (x[1] != "supervised", *reversed(study.rank(*x)))):
         name = study.label(method, protocol) + (", linear evaluation" if protocol == "linear_evaluation" else "")
         rows.append(((name,), *(found[method, protocol].get(key, NOTHING) for key in keys)))
-    note = "Accuracy on the test split in % (numbers to predict: accuracy in 2 steps), as above."
+    note = (
+        "Accuracy on the test split in % (numbers to predict: accuracy in 2 steps), mean ± standard deviation over n seeds, "
+        "[95 % interval]."
+    )
     columns = ("", *(study.datasets[k].title(k) for k in keys))
     return [Part(table=Table(columns, rows, note + _cited(rows, "accuracy")))] if rows else []
 
@@ -118,7 +121,7 @@ def comparisons(study: Study) -> list[Part]:
         if c.interval is not None:
             low, high = c.interval
             mark = f" {REMARKABLE}" if c.n >= FEWEST_SEEDS and (low > 0 or high < 0) else ""
-            cell = cell[0] + mark, f"[{signed(low, c.measure)}, {signed(high, c.measure)}]"
+            cell = cell[0] + mark, f"[{signed(low, c.measure)}, {signed(high, c.measure)}], {cell[1]}"
         found[c.dataset][row, c.labels] = NOTHING if math.isnan(c.difference) else cell
     titles = {key: study.datasets[key].title(key) for key in found}
     return [Part(titles[key], table=_by_labels("difference", cells, note)) for key, cells in found.items() if cells]
@@ -129,7 +132,7 @@ def label_efficiency(study: Study, key: str) -> Table | None:
     own = study.summary_of(key)
     cells = {(_named(study, s), s.labels): _first_score(study, s) for s in own}
     measure = NAMES[measures_of(study.datasets[key])[0]]
-    note = f"{measure} in %: mean ± standard deviation over seeds, [95 % interval]; labels per class."
+    note = f"{measure} in %: mean ± standard deviation over n seeds, [95 % interval]; labels per class."
     return _by_labels("method", cells, note) if len({s.labels for s in own}) > 1 else None
 
 
@@ -169,6 +172,11 @@ def measures_of(facts: DatasetFacts) -> tuple[str, ...]:
     return tuple(OF_VALUES if facts.kind == "value" else OF_CLASSES)
 
 
+def seeds(n: int) -> str:
+    """Return a number of seeds in words."""
+    return f"{n} seed{'' if n == 1 else 's'}"
+
+
 def words_of_labels(labels: int) -> str:
     """Return a number of labels in words."""
     return f"{labels} labels per class" if labels else "all labels"
@@ -186,16 +194,17 @@ def signed(x: float, measure: str = "accuracy") -> str:
 def _first_score(study: Study, s: Summary, published: float | None = None) -> tuple[str, ...]:
     """Return the cell of the one measure of small tables."""
     measure = measures_of(study.datasets[s.dataset])[0]
-    return _score(s.scores.get(measure), measure, published)
+    return _score(s.scores.get(measure), measure, published, s.n)
 
 
-def _score(score: Score | None, measure: str, published: float | None) -> tuple[str, ...]:
+def _score(score: Score | None, measure: str, published: float | None, n: int = 0) -> tuple[str, ...]:
     if score is None or math.isnan(score.mean):
         return NOTHING
     deviation = "" if score.std is None else f" ± {_number(score.std, measure)}"
     lines = [_number(score.mean, measure) + deviation]
-    if score.interval is not None:
-        lines.append("[{}, {}]".format(*(_number(x, measure) for x in score.interval)))
+    between = [] if score.interval is None else ["[{}, {}]".format(*(_number(x, measure) for x in score.interval))]
+    if counted := between + [f"n = {n}"] * bool(n):
+        lines.append(", ".join(counted))
     if published is not None:
         as_printed = f"{100 * published:.2f}".removesuffix("0")  # the paper's tables have one or two decimals
         lines.append(f"paper {as_printed} ({signed(score.mean - published)})")
