@@ -52,6 +52,9 @@ command.integer("size", 180, "Side of the frames, in pixels", lower_bound=32, up
 command.bool("authors_normalisation", False, "2D: swap mean and deviation, as the authors' configuration does")
 FRAMES = "Frames that a network takes at a time; more for a GPU"
 command.integer("batch_items", 16, FRAMES, lower_bound=1, upper_bound=2**16)
+command.bool(
+    "no_thumbnails", False, "Keep no small pictures of the clips, which pages show, such as of data not to be copied"
+)
 command.bool("keep_vectors", False, "Keep single vectors: with other labels or clips only new ones are done")
 
 
@@ -68,6 +71,7 @@ def main() -> None:
 def _extract() -> None:
     how = command.values("no_face", "num_views", "seed", "strength") | build.builder_options(command)
     how |= {"data_dir": command.required("data_dir"), "keep": FLAGS.keep_vectors, "recogniser": FLAGS.speech}
+    how["thumbnails"] = not FLAGS.no_thumbnails
     dataset, described = command.required("dataset"), build.request_options(command)
     import jax
 

@@ -19,7 +19,7 @@ command = app.Command(config="run", default="conclu_neighbours", words="SOURCE")
 FLAGS = command.flags
 OF_LABELS = "labels", "label", "label_kind", "classes", "targets", "drop_bad"
 command.borrow(build.command, **dict.fromkeys(OF_LABELS, ""))
-command.borrow(extract.command, label_pattern="")
+command.borrow(extract.command, label_pattern="", no_thumbnails="")
 command.string("workdir", None, "Folder for all that comes of it")
 command.bool("quick", False, "A first look: fewer steps, one fold, at most 60 clips")
 
@@ -32,6 +32,7 @@ def main() -> None:
     from conclugen_jax.pipeline import run as run_lib
 
     about = {"labels": tuple(map(Path, FLAGS.labels)), "pattern": FLAGS.label_pattern, "drop_bad": FLAGS.drop_bad}
+    about["thumbnails"] = not FLAGS.no_thumbnails
     source = run_lib.Source(Path(command.words[0]), layout=layout, **about)
     found = run_lib.run(source, workdir, quick=FLAGS.quick, config=command.config_given, changes=command.changes)
     if found.results:

@@ -59,6 +59,8 @@ def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop
         provenance = provenance | {name: dict(total)}
     shards = _place(spec, parts, folder)
     _write_sidecars(parts, folder)
+    for path in getattr(source, "beside", ()):
+        shutil.copyfile(path, folder / path.name)
     manifest = manifest_lib.Manifest(
         name=spec.name,
         version=spec.version,

@@ -190,7 +190,7 @@ def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
         variants={m: len(f.variants) for m, f in features.items() if isinstance(f, Combined) and len(f.variants) > 1},
         shared_groups=corpus.shared_groups,
     )
-    return JoinedSource(spec, columns, features, sorted(found.label_files), facts, found.identity)
+    return JoinedSource(spec, columns, features, sorted(found.label_files), facts, found.identity, found.beside)
 
 
 def _facts(request: Request, found: Found, kind: str, folds: tuple[int, int] | None) -> dict[str, Any]:

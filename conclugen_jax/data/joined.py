@@ -62,6 +62,7 @@ class JoinedSource:
     label_files: Sequence[Path] = ()  # that the annotations were read from
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # where all this came from, for the manifest
     identity: str = ""  # the fingerprint; else it is made of the files
+    beside: Sequence[Path] = ()  # files to be copied into the folder of the data set
     opened: str = ""  # fingerprint of the files when they were opened, if it was taken
 
     def num_examples(self, split: str) -> int:

@@ -62,3 +62,4 @@ class Found:
     passed_over: Sequence[str] = ()  # what was found and is not used, in words
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for the manifest
     identity: str = ""  # fingerprint of what the files were derived from, instead of their names, sizes and times
+    beside: Sequence[Path] = ()  # files to be copied into the folder of the data set

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.data import builders, data_frames, formats, labels, manifest as manifest_lib, matching
+from conclugen_jax.data import (
+    builders,
+    data_frames,
+    formats,
+    labels,
+    manifest as manifest_lib,
+    matching,
+    utterances as seen_lib,
+)
 from conclugen_jax.data.features import Combined
 from conclugen_jax.data.joined import JoinedSource
 from conclugen_jax.data.requests import Found, Request
 from conclugen_jax.data.sources import Features
+from conclugen_jax.data.utterances import Seen
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import backbones as backbones_lib, outcome, preparation
 from conclugen_jax.extract.backbones import Networks
@@ -123,6 +133,7 @@ class _Extraction:
         asked = request.dataset == formats.GENERIC and not request.layout.label and not request.layout.kind
         tables = known.table is not None or bool(request.labels)
         self.unlabelled = asked and tables and source.spec.label.kind == "none"
+        self.annotations, self.planned = source.annotations, next(iter(source.features.values()))
         self.first_split = source.spec.splits[0]  # the one that has views
         self.todo, *self.unknown = _asked_for(source, utterances, self.how)
         if 0 < most < len(self.todo):
@@ -142,6 +153,10 @@ class _Extraction:
         if made.get("fingerprint") != self.fingerprint:
             way_out = "pass --overwrite to replace it, or choose another --data_dir"
             raise ConclugenError(f"{self.target}: holds a data set made of other clips or in another way; {way_out}")
+        if made.get("thumbnails") and not self.how.thumbnails:
+            raise ConclugenError(
+                f"{self.target}: holds thumbnails of the clips; pass --overwrite to replace it by one without"
+            )
         manifest_lib.verify(self.target, present)
         if self.store.folder.exists() and not (self.store.folder / KEPT).exists():
             with contextlib.suppress(locks.Busy), locks.hold(self._lock):
@@ -201,16 +216,41 @@ class _Extraction:
             first = next(iter(tally.failures.values()), "none has any modality")
             raise ConclugenError(f"each of {len(self.todo):,} failed, such as: {first}; all of them are in {listed}")
         outcome.write_table(self.target, WORDS, tally.heard)
+        seen = self.store.folder / seen_lib.FILE
+        seen_lib.write(seen, self._seen())
         features: dict[str, Features] = {}
         for modality, utterances in present.items():
             about = utterances, self.dims[modality], self.store.folder, modality
             views = [Vectors(*about, view) for view in range(self.how.num_views)]
             if utterances:
                 features[modality] = Combined([[view] for view in views], first_split=self.first_split)
-        facts = self.known.facts | {"extraction": {**self.facts, "fingerprint": self.fingerprint, **tally.to_json()}}
-        found = dataclasses.replace(self.known, features=features, facts=facts, identity=self.fingerprint)
+        made = {"fingerprint": self.fingerprint, "thumbnails": self.how.thumbnails, **tally.to_json()}
+        facts = self.known.facts | {"extraction": {**self.facts, **made}}
+        found = dataclasses.replace(
+            self.known, features=features, facts=facts, identity=self.fingerprint, beside=[seen]
+        )
         source = formats.assemble(self.request, found, "clips")
         return builders.build(source, self.store.folder.parent, overwrite=overwrite, drop_bad=True)
+
+    def _seen(self) -> Iterator[tuple[str, str, Seen]]:
+        """Yield split, id and what people look at of the utterances that the labels name."""
+        jobs = {u.place: (u, views) for u, views, _ in self.todo}
+        for split, columns in self.annotations.items():
+            for name, place in zip(columns.ids, _places(self.planned, split, columns.keys), strict=True):
+                u, views = jobs.get(place, (None, 0))
+                state = self.store.state(u, views) if u else None
+                if state and not state.failure:
+                    thumbnail = state.thumbnail if self.how.thumbnails else b""
+                    words = u.text or state.text or ""
+                    yield split, name, Seen(words, os.path.abspath(u.path), u.start, u.end or 0.0, thumbnail)
+
+
+def _places(features: Features, split: str, keys: Sequence[Any]) -> list[Any]:
+    """Return the place of each key in a split, ``None`` where there is none."""
+    places = features.locate(split, keys)
+    if isinstance(features, Combined):  # cut into folds: a number of variants, and the places in each
+        places = [place and place[1][0][0] for place in places]
+    return list(places)
 
 
 def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> tuple[list[Job], list[str], str]:
@@ -223,9 +263,7 @@ def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recip
         (key, count), *_ = Counter(columns.keys).most_common(1) or [("", 0)]
         if count > 1:
             raise ConclugenError(f"the labels name {key!r} twice in {split}; leave one row out")
-        places = dict(zip(columns.keys, features.locate(split, columns.keys), strict=True))
-        if isinstance(features, Combined):  # cut into folds: a number of variants, and the places in each
-            places = {key: place and place[1][0][0] for key, place in places.items()}
+        places = dict(zip(columns.keys, _places(features, split, columns.keys), strict=True))
         there = [place for place in places.values() if place is not None]
         views = how.num_views if split == first else 1
         found |= {place: (by_place[place], views, by_place[place].stamp()) for place in there}
@@ -262,7 +300,7 @@ def _work(
             _, views, stamp = by_place[each.place]
             texts = (each.failure, *each.notes)  # which name files, whose names may be no UTF-8
             failure, *notes = (text.encode(errors="backslashreplace").decode() for text in texts)
-            state = State(stamp, views, sorted(found), notes, failure, each.text)
+            state = State(stamp, views, sorted(found), notes, failure, each.text, each.thumbnail)
             with clock.parts.timed("writing"):
                 store.put(each.place, found, state)
             done()

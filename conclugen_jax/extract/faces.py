@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ MIN_PROBABILITY = 0.9  # least probability of a face that is followed
 GAP = 1.0  # seconds from the nearest detection within which a frame counts as showing the face
 MIN_OVERLAP = 0.1  # intersection over union at which two boxes, one after the other, are the same face
 LEAST = 0.3  # part of the side of the face that is followed, below which other faces are not looked for
+THUMBNAIL, MARGIN = 64, 1.2  # pixels a side, and the side of the square around a face in parts of the face's
 DETECTION_SIDE = 640  # longer side of the frames that the detector sees, at most, in pixels
 
 Track = list[tuple[float, np.ndarray]]
@@ -88,6 +90,21 @@ def crop(clip: Clip, boxes: Sequence[np.ndarray | None], rows: Sequence[int], si
         frames.append(cut(frame, around[np.argmin(distances)][1], size))
         kept.append(time)
     return dataclasses.replace(clip, frames=frames, times=np.array(kept))
+
+
+def thumbnail(frame: np.ndarray, box: np.ndarray | None) -> bytes:
+    """Return a square picture of :data:`THUMBNAIL` pixels a side as JPEG, around a face, or of the middle of a frame.
+
+    The frame is uint8 [height, width, 3], the box in parts of it; ``None``: there is no face.
+    """
+    sides = np.array(frame.shape[1::-1], float)
+    low, high = (np.zeros(2), sides) if box is None else (box[:2] * sides, box[2:] * sides)
+    side = min(sides.min(), sides.min() if box is None else MARGIN * (high - low).max())
+    corner = np.clip((low + high - side) / 2, 0, sides - side)
+    picture = resize(frame, (THUMBNAIL, THUMBNAIL), (*corner, *(corner + side)))
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=75, optimize=True)
+    return file.getvalue()
 
 
 def cut(frame: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:

@@ -47,6 +47,7 @@ class Recipe:
     num_views: int = 1  # of each clip of the training split; the first is the clip as it is
     seed: int = 0  # of the views
     strength: str = "strong"  # of the views, a key of augmentation.STRENGTHS
+    thumbnails: bool = False  # whether a small picture of each clip is made
 
 
 def recipe(backbones: list[Backbone], **options: Any) -> Recipe:
@@ -133,6 +134,7 @@ class Prepared:
     times: tuple[float, float] = (0.0, 0.0)  # start and end of the utterance in seconds, as far as known
     boxes: tuple[tuple[float, ...], ...] = ()  # of faces: (time, x, y, x, y) each, in parts of the frame
     parts: Parts = dataclasses.field(default_factory=Parts)  # what it took
+    thumbnail: bytes = b""  # JPEG; empty for none
 
 
 def prepared(work: Iterable[Work], how: Recipe, num_workers: int) -> Iterator[Prepared]:
@@ -205,10 +207,12 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
     end = utterance.end or utterance.start + clip.length
     if clip.length and end - utterance.start > clip.length + LACKING:
         notes.append("the clip ends before the interval does")
+    whole = clip
     if how.faces and clip.frames:
         with parts.timed("faces"):
             clip, boxes, noted = _cropped(utterance, clip, how)
         notes += noted
+    thumbnail = _thumbnail(whole, boxes) if how.thumbnails and whole.frames else b""
     text = utterance.text
     if recognised and clip.sound is not None:
         with parts.timed("words"):
@@ -223,7 +227,15 @@ def _prepare(utterance: Utterance, how: Recipe, num_views: int) -> Prepared:
         raise ConclugenError(f"{utterance.path}: lacks {' and '.join(missing)}; {why}")
     items = [{name: x for name, x in found.items() if how.modalities[name] not in missing} for found in items]
     notes += [f"no {modality}" for modality in missing]
-    return Prepared(utterance.place, tuple(items), tuple(notes), "", text, (utterance.start, end), boxes, parts)
+    times = utterance.start, end
+    return Prepared(utterance.place, tuple(items), tuple(notes), "", text, times, boxes, parts, thumbnail)
+
+
+def _thumbnail(clip: Clip, boxes: Sequence[tuple[float, ...]]) -> bytes:
+    """Return a picture of the face that is detected in the middle, or of the frame in the middle."""
+    time, *box = boxes[len(boxes) // 2] if boxes else (clip.times[len(clip.frames) // 2],)
+    frame = clip.frames[int(np.abs(clip.times - time).argmin())]
+    return faces.thumbnail(frame, np.array(box) if box else None)
 
 
 def _items(name: str, how: Recipe, clip: Clip, view: View | None, parts: Parts) -> Items | None:

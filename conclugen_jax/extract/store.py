@@ -31,6 +31,7 @@ class State(msgspec.Struct):
     notes: list[str] = []  # remarks for the user
     failure: str = ""  # why there are no vectors; empty if there are
     text: str | None = None  # what is said
+    thumbnail: bytes = b""  # JPEG; empty for none
 
 
 class Vectors:

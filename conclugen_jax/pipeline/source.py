@@ -32,6 +32,7 @@ class Source:
     pattern: str = ""  # of the names of clips that say the labels
     layout: Layout = dataclasses.field(default_factory=Layout)
     drop_bad: bool = False
+    thumbnails: bool = True  # whether small pictures of clips are kept
 
     @functools.cached_property
     def kind(self) -> str:
@@ -96,7 +97,12 @@ def _extracted(source: Source, root: Path, quick: bool, stage: Stage) -> tuple[P
     there, _ = ready.chosen()
     recogniser = ready.SPEECH if ready.SPEECH in there and importlib.util.find_spec("faster_whisper") else ""
     how = {"faces": str(mtcnn.WEIGHTS), "no_face": "drop", "recogniser": recogniser, "num_workers": os.cpu_count() or 1}
-    how |= {"known": known, "progress": stage.counter("clips"), "most": QUICK_CLIPS if quick else 0}
+    how |= {
+        "thumbnails": source.thumbnails,
+        "known": known,
+        "progress": stage.counter("clips"),
+        "most": QUICK_CLIPS if quick else 0,
+    }
     folder, tally = extraction.extract(request, utterances, Networks(own=tuple(there)), root / DATA, **how)
     tried = tally.done + len(tally.failures)
     more = [f"--quick: {tried} of {len(utterances):,} clips"] if tried < len(utterances) else []

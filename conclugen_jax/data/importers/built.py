@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conclugen_jax.data import manifest as manifest_lib, shards
+from conclugen_jax.data import manifest as manifest_lib, shards, utterances
 from conclugen_jax.data.requests import Found, Layout, Request
 from conclugen_jax.data.sources import Annotations
 from conclugen_jax.errors import ConclugenError
@@ -36,6 +36,7 @@ def open_built(request: Request) -> Found:
         targets=manifest.targets,
         label_files=[folder / manifest_lib.FILE],  # whose content covers all files by their hashes
         facts=facts,
+        beside=[folder / utterances.FILE] if utterances.FILE in manifest.files else [],
     )
 
 
