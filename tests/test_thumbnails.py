@@ -48,11 +48,9 @@ def test_extraction_keeps_them_beside_the_shards(videos, tmp_path):
 
 
 def test_folds_take_them_along_and_older_data_sets_have_none(videos, tmp_path):
-    source = shutil.copytree(videos, tmp_path / "videos", dirs_exist_ok=True)
-    for split in ("validation", "test"):
-        shutil.rmtree(source / split)
-    folder, _ = extract(source / "train", tmp_path, thumbnails=True)
-    cut = Request("features", folder, name="mine", folds=(2, 0), fold_by="example", fold_validation=False)
+    source = shutil.copytree(videos / "train", tmp_path / "videos")
+    folder, _ = extract(source, tmp_path, thumbnails=True)
+    cut = Request("features", folder, name="mine", folds=(3, 0), fold_by="example", fold_validation=False)
     fold = builders.build(formats.open_source(cut), tmp_path / "folds", drop_bad=True)
     manifest = manifest_lib.read(fold)
     found = utterances.read(fold, manifest, {"train": ["train0"], "test": ["train1", "train2", "train3"]})
