@@ -25,6 +25,7 @@ def persons(rows, number, explained=0.0):
 
 
 SHAPES = {
+    "six rows": facts(6),
     "ten rows": facts(10),
     "30 clips": facts(30, **persons(30, 5)),
     "two modalities": facts(300, ("video", "audio")),
@@ -121,9 +122,7 @@ def test_rare_modalities_are_left_out():
 
 
 def test_too_few_rows_are_refused():
-    with pytest.raises(
-        ConclugenError, match=r"^3 training rows, which are too few to learn from; pretraining needs 10"
-    ):
+    with pytest.raises(ConclugenError, match=r"^3 training rows, which are too few to learn from; pretraining needs 6"):
         rules.settings(facts(3))
 
 
