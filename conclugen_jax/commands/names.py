@@ -29,6 +29,7 @@ GROUPS = {
         "probe": "measure accuracy with few labels per class",
         "embed": "write representations and class probabilities as .npz or Parquet",
         "predict": "predict classes of clips, or show the expressions of faces",
+        "runs": "list the runs below a folder: how far, how good, running or not",
         "report": "write a study as one page of tables, curves and maps",
         "checkpoint": "list, verify, export and import checkpoints",
     },

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.runs import layout
 from conclugen_jax.system import files, progress
 
 command = app.Command()
@@ -32,7 +33,7 @@ command.integer("seed", 0, "Seed of the draws", lower_bound=0)
 
 def main() -> None:
     """Compute the table, write it, print it."""
-    output = Path(FLAGS.output or Path(command.required("workdir"), "label_efficiency"))
+    output = Path(FLAGS.output or Path(command.required("workdir"), layout.EFFICIENCY))
     labels = None if FLAGS.labels is None else [_number(text) for text in FLAGS.labels or [""]]
     if FLAGS.output:
         try:

@@ -20,8 +20,7 @@ from conclugen_jax.method import clustering, layers, model as model_lib
 from conclugen_jax.method.model import ConCluGen
 from conclugen_jax.runs import checkpoint, workdir as workdir_lib
 from conclugen_jax.runs.config import FROZEN, PRETRAINED
-
-RESULT = "result.json"  # in workdirs of downstream runs: what they have found
+from conclugen_jax.runs.layout import RESULT
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, dict[str, Any], ConfigDict]:

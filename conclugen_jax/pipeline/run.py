@@ -30,12 +30,13 @@ from conclugen_jax.pipeline import plan, rules, source as source_lib
 from conclugen_jax.pipeline.source import Source
 from conclugen_jax.pipeline.stages import Stage, Stages
 from conclugen_jax.runs import log as log_lib, workdir as workdir_lib
+from conclugen_jax.runs.layout import REQUEST
 from conclugen_jax.study import results, study as study_lib
 from conclugen_jax.study.definition import Run
 from conclugen_jax.study.report import reading, report, tables
 from conclugen_jax.system import files, progress, signals
 
-CONFIG, REQUEST, INSPECTION = "config.py", "request.json", "inspection.json"
+CONFIG, INSPECTION = "config.py", "inspection.json"
 FEATURES, INSPECT, SETTINGS, TRAINING, REPORT = "features", "inspection", "settings", "training and scores", "report"
 SECONDS = 2.0
 """Between two looks at the logs of runs in other processes."""

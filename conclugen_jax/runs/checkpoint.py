@@ -22,9 +22,9 @@ from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers
 
 from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.runs.layout import CHECKPOINTS as FOLDER
 from conclugen_jax.system import files, processes, progress
 
-FOLDER = "checkpoints"
 SUMS = "SHA256SUMS"  # file of the hashes of all files of a checkpoint, which ``sha256sum -c`` reads as well
 DAMAGED = "damaged"  # folder of damaged checkpoints, as STEP-TIME
 PATIENCE = 1200.0  # seconds after which a save counts as hanging

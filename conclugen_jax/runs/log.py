@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.runs.layout import METRICS, PROBES  # noqa: F401
 from conclugen_jax.system import files, processes, progress
 
-METRICS = "metrics.jsonl"
-PROBES = "probes.jsonl"
 BAD_STEPS = "bad_steps.jsonl"
 FOLDER = "tensorboard"
 RUN_ID = "tracker.json"

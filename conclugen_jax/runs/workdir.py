@@ -12,12 +12,9 @@ from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.runs import config as config_lib
 from conclugen_jax.runs.configuration_files import base
+from conclugen_jax.runs.layout import CONFIG, DATA, IMPORTED, LOCK
 from conclugen_jax.system import files, locks, processes
 
-CONFIG = "config.json"
-DATA = "data.json"
-LOCK = ".lock"
-IMPORTED = "import.json"  # in workdirs made of an export: hashes of the weights
 PLACES = ("data.path", "online_probe.path", "downstream.checkpoint")  # keys that say where something is, not what
 
 

@@ -17,11 +17,9 @@ from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import metrics, weights
 from conclugen_jax.evaluate.baselines import BASELINES as PROBED
+from conclugen_jax.runs.layout import FAILURE, RESULTS  # noqa: F401
 from conclugen_jax.study.definition import BEST, PROBE, TITLES, Run, path_of, target_of
 
-RESULTS = "results.json"
-FAILURE = "failed.json"
-"""In the workdir of a run that failed, or has begun and not ended: why."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 PLACE = ("dataset", "method", "protocol", "labels_per_class")
 MEASURES = ("accuracy", "f1", "precision", "recall")

@@ -27,16 +27,13 @@ from conclugen_jax.evaluate import downstream, probe_run, sweep, weights
 from conclugen_jax.evaluate.baselines import BASELINES
 from conclugen_jax.pretrain import together
 from conclugen_jax.runs import checkpoint, config as config_lib, workdir as workdir_lib
+from conclugen_jax.runs.layout import BEGUN, DONE, FAILURE, RUNS, STUDY
 from conclugen_jax.study import definition, results
 from conclugen_jax.study.definition import PROBE, SWEPT, Run
-from conclugen_jax.study.results import FAILURE
 from conclugen_jax.study.sharing import Died, side_by_side
 from conclugen_jax.system import environment, files, progress, signals
 
-DEFINITION = "study.json"
-DONE = "done.json"
 LOST = "the process that ran it"
-BEGUN = "it was begun and has not ended; repeat the command to resume"
 
 
 def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
@@ -71,7 +68,8 @@ def within(root: Path, study: ConfigDict, stop: signals.Stop, further: Sequence[
     done = {run.path for run in runs if is_done(root, run)}
     for path in dict.fromkeys(run.config.data.path for run in runs if run.path not in done):
         manifest_lib.read(path)
-    files.write_atomically(root / DEFINITION, config_lib.to_json(study))
+    files.write_atomically(root / STUDY, config_lib.to_json(study))
+    files.write_json(root / RUNS, [run.path for run in runs], place="--study")
     waiting = definition.cohorts(chain for chain in chains if not done.issuperset(run.path for run in chain))
     jobs = min(study.jobs or automatic_jobs(study.job_gib), max(len(waiting), 1))
     progress.say(f"study {study.name}: {len(runs)} runs, {len(done)} done already, {jobs} side by side")

@@ -21,10 +21,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.runs import checkpoint, config as config_lib
+from conclugen_jax.runs.layout import RESULT, SEARCH as DEFINITION, TRIALS as FOLDER
 from conclugen_jax.study.search_space import OBJECTIVES
 from conclugen_jax.system import files, locks, progress
 
-DATABASE, DEFINITION, RESULT, FOLDER = "search.sqlite", "search.json", "result.json", "trials"
+DATABASE = "search.sqlite"
 NAME = "pretraining"  # of the one study in the database
 
 FIRST_RUNG_SHARE, REDUCTION, NUM_RUNGS = 8, 2, 3

@@ -45,6 +45,19 @@ def hold(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
                 path.unlink(missing_ok=True)
 
 
+def holder(path: Path) -> str | None:
+    """Return who holds a lock, without taking it; ``None`` if nobody does, whoever left the file."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
+            except BlockingIOError:
+                return file.read().strip() or "another process"
+    except OSError:
+        return None
+    return None
+
+
 def _is(file: IO[str], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
