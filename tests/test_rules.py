@@ -42,6 +42,8 @@ SHAPES = {
     "numbers": facts(200, kind="value", classes=0),
     "persons that are the answer": facts(200, **persons(200, 20, explained=0.6)),
     "a clip a person": facts(200, **persons(200, 200)),
+    "one label of several kinds": Facts(90, {"video": 90}, {"video": 30}, kind="multi", counts={"smiles": 40}),
+    "splits of other names": facts(90)._replace(splits=("train", "extra")),
 }
 
 
@@ -106,11 +108,55 @@ def test_rows_are_scored_as_the_data_allow():
     assert "1 of 30 rows have no person" in rules.scheme(some).reason
     split = rules.scheme(facts(300)._replace(splits=("train", "test")))
     assert (split.num_folds, split.seeds, split.labels) == (0, (0, 1, 2), (2, 5, 20, 0))
+    assert split.reason == "trained on 'train' and scored on 'test', as the data are split; seeds: 3"
     quick = rules.scheme(facts(300), quick=True)
     assert (quick.seeds, quick.labels) == ((0,), (2, 0))
     assert rules.scheme(SHAPES["100,000 rows"]).num_folds == 3
     assert not rules.is_labelled(SHAPES["one class"])
     assert rules.is_labelled(SHAPES["numbers"])
+    several = SHAPES["one label of several kinds"]
+    assert rules.is_labelled(several)
+    assert not rules.is_labelled(several._replace(counts={"smiles": 90}))
+
+
+@pytest.mark.parametrize(
+    ("splits", "scored", "chosen_by"),
+    [
+        (("train", "validation", "test"), "test", "validation"),
+        (("train", "test"), "test", "train"),
+        (("train", "validation"), "validation", "train"),
+        (("train", "extra", "validation"), "validation", "train"),
+        (("train", "extra"), "extra", "train"),
+        (("validation", "test"), "test", "validation"),
+        (("test", "extra"), "extra", "test"),
+        (("test",), "test", "train"),  # whose folds have these splits
+    ],
+)
+def test_rows_that_are_scored_are_not_those_of_training_nor_of_a_choice(splits, scored, chosen_by):
+    known = facts(300)._replace(splits=splits)
+    scheme = rules.scheme(known)
+    assert bool(scheme.num_folds) == (len(splits) == 1)
+    trained = splits[0] if len(splits) > 1 else "train"
+    assert rules.training_split(splits) == splits[0]
+    data = {"data.path": "data{fold}{shuffle}", "data.train_split": trained}
+    config = plan.configured(rules.settings(known), data, [], plan.START)
+    protocols = plan.study(config, scheme, known, "mine").datasets.mine.protocols
+    for name, by in (("linear_evaluation", chosen_by), ("probe", trained)):
+        about = protocols[name].data
+        assert (about.train_split, about.validation_split, about.test_split) == (trained, by, scored), name
+
+
+def test_reasons_have_the_numbers_of_the_training_rows():
+    def reason(key, known):
+        (one,) = (one for one in rules.settings(known) if one.key == key)
+        return one.reason
+
+    by = "data.standardize"
+    assert reason(by, SHAPES["one person"]) == "there is one person"
+    assert reason(by, SHAPES["no groups"]) == "0 of 200 rows say which person they are of"
+    assert reason(by, SHAPES["a clip a person"]) == "200 persons with 1 clips each (median), which are too few"
+    assert "explain 60% of the label" in reason(by, SHAPES["persons that are the answer"])
+    assert reason("train.batch_size", facts(300)) == "a third of the 300 training rows, at most 512"
 
 
 def test_rare_modalities_are_left_out():

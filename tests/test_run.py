@@ -1,5 +1,6 @@
 """The command run: features in; a trained model, its scores and a page out, every stage once."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -7,9 +8,12 @@ import pyarrow as pa
 import pytest
 
 import conclugen_jax
-from conclugen_jax.pipeline import source
+from conclugen_jax.data import builders, shards
+from conclugen_jax.data.requests import Layout
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.pipeline import rules, run as run_lib, source
 from conclugen_jax.runs import configuration_files
-from tests.helpers import run
+from tests.helpers import Faces, run
 from tests.reports import Page
 
 N, PERSONS = 90, 6
@@ -87,6 +91,95 @@ def test_from_python_labels_may_be_a_data_frame(tmp_path, monkeypatch):
     assert table.read_text().split() == ["id,label", "a,sad", "b,happy"]
     assert asked["source"].layout.label == ("label",)
     assert asked["how"] == {"quick": True, "config": "", "changes": [("seed", "3")]}
+    written = table.stat().st_mtime_ns
+    conclugen_jax.run("clips", tmp_path, labels=pa.table({"id": ["a", "b"], "label": ["happy", "sad"]}))
+    assert asked["source"].labels != (table,)  # other labels are another request
+    conclugen_jax.run("clips", tmp_path, labels=frame)
+    assert (asked["source"].labels, table.stat().st_mtime_ns) == ((table,), written)
+    assert asked["source"].layout == Layout()
+    order = pa.DictionaryArray.from_arrays([1, 0], ["weak", "strong"], ordered=True)
+    graded = pa.table({"id": ["a", "b"], "label": order})
+    for how, classes in (({}, ("weak", "strong")), ({"classes": ["strong", "weak"]}, ("strong", "weak"))):
+        conclugen_jax.run("clips", tmp_path, labels=graded, **how)
+        assert asked["source"].layout.classes == classes
+
+
+def test_other_files_are_noticed_and_the_cache_of_a_built_data_set_is_not(tmp_path):
+    clips, root, table = tmp_path / "clips", tmp_path / "run", tmp_path / "run" / "labels.csv"
+    for folder in (clips / "happy", clips / "sad", root):
+        folder.mkdir(parents=True)
+    (clips / "happy" / "a.mp4").write_bytes(b"clip")
+    table.write_text("id,label")
+    stamps = [source.stamp(source.Source(clips, (table,)), root)]
+    (clips / "happy" / "a.mp4").rename(clips / "sad" / "a.mp4")  # another class
+    stamps.append(source.stamp(source.Source(clips, (table,)), root))
+    table.write_text("id,label\na,sad")
+    stamps.append(source.stamp(source.Source(clips, (table,)), root))
+    assert len(set(stamps)) == 3
+    mine = source.Source(builders.build(Faces(), tmp_path))
+    before = source.stamp(mine, root)
+    (mine.path / "cache" / "train").mkdir(parents=True)
+    (mine.path / "cache" / "train" / "neighbours.npy").touch()
+    assert source.stamp(mine, root) == before
+    (mine.path / "manifest.json").touch()
+    assert source.stamp(mine, root) != before
+
+
+def test_a_command_may_be_corrected_until_there_is_a_data_set(tmp_path):
+    features, folder = write(tmp_path / "mine"), tmp_path / "run"
+    labels, good = features / "labels.csv", (features / "labels.csv").read_text()
+    labels.write_text(good.replace("clip00", "clip01"))
+    assert "the same id" in run("run", features, f"--workdir={folder}", code=2).stderr
+    labels.write_text(good)
+    run_lib._settle(folder, source.Source(features), {"quick": True})
+    (folder / run_lib.INSPECTION).touch()
+    run_lib._settle(folder, source.Source(features), {"quick": True})
+    with pytest.raises(ConclugenError, match="quick: True then, False now"):
+        run_lib._settle(folder, source.Source(features), {"quick": False})
+
+
+def begun(monkeypatch, features, folder, **how):
+    """Do all before training; return the study and the further runs that would be done."""
+    seen = []
+    monkeypatch.setattr(run_lib.study_lib, "within", lambda root, study, stop, further: seen.append((study, further)))
+    with contextlib.suppress(TypeError):  # there are no results
+        run_lib.run(source.Source(features), folder, **how)
+    return seen[-1]
+
+
+def test_settings_are_those_of_the_smallest_training_rows(tmp_path, monkeypatch):
+    features, folder = write(tmp_path / "mine", labels=False), tmp_path / "run"
+    rows = [f"clip{i:02d},{'happy' if i % 3 else 'sad'},p{i % 7},whole" for i in range(N)]  # of 12 or 13 clips each
+    (features / "labels.csv").write_text("\n".join(["id,label,group,split", *rows]))
+    study, (whole, classifier) = begun(monkeypatch, features, folder)
+    assert study.methods.pretrained.pretraining.data.train_split == "train"
+    protocols = study.datasets.mine.protocols.values()
+    assert {(c.data.train_split, c.data.validation_split, c.data.test_split) for c in protocols} == {
+        ("train", "train", "test")
+    }
+    assert study.pretraining_path.endswith("data/mine_fold{fold}of5_seed{shuffle}/1.0.0")
+    assert (whole.config.data.train_split, classifier.config.data.train_split) == ("whole", "whole")
+    assert classifier.config.data.test_split == ""
+    folds = [shards.open_dataset(path) for path in (folder / "data").glob("mine_fold*/1.0.0")]
+    smallest = min((rules.facts(fold) for fold in folds), key=lambda known: known.rows)
+    settings = (folder / "config.py").read_text()
+    assert len(folds) == len(study.seeds) == 5
+    assert f"# a third of the {smallest.rows} training rows" in settings
+    assert f"# {smallest.persons} persons with {smallest.clips:g} clips each (median); they explain" in settings
+    assert smallest.persons < 7
+
+
+def test_the_file_of_settings_is_not_what_changes_them(tmp_path, monkeypatch):
+    features, folder = write(tmp_path / "mine"), tmp_path / "run"
+    begun(monkeypatch, features, folder, quick=True)
+    begun(monkeypatch, features, folder, quick=True)
+    path = folder / "config.py"
+    path.write_text(path.read_text().replace("config.train.num_epochs = ", "config.train.num_epochs = 9"))
+    expected = (
+        r"config\.py: differs from what this command chooses \(config\.train\.num_epochs: 9\d+ -> \d+\); restore it"
+    )
+    with pytest.raises(ConclugenError, match=expected):
+        run_lib.run(source.Source(features), folder, quick=True)
 
 
 def test_mistakes_are_one_sentence(tmp_path):

@@ -26,6 +26,8 @@ def run(
 ) -> run_lib.Outcome:
     """Go from clips, features or a built data set to a trained model, its scores and a page; see ``conclugen run --help``.
 
+    It starts processes, so a script calls it below ``if __name__ == "__main__":``.
+
     Args:
       source: folder of clips, folder or file of features, or a built data set.
       workdir: folder for all that comes of it; the same call resumes there.
@@ -44,9 +46,13 @@ def run(
       ConclugenError: a source that cannot be used, too few rows, or a folder in which something else was begun.
       Interrupted: a signal came; the same call resumes.
     """
+    columns = (label,) if isinstance(label, str) else tuple(label)
+    columns = tuple(filter(None, columns))
     if data_frames.is_frame(labels):
-        labels = [source_lib.labels_of(labels, Path(workdir))]
-    layout = Layout((label,) if isinstance(label, str) else tuple(label), label_kind, tuple(classes), tuple(targets))
+        labels, known = source_lib.labels_of(labels, Path(workdir))
+        if not classes and label_kind in ("", "single") and len(columns) < 2:
+            classes = known.get(*(columns or ("label",)), ())
+    layout = Layout(columns, label_kind, tuple(classes), tuple(targets))
     tables = tuple(map(Path, [labels] if isinstance(labels, str | Path) else labels))
     found = source_lib.Source(Path(source), tables, label_pattern, layout, drop_bad)
     given = [(key, str(value)) for key, value in (changes or {}).items()]

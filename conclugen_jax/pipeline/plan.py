@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from conclugen_jax.evaluate.baselines import BASELINES
+from conclugen_jax.pipeline import rules
 from conclugen_jax.pipeline.rules import MANY, Facts, Scheme, Setting
 from conclugen_jax.runs import configuration_files
 from conclugen_jax.study.definition import PROBE, Run
@@ -81,7 +82,7 @@ def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str, *, quick:
     if known.kind == "single":
         protocols[PROBE] = importlib.import_module("configs.study_base").probe(config)
         protocols[PROBE].data.validation_split = config.data.train_split  # nothing is chosen by it
-        protocols[PROBE].data.test_split = scored_split(known)
+        protocols[PROBE].data.test_split = rules.scored_split(known)
     else:
         protocols["raw_features"] = protocols["linear_evaluation"].copy_and_resolve_references()
         protocols["raw_features"].downstream.protocol = "raw_features"
@@ -89,19 +90,17 @@ def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str, *, quick:
     return found.lock()
 
 
-def scored_split(known: Facts) -> str:
-    """Return the split that is scored."""
-    return "test" if "test" in known.splits or len(known.splits) == 1 else known.splits[1]
-
-
 def classifier(config: ConfigDict, scheme: Scheme, known: Facts) -> ConfigDict:
-    """Return the configuration of the linear classifier, whose epochs are chosen by the validation split, if there is one."""
+    """Return the configuration of the linear classifier.
+
+    Its epochs are chosen by the validation split, by the training rows where there is none or that is what is scored.
+    """
     found = configuration_files.load("linear_evaluation", of_run=True)
     found.data.update(config.data)
     found.model.update(config.model)
-    if "validation" not in known.splits or scheme.num_folds:
+    found.data.test_split = rules.scored_split(known)
+    if "validation" not in known.splits or found.data.test_split == "validation":
         found.data.validation_split = config.data.train_split
-    found.data.test_split = scored_split(known)
     found.seed = config.seed
     devices = jax.device_count()
     found.train.batch_size = max(min(128, known.rows) // devices, 1) * devices

@@ -1,7 +1,7 @@
 """Choose settings from the data by written rules, each with its reason; they change ``configs/conclu_neighbours.py``."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ class Facts(NamedTuple):
     rows: int
     present: Mapping[str, int]  # modality -> rows that have it
     dims: Mapping[str, int]  # modality -> size of its vectors
-    splits: tuple[str, ...] = ("train",)  # of the data set
+    splits: tuple[str, ...] = ("train",)  # of the data set, that of these rows first
     kind: str = "none"  # of the label
     counts: Mapping[str, int] = {}  # class -> rows
     with_person: int = 0  # rows that have a group
@@ -59,7 +59,7 @@ class Scheme(NamedTuple):
 def facts(dataset: shards.Dataset) -> Facts:
     """Read what the rules go by of the training split of a data set."""
     manifest = dataset.manifest
-    split = "train" if "train" in manifest.splits else next(iter(manifest.splits))
+    split = training_split(manifest.splits)
     about, spec = manifest.splits[split], manifest.label
     stream = shards.ShardStream(dataset, split, list(manifest.modalities))
     everyone = np.arange(stream.num_examples)
@@ -81,9 +81,22 @@ def facts(dataset: shards.Dataset) -> Facts:
     return found._replace(explained=persons.explained(stream.labels(everyone), spec, groups))
 
 
+def training_split(splits: Iterable[str]) -> str:
+    """Return the split that is trained on: ``train``, else the first, whose statistics standardise all of them."""
+    return "train" if "train" in splits else next(iter(splits))
+
+
+def scored_split(known: Facts) -> str:
+    """Return the split that is scored, never that of the training rows; ``test`` where folds are still to be cut."""
+    _, *others = known.splits
+    return next((name for name in ("test", "validation") if name in others or not others), (others or ("",))[0])
+
+
 def is_labelled(known: Facts) -> bool:
-    """Return whether there is something to predict: labels, and of classes at least two."""
-    return known.kind == "value" or (known.kind != "none" and len(known.counts) > 1)
+    """Return whether there is something to predict: a number, two classes, or a label that some rows have and some have not."""
+    if known.kind == "multi":
+        return any(n < known.rows for n in known.counts.values())
+    return known.kind == "value" or (known.kind == "single" and len(known.counts) > 1)
 
 
 def modalities(known: Facts) -> tuple[list[str], list[str]]:
@@ -102,9 +115,10 @@ def scheme(known: Facts, *, quick: bool = False) -> Scheme:
     few = [n for n in LABELS if known.kind == "single" and _enough(known.counts, 2 * n)]
     everyone = known.rows * sum(known.dims.values()) <= MOST_NUMBERS or not few
     labels = (*(few[:1] if quick else few), *((0,) if everyone else ()))
-    if "test" in known.splits or "validation" in known.splits:
+    if len(known.splits) > 1:
         seeds = (0,) if quick else (0, 1, 2)
-        return Scheme(0, "group", seeds, labels, f"the splits of the data set; seeds: {len(seeds)}")
+        reason = f"trained on {known.splits[0]!r} and scored on {scored_split(known)!r}, as the data are split"
+        return Scheme(0, "group", seeds, labels, f"{reason}; seeds: {len(seeds)}")
     most = FOLDS if known.rows <= FEW_ROWS else FEWER_FOLDS
     if known.with_person == known.rows and known.persons >= 3:
         number, by = min(most, known.persons), "group"
@@ -201,14 +215,18 @@ def _objective(known: Facts, slow: bool) -> Sequence[Setting]:
 
 def _standardisation(known: Facts) -> Sequence[Setting]:
     key, share = "data.standardize", known.explained
-    if 2 * known.with_person < known.rows or known.persons < 2:
+    if 2 * known.with_person < known.rows:
         return [Setting(key, "split", f"{known.with_person:,} of {known.rows:,} rows say which person they are of")]
+    if known.persons < 2:
+        return [Setting(key, "split", "there is one person")]
     about = f"{known.persons} persons with {known.clips:g} clips each (median)"
     if share is None:
         why = "no labels say how much of them is the person"
         return [Setting(key, "person" if known.clips >= 10 else "split", f"{about}; {why}; by person from 10 clips on")]
     explain = f"they explain {share:.0%} of the label’s variance"
-    if share > persons.CONFOUNDED or known.clips < 2:
+    if known.clips < 2:
+        return [Setting(key, "split", f"{about}, which are too few")]
+    if share > persons.CONFOUNDED:
         return [Setting(key, "split", f"{about}; {explain}, and the person’s mean may be part of the answer")]
     return [Setting(key, "person", f"{about}; {explain}, so what a person always looks like says nothing")]
 

@@ -29,7 +29,7 @@ from conclugen_jax.evaluate import health
 from conclugen_jax.pipeline import plan, rules, source as source_lib
 from conclugen_jax.pipeline.source import Source
 from conclugen_jax.pipeline.stages import Stage, Stages
-from conclugen_jax.runs import log as log_lib, workdir as workdir_lib
+from conclugen_jax.runs import config as config_lib, configuration_files, log as log_lib, workdir as workdir_lib
 from conclugen_jax.runs.layout import REQUEST
 from conclugen_jax.study import results, study as study_lib
 from conclugen_jax.study.definition import Run
@@ -38,6 +38,8 @@ from conclugen_jax.system import files, progress, signals
 
 CONFIG, INSPECTION = "config.py", "inspection.json"
 FEATURES, INSPECT, SETTINGS, TRAINING, REPORT = "features", "inspection", "settings", "training and scores", "report"
+ROWS_A_WORKER = 5000
+"""Rows of a built data set that are read in the seconds that a process takes to start."""
 SECONDS = 2.0
 """Between two looks at the logs of runs in other processes."""
 
@@ -61,7 +63,7 @@ class _Chosen(NamedTuple):
 
     config: ConfigDict
     settings: Sequence[rules.Setting]
-    known: rules.Facts  # of the smallest training split
+    known: rules.Facts  # of the training rows, of folds the fewest
     scheme: rules.Scheme | None  # ``None``: nothing can be scored
     path: str  # of the data sets that are scored, with {fold} and {shuffle}
     remarks: Sequence[str]
@@ -112,7 +114,10 @@ def run(
 
 
 def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
-    """Write what was asked for, or refuse a folder in which something else was begun."""
+    """Write what was asked for, or refuse a folder in which something else was begun.
+
+    Until there is a data set, a command that was corrected may be repeated: extraction compares what it has done itself.
+    """
     asked = {
         "source": str(source.path.absolute()),
         "labels": [str(path.absolute()) for path in source.labels],
@@ -122,7 +127,8 @@ def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
         "files": source_lib.stamp(source, root),
     }
     asked, path = json.loads(json.dumps(asked)), root / REQUEST
-    if not path.exists():
+    begun = (root / INSPECTION).exists() or any((root / source_lib.DATA).glob(f"*/*/{manifest_lib.FILE}"))
+    if not (begun and path.exists()):
         files.write_json(path, asked)
         return
     before = files.read_json(path, dict[str, Any], way_out="choose another --workdir")
@@ -153,40 +159,57 @@ def _settings(root: Path, dataset: shards.Dataset, known: rules.Facts, quick: bo
     """Cut the folds, and choose settings from the smallest of their training splits."""
     scheme = rules.scheme(known, quick=quick) if rules.is_labelled(known) else None
     kept, remarks = rules.modalities(known)
-    manifest, folder, smallest = dataset.manifest, dataset.path.absolute(), known.rows
+    manifest, path = dataset.manifest, str(dataset.path.absolute())
     if scheme is None and known.kind == "none":
         remarks.append("no labels, so no scores: the same command with labels (labels.csv) measures accuracy")
     elif scheme is None:
-        remarks.append(
-            f"one class alone ({', '.join(known.counts) or 'none'}): there is nothing to predict, so no scores"
-        )
+        found = f"one class alone ({', '.join(known.counts) or 'none'})"
+        remarks.append(f"{found}: there is nothing to predict, so no scores")
     else:
         remarks.append(scheme.reason)
-    path = str(folder)
     if scheme and scheme.num_folds:
-        cut = Request(formats.GENERIC, folder, name=manifest.name, version=manifest.version, only=tuple(kept))
-        cut = dataclasses.replace(cut, fold_by=scheme.fold_by, fold_seed=1, fold_validation=False)
-        for number, seed in enumerate(scheme.seeds, 1):
-            stage.say(f"fold {number} of {len(scheme.seeds)}")
-            opened = formats.open_source(dataclasses.replace(cut, folds=(scheme.num_folds, seed)))
-            built = builders.build(opened, root / source_lib.DATA, drop_bad=True, num_workers=os.cpu_count() or 1)
-            smallest = min(smallest, manifest_lib.read(built).splits["train"]["num_examples"])
+        folds = _cut(root, dataset, known, scheme, kept, stage)
+        known = rules.facts(min(folds, key=lambda fold: fold.manifest.splits["train"]["num_examples"]))
         path = str(root.absolute() / source_lib.DATA / plan.fold_name(manifest.name, scheme) / manifest.version)
     present, dims = ({m: x[m] for m in kept} for x in (known.present, known.dims))
-    known, devices = known._replace(rows=smallest, present=present, dims=dims), jax.devices()
+    known, devices = known._replace(present=present, dims=dims), jax.devices()
     settings = rules.settings(known, quick=quick, num_devices=len(devices), slow=devices[0].platform == "cpu")
     return _Chosen(ConfigDict(), settings, known, scheme, path, remarks)
+
+
+def _cut(
+    root: Path, dataset: shards.Dataset, known: rules.Facts, scheme: rules.Scheme, kept: Sequence[str], stage: Stage
+) -> list[shards.Dataset]:
+    """Return the folds of a scheme as data sets of the modalities that are kept; rows that have none are left out."""
+    name, version, folds = dataset.manifest.name, dataset.manifest.version, []
+    workers = min(os.cpu_count() or 1, 1 + known.rows // ROWS_A_WORKER)
+    how = {"fold_by": scheme.fold_by, "fold_seed": 1, "fold_validation": False, "only": tuple(kept)}
+    for number, seed in enumerate(scheme.seeds, 1):
+        stage.say(f"fold {number} of {len(scheme.seeds)}")
+        cut = Request(formats.GENERIC, dataset.path.absolute(), name=name, version=version, **how)
+        opened = formats.open_source(dataclasses.replace(cut, folds=(scheme.num_folds, seed)))
+        built = builders.build(opened, root / source_lib.DATA, drop_bad=True, num_workers=workers)
+        folds.append(shards.open_dataset(built, verify="size"))
+    return folds
 
 
 def _configured(
     root: Path, dataset: shards.Dataset, chosen: _Chosen, config: str, changes: Sequence[tuple[str, str]], stage: Stage
 ) -> _Chosen:
     """Make the configuration of pretraining, of the settings or of a file, and save it as a file."""
-    data = {"data.path": str(dataset.path.absolute()), "data.train_split": chosen.known.splits[0]}
+    data = {
+        "data.path": str(dataset.path.absolute()),
+        "data.train_split": rules.training_split(dataset.manifest.splits),
+    }
     settings = [] if config else chosen.settings
     made = plan.configured(settings, data, changes, config or plan.START)
     if not (root / CONFIG).exists():
         files.write_atomically(root / CONFIG, plan.written(settings, made, dataset.manifest.name))
+    elif changed := config_lib.differences(configuration_files.load(str(root / CONFIG), of_run=True), made):
+        way_out = "restore it, or pass it by --config with another --workdir"
+        raise ConclugenError(
+            f"{root / CONFIG}: differs from what this command chooses ({'; '.join(changed)}); {way_out}"
+        )
     for one in settings:
         progress.say(f"  {one.key} = {one.value!r}: {one.reason}")
     stage.say(str(root / CONFIG))
@@ -210,7 +233,7 @@ def _trained(
             found, cells = None, []
         else:
             config = chosen.config.copy_and_resolve_references()
-            config.data.path = chosen.path
+            config.data.path, config.data.train_split = chosen.path, chosen.known.splits[0]
             study = plan.study(config, chosen.scheme, chosen.known, dataset.manifest.name, quick=quick)
             found = study_lib.within(root, study, stop, runs)
             cells = [cell for cell in found["cells"] if cell["status"] != "done"]

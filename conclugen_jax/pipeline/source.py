@@ -8,6 +8,7 @@ import importlib.util
 import io
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +47,29 @@ class Source:
 
 
 def stamp(source: Source, root: Path) -> str:
-    """Return a hash of names, sizes and times of the files of a source, apart from those of the run itself."""
+    """Return a hash of names, sizes and times of the files of a source, apart from those of the run itself.
+
+    Of a built data set it is that of its manifest, which has the hashes of its files: others come and go in its cache.
+    """
     digest, own = hashlib.sha256(source.kind.encode()), root.absolute()
-    for path in (source.path, *source.labels):
-        below = sorted(Path(at, name) for at, _, names in os.walk(path) for name in names) or [path]
-        for file in below:
-            if own in file.absolute().parents:
-                continue
+    first = source.path / manifest_lib.FILE if source.kind == "built" else source.path
+    for path in (first, *source.labels):
+        below = sorted(Path(at, name) for at, _, names in os.walk(path) for name in names)
+        below = [file for file in below if own not in file.absolute().parents]
+        for file in below or [path]:
             try:
                 found = file.stat()
             except OSError as e:
                 raise ConclugenError(f"{file}: cannot be read ({e.strerror}); repair or remove it") from e
-            digest.update(os.fsencode(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0"))
+            digest.update(os.fsencode(f"{file.relative_to(path)}\0{found.st_size}\0{found.st_mtime_ns}\0"))
     return digest.hexdigest()
 
 
 def built(source: Source, root: Path, quick: bool, stage: Stage) -> Path:
     """Return the data set of all rows, made if it is not there."""
     about = {"labels": source.labels, "layout": source.layout}
+    if source.pattern and source.kind != "clips":
+        raise ConclugenError(f"--label_pattern={source.pattern}: {source.path} holds no clips; leave it out")
     if source.kind == "built":
         if source.labels or source.layout != Layout():
             raise ConclugenError(f"{source.path}: is built already, with its labels; leave the flags of labels out")
@@ -71,8 +77,6 @@ def built(source: Source, root: Path, quick: bool, stage: Stage) -> Path:
     elif source.kind == "clips":
         folder, lines = _extracted(source, root, quick, stage)
     else:
-        if source.pattern:
-            raise ConclugenError(f"--label_pattern={source.pattern}: {source.path} holds no clips; leave it out")
         request = Request(formats.GENERIC, source.path, name=_name(source.path), **about)
         how = {"drop_bad": source.drop_bad, "num_workers": os.cpu_count() or 1, "progress": stage.counter("rows")}
         folder, lines = builders.build(formats.open_source(request), root / DATA, **how), []
@@ -115,12 +119,16 @@ def _name(path: Path) -> str:
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
 
-def labels_of(frame: Any, root: Path) -> Path:
-    """Write a data frame of labels (``id``, ``label``, ``group``, ``split``, ...) as a table in the folder of a run."""
-    table, text = data_frames.labels(frame).table, io.StringIO(newline="")
+def labels_of(frame: Any, root: Path) -> tuple[Path, Mapping[str, Sequence[str]]]:
+    """Write a data frame of labels (``id``, ``label``, ``group``, ``split``, ...) as a table in the folder of a run.
+
+    Returns the table, whose name has a hash of its content, and column -> names of its classes where the frame orders them.
+    """
+    found = data_frames.labels(frame)
+    table, text = found.table, io.StringIO(newline="")
     csv.writer(text).writerows([list(table.columns), *zip(*table.columns.values(), strict=True)])
     root.mkdir(parents=True, exist_ok=True)
-    path = root / "labels.csv"
-    if not path.exists() or path.read_text(encoding="utf-8") != text.getvalue():
+    path = root / f"labels_{found.facts['labels_sha256'][:16]}.csv"
+    if not path.exists():
         files.write_atomically(path, text.getvalue())
-    return path
+    return path, table.classes
