@@ -82,6 +82,12 @@ def test_names_that_do_not_count_are_reported(tmp_path, name, why):
     assert notes == [f"a file beside the clip gives no words ({name}: {why})"]
 
 
+@pytest.mark.parametrize("name", ["talk.png", "talk.mp4.jpg", "talk.en.JPEG"])
+def test_stills_are_passed_over(tmp_path, name):
+    (u,), notes = beside(tmp_path, {name: b"\x89PNG", "talk.srt": SRT})
+    assert (u.text, notes) == (SAID, [])
+
+
 def test_the_order_of_preference(tmp_path):
     """Files with times before text; no language, English, the rest; the clip's name, the full name; then the ending."""
     order = [

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image, ImageColor
 
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import curves, timeline
+from conclugen_jax.extract import curves, expressions, prediction, timeline
 from conclugen_jax.extract.media.subtitles import Utterance
+from tests.helpers import run
 from tests.test_expressions import seen
 
 TOP = curves.HEADING + curves.SIDE + 8  # of the curves, in pixels
@@ -106,3 +107,13 @@ def test_clips_without_a_face_have_a_heading_alone(tmp_path):
 def test_more_clips_than_a_picture_holds_are_refused(tmp_path):
     with pytest.raises(ConclugenError, match=r"picture\.png: 101 clips, a picture shows 100 at most; name fewer"):
         curves.draw([seen()] * 101, tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize("flags", [(), ("--checkpoint=run",)])
+def test_they_are_refused_before_anything_is_computed(tmp_path, monkeypatch, flags):
+    for module, name in ((expressions, "look"), (prediction, "predict")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed"))
+    most = timeline.MOST if flags else curves.MOST
+    clips = [tmp_path / f"{i}.mp4" for i in range(most + 1)]
+    refused = run("predict", *flags, f"--picture={tmp_path}/picture.png", *clips, code=2)
+    assert f"{most + 1} clips, a picture shows {most} at most; name fewer clips" in refused.stderr

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.extract import backbones, prediction, preparation, timeline
+from conclugen_jax.extract import backbones, faces, prediction, preparation, timeline
 from conclugen_jax.extract.backbones import Backbone, Networks
 from conclugen_jax.extract.companions import Companions
 from conclugen_jax.extract.networks import mtcnn, weights
@@ -63,6 +63,13 @@ def test_what_differs_is_refused():
         ConclugenError, match=r"mtcnn: its faces_per_second is 2\.0, that of .* is 1\.0; .*extract again"
     ):
         same_way(made(frames={"faces": weights.load(mtcnn.WEIGHTS).sha256, "no_face": "drop", "faces_per_second": 1.0}))
+    earlier = {"faces": weights.load(mtcnn.WEIGHTS).sha256, "no_face": "drop", "faces_per_second": 2.0}  # no least_face
+    for facts, least in ((earlier, 0.0), (earlier | {"least_face": 0.5}, 0.5)):
+        message = (
+            rf"^mtcnn: its least_face is {faces.LEAST}, that of the features of runs/linear is {least}; .*extract again"
+        )
+        with pytest.raises(ConclugenError, match=message):
+            same_way(made(frames=facts))
     with pytest.raises(
         ConclugenError, match=r'pocketsphinx: its version is ".+", that of the features of runs/linear is "0\.1"'
     ):

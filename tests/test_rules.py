@@ -25,6 +25,7 @@ def persons(rows, number, explained=0.0):
 
 
 SHAPES = {
+    "four rows": facts(4),
     "six rows": facts(6),
     "ten rows": facts(10),
     "30 clips": facts(30, **persons(30, 5)),
@@ -168,7 +169,7 @@ def test_rare_modalities_are_left_out():
 
 
 def test_too_few_rows_are_refused():
-    with pytest.raises(ConclugenError, match=r"^3 training rows, which are too few to learn from; pretraining needs 6"):
+    with pytest.raises(ConclugenError, match=r"^3 training rows, which are too few to learn from; pretraining needs 4"):
         rules.settings(facts(3))
 
 
@@ -202,3 +203,17 @@ def test_the_saved_configuration_is_the_one_that_was_chosen(tmp_path):
     text = path.read_text()
     assert "# a third of the 300 training rows" in text
     assert "80 epochs" not in text
+
+
+def test_the_file_of_the_configuration_says_where_it_comes_from():
+    known = facts(30)
+    settings, data = rules.settings(known), {"data.path": "data"}
+    chosen_ones = plan.written(settings, plan.configured(settings, data, [], plan.START), "mine")
+    assert chosen_ones.startswith(
+        '"""Settings of mine, chosen from its data; they start from those of conclu_neighbours."""'
+    )
+    given = plan.written([], plan.configured([], data, [], "conclugen"), "mine")
+    assert given.startswith(
+        '"""Settings of mine, as they were given; what follows differs from those of conclu_neighbours."""'
+    )
+    assert "neighbours = 0" in given

@@ -159,3 +159,8 @@ def test_processors_are_shared(monkeypatch):
     monkeypatch.setattr(study_lib, "_processors", lambda: [0, 1, 2, 3])
     assert 1 <= study_lib.automatic_jobs(1e-3) <= 4
     assert study_lib.automatic_jobs(1e6) == 1
+
+
+def test_the_time_that_is_left_is_told_where_some_is():
+    said = [study_lib.remaining(seconds) for seconds in (0.0, 20.0, 60.0, 600.0)]
+    assert said == ["", "; less than a minute left", "; about 1 min left", "; about 10 min left"]

@@ -49,12 +49,14 @@ def main() -> int:
             raise ConclugenError(f"{file}: named twice; name each clip once")
     import jax
 
-    from conclugen_jax.extract import timeline, vectors
+    from conclugen_jax.extract import curves, timeline, vectors
 
     jax.devices()  # where there are none, the error is not one of a clip or a backbone
     vectors.keep_freed_memory()
     if FLAGS.picture:
         timeline.check(Path(FLAGS.picture))
+        most = curves.MOST if FLAGS.checkpoint is None else timeline.MOST
+        timeline.check_number(Path(FLAGS.picture), len(files), most, "clips")
     found = _expressions(files) if FLAGS.checkpoint is None else _predictions(files)
     for p in found:
         if p.failure:

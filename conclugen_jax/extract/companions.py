@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from conclugen_jax.data.files import MEDIA, PICTURES, SOUNDS
+from conclugen_jax.data.files import MEDIA, PICTURES, SOUNDS, STILLS
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract.media import subtitles
 from conclugen_jax.extract.utterance import Utterance
@@ -61,7 +61,7 @@ class Companions:
 
         Files that cannot be read, and those that say nothing, are passed over.
         """
-        files = [path for path in self._of(clip) if path.suffix.lower() not in MEDIA]
+        files = [path for path in self._of(clip) if path.suffix.lower() not in MEDIA + STILLS]
         ranks = {path: rank for path in files if (rank := _rank(path, clip))}
         wrong = [f"{path}: {_why_not(path, clip)}" for path in files if path not in ranks]
         lines, used, others, letters = [], "", [], []

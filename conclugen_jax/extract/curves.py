@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from conclugen_jax.errors import ConclugenError
 from conclugen_jax.extract import timeline
 from conclugen_jax.extract.expressions import ABOUT, NO_FACE, STEPS, Expressions
 from conclugen_jax.extract.timeline import GREY, LINE, MARGIN, PALE, PLAIN, WIDTH
@@ -35,8 +34,7 @@ COLOURS = {
 
 def draw(found: Sequence[Expressions], path: Path) -> None:
     """Write a PNG picture of clips, in their order; too many for one are a ConclugenError."""
-    if len(found) > MOST:
-        raise ConclugenError(f"{path}: {len(found)} clips, a picture shows {MOST} at most; name fewer clips")
+    timeline.check_number(path, len(found), MOST, "clips")
     strips = []
     for clip in found:
         strips.append((HEADING, _heading, clip))

@@ -36,10 +36,15 @@ def check(path: Path) -> None:
         raise ConclugenError("--picture needs matplotlib: pip install 'conclugen_jax[extract]'") from e
 
 
+def check_number(path: Path, number: int, most: int, unit: str) -> None:
+    """Refuse more clips or utterances than a picture shows."""
+    if number > most:
+        raise ConclugenError(f"{path}: {number} {unit}, a picture shows {most} at most; name fewer clips")
+
+
 def draw(predictions: Sequence[Prediction], path: Path) -> None:
     """Write a PNG picture of utterances, in their order; too many for one are a ConclugenError."""
-    if len(predictions) > MOST:
-        raise ConclugenError(f"{path}: {len(predictions)} utterances, a picture shows {MOST} at most; name fewer clips")
+    check_number(path, len(predictions), MOST, "utterances")
     strips: list[tuple] = []
     for _, group in itertools.groupby(predictions, key=lambda p: p.clip):
         clip = list(group)

@@ -57,7 +57,8 @@ def written(settings: Sequence[Setting], config: ConfigDict, name: str) -> str:
             lines.append(f"    # {one.reason}")
         if one or value != usual[key]:
             lines.append(f"    config.{key} = {value!r}")
-    head = f'"""Settings of {name}, chosen from its data; they start from those of {START}."""'
+    whose = "chosen from its data; they start from" if settings else "as they were given; what follows differs from"
+    head = f'"""Settings of {name}, {whose} those of {START}."""'
     start = f"from configs import {START}\n\n\ndef get_config():\n    config = {START}.get_config()"
     return "\n".join([head, "", start, *lines, "    return config", ""])
 

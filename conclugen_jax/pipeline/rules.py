@@ -9,8 +9,8 @@ import numpy as np
 from conclugen_jax.data import persons, shards
 from conclugen_jax.errors import ConclugenError
 
-FEWEST = 6
-"""Rows of a training split below which there is nothing to learn from; folds of ten clips leave seven or eight."""
+FEWEST = 4
+"""Rows of a training split below which there is nothing to learn from; folds by person of ten clips may leave so few."""
 MOST_BATCH, CLUSTERS, QUEUE = 512, 10, 2
 STEPS, MOST_STEPS, EPOCHS = 240, 5000, 20
 """The recommended method was judged at 240 steps of some 330 rows; larger data are seen 20 times, within 5,000 steps."""
@@ -146,7 +146,7 @@ def settings(known: Facts, *, quick: bool = False, num_devices: int = 1, slow: b
       slow: whether they are processors rather than accelerators.
 
     Raises:
-      ConclugenError: fewer than six rows.
+      ConclugenError: fewer than four rows.
     """
     if known.rows < max(FEWEST, 2 * num_devices):
         fact = f"{known.rows} training rows, which are too few to learn from; pretraining needs {FEWEST}"
@@ -161,7 +161,7 @@ def settings(known: Facts, *, quick: bool = False, num_devices: int = 1, slow: b
 
 def _batches(known: Facts, quick: bool, num_devices: int) -> Sequence[Setting]:
     n = known.rows
-    most = min(n // 3, MOST_BATCH)
+    most = min(max(n // 3, 2), MOST_BATCH)
     batch = max(most // num_devices, 1) * num_devices
     steps = n // batch
     least, limit, passes = (QUICK_STEPS, QUICK_MOST, QUICK_EPOCHS) if quick else (STEPS, MOST_STEPS, EPOCHS)
@@ -171,7 +171,7 @@ def _batches(known: Facts, quick: bool, num_devices: int) -> Sequence[Setting]:
     clusters = max(2, min(max(CLUSTERS, len(known.counts)), points // 4))
     of_clusters = f"{CLUSTERS}, or as many as there are classes, and at most a quarter of the {points:,} points"
     return [
-        Setting("train.batch_size", batch, f"a third of the {n:,} training rows, at most {MOST_BATCH}"),
+        Setting("train.batch_size", batch, f"a third of the {n:,} training rows, at least 2, at most {MOST_BATCH}"),
         Setting("train.num_epochs", epochs, f"{epochs * steps:,} steps of {steps} an epoch"),
         Setting("schedule.warmup_epochs", warmup, "a twelfth of the epochs"),
         Setting("schedule.period_epochs", period, "a third of the epochs, and then two thirds"),

@@ -132,11 +132,17 @@ def work(root: Path, waiting: list[list[list[Run]]], jobs: int, stop: signals.St
             waiting.append(rest)
         else:
             finished += 1
-            left = (time.monotonic() - begun) / finished * (total - finished)
+            left = remaining((time.monotonic() - begun) / finished * (total - finished))
             paths = [root / run.path for chain in cohort for run in chain]
             outcome = "failed" if any(map(results.failure, paths)) else "finished"
             more = f" and {len(cohort) - 1} more" * (len(cohort) > 1)
-            progress.say(f"{finished}/{total} {cohort[0][0].path}{more} {outcome}; about {left / 60:.0f} min left")
+            progress.say(f"{finished}/{total} {cohort[0][0].path}{more} {outcome}{left}")
+
+
+def remaining(seconds: float) -> str:
+    """Return what is said of the time that is left; nothing where none is."""
+    about = f"about {seconds / 60:.0f} min" if seconds >= 60 else "less than a minute"
+    return f"; {about} left" if seconds else ""
 
 
 def _begin(root: Path, place: int, jobs: int) -> None:
