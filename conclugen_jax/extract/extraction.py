@@ -242,7 +242,8 @@ class _Extraction:
                 if state and not state.failure:
                     thumbnail = state.thumbnail if self.how.thumbnails else b""
                     words = u.text or state.text or ""
-                    yield split, name, Seen(words, os.path.abspath(u.path), u.start, u.end or 0.0, thumbnail)
+                    path = os.path.abspath(u.path).encode(errors="backslashreplace").decode()
+                    yield split, name, Seen(words, path, u.start, u.end or 0.0, thumbnail)
 
 
 def _places(features: Features, split: str, keys: Sequence[Any]) -> list[Any]:
