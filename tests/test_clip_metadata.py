@@ -29,9 +29,10 @@ PICTURE = np.array(
 )
 
 
-def write(path, *, change=lambda stream: None, bsf=None, codec="libx264", pix_fmt="yuv420p", start=0):
+def write(path, *, change=lambda stream: None, bsf=None, codec="libx264", pix_fmt="yuv420p", start=0, title=""):
     """Write ten frames of four coloured quarters; ``change`` sets attributes of the stream, ``bsf`` changes its packets."""
     with av.open(str(path), "w") as container:
+        container.metadata.update({"title": title} if title else {})
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
         stream.codec_context.max_b_frames = 0
@@ -216,3 +217,11 @@ def test_an_edit_list_cuts_pictures_and_sound(tmp_path):
     clip = media.decode(path, rates=(25.0,))
     assert [clips.number_of(frame) // 4 for frame in clip.frames[:25]] == [i % 15 for i in range(20, 45)]
     np.testing.assert_allclose(clip.sound[1000:15_000], ramp[13_800:27_800], atol=0.03)
+
+
+def test_a_title_need_not_be_utf8(tmp_path):
+    path = write(tmp_path / "a.mkv", title="d\u00e9j\u00e0")
+    path.write_bytes(path.read_bytes().replace("d\u00e9j\u00e0".encode(), b"d\xe9\xe9j\xe0\xe0"))
+    assert b"d\xe9\xe9" in path.read_bytes()
+    assert corners(media.decode(path).frames[0]) == "RGBW"
+    assert media.seconds(path) == pytest.approx(0.4)

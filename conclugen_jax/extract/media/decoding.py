@@ -22,6 +22,8 @@ WITHOUT_TIMES = ("avi",)  # containers that store when frames are decoded, not w
 NOT_SOUGHT = (*WITHOUT_TIMES, "mpeg")  # containers whose times are wrong after a seek
 LATE_SOUND = 0.1  # seconds after the wanted time at which sound may begin after a seek
 LACKING = 1.0  # seconds by which a clip may be shorter than its header says
+LENIENT = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+"""How files with titles that are not UTF-8 are opened; PyAV 19 does it by itself, and has no such argument."""
 LOUDEST = 1000.0  # greatest amplitude that is plausible; in a damaged file numbers may be anything
 
 
@@ -60,7 +62,7 @@ def decode(
         raise ConclugenError(f"{path}: no interval from {start} s to {end} s")
     try:
         for back in (*(seconds for seconds in SEEK_BACK if start > seconds + 1), None):
-            with av.open(str(path), metadata_errors="replace") as container, contextlib.suppress(TooLate):
+            with av.open(str(path), **LENIENT) as container, contextlib.suppress(TooLate):
                 notes: list[str] = []
                 pictures = _chosen(container.streams.video, "pictures", notes) if rates else None
                 sounds = _chosen(container.streams.audio, "sound", notes) if sound else None
@@ -74,7 +76,7 @@ def decode(
 def seconds(path: Path) -> float:
     """Return when the last packet of a clip ends, in seconds; 0 for a file that cannot be read. Nothing is decoded."""
     last = 0.0
-    with contextlib.suppress(av.error.FFmpegError), av.open(str(path), metadata_errors="replace") as container:
+    with contextlib.suppress(av.error.FFmpegError), av.open(str(path), **LENIENT) as container:
         zero = (container.start_time or 0) / 1_000_000
         streams = [s for s in (*container.streams.video, *container.streams.audio) if not is_cover(s)]
         for packet in container.demux(streams):
