@@ -174,6 +174,7 @@ def online_probe() -> ConfigDict:
     online_probe.neighbours = 20  # k of the k nearest neighbours, by cosine
     online_probe.learning_rates = (1e-3, 1e-2)  # of the linear classifiers; the best on the validation split is logged
     online_probe.num_epochs = 20  # of the linear classifiers
+    online_probe.health = True  # measure rank, alignment, recall and clusters at checkpoints, without labels
     return online_probe
 
 

@@ -204,6 +204,7 @@ def tiny_config(path: str = "", **changes: Any):
             "train.batch_size": 16,
             "train.num_epochs": 4,
             "train.steps_per_dispatch": 2,
+            "online_probe.health": False,
             **{k.replace("__", "."): v for k, v in changes.items()},
         }
     )

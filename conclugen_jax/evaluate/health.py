@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from conclugen_jax.data import batches, shards
+from conclugen_jax.data import batches, manifest as manifest_lib, shards
 from conclugen_jax.data.persons import Persons
 from conclugen_jax.evaluate import levels, weights
 from conclugen_jax.method import clustering, layers, model as model_lib
-from conclugen_jax.runs import log as log_lib
+from conclugen_jax.runs import log as log_lib, workdir as workdir_lib
 
 ROWS = 256  # examples that are measured, at most; recall and effective rank depend on it
 LEAST_ROWS = 64  # a validation split of fewer examples is too small: the training split is measured
+TRAINED_BETWEEN = 100 * ROWS  # examples trained on from one measurement to the next, at least: it takes its time
 LEAST_RANK, MOST_UNIFORMITY = 3.0, -0.1  # beyond, vectors have collapsed
 LEAST_BALANCE, MOST_OF_PERSONS = 0.3, 0.3  # beyond, there is one cluster, or clusters are persons
 LEAST_SHARE, JUDGED_FROM = 0.05, 0.2  # of the way from chance to the best; from this share of the epochs on
@@ -205,19 +207,16 @@ class Monitor:
     Args:
       config: of the run, with the names of its modalities.
       model: its network.
-      dataset: of the run.
-      persons: by which features are standardised, if they are.
+      train: the training split, its features standardised by person if the run does so.
+      persons: by which they are, for another split.
     """
 
     def __init__(
-        self, config: ConfigDict, model: model_lib.ConCluGen, dataset: shards.Dataset, persons: Persons | None = None
+        self, config: ConfigDict, model: model_lib.ConCluGen, train: shards.ShardStream, persons: Persons | None = None
     ):
-        names, splits, manifest = list(model.feature_dims), dataset.manifest.splits, dataset.manifest
-        train = shards.ShardStream(dataset, config.data.train_split, names)
-        stream, validation = train, config.data.validation_split
-        if splits.get(validation, {}).get("num_examples", 0) >= LEAST_ROWS:
-            stream = shards.ShardStream(dataset, validation, names)
-        if persons:
+        names, manifest = list(model.feature_dims), train.dataset.manifest
+        stream = _validation(config.data.validation_split, train, names)
+        if persons and stream is not train:
             persons.attach(stream)
         order = batches.epoch_order(0, 0, len(stream.usable))
         indices = np.sort(stream.usable[order[:ROWS]])
@@ -226,7 +225,7 @@ class Monitor:
         self._num_clusters = config.clustering.num_clusters
         metric = config.clustering.metric
         self._forward = jax.jit(functools.partial(_forward, model.clone(axis_name=None), metric=metric))
-        present = {m: train.presence[train.usable, i] for i, m in enumerate(names)}
+        present = {m: train.presence[train.usable, train.modalities.index(m)] for m in names}
         variances = {}
         for m in names:
             deviation = np.asarray(manifest.statistics[m]["std"], np.float64)
@@ -235,7 +234,10 @@ class Monitor:
         self.levels = levels.of_losses(config, present, variances)
 
     def __call__(self, variables: Mapping[str, Any], centroids: Any) -> dict[str, float]:
-        """Return :func:`measure` of the sample, and ``chance/TERM`` and ``best/TERM`` of the losses."""
+        """Return :func:`measure` of the sample, and ``chance/TERM`` and ``best/TERM`` of the losses.
+
+        ``variables`` and ``centroids`` [K, K] are those of a state; centroids of zeros are none.
+        """
         with jax.default_matmul_precision("highest"):
             found = jax.device_get(self._forward(variables, self._batch, centroids))
         figures = measure(
@@ -251,6 +253,16 @@ class Monitor:
         return figures
 
 
+def _validation(split: str, train: shards.ShardStream, names: Sequence[str]) -> shards.ShardStream:
+    """Return the validation split, or the training split where it is too small."""
+    dataset, manifest = train.dataset, train.dataset.manifest
+    if split not in manifest.splits:
+        return train
+    columns = [list(manifest.modalities).index(m) for m in names]
+    usable = manifest_lib.read_presence(dataset.path, manifest, split)[:, columns].any(axis=1)
+    return shards.ShardStream(dataset, split, names) if usable.sum() >= LEAST_ROWS else train
+
+
 def _forward(
     model: model_lib.ConCluGen, variables: Any, batch: Mapping[str, Any], centroids: Any, *, metric: str
 ) -> dict[str, Any]:
@@ -258,6 +270,7 @@ def _forward(
     outputs = model.apply(variables, features, present=present)
     vectors = model.apply(variables, features, method="represent")
     found = {"vectors": vectors, "projections": outputs.projections}
+    found = jax.tree.map(lambda x: x.astype(jnp.float32), found)
     if outputs.cluster_logits:
         fused = layers.fuse(outputs.cluster_logits, present, "mean")
         found["clusters"] = clustering.nearest(fused, centroids, metric=metric)
@@ -267,15 +280,28 @@ def _forward(
 def of_run(workdir: str | Path, which: str | int = "newest") -> dict[str, float]:
     """Return the figures of health of a pretraining run's checkpoint, and those of its log, see ``levels.of_records``.
 
+    They are in the log of a run with ``online_probe.health``; else they are computed.
+
     Raises:
-      ConclugenError: no checkpoint there, or the run's data set is not where its configuration says.
+      ConclugenError: no checkpoint there, or nothing is logged and the run's data set is not where its configuration says.
     """
-    model, variables, config, centroids = weights.restore(workdir, which)
-    dataset = shards.open_dataset(config.data.path, verify="size")
-    monitor = Monitor(config, model, dataset, weights.persons_of(workdir, variables, config))
     step = weights.find_step(workdir, which)
     records = [r for r in log_lib.records(Path(workdir) / log_lib.METRICS) if r["step"] <= step]
-    return monitor(variables, centroids) | levels.of_records(records, config)
+    kept = ("health/", "chance/", "best/")
+    if records and records[-1]["step"] == step and "health/rows" in records[-1]:
+        figures = {name: value for name, value in records[-1].items() if name.startswith(kept)}
+    else:
+        figures = _computed(workdir, which)
+    return figures | levels.of_records(records, workdir_lib.read_config(workdir))
+
+
+def _computed(workdir: str | Path, which: str | int) -> dict[str, float]:
+    model, variables, config, centroids = weights.restore(workdir, which)
+    dataset = shards.open_dataset(config.data.path, verify="size")
+    train = shards.ShardStream(dataset, config.data.train_split, list(model.feature_dims))
+    if persons := weights.persons_of(workdir, variables, config):
+        persons.attach(train)
+    return Monitor(config, model, train, persons)(variables, centroids)
 
 
 def warnings(figures: Mapping[str, float]) -> list[str]:

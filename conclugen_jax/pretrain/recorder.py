@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 import conclugen_jax
 from conclugen_jax.data.batches import batch_indices
 from conclugen_jax.errors import ConclugenError, reason
+from conclugen_jax.evaluate.levels import Level
 from conclugen_jax.pretrain import setup
 from conclugen_jax.runs import checkpoint, log as log_lib
 from conclugen_jax.system import processes, progress
@@ -41,9 +42,17 @@ class Recorder:
     """Turns the metrics of dispatches into log lines, one dispatch late, so that the device never waits for the host."""
 
     def __init__(
-        self, config: ConfigDict, log: log_lib.MetricsLog, display: progress.Display | None, info: Mapping[str, Any]
+        self,
+        config: ConfigDict,
+        log: log_lib.MetricsLog,
+        display: progress.Display | None,
+        info: Mapping[str, Any],
+        levels: Mapping[str, Level] | None = None,
     ):
-        """Go on recording; ``info`` is from :meth:`info`, as of the step that the run goes on from."""
+        """Go on recording; ``info`` is from :meth:`info`, as of the step that the run goes on from.
+
+        ``levels``: of terms of the loss, whose chance is shown beside them.
+        """
         self._config, self._log, self._display = config, log, display
         # name -> sum over the epoch's steps so far, and number of steps that had it: clustering is idle in some.
         self._sums, self._steps = (collections.Counter(info[name]) for name in ("epoch_sums", "epoch_steps"))
@@ -53,6 +62,8 @@ class Recorder:
         # (steps, seconds) of the last dispatches; one alone may be seen late, since the host looks when it can.
         self._speed: collections.deque[tuple[int, float]] = collections.deque(maxlen=20)
         self._time = time.monotonic()
+        self._levels = dict(levels or {})
+        self._health: dict[str, float] = {}  # the newest figures
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -66,7 +77,16 @@ class Recorder:
         self.flush()
         self._pending = dispatch, metrics
 
-    def flush(self) -> None:
+    def measure(self, figures: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """Write what is pending, with figures of health beside the losses of its last step; leave them out of the speed.
+
+        Returns the figures, with ``loss/TERM``, means over the epoch so far; empty without figures.
+        """
+        self.flush(figures)
+        self._time = time.monotonic()
+        return self._health and {**self._health, **self.means()}
+
+    def flush(self, figures: Callable[[], Mapping[str, float]] = dict) -> None:
         """Write what is pending; raise :class:`BadStep` once the steps before it are logged."""
         if self._pending is None:
             return
@@ -78,10 +98,14 @@ class Recorder:
         steps_per_second = sum(steps for steps, _ in self._speed) / sum(seconds for _, seconds in self._speed)
         rate = steps_per_second * self._config.train.batch_size
         good = list(itertools.takewhile(self._is_good, records))
-        logged = [r for r in good if r["step"] % self._config.train.log_every_steps == 0]
+        found = figures() if len(good) == len(records) else {}
+        every, last = self._config.train.log_every_steps, len(good) - 1
+        records[-1] |= found
+        logged = [r for i, r in enumerate(good) if r["step"] % every == 0 or (found and i == last)]
         self._log.write([{**r, "examples_per_second": round(rate, 1)} for r in logged])
         if len(good) < len(records):
             raise BadStep(records[len(good)])
+        self._health = dict(found or self._health)
         if dispatch.first_step_in_epoch == 0:
             self._sums, self._steps = collections.Counter(), collections.Counter()
         losses = [{k: v for k, v in r.items() if k.startswith("loss")} for r in records]
@@ -89,8 +113,20 @@ class Recorder:
             self._sums.update(loss)
             self._steps.update(loss.keys())
         if self._display is not None:
-            shown = {**losses[-1], "examples/s": rate}
+            shown = {**self._beside_chance(losses[-1]), "examples/s": rate, **self._shown_health()}
             self._display.update(dispatch.end_step, shown, steps_per_second=steps_per_second)
+
+    def _beside_chance(self, losses: Mapping[str, float]) -> dict[str, float | str]:
+        chance = {f"loss/{term}": level.chance for term, level in self._levels.items()}
+        return {k: f"{x:.4g} (chance {chance[k]:.4g})" if k in chance else x for k, x in losses.items()}
+
+    def _shown_health(self) -> dict[str, float | str]:
+        shown, health = {}, self._health
+        if rank := health.get("health/effective_rank"):
+            shown["rank"] = f"{rank:.3g}"
+        if chance := health.get("health/recall_at_1_chance"):
+            shown["recall@1"] = f"{health['health/recall_at_1']:.2g} (chance {chance:.2g})"
+        return shown
 
     def _is_good(self, record: Mapping[str, Any]) -> bool:
         if "left_out" in record:

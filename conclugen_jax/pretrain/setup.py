@@ -18,7 +18,7 @@ from conclugen_jax.data import persons as persons_lib, shards
 from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.persons import Persons
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import online_probe, weights
+from conclugen_jax.evaluate import health as health_lib, online_probe, weights
 from conclugen_jax.method import model as model_lib, objective, train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.runs import checkpoint, config as config_lib
@@ -92,6 +92,29 @@ class Setup:
         """Whether a checkpoint follows a dispatch: every so many epochs and at the run's end."""
         done, every = dispatch.epoch + 1, self.config.checkpoint.every_epochs
         return dispatch.ends_epoch and (done % every == 0 or done == self.config.train.num_epochs)
+
+    @functools.cached_property
+    def health(self) -> health_lib.Monitor | None:
+        """What measures the run's health, on the main process alone; ``None``: nothing does."""
+        if not self.config.online_probe.health or not processes.is_main():
+            return None
+        return health_lib.Monitor(self.config, self.model, self.stream, self.persons)
+
+    def measures_after(self, dispatch: Dispatch) -> bool:
+        """Whether health is measured after a dispatch: at checkpoints, if enough was trained on since, and at the end."""
+        if not self.config.online_probe.health or not self.saves_after(dispatch):
+            return False
+        since = dispatch.end_step - self.config.checkpoint.every_epochs * self.batches.steps_per_epoch
+        trained = [step * self.config.train.batch_size for step in (since, dispatch.end_step)]
+        before, after = (examples // health_lib.TRAINED_BETWEEN for examples in trained)
+        return after > before or dispatch.end_step == self.total_steps
+
+    def measure(self, state: TrainState) -> dict[str, float]:
+        """Return the figures of health of a state on the devices; empty where this process measures nothing."""
+        if self.health is None:
+            return {}
+        on_one = functools.partial(jax.tree.map, lambda x: x.addressable_data(0))
+        return self.health(on_one(state.variables()), on_one(state.centroids))
 
     def refreshes_after(self, dispatch: Dispatch) -> bool:
         """Whether neighbours are looked for among the representations after a dispatch, for the epochs that follow."""

@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import health, levels
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.pretrain import recorder as recorder_lib, setup
 from conclugen_jax.pretrain.recorder import Recorder
@@ -91,7 +92,8 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
         memory.explained(functools.partial(memory.too_large, run.memory(state), config)),
     ):
         _announce(run, display, first_step)
-        recorder, signal_of_any = Recorder(config, log, display, info), parallel.Largest(run.devices)
+        recorder = Recorder(config, log, display, info, run.health.levels if run.health else None)
+        signal_of_any, warn = parallel.Largest(run.devices), _Warnings(run, display)
         state = parallel.place(state, config, run.devices)
         for dispatch, inputs in run.batches(run.batches.plan(first_step, recorder_lib.left_out(run))):
             if run.lacks_program(dispatch):
@@ -99,6 +101,9 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
                     run.compile(dispatch, state, inputs, display)
             state, metrics = run.train(dispatch, state, inputs)
             recorder.take(dispatch, metrics)
+            if run.measures_after(dispatch):
+                with _ending_at_once(stop, saves_next=True):
+                    warn(dispatch, recorder.measure(functools.partial(run.measure, state)))
             if run.probe is not None and run.probe.is_due(dispatch):
                 with recorder.paused(), _ending_at_once(stop, saves_next=True):
                     probes.write([run.probe(state, dispatch.end_step, dispatch.epoch)])
@@ -126,6 +131,25 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
             raise ConclugenError(f"{run.workdir}: the last checkpoint was not saved; free space and repeat the command")
         display.say(f"done: {run.total_steps} steps; checkpoints in {run.workdir / checkpoint.FOLDER}")
         return parallel.whole(state, run.optimizer)
+
+
+class _Warnings:
+    """Says what is wrong by the figures of health, each kind of it once."""
+
+    def __init__(self, run: setup.Setup, display: progress.Display):
+        self._run, self._display, self._said = run, display, set()
+
+    def __call__(self, dispatch: feed.Dispatch, figures: Mapping[str, float]) -> None:
+        """Take the figures of a dispatch, after which its records are in the log; none of processes that measure nothing."""
+        if not figures:
+            return
+        done = {"schedule/done": dispatch.end_step / self._run.total_steps}
+        if dispatch.end_step == self._run.total_steps:
+            done = levels.of_records(log_lib.records(self._run.workdir / log_lib.METRICS), self._run.config)
+        for sentence in health.warnings({**figures, **done}):
+            if (kind := sentence.partition("(")[0]) not in self._said:
+                self._said.add(kind)
+                self._display.say(f"warning: {sentence}")
 
 
 def _ending_at_once(stop: signals.Stop, *, saves_next: bool = False) -> contextlib.AbstractContextManager[None]:

@@ -119,6 +119,7 @@ READ_LATER = (  # keys of a run that whatever uses it reads
 )
 ADDED = (
     r"evaluation\..*|augmentation\..*|data\.person_.*|model\.representation_head|downstream\.evaluation|"
+    r"online_probe\.health|"
     r"loss\.(neighbour.*|soft_targets|target_neighbours|fusion_.*)"
 )
 """Keys that runs of version 0.1 may lack."""

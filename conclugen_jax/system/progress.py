@@ -57,7 +57,7 @@ class Display:
         columns = BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[when]}")
         self._bar = Progress("{task.description}", *columns, console=self._console, expand=True)
         self._task = self._bar.add_task(title, total=total_steps, completed=first_step, when="compiling")
-        self._numbers = Text(no_wrap=True, overflow="ellipsis")
+        self._numbers = Text()
         self._live = Live(Group(self._bar, self._numbers), console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> "Display":
@@ -72,7 +72,7 @@ class Display:
         """Print a line that stays."""
         self._console.print(line, markup=False, soft_wrap=True)
 
-    def update(self, step: int, numbers: Mapping[str, float], *, steps_per_second: float | None = None) -> None:
+    def update(self, step: int, numbers: Mapping[str, float | str], *, steps_per_second: float | None = None) -> None:
         """Show the metrics after ``step`` steps; ``steps_per_second`` estimates the time left until two updates are known."""
         epochs = -(-self._total // self._steps_per_epoch)
         epoch = f"epoch {min(-(-step // self._steps_per_epoch), epochs)}/{epochs}"
@@ -130,5 +130,7 @@ class Counter(contextlib.AbstractContextManager):
             self._console.print(f"{self._title}: {numbers}", markup=False, soft_wrap=True)
 
 
-def _short(value: float) -> str:
+def _short(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
