@@ -42,6 +42,8 @@ class Source:
             raise ConclugenError(f"{self.path}: no such file or folder; name clips, features or a built data set")
         if (self.path / manifest_lib.FILE).is_file():
             return "built"
+        if versions := sorted(self.path.glob(f"*/{manifest_lib.FILE}")):
+            raise ConclugenError(f"{self.path}: holds a built data set; name {versions[-1].parent} instead")
         media = (name for *_, names in os.walk(self.path) for name in names if name.lower().endswith(MEDIA))
         return "clips" if next(media, None) else "features"
 
