@@ -189,7 +189,9 @@ def test_mistakes_are_one_sentence(tmp_path):
     assert "no known layout (it holds nothing)" in run("run", tmp_path / "empty", run_in, code=2).stderr
     (tmp_path / "set/1.0.0").mkdir(parents=True)
     (tmp_path / "set/1.0.0/manifest.json").touch()  # the folder was begun with another source, of which nothing came
-    assert f"set: holds a built data set; name {tmp_path}/set/1.0.0" in run("run", tmp_path / "set", run_in, code=2).stderr
+    assert (
+        f"set: holds a built data set; name {tmp_path}/set/1.0.0" in run("run", tmp_path / "set", run_in, code=2).stderr
+    )
     assert "name one folder or file: conclugen run SOURCE --workdir=RUN" in run("run", run_in, code=2).stderr
 
 

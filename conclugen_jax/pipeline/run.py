@@ -272,14 +272,9 @@ def _reported(
 ) -> tuple[Path, list[str]]:
     """Write the page; return it, and what is wrong with the pretraining."""
     study = reading.read(root) if found else reading.of_run(pretraining, plan.METHOD)
-    figures = health.of_run(pretraining)
-    measured = [(name.removeprefix("health/"), f"{value:.4g}") for name, value in figures.items()]
-    warnings = health.warnings(figures)
     parts = [tables.Part(notes=list(chosen.remarks))]
     if chosen.settings:
         rows = [(one.key, repr(one.value), one.reason) for one in chosen.settings]
         parts.append(tables.words("", ("setting", "value", "reason"), rows))
-    state = [tables.Part(notes=warnings or ["No figure is out of its usual range."])]
-    last = {"Health": [*state, tables.words("", ("figure", "value"), measured)], "Settings": parts}
-    written = report.write(study, root, title=f"Run on {dataset.manifest.name}", last=last)
-    return written.files[0], warnings
+    written = report.write(study, root, title=f"Run on {dataset.manifest.name}", last={"Settings": parts})
+    return written.files[0], health.warnings(health.of_run(pretraining))

@@ -88,7 +88,7 @@ def line_chart(
     for i, one in enumerate(series):
         # Bars stand side by side, all those of a place within 20 units.
         shift = 0 if one.band else min(5, 20 / len(series)) * (i - (len(series) - 1) / 2)
-        _line(axes, one, shift, f", {x_label} " if one.band else "")
+        _line(axes, one, shift, f", {x_label} " if one.band and not x_ticks else "")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter("{x:.4g}")
     if x_ticks:

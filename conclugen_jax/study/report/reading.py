@@ -50,13 +50,14 @@ class Place(msgspec.Struct):
 
 
 class Cell(Place):
-    """One run of the study; ``confusion_matrix`` of counts or ``None``."""
+    """One run of the study; ``confusion_matrix`` of counts or ``None``; ``scores``: measure -> mean over draws of labels."""
 
     seed: Count
     status: Literal["done", "failed", "missing"]
     path: str
     confusion_matrix: list | None
     error: str | None
+    scores: dict[str, float] = {}
 
 
 class Score(msgspec.Struct):

@@ -16,7 +16,15 @@ import conclugen_jax
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study.definition import BEST, PROBE
-from conclugen_jax.study.report import charts, embedding_map, figures, reading, tables as report_tables
+from conclugen_jax.study.report import (
+    charts,
+    embedding_map,
+    figures,
+    more_labels,
+    reading,
+    state,
+    tables as report_tables,
+)
 from conclugen_jax.study.report.published import SOURCE
 from conclugen_jax.study.report.reading import Study
 from conclugen_jax.study.report.tables import Part, escaped
@@ -76,9 +84,10 @@ def write(
     curves = "The study has one number of labels per class only, so there is no curve."
     runs = f"There is no pretraining run in {found.path / reading.PRETRAINING}."
     made = {
-        "Label efficiency": (figures.label_efficiency(found), curves),
+        "Label efficiency": ([*figures.label_efficiency(found), *more_labels.parts(found)], curves),
         "Confusion matrices": (figures.confusion(found), "No run has left a confusion matrix."),
         "Pretraining": (figures.pretraining(found), runs),
+        "Health": (list(state.parts(found)), runs),
         "Maps": (embedding_map.maps(found, folder / embedding_map.FOLDER, maps), ""),
         "Results": (report_tables.scores(found), "No run of this study has scores yet."),
         "Protocols": (report_tables.protocols(found), "No supervised baseline and no fine-tuned run has scores yet."),
@@ -88,7 +97,7 @@ def write(
         "Configuration and versions": ([*_facts(found), Part(notes=[SOURCE])], ""),
     }
     if not found.cells:  # nothing was to be scored
-        kept = ("Pretraining", "Maps", *(last or ()), "Configuration and versions")
+        kept = ("Pretraining", "Health", "Maps", *(last or ()), "Configuration and versions")
         made = {title: made[title] for title in kept}
     sections = {title: parts or [Part(text=nothing)] for title, (parts, nothing) in made.items()}
     shown = {"title": title or f"Study {found.name}", "lead": _lead(found), "warnings": warnings, "sections": sections}
