@@ -118,7 +118,8 @@ def _errors(
     found: dict[str, dict] = collections.defaultdict(lambda: collections.defaultdict(dict))
     every = facts.num_examples.get("train", 0) / max(len(facts.classes), 1)
     for c in study.cells if facts.kind == "single" else ():
-        if (c.dataset, c.method, c.status) == (key, method, "done") and (number := c.labels or every):
+        wanted = (c.dataset, c.method, c.status) == (key, method, "done") and "accuracy" in (c.scores or ())
+        if wanted and (number := c.labels or every):
             found[c.protocol][float(number)][c.seed] = 1 - c.scores["accuracy"]
     return found
 

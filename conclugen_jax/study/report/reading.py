@@ -57,7 +57,7 @@ class Cell(Place):
     path: str
     confusion_matrix: list | None
     error: str | None
-    scores: dict[str, float] = {}
+    scores: dict[str, float] | None = None
 
 
 class Score(msgspec.Struct):
