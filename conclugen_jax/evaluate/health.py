@@ -23,7 +23,8 @@ from conclugen_jax.runs import log as log_lib, workdir as workdir_lib
 
 ROWS = 256  # examples that are measured, at most; recall and effective rank depend on it
 LEAST_ROWS = 64  # a validation split of fewer examples is too small: the training split is measured
-TRAINED_BETWEEN = 100 * ROWS  # examples trained on from one measurement to the next, at least: it takes its time
+TRAINED_BETWEEN = 1000 * ROWS  # examples trained on from one measurement to the next, at least, by a processor
+ACCELERATION = 100  # of other devices: they are so much faster, and a measurement, on the host, is not
 LEAST_RANK, MOST_UNIFORMITY = 3.0, -0.1  # beyond, vectors have collapsed
 LEAST_BALANCE, MOST_OF_PERSONS = 0.3, 0.3  # beyond, there is one cluster, or clusters are persons
 LEAST_SHARE, JUDGED_FROM = 0.05, 0.2  # of the way from chance to the best; from this share of the epochs on

@@ -106,7 +106,8 @@ class Setup:
             return False
         since = dispatch.end_step - self.config.checkpoint.every_epochs * self.batches.steps_per_epoch
         trained = [step * self.config.train.batch_size for step in (since, dispatch.end_step)]
-        before, after = (examples // health_lib.TRAINED_BETWEEN for examples in trained)
+        between = health_lib.TRAINED_BETWEEN * (1 if self.devices[0].platform == "cpu" else health_lib.ACCELERATION)
+        before, after = (examples // between for examples in trained)
         return after > before or dispatch.end_step == self.total_steps
 
     def measure(self, state: TrainState) -> dict[str, float]:

@@ -21,7 +21,8 @@ MEANING = (
     "dimensions that the vectors use (RankMe). Uniformity: 0 where all vectors are the same, -4 where they are orthogonal. "
     "Alignment: squared distance of the true pair. Recall at 1: how often the nearest row of the other modality is the "
     "true one. Balance: 1 where clusters are equally large. Information (adjusted): 1 where clusters are persons. Losses: "
-    "the share of the way from chance to the best is in brackets."
+    "the share of the way from chance to the best is in brackets. The last columns are of healthy runs, on 200 digits and 256 "
+    "rows of RAVDESS; effective rank and recall depend on the number of rows."
 )
 
 
