@@ -75,7 +75,7 @@ def test_without_labels_there_is_a_model_and_a_page(tmp_path):
     assert "no labels, so no scores" in done.stdout
     page = Page((folder / "report.html").read_text())
     assert {"pretraining", "maps", "health", "settings"} <= page.sections.keys()
-    assert float(page.row("effective_rank")[1][0]) > 1
+    assert float(page.row("effective rank")[1][0]) > 1
     assert "results" not in page.sections
     assert any((folder / "pretraining/whole/seed_0/checkpoints").glob("[0-9]*"))
 
