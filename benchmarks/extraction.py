@@ -2,6 +2,13 @@
 
     python -m benchmarks.extraction --clips=FOLDER --torch-python=PATH_TO_A_PYTHON_WITH_TORCH
     python -m benchmarks.extraction --clips=FOLDER --precision=bfloat16 --batch-items=256 --repeats=40   # on a GPU
+    python -m benchmarks.extraction --clips=FOLDER --make --backbones=ready
+
+``--make`` writes the clips (see ``benchmarks.spoken_clips``). ``--backbones=ready``: the ready backbones that are installed,
+clips per second of two ways that take turns, with words of files beside the clips and with words that are recognised, and the
+share of each part in the work of all processes; faces are cropped as ``conclugen extract`` does.
+
+Without it:
 
 ResNet-152 at 1 frame per second, ResNet3D-101 at 16, ResDAVEnet and a DistilRoBERTa of random weights; whole frames of 180 x
 180, no face detection and no speech recognition. Both sides decode in one process beside the one that computes, and see each
@@ -11,6 +18,7 @@ share of the rate of a plain matrix product that the networks reach.
 
 import argparse
 import functools
+import importlib.util
 import json
 import os
 import statistics
@@ -19,8 +27,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from benchmarks import spoken_clips
 
 TEXT = {"vocabulary": 50265, "width": 768, "num_layers": 6, "num_heads": 12, "hidden_dim": 3072, "max_positions": 514}
 TEXT |= {"first_position": 2, "num_types": 1, "activation": "gelu", "epsilon": 1e-12}
@@ -132,31 +143,22 @@ def ours(paths: list[str], args: argparse.Namespace) -> dict[str, float]:
 
     from conclugen_jax.extract import preparation
     from conclugen_jax.extract.backbones import Options
-    from conclugen_jax.extract.clips import Utterance
-    from conclugen_jax.extract.vectors import Clock, keep_freed_memory, vectors
+    from conclugen_jax.extract.utterance import Utterance
+    from conclugen_jax.extract.vectors import keep_freed_memory
 
     keep_freed_memory()  # as conclugen extract does
     networks = backbones(Options(precision=args.precision, batch_items=args.batch_items))
     how = preparation.recipe(networks)
 
-    def run(paths: list[str], clock: Clock) -> int:
-        jobs = [(Utterance(f"{i}", "", path, text="words"), 1) for i, path in enumerate(paths)]
-        prepared = preparation.prepared(jobs, how, args.num_workers)
-        results = list(vectors(prepared, networks, clock))
-        assert not any(each.failure for each, _ in results), [each.failure for each, _ in results if each.failure]
-        return len(results)
-
-    run(paths[: len(set(paths))], Clock())
-    clock, start = Clock(), time.perf_counter()
-    count = run(paths, clock)
-    took = time.perf_counter() - start
+    jobs = [(Utterance(f"{i}", "", path, text="words"), 1) for i, path in enumerate(paths)]
+    rate, clock = _measured(jobs, len(set(paths)), networks, how, args.num_workers)
     a, rates = jnp.ones((8192 if jax.default_backend() == "gpu" else 2000,) * 2, args.precision), []
     product = jax.jit(jnp.matmul)
     for _ in range(6):
         start = time.perf_counter()
         product(a, a).block_until_ready()
         rates.append(2 * len(a) ** 3 / (time.perf_counter() - start))
-    result = {"clips_per_second": count / took, "matmul": max(rates), "host_seconds": clock.host}
+    result = {"clips_per_second": rate, "matmul": max(rates), "host_seconds": clock.host}
     result |= {"device_seconds": clock.device, "device": jax.devices()[0].device_kind}
     for b in networks[:2]:
         shape = (b.batch_size, 180, 180, 3) if b.name == "resnet152" else (b.batch_size, 16, 180, 180, 3)
@@ -175,6 +177,61 @@ def ours(paths: list[str], args: argparse.Namespace) -> dict[str, float]:
     return result
 
 
+def _measured(jobs: list, distinct: int, networks: list, how: Any, num_workers: int) -> tuple[float, Any]:
+    """Return clips per second, start of the processes included, compilation not, and what the time went into."""
+    from conclugen_jax.extract import preparation
+    from conclugen_jax.extract.vectors import Clock, vectors
+
+    for part in (jobs[:distinct], jobs):
+        clock, start = Clock(), time.perf_counter()
+        results = list(vectors(preparation.prepared(part, how, num_workers), networks, clock))
+        rate = len(results) / (time.perf_counter() - start)
+        assert not any(each.failure for each, _ in results), [each.failure for each, _ in results if each.failure]
+    return rate, clock
+
+
+def ready_set(paths: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    """Clips per second of the ready backbones, and the share of each part in the work."""
+    from conclugen_jax.extract import backbones as lib, preparation, ready
+    from conclugen_jax.extract.networks import mtcnn
+    from conclugen_jax.extract.utterance import Utterance
+    from conclugen_jax.extract.vectors import COMPILING, keep_freed_memory
+
+    keep_freed_memory()
+    networks = lib.load(lib.Networks(own=tuple(ready.chosen()[0])))
+    how = preparation.recipe(networks, faces=str(mtcnn.WEIGHTS), recogniser=ready.SPEECH if args.recognise else "")
+    words = {path: None if args.recognise else Path(path).with_suffix(".txt").read_text() for path in set(paths)}
+    jobs = [(Utterance(f"{i}", "", path, text=words[path]), 1) for i, path in enumerate(paths)]
+    rate, clock = _measured(jobs, len(words), networks, how, args.num_workers)
+    parts = {name: seconds for name, seconds in clock.parts.items() if name != COMPILING}  # read from the cache
+    return {"clips_per_second": rate, "parts": {k: x / sum(parts.values()) for k, x in parts.items()}}
+
+
+def turns_of_ready(paths: list[str], args: argparse.Namespace) -> None:
+    """Let the two ways to get words take turns, and print medians."""
+    from conclugen_jax.extract import ready
+
+    there, absent = ready.chosen()
+    print(f"{', '.join(there)}; not installed: {', '.join(absent) or 'none'}")
+    ways = {"words beside the clips": []}
+    if ready.SPEECH in there and importlib.util.find_spec("faster_whisper"):
+        ways["words recognised"] = ["--recognise"]
+    found: dict[str, list[dict]] = {way: [] for way in ways}
+    for _ in range(args.turns):
+        for way, flags in ways.items():
+            found[way].append(_json([sys.executable, "-m", "benchmarks.extraction", *sys.argv[1:], "--alone", *flags]))
+    print(
+        f"{len(set(paths))} clips, each {args.repeats} times, {args.turns} turns, {args.num_workers} processes, medians:"
+    )
+    for way, results in found.items():
+        rates = [each["clips_per_second"] for each in results]
+        print(f"  {way}: {statistics.median(rates):.2f} clips/s ({min(rates):.2f} to {max(rates):.2f})")
+        shares = {
+            part: statistics.median(each["parts"].get(part, 0) for each in results) for part in results[0]["parts"]
+        }
+        print("    " + ", ".join(f"{k} {x:.0%}" for k, x in sorted(shares.items(), key=lambda pair: -pair[1])))
+
+
 OPERATIONS = {"resnet152": 1.65e10, "resnet3d101": 7.56e10}
 """Of one frame and of one window of 16 frames at 180 x 180: two for each multiplication of a convolution."""
 
@@ -190,13 +247,25 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--batch-items", type=int, default=32)
-    parser.add_argument("--num-workers", type=int, default=1)
+    parser.add_argument(
+        "--num-workers", type=int, help="processes that decode; default: 1, of the ready set: one a core"
+    )
+    parser.add_argument("--backbones", default="", choices=("", "ready"), help="ready: those that are installed")
+    parser.add_argument("--make", action="store_true", help="write the clips, unless they are there")
+    parser.add_argument("--recognise", action="store_true", help="with --alone: recognise words")
     parser.add_argument("--alone", action="store_true", help="one turn of ours, as JSON")
     args = parser.parse_args()
+    if args.num_workers is None:
+        args.num_workers = os.cpu_count() or 1 if args.backbones else 1
+    if args.make:
+        spoken_clips.make(args.clips)
     names = sorted(str(p) for p in args.clips.iterdir() if p.suffix in (".mpg", ".mp4", ".mov", ".avi", ".mkv"))
     paths = names * args.repeats
     if args.alone:
-        print(json.dumps(ours(paths, args)))
+        print(json.dumps((ready_set if args.backbones else ours)(paths, args)))
+        return
+    if args.backbones:
+        turns_of_ready(paths, args)
         return
     found: dict[str, list[dict]] = {"ours": [], "torch": []}
     with tempfile.TemporaryDirectory() as folder:

