@@ -1,6 +1,7 @@
 """Notebooks run from top to bottom, show what they say, and are stored without outputs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +9,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import bank, notebook, probe
+from tests import clips
 from tests.helpers import QUICK_COMPILATION, Faces, tiny_config
 
 pytest.importorskip("IPython", reason="needs the extra 'notebooks'")
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
-NAMES = ("load_checkpoint", "probe_representations", "compare_methods")
+NAMES = ("load_checkpoint", "probe_representations", "compare_methods")  # of runs
+FIRST = "first_hour"  # of clips
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,14 @@ def runs(tmp_path_factory):
     return folder
 
 
+def outputs_of(name, seconds=300):
+    """Run a notebook in a process of its own; return its outputs, mime type -> content."""
+    command = [sys.executable, str(ROOT / "tests" / "run_notebook.py"), f"{name}.ipynb"]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=seconds)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [output for cell in json.loads(done.stdout.splitlines()[-1]) for output in cell]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_shows(name, runs, monkeypatch):
@@ -42,10 +54,7 @@ def test_it_runs_and_shows(name, runs, monkeypatch):
     monkeypatch.setenv("CONCLUGEN_LABELS", "2,5")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
-    command = [sys.executable, str(ROOT / "tests" / "run_notebook.py"), f"{name}.ipynb"]
-    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    outputs = [output for cell in json.loads(done.stdout.splitlines()[-1]) for output in cell]
+    outputs = outputs_of(name)
     assert not [o for o in outputs if o.get("stderr")]
     pictures = [o for o in outputs if "image/png" in o]
     assert len(pictures) == {"load_checkpoint": 1, "probe_representations": 2, "compare_methods": 4}[name]
@@ -68,17 +77,45 @@ def test_it_runs_and_shows(name, runs, monkeypatch):
         assert any("| vectors | 2 labels | 5 labels |" in table for table in tables)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+def test_the_first_hour_ends_with_a_prediction(tmp_path, monkeypatch):
+    """Clips of 1 s of one photograph, dark or bright, in ten lines of labels; the eleventh is left out."""
+    smile = np.asarray(Image.open(ROOT / "tests" / "parity" / "smile.jpg"))
+    rows = []
+    for i in range(11):
+        picture = (smile * (0.6 if i % 2 else 1.0 - i / 100)).astype(np.uint8)
+        about = {"height": len(picture), "width": picture.shape[1], "images": [picture] * 8, "rate": 8}
+        clips.write(tmp_path / f"clip{i:02d}.mkv", clips.steady(1, 8), **about)
+        rows.append(f"clip{i:02d},person{i % 5},{('bright', 'dark')[i % 2]}")
+    (tmp_path / "labels.csv").write_text("\n".join(["id,group,emotion", *rows[:10]]))
+    places = {"CLIPS": tmp_path, "NEW": tmp_path / "clip10.mkv", "OUT": tmp_path / "out"}
+    for name, path in places.items():
+        monkeypatch.setenv(f"CONCLUGEN_{name}", str(path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
+    outputs = outputs_of(FIRST, 600)
+    assert len([o for o in outputs if "image/png" in o]) == 3
+    tables = [o["text/markdown"] for o in outputs if "text/markdown" in o]
+    assert "| pretrained | all |" in tables[0]
+    said = "\n".join(o["text/plain"] for o in outputs if "text/plain" in o)
+    assert "5 folds by person" in said
+    assert "report.html" in said
+    assert re.search(r"what the run predicts.*clip10\.mkv.*(bright|dark)", said, re.DOTALL)
+    assert (tmp_path / "out/prediction.png").is_file()
+
+
+@pytest.mark.parametrize("name", [*NAMES, FIRST])
 def test_it_is_stored_without_outputs(name):
     book = json.loads((FOLDER / f"{name}.ipynb").read_text())
     code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
     assert code
+    assert name != FIRST or len(book["cells"]) <= 10
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
     assert book["cells"][0]["source"][0].startswith("# ")
 
 
 def test_every_notebook_is_tested():
-    assert {p.stem for p in FOLDER.glob("*.ipynb")} == set(NAMES)
+    assert {p.stem for p in FOLDER.glob("*.ipynb")} == {*NAMES, FIRST}
 
 
 def test_what_the_notebooks_compute(runs):
