@@ -122,7 +122,9 @@ class Browser:
         raw, self._buffer = self._buffer.split(b"\0", 1)
         message = json.loads(raw)
         method, params = message.get("method"), message.get("params", {})
-        if method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("file:", "about:")):
+        if method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(
+            ("file:", "about:", "data:")
+        ):
             self.problems.append(f"request {params['request']['url']}")
         if method == "Runtime.exceptionThrown" or (method == "Runtime.consoleAPICalled" and params["type"] == "error"):
             self.problems.append(json.dumps(params)[:500])

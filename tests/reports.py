@@ -1,5 +1,6 @@
 """What tests of the report share: a study made by hand, with pretraining runs, and a page taken apart."""
 
+import base64
 import html.parser
 import json
 
@@ -20,6 +21,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.tags, self.tables, self.sections, self.figures, self._open, self._section = [], [], {}, {}, [], ""
+        self.scripts = []
         self.feed(text)
         self.close()
         assert not self._open, self._open
@@ -46,6 +48,9 @@ class Page(html.parser.HTMLParser):
         assert self._open.pop() == tag, (tag, self.getpos())
 
     def handle_data(self, data):
+        if self._open and self._open[-1] == "script":
+            self.scripts.append(data)
+            return
         self.sections[self._section] = self.sections.get(self._section, "") + data
         if {"td", "th"} & set(self._open):
             self.tables[-1][-1][-1][-1] += data
@@ -55,6 +60,11 @@ class Page(html.parser.HTMLParser):
     def row(self, name):
         """The first row whose first cell is that."""
         return next(r for t in self.tables for r in t if r[0][0] == name)
+
+
+def unpacked(text):
+    """Numbers as maps of a page hold them."""
+    return np.frombuffer(base64.b64decode(text), "<u2")
 
 
 def score(mean, std=None, low=None, high=None):

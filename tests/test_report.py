@@ -1,5 +1,7 @@
 """The report of a study: its numbers in HTML and Markdown, its figures, what is missing or damaged, and how it looks."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -18,10 +20,11 @@ from conclugen_jax.study.report import (
     figures as report_figures,
     reading as report_study,
     report,
+    walk,
 )
 from tests.browser import CHROMIUM, Browser
 from tests.helpers import Faces, run
-from tests.reports import Page, make_study, score, summary
+from tests.reports import Page, make_study, score, summary, unpacked
 
 
 @pytest.fixture(scope="module")
@@ -193,22 +196,31 @@ def test_pretraining_and_probes(page):
 
 
 def test_map_shows_the_clusters_of_the_run(study, data, page):
-    found = report_study.read(study)
-    run_, dataset = found.runs["conclugen"][0], shards.open_dataset(data)
-    rows = probe.represent_rows(run_.workdir, report_map.sample(run_, dataset), dataset.manifest.label.names)
+    run_, dataset = report_study.read(study).runs["conclugen"][0], shards.open_dataset(data)
+    found, there = report_map.sample(run_, walk.draw(dataset, list(dataset.manifest.modalities)))
+    assert there.all()
+    rows = probe.represent_rows(run_.workdir, found, dataset.manifest.label.names)
     model, variables, _ = probe.load(run_.workdir)
     logits = model.clone(axis_name=None).apply(variables, rows.features).cluster_logits
-    fused = np.stack([np.mean([logits[m][i] for m in rows.features if rows.present[m][i]], axis=0) for i in range(24)])
+    fused = np.stack([np.mean([logits[m][i] for m in rows.features if rows.present[m][i]], axis=0) for i in range(112)])
     with checkpoint.Checkpoints(run_.workdir, read_only=True) as saved:
         centroids = saved.restore_tree(12)[0]["centroids"]
     lengths = np.maximum(np.linalg.norm(centroids, axis=1), 1e-12)
     np.testing.assert_array_equal(rows.clusters, (fused @ (centroids / lengths[:, None]).T).argmax(axis=1))
     captions = page.sections["maps"]
-    assert "ConCluGen, by cluster" in captions
+    shown = json.loads(page.scripts[0])
+    assert [space["name"] for space in shown["spaces"]] == [
+        "ConCluGen",
+        "Generative",
+        "raw features: video, audio, text",
+    ]
+    clusters = shown["spaces"][0]["clusters"]
+    named = np.array(clusters["names"])[unpacked(clusters["of"])]
+    assert named.tolist() == [f"cluster {k:02d}" for k in rows.clusters]
     assert "Generative has no clusters" in captions
     assert "meld 1.0.0: no map, there is no data set in /nowhere any more." in captions
     points = [h for h in page.figures["Map of ConCluGen"] if h.endswith("points")]
-    assert sum(int(re.search(r"(\d+) points", h)[1]) for h in points) == 24
+    assert sum(int(re.search(r"(\d+) points", h)[1]) for h in points) == 112
 
 
 def test_failed_and_missing_are_named(page, markdown, written):
@@ -221,7 +233,9 @@ def test_failed_and_missing_are_named(page, markdown, written):
 
 
 def test_what_files_say_is_no_markup(page, written, markdown):
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img", "a b"})
+    assert {tag for tag, _ in page.tags}.isdisjoint({"img", "a b"})
+    assert [a for tag, a in page.tags if tag == "script"] == [{"type": "application/json"}, {}]
+    assert page.scripts[1] == report.SCRIPT
     assert page.sections["configuration-and-versions"].count("<script>alert(1)") == 1
     text = (written[1] / "report.html").read_text()
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
@@ -236,20 +250,21 @@ def test_nothing_is_loaded_from_elsewhere(page, written):
     assert "url(" not in style
     assert "@import" not in style
     for tag, attributes in page.tags:
-        assert tag not in ("link", "script", "iframe", "img", "object", "base", "image", "metadata")
+        assert tag not in ("link", "iframe", "img", "object", "base", "image", "metadata")
         assert not {"src", "srcset", "xlink:href"} & set(attributes)
         assert "(" not in attributes.get("style", "").replace("var(--", "")
         assert attributes.get("clip-path", "url(#").startswith("url(#")
         assert attributes.get("href", "#").startswith("#")
         assert not any(name.startswith("on") for name in attributes)
-    assert (
-        "meta",
-        {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'"},
-    ) in page.tags
+    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src file:; script-src 'sha256-"
+    assert ("meta", {"http-equiv": "Content-Security-Policy", "content": f"{policy}{digest}'"}) in page.tags
     assert [tag for tag, _ in page.tags].count("style") == 1  # none of a figure, which would be the page's
     assert {a["href"][1:] for tag, a in page.tags if tag == "a"} == set(page.sections) - {""}
     targets = {a["id"] for _, a in page.tags if "id" in a}
-    used = {a["href"][1:] for _, a in page.tags if "href" in a}
+    used = {a["href"][1:] for _, a in page.tags if "href" in a} | {a.get("aria-describedby") for _, a in page.tags} - {
+        None
+    }
     assert used | {a["clip-path"][5:-1] for _, a in page.tags if "clip-path" in a} == targets
 
 
@@ -374,6 +389,8 @@ def test_in_a_browser(written, tmp_path):
                 browser.open(written[1] / "report.html", width=width, dark=dark)
                 wide = "[document.documentElement.scrollWidth, innerWidth]"
                 assert browser.run(wide) == [width, width]
+                hidden = "document.documentElement.classList.remove('js')"  # maps as without scripts
+                browser.run(hidden)
                 sizes = browser.run("[...document.querySelectorAll('svg')].map(s => [s.clientWidth, s.clientHeight])")
                 assert len(sizes) > 12
                 assert all(w >= 20 and h >= 10 for w, h in sizes)

@@ -171,11 +171,3 @@ def test_names_are_drawn_as_they_are():
     assert ticks(svg).count(name) == 2
     page = Page(svg)
     assert page.figures["t"].count(name) == 3
-
-
-def test_maps_of_a_whole_study_fit_in_a_page():
-    """Three data sets, raw features and three methods by class and by cluster: 21 maps, in less than half of 5 MB."""
-    points = np.random.default_rng(0).normal(size=(report_map.POINTS, 2))
-    svg = charts.scatter("t", points, np.arange(len(points)) % 7, "abcdefg")
-    assert svg.count("<use") == len(points)
-    assert 21 * len(svg) < 2_500_000

@@ -111,11 +111,11 @@ def classify(train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, c_times
     the more features, the stronger the penalty; 0: C is 1. The solution is a combination of the rows, so that with fewer rows
     than features the fit is made in the space that they span.
     """
-    classes, probabilities = _classified(train, labels, test, c_times_dim)
+    classes, probabilities = classified(train, labels, test, c_times_dim)
     return classes[probabilities.argmax(axis=1)]
 
 
-def _classified(
+def classified(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, c_times_dim: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes [k] and their probabilities for each test row [m, k]."""
@@ -155,7 +155,7 @@ def self_trained(
     """
     rows, known = train, labels
     for share in shares if len(others) else ():
-        classes, probabilities = _classified(rows, known, others, c_times_dim)
+        classes, probabilities = classified(rows, known, others, c_times_dim)
         guess, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
         kept = []
         for c in np.unique(guess):

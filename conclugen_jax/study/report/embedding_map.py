@@ -1,7 +1,7 @@
 """Maps of a split: features and representations in two dimensions by PCA and t-SNE, and the clusters of their rows."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 from conclugen_jax.evaluate.weights import check_features
 from conclugen_jax.runs import checkpoint
-from conclugen_jax.study.report import charts
+from conclugen_jax.study.report import charts, walk
 from conclugen_jax.study.report.reading import Run, Study
 from conclugen_jax.study.report.tables import Part
 from conclugen_jax.system import files
 
-POINTS = 1500
 FEWEST = 10
 COMPONENTS = 50
 FOLDER = ".maps"
@@ -32,53 +31,63 @@ NUM_MAPS = 3
 
 
 def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Part]:
-    """Draw maps of the test split of each data set: raw features, then each method's representations, its first seed.
+    """Draw a map of each data set: each method's representations, its first seed, and raw features.
 
-    ``cache`` is a folder of maps made before; ``wanted`` are methods, ``None`` the first with a checkpoint.
+    ``cache`` is a folder of maps made before, in that of the page; ``wanted`` are methods, ``None`` the first with a
+    checkpoint.
     """
     able = [method for method in study.methods if _checkpointed(study, method)]
     chosen = able[:NUM_MAPS] if wanted is None else list(wanted)
     if not chosen:
         return [Part(text="No maps were asked for." if able else "No pretraining run has a checkpoint to map.")]
+    runs = {study.methods[method].title: _checkpointed(study, method) for method in chosen}
+    parts = []
+    for key, facts in study.datasets.items():
+        title = facts.title(key)
+        if not (Path(facts.path) / manifest_lib.FILE).is_file():
+            parts.append(Part(notes=[f"{title}: no map, there is no data set in {facts.path} any more."]))
+        else:
+            parts += _of_data_set(title, shards.open_dataset(facts.path, verify="size"), runs, cache)
     note = (
-        f"At most {POINTS:,} rows of the test split (without one, of the training split), standardised; the first {COMPONENTS} "
-        "principal components, then t-SNE with a fixed seed. Distances between far groups mean little. Clusters: the nearest "
+        f"At most {walk.POINTS:,} utterances of all splits, their vectors standardised; the first {COMPONENTS} principal "
+        "components, then t-SNE with a fixed seed. Distances between far groups mean little. Neighbours are by cosine of the "
+        "standardised vectors, among the utterances that are shown. Predictions are by logistic regressions that have not "
+        "seen the utterance nor, where persons are named, the person (5-fold cross-validation). Clusters: the nearest "
         "centroid of the run’s last k-means."
     )
-    parts = [Part(notes=[note])]
-    for key, facts in study.datasets.items():
-        title, drawn, missing = facts.title(key), {}, []
-        if not (Path(facts.path) / manifest_lib.FILE).is_file():
-            missing = [f"{title}: no map, there is no data set in {facts.path} any more."]
-        else:
-            dataset = shards.open_dataset(facts.path, verify="size")
-            for method in chosen:
-                name, run = study.methods[method].title, _checkpointed(study, method)
-                if problem := _draw(drawn, name, run, dataset, cache):
-                    missing.append(f"{title}: {problem}")
-        parts += [Part(title if drawn else "", figures=list(drawn.items())), Part(notes=missing)]
-    return parts
+    return [*parts, Part(notes=[note])]
 
 
-def _draw(drawn: dict[str, str], name: str, run: Run | None, dataset: Dataset, cache: Path) -> str:
-    """Add a run's maps of a data set by caption, with one of its features if it is new; return which of them cannot be."""
-    if run is None:
-        return f"no map of {name}: it has no checkpoint."
-    try:
-        rows = sample(run, dataset)
-    except ConclugenError as e:  # another corpus than the run was trained on may lack what it needs
-        return f"no map of {name}: {e}."
-    split = probe.represent_rows(run.workdir, rows, dataset.manifest.label.names)
-    classes, caption = groups_of(split.label, dataset.manifest.label), f"raw features: {', '.join(split.features)}"
-    if caption not in drawn:
-        drawn[caption] = charts.scatter(f"Map of {caption}", flattened(split.fused(raw=True), cache), *classes)
-    places = flattened(split.fused(), cache)
-    drawn[f"{name}, by class"] = charts.scatter(f"Map of {name}", places, *classes)
-    if not len(split.clusters):
-        return f"{name} has no clusters to colour its map by."
-    names = [str(k) for k in range(split.clusters.max() + 1)]
-    drawn[f"{name}, by cluster"] = charts.scatter(f"Map of {name}, clusters", places, split.clusters, names)
-    return ""
+def _of_data_set(title: str, dataset: Dataset, runs: Mapping[str, Run | None], cache: Path) -> list[Part]:
+    """Return the map of a data set, and which runs cannot be shown on it."""
+    used = sorted({m for run in runs.values() if run for m in run.config["data"]["modalities"]})
+    rows, spaces, missing, label = walk.draw(dataset, used), {}, [], None
+    for name, run in runs.items():
+        try:
+            found, there = sample(run, rows)
+        except ConclugenError as e:  # another corpus than the run was trained on may lack what it needs
+            missing.append(f"{title}: no map of {name}: {e}.")
+            continue
+        split = probe.represent_rows(run.workdir, found, dataset.manifest.label.names)
+        label = split.label
+        raw = f"raw features: {', '.join(split.features)}"
+        for space, vectors, clusters in ((name, split.fused(), split.clusters), (raw, split.fused(raw=True), ())):
+            if space not in spaces:
+                places = np.zeros((len(there), 2), np.float32)
+                places[there] = flattened(vectors[there], cache)
+                spaces[space] = walk.Space(space, space == raw, places, vectors, there, np.asarray(clusters))
+        if not len(split.clusters):
+            missing.append(f"{title}: {name} has no clusters to colour its map by.")
+    if not spaces:
+        return [Part(notes=missing)]
+    classes = groups_of(label, dataset.manifest.label)
+    ordered = sorted(spaces.values(), key=lambda space: space.raw)
+    drawn = [
+        (f"{s.name}, by class", charts.scatter(f"Map of {s.name}", s.places[s.there], classes[0][s.there], classes[1]))
+        for s in ordered
+    ]
+    found = walk.data(title, rows, label, classes, ordered, cache.parent)
+    return [Part(title, walk=found, figures=drawn), Part(notes=missing)]
 
 
 def _checkpointed(study: Study, method: str) -> Run | None:
@@ -87,23 +96,25 @@ def _checkpointed(study: Study, method: str) -> Run | None:
     return run if run and any((run.workdir / checkpoint.FOLDER).glob("[0-9]*")) else None
 
 
-def sample(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """Return rows of the test split (without one, of the training split) of a data set, with the modalities of a run.
-
-    They are the same for every run with these modalities.
+def sample(run: Run | None, rows: walk.Rows) -> tuple[dict[str, Any], np.ndarray]:
+    """Return utterances with the modalities of a run, and which of them have one of these, boolean [n].
 
     Raises:
-      ConclugenError: the data set lacks the run's modalities or test split, or there are too few rows.
+      ConclugenError: no checkpoint, a data set that lacks the run's modalities, or too few utterances with them.
     """
-    data = run.config["data"]
-    modalities, split = tuple(data["modalities"]), data["test_split"]
-    split = split if split in dataset.manifest.splits else data["train_split"]
+    if run is None:
+        raise ConclugenError("it has no checkpoint")
+    dataset, modalities = rows.dataset, tuple(run.config["data"]["modalities"])
     check_features(dataset.manifest, {m: run.data.modalities[m] for m in modalities}, "the data set", "the run")
-    stream = shards.ShardStream(dataset, split, modalities)
-    if (n := len(stream.usable)) < FEWEST:
-        raise ConclugenError(f"split {split!r} has {n} rows with these modalities, fewer than {FEWEST}")
-    chosen = np.sort(np.random.default_rng(0).permutation(stream.usable)[:POINTS])
-    return {**stream.rows(chosen), "group": stream.names(chosen)[1], "data": dataset.manifest.name}
+    parts = [shards.ShardStream(dataset, split, modalities).rows(at) for split, at in rows.indices.items()]
+    found = {
+        key: {m: np.concatenate([p[key][m] for p in parts]) for m in modalities} for key in ("features", "present")
+    }
+    there = np.any(list(found["present"].values()), axis=0)
+    if there.sum() < FEWEST:
+        raise ConclugenError(f"{there.sum()} of its rows have these modalities, fewer than {FEWEST}")
+    found |= {"label": np.concatenate([p["label"] for p in parts]), "group": rows.groups, "data": dataset.manifest.name}
+    return found, there
 
 
 def groups_of(labels: np.ndarray, label: LabelSpec) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -4,7 +4,9 @@ The page needs nothing else, on screens of any width, light or dark, and on pape
 ``page.html.j2`` says how each looks.
 """
 
+import base64
 import collections
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from conclugen_jax.study.report import (
     reading,
     state,
     tables as report_tables,
+    walk,
 )
 from conclugen_jax.study.report.published import SOURCE
 from conclugen_jax.study.report.reading import Study
@@ -32,6 +35,12 @@ from conclugen_jax.system import files
 
 HTML = "report.html"
 MARKDOWN = "report.md"
+
+SCRIPT = (Path(__file__).parent / "map.js").read_text(encoding="utf-8")
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src file:; "
+    f"script-src 'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
+)
 
 TEMPLATE = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -101,10 +110,17 @@ def write(
         made = {title: made[title] for title in kept}
     sections = {title: parts or [Part(text=nothing)] for title, (parts, nothing) in made.items()}
     shown = {"title": title or f"Study {found.name}", "lead": _lead(found), "warnings": warnings, "sections": sections}
-    page = report_tables.printable(TEMPLATE.render(shown, swatch=charts.swatch))
     files.write_atomically(folder / MARKDOWN, _markdown(**shown), place="--output")
-    files.write_atomically(folder / HTML, page, place="--output")
+    files.write_atomically(folder / HTML, page(**shown), place="--output")
     return Written([folder / HTML, folder / MARKDOWN], progress(found), warnings)
+
+
+def page(title: str, lead: Sequence[str], warnings: Sequence[str], sections: Mapping[str, Sequence[Part]]) -> str:
+    """Return a page of sections, each a list of parts, with a heading and first lines."""
+    shown = {"title": title, "lead": lead, "warnings": warnings, "sections": sections}
+    scripted = any(part.walk for parts in sections.values() for part in parts)
+    helpers = {"swatch": charts.swatch, "as_json": walk.markup, "policy": POLICY, "script": SCRIPT}
+    return report_tables.printable(TEMPLATE.render(shown, scripted=scripted, **helpers))
 
 
 def progress(study: Study) -> str:

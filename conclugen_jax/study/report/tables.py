@@ -41,6 +41,9 @@ class Part(NamedTuple):
     legend: Sequence[tuple[str, int]] = ()  # (name, style)
     figures: Sequence[tuple[str, Any]] = ()  # (caption, SVG or confusion matrices: (caption, classes, counts [n, n]))
     table: Table | None = None  # beside the figures
+    walk: Mapping[str, Any] | None = (
+        None  # a map to walk through, see walk.py; the figures are then its pictures on paper
+    )
     folded: str = ""  # shown on demand
 
 
