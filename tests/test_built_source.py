@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from conclugen_jax.data import builders, formats, shards
+from conclugen_jax.data.importers import built as built_lib
 from conclugen_jax.data.requests import Layout, Request
 from conclugen_jax.errors import ConclugenError
 
@@ -82,3 +83,13 @@ def test_what_cannot_be_done_with_it_is_refused(whole, tmp_path):
     cut = built(whole, tmp_path, folds=(3, 0))
     with pytest.raises(ConclugenError, match=r"the data have splits .* already"):
         built(cut, tmp_path, folds=(3, 0))
+
+
+def test_neighbouring_rows_are_read_together(files, tmp_path, monkeypatch):
+    whole = built(files, tmp_path / "whole")
+    read, calls = shards.ShardStream.rows, []
+    monkeypatch.setattr(built_lib, "BLOCK", 10)
+    monkeypatch.setattr(shards.ShardStream, "rows", lambda *args: calls.append(len(args[1])) or read(*args))
+    found = built(whole, tmp_path, only=("video",))
+    assert calls == [10, 10, N - 20]
+    assert rows(found)["clip03"][4]["video"] == rows(whole)["clip03"][4]["video"]
