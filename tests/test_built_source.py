@@ -62,6 +62,35 @@ def test_folds_of_a_built_data_set_are_those_of_its_files(files, whole, by, tmp_
     assert len(rows(ours)) == N
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(label=("smiles", "frowns")),
+        Layout(label=("age",)),
+        Layout(kind="none"),
+        Layout(label=("label",), targets=("mood:single",)),
+    ],
+)
+def test_labels_of_each_kind_are_kept(tmp_path, layout):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    np.save(folder / "video.npy", np.arange(2 * N, dtype=np.float32).reshape(N, 2))
+    (folder / "video.txt").write_text("\n".join(map(str, range(N))))
+    cells = [f"{i},{'ab'[i % 2]},{i % 2},{i // 2 % 2},{i / 7},{('good', 'bad', '')[i % 3]}" for i in range(N)]
+    (folder / "labels.csv").write_text("\n".join(["id,label,smiles,frowns,age,mood", *cells]))
+    whole, how = built(folder, tmp_path / "whole", layout=layout), {"folds": (3, 1), "fold_by": "example"}
+    ours = shards.open_dataset(built(whole, tmp_path / "ours", **how))
+    theirs = shards.open_dataset(built(folder, tmp_path / "theirs", **how, layout=layout))
+    assert ours.manifest.labels() == theirs.manifest.labels()
+    for split in ours.manifest.splits:
+        for name, spec in ours.manifest.labels().items():
+            both = [shards.ShardStream(each, split, ["video"], target=name) for each in (ours, theirs)]
+            at = np.arange(both[0].num_examples)
+            np.testing.assert_array_equal(*(each.names(at)[0] for each in both))
+            if spec.kind != "none":
+                np.testing.assert_array_equal(*(each.labels(at) for each in both))
+
+
 def test_a_built_data_set_is_copied_whole_or_in_part(whole, tmp_path):
     assert rows(built(whole, tmp_path / "copy")) == rows(whole)
     part = rows(built(whole, tmp_path / "part", only=("video",)))

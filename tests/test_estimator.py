@@ -108,6 +108,14 @@ def test_saved_loaded_pickled(fitted, folder, tmp_path):
     assert clone(ConCluGen.load(tmp_path / "moved")).get_params()["workdir"] == str(tmp_path / "moved")
 
 
+def test_training_rows_are_no_neighbours_of_their_own_with_or_without_groups(fitted, folder):
+    train, groups = rows_of(folder, "train")
+    expected = fitted.transform(train, groups=groups)
+    np.testing.assert_array_equal(fitted.transform(train), expected)
+    new = {m: x + np.float32(1e-5) for m, x in train.items()}
+    assert np.abs(fitted.transform(new) - expected).max() > 1e-3  # their training rows are neighbours
+
+
 def test_rows_of_other_forms(fitted, folder):
     test, _ = rows_of(folder, "test")
     expected, matrix = fitted.transform(test), np.concatenate(list(test.values()), axis=1)

@@ -155,7 +155,8 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         run, names = self._opened(), rows_lib.group_names(groups, len(matrix))
         columns = {m: self.columns_[m] for m in run.network.modalities}
         features, present = rows_lib.by_modality(matrix, columns)
-        own = np.array([run.known.get(key, bank_lib.NONE) for key in rows_lib.keys(features, present, names)], np.int64)
+        keys = rows_lib.keys(features, present, _persons(run.network, names))
+        own = np.array([run.known.get(key, bank_lib.NONE) for key in keys], np.int64)
         if persons := run.network.persons:
             if groups is None:
                 warnings.warn("no groups: rows are standardised by the split, not by person", stacklevel=2)
@@ -325,6 +326,11 @@ def _opened(folder: str, _changed: int) -> _Opened:
         places = compute.places(stream, dataset.manifest.fingerprint())
         for at in reversed(np.array_split(np.arange(stream.num_examples), -(-stream.num_examples // BATCH_ROWS))):
             read, groups = stream.rows(at), stream.names(at)[1]
-            of = rows_lib.keys(read["features"], read["present"], groups.tolist())
+            of = rows_lib.keys(read["features"], read["present"], _persons(network, groups.tolist()))
             known |= dict(zip(reversed(of), reversed(places[at].tolist()), strict=True))  # the first of equal rows
     return _Opened(network, compute, known)
+
+
+def _persons(network: embedding.Network, groups: Sequence[str]) -> Sequence[str]:
+    """Return the groups of rows where these tell equal rows apart: by person, they are standardised in other ways."""
+    return groups if network.persons else [""] * len(groups)
