@@ -1,5 +1,7 @@
 """Folds and parts of a data set that is built already are those of its files."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +124,33 @@ def test_neighbouring_rows_are_read_together(files, tmp_path, monkeypatch):
     found = built(whole, tmp_path, only=("video",))
     assert calls == [10, 10, N - 20]
     assert rows(found)["clip03"][4]["video"] == rows(whole)["clip03"][4]["video"]
+
+
+def edited(folder: Path, **changes) -> Path:
+    """Change entries of a manifest."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | changes))
+    return folder
+
+
+def test_what_its_manifest_says_counts(files, tmp_path):
+    folder = built(files, tmp_path / "whole")
+    source = json.loads((folder / "manifest.json").read_text())["source"]
+    edited(folder, source=source | {"extraction": {"no_face": "drop"}, "notes": ["three clips were short"]})
+    cut = shards.open_dataset(built(folder, tmp_path, folds=(3, 0))).manifest.source
+    assert (cut["extraction"], cut["notes"]) == ({"no_face": "drop"}, ["three clips were short"])
+    edited(folder, variants={"video": 2})
+    with pytest.raises(ConclugenError, match="has several vectors of video for each clip, of which one would be kept"):
+        built(folder, tmp_path / "more", folds=(3, 0))
+
+
+def test_folds_of_a_data_set_that_was_built_again_are_not_those_of_before(files, tmp_path):
+    folder = built(files, tmp_path / "whole")
+    assert built(folder, tmp_path, folds=(3, 0)) == built(folder, tmp_path, folds=(3, 0))
+    shutil.copytree(files, tmp_path / "files")
+    np.save(tmp_path / "files" / "video.npy", np.zeros((N, 3), np.float32))
+    source = formats.open_source(Request("features", tmp_path / "files", name="mine"))
+    builders.build(source, tmp_path / "whole", overwrite=True)
+    with pytest.raises(ConclugenError, match="holds a data set made from other examples"):
+        built(folder, tmp_path, folds=(3, 0))

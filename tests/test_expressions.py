@@ -130,6 +130,18 @@ def test_a_broken_piece_is_a_remark(tmp_path, monkeypatch, quick):
     assert times_of(found) == np.arange(0, 2, 0.25).tolist()
 
 
+def test_what_is_heard_after_a_broken_piece_keeps_its_time():
+    second, silence = np.ones(speech.SAMPLE_RATE, np.float32), np.zeros(0, np.float32)
+    pieces = [(Expressions("a", 0, 1), second), (Expressions("a", 1, failure="broken"), silence)]
+    pieces.append((Expressions("a", 2, 3), second))
+    heard = []
+    lines = [Utterance(2.5, 4, "on and on"), Utterance(3, 4, "after the end"), Utterance(3.5, None, "later")]
+    found = expressions._joined(Path("a"), pieces, lambda x: heard.append(x) or lines, expressions.Companions())
+    np.testing.assert_array_equal(heard[0], np.concatenate([second, 0 * second, second]))
+    assert found.words == (Utterance(2.5, 3, "on and on"),)
+    assert found.end == 3
+
+
 @pytest.mark.parametrize("ending", ["mkv", "avi", "mp4"])
 def test_the_length_of_a_clip_is_read_from_its_packets(tmp_path, ending):
     codec = {"mkv": "ffv1", "avi": "mpeg4", "mp4": "libx264"}[ending]

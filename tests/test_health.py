@@ -93,6 +93,13 @@ def test_what_cannot_be_measured_is_left_out():
         "health/uniformity",
         "health/uniformity/face",
     }
+    clusters = {"clusters": np.arange(9) % 3, "num_clusters": 3}
+    assert "health/clusters_nmi_group" not in health.measure(*one, **clusters, groups=list("abcdefghi"))
+    few = health.measure(*one, **clusters, groups=list("ababababa"))
+    assert few["health/clusters_nmi_group"] == health.adjusted_information(np.arange(9) % 3, np.arange(9) % 2)
+    rare = {"face": one[0]["face"], "voice": RNG.normal(size=(9, 4))}, {**one[1], "voice": np.arange(9) < 2}
+    assert not [name for name in health.measure(*rare) if "voice" in name]
+    assert health.warnings(health.measure(*rare)) == []  # two vectors have two dimensions at most
     one[0]["face"][3, 2] = np.nan
     assert health.measure(*one) == {}
     assert health.warnings({}) == []
@@ -225,7 +232,8 @@ def test_a_log_says_how_a_run_ended():
 def run(tmp_path_factory):
     data = builders.build(Faces((96, 72, 8), missing=0.3), tmp_path_factory.mktemp("data"))
     folder = tmp_path_factory.mktemp("run")
-    pretrain.pretrain(tiny_config(data), folder, devices=jax.devices()[:1])
+    changes = {"data__standardize": "person", "checkpoint__every_epochs": 1, "checkpoint__keep_newest": 9}
+    pretrain.pretrain(tiny_config(data, **changes), folder, devices=jax.devices()[:1])
     return folder
 
 
@@ -240,3 +248,11 @@ def test_the_figures_of_a_run_are_those_of_its_validation_split(run):
     assert -1 < found["health/clusters_nmi_group"] < 0.3
     assert found["best/contrastive"] < found["loss/contrastive"] < found["chance/contrastive"] * 1.01
     assert all(isinstance(x, float) and math.isfinite(x) for x in found.values())
+    assert found["chance/reconstruction"] == pytest.approx(3, rel=0.01)  # the variance of three standardised modalities
+
+
+def test_an_early_checkpoint_is_judged_by_what_was_known_then(run):
+    found = health.of_run(run, 6)  # the first of four epochs, before there are clusters
+    assert found["schedule/done"] == 1 / 4
+    assert "health/cluster_balance" not in found
+    assert found["loss/contrastive"] > health.of_run(run)["loss/contrastive"]

@@ -25,6 +25,7 @@ ROWS = 256  # examples that are measured, at most; recall and effective rank dep
 LEAST_ROWS = 64  # a validation split of fewer examples is too small: the training split is measured
 TRAINED_BETWEEN = 1000 * ROWS  # examples trained on from one measurement to the next, at least, by a processor
 ACCELERATION = 100  # of other devices: they are so much faster, and a measurement, on the host, is not
+LEAST_VECTORS = 9  # of a modality; fewer have a low rank however they are
 LEAST_RANK, MOST_UNIFORMITY = 3.0, -0.1  # beyond, vectors have collapsed
 LEAST_BALANCE, MOST_OF_PERSONS = 0.3, 0.3  # beyond, there is one cluster, or clusters are persons
 LEAST_SHARE, JUDGED_FROM = 0.05, 0.2  # of the way from chance to the best; from this share of the epochs on
@@ -131,7 +132,7 @@ def measure(
       groups: [n], who is seen in each example; ``None`` or an empty string: unknown.
 
     Returns (where it can be computed):
-      ``health/rows``: n. ``health/effective_rank``: of the joined vectors; ``.../MODALITY``: of one modality.
+      ``health/rows``: n. ``health/effective_rank``: of the joined vectors; ``.../MODALITY``: of one that nine examples have.
       ``health/uniformity``: of the projections, else of the vectors, mean over modalities; ``.../MODALITY``.
       ``health/alignment``, ``health/recall_at_1``: mean over pairs of modalities, each with ``_chance``.
       ``health/cluster_balance``, ``health/clusters_nmi_group``: see :func:`balance`, :func:`adjusted_information`.
@@ -140,7 +141,7 @@ def measure(
     if not all(np.isfinite(x[present[m]]).all() for of in (vectors, contrasted) for m, x in of.items()):
         return {}
     figures = {"health/rows": float(np.any([present[m] for m in vectors], axis=0).sum()), **_ranks(vectors, present)}
-    shown = {m: _unit(x[present[m]]) for m, x in contrasted.items() if present[m].sum() > 1}
+    shown = {m: _unit(x[present[m]]) for m, x in contrasted.items() if present[m].sum() >= LEAST_VECTORS}
     spread = {f"health/uniformity/{m}": uniformity(x) for m, x in shown.items()}
     if spread:
         figures |= {"health/uniformity": float(np.mean(list(spread.values()))), **spread}
@@ -159,7 +160,8 @@ def _ranks(vectors: Arrays, present: Arrays) -> dict[str, float]:
     """Effective rank of the vectors of each modality, and of those joined, with zeros where absent."""
     # Products of joined rows are sums of products, and rows of zeros add eigenvalues of 0.
     products = {m: _products(np.where(present[m][:, None], x, 0)) for m, x in vectors.items()}
-    ranks = {f"health/effective_rank/{m}": _rank_of_products(x) for m, x in products.items()}
+    enough = [m for m in vectors if present[m].sum() >= LEAST_VECTORS]
+    ranks = {f"health/effective_rank/{m}": _rank_of_products(products[m]) for m in enough}
     return {"health/effective_rank": _rank_of_products(sum(products.values())), **ranks}
 
 
@@ -318,7 +320,7 @@ def _of_collapse(figures: Mapping[str, float]) -> list[str]:
     for name, value in figures.items():
         modality = name.rpartition("/")[2]
         if name.startswith("health/effective_rank/") and value < LEAST_RANK:
-            said[modality] = f"effective rank {value:.1f} of {figures['health/rows']:.0f} at most"
+            said[modality] = f"effective rank {value:.1f} of {figures['health/rows']:.0f} examples"
         elif name.startswith("health/uniformity/") and value > MOST_UNIFORMITY:
             said[modality] = f"uniformity {value:.2f}, evenly spread ones have -2 to -4"
     if not said:
