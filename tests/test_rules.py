@@ -217,3 +217,43 @@ def test_the_file_of_the_configuration_says_where_it_comes_from():
         '"""Settings of mine, as they were given; what follows differs from those of conclu_neighbours."""'
     )
     assert "neighbours = 0" in given
+
+
+def test_limits_of_rules():
+    def scheme(number):
+        found = rules.scheme(facts(60, **persons(60, number)))
+        return found.num_folds, found.fold_by
+
+    assert [scheme(n) for n in (2, 3, 4, 9)] == [(5, "example"), (3, "group"), (4, "group"), (5, "group")]
+    assert chosen(facts(30))["clustering.num_clusters"] == 7  # a quarter of three batches of ten
+    assert chosen(SHAPES["one person"])["loss.neighbours_of_others"] is False
+    assert "loss.neighbours_of_others" not in chosen(SHAPES["no groups"])
+    unlabelled = {n: facts(10 * n, classes=0, **persons(10 * n, 10))._replace(explained=None) for n in (9, 10)}
+    assert [chosen(x)["data.standardize"] for x in unlabelled.values()] == ["split", "person"]
+    assert [chosen(facts(n))["evaluation.smoothing_neighbours"] for n in (90, 900)] == [9, 20]
+    assert rules.modalities(facts(240)._replace(present={"a": 240, "b": 12, "c": 11}))[0] == ["a", "b"]
+    assert chosen(facts(960))["schedule.warmup_epochs"] == 7  # a twelfth of 80
+    assert rules.scheme(facts(4_000_000)).labels == (2, 5, 20)  # all of them take too long
+    assert rules.scheme(facts(4_000_000, classes=0, kind="value")).labels == (0,)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_study_and_the_classifier_for_use(quick):
+    known = facts(300, **persons(300, 6))
+    changes = [("model.representation_dim", "24")]
+    config = plan.configured(rules.settings(known), {"data.path": "d"}, changes, plan.START)
+    folds = rules.scheme(known, quick=quick)
+    study = plan.study(config, folds, known, "mine", quick=quick)
+    assert ("principal_components" in study.baselines) != quick
+    assert "principal_components" not in plan.study(config, folds, known._replace(rows=30_001), "mine").baselines
+    assert study.label_draws == (3 if quick else 5)
+    assert tuple(study.labels.probe) == folds.labels
+    assert study.num_folds == 5
+    whole, one = plan.model(config, folds, known)
+    assert (whole.path, one.config.downstream.checkpoint, one.config.data.test_split) == (plan.WHOLE, plan.WHOLE, "")
+    assert one.config.model.representation_dim == 24
+    (one,) = plan.model(config, rules.Scheme(0, "group", (0, 1), (0,), ""), known._replace(splits=("train", "test")))
+    assert (one.config.downstream.checkpoint, one.config.data.test_split) == ("pretraining/pretrained/seed_0", "test")
+    assert [run.path for run in plan.model(config, None, known)] == [plan.WHOLE]
+    many = plan.classifier(config, folds, known._replace(rows=128_000))
+    assert many.train.num_epochs == 20  # of a thousand steps each
