@@ -257,3 +257,15 @@ def test_the_study_and_the_classifier_for_use(quick):
     assert [run.path for run in plan.model(config, None, known)] == [plan.WHOLE]
     many = plan.classifier(config, folds, known._replace(rows=128_000))
     assert many.train.num_epochs == 20  # of a thousand steps each
+
+
+def test_a_first_look_at_many_rows_trains_its_classifiers_briefly():
+    known = facts(100_000)
+    config, scheme = plan.configured(rules.settings(known), {}, [], plan.START), rules.scheme(known)
+    found = {}
+    for quick in (False, True):
+        (*_, last) = plan.model(config, scheme, known, quick=quick)
+        scored = plan.study(config, scheme, known, "mine", quick=quick).datasets.mine.protocols.linear_evaluation
+        assert last.config.train == scored.train
+        found[quick] = last.config.train.num_epochs * (known.rows // last.config.train.batch_size)
+    assert (found[True], found[False]) == (5 * 781, 25 * 781)

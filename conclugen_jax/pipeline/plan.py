@@ -19,8 +19,8 @@ CLASSIFIER, WHOLE = "classifier", "pretraining/whole/seed_0"
 """Folders below that of everything, which is that of the study too: the classifier for use, and pretraining with all rows."""
 CLOSED = "principal_components", "canonical_correlations"
 """Baselines that take long on many rows."""
-MOST_STEPS = 20_000
-"""Steps of a classifier at most."""
+MOST_STEPS, QUICK_MOST = 20_000, 2000
+"""Steps of a classifier at most, and in a first look."""
 
 
 def configured(
@@ -79,7 +79,7 @@ def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str, *, quick:
     found.labels.update({PROBE: scheme.labels})
     slow = known.rows > MANY
     found.baselines = tuple(name for name in BASELINES if name not in (CLOSED if slow or quick else ()))
-    protocols = {"linear_evaluation": classifier(config, scheme, known)}
+    protocols = {"linear_evaluation": classifier(config, scheme, known, quick=quick)}
     if known.kind == "single":
         protocols[PROBE] = importlib.import_module("configs.study_base").probe(config)
         protocols[PROBE].data.validation_split = config.data.train_split  # nothing is chosen by it
@@ -91,7 +91,7 @@ def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str, *, quick:
     return found.lock()
 
 
-def classifier(config: ConfigDict, scheme: Scheme, known: Facts) -> ConfigDict:
+def classifier(config: ConfigDict, scheme: Scheme, known: Facts, *, quick: bool = False) -> ConfigDict:
     """Return the configuration of the linear classifier.
 
     Its epochs are chosen by the validation split, by the training rows where there is none or that is what is scored.
@@ -105,11 +105,12 @@ def classifier(config: ConfigDict, scheme: Scheme, known: Facts) -> ConfigDict:
     found.seed = config.seed
     devices = jax.device_count()
     found.train.batch_size = max(min(128, known.rows) // devices, 1) * devices
-    found.train.num_epochs = max(5, min(100, MOST_STEPS // max(known.rows // found.train.batch_size, 1)))
+    most = QUICK_MOST if quick else MOST_STEPS
+    found.train.num_epochs = max(5, min(100, most // max(known.rows // found.train.batch_size, 1)))
     return found
 
 
-def model(config: ConfigDict, scheme: Scheme | None, known: Facts) -> list[Run]:
+def model(config: ConfigDict, scheme: Scheme | None, known: Facts, *, quick: bool = False) -> list[Run]:
     """Return the runs that leave what is used on new clips, in order.
 
     Without folds the classifier is on top of the study's first pretraining; otherwise on top of one with all rows.
@@ -119,7 +120,7 @@ def model(config: ConfigDict, scheme: Scheme | None, known: Facts) -> list[Run]:
         runs, checkpoint = [Run(WHOLE, config, "pretraining", "", METHOD, config.seed)], WHOLE
     if scheme is None:
         return runs
-    one = classifier(config, scheme, known)
+    one = classifier(config, scheme, known, quick=quick)
     if scheme.num_folds:
         one.data.test_split = ""  # all rows are trained on
     one.downstream.checkpoint = checkpoint

@@ -102,7 +102,7 @@ def run(
                 chosen = _settings(root, dataset, known, quick, stage)
                 chosen = _configured(root, dataset, chosen, config, changes, stage)
             with stages(TRAINING) as stage:
-                runs = plan.model(chosen.config, chosen.scheme, chosen.known)
+                runs = plan.model(chosen.config, chosen.scheme, chosen.known, quick=quick)
                 found = _trained(root, dataset, chosen, runs, quick, stop, stage)
             with stages(REPORT) as stage, stop.at_once():
                 pretraining = root / (runs[-1].config.downstream.checkpoint or runs[-1].path)
