@@ -157,7 +157,7 @@ def test_reasons_have_the_numbers_of_the_training_rows():
     assert reason(by, SHAPES["no groups"]) == "0 of 200 rows say which person they are of"
     assert reason(by, SHAPES["a clip a person"]) == "200 persons with 1 clips each (median), which are too few"
     assert "explain 60% of the label" in reason(by, SHAPES["persons that are the answer"])
-    assert reason("train.batch_size", facts(300)) == "a third of the 300 training rows, at most 512"
+    assert reason("train.batch_size", facts(300)) == "a third of the 300 training rows, at least 2, at most 512"
 
 
 def test_rare_modalities_are_left_out():
