@@ -173,25 +173,6 @@ def test_eight_devices_train_as_one_does(data, whole, tmp_path):
     assert all(close(ours[path], x, 2e-5) for path, x in theirs.items())
 
 
-def test_a_step_that_goes_wrong_after_a_refresh_is_replayed_with_its_neighbours(data, tmp_path, monkeypatch, capsys):
-    """The replay from the checkpoint before the refresh looks for neighbours as the run did."""
-    calls, represented, leave_out = [], neighbours.represented, recorder.leave_out
-    monkeypatch.setattr(neighbours, "represented", lambda *a: calls.append(1) or represented(*a))
-    good = recorder.Recorder._is_good
-    bad = lambda self, record: record["step"] != 10 and good(self, record)  # noqa: E731
-    monkeypatch.setattr(recorder.Recorder, "_is_good", bad)
-
-    def stop(*args):
-        leave_out(*args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(recorder, "leave_out", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(config_of(data, checkpoint__every_epochs=6), tmp_path, debug_nans=True)
-    assert len(calls) == 2  # in the run and in the replay
-    assert "no operation gave a result that is not a number" in capsys.readouterr().err
-
-
 def test_labels_take_no_part(data, whole, tmp_path):
     other = builders.build(Talk(missing=0.3, relabel=1), tmp_path / "data")
     assert_same_bits(train(config_of(other), tmp_path / "run")[0], whole[1])

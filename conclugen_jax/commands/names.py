@@ -21,6 +21,7 @@ GROUPS = {
     },
     "Training": {
         "pretrain": "pretrain; repeat the command to resume",
+        "replay": "compute a step that was left out again, and name what went wrong in it",
         "search": "search hyper-parameters of pretraining",
         "downstream": "train a classifier: linear evaluation, fine-tuning, supervised, raw features, sweeps",
         "study": "run methods x data sets x protocols x seeds; repeat the command to resume",

@@ -2,27 +2,22 @@
 
 import collections
 import contextlib
-import functools
 import itertools
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 import conclugen_jax
-from conclugen_jax.data.batches import batch_indices
-from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.evaluate.levels import Level
 from conclugen_jax.pretrain import setup
-from conclugen_jax.runs import checkpoint, log as log_lib
+from conclugen_jax.runs import log as log_lib
 from conclugen_jax.system import processes, progress
-from conclugen_jax.train import feed, parallel
+from conclugen_jax.train import feed
 
 PACKAGE = Path(conclugen_jax.__file__).parent
 USUAL_STEPS = 50  # a loss stands out against the mean of so many steps before it
@@ -36,6 +31,13 @@ class BadStep(Exception):
         what = "the loss stands out" if _is_finite(record) else "the loss or its gradient is not finite"
         super().__init__(f"step {record['step']}: {what} ({', '.join(terms)})")
         self.step = record["step"]
+
+
+class Last(NamedTuple):
+    """A step that the run ends with, and the sentence that says why."""
+
+    step: int
+    sentence: str
 
 
 class Recorder:
@@ -172,17 +174,21 @@ def left_out(run: setup.Setup) -> list[int]:
     return processes.json_of_main(log_lib.left_out_steps(run.workdir) if processes.is_main() else [])
 
 
-def leave_out(run: setup.Setup, bad: BadStep) -> None:
-    """Note a step that went wrong, so that the run goes on without it; more than ``max_bad_steps`` in a row end the run."""
+def leave_out(run: setup.Setup, bad: BadStep) -> Last | None:
+    """Note a step that went wrong, so that the run goes on without it.
+
+    Where as many as ``max_bad_steps`` before it in a row were left out, it is not noted but returned: the run ends with it.
+    """
     before = left_out(run)
     others = next(i for i in itertools.count() if bad.step - 1 - i not in before)
     if others >= run.config.train.max_bad_steps:
-        raise ConclugenError(
+        return Last(
+            bad.step,
             f"{bad}{f', and so were the {others} before, which were left out' if others else ''}; lower "
             "config.optimizer.learning_rate or set config.data.standardize=split, in a new workdir: the checkpoints here may "
-            "already be on the way to it"
+            "already be on the way to it",
         )
-    indices = _rows_of(run, bad.step)
+    indices = run.batches.indices(bad.step)
     features = run.stream.rows(indices)["features"].values()
     wrong = indices[~np.all([np.isfinite(x).all(axis=1) for x in features], axis=0)]
     ids = run.stream.names(wrong)[0].tolist() if wrong.size else []
@@ -191,36 +197,4 @@ def leave_out(run: setup.Setup, bad: BadStep) -> None:
     if processes.is_main():
         progress.say(f"warning: {bad}; {cause}; the step is left out")
         log_lib.leave_out(run.workdir, {"step": bad.step, "reason": str(bad), "ids": ids, "rows": indices.tolist()})
-
-
-def say_first_nan(run: setup.Setup, saved: checkpoint.Checkpoints, step: int) -> None:
-    """Say which operation of a step was the first whose result is not a number, by a replay from the newest checkpoint."""
-    state, _ = run.start(saved)
-    state = parallel.place(state, run.config, run.devices)
-    # As if the step were left out: the dispatch before it then ends where it begins.
-    for dispatch, inputs in run.batches(run.batches.plan(int(state.step), {*left_out(run), step})):
-        if dispatch.end_step >= step:
-            break
-        state, _ = run.train(dispatch, state, inputs)
-        if run.refreshes_after(dispatch):
-            state = run.refresh(state)
-    state = jax.device_get(parallel.whole(state, run.optimizer))
-    rows = run.stream.rows(_rows_of(run, step))
-    cluster = run.clusters((step - 1) // run.batches.steps_per_epoch)
-    one_device = functools.partial(run.step, cluster=cluster, model=run.model.clone(axis_name=None), axis_name=None)
-    found = "no operation gave a result that is not a number; some may be infinite"
-    try:
-        with jax.disable_jit(), jax.debug_nans(True):
-            one_device(state, {key: rows[key] for key in ("features", "present")})
-    except FloatingPointError as e:
-        ours = [f for f in traceback.extract_tb(e.__traceback__) if PACKAGE in Path(f.filename).parents]
-        where = f", in {Path(ours[-1].filename).name}, line {ours[-1].lineno}: {ours[-1].line}" if ours else ""
-        found = f"{reason(e)}{where}"
-    progress.say(f"step {step}: {found}")
-
-
-def _rows_of(run: setup.Setup, step: int) -> np.ndarray:
-    """Indices of the rows of a step, counted from 1."""
-    epoch, first = divmod(step - 1, run.batches.steps_per_epoch)
-    sizes = {"num_steps": 1, "batch_size": run.config.train.batch_size}
-    return batch_indices(run.stream.usable, first_step=first, **sizes, seed=run.config.seed, epoch=epoch)[0]
+    return None

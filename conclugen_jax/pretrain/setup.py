@@ -124,13 +124,9 @@ class Setup:
 
     def fresh_state(self) -> TrainState:
         """The state before the first step, by the seed of the run."""
-        section, (init_key, run_key) = self.config.clustering, jax.random.split(jax.random.key(self.config.seed))
         statistics = persons_lib.feature_stats(self.stream.dataset.manifest, self.persons)
-        variables = model_lib.initial_variables(self.model, init_key, statistics)
-        length = section.queue_batches * self.config.train.batch_size if self.config.loss.clustering_weight else 0
-        queue = {"queue_length": length, "num_clusters": section.num_clusters}
         near = self.near if neighbours.refreshes(self.config, self.config.train.num_epochs) else None
-        return train_state.create(variables, self.optimizer, run_key, neighbours=near, **queue)
+        return fresh_state(self.config, self.model, self.optimizer, statistics, near)
 
     def start(self, saved: checkpoint.Checkpoints) -> tuple[TrainState, dict[str, Any]]:
         """Return the state to go on from, and the record of the log that belongs to it, the same on all processes.
@@ -181,6 +177,21 @@ class Setup:
         if dispatch.left_out:
             return state.replace(step=parallel.replicate(np.int32(dispatch.end_step), self.devices)), {}
         return self._compiled[self.clusters(dispatch.epoch)](state, *inputs)
+
+
+def fresh_state(
+    config: ConfigDict,
+    model: model_lib.ConCluGen,
+    optimizer: optax.GradientTransformation,
+    statistics: Callable[[str], dict[str, np.ndarray]] | None,
+    near: np.ndarray | None,
+) -> TrainState:
+    """The state before the first step, by the seed of the run, with the statistics of the features and their neighbours."""
+    section, (init_key, run_key) = config.clustering, jax.random.split(jax.random.key(config.seed))
+    variables = model_lib.initial_variables(model, init_key, statistics)
+    length = section.queue_batches * config.train.batch_size if config.loss.clustering_weight else 0
+    queue = {"queue_length": length, "num_clusters": section.num_clusters}
+    return train_state.create(variables, optimizer, run_key, neighbours=near, **queue)
 
 
 def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, shards.ShardStream]:

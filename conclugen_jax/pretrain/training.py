@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import health, levels
 from conclugen_jax.method.train_state import TrainState
-from conclugen_jax.pretrain import recorder as recorder_lib, setup
+from conclugen_jax.pretrain import recorder as recorder_lib, replay, setup
 from conclugen_jax.pretrain.recorder import Recorder
 from conclugen_jax.runs import checkpoint, log as log_lib, workdir as workdir_lib
 from conclugen_jax.system import processes, progress, signals
@@ -69,16 +69,22 @@ def pretrain(
         with checkpoint.Checkpoints(folder, **keep) as saved:
             saved.check_space(jax.eval_shape(run.fresh_state))
             settle()  # not before: a run that is refused leaves no configuration behind
+            last = None
             while True:
                 try:
-                    return _train(run, saved, on_epoch, stop)
+                    return _train(run, saved, on_epoch, stop, last, debug_nans)
                 except recorder_lib.BadStep as bad:
-                    if debug_nans:
-                        recorder_lib.say_first_nan(run, saved, bad.step)
-                    recorder_lib.leave_out(run, bad)
+                    last = recorder_lib.leave_out(run, bad)
 
 
-def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | None, stop: signals.Stop) -> TrainState:
+def _train(
+    run: setup.Setup,
+    saved: checkpoint.Checkpoints,
+    on_epoch: OnEpoch | None,
+    stop: signals.Stop,
+    last: recorder_lib.Last | None,
+    debug_nans: bool,
+) -> TrainState:
     """Train to the last epoch; ``BadStep`` ends it, before a state from after the step is saved."""
     with _ending_at_once(stop):
         state, info = run.start(saved)
@@ -95,7 +101,11 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
         recorder = Recorder(config, log, display, info, run.health.levels if run.health else None)
         signal_of_any, warn = parallel.Largest(run.devices), _Warnings(run, display)
         state = parallel.place(state, config, run.devices)
-        for dispatch, inputs in run.batches(run.batches.plan(first_step, recorder_lib.left_out(run))):
+        left_out = {*recorder_lib.left_out(run), *([last.step] if last else [])}
+        for dispatch, inputs in run.batches(run.batches.plan(first_step, left_out)):
+            if dispatch.left_out:
+                with recorder.paused():
+                    _leave_out(run, state, dispatch.end_step, last, debug_nans)
             if run.lacks_program(dispatch):
                 with recorder.paused(), _ending_at_once(stop):
                     run.compile(dispatch, state, inputs, display)
@@ -131,6 +141,18 @@ def _train(run: setup.Setup, saved: checkpoint.Checkpoints, on_epoch: OnEpoch | 
             raise ConclugenError(f"{run.workdir}: the last checkpoint was not saved; free space and repeat the command")
         display.say(f"done: {run.total_steps} steps; checkpoints in {run.workdir / checkpoint.FOLDER}")
         return parallel.whole(state, run.optimizer)
+
+
+def _leave_out(
+    run: setup.Setup, state: TrainState, step: int, last: recorder_lib.Last | None, debug_nans: bool
+) -> None:
+    """Keep what a step takes that is left out; say what is wrong with it by choice; end the run with the last one."""
+    path = replay.keep(run, state, step)
+    if debug_nans and processes.is_main():
+        for line in replay.lines(replay.replay(path)):
+            progress.say(line)
+    if last and last.step == step:
+        raise ConclugenError(f"{last.sentence}; conclugen replay {path} computes the step again")
 
 
 class _Warnings:

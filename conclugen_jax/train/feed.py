@@ -109,6 +109,19 @@ class Feed:
                     begin = i + 1
                 start = end
 
+    def indices(self, step: int) -> np.ndarray:
+        """Return the rows [batch_size] of a step, counted from 1."""
+        epoch, first = divmod(step - 1, self.steps_per_epoch)
+        sizes = {"num_steps": 1, "batch_size": self.config.train.batch_size}
+        return batches.batch_indices(self.rows.usable, first_step=first, **sizes, seed=self.config.seed, epoch=epoch)[0]
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """Return what a step, counted from 1, sees of its rows, on the host: leaves [batch_size, ...]."""
+        at = {"seed": self.config.seed, "epoch": (step - 1) // self.steps_per_epoch}
+        found, stored = self._host_rows(self.indices(step), at), jnp.dtype(self.config.data.storage_dtype)
+        features = {m: x.astype(stored).astype(np.float32) for m, x in found["features"].items()}
+        return {**found, "features": features}
+
     def program(self, step: Callable, state_axes: Any = None) -> Callable:
         """Return the program of all dispatches: ``(state, table, position, rows) -> (state, metrics [most steps])``.
 

@@ -1,0 +1,30 @@
+"""Compute a step that was left out of a run again, operation by operation.
+
+conclugen replay RUN/bad_steps/STEP.npz [--json]
+
+Says the losses of the step, which rows have features that are not finite, and which operation is the first whose result is
+not a number. The file holds the state before the step, its batch and its key: neither the run nor its data set is needed.
+"""
+
+import json
+import math
+
+from conclugen_jax.commands import app
+from conclugen_jax.errors import ConclugenError
+
+command = app.Command(words="a file of RUN/bad_steps")
+FLAGS = command.flags
+command.bool("json", False, "Print one JSON object on standard output, nothing else")
+
+
+def main() -> None:
+    """Replay the step and print what was found."""
+    if len(command.words) != 1:
+        raise ConclugenError("name one file: conclugen replay RUN/bad_steps/STEP.npz")
+    from conclugen_jax.pretrain import replay
+
+    found = replay.replay(command.words[0])
+    metrics = {name: x if math.isfinite(x) else str(x) for name, x in found.metrics.items()}
+    print(
+        json.dumps(found._asdict() | {"metrics": metrics}, indent=1) if FLAGS.json else "\n".join(replay.lines(found))
+    )
