@@ -18,12 +18,23 @@ from tests.helpers import Faces, log_without_times, run, tiny_config
 BAD = 10  # in the middle of a dispatch
 BAD_ROW = 37
 VARIANTS = {
-    "plain": {},
-    "device table, split update": {"data__tier": "device", "optimizer__shard": True},
-    "neighbours": {"loss__neighbours": 3, "loss__neighbour_probability": 0.5},
-    "neighbours of representations": {"loss__neighbours": 3, "loss__neighbour_space": "representations"},
-    "standardised, views": {"data__standardize": "split", "loss__instance_weight": 1.0},
-    "rounded, dropout": {"data__storage_dtype": "bfloat16", "augmentation__modality_dropout": 0.2},
+    "split update": {
+        "data__tier": "device",
+        "data__standardize": "split",
+        "optimizer__shard": True,
+        "loss__instance_weight": 1.0,
+    },
+    "neighbours": {
+        "loss__neighbours": 3,
+        "loss__neighbour_probability": 0.5,
+        "data__storage_dtype": "bfloat16",
+        "augmentation__modality_dropout": 0.2,
+    },
+    "refreshed": {
+        "loss__neighbours": 3,
+        "loss__neighbour_space": "representation",
+        "loss__neighbour_refresh_epochs": 2,
+    },
 }
 
 

@@ -132,7 +132,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], t
     """Return state and batch, as nested dicts, the facts, and the statistics of the modality of two views."""
     way_out = f"name a file of RUN/{FOLDER}"
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             arrays = {name: stored[name] for name in stored.files}
         facts = json.loads(str(arrays.pop(FACTS)))
         tree = traverse_util.unflatten_dict(arrays, sep="/")

@@ -148,11 +148,12 @@ def _leave_out(
 ) -> None:
     """Keep what a step takes that is left out; say what is wrong with it by choice; end the run with the last one."""
     path = replay.keep(run, state, step)
-    if debug_nans and processes.is_main():
+    if debug_nans and path.exists() and processes.is_main():
         for line in replay.lines(replay.replay(path)):
             progress.say(line)
     if last and last.step == step:
-        raise ConclugenError(f"{last.sentence}; conclugen replay {path} computes the step again")
+        again = f"; conclugen replay {path} computes the step again" if path.exists() else ""
+        raise ConclugenError(f"{last.sentence}{again}")
 
 
 class _Warnings:
