@@ -81,26 +81,27 @@ def test_without_labels_there_is_a_model_and_a_page(tmp_path):
 
 
 def test_from_python_labels_may_be_a_data_frame(tmp_path, monkeypatch):
-    asked = {}
+    asked, clips, folder = {}, tmp_path / "clips", tmp_path / "run"
+    clips.mkdir()
     monkeypatch.setattr(
         "conclugen_jax.pipeline.run.run", lambda source, workdir, **how: asked.update(source=source, how=how)
     )
     frame = pa.table({"id": ["a", "b"], "label": ["sad", "happy"]})
-    conclugen_jax.run("clips", tmp_path, labels=frame, label="label", quick=True, changes={"seed": 3})
+    conclugen_jax.run(clips, folder, labels=frame, label="label", quick=True, changes={"seed": 3})
     (table,) = asked["source"].labels
     assert table.read_text().split() == ["id,label", "a,sad", "b,happy"]
     assert asked["source"].layout.label == ("label",)
     assert asked["how"] == {"quick": True, "config": "", "changes": [("seed", "3")]}
     written = table.stat().st_mtime_ns
-    conclugen_jax.run("clips", tmp_path, labels=pa.table({"id": ["a", "b"], "label": ["happy", "sad"]}))
+    conclugen_jax.run(clips, folder, labels=pa.table({"id": ["a", "b"], "label": ["happy", "sad"]}))
     assert asked["source"].labels != (table,)  # other labels are another request
-    conclugen_jax.run("clips", tmp_path, labels=frame)
+    conclugen_jax.run(clips, folder, labels=frame)
     assert (asked["source"].labels, table.stat().st_mtime_ns) == ((table,), written)
     assert asked["source"].layout == Layout()
     order = pa.DictionaryArray.from_arrays([1, 0], ["weak", "strong"], ordered=True)
     graded = pa.table({"id": ["a", "b"], "label": order})
     for how, classes in (({}, ("weak", "strong")), ({"classes": ["strong", "weak"]}, ("strong", "weak"))):
-        conclugen_jax.run("clips", tmp_path, labels=graded, **how)
+        conclugen_jax.run(clips, folder, labels=graded, **how)
         assert asked["source"].layout.classes == classes
 
 

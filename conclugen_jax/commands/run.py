@@ -26,7 +26,7 @@ command.bool("quick", False, "A first look: fewer steps, one fold, at most 60 cl
 
 def main() -> None:
     """Do what is not done, print settings, scores and what to do next."""
-    if len(command.words) != 1:
+    if len(command.words) != 1 or not command.words[0]:
         raise ConclugenError("name one folder or file: conclugen run SOURCE --workdir=RUN")
     layout, workdir = build.layout_of(command), command.required("workdir")
     from conclugen_jax.pipeline import run as run_lib

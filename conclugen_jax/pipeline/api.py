@@ -7,6 +7,7 @@ from typing import Any
 from conclugen_jax.data import data_frames
 from conclugen_jax.data.requests import Layout
 from conclugen_jax.pipeline import run as run_lib, source as source_lib
+from conclugen_jax.system import pool
 
 
 def run(
@@ -49,6 +50,7 @@ def run(
     columns = (label,) if isinstance(label, str) else tuple(label)
     columns = tuple(filter(None, columns))
     if data_frames.is_frame(labels):
+        source_lib.Source(Path(source)).check(Path(workdir))  # before the table is written into the workdir
         labels, known = source_lib.labels_of(labels, Path(workdir))
         if not classes and label_kind in ("", "single") and len(columns) < 2:
             classes = known.get(*(columns or ("label",)), ())
@@ -56,4 +58,5 @@ def run(
     tables = tuple(map(Path, [labels] if isinstance(labels, str | Path) else labels))
     found = source_lib.Source(Path(source), tables, label_pattern, layout, drop_bad)
     given = [(key, str(value)) for key, value in (changes or {}).items()]
-    return run_lib.run(found, workdir, quick=quick, config=config, changes=given)
+    with pool.without_script():
+        return run_lib.run(found, workdir, quick=quick, config=config, changes=given)

@@ -29,6 +29,7 @@ from conclugen_jax.evaluate import health
 from conclugen_jax.pipeline import plan, rules, source as source_lib
 from conclugen_jax.pipeline.source import Source
 from conclugen_jax.pipeline.stages import Stage, Stages
+from conclugen_jax.pretrain import setup
 from conclugen_jax.runs import config as config_lib, configuration_files, log as log_lib, workdir as workdir_lib
 from conclugen_jax.runs.layout import REQUEST
 from conclugen_jax.study import results, study as study_lib
@@ -90,6 +91,7 @@ def run(
       ConclugenError: a source without clips or features, too few rows, or a folder that was begun otherwise.
       Interrupted: a signal came; the same call goes on.
     """
+    source.check(Path(workdir))
     with workdir_lib.claim(workdir) as root, signals.caught() as stop:
         _settle(root, source, {"quick": quick, "config": config, "changes": [list(pair) for pair in changes]})
         with Stages((FEATURES, INSPECT, SETTINGS, TRAINING, REPORT)) as stages:
@@ -116,7 +118,8 @@ def run(
 def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
     """Write what was asked for, or refuse a folder in which something else was begun.
 
-    Until there is a data set, a command that was corrected may be repeated: extraction compares what it has done itself.
+    Until there is a data set, a command that was corrected may be repeated: extraction compares what it has done itself. What
+    it says of the configuration may change until this is settled.
     """
     asked = {
         "source": str(source.path.absolute()),
@@ -132,7 +135,10 @@ def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
         files.write_json(path, asked)
         return
     before = files.read_json(path, dict[str, Any], way_out="choose another --workdir")
-    changed = [key for key in asked if before.get(key) != asked[key]]
+    unsettled = () if (root / CONFIG).exists() else ("config", "changes")
+    changed = [key for key in asked if before.get(key) != asked[key] and key not in unsettled]
+    if not changed:
+        files.write_json(path, asked)
     if changed == ["files"]:
         fact = f"the files of {source.path} have changed since it was begun"
         raise ConclugenError(f"{root}: {fact}; choose another --workdir")
@@ -147,10 +153,13 @@ def _inspected(root: Path, dataset: shards.Dataset, stage: Stage) -> rules.Facts
     found = inspection.inspect(dataset.path, progress=stage.counter("rows"))
     files.write_json(root / INSPECTION, found)
     known = rules.facts(dataset)
-    kinds = {"single": f"{len(known.counts)} classes", "multi": f"{len(known.counts)} labels", "value": "a number"}
+    several = "es" * (len(known.counts) != 1), "s" * (len(known.counts) != 1)
+    kinds = {"single": f"{len(known.counts)} class{several[0]}", "multi": f"{len(known.counts)} label{several[1]}"}
+    kinds["value"] = "a number"
     persons = (
         f"{known.persons} persons with {known.clips:g} rows each (median)" if known.persons else "no persons named"
     )
+    persons = f"1 person with {known.clips:g} rows" if known.persons == 1 else persons
     stage.say(f"{known.rows:,} training rows, {kinds.get(known.kind, 'no labels')}, {persons}")
     return known
 
@@ -196,13 +205,20 @@ def _cut(
 def _configured(
     root: Path, dataset: shards.Dataset, chosen: _Chosen, config: str, changes: Sequence[tuple[str, str]], stage: Stage
 ) -> _Chosen:
-    """Make the configuration of pretraining, of the settings or of a file, and save it as a file."""
+    """Make the configuration of pretraining, of the settings or of a file, and save it as a file if the data allow it."""
+    for key, _ in changes:
+        if key in ("data.path", "data.train_split"):
+            raise ConclugenError(f"--config.{key}: SOURCE says the data; leave it out")
     data = {
         "data.path": str(dataset.path.absolute()),
         "data.train_split": rules.training_split(dataset.manifest.splits),
     }
     settings = [] if config else chosen.settings
     made = plan.configured(settings, data, changes, config or plan.START)
+    _try(made, made.data.path, made.data.train_split)
+    for seed in chosen.scheme.seeds if chosen.scheme else ():
+        path = chosen.path.replace("{fold}", str(seed)).replace("{shuffle}", "1")
+        _try(made, path, chosen.known.splits[0])
     if not (root / CONFIG).exists():
         files.write_atomically(root / CONFIG, plan.written(settings, made, dataset.manifest.name))
     elif changed := config_lib.differences(configuration_files.load(str(root / CONFIG), of_run=True), made):
@@ -214,6 +230,13 @@ def _configured(
         progress.say(f"  {one.key} = {one.value!r}: {one.reason}")
     stage.say(str(root / CONFIG))
     return chosen._replace(config=made, settings=settings)
+
+
+def _try(config: ConfigDict, path: str, split: str) -> None:
+    """Refuse a configuration that does not fit a data set that it will be trained on, before anything is begun."""
+    config = config.copy_and_resolve_references()
+    config.data.path, config.data.train_split, config.data.verify = path, split, "size"
+    setup.open_data(config, jax.device_count())
 
 
 def _trained(

@@ -8,7 +8,7 @@ import importlib.util
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,24 @@ class Source:
             raise ConclugenError(f"{self.path}: no such file or folder; name clips, features or a built data set")
         if (self.path / manifest_lib.FILE).is_file():
             return "built"
-        if versions := sorted(self.path.glob(f"*/{manifest_lib.FILE}")):
-            raise ConclugenError(f"{self.path}: holds a built data set; name {versions[-1].parent} instead")
-        media = (name for *_, names in os.walk(self.path) for name in names if name.lower().endswith(MEDIA))
-        return "clips" if next(media, None) else "features"
+        for pattern in (f"{DATA}/*/*/{manifest_lib.FILE}", f"*/*/{manifest_lib.FILE}", f"*/{manifest_lib.FILE}"):
+            if found := sorted(self.path.glob(pattern)):
+                raise ConclugenError(f"{self.path}: holds a built data set; name {found[-1].parent} instead")
+        if self.path.is_file() and self.path.name.lower().endswith(MEDIA):
+            raise ConclugenError(f"{self.path}: one clip, expected a folder of them; name the folder")
+        return "clips" if any(name.lower().endswith(MEDIA) for _, name in _walk(self.path)) else "features"
+
+    def check(self, root: Path) -> None:
+        """Refuse a folder of a run that would mix with what is read, and flags that say nothing here."""
+        source, own = (Path(os.path.realpath(path)) for path in (self.path, root))
+        if source.is_relative_to(own):
+            raise ConclugenError(f"{self.path}: lies in the folder of the run, {root}; choose another --workdir")
+        if own.is_relative_to(source) and self.kind != "clips":
+            raise ConclugenError(f"{root}: lies in {self.path}, all of which is read; choose a --workdir beside it")
+        if self.kind == "built" and (self.labels or self.pattern or self.drop_bad or self.layout != Layout()):
+            raise ConclugenError(f"{self.path}: is built already, with its labels; leave the flags of labels out")
+        if self.kind == "features" and self.pattern:
+            raise ConclugenError(f"--label_pattern={self.pattern}: {self.path} holds no clips; leave it out")
 
 
 def stamp(source: Source, root: Path) -> str:
@@ -56,7 +70,7 @@ def stamp(source: Source, root: Path) -> str:
     digest, own = hashlib.sha256(source.kind.encode()), root.absolute()
     first = source.path / manifest_lib.FILE if source.kind == "built" else source.path
     for path in (first, *source.labels):
-        below = sorted(Path(at, name) for at, _, names in os.walk(path) for name in names)
+        below = sorted(Path(at, name) for at, name in _walk(path))
         below = [file for file in below if own not in file.absolute().parents]
         for file in below or [path]:
             try:
@@ -67,14 +81,21 @@ def stamp(source: Source, root: Path) -> str:
     return digest.hexdigest()
 
 
+def _walk(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield folder and name of the files below a folder, those of linked folders too, each folder once."""
+    entered: set[str] = set()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(at)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        yield from ((at, name) for name in names if not name.startswith("."))
+
+
 def built(source: Source, root: Path, quick: bool, stage: Stage) -> Path:
     """Return the data set of all rows, made if it is not there."""
     about = {"labels": source.labels, "layout": source.layout}
-    if source.pattern and source.kind != "clips":
-        raise ConclugenError(f"--label_pattern={source.pattern}: {source.path} holds no clips; leave it out")
     if source.kind == "built":
-        if source.labels or source.layout != Layout():
-            raise ConclugenError(f"{source.path}: is built already, with its labels; leave the flags of labels out")
         folder, lines = source.path, []
     elif source.kind == "clips":
         folder, lines = _extracted(source, root, quick, stage)

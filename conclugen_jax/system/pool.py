@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing.context
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -74,6 +75,23 @@ class Pool(contextlib.AbstractContextManager):
         if kind is not None:
             self.kill()
         self.close()
+
+
+@contextlib.contextmanager
+def without_script() -> Iterator[None]:
+    """Start processes that do not run the script of this one, which may lack ``if __name__ == "__main__":``.
+
+    What they call must not be defined in it.
+    """
+    main = vars(sys.modules["__main__"])
+    before = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.update(__file__=None, __spec__=None)
+    try:
+        yield
+    finally:
+        for name in ("__file__", "__spec__"):
+            del main[name]
+        main.update(before)
 
 
 def _start(parent: int, start: Callable[[], None] | None) -> None:
