@@ -162,7 +162,7 @@ def test_mistakes_end_in_one_sentence_before_anything_is_written(place, tmp_path
     [
         (["pretrain", "--workdir=x"], "--config is missing"),
         (["pretrain", "--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
-        (["report"], "--study is missing"),
+        (["report"], "name one folder: conclugen report FOLDER"),
         (
             ["build", "--dataset=mnist", "--data_dir=x"],
             "--dataset=mnist: value should be one of <digits|voxceleb2",

@@ -31,7 +31,7 @@ GROUPS = {
         "embed": "write representations and class probabilities as .npz or Parquet",
         "predict": "predict classes of clips, or show the expressions of faces",
         "runs": "list the runs below a folder: how far, how good, running or not",
-        "report": "write a study as one page of tables, curves and maps",
+        "report": "write a study, a run or a search as one page of curves, maps and tables",
         "checkpoint": "list, verify, export and import checkpoints",
     },
 }

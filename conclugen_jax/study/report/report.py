@@ -65,6 +65,8 @@ def write(
     *,
     maps: Sequence[str] | None = None,
     title: str = "",
+    lead: Sequence[str] = (),
+    first: Mapping[str, Sequence[Part]] | None = None,
     last: Mapping[str, Sequence[Part]] | None = None,
 ) -> Written:
     """Make the report of a study.
@@ -74,7 +76,9 @@ def write(
       output: folder for ``report.html`` and ``report.md``; by default the study's. Maps are kept there in ``.maps``.
       maps: methods whose representations are drawn; the first three with a checkpoint by default.
       title: of the page; the study's name by default.
-      last: title -> parts of further sections.
+      lead: first sentences, before those on the study.
+      first: title -> parts of further sections, before all others.
+      last: likewise, before the configuration.
 
     Raises:
       ConclugenError: no results, a damaged file, a method that the study does not have, or a folder that cannot be
@@ -93,6 +97,7 @@ def write(
     curves = "The study has one number of labels per class only, so there is no curve."
     runs = f"There is no pretraining run in {found.path / reading.PRETRAINING}."
     made = {
+        **{title: (parts, "") for title, parts in (first or {}).items()},
         "Label efficiency": ([*figures.label_efficiency(found), *more_labels.parts(found)], curves),
         "Confusion matrices": (figures.confusion(found), "No run has left a confusion matrix."),
         "Pretraining": (figures.pretraining(found), runs),
@@ -105,11 +110,17 @@ def write(
         **{title: (parts, "") for title, parts in (last or {}).items()},
         "Configuration and versions": ([*_facts(found), Part(notes=[SOURCE])], ""),
     }
-    if not found.cells:  # nothing was to be scored
-        kept = ("Pretraining", "Health", "Maps", *(last or ()), "Configuration and versions")
-        made = {title: made[title] for title in kept}
+    absent = () if found.cells else ("Confusion matrices", "Protocols", "Failed and missing")
+    if not found.summary and not found.cells:  # nothing was to be scored
+        absent = (*absent, "Label efficiency", "Results", "Paired comparisons")
+    made = {title: each for title, each in made.items() if title not in absent}
     sections = {title: parts or [Part(text=nothing)] for title, (parts, nothing) in made.items()}
-    shown = {"title": title or f"Study {found.name}", "lead": _lead(found), "warnings": warnings, "sections": sections}
+    shown = {
+        "title": title or f"Study {found.name}",
+        "lead": [*lead, *_lead(found)],
+        "warnings": warnings,
+        "sections": sections,
+    }
     files.write_atomically(folder / MARKDOWN, _markdown(**shown), place="--output")
     files.write_atomically(folder / HTML, page(**shown), place="--output")
     return Written([folder / HTML, folder / MARKDOWN], progress(found), warnings)
@@ -127,7 +138,7 @@ def progress(study: Study) -> str:
     """Return how many runs are done, in a sentence."""
     count = collections.Counter(cell.status for cell in study.cells)
     others = "".join(f", {count[status]} {status}" for status in ("failed", "missing") if count[status])
-    return f"{count['done']} of {len(study.cells)} runs done{others}."
+    return f"{count['done']} of {len(study.cells)} runs done{others}." if study.cells else ""
 
 
 def _facts(study: Study) -> Iterator[Part]:
@@ -180,7 +191,7 @@ def _found(study: Study) -> Iterator[str]:
 
 
 def _lead(study: Study) -> list[str]:
-    lines = [*_found(study), progress(study)] if study.cells else []
+    lines = [*_found(study), *([progress(study)] if study.cells else [])]
     for key, facts in study.datasets.items():
         splits = ", ".join(f"{count:,} {split}" for split, count in facts.num_examples.items())
         kinds = {"single": f", {len(facts.classes)} classes", "multi": f", {len(facts.classes)} labels"}
