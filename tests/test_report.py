@@ -365,7 +365,7 @@ def test_the_same_results_make_the_same_page(written, study):
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_without_an_optional_package_one_sentence_says_what_to_install(study, tmp_path, monkeypatch, capfd, package):
-    for name in ("report", "figures", "charts"):
+    for name in ("pages", "report", "figures", "charts"):
         monkeypatch.delitem(sys.modules, f"conclugen_jax.study.report.{name}", raising=False)
         monkeypatch.delattr(f"conclugen_jax.study.report.{name}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
@@ -378,7 +378,7 @@ def test_command(study, tmp_path):
     result = run("launch.report", f"--study={study}", f"--output={tmp_path}/out", "--maps=")
     assert "10 of 12 runs done" in result.stdout
     assert (tmp_path / "out/report.html").exists()
-    assert "results.json: cannot be read (No such file" in run("launch.report", f"--study={tmp_path}", code=2).stderr
+    assert "no study, run or search is there; name its folder" in run("launch.report", f"--study={tmp_path}", code=2).stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to look at the page with")
