@@ -19,7 +19,7 @@ import conclugen_jax
 from conclugen_jax import ConCluGen, pretrain
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.pipeline import estimator as estimator_lib, rows as rows_lib
+from conclugen_jax.pipeline import estimator as estimator_lib, rows as rows_lib, rules
 from conclugen_jax.pretrain import setup
 from conclugen_jax.runs import workdir as workdir_lib
 from tests.helpers import Faces, run
@@ -199,8 +199,8 @@ def test_parameters_of_the_configuration(tmp_path):
         ConCluGen(overrides={"model.size": 3})._configured(data)
     with pytest.raises(ConclugenError, match=r"config\.evaluation\.transductive is True"):
         ConCluGen(overrides={"evaluation.transductive": True})._configured(data)
-    with pytest.raises(ValueError, match="5 sample"):
-        ConCluGen().fit(np.eye(5))
+    with pytest.raises(ValueError, match=f"{rules.FEWEST - 1} sample"):
+        ConCluGen().fit(np.eye(rules.FEWEST - 1))
     assert isinstance(made, ConfigDict)
     assert conclugen_jax.ConCluGen is estimator_lib.ConCluGen
 
