@@ -15,6 +15,7 @@ GROUPS = {
     "Data": {
         "build": "build a data set's shards from feature files",
         "inspect": "show what is in a data set, and verify every file and record",
+        "oddities": "list likely wrong labels, copies, persons as clusters, idle modalities and clips that nobody gets right",
         "convert_mmsa": "convert the pickles of MMSA and MMSA-FET to tables, executing nothing in them",
         "extract": "turn clips (video, sound, words) into a data set",
         "convert_weights": "convert published weights of the frozen backbones that extract uses",
