@@ -153,7 +153,7 @@ def worth(
     among: Folds,
     num_classes: int,
 ) -> list[Worth]:
-    """Score probes with and without each of two or more modalities, on the same folds.
+    """Score probes with and without each modality, on the same folds; nothing where there is one.
 
     ``fused``: some modalities -> their joined vectors [n, dim]. ``present``: modality -> boolean [n]. ``groups``: strings [n],
     see :func:`interval`.
@@ -165,7 +165,7 @@ def worth(
         return np.where(np.isfinite(found).all(axis=1), found.argmax(axis=1) == labels, np.nan)
 
     every, result = right(names), []
-    for m in names:
+    for m in names if len(names) > 1 else ():
         others = [x for x in names if x != m]
         rows = present[m] & np.any([present[x] for x in others], axis=0) & np.isfinite(every)
         if rows.sum() < 2:

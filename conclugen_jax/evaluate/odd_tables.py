@@ -43,7 +43,7 @@ def _labels(section: Mapping[str, Any], vectors: str, top: int) -> Shown:
     return Shown(
         "Likely wrong labels",
         said,
-        ["id", "split", "person", "label", "looks like", "P(label)", "margin"],
+        ["id", "split", "person", "label", "suggested", "P(label)", "margin"],
         rows,
     )
 
@@ -114,7 +114,7 @@ def _modalities(section: Sequence[Mapping[str, Any]]) -> Shown:
         for one in section
     ]
     said += " Accuracy in %, with the 95 % interval of the difference."
-    return Shown("What modalities add", said, ["modality", "rows", "alone", "without it", "all", "it adds"], rows)
+    return Shown("What modalities add", said, ["modality", "rows", "alone", "without", "all", "adds"], rows)
 
 
 def _interval(interval: Sequence[float] | None) -> str:
@@ -126,7 +126,9 @@ def _wrong(section: Mapping[str, Any], top: int) -> Shown:
     scores = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in methods.items())
     said = f"{len(every):,} of {section['rows']:,} rows are guessed wrong by probes of all kinds of vectors ({scores})."
     rows = [[*_names(one), one["label"], *one["guesses"].values()] for one in every[:top]]
-    return Shown("Wrong by every method", said, ["id", "split", "person", "label", *methods], rows)
+    return Shown(
+        "Wrong by every method", said, ["id", "split", "person", "label", *(name.split()[0] for name in methods)], rows
+    )
 
 
 def _names(one: Mapping[str, Any]) -> list[str]:

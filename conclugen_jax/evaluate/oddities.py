@@ -102,7 +102,7 @@ def find(
     if rows.total > len(rows.ids):
         notes.append(f"{len(rows.ids):,} of {rows.total:,} rows are looked at, drawn at random")
     compared = _compared(rows, manifest)
-    methods, said = _of_runs(rows, manifest, configs, which) if configs else _of_features(rows, manifest)
+    methods, said = vectors_of(rows, manifest, configs, which)
     first = next(iter(configs.values())).data.modalities if configs else tuple(rows.present)
     copies = similar.copies(rows.features, rows.present)
     judged = _judge(rows, copies, manifest.label.kind, methods, first, notes)
@@ -139,6 +139,16 @@ def _compared(rows: Rows, manifest: Manifest) -> np.ndarray:
         part = {key: {m: x[at] for m, x in getattr(rows, key).items()} for key in ("features", "present")}
         found.append(neighbours.fused(part, of))
     return np.concatenate(found)
+
+
+def vectors_of(
+    rows: Rows, manifest: Manifest, configs: Mapping[str, ConfigDict], which: str | int = "newest"
+) -> tuple[dict[str, Fused], str]:
+    """Return vectors of rows by method, those that are looked at first, and what these are in words.
+
+    ``configs``: folder of a pretraining run -> its configuration. Without runs the vectors are raw features.
+    """
+    return _of_runs(rows, manifest, configs, which) if configs else _of_features(rows, manifest)
 
 
 def _of_features(rows: Rows, manifest: Manifest) -> tuple[dict[str, Fused], str]:
@@ -226,7 +236,7 @@ def _judge(
     }
     found = mislabelled.confident(probabilities[first], rows.label)
     if unknown := int(np.isnan(found.self_confidence).sum()):
-        notes.append(f"{unknown:,} of {len(rows.ids):,} rows are not judged: no row of another fold has their class")
+        notes.append(f"{unknown:,} of {len(rows.ids):,} rows are not judged: the rows of other folds lack their class")
     if unknown == len(rows.ids):
         return _Judged()
     guesses = {name: x.argmax(axis=1) for name, x in probabilities.items()}
@@ -237,11 +247,7 @@ def _judge(
         notes.append(f"{OF_LABELS} are not looked for: {fact}, the largest class alone would be on {guessing:.1%}")
         return _Judged()
     present = {m: rows.present[m] for m in modalities}
-    added = (
-        []
-        if len(present) < 2
-        else mislabelled.worth(methods[first], present, rows.label, rows.groups, folds, num_classes)
-    )
+    added = mislabelled.worth(methods[first], present, rows.label, rows.groups, folds, num_classes)
     if not added:
         notes.append("what a modality adds needs rows with two modalities")
     if len(guesses) < 2:
