@@ -53,9 +53,8 @@ def trained(folder, data):
 
 def test_what_is_planted_is_found(data):
     found = oddities.find(data)
-    likely = found.labels["likely"]
-    assert {likely[0]["id"], likely[1]["id"]} == {"train7", "test1"}
-    swapped = next(one for one in likely if one["id"] == "train7")
+    assert {line["id"] for line in found.table[:2]} == {"train7", "test1"}
+    (swapped,) = (one for one in found.labels["likely"] if one["id"] == "train7")
     names = ["calm", "happy", "sad", "angry"]
     assert names.index(swapped["suggested"]) == (names.index(swapped["label"]) + 2) % 4
     assert found.labels["rows"] == found.data["rows"] == 112
@@ -174,7 +173,7 @@ def test_the_command(trained, data, tmp_path):
         "Likely wrong labels: A cross-validated probe of raw features",
         "train3",
         "Persons as clusters",
-        "it adds",
+        "adds",
     ):
         assert text in said
     assert "note: clips that every method gets wrong need several methods" in shown.stderr
@@ -217,3 +216,15 @@ def test_mistakes_end_in_a_sentence(data, arguments, said):
 def test_neither_data_nor_run_is_refused():
     with pytest.raises(ConclugenError, match="give --data or --workdir"):
         oddities.find()
+
+
+def test_data_of_another_extractor_are_refused(trained, tmp_path):
+    wide = Faces((20, 4, 4))
+    wide.spec = dataclasses.replace(wide.spec, modalities={"video": 40, "text": 12})
+    wide.examples = lambda split: (
+        dataclasses.replace(e, features={"video": np.tile(e.features["video"], 2)[:40], "text": e.features["text"]})
+        for e in Faces.examples(Faces((20, 4, 4)), split)
+    )
+    other = builders.build(wide, tmp_path)
+    with pytest.raises(ConclugenError, match=r"no modality 'audio'|has 40 features of modality 'video'"):
+        oddities.find(other, [trained])

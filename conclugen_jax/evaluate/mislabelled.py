@@ -18,6 +18,7 @@ FOLDS = 5  # at most; fewer persons, or rows of the largest class, make fewer
 C_TIMES_DIM = (
     3.0  # of logistic regression; a stronger penalty than scores have: wrong labels are not to be learnt by heart
 )
+MOST_DIM = 512  # numbers of a vector beyond which its principal components take its place
 SMALL = 2e7  # numbers up to which one thread is fastest, above all on a busy machine
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 """Training rows and other rows of each fold."""
@@ -61,23 +62,34 @@ def by_person(groups: np.ndarray) -> bool:
 def out_of_fold(vectors: np.ndarray, labels: np.ndarray, among: Folds, num_classes: int) -> np.ndarray:
     """Return the probabilities of the classes by logistic regressions on the other folds, float64 [n, num_classes].
 
-    Vectors [n, dim] are standardised by the training rows of each fold. A row is NaN where these lack its class: then nothing
-    can be said about its label.
+    Vectors [n, dim] are standardised by all rows, without their labels; of more than ``MOST_DIM`` numbers so many principal
+    components are used. A row is NaN where the other folds lack its class: then nothing can be said about its label.
     """
-    from sklearn.preprocessing import StandardScaler
-
     found = np.full((len(labels), num_classes), np.nan)
     with threadpool_limits(1 if vectors.size < SMALL else None):
+        z, strength = _reduced(vectors), C_TIMES_DIM / vectors.shape[1]
         for train, others in among:
             if len(np.unique(labels[train])) < 2:
                 continue
-            scaler = StandardScaler().fit(vectors[train])
-            rows = [scaler.transform(vectors[at]) for at in (train, others)]
-            classes, probabilities = probe.classified(rows[0], labels[train], rows[1], C_TIMES_DIM)
+            classes, probabilities = probe.classified(z[train], labels[train], z[others], strength * z.shape[1])
             judged = np.isin(labels[others], classes)
             found[others[judged]] = 0
             found[np.ix_(others[judged], classes)] = probabilities[judged]
     return found
+
+
+def _reduced(vectors: np.ndarray) -> np.ndarray:
+    """Return standardised vectors or, of wide ones, their principal components, float [n, at most MOST_DIM]."""
+    from scipy import linalg
+    from sklearn.preprocessing import StandardScaler
+
+    z = StandardScaler().fit_transform(vectors)
+    n, dim = z.shape
+    if (number := min(MOST_DIM, n)) >= dim:
+        return z
+    products = z @ z.T if n < dim else z.T @ z  # the smaller matrix has all of the components
+    values, axes = linalg.eigh(products.astype(np.float64), subset_by_index=[len(products) - number, len(products) - 1])
+    return axes * np.sqrt(np.maximum(values, 0)) if n < dim else z @ axes
 
 
 class Confident(NamedTuple):

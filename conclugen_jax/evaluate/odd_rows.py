@@ -124,7 +124,7 @@ def persons(vectors: str, found: list[similar.Person]) -> dict[str, Any] | None:
     rows = np.array([one.rows for one in found])
     shares = ("own", "own_chance", "same_class", "class_chance")
     values = {key: [getattr(one, key) for one in found] for key in shares}
-    means = {key: _known(np.average(x, weights=rows)) for key, x in values.items()}
+    means = {key: _known(float(np.average(x, weights=rows))) for key, x in values.items()}
     every = [
         {key: _known(value) for key, value in one._asdict().items()}
         | {"above_chance": one.above_chance, "is_cluster": one.is_cluster}

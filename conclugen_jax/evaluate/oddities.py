@@ -97,6 +97,9 @@ def find(
         raise ConclugenError("neither a data set nor a run is named; give --data or --workdir")
     dataset = shards.open_dataset(data or next(iter(configs.values())).data.path)
     manifest, wanted = dataset.manifest, {m: None for config in configs.values() for m in config.data.modalities}
+    for path, config in configs.items():
+        sizes, where = workdir_lib.read_data(path).modalities, f"data set {dataset.path}"
+        weights.check_features(manifest, {m: sizes[m] for m in config.data.modalities}, where, f"run {path}")
     rows = odd_rows.read(dataset, list(wanted) or list(manifest.modalities), splits, most_rows)
     notes = []
     if rows.total > len(rows.ids):
