@@ -153,10 +153,7 @@ class Few(Faces):
         ((0, 1), "are not looked for: 2 rows of 2 classes"),
         ((0,), "are not looked for: 1 rows of 1 class"),
         ((0, 0, 0, 0, 0, 1), "2 of 6 rows are not judged: the rows of other folds lack their class"),
-        (
-            (0, 1, 2, 0, 1, 2, 0, 1, 2),
-            "of 9 rows, the largest class alone would be on 33.3%",
-        ),
+        ((0, 1) * 5, "a probe is right on 10.0% of 10 rows, the largest class alone would be on 50.0%"),
     ],
 )
 def test_tiny_data_end_in_a_sentence(tmp_path, classes, said):
