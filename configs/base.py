@@ -36,6 +36,7 @@ def data() -> ConfigDict:
     data.train_split = "train"  # split to train on
     data.validation_split = "validation"  # split that chooses the best epoch (downstream)
     data.test_split = "test"  # split that is scored (downstream); empty: none is
+    data.test_paths = ()  # folders of other data sets, whose data.test_split a classifier is scored on as well
     data.standardize = "none"  # none | split (zero mean, unit deviation) | person; linear evaluation: as its checkpoint
     data.person_modalities = ()  # standardised by person, the others by the split; empty: all but text
     data.person_floor = 0.1  # added to the variance of a person's clips, in variances of the split

@@ -8,11 +8,14 @@ frozen representations, and rate and decay are chosen by the validation split:
 --sweep --config.sweep.learning_rates=1e-3,1e-2 --config.sweep.labels_per_class=5,20,0
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from conclugen_jax.commands import app
 
-command = app.Command(config="run", short=app.OF_PRETRAINING | {"checkpoint": "downstream.checkpoint"})
+command = app.Command(
+    config="run", short=app.OF_PRETRAINING | {"checkpoint": "downstream.checkpoint", "test_data": "data.test_paths"}
+)
 FLAGS = command.flags
 PLACE = "Folder of result.json, metrics.jsonl, checkpoints; default: CHECKPOINT/PROTOCOL, or runs/PROTOCOL"
 command.string("workdir", None, PLACE)
@@ -54,6 +57,27 @@ def _show(result: dict) -> None:
     cells = [[*named, *(f"{factor * scored[score]:.{digits}f}" for score in scores)] for named, scored in rows]
     title = f"{result['protocol']} on {target}{result['data']['name']}, {kind}, {unit}"
     app.show([*facts, *scores], cells, title=title)
+    fits = result.get("selected", [result])
+    names = [named for named, _ in rows] if "selected" in result else [["test"]]
+    for i in range(len(result.get("test_data", []))):
+        _show_across(result, i, facts, [(named, fit["across"][i]) for named, fit in zip(names, fits, strict=True)])
+
+
+def _show_across(result: dict, i: int, facts: Sequence[str], found: Sequence[tuple[list[str], dict]]) -> None:
+    """Print scores on another data set beside those on rows of the own one that have the same classes."""
+    from conclugen_jax.evaluate import across
+
+    measure, factor, digits = ("mae", 1, 3) if result["kind"] == "value" else ("accuracy", 100, 2)
+    trained, other = result["data"]["name"], result["test_data"][i]
+    columns, cells = [], [list(named) for named, _ in found]
+    for name, of in ((trained, lambda one: one["within"]), (other["data"]["name"], lambda one: one)):
+        columns.append(f"{name} ({of(found[0][1])['n']} rows)")
+        for row, (_, one) in zip(cells, found, strict=True):
+            row.append(f"{factor * of(one)['scores'][measure]:.{digits}f}")
+    unit = " in %" * (factor > 1)
+    app.show([*facts, *columns], cells, title=f"trained on {trained}: {measure}{unit}, test rows of classes in both")
+    for line in across.said(other, found[0][1], trained):
+        print(line)
 
 
 def _number(value: float | list[float]) -> str:

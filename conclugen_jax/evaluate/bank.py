@@ -5,7 +5,7 @@ are in no bank unless ``evaluation.transductive`` says so, and no label takes pa
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,10 +76,15 @@ def create(vectors: np.ndarray, evaluation: ConfigDict) -> Bank:
 
 def pair(train: np.ndarray, test: np.ndarray, evaluation: ConfigDict | None) -> tuple[np.ndarray, np.ndarray]:
     """Smooth the vectors of training rows, each without itself, and of other rows; as they are without smoothing."""
-    if evaluation is None or not evaluation.smoothing_neighbours:
-        return train, test
+    return (train, test) if evaluation is None else tuple(several(train, [test], evaluation))
+
+
+def several(train: np.ndarray, others: Sequence[np.ndarray], evaluation: ConfigDict) -> list[np.ndarray]:
+    """Smooth the vectors of training rows and of several groups of other rows, as :func:`pair` does with one."""
+    if not evaluation.smoothing_neighbours:
+        return [train, *others]
     bank = create(train, evaluation)
-    return bank.smoothed(train, own=np.arange(len(train))), bank.smoothed(test)
+    return [bank.smoothed(train, own=np.arange(len(train))), *map(bank.smoothed, others)]
 
 
 def joined(

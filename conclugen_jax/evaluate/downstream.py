@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, persons, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import bank, metrics, splits as splits_lib, task as task_lib, weights
-from conclugen_jax.evaluate.task import Task
+from conclugen_jax.evaluate import across, bank, metrics, splits as splits_lib, task as task_lib, weights
+from conclugen_jax.evaluate.task import Task, with_fitting_batch
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.runs import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
@@ -36,6 +36,7 @@ class Run(NamedTuple):
     streams: Mapping[str, shards.ShardStream]
     folder: Path
     stop: signals.Stop
+    others: Sequence[across.Other] = ()  # what is scored besides
 
 
 def downstream(
@@ -103,6 +104,7 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
     encoder = weights.encoder(config, manifest, functools.partial(splits_lib.fit_persons, config, dataset))
     streams = splits_lib.open_streams(config, dataset, encoder.modalities)
     splits_lib.check(config, streams)
+    others = across.opened(config, dataset, encoder.modalities)
     if not config.downstream.labels_per_class:  # with few labels the batch is what there is
         with_fitting_batch(config, len(streams["train"].usable), num_devices)
     with (
@@ -113,11 +115,14 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
         workdir_lib.settle(folder, config, manifest)
         path, label = folder / weights.RESULT, streams["train"].label
         if path.exists():
-            return _finished(path, encoder)
+            return _finished(path, encoder, others)
         if encoder.persons:
             encoder.persons.write(folder / persons.FILE)
             for stream in {id(stream): stream for stream in streams.values()}.values():
                 encoder.persons.attach(stream)
+            for other in others:
+                across.strangers(encoder.persons).attach(other.stream)
+        streams |= {other.key: other.stream for other in others}
         result = {
             "protocol": config.downstream.protocol,
             "encoder": encoder.origin,
@@ -126,12 +131,14 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
             "target": config.downstream.target,
             "kind": label.kind,
             "classes": list(label.names),
-        } | work(Run(config, encoder, streams, folder, stop))
+        }
+        result |= {"test_data": [other.facts() for other in others]} if others else {}
+        result |= work(Run(config, encoder, streams, folder, stop, others))
         files.write_json(path, result)
     return result
 
 
-def _finished(path: Path, encoder: weights.Encoder) -> dict[str, Any]:
+def _finished(path: Path, encoder: weights.Encoder, others: Sequence[across.Other]) -> dict[str, Any]:
     result = files.read_json(path, dict[str, Any], way_out="delete it to run again")
     before = result.get("encoder")
     if before != encoder.origin:
@@ -139,13 +146,17 @@ def _finished(path: Path, encoder: weights.Encoder) -> dict[str, Any]:
         fact = f"made with other weights (step {step} of the pretraining run, now step {encoder.origin['step']})"
         way_out = "choose another --workdir, or name that step as config.downstream.checkpoint_step"
         raise ConclugenError(f"{path}: {fact}; {way_out}")
+    if result.get("test_data", []) != [other.facts() for other in others]:
+        raise ConclugenError(
+            f"{path}: a data set of config.data.test_paths has changed since; choose another --workdir"
+        )
     progress.say(f"{path}: finished already, nothing was trained")
     return result
 
 
 def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Read the rows, encode them if the encoder is frozen, train, save and score the best epoch."""
-    config, encoder, streams, folder, stop = run
+    config, encoder, streams, folder, stop, others = run
     with stop.at_once():  # such a run is repeated from its start
         label, frozen = streams["train"].label, config.downstream.protocol in config_lib.FROZEN
         rows, everyone = splits_lib.load(config, streams)
@@ -162,10 +173,13 @@ def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
         forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
         at_a_time = math.ceil(config.train.batch_size / len(devices)) * len(devices)
 
-        def scores(split: str, state: Mapping[str, Any], *, brief: bool = False) -> dict[str, Any]:
+        def outputs(split: str, state: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
             state, sizes = parallel.replicate(state, devices), {"batch_size": at_a_time, "num_devices": len(devices)}
             logits, facts = feed.evaluate(forward, state, rows[split], **sizes)
-            return task.scores(logits, facts["label"], streams[split].where, brief=brief)
+            return logits, facts["label"]
+
+        def scores(split: str, state: Mapping[str, Any], *, brief: bool = False) -> dict[str, Any]:
+            return task.scores(*outputs(split, state), streams[split].where, brief=brief)
 
         config = with_fitting_batch(config, len(labels), len(devices))
         validate = functools.partial(scores, "validation", brief=True)
@@ -180,6 +194,7 @@ def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
             "warnings": splits_lib.warnings(config, label, everyone) + task_lib.warnings(label, labels, per_class),
             "best_epoch": epoch,
             **{split: scores(split, best) for split in splits_lib.NAMES[1:] if split in rows},
+            **across.scored(others, task, lambda split: outputs(split, best)),
         }
 
 
@@ -253,7 +268,7 @@ def _fit(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Dev
 
     ``validate``: weights -> loss and measure of the validation split.
     """
-    config, encoder, _, folder, stop = run
+    config, encoder, _, folder, stop, _ = run
     batches, program, state = _start(run, task, rows, devices)
     patience, title = config.downstream.early_stopping_epochs, f"{config.downstream.protocol} {folder.name}"
     best, kept = BestEpochs(task.measure, patience), None
@@ -333,15 +348,3 @@ def fresh_state(seed: int, task: Task, dims: Mapping[str, int], optimizer: Any, 
         params["representation"] = variables["params"]["representation"]
         stats = variables.get("feature_stats", {})
     return train_state.create({"params": params, "feature_stats": stats}, optimizer, run_key)
-
-
-def with_fitting_batch(config: ConfigDict, num_examples: int, num_devices: int) -> ConfigDict:
-    """Return the configuration with a batch of at most as many examples as there are, shared equally by the devices."""
-    most = num_examples // num_devices * num_devices
-    if not most:
-        fact = f"{num_examples} labelled examples cannot be shared by {num_devices} devices"
-        raise ConclugenError(f"{fact}; use fewer devices or raise config.downstream.labels_per_class")
-    config = config.copy_and_resolve_references()
-    config.train.batch_size = min(config.train.batch_size, most)
-    config_lib.check_batches(config, num_examples=num_examples, num_devices=num_devices)
-    return config

@@ -200,7 +200,7 @@ def _without_places(config: ConfigDict) -> ConfigDict:
     """Strip local paths: they are useless to others, and may be private."""
     config = config.copy_and_resolve_references()
     present = dict(config_lib.flatten(config.to_dict()))
-    config.update_from_flattened_dict({key: "" for key in workdir_lib.PLACES if key in present})
+    config.update_from_flattened_dict({key: type(present[key])() for key in workdir_lib.PLACES if key in present})
     return config
 
 

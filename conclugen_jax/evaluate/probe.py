@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from threadpoolctl import threadpool_limits
 
 from conclugen_jax.data import manifest as manifest_lib
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import bank, baselines, metrics, task as task_lib
+from conclugen_jax.evaluate import bank, baselines, metrics, probe_across, task as task_lib
+from conclugen_jax.evaluate.regression import classified, classify, draw_labels, self_trained  # noqa: F401
 from conclugen_jax.evaluate.weights import (  # noqa: F401
     Split,
     concatenated,
@@ -56,6 +56,7 @@ class Report:
     data: dict[str, str]
     results: list[LabelEfficiency]
     warnings: list[str] = dataclasses.field(default_factory=list)
+    across: list[probe_across.Across] = dataclasses.field(default_factory=list)
 
 
 def label_efficiency(
@@ -104,80 +105,6 @@ def label_efficiency(
     return results
 
 
-def classify(train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, c_times_dim: float = 0.0) -> np.ndarray:
-    """Fit scikit-learn's logistic regression (L2) on rows [n, dim] of classes [n]; return the classes [m] of rows [m, dim].
-
-    ``c_times_dim`` is the inverse strength C of the penalty times dim, so that vectors of different sizes are treated alike:
-    the more features, the stronger the penalty; 0: C is 1. The solution is a combination of the rows, so that with fewer rows
-    than features the fit is made in the space that they span.
-    """
-    classes, probabilities = classified(train, labels, test, c_times_dim)
-    return classes[probabilities.argmax(axis=1)]
-
-
-def classified(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, c_times_dim: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the classes [k] and their probabilities for each test row [m, k]."""
-    from sklearn.linear_model import LogisticRegression
-
-    c = c_times_dim / train.shape[1] if c_times_dim else 1.0
-    few = len(train) < train.shape[1]
-    if few:
-        _, _, basis = np.linalg.svd(train, full_matrices=False)
-        train, test = train @ basis.T, test @ basis.T
-    # In small fits the threads wait for each other, for far longer than they save on a busy machine.
-    with threadpool_limits(1 if few or len(train) < 1000 else None):
-        fitted = LogisticRegression(C=c, max_iter=2000).fit(train, labels)
-        return fitted.classes_, fitted.predict_proba(test)
-
-
-def self_trained(
-    train: np.ndarray,
-    labels: np.ndarray,
-    others: np.ndarray,
-    test: np.ndarray,
-    *,
-    shares: Sequence[float],
-    c_times_dim: float = 0.0,
-) -> np.ndarray:
-    """Classify as :func:`classify` does, after rounds in which unlabelled rows get the classes that are predicted for them.
-
-    Args:
-      train: [n, dim], with classes ``labels`` [n].
-      others: [u, dim], the unlabelled training rows.
-      test: [m, dim].
-      shares: of each predicted class, the share of rows most sure of it that are trained on next, one for each round.
-      c_times_dim: see :func:`classify`.
-
-    References:
-      Lee, "Pseudo-label: the simple and efficient semi-supervised learning method for deep neural networks", 2013.
-    """
-    rows, known = train, labels
-    for share in shares if len(others) else ():
-        classes, probabilities = classified(rows, known, others, c_times_dim)
-        guess, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
-        kept = []
-        for c in np.unique(guess):
-            own = np.flatnonzero(guess == c)
-            kept.append(own[np.argsort(-sure[own], kind="stable")][: max(1, round(share * len(own)))])
-        kept = np.concatenate(kept)
-        rows, known = np.concatenate([train, others[kept]]), np.concatenate([labels, classes[guess[kept]]])
-    return classify(rows, known, test, c_times_dim=c_times_dim)
-
-
-def draw_labels(labels: np.ndarray, num_per_class: int, *, seed: int) -> np.ndarray:
-    """Return the rows of ``num_per_class`` random examples of every class, or all that it has (0: all rows)."""
-    if num_per_class == 0:
-        return np.arange(len(labels))
-    rng = np.random.default_rng(seed)
-    rows = []
-    for value in np.unique(labels):
-        members = np.flatnonzero(labels == value)
-        rows.append(rng.choice(members, min(num_per_class, len(members)), replace=False))
-    return np.sort(np.concatenate(rows))
-
-
 def label_efficiency_of_run(
     workdir: str | Path,
     *,
@@ -186,6 +113,7 @@ def label_efficiency_of_run(
     labels_per_class: Sequence[int] | None = None,
     num_draws: int = 5,
     evaluation: Mapping[str, Any] | None = None,
+    test_data: Sequence[str | Path] = (),
     **options: Any,
 ) -> Report:
     """Compare a checkpoint with raw features, closed forms and the untrained network by :func:`label_efficiency`.
@@ -193,14 +121,17 @@ def label_efficiency_of_run(
     ``which``: checkpoint, see :func:`load`. ``data``: folder of a labelled data set with the run's modalities; ``None``: the
     run's own. ``labels_per_class``: ``None``: those of 2, 5, 20 that the largest class has, and all. ``evaluation``: values of
     this section of the run's configuration that are to be others: vectors, and how all kinds of them are smoothed.
+    ``test_data``: folders of other data sets whose test split is scored as well, see :mod:`conclugen_jax.evaluate.across`.
     """
     config = workdir_lib.read_config(workdir)
     config.evaluation.update(evaluation or {})
     config_lib.check(config)
     manifest, section = manifest_lib.read(data or config.data.path), config.evaluation
     names = config.data.train_split, config.data.test_split
-    train, test = represent_splits(workdir, names, which=which, data=data, vectors=section.vectors)
+    how = {"which": which, "vectors": section.vectors}
+    train, test = represent_splits(workdir, names, data=data, **how)
     _check_classes(train.label, f"{data or config.data.path}: ")
+    others = probe_across.opened(workdir, config, data or config.data.path, test_data, **how)
     if labels_per_class is None:
         labels_per_class = [k for k in (2, 5, 20, 0) if k <= np.bincount(train.label).max()]
     fresh = untrained(config, workdir)
@@ -208,13 +139,17 @@ def label_efficiency_of_run(
         "principal components": baselines.principal(train.features, train.present),
         "canonical correlations": baselines.canonical(train.features, train.present),
     }
-    kinds = {
-        "raw features": (train.fused(raw=True), test.fused(raw=True)),
-        **{name: tuple(form.of(x.features, x.present) for x in (train, test)) for name, form in forms.items()},
-        "untrained network": tuple(concatenated(represent(*fresh, x.features), x.present) for x in (train, test)),
-        f"{Path(workdir).name}, pretrained": (train.fused(), test.fused()),
-    }
-    kinds = {name: bank.pair(*both, section) for name, both in kinds.items()}
+
+    def vectors(x: Split) -> dict[str, np.ndarray]:
+        return {
+            "raw features": x.fused(raw=True),
+            **{name: form.of(x.features, x.present) for name, form in forms.items()},
+            "untrained network": concatenated(represent(*fresh, x.features), x.present),
+            f"{Path(workdir).name}, pretrained": x.fused(),
+        }
+
+    splits = [vectors(x) for x in (train, test, *(x for _, x in others))]
+    kinds = {name: bank.several(splits[0][name], [x[name] for x in splits[1:]], section) for name in splits[0]}
     options |= {"labels_per_class": labels_per_class, "num_draws": num_draws, "names": train.names}
     options["c_times_dim"] = section.c_times_dim
     strength = f"C = {section.c_times_dim:g} / size of the vectors" if section.c_times_dim else "C = 1"
@@ -224,12 +159,20 @@ def label_efficiency_of_run(
         f"{num_draws} draws of the labels (all labels: one fit)."
     )
     data_facts = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
-    results = label_efficiency(kinds, train.label, test.label, **options)
+
+    def fit(which: int, rows: Any, labels: np.ndarray) -> list[LabelEfficiency]:
+        pairs = {name: (train, tests[which][rows]) for name, (train, *tests) in kinds.items()}
+        return label_efficiency(pairs, train.label, labels, **options)
+
+    results = fit(0, slice(None), test.label)
+    found = [
+        probe_across.score(fit, i, other, rows.label, test.label, results) for i, (other, rows) in enumerate(others, 1)
+    ]
     lines = task_lib.warnings(manifest.label, train.label, max(labels_per_class, default=0))
     lines += metrics.absent(np.bincount(test.label, minlength=len(test.names)), test.names)
     if missed := _missed(results):
         lines.append(f"warning: {metrics.missed_sentence(missed)}")
-    return Report(protocol, str(workdir), data_facts, results, lines)
+    return Report(protocol, str(workdir), data_facts, results, lines, found)
 
 
 def _missed(results: Sequence[LabelEfficiency]) -> dict[str, tuple[dict[str, int], int]]:

@@ -15,8 +15,6 @@ from ml_collections import ConfigDict
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import bank, baselines, downstream, metrics, probe, splits, task as task_lib, weights
 
-PARTS = "train", "test"
-
 
 def run(config: ConfigDict, workdir: str | Path, form: str = "") -> dict[str, Any]:
     """Return scores on the test split for each of ``config.sweep.labels_per_class`` and ``label_draws``, written once.
@@ -53,31 +51,37 @@ def _work(run: downstream.Run, form: str) -> dict[str, Any]:
         raise ConclugenError(f"{fact}; the protocol 'probe' needs one class per example, use linear_evaluation")
     grid, section, config.downstream.labels_per_class = config.sweep, run.encoder.evaluation, 0
     rows, everyone = splits.load(config, run.streams)
-    tables = [rows[name].rows(np.arange(rows[name].num_examples)) for name in PARTS]
+    parts = ["train", "test", *(other.key for other in run.others)]
+    tables = [rows[name].rows(np.arange(rows[name].num_examples)) for name in parts]
     present, labels = ([table[key] for table in tables] for key in ("present", "label"))
     features = [_represented(run.encoder, table["features"]) for table in tables]
     if form:
         of = [{m: x[everyone] for m, x in by_modality[0].items()} for by_modality in (features, present)]
-        train, test = map(baselines.FORMS[form](*of).of, features, present)
+        train, *scored = map(baselines.FORMS[form](*of).of, features, present)
     else:
-        train, test = (bank.fuse(*x, config.downstream.fusion) for x in zip(features, present, strict=True))
-    train, test = bank.pair(train[everyone], test, section)
+        train, *scored = (bank.fuse(*x, config.downstream.fusion) for x in zip(features, present, strict=True))
+    train, *scored = bank.several(train[everyone], scored, section)
     mean, scale = train.mean(axis=0), train.std(axis=0)
-    train, test = ((x - mean) / np.where(scale > 1e-6, scale, 1) for x in (train, test))
+    train, *scored = ((x - mean) / np.where(scale > 1e-6, scale, 1) for x in (train, *scored))
     usable = task_lib.labelled(label, labels[0], run.streams["train"].where, everyone)
     if len(classes := np.unique(labels[0][usable])) < 2:
         fact = f"all labelled examples are {label.names[classes[0]]!r}"
         raise ConclugenError(f"{run.streams['train'].where}: {fact}; a classifier needs examples of two classes")
-    scored = task_lib.labelled(label, labels[1], run.streams["test"].where)
+    known = task_lib.labelled(label, labels[1], run.streams["test"].where)
+    ends = np.cumsum([len(x) for x in scored])[:-1]
     selected = []
     for number in grid.labels_per_class:
         for draw in grid.label_draws if number else grid.label_draws[:1]:  # all labels are the same rows at every draw
             chosen = splits.few(label, labels[0], usable, number, draw)
             at = np.searchsorted(everyone, chosen)
-            of = train[at], labels[0][chosen], np.delete(train, at, axis=0), test[scored]
+            of = train[at], labels[0][chosen], np.delete(train, at, axis=0), np.concatenate(scored)
             how = {"shares": run.encoder.evaluation.self_training, "c_times_dim": config.evaluation.c_times_dim}
-            guess = probe.self_trained(*of, **how)
+            guess, *others = np.split(probe.self_trained(*of, **how), ends)
             facts = {"labels_per_class": number, "label_draw": draw, "seed": config.seed, "num_train_examples": len(at)}
-            selected.append(facts | {"test": metrics.class_scores(labels[1][scored], guess, label.names)})
+            facts["test"] = metrics.class_scores(labels[1][known], guess[known], label.names)
+            if run.others:
+                ours = zip(run.others, others, labels[2:], strict=True)
+                facts["across"] = [other.scores(theirs, of, guess, labels[1]) for other, theirs, of in ours]
+            selected.append(facts)
     lines = task_lib.warnings(label, labels[0][usable], max(grid.labels_per_class))
     return {"warnings": lines, "evaluation": json.loads(section.to_json()), "selected": selected}

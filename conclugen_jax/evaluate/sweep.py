@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import batches
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import bank, downstream, metrics, splits, task as task_lib
+from conclugen_jax.evaluate import across, bank, downstream, metrics, splits, task as task_lib
 from conclugen_jax.method import layers
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.runs import config as config_lib, configuration_files
@@ -212,13 +212,20 @@ def _run(run: downstream.Run) -> dict[str, Any]:
             raise task_lib.not_finite(trainer.config, ", or the rates of config.sweep")
         for g in range(len(groups)):
             own = jax.tree.map(lambda x, g=g: x[g], params)
-            chosen, tried = _selected(trainer, best, own, vectors, g)
+            chosen, tried = _selected(trainer, best, own, vectors, g, run.others)
             result["selected"].append({"labels_per_class": number, **chosen})
             result["members"] += [{"labels_per_class": number, **member} for member in tried]
     return result
 
 
-def _selected(trainer: Grid, best: downstream.BestEpochs, params: Any, vectors: Mapping[str, Vectors], g: int):
+def _selected(
+    trainer: Grid,
+    best: downstream.BestEpochs,
+    params: Any,
+    vectors: Mapping[str, Vectors],
+    g: int,
+    others: Sequence[across.Other],
+):
     """Return the member of best validation measure in a group with its scores, and all its members."""
     members = trainer.members
     (seed, draw), rows = members.groups[g], members.rows[g]
@@ -237,7 +244,10 @@ def _selected(trainer: Grid, best: downstream.BestEpochs, params: Any, vectors: 
     first = best.cost[g].argmin()  # of equals
     params = jax.tree.map(lambda x: x[first], params)
     chosen = {name: x for name, x in tried[first].items() if "/" not in name} | {"num_train_examples": len(rows)}
+
+    def outputs(name: str) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(task.logits(params, {}, _batch(vectors[name].x))), vectors[name].labels
+
     for name in ("validation", "test"):
-        logits = np.asarray(task.logits(params, {}, _batch(vectors[name].x)))
-        chosen[name] = task.scores(logits, vectors[name].labels, name)
-    return chosen, tried
+        chosen[name] = task.scores(*outputs(name), name)
+    return chosen | across.scored(others, task, outputs), tried

@@ -13,6 +13,7 @@ from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import metrics
 from conclugen_jax.method import losses, model as model_lib
+from conclugen_jax.runs import config as config_lib
 
 CLASSIFIER, ENCODER = "classifier/.*", "representation/.*"
 """Patterns of the parameters that are trained; of frozen protocols the classifier's alone."""
@@ -161,3 +162,15 @@ def labelled(label: LabelSpec, labels: np.ndarray, where: str, among: np.ndarray
     if not rows.size:
         raise ConclugenError(f"{where}: no example has the label and a modality; name another target or other data")
     return rows
+
+
+def with_fitting_batch(config: ConfigDict, num_examples: int, num_devices: int) -> ConfigDict:
+    """Return the configuration with a batch of at most as many examples as there are, shared equally by the devices."""
+    most = num_examples // num_devices * num_devices
+    if not most:
+        fact = f"{num_examples} labelled examples cannot be shared by {num_devices} devices"
+        raise ConclugenError(f"{fact}; use fewer devices or raise config.downstream.labels_per_class")
+    config = config.copy_and_resolve_references()
+    config.train.batch_size = min(config.train.batch_size, most)
+    config_lib.check_batches(config, num_examples=num_examples, num_devices=num_devices)
+    return config

@@ -280,11 +280,13 @@ def represent_splits(
     which: str | int = "newest",
     data: str | Path | None = None,
     vectors: str = "",
+    strangers: bool = False,
 ) -> list[Split]:
     """Read splits of a data set, and compute a pretraining run's representations and clusters of them.
 
     ``which``: checkpoint, see :func:`load`. ``data``: folder of a data set with the run's modalities; ``None``: the run's own.
-    ``vectors``: one of ``model.VECTORS``; empty: as the run's configuration says.
+    ``vectors``: one of ``model.VECTORS``; empty: as the run's configuration says. ``strangers``: persons of the same names as
+    those of the run are others.
     """
     model, *others = restore(workdir, which)
     restored = model.clone(vectors=vectors or model.vectors), *others
@@ -293,7 +295,7 @@ def represent_splits(
     streams = [shards.ShardStream(dataset, split, modalities) for split in splits]
     if persons := persons_of(workdir, restored[1], restored[2]):
         for stream in streams:
-            persons.attach(stream)
+            (dataclasses.replace(persons, data="") if strangers else persons).attach(stream)
     tables = [batches.load(stream, tier="host").table for stream in streams]
     return [_represented(restored, table, dataset.manifest.label.names) for table in tables]
 

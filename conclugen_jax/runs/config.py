@@ -118,7 +118,7 @@ READ_LATER = (  # keys of a run that whatever uses it reads
     r"downstream\.(protocol|checkpoint.*|modalities|fusion|dropout_rate|class_weights|threshold)"
 )
 ADDED = (
-    r"evaluation\..*|augmentation\..*|data\.person_.*|model\.representation_head|downstream\.evaluation|"
+    r"evaluation\..*|augmentation\..*|data\.(person_.*|test_paths)|model\.representation_head|downstream\.evaluation|"
     r"online_probe\.health|"
     r"loss\.(neighbour.*|soft_targets|target_neighbours|fusion_.*)"
 )
@@ -232,6 +232,11 @@ def check_downstream(config: ConfigDict) -> None:
     impossible = section.protocol == "raw_features" and section.fusion == "mean"
     why = "raw features of different modalities have different sizes; set fusion to 'concat'"
     _refuse(config, "downstream.protocol, downstream.fusion", impossible, why)
+    others = config.data.test_paths
+    why = "other data sets are scored by classifiers of stored splits; build folds by --num_folds and --fold"
+    _refuse(config, "data.test_paths, downstream.num_folds", others and folds, why)
+    why = "name the split that is scored, here and there, such as test"
+    _refuse(config, "data.test_paths, data.test_split", others and not config.data.test_split, why)
 
 
 def check_batches(config: ConfigDict, *, num_examples: int, num_devices: int) -> None:

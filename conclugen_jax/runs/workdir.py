@@ -15,7 +15,8 @@ from conclugen_jax.runs.configuration_files import base
 from conclugen_jax.runs.layout import CONFIG, DATA, IMPORTED, LOCK
 from conclugen_jax.system import files, locks, processes
 
-PLACES = ("data.path", "online_probe.path", "downstream.checkpoint")  # keys that say where something is, not what
+PLACES = "data.path", "data.test_paths", "online_probe.path", "downstream.checkpoint"
+"""Keys that say where something is, not what."""
 
 
 @contextlib.contextmanager
