@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
         }
     )
     study.baselines = tuple(BASELINES)  # what the protocol probe compares methods with
+    study.test_data = ()  # data sets of the study, by name, on which the classifiers of the others are scored as well
     study.num_folds = 0  # {fold} and {shuffle} in paths are those of seed s: s modulo num_folds, s / num_folds + 1
     study.jobs = 0  # runs side by side; 0: as many as there are processors and as memory allows
     study.job_gib = 2.0  # memory that a run takes at most, GiB

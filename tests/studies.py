@@ -26,6 +26,7 @@ def definition(path, protocols=("linear_evaluation", "raw_features", "supervised
                 "probe": (3, 0),
             },
             "num_folds": 0,
+            "test_data": (),
             "baselines": tuple(BASELINES),
             "jobs": 2,
             "job_gib": 1.0,

@@ -13,6 +13,32 @@ def show(results: dict) -> None:
         rows = study.chosen(results["summary"], dataset=dataset, protocol=protocol)
         _table(results["methods"], rows, results["comparisons"])
         _warn(results["methods"], rows)
+    for protocol in dict.fromkeys(one["protocol"] for one in results.get("across", [])):
+        _across(results["methods"], study.chosen(results["across"], protocol=protocol))
+
+
+def _across(methods: dict, rows: list[dict]) -> None:
+    """Print what classifiers score on other data sets, beside the same classes of their own."""
+    measure = next(iter(rows[0]["scores"]))
+    cells = []
+    for row in rows:
+        place = row["dataset"], row["test_data"], methods[row["method"]]["title"], str(row["labels_per_class"] or "all")
+        shown = [_shown(row[side][measure], measure) for side in ("within", "scores")]
+        cells.append(
+            [*place, str(len(row["classes"]) or "-"), shown[0], shown[1], f"{row['rows_within']}, {row['rows']}"]
+        )
+    columns = ("trained on", "scored on", "method", "labels", "classes", "within", "across", "rows")
+    title = f"{rows[0]['protocol']} across data sets: {measure}{'' if measure == 'mae' else ' in %'}, classes that both have"
+    app.show(columns, cells, wide=2, title=title)
+
+
+def _shown(score: dict, measure: str) -> str:
+    """Return a mean with its interval, in % unless it is an error."""
+    factor, digits = (1, 3) if measure == "mae" else (100, 1)
+    shown = f"{factor * score['mean']:.{digits}f}"
+    if score["interval"] is not None:
+        shown += " [{}, {}]".format(*(f"{factor * x:.{digits}f}" for x in score["interval"]))
+    return shown
 
 
 def _table(methods: dict, rows: list[dict], comparisons: list[dict]) -> None:
@@ -21,14 +47,10 @@ def _table(methods: dict, rows: list[dict], comparisons: list[dict]) -> None:
 
     numbers = list(dict.fromkeys(row["labels_per_class"] for row in rows))
     measure = next(iter(rows[0]["scores"]))
-    factor, digits, unit = (1, 3, "") if measure == "mae" else (100, 1, " in %")
+    unit = "" if measure == "mae" else " in %"
     table = {row["method"]: [methods[row["method"]]["title"]] + ["-"] * len(numbers) for row in rows}
     for row in rows:
-        score = row["scores"][measure]
-        shown = f"{factor * score['mean']:.{digits}f}"
-        if score["interval"] is not None:
-            shown += " [{}, {}]".format(*(f"{factor * x:.{digits}f}" for x in score["interval"]))
-        table[row["method"]][1 + numbers.index(row["labels_per_class"])] = shown
+        table[row["method"]][1 + numbers.index(row["labels_per_class"])] = _shown(row["scores"][measure], measure)
     if rows[0]["protocol"] == PROBE:
         titles = {name: one["title"] for name, one in methods.items()}
         for method, cells in table.items():

@@ -23,7 +23,7 @@ ALONE = tuple(protocol for protocol in PROTOCOLS if protocol not in PRETRAINED)
 TITLES = {name: name.replace("_", " ") for name in ALONE} | {name: one.title for name, one in BASELINES.items()}
 KEYS = {
     *("name", "pretraining_path", "methods", "datasets", "seeds", "labels", "label_draws", "training_draws"),
-    *("num_folds", "jobs", "job_gib", "reference", "order", "baselines"),
+    *("num_folds", "jobs", "job_gib", "reference", "order", "baselines", "test_data"),
 }
 
 
@@ -54,6 +54,10 @@ def _faults(study: ConfigDict) -> Iterator[str]:
     for name in study.baselines:
         if name not in BASELINES or study.baselines.count(name) > 1:
             yield f"baselines has {name!r}; name some of {', '.join(BASELINES)}, each once, as in --config.baselines=raw"
+    for name in study.test_data:
+        if name not in study.datasets or study.test_data.count(name) > 1 or len(study.datasets) == 1:
+            known = f"of several data sets of the study ({', '.join(study.datasets.keys())})"
+            yield f"test_data has {name!r}; name some {known}, each once, as in --config.test_data=A,B"
     if not 0 < study.job_gib < float("inf") or study.jobs < 0:
         yield f"job_gib is {study.job_gib} and jobs {study.jobs}; GiB must be above 0, jobs 0 (automatic) or more"
     for name, method in study.methods.items():
@@ -156,6 +160,8 @@ def _downstream(
                     continue  # it would be "raw"
                 _as_probe(config, method)
             config.sweep.seeds = ()  # the study's are runs of their own
+            others = (study.datasets[name].path for name in study.test_data if name != dataset)
+            config.data.test_paths = tuple(path_of(study, path, seed) for path in others)
             if modalities:
                 config.downstream.modalities = tuple(modalities)
             path, labels = f"{protocol}/{dataset}/{method}/seed_{seed}", tuple(study.labels[protocol])

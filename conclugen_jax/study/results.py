@@ -36,10 +36,10 @@ def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any
       number of labels and seed, with test scores averaged over the draws of its labels; ``summary``: mean, standard
       deviation and 95 % interval over seeds (:func:`interval`), and class -> number of ``evaluations`` in which it is never
       predicted; ``comparisons``: the same of the difference between a method and a baseline, taken seed by seed on the
-      same labels; ``warnings``: what the runs say of their data, each sentence once.
+      same labels; ``across``: see :func:`across`; ``warnings``: what the runs say of their data, each sentence once.
     """
     place = {method: i for i, method in enumerate((*study.order, *TITLES))}
-    cells = sorted(_cells(runs, root), key=lambda cell: place[cell["method"]])
+    cells = sorted(_cells(runs, root, study.test_data), key=lambda cell: place[cell["method"]])
     return {
         "name": study.name,
         "versions": {"conclugen_jax": conclugen_jax.__version__, "python": platform.python_version()}
@@ -56,6 +56,7 @@ def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any
         "warnings": list(dict.fromkeys(f"{cell['dataset']}: {line}" for cell in cells for line in cell["warnings"])),
         "summary": summarize(cells),
         "comparisons": compare(cells, study.reference),
+        "across": across(cells),
     }
 
 
@@ -74,7 +75,7 @@ def _dataset(study: ConfigDict, settings: ConfigDict) -> dict[str, Any]:
     return found | {"target": target, "kind": label.kind, "classes": list(label.names), "num_examples": sizes}
 
 
-def _cells(runs: Iterable[Run], root: Path) -> Iterator[dict[str, Any]]:
+def _cells(runs: Iterable[Run], root: Path, test_data: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield a cell for each data set, method, protocol, number of labels and seed, from the runs that have its draws."""
     parts: dict[tuple, list[tuple[Run, list[Mapping[str, Any]], str | None]]] = {}
     for run in runs:
@@ -98,6 +99,7 @@ def _cells(runs: Iterable[Run], root: Path) -> Iterator[dict[str, Any]]:
             "scores": _means(fits, "scores") if done else {},
             "validation": _means(fits, "validation") if done else {},
             "draws": len(fits),
+            **({"across": _across(fits, [name for name in test_data if name != key[0]])} if done and test_data else {}),
             "never_predicted": dict(collections.Counter(name for fit in fits for name in fit["never_predicted"])),
             "warnings": list(dict.fromkeys(line for fit in fits for line in fit["warnings"])),
         }
@@ -119,6 +121,7 @@ def _fits(path: Path, number: int, section: ConfigDict) -> tuple[list[dict[str, 
                 "confusion_matrix": fit["test"].get("confusion_matrix"),
                 "never_predicted": list(metrics.never_predicted(_matrices(fit), result["classes"])),
                 "warnings": [line.removeprefix("warning: ") for line in result.get("warnings", [])],
+                "across": list(zip(result.get("test_data", []), fit.get("across", []), strict=True)),
             }
             for fit in result.get("selected", [alone])
             if fit["labels_per_class"] == number
@@ -138,6 +141,22 @@ def _matrices(fit: Mapping[str, Any]) -> list[Any]:
 
 def _means(fits: Sequence[Mapping[str, Any]], what: str) -> dict[str, float]:
     return {measure: float(np.mean([fit[what][measure] for fit in fits])) for measure in fits[0][what]}
+
+
+def _across(fits: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Return for each other data set that is scored how its classes are matched, and means over draws, within and across."""
+    found = {}
+    for i, name in enumerate(names):
+        facts, first = fits[0]["across"][i]
+        sides = [[fit["across"][i][1] for fit in fits], [fit["across"][i][1]["within"] for fit in fits]]
+        means = [
+            {m: float(np.mean([one["scores"][m] for one in side])) for m in fits[0]["scores"] if m in side[0]["scores"]}
+            for side in sides
+        ]
+        counts = {"rows": first["n"], "rows_within": first["within"]["n"]}
+        kept = {key: facts[key] for key in ("classes", "only_trained", "only_scored")}
+        found[name] = kept | counts | {"scores": means[0], "within": means[1]}
+    return found
 
 
 def failure(path: Path) -> str | None:
@@ -181,6 +200,23 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         | {"never_predicted": _added(c["never_predicted"] for c in own), "evaluations": sum(c["draws"] for c in own)}
         for place, own in _done(cells).items()
     ]
+
+
+def across(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Average over seeds what classifiers of one data set score on the test rows of another, ``test_data``.
+
+    ``within``: the same of their own test rows with the classes that both have; ``rows``, ``rows_within``: how many these are.
+    """
+    found = []
+    for place, own in _done(cells).items():
+        for name, facts in own[0].get("across", {}).items():
+            parts = {
+                key: {m: interval([c["across"][name][key][m] for c in own], bounds(m)) for m in facts[key]}
+                for key in ("scores", "within")
+            }
+            about = dict(zip(PLACE, place, strict=True)) | {"test_data": name, "n": len(own)}
+            found.append(about | {**facts, **parts})
+    return found
 
 
 def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

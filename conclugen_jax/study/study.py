@@ -66,7 +66,8 @@ def within(root: Path, study: ConfigDict, stop: signals.Stop, further: Sequence[
             chains.append([run])
     runs = [run for chain in chains for run in chain]
     done = {run.path for run in runs if is_done(root, run)}
-    for path in dict.fromkeys(run.config.data.path for run in runs if run.path not in done):
+    data = (run.config.data for run in runs if run.path not in done)
+    for path in dict.fromkeys(path for one in data for path in (one.path, *one.test_paths)):
         manifest_lib.read(path)
     files.write_atomically(root / STUDY, config_lib.to_json(study))
     files.write_json(root / RUNS, [run.path for run in runs], place="--study")
