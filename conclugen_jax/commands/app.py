@@ -201,11 +201,13 @@ def refuse_downstream(name: str) -> None:
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: int = 0, **titles: str) -> None:
     """Print a table, with ``title`` and ``caption`` by choice; one column is ``wide``: it has text and may be wrapped."""
+    from rich.cells import cell_len
     from rich.table import Table
 
-    table = Table(**titles)
+    table, rows = Table(**titles), list(rows)
     for i, name in enumerate(columns):
-        look = {"overflow": "fold"} if i == wide else {"no_wrap": True, "justify": "right"}
+        width = max(cell_len(row[i]) for row in ((name,) * len(columns), *rows))
+        look = {"overflow": "fold"} if i == wide else {"no_wrap": True, "justify": "right", "min_width": width}
         table.add_column(name, **look)
     for row in rows:
         table.add_row(*row)
