@@ -10,6 +10,7 @@ from conclugen_jax.commands import scores
 from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import definition as study_runs, results as study_results, study as study_lib
+from conclugen_jax.study.report import reading, report
 from tests.corpora import Corpus
 from tests.studies import definition
 
@@ -91,6 +92,30 @@ def test_the_table_on_the_terminal(whole, capsys):
     score = found["scores"]["accuracy"]
     assert f"{100 * score['mean']:.1f} [{100 * score['interval'][0]:.1f}, {100 * score['interval'][1]:.1f}]" in shown
     assert f"{found['rows_within']}, {found['rows']}" in shown
+
+
+def test_the_report_has_the_matrix(whole, tmp_path):
+    results, folder = whole
+    report.write(folder, tmp_path, maps=())
+    text = (tmp_path / "report.md").read_text()
+    section = text.partition("## Across corpora")[2].partition("\n## ")[0]
+    assert "| method | trained on | scored on one 1.0.0 | scored on other 1.0.0 |" in section
+    (one,) = study_lib.chosen(results["across"], dataset="one", method="raw", protocol="probe", labels_per_class=0)
+    (own,) = study_lib.chosen(results["summary"], dataset="one", method="raw", protocol="probe", labels_per_class=0)
+    line = next(x for x in section.splitlines() if x.startswith("| raw features, not smoothed, probe | one 1.0.0"))
+    cells = [cell.strip() for cell in line.split("|")[3:5]]
+    assert cells[0].startswith(f"{100 * own['scores']['accuracy']['mean']:.1f} ± ")
+    assert cells[1].startswith(f"{100 * one['scores']['accuracy']['mean']:.1f} ± ")
+    assert f"· within {100 * one['within']['accuracy']['mean']:.1f}" in cells[1]
+    assert "n = 2" in cells[1]
+    classes = (
+        f"| one | other | happy = Happy, sad = SAD | calm, angry | fear | {one['rows_within']} and {one['rows']} |"
+    )
+    assert classes in section
+    alone = reading.read(folder)
+    alone.across = []
+    report.write(alone, tmp_path / "alone", maps=())
+    assert "Across corpora" not in (tmp_path / "alone/report.html").read_text()
 
 
 def test_one_column_of_the_matrix(data):

@@ -80,6 +80,23 @@ class Summary(Place):
     evaluations: Count = 0
 
 
+class Across(Place):
+    """Scores on the ``rows`` test rows of another data set, and ``within``, on own ones, of the classes that both have.
+
+    ``classes``: name here -> name there; those that one side alone has are listed.
+    """
+
+    test_data: str
+    n: Count
+    scores: dict[str, Score]
+    within: dict[str, Score]
+    rows: Count
+    rows_within: Count
+    classes: dict[str, str]
+    only_trained: list[str]
+    only_scored: list[str]
+
+
 class Comparison(Place):
     """Mean difference of a method from a baseline over ``n`` paired seeds, with its 95 % interval."""
 
@@ -118,13 +135,14 @@ class Study(msgspec.Struct):
     cells: list[Cell]
     summary: list[Summary]
     comparisons: list[Comparison]
+    across: list[Across] = []
     warnings: list[str] = []  # of its runs on their data
     path: Path = Path()  # folder of the study
     runs: dict[str, list[Run]] = {}  # pretraining -> its runs that have begun, by seed
 
     def __post_init__(self) -> None:
-        places = (*self.cells, *self.summary, *self.comparisons)
-        unknown = {p.dataset for p in places} - set(self.datasets)
+        places = (*self.cells, *self.summary, *self.comparisons, *self.across)
+        unknown = {*(p.dataset for p in places), *(one.test_data for one in self.across)} - set(self.datasets)
         unknown |= ({p.method for p in places} | {c.baseline for c in self.comparisons}) - set(self.methods)
         if unknown:
             raise ValueError(f"{min(unknown)!r} is not described")

@@ -20,6 +20,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study.definition import BEST, PROBE
 from conclugen_jax.study.report import (
     charts,
+    corpora,
     embedding_map,
     figures,
     more_labels,
@@ -104,6 +105,7 @@ def write(
         "Health": (list(state.parts(found)), runs),
         "Maps": (embedding_map.maps(found, folder / embedding_map.FOLDER, maps), ""),
         "Results": (report_tables.scores(found), "No run of this study has scores yet."),
+        **({"Across corpora": (list(corpora.parts(found)), "")} if found.across else {}),
         "Protocols": (report_tables.protocols(found), "No supervised baseline and no fine-tuned run has scores yet."),
         "Paired comparisons": (report_tables.comparisons(found), pairs),
         "Failed and missing": (report_tables.unfinished(found), "Every run of the study is done."),

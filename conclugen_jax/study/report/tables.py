@@ -96,7 +96,7 @@ def protocols(study: Study) -> list[Part]:
         if s.method in tuned and s.labels == study.most_labels(s.dataset):
             facts, known = study.datasets[s.dataset], _known(study, s.method)
             paper = report_published.accuracy(facts.name, facts.kind, known, s.protocol) if s.labels == 0 else None
-            found.setdefault((s.method, s.protocol), {})[s.dataset] = _first_score(study, s, paper)
+            found.setdefault((s.method, s.protocol), {})[s.dataset] = first_score(study, s, paper)
     keys, rows = study.scored(), []
     for method, protocol in sorted(found, key=lambda x: (x[1] != "supervised", *reversed(study.rank(*x)))):
         name = study.label(method, protocol) + (", linear evaluation" if protocol == "linear_evaluation" else "")
@@ -133,7 +133,7 @@ def comparisons(study: Study) -> list[Part]:
 def label_efficiency(study: Study, key: str) -> Table | None:
     """Tabulate accuracy against labels per class; ``None`` where the study has one number of labels alone."""
     own = study.summary_of(key)
-    cells = {(_named(study, s), s.labels): _first_score(study, s) for s in own}
+    cells = {(_named(study, s), s.labels): first_score(study, s) for s in own}
     measure = NAMES[measures_of(study.datasets[key])[0]]
     note = f"{measure} in %: mean ± standard deviation over n seeds, [95 % interval]; labels per class."
     return _by_labels("method", cells, note) if len({s.labels for s in own}) > 1 else None
@@ -194,7 +194,7 @@ def signed(x: float, measure: str = "accuracy") -> str:
     return ("±" if abs(x) < 1e-9 else "−" if x < 0 else "+") + _number(abs(x), measure)
 
 
-def _first_score(study: Study, s: Summary, published: float | None = None) -> tuple[str, ...]:
+def first_score(study: Study, s: Summary, published: float | None = None) -> tuple[str, ...]:
     """Return the cell of the one measure of small tables."""
     measure = measures_of(study.datasets[s.dataset])[0]
     return _score(s.scores.get(measure), measure, published, s.n)
