@@ -12,7 +12,7 @@ from sklearn import cluster, metrics
 
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders, digits
-from conclugen_jax.evaluate import health, levels, probe
+from conclugen_jax.evaluate import geometry, health, levels, probe
 from conclugen_jax.method import losses
 from tests.helpers import SHARED_DATA, Faces, needs_shared_data, tiny_config
 
@@ -28,14 +28,14 @@ def test_the_effective_rank_is_that_of_the_singular_values(shape):
     x = RNG.normal(size=shape) @ np.diag(np.geomspace(1, 1e-3, shape[1]))
     values = np.linalg.svd(x, compute_uv=False)
     p = values / values.sum()
-    assert health.effective_rank(x) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
-    assert health.effective_rank(np.eye(7)) == pytest.approx(7)
+    assert geometry.effective_rank(x) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+    assert geometry.effective_rank(np.eye(7)) == pytest.approx(7)
 
 
 def test_the_effective_rank_of_constant_vectors_of_one_dimension_and_of_zeros_is_1():
     direction = RNG.normal(size=(1, 12)).astype(np.float32)
     for x in (np.ones((20, 1)), RNG.normal(size=(20, 1)), np.zeros((20, 1))):
-        assert health.effective_rank((x @ direction).astype(np.float32)) == pytest.approx(1, abs=1e-3)
+        assert geometry.effective_rank((x @ direction).astype(np.float32)) == pytest.approx(1, abs=1e-3)
 
 
 def test_alignment_uniformity_and_recall_are_those_of_loops():
@@ -43,12 +43,12 @@ def test_alignment_uniformity_and_recall_are_those_of_loops():
     b = unit(a + RNG.normal(size=(12, 5)))
     squared = np.array([[((x - y) ** 2).sum() for y in b] for x in a])
     different = [squared[i, j] for i, j in itertools.permutations(range(12), 2)]
-    assert health.alignment(a, b) == pytest.approx((np.diag(squared).mean(), np.mean(different)))
+    assert geometry.alignment(a, b) == pytest.approx((np.diag(squared).mean(), np.mean(different)))
     terms = [math.exp(-2 * ((a[i] - a[j]) ** 2).sum()) for i, j in itertools.combinations(range(12), 2)]
-    assert health.uniformity(a) == pytest.approx(math.log(np.mean(terms)))
+    assert geometry.uniformity(a) == pytest.approx(math.log(np.mean(terms)))
     hits = [squared[i].argmin() == i for i in range(12)] + [squared[:, i].argmin() == i for i in range(12)]
     assert 0 < np.mean(hits) < 1
-    assert health.recall_at_1(a, b) == pytest.approx(np.mean(hits))
+    assert geometry.recall_at_1(a, b) == pytest.approx(np.mean(hits))
 
 
 def test_balance_and_information_are_those_of_scikit_learn():
@@ -56,10 +56,10 @@ def test_balance_and_information_are_those_of_scikit_learn():
     b = np.where(RNG.random(200) < 0.4, a, b)
     for x, y in ((a, b), (a, a), (a, np.arange(200) // 2)):
         expected = metrics.adjusted_mutual_info_score(x, y)
-        assert health.adjusted_information(x, y) == pytest.approx(expected, abs=1e-9)
+        assert geometry.adjusted_information(x, y) == pytest.approx(expected, abs=1e-9)
     shares = np.bincount(a) / 200
-    assert health.balance(a, 8) == pytest.approx(-(shares * np.log(shares)).sum() / math.log(8))
-    assert health.balance(np.zeros(9, int), 4) == 0
+    assert geometry.balance(a, 8) == pytest.approx(-(shares * np.log(shares)).sum() / math.log(8))
+    assert geometry.balance(np.zeros(9, int), 4) == 0
 
 
 def test_rows_that_lack_a_modality_are_left_out_of_its_figures():
@@ -71,16 +71,16 @@ def test_rows_that_lack_a_modality_are_left_out_of_its_figures():
     clusters = RNG.integers(0, 4, 40)
     found = health.measure(hidden, present, projections=projections, clusters=clusters, num_clusters=5, groups=groups)
     joined = np.concatenate([np.where(present[m][:, None], vectors[m], 0) for m in vectors], axis=1)
-    assert found["health/effective_rank"] == pytest.approx(health.effective_rank(joined))
+    assert found["health/effective_rank"] == pytest.approx(geometry.effective_rank(joined))
     here = present["face"]
-    assert found["health/effective_rank/face"] == pytest.approx(health.effective_rank(vectors["face"][here]))
-    assert found["health/uniformity/face"] == pytest.approx(health.uniformity(projections["face"][here]))
+    assert found["health/effective_rank/face"] == pytest.approx(geometry.effective_rank(vectors["face"][here]))
+    assert found["health/uniformity/face"] == pytest.approx(geometry.uniformity(projections["face"][here]))
     pair = [projections[m][here] for m in ("face", "voice")]
-    assert found["health/recall_at_1"] == health.recall_at_1(*pair)
+    assert found["health/recall_at_1"] == geometry.recall_at_1(*pair)
     assert found["health/recall_at_1_chance"] == pytest.approx(1 / here.sum())
-    assert [found["health/alignment"], found["health/alignment_chance"]] == pytest.approx(health.alignment(*pair))
-    assert found["health/cluster_balance"] == health.balance(clusters, 5)
-    assert found["health/clusters_nmi_group"] == health.adjusted_information(clusters[4:], groups[4:])
+    assert [found["health/alignment"], found["health/alignment_chance"]] == pytest.approx(geometry.alignment(*pair))
+    assert found["health/cluster_balance"] == geometry.balance(clusters, 5)
+    assert found["health/clusters_nmi_group"] == geometry.adjusted_information(clusters[4:], groups[4:])
     assert found["health/rows"] == 40
 
 
@@ -96,7 +96,7 @@ def test_what_cannot_be_measured_is_left_out():
     clusters = {"clusters": np.arange(9) % 3, "num_clusters": 3}
     assert "health/clusters_nmi_group" not in health.measure(*one, **clusters, groups=list("abcdefghi"))
     few = health.measure(*one, **clusters, groups=list("ababababa"))
-    assert few["health/clusters_nmi_group"] == health.adjusted_information(np.arange(9) % 3, np.arange(9) % 2)
+    assert few["health/clusters_nmi_group"] == geometry.adjusted_information(np.arange(9) % 3, np.arange(9) % 2)
     rare = {"face": one[0]["face"], "voice": RNG.normal(size=(9, 4))}, {**one[1], "voice": np.arange(9) < 2}
     assert not [name for name in health.measure(*rare) if "voice" in name]
     assert health.warnings(health.measure(*rare)) == []  # two vectors have two dimensions at most

@@ -378,7 +378,10 @@ def test_command(study, tmp_path):
     result = run("launch.report", f"--study={study}", f"--output={tmp_path}/out", "--maps=")
     assert "10 of 12 runs done" in result.stdout
     assert (tmp_path / "out/report.html").exists()
-    assert "no study, run or search is there; name its folder" in run("launch.report", f"--study={tmp_path}", code=2).stderr
+    assert (
+        "no study, run or search is there; name its folder"
+        in run("launch.report", f"--study={tmp_path}", code=2).stderr
+    )
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to look at the page with")

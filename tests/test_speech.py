@@ -100,7 +100,10 @@ def test_faster_whisper_is_given_its_folder(tmp_path, monkeypatch):
         speech.create(f"faster-whisper:{tmp_path}")
     (tmp_path / "model.bin").write_bytes(b"")
     assert speech.create(f"faster-whisper:{tmp_path}")(np.zeros(5, np.float32)) == "heard 5 heard 5"
-    assert asked == [(str(tmp_path), {"local_files_only": True})]
+    monkeypatch.setattr(speech.multiprocessing, "parent_process", lambda: "one of several")
+    speech.create(f"faster-whisper:{tmp_path}")
+    threads = [os.cpu_count(), 1]  # of a process alone, and of one of several, each on its core
+    assert asked == [(str(tmp_path), {"local_files_only": True, "cpu_threads": n}) for n in threads]
     lines = speech.listener(f"faster-whisper:{tmp_path}")(np.zeros(7, np.float32))
     assert lines == [Utterance(0, 1.5, "heard 7"), Utterance(1, 2.5, "heard 7")]
 

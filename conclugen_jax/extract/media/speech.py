@@ -1,5 +1,6 @@
 """Recognise speech with other packages: sound in, words out."""
 
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable
@@ -83,7 +84,9 @@ def _whisper(folder: Path) -> Listener:
     os.environ.setdefault("CT2_VERBOSE", "-1")  # CTranslate2 warns of weights in half precision otherwise
     from faster_whisper import WhisperModel
 
-    model = WhisperModel(str(folder), local_files_only=True)
+    # Several processes with as many threads each as there are cores wait for each other most of the time.
+    alone = multiprocessing.parent_process() is None
+    model = WhisperModel(str(folder), local_files_only=True, cpu_threads=os.cpu_count() or 1 if alone else 1)
 
     def listen(sound: np.ndarray) -> list[Utterance]:
         segments, _ = model.transcribe(sound, temperature=0.0)  # one temperature: the same words every time
