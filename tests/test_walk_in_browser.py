@@ -1,5 +1,6 @@
 """Maps to walk through in Chromium: pointer, keyboard, filters, search, clips, names of controls; nothing from elsewhere."""
 
+import copy
 import functools
 import json
 import shutil
@@ -190,9 +191,12 @@ def test_it_can_be_enlarged_and_dragged(browser, page):
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_everything_fits_and_has_a_name(page, tmp_path, width, dark):
-    npm = shutil.which("npm")
+    npm, found = shutil.which("npm"), copy.deepcopy(page[1])
+    found["spaces"][0]["name"] = found["colours"]["class"]["names"][0] = "m" * 80
+    found["labels"][1] = found["persons"][1] = "ه" * 80
+    page = walks.page_of(tmp_path / "page.html", found)
     with Browser(tmp_path / "profile") as browser:
-        browser.open(page[0], width=width, dark=dark)
+        browser.open(page, width=width, dark=dark)
         browser.run(PRELUDE)
         browser.run(f"change('search', {'n' * 80!r}, 'input'); part('matches').querySelector('button').click()")
         assert browser.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]

@@ -185,7 +185,9 @@ def _found(study: Study) -> Iterator[str]:
         apart = f"{abs(100 * c.difference):.1f} points {'above' if c.difference > 0 else 'below'}"
         apart = "as much as" if abs(c.difference) < 5e-4 else apart
         between = "" if c.interval is None else f" [{100 * c.interval[0]:.1f}, {100 * c.interval[1]:.1f}]"
-        reached = f"{study.methods[s.method].title} reaches {100 * s.scores['accuracy'].mean:.1f} %"
+        score = s.scores["accuracy"]
+        own = "" if score.interval is None else f" [{100 * score.interval[0]:.1f}, {100 * score.interval[1]:.1f}]"
+        reached = f"{study.methods[s.method].title} reaches {100 * score.mean:.1f} %{own}"
         yield (
             f"{facts.title(key)}: with {labels} {reached}, "
             f"{apart} {study.methods[c.best].title}{between}, {report_tables.seeds(c.n)}."
