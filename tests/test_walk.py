@@ -5,11 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from conclugen_jax.evaluate import mislabelled
 from conclugen_jax.study.report import charts, walk
 from tests import walks
 from tests.reports import unpacked
@@ -38,12 +36,6 @@ def test_everything_of_an_utterance_is_there(small):
     assert set(of["modalities"]) == {"video + audio + text", "video + audio"}
 
 
-def by_hand(x, label, persons):
-    """Probabilities by scikit-learn's cross-validation over five persons, each a fold; C is 3 / dim."""
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=3 / x.shape[1], max_iter=2000))
-    return cross_val_predict(classifier, x, label, groups=persons, cv=LeaveOneGroupOut(), method="predict_proba")
-
-
 def test_neighbours_and_predictions_are_those_by_hand(small, monkeypatch):
     dataset, found = small
     modalities = list(dataset.manifest.modalities)
@@ -60,7 +52,8 @@ def test_neighbours_and_predictions_are_those_by_hand(small, monkeypatch):
     near = unpacked(made["near"]).reshape(64, 10)
     np.testing.assert_array_equal(near[there], expected)
     assert (near[7] == walk.NONE).all()
-    chances = by_hand(x[there], label[there], rows.groups[there])
+    folds = mislabelled.folds(label[there], rows.groups[there], np.arange(63))
+    chances = mislabelled.out_of_fold(x[there], label[there], folds, 4)
     np.testing.assert_array_equal(unpacked(made["predicted"])[there], chances.argmax(axis=1))
     np.testing.assert_array_equal(unpacked(made["probability"])[there], np.round(100 * chances.max(axis=1)))
     places = unpacked(made["places"]).reshape(64, 2)
@@ -81,20 +74,21 @@ def test_large_data_sets_are_sampled_and_the_page_says_so(tmp_path):
     assert found["shown"].startswith("2,000 of 2,600 utterances are shown, drawn at random")
 
 
-def test_predictions_need_two_classes_and_two_folds():
-    x, label, nobody = np.random.default_rng(0).normal(size=(12, 3)), np.arange(12) % 2, np.full(12, "")
-    assert np.isfinite(walk.out_of_fold(x, label, nobody, 2)).all()
-    assert np.isnan(walk.out_of_fold(x, np.zeros(12, int), nobody, 2)).all()
-    assert np.isnan(walk.out_of_fold(x[:2], label[:2], nobody[:2], 2)).all()
-    alone = np.where(np.arange(12) == 3, 2, label)  # one row of a class: nothing can be said of it
-    assert np.isnan(walk.out_of_fold(x, alone, nobody, 3)).all(axis=1).tolist() == (np.arange(12) == 3).tolist()
-
-
 def test_values_beyond_forty_are_one():
     found = walk._colouring([f"p{k:03d}" for k in range(100) for _ in range(k + 1)])
     assert found["names"][0] == "p099"
     assert found["names"][-1] == "61 others"
     assert np.bincount(unpacked(found["of"]))[-1] == sum(range(1, 62))
+
+
+def test_of_one_class_nothing_is_predicted(small):
+    dataset, found = small
+    modalities = list(dataset.manifest.modalities)
+    rows, label = walk.draw(dataset, modalities), np.zeros(64, int)
+    space = walk.Space("x", False, np.eye(64)[:, :2], np.eye(64), np.ones(64, bool), np.zeros(0, int))
+    made = walk.data("t", rows, label, (label, dataset.manifest.label.names), [space], dataset.path)
+    assert "predicted" not in made["spaces"][0]
+    assert set(made["labels"]) == {"calm"}
 
 
 @pytest.mark.parametrize("kind", ["none", "multi"])

@@ -6,20 +6,18 @@
 import base64
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 from conclugen_jax.data import manifest as manifest_lib, shards, utterances
 from conclugen_jax.data.shards import Dataset
 from conclugen_jax.data.sources import LabelSpec
-from conclugen_jax.evaluate import probe
+from conclugen_jax.errors import ConclugenError
+from conclugen_jax.evaluate import mislabelled, similar
 from conclugen_jax.method import neighbours
 
 POINTS = 2000
@@ -28,8 +26,6 @@ SIDE = 10_000  # places are whole numbers from 0 to this; one more stands for no
 COLOURS = 40  # values of a colouring, the rest are one value
 LETTERS = 300  # of the words of an utterance
 NONE = 65_535
-FOLDS = 5  # at most; fewer persons, or rows of the largest class, make fewer
-C_TIMES_DIM = 3.0  # of the logistic regression, see probe.classify
 
 
 class Rows(NamedTuple):
@@ -171,39 +167,16 @@ def _space(space: Space, label: np.ndarray, persons: np.ndarray, spec: LabelSpec
     return result
 
 
-def out_of_fold(vectors: np.ndarray, labels: np.ndarray, persons: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the probabilities of the classes by logistic regressions on the other folds, [n, num_classes].
-
-    Vectors [n, dim] are standardised. Folds are cut by person, strings [n], where there are two or more. A row is NaN where the
-    other folds lack its class; so are all where no two folds can be cut.
-    """
-    found, counts = np.full((len(labels), num_classes), np.nan), np.bincount(labels)
-    named = np.unique(persons[persons != ""], return_inverse=True)
-    person = np.arange(len(labels)) + len(labels)
-    number = min(FOLDS, int(counts.max()))
-    if len(named[0]) > 1:
-        person[persons != ""], number = named[1], min(number, len(named[0]))
-    if np.count_nonzero(counts) < 2 or number < 2:
-        return found
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer rows than folds
-        for train, others in StratifiedGroupKFold(number, shuffle=True, random_state=0).split(vectors, labels, person):
-            if len(np.unique(labels[train])) < 2:
-                continue
-            scaler = StandardScaler().fit(vectors[train])
-            rows = [scaler.transform(vectors[at]) for at in (train, others)]
-            classes, probabilities = probe.classified(rows[0], labels[train], rows[1], C_TIMES_DIM)
-            judged = np.isin(labels[others], classes)
-            found[np.ix_(others[judged], classes)] = probabilities[judged]
-            found[others[judged]] = np.nan_to_num(found[others[judged]])
-    return found
-
-
 def _predictions(
     vectors: np.ndarray, labels: np.ndarray, persons: np.ndarray, at: np.ndarray, n: int, num_classes: int
 ) -> dict[str, Any]:
     """Return class and probability in % by classifiers that have not seen the row; nothing where none can be fitted."""
-    found = out_of_fold(vectors, labels, persons, num_classes)
+    copies = similar.copies({"": vectors}, {"": np.ones(len(vectors), bool)})
+    try:
+        folds = mislabelled.folds(labels, persons, copies)
+    except ConclugenError:  # one class, or too few rows
+        return {}
+    found = mislabelled.out_of_fold(vectors, labels, folds, num_classes)
     known = np.isfinite(found).all(axis=1)
     predicted, probability = np.full((2, n), NONE)
     predicted[at[known]] = found[known].argmax(axis=1)
