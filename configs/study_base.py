@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
             "linear_evaluation": (0,),
             "raw_features": (0,),
             "supervised": (0,),
+            "untrained": (0,),
             "fine_tuning": (0,),
             "probe": (0,),
         }

@@ -10,7 +10,8 @@ from conclugen_jax.data import builders, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import downstream, splits, task as task_lib
-from tests.helpers import Faces, tiny_config
+from conclugen_jax.runs import checkpoint
+from tests.helpers import Faces, flat, tiny_config
 
 ONE = jax.devices()[:1]
 SINGLE = LabelSpec("single", ("calm", "happy", "sad", "angry"))
@@ -147,3 +148,18 @@ def test_few_of_several_labels_are_refused():
     with pytest.raises(ConclugenError, match="only with one class per example"):
         splits.few(LabelSpec("multi", ("a", "b")), np.zeros((4, 2)), np.arange(4), 1, 0)
     np.testing.assert_array_equal(splits.few(SINGLE, np.zeros(4, int), np.arange(2), 0, 0), [0, 1])
+
+
+def test_an_untrained_network_is_a_random_one_that_stays_so(data, tmp_path):
+    results = {}
+    for protocol in ("untrained", "supervised"):
+        config = settings(data, downstream__protocol=protocol)
+        results[protocol] = downstream.downstream(config, tmp_path / protocol, devices=ONE)
+    untrained, supervised = results.values()
+    assert untrained["encoder"]["sha256"] == supervised["encoder"]["sha256"]  # as random
+    kept = {}
+    for name in results:
+        with checkpoint.Checkpoints(tmp_path / name, read_only=True) as saved:
+            kept[name] = flat(saved.restore_tree(saved.steps()[-1])[0]["params"])
+    classifiers = [{k for k in found if "classifier" in k} for found in kept.values()]
+    assert set(kept["untrained"]) == classifiers[0] == classifiers[1] < set(kept["supervised"])

@@ -13,6 +13,7 @@ from conclugen_jax.data.requests import Layout
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pipeline import rules, run as run_lib, source
 from conclugen_jax.runs import configuration_files
+from conclugen_jax.study import definition
 from tests.helpers import Faces, run
 from tests.reports import Page
 
@@ -201,3 +202,19 @@ def test_mistakes_are_one_sentence(tmp_path):
 )
 def test_names_of_data_sets_come_from_their_files(tmp_path, path, name):
     assert source._name(tmp_path / path) == name
+
+
+def test_numbers_are_scored_beside_raw_features_and_an_untrained_network(tmp_path, monkeypatch):
+    features = write(tmp_path / "mine", labels=False)
+    rows = [f"clip{i:02d},p{i % PERSONS},{i % 7 / 2}" for i in range(N)]
+    (features / "labels.csv").write_text("\n".join(["id,group,label", *rows]))
+    study, _ = begun(monkeypatch, features, tmp_path / "run", quick=True)
+    protocols = study.datasets.mine.protocols
+    assert set(protocols) == {"linear_evaluation", "raw_features", "untrained"}
+    assert len({c.train.num_epochs for c in protocols.values()}) == 1
+    runs = {run.method: run for chain in definition.chains(study) for run in chain if run.protocol != "pretraining"}
+    assert {name: run.config.downstream.protocol for name, run in runs.items()} == {
+        "pretrained": "linear_evaluation",
+        "raw_features": "raw_features",
+        "untrained": "untrained",
+    }

@@ -254,7 +254,7 @@ def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkey
     paths = [run.path for run in chain]
     assert begun == [paths, *(paths[i:] for i in range(2, len(paths)))]
     assert all("exit code 3" in study_results.failure(tmp_path / path) for path in paths[1:])
-    assert f"1/1 {paths[-1]} failed; about" in capsys.readouterr().err
+    assert f"1/1 {paths[-1]} failed\n" in capsys.readouterr().err
     done = Future()
     done.set_result(None)
     Crashing.submit = lambda *_: done

@@ -81,7 +81,7 @@ class Baseline(NamedTuple):
     """Vectors that trained ones are compared with in studies."""
 
     title: str
-    protocol: str  # whose encoder gives them: raw_features, or supervised for a random network
+    protocol: str  # whose encoder gives them: raw_features, or untrained: a random network
     form: str = ""  # closed form that is computed from them; empty: none
     smoothed: bool = True  # as the vectors of the methods are
 
@@ -91,5 +91,5 @@ BASELINES = {
     "raw_smoothed": Baseline("raw features", "raw_features"),
     "principal_components": Baseline("principal components", "raw_features", "principal_components"),
     "canonical_correlations": Baseline("canonical correlations", "raw_features", "canonical_correlations"),
-    "untrained": Baseline("untrained network", "supervised"),
+    "untrained": Baseline("untrained network", "untrained"),
 }

@@ -21,7 +21,7 @@ def run(config: ConfigDict, workdir: str | Path, form: str = "") -> dict[str, An
 
     Args:
       config: its ``downstream.protocol`` says whose vectors: ``linear_evaluation`` (a checkpoint's, smoothed as its run says),
-        ``raw_features`` or ``supervised`` (a random network's), both smoothed as ``evaluation`` says, whose ``c_times_dim``
+        ``raw_features`` or ``untrained`` (a random network's), both smoothed as ``evaluation`` says, whose ``c_times_dim``
         holds for all.
       workdir: takes ``config.json``, ``data.json`` and ``result.json``; a finished run is not repeated.
       form: closed form of :data:`baselines.FORMS` that is computed from the vectors first; empty: none.

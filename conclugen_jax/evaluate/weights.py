@@ -140,7 +140,7 @@ def encoder(config: ConfigDict, manifest: Manifest, fit: Callable[[list[str]], P
     ``fit``, modalities -> statistics by person of the training split, is called if no checkpoint has them.
 
     1. ``linear_evaluation``, ``fine_tuning``: the named pretraining checkpoint.
-    2. ``supervised``: random, by the seed, at the sizes of the configuration.
+    2. ``supervised``, ``untrained``: random, by the seed, at the sizes of the configuration.
     3. ``raw_features``: there are none; the features themselves are used.
     """
     made, protocol = _encoder(config, manifest, fit), config.downstream.protocol

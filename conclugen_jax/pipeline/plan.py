@@ -85,8 +85,8 @@ def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str, *, quick:
         protocols[PROBE].data.validation_split = config.data.train_split  # nothing is chosen by it
         protocols[PROBE].data.test_split = rules.scored_split(known)
     else:
-        protocols["raw_features"] = protocols["linear_evaluation"].copy_and_resolve_references()
-        protocols["raw_features"].downstream.protocol = "raw_features"
+        linear = protocols["linear_evaluation"]
+        protocols |= {name: linear.copy_and_resolve_references() for name in ("raw_features", "untrained")}
     found.datasets[name] = ConfigDict({"path": path, "protocols": protocols})
     return found.lock()
 

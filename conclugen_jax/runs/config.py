@@ -15,8 +15,12 @@ from conclugen_jax.method import clustering, layers
 from conclugen_jax.method.model import PROJECTING, VECTORS
 from conclugen_jax.runs.configuration_files import LISTS, check_types, defaults, flatten
 
-PROTOCOLS = ("linear_evaluation", "fine_tuning", "supervised", "raw_features")  # downstream, as tables list them
-FROZEN = ("linear_evaluation", "raw_features")  # these train the classifier alone; the others train the encoder too
+PROTOCOLS = ("linear_evaluation", "fine_tuning", "supervised", "raw_features", "untrained")  # as tables list them
+FROZEN = (
+    "linear_evaluation",
+    "raw_features",
+    "untrained",
+)  # these train the classifier alone; others the encoder too
 PRETRAINED = ("linear_evaluation", "fine_tuning")  # protocols that start from a pretraining run; the others need none
 
 CHOICES = {

@@ -94,7 +94,7 @@ def of_run(folder: Path) -> Row:
         data = read(folder / layout.DATA, _Data)
     last, protocol = next(_lines(folder / layout.METRICS), {}), config.downstream["protocol"]
     result = read(folder / layout.RESULT) if (folder / layout.RESULT).exists() else None
-    trained = result or config.downstream["checkpoint"] or protocol in ("supervised", "raw_features")
+    trained = result or config.downstream["checkpoint"] or protocol in ("supervised", "raw_features", "untrained")
     found = _downstream(config, result, last) if trained else _pretraining(folder, config, data, last)
     state = DONE if found.pop("done") else INTERRUPTED
     if locks.holder(folder / layout.LOCK):

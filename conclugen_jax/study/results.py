@@ -24,7 +24,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 PLACE = ("dataset", "method", "protocol", "labels_per_class")
 MEASURES = ("accuracy", "f1", "precision", "recall")
 VALUE_MEASURES = ("mae", "correlation", "accuracy_2", "f1_2", "accuracy_7")
-BASELINES = {"linear_evaluation": ("raw_features", "supervised"), "fine_tuning": ("supervised",), PROBE: ()}
+BASELINES = {
+    "linear_evaluation": ("raw_features", "supervised", "untrained"),
+    "fine_tuning": ("supervised",),
+    PROBE: (),
+}
 """Protocol -> protocols that its methods are compared with, beside the reference method; probes: with the best baseline."""
 
 
