@@ -259,7 +259,7 @@ def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkey
     done.set_result(None)
     Crashing.submit = lambda *_: done
     WORK(tmp_path / "other", [[chain]], 1, signals.Stop())
-    assert f"1/1 {paths[0]} finished; about" in capsys.readouterr().err
+    assert f"1/1 {paths[0]} finished\n" in capsys.readouterr().err
 
 
 def test_what_was_made_with_another_configuration_is_not_passed_off(whole, data, tmp_path, here):
