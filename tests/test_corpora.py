@@ -112,6 +112,7 @@ def test_the_report_has_the_matrix(whole, tmp_path):
         f"| one | other | happy = Happy, sad = SAD | calm, angry | fear | {one['rows_within']} and {one['rows']} |"
     )
     assert classes in section
+    assert "Acc in % on test rows, all labels: mean" in section
     alone = reading.read(folder)
     alone.across = []
     report.write(alone, tmp_path / "alone", maps=())
@@ -155,6 +156,15 @@ def test_impossible_definitions(data, names, asked, wrong):
     with pytest.raises(ConclugenError) as caught:
         study_runs.check(study_of(data, names, test_data=asked))
     assert str(caught.value).startswith(wrong)
+
+
+def test_paths_are_for_single_runs(data):
+    study = study_of(data)
+    study.datasets.one.protocols.probe.data.test_paths = (data["other"],)
+    with pytest.raises(
+        ConclugenError, match=r"one.protocols.probe.data.test_paths: name data sets of the study as config"
+    ):
+        study_runs.check(study)
 
 
 def test_a_data_set_that_is_missing_is_refused_before_anything_is_run(data, tmp_path):

@@ -67,4 +67,5 @@ def said(found: Across, trained: str) -> str:
     scored, within = found.test_data["data"]["name"], found.within
     lines = across.said(found.test_data, {"left_out": found.left_out, "within": within}, trained)
     how = f"{within['n']} test rows of {trained} and {found.n} of {scored}, of classes that both have"
-    return ". ".join([f"Classifiers trained on {trained}, scored on {how}", *lines]) + "."
+    sentences = [f"Classifiers trained on {trained}, scored on {how}", *(line[0].upper() + line[1:] for line in lines)]
+    return ". ".join(sentences) + "."

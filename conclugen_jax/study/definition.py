@@ -80,6 +80,8 @@ def _faults(study: ConfigDict) -> Iterator[str]:
             yield f"datasets.{name} has the keys {', '.join(sorted(dataset.keys()))}; a data set has path and protocols"
         for protocol in sorted(set(dataset.protocols.keys()) - set(ALL)):
             yield f"datasets.{name}.protocols has {protocol!r}; there are {', '.join(ALL)}"
+        for protocol in (p for p, config in dataset.protocols.items() if config.data.test_paths):
+            yield f"datasets.{name}.protocols.{protocol}.data.test_paths: name data sets of the study as config.test_data"
         target_of(dataset)
     asked = sorted({protocol for dataset in study.datasets.values() for protocol in dataset.protocols})
     lists = dict.fromkeys((f"labels.{protocol}" for protocol in asked), ())

@@ -5,7 +5,16 @@ from collections.abc import Iterator
 import msgspec
 
 from conclugen_jax.study.report.reading import Study
-from conclugen_jax.study.report.tables import NOTHING, Part, Table, first_score, words, words_of_labels
+from conclugen_jax.study.report.tables import (
+    NAMES,
+    NOTHING,
+    Part,
+    Table,
+    first_score,
+    measures_of,
+    words,
+    words_of_labels,
+)
 
 
 def parts(study: Study) -> Iterator[Part]:
@@ -28,9 +37,10 @@ def parts(study: Study) -> Iterator[Part]:
                     cells[i] = (*first_score(study, one), f"within {within[0]}")
             rows.append(((study.label(method, protocol),), (study.datasets[trained].title(trained),), *cells))
         labels = " or ".join(dict.fromkeys(words_of_labels(study.most_labels(key)) for key in keys))
+        measures = " or ".join(dict.fromkeys(NAMES[measures_of(study.datasets[key])[0]] for key in keys))
         note = (
-            f"Test rows, {labels}; mean ± standard deviation over n seeds, [95 % interval]. Off the diagonal only "
-            "rows of classes that both have count; within: the same of own test rows."
+            f"{measures} in % on test rows, {labels}: mean ± standard deviation over n seeds, [95 % interval]. Off the "
+            "diagonal only rows of classes that both have count; within: the same of own test rows."
         )
         titles = [f"scored on {study.datasets[key].title(key)}" for key in keys]
         yield Part(protocol.replace("_", " "), table=Table(("method", "trained on", *titles), rows, note))
