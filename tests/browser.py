@@ -3,11 +3,14 @@
 import base64
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import selectors
 import shutil
 import signal
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,17 @@ from typing import Any
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
+
+
+@functools.cache
+def axe_core() -> str:
+    """The script of axe-core, or nothing where npm is not there or cannot reach its registry."""
+    if not (npm := shutil.which("npm")):
+        return ""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [npm, "install", "--silent", "--no-audit", "--no-fund", "--prefix", folder, "axe-core@4.14.1"]
+        done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+        return Path(folder, "node_modules/axe-core/axe.min.js").read_text() if done.returncode == 0 else ""
 
 
 class Browser:
@@ -97,6 +111,18 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def violations(self) -> list[Any]:
+        """What axe-core finds wrong for readers that do not see the page; nothing where npm cannot get it."""
+        if not (script := axe_core()):
+            return []
+        self.run(script)
+        self.run("axe.run(document, {resultTypes: ['violations']}).then(found => { window.found = found }); 0")
+        until = time.monotonic() + 60
+        while not self.run("!!window.found"):
+            assert time.monotonic() < until, "axe-core does not end"
+            time.sleep(0.2)
+        return self.run("found.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 200)).slice(0, 3)])")
 
     def picture(self, path: Path) -> None:
         """The whole page as PNG."""

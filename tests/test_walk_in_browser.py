@@ -1,13 +1,8 @@
 """Maps to walk through in Chromium: pointer, keyboard, filters, search, clips, names of controls; nothing from elsewhere."""
 
 import copy
-import functools
 import json
-import shutil
-import subprocess
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
 
@@ -191,7 +186,7 @@ def test_it_can_be_enlarged_and_dragged(browser, page):
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_everything_fits_and_has_a_name(page, tmp_path, width, dark):
-    npm, found = shutil.which("npm"), copy.deepcopy(page[1])
+    found = copy.deepcopy(page[1])
     found["spaces"][0]["name"] = found["colours"]["class"]["names"][0] = "m" * 80
     found["labels"][1] = found["persons"][1] = "ه" * 80
     page = walks.page_of(tmp_path / "page.html", found)
@@ -201,25 +196,7 @@ def test_everything_fits_and_has_a_name(page, tmp_path, width, dark):
         browser.run(f"change('search', {'n' * 80!r}, 'input'); part('matches').querySelector('button').click()")
         assert browser.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
         assert browser.run("part('canvas').clientHeight") > 300
-        if npm and (axe := axe_core(npm)):
-            browser.run(axe)
-            rules = {"resultTypes": ["violations"]}
-            browser.run(f"axe.run(document, {json.dumps(rules)}).then(found => window.found = found)")
-            until = time.monotonic() + 60
-            while not browser.run("!!window.found"):
-                assert time.monotonic() < until
-                time.sleep(0.2)
-            wrong = browser.run("found.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 200)).slice(0, 3)])")
-            assert wrong == []
+        assert browser.violations() == []
         browser.call("Emulation.setEmulatedMedia", media="print")
         assert browser.run("getComputedStyle(walk).display") == "none"
         assert browser.problems == []
-
-
-@functools.cache
-def axe_core(npm: str) -> str:
-    """The script of axe-core, or nothing where the registry cannot be reached."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "install", "--silent", "--no-audit", "--no-fund", "--prefix", folder, "axe-core@4.14.1"]
-        done = subprocess.run(command, capture_output=True, timeout=120, check=False)
-        return Path(folder, "node_modules/axe-core/axe.min.js").read_text() if done.returncode == 0 else ""

@@ -63,6 +63,7 @@ class Walk {
     on(canvas, "pointermove", (e) => (e.buttons && this.grip ? this.drag(e) : this.hover(e)));
     on(canvas, "pointerdown", (e) => ((this.grip = { x: e.offsetX, y: e.offsetY, moved: 0 }), this.hover(e)));
     on(canvas, "pointerup", () => (this.grip && this.grip.moved < 8 && this.choose(this.current), (this.grip = null)));
+    on(canvas, "pointercancel", () => (this.grip = null));
     on(canvas, "pointerleave blur", () => this.point(-1));
     on(canvas, "wheel", (e) => e.ctrlKey && (e.preventDefault(), this.zoom(e.deltaY < 0 ? 1.2 : 1 / 1.2, e.offsetX, e.offsetY)));
     on(canvas, "focus", () => this.point(this.chosen >= 0 ? this.chosen : this.current));

@@ -105,7 +105,7 @@ def protocols(study: Study) -> list[Part]:
         "Accuracy on the test split in % (numbers to predict: accuracy in 2 steps), mean ± standard deviation over n seeds, "
         "[95 % interval]."
     )
-    columns = ("", *(study.datasets[k].title(k) for k in keys))
+    columns = ("method", *(study.datasets[k].title(k) for k in keys))
     return [Part(table=Table(columns, rows, note + _cited(rows, "accuracy")))] if rows else []
 
 
