@@ -10,7 +10,10 @@ from tests import clips, walks
 from tests.browser import CHROMIUM, Browser
 from tests.reports import unpacked
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to look at the page with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to look at the page with"),
+]
 
 PRELUDE = """
 const walk = document.querySelector('.walk'), part = (name) => walk.querySelector(`[data-part=${name}]`);
