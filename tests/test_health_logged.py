@@ -1,12 +1,15 @@
 """Figures of health that a run logs beside its losses: what they are, when, and that training is the same without them."""
 
 import jax
+import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.evaluate import health, weights
+from conclugen_jax.pretrain.recorder import Recorder
 from conclugen_jax.runs import log as log_lib
+from conclugen_jax.train import feed
 from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
 
 STEPS = [6, 12, 18, 24]
@@ -87,3 +90,13 @@ def test_what_is_wrong_is_said_once_while_it_trains(data, tmp_path, monkeypatch,
     kinds = [line.partition("(")[0] for line in said]
     assert "warning: the contrastive loss has not left chance " in kinds
     assert len(set(kinds)) == len(kinds)
+
+
+def test_figures_that_cannot_be_measured_are_not_those_before(data, tmp_path):
+    metrics, dispatch = {"loss": np.ones(1), "gradient_norm": np.ones(1)}, feed.Dispatch(0, 0, 1, 1, False)
+    with log_lib.MetricsLog(tmp_path, 0) as log:
+        recorder = Recorder(tiny_config(data), log, None, {"epoch_sums": {}, "epoch_steps": {}})
+        recorder.take(dispatch, metrics)
+        assert recorder.measure(lambda: {"health/rows": 3.0}) == {"health/rows": 3.0, "loss": 1.0}
+        recorder.take(dispatch._replace(first_step_in_epoch=1, end_step=2), metrics)
+        assert recorder.measure(dict) == {}

@@ -95,6 +95,14 @@ def bad_run(data, tmp_path_factory):
     return folder
 
 
+def test_only_the_newest_are_written(data, tmp_path, monkeypatch):
+    kept, keep = [], replay.keep
+    monkeypatch.setattr(replay, "keep", lambda run, state, step: kept.append(step) or keep(run, state, step))
+    (tmp_path / log_lib.BAD_STEPS).write_text("".join(f'{{"step": {step}}}\n' for step in (9, 2, 3, 12, 5)))
+    train(config_of(data), tmp_path)
+    assert kept == [5, 9, 12]
+
+
 def test_the_newest_are_kept(bad_run):
     steps = log_lib.left_out_steps(bad_run)
     assert len(steps) == 5

@@ -38,7 +38,7 @@ def config(path, seed, **changes):
 @pytest.mark.parametrize(
     ("changes", "by_turns"),
     [
-        ({"loss__clustering_weight": 0.0}, True),
+        ({"loss__clustering_weight": 0.0, "online_probe__health": True}, True),
         ({"data__standardize": "person", "augmentation__feature_dropout": 0.3, "loss__neighbours": 2}, False),
     ],
     ids=["without clustering, by turns", "recommended, one axis more"],

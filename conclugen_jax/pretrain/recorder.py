@@ -84,9 +84,15 @@ class Recorder:
 
         Returns the figures, with ``loss/TERM``, means over the epoch so far; empty without figures.
         """
-        self.flush(figures)
+        found: dict[str, float] = {}
+
+        def measured() -> Mapping[str, float]:
+            found.update(figures())
+            return found
+
+        self.flush(measured)
         self._time = time.monotonic()
-        return self._health and {**self._health, **self.means()}
+        return found and {**found, **self.means()}
 
     def flush(self, figures: Callable[[], Mapping[str, float]] = dict) -> None:
         """Write what is pending; raise :class:`BadStep` once the steps before it are logged."""

@@ -6,7 +6,7 @@ Each is a run in a workdir of its own, and leaves its log and its last checkpoin
 import contextlib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +125,8 @@ def _train(members: Sequence[Member], tables: Sequence[Any], stop: signals.Stop)
             states, metrics = programs[cluster](states, stacked, sent, None)
             metrics = jax.tree.map(np.asarray, metrics)
             for i, member in enumerate(members):
-                good[i] = good[i] and _recorded(member, dispatch, jax.tree.map(lambda x, i=i: x[i], metrics))
+                own = functools.partial(jax.tree.map, lambda x, i=i: x[i])
+                good[i] = good[i] and _recorded(member, dispatch, own(metrics), functools.partial(own, states))
             if stop.signal:
                 raise signals.Interrupted(stop.signal)
             counter(dispatch.epoch + dispatch.ends_epoch, first.config.train.num_epochs)
@@ -156,11 +157,12 @@ def _program(run: setup.Setup, cluster: bool, *, by_turns: bool) -> Any:
     return parallel.map_step(every, run.devices)
 
 
-def _recorded(member: Member, dispatch: feed.Dispatch, metrics: Metrics) -> bool:
-    """Log a dispatch of a member; return whether all its steps are good."""
+def _recorded(member: Member, dispatch: feed.Dispatch, metrics: Metrics, state: Callable[[], TrainState]) -> bool:
+    """Log a dispatch of a member, which has led to a state; return whether all its steps are good."""
+    run = member.run
     try:
         member.recorder.take(dispatch, metrics)
-        member.recorder.flush()
+        member.recorder.flush((lambda: run.measure(state())) if run.measures_after(dispatch) else dict)
     except recorder_lib.BadStep:
         return False
     return True

@@ -101,9 +101,10 @@ def _train(
         recorder = Recorder(config, log, display, info, run.health.levels if run.health else None)
         signal_of_any, warn = parallel.Largest(run.devices), _Warnings(run, display)
         state = parallel.place(state, config, run.devices)
-        left_out = {*recorder_lib.left_out(run), *([last.step] if last else [])}
-        for dispatch, inputs in run.batches(run.batches.plan(first_step, left_out)):
-            if dispatch.left_out:
+        noted, ending = recorder_lib.left_out(run), [last.step] if last else []
+        kept = {*noted[-replay.KEPT :], *ending}  # the files of older ones have been deleted
+        for dispatch, inputs in run.batches(run.batches.plan(first_step, {*noted, *ending})):
+            if dispatch.end_step in kept:
                 with recorder.paused():
                     _leave_out(run, state, dispatch.end_step, last, debug_nans)
             if run.lacks_program(dispatch):
