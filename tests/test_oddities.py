@@ -51,6 +51,17 @@ def trained(folder, data):
     return folder / "one"
 
 
+def test_pairs_that_are_counted_are_those_listed():
+    pair = {"id": "a", "split": "train", "label": "calm", "cosine": 0.99, "exact": False}
+    pair |= {f"other_{key}": value for key, value in pair.items()} | {"other_split": "test"}
+    for near, said in (
+        (1, "1. In two splits: 1; with"),
+        (2000, "2,000. Of the 1 pairs that are listed in two splits: 1;"),
+    ):
+        found = odd_tables._duplicates({"threshold": 0.98, "exact": 0, "near": near, "pairs": [pair]}, 3)
+        assert said in found.said
+
+
 def test_what_is_planted_is_found(data):
     found = oddities.find(data)
     assert {line["id"] for line in found.table[:2]} == {"train7", "test1"}

@@ -168,6 +168,16 @@ def test_links_and_data_sets_and_folders_that_cannot_be_read(tmp_path, monkeypat
     )
 
 
+def test_the_best_of_all_probes_and_the_last_loss(tmp_path):
+    lines = [{"step": 1, "loss": 2.5}, {"step": 2, "left_out": True}]
+    probes = [{"step": i + 1, "linear/accuracy": 0.9 if i == 5 else 0.5, "knn/mae": float("nan")} for i in range(2000)]
+    folder = made(tmp_path / "a", saved=2, lines=lines)
+    (folder / layout.PROBES).write_text("".join(json.dumps(line) + "\n" for line in probes))
+    assert (folder / layout.PROBES).stat().st_size > overview.TAIL
+    row = overview.of_run(folder)
+    assert (row.loss, row.step, row.score.value) == (2.5, 2, 0.9)
+
+
 def fit(number, accuracy):
     return {"labels_per_class": number, "test": {"accuracy": accuracy}}
 

@@ -4,6 +4,7 @@ The probabilities come from cross-validation by person, so that no row is judged
 the person. The same probes say whether a modality adds anything.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from conclugen_jax.data import batches
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import probe
 
@@ -89,7 +91,9 @@ def _reduced(vectors: np.ndarray) -> np.ndarray:
         return z
     products = z @ z.T if n < dim else z.T @ z  # the smaller matrix has all of the components
     values, axes = linalg.eigh(products.astype(np.float64), subset_by_index=[len(products) - number, len(products) - 1])
-    return axes * np.sqrt(np.maximum(values, 0)) if n < dim else z @ axes
+    if n < dim:
+        return axes * np.sqrt(np.maximum(values, 0))
+    return np.concatenate([z[i : i + batches.CHUNK_ROWS] @ axes for i in range(0, n, batches.CHUNK_ROWS)])  # in float64
 
 
 class Confident(NamedTuple):
@@ -172,17 +176,18 @@ def worth(
     """
     names = list(present)
 
-    def right(chosen: Sequence[str]) -> np.ndarray:
+    @functools.cache  # of two modalities each is alone what is left without the other
+    def right(*chosen: str) -> np.ndarray:
         found = out_of_fold(fused(chosen), labels, among, num_classes)
         return np.where(np.isfinite(found).all(axis=1), found.argmax(axis=1) == labels, np.nan)
 
-    every, result = right(names), []
+    every, result = right(*names), []
     for m in names if len(names) > 1 else ():
         others = [x for x in names if x != m]
         rows = present[m] & np.any([present[x] for x in others], axis=0) & np.isfinite(every)
         if rows.sum() < 2:
             continue
-        alone, without, together = (x[rows] for x in (right([m]), right(others), every))
+        alone, without, together = (x[rows] for x in (right(m), right(*others), every))
         between = interval(together - without, groups[rows])
         result.append(Worth(m, int(rows.sum()), *(float(x.mean()) for x in (alone, without, together)), between))
     return result

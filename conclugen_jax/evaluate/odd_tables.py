@@ -52,10 +52,13 @@ def _duplicates(section: Mapping[str, Any], top: int) -> Shown:
     pairs = section["pairs"]
     across = sum(one["split"] != one["other_split"] for one in pairs)
     unlike = sum(one["label"] != one["other_label"] for one in pairs)
+    listed = (
+        "I" if len(pairs) == section["exact"] + section["near"] else f"Of the {len(pairs):,} pairs that are listed i"
+    )
     said = (
         f"Rows that are exact copies of another: {section['exact']:,}; other pairs with a cosine of "
         f"{section['threshold']:g} or more in standardised raw features: {section['near']:,}. "
-        f"In two splits: {across:,}; with two labels: {unlike:,}."
+        f"{listed}n two splits: {across:,}; with two labels: {unlike:,}."
     )
     first = sorted(pairs, key=lambda one: (one["label"] == one["other_label"], one["split"] == one["other_split"]))
     rows = [
@@ -113,7 +116,7 @@ def _modalities(section: Sequence[Mapping[str, Any]]) -> Shown:
         ]
         for one in section
     ]
-    said += " Accuracy in %, with the 95 % interval of the difference."
+    said += " Accuracy in %, with the 95 % interval of the difference, not corrected for several modalities."
     return Shown("What modalities add", said, ["modality", "rows", "alone", "without", "all", "adds"], rows)
 
 

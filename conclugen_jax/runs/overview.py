@@ -19,6 +19,8 @@ from conclugen_jax.system import files, locks
 RUNNING, DONE, INTERRUPTED, FAILED, BROKEN = "running", "done", "interrupted", "failed", "broken"
 TAIL = 1 << 16
 """Bytes of the end of a log that are read."""
+MOST_OF_PROBES = 1 << 24
+"""Bytes of probes that are read: all, since the best may be anywhere."""
 WRITTEN = (
     *(layout.CONFIG, layout.METRICS, layout.PROBES, layout.RESULT, layout.FAILURE, layout.DONE, layout.LOCK),
     layout.CHECKPOINTS,
@@ -102,7 +104,8 @@ def of_run(folder: Path) -> Row:
     elif error:
         state = INTERRUPTED if error == layout.BEGUN else FAILED
     named = result["data"] if result else {"name": data.name, "version": data.version} if data else {}
-    loss = last.get("loss")
+    # A step that was left out has none.
+    loss = next((one["loss"] for one in _lines(folder / layout.METRICS) if "loss" in one), None)
     found |= {"data": " ".join(named[key] for key in ("name", "version") if key in named)}
     return Row(
         folder=folder,
@@ -161,11 +164,11 @@ def _newest(folder: Path) -> int:
     return max((int(path.name) for path in saved if path.name.isdecimal()), default=0)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, most: int = TAIL) -> Iterator[dict[str, Any]]:
     """Yield the lines of the end of a log, the last first, without those that are damaged or still being written."""
     try:
         with path.open("rb") as file:
-            file.seek(max(os.fstat(file.fileno()).st_size - TAIL, 0))
+            file.seek(max(os.fstat(file.fileno()).st_size - most, 0))
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return
@@ -187,10 +190,10 @@ def _probed(folder: Path) -> Score | None:
         return Score(float(np.mean(best["accuracy"])), "accuracy", f"probe, test, {labels(best['num_labels'])}")
     found = [
         Score(float(value), measure, f"online probe, {kind}")
-        for record in _lines(folder / layout.PROBES)
+        for record in _lines(folder / layout.PROBES, most=MOST_OF_PROBES)
         for kind in ("linear", "knn")
         for measure in ("accuracy", "mae")
-        if (value := record.get(f"{kind}/{measure}")) is not None
+        if math.isfinite(value := record.get(f"{kind}/{measure}", math.nan))
     ]
     return min(found, key=cost, default=None)
 
