@@ -92,6 +92,26 @@ def test_protocols_stand_beside_the_published_ones(page):
     assert by_name["ConCluGen, fine-tuned"][1] == ["60.0", "n = 3", "paper 60.03 (−0.0)"]
 
 
+def test_the_first_sentence_says_how_far_with_its_interval(study, tmp_path):
+    for difference, said in ((0.031, "3.1 points above"), (-0.031, "3.1 points below"), (0.0001, "as much as")):
+        ends = [difference - 0.02, difference + 0.01]
+
+        def change(tree, difference=difference, ends=ends):
+            tree["definition"]["reference"] = "conclugen"
+            tree["methods"]["best_baseline"] = {"title": "the best baseline", "pretraining": None}
+            tree["summary"].append(summary("faces", "conclugen", "probe", 5, 3, accuracy=score(0.63, 0.01, 0.6, 0.66)))
+            about = {"dataset": "faces", "method": "conclugen", "protocol": "probe", "labels_per_class": 5, "n": 3}
+            best = {"baseline": "best_baseline", "best": "raw_features", "measure": "accuracy"}
+            tree["comparisons"].append(about | best | {"difference": difference, "interval": ends})
+
+        report.write(changed(study, tmp_path / said, change), tmp_path / said / "out", maps=[])
+        first = Page((tmp_path / said / "out/report.html").read_text()).sections[""]
+        low, high = (-100 * x for x in reversed(ends)) if difference < 0 else (100 * x for x in ends)
+        reached = "with 5 labels a class ConCluGen reaches 63.0 % [60.0, 66.0]"
+        told = f"{reached}, {said} raw features [{low:.1f}, {high:.1f}], 3 seeds."
+        assert told in first
+
+
 def test_comparisons_of_three_seeds_are_marked_where_zero_is_excluded(page, markdown):
     table = next(t for t in page.tables if t[0][0] == ["difference"])
     assert [row[0] for row in table[1:]] == [

@@ -184,7 +184,8 @@ def _found(study: Study) -> Iterator[str]:
         c, labels = against[s.labels], f"{s.labels} labels a class" if s.labels else "all labels"
         apart = f"{abs(100 * c.difference):.1f} points {'above' if c.difference > 0 else 'below'}"
         apart = "as much as" if abs(c.difference) < 5e-4 else apart
-        between = "" if c.interval is None else f" [{100 * c.interval[0]:.1f}, {100 * c.interval[1]:.1f}]"
+        ends = sorted(100 * x * (-1 if c.difference < 0 else 1) for x in c.interval or ())  # of what the sentence says
+        between = " [{:.1f}, {:.1f}]".format(*ends) if ends else ""
         score = s.scores["accuracy"]
         own = "" if score.interval is None else f" [{100 * score.interval[0]:.1f}, {100 * score.interval[1]:.1f}]"
         reached = f"{study.methods[s.method].title} reaches {100 * score.mean:.1f} %{own}"
