@@ -36,11 +36,11 @@ def maps(study: Study, cache: Path, wanted: Sequence[str] | None) -> list[Part]:
     ``cache`` is a folder of maps made before, in that of the page; ``wanted`` are methods, ``None`` the first with a
     checkpoint.
     """
-    able = [method for method in study.methods if _checkpointed(study, method)]
+    able = [method for method in study.methods if checkpointed(study, method)]
     chosen = able[:NUM_MAPS] if wanted is None else list(wanted)
     if not chosen:
         return [Part(text="No maps were asked for." if able else "No pretraining run has a checkpoint to map.")]
-    runs = {study.methods[method].title: _checkpointed(study, method) for method in chosen}
+    runs = {study.methods[method].title: checkpointed(study, method) for method in chosen}
     parts = []
     for key, facts in study.datasets.items():
         title = facts.title(key)
@@ -90,7 +90,7 @@ def _of_data_set(title: str, dataset: Dataset, runs: Mapping[str, Run | None], c
     return [Part(title, walk=found, figures=drawn), Part(notes=missing)]
 
 
-def _checkpointed(study: Study, method: str) -> Run | None:
+def checkpointed(study: Study, method: str) -> Run | None:
     """Return the first seed's run of a method, if it has saved a checkpoint."""
     run = next(iter(study.runs.get(study.methods[method].pretraining or "", ())), None)
     return run if run and any((run.workdir / checkpoint.FOLDER).glob("[0-9]*")) else None
