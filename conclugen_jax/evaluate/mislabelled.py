@@ -21,7 +21,7 @@ C_TIMES_DIM = (
     3.0  # of logistic regression; a stronger penalty than scores have: wrong labels are not to be learnt by heart
 )
 MOST_DIM = 512  # numbers of a vector beyond which its principal components take its place
-SMALL = 2e7  # numbers up to which one thread is fastest, above all on a busy machine
+SMALL = 2e7  # numbers up to which one thread is fastest in products; in regressions it always is
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 """Training rows and other rows of each fold."""
 
@@ -70,6 +70,7 @@ def out_of_fold(vectors: np.ndarray, labels: np.ndarray, among: Folds, num_class
     found = np.full((len(labels), num_classes), np.nan)
     with threadpool_limits(1 if vectors.size < SMALL else None):
         z, strength = _reduced(vectors), C_TIMES_DIM / vectors.shape[1]
+    with threadpool_limits(1):
         for train, others in among:
             if len(np.unique(labels[train])) < 2:
                 continue
