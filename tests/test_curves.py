@@ -104,6 +104,11 @@ def test_clips_without_a_face_have_a_heading_alone(tmp_path):
     )
 
 
+def test_names_that_are_no_text_are_drawn_with_escapes(tmp_path):
+    drawn(tmp_path, dataclasses.replace(seen(), clip="folder/caf\udce9.mp4"))
+    assert timeline.short("caf\udce9.mp4", 90) == r"caf\udce9.mp4"
+
+
 def test_more_clips_than_a_picture_holds_are_refused(tmp_path):
     with pytest.raises(ConclugenError, match=r"picture\.png: 101 clips, a picture shows 100 at most; name fewer"):
         curves.draw([seen()] * 101, tmp_path / "picture.png")

@@ -202,6 +202,7 @@ def test_rows_are_of_whole_seconds_with_what_is_said_in_them():
         (3, 4, "late", "sad"),
     ]
     assert len(seen(end=1000.0).rows()) == 1 + 9  # of two minutes each
+    assert [(p.start, p.end) for p in seen(end=4.04).rows()[-2:]] == [(2, 3), (3, 4.04)]  # no row of a rest
     assert [p.text for p in seen(end=0.9, text="all").rows()] == ["all"]
 
 

@@ -178,7 +178,7 @@ def test_a_clip_without_a_face(tmp_path):
 
     path = made.write(tmp_path / "a.mkv", made.steady(1.0), sound=made.tone(1.0))
     dropped = prepared(path)
-    assert "no face was found; --no_face=whole" in dropped.failure
+    assert "no face was found; take a clip that shows one, or whole frames by conclugen extract --no" in dropped.failure
     whole = prepared(path, no_face="whole")
     assert whole.views[0].keys() == {"pictures", "loudness"}
     assert "no face was found" in whole.notes

@@ -65,7 +65,7 @@ class Expressions(Prediction):
         """Return what a table shows: the whole clip, then its means over intervals with what is said in them."""
         whole = dataclasses.replace(self, predicted=self.predicted or (NO_FACE,), text=None)
         step = next((s for s in STEPS if self.end <= s * MOST_ROWS), STEPS[-1])
-        starts = np.arange(0.0, max(self.end - 1e-6, step), step).tolist()
+        starts = np.arange(0.0, max(self.end - step / 10, step), step).tolist()  # a shorter rest is of the last row
         said: list[list[str]] = [[] for _ in starts]
         for line in self.words:
             if line.end is None:
@@ -73,12 +73,12 @@ class Expressions(Prediction):
             else:
                 said[max(0, bisect.bisect(starts, (line.start + line.end) / 2) - 1)].append(line.text)
         times, found = [time for time, _ in self.moments], []
-        for start, texts in zip(starts, said, strict=True):
-            first, last = (bisect.bisect_left(times, time - 1e-6) for time in (start, start + step))
+        for start, end, texts in zip(starts, [*starts[1:], self.end], said, strict=True):
+            first, last = (bisect.bisect_left(times, time - 1e-6) for time in (start, end))
             seen = self.moments[first:last]
             part = _mean([p for _, p in seen]) if seen else {"predicted": (NO_FACE,)}
             text = " ".join(texts) or None
-            found.append(Prediction("", start, min(start + step, self.end), text, classes=self.classes, **part))
+            found.append(Prediction("", start, end, text, classes=self.classes, **part))
         return [whole, *found] if len(found) > 1 else [dataclasses.replace(whole, text=self.text)]
 
 

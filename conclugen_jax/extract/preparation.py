@@ -278,7 +278,8 @@ def _cropped(utterance: Utterance, clip: Clip, how: Recipe) -> tuple[Clip, tuple
         lost = len(clip.frames) - len(cropped.frames)
         return cropped, boxes, [f"no face in {lost} of {len(clip.frames)} frames"] if lost else []
     if how.no_face == "drop":
-        raise ConclugenError(f"{utterance.path}: no face was found; --no_face=whole takes whole frames")
+        way_out = "take a clip that shows one, or whole frames by conclugen extract --no_face=whole"
+        raise ConclugenError(f"{utterance.path}: no face was found; {way_out}")
     if how.no_face == "missing":
         clip = dataclasses.replace(clip, frames=[], times=np.zeros(0))
     return clip, (), ["no face was found"]

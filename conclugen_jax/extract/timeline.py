@@ -131,8 +131,8 @@ def _bare(axes: Any, **properties: Any) -> None:
 
 
 def short(text: str, most: int) -> str:
-    """Return a text in one line of so many letters at most."""
-    text = " ".join(text.split())
+    """Return a text in one line of so many letters at most; bytes of a name that are no letters are written as escapes."""
+    text = " ".join(text.encode(errors="backslashreplace").decode().split())
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
