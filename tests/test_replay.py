@@ -155,7 +155,7 @@ def test_files_that_hold_no_step_are_refused(bad_run, tmp_path):
     np.savez(tmp_path / "less.npz", **arrays)
     for name, message in {
         "none": "no such file; name a file of RUN/bad_steps",
-        "cut": "not a step that was kept, or damaged",
+        "cut": "not a step that was kept, or damaged \\(no .npz file, or a part of one\\); name a file of RUN/bad_steps",
         "other": "not a step that was kept, or damaged",
         "newer": "of version 2, expected 1",
         "less": "step is missing",

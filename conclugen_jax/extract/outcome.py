@@ -92,7 +92,7 @@ def lines(tally: Tally, folder: Path, count: int) -> list[str]:
     if tally.unknown:
         near = f"; {tally.near}" if tally.near else f", such as {tally.unknown[0]!r}"
         told.append(f"{len(tally.unknown):,} ids of the labels are the name of no clip{near}")
-    way_out = {"text": "; name a recogniser with --speech, or put subtitles beside the clips"}
+    way_out = {"text": "; put subtitles beside the clips, or name a recogniser (conclugen extract --speech)"}
     for modality in sorted(m for m, n in tally.missing.items() if n == tally.done):
         told.append(f"warning: no utterance has {modality}, so the data set has not{way_out.get(modality, '')}")
     known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already

@@ -132,8 +132,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], t
     """Return state and batch, as nested dicts, the facts, and the statistics of the modality of two views."""
     way_out = f"name a file of RUN/{FOLDER}"
     try:
-        with path.open("rb") as file, np.load(file) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):  # of which NumPy says that it may be a pickle to be trusted
+                raise ValueError("no .npz file, or a part of one")
+            file.seek(0)
+            with np.load(file) as stored:
+                arrays = {name: stored[name] for name in stored.files}
         facts = json.loads(str(arrays.pop(FACTS)))
         tree = traverse_util.unflatten_dict(arrays, sep="/")
         if facts["version"] != VERSION:
