@@ -123,3 +123,15 @@ def test_unknown_recognisers(name):
         ConclugenError, match="is unknown; use pocketsphinx, whisper_tiny or faster-whisper:MODEL_FOLDER"
     ):
         speech.create(name)
+
+
+@pytest.mark.parametrize("when", ["opened", "heard"])
+def test_a_model_with_damaged_files_is_refused(tmp_path, monkeypatch, when):
+    def damaged(*arguments, **options):
+        raise ValueError("<|startoftranscript|> is no token")
+
+    made = damaged if when == "opened" else lambda *_, **__: types.SimpleNamespace(transcribe=damaged)
+    monkeypatch.setitem(__import__("sys").modules, "faster_whisper", types.SimpleNamespace(WhisperModel=made))
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(ConclugenError, match=r"not a whole model of .* \(<.*> is no token\); install or copy it again"):
+        speech.create(f"faster-whisper:{tmp_path}")(np.zeros(16_000, np.float32))

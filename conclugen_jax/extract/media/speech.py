@@ -1,15 +1,16 @@
 """Recognise speech with other packages: sound in, words out."""
 
+import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from conclugen_jax.errors import ConclugenError
+from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.extract import ready
 from conclugen_jax.extract.media.clip import SAMPLE_RATE, SILENCE
 from conclugen_jax.extract.media.subtitles import Utterance
@@ -86,10 +87,23 @@ def _whisper(folder: Path) -> Listener:
 
     # Several processes with as many threads each as there are cores wait for each other most of the time.
     alone = multiprocessing.parent_process() is None
-    model = WhisperModel(str(folder), local_files_only=True, cpu_threads=os.cpu_count() or 1 if alone else 1)
+    with _whole(folder, Exception):  # each of its files has another type of error where it is damaged or absent
+        model = WhisperModel(str(folder), local_files_only=True, cpu_threads=os.cpu_count() or 1 if alone else 1)
 
     def listen(sound: np.ndarray) -> list[Utterance]:
-        segments, _ = model.transcribe(sound, temperature=0.0)  # one temperature: the same words every time
-        return [Utterance(s.start, s.end, words) for s in segments if (words := s.text.strip())]
+        with _whole(folder, ValueError):  # a word that the vocabulary lacks
+            segments, _ = model.transcribe(sound, temperature=0.0)  # one temperature: the same words every time
+            return [Utterance(s.start, s.end, words) for s in segments if (words := s.text.strip())]
 
     return listen
+
+
+@contextlib.contextmanager
+def _whole(folder: Path, expected: type[Exception]) -> Iterator[None]:
+    """Refuse a model of faster-whisper whose use raises an expected error."""
+    try:
+        yield
+    except expected as e:
+        raise ConclugenError(
+            f"{folder}: not a whole model of faster-whisper ({reason(e)}); install or copy it again"
+        ) from e
