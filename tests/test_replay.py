@@ -151,6 +151,9 @@ def test_files_that_hold_no_step_are_refused(bad_run, tmp_path):
         arrays = dict(stored)
     newer = json.loads(str(arrays["facts"])) | {"version": 2}
     np.savez(tmp_path / "newer.npz", **arrays | {"facts": np.array(json.dumps(newer))})
+    unknown = {name: x for name, x in newer.items() if name != "ids"} | {"version": 1}
+    np.savez(tmp_path / "unknown.npz", **arrays | {"facts": np.array(json.dumps(unknown))})
+    np.savez(tmp_path / "tree.npz", **arrays | {"state/step/more": np.zeros(1)})
     arrays.pop("state/step")
     np.savez(tmp_path / "less.npz", **arrays)
     for name, message in {
@@ -158,6 +161,8 @@ def test_files_that_hold_no_step_are_refused(bad_run, tmp_path):
         "cut": "not a step that was kept, or damaged \\(no .npz file, or a part of one\\); name a file of RUN/bad_steps",
         "other": "not a step that was kept, or damaged",
         "newer": "of version 2, expected 1",
+        "unknown": "damaged .*missing required field `ids`.*; name a file",
+        "tree": "not a step that was kept, or damaged",
         "less": "step is missing",
     }.items():
         with pytest.raises(ConclugenError, match=f"{name}.npz: .*{message}"):

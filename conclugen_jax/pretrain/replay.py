@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import msgspec
 import numpy as np
 from flax import traverse_util
 
@@ -29,6 +30,17 @@ PACKAGE = Path(conclugen_jax.__file__).parent
 FACTS = "facts"
 """Array of the file with JSON: ``version``, ``step``, ``ids`` of its rows, ``config``, ``dims``, and how it was trained."""
 VERSION = 1
+
+
+class Facts(msgspec.Struct):
+    """What :data:`FACTS` must hold."""
+
+    step: int
+    ids: list[str]
+    config: dict[str, Any]
+    dims: dict[str, int]
+    steps_per_epoch: int
+    cluster: bool
 
 
 class Replay(NamedTuple):
@@ -142,10 +154,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], t
         tree = traverse_util.unflatten_dict(arrays, sep="/")
         if facts["version"] != VERSION:
             raise ConclugenError(f"{path}: of version {facts['version']}, expected {VERSION}; use the version it is of")
+        msgspec.convert(facts, Facts)
         statistics = tree.get("statistics")
         found = tree["state"], tree["batch"], facts, statistics and (statistics["mean"], statistics["scale"])
     except FileNotFoundError as e:
         raise ConclugenError(f"{path}: no such file; {way_out}") from e
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as e:
         raise ConclugenError(f"{path}: not a step that was kept, or damaged ({reason(e)}); {way_out}") from e
     return found
