@@ -58,6 +58,14 @@ def test_features_become_a_model_scores_and_a_page(tmp_path):
     settings = configuration_files.load(str(folder / "config.py"), of_run=True)
     assert (settings.train.batch_size, settings.train.num_epochs, settings.data.standardize) == (16, 6, "person")
 
+    (vectors,) = (line.split()[2:] for line in first.stdout.splitlines() if line.startswith("vectors:"))
+    run(*vectors[:-1], f"--output={tmp_path}/vectors.npz")
+    with np.load(tmp_path / "vectors.npz") as written:
+        assert len(written["id"]) == N
+    assert (
+        f"name the workdir of a run, such as {folder}/classifier" in run("embed", f"--workdir={folder}", code=2).stderr
+    )
+
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
     again = run("run", features, f"--workdir={folder}", "--quick", *TINY)
     assert again.stdout == first.stdout

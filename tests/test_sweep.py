@@ -194,6 +194,15 @@ def test_a_loss_that_is_no_number_counts_as_no_lower_one_and_a_later_one_may_be_
     assert not best.improved(5, 1.0, 0.5)
 
 
+def test_equals_are_told_apart_by_their_loss_where_that_is_asked_for():
+    epochs = [(0.5, 2.0), (1.0, 3.0), (1.0, 2.5), (1.0, 2.7), (0.9, 0.1), (1.0, np.nan)]
+    for by_loss, expected in ((False, 1), (True, 2)):
+        best = downstream.BestEpochs("accuracy", patience=0, by_loss=by_loss)
+        for i, scores in enumerate(epochs):
+            best.improved(i, *scores)
+        assert (best.epoch, best.measure) == (expected, 1.0)
+
+
 def test_losses_that_are_never_finite_are_an_error(targets, tmp_path):
     changes = {"optimizer__learning_rate": 1e3, "optimizer__weight_decay": 1e30, "downstream__target": "arousal"}
     raw = {"downstream__protocol": "raw_features", "downstream__checkpoint": "", "train__num_epochs": 3}

@@ -51,5 +51,5 @@ def _next(found: Any) -> Iterator[str]:
         yield f"predict:    conclugen predict --checkpoint={shlex.quote(str(found.classifier))} CLIP.mp4"
     if found.classifier and not found.clips:
         yield f"predict:    conclugen embed --workdir={shlex.quote(str(found.classifier))} --data=OTHER_DATA --split=test"
-    yield f"vectors:    conclugen embed --workdir={pretraining} --data={data} --split=all --output=vectors.npz"
+    yield f"vectors:    conclugen embed --workdir={pretraining} --data={data} --split={found.split} --output=vectors.npz"
     yield f"go deeper:  conclugen pretrain --config={config} --config.train.num_epochs=200 --workdir=ANOTHER"

@@ -233,11 +233,12 @@ class BestEpochs:
     """The best epoch by ``mae`` or ``accuracy`` of each classifier of an array, the earliest of equals, and which still train.
 
     ``cost``: its measure, negated for accuracy. ``patience``: epochs without a lower validation loss after which a classifier
-    stops; 0: never.
+    stops; 0: never. ``by_loss``: of equals the one with the lowest loss instead.
     """
 
-    def __init__(self, measure: str, patience: int, shape: tuple[int, ...] = ()):
-        self._sign, self._patience = 1 if measure == "mae" else -1, patience
+    def __init__(self, measure: str, patience: int, shape: tuple[int, ...] = (), *, by_loss: bool = False):
+        self._sign, self._patience, self._by_loss = 1 if measure == "mae" else -1, patience, by_loss
+        self._loss = np.full(shape, np.inf)
         self.cost, self._lowest = np.full(shape, np.inf), np.full(shape, np.inf)
         self.epoch, self._since = np.zeros(shape, int), np.zeros(shape, int)
 
@@ -256,7 +257,9 @@ class BestEpochs:
         running = self.running
         # Never select an epoch whose outputs are NaN: as classes they would count as the first one.
         cost = np.where(np.isfinite(losses), np.asarray(measure) * self._sign, np.inf)
-        improved = running & (cost < self.cost)
+        equal = (cost == self.cost) & (losses < self._loss) & self._by_loss & np.isfinite(losses)
+        improved = running & ((cost < self.cost) | equal)
+        self._loss = np.where(improved, losses, self._loss)
         self.cost, self.epoch = np.where(improved, cost, self.cost), np.where(improved, epoch, self.epoch)
         self._since = np.where(running & (losses < self._lowest), 0, self._since + running)
         self._lowest = np.where(running, np.fmin(self._lowest, losses), self._lowest)
@@ -271,7 +274,9 @@ def _fit(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Dev
     config, encoder, _, folder, stop, _ = run
     batches, program, state = _start(run, task, rows, devices)
     patience, title = config.downstream.early_stopping_epochs, f"{config.downstream.protocol} {folder.name}"
-    best, kept = BestEpochs(task.measure, patience), None
+    # Training rows that choose their own epoch are all right soon: what is still learned shows in the loss.
+    of_training = config.data.validation_split == config.data.train_split
+    best, kept = BestEpochs(task.measure, patience, by_loss=of_training), None
     steps, every = batches.steps_per_epoch, config.train.log_every_steps
     mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
     with (

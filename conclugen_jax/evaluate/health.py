@@ -220,7 +220,7 @@ def _of_collapse(figures: Mapping[str, float]) -> list[str]:
             said[modality] = f"uniformity {value:.2f}, evenly spread ones have -2 to -4"
     if not said:
         return []
-    way_out = "look at the features (conclugen inspect), or lower config.optimizer.learning_rate"
+    way_out = "look at the features (conclugen inspect), or try another config.optimizer.learning_rate"
     return [f"the vectors of {', '.join(said)} have collapsed ({'; '.join(dict.fromkeys(said.values()))}); {way_out}"]
 
 
@@ -244,7 +244,7 @@ def _of_losses(figures: Mapping[str, float]) -> list[str]:
         level = levels.Level(figures[f"chance/{term}"], figures[f"best/{term}"])
         if level.share(figures[f"loss/{term}"]) < LEAST_SHARE and recall <= 3 * of_guess:
             fact = f"loss/{term} is {figures[f'loss/{term}']:.4g}, chance is {level.chance:.4g}"
-            way_out = "check that ids pair the modalities rightly, or raise config.optimizer.learning_rate"
+            way_out = "check that ids pair the modalities rightly, or try another config.optimizer.learning_rate"
             said.append(f"the {term} loss has not left chance ({fact}); {way_out}")
     if known("schedule/done", 0) >= 1 and (fall := known("schedule/falling", 0)) > MOST_FALLING:
         fact = f"a loss made {fall:.1%} of its fall in the last tenth of the steps"

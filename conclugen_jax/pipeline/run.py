@@ -57,6 +57,7 @@ class Outcome(NamedTuple):
     classifier: Path | None = None  # run that predicts, likewise
     clips: bool = False  # whether the rows were extracted from clips
     remarks: Sequence[str] = ()  # what follows from the data
+    split: str = "train"  # that was trained on
 
 
 class _Chosen(NamedTuple):
@@ -112,7 +113,8 @@ def run(
                 stage.say(str(page))
     scheme, extracted = chosen.scheme, "extraction" in dataset.manifest.source
     classifier = root / plan.CLASSIFIER if scheme else None
-    return Outcome(root, data, root / CONFIG, page, pretraining, found, classifier, extracted, [*chosen.remarks, *sick])
+    remarks, split = [*chosen.remarks, *sick], runs[-1].config.data.train_split
+    return Outcome(root, data, root / CONFIG, page, pretraining, found, classifier, extracted, remarks, split)
 
 
 def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:

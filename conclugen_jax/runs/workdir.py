@@ -85,8 +85,9 @@ def _wrong(workdir: Path, changed: list[str] | None, data: Manifest, moved: bool
 
 def read_config(workdir: str | Path) -> ConfigDict:
     """Read the configuration of the run in a workdir."""
-    path = Path(workdir) / CONFIG
-    return config_lib.from_tree(files.read_json(path, Any, way_out="name the workdir of a run"), str(path))
+    path, inside = Path(workdir) / CONFIG, [p.parent for p in sorted(Path(workdir).glob(f"*/{CONFIG}"))]
+    way_out = f"name the workdir of a run{f', such as {inside[0]}' if inside else ''}"
+    return config_lib.from_tree(files.read_json(path, Any, way_out=way_out), str(path))
 
 
 def read_data(workdir: str | Path) -> Manifest:
