@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 
 from conclugen_jax.study.report import more_labels
 from conclugen_jax.study.report.more_labels import FARTHEST, PowerLaw
@@ -60,6 +60,22 @@ def test_the_interval_covers_the_truth():
     assert all(low < high for low, high in found)
 
 
+def test_the_interval_is_of_the_curves_that_are_drawn():
+    found = more_labels.needed(curve(LAW, seeds=range(3), noise=0.01))
+    more = np.sort([more_labels._more(law, 100) for law in found.drawn])
+    assert found.interval == (more[10], more[389])  # 2.5 and 97.5 % of 399 steps, the nearest
+
+
+def test_curves_have_the_intervals_of_student():
+    table = np.random.default_rng(0).normal(0.5, 0.01, size=(3, 4))
+    drawn = more_labels.curves(table, 40000, np.random.default_rng(1))
+    for of in (np.eye(4)[0], np.array([0, 1, 0, -1])):  # a mean, and a difference of two
+        low, high = stats.ttest_1samp(table @ of, 0).confidence_interval(0.95)
+        found = np.quantile(drawn @ of, (0.025, 0.975))
+        np.testing.assert_allclose(found, (low, high), atol=0.03 * (high - low))
+    assert (more_labels.curves(table - 0.5, 100, np.random.default_rng(1)) >= 0).all()
+
+
 @pytest.mark.parametrize(
     ("law", "expected"),
     [
@@ -99,7 +115,7 @@ def test_a_report_has_the_curve_of_its_reference():
     (part,) = more_labels.parts(study)
     assert part.text.startswith("Ours, probe reaches 73.0 % with 100 labels a class. About 96 [")
     assert (
-        "Fitted to 5 numbers of labels: error = 0.7 k^-0.5 + 0.2 for k labels a class; resampling 3 seeds"
+        "Fitted to 5 numbers of labels: error = 0.7 k^-0.5 + 0.2 for k labels a class; interval over 3 seeds"
         in part.notes[0]
     )
     ((_, svg),) = part.figures
