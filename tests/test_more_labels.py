@@ -18,6 +18,7 @@ LAW = PowerLaw(0.7, 0.5, 0.2)
 def test_a_power_law_is_found_again():
     assert more_labels.fit(K, LAW.error(K)) == pytest.approx(LAW, rel=1e-6)
     assert more_labels.fit(K[:3], 0.5 * K[:3] ** -0.25) == pytest.approx((0.5, 0.25, 0), rel=1e-6)
+    assert more_labels.fit(K[:3], LAW.error(K[:3])).level == 0 < more_labels.fit(K[:4], LAW.error(K[:4])).level
     assert LAW.labels(float(LAW.error(33.0))) == pytest.approx(33)
     assert LAW.labels(0.19) == PowerLaw(0, 1, 0.3).labels(0.2) == math.inf
 
@@ -60,10 +61,16 @@ def test_the_interval_covers_the_truth():
     assert all(low < high for low, high in found)
 
 
-def test_the_interval_is_of_the_curves_that_are_drawn():
+def test_the_interval_and_the_band_are_of_the_curves_that_are_drawn(monkeypatch):
     found = more_labels.needed(curve(LAW, seeds=range(3), noise=0.01))
     more = np.sort([more_labels._more(law, 100) for law in found.drawn])
     assert found.interval == (more[10], more[389])  # 2.5 and 97.5 % of 399 steps, the nearest
+    shown = []
+    monkeypatch.setattr(more_labels.charts, "line_chart", lambda _, series, **__: shown.extend(series))
+    more_labels._drawn(found, "ConClu")
+    ends = np.quantile([law.error(np.array([1.0, 400.0])) for law in found.drawn], (0.975, 0.025), axis=0)
+    band = [shown[0].points[i][2:] for i in (0, -1)]
+    np.testing.assert_allclose(band, 100 * (1 - ends.T))
 
 
 def test_curves_have_the_intervals_of_student():
@@ -79,13 +86,14 @@ def test_curves_have_the_intervals_of_student():
 @pytest.mark.parametrize(
     ("law", "expected"),
     [
+        (PowerLaw(0.3, 0.3, 0.1), r"About 180 \[180, 180\] more labelled clips a class would give 2 points"),
         (PowerLaw(0.3, 1.0, 0.29), r"levels off at 71\.0 %: 10 times as many labels would give less than 2 points"),
         (PowerLaw(0.0, 1.0, 0.4), "levels off at 60.0 %"),
     ],
 )
-def test_a_curve_that_levels_off_is_said_so(law, expected):
+def test_what_more_labels_give_is_said(law, expected):
     found = more_labels.needed(curve(law))
-    assert found.more > FARTHEST * 100
+    assert (found.more > FARTHEST * 100) == ("levels off" in expected)
     assert re.search(expected, more_labels.sentence(found, "ConClu"))
 
 
