@@ -168,6 +168,13 @@ def test_names_are_matched_once_the_same_case_first():
     assert matched((" joy",), ("Joy ",))["classes"] == {" joy": "Joy "}
 
 
+def test_labels_of_each_side_are_taken_by_its_own_places():
+    found = across.match(LabelSpec("multi", ("a", "b", "c")), LabelSpec("multi", ("x", "C", "A")), "one", "other")
+    rows = np.array([[1, 0, 0], [0, 1, 1]])
+    np.testing.assert_array_equal(found.kept(rows)[1], [[0, 0], [1, 1]])  # A, C there
+    np.testing.assert_array_equal(found.kept(rows, own=True)[1], [[1, 0], [0, 1]])  # a, c here
+
+
 def refused(config, tmp_path, work=downstream.downstream):
     with pytest.raises(ConclugenError) as caught:
         work(config, tmp_path / "refused")

@@ -168,6 +168,11 @@ def test_links_and_data_sets_and_folders_that_cannot_be_read(tmp_path, monkeypat
     )
 
 
+def test_a_checkpoint_after_half_of_the_steps_is_no_end(tmp_path):
+    row = overview.of_run(made(tmp_path / "a", saved=3))  # of 3 epochs with 2 steps each
+    assert (row.state, row.step, row.steps) == (overview.INTERRUPTED, 3, 6)
+
+
 def test_the_best_of_all_probes_and_the_last_loss(tmp_path):
     lines = [{"step": 1, "loss": 2.5}, {"step": 2, "left_out": True}]
     probes = [{"step": i + 1, "linear/accuracy": 0.9 if i == 5 else 0.5, "knn/mae": float("nan")} for i in range(2000)]
