@@ -58,6 +58,7 @@ def test_features_become_a_model_scores_and_a_page(tmp_path):
     settings = configuration_files.load(str(folder / "config.py"), of_run=True)
     assert (settings.train.batch_size, settings.train.num_epochs, settings.data.standardize) == (16, 6, "person")
 
+    assert "in full:    the same command without --quick, with another --workdir" in first.stdout
     (vectors,) = (line.split()[2:] for line in first.stdout.splitlines() if line.startswith("vectors:"))
     run(*vectors[:-1], f"--output={tmp_path}/vectors.npz")
     with np.load(tmp_path / "vectors.npz") as written:

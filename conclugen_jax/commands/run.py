@@ -52,4 +52,6 @@ def _next(found: Any) -> Iterator[str]:
     if found.classifier and not found.clips:
         yield f"predict:    conclugen embed --workdir={shlex.quote(str(found.classifier))} --data=OTHER_DATA --split=test"
     yield f"vectors:    conclugen embed --workdir={pretraining} --data={data} --split={found.split} --output=vectors.npz"
+    if FLAGS.quick:
+        yield "in full:    the same command without --quick, with another --workdir"
     yield f"go deeper:  conclugen pretrain --config={config} --config.train.num_epochs=200 --workdir=ANOTHER"
