@@ -12,7 +12,7 @@ from conclugen_jax import pretrain
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import downstream, sweep
+from conclugen_jax.evaluate import best_epochs, downstream, sweep
 from conclugen_jax.runs import config as config_lib
 from tests.helpers import Faces, tiny_config
 
@@ -184,7 +184,7 @@ def test_stopped_members_stay_stopped_and_those_without_numbers_never_win(monkey
 
 
 def test_a_loss_that_is_no_number_counts_as_no_lower_one_and_a_later_one_may_be_lower():
-    best = downstream.BestEpochs("accuracy", patience=2)
+    best = best_epochs.BestEpochs("accuracy", patience=2)
     epochs = [(0.5, 2.0), (0.9, np.nan), (0.6, 1.0), (0.6, 3.0)]
     assert [bool(best.improved(i, *x)) for i, x in enumerate(epochs)] == [True, False, True, False]
     assert best.running
@@ -197,7 +197,7 @@ def test_a_loss_that_is_no_number_counts_as_no_lower_one_and_a_later_one_may_be_
 def test_equals_are_told_apart_by_their_loss_where_that_is_asked_for():
     epochs = [(0.5, 2.0), (1.0, 3.0), (1.0, 2.5), (1.0, 2.7), (0.9, 0.1), (1.0, np.nan)]
     for by_loss, expected in ((False, 1), (True, 2)):
-        best = downstream.BestEpochs("accuracy", patience=0, by_loss=by_loss)
+        best = best_epochs.BestEpochs("accuracy", patience=0, by_loss=by_loss)
         for i, scores in enumerate(epochs):
             best.improved(i, *scores)
         assert (best.epoch, best.measure) == (expected, 1.0)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.data import batches, persons, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import across, bank, metrics, splits as splits_lib, task as task_lib, weights
+from conclugen_jax.evaluate import across, bank, best_epochs, metrics, splits as splits_lib, task as task_lib, weights
 from conclugen_jax.evaluate.task import Task, with_fitting_batch
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
@@ -229,43 +229,6 @@ def averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class BestEpochs:
-    """The best epoch by ``mae`` or ``accuracy`` of each classifier of an array, the earliest of equals, and which still train.
-
-    ``cost``: its measure, negated for accuracy. ``patience``: epochs without a lower validation loss after which a classifier
-    stops; 0: never. ``by_loss``: of equals the one with the lowest loss instead.
-    """
-
-    def __init__(self, measure: str, patience: int, shape: tuple[int, ...] = (), *, by_loss: bool = False):
-        self._sign, self._patience, self._by_loss = 1 if measure == "mae" else -1, patience, by_loss
-        self._loss = np.full(shape, np.inf)
-        self.cost, self._lowest = np.full(shape, np.inf), np.full(shape, np.inf)
-        self.epoch, self._since = np.zeros(shape, int), np.zeros(shape, int)
-
-    @property
-    def running(self) -> np.ndarray:
-        """Classifiers that have not stopped early."""
-        return (self._since < self._patience) | (self._patience == 0)
-
-    @property
-    def measure(self) -> np.ndarray:
-        """Validation measure of the best epochs; infinite, the worst, where the loss was never finite."""
-        return self.cost * self._sign
-
-    def improved(self, epoch: int, measure: Any, losses: Any) -> np.ndarray:
-        """Take in the validation of an epoch; return which running classifiers were never better."""
-        running = self.running
-        # Never select an epoch whose outputs are NaN: as classes they would count as the first one.
-        cost = np.where(np.isfinite(losses), np.asarray(measure) * self._sign, np.inf)
-        equal = (cost == self.cost) & (losses < self._loss) & self._by_loss & np.isfinite(losses)
-        improved = running & ((cost < self.cost) | equal)
-        self._loss = np.where(improved, losses, self._loss)
-        self.cost, self.epoch = np.where(improved, cost, self.cost), np.where(improved, epoch, self.epoch)
-        self._since = np.where(running & (losses < self._lowest), 0, self._since + running)
-        self._lowest = np.where(running, np.fmin(self._lowest, losses), self._lowest)
-        return improved
-
-
 def _fit(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Device], validate: Callable):
     """Train to the last epoch or until the validation loss has not fallen for some; return the best epoch and its weights.
 
@@ -276,7 +239,7 @@ def _fit(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Dev
     patience, title = config.downstream.early_stopping_epochs, f"{config.downstream.protocol} {folder.name}"
     # Training rows that choose their own epoch are all right soon: what is still learned shows in the loss.
     of_training = config.data.validation_split == config.data.train_split
-    best, kept = BestEpochs(task.measure, patience, by_loss=of_training), None
+    best, kept = best_epochs.BestEpochs(task.measure, patience, by_loss=of_training), None
     steps, every = batches.steps_per_epoch, config.train.log_every_steps
     mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
     with (

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import batches
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import across, bank, downstream, metrics, splits, task as task_lib
+from conclugen_jax.evaluate import across, bank, best_epochs, downstream, metrics, splits, task as task_lib
 from conclugen_jax.method import layers
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.runs import config as config_lib, configuration_files
@@ -80,7 +80,7 @@ class Grid:
         state, patience = self._start(), self.config.downstream.early_stopping_epochs
         # A copy: the first epoch takes the state's memory.
         kept = jax.tree.map(jnp.copy, state.params)
-        best = downstream.BestEpochs(self.task.measure, patience, members.shape)
+        best = best_epochs.BestEpochs(self.task.measure, patience, members.shape)
         for epoch in range(num_epochs := self.config.train.num_epochs):
             if not best.running.any():
                 break
@@ -220,7 +220,7 @@ def _run(run: downstream.Run) -> dict[str, Any]:
 
 def _selected(
     trainer: Grid,
-    best: downstream.BestEpochs,
+    best: best_epochs.BestEpochs,
     params: Any,
     vectors: Mapping[str, Vectors],
     g: int,
