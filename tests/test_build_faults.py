@@ -278,9 +278,7 @@ def test_only_a_full_disk_asks_for_space(tmp_path, monkeypatch, number, way):
         raise OSError(number, os.strerror(number), "there")
 
     monkeypatch.setattr(assembly, "_place", fail)
-    expected = (
-        rf"^there: cannot write the data set \({re.escape(os.strerror(number))}\); {way} choose another --data_dir$"
-    )
+    expected = rf"^there: cannot write the data set \({re.escape(os.strerror(number))}\); {way} choose another folder$"
     with pytest.raises(ConclugenError, match=expected):
         builders.build(Faces(), tmp_path)
     assert not list(tmp_path.iterdir())

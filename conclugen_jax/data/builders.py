@@ -88,7 +88,7 @@ def build(
         way = "free space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "repair that"
         way = "choose a shorter --name" if e.errno == errno.ENAMETOOLONG else way
         fault = f"{e.filename or data_dir}: cannot write the data set ({e.strerror or e})"
-        raise ConclugenError(f"{fault}; {way} or choose another --data_dir") from e
+        raise ConclugenError(f"{fault}; {way} or choose another folder") from e
     return target
 
 

@@ -70,13 +70,13 @@ def within(root: Path, study: ConfigDict, stop: signals.Stop, further: Sequence[
     for path in dict.fromkeys(path for one in data for path in (one.path, *one.test_paths)):
         manifest_lib.read(path)
     files.write_atomically(root / STUDY, config_lib.to_json(study))
-    files.write_json(root / RUNS, [run.path for run in runs], place="--study")
+    files.write_json(root / RUNS, [run.path for run in runs], place="folder")
     waiting = definition.cohorts(chain for chain in chains if not done.issuperset(run.path for run in chain))
     jobs = min(study.jobs or automatic_jobs(study.job_gib), max(len(waiting), 1))
     progress.say(f"study {study.name}: {len(runs)} runs, {len(done)} done already, {jobs} side by side")
     work(root, waiting, jobs, stop)
     found = results.collect(study, every, root)
-    files.write_json(root / results.RESULTS, found, place="--study")
+    files.write_json(root / results.RESULTS, found, place="folder")
     return found
 
 
@@ -202,7 +202,7 @@ def _failed(root: Path, chain: list[Run], cause: str) -> list[Run]:
 
 def _mark(root: Path, run: Run, error: str) -> None:
     (root / run.path).mkdir(parents=True, exist_ok=True)
-    files.write_json(root / run.path / FAILURE, {"error": error}, place="--study")
+    files.write_json(root / run.path / FAILURE, {"error": error}, place="folder")
 
 
 def work_through(root: Path, cohort: list[list[Run]]) -> None:
@@ -229,7 +229,7 @@ def _pretrained_together(root: Path, runs: list[Run]) -> set[str]:
         return set()
     done = [run for run, good in zip(new, finished, strict=True) if good]
     for run in done:
-        files.write_json(root / run.path / DONE, {"together": len(done)}, place="--study")
+        files.write_json(root / run.path / DONE, {"together": len(done)}, place="folder")
         (root / run.path / FAILURE).unlink()
     return {run.path for run in done}
 
@@ -265,7 +265,7 @@ def perform(run: Run, root: Path) -> None:
         config.downstream.checkpoint = str((root / config.downstream.checkpoint).absolute())
     if run.protocol == "pretraining":
         state = pretrain.pretrain(config, workdir)
-        files.write_json(workdir / DONE, {"steps": int(state.step)}, place="--study")
+        files.write_json(workdir / DONE, {"steps": int(state.step)}, place="folder")
     elif run.protocol == PROBE:
         probe_run.run(config, workdir, BASELINES[run.method].form if run.method in BASELINES else "")
     elif run.protocol in SWEPT:
