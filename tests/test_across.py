@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from conclugen_jax.data import batches, builders, shards
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.evaluate import across, downstream, probe_run, sweep
+from conclugen_jax.evaluate import across, downstream, probe, probe_run, sweep
 from tests.corpora import EMOTIONS, Corpus
 from tests.helpers import run, tiny_config
 
@@ -282,9 +282,15 @@ def test_the_commands(data, tmp_path):
     train, labels = vectors(data["one"], "train", data["one"])
     x, y = vectors(data["other"], "test", data["one"])
     mean, scale = train.mean(axis=0), train.std(axis=0)
-    guess = LogisticRegression(max_iter=2000).fit((train - mean) / scale, labels).predict((x - mean) / scale)
+    fitted = LogisticRegression(max_iter=2000).fit((train - mean) / scale, labels)
     ours = np.array([2, -1, 1, 4])[y]
-    assert raw["accuracy"][0] == pytest.approx((guess == ours)[ours >= 0].mean())
+    right = fitted.predict((x - mean) / scale) == ours
+    assert raw["accuracy"][0] == pytest.approx(right[ours >= 0].mean())
+    raw = next(x for x in other["within"]["results"] if (x["name"], x["num_labels"]) == ("raw features", 3))
+    few, (x, y) = probe.draw_labels(labels, 3, seed=0), vectors(data["one"], "test", data["one"])
+    fitted = LogisticRegression(max_iter=2000).fit(((train - mean) / scale)[few], labels[few])
+    right = fitted.predict((x - mean) / scale) == y
+    assert raw["accuracy"][0] == pytest.approx(right[np.isin(y, [1, 2, 4])].mean()) != right.mean()
     page = (workdir / "label_efficiency.md").read_text()
     assert "| vectors | one: 3 labels | one: all labels | other: 3 labels | other: all labels |" in page
     assert f"scored on {within['n']} test rows of one and {found['n']} of other" in page

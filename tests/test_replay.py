@@ -98,9 +98,11 @@ def bad_run(data, tmp_path_factory):
 def test_only_the_newest_are_written(data, tmp_path, monkeypatch):
     kept, keep = [], replay.keep
     monkeypatch.setattr(replay, "keep", lambda run, state, step: kept.append(step) or keep(run, state, step))
-    (tmp_path / log_lib.BAD_STEPS).write_text("".join(f'{{"step": {step}}}\n' for step in (9, 2, 3, 12, 5)))
+    (tmp_path / log_lib.BAD_STEPS).write_text("".join(f'{{"step": {step}}}\n' for step in (9, 2, 3, 12, 4)))
     train(config_of(data), tmp_path)
-    assert kept == [5, 9, 12]
+    assert kept == [4, 9, 12]
+    facts = [json.loads(str(np.load(tmp_path / f"bad_steps/{step}.npz")["facts"])) for step in kept]
+    assert [x["cluster"] for x in facts] == [False, True, True]  # from the second epoch of four steps on
 
 
 def test_the_newest_are_kept(bad_run):
