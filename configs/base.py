@@ -205,9 +205,7 @@ def evaluation() -> ConfigDict:
 def downstream() -> ConfigDict:
     """Training of a classifier on a pretrained network."""
     downstream = ConfigDict()
-    downstream.protocol = (
-        "linear_evaluation"  # | fine_tuning | supervised (random F) | untrained (it stays) | raw_features
-    )
+    downstream.protocol = "linear_evaluation"  # | fine_tuning | supervised (random F) | untrained (kept) | raw_features
     downstream.target = ""  # name of a further target to predict; empty: the main label
     downstream.checkpoint = ""  # workdir of the pretraining run (linear evaluation, fine-tuning)
     downstream.evaluation = "checkpoint"  # | own: whose section evaluation chooses and smooths the vectors

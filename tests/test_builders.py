@@ -249,7 +249,7 @@ def test_a_killed_build_leaves_only_what_the_next_one_removes(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ConclugenError, match=r"file.*--data_dir"):
+    with pytest.raises(ConclugenError, match=r"file: cannot write the data set.*choose another folder"):
         builders.build(Faces(), tmp_path / "file")
 
 
