@@ -18,6 +18,7 @@ import pytest
 from flax import traverse_util
 
 from conclugen_jax.commands import app
+from conclugen_jax.data import shards
 from conclugen_jax.data.sources import DatasetSpec, Example, LabelSpec
 from conclugen_jax.train import feed, parallel
 from configs import base
@@ -88,6 +89,22 @@ def plan(first_step: int, lengths: list[int], num_epochs: int, left_out: Sequenc
     """Return the dispatches, of such lengths in each epoch, from a step to the end of a run."""
     batches = types.SimpleNamespace(lengths=lengths, config=tiny_config(train__num_epochs=num_epochs))
     return list(feed.Feed.plan(batches, first_step, left_out))
+
+
+@contextlib.contextmanager
+def bad_row(index: int) -> Iterator[None]:
+    """Give a row of the training split a NaN among its audio, which the builder would reject, inside the context."""
+    read = shards.ShardStream.rows
+
+    def rows(self, indices, variants=None):
+        found = read(self, indices, variants)
+        if self.split == "train":
+            found["features"]["audio"][np.asarray(indices) == index, 3] = np.nan
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.ShardStream, "rows", rows)
+        yield
 
 
 def log_without_times(workdir) -> list[dict[str, Any]]:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from conclugen_jax import pretrain
-from conclugen_jax.data import builders, shards
+from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pretrain import recorder
 from conclugen_jax.runs import checkpoint, log as log_lib
 from conclugen_jax.system import signals
+from tests import helpers
 from tests.helpers import Faces, assert_same_bits, log_without_times, tiny_config
 
 DEVICES = jax.devices()[:2]
@@ -28,37 +29,17 @@ def data(tmp_path_factory):
     return builders.build(Faces(), tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="module")
-def with_bad_row():
-    """Return a context in which a row of the training split has a NaN, which the builder would reject."""
-    read = shards.ShardStream.rows
-
-    def rows(self, indices, variants=None):
-        found = read(self, indices, variants)
-        if self.split == "train":
-            found["features"]["audio"][np.asarray(indices) == BAD_ROW, 3] = np.nan
-        return found
-
-    @contextlib.contextmanager
-    def patched():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(shards.ShardStream, "rows", rows)
-            yield
-
-    return patched
-
-
 @pytest.fixture
-def bad_row(with_bad_row):
-    with with_bad_row():
+def bad_row():
+    with helpers.bad_row(BAD_ROW):
         yield
 
 
 @pytest.fixture(scope="module")
-def bad_run(data, with_bad_row, tmp_path_factory):
+def bad_run(data, tmp_path_factory):
     """Train over the bad row, with clustering from the second epoch on; return the last state, the folder and the output."""
     folder, said = tmp_path_factory.mktemp("bad"), io.StringIO()
-    with with_bad_row(), contextlib.redirect_stderr(said):
+    with helpers.bad_row(BAD_ROW), contextlib.redirect_stderr(said):
         state = pretrain.pretrain(config_of(data, clustering__start_epoch=1), folder, devices=DEVICES)
     return state, folder, said.getvalue()
 

@@ -13,6 +13,7 @@ from conclugen_jax.errors import ConclugenError
 from conclugen_jax.pretrain import recorder, replay
 from conclugen_jax.runs import log as log_lib
 from conclugen_jax.system import files
+from tests import helpers
 from tests.helpers import Faces, log_without_times, run, tiny_config
 
 BAD = 10  # in the middle of a dispatch
@@ -80,16 +81,7 @@ def test_a_replay_gives_the_losses_of_the_step(data, tmp_path, monkeypatch, vari
 @pytest.fixture(scope="module")
 def bad_run(data, tmp_path_factory):
     """A run whose row 37 has a NaN, a step in each of five epochs."""
-    read = shards.ShardStream.rows
-
-    def rows(self, indices, variants=None):
-        found = read(self, indices, variants)
-        if self.split == "train":
-            found["features"]["audio"][np.asarray(indices) == BAD_ROW, 3] = np.nan
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards.ShardStream, "rows", rows)
+    with helpers.bad_row(BAD_ROW):
         folder = tmp_path_factory.mktemp("bad")
         train(config_of(data, train__num_epochs=5), folder)
     return folder

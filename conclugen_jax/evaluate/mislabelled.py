@@ -51,7 +51,7 @@ def folds(labels: np.ndarray, groups: np.ndarray, copies: np.ndarray, *, seed: i
 
 
 def _numbers(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Number persons from 0; rows without one by another number of theirs."""
+    """Return the number of each row's person; a row without one counts as a person of its own, numbered by ``others``."""
     names = [name or f"\0{i}" for name, i in zip(groups.tolist(), others.tolist(), strict=True)]
     return np.unique(names, return_inverse=True)[1]
 

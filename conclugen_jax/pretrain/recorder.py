@@ -6,20 +6,17 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-import conclugen_jax
 from conclugen_jax.evaluate.levels import Level
 from conclugen_jax.pretrain import setup
 from conclugen_jax.runs import log as log_lib
 from conclugen_jax.system import processes, progress
 from conclugen_jax.train import feed
 
-PACKAGE = Path(conclugen_jax.__file__).parent
 USUAL_STEPS = 50  # a loss stands out against the mean of so many steps before it
 
 

@@ -23,7 +23,7 @@ UNREADABLE = OSError, ValueError, TypeError, LookupError, AttributeError, Arithm
 def below(folder: Path, *, members: bool = False) -> Iterator[Row]:
     """Yield the runs in a folder and below it, in the order of their paths.
 
-    Runs of studies and searches, and folds, are part of theirs unless ``members`` are asked for too. Links are followed, and
+    A study, a search or a run over folds is one row; ``members`` yields the runs inside it as well. Links are followed, and
     each folder is looked at once. A run that cannot be read is ``broken``, with the reason.
 
     Raises:
