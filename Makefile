@@ -29,7 +29,7 @@ study: $(STAMP)
 		--config.pretraining_path=$(STUDY)/data/digits/1.0.0 --config.datasets.digits.path=$(STUDY)/data/digits/1.0.0
 	$(RUN) -m conclugen_jax report --study=$(STUDY)
 
-# How the recommended method was judged; with CHOICE=_choice how it was chosen. RAVDESS names ravdess_au_mfcc.npz (docs/datasets/ravdess.md).
+# How the recommended method was judged; with CHOICE=_choice how it was chosen. RAVDESS names ravdess_au_mfcc.npz (docs/reference/datasets/ravdess.md).
 RAVDESS ?=
 CHOICE  ?=
 SHUFFLES := 1 2 3 4 5 6
@@ -62,9 +62,9 @@ lint: $(STAMP)
 		if echo "$$out" | grep -q "known vulnerabilit"; then echo "$$out"; exit 1; \
 		else echo "pip-audit: no answer from the advisory service, dependencies were not audited"; fi
 
-# Faults of every kind against real commands; the table goes into docs/reliability.md.
+# Faults of every kind against real commands; the table goes into docs/understand/reliability.md.
 faults: $(STAMP)
-	$(RUN) -m faults --report=docs/reliability_table.md
+	$(RUN) -m faults --report=docs/understand/reliability_table.md
 
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .

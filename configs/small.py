@@ -3,7 +3,7 @@
 Command:  conclugen pretrain --config=small --data=DATA/mine/1.0.0 --workdir=RUN
           A training split of less than 192 clips takes a smaller --batch_size: an epoch has three steps at least.
 Hardware: two CPU cores, or any GPU. Time: not measured.
-Score:    not measured; the same method on digits and RAVDESS: docs/evidence.md.
+Score:    not measured; the same method on digits and RAVDESS: docs/understand/evidence.md.
 """
 
 from configs import conclu_neighbours

@@ -2,7 +2,7 @@
 
 Command:  conclugen study --config=study_paper --study=runs/paper
           Data sets are expected in data/; elsewhere: --config.pretraining_path=DATA/voxceleb2/1.0.0
-          --config.datasets.meld.path=DATA/meld/1.0.0 and so on (docs/datasets says how they are built).
+          --config.datasets.meld.path=DATA/meld/1.0.0 and so on (docs/reference/datasets says how they are built).
 Hardware: one GPU of 24 GiB or more, or a TPU host. Time: not measured.
 Score:    published tables: conclugen report shows them beside ours; ours: not measured.
 """

@@ -2,7 +2,7 @@
 
 Command:  conclugen study --config=study_ravdess --study=runs/ravdess
               --config.pretraining_path=DATA/ravdess/1.0.0 --config.datasets.ravdess.path=DATA/ravdess/1.0.0
-Hardware: two CPU cores. Time and score: see docs/ravdess.md.
+Hardware: two CPU cores. Time and score: see docs/understand/ravdess.md.
 """
 
 from ml_collections import ConfigDict

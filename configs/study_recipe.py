@@ -1,7 +1,9 @@
-"""Study of the recommended method: every part left out once, what else was tried, all baselines; see docs/protocol.md.
+"""Study of the recommended method: every part left out once, what else was tried, all baselines.
+
+docs/understand/protocol.md says how it was run.
 
 Command:  make evidence, or conclugen study --config=study_recipe:digits (or :ravdess, :digits_choice, :ravdess_choice)
-Hardware: two CPU cores. Time and score: see docs/evidence.md.
+Hardware: two CPU cores. Time and score: see docs/understand/evidence.md.
 
 The data sets are those of ``make evidence`` in data/: the digits, and RAVDESS in three folds by actor for each shuffle.
 """

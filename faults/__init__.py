@@ -1,1 +1,1 @@
-"""Do seeded harm to real commands and check what they survive: ``make faults``, docs/reliability.md."""
+"""Do seeded harm to real commands and check what they survive: ``make faults``, docs/understand/reliability.md."""

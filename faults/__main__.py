@@ -1,4 +1,4 @@
-"""Run the fault suite: python -m faults --report=docs/reliability_table.md
+"""Run the fault suite: python -m faults --report=docs/understand/reliability_table.md
 
 The suite takes about --budget seconds (780), shared by the groups. If anything was lost, the exit code is 1 and the folders of
 these attempts are kept and named.

@@ -16,7 +16,7 @@ MOST_MIB_PER_MINUTE, MOST_FILES_PER_MINUTE = 4.0, 1.0
 def soak(place: Place, seconds: float) -> Iterator[Tally]:
     """Train undisturbed for half of the time, then under random kills and signals."""
     name, end = place.fresh(), time.monotonic() + seconds
-    # TensorStore keeps a tenth of a MiB of every save (docs/reliability.md), and there are some fifty of these epochs a second.
+    # TensorStore keeps a tenth of a MiB of every save (docs/understand/reliability.md): fifty epochs a second.
     options = ["num_epochs=1000000", "online_probe.every_epochs=100", "checkpoint.every_epochs=500"]
     options = [f"--config.{o}" if "." in o else f"--config.train.{o}" for o in options]
     command = place.pretrain(name, *options)

@@ -213,8 +213,8 @@ def test_sigterm_leaves_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_the_example_of_the_documentation(tmp_path):
-    """docs/datasets/features.md: its program, then its command."""
-    text = (ROOT / "docs/datasets/features.md").read_text()
+    """docs/reference/datasets/features.md: its program, then its command."""
+    text = (ROOT / "docs/reference/datasets/features.md").read_text()
     program = text.split("```python\n")[1].split("```")[0]
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     line = text.split("```\nconclugen ")[1].split("\n")[0]

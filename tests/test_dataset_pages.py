@@ -1,4 +1,4 @@
-"""What docs/datasets says: commands and flags that exist, counts, classes and folds that are those of the code."""
+"""What docs/reference/datasets says: commands and flags that exist, counts, classes and folds that are those of the code."""
 
 import re
 import shlex
@@ -16,7 +16,9 @@ from conclugen_jax.data.requests import Request
 from tests.helpers import ROOT
 from tests.layouts import save
 
-PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/datasets").glob("*.md"))}
+PAGES = {
+    path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/reference/datasets").glob("*.md"))
+}
 BLOCKS = {name: re.findall(r"```\n(.*?)```", text, re.DOTALL) for name, text in PAGES.items()}
 COMMANDS = [
     (name, shlex.split(line.strip()))
@@ -55,7 +57,7 @@ def test_flags_in_the_text_exist():
 
 
 def test_formats_are_all_listed():
-    assert set(re.findall(r"^\| `(\w+)` \| (?:a|an|`\.csd`) ", PAGES["README"], re.MULTILINE)) == set(formats.FORMATS)
+    assert set(re.findall(r"^\| `(\w+)` \| (?:a|an|`\.csd`) ", PAGES["index"], re.MULTILINE)) == set(formats.FORMATS)
 
 
 @pytest.mark.parametrize("dataset", CORPORA)
@@ -96,7 +98,7 @@ def test_files_put_where_the_page_says_are_what_its_command_reads(tmp_path, monk
 
 
 def test_the_table_of_corpora_has_their_counts_and_numbers_of_classes():
-    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| (.*?) \|.*\[\1\]\(\1\.md\)", PAGES["README"], re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| (.*?) \|.*\[\1\]\(\1\.md\)", PAGES["index"], re.MULTILINE)
     assert {name: int(n.replace(",", "")) for name, n, _ in rows} == {
         name: next(iter(corpus.expected.values())) for name, corpus in CORPORA.items()
     }

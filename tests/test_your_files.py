@@ -1,4 +1,4 @@
-"""docs/your_files.md: its files are written, its commands run, and what they print is compared with the page."""
+"""docs/how-to/your_files.md: its files are written, its commands run, and what they print is compared with the page."""
 
 import ast
 import doctest
@@ -16,7 +16,7 @@ from tests.layouts import save
 from tests.test_clip_metadata import matrix, write as write_film
 from tests.test_extract import FLAGS, rows_of
 
-PAGE = (ROOT / "docs/your_files.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/how-to/your_files.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 BLOCK = re.compile(r"(?:^`([\w/.-]+\.\w+)`([^\n]*):\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 """A block of the page, and where the line before it begins with a name of a file: that name, and the rest of the line."""

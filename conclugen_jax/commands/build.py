@@ -5,7 +5,7 @@ conclugen build --dataset=features --name=mine --source=FOLDER --label=emotion -
 conclugen build --dataset=digits --data_dir=data
 
 The command writes to DATA_DIR/NAME/VERSION; that folder is what --data names for other commands. Building again from the
-same files writes nothing. docs/datasets/ has a page for each data set.
+same files writes nothing. docs/reference/datasets/ has a page for each data set.
 """
 
 import os

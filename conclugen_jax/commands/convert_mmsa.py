@@ -3,7 +3,7 @@
 conclugen convert_mmsa --trust-pickle --source=FILE --output=FOLDER
 
 The file is a pickle, a format that can carry programs. This command reads it as data and runs nothing in it, but asks you
-to confirm that you know where the file comes from. docs/datasets/mmsa.md says what is written.
+to confirm that you know where the file comes from. docs/reference/datasets/mmsa.md says what is written.
 """
 
 from conclugen_jax.commands import app

@@ -5,7 +5,7 @@ conclugen extract --dataset=clips --name=mine --source=videos/ --data_dir=data \
 conclugen extract --dataset=meld --source=MELD.Raw --data_dir=data --weights=...
 
 The command writes to DATA_DIR/NAME/VERSION. Repeat it to resume after an interruption: clips that are done are not done
-again. docs/extraction.md says which folders, labels and subtitles are understood.
+again. docs/how-to/extract_clips.md says which folders, labels and subtitles are understood.
 """
 
 from pathlib import Path

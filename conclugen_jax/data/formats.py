@@ -111,7 +111,7 @@ def recognise(request: Request) -> str:
     if endings & {".pkl", ".pickle"}:
         raise ConclugenError(f"{source}: holds pickles, which are not read; see conclugen convert_mmsa --help")
     held = ", ".join(sorted(inside)[:5]) or "nothing"
-    way_out = "docs/datasets/features.md shows the one to use, --format names one"
+    way_out = "docs/reference/datasets/features.md shows the one to use, --format names one"
     raise ConclugenError(f"{source}: no known layout (it holds {held}); {way_out}")
 
 

@@ -50,7 +50,9 @@ def find(
         whole = LAYOUTS.get(dataset, _any)(source) if listing is None else _from_listing(listing, source, beside)
         found = [each for u in whole for each in beside.with_words(u, cut=cut)]
     if not found:
-        raise ConclugenError(f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/extraction.md")
+        raise ConclugenError(
+            f"{source}: no clips found ({', '.join(MEDIA[:4])}, ...); see docs/how-to/extract_clips.md"
+        )
     known = tables or [listing] * (listing is not None)
     loose, others = (next((u for u in found if bool(u.split) is split), None) for split in (False, True))
     if loose and others and not (known and all("split" in table.columns for table in known)):
