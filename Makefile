@@ -1,4 +1,4 @@
-# make demo | study | evidence | bench | test | test-slow | coverage | lint | faults | clean. Every target makes .venv itself; a second call installs nothing.
+# make demo | study | evidence | bench | test | test-slow | coverage | lint | faults | docs | clean. Every target makes .venv itself; a second call installs nothing.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ BENCH  ?= runs/bench.json
 TORCH_PYTHON ?=
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo study evidence bench test test-slow coverage lint faults format clean install
+.PHONY: demo study evidence bench test test-slow coverage lint faults docs format clean install
 
 install: $(STAMP)
 
@@ -66,9 +66,13 @@ lint: $(STAMP)
 faults: $(STAMP)
 	$(RUN) -m faults --report=docs/understand/reliability_table.md
 
+# The site of documentation: open docs/_build/html/index.html.
+docs: $(STAMP)
+	$(RUN) -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
+
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(DEMO) docs/_build .pytest_cache .ruff_cache .coverage

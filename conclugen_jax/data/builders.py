@@ -1,7 +1,7 @@
 """Build a data set from any source: checked examples -> TFDS array_record shards + manifest, all or nothing.
 
 TensorFlow Datasets runs here without TensorFlow. One process, several, or Apache Beam workers write the parts of a data
-set, all through :func:`conclugen_jax.data.records.write_part`. A data set gets its final name only when it is complete.
+set, all through ``records.write_part``. A data set gets its final name only when it is complete.
 """
 
 import contextlib

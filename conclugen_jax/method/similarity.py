@@ -16,10 +16,10 @@ KEEP_UP_TO = 4096 * 4096  # most entries of a matrix kept for the backward pass;
 def exp_sums(
     a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Array, keep: bool | None = None, dtype: Any = jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
-    """Row and column sums of exp(a b^T) over the entries whose row and column count.
+    """Return the row and column sums of exp(a b^T) over the entries whose row and column count.
 
-    Unit rows: |S| <= 1, so that exp cannot overflow and both sums come from one pass over tiles; no running maximum is
-    needed. The backward pass goes over the tiles again.
+    The similarities of unit rows lie in [-1, 1], so exp cannot overflow and both sums come from one pass over tiles, without
+    a running maximum. The backward pass goes over the tiles again.
 
     Args:
       a: float32 [n, dim], rows of length at most 1; zero where ``rows`` is false.
