@@ -1,12 +1,14 @@
 """Recognise speech with other packages: sound in, words out."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ Recogniser = Callable[[np.ndarray], str]  # float32 [samples] at 16 kHz -> words
 Listener = Callable[[np.ndarray], list[Utterance]]  # the same -> what is said when
 MODEL = "model.bin"  # file of a model of faster-whisper
 READY = ready.SPEECH
+WHISPER = {"precision": "int8", "silence": "5 s"}  # how Whisper hears, see docs/decisions.md: a part of its provenance
 
 
 def create(name: str) -> Recogniser:
@@ -38,16 +41,17 @@ def listener(name: str) -> Listener:
         there = f"pocketsphinx, {READY} or faster-whisper:MODEL_FOLDER"
         raise ConclugenError(f"speech recogniser {name!r} is unknown; use {there}")
     try:
-        return _whisper(Path(folder)) if folder else _pocketsphinx()
+        listen = _whisper(Path(folder)) if folder else _pocketsphinx()
     except ImportError as e:
         raise ConclugenError(f"{package} is not installed: pip install {package}") from e
+    return lambda sound: listen(sound) if np.abs(sound).max(initial=0) >= SILENCE else []  # both hear words in silence
 
 
 def provenance(name: str) -> dict[str, str]:
     """Return what the words of a recogniser (see :func:`create`) depend on besides the sound: JSON."""
     package, folder = _parts(name)
     facts = {"name": name, "version": metadata.version(package)}
-    return facts | ({"sha256": files.sha256(Path(folder) / MODEL)} if folder else {})
+    return facts | ({"sha256": files.sha256(Path(folder) / MODEL)} | WHISPER if folder else {})
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -64,8 +68,6 @@ def _pocketsphinx() -> Listener:
     decoder, alone = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL"), threading.Lock()
 
     def listen(sound: np.ndarray) -> list[Utterance]:
-        if np.abs(sound).max(initial=0) < SILENCE:
-            return []  # PocketSphinx hears words in silence
         samples = (np.clip(sound, -1, 1) * 32767).astype("<i2")
         with alone:  # Beam's workers have threads
             decoder.reinit_feat()  # otherwise the words depend on earlier clips
@@ -88,7 +90,9 @@ def _whisper(folder: Path) -> Listener:
     # Several processes with as many threads each as there are cores wait for each other most of the time.
     alone = multiprocessing.parent_process() is None
     with _whole(folder, Exception):  # each of its files has another type of error where it is damaged or absent
-        model = WhisperModel(str(folder), local_files_only=True, cpu_threads=os.cpu_count() or 1 if alone else 1)
+        threads = os.cpu_count() or 1 if alone else 1
+        model = WhisperModel(str(folder), local_files_only=True, cpu_threads=threads, compute_type=WHISPER["precision"])
+    model.encode = functools.partial(_encode_short, model.encode)
 
     def listen(sound: np.ndarray) -> list[Utterance]:
         with _whole(folder, ValueError):  # a word that the vocabulary lacks
@@ -96,6 +100,15 @@ def _whisper(folder: Path) -> Listener:
             return [Utterance(s.start, s.end, words) for s in segments if (words := s.text.strip())]
 
     return listen
+
+
+def _encode_short(encode: Callable, features: np.ndarray) -> Any:
+    """Encode a spectrogram [mels, frames of 10 ms] without most of the padding to 30 s: a third of the time for 3 s.
+
+    10 s are encoded at least, and 5 s of padding remain after the sound, else Whisper repeats itself.
+    """
+    heard = int(np.flatnonzero(features.any(0)).max(initial=0))
+    return encode(features[:, : max(1000, -(-(heard + 500) // 500) * 500)])
 
 
 @contextlib.contextmanager
