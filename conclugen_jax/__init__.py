@@ -5,8 +5,17 @@ first asked for.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:  # what type checkers and editors see of the names below
+    from conclugen_jax import pretrain as pretrain
+    from conclugen_jax.evaluate import downstream as downstream, notebook as notebook, probe as probe
+    from conclugen_jax.method import clustering as clustering, losses as losses, model as model
+    from conclugen_jax.pipeline.api import run as run
+    from conclugen_jax.pipeline.estimator import ConCluGen as ConCluGen
+    from conclugen_jax.train import optimizer as optimizer
+
+__version__ = "0.2.0"
 
 _NAMES = {
     "losses": "method.losses",
