@@ -72,6 +72,8 @@ def fusion_term(
     Args:
       passes: outputs for the same rows with features and modalities hidden in two ways.
       present: which modalities each pass has.
+      config: of the run; its ``loss.fusion_temperature`` divides the similarities.
+      axis_name: see ``losses.py``.
 
     References:
       Dufumier et al., "What to align in multimodal contrastive learning?" (CoMM), 2025 (arXiv 2409.07402).

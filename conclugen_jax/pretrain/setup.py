@@ -78,10 +78,12 @@ class Setup:
 
     @property
     def title(self) -> str:
+        """Name of the run for progress and trackers."""
         return f"pretrain {self.workdir.name}"
 
     @property
     def total_steps(self) -> int:
+        """Steps of the whole run."""
         return self.config.train.num_epochs * self.batches.steps_per_epoch
 
     def clusters(self, epoch: int) -> bool:

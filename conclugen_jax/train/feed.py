@@ -55,6 +55,7 @@ class Feed:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches of the usable rows."""
         return len(self.rows.usable) // self.config.train.batch_size
 
     @functools.cached_property

@@ -74,8 +74,11 @@ def make_optimizer(
 
     Args:
       schedule: step -> learning rate.
-      name: ``adamw`` or ``sgd``; this, b1, b2 and eps as in the section ``optimizer`` of ``configs/base.py``.
+      name: ``adamw`` or ``sgd``.
       weight_decay: on every trained parameter, biases included (as PyTorch's AdamW).
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
       trainable: regular expressions, matched against the whole path ``a/b/c``; a parameter that matches none keeps
         its value bit for bit and has no moments.
       idle: expressions likewise, for parameters of a term that does not always take part: ``update(..., active=False)``
