@@ -91,7 +91,7 @@ def _forward(keep, dtype, a, b, rows, columns):
 
 
 def _sweep(keep, a, b, rows, columns) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    """The two sums, and the exponentials [I, J, t, u] or ``None``."""
+    """Return the two sums, and the exponentials [I, J, t, u] or ``None``."""
 
     def row_tile(column_sums, tile):
         a_i, rows_i = tile

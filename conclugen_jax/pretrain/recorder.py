@@ -145,7 +145,7 @@ class Recorder:
         return True
 
     def info(self) -> dict[str, Any]:
-        """What a checkpoint needs to know besides the state."""
+        """Return what a checkpoint needs to know besides the state."""
         return {"epoch_sums": dict(self._sums), "epoch_steps": dict(self._steps), "usual_losses": list(self._usual)}
 
     def means(self) -> dict[str, float]:
@@ -173,7 +173,7 @@ def _is_finite(record: Mapping[str, Any]) -> bool:
 
 
 def left_out(run: setup.Setup) -> list[int]:
-    """Steps whose update is left out, counted from 1, the same on all processes."""
+    """Return the steps whose update is left out, counted from 1, the same on all processes."""
     return processes.json_of_main(log_lib.left_out_steps(run.workdir) if processes.is_main() else [])
 
 

@@ -365,5 +365,5 @@ def _is_key(x: Any) -> bool:
 
 
 def _raw(tree: Any) -> Any:
-    """A tree with the numbers of random keys in place of the keys."""
+    """Return a tree with the numbers of random keys in place of the keys."""
     return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)

@@ -237,7 +237,7 @@ def repeat(
 
 
 def _full(batch: Any) -> Any:
-    """A batch with features in float32, however they were stored."""
+    """Return a batch with features in float32, however they were stored."""
     features = {m: x.astype(jnp.float32) for m, x in batch.get("features", {}).items()}
     return {**batch, **({"features": features} if features else {})}
 
