@@ -33,7 +33,7 @@ class Finding(NamedTuple):
     check: str  # its name
     status: str  # ``ok``, ``warning`` or ``failed``
     found: str  # a sentence
-    mend: str = ""  # what to do about it; empty if nothing is wrong
+    fix: str = ""  # what to do about it; empty if nothing is wrong
 
 
 def examine(config: ConfigDict, *, data: str | None, workdir: Path) -> Iterator[Finding]:
