@@ -9,7 +9,6 @@ import conclugen_jax  # noqa: E402 (found once the path is set)
 
 project = "conclugen_jax"
 author = "the conclugen_jax authors"
-copyright = "Apache-2.0"
 release = version = conclugen_jax.__version__
 
 extensions = [
@@ -17,8 +16,10 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "figures",
     "mathml",
     "reference",
+    "tutorials",
 ]
 exclude_patterns = ["_build", "_ext", "understand/reliability_table.md"]
 
@@ -49,6 +50,7 @@ html_theme = "sphinx_book_theme"
 html_title = f"conclugen_jax {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
-html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_navbar_depth": 1}
+html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "navbar_persistent": []}

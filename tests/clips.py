@@ -1,9 +1,12 @@
 """Clips made for tests: every frame says its number in its grey level, and the sound is a tone."""
 
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 
 def image(number, height=48, width=64):
@@ -105,3 +108,19 @@ def videos(folder):
             if i != 2:
                 path.with_suffix(".txt").write_text("one two three " * (i + 1))
     return folder
+
+
+def write_smiles(folder):
+    """Write clips of 1 s of one photograph, dark or bright, with ten lines of labels; the eleventh clip has none."""
+    smile, rows = np.asarray(Image.open(Path(__file__).parent / "parity" / "smile.jpg")), []
+    folder.mkdir(exist_ok=True)
+    for i in range(11):
+        picture = (smile * (0.6 if i % 2 else 1.0 - i / 100)).astype(np.uint8)
+        about = {"height": len(picture), "width": picture.shape[1], "images": [picture] * 8, "rate": 8}
+        write(folder / f"clip{i:02d}.mkv", steady(1, 8), **about)
+        rows.append(f"clip{i:02d},person{i % 5},{('bright', 'dark')[i % 2]}")
+    (folder / "labels.csv").write_text("\n".join(["id,group,emotion", *rows[:10]]))
+
+
+if __name__ == "__main__":
+    write_smiles(Path(sys.argv[1]))

@@ -21,7 +21,7 @@ def main(path: str) -> None:
         shown = [output.data for output in captured.outputs]
         if result.result is not None:
             shown.append(shell.display_formatter.format(result.result)[0])
-        shown = [{kind: str(x)[:20000] for kind, x in data.items()} for data in shown]
+        shown = [{kind: str(x) for kind, x in data.items()} for data in shown]
         outputs.append([*shown, {"text/plain": captured.stdout}, {"stderr": captured.stderr}])
     print(json.dumps(outputs))
 

@@ -2,14 +2,16 @@
 
 import re
 import shlex
+import types
 
+import numpy as np
 import pytest
 
 from conclugen_jax.commands import app
+from conclugen_jax.method import losses
 from tests.helpers import ROOT, run
+from tests.test_docs import PAGES
 
-PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "launch").rglob("*.md")]
-PAGES = sorted(path for path in PAGES if not {"_build", "commands"} & set(path.parts))
 BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MENTION = re.compile(r"(?<!`)`conclugen ([a-z_]+)([^`]*)`(?!`)")
 
@@ -52,3 +54,12 @@ def test_the_first_hour_with_features_runs(monkeypatch, tmp_path):
             run(name, *arguments, *quick.get(name, ()))
     assert (tmp_path / "runs/mine/label_efficiency.md").is_file()
     assert (tmp_path / "runs/mine_linear/result.json").is_file()
+
+
+def test_the_loss_of_the_guide_passes_the_test_of_the_guide():
+    text = (ROOT / "docs/how-to/add_loss.md").read_text(encoding="utf-8")
+    loss, _, _, check = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    names = {**vars(losses)}
+    exec(loss, names)
+    exec(check, names | {"np": np, "losses": types.SimpleNamespace(**names)}, found := {})
+    found["test_alignment_is_the_mean_squared_distance"]()

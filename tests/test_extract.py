@@ -289,7 +289,7 @@ def shard_bytes(folder):
 
 
 def test_the_documented_backbone_works(videos, tmp_path, monkeypatch):
-    text = (ROOT / "docs" / "how-to" / "extract_clips.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "add_backbone.md").read_text()
     code = text.partition("In a file `mine.py`:\n\n```python\n")[2].partition("```")[0]
     (tmp_path / "mine_documented.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
 from conclugen_jax import pretrain
@@ -85,15 +84,7 @@ def test_it_runs_and_shows(name, runs, monkeypatch):
 
 @pytest.mark.slow
 def test_the_first_hour_ends_with_a_prediction(tmp_path, monkeypatch):
-    """Clips of 1 s of one photograph, dark or bright, in ten lines of labels; the eleventh is left out."""
-    smile = np.asarray(Image.open(ROOT / "tests" / "parity" / "smile.jpg"))
-    rows = []
-    for i in range(11):
-        picture = (smile * (0.6 if i % 2 else 1.0 - i / 100)).astype(np.uint8)
-        about = {"height": len(picture), "width": picture.shape[1], "images": [picture] * 8, "rate": 8}
-        clips.write(tmp_path / f"clip{i:02d}.mkv", clips.steady(1, 8), **about)
-        rows.append(f"clip{i:02d},person{i % 5},{('bright', 'dark')[i % 2]}")
-    (tmp_path / "labels.csv").write_text("\n".join(["id,group,emotion", *rows[:10]]))
+    clips.write_smiles(tmp_path)
     places = {"CLIPS": tmp_path, "NEW": tmp_path / "clip10.mkv", "OUT": tmp_path / "out"}
     for name, path in places.items():
         monkeypatch.setenv(f"CONCLUGEN_{name}", str(path))

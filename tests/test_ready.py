@@ -113,7 +113,7 @@ def test_a_prediction_opens_ready_backbones_by_itself(package):
 
 
 def test_every_entry_says_what_the_documentation_needs():
-    page = (Path(__file__).parents[1] / "docs" / "how-to" / "extract_clips.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "backbones.md").read_text()
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     for name, entry in ready.READY.items():
         assert f"`{name}`" in page

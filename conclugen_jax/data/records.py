@@ -40,7 +40,6 @@ class Moments:
 
     @classmethod
     def zero(cls, dim: int) -> "Moments":
-        """Return the moments of no rows."""
         return cls(0, np.zeros(dim), np.zeros(dim))
 
     @classmethod

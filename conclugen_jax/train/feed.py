@@ -55,7 +55,6 @@ class Feed:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of the usable rows."""
         return len(self.rows.usable) // self.config.train.batch_size
 
     @functools.cached_property
@@ -237,7 +236,7 @@ def repeat(
 
 
 def _full(batch: Any) -> Any:
-    """Return a batch with features in float32, however they were stored."""
+    """A batch with features in float32, however they were stored."""
     features = {m: x.astype(jnp.float32) for m, x in batch.get("features", {}).items()}
     return {**batch, **({"features": features} if features else {})}
 

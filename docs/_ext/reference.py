@@ -89,7 +89,7 @@ def _allowed(key: str) -> str:
         return "`True`, `False`"
     if isinstance(value, (int, float)):
         least, most = config_lib.RANGES.get(key, config_lib.NOT_NEGATIVE)
-        return f"{least:g} or more" if most is None else f"{least:g} to {most:g}"
+        return f"{least:,} or more" if most is None else f"{least:,} to {most:,}"
     if isinstance(value, tuple):
         return "list of numbers" if key in configuration_files.LISTS else "list of names"
     return "text"
