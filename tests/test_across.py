@@ -270,7 +270,7 @@ def test_the_commands(data, tmp_path):
     assert f"{100 * found['scores']['accuracy']:.2f}" in shown
     assert f"{100 * within['scores']['accuracy']:.2f}" in shown
     assert "classes of one and other: happy = Happy, sad = SAD, fear" in text
-    assert f"left out of both scores: disgust ({found['left_out']['disgust']})" in text
+    assert f"excluded from both scores: disgust ({found['left_out']['disgust']})" in text
     options = [f"--workdir={workdir}", "--labels=3,all", "--draws=2"]
     alone = json.loads(probed(workdir, options))
     report = json.loads(probed(workdir, [*options, f"--test_data={data['other']},{data['again']}"]))

@@ -59,7 +59,7 @@ def test_a_row_that_is_not_finite_costs_one_step_an_epoch_and_is_named(data, tmp
     assert [r["step"] for r in records] == list(range(1, 17))
     assert [r["step"] for r in records if r.get("left_out")] == [n["step"] for n in notes]
     assert all(np.isfinite(r["loss"]) for r in records if not r.get("left_out"))
-    assert f"the features of train{BAD_ROW} are not finite; the step is left out" in said
+    assert f"the features of train{BAD_ROW} are not finite; the step is skipped" in said
 
     # A run that knows the steps beforehand never goes back, and is the same bit for bit.
     (tmp_path / "knowing").mkdir()

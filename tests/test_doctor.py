@@ -40,7 +40,7 @@ def test_what_is_wrong_is_said_with_the_way_out_and_the_other_checks_are_made(tm
     found = {f.check: f for f in doctor.examine(base.get_config(), data=str(path), workdir=tmp_path)}
     assert found["packages"].status == "failed"
     assert f"jax is {jax.__version__}, >=99 is needed; no-such-package is missing" in found["packages"].found
-    assert "pip install" in found["packages"].mend
+    assert "pip install" in found["packages"].fix
     assert found["product"] == doctor.Finding(
         "product", "failed", "TypeError: 'NoneType' object is not callable", "correct what this says and repeat"
     )
@@ -65,7 +65,7 @@ def test_a_gpu_that_jax_does_not_see(monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidia0")
     monkeypatch.delenv("JAX_PLATFORMS")
     found = doctor.devices()
-    assert (found.status, found.mend) == ("warning", "pip install '.[cuda]'")
+    assert (found.status, found.fix) == ("warning", "pip install '.[cuda]'")
 
 
 @pytest.mark.parametrize("cache", ["", "/proc/none"])

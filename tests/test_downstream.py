@@ -335,7 +335,7 @@ def test_what_does_not_fit_is_refused(folder, data, pretrained):
         (settings(wide, pretrained), r"20 features of modality 'audio'.*trained on 16"),
         (settings(unlabelled, pretrained), "the data set has no labels; a downstream run needs them"),
         (settings(data, pretrained, train__batch_size=15), "2 devices cannot share equally; set it to 14 or 16"),
-        (settings(data, pretrained, data__modalities=("video",)), "config.data.modalities leaves out 'audio', which"),
+        (settings(data, pretrained, data__modalities=("video",)), "config.data.modalities omits 'audio', which"),
         (settings(data, ""), r"downstream\.checkpoint is empty"),
         (settings(data, folder / "nothing"), "nothing: no checkpoint here"),
         (settings(data, pretrained, downstream__checkpoint_step="7"), r"no checkpoint '7'"),

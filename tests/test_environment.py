@@ -216,7 +216,7 @@ def test_the_doctor_and_a_gpu_that_a_variable_hides(monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidia0")
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert checks.devices().mend == "unset CUDA_VISIBLE_DEVICES="
+    assert checks.devices().fix == "unset CUDA_VISIBLE_DEVICES="
 
 
 CACHES = {

@@ -214,8 +214,8 @@ def test_what_was_understood_and_left_out_is_said(tmp_path):
     dataset, _ = build(Request("features", source, name="t"), tmp_path / "data", num_workers=2)
     said = describe(dataset.path)
     for line in (
-        "frames of face that were left out (success=0): 5",
-        "frames of face that were left out (NaN): 1",
+        "frames of face that were dropped (success=0): 5",
+        "frames of face that were dropped (NaN): 1",
         "face: 5 columns (gaze_0_x to AU45_c), one .csv file for each clip; not features: frame, timestamp",
         "voice: 3 columns (F0semitone_amean to jitter), clips named by column 'name'; not features: frameTime",
         "face is missing in train 2",
@@ -223,11 +223,11 @@ def test_what_was_understood_and_left_out_is_said(tmp_path):
         assert line in said
     source = write(tmp_path / "two", {"m/a.csv": TWO_FACES, "labels.csv": LABELS})
     dataset, _ = build(Request("features", source, name="two"), tmp_path / "data", drop_bad=True)
-    assert "frames of m that were left out (another_face): 3" in describe(dataset.path)
+    assert "frames of m that were dropped (another_face): 3" in describe(dataset.path)
     source = write(tmp_path / "f", {f"m/{clip}.csv": OPENFACE for clip in "abc"})
     write(source, {"labels.csv": "id,group\na,1\nb,2\nc,3\n"})
     dataset, _ = build(Request("features", source, name="f", folds=(3, 0)), tmp_path / "data")
-    assert "frames of m that were left out (success=0): 3" in describe(dataset.path)
+    assert "frames of m that were dropped (success=0): 3" in describe(dataset.path)
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ def test_a_corpus_of_which_all_is_left_out_is_refused(tmp_path):
         ids=["dia110_utt7"],
         dataset="meld",
     )
-    assert "no examples; the labels name none, or all are left out" in message
+    assert "no examples; the labels name none, or all are dropped" in message
 
 
 def test_what_a_corpus_leaves_out_needs_no_label(tmp_path):

@@ -68,8 +68,8 @@ def test_clips_that_do_not_fit_are_left_out_and_named(tmp_path):
     _, table, notes = read(tmp_path, "{actor}_{emotion}_{take}")
     assert table.columns["id"] == ["anna_joy_1", "ben_sad_2"]
     assert notes[1:] == [
-        "left out, names that do not fit it: 2 clips, such as outro",
-        "left out, names that fit it in several ways: 1 clip, such as anna_maria_joy_3",
+        "skipped, names that do not fit it: 2 clips, such as outro",
+        "skipped, names that fit it in several ways: 1 clip, such as anna_maria_joy_3",
         "labels.csv: not read, as --label_pattern says the labels",
     ]
     with pytest.raises(
@@ -113,7 +113,7 @@ def test_the_command_takes_a_pattern(clip, tmp_path):
     assert labels_of(tmp_path / "data") == {
         "train": {"anna_joy_1": "joy", "ben_sad_1": "sad", "carl_Joy_1": "joy"},
     }
-    assert "left out, names that do not fit it: 1 clip, such as other\n" in made.stdout
+    assert "skipped, names that do not fit it: 1 clip, such as other\n" in made.stdout
     assert "emotion: 2 classes (joy, sad)" in made.stdout
     folds = ("--num_folds=3", "--fold=0", "--name=folds")
     extracted(source, tmp_path / "data", pattern, *folds)  # cut over the actors

@@ -52,7 +52,7 @@ def test_metadata_lists_clips_with_their_labels(clip, tmp_path):
     assert labels_of(tmp_path / "data") == {"train": {"joy_1": "happy", "2": "sad"}, "test": {"3": "sad"}}
     failures = (tmp_path / "data" / "failures-hub-1.0.0.csv").read_text()
     assert f"test/gone,\"{source / 'metadata.csv'}, line 5: file 'test/gone.mkv' is not there\"" in failures
-    assert "not listed in metadata.csv and left out: 1 clip, such as test/4.mkv\n" in made.stdout
+    assert "not listed in metadata.csv and skipped: 1 clip, such as test/4.mkv\n" in made.stdout
     guess = "mood: 2 classes (happy, sad), since its cells are words; use --label_kind or --classes to change that\n"
     assert made.stdout.count(guess) == 1
     again = extracted(source, tmp_path / "data", "--label=mood")

@@ -163,7 +163,7 @@ def test_reasons_have_the_numbers_of_the_training_rows():
 def test_rare_modalities_are_left_out():
     assert rules.modalities(SHAPES["a modality of two rows"]) == (
         ["video"],
-        ["audio is left out: 3 of 240 rows have it", "text is left out: 3 of 240 rows have it"],
+        ["audio is dropped: 3 of 240 rows have it", "text is dropped: 3 of 240 rows have it"],
     )
     assert rules.modalities(SHAPES["half of a modality missing"]) == (["video", "audio", "text"], [])
 

@@ -39,13 +39,13 @@ def test_one_clip_and_folders_of_data_sets_are_named(tmp_path):
 def test_the_folder_of_a_run_is_apart_from_what_is_read(tmp_path):
     clips, features = touch(tmp_path / "clips/a.mp4").parent, touch(tmp_path / "features/a.npy").parent
     for source in (clips, features):
-        with pytest.raises(ConclugenError, match=r"lies in the folder of the run, .*; choose another --workdir"):
+        with pytest.raises(ConclugenError, match=r"is in the folder of the run, .*; choose another --workdir"):
             Source(source).check(source)
-        with pytest.raises(ConclugenError, match="lies in the folder of the run"):
+        with pytest.raises(ConclugenError, match="is in the folder of the run"):
             Source(source).check(tmp_path)
         Source(source).check(tmp_path / "run")
     with pytest.raises(
-        ConclugenError, match=r"run: lies in .*features, all of which is read; choose a --workdir beside it"
+        ConclugenError, match=r"run: is in .*features, all of which is read; choose a --workdir beside it"
     ):
         Source(features).check(features / "run")
     Source(clips).check(clips / "run")
@@ -56,7 +56,7 @@ def test_the_folder_of_a_run_is_apart_from_what_is_read(tmp_path):
 
 def test_a_data_frame_never_takes_the_place_of_labels_of_the_source(tmp_path):
     labels = touch(tmp_path / "clips/labels.csv", "id,label\n")
-    with pytest.raises(ConclugenError, match="lies in the folder of the run"):
+    with pytest.raises(ConclugenError, match="is in the folder of the run"):
         conclugen_jax.run(labels.parent, labels.parent, labels=pa.table({"id": ["a"], "label": ["sad"]}))
     assert os.listdir(labels.parent) == ["labels.csv"]
 

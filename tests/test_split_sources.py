@@ -170,9 +170,7 @@ def test_of_clips_of_one_name_the_one_in_the_split_of_the_row_is_taken(tmp_path)
 def test_rows_of_one_id_are_not_exchanged(tmp_path):
     touch(tmp_path, "train/a.mp4", "test/b.mp4")
     table = labels(tmp_path, "id,split,video,start,end\nx,test,a,0,1\nx,train,b,0,1\n")
-    with pytest.raises(
-        ConclugenError, match=r"line 2: split 'test', but video 'a' lies in the folder of train; correct"
-    ):
+    with pytest.raises(ConclugenError, match=r"line 2: split 'test', but video 'a' is in the folder of train; correct"):
         clips_lib.find("clips", tmp_path, labels=(table,))
 
 

@@ -60,7 +60,7 @@ def main() -> None:
         damaged = [str(row["step"]) for row in rows if row.get("wrong")]
         if damaged:
             fact = f"{len(damaged)} of {len(rows)} checkpoints damaged (step {', '.join(damaged)})"
-            way_out = "use another, or repeat the run's command, which goes on from the newest intact one"
+            way_out = "use another, or repeat the run's command, which resumes from the newest intact one"
             raise ConclugenError(f"{workdir}: {fact}; {way_out}")
         return
     folder = command.required("output") if action == "export" else workdir

@@ -31,7 +31,7 @@ def main() -> int:
         for finding in examined:
             findings.append(finding)
             if not FLAGS.json:
-                way_out = f"\n{'':23} -> {finding.mend}" if finding.mend else ""
+                way_out = f"\n{'':23} -> {finding.fix}" if finding.fix else ""
                 print(f"{finding.status:8} {finding.check:14} {finding.found}{way_out}", flush=True)
     ok = not any(finding.status == "failed" for finding in findings)
     if FLAGS.json:

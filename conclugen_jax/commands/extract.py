@@ -60,7 +60,7 @@ command.bool("keep_vectors", False, "Keep single vectors: with other labels or c
 
 @signals.ending_at_once()
 def main() -> None:
-    """Extract, build, and say what became of the clips; a signal ends it at once, a repeated command goes on."""
+    """Extract, build, and say what became of the clips; a signal ends it at once, a repeated command resumes."""
     try:
         _extract()
     except signals.Interrupted:

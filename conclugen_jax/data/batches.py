@@ -226,7 +226,7 @@ def map_arrays(fn: Callable[[np.ndarray], np.ndarray], rows: Rows) -> Rows:
 
 @np.errstate(over="ignore")  # arithmetic modulo 2**32 is meant, here and below
 def epoch_order(seed: Any, epoch: Any, num_examples: int, *, xp: Any = np) -> Any:
-    """A permutation of 0..num_examples-1 that depends on (seed, epoch) alone.
+    """Return a permutation of 0..num_examples-1 that depends on (seed, epoch) alone.
 
     Positions are sorted by a 32-bit hash of (seed, epoch, position), equal hashes by position: the same on every
     machine and in every release of NumPy, and with ``xp=jax.numpy`` the same on a device (both may be traced).
@@ -243,7 +243,7 @@ def _stream_key(seed: Any, epoch: Any, xp: Any) -> Any:
 
 
 def _mix(x: Any) -> Any:
-    """A bijection of 32-bit integers in which every input bit changes half of the output bits on average."""
+    """Map 32-bit integers one to one; every input bit changes half of the output bits on average."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
     return x ^ (x >> np.uint32(16))

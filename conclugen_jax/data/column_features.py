@@ -40,6 +40,7 @@ class ColumnFeatures(RowFeatures):
         self.notes = [wide.describe(frames, key)]
 
     def ids(self) -> list[str]:
+        """Return the ids of the clips, each once."""
         return list(self._table()[1])
 
     def labels(self) -> dict[str, Callable[[], list[str]]]:
@@ -59,6 +60,7 @@ class ColumnFeatures(RowFeatures):
         return [column[row] for row in first.tolist()]
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
+        """Return the position of each clip; None for one that the table lacks."""
         return [None if row < 0 else row for row in self.rows(split, keys)]
 
     def read(self, place: int) -> np.ndarray | None:

@@ -67,9 +67,11 @@ class RowFeatures:
             raise ConclugenError(f"{ids_path}: id {name!r} appears twice; each row needs an id of its own")
 
     def names(self) -> dict[str, list[str]]:
+        """Return the names of all rows, under no split."""
         return {"": list(map(canonical, self.ids()))}
 
     def files(self) -> Iterable[Path]:
+        """Return the file."""
         return [self.path]
 
     def rows(self, split: str, keys: Sequence[str]) -> list[int]:
@@ -110,6 +112,7 @@ class MatrixFeatures(RowFeatures):
         self.dim = array.shape[-1]
 
     def ids(self) -> list[str]:
+        """Return the id of each row, from the file of ids or the array ``ids`` of an npz file."""
         if not self.key:
             return read_ids(self.ids_path)
         arrays = npz_arrays(self.path, ("id", "ids"))
@@ -119,9 +122,11 @@ class MatrixFeatures(RowFeatures):
         return as_text(ids, f"{self.path}, ids")
 
     def files(self) -> Iterable[Path]:
+        """Return the table and the files beside it."""
         return [self.path] if self.key else [p for p in (self.path, self.ids_path, self._lengths_path) if p.exists()]
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[int | None]:
+        """Return the row of each key; None for one that the table lacks."""
         return [None if row < 0 else row for row in self.rows(split, keys)]
 
     def read(self, place: int) -> np.ndarray:
@@ -185,6 +190,7 @@ class FolderFeatures:
         return os.path.basename(path).removesuffix(self.ending)
 
     def files(self) -> Iterable[str]:
+        """Return the files of all clips."""
         return (path for folder in self.splits.values() for path in sorted(_scan(folder, self.ending)[0]))
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[str | None]:
@@ -308,9 +314,11 @@ class ListedFeatures:
         self.dim = len(self.read(self._paths[0]))
 
     def names(self) -> dict[str, list[str]]:
-        return {}  # the table lists paths
+        """Return no names: the table lists paths."""
+        return {}
 
     def files(self) -> Iterable[str]:
+        """Return the files that the table lists."""
         return (str(spelled(self.root / path)) for path in self._paths)
 
     def locate(self, split: str, keys: Sequence[tuple[str, ...]]) -> Sequence[str | None]:
@@ -355,6 +363,7 @@ class Combined:
         return {split: sorted(some) for split, some in names.items()}
 
     def files(self) -> Iterable[Path]:
+        """Return the files of all pieces of all variants."""
         return (path for pieces in self.variants for piece in pieces for path in piece.files())
 
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[tuple | None]:

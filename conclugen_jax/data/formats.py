@@ -155,7 +155,7 @@ def assemble(request: Request, found: Found, kind: str) -> JoinedSource:
     found = labels.annotate(request, dataclasses.replace(found, features=features))
     where, corpus, columns, folds = request.source or request.dataset, request.corpus, found.columns, request.folds
     if not columns:
-        raise ConclugenError(f"{where}: no examples; the labels name none, or all are left out")
+        raise ConclugenError(f"{where}: no examples; the labels name none, or all are dropped")
     if not features:
         raise ConclugenError(f"{where}: no features found in format {kind!r}; name them with --modality NAME=PATH")
     if corpus is not None and corpus.names_repeat:

@@ -65,7 +65,7 @@ def _splits(report: Report) -> Iterator[str | Padding]:
     yield "Splits"
     counts = ("num_examples", "groups", "dropped")
     rows = [[split, *(f"{facts[key]:,}" for key in counts)] for split, facts in report["splits"].items()]
-    yield _table(["split", "examples", "groups", "left out"], rows)
+    yield _table(["split", "examples", "groups", "dropped"], rows)
 
 
 def _labels(report: Report) -> Iterator[str | Padding]:
@@ -273,7 +273,7 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
         ("unused", "{:,} vectors of {} belong to no row of the labels and were not used"),
         ("converted", "{0:,} {2} vectors of {1} were converted to float32"),
         ("replaced", "{:,} values of {} were -inf and read as 0"),
-        ("left_out", "frames of {1} that were left out ({2}): {0:,}"),
+        ("left_out", "frames of {1} that were dropped ({2}): {0:,}"),
     ):
         lines += [sentence.format(n, *words.split(" ")) for words, n in manifest.source.get(fact, {}).items()]
     lines += manifest.source.get("notes", [])
@@ -281,11 +281,11 @@ def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
     if passed_over := manifest.source.get("passed_over"):
         lines.append(f"found beside the features and not used: {', '.join(passed_over)}")
     if outside := manifest.source.get("rows_outside_folds", 0):
-        lines.append(f"{outside:,} rows of the labels are of videos in no fold and were left out")
+        lines.append(f"{outside:,} rows of the labels are of videos in no fold and were dropped")
     dropped = {s: f["dropped"] for s, f in manifest.splits.items() if f["dropped"]}
     if dropped and with_dropped:
         bad = ", ".join(f"{s} {n:,}" for s, n in dropped.items())
-        lines.append(f"left out as bad: {bad}; see {folder / assembly.DROPPED}")
+        lines.append(f"dropped as bad: {bad}; see {folder / assembly.DROPPED}")
     corpus = CORPORA.get(str(manifest.source.get("dataset")))
     for n in expected_counts(corpus, {s: f["num_examples"] for s, f in manifest.splits.items()}).values():
         if n["found"] != n["expected"]:

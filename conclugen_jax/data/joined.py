@@ -66,12 +66,15 @@ class JoinedSource:
     opened: str = ""  # fingerprint of the files when they were opened, if it was taken
 
     def num_examples(self, split: str) -> int:
+        """Return the number of examples of a split."""
         return len(self.annotations[split].ids)
 
     def examples(self, split: str) -> Iterator[Example]:
+        """Yield the examples of a split in order."""
         return iter(self.part(split, 0, self.num_examples(split)))
 
     def part(self, split: str, start: int, stop: int) -> Piece:
+        """Return the examples ``start`` to ``stop`` of a split, which another process may read."""
         rows = take(self.annotations[split], np.arange(start, stop))
         places = {m: features.locate(split, rows.keys) for m, features in self.features.items()}
         return Piece(self.spec, dataclasses.replace(rows, keys=()), self.features, places)

@@ -74,7 +74,7 @@ def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, 
         raise ConclugenError(f"{where}: no labels; {way_out}")
     names = row_splits.names_by_split(features)
     if "" in names and len(names) > 1:
-        some = "some features lie in split folders or have ids such as train/ID, and some do not"
+        some = "some features are in split folders or have ids such as train/ID, and some do not"
         raise ConclugenError(f"{where}: {some}; {way_out}")
     if corpus is not None and len(corpus.splits) < 2:
         if not names.keys() & {"train", ""}:

@@ -214,6 +214,7 @@ class ParquetFeatures(RowFeatures):
         self.dim = len(first)
 
     def ids(self) -> list[str]:
+        """Return the column ``id``."""
         return parquet_column(self.path, "id")
 
     def locate(self, split: str, keys: Sequence[str]) -> Sequence[tuple[int, np.ndarray] | None]:

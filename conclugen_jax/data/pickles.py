@@ -162,6 +162,7 @@ class Unpickler(pickle._Unpickler):
         return Name(full)
 
     def load_reduce(self) -> None:
+        """Call one of the functions that are written here; refuse all others."""
         arguments, function = self.stack.pop(), self.stack.pop()
         call = self.calls[function.name] if type(function) is Name and type(arguments) is tuple else None
         if call is None:
@@ -169,6 +170,7 @@ class Unpickler(pickle._Unpickler):
         self.append(call(self, *arguments))
 
     def load_build(self) -> None:
+        """Give an array or a type its state."""
         state, target = self.stack.pop(), self.stack.pop()
         if type(target) is not Unfinished or target.value is not None or type(state) is not tuple:
             raise Refused(f"sets the state of a {type(target).__name__}")
@@ -180,16 +182,19 @@ class Unpickler(pickle._Unpickler):
         self.append(target.value)
 
     def load_setitem(self) -> None:
+        """Set one item of a dictionary whose keys are text."""
         value, key = self.stack.pop(), self.stack.pop()
         self.load_setitems([key, value])
 
     def load_setitems(self, pair: Sequence[Any] = ()) -> None:
+        """Set the items above the mark, or one pair, in a dictionary whose keys are text."""
         items = pair or self.pop_mark()
         if type(self.stack[-1]) is not dict or len(items) % 2 or any(type(key) not in self.keys for key in items[::2]):
             raise Refused("a dictionary whose keys are not text")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def load_frame(self) -> None:
+        """Skip the size of a frame."""
         self.content.read(8)
 
     dispatch |= {ord("R"): load_reduce, ord("b"): load_build, ord("s"): load_setitem, ord("u"): load_setitems}

@@ -40,6 +40,7 @@ class Moments:
 
     @classmethod
     def zero(cls, dim: int) -> "Moments":
+        """Return the moments of no rows."""
         return cls(0, np.zeros(dim), np.zeros(dim))
 
     @classmethod

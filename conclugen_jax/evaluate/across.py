@@ -205,5 +205,5 @@ def said(facts: Mapping[str, Any], scored: Mapping[str, Any], trained: str) -> l
     for who, spare, rows in ((trained, "only_trained", scored["within"]), (name, "only_scored", scored)):
         if facts[spare]:
             counted = ", ".join(f"{one} ({rows['left_out'].get(one, 0)})" for one in facts[spare])
-            lines.append(f"only {who} has these, whose test rows are left out of both scores: {counted}")
+            lines.append(f"only {who} has these, whose test rows are excluded from both scores: {counted}")
     return lines

@@ -1,6 +1,6 @@
 """Downstream training: a classifier on representations, frozen (linear evaluation) or trained with it.
 
-Linear evaluation, fine-tuning, the supervised baseline and raw features are one code path, told apart by where the
+Linear evaluation, fine-tuning, the supervised baseline and raw features are one code path, which differ in where the
 encoder's weights come from and which parameters are trained. A frozen encoder is run once per split; training then reads
 its representations.
 """

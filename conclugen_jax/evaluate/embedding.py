@@ -260,7 +260,7 @@ class Computing:
 
 
 def _numbered(there: np.ndarray, first: int) -> np.ndarray:
-    """Number those that are there from a first number on; NONE for the others."""
+    """Count those that are there from a first number on; NONE for the others."""
     return np.where(there, first + np.cumsum(there) - 1, bank_lib.NONE)
 
 

@@ -85,7 +85,7 @@ def _expected_information(rows: np.ndarray, columns: np.ndarray) -> float:
 
 
 def products(x: np.ndarray) -> np.ndarray:
-    """x x^T in float64; its eigenvalues are the squares of the singular values of x."""
+    """Return x x^T in float64; its eigenvalues are the squares of the singular values of x."""
     x = np.asarray(x, np.float64)
     return x @ x.T
 

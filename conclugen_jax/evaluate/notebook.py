@@ -44,7 +44,7 @@ def curves(
     spread: Mapping[str, Sequence[float]] | None = None,
     ticks: Sequence[float] = (),
 ) -> Picture:
-    """Draw lines, name -> (xs, ys), told apart by colour and marker.
+    """Draw lines, name -> (xs, ys), each with its own colour and marker.
 
     A line's look comes from its place in ``lines``: give an empty one where a name has no values, and it looks the same in
     every figure. ``spread``: name -> half height of its bars. ``ticks``: the marks of a logarithmic x axis.

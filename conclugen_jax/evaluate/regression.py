@@ -46,7 +46,8 @@ def self_trained(
     """Classify as :func:`classify` does, after rounds in which unlabelled rows get the classes that are predicted for them.
 
     Args:
-      train: [n, dim], with classes ``labels`` [n].
+      train: [n, dim].
+      labels: classes [n] of ``train``.
       others: [u, dim], the unlabelled training rows.
       test: [m, dim].
       shares: of each predicted class, the share of rows most sure of it that are trained on next, one for each round.

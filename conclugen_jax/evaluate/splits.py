@@ -27,13 +27,16 @@ class Subset(NamedTuple):
 
     @property
     def num_examples(self) -> int:
+        """Number of rows of the part."""
         return len(self.members)
 
     @property
     def usable(self) -> np.ndarray:
+        """Positions of the rows that have a modality, int [n]."""
         return np.flatnonzero(np.isin(self.members, self.source.usable))
 
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
+        """Read rows of the part by their positions."""
         return self.source.rows(self.members[indices], variants)
 
 

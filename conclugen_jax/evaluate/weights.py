@@ -195,7 +195,7 @@ def _of_checkpoint(config: ConfigDict, manifest: Manifest, where: str) -> Encode
     names = manifest_lib.choose(model.feature_dims, asked or model.feature_dims, what="modality", where=run)
     check_features(manifest, {m: model.feature_dims[m] for m in names}, where, run)
     if spare := set(names) - set(config.data.modalities):
-        fact = f"config.data.modalities leaves out {min(spare)!r}, which {run} has"
+        fact = f"config.data.modalities omits {min(spare)!r}, which {run} has"
         raise ConclugenError(f"{fact}; choose modalities of a checkpoint by config.downstream.modalities")
     facts = {"step": step, "seed": trained.seed, "sha256": checkpoint.fingerprint(variables["params"])}
     dims, origin = {m: model.vector_dims[m] for m in names}, {"workdir": source, **facts}

@@ -167,7 +167,7 @@ def _from_tables(tables: list[Table], source: Path, beside: Companions, *, folds
             words = " ".join(row["text"].split()) if "text" in table.columns else None
             split = splits[paths[0]]
             if split and said not in ("", split):
-                fault = f"split {said!r}, but video {name!r} lies in the folder of {split}"
+                fault = f"split {said!r}, but video {name!r} is in the folder of {split}"
                 raise ConclugenError(f"{where}: {fault}; correct the row, or move the file")
             u = Utterance(key, split, str(paths[0]), *times, words or None, sound=beside.sound(paths[0]))
             found += beside.with_words(u)

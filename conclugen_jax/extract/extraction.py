@@ -175,7 +175,7 @@ class _Extraction:
             raise ConclugenError(f"{self.target}: being extracted by {e}; {way_out}") from None
         except OSError as e:
             fault = f"{e.filename or self._lock.parent}: cannot be written ({e.strerror or e})"
-            way_out = "free space and repeat the command, which goes on, or choose another folder"
+            way_out = "free space and repeat the command, which resumes, or choose another folder"
             raise ConclugenError(f"{fault}; {way_out}") from e
 
     def run(self, num_workers: int, beam: Sequence[str] | None, progress: Progress) -> tuple[Tally, dict[str, list]]:

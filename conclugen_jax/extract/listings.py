@@ -48,7 +48,7 @@ def unlisted(found: Found, source: Path, utterances: Sequence[Utterance]) -> Fou
     others = [str(path.relative_to(source)) for path in media_files(source) if str(path) not in used]
     if not others:
         return found
-    note = f"not listed in metadata.csv and left out: {_such_as(others)}"
+    note = f"not listed in metadata.csv and skipped: {_such_as(others)}"
     return dataclasses.replace(found, facts={"notes": [note]})
 
 
@@ -114,7 +114,7 @@ def by_pattern(request: Request, utterances: Sequence[Utterance], pattern: str) 
     if emotions and "label" not in names and not layout.label and layout.kind != "none":
         layout = dataclasses.replace(layout, label=(emotions[0],))
     unused = [name for name in ("labels.csv", "metadata.csv") if (request.source / name).exists()]
-    notes = [f"labels: names of clips as {pattern}", *(f"left out, {each}" for each in left_out)]
+    notes = [f"labels: names of clips as {pattern}", *(f"skipped, {each}" for each in left_out)]
     notes += [f"{name}: not read, as --label_pattern says the labels" for name in unused]
     found = Found({}, table=Table(request.source, columns, [u.path for u in fitting]))
     found = dataclasses.replace(found, facts={"label_pattern": pattern, "notes": notes})

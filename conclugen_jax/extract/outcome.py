@@ -88,7 +88,7 @@ def lines(tally: Tally, folder: Path, count: int) -> list[str]:
     """Return lines that say what became of ``count`` utterances, for the data set in a folder."""
     told, left_out = [], count - tally.done - len(tally.failures)
     if left_out > 0:
-        told.append(f"{counted(left_out)} not named by the labels and left out")
+        told.append(f"{counted(left_out)} not named by the labels and skipped")
     if tally.unknown:
         near = f"; {tally.near}" if tally.near else f", such as {tally.unknown[0]!r}"
         told.append(f"{len(tally.unknown):,} ids of the labels are the name of no clip{near}")

@@ -44,9 +44,11 @@ class Vectors:
             self._places.setdefault(u.split, {})[canonical(u.key)] = u.place
 
     def names(self) -> dict[str, list[str]]:
+        """Return the names of the clips of each split."""
         return {split: sorted(places) for split, places in self._places.items()}
 
     def files(self) -> tuple:
+        """Return no files: the vectors lie in the store."""
         return ()
 
     def locate(self, split: str, keys: Sequence[str]) -> list[str | None]:

@@ -192,7 +192,7 @@ def _added_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> j
 
 
 def _product_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
-    """A product with the members of each cluster: on an accelerator always in the same order, unlike additions."""
+    """Multiply with the members of each cluster: on an accelerator always in the same order, unlike additions."""
     member = (assignments[None, :] == jnp.arange(num_clusters)[:, None]).astype(rows.dtype)
     # "highest": a mean must not be rounded to TF32 or bfloat16.
     return jnp.matmul(member, rows, precision="highest")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def device_count(axis_name: str | None) -> int:
-    """Number of devices on the axis; 1 without an axis."""
+    """Return the number of devices on the axis; 1 without an axis."""
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
@@ -36,12 +36,12 @@ def device_index(axis_name: str | None) -> jax.Array | int:
 
 
 def own_rows(gathered: jax.Array, num_rows: int, axis_name: str | None) -> jax.Array:
-    """This device's rows of a gathered array: the inverse of :func:`gather`."""
+    """Return this device's rows of a gathered array: the inverse of :func:`gather`."""
     if axis_name is None:
         return gathered
     return jax.lax.dynamic_slice_in_dim(gathered, device_index(axis_name) * num_rows, num_rows)
 
 
 def all_valid(num_rows: int, valid: jax.Array | None) -> jax.Array:
-    """The mask itself, or all rows valid: boolean [n]."""
+    """Return the mask itself, or all rows valid: boolean [n]."""
     return jnp.ones(num_rows, bool) if valid is None else valid

@@ -48,6 +48,7 @@ class RepresentationHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, pre_activation: bool = False) -> jax.Array:
+        """Map features [n, dim] to representations [n, representation_dim]; by choice before their last ReLU."""
         dim = x.shape[1]
         if self.kind == "linear":
             return linear(self.representation_dim, dim, dtype=self.dtype, name="fc1")(x)
@@ -76,6 +77,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array | None, train: bool) -> jax.Array:
+        """Normalise x [n, dim] by the valid rows of all devices in training, else by the running averages."""
         dim = x.shape[1]
         scale = self.param("scale", nn.initializers.ones, (dim,))
         bias = self.param("bias", nn.initializers.zeros, (dim,))
@@ -116,6 +118,7 @@ class ProjectionHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, stage: str, valid: jax.Array | None = None, train: bool = False) -> jax.Array:
+        """Compute the layer before BatchNorm (``stage="reduce"``), or BatchNorm and what follows it."""
         hidden = self.representation_dim // 8
         if stage == "reduce":
             return linear(hidden, self.representation_dim, dtype=self.dtype, name="fc1")(x)
@@ -134,6 +137,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Decode representations [n, representation_dim] to features [n, feature_dim]."""
         y = relu(linear(self.reconstruction_dim, x.shape[1], dtype=self.dtype, name="fc1")(x))
         y = linear(self.feature_dim, self.reconstruction_dim, dtype=self.dtype, name="fc2")(y)
         return relu(y) if self.last_relu else y
@@ -146,6 +150,7 @@ class PerModality(nn.Module):
 
     @nn.compact
     def __call__(self, modality: str, *arguments: Any) -> jax.Array:
+        """Apply the network of a modality."""
         return self.make(modality)(*arguments)
 
 

@@ -42,8 +42,10 @@ def masked_margin_softmax(
       valid: rows that have both modalities; the others are neither positive nor negative.
       keep: hold what the backward pass needs of the similarities, or compute it again; see ``similarity.exp_sums``.
       dtype: type of the factors of the products; sums and true pairs are in float32 in any case.
+      axis_name: see the module.
 
-    Returns the mean over the valid rows of row loss plus column loss.
+    Returns:
+      Scalar, the mean over the valid rows of row loss plus column loss.
 
     References:
       Eq. 2-4; Ilharco et al., "Large-scale representation learning from visually grounded untranscribed speech", 2019.
@@ -78,11 +80,16 @@ def soft_margin_softmax(
     the loss without further positives. All similarities are in memory at once.
 
     Args:
-      a, b, margin, valid: see :func:`masked_margin_softmax`.
+      a: [n, dim], unit rows of this device.
+      b: [n, dim], unit rows; row i belongs to the same example as row i of ``a``.
       weights: >= 0, of the rows of ``b`` as positives of each row of ``a``, and of those of ``a`` for ``b``:
         [n, rows of all devices] each, positive for the own example. No gradient flows into them.
+      margin: subtracted from the similarity of each true pair.
+      valid: rows that have both modalities; the others are neither positive nor negative.
+      axis_name: see the module.
 
-    Returns the mean over the valid rows of row loss plus column loss.
+    Returns:
+      Scalar, the mean over the valid rows of row loss plus column loss.
 
     References:
       Srinivasa et al., "CWCL: Cross-modal transfer with continuously weighted contrastive loss", 2023 (arXiv 2309.14580).
@@ -135,15 +142,17 @@ def neighbour_weights(
 def info_nce(
     a: jax.Array, b: jax.Array, *, temperature: float, valid: jax.Array | None = None, axis_name: str | None = None
 ) -> jax.Array:
-    """Tell the other view of the same example from all other views of the batch.
+    """Contrast two views of each example with all other views of the batch.
 
     Args:
       a: [n, dim], first views; normalised inside.
       b: [n, dim], second views.
       temperature: divides the cosine similarities; > 0.
       valid: rows that count; the others are neither positive nor negative.
+      axis_name: see the module.
 
-    Returns the mean over the two views of all valid rows: both views of each example serve as anchor.
+    Returns:
+      Scalar, the mean over the two views of all valid rows: both views of each example serve as anchor.
 
     References:
       Eq. 1; Chen et al., "A simple framework for contrastive learning of visual representations", 2020.
@@ -180,8 +189,6 @@ def clustering_loss(
 ) -> jax.Array:
     """Pull each vector towards the centroid of its cluster and away from the other centroids.
 
-    Returns the mean over the valid rows of ``-log(exp(R_i . C_c(i) - margin) / sum_k exp(R_i . C_k))``; see Eq. 8-10.
-
     Args:
       fused: [n, dim], cluster logits averaged over modalities.
       centroids: [num_clusters, dim]; no gradient flows into them.
@@ -189,6 +196,11 @@ def clustering_loss(
       margin: subtracted from the similarity to the own centroid.
       margin_in_denominator: subtract it in the denominator's own term too, as the authors' code does; the paper's
         Eq. 10 has it in the numerator only.
+      valid: rows that count.
+      axis_name: see the module.
+
+    Returns:
+      Scalar, the mean over the valid rows of ``-log(exp(R_i . C_c(i) - margin) / sum_k exp(R_i . C_k))``; see Eq. 8-10.
     """
     arrays = {"fused": (fused, "n, dim"), "centroids": (centroids, "num_clusters, dim")}
     check_shapes("clustering_loss", **arrays, assignments=(assignments, "n"), valid=(valid, "n"))
@@ -210,16 +222,18 @@ def reconstruction_loss(
     axis_name: str | None = None,
     per_row: bool = False,
 ) -> jax.Array:
-    """Mean squared error between decoded and original features of one modality (Eq. 6).
+    """Compute the mean squared error between decoded and original features of one modality (Eq. 6).
 
     Args:
       predicted: [n, dim].
       target: [n, dim]; no gradient flows into it.
       valid: rows that have the modality.
       per_row: return the loss of each row, for a batch that is decoded in chunks; :func:`masked_mean` is the rest.
+      axis_name: see the module.
 
-    Returns the mean over valid rows and features of the squared difference (no factor one half). With ``per_row``
-    float32 [n]: the mean over features, 0 for a row that is not valid.
+    Returns:
+      Scalar, the mean over valid rows and features of the squared difference (no factor one half). With ``per_row``
+      float32 [n]: the mean over features, 0 for a row that is not valid.
     """
     check_shapes("reconstruction_loss", predicted=(predicted, "n, dim"), target=(target, "n, dim"), valid=(valid, "n"))
     difference = predicted.astype(jnp.float32) - jax.lax.stop_gradient(target).astype(jnp.float32)
@@ -232,12 +246,16 @@ def reconstruction_loss(
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, *, class_weights: jax.Array, axis_name: str | None = None
 ) -> jax.Array:
-    """Softmax cross-entropy in which every row counts with the weight of its class; 0 where all weights are 0.
+    """Compute a softmax cross-entropy in which every row counts with the weight of its class.
 
     Args:
       logits: [n, num_classes].
       labels: integer [n].
-      class_weights: [num_classes], >= 0; the weighted sum over rows is divided by the sum of their weights.
+      class_weights: [num_classes], >= 0.
+      axis_name: see the module.
+
+    Returns:
+      Scalar, the weighted sum over rows divided by the sum of their weights; 0 where all weights are 0.
     """
     arrays = {"logits": (logits, "n, num_classes"), "labels": (labels, "n")}
     check_shapes("cross_entropy", **arrays, class_weights=(class_weights, "num_classes"))
@@ -250,12 +268,16 @@ def cross_entropy(
 def multi_label_cross_entropy(
     logits: jax.Array, labels: jax.Array, *, positive_weights: jax.Array, axis_name: str | None = None
 ) -> jax.Array:
-    """Sigmoid cross-entropy per label, the positive side of each label weighted; mean over rows and labels.
+    """Compute a sigmoid cross-entropy per label, with the positive side of each label weighted.
 
     Args:
       logits: [n, num_labels].
       labels: 0 or 1, [n, num_labels].
       positive_weights: [num_labels], factor of the loss where the label is present.
+      axis_name: see the module.
+
+    Returns:
+      Scalar, the mean over rows and labels.
     """
     arrays = {"logits": (logits, "n, num_labels"), "labels": (labels, "n, num_labels")}
     check_shapes("multi_label_cross_entropy", **arrays, positive_weights=(positive_weights, "num_labels"))
@@ -265,33 +287,33 @@ def multi_label_cross_entropy(
 
 
 def absolute_error(predicted: jax.Array, target: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Mean absolute error of numbers, [n] each."""
+    """Return the mean absolute error of numbers, [n] each."""
     check_shapes("absolute_error", predicted=(predicted, "n"), target=(target, "n"))
     errors = jnp.abs(predicted.astype(jnp.float32) - target)
     return masked_mean(errors, jnp.ones(len(errors), bool), axis_name)
 
 
 def unit_rows(x: jax.Array) -> jax.Array:
-    """Rows divided by their length, [n, dim] -> float32 [n, dim]; a zero row stays zero, with a finite gradient."""
+    """Divide rows by their length, [n, dim] -> float32 [n, dim]; a zero row stays zero, with a finite gradient."""
     x = x.astype(jnp.float32)
     squared = jnp.sum(jnp.square(x), axis=1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
 
 
 def own_columns(num_rows: int, axis_name: str | None) -> jax.Array:
-    """Which of the rows of all devices is each row of this device: boolean [n, rows of all devices]."""
+    """Return which of the rows of all devices is each row of this device: boolean [n, rows of all devices]."""
     own = collectives.device_index(axis_name) * num_rows + jnp.arange(num_rows)
     return own[:, None] == jnp.arange(num_rows * collectives.device_count(axis_name))[None, :]
 
 
 def masked_mean(values: jax.Array, valid: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Sum of the valid values [n] of all devices over their count; 0 where no row is valid."""
+    """Return the mean of the valid values [n] of all devices; 0 where no row is valid."""
     count = collectives.total(valid.sum(), axis_name)
     return collectives.total(jnp.where(valid, values, 0).sum(), axis_name) / jnp.maximum(count, 1)
 
 
 def _log_where(valid: jax.Array, sums: jax.Array) -> jax.Array:
-    """log of sums that are positive wherever the row is valid; 0 elsewhere, without a NaN in the gradient."""
+    """Return the log of sums that are positive wherever the row is valid; 0 elsewhere, without a NaN in the gradient."""
     return jnp.log(jnp.where(valid, sums, 1))
 
 

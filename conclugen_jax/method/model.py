@@ -61,6 +61,7 @@ class ConCluGen(nn.Module):
     axis_name: str | None = None  # mapped axis over which the batch is split
 
     def setup(self) -> None:
+        """Create the networks that the losses with a weight need."""
         if self.standardize:
             self.feature_stats = {
                 m: self.variable("feature_stats", m, self._identity_stats, dim) for m, dim in self.feature_dims.items()

@@ -72,6 +72,8 @@ def fusion_term(
     Args:
       passes: outputs for the same rows with features and modalities hidden in two ways.
       present: which modalities each pass has.
+      config: of the run; its ``loss.fusion_temperature`` divides the similarities.
+      axis_name: see ``losses.py``.
 
     References:
       Dufumier et al., "What to align in multimodal contrastive learning?" (CoMM), 2025 (arXiv 2409.07402).
@@ -236,7 +238,7 @@ def pretrain_loss(
     statistics: augmentation.Statistics | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Any, Clustered | None]]:
-    """The objective: weighted sum of L_MMS, L_Clu, L_Rec (Eq. 11-13), L_NCE (Eq. 1) and L_Fus, or mean of the active terms.
+    """Compute the weighted sum of L_MMS, L_Clu, L_Rec (Eq. 11-13), L_NCE (Eq. 1) and L_Fus, or mean of the active terms.
 
     Args:
       params: what the gradient is taken of.
@@ -288,7 +290,7 @@ def pretrain_loss(
 def _of_two_views(
     apply: Callable, variables: Any, batch: Batch, key: jax.Array, config: ConfigDict, **of_views: Any
 ) -> tuple[Forward, jax.Array]:
-    """Outputs for the first view, which serves all terms, and L_NCE between the two views of a modality (Eq. 1)."""
+    """Return the outputs for the first view, which serves all terms, and L_NCE between the two views of a modality (Eq. 1)."""
     modality, view_key = config.loss.instance_modality, jax.random.fold_in(key, 1)
     first, second = augmentation.two_views(batch["features"][modality], view_key, config=config, **of_views)
     inputs = {**batch["features"], modality: first}

@@ -24,7 +24,8 @@ def exp_sums(
     Args:
       a: float32 [n, dim], rows of length at most 1; zero where ``rows`` is false.
       b: float32 [m, dim], likewise; zero where ``columns`` is false.
-      rows: boolean [n], rows that count; ``columns`` [m] likewise.
+      rows: boolean [n], rows of ``a`` that count.
+      columns: boolean [m], rows of ``b`` that count.
       keep: hold the exponentials for the backward pass, n m numbers, instead of computing each tile again, where memory
         then grows with n + m; ``None``: for matrices up to ``KEEP_UP_TO`` entries.
       dtype: type of the factors of all products; these, and all sums, are in float32.
@@ -44,12 +45,12 @@ def exp_sums(
 
 
 def products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b^T, summed in float32, see :func:`matmul`: the margin of the losses is below a bfloat16 step near 1."""
+    """Return a b^T, summed in float32, see :func:`matmul`: the margin of the losses is below a bfloat16 step near 1."""
     return matmul(a, b.T)
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b in the precision of the run; full float32 where none was chosen by ``jax.default_matmul_precision``."""
+    """Return a b in the precision of the run; full float32 where none was chosen by ``jax.default_matmul_precision``."""
     precision = "highest" if jax.config.jax_default_matmul_precision is None else None
     return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32)
 
@@ -68,7 +69,7 @@ _full = functools.partial(jnp.matmul, precision="highest")  # sums of a softmax 
 
 
 def _column_sums(weights: jax.Array, e: jax.Array) -> jax.Array:
-    """weights e: [t], [t, u] -> [u]; on accelerators in parts, which then are summed at once."""
+    """Return weights e, [t], [t, u] -> [u]; on accelerators in parts, which then are summed at once."""
     if jax.default_backend() == "cpu" or len(weights) % (2 * ROWS_PER_SUM):
         return _full(weights, e)
     parts = e.reshape(-1, ROWS_PER_SUM, e.shape[1]) * weights.reshape(-1, ROWS_PER_SUM, 1)
@@ -90,7 +91,7 @@ def _forward(keep, dtype, a, b, rows, columns):
 
 
 def _sweep(keep, a, b, rows, columns) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    """The two sums, and the exponentials [I, J, t, u] or ``None``."""
+    """Return the two sums, and the exponentials [I, J, t, u] or ``None``."""
 
     def row_tile(column_sums, tile):
         a_i, rows_i = tile

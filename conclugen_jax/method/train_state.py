@@ -28,7 +28,7 @@ class TrainState:
     """int32 [num_examples, k], nearest rows of each that training takes modalities from; empty unless a run looks again."""
 
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes: parameters and collections."""
+        """Return what ``model.apply`` takes: parameters and collections."""
         return {"params": self.params, "batch_stats": self.batch_stats, "feature_stats": self.feature_stats}
 
 

@@ -104,11 +104,13 @@ class Rows:
         )
 
     def fingerprint(self) -> str:
+        """Return a hash of all features and groups."""
         digest = hashlib.sha256(repr(self.spec).encode())
         for key in keys(self._features, self._present, self._groups):
             digest.update(key)
         return digest.hexdigest()
 
     def examples(self, split: str) -> Iterator[Example]:
+        """Yield the examples in order; their ids are their positions."""
         for i, group in enumerate(self._groups):
             yield Example(str(i), {m: x[i] for m, x in self._features.items() if self._present[m][i]}, group=group)

@@ -104,7 +104,7 @@ def modalities(known: Facts) -> tuple[list[str], list[str]]:
     least = max(3, known.rows // 20)
     kept = [m for m, n in known.present.items() if n >= least] or [max(known.present, key=known.present.__getitem__)]
     rare = [m for m in known.present if m not in kept]
-    return kept, [f"{m} is left out: {known.present[m]} of {known.rows} rows have it" for m in rare]
+    return kept, [f"{m} is dropped: {known.present[m]} of {known.rows} rows have it" for m in rare]
 
 
 def scheme(known: Facts, *, quick: bool = False) -> Scheme:

@@ -90,7 +90,7 @@ def run(
 
     Raises:
       ConclugenError: a source without clips or features, too few rows, or a folder that was begun otherwise.
-      Interrupted: a signal came; the same call goes on.
+      Interrupted: a signal came; the same call resumes.
     """
     source.check(Path(workdir))
     with workdir_lib.claim(workdir) as root, signals.caught() as stop:

@@ -53,9 +53,9 @@ class Source:
         """Refuse a folder of a run that would mix with what is read, and flags that say nothing here."""
         source, own = (Path(os.path.realpath(path)) for path in (self.path, root))
         if source.is_relative_to(own):
-            raise ConclugenError(f"{self.path}: lies in the folder of the run, {root}; choose another --workdir")
+            raise ConclugenError(f"{self.path}: is in the folder of the run, {root}; choose another --workdir")
         if own.is_relative_to(source) and self.kind != "clips":
-            raise ConclugenError(f"{root}: lies in {self.path}, all of which is read; choose a --workdir beside it")
+            raise ConclugenError(f"{root}: is in {self.path}, all of which is read; choose a --workdir beside it")
         if self.kind == "built" and (self.labels or self.pattern or self.drop_bad or self.layout != Layout()):
             raise ConclugenError(f"{self.path}: is built already, with its labels; leave the flags of labels out")
         if self.kind == "features" and self.pattern:

@@ -59,6 +59,7 @@ class Stages(contextlib.AbstractContextManager):
 
     @contextlib.contextmanager
     def __call__(self, title: str) -> Iterator[Stage]:
+        """Show a stage as running, and as done when the context ends without an error."""
         stage = self._stages[title]
         stage.mark, stage.begun = RUNNING, time.monotonic()
         self._changed(stage, now=True)

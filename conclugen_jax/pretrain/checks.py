@@ -33,7 +33,7 @@ class Finding(NamedTuple):
     check: str  # its name
     status: str  # ``ok``, ``warning`` or ``failed``
     found: str  # a sentence
-    mend: str = ""  # what to do about it; empty if nothing is wrong
+    fix: str = ""  # what to do about it; empty if nothing is wrong
 
 
 def examine(config: ConfigDict, *, data: str | None, workdir: Path) -> Iterator[Finding]:
@@ -105,7 +105,7 @@ def devices() -> Finding:
 
 
 def collective() -> Finding:
-    """A sum over all devices."""
+    """Check a sum over all devices."""
     count = len(jax.devices())
     ranks = parallel.map_forward(
         lambda _, x: collectives.total(x, parallel.AXIS) + 0 * collectives.device_index(parallel.AXIS), jax.devices()
@@ -118,7 +118,7 @@ def collective() -> Finding:
 
 
 def product() -> Finding:
-    """A matrix product against NumPy, and its rate."""
+    """Check a matrix product against NumPy, and its rate."""
     a, b = (np.random.default_rng(i).normal(size=(512, 512)).astype(np.float32) for i in (0, 1))
     got = np.asarray(jnp.matmul(a, b, precision="highest"), np.float64)
     expected = a.astype(np.float64) @ b

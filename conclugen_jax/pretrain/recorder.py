@@ -48,7 +48,7 @@ class Recorder:
         info: Mapping[str, Any],
         levels: Mapping[str, Level] | None = None,
     ):
-        """Go on recording; ``info`` is from :meth:`info`, as of the step that the run goes on from.
+        """Continue recording; ``info`` is from :meth:`info`, as of the step that the run resumes from.
 
         ``levels``: of terms of the loss, whose chance is shown beside them.
         """
@@ -145,7 +145,7 @@ class Recorder:
         return True
 
     def info(self) -> dict[str, Any]:
-        """What a checkpoint needs to know besides the state."""
+        """Return what a checkpoint needs to know besides the state."""
         return {"epoch_sums": dict(self._sums), "epoch_steps": dict(self._steps), "usual_losses": list(self._usual)}
 
     def means(self) -> dict[str, float]:
@@ -173,12 +173,12 @@ def _is_finite(record: Mapping[str, Any]) -> bool:
 
 
 def left_out(run: setup.Setup) -> list[int]:
-    """Steps whose update is left out, counted from 1, the same on all processes."""
+    """Return the steps whose update is left out, counted from 1, the same on all processes."""
     return processes.json_of_main(log_lib.left_out_steps(run.workdir) if processes.is_main() else [])
 
 
 def leave_out(run: setup.Setup, bad: BadStep) -> Last | None:
-    """Note a step that went wrong, so that the run goes on without it.
+    """Note a step that went wrong, so that the run continues without it.
 
     Where as many as ``max_bad_steps`` before it in a row were left out, it is not noted but returned: the run ends with it.
     """
@@ -187,7 +187,7 @@ def leave_out(run: setup.Setup, bad: BadStep) -> Last | None:
     if others >= run.config.train.max_bad_steps:
         return Last(
             bad.step,
-            f"{bad}{f', and so were the {others} before, which were left out' if others else ''}; lower "
+            f"{bad}{f', and so were the {others} before, which were skipped' if others else ''}; lower "
             "config.optimizer.learning_rate or set config.data.standardize=split, in a new workdir: the checkpoints here may "
             "already be on the way to it",
         )
@@ -198,6 +198,6 @@ def leave_out(run: setup.Setup, bad: BadStep) -> Last | None:
     named = ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
     cause = f"the features of {named} are not finite" if ids else "all features of its batch are finite"
     if processes.is_main():
-        progress.say(f"warning: {bad}; {cause}; the step is left out")
+        progress.say(f"warning: {bad}; {cause}; the step is skipped")
         log_lib.leave_out(run.workdir, {"step": bad.step, "reason": str(bad), "ids": ids, "rows": indices.tolist()})
     return None

@@ -78,10 +78,12 @@ class Setup:
 
     @property
     def title(self) -> str:
+        """Name of the run for progress and trackers."""
         return f"pretrain {self.workdir.name}"
 
     @property
     def total_steps(self) -> int:
+        """Steps of the whole run."""
         return self.config.train.num_epochs * self.batches.steps_per_epoch
 
     def clusters(self, epoch: int) -> bool:
@@ -123,7 +125,7 @@ class Setup:
         return dispatch.ends_epoch and after > before and dispatch.epoch + 1 < self.config.train.num_epochs
 
     def fresh_state(self) -> TrainState:
-        """The state before the first step, by the seed of the run."""
+        """Create the state before the first step, by the seed of the run."""
         statistics = persons_lib.feature_stats(self.stream.dataset.manifest, self.persons)
         near = self.near if neighbours.refreshes(self.config, self.config.train.num_epochs) else None
         return fresh_state(self.config, self.model, self.optimizer, statistics, near)
@@ -186,7 +188,7 @@ def fresh_state(
     statistics: Callable[[str], dict[str, np.ndarray]] | None,
     near: np.ndarray | None,
 ) -> TrainState:
-    """The state before the first step, by the seed of the run, with the statistics of the features and their neighbours."""
+    """Create the state before the first step by the seed, with the statistics of the features and their neighbours."""
     section, (init_key, run_key) = config.clustering, jax.random.split(jax.random.key(config.seed))
     variables = model_lib.initial_variables(model, init_key, statistics)
     length = section.queue_batches * config.train.batch_size if config.loss.clustering_weight else 0

@@ -34,7 +34,7 @@ class Damaged(ConclugenError):
     """A checkpoint is not what was saved; ``fact`` is the place and what was found there."""
 
     def __init__(self, fact: str):
-        way_out = "name another step, or repeat the run's command, which goes on from the newest intact checkpoint"
+        way_out = "name another step, or repeat the run's command, which resumes from the newest intact checkpoint"
         super().__init__(f"{fact}; {way_out}")
         self.fact = fact
 
@@ -149,7 +149,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             with contextlib.suppress(Exception):
                 self._clear()
             if len(self._failures) < self._max_failures:
-                progress.say(f"warning: {failure}; the run goes on")
+                progress.say(f"warning: {failure}; the run continues")
 
     def _commit(self, step: int, tree: Any, record: Mapping[str, Any], loss: float | None) -> None:
         args = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(dict(record)))
@@ -365,5 +365,5 @@ def _is_key(x: Any) -> bool:
 
 
 def _raw(tree: Any) -> Any:
-    """A tree with the numbers of random keys in place of the keys."""
+    """Return a tree with the numbers of random keys in place of the keys."""
     return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)

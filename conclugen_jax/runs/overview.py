@@ -25,7 +25,7 @@ WRITTEN = (
     *(layout.CONFIG, layout.METRICS, layout.PROBES, layout.RESULT, layout.FAILURE, layout.DONE, layout.LOCK),
     layout.CHECKPOINTS,
 )
-"""What a run writes as it goes on."""
+"""What a run writes while it runs."""
 TERMS = "contrastive", "clustering", "reconstruction", "instance", "fusion"
 
 T = TypeVar("T")

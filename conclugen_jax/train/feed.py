@@ -55,6 +55,7 @@ class Feed:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches of the usable rows."""
         return len(self.rows.usable) // self.config.train.batch_size
 
     @functools.cached_property
@@ -236,7 +237,7 @@ def repeat(
 
 
 def _full(batch: Any) -> Any:
-    """A batch with features in float32, however they were stored."""
+    """Return a batch with features in float32, however they were stored."""
     features = {m: x.astype(jnp.float32) for m, x in batch.get("features", {}).items()}
     return {**batch, **({"features": features} if features else {})}
 

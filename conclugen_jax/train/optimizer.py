@@ -74,12 +74,15 @@ def make_optimizer(
 
     Args:
       schedule: step -> learning rate.
-      name: ``adamw`` or ``sgd``; this, b1, b2 and eps as in the section ``optimizer`` of ``configs/base.py``.
+      name: ``adamw`` or ``sgd``.
       weight_decay: on every trained parameter, biases included (as PyTorch's AdamW).
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
       trainable: regular expressions, matched against the whole path ``a/b/c``; a parameter that matches none keeps
         its value bit for bit and has no moments.
       idle: expressions likewise, for parameters of a term that does not always take part: ``update(..., active=False)``
-        passes them over, as PyTorch passes over a parameter without a gradient. The learning rate goes on all the same.
+        passes them over, as PyTorch passes over a parameter without a gradient. The learning rate still changes.
       rates: expression -> factor of the learning rate of the parameters that match it; 1 for the others.
     """
     parts = {"adamw": [optax.scale_by_adam(b1=b1, b2=b2, eps=eps)], "sgd": []}[name]

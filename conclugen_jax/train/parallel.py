@@ -175,7 +175,7 @@ def update(
 
 
 def _parts(x: Any, count: int, xp: Any) -> Any:
-    """An array, flat and padded with zeros, in equal parts: [...] -> [count, part]."""
+    """Split an array, flat and padded with zeros, into equal parts: [...] -> [count, part]."""
     flat = x.reshape(-1)
     return xp.pad(flat, (0, -flat.size % count)).reshape(count, -1)
 

@@ -61,15 +61,19 @@ class BuiltFeatures:
         self.dim, self._folder, self._modality = dim, folder, modality
 
     def names(self) -> dict[str, list[str]]:
+        """Return no names: rows are found by their places."""
         return {}
 
     def files(self) -> tuple:
+        """Return no files: the shards are those of the data set."""
         return ()
 
     def locate(self, split: str, keys: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Return the keys, which are places."""
         return list(keys)
 
     def read(self, place: tuple[str, int]) -> np.ndarray | None:
+        """Return the vector [dim] of a row; None if the modality is absent."""
         split, row = place
         (number, i), m = divmod(row, BLOCK), self._modality
         block = _block(self._folder, split, number)

@@ -260,6 +260,7 @@ class CsdFile:
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
+        """Return the names of the entries."""
         with readable(self.path, AGAIN, other=Exception):  # h5py raises many kinds
             return frozenset(self._data)
 

@@ -26,6 +26,7 @@ class PReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Keep what is positive and scale what is negative by the slope of its channel."""
         slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],))
         return jnp.maximum(x, 0) + slope.reshape((1,) * (x.ndim - 1) + (-1,)) * jnp.minimum(x, 0)
 
