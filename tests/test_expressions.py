@@ -224,9 +224,10 @@ def test_rare_frames_are_no_gaps():
 
 
 def test_the_ready_recogniser_is_taken_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(speech, "_whisper", lambda folder: folder)
+    monkeypatch.setattr(speech, "_whisper", lambda folder: lambda sound: [folder])
     monkeypatch.setattr(speech.ready, "paths", lambda name: [Path("there/model.bin")])
-    assert expressions.recogniser() == (Path("there"), "")
+    listen, remark = expressions.recogniser()
+    assert (listen(np.ones(9)), remark) == ([Path("there")], "")
     monkeypatch.setattr(ready, "paths", lambda name: ready._find(name, ready.READY[name], "no_such_package/a", ""))
     listen, remark = expressions.recogniser()
     assert listen is None
