@@ -58,6 +58,8 @@ lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m bandit --quiet --recursive --configfile pyproject.toml conclugen_jax configs launch
+	$(RUN) .ci/prose.py
+	$(RUN) -m codespell_lib $$(git ls-files '*.md' '*.py' '*.ipynb' '*.yaml' '*.toml')
 	@out=$$(timeout 60 $(RUN) -m pip_audit --progress-spinner=off --requirement=constraints.txt --no-deps --disable-pip --timeout=5 2>&1) || \
 		if echo "$$out" | grep -q "known vulnerabilit"; then echo "$$out"; exit 1; \
 		else echo "pip-audit: no answer from the advisory service, dependencies were not audited"; fi

@@ -4,7 +4,7 @@
 
 Needs psutil, and on the disk about 50 kB for each example. The tables hold random numbers, so that compression gains
 nothing. Memory is the largest sum of resident sets of the build and its worker processes, sampled four times a second,
-memory-mapped pages of the tables left out.
+without memory-mapped pages of the tables.
 """
 
 import argparse

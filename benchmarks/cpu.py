@@ -146,7 +146,7 @@ def neighbours(_: Sequence[str] | None, repeats: int) -> Rows:
 
 
 def memory(torch: Sequence[str] | None, _: int) -> Rows:
-    """Highest resident set during steps of 4,096 examples at the paper's sizes, set-up left out on both sides."""
+    """Highest resident set during steps of 4,096 examples at the paper's sizes, without set-up on both sides."""
     rows = []
     with _peer(torch) as peer:
         theirs = peer and _peak(peer)

@@ -99,7 +99,7 @@ def neighbour_table(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def peak_memory(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Highest memory of the device during steps, the table of rows left out."""
+    """Highest memory of the device during steps, without the table of rows."""
     for batch in (a.batch, 4 * a.batch, 16 * a.batch):
         chunk = 0 if batch == a.batch else CHUNK
         with ours(a.cache) as side:

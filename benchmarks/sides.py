@@ -56,6 +56,6 @@ def peak() -> dict[str, float]:
 
 
 def forget_peak() -> dict[str, float]:
-    """Let :func:`peak` start anew from what is held now."""
+    """Let :func:`peak` start again from what is held now."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak()

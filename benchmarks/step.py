@@ -33,7 +33,7 @@ def flops(batch: int) -> float:
     """Floating-point operations of a step at the paper's sizes, forward and backward, nothing counted twice.
 
     2 n (3 (120.08e6 + 1536 n) - 20.97e6): a product costs 2 per weight and row, and twice that in the backward pass,
-    save for the gradients of the inputs, which nobody needs; 1,536 per pair of rows are the similarities.
+    save for the gradients of the inputs, which are not needed; 1,536 per pair of rows are the similarities.
     """
     return 2 * batch * (3 * (120.08e6 + 1536 * batch) - 20.97e6)
 

@@ -104,7 +104,7 @@ def views() -> ConfigDict:
 
 
 def augmentation() -> ConfigDict:
-    """What becomes of a batch before the networks see it, while pretraining."""
+    """Change a batch before the networks see it, while pretraining."""
     augmentation = ConfigDict()
     augmentation.feature_dropout = 0.0  # share of input features set to zero; the others are divided by what is left
     augmentation.modality_dropout = 0.0  # share of modalities of examples that are absent for a step; one always stays
@@ -160,7 +160,7 @@ def train() -> ConfigDict:
     train.num_epochs = 100  # passes over the training split; its last incomplete batch is dropped
     train.steps_per_dispatch = 50  # steps that run on the device between two looks from the host, at most
     train.log_every_steps = 1  # a line in metrics.jsonl every so many steps
-    train.max_bad_steps = 3  # steps in a row whose loss or gradient is not finite that are left out before the run ends
+    train.max_bad_steps = 3  # steps in a row whose loss or gradient is not finite that are skipped before the run ends
     train.max_loss_ratio = 0.0  # a loss so many times the mean of the 50 steps before it is bad as well; 0: never
     train.tensorboard = False  # write the same to WORKDIR/tensorboard too; needs the extra 'tensorboard'
     train.tracker = ""  # wandb | mlflow: send the same there too, as their own variables say (WANDB_*, MLFLOW_*)

@@ -1,4 +1,4 @@
-"""Multi-Cont on video and audio. Any modality is left out by name, as here.
+"""Multi-Cont on video and audio. Any modality is dropped by name, as here.
 
 Command:  conclugen pretrain --config=multi_cont_without_text --data=DATA/voxceleb2/1.0.0 --workdir=RUN
 Hardware: one GPU of 24 GiB or more, or a TPU host. Time: not measured.

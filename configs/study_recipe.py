@@ -1,4 +1,4 @@
-"""Study of the recommended method: every part left out once, what else was tried, all baselines.
+"""Study of the recommended method: every part removed once, what else was tried, all baselines.
 
 docs/understand/protocol.md says how it was run.
 
@@ -78,13 +78,13 @@ LEFT_OUT = {
     "reconstruction": ("with reconstruction", {"loss.reconstruction_weight": 1.0}),
     "queue_per_epoch": ("queue emptied at each epoch", {"clustering.queue_reset": "epoch"}),
 }
-"""Parts of the recommended pretraining, left out one at a time."""
+"""Parts of the recommended pretraining, removed one at a time."""
 RAW = {
     "no_smoothing": ("without smoothing", {"smoothing_neighbours": 0}),
     "self_training": HANDED_ON["self_training"],
     "after_relu": HANDED_ON["after_relu"],
 }
-"""Parts of what is done with its vectors, left out one at a time."""
+"""Parts of what is done with its vectors, removed one at a time."""
 
 
 def get_config(which: str = "digits") -> ConfigDict:

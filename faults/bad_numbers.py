@@ -61,7 +61,7 @@ def numbers(place: Place, seconds: float) -> Iterator[Tally]:
         code, out = place.run(place.pretrain(name, *options))
         tally.count(refusal(code, out) or f"{name}: exit code {code}: {out[-400:]}")
         yield tally
-    tally, name = Tally("steps told to be left out: the rest is trained, and again the same"), place.fresh()
+    tally, name = Tally("steps told to be skipped: the rest is trained, and again the same"), place.fresh()
     states = []
     for copy in (name, f"{name}b"):
         (place.folder / copy).mkdir()

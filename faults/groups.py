@@ -226,7 +226,7 @@ def checkpoints(place: Place, seconds: float) -> Iterator[Tally]:
             path = rng.choice(files)
             _damage(path, damages(path.read_bytes(), rng)["one bit flipped"])
         outcome = place.resumes_exactly(name)
-        tally.count("a run without an intact checkpoint went on" if outcome == "survived" else outcome)
+        tally.count("a run without an intact checkpoint continued" if outcome == "survived" else outcome)
 
     within(place, tally, seconds * 0.2, all_damaged, most=5)
     yield tally

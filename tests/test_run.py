@@ -43,7 +43,7 @@ def test_features_become_a_model_scores_and_a_page(tmp_path):
     features, folder = write(tmp_path / "mine"), tmp_path / "run"
     first = run("run", features, f"--workdir={folder}", "--quick", *TINY)
     assert "probe on mine: accuracy in %" in first.stdout
-    assert "nobody is in training and test; the first alone" in first.stdout
+    assert "no person is in training and test; the first alone" in first.stdout
     assert "a third of the 60 training rows" in first.stderr
     page = Page((folder / "report.html").read_text())
     assert {"label-efficiency", "maps", "settings"} <= page.sections.keys()

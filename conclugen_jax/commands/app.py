@@ -200,7 +200,7 @@ def refuse_downstream(name: str) -> None:
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: int = 0, **titles: str) -> None:
-    """Print a table, with ``title`` and ``caption`` by choice; one column is ``wide``: it has text and may be wrapped."""
+    """Print a table, with an optional ``title`` and ``caption``; one column is ``wide``: it has text and may be wrapped."""
     from rich.cells import cell_len
     from rich.table import Table
 
@@ -272,7 +272,7 @@ def guarded(work: Callable[[], int | None], name: str = "this command") -> int:
         return _fail(f"{name} needs {e.name}, which is not installed; {_way_to(e.name, name)}")
     except ConclugenError as e:
         return _fail(e)
-    except BrokenPipeError:  # of ``conclugen COMMAND | head``: nobody reads on
+    except BrokenPipeError:  # of ``conclugen COMMAND | head``: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as e:

@@ -42,7 +42,7 @@ BY = "With --num_folds: cut by group (person), or by example: stratified by labe
 command.enum("fold_by", "group", ["group", "example"], BY)
 command.integer("fold_seed", 0, "With --num_folds: shuffle by this seed before; 0: persons in order", lower_bound=0)
 command.bool("fold_validation", True, "With --num_folds: the fold before the one to test on validates, else it trains")
-command.bool("drop_bad", False, "Leave out and list examples with NaN, infinities or no modality")
+command.bool("drop_bad", False, "Drop and list examples with NaN, infinities or no modality")
 command.bool("strict", False, "Refuse ids or groups that several splits have in common")
 command.bool("overwrite", False, "Replace a data set that is there already")
 command.integer("num_workers", 0, "Processes; 0 for as many as there are cores", lower_bound=0)

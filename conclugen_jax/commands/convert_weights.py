@@ -24,9 +24,9 @@ command.string("attribution", "", "Author and licence of the weights; kept with 
 
 
 def main() -> None:
-    """Convert, and say what was left out."""
+    """Convert, and say what was dropped."""
     network, source, output = (command.required(name) for name in ("network", "source", "output"))
     left_out = weights.convert(network, Path(source), Path(output), entry=FLAGS.entry, attribution=FLAGS.attribution)
     print(f"{output}: {network}, SHA-256 {weights.load(output).sha256}")
     if left_out:
-        print(f"not needed and left out: {', '.join(left_out)}")
+        print(f"not needed and dropped: {', '.join(left_out)}")

@@ -15,14 +15,14 @@ GROUPS = {
     "Data": {
         "build": "build a data set's shards from feature files",
         "inspect": "show what is in a data set, and verify every file and record",
-        "oddities": "list likely wrong labels, copies, persons as clusters, idle modalities and clips that nobody gets right",
+        "oddities": "list likely wrong labels, copies, persons as clusters, idle modalities and clips always predicted wrong",
         "convert_mmsa": "convert the pickles of MMSA and MMSA-FET to tables, executing nothing in them",
         "extract": "turn clips (video, sound, words) into a data set",
         "convert_weights": "convert published weights of the frozen backbones that extract uses",
     },
     "Training": {
         "pretrain": "pretrain; repeat the command to resume",
-        "replay": "compute a step that was left out again, and name what went wrong in it",
+        "replay": "compute a skipped step again, and name what went wrong in it",
         "search": "search hyper-parameters of pretraining",
         "downstream": "train a classifier: linear evaluation, fine-tuning, supervised, raw features, sweeps",
         "study": "run methods x data sets x protocols x seeds; repeat the command to resume",

@@ -1,4 +1,4 @@
-"""List what is odd in a data set: likely wrong labels, copies, persons as clusters, idle modalities, clips nobody gets right.
+"""List what is odd in a data set: likely wrong labels, copies, persons as clusters, idle modalities, hard clips.
 
 conclugen oddities --data=data/mine/1.0.0
 conclugen oddities --workdir=PRETRAINING_RUN

@@ -1,4 +1,4 @@
-"""Compute a step that was left out of a run again, operation by operation.
+"""Compute a skipped step of a run again, operation by operation.
 
 conclugen replay RUN/bad_steps/STEP.npz [--json]
 

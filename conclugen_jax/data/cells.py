@@ -42,7 +42,7 @@ class Table:
     keys: Sequence[Any] | None = None  # of the rows' features; None where the column id holds them
     classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Column -> names of its classes in their order, where the file itself says them."""
-    notes: Sequence[str] = ()  # on what was understood, or left out, when the table was read
+    notes: Sequence[str] = ()  # on what was understood, or dropped, when the table was read
 
     def __len__(self) -> int:
         return len(self.where)

@@ -19,7 +19,7 @@ class ColumnFeatures(RowFeatures):
     """A table with one column per feature, one of which names the clips; several rows of a clip are its frames.
 
     Attributes:
-      left_out: reason -> number of frames that this process left out.
+      left_out: reason -> number of frames that this process dropped.
       notes: what was understood of the table, in sentences.
     """
 

@@ -1,4 +1,4 @@
-"""Facts of each published corpus: classes in the order of its data, groups, splits, what to leave out."""
+"""Facts of each published corpus: classes in the order of its data, groups, splits, what to drop."""
 
 import dataclasses
 import re
@@ -116,5 +116,5 @@ def expected_counts(corpus: Corpus | None, counts: Mapping[str, int]) -> dict[st
 
 
 def dropped(corpus: Corpus, split: str) -> frozenset[str]:
-    """Return the names of a split's utterances that are to be left out."""
+    """Return the names of a split's utterances to drop."""
     return corpus.drop.get(split, frozenset()) | corpus.drop.get("", frozenset())

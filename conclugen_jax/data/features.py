@@ -31,7 +31,9 @@ def pool(x: Any, how: str, where: str, *, length: int | None = None) -> np.ndarr
     if x.ndim == 1:
         return x
     if not 1 <= (len(x) if length is None else length) <= len(x):
-        raise ConclugenError(f"{where}: {length or 0} steps of {len(x)}, expected 1 at least; leave out what is absent")
+        raise ConclugenError(
+            f"{where}: {length or 0} steps of {len(x)}, expected 1 at least; remove the file if it is absent"
+        )
     x = x[:length]
     if how == "last":
         return x[-1]
@@ -162,7 +164,7 @@ class FolderFeatures:
     """One file per clip, ``FOLDER/KEY.npy`` or ``FOLDER/SPLIT/KEY.npy`` ([dim] or [time, dim]), or a table of its frames.
 
     Attributes:
-      left_out: reason -> number of frames of tables that this process left out.
+      left_out: reason -> number of frames of tables that this process dropped.
       notes: what was understood of the tables, in sentences.
     """
 
@@ -350,7 +352,7 @@ class Combined:
 
     @property
     def left_out(self) -> Counter[str]:
-        """Reason -> number of frames that this process left out of the pieces."""
+        """Reason -> number of frames that this process dropped of the pieces."""
         pieces = (piece for pieces in self.variants for piece in pieces)
         return sum((getattr(piece, "left_out", Counter()) for piece in pieces), Counter[str]())
 

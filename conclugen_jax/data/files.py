@@ -122,7 +122,7 @@ def spelled(path: Path) -> Path:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file; a pipe may wait for ever, and a device has no end."""
+    """Open a regular file; a pipe may wait forever, and a device has no end."""
     with readable(path):
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConclugenError(f"{path}: not a regular file but a folder, pipe, socket or device; name a file")

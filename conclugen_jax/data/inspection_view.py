@@ -258,7 +258,7 @@ def _bytes(size: int) -> str:
 
 
 def describe(folder: Path, *, with_dropped: bool = True) -> list[str]:
-    """Return lines on what was built, converted, left out (examples too, ``with_dropped``), and what is suspicious."""
+    """Return lines on what was built, converted, dropped (examples too, ``with_dropped``), and what is suspicious."""
     manifest = manifest_lib.read(folder)
     counts = ", ".join(f"{split} {facts['num_examples']:,}" for split, facts in manifest.splits.items())
     sizes = ", ".join(f"{m} {dim}" for m, dim in manifest.modalities.items())

@@ -29,7 +29,7 @@ Some = msgspec.Meta(min_length=1)
 
 
 class SplitFacts(TypedDict):
-    """What a split holds: records, those that have each modality, those of each class or label, bad ones that were left out."""
+    """What a split holds: records, those that have each modality, those of each class or label, bad ones that were dropped."""
 
     num_examples: Count
     present: dict[str, Count]

@@ -47,7 +47,7 @@ class Persons:
     stats: Mapping[str, Mapping[str, np.ndarray]]
     """Modality -> float32 [dim] each: ``split_mean``, ``split_scale`` of z, ``mean``, ``scale`` of y."""
     floor: float
-    shrinkage: float  # infinite where the training split knows no persons: then nobody is one
+    shrinkage: float  # infinite where the training split knows no persons: then there are none
     data: str = ""  # name of the data set of the persons below
     names: tuple[str, ...] = ()  # persons of its training split
     shift: Features = dataclasses.field(default_factory=dict)  # modality -> float32 [persons, dim]
@@ -154,7 +154,7 @@ class _Moments:
         return mean, np.maximum(self.squares / count - np.square(mean), 0)
 
     def affine(self, floor: float, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return shift and scale of each person, float32 [persons, dim]: y = (x - shift) / scale. The last one is nobody."""
+        """Return shift and scale of each person, float32 [persons, dim]: y = (x - shift) / scale. The last one is unknown."""
         mean, variance = self.of_persons()
         weight = self.count / (self.count + shrinkage) if shrinkage else (self.count > 0).astype(float)
         weight[-1] = 0

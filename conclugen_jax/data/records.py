@@ -91,7 +91,7 @@ class Part:
     bad: list[tuple[int, str, str]]  # row, id and reason of each example that was dropped
     converted: dict[str, int]  # "modality dtype" -> number of vectors that were not float32
     replaced: dict[str, int]  # modality -> number of values that the source's reader put 0 for
-    left_out: dict[str, int]  # "modality reason" -> number of frames that the source's reader left out
+    left_out: dict[str, int]  # "modality reason" -> number of frames that the source's reader dropped
     sha256: str = ""  # of the file, if there is one
 
     def save(self) -> None:

@@ -63,11 +63,11 @@ class Example:
     """Modality -> float vector [dim], or [variants, dim] where the spec says so; without those that are absent."""
     label: int | float | Sequence[int] | None = None  # class index (single), 0/1 per label (multi), a number (value)
     group: str = ""  # what a split should not tear apart, such as the speaker; may be empty
-    targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # labels; one that is left out is unknown
+    targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # labels; a missing one is unknown
     replaced: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Modality -> number of values that its reader put 0 for, such as -inf; only for the record."""
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """``MODALITY REASON`` -> number of frames that its reader left out, such as those without a face; for the record."""
+    """``MODALITY REASON`` -> number of frames that its reader dropped, such as those without a face; for the record."""
 
 
 class Source(Protocol):

@@ -320,7 +320,7 @@ def describe(of: Frames, clips: str) -> str:
 def usable(of: Frames, rows: np.ndarray | slice, *, framewise: bool) -> tuple[np.ndarray, Counter[str]]:
     """Return the frames of a clip that count, float32 [n, features], and why others do not, with their number.
 
-    Left out are frames in which OpenFace found no face (``success`` is 0), those with NaN, and those of other faces than
+    Dropped are frames in which OpenFace found no face (``success`` is 0), those with NaN, and those of other faces than
     the one that is there most often or, of several such, with the greatest confidence. A row that is no frame counts
     unless all of its values are missing.
     """

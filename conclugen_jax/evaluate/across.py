@@ -41,7 +41,7 @@ class Matching(NamedTuple):
         return {"classes": matched, "only_trained": spare[0], "only_scored": spare[1]}
 
     def kept(self, labels: np.ndarray, *, own: bool = False) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-        """Return which rows count, their labels in our numbers, and class -> number of rows that are left out.
+        """Return which rows count, their labels in our numbers, and class -> number of rows that are dropped.
 
         ``labels``: [n], or [n, labels] of which the labels that both have are returned; of the other data set, or our ``own``.
         """
@@ -193,7 +193,7 @@ def strangers(persons: Persons) -> Persons:
 
 
 def said(facts: Mapping[str, Any], scored: Mapping[str, Any], trained: str) -> list[str]:
-    """Return in sentences how the classes of another data set were matched, and which rows are left out.
+    """Return in sentences how the classes of another data set were matched, and which rows are dropped.
 
     ``facts``: of :meth:`Other.facts`; ``scored``: ``n`` and ``left_out`` of its rows, and of our own as ``within``;
     ``trained``: name of the data set that was trained on.

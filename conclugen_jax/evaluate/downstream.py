@@ -288,7 +288,7 @@ def _start(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.D
 def downstream_step(
     state: TrainState, batch: Mapping[str, Any], *, task: Task, optimizer: Any, schedule: Callable, split: bool = False
 ) -> tuple[TrainState, Metrics]:
-    """Take one optimizer step, ``split`` over the devices by choice; the metrics are those of the state before it."""
+    """Take one optimizer step, optionally ``split`` over the devices; the metrics are those of the state before it."""
     key = jax.random.fold_in(state.rng, state.step)
 
     def loss_fn(params: Any) -> jax.Array:

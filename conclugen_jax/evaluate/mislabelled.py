@@ -45,7 +45,7 @@ def folds(labels: np.ndarray, groups: np.ndarray, copies: np.ndarray, *, seed: i
     if len(classes) < 2 or number < 2:
         fact = f"{len(labels)} rows of {len(classes)} class{'es' * (len(classes) != 1)}"
         raise ConclugenError(f"{fact}; cross-validation needs two classes, and two different rows of one of them")
-    with warnings.catch_warnings():  # of classes with fewer rows than folds, which out_of_fold leaves out
+    with warnings.catch_warnings():  # of classes with fewer rows than folds, which out_of_fold drops
         warnings.simplefilter("ignore", UserWarning)
         return list(kind(number, shuffle=True, random_state=seed).split(labels, labels, persons))
 

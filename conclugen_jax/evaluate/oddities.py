@@ -1,4 +1,4 @@
-"""What is odd in a data set: likely wrong labels, copies, persons that are clusters, idle modalities, clips nobody gets right.
+"""What is odd in a data set: likely wrong labels, copies, persons that are clusters, idle modalities, hard clips.
 
 All splits are looked at together, since nothing is scored: a wrong label or a copy may be in any of them. By raw features, or
 by the vectors of pretraining runs.

@@ -110,7 +110,7 @@ def persons(
     """Count whose rows, and of which class, the nearest neighbours of each person's rows are, by cosine.
 
     Of a person with r rows min(k, r - 1) neighbours count, so that all of them can be the person's; persons with one row are
-    left out, and there are none to tell apart where there is one person. Chance is that of neighbours drawn at random.
+    dropped, and there are none to tell apart where there is one person. Chance is that of neighbours drawn at random.
 
     Args:
       vectors: [n, dim].

@@ -78,7 +78,7 @@ def fit_persons(config: ConfigDict, dataset: Dataset, modalities: list[str]) -> 
 
 
 def load(config: ConfigDict, streams: Mapping[str, ShardStream]) -> tuple[dict[str, RowSource], np.ndarray]:
-    """Load the rows of each split; training uses those that have a label and, by choice, few of each class.
+    """Load the rows of each split; training uses those that have a label, optionally few of each class.
 
     Returns them, and all rows of ``train`` that are its own, with or without a label.
     """

@@ -79,7 +79,7 @@ def by_pattern(request: Request, utterances: Sequence[Utterance], pattern: str) 
 
     The rest of a pattern is compared as it is, with the name of a clip without ending and, for each ``/``, with a folder
     more. The label is what the request names, else ``label`` or ``emotion``; the group is one of :data:`PERSON`; ``split`` is
-    the split. Clips whose names do not fit, or fit in several ways, are left out and counted.
+    the split. Clips whose names do not fit, or fit in several ways, are dropped and counted.
 
     Returns:
       The request with the column of the label, and a table of the clips that fit.

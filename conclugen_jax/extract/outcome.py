@@ -95,10 +95,10 @@ def lines(tally: Tally, folder: Path, count: int) -> list[str]:
     way_out = {"text": "; put subtitles beside the clips, or name a recogniser (conclugen extract --speech)"}
     for modality in sorted(m for m, n in tally.missing.items() if n == tally.done):
         told.append(f"warning: no utterance has {modality}, so the data set has not{way_out.get(modality, '')}")
-    known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already
+    known = {f"no {modality}" for modality in tally.missing}  # already reported for each split
     told += [f"{counted(n)}: {_detailed(tally, note)}" for note, n in sorted(tally.notes.items()) if note not in known]
     if tally.failures:
-        told.append(f"{counted(len(tally.failures))} failed and left out; see {table(folder, FAILURES)}")
+        told.append(f"{counted(len(tally.failures))} failed and skipped; see {table(folder, FAILURES)}")
     if tally.heard:
         told.append(f"words were recognised in {counted(len(tally.heard))}; see {table(folder, WORDS)}")
     told += _time(tally)

@@ -140,7 +140,7 @@ class Prepared:
 def prepared(work: Iterable[Work], how: Recipe, num_workers: int) -> Iterator[Prepared]:
     """Prepare utterances in processes (0: in this one), and yield what was prepared of each, in order.
 
-    An utterance that crashes the process that decodes it, or keeps it busy for ever, is a failure.
+    An utterance that crashes the process that decodes it, or keeps it busy forever, is a failure.
     """
     if not num_workers:
         yield from (prepare(utterance, how, views) for utterance, views in work)

@@ -1,4 +1,4 @@
-"""What becomes of a batch before the networks see it: two views, mixup, dropout of features and of modalities.
+"""Change a batch before the networks see it: two views, mixup, dropout of features and of modalities.
 
 L_NCE takes two views of each example's features. Stored variants are views as they are: the frozen features of augmented
 clips. Where a data set has none, views are made in feature space: every feature is replaced by its mean over the training

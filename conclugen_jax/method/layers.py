@@ -38,7 +38,7 @@ class RepresentationHead(nn.Module):
     """``gated``, a gated embedding unit: relu(fc1 x) -> y * sigmoid(gate y) -> relu(fc2 y); ``linear``: fc1 x alone.
 
     [n, dim] -> [n, R]. With ``bottleneck`` the unit works at the input's size and one more Linear, ``expand``, leads to R.
-    ``pre_activation`` leaves out the relu at the end, if there is one.
+    ``pre_activation`` omits the relu at the end, if there is one.
     """
 
     kind: str  # one of REPRESENTATION_HEADS
@@ -48,7 +48,7 @@ class RepresentationHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, pre_activation: bool = False) -> jax.Array:
-        """Map features [n, dim] to representations [n, representation_dim]; by choice before their last ReLU."""
+        """Map features [n, dim] to representations [n, representation_dim]; optionally before their last ReLU."""
         dim = x.shape[1]
         if self.kind == "linear":
             return linear(self.representation_dim, dim, dtype=self.dtype, name="fc1")(x)
@@ -103,7 +103,7 @@ class BatchNorm(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Linear R -> R/8, BatchNorm, relu, Linear -> P, and a last relu by choice, in two stages.
+    """Linear R -> R/8, BatchNorm, relu, Linear -> P, and an optional last relu, in two stages.
 
     ``reduce`` is the first Linear, row by row: [n, R] -> [n, R/8]; ``project`` the rest, over the whole batch: -> [n, P].
     """
@@ -128,7 +128,7 @@ class ProjectionHead(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Linear R -> H, relu, Linear -> the modality's features, and a last relu by choice. [n, R] -> [n, dim]."""
+    """Linear R -> H, relu, Linear -> the modality's features, and an optional last relu. [n, R] -> [n, dim]."""
 
     reconstruction_dim: int
     feature_dim: int

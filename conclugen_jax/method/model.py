@@ -30,7 +30,7 @@ ByModality = Mapping[str, jax.Array]
 class ModelOutputs:
     """What the pretraining network computes, each a dict by modality; empty where the head does not exist."""
 
-    inputs: ByModality  # [n, feature_dims[m]], as the first layer sees them, standardised by choice; L_Rec's target
+    inputs: ByModality  # [n, feature_dims[m]], as the first layer sees them, optionally standardised; L_Rec's target
     representations: ByModality  # [n, R], what downstream tasks use
     projections: ByModality  # float32 [n, P], unit rows, for the contrastive losses
     cluster_logits: ByModality  # float32 [n, K]

@@ -89,7 +89,7 @@ def smooth_with_neighbours(
 ) -> np.ndarray:
     """Return ``(1 - weight) z + weight mean(N(z))`` of each query z, with N(z) its k nearest rows of the bank, by cosine.
 
-    The bank holds vectors of training rows alone, so that what becomes of a query depends on no other query (inductive).
+    The bank holds vectors of training rows alone, so that the result of a query depends on no other query (inductive).
 
     Args:
       queries: [n, dim].

@@ -1,6 +1,6 @@
 """The pretraining objective: L_MMS, L_Clu, L_Rec, L_NCE, L_Fus over a batch, and their weighted sum (Eq. 1-13).
 
-What becomes of a batch before, views, mixup and dropout, is in ``augmentation.py``.
+Views, mixup and dropout, which change a batch before, are in ``augmentation.py``.
 """
 
 import functools
@@ -32,7 +32,7 @@ class Clustered(NamedTuple):
 def contrastive_term(
     outputs: "Forward", present: ByModality, *, config: ConfigDict, axis_name: str | None
 ) -> jax.Array:
-    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5), by choice with soft targets."""
+    """L_MMS: masked margin softmax summed over pairs of modalities (Eq. 5), optionally with soft targets."""
     # With ``encoder_chunk_size``, similarities are recomputed in the backward pass.
     options = {"keep": False if config.encoder_chunk_size else None, "dtype": model_lib.DTYPES[config.precision]}
     margin = {"margin": config.loss.contrastive_margin, "axis_name": axis_name}
@@ -114,7 +114,7 @@ def in_chunks(fn: Callable[[Any], Any], rows: Any, size: int) -> Any:
 class Forward(NamedTuple):
     """What the losses need of the training network, by modality; empty where the head is missing."""
 
-    inputs: ByModality  # [n, dim], as the first layer sees them but for dropout
+    inputs: ByModality  # [n, dim], as the first layer sees them except for dropout
     projections: ByModality  # float32 [n, P], unit rows
     cluster_logits: ByModality  # float32 [n, K]
     errors: ByModality  # float32 [n], L_Rec of each row

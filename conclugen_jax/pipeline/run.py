@@ -191,7 +191,7 @@ def _settings(root: Path, dataset: shards.Dataset, known: rules.Facts, quick: bo
 def _cut(
     root: Path, dataset: shards.Dataset, known: rules.Facts, scheme: rules.Scheme, kept: Sequence[str], stage: Stage
 ) -> list[shards.Dataset]:
-    """Return the folds of a scheme as data sets of the modalities that are kept; rows that have none are left out."""
+    """Return the folds of a scheme as data sets of the modalities that are kept; rows that have none are dropped."""
     name, version, folds = dataset.manifest.name, dataset.manifest.version, []
     workers = min(os.cpu_count() or 1, 1 + known.rows // ROWS_A_WORKER)
     how = {"fold_by": scheme.fold_by, "fold_seed": 1, "fold_validation": False, "only": tuple(kept)}

@@ -24,7 +24,7 @@ from conclugen_jax.system import environment, files, locks
 from conclugen_jax.train import parallel
 
 ON_DEVICES = {"collective", "product", "training"}
-"""Checks that are left out where JAX finds no device."""
+"""Checks that are skipped where JAX finds no device."""
 
 
 class Finding(NamedTuple):

@@ -1,4 +1,4 @@
-"""From the metrics of dispatches to the lines of a log; steps that went wrong are found, named, and left out."""
+"""From the metrics of dispatches to the lines of a log; steps that went wrong are found, named, and skipped."""
 
 import collections
 import contextlib
@@ -162,7 +162,7 @@ class Recorder:
 
 
 def _without_idle_clustering(record: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what says nothing while the queue is not full: a largest cluster of no points, nothing was assigned."""
+    """Drop what says nothing while the queue is not full: a largest cluster of no points, nothing was assigned."""
     if record.get("kmeans/largest_cluster") != 0:
         return record
     return {k: v for k, v in record.items() if not k.startswith("kmeans/") and k != "loss/clustering"}
@@ -173,14 +173,14 @@ def _is_finite(record: Mapping[str, Any]) -> bool:
 
 
 def left_out(run: setup.Setup) -> list[int]:
-    """Return the steps whose update is left out, counted from 1, the same on all processes."""
+    """Return the steps whose update is skipped, counted from 1, the same on all processes."""
     return processes.json_of_main(log_lib.left_out_steps(run.workdir) if processes.is_main() else [])
 
 
 def leave_out(run: setup.Setup, bad: BadStep) -> Last | None:
     """Note a step that went wrong, so that the run continues without it.
 
-    Where as many as ``max_bad_steps`` before it in a row were left out, it is not noted but returned: the run ends with it.
+    Where as many as ``max_bad_steps`` before it in a row were skipped, it is not noted but returned: the run ends with it.
     """
     before = left_out(run)
     others = next(i for i in itertools.count() if bad.step - 1 - i not in before)

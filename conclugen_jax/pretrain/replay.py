@@ -1,4 +1,4 @@
-"""A step that was left out, kept in one file with all that it needs, and computed again operation by operation."""
+"""A skipped step, kept in one file with all that it needs, and computed again operation by operation."""
 
 import functools
 import io

@@ -131,7 +131,7 @@ class Setup:
         return fresh_state(self.config, self.model, self.optimizer, statistics, near)
 
     def start(self, saved: checkpoint.Checkpoints) -> tuple[TrainState, dict[str, Any]]:
-        """Return the state to go on from, and the record of the log that belongs to it, the same on all processes.
+        """Return the state to resume from, and the record of the log that belongs to it, the same on all processes.
 
         Where the weights come from: 1. the run's newest intact checkpoint; 2. else random, by the seed.
         """
@@ -175,7 +175,7 @@ class Setup:
         self._compiled[cluster] = compiled
 
     def train(self, dispatch: Dispatch, state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
-        """Return the state after a dispatch, and its metrics; one that is left out changes the count of steps alone."""
+        """Return the state after a dispatch, and its metrics; a skipped one changes the count of steps alone."""
         if dispatch.left_out:
             return state.replace(step=parallel.replicate(np.int32(dispatch.end_step), self.devices)), {}
         return self._compiled[self.clusters(dispatch.epoch)](state, *inputs)

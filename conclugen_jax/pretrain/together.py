@@ -1,4 +1,4 @@
-"""Small runs that differ in seed and data alone, trained in one program, each as it would be alone but for rounding.
+"""Small runs that differ in seed and data alone, trained in one program, each as it would be alone except for rounding.
 
 Each is a run in a workdir of its own, and leaves its log and its last checkpoint. When interrupted, all start again.
 """

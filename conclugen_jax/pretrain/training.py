@@ -33,7 +33,7 @@ def pretrain(
     moved: bool = False,
     debug_nans: bool = False,
 ) -> TrainState:
-    """Train, or go on training, the run in a workdir until its last epoch; return its final state.
+    """Train, or resume, the run in a workdir until its last epoch; return its final state.
 
     Args:
       config: see ``configs/base.py``.
@@ -43,7 +43,7 @@ def pretrain(
       on_epoch: called after each epoch, once its records are written and before its checkpoint is, with the epoch
         (from 0), its means of ``loss`` and of each term, and the state on the devices (moments as
         ``parallel.place`` has them), valid during the call. What it raises ends the run, closed in order. No epoch
-        is left out; a resumed run repeats those since its checkpoint.
+        is skipped; a resumed run repeats those since its checkpoint.
       moved: the data set lies elsewhere now than when the run was started; it must be the same by its hashes.
       debug_nans: of a step that goes wrong, say which operation was the first whose result is not a number.
 
@@ -147,7 +147,7 @@ def _train(
 def _leave_out(
     run: setup.Setup, state: TrainState, step: int, last: recorder_lib.Last | None, debug_nans: bool
 ) -> None:
-    """Keep what a step takes that is left out; say what is wrong with it by choice; end the run with the last one."""
+    """Keep what a skipped step takes; optionally say what is wrong with it; end the run with the last one."""
     path = replay.keep(run, state, step)
     if debug_nans and path.exists() and processes.is_main():
         for line in replay.lines(replay.replay(path)):

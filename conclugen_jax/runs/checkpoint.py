@@ -224,7 +224,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             os.replace(self._folder / str(step), target)
         except OSError as e:
             fact = f"damaged, and cannot be moved away ({e.strerror})"
-            raise ConclugenError(f"{self._place / str(step)}: {fact}; delete it to go on") from e
+            raise ConclugenError(f"{self._place / str(step)}: {fact}; delete it to resume") from e
         progress.say(f"warning: {fact}; it was moved to {target}")
         if self._manager:
             self._manager.reload()

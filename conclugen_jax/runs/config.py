@@ -222,7 +222,7 @@ def check_objective(config: ConfigDict) -> None:
     _refuse(config, "loss.instance_modality, data.modalities", unknown, "it must be one of the modalities")
     why = "the contrastive loss needs two modalities; name another or set config.loss.contrastive_weight=0"
     _refuse(config, "data.modalities", loss.contrastive_weight and len(names) < 2, why)
-    # The base configuration names audio; it simply does not apply to data without.
+    # The base configuration names audio; it does not apply to data without.
     unknown = set(config.model.bottleneck) - {*names, "audio"}
     _refuse(config, "model.bottleneck, data.modalities", unknown, "it may name modalities only; remove the others")
 

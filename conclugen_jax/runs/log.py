@@ -57,7 +57,7 @@ class MetricsLog(contextlib.AbstractContextManager):
     """
 
     def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False, tracker: str = ""):
-        """Open a log to resume after a step, with mirrors by choice; refuse a file or package that cannot be used."""
+        """Open a log to resume after a step, with optional mirrors; refuse a file or package that cannot be used."""
         self._path, self._file = workdir / name, None
         self._waiting, self._warned = b"", False  # lines that are not written yet, and whether that was said
         self._mirrors: dict[str, Mirror] = {}
@@ -102,7 +102,7 @@ class MetricsLog(contextlib.AbstractContextManager):
             return True
         self._drain()
         if not self._path.exists():
-            raise ConclugenError(f"{self._path}: removed while the run was going on; repeat the command to start again")
+            raise ConclugenError(f"{self._path}: removed during the run; repeat the command to start again")
         try:
             os.fsync(self._file.fileno())
         except OSError as e:

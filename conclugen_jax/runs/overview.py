@@ -104,7 +104,7 @@ def of_run(folder: Path) -> Row:
     elif error:
         state = INTERRUPTED if error == layout.BEGUN else FAILED
     named = result["data"] if result else {"name": data.name, "version": data.version} if data else {}
-    # A step that was left out has none.
+    # A skipped step has none.
     loss = next((one["loss"] for one in _lines(folder / layout.METRICS) if "loss" in one), None)
     found |= {"data": " ".join(named[key] for key in ("name", "version") if key in named)}
     return Row(

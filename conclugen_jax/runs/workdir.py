@@ -65,9 +65,9 @@ def settle(
 
 
 def _wrong(workdir: Path, changed: list[str] | None, data: Manifest, moved: bool) -> str:
-    """Say why a run cannot go on in a workdir, and what to do about it; empty where it can."""
+    """Say why a run cannot resume in a workdir, and what to do about it; empty where it can."""
     if (workdir / IMPORTED).exists():
-        return f"{workdir}: holds imported weights, which come without what training needs to go on; delete them"
+        return f"{workdir}: holds imported weights, which come without what training needs to resume; delete them"
     if changed is None:
         has_some = any(workdir.glob("checkpoints/[0-9]*"))
         return f"{workdir / CONFIG}: missing, but there are checkpoints; restore it" if has_some else ""

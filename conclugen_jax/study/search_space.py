@@ -14,7 +14,7 @@ from conclugen_jax.runs import config as config_lib
 from conclugen_jax.system import files
 
 Space = dict[str, dict[str, Any]]
-"""key -> {"low", "high"} with "log" by choice, both ends included, or {"choices"}."""
+"""key -> {"low", "high"} with optional "log", both ends included, or {"choices"}."""
 
 
 OBJECTIVES = {
@@ -49,7 +49,7 @@ _SEARCHED_ALL_THE_SAME = ("train.batch_size", "data.standardize")
 def default(config: ConfigDict, *, steps_per_epoch: int) -> Space:
     """Return what the authors searched (sizes, loss weights, clusters, queue, start epoch, rates), around a configuration.
 
-    Their ranges are not published; these are ours. Keys of terms without weight are left out, and so is the weight of
+    Their ranges are not published; these are ours. Keys of terms without weight are dropped, and so is the weight of
     the first term: AdamW follows the ratio of the weights alone. The queue has fewer batches than an epoch has steps.
     """
     values, num_epochs = dict(config_lib.flatten(config.to_dict())), config.train.num_epochs

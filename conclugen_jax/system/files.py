@@ -60,7 +60,7 @@ def read_json(path: Path, like: type[T], *, way_out: str) -> T:
     ends with the ``way_out``.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe may wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe may wait forever
             raise ConclugenError(f"{path}: not a regular file but a folder, pipe, socket or device; {way_out}")
         return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), like)
     except OSError as e:

@@ -46,7 +46,7 @@ def hold(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
 
 
 def holder(path: Path) -> str | None:
-    """Return who holds a lock, without taking it; ``None`` if nobody does, even where a file of it was left behind."""
+    """Return who holds a lock, without taking it; ``None`` if no process does, even where a file of it was left behind."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             try:

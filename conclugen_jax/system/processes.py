@@ -162,7 +162,7 @@ def _of_jax(address: str | None) -> dict[str, Any]:
             "--distributed off"
         )
     host, _, port = address.rpartition(":")
-    address = f"[{host.strip('[]')}]:{port}" if ":" in host else address  # JAX leaves out the brackets of IPv6
+    address = f"[{host.strip('[]')}]:{port}" if ":" in host else address  # JAX drops the brackets of IPv6
     return {ADDRESS: address, COUNT: count, INDEX: index, "devices": devices}
 
 
@@ -266,7 +266,7 @@ def _call(place: Place, timeout: float) -> Line:
 
 
 class Party:
-    """This process among those that have met; a thread for each line hears what becomes of the process there."""
+    """This process among those that have met; a thread for each line hears how the process there ends."""
 
     def __init__(self, place: Place, lines: dict[int, Line]):
         self.place, self._lines = place, lines
@@ -293,7 +293,7 @@ class Party:
             self.end(gone, 1)
 
     def end(self, sentence: str, code: int, told: str = "") -> None:
-        """End this process with a sentence, and all others with what they are told; only the first thread to call does."""
+        """End this process with a sentence, and all others with a sentence for them; only the first thread to call does."""
         if not self._ending.acquire(blocking=threading.current_thread() not in self._hearing):
             return
         try:

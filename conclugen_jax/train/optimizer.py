@@ -24,7 +24,7 @@ def learning_rate_schedule(
     minimum: float = 1e-6,
     granularity: str = "epoch",
 ) -> Callable[[jax.Array | int], jax.Array]:
-    """Return step, from 0, -> rate, float32 scalar: linear warm-up, then cosine annealing with warm restarts for ever.
+    """Return step, from 0, -> rate, float32 scalar: linear warm-up, then cosine annealing with warm restarts forever.
 
     ``peak`` is reached at the end of the warm-up and at every restart. The other arguments, by epochs of
     ``steps_per_epoch``, are those of the section ``schedule`` of ``configs/base.py``.
@@ -131,7 +131,7 @@ def _by_path(fn: Callable[[str], Any], tree: Any) -> Any:
 def from_config(
     config: ConfigDict, steps_per_epoch: int, *, learning_rate: Any = None, **others: Any
 ) -> tuple[optax.GradientTransformationExtraArgs, Callable[[jax.Array], jax.Array]]:
-    """Make optimizer and schedule of a configuration, but for the peak rate and ``others`` given, which may be traced."""
+    """Make optimizer and schedule of a configuration, except the peak rate and ``others`` given, which may be traced."""
     section = config.optimizer
     peak = section.learning_rate if learning_rate is None else learning_rate
     schedule = learning_rate_schedule(peak, steps_per_epoch=steps_per_epoch, **config.schedule)

@@ -80,7 +80,7 @@ def _put(tree: Any, devices: Sequence[jax.Device], spec: PartitionSpec, split: C
 
 
 def replicate_by_rows(tree: Any, devices: Sequence[jax.Device], *, chunk_bytes: int = 2**26, dtype: Any = None) -> Any:
-    """Like :func:`replicate` for tables [n, ...] on the host, a chunk of rows at a time, by choice rounded to a type.
+    """Like :func:`replicate` for tables [n, ...] on the host, a chunk of rows at a time, optionally rounded to a type.
 
     The host needs no more than a chunk beside the tables, which may be memory-mapped files larger than its memory.
     """
@@ -203,7 +203,7 @@ def place(state: TrainState, config: ConfigDict, devices: Sequence[jax.Device]) 
 
 
 def whole(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
-    """Join the moments of a split update on the host, so that any number of devices can go on."""
+    """Join the moments of a split update on the host, so that any number of devices can resume."""
 
     def join(x: jax.Array, like: jax.Array) -> Any:
         if x.shape == like.shape:

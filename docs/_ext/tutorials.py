@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def write(app: Sphinx) -> None:
 
 def prepare() -> None:
     """Make what the notebooks read: the runs of the demo, and clips."""
-    run("-m", "conclugen_jax", "demo", f"--folder={SCRATCH / 'demo'}")
+    if not (SCRATCH / "demo" / "recommended.md").is_file():
+        run("-m", "conclugen_jax", "demo", f"--folder={SCRATCH / 'demo'}")
     if not (SCRATCH / "clips").is_dir():
         run("-m", "tests.clips", str(SCRATCH / "clips"))
 
@@ -51,7 +53,8 @@ def executed(path: Path) -> dict:
     for cell in book["cells"]:
         if cell["cell_type"] == "code":
             *shown, printed, _ = next(found)
-            stream = {"output_type": "stream", "name": "stdout", "text": printed["text/plain"]}
+            text = re.sub(r"Out\[\d+\]: .*", "", printed["text/plain"], flags=re.DOTALL)  # a result, which is shown
+            stream = {"output_type": "stream", "name": "stdout", "text": text}
             results = [{"output_type": "display_data", "metadata": {}, "data": data} for data in shown]
             cell["outputs"] = [stream] * bool(stream["text"]) + results
     return book

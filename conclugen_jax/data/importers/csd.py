@@ -105,7 +105,7 @@ def read_labels(
     (video, start, end, row) as key, sorted by video, then row. Rows of a file are [sentiment, happy, sad, anger, surprise,
     disgust, fear] for ``cmu_mosei`` and [sentiment] for ``cmu_mosi``. Tables have these columns, ``video``, ``start_time``
     and ``end_time`` (seconds), in any order and among others; their rows are counted in the order of the tables, so that
-    ids are the same only if they hold all rows in the order of the label sequence. Ids in ``drop`` are left out.
+    ids are the same only if they hold all rows in the order of the label sequence. Ids in ``drop`` are dropped.
 
     Returns:
       split -> annotations, in the order train, validation, test and without empty splits; and the number of rows left

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conclugen_jax.errors import ConclugenError
 
-FLASH = 0.05  # seconds: nobody speaks in a cue that is as short
+FLASH = 0.05  # seconds: a cue as short holds no speech
 SHOWN = 8  # lines at most that captions keep on the screen
 ADJACENT = 0.1  # seconds at most from one cue to the next in captions that roll
 
@@ -130,7 +130,7 @@ def _roll(cues: Sequence[Cue]) -> bool:
 
 
 def _unrolled(cues: Sequence[Cue]) -> list[tuple[float, float, str]]:
-    """Return start, end and words of cues. In captions that roll, repeated lines are left out.
+    """Return start, end and words of cues. In captions that roll, repeated lines are dropped.
 
     The time of a cue with nothing new is that of the words before, and that of a flash belongs to the words after it.
     """

@@ -85,7 +85,7 @@ class Recorder:
 def _parts(channels: list[str]) -> np.ndarray:
     """Return the part of each channel in a mixture to mono, in sum 1.
 
-    The proportions are FFmpeg's and those of players: low-frequency effects (LFE) are left out, the centre is louder than the
+    The proportions are FFmpeg's and those of players: low-frequency effects (LFE) are dropped, the centre is louder than the
     left and the right, what is behind or above is quieter. Channels without names have equal parts.
     """
     parts = np.array([PARTS.get(c, 0.5**0.5 if c[0] in "SBT" else 1.0) for c in channels])

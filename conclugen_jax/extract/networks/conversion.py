@@ -65,7 +65,7 @@ class Tensors:
         return x
 
     def finish(self) -> list[str]:
-        """Return the names of the tensors that are left and known to be of no use, but for counters; refuse any other."""
+        """Return the names of the tensors that are left and known to be of no use, except counters; refuse any other."""
         left = sorted(name for name in self._tensors if not name.endswith("num_batches_tracked"))
         for name in left:
             if not name.startswith(UNUSED):

@@ -143,7 +143,7 @@ def pretraining(study: Study) -> list[Part]:
 def curve(logs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[tuple[float, float, float, float]]:
     """Return (step, mean over logs, least, greatest) of a logged value, long logs averaged over stretches of steps.
 
-    There is a log, records with ``step``, for each seed; those whose value is no finite number are left out.
+    There is a log, records with ``step``, for each seed; those whose value is not finite are dropped.
     """
     values = [
         (r["step"], r[key], seed) for seed, log in enumerate(logs) for r in log if math.isfinite(r.get(key, math.nan))

@@ -26,7 +26,7 @@ def parts(study: Study) -> Iterator[Part]:
         manifest, fitting = manifest_lib.read(facts.path), []
         for run in runs:
             sizes = {m: run.data.modalities[m] for m in run.config["data"]["modalities"]}
-            with contextlib.suppress(ConclugenError):  # a run on other features is left out
+            with contextlib.suppress(ConclugenError):  # a run on other features is skipped
                 weights.check_features(manifest, sizes, title, "the run")
                 fitting.append(str(run.workdir))
         try:
