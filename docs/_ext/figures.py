@@ -31,32 +31,32 @@ def write(app: Sphinx) -> None:
 def method() -> pyplot.Figure:
     """Draw the networks from left to right, and the three losses on them."""
     figure, axes = pyplot.subplots(figsize=(10, 4.6))
-    axes.set(xlim=(0, 10), ylim=(0, 4.6))
+    axes.set(xlim=(-0.15, 10), ylim=(0, 4.6))
     axes.axis("off")
     for i, modality in enumerate(MODALITIES):
         y = 3.5 - 1.15 * i
         box(axes, 0.65, y, f"{modality}\nfeatures $x$", GREY)
         box(axes, 2.7, y, "representation\nhead $F$", BLUE)
         box(axes, 4.95, y, "projection\nhead $J$", BLUE)
-        arrow(axes, (1.25, y), (1.95, y))
-        arrow(axes, (3.45, y), (4.25, y), "$D$")
-        arrow(axes, (5.65, y), (6.55, 2.35 + 0.35 * (1 - i)), "$P$")
+        arrow(axes, (1.42, y), (1.9, y))
+        arrow(axes, (3.5, y), (4.15, y), "$D$")
+        arrow(axes, (5.75, y), (6.5, 2.35 + 0.35 * (1 - i)), "$P$")
     box(axes, 7.3, 2.35, "pairs of\nmodalities", GREEN)
     label(axes, 9.15, 2.35, "$L_{MMS}$\ncontrast", GREEN)
-    arrow(axes, (8.0, 2.35), (8.65, 2.35))
+    arrow(axes, (8.1, 2.35), (8.65, 2.35))
     box(axes, 7.3, 4.05, "clustering head $G$,\nmean, k-means", ORANGE, 1.0)
     label(axes, 9.3, 4.05, "$L_{Clu}$\nclustering", ORANGE)
-    arrow(axes, (5.65, 3.6), (6.25, 3.95))
+    arrow(axes, (5.75, 3.65), (6.2, 3.95))
     arrow(axes, (8.35, 4.05), (8.8, 4.05))
     box(axes, 7.3, 0.5, "decoder $Q$:\n$x$ again", BLUE)
     label(axes, 9.15, 0.5, "$L_{Rec}$\nreconstruction", BLUE)
     arrow(axes, (2.7, 0.85), (2.7, 0.5), head=False)
-    arrow(axes, (2.7, 0.5), (6.55, 0.5), "$D$ of each modality")
-    arrow(axes, (8.0, 0.5), (8.45, 0.5))
+    arrow(axes, (2.7, 0.5), (6.5, 0.5), "$D$ of each modality")
+    arrow(axes, (8.1, 0.5), (8.4, 0.5))
     return figure
 
 
-def box(axes: Axes, x: float, y: float, text: str, colour: str, half: float = 0.7) -> None:
+def box(axes: Axes, x: float, y: float, text: str, colour: str, half: float = 0.75) -> None:
     """Draw a text in a frame around its middle."""
     style = {"boxstyle": "round,pad=0.04", "facecolor": "white", "edgecolor": colour, "linewidth": 1.5}
     axes.add_patch(matplotlib.patches.FancyBboxPatch((x - half, y - 0.33), 2 * half, 0.66, **style))
