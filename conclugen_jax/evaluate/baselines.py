@@ -34,6 +34,20 @@ def _moments(features: ByModality, present: ByModality) -> tuple[dict[str, np.nd
     return mean, {m: np.where(x > 1e-6, x, 1) for m, x in deviation.items()}
 
 
+def _left(x: np.ndarray, k: int) -> np.ndarray:
+    """Return the first k left singular vectors of x [n, d], [n, at most k]; with d <= n zeros for singular values of 0.
+
+    By the smaller one of the products of x with itself, which takes a tenth of the time of a decomposition of x.
+    """
+    wide = len(x) < x.shape[1]
+    eigenvalues, v = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    eigenvalues, v = eigenvalues[: -k - 1 : -1], v[:, : -k - 1 : -1]
+    if wide:
+        return v
+    counts = eigenvalues > 1e-12 * max(eigenvalues[0], 1e-300)
+    return np.where(counts, x @ v / np.sqrt(np.where(counts, eigenvalues, 1)), 0)
+
+
 def canonical(features: ByModality, present: ByModality, *, k: int = 16, ridge: float = 0.1) -> Projections:
     """Find what the modalities of an example have in common: regularised generalised CCA (MAXVAR).
 
@@ -54,13 +68,13 @@ def canonical(features: ByModality, present: ByModality, *, k: int = 16, ridge: 
     whole, solved = [], {}
     for m, x in features.items():
         z = np.where(present[m][:, None], (x - mean[m]) / scale[m], 0)
-        # With X = U S V^T, P = U S^2 / (S^2 + r) U^T: a product of U S / sqrt(S^2 + r) with itself.
-        u, s, v = np.linalg.svd(z, full_matrices=False)
-        r = max(ridge * present[m].sum(), 1e-9)
-        whole.append(u * (s / np.sqrt(s**2 + r)))
-        solved[m] = (v.T * (s / (s**2 + r))) @ u.T  # (X^T X + r I)^-1 X^T
-    g, _, _ = np.linalg.svd(np.concatenate(whole, axis=1), full_matrices=False)
-    directions = g[:, :k] * np.sqrt(len(g))  # of variance 1 over the training rows
+        # With X^T X = V L V^T, P = X V (L + r)^-1 (X V)^T: a product of X V / sqrt(L + r) with itself.
+        eigenvalues, v = np.linalg.eigh(z.T @ z)
+        r = np.maximum(eigenvalues, 0) + max(ridge * present[m].sum(), 1e-9)
+        whole.append(z @ v / np.sqrt(r))
+        solved[m] = (v / r) @ (z @ v).T  # (X^T X + r I)^-1 X^T
+    g = _left(np.concatenate(whole, axis=1), k)
+    directions = g * np.sqrt(len(g))  # of variance 1 over the training rows
     return Projections(mean, scale, {m: x @ directions for m, x in solved.items()})
 
 
@@ -68,8 +82,8 @@ def principal(features: ByModality, present: ByModality, *, k: int = 16) -> Proj
     """Find the k principal components of all standardised modalities side by side, zeros where absent."""
     mean, scale = _moments(features, present)
     z = [np.where(present[m][:, None], (x - mean[m]) / scale[m], 0) for m, x in features.items()]
-    _, _, v = np.linalg.svd(np.concatenate(z, axis=1), full_matrices=False)
-    parts = np.split(v[:k].T, np.cumsum([x.shape[1] for x in z])[:-1])
+    v = _left(np.concatenate(z, axis=1).T, k)
+    parts = np.split(v, np.cumsum([x.shape[1] for x in z])[:-1])
     return Projections(mean, scale, dict(zip(features, parts, strict=True)))
 
 

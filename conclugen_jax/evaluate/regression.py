@@ -1,9 +1,12 @@
 """Logistic regressions on few labels, by one rule for all vectors."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
+
+_libraries = functools.cache(ThreadpoolController)  # to find them takes as long as a small fit
 
 
 def classify(train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, c_times_dim: float = 0.0) -> np.ndarray:
@@ -11,7 +14,7 @@ def classify(train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, c_times
 
     ``c_times_dim`` is the inverse strength C of the penalty times dim, so that vectors of different sizes are treated alike:
     the more features, the stronger the penalty; 0: C is 1. The solution is a combination of the rows, so that with fewer rows
-    than features the fit is made in the space that they span.
+    than half the features the fit is made in the space that they span.
     """
     classes, probabilities = classified(train, labels, test, c_times_dim)
     return classes[probabilities.argmax(axis=1)]
@@ -24,12 +27,12 @@ def classified(
     from sklearn.linear_model import LogisticRegression
 
     c = c_times_dim / train.shape[1] if c_times_dim else 1.0
-    few = len(train) < train.shape[1]
-    if few:
-        _, _, basis = np.linalg.svd(train, full_matrices=False)
-        train, test = train @ basis.T, test @ basis.T
+    few = 2 * len(train) < train.shape[1]
     # In small fits the threads wait for each other, for far longer than they save on a busy machine.
-    with threadpool_limits(1 if few or len(train) < 1000 else None):
+    with _libraries().limit(limits=1 if few or len(train) < 1000 else None):
+        if few:
+            basis, _ = np.linalg.qr(train.T)
+            train, test = train @ basis, test @ basis
         fitted = LogisticRegression(C=c, max_iter=2000).fit(train, labels)
         return fitted.classes_, fitted.predict_proba(test)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from conclugen_jax.errors import ConclugenError, did_you_mean, reason
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
+CACHED_FROM = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 PLATFORMS = "JAX_PLATFORMS", "JAX_PLATFORM_NAME"
 SHARES = "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"
 DEVICES = "cpu", "gpu", "cuda", "rocm", "tpu"  # kinds that JAX has names for
@@ -175,6 +176,7 @@ def _keep_programs() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             os.environ[CACHE] = str(folder)
+            os.environ.setdefault(CACHED_FROM, "0")
     except (OSError, RuntimeError) as e:  # RuntimeError: the user has no home
         os.environ[CACHE] = ""
         shown = f"{CACHE}={given}" if given else "the cache of compiled programs"
