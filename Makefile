@@ -4,7 +4,6 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= runs/demo
 STUDY  ?= runs/study
-BENCH  ?= runs/bench.json
 TORCH_PYTHON ?=
 STAMP  := $(VENV)/.installed
 
@@ -40,9 +39,9 @@ evidence: $(STAMP)
 		--num_folds=3 --fold=$$fold --fold_seed=$$seed --nofold_validation || exit 1; done; done
 	$(RUN) -m conclugen_jax study --config=study_recipe:ravdess$(CHOICE) --study=runs/ravdess$(CHOICE)
 
-# TORCH_PYTHON names a Python with torch and fast-pytorch-kmeans; without it our side is timed alone.
+# TORCH_PYTHON names a Python with torch and fast-pytorch-kmeans; without it our side is timed alone. Writes docs/benchmarks.md.
 bench: $(STAMP)
-	$(RUN) -m benchmarks.cpu --torch-python=$(TORCH_PYTHON) --json=$(BENCH)
+	$(RUN) -m benchmarks.cpu --torch-python=$(TORCH_PYTHON)
 
 # test: the quick tests, at most eight minutes on two cores. test-slow: kills, faults, several processes, whole commands.
 test: $(STAMP)

@@ -1,6 +1,6 @@
 """What a CPU can tell of our speed and memory, beside PyTorch where a Python with it is named: make bench
 
-    python -m benchmarks.cpu --torch-python=PYTHON_WITH_TORCH --json=FILE [--only=step,kmeans]
+    python -m benchmarks.cpu --torch-python=PYTHON_WITH_TORCH [--only=step,kmeans]
 
 Both sides stay in processes of their own and take turns, so that a slow minute of the machine meets both; medians are
 compared. The rate of a plain matrix product is measured in the same turns: a faster product library is no faster step.
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -21,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import step
+from benchmarks import page, step, whole
 from benchmarks.sides import Side
 
 Rows = list[dict[str, Any]]
+BATCHES = (64, 128, 256, 512, 1024, 2048, 4096)
 PEER = Path(__file__).parent / "torch_peer.py"
 OURS = [sys.executable, "-m", "benchmarks.step"]
 
@@ -36,13 +38,14 @@ def step_time(torch: Sequence[str] | None, repeats: int) -> Rows:
         for name, sizes, steps in (("paper sizes", step.PAPER, 2), ("all sizes 512", step.SMALL, 20)):
             took = [_step_turn(ours, eager, compiled, batch=512, steps=steps, **sizes) for _ in range(repeats + 1)][1:]
             row = {"measure": f"step, {name}, batch 512", "ours": _median(took, "ours"), "unit": "s"}
-            rates = {side: statistics.median(t[f"{side} gflops"] for t in took) for side in ("ours", "eager") if eager}
+            rates = [statistics.median(t[f"{side} gflops"] for t in took) for side in ("ours", "eager") if eager]
             for side in ("eager", "compiled") if eager else ():
                 ratio = statistics.median(t[side] / t["ours"] for t in took)
                 row |= {f"torch {side}": _median(took, side), f"torch {side} / ours": ratio}
             if eager:
                 faster = statistics.median(t["ours gflops"] / t["eager gflops"] for t in took)
-                row |= {"without the products' rate": row["torch eager / ours"] / faster, "gflops": rates}
+                row |= {page.DIVIDED: row["torch eager / ours"] / faster}
+                row |= {"products": f"{rates[0]:.0f} and {rates[1]:.0f} GFLOP/s"}
             rows.append(row)
     return rows
 
@@ -56,40 +59,31 @@ def _step_turn(ours: Side, eager: Side | None, compiled: Side | None, **request:
     return found
 
 
-def share_of_products(_: Sequence[str] | None, repeats: int) -> Rows:
-    """Which part of the rate of a plain product of 4,096 cubed a whole step of 2,048 examples reaches."""
-    with Side("ours", OURS) as ours:
-        shares = []
-        for _ in range(repeats + 1):
-            before = ours.ask(what="matmul")["gflops"]
-            seconds = ours.ask(what="step", batch=2048, steps=2, **step.PAPER)["seconds"]
-            rate = (before + ours.ask(what="matmul")["gflops"]) / 2
-            shares.append(step.flops(2048) / seconds / 1e9 / rate)
-    share = statistics.median(shares[1:])
-    return [{"measure": "share of the plain product's rate, batch 2,048", "ours": share, "unit": ""}]
-
-
 def growth(_: Sequence[str] | None, repeats: int) -> Rows:
-    """The time of a step by its batch, fitted as a + b n + c n^2, against the operations over the product's rate."""
-    batches = (64, 128, 256, 512, 1024, 2048, 4096)
-    taken: dict[int, list[float]] = {n: [] for n in batches}
-    rates = []
-    for n in batches:
+    """The time of a step by its batch, fitted as a + b n + c n^2, against the operations over the product's rate.
+
+    Each batch counts alike (relative errors), and each time is divided by that of a plain product in the same turn.
+    """
+    n, operations, seconds, rates, shares = np.array(BATCHES, float), [], [], [], []
+    for batch in BATCHES:
         with Side("ours", OURS) as ours:
-            steps = max(2, 1024 // n)
-            ours.ask(what="step", batch=n, steps=2, **step.PAPER)
+            request = {"what": "step", "batch": batch, "steps": max(1, 1024 // batch), **step.PAPER}
+            ours.ask(**{**request, "steps": 1})
+            turns = []
             for _ in range(max(2, repeats // 2)):
-                rates.append(ours.ask(what="matmul")["gflops"] * 1e9)
-                taken[n].append(ours.ask(what="step", batch=n, steps=steps, **step.PAPER)["seconds"])
-    n, seconds = np.array(batches, float), np.array([statistics.median(taken[b]) for b in batches])
-    # Relative errors: each batch counts alike.
-    a, b, c = np.linalg.lstsq(np.stack([n**0, n, n**2], 1) / seconds[:, None], np.ones(len(n)), rcond=None)[0]
-    rate = statistics.median(rates)
-    expected = step.flops(1) / rate - 2 * 3 * 1536 / rate, 2 * 3 * 1536 / rate
-    found = {"a": a, "b / expected": b / expected[0], "c / expected": c / expected[1]}
-    return [
-        {"measure": "step time a + b n + c n^2, n 64..4,096", "unit": "s", "seconds": seconds.tolist(), **found},
-    ]
+                rate = ours.ask(what="matmul")["gflops"] * 1e9
+                turns.append((ours.ask(**request)["seconds"], rate))
+        seconds.append(statistics.median(took for took, _ in turns))
+        operations.append(statistics.median(took * rate for took, rate in turns))  # as many as a plain product would do
+        rates.append(statistics.median(rate for _, rate in turns))
+        shares.append(step.flops(batch) / operations[-1])
+    y = np.array(operations)
+    a, b, c = np.linalg.lstsq(np.stack([n**0, n, n**2], 1) / y[:, None], np.ones(len(n)), rcond=None)[0]
+    rate, pairs = statistics.median(rates), 2 * 3 * 1536
+    row = {"measure": "step time a + b n + c n^2, paper sizes, batch n = " + ", ".join(map(str, BATCHES))}
+    row |= {"seconds": [float(f"{x:.3g}") for x in seconds], "a": f"{a / rate:.3g} s"}
+    row |= {"b / operations over rate": b / (step.flops(1) - pairs), "c / operations over rate": c / pairs}
+    return [row, {"measure": "share of the plain product's rate, batch 2,048", "ours": shares[BATCHES.index(2048)]}]
 
 
 def similarities(_: Sequence[str] | None, repeats: int) -> Rows:
@@ -150,7 +144,7 @@ def memory(torch: Sequence[str] | None, _: int) -> Rows:
     rows = []
     with _peer(torch) as peer:
         theirs = peer and _peak(peer)
-    for chunk in (0, 1024, 512):
+    for chunk in (0, 512):
         with Side("ours", OURS) as ours:
             found = _peak(ours, encoder_chunk_size=chunk)
         row = {"measure": f"resident set, batch 4,096, encoder_chunk_size {chunk}", "ours": found["gib"], "unit": "GiB"}
@@ -170,6 +164,19 @@ def _peak(side: Side, **options: Any) -> dict[str, float]:
     return {"gib": side.ask(what="peak")["gib"], "seconds": seconds}
 
 
+def loop(_: Sequence[str] | None, repeats: int) -> Rows:
+    """Epochs of 5 steps of 200 rows in a run, against the same program called without a run around it."""
+    with Side("ours", [sys.executable, "-m", "benchmarks.epoch"]) as ours:
+        turns = [ours.ask(what="loop", number=200) for _ in range(max(1, repeats // 2))]
+    ratio = statistics.median(turn["plain"] / turn["ours"] for turn in turns)
+    row = {
+        "measure": "an epoch of 5 steps of 200 rows, logs and checkpoints",
+        "ours": _median(turns, "ours"),
+        "unit": "s",
+    }
+    return [{**row, "plain loop": _median(turns, "plain"), "plain loop / ours": ratio}]
+
+
 def epoch(_: Sequence[str] | None, repeats: int) -> Rows:
     """How much of an epoch passes outside the compiled steps, batch 512 at the paper's sizes."""
     with Side("ours", [sys.executable, "-m", "benchmarks.epoch"]) as ours:
@@ -180,15 +187,19 @@ def epoch(_: Sequence[str] | None, repeats: int) -> Rows:
 
 
 MEASURES: dict[str, Callable[[Sequence[str] | None, int], Rows]] = {
+    "start": whole.start,
+    "demo": whole.demo,
     "step": step_time,
     "kmeans": kmeans,
-    "neighbours": neighbours,
     "similarities": similarities,
-    "share": share_of_products,
-    "epoch": epoch,
-    "growth": growth,
+    "loop": loop,
     "memory": memory,
+    "growth": growth,
+    "study": whole.study,
+    "neighbours": neighbours,
+    "epoch": epoch,
 }
+LONGER = "neighbours", "epoch"  # only where they are asked for: the others take 15 minutes
 
 
 def _peer(torch: Sequence[str] | None) -> Any:
@@ -209,42 +220,44 @@ def _median(turns: Sequence[dict[str, float]], key: str) -> float:
     return statistics.median(turn[key] for turn in turns)
 
 
-def _line(row: dict[str, Any]) -> str:
-    shown = [f"{row['measure']}:"]
-    for key, value in row.items():
-        if isinstance(value, float):
-            unit = (
-                f" {row['unit']}"
-                if ("/" not in key and key in ("ours", "plain form")) or key.startswith("torch ")
-                else ""
-            )
-            shown.append(f"{key} {value:.3g}{unit if '/' not in key else ''};")
-    return " ".join(shown).rstrip(";")
+def _default_name() -> str:
+    """Return the processor and its number of cores."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    wide = " AVX-512" if any("avx512f" in line for line in lines) else ""
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores{wide}"
 
 
 def main() -> None:
-    """Measure, print a line each, and write everything as JSON."""
+    """Measure, print a line each, and write everything: a file of the machine, and the page of all machines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", default="", help="Python that has torch and fast-pytorch-kmeans")
-    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--machine", default=_default_name(), help="name of this machine")
+    parser.add_argument("--json", type=Path, help="file for all figures; default: benchmarks/results/MACHINE.json")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help=f"comma-separated: {','.join(MEASURES)}")
     a = parser.parse_args()
-    torch = [a.torch_python, str(PEER)] if a.torch_python else None
-    versions: dict[str, Any] = {"machine": platform.machine(), "processors": os.cpu_count()}
+    file = a.json or page.RESULTS / f"{re.sub('[^a-z0-9]+', '_', a.machine.lower())}.json"
+    torch, start = [a.torch_python, str(PEER)] if a.torch_python else None, time.monotonic()
+    found: dict[str, Any] = {"machine": a.machine, "versions": {}, "date": time.strftime("%Y-%m-%d")}
+    found |= {"command": "make bench" + (" TORCH_PYTHON=PYTHON_WITH_TORCH" if torch else ""), "rows": []}
     with Side("ours", OURS) as ours, _peer(torch) as peer:
         for side in filter(None, (ours, peer)):
-            versions[side.name] = side.ask(what="versions") | side.ask(what="matmul")
-    print(json.dumps(versions), flush=True)
-    start, rows = time.monotonic(), []
-    for name in a.only.split(",") if a.only else MEASURES:
-        for row in MEASURES[name](torch, a.repeats):
-            rows.append(row)
-            print(_line(row), flush=True)
-        if a.json:
-            a.json.parent.mkdir(parents=True, exist_ok=True)
-            a.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
-    print(f"{time.monotonic() - start:.0f} s in all")
+            found["versions"][side.name] = side.ask(what="versions")
+    print(json.dumps(found["versions"]), flush=True)
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": []}
+    for name in a.only.split(",") if a.only else [name for name in MEASURES if name not in LONGER]:
+        try:
+            rows = MEASURES[name](torch, a.repeats)
+        except (RuntimeError, subprocess.CalledProcessError) as e:  # one that fails must not cost the others
+            print(f"{name}: {e}", file=sys.stderr, flush=True)
+            continue
+        found["rows"] += rows
+        for row in rows:
+            print(f"{time.monotonic() - start:4.0f} s  {json.dumps(row)}", flush=True)
+        page.keep(found, before, file)
+    page.write()
+    print(f"{time.monotonic() - start:.0f} s in all; see {page.PAGE}")
 
 
 if __name__ == "__main__":

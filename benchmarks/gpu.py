@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import step
+from benchmarks import page, step
 from benchmarks.sides import Side
 
 PEER = Path(__file__).parent / "torch_peer.py"
@@ -47,6 +48,7 @@ def other_precisions(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The same step in TensorFloat-32 and in float32."""
     for precision in ("tensorfloat32", "float32"):
         with ours(a.cache) as side:
+            yield {"measure": f"compilation, {precision}, cold", **_timed(side, a.batch, precision, number=1)}
             yield from _rate(side, a.batch, precision)
 
 
@@ -139,14 +141,48 @@ def largest_batch(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
         batch *= 2
 
 
+def fp8_products(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rates of plain products in fp8 and bfloat16, and what rounding to them costs."""
+    with ours(a.cache) as side:
+        for precision in ("float8", "bfloat16"):
+            gflops = side.ask(what="matmul", rows=4096, repeats=100 if a.batch >= 4096 else 1, precision=precision)
+            yield {"measure": f"plain product, {precision}", **gflops}
+        yield {"measure": "relative error of a product by the type of its factors", **side.ask(what="fp8_error")}
+
+
+def small_runs(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Runs per minute of a study of small runs that are trained in one vmapped program, and of one alone."""
+    env = ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": a.cache}
+    with Side("ours", [sys.executable, "-m", "benchmarks.epoch"], env=env) as side:
+        found = side.ask(what="together", number=a.runs, num_epochs=min(60, a.epochs))
+    yield {"measure": f"{a.runs} small runs trained together", **found}
+
+
+def extraction(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Clips per second of the heavy backbones, where a folder of clips is named; decoded by one process."""
+    if a.clips is None:
+        return
+    options = ["--precision=bfloat16", f"--batch-items={a.batch_items}", "--repeats=40", "--alone"]
+    command = [sys.executable, "-m", "benchmarks.extraction", f"--clips={a.clips}", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-300:])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    bound = "decoding" if found["host_seconds"] > found["device_seconds"] else "the device"
+    yield {"measure": "extraction", "bound_by": bound, **found}
+
+
 MEASURES: tuple[Callable[[argparse.Namespace], Iterator[dict[str, Any]]], ...] = (
     step_rate,
     whole_run,
+    small_runs,
+    fp8_products,
+    extraction,
     peers,
-    peak_memory,
-    largest_batch,
     other_precisions,
+    peak_memory,
     neighbour_table,
+    largest_batch,
 )
 
 
@@ -158,6 +194,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--samples", type=int, default=145_000)
     parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=64, help="small runs that are trained together")
+    parser.add_argument("--clips", type=Path, help="folder of clips; without one extraction is left out")
+    parser.add_argument("--batch-items", type=int, default=256, help="frames or windows of clips at once")
     parser.add_argument("--only", default="", help="comma-separated names of measures; empty: all")
     parser.add_argument("--largest", type=int, default=524_288, help="no larger batch is tried")
     a = parser.parse_args()
@@ -166,18 +205,20 @@ def main() -> None:
 
 
 def _measure(a: argparse.Namespace) -> None:
-    start, found = time.monotonic(), []
+    start, found = time.monotonic(), {"machine": "", "versions": {}, "date": time.strftime("%Y-%m-%d"), "rows": []}
+    found["command"] = "python -m benchmarks.gpu" + " --torch-python=PYTHON_WITH_TORCH" * bool(a.torch_python)
     if a.json:
         a.json.parent.mkdir(parents=True, exist_ok=True)
 
     def take(row: dict[str, Any]) -> None:
-        found.append({**row, "after_seconds": round(time.monotonic() - start)})
-        print(json.dumps(found[-1]), flush=True)
+        found["rows"].append({**row, "after_seconds": round(time.monotonic() - start)})
+        print(json.dumps(found["rows"][-1]), flush=True)
         if a.json:
             a.json.write_text(json.dumps(found, indent=1) + "\n")
 
     with ours(a.cache) as side:
-        take({"measure": "versions", **side.ask(what="versions")})
+        found["versions"]["ours"] = side.ask(what="versions")
+        found["machine"] = found["versions"]["ours"]["device"]
     for measure in MEASURES:
         if a.only and measure.__name__ not in a.only.split(","):
             continue
@@ -186,6 +227,8 @@ def _measure(a: argparse.Namespace) -> None:
                 take(row)
         except RuntimeError as e:  # one measure that fails must not cost the others
             take({"measure": measure.__name__, "error": str(e)[:300]})
+    if a.json and a.json.parent.resolve() == page.RESULTS:
+        page.write()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ PAPER = {
 SMALL = {"dims": {"video": 512, "audio": 512, "text": 512}, "representation_dim": 512, "reconstruction_dim": 512}
 
 
+PRODUCTS = {"bfloat16": jnp.bfloat16, "float8": jnp.float8_e4m3fn}
+"""Name -> type of the factors of a plain product; others: float32."""
+
+
 def flops(batch: int) -> float:
     """Floating-point operations of a step at the paper's sizes, forward and backward, nothing counted twice.
 
@@ -186,7 +190,7 @@ def time_neighbours(rows: int, space: str, *, dims: dict, representation_dim: in
 
 def time_matmul(rows: int = 4096, repeats: int = 3, precision: str = "float32") -> dict[str, Any]:
     """Rate of a plain product [rows, 4096] x [4096, 4096], one after another in one program."""
-    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    dtype = PRODUCTS.get(precision, jnp.float32)
     a, b = (jax.random.normal(jax.random.key(i), (n, 4096), dtype) / 64 for i, n in ((3, rows), (4, 4096)))
     products = _products(repeats, precision)
     products(a, b).block_until_ready()
@@ -197,8 +201,23 @@ def time_matmul(rows: int = 4096, repeats: int = 3, precision: str = "float32") 
 
 @functools.cache
 def _products(number: int, precision: str) -> Any:
-    product = functools.partial(jnp.matmul, precision=parallel.MATMUL_PRECISION[precision])
-    return jax.jit(lambda a, b: jax.lax.fori_loop(0, number, lambda _, x: product(x, b), a))
+    options = {"precision": parallel.MATMUL_PRECISION.get(precision)}
+    if precision == "float8":
+        options = {"preferred_element_type": jnp.bfloat16}
+    product = functools.partial(jnp.matmul, **options)
+    return jax.jit(lambda a, b: jax.lax.fori_loop(0, number, lambda _, x: product(x, b).astype(x.dtype), a))
+
+
+def fp8_error() -> dict[str, float]:
+    """Relative error of a product of 4,096 terms whose factors are rounded to fp8, and to bfloat16."""
+    a, b = (jax.random.normal(jax.random.key(i), (1024, 4096)) for i in (3, 4))
+    exact = jnp.matmul(a, b.T, precision="highest")
+
+    def error(dtype: Any) -> float:
+        rounded = (x.astype(dtype).astype(jnp.float32) for x in (a, b.T))
+        return float(jnp.linalg.norm(jnp.matmul(*rounded, precision="highest") - exact) / jnp.linalg.norm(exact))
+
+    return {name: error(dtype) for name, dtype in PRODUCTS.items()}
 
 
 def memory() -> dict[str, Any]:
@@ -220,6 +239,7 @@ if __name__ == "__main__":
         "kmeans": time_kmeans,
         "neighbours": time_neighbours,
         "matmul": time_matmul,
+        "fp8_error": fp8_error,
         "versions": versions,
     }
     sides.serve(answers | {"peak": sides.peak, "forget_peak": sides.forget_peak})

@@ -18,8 +18,6 @@ from configs import demo
 
 def get_config():
     config = demo.get_config()
-    config.model.representation_dim = 256
-    config.model.projection_dim = 128
     config.loss.reconstruction_weight = 0.0
     config.loss.neighbours = 5
     config.clustering.queue_reset = "never"

@@ -25,10 +25,8 @@ def get_config() -> ConfigDict:
 
 
 def pretraining(_name: str) -> ConfigDict:
-    """Sizes and schedule of the demo; probes thrice, one checkpoint."""
+    """Sizes and schedule of the demo, one checkpoint and no probes between, so that seeds are trained together."""
     config = demo.get_config()
-    config.online_probe.every_epochs = 20
-    config.online_probe.num_epochs = 10
     config.checkpoint.every_epochs = config.train.num_epochs
     config.checkpoint.keep_newest = 1
     config.checkpoint.keep_best = 0

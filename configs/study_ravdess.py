@@ -17,13 +17,16 @@ def get_config() -> ConfigDict:
     study.labels.update(study_demo.LABELS)
     study.training_draws = 5  # with one alone, draws of labels hide the differences
     study_base.add_methods(study, pretraining, {"video": "video", "audio": "audio"})
-    study.datasets.ravdess = study_demo.dataset(study.pretraining_path, demo.get_config(), batch_size=160)
+    sizes = demo.get_config()
+    sizes.model.representation_dim = 512
+    study.datasets.ravdess = study_demo.dataset(study.pretraining_path, sizes, batch_size=160)
     return study.lock()
 
 
 def pretraining(name: str) -> ConfigDict:
     """As the demo: 960 clips in three steps an epoch, and as many steps as there."""
     config = study_demo.pretraining(name)
+    config.model.representation_dim = 512
     config.train.batch_size = 320
     config.train.num_epochs = 80
     return config

@@ -99,6 +99,14 @@ def test_methods_are_those_of_the_paper():
     }
 
 
+def test_seeds_of_the_small_study_are_trained_together():
+    waiting = study_runs.cohorts(study_runs.chains(load(FOLDER / "study_demo.py")))
+    sizes = {c[0][0].method: len(c) for c in waiting if c[0][0].protocol == "pretraining"}
+    assert sizes.pop("instance_cont") == 1  # its program holds statistics of the data
+    assert len(sizes) == 7
+    assert set(sizes.values()) == {5}
+
+
 @pytest.mark.parametrize("name", ["study_demo", "study_ravdess", "study_paper"])
 def test_studies_can_be_run_and_hold_the_methods_of_the_paper(name):
     definition = load(FOLDER / f"{name}.py")

@@ -230,6 +230,16 @@ CACHES = {
 }
 
 
+@pytest.mark.parametrize(("given", "kept_from"), [(None, "0"), ("2.5", "2.5")])
+def test_small_programs_are_kept_unless_the_user_says_otherwise(monkeypatch, tmp_path, given, kept_from):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", given or "")
+    if given is None:
+        monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    environment.prepare(with_jax=True)
+    assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == kept_from
+
+
 @pytest.mark.parametrize("case", CACHES)
 def test_places_of_compiled_programs(monkeypatch, case):
     variables, said = CACHES[case]

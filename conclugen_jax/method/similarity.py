@@ -10,7 +10,9 @@ KEPT_TILE, CPU_TILE, ACCELERATOR_TILE = (1024, 4096), (1024, 1024), (8192, 16384
 """Rows and columns at once, at most: on a CPU, where its cache counts, of a matrix that is kept and of one that is not, and
 on accelerators, where few large tiles are fastest."""
 ROWS_PER_SUM = 128  # rows added up by one thread of an accelerator
-KEEP_UP_TO = 4096 * 4096  # most entries of a matrix kept for the backward pass; larger ones are computed again there
+KEEP_UP_TO, CPU_KEEPS_UP_TO = 4096**2, 16384**2
+"""Most entries of a matrix kept for the backward pass, on accelerators and on a CPU, where a product takes longer than to write
+and read its result; larger ones are computed again there."""
 
 
 def exp_sums(
@@ -27,7 +29,7 @@ def exp_sums(
       rows: boolean [n], rows of ``a`` that count.
       columns: boolean [m], rows of ``b`` that count.
       keep: hold the exponentials for the backward pass, n m numbers, instead of computing each tile again, where memory
-        then grows with n + m; ``None``: for matrices up to ``KEEP_UP_TO`` entries.
+        then grows with n + m; ``None``: as :func:`keeps` says.
       dtype: type of the factors of all products; these, and all sums, are in float32.
 
     Returns:
@@ -37,11 +39,16 @@ def exp_sums(
       Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021, for tiles that are computed again.
     """
     n, m = a.shape[0], b.shape[0]
-    keep = n * m <= KEEP_UP_TO if keep is None else keep
+    keep = keeps(n * m) if keep is None else keep
     tile = ACCELERATOR_TILE if jax.default_backend() != "cpu" else KEPT_TILE if keep else CPU_TILE
     (a, rows), (b, columns) = _tiles((a, rows), tile[0]), _tiles((b, columns), tile[1])
     row_sums, column_sums = _sums(keep, dtype, a, b, rows.astype(jnp.float32), columns.astype(jnp.float32))
     return row_sums.reshape(-1)[:n], column_sums.reshape(-1)[:m]
+
+
+def keeps(entries: int) -> bool:
+    """Return whether a matrix of so many entries is kept for the backward pass."""
+    return entries <= (CPU_KEEPS_UP_TO if jax.default_backend() == "cpu" else KEEP_UP_TO)
 
 
 def products(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -155,7 +155,7 @@ def _begin(root: Path, place: int, jobs: int) -> None:
         environment.share_memory(0.9 / jobs)
     if not jax.config.jax_compilation_cache_dir:  # runs of a study compile the same programs again and again
         jax.config.update("jax_compilation_cache_dir", str((root / ".compiled").absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _work_through_logged(root: Path, cohort: list[list[Run]]) -> None:

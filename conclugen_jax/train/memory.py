@@ -35,7 +35,7 @@ def estimate(
     heads = len(feature_dims) * (r // 8 + config.model.projection_dim) * 3
     at_once = min(rows, config.encoder_chunk_size or rows)
     pairs = objective.modality_pairs(list(feature_dims), config.loss.contrastive_pairs)
-    kept = rows * batch <= similarity.KEEP_UP_TO and not config.encoder_chunk_size
+    kept = similarity.keeps(rows * batch) and not config.encoder_chunk_size
     whole = config.loss.soft_targets or config.loss.target_neighbours  # both ways, with weights
     # Kept: of all pairs. Else of one pair at a time, a tile and what the backward pass makes of it.
     entries = len(pairs) * rows * batch if kept else 2 * min(rows * batch, math.prod(similarity.ACCELERATOR_TILE))
