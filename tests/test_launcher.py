@@ -245,7 +245,7 @@ def test_processes_that_were_named_before(monkeypatch, capsys):
     monkeypatch.setattr("conclugen_jax.pretrain.pretrain", lambda config, workdir, **_: None)
     assert app.call("pretrain", ["--config=demo", "--data=d"]) == 0
     assert capsys.readouterr().err == (
-        "warning: JAX_NUM_PROCESSES=2 is ignored: this process trains alone, without --distributed=auto\n"
+        "warning: JAX_NUM_PROCESSES=2 is ignored: this process works alone, without --distributed=auto\n"
     )
 
 

@@ -17,7 +17,6 @@ import pytest
 from conclugen_jax import pretrain
 from conclugen_jax.data import builders, shards
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.pretrain import setup
 from conclugen_jax.runs import checkpoint
 from conclugen_jax.system import processes
 from conclugen_jax.train import feed, parallel
@@ -206,16 +205,25 @@ def test_each_process_reads_the_rows_of_its_own_devices_alone(data, monkeypatch)
 def test_other_data_or_unequal_devices_are_refused(data, tmp_path, monkeypatch):
     config, other = config_of(data, "host"), builders.build(Faces(seed=1), tmp_path)
     manifests = [shards.open_dataset(path).manifest for path in (data, other)]
+    parallel.check_alike(config, manifests[1])  # alone
     sent = []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "wait", lambda: None)
     monkeypatch.setattr(processes, "json_of_main", lambda value: sent.append(value) or value)
-    setup.check_alike(config, manifests[0])
+    parallel.check_alike(config, manifests[0])
     monkeypatch.setattr(processes, "json_of_main", lambda value: sent[0])
-    setup.check_alike(config, manifests[0])
+    parallel.check_alike(config, manifests[0])
     elsewhere = config.copy_and_resolve_references()
     elsewhere.data.path = "/elsewhere"
-    setup.check_alike(elsewhere, manifests[0])
+    parallel.check_alike(elsewhere, manifests[0])
     with pytest.raises(ConclugenError, match=r"not the data set faces 1\.0\.0 of process 0.*start all with the same"):
-        setup.check_alike(config, manifests[1])
+        parallel.check_alike(config, manifests[1])
+
+    sent[0]["facts"] = {"split": "test"}
+    with pytest.raises(
+        ConclugenError, match=r"process 0 \(split: test -> validation\); start all with the same command"
+    ):
+        parallel.check_alike(config, manifests[0], split="validation")
 
     class Device:
         def __init__(self, process_index):
@@ -223,4 +231,4 @@ def test_other_data_or_unequal_devices_are_refused(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(jax, "devices", lambda: [Device(0), Device(0), Device(1)])
     with pytest.raises(ConclugenError, match="the processes have 2, 1 devices"):
-        setup.check_alike(config, manifests[0])
+        parallel.check_alike(config, manifests[0])

@@ -81,6 +81,25 @@ class Command:
             flag.help = text or flag.help
             flags.DEFINE_flag(flag, self.flags)
 
+    def distribute(self) -> None:
+        """Take the flags of a command that several processes may share; it calls :meth:`join` first."""
+        self.enum(
+            "distributed",
+            "off",
+            ["off", "auto"],
+            "auto: join the other processes that the cluster or JAX_* variables name",
+        )
+        wait = "Seconds for all processes to start, and until a silent one counts as gone"
+        self.float("distributed_timeout", 60.0, wait, lower_bound=1, upper_bound=86400)
+
+    def join(self) -> None:
+        """Join the other processes, if the flags say so; say it if variables name some and the flags do not."""
+        if self.flags.distributed == "auto":
+            processes.start(self.flags.distributed_timeout)
+        elif (count := os.environ.get(processes.COUNT, "1")) != "1":
+            fact = f"{processes.COUNT}={count} is ignored: this process works alone, without --distributed=auto"
+            print(f"warning: {fact}", file=sys.stderr)
+
     def required(self, name: str) -> Any:
         """Return the value of a flag that must be given."""
         value = self.flags[name].value

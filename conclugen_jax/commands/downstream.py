@@ -6,12 +6,15 @@ Prints the scores of the test split and writes them, with confusion matrix and p
 With --sweep the grid of config.sweep (rates, decays, seeds, labels per class, draws of them) is trained at once on
 frozen representations, and rate and decay are chosen by the validation split:
 --sweep --config.sweep.learning_rates=1e-3,1e-2 --config.sweep.labels_per_class=5,20,0
+
+With several machines or processes, start the same command once for each, with --distributed=auto (launch/cluster).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from conclugen_jax.commands import app
+from conclugen_jax.system import processes
 
 command = app.Command(
     config="run", short=app.OF_PRETRAINING | {"checkpoint": "downstream.checkpoint", "test_data": "data.test_paths"}
@@ -20,6 +23,7 @@ FLAGS = command.flags
 PLACE = "Folder of result.json, metrics.jsonl, checkpoints; default: CHECKPOINT/PROTOCOL, or runs/PROTOCOL"
 command.string("workdir", None, PLACE)
 command.bool("sweep", False, "Train the whole grid of config.sweep in one run")
+command.distribute()
 
 MEMBER = ("labels_per_class", "label_draw", "seed", "learning_rate", "weight_decay")  # what is shown of one of a sweep
 COLUMNS = ("labels", "draw", "seed", "rate", "decay")
@@ -30,11 +34,14 @@ def main() -> None:
     from conclugen_jax.evaluate import downstream, sweep, weights
     from conclugen_jax.runs.config import PRETRAINED
 
+    command.join()
     section = command.config.downstream
     beside = section.checkpoint if section.protocol in PRETRAINED and section.checkpoint else "runs"
     workdir = FLAGS.workdir or str(Path(beside, section.protocol + ("_sweep" if FLAGS.sweep else "")))
-    _show((sweep.sweep if FLAGS.sweep else downstream.downstream)(command.config, workdir))
-    print(f"saved as {workdir}/{weights.RESULT}")
+    result = (sweep.sweep if FLAGS.sweep else downstream.downstream)(command.config, workdir)
+    if processes.is_main():
+        _show(result)
+        print(f"saved as {workdir}/{weights.RESULT}")
 
 
 def _show(result: dict) -> None:

@@ -5,6 +5,9 @@ conclugen probe --workdir=PRETRAINING_RUN
 Compares the checkpoint with raw features, their principal components, what their modalities have in common (canonical
 correlations), and the same network untrained, by linear evaluation; each score is the mean and standard deviation over
 several draws of the labels. Prints the table and writes it as OUTPUT.json and OUTPUT.md.
+
+With several machines or processes, start the same command once for each, with --distributed=auto (launch/cluster): they
+share the representations, and process 0 fits.
 """
 
 import dataclasses
@@ -15,7 +18,7 @@ from typing import Any
 from conclugen_jax.commands import app
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.runs import layout
-from conclugen_jax.system import files, progress
+from conclugen_jax.system import files, processes, progress
 
 command = app.Command()
 FLAGS = command.flags
@@ -33,13 +36,15 @@ SMOOTHING = "Average vectors with so many nearest training rows, 0: none; defaul
 command.integer("smoothing", None, SMOOTHING, lower_bound=0)
 command.integer("draws", 10, "Random draws of the labelled examples, default 10", lower_bound=2)
 command.integer("seed", 0, "Seed of the draws", lower_bound=0)
+command.distribute()
 
 
 def main() -> None:
     """Compute the table, write it, print it."""
     output = Path(FLAGS.output or Path(command.required("workdir"), layout.EFFICIENCY))
     labels = None if FLAGS.labels is None else [_number(text) for text in FLAGS.labels or [""]]
-    if FLAGS.output:
+    command.join()
+    if FLAGS.output and processes.is_main():
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -51,6 +56,8 @@ def main() -> None:
     options = {"labels_per_class": labels, "num_draws": FLAGS.draws, **command.values("data", "test_data", "seed")}
     options["evaluation"] = evaluation
     report = probe.label_efficiency_of_run(command.required("workdir"), which=FLAGS.checkpoint, **options)
+    if report is None:
+        return
     files.write_json(Path(f"{output}.json"), dataclasses.asdict(report), place="--output")
     lines = [text for line in report.warnings for text in ("", line)]
     columns, rows = probe.table(report.results, factor=100, digits=1)

@@ -24,7 +24,7 @@ from conclugen_jax.evaluate.task import Task, with_fitting_batch
 from conclugen_jax.method import train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
 from conclugen_jax.runs import checkpoint, config as config_lib, log as log_lib, workdir as workdir_lib
-from conclugen_jax.system import files, progress, signals
+from conclugen_jax.system import files, processes, progress, signals
 from conclugen_jax.train import feed, optimizer as optimizer_lib, parallel
 
 
@@ -35,7 +35,6 @@ class Run(NamedTuple):
     encoder: weights.Encoder
     streams: Mapping[str, shards.ShardStream]
     folder: Path
-    stop: signals.Stop
     others: Sequence[across.Other] = ()  # what is scored besides
 
 
@@ -46,10 +45,11 @@ def downstream(
 
     ``config``: see ``configs/base.py``; its batch is lowered to the examples there are. ``workdir`` takes ``config.json``,
     ``data.json``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/`` (the best epoch's weights); if the same run is
-    finished there already, its result is returned. ``devices``: to train on; ``None``: all.
+    finished there already, its result is returned. ``devices``: to train on; ``None``: all, those of other processes too.
 
     Returns the content of ``result.json``: scores of the validation and test split (if there is one) at the epoch of best
-    validation accuracy (see ``metrics.py``), and where everything came from.
+    validation accuracy (see ``metrics.py``), and where everything came from. Of several processes process 0 writes, and all
+    return its result.
 
     Raises:
       ConclugenError: an impossible configuration, bad data, a checkpoint that does not fit the data, or no finite loss.
@@ -86,8 +86,9 @@ def over_folds(
             folds.setdefault(line, []).append(str(fold))
     lines = [line + f" (fold {', '.join(of)})" * (len(of) < len(results)) for line, of in folds.items()]
     result = {**shared, "num_folds": len(results), "fold_by": section.fold_by, "warnings": lines, **joined(results)}
-    files.write_atomically(folder / workdir_lib.CONFIG, config_lib.to_json(config))
-    files.write_json(folder / weights.RESULT, result)
+    if processes.is_main():
+        files.write_atomically(folder / workdir_lib.CONFIG, config_lib.to_json(config))
+        files.write_json(folder / weights.RESULT, result)
     return result
 
 
@@ -107,6 +108,8 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
     others = across.opened(config, dataset, encoder.modalities)
     if not config.downstream.labels_per_class:  # with few labels the batch is what there is
         with_fitting_batch(config, len(streams["train"].usable), num_devices)
+    facts = {"weights": encoder.origin["sha256"], "test_data": [other.facts()["data"] for other in others]}
+    parallel.check_alike(config, manifest, **facts)
     with (
         workdir_lib.claim(workdir) as folder,
         signals.caught() as stop,
@@ -114,10 +117,12 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
     ):
         workdir_lib.settle(folder, config, manifest)
         path, label = folder / weights.RESULT, streams["train"].label
-        if path.exists():
-            return _finished(path, encoder, others)
+        before = _finished(path, encoder, others) if processes.is_main() and path.exists() else None
+        if (before := processes.json_of_main(before)) is not None:
+            return before
         if encoder.persons:
-            encoder.persons.write(folder / persons.FILE)
+            if processes.is_main():
+                encoder.persons.write(folder / persons.FILE)
             for stream in {id(stream): stream for stream in streams.values()}.values():
                 encoder.persons.attach(stream)
             for other in others:
@@ -133,8 +138,10 @@ def once(config: ConfigDict, workdir: str | Path, work: Callable[[Run], dict[str
             "classes": list(label.names),
         }
         result |= {"test_data": [other.facts() for other in others]} if others else {}
-        result |= work(Run(config, encoder, streams, folder, stop, others))
-        files.write_json(path, result)
+        with stop.at_once():  # such a run is repeated from its start
+            result = processes.json_of_main(result | work(Run(config, encoder, streams, folder, others)))
+        if processes.is_main():
+            files.write_json(path, result)
     return result
 
 
@@ -156,46 +163,46 @@ def _finished(path: Path, encoder: weights.Encoder, others: Sequence[across.Othe
 
 def _run(run: Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Read the rows, encode them if the encoder is frozen, train, save and score the best epoch."""
-    config, encoder, streams, folder, stop, others = run
-    with stop.at_once():  # such a run is repeated from its start
-        label, frozen = streams["train"].label, config.downstream.protocol in config_lib.FROZEN
-        rows, everyone = splits_lib.load(config, streams)
-        if frozen:
-            rows = {name: represented(encoder, x, config, devices) for name, x in rows.items()}
-        if frozen and encoder.evaluation.smoothing_neighbours:
-            rows = bank.joined(rows, everyone, encoder.evaluation, config.downstream.fusion)
-            encoder = encoder._replace(dims={bank.JOINED: rows["train"].table["features"][bank.JOINED].shape[1]})
-            run = run._replace(encoder=encoder)
-        everyone = task_lib.labels_of(rows["train"])
-        labels, per_class = everyone[rows["train"].usable], config.downstream.labels_per_class
-        network = None if frozen else encoder.model
-        task = task_lib.create(config, label, labels, encoder=network, axis_name=parallel.AXIS)
-        forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), devices)
-        at_a_time = math.ceil(config.train.batch_size / len(devices)) * len(devices)
+    config, encoder, streams, folder, others = run
+    label, frozen = streams["train"].label, config.downstream.protocol in config_lib.FROZEN
+    rows, everyone = splits_lib.load(config, streams)
+    if frozen:
+        rows = {name: represented(encoder, x, config, devices) for name, x in rows.items()}
+    if frozen and encoder.evaluation.smoothing_neighbours:
+        rows = bank.joined(rows, everyone, encoder.evaluation, config.downstream.fusion)
+        encoder = encoder._replace(dims={bank.JOINED: rows["train"].table["features"][bank.JOINED].shape[1]})
+        run = run._replace(encoder=encoder)
+    everyone = task_lib.labels_of(rows["train"])
+    labels, per_class = everyone[rows["train"].usable], config.downstream.labels_per_class
+    network = None if frozen else encoder.model
+    task = task_lib.create(config, label, labels, encoder=network, axis_name=parallel.AXIS)
+    own = list(parallel.own_devices(devices).values())
+    forward = parallel.map_forward(lambda w, batch: task.logits(w["params"], w["feature_stats"], batch), own)
+    at_a_time = math.ceil(config.train.batch_size / len(devices)) * len(devices)
 
-        def outputs(split: str, state: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-            state, sizes = parallel.replicate(state, devices), {"batch_size": at_a_time, "num_devices": len(devices)}
-            logits, facts = feed.evaluate(forward, state, rows[split], **sizes)
-            return logits, facts["label"]
+    def outputs(split: str, state: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        state, sizes = parallel.replicate(state, own), {"batch_size": at_a_time, "num_devices": len(own)}
+        logits, facts = feed.evaluate(forward, state, rows[split], **sizes)
+        return logits, facts["label"]
 
-        def scores(split: str, state: Mapping[str, Any], *, brief: bool = False) -> dict[str, Any]:
-            return task.scores(*outputs(split, state), streams[split].where, brief=brief)
+    def scores(split: str, state: Mapping[str, Any], *, brief: bool = False) -> dict[str, Any]:
+        return task.scores(*outputs(split, state), streams[split].where, brief=brief)
 
-        config = with_fitting_batch(config, len(labels), len(devices))
-        validate = functools.partial(scores, "validation", brief=True)
-        epoch, best = _fit(run._replace(config=config), task, rows["train"], devices, validate)
-        # Those of a run that was killed before it left a result.
+    config = with_fitting_batch(config, len(labels), len(devices))
+    validate = functools.partial(scores, "validation", brief=True)
+    epoch, best = _fit(run._replace(config=config), task, rows["train"], devices, validate)
+    if processes.is_main():  # those of a run that was killed before it left a result
         shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
-        with checkpoint.Checkpoints(folder) as saved:
-            saved.save((epoch + 1) * (len(labels) // config.train.batch_size), best, {"best_epoch": epoch})
-        return {
-            "num_train_examples": len(labels),
-            "labels_per_class": config.downstream.labels_per_class,
-            "warnings": splits_lib.warnings(config, label, everyone) + task_lib.warnings(label, labels, per_class),
-            "best_epoch": epoch,
-            **{split: scores(split, best) for split in splits_lib.NAMES[1:] if split in rows},
-            **across.scored(others, task, lambda split: outputs(split, best)),
-        }
+    with checkpoint.Checkpoints(folder) as saved:
+        saved.save((epoch + 1) * (len(labels) // config.train.batch_size), best, {"best_epoch": epoch})
+    return {
+        "num_train_examples": len(labels),
+        "labels_per_class": config.downstream.labels_per_class,
+        "warnings": splits_lib.warnings(config, label, everyone) + task_lib.warnings(label, labels, per_class),
+        "best_epoch": epoch,
+        **{split: scores(split, best) for split in splits_lib.NAMES[1:] if split in rows},
+        **across.scored(others, task, lambda split: outputs(split, best)),
+    }
 
 
 def represented(
@@ -203,10 +210,11 @@ def represented(
 ) -> batches.HostTable:
     """Return the split with representations in place of features."""
     represent = functools.partial(encoder.model.apply, method="represent")
-    forward = parallel.map_forward(lambda v, batch: represent(v, batch["features"]), devices)
-    size, variables = len(devices), parallel.replicate(encoder.variables, devices)
+    size, own = len(devices), list(parallel.own_devices(devices).values())
+    forward = parallel.map_forward(lambda v, batch: represent(v, batch["features"]), own)
+    variables = parallel.replicate(encoder.variables, own)
     at_a_time = max(config.train.batch_size // size * size, size)
-    found, facts = feed.evaluate(forward, variables, rows, batch_size=at_a_time, num_devices=size)
+    found, facts = feed.evaluate(forward, variables, rows, batch_size=at_a_time, num_devices=len(own))
     gib, limit = sum(x.nbytes for x in found.values()) / 2**30, config.data.device_table_gib
     tier = batches.choose_tier("auto", gib, device_table_gib=limit, host_table_gib=float("inf"))
     return batches.HostTable({"features": found, **facts}, rows.usable, tier=tier)
@@ -234,12 +242,15 @@ def _fit(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Dev
 
     ``validate``: weights -> loss and measure of the validation split.
     """
-    config, encoder, _, folder, stop, _ = run
+    config, encoder, _, folder, _ = run
     batches, program, state = _start(run, task, rows, devices)
     patience, title = config.downstream.early_stopping_epochs, f"{config.downstream.protocol} {folder.name}"
     # Training rows that choose their own epoch are all right soon: what is still learned shows in the loss.
     of_training = config.data.validation_split == config.data.train_split
     best, kept = best_epochs.BestEpochs(task.measure, patience, by_loss=of_training), None
+    step = (
+        None  # the program, compiled for what it is given first: on several processes pmap cannot take a split update
+    )
     steps, every = batches.steps_per_epoch, config.train.log_every_steps
     mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
     with (
@@ -249,11 +260,12 @@ def _fit(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Dev
         size, modalities = config.train.batch_size, ", ".join(encoder.modalities)
         display.say(f"{title}: {len(rows.usable)} examples, batches of {size}, modalities {modalities}")
         for dispatch, inputs in batches(batches.plan(0)):
-            state, metrics = program(state, *inputs)
+            step = step or parallel.compiled(program, state, *inputs)
+            state, metrics = step(state, *inputs)
             records = feed.records(dispatch, metrics)
             if dispatch.ends_epoch:
                 now = {"params": state.params, "feature_stats": state.feature_stats}
-                scores = validate(now)
+                scores = processes.json_of_main(validate(now))  # by which all stop after the same epoch
                 records[-1] |= {f"validation/{name}": score for name, score in scores.items()}
                 if best.improved(dispatch.epoch, scores[task.measure], scores["loss"]):
                     # A copy on the host: the next dispatch takes the state's memory.
@@ -261,8 +273,6 @@ def _fit(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Dev
                 shown = {"loss": records[-1]["loss"], f"validation {task.measure}": scores[task.measure]}
                 display.update(dispatch.end_step, shown)
             log.write([r for r in records if r["step"] % every == 0 or "validation/loss" in r])
-            if stop.signal:
-                raise signals.Interrupted(stop.signal)
             if not best.running:
                 display.say(f"stopped after epoch {dispatch.epoch + 1}: no lower validation loss for {patience} epochs")
                 break

@@ -19,7 +19,8 @@ from conclugen_jax.evaluate import bank as bank_lib, splits, task as task_lib, w
 from conclugen_jax.method import model as model_lib
 from conclugen_jax.runs import checkpoint, workdir as workdir_lib
 from conclugen_jax.runs.config import FROZEN
-from conclugen_jax.system import files
+from conclugen_jax.system import files, processes
+from conclugen_jax.train import parallel
 
 FUSIONS = ("none", "concat", "mean")
 
@@ -87,6 +88,8 @@ def embed(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the rows of a split of a data set that has the network's modalities as vectors, ``batch_size`` at a time.
 
+    All devices share a batch, those of other processes too, which must make the same call and get the same rows.
+
     ``modalities``: whose representations are wanted; all of the network's where empty; a classifier uses its own.
     ``fusion``: ``none``: one vector per modality; ``concat`` (zeros where absent) or ``mean`` (over those present): one
     vector ``fused``.
@@ -114,11 +117,15 @@ def embed(
         network.persons.attach(stream)
     compute = Computing(network, wanted, fusion)
     own = compute.places(stream, dataset.manifest.fingerprint())
-    for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
+
+    def chunk_of(indices: np.ndarray) -> dict[str, np.ndarray]:
         rows = stream.rows(indices)
-        ids, groups = stream.names(indices[:count])
         chunk = {"label": rows["label"], **{f"present/{m}": rows["present"][m] for m in wanted}}
-        chunk |= compute(rows["features"], rows["present"], own[indices])
+        return chunk | compute(rows["features"], rows["present"], own[indices])
+
+    for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
+        ids, groups = stream.names(indices[:count])
+        chunk = processes.shared(chunk_of, indices)
         yield {"id": ids, "group": groups, **{name: x[:count] for name, x in chunk.items()}}
 
 
@@ -128,10 +135,11 @@ Represent = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 def compiled(network: Network) -> Represent:
     """Return the function features -> vectors of a network: modality -> [n, dim] of all its modalities -> float32 [n, R]."""
     represent = jax.jit(functools.partial(network.model.apply, method="represent"))
+    variables = parallel.replicate(network.variables, jax.local_devices())
 
     def call(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with jax.default_matmul_precision("highest"):  # a GPU would round float32 products to TensorFloat-32
-            found = jax.device_get(represent(network.variables, dict(features)))
+            found = parallel.by_rows(functools.partial(represent, variables), dict(features))
         return {m: x.astype(np.float32, copy=False) for m, x in found.items()}
 
     return call
@@ -170,10 +178,13 @@ def _represented(
     represent: Represent, rows: shards.RowSource, members: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return vectors and presence of some rows by modality."""
-    parts = []
-    for at in np.split(members, range(batches.CHUNK_ROWS, len(members), batches.CHUNK_ROWS)):
+
+    def chunk_of(at: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         chunk = rows.rows(at)
-        parts.append((represent(chunk["features"]), chunk["present"]))
+        return represent(chunk["features"]), chunk["present"]
+
+    chunks = np.split(members, range(batches.CHUNK_ROWS, len(members), batches.CHUNK_ROWS))
+    parts = [processes.shared(chunk_of, at) for at in chunks]
     return tuple({m: np.concatenate([part[i][m] for part in parts]) for m in parts[0][0]} for i in (0, 1))
 
 
@@ -267,8 +278,10 @@ def _numbered(there: np.ndarray, first: int) -> np.ndarray:
 def write(rows: Iterable[dict[str, np.ndarray]], output: Path) -> int:
     """Write rows of :func:`embed` to ``NAME.npz`` (put together in memory) or ``NAME.parquet`` (batch by batch).
 
-    The file is whole or not there. Returns the number of rows.
+    The file is whole or not there; of several processes process 0 writes it. Returns the number of rows.
     """
+    if not processes.is_main():
+        return sum(len(chunk["id"]) for chunk in rows)
     rows = iter(rows)
     rows = itertools.chain([next(rows)], rows)  # what is wrong with them shows before a folder is made
     try:

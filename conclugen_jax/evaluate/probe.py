@@ -29,6 +29,8 @@ from conclugen_jax.evaluate.weights import (  # noqa: F401
     untrained,
 )
 from conclugen_jax.runs import config as config_lib, workdir as workdir_lib
+from conclugen_jax.system import processes
+from conclugen_jax.train import parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +117,11 @@ def label_efficiency_of_run(
     evaluation: Mapping[str, Any] | None = None,
     test_data: Sequence[str | Path] = (),
     **options: Any,
-) -> Report:
+) -> Report | None:
     """Compare a checkpoint with raw features, closed forms and the untrained network by :func:`label_efficiency`.
+
+    All devices and processes share the representations. Process 0 alone fits the classifiers, by scikit-learn on its host, and
+    returns the report; the others return ``None`` as soon as they have no more to share.
 
     ``which``: checkpoint, see :func:`load`. ``data``: folder of a labelled data set with the run's modalities; ``None``: the
     run's own. ``labels_per_class``: ``None``: those of 2, 5, 20 that the largest class has, and all. ``evaluation``: values of
@@ -129,26 +134,31 @@ def label_efficiency_of_run(
     manifest, section = manifest_lib.read(data or config.data.path), config.evaluation
     names = config.data.train_split, config.data.test_split
     how = {"which": which, "vectors": section.vectors}
+    facts = {"test_data": [manifest_lib.read(path).fingerprint() for path in test_data]}
+    parallel.check_alike(config, manifest, step=find_step(workdir, which), **facts)
     train, test = represent_splits(workdir, names, data=data, **how)
     _check_classes(train.label, f"{data or config.data.path}: ")
     others = probe_across.opened(workdir, config, data or config.data.path, test_data, **how)
     if labels_per_class is None:
         labels_per_class = [k for k in (2, 5, 20, 0) if k <= np.bincount(train.label).max()]
-    fresh = untrained(config, workdir)
+    fresh, seen = untrained(config, workdir), (train, test, *(x for _, x in others))
+    of_untrained = [represent(*fresh, x.features) for x in seen]
+    if not processes.is_main():
+        return None
     forms = {
         "principal components": baselines.principal(train.features, train.present),
         "canonical correlations": baselines.canonical(train.features, train.present),
     }
 
-    def vectors(x: Split) -> dict[str, np.ndarray]:
+    def vectors(x: Split, fresh: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {
             "raw features": x.fused(raw=True),
             **{name: form.of(x.features, x.present) for name, form in forms.items()},
-            "untrained network": concatenated(represent(*fresh, x.features), x.present),
+            "untrained network": concatenated(fresh, x.present),
             f"{Path(workdir).name}, pretrained": x.fused(),
         }
 
-    splits = [vectors(x) for x in (train, test, *(x for _, x in others))]
+    splits = list(map(vectors, seen, of_untrained))
     kinds = {name: bank.several(splits[0][name], [x[name] for x in splits[1:]], section) for name in splits[0]}
     options |= {"labels_per_class": labels_per_class, "num_draws": num_draws, "names": train.names}
     options["c_times_dim"] = section.c_times_dim

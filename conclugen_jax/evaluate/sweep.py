@@ -5,6 +5,7 @@ that differ in rate and decay alone share every batch and every dropout mask, as
 member is the fit that ``downstream.downstream`` makes with its values.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,8 @@ from conclugen_jax.evaluate import across, bank, best_epochs, downstream, metric
 from conclugen_jax.method import layers
 from conclugen_jax.method.train_state import TrainState
 from conclugen_jax.runs import config as config_lib, configuration_files
-from conclugen_jax.system import progress, signals
-from conclugen_jax.train import optimizer as optimizer_lib
+from conclugen_jax.system import processes, progress
+from conclugen_jax.train import optimizer as optimizer_lib, parallel
 
 JOINED = bank.JOINED
 
@@ -55,28 +56,55 @@ def _batch(x: jax.Array, labels: Any = None) -> dict[str, Any]:
 
 
 class Grid:
-    """Trains a grid on vectors of some size, any number of times by one compilation."""
+    """Trains a grid on vectors of some size, any number of times by one compilation; the devices share its members.
 
-    def __init__(self, config: ConfigDict, label: LabelSpec, members: Members, dim: int):
+    ``devices``: those of other processes too, which must make the same calls; ``None``: one device of this process.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        label: LabelSpec,
+        members: Members,
+        dim: int,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         self.members, self._dim, num_rows = members, dim, len(members.rows[0])
         self.config = downstream.with_fitting_batch(config, num_rows, 1)
         self.task, self._steps = task_lib.create(config, label), num_rows // self.config.train.batch_size
         made = functools.partial(optimizer_lib.from_config, self.config, self._steps)
         self._optimizer = functools.partial(made, trainable=(task_lib.CLASSIFIER,))
-        self._epoch = jax.jit(self._run_epoch, donate_argnums=0)
-        self._evaluate = jax.jit(self._outputs)
         self._keep = jax.jit(_keep, donate_argnums=2)
+        self._share(list(devices or jax.local_devices()[:1]))
 
-    def fit(self, vectors: Mapping[str, Vectors], stop: signals.Stop | None = None, report: Callable = lambda *_: None):
+    def _share(self, devices: Sequence[jax.Device]) -> None:
+        """Give each device as many groups or as many pairs, whichever is less work; some twice where these do not divide."""
+        shape, count = self.members.shape, len(devices)
+        filled = [n + -n % count for n in shape]
+        self._devices, self._axis = devices, int(shape[0] * filled[1] < filled[0] * shape[1])
+        most = [filled[i] if i == self._axis else n for i, n in enumerate(shape)]
+        self._at = [np.minimum(np.arange(m), n - 1) for m, n in zip(most, shape, strict=True)]
+        whole, own = parallel.along(None), parallel.along(self._axis)
+        of_group, of_pair = (parallel.along(0 if self._axis == i else None) for i in (0, 1))
+        batches_of = parallel.along(None if self._axis else 1)
+        state = TrainState(*[whole] * len(dataclasses.fields(TrainState)))
+        state = state.replace(params=own, opt_state=own, rng=of_group)
+        inputs = state, batches_of, of_pair, of_group, whole, whole
+        self._epoch = parallel.in_parts(self._run_epoch, devices, inputs, state, donate_argnums=0)
+        self._evaluate = parallel.in_parts(self._outputs, devices, (own, of_group, whole, whole), own)
+
+    def fit(self, vectors: Mapping[str, Vectors], report: Callable = lambda *_: None):
         """Train on the vectors ``train``; return the best epochs by ``validation`` and their parameters, leaves [G, P, ...].
 
-        ``stop`` ends it before the next epoch; ``report`` is called with the number of epochs that are done, and of all.
+        ``report`` is called with the number of epochs that are done, and of all.
         """
         members, label = self.members, self.task.label
         (x, labels, _), (held_out, truth, known) = vectors["train"], vectors["validation"]
         truth, held_out = truth[known], held_out[known]
-        pairs, on_device = jnp.asarray(members.pairs, jnp.float32), (jnp.asarray(labels), jnp.asarray(truth))
+        on_devices = parallel.replicate((x, labels, held_out, truth), self._devices)
+        pairs = np.asarray(members.pairs, np.float32)[self._at[1]]
         weights = np.stack([task_lib.create(self.config, label, labels[rows]).weights for rows in members.rows])
+        weights, (groups, of_pairs) = weights[self._at[0]], members.shape
         state, patience = self._start(), self.config.downstream.early_stopping_epochs
         # A copy: the first epoch takes the state's memory.
         kept = jax.tree.map(jnp.copy, state.params)
@@ -84,28 +112,33 @@ class Grid:
         for epoch in range(num_epochs := self.config.train.num_epochs):
             if not best.running.any():
                 break
-            if stop and stop.signal:
-                raise signals.Interrupted(stop.signal)
-            state = self._epoch(state, self._indices(epoch), pairs, weights, x, on_device[0])
-            logits, losses = (np.asarray(x) for x in self._evaluate(state.params, weights, held_out, on_device[1]))
+            state = self._epoch(state, self._indices(epoch), pairs, weights, *on_devices[:2])
+            found = parallel.on_host(self._evaluate(state.params, weights, *on_devices[2:]))
+            logits, losses = (x[:groups, :of_pairs] for x in found)
             scores = [task_lib.measured(label, truth, self.task.predictions(x)) for group in logits for x in group]
-            kept = self._keep(best.improved(epoch, np.reshape(scores, members.shape), losses), state.params, kept)
+            scores = processes.of_main(np.reshape(scores, members.shape))  # by which all stop after the same epoch
+            improved = best.improved(epoch, scores, losses)
+            kept = self._keep(improved[np.ix_(*self._at)], state.params, kept)
             report(epoch + 1, num_epochs)
-        return best, kept
+        return best, jax.tree.map(lambda x: x[:groups, :of_pairs], parallel.on_host(kept))
 
     def _start(self) -> TrainState:
         """Return the state that runs of the groups' seeds start from: what is trained as [G, P, ...], random keys [G]."""
-        network = self.task, {JOINED: self._dim}, self._optimizer()[0]
+        network, (of_group, of_pair) = (self.task, {JOINED: self._dim}, self._optimizer()[0]), self._at
         states = [downstream.fresh_state(seed, *network) for seed, _ in self.members.groups]
-        trained = jax.tree.map(lambda *xs: jnp.stack(xs), *((s.params, s.opt_state) for s in states))
-        spread = jax.tree.map(lambda x: jnp.repeat(x[:, None], self.members.shape[1], axis=1), trained)
-        return states[0].replace(params=spread[0], opt_state=spread[1], rng=jnp.stack([s.rng for s in states]))
+        states = [states[i] for i in of_group]
+        trained = jax.tree.map(lambda *xs: np.stack(xs), *((s.params, s.opt_state) for s in states))
+        every = jax.tree.map(lambda x: np.repeat(x[:, None], len(of_pair), axis=1), trained)
+        params, opt_state = parallel.spread(every, self._devices, self._axis)
+        shared = states[0].replace(params=None, opt_state=None, rng=jnp.stack([s.rng for s in states]))
+        return parallel.replicate(shared, self._devices).replace(params=params, opt_state=opt_state)
 
     def _indices(self, epoch: int) -> np.ndarray:
-        """Return the batches of each group's own run: int32 [steps, G, batch]."""
+        """Return the batches of each group's own run: int32 [steps, G, batch], of some groups twice."""
         wanted = {"epoch": epoch, "first_step": 0, "num_steps": self._steps, "batch_size": self.config.train.batch_size}
         groups = zip(self.members.groups, self.members.rows, strict=True)
-        return np.stack([batches.batch_indices(rows, seed=seed, **wanted) for (seed, _), rows in groups], axis=1)
+        found = [batches.batch_indices(rows, seed=seed, **wanted) for (seed, _), rows in groups]
+        return np.stack(found, axis=1)[:, self._at[0]]
 
     def _step(self, state, pair, weights, batch):
         """Take one member's step, the same as in a run of its own."""
@@ -139,11 +172,12 @@ def _keep(improved: Any, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(improved.reshape(*shape, *[1] * (a.ndim - len(shape))), a, b), new, old)
 
 
-def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def sweep(config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
     """Train and score the grid of ``config.sweep``; choose rate and decay by the validation split alone.
 
     ``config``: see ``configs/base.py``; a protocol with frozen representations. ``workdir`` takes ``config.json``,
     ``data.json`` and ``result.json``; a finished one is returned. Where folds are asked for, rate and decay are chosen in each.
+    ``devices``: as of ``downstream.downstream``; they share the rows and then the members.
 
     Returns the content of ``result.json``: ``selected``, for each number of labels, draw and seed the member of best
     validation measure with all its scores; ``members``, what was tried, with validation measures only (``None``: its loss
@@ -159,7 +193,8 @@ def sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if section.protocol not in config_lib.FROZEN:
         wanted = f"a sweep needs frozen representations ({' or '.join(map(repr, config_lib.FROZEN))})"
         raise ConclugenError(f"config.downstream.protocol is {section.protocol!r}; {wanted}")
-    result = downstream.over_folds(config, workdir, _run, _averaged)
+    work = functools.partial(_run, devices=list(devices or jax.devices()))
+    result = downstream.over_folds(config, workdir, work, _averaged)
     matrices = [one["test"]["confusion_matrix"] for one in result["selected"] if "confusion_matrix" in one["test"]]
     for line in result.get("warnings", []) + metrics.remarks(matrices, result["classes"]):
         progress.say(line)
@@ -177,14 +212,14 @@ def _averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"grid": results[0]["grid"], "selected": selected, "members": members}
 
 
-def _run(run: downstream.Run) -> dict[str, Any]:
+def _run(run: downstream.Run, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Represent the splits, train and score the grid at each number of labels."""
     config, label = run.config.copy_and_resolve_references(), run.streams["train"].label
     flat = dict(configuration_files.flatten(config))
     grid = {key: list(values) or [flat[config_lib.LISTS[f"sweep.{key}"]]] for key, values in config.sweep.items()}
     config.downstream.labels_per_class = 0
     rows_of, everyone = splits.load(config, run.streams)
-    tables = {name: downstream.represented(run.encoder, x, config, jax.devices()[:1]) for name, x in rows_of.items()}
+    tables = {name: downstream.represented(run.encoder, x, config, devices) for name, x in rows_of.items()}
     if run.encoder.evaluation.smoothing_neighbours:
         tables = bank.joined(tables, everyone, run.encoder.evaluation, config.downstream.fusion)
     vectors = {}
@@ -203,11 +238,11 @@ def _run(run: downstream.Run) -> dict[str, Any]:
         draws = grid["label_draws"] if number else grid["label_draws"][:1]  # all labels are the same rows at every draw
         groups = list(itertools.product(grid["seeds"], draws))
         rows = [splits.few(label, labels, usable, number, draw) for _, draw in groups]
-        trainer = Grid(config, label, Members(pairs, groups, rows), x.shape[1])
+        trainer = Grid(config, label, Members(pairs, groups, rows), x.shape[1], devices)
         title = f"{number or 'all'} labels a class" if label.kind == "single" else "sweep"
         counted = f"{np.prod(trainer.members.shape)} classifiers, {title}"
         with progress.Counter(counted, unit="epochs") as counter:
-            best, params = trainer.fit(vectors, run.stop, counter)
+            best, params = trainer.fit(vectors, counter)
         if not np.isfinite(best.measure).any(axis=1).all():
             raise task_lib.not_finite(trainer.config, ", or the rates of config.sweep")
         for g in range(len(groups)):

@@ -21,6 +21,8 @@ from conclugen_jax.method.model import ConCluGen
 from conclugen_jax.runs import checkpoint, workdir as workdir_lib
 from conclugen_jax.runs.config import FROZEN, PRETRAINED
 from conclugen_jax.runs.layout import RESULT
+from conclugen_jax.system import processes
+from conclugen_jax.train import parallel
 
 
 def load(workdir: str | Path, which: str | int = "newest") -> tuple[ConCluGen, dict[str, Any], ConfigDict]:
@@ -215,6 +217,8 @@ def represent(
 ) -> dict[str, np.ndarray]:
     """Compute the representations of any rows, ``batch_size`` at a time, by a network as :func:`load` returns it.
 
+    All devices share a batch, those of other processes too, which must make the same call.
+
     ``features``: modality -> [n, dim] raw features; any of the model's modalities, the same rows in each. Where a row lacks
     a modality put zeros, and ignore its representation afterwards (:func:`concatenated` does).
 
@@ -227,6 +231,7 @@ def represent(
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"represent needs one or more modalities with the same rows, at least one, got rows {lengths}")
     alone = model.clone(axis_name=None, feature_dims=flax.core.FrozenDict(model.feature_dims))  # which can be hashed
+    variables = parallel.replicate(variables, jax.local_devices())
     rows = {m: np.asarray(x, np.float32) for m, x in features.items()}
     with jax.default_matmul_precision("highest"):  # a GPU would round float32 products to TensorFloat-32
         outputs = in_batches(functools.partial(_forward, alone, variables), rows, batch_size)
@@ -238,11 +243,14 @@ _forward = jax.jit(lambda model, variables, rows: model.apply(variables, rows, m
 
 
 def in_batches(forward: Callable[[Any], Any], rows: Any, batch_size: int) -> Any:
-    """Return ``forward`` of a tree of arrays [n, ...] as NumPy arrays, computed a batch at a time."""
+    """Return ``forward``, compiled, of a tree of arrays [n, ...], a batch at a time, which all devices and processes share."""
+
+    def of(indices: np.ndarray) -> Any:
+        return parallel.by_rows(forward, jax.tree.map(lambda x: x[indices], rows))
+
     parts, num_rows = [], len(jax.tree.leaves(rows)[0])
     for indices, count in batches.evaluation_batches(np.arange(num_rows), min(batch_size, num_rows)):
-        outputs = forward(jax.tree.map(lambda x, at=indices: x[at], rows))
-        parts.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], outputs))
+        parts.append(jax.tree.map(lambda x, count=count: x[:count], processes.shared(of, indices)))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
@@ -331,6 +339,9 @@ def _clusters(model: ConCluGen, variables: Any, config: ConfigDict, centroids: n
         fused = layers.fuse(apply(variables, batch["features"]).cluster_logits, batch["present"], "mean")
         return clustering.nearest(fused, centroids, metric=config.clustering.metric)
 
-    rows = {"features": dict(features), "present": dict(present)}
+    rows, variables = (
+        {"features": dict(features), "present": dict(present)},
+        parallel.replicate(variables, jax.local_devices()),
+    )
     with jax.default_matmul_precision("highest"):
         return in_batches(functools.partial(nearest, variables), rows, 1024)

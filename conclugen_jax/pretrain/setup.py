@@ -1,6 +1,5 @@
 """One optimizer step, and what does not change during a run, made once: data, network, optimizer, compiled programs."""
 
-import collections
 import dataclasses
 import functools
 import time
@@ -15,9 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from conclugen_jax.data import persons as persons_lib, shards
-from conclugen_jax.data.manifest import Manifest
 from conclugen_jax.data.persons import Persons
-from conclugen_jax.errors import ConclugenError
 from conclugen_jax.evaluate import health as health_lib, online_probe, weights
 from conclugen_jax.method import model as model_lib, objective, train_state
 from conclugen_jax.method.train_state import Metrics, TrainState
@@ -206,8 +203,7 @@ def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, shards.
     config_lib.check_objective(config)
     config_lib.check_batches(config, num_examples=len(stream.usable), num_devices=num_devices)
     config_lib.check_clustering(config, num_examples=len(stream.usable), num_devices=num_devices)
-    if processes.several():
-        check_alike(config, dataset.manifest)
+    parallel.check_alike(config, dataset.manifest)
     return config, stream
 
 
@@ -248,24 +244,3 @@ def create(
     step = functools.partial(pretrain_step, **options, **of_loss)
     probe = online_probe.OnlineProbe(config, model, persons) if config.online_probe.every_epochs else None
     return Setup(config, workdir, stream, batches, model, optimizer, step, devices, probe, search, persons, near)
-
-
-def check_alike(config: ConfigDict, manifest: Manifest) -> None:
-    """Refuse processes that would not train the same thing on the same data with as many devices each."""
-    counts = collections.Counter(device.process_index for device in jax.devices())
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(str(counts[i]) for i in sorted(counts))
-        raise ConclugenError(f"the processes have {listed} devices; give each as many")
-    own = {"config": config.to_dict(), "data": f"{manifest.name} {manifest.version} {manifest.fingerprint()}"}
-    main = processes.json_of_main(own)
-    different = config_lib.differences(config_lib.from_tree(main["config"], "process 0"), config)
-    # Each machine may have the data elsewhere: it is compared by content.
-    different = [line for line in different if not line.startswith("config.data.path:")]
-    if main["data"] != own["data"]:
-        different.append(f"{config.data.path}: not the data set {manifest.name} {manifest.version} of process 0")
-    if different:
-        listed = "; ".join(different)
-        raise ConclugenError(
-            f"this process differs from process 0 ({listed}); start all with the same command and data"
-        )
-    processes.wait()  # nothing is written before all agree

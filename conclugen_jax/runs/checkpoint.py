@@ -44,7 +44,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     A checkpoint is a tree of arrays and a JSON object. The arrays have no device layout, so that a run can resume on
     another number of devices. Committed checkpoints survive a kill at any moment. Each holds the hashes of its files in
-    ``SHA256SUMS``. Of several processes the main one has the checkpoints: the others see none and write none.
+    ``SHA256SUMS``. Of several processes the main one has the checkpoints: the others see none and write none, but every one
+    may read those of an earlier run.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._max_failures, self._failures = max_failures, []  # of the newest saves, in a row
         self._thread: threading.Thread | None = None
         self._manager: ocp.CheckpointManager | None = None
-        if not processes.is_main():
+        if not (read_only or processes.is_main()):
             return
         for name in ("absl", "asyncio"):  # Orbax logs every file it touches, and its failures more than once
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -294,7 +295,7 @@ def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.Checkp
     best = checkpoint_managers.BestN(
         get_metric_fn=_loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
     )
-    alone = {0} if processes.several() else None
+    own = jax.process_index() if processes.several() else None
     return ocp.CheckpointManagerOptions(
         best_fn=_loss,
         best_mode="min",
@@ -307,7 +308,9 @@ def _options(keep_newest: int, keep_best: int, *, read_only: bool) -> ocp.Checkp
         # Orbax's own thread is no daemon, and raises a failure at a later call without cleaning up.
         enable_async_checkpointing=False,
         # Unless told that one process uses it alone, Orbax waits for all of them several times a save.
-        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=alone),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=own or 0, active_processes=None if own is None else {own}
+        ),
     )
 
 

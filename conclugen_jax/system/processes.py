@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -89,6 +89,26 @@ def json_of_main(value: Any) -> Any:
     data = json.dumps(value).encode()
     length = int(of_main(np.array([len(data)], np.int64))[0])
     return json.loads(of_main(np.frombuffer(data[:length].ljust(length), np.uint8)).tobytes())
+
+
+def shared(work: Callable[[np.ndarray], Any], rows: np.ndarray) -> Any:
+    """Return ``work(rows)``, a tree of arrays with an entry for each of n > 0 rows; every process computes its share.
+
+    All processes get all entries, bit for bit. Entries must not depend on other rows of the call.
+    """
+    if _party is None:
+        return work(rows)
+    import jax
+    from jax.experimental import multihost_utils
+
+    each = -(-len(rows) // _party.place.count)
+    own = rows[np.minimum(np.arange(each) + each * _party.place.index, len(rows) - 1)]
+    leaves, form = jax.tree.flatten(work(own))
+    parts = [np.ascontiguousarray(x).reshape(each, -1).view(np.uint8) for x in leaves]
+    found = np.asarray(multihost_utils.process_allgather(np.hstack(parts)))  # [processes, each, bytes of a row]
+    found = np.split(found.reshape(-1, found.shape[-1])[: len(rows)], np.cumsum([x.shape[1] for x in parts])[:-1], 1)
+    pairs = zip(found, leaves, strict=True)
+    return form.unflatten([np.ascontiguousarray(a).view(x.dtype).reshape(len(rows), *x.shape[1:]) for a, x in pairs])
 
 
 def wait() -> None:

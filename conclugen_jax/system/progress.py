@@ -38,8 +38,8 @@ def _console(file: TextIO | None) -> Console:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, outside of any display."""
-    if not _hidden.get():
+    """Print a line on standard error, outside of any display; of several processes the main one does."""
+    if not _hidden.get() and processes.is_main():
         print(line, file=sys.stderr)
 
 

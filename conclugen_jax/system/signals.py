@@ -12,7 +12,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from conclugen_jax.system import processes
+
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPED = "stopped; repeat the command to resume"
 GRACE = 20.0
 """Seconds that a signal waits for compiled code inside :meth:`Stop.at_once`."""
 
@@ -36,7 +39,8 @@ class Stop:
         """Let a signal raise :class:`Interrupted` wherever it finds the program, while the context lasts.
 
         This is for work that a repeated command does again: reading rows, compilation, evaluation. The process ends after
-        ``GRACE`` seconds where compiled code does not return or some code swallows the exception.
+        ``GRACE`` seconds where compiled code does not return or some code swallows the exception. Of several processes that
+        share a run all end there and then, since the others may wait for this one.
         """
         if self.signal:
             raise Interrupted(self.signal)
@@ -52,6 +56,7 @@ class Stop:
             return
         self.signal = number
         if self._at_once_now:
+            processes.fail(STOPPED, 128 + number)
             raise Interrupted(number)
         os.write(2, b"stopping after the steps under way; once more to stop at once\n")
 
@@ -66,7 +71,8 @@ class Stop:
         while True:
             if not ready.poll(wait):
                 if self._at_once_now:
-                    os.write(2, b"stopped; repeat the command to resume\n")
+                    processes.fail(STOPPED, 128 + first)
+                    os.write(2, f"{STOPPED}\n".encode())
                     os._exit(128 + first)
                 wait = None
             elif (number := os.read(pipe, 1)[0]) == 0:

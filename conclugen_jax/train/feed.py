@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import batches, shards
 from conclugen_jax.method import collectives
 from conclugen_jax.method.train_state import Metrics, TrainState
-from conclugen_jax.system import progress
+from conclugen_jax.system import processes, progress
 from conclugen_jax.train import neighbours as neighbours_lib, parallel
 
 
@@ -266,16 +266,20 @@ def evaluate(
 ) -> tuple[Any, dict[str, Any]]:
     """Compute ``forward(variables, {features, present})`` for all rows of a split, each once, in order, in batches.
 
-    The function is from ``parallel.map_forward``, the variables are on its devices, and the batch is a multiple of their
-    number. The outputs [num_examples, ...] come with {``present``, ``label``} of the same rows.
+    The function is from ``parallel.map_forward`` for the ``num_devices`` of this process, which have the variables; the batch
+    is a multiple of the number of all devices. The outputs [num_examples, ...] come with {``present``, ``label``} of the same
+    rows. Of several processes each reads and computes its share of a batch.
     """
-    parts = []
-    for indices, count in batches.evaluation_batches(np.arange(rows.num_examples), batch_size):
+
+    def of(indices: np.ndarray) -> tuple[Any, dict[str, Any]]:
         batch = rows.rows(indices)
         inputs = {"features": batch["features"], "present": batch["present"]}
         outputs = parallel.merge_rows(forward(variables, parallel.split_rows(inputs, num_devices)))
-        facts = {"present": batch["present"], "label": batch["label"]}
-        parts.append(jax.tree.map(lambda x, n=count: x[:n], (outputs, facts)))
+        return outputs, {"present": batch["present"], "label": batch["label"]}
+
+    parts = []
+    for indices, count in batches.evaluation_batches(np.arange(rows.num_examples), batch_size):
+        parts.append(jax.tree.map(lambda x, n=count: x[:n], processes.shared(of, indices)))
     return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 

@@ -3,6 +3,7 @@
 The optimizer's update is done on every device as a whole, or split over the devices (ZeRO, stage 1).
 """
 
+import collections
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
@@ -16,8 +17,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from conclugen_jax.data.manifest import Manifest
+from conclugen_jax.errors import ConclugenError
 from conclugen_jax.method import collectives
 from conclugen_jax.method.train_state import TrainState
+from conclugen_jax.runs import config as config_lib
+from conclugen_jax.system import processes
 
 AXIS = "devices"
 
@@ -65,9 +70,48 @@ def shard(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return _put(tree, devices, PartitionSpec(AXIS), np.split)
 
 
+def by_rows(forward: Callable, rows: Any) -> Any:
+    """Return ``forward(rows)``, compiled, of a tree of arrays [n, ...] on the host, shared by the devices of this process."""
+    devices, count = jax.local_devices(), len(jax.tree.leaves(rows)[0])
+    if len(devices) > 1:
+        filled = np.minimum(np.arange(count + -count % len(devices)), count - 1)
+        rows = shard(jax.tree.map(lambda x: np.asarray(x)[filled], rows), devices)
+    return jax.tree.map(lambda x: np.asarray(x)[:count], forward(rows))
+
+
+def along(axis: int | None) -> PartitionSpec:
+    """Return the layout of arrays of which each device has a part along an axis; ``None``: all have the same."""
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+
+
+def in_parts(
+    function: Callable, devices: Sequence[jax.Device], in_specs: Any, out_specs: Any, **options: Any
+) -> Callable:
+    """Compile a function of which each device does a part, with layouts by :func:`along` and options of ``jax.jit``."""
+    layouts = {"mesh": Mesh(np.array(devices), (AXIS,)), "in_specs": in_specs, "out_specs": out_specs}
+    return jax.jit(jax.shard_map(function, **layouts, check_vma=False), **options)
+
+
+def spread(tree: Any, devices: Sequence[jax.Device], axis: int) -> Any:
+    """Put a part of every leaf along an axis on each device; each process has the leaves as a whole."""
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), along(axis))
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at]), tree)
+
+
+def on_host(tree: Any) -> Any:
+    """Copy arrays from the devices of all processes to the host of each."""
+
+    def copy(x: Any) -> np.ndarray:
+        there = getattr(x, "is_fully_addressable", True) or x.is_fully_replicated
+        return np.asarray(x if there else multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(copy, tree)
+
+
 def _put(tree: Any, devices: Sequence[jax.Device], spec: PartitionSpec, split: Callable[[Any, int], list]) -> Any:
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), spec)
     own = list(own_devices(devices).values())
+    tree = jax.tree.map(lambda x: x if getattr(x, "is_fully_addressable", True) else x.addressable_data(0), tree)
     if len(own) == len(devices):
         return jax.device_put(tree, sharding)
 
@@ -115,6 +159,35 @@ class Largest:
             return number
         before, self._sent = self._sent, self._program(shard(np.full(self._own, number), self._devices))
         return int(before)
+
+
+def check_alike(config: ConfigDict, manifest: Manifest, **facts: Any) -> None:
+    """Refuse processes that would not do the same with the same data, on as many devices each.
+
+    ``facts``: JSON values that are compared besides.
+    """
+    if not processes.several():
+        return
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(str(counts[i]) for i in sorted(counts))
+        raise ConclugenError(f"the processes have {listed} devices; give each as many")
+    own = {"config": config.to_dict(), "data": f"{manifest.name} {manifest.version} {manifest.fingerprint()}"}
+    own["facts"] = facts
+    main = processes.json_of_main(own)
+    different = config_lib.differences(config_lib.from_tree(main["config"], "process 0"), config)
+    # Each machine may have the data or a checkpoint elsewhere: they are compared by content.
+    places = "config.data.path:", "config.data.test_paths:", "config.downstream.checkpoint:"
+    different = [line for line in different if not line.startswith(places)]
+    if main["data"] != own["data"]:
+        different.append(f"{config.data.path}: not the data set {manifest.name} {manifest.version} of process 0")
+    different += [f"{name}: {main['facts'][name]} -> {x}" for name, x in facts.items() if x != main["facts"][name]]
+    if different:
+        listed = "; ".join(different)
+        raise ConclugenError(
+            f"this process differs from process 0 ({listed}); start all with the same command and data"
+        )
+    processes.wait()  # nothing is written before all agree
 
 
 def split_rows(tree: Any, num_devices: int, axis: int = 0) -> Any:
@@ -206,9 +279,6 @@ def whole(state: TrainState, optimizer: optax.GradientTransformation) -> TrainSt
     """Join the moments of a split update on the host, so that any number of devices can resume."""
 
     def join(x: jax.Array, like: jax.Array) -> Any:
-        if x.shape == like.shape:
-            return x
-        x = x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
-        return np.asarray(x).reshape(-1)[: like.size].reshape(like.shape)
+        return on_host(x).reshape(-1)[: like.size].reshape(like.shape)
 
     return state.replace(opt_state=jax.tree.map(join, state.opt_state, jax.eval_shape(optimizer.init, state.params)))
