@@ -102,7 +102,8 @@ def assert_alike(workdir, expected):
     for step in steps:
         (tree, info), (expected_tree, expected_info) = (checkpoint_of(d, step) for d in (workdir, expected))
         for path, x in flat(expected_tree).items():
-            assert close(flat(tree)[path], x, 1e-6), path
+            # What has a gradient of zero, such as a bias before BatchNorm, is rounding, and so are its moments.
+            assert close(flat(tree)[path], x, 1e-6) or np.abs(flat(tree)[path] - x).max() < 1e-6, path
         assert info["epoch_sums"] == pytest.approx(expected_info["epoch_sums"], rel=1e-6)
 
 

@@ -71,7 +71,7 @@ def test_a_share_is_what_all_rows_give_at_those_places(monkeypatch):
 
     def send(x):
         sent.append(x)
-        return np.stack(sent)
+        return np.stack(sent + [x] * (3 - len(sent)))
 
     def work(at):
         asked.append(at.tolist())
@@ -107,10 +107,12 @@ def alone(folder, pretrained, data):
     return folder / "alone"
 
 
-def numbers(tree):
-    """Return the leaves of a JSON value by path, numbers as they are and all else as text."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
-    return {jax.tree_util.keystr(path): x if type(x) in (int, float) else str(x) for path, x in leaves}
+def assert_same(ours, theirs, **tolerance):
+    """Assert that two JSON values have the same texts at the same places, and about the same numbers."""
+    found = [dict(jax.tree_util.tree_leaves_with_path(x, is_leaf=lambda x: x is None)) for x in (ours, theirs)]
+    assert found[0].keys() == found[1].keys()
+    for path, x in found[1].items():
+        assert found[0][path] == (pytest.approx(x, **tolerance) if type(x) is float else x), path
 
 
 @pytest.mark.slow
@@ -124,12 +126,10 @@ def test_a_killed_process_ends_the_other_with_one_sentence(together):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_find_what_one_does(together, alone, folder, name):
-    ours, theirs = (numbers(json.loads((x / name / "result.json").read_text())) for x in (folder / "together", alone))
-    assert ours == pytest.approx(theirs, rel=1e-5)
+    results = [json.loads((x / name / "result.json").read_text()) for x in (folder / "together", alone)]
+    assert_same(*results, rel=1e-5)
     if name not in run_evaluations.GRIDS:
-        logs = (log_without_times(x / name) for x in (folder / "together", alone))
-        for a, b in zip(*logs, strict=True):
-            assert a == pytest.approx(b, rel=1e-5)
+        assert_same(*(log_without_times(x / name) for x in (folder / "together", alone)), rel=1e-5)
         trees = []
         for place in (folder / "together" / name, alone / name):
             with checkpoint.Checkpoints(place, read_only=True) as saved:
@@ -149,7 +149,7 @@ def test_two_processes_embed_and_probe_as_one_does(together, alone, folder):
         else:
             np.testing.assert_array_equal(ours[name], theirs[name])
     reports = [json.loads((x / "probe.json").read_text()) for x in (folder / "together", alone)]
-    assert numbers(reports[0]) == pytest.approx(numbers(reports[1]), abs=1 / 25 + 1e-9)  # one test row
+    assert_same(*reports, abs=1 / 25 + 1e-9)  # one test row
 
 
 @pytest.mark.slow

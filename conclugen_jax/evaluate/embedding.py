@@ -121,12 +121,15 @@ def embed(
     def chunk_of(indices: np.ndarray) -> dict[str, np.ndarray]:
         rows = stream.rows(indices)
         chunk = {"label": rows["label"], **{f"present/{m}": rows["present"][m] for m in wanted}}
-        return chunk | compute(rows["features"], rows["present"], own[indices])
+        chunk |= compute(rows["features"], rows["present"], own[indices])
+        names[:] = chunk
+        return chunk
 
+    names: list[str] = []  # of the columns, in their order, which a tree does not keep
     for indices, count in batches.evaluation_batches(np.arange(stream.num_examples), batch_size):
         ids, groups = stream.names(indices[:count])
         chunk = processes.shared(chunk_of, indices)
-        yield {"id": ids, "group": groups, **{name: x[:count] for name, x in chunk.items()}}
+        yield {"id": ids, "group": groups, **{name: chunk[name][:count] for name in names}}
 
 
 Represent = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
