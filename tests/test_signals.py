@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from conclugen_jax.system import signals
+from conclugen_jax.system import processes, signals
 
 
 def send(number, after=0.2):
@@ -47,6 +47,21 @@ def test_elsewhere_it_is_noted_and_raised_by_the_next_place_where_nothing_is_los
             pytest.fail("went on")
 
 
+def test_where_nothing_is_lost_a_signal_to_one_of_several_processes_ends_all(monkeypatch):
+    ended = []
+    monkeypatch.setattr(processes, "fail", lambda *told: ended.append(told))
+    send(signal.SIGTERM, after=0.5)
+    with pytest.raises(signals.Interrupted), signals.caught() as stop, stop.at_once():
+        time.sleep(20)
+    with signals.caught() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        assert len(ended) == 1
+        with pytest.raises(signals.Interrupted), stop.at_once():
+            pytest.fail("went on")
+    assert ended == [("stopped; repeat the command to resume", 143), ("stopped; repeat the command to resume", 130)]
+
+
 def test_handlers_are_those_of_before_afterwards():
     before = [signal.getsignal(number) for number in signals.CAUGHT]
     wakeup = signal.set_wakeup_fd(-1)
@@ -74,7 +89,7 @@ def ended(program, *numbers):
 
 COMPILED_CODE = """
 import numpy as np
-from conclugen_jax.system import signals
+from conclugen_jax.system import processes, signals
 signals.GRACE = 0.5
 x = np.random.default_rng(0).normal(size=(4000, 4000))
 with signals.caught() as stop:
@@ -101,7 +116,7 @@ def test_compiled_code_that_must_end_is_waited_for_and_a_second_signal_ends_it()
 
 KEPT = """
 import time
-from conclugen_jax.system import signals
+from conclugen_jax.system import processes, signals
 signals.GRACE = 0.5
 with signals.caught() as stop, stop.at_once():
     print("ready", flush=True)

@@ -248,9 +248,7 @@ def _fit(run: Run, task: Task, rows: shards.RowSource, devices: Sequence[jax.Dev
     # Training rows that choose their own epoch are all right soon: what is still learned shows in the loss.
     of_training = config.data.validation_split == config.data.train_split
     best, kept = best_epochs.BestEpochs(task.measure, patience, by_loss=of_training), None
-    step = (
-        None  # the program, compiled for what it is given first: on several processes pmap cannot take a split update
-    )
+    step = None  # compiled ahead: on several processes a call that compiles takes no split update
     steps, every = batches.steps_per_epoch, config.train.log_every_steps
     mirrors = {"tensorboard": config.train.tensorboard, "tracker": config.train.tracker}
     with (

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from conclugen_jax.system import processes
 
@@ -43,7 +43,7 @@ class Stop:
         share a run all end there and then, since the others may wait for this one.
         """
         if self.signal:
-            raise Interrupted(self.signal)
+            self._end()
         before, self._at_once_now = self._at_once_now, True
         try:
             yield
@@ -56,9 +56,12 @@ class Stop:
             return
         self.signal = number
         if self._at_once_now:
-            processes.fail(STOPPED, 128 + number)
-            raise Interrupted(number)
+            self._end()
         os.write(2, b"stopping after the steps under way; once more to stop at once\n")
+
+    def _end(self) -> NoReturn:
+        processes.fail(STOPPED, 128 + self.signal)
+        raise Interrupted(self.signal)
 
     def watch(self, pipe: int) -> None:
         """End the process at the second signal, and for a first one that waits too long for compiled code.
