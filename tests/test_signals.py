@@ -50,9 +50,14 @@ def test_elsewhere_it_is_noted_and_raised_by_the_next_place_where_nothing_is_los
 def test_where_nothing_is_lost_a_signal_to_one_of_several_processes_ends_all(monkeypatch):
     ended = []
     monkeypatch.setattr(processes, "fail", lambda *told: ended.append(told))
-    send(signal.SIGTERM, after=0.5)
-    with pytest.raises(signals.Interrupted), signals.caught() as stop, stop.at_once():
-        time.sleep(20)
+
+    def work():
+        with signals.caught() as stop, stop.at_once():
+            send(signal.SIGTERM)
+            time.sleep(20)
+
+    with pytest.raises(signals.Interrupted):
+        work()
     with signals.caught() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)
