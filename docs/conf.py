@@ -25,7 +25,8 @@ exclude_patterns = ["_build", "_ext", "understand/reliability_table.md"]
 
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 4
-nb_execution_mode = "off"
+nb_execution_mode = "off"  # docs/_ext/tutorials.py runs them
+nb_render_markdown_format = "gfm"
 copybutton_prompt_text = "$ "
 
 autodoc_member_order = "bysource"

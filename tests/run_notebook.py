@@ -1,5 +1,6 @@
 """Run a notebook's code cells in this process, as IPython would, and print their outputs as JSON: run_notebook.py FILE."""
 
+import base64
 import json
 import sys
 from pathlib import Path
@@ -21,9 +22,14 @@ def main(path: str) -> None:
         shown = [output.data for output in captured.outputs]
         if result.result is not None:
             shown.append(shell.display_formatter.format(result.result)[0])
-        shown = [{kind: str(x) for kind, x in data.items()} for data in shown]
+        shown = [{kind: text_of(x) for kind, x in data.items()} for data in shown]
         outputs.append([*shown, {"text/plain": captured.stdout}, {"stderr": captured.stderr}])
     print(json.dumps(outputs))
+
+
+def text_of(content: object) -> str:
+    """Return an output as a notebook's file holds it."""
+    return base64.b64encode(content).decode() if isinstance(content, bytes) else str(content)
 
 
 if __name__ == "__main__":

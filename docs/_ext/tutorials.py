@@ -64,7 +64,8 @@ def run(*arguments: str) -> str:
     """Run Python on the processor, and return what it prints."""
     env = {"JAX_PLATFORMS": "cpu", **os.environ, **{key: str(value) for key, value in PLACES.items()}}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+    printed = subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return printed.replace(f"{SCRATCH}/", "")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
