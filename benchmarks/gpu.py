@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=145_000)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--runs", type=int, default=64, help="small runs that are trained together")
-    parser.add_argument("--clips", type=Path, help="folder of clips; without one extraction is left out")
+    parser.add_argument("--clips", type=Path, help="folder of clips; without one extraction is skipped")
     parser.add_argument("--batch-items", type=int, default=256, help="frames or windows of clips at once")
     parser.add_argument("--only", default="", help="comma-separated names of measures; empty: all")
     parser.add_argument("--largest", type=int, default=524_288, help="no larger batch is tried")

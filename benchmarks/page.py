@@ -1,7 +1,7 @@
 """Write docs/benchmarks.md from the files in benchmarks/results, one a machine: python -m benchmarks.page
 
-A file has ``machine``, ``versions``, ``date``, ``command``, ``rows`` and by choice ``notes`` (paragraphs). A row has
-``measure``, what ``ours`` took, its ``unit``, and by choice other sides by name, ratios (names with " / " or "rates divided
+A file has ``machine``, ``versions``, ``date``, ``command``, ``rows`` and optionally ``notes`` (paragraphs). A row has
+``measure``, what ``ours`` took, its ``unit``, and optionally other sides by name, ratios (names with " / " or "rates divided
 out") and ``command``.
 """
 

@@ -1,6 +1,7 @@
 """What the notebooks show: tables and pictures, by matplotlib (extra ``notebooks``)."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def curves(
     for i, (name, (xs, ys)) in enumerate(lines.items()):
         if len(xs):
             look = {**_look(i), "markevery": max(1, len(xs) // 8)}
-            axes.errorbar(xs, ys, yerr=spread and spread[name], label=name, capsize=3, **look)
+            axes.errorbar(xs, ys, yerr=spread and spread[name], label=textwrap.fill(name, 40), capsize=3, **look)
     axes.set(xlabel=x, ylabel=y)
     if len(ticks):
         axes.set_xscale("log")
