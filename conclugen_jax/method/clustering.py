@@ -15,20 +15,20 @@ INITIALISATIONS = ("random", "kmeans++", "warm")
 
 _SMALL = 64  # clusters x dim up to which scores are elementwise products that fuse with the search for the best
 _UNROLLED = 32  # clusters compared in one compiled loop over the points, on a CPU
-_PER_TURN = 1, 8  # iterations between two looks at whether to stop: on a CPU; elsewhere, where each waits for the host
-_ROWS_PER_PART = 2048  # rows added one by one to a sum, on a CPU: rounding then stays near that of a product
+_PER_TURN = 1, 8  # iterations between two tests for the end: on a CPU; elsewhere, where each test waits for the host
+_ROWS_PER_PART = 2048  # rows added one by one to a sum, on a CPU: more would round worse than a matrix product
 
 
 class KMeans(NamedTuple):
     """Result of k-means."""
 
     centroids: jax.Array  # [num_clusters, dim], means of the raw (not normalised) points of each cluster
-    assignments: jax.Array  # int32 [n], clusters that the centroids are the means of: made just before the last move
-    iterations: jax.Array  # int32 scalar, Lloyd iterations done
+    assignments: jax.Array  # int32 [n], the cluster of each point in the last iteration; the centroids are their means
+    iterations: jax.Array  # int32 scalar, number of Lloyd iterations
 
 
 def push(queue: jax.Array, fused: jax.Array) -> jax.Array:
-    """Put a batch [n, dim] at the front of the queue [length >= n, dim], newest rows first, and drop the oldest rows."""
+    """Return the queue [length, dim] with a batch [n, dim] at its front and without its n oldest rows; n <= length."""
     check_shapes("push", queue=(queue, "length, dim"), fused=(fused, "n, dim"))
     if len(fused) > len(queue):
         raise ValueError(f"push: {len(fused)} rows are more than the queue's {len(queue)}")
@@ -44,17 +44,25 @@ def initial_centroids(
     metric: str = "cosine",
     previous: jax.Array | None = None,
 ) -> jax.Array:
-    """Return the centroids [num_clusters, dim] that Lloyd starts from.
+    """Return the initial centroids [num_clusters, dim] for :func:`lloyd`.
 
     Args:
-      key: random key; the same on all devices, so that all start alike.
+      key: random key; pass the same key on all devices, so that all devices choose the same centroids.
       points: [n, dim], n >= num_clusters.
       num_clusters: number of centroids.
-      method: ``random`` (distinct rows, as the authors' code at every step), ``kmeans++`` (rows drawn one by one in
-        proportion to their distance from the nearest centroid so far), or ``warm`` (``previous``, and random rows
-        as long as those are all zero).
-      metric: ``cosine`` or ``euclidean``; concerns ``kmeans++``.
-      previous: [num_clusters, dim]; needed for ``warm``.
+      method: how to choose them:
+
+        * ``random``: distinct rows of ``points``, as in the authors' code.
+        * ``kmeans++``: rows drawn one by one, in proportion to their distance from the nearest centroid so far.
+        * ``warm``: the centroids ``previous``, or random rows if ``previous`` is all zero.
+      metric: ``cosine`` or ``euclidean``, the distance for ``kmeans++``.
+      previous: [num_clusters, dim], required by ``warm``.
+
+    Raises:
+      ValueError: the method is unknown, or there are fewer points than clusters.
+
+    References:
+      Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", 2007.
     """
     if method not in INITIALISATIONS:
         raise ValueError(f"method must be one of {INITIALISATIONS}, got {method!r}")
@@ -79,20 +87,26 @@ def lloyd(
     weights: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> KMeans:
-    """Run Lloyd's algorithm; shapes that do not fit, an unknown metric and no iteration raise ``ValueError``.
+    """Run k-means clustering by Lloyd's algorithm.
 
-    Each iteration assigns every point to its nearest centroid (highest cosine similarity, or least squared distance), then
-    moves each centroid to the mean of its raw points. A centroid without points becomes the zero vector, whose cosine
-    similarity with every point is 0: it wins points back once all others are negative. Ties go to the lowest index.
+    Each iteration assigns every point to its nearest centroid, then moves each centroid to the mean of its raw points. Ties
+    go to the lowest index. A centroid without points becomes the zero vector. Its cosine similarity with every point is 0,
+    so it gets points again where all other similarities are negative.
 
     Args:
-      points: [n, dim]; with ``axis_name`` this device's share of them.
+      points: [n, dim]; with ``axis_name``, the points of this device.
       init_centroids: [num_clusters, dim], the same on all devices.
-      max_iterations: at least 1.
-      tolerance: stop once the squared shifts of all centroids sum to at most this.
-      metric: ``cosine`` or ``euclidean``.
-      weights: [n], >= 0, how much each point counts in the means; ``None``: 1 each.
-      axis_name: mapped axis over which the points are split; ``None``: these are all points.
+      max_iterations: maximum number of iterations, at least 1.
+      tolerance: stop when the squared shifts of all centroids sum to at most this value.
+      metric: ``cosine`` (highest similarity) or ``euclidean`` (least squared distance).
+      weights: [n], >= 0, weights of the points in the means; ``None`` weights all points equally.
+      axis_name: mapped axis over which the points are split; ``None`` if they are not split.
+
+    Returns:
+      Centroids, assignments and the number of iterations.
+
+    Raises:
+      ValueError: the shapes do not match, the metric is unknown, or ``max_iterations`` is less than 1.
     """
     arrays = {"points": (points, "n, dim"), "init_centroids": (init_centroids, "num_clusters, dim")}
     check_shapes("lloyd", **arrays, weights=(weights, "n"))
@@ -100,8 +114,8 @@ def lloyd(
         raise ValueError(f"lloyd needs a metric of {METRICS} and max_iterations >= 1, got {metric!r}, {max_iterations}")
     points, init_centroids = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (points, init_centroids))
     num_clusters, dim = init_centroids.shape
-    # A column of ones gives the counts with the sums; zeros fill rows up to whole vectors of a CPU, which adds those in
-    # half the time. All this is made once, not at every iteration.
+    # The column of ones sums to the counts. The zeros pad rows to whole vector registers, which halves the time of the
+    # sums on a CPU. Both are prepared once, not in every iteration.
     rows = jnp.pad(jnp.pad(points, ((0, 0), (0, 1)), constant_values=1), ((0, 0), (0, -(dim + 1) % 16)))
     rows = rows if weights is None else rows * weights[:, None]
     columns = (unit_rows(points) if metric == "cosine" else points).T
@@ -120,20 +134,20 @@ def lloyd(
 
 
 def _iterate(rows: jax.Array, columns: jax.Array, carry: tuple, *, metric: str, axis_name: str | None) -> tuple:
-    """One iteration of Lloyd: assign, then move. rows [n, dim + 1 + padding], columns [dim, n]."""
+    """Run one iteration: assign, then move. rows [n, dim + 1 + padding], columns [dim, n]."""
     centroids, before, _, iterations, _ = carry
     num_clusters, dim = centroids.shape
     assignments = _nearest(columns, centroids, metric)
     sums = collectives.total(_cluster_sums(rows, assignments, num_clusters), axis_name)
     counts = sums[:, dim : dim + 1]
     moved = jnp.where(counts > 0, sums[:, :dim] / jnp.where(counts > 0, counts, 1), 0)
-    # Equal assignments have equal sums: the shift is 0, also where the compiler rounds the two means differently.
+    # Equal sums mean that no point moved: force the shift to 0, since the compiler may round the two means differently.
     shift = jnp.where(jnp.any(sums != before), jnp.sum(jnp.square(moved - centroids)), 0)
     return moved, sums, assignments, iterations + 1, shift
 
 
 def _while(unfinished: Callable, iterate: Callable, start: Any, *, per_turn: int) -> Any:
-    """``jax.lax.while_loop`` that looks at ``unfinished`` every ``per_turn`` iterations; those past the end change nothing."""
+    """Run ``jax.lax.while_loop``, testing ``unfinished`` every ``per_turn`` iterations; surplus iterations change nothing."""
     if per_turn == 1:
         return jax.lax.while_loop(unfinished, iterate, start)
 
@@ -145,12 +159,12 @@ def _while(unfinished: Callable, iterate: Callable, start: Any, *, per_turn: int
 
 
 def nearest(points: jax.Array, centroids: jax.Array, *, metric: str) -> jax.Array:
-    """Index of the nearest centroid of each point, of any length: [n, dim], [num_clusters, dim] -> int32 [n]."""
+    """Return the index of the nearest centroid of each point: [n, dim], [num_clusters, dim] -> int32 [n]."""
     return _nearest(points.T, centroids, metric)
 
 
 def _nearest(columns: jax.Array, centroids: jax.Array, metric: str) -> jax.Array:
-    """:func:`nearest` of points in columns [dim, n], so that what is done to each point is done to vectors of them."""
+    """Compute :func:`nearest` of points in columns [dim, n], a layout that lets a CPU process many points at once."""
     compared = unit_rows(centroids) if metric == "cosine" else centroids
     if compared.size <= _SMALL:
         scores = sum(compared[:, d, None] * columns[None, d] for d in range(compared.shape[1]))
@@ -163,7 +177,7 @@ def _nearest(columns: jax.Array, centroids: jax.Array, metric: str) -> jax.Array
 
 
 def _first_best(scores: jax.Array) -> jax.Array:
-    """``argmax(scores, axis=0)`` of [num_clusters, n] by elementwise operations, which a CPU does many at a time."""
+    """Compute ``argmax(scores, axis=0)`` of [num_clusters, n] by elementwise operations, which a CPU vectorises."""
 
     def better(best, candidate):
         (score, index), (candidate_score, candidate_index) = best, candidate
@@ -178,13 +192,13 @@ def _first_best(scores: jax.Array) -> jax.Array:
 
 
 def _cluster_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
-    """Sum of the rows of each cluster: [n, dim], int32 [n] -> [num_clusters, dim]."""
+    """Sum the rows of each cluster: [n, dim], int32 [n] -> [num_clusters, dim]."""
     added, product = (functools.partial(form, num_clusters=num_clusters) for form in (_added_sums, _product_sums))
     return jax.lax.platform_dependent(rows, assignments, cpu=added, default=product)
 
 
 def _added_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
-    """Each row added to its cluster's sum: num_clusters times less work than a product, but one row after another."""
+    """Add each row to its cluster's sum: num_clusters times less work than a matrix product, but sequential."""
     num_parts = -(-rows.shape[0] // _ROWS_PER_PART)
     part = jnp.arange(rows.shape[0], dtype=jnp.int32) // _ROWS_PER_PART
     sums = jnp.zeros((num_parts * num_clusters, rows.shape[1])).at[part * num_clusters + assignments].add(rows)
@@ -192,7 +206,7 @@ def _added_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> j
 
 
 def _product_sums(rows: jax.Array, assignments: jax.Array, num_clusters: int) -> jax.Array:
-    """Multiply with the members of each cluster: on an accelerator always in the same order, unlike additions."""
+    """Multiply with the membership matrix: unlike scattered additions, this is deterministic on an accelerator."""
     member = (assignments[None, :] == jnp.arange(num_clusters)[:, None]).astype(rows.dtype)
     # "highest": a mean must not be rounded to TF32 or bfloat16.
     return jnp.matmul(member, rows, precision="highest")
@@ -210,7 +224,7 @@ def _plus_plus(key, points, num_clusters, metric):
     def draw(carry, key):
         nearest_distance, row = carry
         nearest_distance = jnp.minimum(nearest_distance, distances(row))
-        # All points at distance zero: any row is as good as any other.
+        # If all points are at distance zero, any row will do.
         logits = jnp.log(jnp.where(jnp.any(nearest_distance > 0), nearest_distance, 1.0))
         next_row = jax.random.categorical(key, logits)
         return (nearest_distance, next_row), row

@@ -3,12 +3,12 @@
 Equation numbers are those of Halawa et al., "Multi-Task Multi-Modal Self-Supervised Learning for Facial Expression
 Recognition", 2024 (arXiv 2404.10904). All sums run in float32. Two arguments mean the same everywhere:
 
-* ``valid``: boolean [n], rows that count, or ``None`` for all. Rows that do not count get no gradient; without any row that
-  counts a loss is 0.
-* ``axis_name``: mapped axis over which the batch is split. The arrays are then this device's rows, and the loss is the mean
-  over the rows of all devices (negatives come from all of them, too): the same scalar on each.
+* ``valid``: boolean [n], the rows to include; ``None`` includes all. The other rows get no gradient. If no row is valid, the
+  loss is 0.
+* ``axis_name``: name of the mapped axis that splits the batch over devices; ``None`` if the batch is not split. Each device
+  passes its own rows. Negatives come from all devices, and every device gets the same scalar: the mean over all rows.
 
-Shapes that do not fit together raise ``ValueError``.
+The losses raise ``ValueError`` if the shapes of their arguments do not match.
 """
 
 from typing import Any
@@ -30,22 +30,23 @@ def masked_margin_softmax(
     keep: bool | None = None,
     dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """Contrast every row of one modality with all rows of another, both ways.
+    """Compute the masked margin softmax loss (MMS) between two modalities, in both directions.
 
-    With S = a b^T, the loss of a row is ``-log(exp(S_ii - margin) / (exp(S_ii - margin) + sum_{j != i} exp(S_ij)))``;
-    that of a column likewise. There is no temperature.
+    The loss pulls the two modalities of an example together and pushes those of different examples apart. With S = a b^T,
+    the loss of row i is ``-log(exp(S_ii - margin) / (exp(S_ii - margin) + sum_{j != i} exp(S_ij)))``. The loss of column i
+    is the same on S^T. There is no temperature.
 
     Args:
-      a: [n, dim], unit rows of this device.
-      b: [n, dim], unit rows; row i belongs to the same example as row i of ``a``.
+      a: first modality, [n, dim], rows of unit length.
+      b: second modality, [n, dim], rows of unit length; row i belongs to the same example as row i of ``a``.
       margin: subtracted from the similarity of each true pair.
-      valid: rows that have both modalities; the others are neither positive nor negative.
-      keep: hold what the backward pass needs of the similarities, or compute it again; see ``similarity.exp_sums``.
-      dtype: type of the factors of the products; sums and true pairs are in float32 in any case.
-      axis_name: see the module.
+      valid: boolean [n], rows that have both modalities; the others are neither positives nor negatives.
+      axis_name: mapped axis over which the rows are split; see the module.
+      keep: whether to store the similarities for the backward pass or to recompute them; see ``similarity.exp_sums``.
+      dtype: type of the factors of the matrix products; sums and true pairs are always float32.
 
     Returns:
-      Scalar, the mean over the valid rows of row loss plus column loss.
+      Scalar, the row loss plus the column loss, averaged over the valid rows.
 
     References:
       Eq. 2-4; Ilharco et al., "Large-scale representation learning from visually grounded untranscribed speech", 2019.
@@ -73,23 +74,23 @@ def soft_margin_softmax(
     valid: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Compute :func:`masked_margin_softmax` with other examples as further positives, each with a weight.
+    """Compute :func:`masked_margin_softmax` with several weighted positives for each row.
 
-    With S as there, less the margin on its diagonal, the loss of row i is ``-sum_j w_ij log softmax_j(S_ij)``, where the
-    weights w of the valid rows are divided by their sum; that of a column likewise. Weights of the own example alone give
-    the loss without further positives. All similarities are in memory at once.
+    Let S = a b^T, minus the margin on the diagonal. The loss of row i is ``-sum_j w_ij log softmax_j(S_ij)``, where the
+    weights w_ij of the valid rows are normalised to sum to 1. The loss of column i is the same on S^T. If only w_ii is
+    positive, the result is that of :func:`masked_margin_softmax`. The function holds the whole matrix S in memory.
 
     Args:
-      a: [n, dim], unit rows of this device.
-      b: [n, dim], unit rows; row i belongs to the same example as row i of ``a``.
-      weights: >= 0, of the rows of ``b`` as positives of each row of ``a``, and of those of ``a`` for ``b``:
-        [n, rows of all devices] each, positive for the own example. No gradient flows into them.
+      a: first modality, [n, dim], rows of unit length.
+      b: second modality, [n, dim], rows of unit length; row i belongs to the same example as row i of ``a``.
+      weights: two arrays [n, rows of all devices], >= 0: how strongly each row of ``b`` counts as a positive of each row of
+        ``a``, and each row of ``a`` for ``b``. The weight of a row's own example must be > 0. They get no gradient.
       margin: subtracted from the similarity of each true pair.
-      valid: rows that have both modalities; the others are neither positive nor negative.
-      axis_name: see the module.
+      valid: boolean [n], rows that have both modalities; the others are neither positives nor negatives.
+      axis_name: mapped axis over which the rows are split; see the module.
 
     Returns:
-      Scalar, the mean over the valid rows of row loss plus column loss.
+      Scalar, the row loss plus the column loss, averaged over the valid rows.
 
     References:
       Srinivasa et al., "CWCL: Cross-modal transfer with continuously weighted contrastive loss", 2023 (arXiv 2309.14580).
@@ -102,7 +103,7 @@ def soft_margin_softmax(
 
     def one_way(anchors: jax.Array, candidates: jax.Array, w: jax.Array) -> jax.Array:
         scores = similarity.products(anchors, collectives.gather(candidates, axis_name))
-        # Not minus infinity: a row that counts for nothing may have no column at all, and must not give NaN.
+        # Not minus infinity: a row that is not valid may have no valid column, and its softmax would be NaN.
         scores = jnp.where(counts, scores - margin * own_columns(n, axis_name), -1e9)
         w = jnp.where(counts, jax.lax.stop_gradient(w), 0)
         w = w / jnp.maximum(w.sum(axis=1, keepdims=True), 1e-30)
@@ -114,9 +115,9 @@ def soft_margin_softmax(
 def similarity_weights(
     x: jax.Array, temperature: float, *, valid: jax.Array | None = None, axis_name: str | None = None
 ) -> jax.Array:
-    """Return ``exp((cos(x_i, x_j) - 1) / temperature)``, [n, dim] -> [n, rows of all devices]; 1 for the own row.
+    """Return ``exp((cos(x_i, x_j) - 1) / temperature)``, [n, dim] -> [n, rows of all devices]; exactly 1 where i = j.
 
-    The lower the temperature (> 0), the more the own row counts alone. CWCL itself has ``(1 + cos) / 2``.
+    The lower the temperature (> 0), the smaller the weights of the other rows. CWCL itself uses ``(1 + cos) / 2``.
     """
     x = unit_rows(jnp.where(collectives.all_valid(len(x), valid)[:, None], x, 0))
     cosines = similarity.products(x, collectives.gather(x, axis_name))
@@ -126,9 +127,9 @@ def similarity_weights(
 def neighbour_weights(
     x: jax.Array, k: int, *, valid: jax.Array | None = None, axis_name: str | None = None
 ) -> jax.Array:
-    """Return 1/2 for the own row and 1/2 shared by its k nearest valid rows by cosine, [n, dim] -> [n, rows of all devices].
+    """Return weights of positives, [n, dim] -> [n, rows of all devices]: half for the row, half for its neighbours.
 
-    As positives' weights they average the target of a row with those of its neighbours in the batch.
+    The k nearest valid rows by cosine similarity share the second half equally.
     """
     valid = collectives.all_valid(len(x), valid)
     x, own = unit_rows(jnp.where(valid[:, None], x, 0)), own_columns(len(x), axis_name)
@@ -142,17 +143,19 @@ def neighbour_weights(
 def info_nce(
     a: jax.Array, b: jax.Array, *, temperature: float, valid: jax.Array | None = None, axis_name: str | None = None
 ) -> jax.Array:
-    """Contrast two views of each example with all other views of the batch.
+    """Compute the InfoNCE loss (NT-Xent) between two views of each example.
+
+    The two views of an example are positives. All other views in the batch are negatives.
 
     Args:
-      a: [n, dim], first views; normalised inside.
-      b: [n, dim], second views.
+      a: first views, [n, dim]; the function scales the rows to unit length.
+      b: second views, [n, dim]; row i shows the same example as row i of ``a``.
       temperature: divides the cosine similarities; > 0.
-      valid: rows that count; the others are neither positive nor negative.
-      axis_name: see the module.
+      valid: boolean [n], rows to include; the others are neither positives nor negatives.
+      axis_name: mapped axis over which the rows are split; see the module.
 
     Returns:
-      Scalar, the mean over the two views of all valid rows: both views of each example serve as anchor.
+      Scalar, the loss averaged over both views of all valid rows.
 
     References:
       Eq. 1; Chen et al., "A simple framework for contrastive learning of visual representations", 2020.
@@ -168,7 +171,7 @@ def info_nce(
 
     def anchor_loss(anchors: jax.Array, others: jax.Array, own_columns: jax.Array) -> jax.Array:
         scores = similarity.products(anchors, views) / temperature
-        # Not minus infinity: a row that counts for nothing may have no column at all, and must not give NaN.
+        # Not minus infinity: a row that is not valid may have no valid column, and its softmax would be NaN.
         others_of = counts[None, :] & (own_columns[:, None] != columns)
         scores = jnp.where(others_of, scores, -1e9)
         return jax.nn.logsumexp(scores, axis=1) - jnp.sum(anchors * others, axis=1) / temperature
@@ -187,20 +190,26 @@ def clustering_loss(
     valid: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Pull each vector towards the centroid of its cluster and away from the other centroids.
+    """Compute the clustering loss, which pulls each vector towards its centroid and away from the other centroids.
+
+    With R the fused vectors, C the centroids and c(i) the cluster of row i, the loss of row i is
+    ``-log(exp(R_i . C_c(i) - margin) / sum_k exp(R_i . C_k))``.
 
     Args:
       fused: [n, dim], cluster logits averaged over modalities.
-      centroids: [num_clusters, dim]; no gradient flows into them.
-      assignments: integer [n], the cluster of each row.
-      margin: subtracted from the similarity to the own centroid.
-      margin_in_denominator: subtract it in the denominator's own term too, as the authors' code does; the paper's
-        Eq. 10 has it in the numerator only.
-      valid: rows that count.
-      axis_name: see the module.
+      centroids: [num_clusters, dim]; they get no gradient.
+      assignments: integer [n], the cluster of each row, from 0 to ``num_clusters - 1``.
+      margin: subtracted from the similarity of a row with its own centroid.
+      margin_in_denominator: whether to subtract the margin in the denominator too, as the authors' code does. The paper's
+        Eq. 10 subtracts it only in the numerator.
+      valid: boolean [n], rows to include.
+      axis_name: mapped axis over which the rows are split; see the module.
 
     Returns:
-      Scalar, the mean over the valid rows of ``-log(exp(R_i . C_c(i) - margin) / sum_k exp(R_i . C_k))``; see Eq. 8-10.
+      Scalar, the loss averaged over the valid rows.
+
+    References:
+      Eq. 8-10.
     """
     arrays = {"fused": (fused, "n, dim"), "centroids": (centroids, "num_clusters, dim")}
     check_shapes("clustering_loss", **arrays, assignments=(assignments, "n"), valid=(valid, "n"))
@@ -225,15 +234,16 @@ def reconstruction_loss(
     """Compute the mean squared error between decoded and original features of one modality (Eq. 6).
 
     Args:
-      predicted: [n, dim].
-      target: [n, dim]; no gradient flows into it.
-      valid: rows that have the modality.
-      per_row: return the loss of each row, for a batch that is decoded in chunks; :func:`masked_mean` is the rest.
-      axis_name: see the module.
+      predicted: [n, dim], decoded features.
+      target: [n, dim], original features; they get no gradient.
+      valid: boolean [n], rows that have the modality.
+      axis_name: mapped axis over which the rows are split; see the module.
+      per_row: whether to return one loss for each row, for a caller that decodes a batch in chunks. Average the rows of all
+        chunks with :func:`masked_mean`.
 
     Returns:
-      Scalar, the mean over valid rows and features of the squared difference (no factor one half). With ``per_row``
-      float32 [n]: the mean over features, 0 for a row that is not valid.
+      Scalar, the squared difference averaged over valid rows and features (without a factor 1/2). With ``per_row``,
+      float32 [n]: the average over features, 0 for a row that is not valid.
     """
     check_shapes("reconstruction_loss", predicted=(predicted, "n, dim"), target=(target, "n, dim"), valid=(valid, "n"))
     difference = predicted.astype(jnp.float32) - jax.lax.stop_gradient(target).astype(jnp.float32)
@@ -246,16 +256,16 @@ def reconstruction_loss(
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, *, class_weights: jax.Array, axis_name: str | None = None
 ) -> jax.Array:
-    """Compute a softmax cross-entropy in which every row counts with the weight of its class.
+    """Compute the softmax cross-entropy, with each row weighted by its class.
 
     Args:
-      logits: [n, num_classes].
-      labels: integer [n].
+      logits: [n, num_classes], unnormalised log probabilities.
+      labels: integer [n], from 0 to ``num_classes - 1``.
       class_weights: [num_classes], >= 0.
-      axis_name: see the module.
+      axis_name: mapped axis over which the rows are split; see the module.
 
     Returns:
-      Scalar, the weighted sum over rows divided by the sum of their weights; 0 where all weights are 0.
+      Scalar, the weighted mean over rows; 0 if the weights of all rows are 0.
     """
     arrays = {"logits": (logits, "n, num_classes"), "labels": (labels, "n")}
     check_shapes("cross_entropy", **arrays, class_weights=(class_weights, "num_classes"))
@@ -268,13 +278,13 @@ def cross_entropy(
 def multi_label_cross_entropy(
     logits: jax.Array, labels: jax.Array, *, positive_weights: jax.Array, axis_name: str | None = None
 ) -> jax.Array:
-    """Compute a sigmoid cross-entropy per label, with the positive side of each label weighted.
+    """Compute the sigmoid cross-entropy of each label, with weighted positives.
 
     Args:
-      logits: [n, num_labels].
-      labels: 0 or 1, [n, num_labels].
-      positive_weights: [num_labels], factor of the loss where the label is present.
-      axis_name: see the module.
+      logits: [n, num_labels], unnormalised log odds.
+      labels: [n, num_labels], 0 or 1.
+      positive_weights: [num_labels], the factor of the loss where the label is 1.
+      axis_name: mapped axis over which the rows are split; see the module.
 
     Returns:
       Scalar, the mean over rows and labels.
@@ -287,38 +297,38 @@ def multi_label_cross_entropy(
 
 
 def absolute_error(predicted: jax.Array, target: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Return the mean absolute error of numbers, [n] each."""
+    """Return the mean absolute error between two arrays [n]."""
     check_shapes("absolute_error", predicted=(predicted, "n"), target=(target, "n"))
     errors = jnp.abs(predicted.astype(jnp.float32) - target)
     return masked_mean(errors, jnp.ones(len(errors), bool), axis_name)
 
 
 def unit_rows(x: jax.Array) -> jax.Array:
-    """Divide rows by their length, [n, dim] -> float32 [n, dim]; a zero row stays zero, with a finite gradient."""
+    """Scale rows to unit length, [n, dim] -> float32 [n, dim]; a zero row stays zero, with a finite gradient."""
     x = x.astype(jnp.float32)
     squared = jnp.sum(jnp.square(x), axis=1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
 
 
 def own_columns(num_rows: int, axis_name: str | None) -> jax.Array:
-    """Return which of the rows of all devices is each row of this device: boolean [n, rows of all devices]."""
+    """Mark the place of each row of this device among the rows of all devices: boolean [n, rows of all devices]."""
     own = collectives.device_index(axis_name) * num_rows + jnp.arange(num_rows)
     return own[:, None] == jnp.arange(num_rows * collectives.device_count(axis_name))[None, :]
 
 
 def masked_mean(values: jax.Array, valid: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Return the mean of the valid values [n] of all devices; 0 where no row is valid."""
+    """Return the mean of the valid values [n] over all devices; 0 if no row is valid."""
     count = collectives.total(valid.sum(), axis_name)
     return collectives.total(jnp.where(valid, values, 0).sum(), axis_name) / jnp.maximum(count, 1)
 
 
 def _log_where(valid: jax.Array, sums: jax.Array) -> jax.Array:
-    """Return the log of sums that are positive wherever the row is valid; 0 elsewhere, without a NaN in the gradient."""
+    """Return the log of the sums of valid rows, which are > 0; 0 for other rows, whose gradient must not be NaN."""
     return jnp.log(jnp.where(valid, sums, 1))
 
 
 def check_shapes(function: str, **arrays: tuple[Any, str]) -> None:
-    """Refuse arrays whose axes of one name differ in size: ``labels=(labels, "n")``; ``None`` in place of one fits."""
+    """Raise ``ValueError`` if axes of one name differ in size: ``labels=(labels, "n")``. An array may be ``None``."""
     sizes: dict[str, int] = {}
     given = {name: (x.shape, axes.split(", ")) for name, (x, axes) in arrays.items() if x is not None}
     fits = [
