@@ -1,4 +1,4 @@
-"""What the notebooks show: tables and pictures, by matplotlib (extra ``notebooks``)."""
+"""Tables and figures for notebooks; they need matplotlib (extra ``notebooks``)."""
 
 import io
 import textwrap
@@ -29,7 +29,7 @@ class Table:
 
 
 class Picture(Figure):
-    """A figure that a notebook shows, whatever backend it has."""
+    """A figure that a notebook shows with any matplotlib backend."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -45,10 +45,18 @@ def curves(
     spread: Mapping[str, Sequence[float]] | None = None,
     ticks: Sequence[float] = (),
 ) -> Picture:
-    """Draw lines, name -> (xs, ys), each with its own colour and marker.
+    """Plot named lines, each with its own colour and marker.
 
-    A line's look comes from its place in ``lines``: give an empty one where a name has no values, and it looks the same in
-    every figure. ``spread``: name -> half height of its bars. ``ticks``: the marks of a logarithmic x axis.
+    Args:
+      lines: maps each name to (xs, ys). The position in the mapping sets colour and marker. To keep them the same across
+        figures, pass empty sequences for a name without values.
+      x: label of the x axis.
+      y: label of the y axis.
+      spread: maps each name to the half lengths of its error bars.
+      ticks: positions of the ticks; makes the x axis logarithmic.
+
+    Returns:
+      The figure.
     """
     picture = Picture(figsize=(6.4, 3.6), layout="constrained")
     axes = picture.subplots()
@@ -71,7 +79,7 @@ def _look(i: int) -> dict[str, str]:
 
 
 def efficiency_curves(results: Sequence[probe.LabelEfficiency]) -> Picture:
-    """Draw mean accuracy and its standard deviation over draws against labels per class, without "all labels"."""
+    """Plot the mean accuracy against the labels per class, with its standard deviation over draws; skip "all labels"."""
     lines, spread = {}, {}
     for r in results:
         if r.num_labels:
@@ -84,12 +92,12 @@ def efficiency_curves(results: Sequence[probe.LabelEfficiency]) -> Picture:
 
 
 def efficiency_table(results: Sequence[probe.LabelEfficiency]) -> Table:
-    """Tabulate mean accuracy ± its standard deviation over draws, a row for each kind of vectors."""
+    """Return a table of mean accuracy ± standard deviation over draws, with one row for each kind of vectors."""
     return Table(*probe.table(results))
 
 
 def maps(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[str]) -> Picture:
-    """Draw maps side by side, title -> (points [n, 2], group of each [n]); a group looks the same in all."""
+    """Plot maps side by side: ``panels`` maps each title to points [n, 2] and their groups, indices of ``names`` [n]."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     picture = Picture(figsize=(3.6 * columns + 1, 3.2 * rows), layout="constrained")
@@ -105,7 +113,7 @@ def maps(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], names: Sequence[st
 
 
 def bars(values: Mapping[str, Mapping[str, float]], *, y: str) -> Picture:
-    """Draw grouped bars: group -> name -> height."""
+    """Plot grouped bars: ``values`` maps each group to the heights of its bars by name."""
     picture = Picture(figsize=(6.4, 3.6), layout="constrained")
     axes = picture.subplots()
     names = list(next(iter(values.values())))

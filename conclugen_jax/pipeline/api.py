@@ -1,4 +1,4 @@
-"""What ``conclugen run`` does, as a function."""
+"""The command ``conclugen run`` as a Python function."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,27 +25,31 @@ def run(
     config: str = "",
     changes: Mapping[str, Any] | None = None,
 ) -> run_lib.Outcome:
-    """Go from clips, features or a built data set to a trained model, its scores and a page; see ``conclugen run --help``.
+    """Pretrain and score a model on clips, features or a built data set, and write a report.
 
-    It starts processes, so a script calls it below ``if __name__ == "__main__":``.
+    The arguments are those of ``conclugen run``. The function starts processes. A script must therefore call it below
+    ``if __name__ == "__main__":``.
 
     Args:
-      source: folder of clips, folder or file of features, or a built data set.
-      workdir: folder for all that comes of it; the same call resumes there.
-      labels: tables, or a data frame, instead of ``labels.csv`` in the source.
-      label: column of the label, or columns of 0 and 1.
-      label_kind: ``single``, ``multi``, ``value`` or ``none``; guessed if empty.
-      classes: names in order; those found, sorted, if empty.
-      targets: columns of further things to predict.
-      label_pattern: names of clips that say their labels, such as ``{actor}_{emotion}_{take}``.
-      drop_bad: drop examples with NaN, infinities or no modality.
-      quick: a first look.
-      config: name or file of a configuration that is used as it is, instead of settings chosen from the data.
-      changes: keys of the configuration -> values, above all settings.
+      source: folder of clips, folder or file of features, or folder of a built data set.
+      workdir: folder for all results. The same call resumes an interrupted run in it.
+      labels: path or paths of tables, or a data frame; by default ``labels.csv`` in the source.
+      label: name of the column with the label, or names of several columns of 0 and 1.
+      label_kind: ``single``, ``multi``, ``value`` or ``none``; by default guessed from the values.
+      classes: class names in order; by default the sorted names in the label column.
+      targets: names of columns with further labels to predict.
+      label_pattern: pattern that reads labels from the names of clips, such as ``{actor}_{emotion}_{take}``.
+      drop_bad: whether to drop examples with NaN, infinities or no modality.
+      quick: whether to train shorter, for a first look.
+      config: name or file of a configuration to use unchanged; by default the settings are chosen from the data.
+      changes: maps keys of the configuration to values, which take precedence over all other settings.
+
+    Returns:
+      The scores, and the paths of the report and of the trained runs.
 
     Raises:
-      ConclugenError: a source that cannot be used, too few rows, or a folder in which something else was begun.
-      Interrupted: a signal came; the same call resumes.
+      ConclugenError: the source cannot be used, it has too few rows, or the workdir holds another run.
+      Interrupted: the process got SIGINT or SIGTERM; the same call resumes.
     """
     columns = (label,) if isinstance(label, str) else tuple(label)
     columns = tuple(filter(None, columns))

@@ -1,4 +1,4 @@
-"""ConCluGen by scikit-learn's conventions: ``fit`` pretrains on rows in memory, ``transform`` gives their representations."""
+"""ConCluGen as a scikit-learn transformer: ``fit`` pretrains on rows in memory, ``transform`` returns representations."""
 
 import functools
 import io
@@ -40,37 +40,39 @@ KEYS = {
     "smoothing_neighbours": "evaluation.smoothing_neighbours",
     "standardize": "data.standardize",
 }
-"""Parameter -> key of the configuration."""
+"""Maps each parameter to its key of the configuration."""
 COLUMNS = "columns.json"
-"""In the folder of a run: which columns of the rows belong to which modality."""
+"""File in the folder of a run that maps modalities to columns of the rows."""
 DATA = Path("data", rows_lib.NAME, rows_lib.VERSION)
-"""The data set in the folder of a run."""
+"""Path of the data set, below the folder of a run."""
 BATCH_ROWS = 1024  # as those of ``conclugen embed``
 
 
 class ConCluGen(TransformerMixin, BaseEstimator):
-    """Pretrain on rows of several modalities; represent rows.
+    """Learn representations of rows of several modalities, without labels.
 
-    Rows are a dict, modality -> array [n, dim]; a data frame (pandas, Polars) whose columns are called ``MODALITY_0``,
-    ``MODALITY_1``, ..., or have the modality as first level; or an array [n, dims], with ``columns``, or of one modality. A row
-    lacks a modality if all of its values are NaN. Labels take no part.
+    ``X`` may be a dict that maps each modality to an array [n, dim]; a data frame (pandas, Polars) whose columns are named
+    ``MODALITY_0``, ``MODALITY_1``, ..., or have the modality as first level; or an array [n, dims] with ``columns``. An array
+    without ``columns`` is one modality. If all values of a modality are NaN in a row, the row lacks that modality.
 
     Args:
-      config: ``auto``: settings are chosen from the rows as ``conclugen run`` does; else name or file of a configuration, or a
-        ConfigDict. The batch, clusters and the start of clustering that few rows or epochs do not allow are made smaller,
-        unless they are named below; one modality alone is contrasted with itself, in two views.
+      config: ``auto`` chooses settings from the rows, as ``conclugen run`` does. Otherwise the name or file of a configuration,
+        or a ConfigDict. If there are too few rows or epochs, ``fit`` lowers the batch size, the number of clusters and the
+        epoch at which clustering starts, except where you set them. A single modality is contrasted with itself, in two views.
       num_epochs, batch_size, learning_rate, representation_dim, num_clusters, neighbours, smoothing_neighbours, standardize:
-        keys of the configuration (:data:`KEYS`); ``None``: as it says.
-      overrides: any keys, such as ``{"loss.reconstruction_weight": 1.0}``.
-      columns: modality -> names or positions of its columns.
-      random_state: seed of the run; a ``RandomState`` or ``None`` draws one.
-      workdir: folder that the run is kept in, and resumed from; ``None``: one that goes with the estimator.
-      verbose: whether progress is shown.
+        keys of the configuration (:data:`KEYS`); ``None`` keeps the value of ``config``.
+      overrides: values of further keys, such as ``{"loss.reconstruction_weight": 1.0}``.
+      columns: maps each modality to the names or positions of its columns.
+      random_state: seed of the run; a ``RandomState`` or ``None`` draws a seed.
+      workdir: folder that keeps the run and lets ``fit`` resume it; ``None`` uses a temporary folder, which is deleted
+        together with the estimator.
+      verbose: whether to show progress.
 
     Attributes:
-      run_: folder of the run, which ``conclugen embed`` and others take.
-      columns_: modality -> positions of its columns.
-      n_features_in_, feature_names_in_: as of other estimators.
+      run_: folder of the run, for ``conclugen embed`` and other commands.
+      columns_: maps each modality to the positions of its columns.
+      n_features_in_: number of columns seen during ``fit``.
+      feature_names_in_: names of these columns; only if all names are strings.
     """
 
     def __init__(
@@ -107,16 +109,19 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, *, groups: Sequence[Any] | None = None) -> "ConCluGen":
-        """Pretrain on rows, on the first device.
+        """Pretrain on the rows, on the first device.
 
         Args:
-          X: rows.
+          X: rows; see the class.
           y: ignored.
-          groups: persons of the rows [n]: their clips are no neighbours of each other, and are standardised together if the
-            configuration says so.
+          groups: the person of each row [n]. Rows of one person are never neighbours of each other. With
+            ``standardize="person"`` they are standardised together.
+
+        Returns:
+          The fitted estimator.
 
         Raises:
-          ConclugenError: rows or settings that cannot be used, or a ``workdir`` with a run on other rows.
+          ConclugenError: the rows or settings cannot be used, or ``workdir`` holds a run on other rows.
         """
         matrix = self._matrix(X, fresh=True)
         groups = rows_lib.group_names(groups, len(matrix))
@@ -140,15 +145,22 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         return self
 
     def fit_transform(self, X: Any, y: Any = None, *, groups: Sequence[Any] | None = None) -> np.ndarray:
-        """Pretrain on rows and represent them."""
+        """Pretrain on the rows and return their representations, float32 [n, dims]."""
         return self.fit(X, groups=groups).transform(X, groups=groups)
 
     def transform(self, X: Any, groups: Sequence[Any] | None = None) -> np.ndarray:
-        """Represent rows, float32 [n, dims]: the modalities in the order of their names, zeros where absent.
+        """Return the representations of rows.
 
-        Vectors that are smoothed are averaged with training rows; a row that is one of these, without itself. Where features
-        are standardised by person, ``groups`` says who the rows are of; one that is not known from training has the
-        statistics of its rows here.
+        With ``smoothing_neighbours``, each vector is averaged with its nearest training rows. A training row never counts as
+        its own neighbour.
+
+        Args:
+          X: rows, with the modalities and columns seen during :meth:`fit`.
+          groups: the person of each row [n], for runs that standardise by person. A person who is not in the training rows is
+            standardised by the statistics of the rows passed here.
+
+        Returns:
+          float32 [n, dims]: the vectors of all modalities, in the order of their names; zeros where a modality is absent.
         """
         check_is_fitted(self)
         matrix = self._matrix(X, fresh=False)
@@ -168,7 +180,7 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         return np.concatenate(found)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Return the names ``MODALITY_0``, ... of the columns of :meth:`transform`."""
+        """Return the names ``MODALITY_0``, ``MODALITY_1``, ... of the columns that :meth:`transform` returns."""
         check_is_fitted(self)
         if input_features is not None and len(input_features) != self.n_features_in_:
             raise InputError("input_features should have length equal to number of features")
@@ -176,7 +188,7 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         return np.array([f"{m}_{i}" for m in sorted(sizes) for i in range(sizes[m])], object)
 
     def save(self, folder: str | Path) -> None:
-        """Copy the folder of the run, with its data, to one that is not there yet; commands take it as it is."""
+        """Copy the folder of the run, with its data, to a new folder, which :meth:`load` and the commands read."""
         check_is_fitted(self)
         folder = Path(folder).absolute()
         if folder.exists():
@@ -188,7 +200,7 @@ class ConCluGen(TransformerMixin, BaseEstimator):
 
     @classmethod
     def load(cls, folder: str | Path) -> "ConCluGen":
-        """Return the fitted estimator of a pretraining run, of this class or of ``conclugen pretrain``."""
+        """Return a fitted estimator from the folder of a run that :meth:`save` or ``conclugen pretrain`` wrote."""
         folder = Path(folder).absolute()
         found = cls(config=workdir_lib.read_config(folder), workdir=str(folder))
         dims = {m: workdir_lib.read_data(folder).modalities[m] for m in found.config.data.modalities}
@@ -219,7 +231,7 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         """Return rows side by side, float32 [n, features]; a ``fresh`` estimator learns their columns, others compare."""
         least = {"ensure_min_samples": (rules.FEWEST if self.config == AUTO else 2) if fresh else 1}
         how = {"dtype": np.float32, "ensure_all_finite": "allow-nan", **least}
-        if not isinstance(X, Mapping) or sparse.issparse(X):  # some of these are dicts
+        if not isinstance(X, Mapping) or sparse.issparse(X):  # some sparse matrices are dicts
             matrix = validate_data(self, X, reset=fresh, **how)
             if fresh:
                 names = list(X.columns) if hasattr(X, "columns") else list(range(matrix.shape[1]))
@@ -259,7 +271,7 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         start = start if isinstance(start, ConfigDict) else str(start)
         config = plan.configured(settings, {"data.path": str(data), "data.train_split": "train"}, changes, start)
         if self.config == AUTO and "data.standardize" not in given:
-            config.data.standardize = "split"  # a pipeline may hand on the groups of training rows alone
+            config.data.standardize = "split"  # a pipeline may pass groups to fit, but not to transform
         config = config_lib.with_modalities(config, known.dims)
         _suit(config, given, known.rows)
         if config.evaluation.transductive:
@@ -270,7 +282,7 @@ class ConCluGen(TransformerMixin, BaseEstimator):
 
 
 def _suit(config: ConfigDict, given: Mapping[str, Any], num_rows: int) -> None:
-    """Make smaller what so few rows or epochs do not allow, unless it is given; contrast two views of a single modality."""
+    """Lower settings that few rows or epochs do not allow, unless ``given``; contrast two views of a single modality."""
 
     def change(key: str, value: Any) -> None:
         if key not in given:
@@ -290,7 +302,7 @@ def _suit(config: ConfigDict, given: Mapping[str, Any], num_rows: int) -> None:
 
 
 class _Scratch:
-    """A folder that goes when nothing refers to this object any more; a pickle of it holds the files."""
+    """A temporary folder, deleted together with this object; pickling includes its files."""
 
     def __init__(self, content: bytes = b""):
         self.path = Path(tempfile.mkdtemp(prefix="conclugen_"))
@@ -317,7 +329,7 @@ class _Opened(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def _opened(folder: str, _changed: int) -> _Opened:
     network = embedding.load(folder)
-    if (own := Path(folder) / DATA).exists():  # also where the folder was moved
+    if (own := Path(folder) / DATA).exists():  # the configuration names another path if the folder was moved
         network.config.data.path = str(own)
     compute, known = embedding.Computing(network, network.modalities, "concat"), {}
     if network.evaluation.smoothing_neighbours:
@@ -332,5 +344,5 @@ def _opened(folder: str, _changed: int) -> _Opened:
 
 
 def _persons(network: embedding.Network, groups: Sequence[str]) -> Sequence[str]:
-    """Return the groups of rows where these tell equal rows apart: by person, they are standardised in other ways."""
+    """Return the groups if rows are standardised by person, since equal rows of two persons then differ; else empty names."""
     return groups if network.persons else [""] * len(groups)

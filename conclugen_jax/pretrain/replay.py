@@ -53,9 +53,9 @@ class Replay(NamedTuple):
 
 
 def keep(run: setup.Setup, state: TrainState, step: int) -> Path:
-    """Write the state before a step, counted from 1, with its batch; the same call on all processes, of which one writes.
+    """Write the state before a step (counted from 1) and its batch. All processes must call this; only one writes.
 
-    Where there is no space, a warning says so: the run itself needs no such file.
+    A full disk causes only a warning, since the run itself does not need the file.
     """
     state, folder = parallel.whole(state, run.optimizer), run.workdir / FOLDER
     path = folder / f"{step}.npz"
@@ -89,10 +89,10 @@ def keep(run: setup.Setup, state: TrainState, step: int) -> Path:
 
 
 def replay(path: str | Path) -> Replay:
-    """Compute a step that :func:`keep` wrote again, on one device, once compiled and once operation by operation.
+    """Repeat a step that :func:`keep` wrote, on one device, once compiled and once operation by operation.
 
     Raises:
-      ConclugenError: no such file, or one that is damaged or of another version.
+      ConclugenError: the file does not exist, is damaged, or is of another version.
     """
     state, batch, facts, statistics = _read(Path(path))
     config = config_lib.from_tree(facts["config"], str(path))
@@ -113,7 +113,7 @@ def replay(path: str | Path) -> Replay:
 
 
 def first_nan(step: Any) -> str:
-    """Call a function operation by operation; return the first whose result is not a number, with its line, or nothing."""
+    """Run a function operation by operation; return the first operation whose result is NaN, with its line, or ''."""
     try:
         with jax.disable_jit(), jax.debug_nans(True):
             step()
@@ -125,7 +125,7 @@ def first_nan(step: Any) -> str:
 
 
 def lines(found: Replay) -> list[str]:
-    """Return what a replay has found, in words."""
+    """Return the lines that report a replay."""
     terms = [f"{k} {v:.6g}" for k, v in found.metrics.items() if k.startswith("loss") or k == "gradient_norm"]
     finite = all(math.isfinite(found.metrics[name]) for name in ("loss", "gradient_norm"))
     nothing = "no operation gave a result that is not a number" + ("" if finite else "; some gave infinite ones")

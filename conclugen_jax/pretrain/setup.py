@@ -1,4 +1,4 @@
-"""One optimizer step, and what does not change during a run, made once: data, network, optimizer, compiled programs."""
+"""The optimizer step, and the parts of a run that are built once: data, network, optimizer, compiled programs."""
 
 import dataclasses
 import functools
@@ -31,7 +31,18 @@ def pretrain_step(
     schedule: Callable,
     **of_loss: Any,
 ) -> tuple[TrainState, Metrics]:
-    """Take one step by ``objective.pretrain_loss``, with its arguments; the metrics are of the state before it."""
+    """Take one optimizer step on ``objective.pretrain_loss``.
+
+    Args:
+      state: training state before the step.
+      batch: features and presence of each modality.
+      optimizer: optimizer of the parameters.
+      schedule: maps the step to the learning rate, for the metrics.
+      of_loss: further arguments of ``objective.pretrain_loss``, ``config`` among them.
+
+    Returns:
+      The state after the step, and the metrics of the state before it: loss, its terms, gradient norm, k-means.
+    """
     loss_fn, config = functools.partial(objective.pretrain_loss, **of_loss), of_loss["config"]
     key = jax.random.fold_in(state.rng, state.step)
     (_, (metrics, batch_stats, clustered)), grads = jax.value_and_grad(loss_fn, has_aux=True)(

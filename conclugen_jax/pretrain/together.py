@@ -1,6 +1,7 @@
-"""Small runs that differ in seed and data alone, trained in one program, each as it would be alone except for rounding.
+"""Train several small runs in one compiled program. The runs differ only in seed and data.
 
-Each is a run in a workdir of its own, and leaves its log and its last checkpoint. When interrupted, all start again.
+Each run has a workdir of its own, with its log and its last checkpoint. Its results equal those of a run trained alone,
+except for rounding. After an interruption all runs start again.
 """
 
 import contextlib
@@ -33,10 +34,10 @@ class Member(NamedTuple):
 
 
 def kind(config: ConfigDict) -> str | None:
-    """Return what runs that are trained together have in common; ``None`` for one that is to be trained alone.
+    """Return a key that is equal for runs that can train together; ``None`` for a run that must train alone.
 
-    That is one which saves more than its last checkpoint, probes, mirrors its log, keeps its rows elsewhere than on the device,
-    has statistics of its data in the program (views of L_NCE), or looks for neighbours among its representations.
+    A run must train alone if it saves more than its last checkpoint, runs online probes, mirrors its log, keeps its rows off
+    the device, has statistics of its data in the program (views of L_NCE), or searches neighbours among representations.
     """
     train, saving = config.train, config.checkpoint
     more = saving.every_epochs < train.num_epochs or saving.best_by != "loss" or config.online_probe.every_epochs
