@@ -210,7 +210,7 @@ def test_what_cannot_be_scored_is_refused(data, tmp_path):
     assert "use features of the same extractor" in message
     folds = config_of(one, other, downstream__num_folds=3)
     assert "build folds by --num_folds and --fold" in refused(folds, tmp_path)
-    assert "name the split that is scored" in refused(config_of(one, other, data__test_split=""), tmp_path)
+    assert "name the split to score" in refused(config_of(one, other, data__test_split=""), tmp_path)
     disgust = str(builders.build(Corpus(("disgust", "Sad"), name="disgust", num=(9, 9, 1), seed=4), tmp_path))
     assert set(table(disgust, "test")["label"]) == {0}
     assert refused(config_of(one, disgust), tmp_path) == (

@@ -225,8 +225,8 @@ def test_what_is_no_data_set_is_never_replaced(tmp_path):
     target.parent.mkdir(parents=True)
     elsewhere = builders.build(Faces(seed=1), tmp_path / "elsewhere")
     for make, message in (
-        (lambda: target.write_text("notes"), "in the way"),
-        (lambda: target.symlink_to(tmp_path / "nowhere"), "in the way"),
+        (lambda: target.write_text("notes"), "exists, but is not"),
+        (lambda: target.symlink_to(tmp_path / "nowhere"), "exists, but is not"),
         (lambda: target.symlink_to(elsewhere), f"a link to {elsewhere}, which --overwrite does not replace"),
     ):
         make()
@@ -239,7 +239,7 @@ def test_what_is_no_data_set_is_never_replaced(tmp_path):
         target.unlink()
     target.mkdir()
     (target / "a.npy").write_text("mine")
-    with pytest.raises(ConclugenError, match="in the way, and not a data set"):
+    with pytest.raises(ConclugenError, match="exists, but is not a data set"):
         builders.build(Faces(), tmp_path / "data", overwrite=True)
     assert (target / "a.npy").read_text() == "mine"
 

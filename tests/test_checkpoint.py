@@ -338,6 +338,6 @@ def test_a_disk_that_does_not_answer_does_not_hang_the_end(tmp_path, monkeypatch
         with checkpoint.Checkpoints(tmp_path) as saved:
             saved.save(1, state(1), {})
 
-    with pytest.raises(ConclugenError, match=r"still not written after 0 s; the disk does not answer"):
+    with pytest.raises(ConclugenError, match=r"still not written after 0 s; check the disk"):
         run()
     answers.set()

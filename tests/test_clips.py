@@ -193,7 +193,7 @@ def test_intervals_that_cannot_be(tmp_path):
     for rows, message in (
         ("a,3,2\n", "ends at 2 s and starts at 3 s"),
         ("a,x,2\n", "start"),
-        ("b,1,2\n", "none of its 1 videos is there, such as 'b'"),
+        ("b,1,2\n", "none of its 1 videos exists, such as 'b'"),
     ):
         table.write_text("video,start,end\n" + rows)
         with pytest.raises(ConclugenError, match=message):

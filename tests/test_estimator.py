@@ -83,7 +83,7 @@ def test_numbers_are_those_of_the_commands(folder, tmp_path, standardize, monkey
             each = loaded
         np.testing.assert_allclose(each.transform(test, groups=groups), expected, rtol=tolerance, atol=tolerance / 10)
     if standardize == "person":
-        with pytest.warns(UserWarning, match="no groups: rows are standardised by the split, not by person"):
+        with pytest.warns(UserWarning, match="no groups: transform standardises rows by the split, not by person"):
             assert not np.allclose(made.transform(test), expected)
 
 
@@ -102,7 +102,7 @@ def test_saved_loaded_pickled(fitted, folder, tmp_path):
     place = Path(copy.run_)
     del copy
     assert not place.exists()
-    with pytest.raises(ConclugenError, match="is there already; name a new folder"):
+    with pytest.raises(ConclugenError, match="already exists; name a new folder"):
         fitted.save(tmp_path / "moved")
     assert not hasattr(clone(fitted), "run_")
     assert clone(ConCluGen.load(tmp_path / "moved")).get_params()["workdir"] == str(tmp_path / "moved")
@@ -127,8 +127,11 @@ def test_rows_of_other_forms(fitted, folder):
     for wrong, message in (
         ({"video": test["video"][:, 1:]}, "video has 23 features, but ConCluGen is expecting 24"),
         ({"smell": test["video"]}, "smell has 24 features, but ConCluGen is expecting 0"),
-        (test | {"text": test["text"][1:]}, "X has video 24, audio 24, text 23 rows; give each modality as many"),
-        ({m: np.full_like(x, np.nan) for m, x in test.items()}, "X, row 0: all values are NaN, expected one modality"),
+        (test | {"text": test["text"][1:]}, "X has video 24, audio 24, text 23 rows; pass equally many"),
+        (
+            {m: np.full_like(x, np.nan) for m, x in test.items()},
+            "X, row 0: all values are NaN, expected at least one modality",
+        ),
         (
             test | {"video": np.where(np.arange(24) < 2, np.nan, test["video"])},
             "row 0: 2 of 24 values of video are NaN",
@@ -136,7 +139,7 @@ def test_rows_of_other_forms(fitted, folder):
     ):
         with pytest.raises(ValueError, match=message):
             fitted.transform(wrong)
-    with pytest.raises(ValueError, match="groups has 3 entries for 24 rows; give each row one"):
+    with pytest.raises(ValueError, match="groups has 3 entries, but X has 24 rows; pass one group"):
         fitted.transform(test, groups=[1, 2, 3])
 
 
@@ -173,7 +176,9 @@ def test_a_run_in_a_folder_goes_on(tmp_path):
     log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     np.testing.assert_array_equal(clone(made).fit(X).transform(X), first)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log  # nothing was trained again
-    with pytest.raises(ConclugenError, match="run: holds a run on other rows; name another workdir, or none for cross"):
+    with pytest.raises(
+        ConclugenError, match="run: holds a run on other rows; name another workdir, or pass None for cross"
+    ):
         made.fit(X[1:])
 
 
@@ -215,7 +220,7 @@ def test_which_columns_are_of_which_modality():
     assert of(["AU01_r", "gaze", "x"], {"face": ["x", "AU01_r"], "eyes": [1]}) == {"face": [2, 0], "eyes": [1]}
     with pytest.raises(ValueError, match=r"columns\['face'\] has 'y', which is no column of X; correct it"):
         of(["x"], {"face": ["y"]})
-    with pytest.raises(ValueError, match="column 'x' says no modality, and 'video_0' does; call it MODALITY_0"):
+    with pytest.raises(ValueError, match="column 'x' names no modality, but 'video_0' does; rename it to MODALITY_0"):
         of(["x", "video_0"])
 
 

@@ -93,7 +93,7 @@ def test_the_launcher_from_clips_to_a_prediction(videos, tmp_path):
     assert "train 4, validation 2, test 2 examples" in made.stdout
     assert "audio is missing in train 1, validation 1, test 1\n" in made.stdout
     assert "no audio" not in made.stdout
-    assert "1 ids of the labels are the name of no clip, such as 'train9'\n" in made.stdout
+    assert "1 ids of the labels match no clip, such as 'train9'\n" in made.stdout
     assert f"{videos}: 8 utterances; opening the backbones, compiling their programs\n" in made.stderr
     data = tmp_path / "mine" / "1.0.0"
     options = [

@@ -307,7 +307,7 @@ def test_ids_twice_in_a_matrix(tmp_path):
         ({"format": "csd"}, r"corpus 'features' has no standard folds here; there are cmu_mosei"),
         (
             {"folds": (3, 0)},
-            r"no example has a group \(person\), by which folds are cut; .* with --fold_by=example \(a person",
+            r"no example has a group \(person\), but folds need one; .* with --fold_by=example \(a person",
         ),
         ({"layout": Layout(label=("emotion",))}, r"no column 'emotion'; it has id, label"),
     ],

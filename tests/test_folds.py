@@ -83,7 +83,7 @@ def test_without_groups_folds_over_examples_are_offered(groups, found, option):
 
 @pytest.mark.parametrize(("num_folds", "fold"), [(2, 0), (3, 3), (3, -1), (5, 0)])
 def test_impossible_folds_over_examples_are_refused(num_folds, fold):
-    message = f"^x: fold {fold} of {num_folds} over 4 examples; expected 3 folds at least, as many examples as folds"
+    message = f"^x: fold {fold} of {num_folds} over 4 examples; expected at least 3 folds, at most as many as examples"
     with pytest.raises(ConclugenError, match=message):
         sources.by_example(rows_of(np.arange(4)), num_folds, fold, where="x")
 
@@ -206,7 +206,7 @@ def test_build_over_examples(tmp_path):
     (tmp_path / "mine/labels.csv").write_text("\n".join(["id,label", *rows]))
     flags = ["--dataset=features", "--name=mine", f"--source={tmp_path}/mine", f"--data_dir={tmp_path}/data"]
     said = run("build", *flags, "--num_folds=3", code=2).stderr
-    assert "no example has a group (person), by which folds are cut" in said
+    assert "no example has a group (person), but folds need one" in said
     assert "with --fold_by=example" in said
     assert "--fold_by=example without --num_folds" in run("build", *flags, "--fold_by=example", code=2).stderr
     shown = run("build", *flags, "--num_folds=3", "--fold=1", "--fold_by=example").stdout

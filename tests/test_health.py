@@ -163,7 +163,7 @@ ENCODERS = {
     "one dimension": (lambda x, _: x[:, :1] @ np.ones((1, x.shape[1])), ["have collapsed .*effective rank 1.0"]),
     "persons only": (
         lambda x, who: np.random.default_rng(1).normal(size=(100, x.shape[1]))[who],
-        [r"clusters say who is seen .*groups (0.9|1.0).*data.standardize=person"],
+        [r"clusters follow the persons .*groups (0.9|1.0).*data.standardize=person"],
     ),
 }
 

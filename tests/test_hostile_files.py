@@ -119,7 +119,7 @@ def test_a_file_cut_short_while_it_is_read_is_an_error_and_no_signal(tmp_path):
     matrix = MatrixFeatures(source / "x.npy", how="mean")
     matrix.read(4999)
     os.truncate(source / "x.npy", 1000)
-    with pytest.raises(ConclugenError, match=r"x.npy: has become shorter while it was read"):
+    with pytest.raises(ConclugenError, match=r"x.npy: became shorter during reading"):
         matrix.read(4999)
 
 

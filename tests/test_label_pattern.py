@@ -98,7 +98,7 @@ def test_text_beside_braces_is_taken_literally(tmp_path):
         "{id}_{emotion}": r"\{id\} is in braces, expected another name, as the id is the clip's path",
         "{actor}_{take}_{actor}": r"\{actor\} is there twice; give each part a name of its own",
         "{actor}{emotion}": r"nothing stands between \{actor\} and \{emotion\}; make them one",
-        "{actor}_{Speaker}": "actor and Speaker both name the person; call one otherwise",
+        "{actor}_{Speaker}": "actor and Speaker both name the person; rename one",
     }.items(),
 )
 def test_patterns_that_cannot_be_read(tmp_path, pattern, message):

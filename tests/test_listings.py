@@ -139,7 +139,7 @@ def test_metadata_that_cannot_be_used(tmp_path):
             clips_lib.find("clips", tmp_path, listing=listings.metadata(tmp_path).table)
     (tmp_path / "metadata.csv").write_text("file_name\nb.mp4\nc.mp4\n")
     with pytest.raises(
-        ConclugenError, match=r"line 2: file 'b\.mp4' is not there, nor is another of the 2 that are listed"
+        ConclugenError, match=r"line 2: file 'b\.mp4' is not there, nor is any other of the 2 listed files"
     ):
         clips_lib.find("clips", tmp_path, listing=listings.metadata(tmp_path).table)
     (tmp_path / "metadata.csv").write_text(f"file_name\na.mp4\n{'x' * 300}.mp4\n")

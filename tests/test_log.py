@@ -93,6 +93,6 @@ def test_a_log_that_is_removed_is_an_error(tmp_path):
     with log_lib.MetricsLog(tmp_path, 0) as log:
         log.write([{"step": 1}])
         (tmp_path / "metrics.jsonl").unlink()
-        with pytest.raises(ConclugenError, match="removed during the run"):
+        with pytest.raises(ConclugenError, match="was removed during the run"):
             log.sync()
         (tmp_path / "metrics.jsonl").touch()

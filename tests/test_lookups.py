@@ -225,14 +225,14 @@ def test_extraction_says_how_ids_differ(tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("id\n0.mp4\n1.mp4\n")
     with pytest.raises(
-        ConclugenError, match=f"the labels name '0.mp4' in train, which is the name of no clip; {told}; ids"
+        ConclugenError, match=f"the labels name '0.mp4' in train, but no clip has this name; {told}; ids"
     ):
         extract(source, tmp_path / "data", labels=(table,))
     table.write_text("id\n0.mp4\nanna\n002\n")
     folder, tally = extract(source, tmp_path / "data", labels=(table,))
-    assert f"2 ids of the labels are the name of no clip; {told}" in outcome.lines(tally, folder, 3)
+    assert f"2 ids of the labels match no clip; {told}" in outcome.lines(tally, folder, 3)
     table.write_text("id\nanna\n")
     with pytest.raises(
-        ConclugenError, match="the name of no clip; there are such as '000'; ids are paths with _ for /"
+        ConclugenError, match="no clip has this name; clips have names such as '000'; ids are paths with _ for /"
     ):
         extract(source, tmp_path / "data", labels=(table,))

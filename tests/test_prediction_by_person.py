@@ -54,7 +54,7 @@ def test_clips_have_the_statistics_of_their_person(fitted, person, stored, data)
         assert rows.keys() == {m for m in SIZES if m != "text" or i != 1}
         for m, x in rows.items():
             np.testing.assert_array_equal(x[0], expected[m][i])
-        said = "of an unknown person: standardised as the split is; say who with --person"
+        said = "unknown person: standardised with the statistics of the split; name the person with --person"
         assert (said in each.notes) is (person == "")
     assert made["broken"][0].failure == "no such file"
 

@@ -129,7 +129,7 @@ def test_a_class_that_no_training_example_has_is_named(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"downstream__num_folds": 2}, "must be 3 folds at least"),
+        ({"downstream__num_folds": 2}, "must be at least 3 folds"),
         ({"downstream__num_folds": 3, "downstream__fold": 3}, "num_folds is 3, config.downstream.fold is 3"),
         ({"downstream__fold": 1}, "num_folds is 0, config.downstream.fold is 1"),
         (

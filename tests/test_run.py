@@ -43,7 +43,7 @@ def test_features_become_a_model_scores_and_a_page(tmp_path):
     features, folder = write(tmp_path / "mine"), tmp_path / "run"
     first = run("run", features, f"--workdir={folder}", "--quick", *TINY)
     assert "probe on mine: accuracy in %" in first.stdout
-    assert "no person is in training and test; the first alone" in first.stdout
+    assert "no person is in both training and test; the first alone" in first.stdout
     assert "a third of the 60 training rows" in first.stderr
     page = Page((folder / "report.html").read_text())
     assert {"label-efficiency", "maps", "settings"} <= page.sections.keys()
@@ -72,10 +72,13 @@ def test_features_become_a_model_scores_and_a_page(tmp_path):
     assert again.stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")} == kept
     other = run("run", features, f"--workdir={folder}", *TINY, code=2)
-    assert "was begun otherwise (quick: True then, False now); repeat the command as it was" in other.stderr
+    assert (
+        "was started with other arguments (quick: True then, False now); repeat the command with the same"
+        in other.stderr
+    )
     (features / "labels.csv").touch()
     changed = run("run", features, f"--workdir={folder}", "--quick", *TINY, code=2)
-    assert f"the files of {features} have changed since it was begun; choose another --workdir" in changed.stderr
+    assert f"the files of {features} have changed since the run started; choose another --workdir" in changed.stderr
 
 
 @pytest.mark.slow

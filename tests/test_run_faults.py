@@ -118,5 +118,5 @@ def test_settings_that_the_data_do_not_allow_are_corrected_in_the_same_folder(tm
     with pytest.raises(ZeroDivisionError):
         conclugen_jax.run(features, folder, quick=True, changes={"train.batch_size": 8})
     assert "config.train.batch_size = 8" in (folder / "config.py").read_text()
-    with pytest.raises(ConclugenError, match="was begun otherwise"):
+    with pytest.raises(ConclugenError, match="was started with other arguments"):
         conclugen_jax.run(features, folder, quick=True, changes={"train.batch_size": 9})

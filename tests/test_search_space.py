@@ -49,7 +49,7 @@ def test_the_default_space_has_what_the_authors_searched_where_it_is_used():
         ({}, "expected an object of configuration keys"),
         ({"optimizer.rate": {"low": 1, "high": 2}}, r"optimizer\.rate is not a configuration key"),
         ({"optimizer.learning_rates": {"low": 1, "high": 2}}, r"did you mean optimizer\.learning_rate\?"),
-        ({"optimizer.b1": {"choices": [0.9]}, "config.optimizer.b1": {"choices": [0.8]}}, "stands there twice"),
+        ({"optimizer.b1": {"choices": [0.9]}, "config.optimizer.b1": {"choices": [0.8]}}, "appears twice"),
         ({"train.num_epochs": {"low": 1, "high": 2}}, r"the same in all trials; .* set --config\.train\.num_epochs"),
         ({"data.path": {"choices": ["a", "b"]}}, "the same in all trials"),
         ({"model.bottleneck": {"choices": [["audio"]]}}, "is a list"),

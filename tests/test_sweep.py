@@ -251,7 +251,7 @@ def test_lists_of_another_type_are_refused(key, values, kind):
     ("changes", "message"),
     [
         ({"downstream__protocol": "supervised"}, "a sweep needs frozen representations"),
-        ({"downstream__num_folds": 2}, "there must be 3 folds at least"),
+        ({"downstream__num_folds": 2}, "there must be at least 3 folds"),
     ],
 )
 def test_what_cannot_be_swept_is_refused(made, tmp_path, changes, message):

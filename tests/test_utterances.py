@@ -50,7 +50,7 @@ def test_labels_of_clips_that_are_not_there(videos, tmp_path):
     assert rows_of(folder, "train")[0] == ["train0", "train1"]
     for wrong in (("gone", "test", "a"), ("train/train2", "train", "a")):  # a split without any; a path for an id
         labels = (table(tmp_path / "wrong.csv", [*rows, wrong]),)
-        with pytest.raises(ConclugenError, match=rf"'{wrong[0]}' in {wrong[1]}, which is the name of no clip"):
+        with pytest.raises(ConclugenError, match=rf"'{wrong[0]}' in {wrong[1]}, but no clip has this name"):
             extract(videos, tmp_path / "wrong", labels=labels)
         assert not (tmp_path / "wrong").exists()
 

@@ -64,7 +64,7 @@ def main() -> None:
     try:
         _extract()
     except signals.Interrupted:
-        progress.say("stopped; what is done is kept, repeat the command to resume")
+        progress.say("stopped; finished utterances are kept, repeat the command to resume")
         raise
 
 

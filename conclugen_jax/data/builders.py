@@ -95,7 +95,7 @@ def build(
 def _already_built(target: Path, fingerprint: str, *, overwrite: bool, strict: bool) -> bool:
     """Return whether the data set is there, to be kept; it must be intact and of the same source."""
     if os.path.lexists(target) and not (target / manifest_lib.FILE).is_file():
-        raise ConclugenError(f"{target}: in the way, and not a data set; move it, or choose another --data_dir")
+        raise ConclugenError(f"{target}: exists, but is not a data set; move it, or choose another --data_dir")
     if overwrite or not target.exists():
         return False
     present = manifest_lib.read(target)

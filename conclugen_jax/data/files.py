@@ -205,7 +205,7 @@ class NpyMatrix:
         except OSError as e:
             raise ConclugenError(f"{self.path}: cannot be read ({e.strerror}); correct the file") from e
         if len(data) < count * size:
-            raise ConclugenError(f"{self.path}: has become shorter while it was read; build again")
+            raise ConclugenError(f"{self.path}: became shorter during reading; build again")
         return data
 
 

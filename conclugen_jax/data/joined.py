@@ -114,7 +114,7 @@ class JoinedSource:
                 try:
                     found = os.stat(path)
                 except OSError as e:
-                    raise ConclugenError(f"{path}: cannot be read ({e.strerror}); it was there a moment ago") from e
+                    raise ConclugenError(f"{path}: disappeared during the build ({e.strerror}); build again") from e
                 changed = max(changed, found.st_ctime)
                 folder, name = os.path.basename(os.path.dirname(path)), os.path.basename(path)
                 split = SPLIT_NAMES.get(folder.lower(), "")

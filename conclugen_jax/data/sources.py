@@ -178,15 +178,13 @@ def by_group(
         found = (
             "no example has a group (person)" if without == total else f"{without} of {total} examples have no group"
         )
-        choice = (
-            f"give every example one, or cut folds over examples, stratified by label, with {option}fold_by=example"
-        )
-        raise ConclugenError(f"{where}: {found}, by which folds are cut; {choice} (a person may then be in two folds)")
+        choice = f"give every example one, or stratify the folds by label with {option}fold_by=example"
+        raise ConclugenError(f"{where}: {found}, but folds need one; {choice} (a person may then be in two folds)")
     if num_folds < 3 or not 0 <= fold < num_folds or len(groups) < num_folds:
         more = f", such as {option}num_folds={len(groups)}" if 3 <= len(groups) < num_folds else ""
         found = f"{where}: fold {fold} of {num_folds} over {len(groups)} groups (people)"
         raise ConclugenError(
-            f"{found}; expected 3 folds at least, as many groups as folds{more}, folds that count from 0"
+            f"{found}; expected at least 3 folds, at most as many as groups{more}, and a fold counted from 0"
         )
     runs = np.array_split(np.arange(len(groups)), num_folds)
     fold_of = {groups[i]: number for number, run in enumerate(runs) for i in run}
@@ -213,7 +211,7 @@ def by_example(
     label, n = annotations.label, len(annotations.ids)
     if num_folds < 3 or not 0 <= fold < num_folds or n < num_folds:
         found = f"{where}: fold {fold} of {num_folds} over {n} examples"
-        raise ConclugenError(f"{found}; expected 3 folds at least, as many examples as folds, folds that count from 0")
+        raise ConclugenError(f"{found}; expected at least 3 folds, at most as many as examples, counted from 0")
     order = np.random.default_rng(seed).permutation(n)
     if label is not None:
         numbers = label.ndim == 1 and label.dtype.kind == "f"

@@ -50,7 +50,7 @@ def open_table(request: Request) -> Found:
     beside = {"ids.txt", *(f"{modality}.txt" for modality in found)}
     names = {name: re.sub(r"\W+", "_", name, flags=re.ASCII) for name in found}
     if len(set(names.values())) < len(names):
-        raise ConclugenError(f"{source}: {', '.join(names)} differ in signs only; rename one of them")
+        raise ConclugenError(f"{source}: {', '.join(names)} differ only in punctuation; rename one of them")
     notes = [
         f"{new}: the modality of {name!r}; --modality NAME=PATH names it" for name, new in names.items() if new != name
     ]

@@ -230,7 +230,7 @@ def _of_clusters(figures: Mapping[str, float]) -> list[str]:
         fact = f"nearly all examples are in one cluster (balance {even:.2f}, 1 is even)"
         said.append(f"{fact}; lower config.loss.clustering_weight or let clustering start later")
     if (persons := known("health/clusters_nmi_group", 0)) > MOST_OF_PERSONS:
-        fact = f"clusters say who is seen (adjusted mutual information with the groups {persons:.2f}, 0 is none)"
+        fact = f"clusters follow the persons (adjusted mutual information with the groups {persons:.2f}, 0 is none)"
         said.append(f"{fact}; where every person shows all classes, set config.data.standardize=person")
     return said
 

@@ -62,7 +62,7 @@ def open_streams(config: ConfigDict, dataset: Dataset, modalities: list[str]) ->
 def require_test(config: ConfigDict) -> None:
     """Refuse a run that is about its scores, without a split that is scored."""
     if not config.data.test_split:
-        raise ConclugenError("config.data.test_split is empty; name the split that is scored, such as test")
+        raise ConclugenError("config.data.test_split is empty; name the split to score, such as 'test'")
 
 
 def check(config: ConfigDict, streams: Mapping[str, ShardStream]) -> None:

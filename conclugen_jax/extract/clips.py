@@ -56,7 +56,7 @@ def find(
     known = tables or [listing] * (listing is not None)
     loose, others = (next((u for u in found if bool(u.split) is split), None) for split in (False, True))
     if loose and others and not (known and all("split" in table.columns for table in known)):
-        raise ConclugenError(f"{loose.path}: lies beside the folder of {others.split} clips; move it into a split")
+        raise ConclugenError(f"{loose.path}: is in no folder of a split, but others are in {others.split}; move it")
     places: dict[str, Utterance] = {}
     for u in (dataclasses.replace(u, key=unicodedata.normalize("NFC", u.key)) for u in found):
         length = len(u.key.encode(errors="replace"))
@@ -172,7 +172,7 @@ def _from_tables(tables: list[Table], source: Path, beside: Companions, *, folds
             u = Utterance(key, split, str(paths[0]), *times, words or None, sound=beside.sound(paths[0]))
             found += beside.with_words(u)
     if missing and not found:
-        raise ConclugenError(f"{tables[0].path}: none of its {len(counts)} videos is there, such as {min(counts)!r}")
+        raise ConclugenError(f"{tables[0].path}: none of its {len(counts)} videos exists, such as {min(counts)!r}")
     return found + _somewhere(missing, found, tables)
 
 
@@ -197,7 +197,7 @@ def _from_listing(table: Table, source: Path, beside: Companions) -> list[Uttera
         else:
             missing.append(Utterance(key, split, str(path), problem=f"{where}: file {written!r} is not there"))
     if missing and not found:
-        raise ConclugenError(f"{missing[0].problem}, nor is another of the {len(missing)} that are listed")
+        raise ConclugenError(f"{missing[0].problem}, nor is any other of the {len(missing)} listed files")
     return found + missing
 
 

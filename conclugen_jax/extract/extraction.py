@@ -273,10 +273,11 @@ def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recip
         path = next((key for key in lost if "/" in key), None)
         if path is not None or (lost and not there):
             near = (
-                matching.likeness([path or lost[0]], names[split] + names[""]) or f"there are such as {min(by_place)!r}"
+                matching.likeness([path or lost[0]], names[split] + names[""])
+                or f"clips have names such as {min(by_place)!r}"
             )
             raise ConclugenError(
-                f"the labels name {path or lost[0]!r} in {split}, which is the name of no clip; {near}; ids are paths with _ "
+                f"the labels name {path or lost[0]!r} in {split}, but no clip has this name; {near}; ids are paths with _ "
                 "for / and without ending (lines of subtitles with --cut); correct the ids, or leave these rows out"
             )
         near = near or matching.likeness(lost, set(names[split] + names[""]) - set(places))

@@ -91,7 +91,7 @@ def by_pattern(request: Request, utterances: Sequence[Utterance], pattern: str) 
     names, short, long = _compiled(pattern, fault)
     persons = [name for name in names if name.lower() in PERSON]
     if len(persons) > 1:
-        raise ConclugenError(f"{fault}: {' and '.join(persons)} both name the person; call one otherwise")
+        raise ConclugenError(f"{fault}: {' and '.join(persons)} both name the person; rename one")
     fitting, values, others, doubtful = [], [], {}, {}
     for u in utterances:
         parts = Path(u.path).relative_to(request.source).with_suffix("").parts[-pattern.count("/") - 1 :]

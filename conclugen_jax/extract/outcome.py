@@ -91,14 +91,14 @@ def lines(tally: Tally, folder: Path, count: int) -> list[str]:
         told.append(f"{counted(left_out)} not named by the labels and skipped")
     if tally.unknown:
         near = f"; {tally.near}" if tally.near else f", such as {tally.unknown[0]!r}"
-        told.append(f"{len(tally.unknown):,} ids of the labels are the name of no clip{near}")
+        told.append(f"{len(tally.unknown):,} ids of the labels match no clip{near}")
     way_out = {"text": "; put subtitles beside the clips, or name a recogniser (conclugen extract --speech)"}
     for modality in sorted(m for m, n in tally.missing.items() if n == tally.done):
-        told.append(f"warning: no utterance has {modality}, so the data set has not{way_out.get(modality, '')}")
-    known = {f"no {modality}" for modality in tally.missing}  # already reported for each split
+        told.append(f"warning: no utterance has {modality}, so the data set lacks it{way_out.get(modality, '')}")
+    known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already
     told += [f"{counted(n)}: {_detailed(tally, note)}" for note, n in sorted(tally.notes.items()) if note not in known]
     if tally.failures:
-        told.append(f"{counted(len(tally.failures))} failed and skipped; see {table(folder, FAILURES)}")
+        told.append(f"{counted(len(tally.failures))} skipped because of errors; see {table(folder, FAILURES)}")
     if tally.heard:
         told.append(f"words were recognised in {counted(len(tally.heard))}; see {table(folder, WORDS)}")
     told += _time(tally)

@@ -122,7 +122,11 @@ def _by_person(
     features = {m: np.concatenate([each.get(m, zeros[m]) for each in rows] or [zeros[m]]) for m in network.modalities}
     known = persons.data if stored and person in persons.names else ""
     by_person = persons.applied(features, present, [person] * len(places), data=known) if places else {}
-    remark = () if person else ("of an unknown person: standardised as the split is; say who with --person",)
+    remark = (
+        ()
+        if person
+        else ("unknown person: standardised with the statistics of the split; name the person with --person",)
+    )
     made = dict(found)
     for i, place in enumerate(places):
         each, _ = found[place]
@@ -145,7 +149,7 @@ def _same_way(
 ) -> tuple[list[Backbone], preparation.Recipe]:
     """Return the backbones of a run's modalities, and how clips are prepared, as the run's data set was made."""
     if "extraction" not in manifest.source:
-        fault = "was not made by conclugen extract, so nothing says how its features are to be made"
+        fault = "was not made by conclugen extract, so it does not record how its features were made"
         raise ConclugenError(f"{workdir}: its data set {manifest.name!r} {fault}; train on one that was")
     try:
         made = msgspec.convert(manifest.source["extraction"], preparation.Provenance)

@@ -93,8 +93,10 @@ class Store:
                     differs = f" ({', '.join(names)})"
                 except ConclugenError:  # missing or damaged
                     differs = ""
-                way_out = f"in another way{differs}; repeat that command, or pass --overwrite to delete them"
-                raise ConclugenError(f"{self.folder}: {count:,} utterances that an earlier try made {way_out}")
+                way_out = f"with other options{differs}; repeat that command, or pass --overwrite to delete them"
+                raise ConclugenError(
+                    f"{self.folder}: holds {count:,} utterances that an earlier command extracted {way_out}"
+                )
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.replaced(path) as scratch:

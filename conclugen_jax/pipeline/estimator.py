@@ -130,7 +130,9 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         folder = scratch.path if scratch else Path(self.workdir).absolute()
         data = folder / DATA
         if data.exists() and manifest_lib.read(data).source.get("fingerprint") != source.fingerprint():
-            raise InputError(f"{folder}: holds a run on other rows; name another workdir, or none for cross-validation")
+            raise InputError(
+                f"{folder}: holds a run on other rows; name another workdir, or pass None for cross-validation"
+            )
         with progress.hidden(not self.verbose):
             builders.build(source, data.parents[1])
             config = self._configured(data)
@@ -171,7 +173,7 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         own = np.array([run.known.get(key, bank_lib.NONE) for key in keys], np.int64)
         if persons := run.network.persons:
             if groups is None:
-                warnings.warn("no groups: rows are standardised by the split, not by person", stacklevel=2)
+                warnings.warn("no groups: transform standardises rows by the split, not by person", stacklevel=2)
             features = persons.applied(features, present, names, data=persons.data)
         found = []
         for at, count in batches.evaluation_batches(np.arange(len(own)), BATCH_ROWS):
@@ -192,7 +194,7 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         folder = Path(folder).absolute()
         if folder.exists():
-            raise ConclugenError(f"{folder}: is there already; name a new folder")
+            raise ConclugenError(f"{folder}: already exists; name a new folder")
         shutil.copytree(self.run_, folder)
         config = workdir_lib.read_config(folder)
         config.data.path = str(folder / DATA)
@@ -240,7 +242,7 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         parts = {m: check_array(x, input_name=m, **how) for m, x in X.items()}
         if len({len(x) for x in parts.values()}) != 1:
             sizes = ", ".join(f"{m} {len(x)}" for m, x in parts.items()) or "no modality"
-            raise InputError(f"X has {sizes} rows; give each modality as many, NaN where it is absent")
+            raise InputError(f"X has {sizes} rows; pass equally many for each modality, NaN where it is absent")
         if fresh:
             ends = np.cumsum([0, *(x.shape[1] for x in parts.values())])
             self.columns_ = {m: np.arange(a, b) for m, a, b in zip(parts, ends, ends[1:], strict=False)}
@@ -276,7 +278,7 @@ class ConCluGen(TransformerMixin, BaseEstimator):
         _suit(config, given, known.rows)
         if config.evaluation.transductive:
             raise ConclugenError(
-                "config.evaluation.transductive is True, but rows are transformed one by one; unset it"
+                "config.evaluation.transductive is True, but transform uses no other rows; set it to False"
             )
         return config
 

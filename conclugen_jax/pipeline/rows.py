@@ -47,8 +47,8 @@ def columns_of(names: Sequence[Any], asked: Mapping[str, Sequence[Any]] | None) 
     if not found:
         return {ONE: np.arange(len(names))}
     if others:
-        fact = f"column {others[0]!r} says no modality, and {names[next(iter(found.values()))[0]]!r} does"
-        raise InputError(f"{fact}; call it MODALITY_0, leave it out, or pass columns={{MODALITY: names}}")
+        fact = f"column {others[0]!r} names no modality, but {names[next(iter(found.values()))[0]]!r} does"
+        raise InputError(f"{fact}; rename it to MODALITY_0, drop it, or pass columns={{MODALITY: names}}")
     return {m: np.array(at, np.int64) for m, at in found.items()}
 
 
@@ -64,10 +64,10 @@ def by_modality(matrix: np.ndarray, columns: Mapping[str, np.ndarray]) -> tuple[
         present[m] = ~missing.all(axis=1)
         if (partly := np.flatnonzero(missing.any(axis=1) & present[m])).size:
             fact = f"X, row {partly[0]}: {missing[partly[0]].sum()} of {len(at)} values of {m} are NaN"
-            raise InputError(f"{fact}, expected all, where it is absent, or none; fill them in")
+            raise InputError(f"{fact}; fill them in, or set all to NaN if the modality is absent")
         features[m] = np.where(missing, np.float32(0), matrix[:, at])
     if (empty := np.flatnonzero(~np.any(list(present.values()), axis=0))).size:
-        raise InputError(f"X, row {empty[0]}: all values are NaN, expected one modality at least; leave the row out")
+        raise InputError(f"X, row {empty[0]}: all values are NaN, expected at least one modality; drop the row")
     return features, present
 
 
@@ -75,7 +75,7 @@ def group_names(groups: Sequence[Any] | None, n: int) -> list[str]:
     """Return groups as text; what is missing (None, NaN, ...) is in no group."""
     found = [""] * n if groups is None else ["" if str(g) in MISSING else str(g) for g in groups]
     if len(found) != n:
-        raise InputError(f"groups has {len(found)} entries for {n} rows; give each row one")
+        raise InputError(f"groups has {len(found)} entries, but X has {n} rows; pass one group for each row")
     return found
 
 

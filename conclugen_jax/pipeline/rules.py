@@ -122,7 +122,7 @@ def scheme(known: Facts, *, quick: bool = False) -> Scheme:
     most = FOLDS if known.rows <= FEW_ROWS else FEWER_FOLDS
     if known.with_person == known.rows and known.persons >= 3:
         number, by = min(most, known.persons), "group"
-        reason = f"{number} folds by person: no person is in training and test"
+        reason = f"{number} folds by person: no person is in both training and test"
     else:
         number, by = most, "example"
         without = known.rows - known.with_person

@@ -89,7 +89,7 @@ def run(
       changes: keys of the configuration with their values as text, above all settings.
 
     Raises:
-      ConclugenError: a source without clips or features, too few rows, or a folder that was begun otherwise.
+      ConclugenError: the source has no clips or features, it has too few rows, or the folder holds another run.
       Interrupted: a signal came; the same call resumes.
     """
     source.check(Path(workdir))
@@ -142,12 +142,12 @@ def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
     if not changed:
         files.write_json(path, asked)
     if changed == ["files"]:
-        fact = f"the files of {source.path} have changed since it was begun"
+        fact = f"the files of {source.path} have changed since the run started"
         raise ConclugenError(f"{root}: {fact}; choose another --workdir")
     if changed:
         shown = "; ".join(f"{key}: {before.get(key)!r} then, {asked[key]!r} now" for key in changed if key != "files")
-        way_out = "repeat the command as it was, or choose another --workdir"
-        raise ConclugenError(f"{root}: was begun otherwise ({shown}); {way_out}")
+        way_out = "repeat the command with the same arguments, or choose another --workdir"
+        raise ConclugenError(f"{root}: the run was started with other arguments ({shown}); {way_out}")
 
 
 def _inspected(root: Path, dataset: shards.Dataset, stage: Stage) -> rules.Facts:

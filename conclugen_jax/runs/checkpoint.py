@@ -173,9 +173,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._thread.join(PATIENCE)
             if self._thread.is_alive():
                 fact = f"a checkpoint is still not written after {PATIENCE:.0f} s"
-                raise ConclugenError(
-                    f"{self._place}: {fact}; the disk does not answer, repeat the command when it does"
-                )
+                raise ConclugenError(f"{self._place}: {fact}; check the disk, then repeat the command to resume")
             self._thread = None
         if len(self._failures) > allowed_failures:
             raise self._failures[-1]

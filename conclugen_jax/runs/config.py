@@ -202,15 +202,15 @@ def check_objective(config: ConfigDict) -> None:
     _refuse(config, weights, not loss.clustering_weight and not others, "there is nothing to train; raise one of them")
     late = loss.neighbour_refresh_epochs >= config.train.num_epochs
     late = late and loss.neighbours and loss.neighbour_space == "representation"
-    why = "no representation would ever say who is near; refresh earlier, train longer, or set neighbour_space to 'raw'"
+    why = "no epoch would search neighbours; refresh earlier, train longer, or set neighbour_space to 'raw'"
     _refuse(config, "loss.neighbour_refresh_epochs, train.num_epochs, loss.neighbour_space", late, why)
     without_probe = config.checkpoint.best_by == "probe" and not probes
-    why = "no probe would run; set its epochs, or best_by to 'loss'"
+    why = "no probe would run; set config.online_probe.every_epochs, or best_by to 'loss'"
     _refuse(config, "checkpoint.best_by, online_probe.every_epochs", without_probe, why)
-    why = "each says which other examples are positives; set one of them to 0"
+    why = "both add positives to an example; set one of them to 0"
     _refuse(config, "loss.soft_targets, loss.target_neighbours", loss.soft_targets and loss.target_neighbours, why)
     hidden = config.augmentation.feature_dropout or config.augmentation.modality_dropout
-    why = "both passes would be the same; set config.augmentation.feature_dropout or modality_dropout"
+    why = "both passes would get the same input; set config.augmentation.feature_dropout or modality_dropout"
     _refuse(config, "loss.fusion_weight", loss.fusion_weight and not hidden, why)
     twice = loss.fusion_weight and loss.instance_weight
     _refuse(
@@ -231,15 +231,17 @@ def check_downstream(config: ConfigDict) -> None:
     """Refuse choices of a downstream run that do not go together."""
     section, folds = config.downstream, config.downstream.num_folds
     impossible = folds in (1, 2) or not -1 <= section.fold < max(folds, 1) or (section.fold > 0 and not folds)
-    why = "there must be 3 folds at least (or 0: the data set's own splits), counted from 0 (-1: all of them)"
+    why = (
+        "there must be at least 3 folds, or 0 for the data set's own splits; a fold is counted from 0, and -1 runs all"
+    )
     _refuse(config, "downstream.num_folds, downstream.fold", impossible, why)
     impossible = section.protocol == "raw_features" and section.fusion == "mean"
     why = "raw features of different modalities have different sizes; set fusion to 'concat'"
     _refuse(config, "downstream.protocol, downstream.fusion", impossible, why)
     others = config.data.test_paths
-    why = "other data sets are scored by classifiers of stored splits; build folds by --num_folds and --fold"
+    why = "other data sets can be scored only with stored splits; build the data set with --num_folds and --fold"
     _refuse(config, "data.test_paths, downstream.num_folds", others and folds, why)
-    why = "name the split that is scored, here and there, such as test"
+    why = "name the split to score in all data sets, such as 'test'"
     _refuse(config, "data.test_paths, data.test_split", others and not config.data.test_split, why)
 
 
@@ -261,7 +263,7 @@ def check_batches(config: ConfigDict, *, num_examples: int, num_devices: int) ->
 
 
 def _largest_batch(config: ConfigDict, num_examples: int, num_devices: int) -> int:
-    """Return the largest batch with which clustering takes part too; 0: none does with this queue."""
+    """Return the largest batch with which clustering can start; 0 if no batch allows it with this queue."""
     steps = 1
     if config.loss.clustering_weight and config.clustering.queue_reset == "epoch":
         steps += config.clustering.queue_batches
@@ -270,15 +272,15 @@ def _largest_batch(config: ConfigDict, num_examples: int, num_devices: int) -> i
 
 
 def check_clustering(config: ConfigDict, *, num_examples: int, num_devices: int = 1) -> None:
-    """Refuse clustering that could never take part, or with fewer points of the training split than clusters."""
+    """Refuse clustering that could never start, or that has fewer points than clusters."""
     if not config.loss.clustering_weight:
         return
     section, steps_per_epoch = config.clustering, num_examples // config.train.batch_size
-    why = "clustering would never join; start it earlier, train longer, or set config.loss.clustering_weight=0"
+    why = "clustering would never start; start it earlier, train longer, or set config.loss.clustering_weight=0"
     late = section.start_epoch >= config.train.num_epochs
     _refuse(config, "clustering.start_epoch, train.num_epochs", late, why)
     alone = not any(config.loss[name] for name in OTHER_WEIGHTS)
-    why = "clustering is the only term, nothing would be trained before; set it to 0"
+    why = "clustering is the only loss, so nothing would train before it starts; set start_epoch to 0"
     _refuse(config, "clustering.start_epoch", alone and section.start_epoch, why)
     if section.queue_reset == "epoch" and section.queue_batches >= steps_per_epoch:
         most = _largest_batch(config, num_examples, num_devices)

@@ -102,7 +102,7 @@ class MetricsLog(contextlib.AbstractContextManager):
             return True
         self._drain()
         if not self._path.exists():
-            raise ConclugenError(f"{self._path}: removed during the run; repeat the command to start again")
+            raise ConclugenError(f"{self._path}: was removed during the run; repeat the command to start again")
         try:
             os.fsync(self._file.fileno())
         except OSError as e:

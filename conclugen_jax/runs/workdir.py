@@ -65,9 +65,9 @@ def settle(
 
 
 def _wrong(workdir: Path, changed: list[str] | None, data: Manifest, moved: bool) -> str:
-    """Say why a run cannot resume in a workdir, and what to do about it; empty where it can."""
+    """Return why a run cannot resume in a workdir, and what to do about it; an empty text if it can."""
     if (workdir / IMPORTED).exists():
-        return f"{workdir}: holds imported weights, which come without what training needs to resume; delete them"
+        return f"{workdir}: holds imported weights, which training cannot resume; delete them"
     if changed is None:
         has_some = any(workdir.glob("checkpoints/[0-9]*"))
         return f"{workdir / CONFIG}: missing, but there are checkpoints; restore it" if has_some else ""
@@ -76,10 +76,10 @@ def _wrong(workdir: Path, changed: list[str] | None, data: Manifest, moved: bool
     if len(elsewhere) < len(changed):
         return f"{started} another configuration ({differences}); repeat that one to resume"
     if elsewhere and not moved:
-        return f"{started} {differences}; repeat the command with --moved if that is the same thing in another place,"
+        return f"{started} {differences}; repeat the command with --moved if only the place has changed,"
     if read_data(workdir).fingerprint() != data.fingerprint():
         fact = f"other data (data set {data.name} {data.version} has changed since)"
-        return f"{started} {fact}; restore that data set to resume"
+        return f"{started} {fact}; restore the data set to resume"
     return ""
 
 

@@ -101,7 +101,7 @@ def check(space: Any, config: ConfigDict, *, objective: str, source: str) -> Spa
         for fault in _faults(key, spec, known, config, objective):
             raise ConclugenError(f"{source}: {written} {fault}")
         if key in checked:
-            raise ConclugenError(f"{source}: {written} stands there twice; keep one")
+            raise ConclugenError(f"{source}: {written} appears twice; keep one")
         kind = type(known[key])
         values = [kind(value) for value in spec.get("choices") or (spec["low"], spec["high"])]
         log = spec.get("log", False)

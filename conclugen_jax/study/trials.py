@@ -85,7 +85,9 @@ def _settle(folder: Path, definition: Mapping[str, Any]) -> None:
     changed = config_lib.changes(old, json.loads(json.dumps(definition)))
     if changed:
         way_out = "repeat that command to resume it or choose another --search"
-        raise ConclugenError(f"{folder}: the search here was started otherwise ({'; '.join(changed)}); {way_out}")
+        raise ConclugenError(
+            f"{folder}: the search here was started with other arguments ({'; '.join(changed)}); {way_out}"
+        )
 
 
 @contextlib.contextmanager

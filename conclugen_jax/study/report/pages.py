@@ -97,7 +97,7 @@ def _of_search(root: Path, target: Path, options: Options) -> Written:
         root / RESULT, _Search, way_out="name the folder of a search whose first trial has finished"
     )
     if found.best is None:
-        raise ConclugenError(f"{root}: no trial has finished yet; repeat `conclugen search` to resume it")
+        raise ConclugenError(f"{root}: no trial has finished yet; repeat `conclugen search` to resume")
     objective, number = found.objective, found.best["number"]
     study = reading.of_run(root / TRIALS / f"{number:04d}", f"trial {number}")
     finished = [t for t in found.trials if t["state"] == "finished"]
