@@ -1,4 +1,4 @@
-"""What all commands share: flags and configuration of a command line, ``--help``, tables, errors and exit codes.
+"""Shared by all commands: flags and configuration of a command line, ``--help``, tables, errors and exit codes.
 
 A module of a command has ``command``, its :class:`Command`, and ``main()``, which does the work once the command line is
 parsed and may return an exit code. It imports what needs JAX in ``main``, so that ``--help`` and a mistake in the flags take no
@@ -40,9 +40,9 @@ class Command:
 
     Args:
       config: ``run`` or ``study``: what kind of configuration it takes, by ``--config``; empty: none.
-      default: configuration that is taken where none is named.
+      default: configuration to use if none is given.
       short: short flags -> key of the configuration.
-      words: what the arguments are that are no flags; empty: there are none.
+      words: description of the arguments that are not flags; empty if the command takes none.
       refuse: flag of a similar command -> why this one does not take it.
       jax: whether it needs JAX.
 
@@ -75,7 +75,7 @@ class Command:
             setattr(self, kind, functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=self.flags))
 
     def borrow(self, other: "Command", **helps: str) -> None:
-        """Take flags of another command as well; ``NAME=HELP``, with an empty help for what the other one says."""
+        """Also accept flags of another command; ``NAME=HELP``, where an empty help keeps the text of that command."""
         for name, text in helps.items():
             flag = copy.deepcopy(other.flags[name])
             flag.help = text or flag.help
@@ -273,8 +273,8 @@ def call(name: str, argv: Sequence[str] = ()) -> int:
 def guarded(work: Callable[[], int | None], name: str = "this command") -> int:
     """Call a function, and turn what it raises into one sentence on standard error and an exit code.
 
-    A mistake of the user is 2, a signal 128 + its number. Of several processes that share a run all end with the one that
-    fails. Errors that are no mistake of the user are raised.
+    The exit code is 2 for a mistake of the user, and 128 + its number for a signal. If one of several processes of a run
+    fails, all end. Other errors are raised.
     """
     try:
         code = work() or 0
@@ -291,7 +291,7 @@ def guarded(work: Callable[[], int | None], name: str = "this command") -> int:
         return _fail(f"{name} needs {e.name}, which is not installed; {_way_to(e.name, name)}")
     except ConclugenError as e:
         return _fail(e)
-    except BrokenPipeError:  # of ``conclugen COMMAND | head``: the reader has closed the pipe
+    except BrokenPipeError:  # the reader has ended, as in ``conclugen COMMAND | head``
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as e:
@@ -318,7 +318,7 @@ def load(name: str) -> ModuleType:
 
 
 def _way_to(module: str, command: str) -> str:
-    """Say how to install a package: the extra that holds it, that of the command's name first."""
+    """Return how to install a package: by the extra that includes it, first the one named like the command."""
     package = module.partition(".")[0]
     package = DISTRIBUTIONS.get(package, package.replace("_", "-"))
     with contextlib.suppress(metadata.PackageNotFoundError):

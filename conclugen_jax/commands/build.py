@@ -49,13 +49,13 @@ command.integer("num_workers", 0, "Processes; 0 for as many as there are cores",
 command.bool("beam", False, "Let Apache Beam run the workers (pip install 'conclugen_jax[beam]')")
 command.list("beam_options", [], "Pipeline options, such as --runner=FlinkRunner")
 
-# Flags that do not say which files are read, and how.
+# Flags that do not affect which files are read, and how.
 OF_ALL = "dataset", "data_dir", "drop_bad", "strict", "overwrite", "num_workers", "beam", "beam_options"
 
 
 @signals.ending_at_once()
 def main() -> None:
-    """Build and say what was built."""
+    """Build the data set and report on it."""
     _refuse_ignored()
     how = command.values("drop_bad", "strict") | builder_options(command)
     request = None if FLAGS.dataset == "digits" else _request()
@@ -100,7 +100,7 @@ def _request() -> Request:
 
 
 def builder_options(own: app.Command) -> dict[str, Any]:
-    """Return what the flags of a command that writes shards say of its workers, as arguments of what builds them."""
+    """Return the flags for workers as arguments of a function that builds shards."""
     flags = own.flags
     if flags.beam_options and not flags.beam:
         raise ConclugenError("--beam_options without --beam; add --beam, or leave them out")
@@ -111,7 +111,7 @@ def builder_options(own: app.Command) -> dict[str, Any]:
 
 
 def request_options(own: app.Command) -> dict[str, Any]:
-    """Return what the flags of such a command say of version, labels and folds, as arguments of a request."""
+    """Return the flags for version, labels and folds as arguments of a request."""
     flags = own.flags
     for name in ("fold", "fold_by", "fold_seed", "fold_validation"):
         if flags[name].present and not flags.num_folds:
@@ -121,7 +121,7 @@ def request_options(own: app.Command) -> dict[str, Any]:
 
 
 def layout_of(own: app.Command) -> Layout:
-    """Return what the flags of such a command say of its labels."""
+    """Return the flags for labels as a layout."""
     flags = own.flags
     if flags.label_kind == "none" and (flags.label or flags.classes):
         raise ConclugenError("--label_kind=none is for no label, and --label or --classes describes one; leave it out")

@@ -38,7 +38,7 @@ TAKES = {
 
 
 def main() -> None:
-    """Do what the first argument says."""
+    """Run the action that the first argument names."""
     action = " ".join(command.words)
     if action not in TAKES:
         raise ConclugenError(f"{action!r} is not a command; write {', '.join(TAKES)} first, see --help")

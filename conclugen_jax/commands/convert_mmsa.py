@@ -21,7 +21,7 @@ command.list("modalities", None, f"Which of {','.join(mmsa.MODALITIES)}; default
 
 @signals.ending_at_once()
 def main() -> None:
-    """Convert and say what was converted."""
+    """Convert the file and report on it."""
     source, output = command.required("source"), command.required("output")
     if not FLAGS.trust_pickle:
         way_out = "if you know where it comes from, add --trust-pickle (nothing in it will be run)"

@@ -24,7 +24,7 @@ command.string("attribution", "", "Author and licence of the weights; kept with 
 
 
 def main() -> None:
-    """Convert, and say what was dropped."""
+    """Convert the weights, and list the tensors that were skipped."""
     network, source, output = (command.required(name) for name in ("network", "source", "output"))
     left_out = weights.convert(network, Path(source), Path(output), entry=FLAGS.entry, attribution=FLAGS.attribution)
     print(f"{output}: {network}, SHA-256 {weights.load(output).sha256}")

@@ -22,7 +22,7 @@ command.bool("json", False, "Print one JSON document instead of lines")
 
 
 def main() -> int:
-    """Make all checks and print what they found."""
+    """Run all checks and print their results."""
     from conclugen_jax.pretrain import checks
 
     findings = []

@@ -17,7 +17,9 @@ def main() -> NoReturn:
         os.environ["PYTHONUTF8"] = "1"  # names of files are UTF-8 for C++, whatever the locale is
         os.execv(sys.executable, sys.orig_argv)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command runs, Ctrl-C ends the process without a traceback
-    sys.path.append(os.getcwd())  # --backbone=MODULE:FUNCTION and configuration files may import what lies here
+    sys.path.append(
+        os.getcwd()
+    )  # --backbone=MODULE:FUNCTION and configuration files may import from the current folder
     first, *rest = sys.argv[1:] or [""]
     if first in names.HELP or first in ("", "help"):
         print(names.overview())
@@ -36,7 +38,7 @@ def main() -> NoReturn:
 
 
 def _open_standard_files() -> None:
-    """Open those that the shell has closed, on nothing: else messages of C++ go into the next file that is opened."""
+    """Open closed standard streams on the null device: else C++ writes messages into the next file that is opened."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

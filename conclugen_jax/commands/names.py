@@ -43,7 +43,7 @@ HELP = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 
 
 def find(text: str) -> str:
-    """Return the command that a user means by a name, with dashes or underscores, today's or former; refuse others."""
+    """Return the command for a name with dashes or underscores, also a former name; refuse unknown names."""
     name = text.replace("-", "_")
     name = ALIASES.get(name, name)
     if name not in COMMANDS:

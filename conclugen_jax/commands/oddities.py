@@ -31,7 +31,7 @@ command.string("output", None, "The csv to write, NAME.csv; default: oddities.cs
 
 
 def main() -> None:
-    """Look, write the csv, print."""
+    """Find the oddities, write the csv, print them."""
     data, workdirs = FLAGS.data, FLAGS.workdir
     output = Path(FLAGS.output or Path(*workdirs[:1], "oddities.csv"))
     if output.suffix != ".csv":

@@ -33,7 +33,7 @@ PERSON = "NAME or NAME=FOLDER: who is in the clips, with more clips of them, for
 command.string("person", "", PERSON)
 command.bool("json", False, "Print one JSON list on standard output, nothing else")
 command.string("picture", "", "PNG file to draw the predictions into, with frames and words")
-OF_A_RUN = "weights", "backbone", "cut", "person"  # flags that say nothing without a checkpoint
+OF_A_RUN = "weights", "backbone", "cut", "person"  # flags without effect unless there is a checkpoint
 
 
 def main() -> int:

@@ -1,9 +1,9 @@
-"""Compute a skipped step of a run again, operation by operation.
+"""Repeat a step that a run skipped, operation by operation.
 
 conclugen replay RUN/bad_steps/STEP.npz [--json]
 
-Says the losses of the step, which rows have features that are not finite, and which operation is the first whose result is
-not a number. The file holds the state before the step, its batch and its key: neither the run nor its data set is needed.
+Prints the losses of the step, the rows whose features are not finite, and the first operation whose result is NaN. The file
+holds the state before the step, its batch and its key, so the command needs neither the run nor its data set.
 """
 
 import json

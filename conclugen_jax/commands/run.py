@@ -25,7 +25,7 @@ command.bool("quick", False, "A first look: fewer steps, one fold, at most 60 cl
 
 
 def main() -> None:
-    """Do what is not done, print settings, scores and what to do next."""
+    """Run the missing stages; print settings, scores and the next steps."""
     if len(command.words) != 1 or not command.words[0]:
         raise ConclugenError("name one folder or file: conclugen run SOURCE --workdir=RUN")
     layout, workdir = build.layout_of(command), command.required("workdir")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _next(found: Any) -> Iterator[str]:
-    """Yield what can be done with what there is now."""
+    """Yield suggestions for next steps."""
     data, pretraining, config = (shlex.quote(str(x)) for x in (found.data, found.pretraining, found.config))
     yield f"look:       {found.report}"
     if found.classifier and found.clips:

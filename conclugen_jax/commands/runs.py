@@ -63,7 +63,7 @@ def _listed() -> str:
 
 
 def _key(row: Row, column: str) -> Any:
-    """Return what a run is sorted by; ``None`` where it has none, which comes last."""
+    """Return the sort key of a run; ``None``, which sorts last, if the run has no such value."""
     if column == "age":
         return -row.changed
     if column == "score":

@@ -18,7 +18,7 @@ def show(results: dict) -> None:
 
 
 def _across(methods: dict, rows: list[dict]) -> None:
-    """Print what classifiers score on other data sets, beside the same classes of their own."""
+    """Print the scores of classifiers on other data sets, beside those on the same classes of their own."""
     measure = next(iter(rows[0]["scores"]))
     cells = []
     for row in rows:

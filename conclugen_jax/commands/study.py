@@ -17,7 +17,7 @@ command.string("study", None, "Folder of the study: its runs, study.json, result
 
 
 def main() -> int:
-    """Run what is missing, print a table of accuracies, exit with 1 if a cell has failed."""
+    """Run the missing cells, print a table of accuracies, exit with 1 if a cell failed."""
     from conclugen_jax.study import study
     from conclugen_jax.system import environment
 

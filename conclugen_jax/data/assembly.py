@@ -29,7 +29,7 @@ Repeats = list[dict[str, list[int]]]
 
 
 def finish(source: Source, parts: Parts, folder: Path, *, fingerprint: str, drop_bad: bool, strict: bool) -> None:
-    """Do what needs all parts: refusals, final names in the data set's folder, metadata of TFDS, manifest.
+    """Finish a data set from its parts: check it as a whole, rename the parts, write the metadata of TFDS and the manifest.
 
     ``drop_bad`` drops bad examples, which are refused otherwise; ``strict`` refuses what is otherwise a warning.
     """
@@ -221,8 +221,8 @@ def _write_sidecars(parts: Parts, folder: Path) -> None:
 def claimed(target: Path) -> Iterator[Path]:
     """Own ``DATA_DIR/NAME/VERSION`` while the context lasts, on any machine and in any container.
 
-    Anything else there was left by builds that were killed, and is cleaned up first. The context gets an empty scratch
-    folder in DATA_DIR, which is removed after.
+    The function first removes what killed builds left there. It yields an empty scratch folder in DATA_DIR, and removes that
+    folder at the end.
 
     Raises:
       ConclugenError: another process is building this data set.
@@ -246,7 +246,7 @@ def claimed(target: Path) -> Iterator[Path]:
 
 
 def swap(built: Path, target: Path) -> None:
-    """Put the finished folder in place; move an old one aside first, back if that fails, and delete it after."""
+    """Move the finished folder into place. Keep an old folder until that succeeds, and restore it if it fails."""
     old = target.with_name(f".replaced-{target.name}")
     if target.exists():
         os.replace(target, old)

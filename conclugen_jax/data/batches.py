@@ -3,8 +3,8 @@
 The order of examples is a function of (seed, epoch) alone, and the step number is the position in that order. It does not
 depend on the number of devices or on where the rows are kept: in a table on the device or on the host, or in the shards.
 
-Tables that take much memory are files in ``DATA_SET/cache/SPLIT``, made once and mapped. They belong to one manifest; its
-hash and theirs are noted beside them. A file that does not fit is made again from the shards.
+Large tables are memory-mapped files in ``DATA_SET/cache/SPLIT``, written once. Beside each file stand its hash and the hash of
+the manifest it belongs to. If either does not match, the file is rebuilt from the shards.
 """
 
 import concurrent.futures
@@ -43,7 +43,7 @@ class Facts(msgspec.Struct):
 class HostTable:
     """All rows of a split on the host, one array per modality; a :class:`conclugen_jax.data.shards.RowSource`.
 
-    One of the tier ``device`` is copied to the device once by the training loop; batches are then indices only.
+    The training loop copies a table of the tier ``device`` to the device once. Batches then consist of indices only.
     """
 
     def __init__(self, table: Rows, usable: np.ndarray, *, tier: str = "host"):
@@ -106,7 +106,7 @@ def read(stream: ShardStream, *, progress: Progress = None) -> Rows:
 
 
 def mapped(stream: ShardStream, *, progress: Progress = None) -> Rows:
-    """Return what :func:`read` does, memory-mapped; in memory where the files cannot be written."""
+    """Return the same as :func:`read`, memory-mapped if the files can be written."""
     folder, columns = stream.dataset.path / FOLDER / stream.split, _columns(stream)
     table = _stored(stream, folder, columns)
     if table is None:
@@ -322,7 +322,7 @@ def neighbour_choices(
 def evaluation_batches(indices: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Cut indices into batches of one size, in order: (indices [batch_size], number of them that count).
 
-    The last batch is filled up with its own first row; drop the results beyond the count.
+    The last batch is padded with its own first row. Drop the results beyond the count.
     """
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
@@ -331,7 +331,7 @@ def evaluation_batches(indices: np.ndarray, batch_size: int) -> Iterator[tuple[n
 
 
 def prefetch(make: Callable[[Any], Any], items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
-    """Compute ``map(make, items)`` in a thread, up to ``depth`` items ahead; what ``make`` raises comes in its place."""
+    """Compute ``map(make, items)`` in a thread, up to ``depth`` items ahead; re-raise the exceptions of ``make``."""
     with concurrent.futures.ThreadPoolExecutor(1, "prefetch") as thread:
         waiting: deque[concurrent.futures.Future] = deque()
         try:

@@ -46,7 +46,7 @@ def build(
     Args:
       source: the examples.
       data_dir: parent of the data sets; the files go to ``data_dir/NAME/VERSION``.
-      overwrite: replace a data set that is there already.
+      overwrite: whether to replace an existing data set.
       drop_bad: drop, count and list examples with NaN or infinite values or without any modality; else refuse them.
       strict: refuse ids or groups that several splits have in common, which otherwise cause a warning.
       num_workers: processes that read and write; more than one only for a source that can be read in parts.
@@ -54,11 +54,11 @@ def build(
       progress: called with the number of examples done and of all examples (None where unknown).
 
     Returns:
-      The folder of the data set. If it is there already, intact and made from the same examples, nothing is written.
+      The folder of the data set. Nothing is written if it exists, is intact, and was made from the same examples.
 
     Raises:
-      ConclugenError: a bad example, a data set in the way, another process that builds it, or a folder that cannot be
-        written. Nothing partial remains.
+      ConclugenError: an example is bad, another data set or file exists there, another process is building it, or the
+        folder cannot be written. Nothing partial remains.
     """
     spec = source.spec
     check_spec(spec)
@@ -93,7 +93,7 @@ def build(
 
 
 def _already_built(target: Path, fingerprint: str, *, overwrite: bool, strict: bool) -> bool:
-    """Return whether the data set is there, to be kept; it must be intact and of the same source."""
+    """Return whether to keep an existing data set; raise if it is damaged or was made from another source."""
     if os.path.lexists(target) and not (target / manifest_lib.FILE).is_file():
         raise ConclugenError(f"{target}: exists, but is not a data set; move it, or choose another --data_dir")
     if overwrite or not target.exists():
@@ -120,7 +120,7 @@ def _refuse_to_replace(target: Path, source: Source) -> None:
 
 
 def _jobs(source: Source, scratch: Path) -> Iterator[Job]:
-    """Yield what is to be written, in parts of about the size of a shard."""
+    """Yield the parts to write, each about as large as a shard."""
     spec = source.spec
     row_bytes = 4 * sum(dim * spec.variants.get(m, 1) for m, dim in spec.modalities.items())
     rows = max(1, SHARD_BYTES // row_bytes)
@@ -231,6 +231,6 @@ def check_spec(spec: DatasetSpec) -> None:
 
 
 def _is_label(name: str, label: LabelSpec) -> bool:
-    """Return whether a label is of a known kind, "none" only for the main one, and has names, each once, if it must."""
+    """Return whether a label has a known kind ("none" only for the main label) and, if its kind needs them, unique names."""
     named = bool(label.names) == (label.kind in ("single", "multi")) and len(set(label.names)) == len(label.names)
     return named and label.kind in LABEL_KINDS and (label.kind != "none" or name == "label")

@@ -80,7 +80,7 @@ class Table:
         return decimal_mark([cell for column in columns for cell in self.columns[column]])
 
     def refuse(self, wrong: np.ndarray, column: str, expected: str, way_out: str = "correct it") -> None:
-        """Refuse the first of the rows that are wrong (bool [n]) by its cell."""
+        """Raise an error about the first wrong row (bool [n]) and its cell, if any row is wrong."""
         for row in np.flatnonzero(wrong)[:1]:
             cell = short(self.columns[column][row])
             raise ConclugenError(f"{self.where[row]}: {column} {cell}, expected {expected}; {way_out}")
@@ -93,10 +93,10 @@ def column_name(text: str) -> str:
 
 
 def read_csv(path: Path) -> Table:
-    """Read a csv file as programs and spreadsheets write it; its ``notes`` say what is not plain csv in UTF-8.
+    """Read a csv file as programs and spreadsheets write it; its ``notes`` report what is not plain csv in UTF-8.
 
-    Skipped are blank lines, rows of empty cells, empty cells beyond the last name, and columns without name in front of
-    the others, where pandas writes its index.
+    The function skips blank lines, rows of empty cells, empty cells beyond the last name, and leading columns without a
+    name, where pandas writes its index.
     """
     text, remark = decoded(read_whole(path, MOST_TEXT), path)
     separator, begin = _separator(text)
@@ -140,9 +140,9 @@ def _skipped(n: int, one: str, several: str) -> str:
 
 
 def _separator(text: str) -> tuple[str, int]:
-    """Return what separates cells, which cuts the first line into most, and where that line starts.
+    """Return the separator that cuts the first line into most cells, and where that line starts.
 
-    A line ``sep=;`` in front of it says so itself, as Excel understands it.
+    A preceding line ``sep=;``, which Excel understands, names the separator.
     """
     if said := re.match(r'"?sep=([^\w\s"]|\t)"?(?:\r\n?|\n)', text, re.IGNORECASE):
         return said[1], said.end()

@@ -19,8 +19,8 @@ class ColumnFeatures(RowFeatures):
     """A table with one column per feature, one of which names the clips; several rows of a clip are its frames.
 
     Attributes:
-      left_out: reason -> number of frames that this process dropped.
-      notes: what was understood of the table, in sentences.
+      left_out: maps each reason to the number of frames that this process skipped.
+      notes: sentences on how the table was read.
     """
 
     def __init__(self, path: Path, *, how: str, apart: Sequence[str] = (), load: Callable[..., Frames] = wide.read):

@@ -1,4 +1,4 @@
-"""Data frames of pandas, Polars and Arrow as tables; they hand over their columns by Arrow's C stream."""
+"""Read data frames of pandas, Polars and Arrow as tables, by Arrow's C stream interface."""
 
 import hashlib
 import json
@@ -23,8 +23,8 @@ def labels(frame: Any, name: str = "data frame") -> Found:
     """Return a data frame as a table of labels, as if it had been read from a file; categories keep their order.
 
     Args:
-      frame: with a column (in pandas perhaps the index) ``id``, and what else a ``labels.csv`` has.
-      name: what messages call it.
+      frame: data frame with the columns of a ``labels.csv``; in pandas the index may be the column ``id``.
+      name: name of the data frame in messages.
     """
     if not is_frame(frame):
         raise ConclugenError(f"{name}: a {type(frame).__name__}, expected a data frame of pandas, Polars or Arrow")

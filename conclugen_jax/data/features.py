@@ -21,8 +21,8 @@ POOLS = ("mean", "max", "last")
 def pool(x: Any, how: str, where: str, *, length: int | None = None) -> np.ndarray:
     """Reduce a sequence [time, dim] to [dim] by ``mean``, ``max`` or ``last`` of its first ``length`` steps.
 
-    What is [dim] stays as it is. A mean is taken in float64, and float64 it stays unless ``x`` is float32. ``where``
-    names the features in messages.
+    An array [dim] is returned unchanged. A mean is computed in float64 and returned as float64, unless ``x`` is float32.
+    ``where`` names the features in messages.
     """
     x = np.asarray(x)
     if x.dtype.kind not in "fiub" or x.ndim not in (1, 2):
@@ -164,8 +164,8 @@ class FolderFeatures:
     """One file per clip, ``FOLDER/KEY.npy`` or ``FOLDER/SPLIT/KEY.npy`` ([dim] or [time, dim]), or a table of its frames.
 
     Attributes:
-      left_out: reason -> number of frames of tables that this process dropped.
-      notes: what was understood of the tables, in sentences.
+      left_out: maps each reason to the number of frames of tables that this process skipped.
+      notes: sentences on how the tables were read.
     """
 
     def __init__(self, folder: Path, *, how: str):
@@ -276,7 +276,7 @@ def _split_folders(folder: Path, ending: str) -> dict[str, Path]:
 
 
 def holds_npy(path: Path) -> bool:
-    """Return whether npy files lie somewhere below a folder, hidden files aside."""
+    """Return whether there are npy files anywhere below a folder, except hidden files."""
     names = (name for _, _, names in os.walk(path) for name in names)
     return any(name.lower().endswith(".npy") and not name.startswith(".") for name in names)
 

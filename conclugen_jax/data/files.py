@@ -1,4 +1,4 @@
-"""Read files of arrays. Nothing in them is executed, and no more memory is taken than they hold."""
+"""Read files of arrays, without executing their content or allocating more memory than they fill."""
 
 import contextlib
 import io
@@ -55,14 +55,14 @@ STAND_INS: tuple[tuple[bytes, str, str, tuple[str, ...]], ...] = (
     (rb"MATLAB \d", "a MATLAB file", "write plain arrays with numpy.save", ()),
     (rb"\x80[\x02-\x05]", "a pickle", "write plain arrays with numpy.save", (".pkl", ".pickle", ".pth", ".pt", ".bin")),
 )
-"""How a file begins that is in the place of another one, what it is, the way out, the endings for which it is right."""
+"""First bytes of files that often replace another file, with their kind, the way out, and the endings that they may have."""
 
 _STAND_IN = re.compile(b"|".join(b"(%s)" % beginning for beginning, *_ in STAND_INS))
 _TEXTS = (".csv", ".tsv", ".txt", ".srt", ".vtt", ".arff", ".yaml", ".yml", ".json", ".pkl", ".pickle")  # or may be
 
 
 def stand_in(path: Path | str, begin: bytes | None = None) -> str:
-    """Return what is in the place of a file that cannot be read, and the way out; nothing if it may be that file.
+    """Return which other kind of file this is, such as an error page, and the way out; an empty text if it may be right.
 
     Args:
       path: the file, which may be missing.
@@ -93,7 +93,7 @@ def stand_in(path: Path | str, begin: bytes | None = None) -> str:
 def readable(
     path: Path | str, way_out: str = "correct the file or its permissions", *, other: type[Exception] = OSError
 ) -> Iterator[None]:
-    """Turn what the system or, of the kind ``other``, a library says of what cannot be read into one sentence."""
+    """Turn read errors of the system, and of a library (type ``other``), into one sentence."""
     try:
         yield
     except ConclugenError:
@@ -104,13 +104,13 @@ def readable(
 
 
 def entries(folder: Path) -> list[Path]:
-    """Return what lies in a folder of few files, sorted, without hidden files."""
+    """Return the sorted paths in a folder, without hidden files; only for folders of few files."""
     with readable(folder, "name a folder of features"):
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def spelled(path: Path) -> Path:
-    """Return a path as the disk spells it, where accents may stand apart from their letters; itself where there is none."""
+    """Return a path as the disk spells it (accents composed or not); the path itself if there is no such file."""
     if str(path).isascii() or os.path.lexists(path):
         return path
     for form in ("NFC", "NFD"):  # before folders are listed, which may hold many files
@@ -157,7 +157,7 @@ def read_npy(path: Path) -> np.ndarray | None:
 
 
 def _npy_header(file: BinaryIO, size: int, path: Path) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
-    """Read shape, order of the axes and type of an npy file; its ``size`` is compared with what it declares."""
+    """Read shape, order of the axes and type of an npy file; raise if its ``size`` differs from what it declares."""
     with readable(path, NPY, other=Exception):  # NumPy parses the header as Python: damage ends in many kinds
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

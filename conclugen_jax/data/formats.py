@@ -38,7 +38,7 @@ CLOCKS = 60.0  # seconds by which the clocks of this machine and of the disk may
 
 
 def open_source(request: Request) -> JoinedSource:
-    """Open the files that a user named; ConclugenError says what they are not that the format asks for."""
+    """Open the files that a user named; ConclugenError says how they differ from the format."""
     now = time.time()
     source = _open(request)
     source.opened, changed = source.stamp()

@@ -34,7 +34,7 @@ def inspect(
       path: the folder ``DATA_DIR/NAME/VERSION``.
       verify: compare every file's hash, every field of every record, all counts, the statistics and the metadata of
         TFDS with the manifest, and list every fault; else only the files' sizes are compared.
-      top: names of examples and groups that are listed of each kind, at most.
+      top: maximum number of examples and groups to list of each kind.
       progress: called with the number of examples done and of all.
 
     Returns:
@@ -116,7 +116,7 @@ def _shared(scans: Scans, key: str, top: int) -> list[dict[str, Any]]:
 
 
 def _across(scans: Scans, found: Repeats, key: str, top: int) -> list[dict[str, Any]]:
-    """Return what pairs of splits share: shared hashes, rows with one, ``key`` of the first rows of hashes, as they lie."""
+    """Return what pairs of splits share: the number of shared hashes, of rows with one, and ``key`` of the first such rows."""
     entries = []
     for splits, in_hash_order in across(found, scans):
         shared = sorted(in_hash_order)

@@ -26,7 +26,7 @@ EMPTY = ("", None, [], {})
 def render(report: Report) -> list[RenderableType]:
     """Return everything a report of :func:`conclugen_jax.data.inspection.inspect` says, in the order of interest.
 
-    Nothing of what the data set says of itself is taken for markup.
+    Text from the data set is escaped, so that none of it acts as markup.
     """
     parts: list[RenderableType] = [Text(f"{report['name']} {report['version']}", style="bold")]
     parts += [_line(report["description"]), _line(f"licence: {report['licence']}")]

@@ -1,4 +1,4 @@
-"""What the cells of a column of labels mean: missing, numbers, or classes, whose names may be written in several ways."""
+"""Read columns of labels: missing values, numbers, or classes whose names may be spelled in several ways."""
 
 import dataclasses
 import math
@@ -48,9 +48,9 @@ def read_bits(table: Table, columns: Sequence[str]) -> Column:
 def read_guessed(
     table: Table, column: str, kind: str, classes: tuple[str, ...], *, way_out: str, optional: bool = False
 ) -> Column:
-    """Read a column of numbers or classes, whatever its cells look like where ``kind`` and ``classes`` are empty.
+    """Read a column of numbers or classes; guess which from its cells if ``kind`` and ``classes`` are empty.
 
-    ``way_out`` names the flags that say otherwise. In an ``optional`` column a missing value is unknown.
+    ``way_out`` names the flags that override the guess. In an ``optional`` column a missing value is unknown.
     """
     where = f"{table.path}: column {column!r}"
     named = () if kind == "value" else tuple(composed(name) for name in table.classes.get(column, ()))
@@ -71,7 +71,7 @@ def read_guessed(
 
 
 def _guessed(found: Counter[str], kind: str, where: str, way_out: str) -> tuple[LabelSpec, str]:
-    """Return what cells are, each of which was found so many times, and as what they were recognised."""
+    """Return the kind and classes of cells, from the number of times that each was found, and the reason in words."""
     mark = decimal_mark(found)
     if kind == "value":
         return LabelSpec("value"), ""
@@ -101,7 +101,7 @@ def _guessed(found: Counter[str], kind: str, where: str, way_out: str) -> tuple[
 
 
 def _of_whole(found: Counter[str], numbers: Mapping[str, int], kind: str, where: str) -> tuple[LabelSpec, str]:
-    """Return what cells are that all are whole numbers: their class numbers, codes such as 01, or numbers to predict."""
+    """Return the kind of cells that are all whole numbers: class numbers, codes such as 01, or numbers to predict."""
     values, why = sorted(set(numbers.values())), f"whole numbers such as {max(found, key=len)[:30]!r}"
     if values[0] < 0:
         if len(values) > FEW and not kind:
@@ -117,7 +117,7 @@ def _of_whole(found: Counter[str], numbers: Mapping[str, int], kind: str, where:
 
 
 def _joined(found: Counter[str], names: Sequence[str]) -> list[str]:
-    """Return a sentence on cells that are taken for a class whose name they spell in another way, if there are any."""
+    """Return a sentence on cells that spell the name of their class differently, if there are any."""
     classes = _index(found, names)
     spelled = [(cell, names[i]) for cell, i in classes.items() if i >= 0 and cell != names[i]]
     alike = [
@@ -171,7 +171,7 @@ def read(
 ) -> np.ndarray:
     """Return the numbers (float32 [n], NaN if unknown) or classes (int64 [n], -1 if unknown) of a column.
 
-    A number lies within ``span``; ``others`` are further names of classes. In an ``optional`` column a missing value is
+    Numbers must be within ``span``. ``others`` are further names of classes. In an ``optional`` column a missing value is
     unknown.
     """
     cells, others = known(table, column, spec.names), others or {}
@@ -210,7 +210,7 @@ def _index(
 
 
 def folded(name: str) -> str:
-    """Return what the spellings of a name have in common that differ in case, in blanks, or in how accents are composed."""
+    """Return a name without differences of case, blanks and composition of accents, for comparison."""
     return " ".join(composed(name).casefold().split())
 
 

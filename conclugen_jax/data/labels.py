@@ -1,4 +1,4 @@
-"""Where labels come from: a table in the file of the features, label files, or the names of the utterances."""
+"""Find labels: in a table of the features' file, in label files, or in the names of the utterances."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from conclugen_jax.errors import ConclugenError
 def annotate(request: Request, found: Found) -> Found:
     """Add the annotations of each split to what a format found, unless the format read them itself.
 
-    The first of these counts: the table that the format found, ``request.labels``, ``labels.csv`` in the source, any csv
-    file there (for a corpus only), the utterances' names.
+    The function uses the first of these that exists: the table that the format found, ``request.labels``, ``labels.csv`` in
+    the source, any csv file there (for a corpus only), the utterances' names.
     """
     corpus = request.corpus
     if found.columns is not None:
@@ -67,7 +67,7 @@ def _read(path: Path, corpus: Corpus | None) -> Table:
 
 
 def from_names(request: Request, features: Mapping[str, Features]) -> dict[str, Annotations]:
-    """Read annotations from the names of the utterances alone, which some corpora form so that they say enough."""
+    """Read annotations from the names of the utterances, for corpora whose names contain all labels."""
     corpus, where = request.corpus, request.dataset
     way_out = "add a labels.csv with columns id, split, group and labels"
     if corpus is not None and corpus.named is None:

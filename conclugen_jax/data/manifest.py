@@ -29,7 +29,7 @@ Some = msgspec.Meta(min_length=1)
 
 
 class SplitFacts(TypedDict):
-    """What a split holds: records, those that have each modality, those of each class or label, bad ones that were dropped."""
+    """Counts of a split: records, records with each modality and with each class or label, and dropped bad examples."""
 
     num_examples: Count
     present: dict[str, Count]
@@ -147,7 +147,7 @@ def from_tree(tree: Any, source: str, *, way_out: str) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """Check how the fields fit each other; a ValueError names the entry that does not."""
+    """Check that the fields are consistent; a ValueError names the first that is not."""
     modalities = manifest.modalities
     if not manifest.variants.keys() <= modalities.keys():
         raise ValueError(f"variants {manifest.variants}")

@@ -1,4 +1,4 @@
-"""Say which ids of the labels name no vectors, and how they differ from names that are there."""
+"""Find ids of the labels that match no vectors, and say how they differ from existing names."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ DIFFERENCES = {
     "'_' or '-' for '/' or a space": lambda name: re.sub(r"[-/\\ ]", "_", name),
     "capitals": str.casefold,
 }
-"""What ids differ by that are meant to be the same -> a name without it."""
+"""Maps each typical difference between two spellings of an id to a function that removes it."""
 
 
 def _bare(name: str, besides: str = "") -> str:
@@ -23,7 +23,7 @@ def _bare(name: str, besides: str = "") -> str:
 
 
 def likeness(lost: Iterable[str], names: Iterable[str]) -> str:
-    """Say of an id that is not among names how it differs from one that is; ``""`` where none comes near one."""
+    """Return how an unknown id differs from a similar name; ``""`` if no name is similar."""
     lost, names, near = sorted(lost), sorted(names), {}
     if not lost or not names:
         return ""
@@ -37,9 +37,9 @@ def likeness(lost: Iterable[str], names: Iterable[str]) -> str:
 
 
 def compare(features: Features, columns: Mapping[str, Annotations]) -> tuple[int, str]:
-    """Return the number of vectors that no row asks for, and how an id of the rows that have none differs from a name.
+    """Return the number of unused vectors, and how the id of a row without a vector differs from an unused name.
 
-    The latter is empty where no id comes near a name that no row asks for, unless no row has a vector at all.
+    The second value is empty if no id resembles an unused name, unless no row has a vector at all.
     """
     names = {split: set(some) for split, some in features.names().items()}
     if not names:
@@ -58,7 +58,7 @@ def compare(features: Features, columns: Mapping[str, Annotations]) -> tuple[int
 
 
 def refuse_shared_names(modality: str, features: Features, columns: Mapping[str, Annotations]) -> None:
-    """Refuse a vector without split that would be taken for several utterances, where names repeat across splits."""
+    """Refuse a vector without a split if utterances of several splits have its name."""
     names = set(features.names().get("", ()))
     seen: dict[str, str] = {}
     for split, annotations in columns.items():

@@ -52,7 +52,7 @@ def parquet_kinds(path: Path) -> dict[str, str]:
 def _check_footer(path: Path, *_version: int) -> None:
     """Look at the footer in another process first: some damaged footers make pyarrow's C++ code abort the process.
 
-    What pyarrow itself reports is left to where the file is read.
+    Errors that pyarrow reports itself are handled where the file is read.
     """
     command = [sys.executable, "-c", FOOTER, str(path)]
     done = subprocess.run(command, input="", capture_output=True, text=True, errors="replace", check=False)
@@ -67,7 +67,7 @@ def _unreadable(path: Path, why: str) -> ConclugenError:
 
 @contextlib.contextmanager
 def _faults(path: Path) -> Iterator[None]:
-    """Turn whatever pyarrow raises on damaged files into one sentence."""
+    """Turn the errors that pyarrow raises on damaged files into one sentence."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError, IndexError) as e:
@@ -114,7 +114,7 @@ def parquet_column(path: Path, column: str) -> list[str]:
 
 
 def parquet_classes(path: Path, column: str) -> list[str]:
-    """Return the names of a column's classes in the order in which the file has them; nothing where it has none.
+    """Return the class names that the file stores for a column, in its order; empty if it stores none.
 
     They are the names of a ``ClassLabel`` of Hugging Face, or the categories of pandas or of an ordered dictionary.
     """
@@ -145,7 +145,7 @@ def _class_label(schema: pa.Schema, column: str) -> list[str]:
 
 
 def _described(schema: pa.Schema, key: bytes, *path: str) -> Any:
-    """Return a part of what a program has written about its columns, in JSON; None where there is none."""
+    """Return a part of the JSON metadata that a program wrote about its columns; None if it is missing."""
     try:
         found = msgspec.json.decode((schema.metadata or {})[key])
         for name in path:

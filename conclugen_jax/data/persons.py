@@ -1,4 +1,4 @@
-"""Standardise features by person: what the clips of a person have in common goes, what differs between them stays.
+"""Standardise features by person: remove what the clips of a person have in common, keep how they differ.
 
 How a person looks and sounds explains more of frozen features than what they feel. A person is a row's ``group``. With z a
 feature standardised by the training split, n clips of a person with mean m and variance v of z, shrinkage k and floor f:
@@ -9,7 +9,7 @@ and y is standardised by the training split again. With few clips w goes to 0 an
 a row without a group, is standardised as the split is. No label takes part.
 
 Persons of the training split have the statistics of their clips there, everywhere in this data set; others have those of
-their own clips in the split that they are in. So no row of validation or test changes what is made of training rows.
+their own clips in their split. So no row of validation or test changes the features of training rows.
 (Busso et al., "Iterative feature normalization scheme for automatic emotion detection from speech", IEEE TAC 2013.)
 """
 
@@ -31,7 +31,7 @@ from conclugen_jax.system import files
 
 FILE = "persons.npz"  # in the workdir of a run
 CHUNK_ROWS = 1024
-WORDS = ("text",)  # modalities that are left alone unless they are named: what is said is not who says it
+WORDS = ("text",)  # modalities that are not standardised unless named: words do not identify a person
 SPLIT = ("split_mean", "split_scale")  # of z
 KNOWN = ("shift", "scale_of")  # of known persons
 CONFOUNDED = 0.1  # share of a label's variance that groups explain above which groups and labels belong together
@@ -47,7 +47,7 @@ class Persons:
     stats: Mapping[str, Mapping[str, np.ndarray]]
     """Modality -> float32 [dim] each: ``split_mean``, ``split_scale`` of z, ``mean``, ``scale`` of y."""
     floor: float
-    shrinkage: float  # infinite where the training split knows no persons: then there are none
+    shrinkage: float  # infinite if the training split has no persons
     data: str = ""  # name of the data set of the persons below
     names: tuple[str, ...] = ()  # persons of its training split
     shift: Features = dataclasses.field(default_factory=dict)  # modality -> float32 [persons, dim]
@@ -64,9 +64,9 @@ class Persons:
         return self._affine([(at, features, present)], groups, data).of(np.arange(len(groups)), features)
 
     def attach(self, stream: Any) -> None:
-        """Have a ``ShardStream`` give y in place of features; persons that are not known have their rows of this split.
+        """Make a ``ShardStream`` return y; unknown persons get the statistics of their rows in this split.
 
-        A warning names a split without groups, and persons whose only clip is all that is known of them.
+        Warn of a split without groups, and of persons with only a single clip.
         """
         groups = np.concatenate([stream.names(rows)[1] for rows in _chunks(stream.num_examples)])
         name = stream.dataset.manifest.name
@@ -93,7 +93,7 @@ class Persons:
         return Affine(person, shift, scale)
 
     def write(self, path: Path) -> None:
-        """Write all of it to a file of NumPy arrays."""
+        """Write the statistics to a file of NumPy arrays."""
         arrays = {f"{kind}/{m}": x for kind in KNOWN for m, x in getattr(self, kind).items()}
         arrays |= {f"{key}/{m}": x for m, stats in self.stats.items() for key, x in stats.items()}
         facts = {
@@ -154,7 +154,7 @@ class _Moments:
         return mean, np.maximum(self.squares / count - np.square(mean), 0)
 
     def affine(self, floor: float, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return shift and scale of each person, float32 [persons, dim]: y = (x - shift) / scale. The last one is unknown."""
+        """Return shift and scale of each person, float32 [persons, dim]: y = (x - shift) / scale; last row: no person."""
         mean, variance = self.of_persons()
         weight = self.count / (self.count + shrinkage) if shrinkage else (self.count > 0).astype(float)
         weight[-1] = 0
@@ -177,9 +177,9 @@ class _Moments:
 def fit(stream: Any, config: Any) -> Persons:
     """Compute the statistics of the training split, a ``ShardStream``, by a configuration.
 
-    Without groups, or with one for all rows, a warning says that the split alone counts, in the other splits too. Others
-    name persons with a single clip, and labels that belong together with groups; nothing else is done with labels.
-    Modalities that the configuration names and the data set lacks are refused.
+    Without groups, or with one group for all rows, the function warns and uses the statistics of the split, for all splits. It
+    also warns of persons with a single clip and of labels that depend on the groups; labels have no other effect. It raises
+    an error if the configuration names modalities that the data set lacks.
     """
     manifest: Manifest = stream.dataset.manifest
     if unknown := set(config.data.person_modalities) - set(stream.modalities):
@@ -233,7 +233,7 @@ def _warn_of_single(where: str, groups: np.ndarray, shrinkage: float) -> None:
 
 
 def explained(labels: np.ndarray, spec: LabelSpec, groups: np.ndarray) -> float | None:
-    """Return the share of the variance of labels [n] or [n, k] that groups [n] explain; ``None`` where it cannot be said.
+    """Return the share of the variance of labels [n] or [n, k] that groups [n] explain; ``None`` if it is undefined.
 
     1 - (n - 1) / (n - g) (1 - between / total) of n rows in g groups (epsilon squared; Kelley, 1935), at least 0: groups
     that have nothing to do with the labels explain 0 on average, however small they are. Classes count as 0 and 1 each.
@@ -255,7 +255,7 @@ def explained(labels: np.ndarray, spec: LabelSpec, groups: np.ndarray) -> float 
 
 
 def of_checkpoint(feature_stats: Mapping[str, Any], config: Any) -> Persons:
-    """Return the statistics that a checkpoint carries, which knows no persons, with the run's configuration."""
+    """Return the statistics in a checkpoint, which has no persons, with the run's configuration."""
     stats = {m: dict(x) for m, x in feature_stats.items() if SPLIT[0] in x}
     return Persons(stats, config.data.person_floor, config.data.person_shrinkage)
 

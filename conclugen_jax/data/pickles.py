@@ -36,7 +36,7 @@ _COPIED = 256  # bytes; shorter pieces of a file are copied, longer ones are vie
 
 
 class Refused(Exception):
-    """Why a file is not read; the caller adds the file's name."""
+    """The reason to refuse a file; the caller adds the file's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Unfinished:
 
 
 class Memo(dict):
-    """What a file refers to again, by number: the value once it is known."""
+    """The values that a file can refer to again, by number."""
 
     def __getitem__(self, key: int) -> Any:
         found = super().__getitem__(key)
@@ -170,7 +170,7 @@ class Unpickler(pickle._Unpickler):
         self.append(call(self, *arguments))
 
     def load_build(self) -> None:
-        """Give an array or a type its state."""
+        """Set the state of an array or a type."""
         state, target = self.stack.pop(), self.stack.pop()
         if type(target) is not Unfinished or target.value is not None or type(state) is not tuple:
             raise Refused(f"sets the state of a {type(target).__name__}")

@@ -137,11 +137,11 @@ def record_features(spec: DatasetSpec) -> tfds.features.FeaturesDict:
 def write_part(job: Job) -> Part:
     """Check examples, write them to one array_record file, and count.
 
-    In the first split, statistics are computed and variants expected. Examples with NaN or infinite values or without
-    any modality are not written but listed as bad. No file remains if none was good.
+    For the first split, the function also computes statistics and expects variants. It does not write examples with NaN,
+    infinite values or no modality, but lists them as bad. If all are bad, no file remains.
 
     Raises:
-      ConclugenError: any other fault of an example, or a source that cannot be read.
+      ConclugenError: an example has any other fault, or the source cannot be read.
       OSError: the file cannot be written.
     """
 

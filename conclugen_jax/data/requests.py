@@ -1,4 +1,4 @@
-"""What a user asks to build, and what the reader of a format finds."""
+"""The request to build a data set, and the result of reading a format."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from conclugen_jax.data.sources import Annotations, Features, LabelSpec
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which columns of a table mean what."""
+    """The meaning of the columns of a table."""
 
     label: tuple[str, ...] = ()  # none; one; or one of 0 and 1 per label
     kind: str = ""  # of the label; guessed from the values if empty
@@ -22,7 +22,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a user wants to build."""
+    """The request to build a data set."""
 
     dataset: str  # a key of CORPORA, or features
     source: Path | None = None  # file or folder, None if every modality is named
@@ -51,7 +51,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What the reader of a format found."""
+    """The result of reading a format."""
 
     features: Mapping[str, Features | Callable[[], Features]]  # of each modality, or what opens them
     table: Table | None = None  # rows with labels that the format's own files hold

@@ -1,4 +1,4 @@
-"""Say which split each row of a table is in: its cell, the name of its file, its id and the folder of its features agree."""
+"""Find the split of each row of a table; its cell, its file's name, its id and the folder of its features must agree."""
 
 import dataclasses
 import itertools
@@ -45,7 +45,7 @@ def as_written(tables: Sequence[Table]) -> tuple[list[Table], list[str]]:
     """Return tables without the words for missing values in their column ``split``, and remarks on odd names of splits.
 
     Raises:
-      ConclugenError: two names for one split, such as val and dev; who wrote both may mean two.
+      ConclugenError: two names for one split, such as val and dev, since they may mean two splits.
     """
     tables = [table.having(split=known(table, "split")) if "split" in table.columns else table for table in tables]
     words: dict[str, str] = {}
@@ -63,15 +63,15 @@ def as_written(tables: Sequence[Table]) -> tuple[list[Table], list[str]]:
 
 
 def settled(tables: Sequence[Table], features: Mapping[str, Features], default: str) -> list[Table]:
-    """Fill the column ``split`` of tables with what ids and folders say of their rows; refuse a row that says otherwise.
+    """Fill the column ``split`` of tables from ids and folders; refuse a row that contradicts them.
 
     Args:
       tables: with a column ``id``, whose cells are the names of vectors.
       features: of each modality.
-      default: split of the rows of which nothing says it, in tables without the column; ``""``: there is none.
+      default: split of rows without any other sign of it, in tables without the column; ``""`` for no default.
 
     Returns:
-      The tables; one without the column in which some rows are in no split stays as it is.
+      The tables. A table without the column stays unchanged if some of its rows have no split.
     """
     names = names_by_split(features)
     pairs = [
@@ -90,7 +90,7 @@ def settled(tables: Sequence[Table], features: Mapping[str, Features], default: 
 
 
 def _split_of(name: str, cell: str, where: str, names: Mapping[str, set[str]], claimed: set[tuple[str, str]]) -> str:
-    """Return the split of a row, ``""`` where nothing says it; a file that another row claims says nothing of this one."""
+    """Return the split of a row, ``""`` if it is unknown; ignore files that belong to another row."""
     within, _, rest = name.partition("/")
     by_id = rest and within in SPLIT_NAMES
     said = {within} if by_id else {split for split, known in names.items() if split and name in known}

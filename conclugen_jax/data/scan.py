@@ -91,9 +91,9 @@ class Tally:
 
 
 class SplitScan:
-    """Everything that was learned of a split; complete once :meth:`run` has returned.
+    """The results of reading a split once; complete when :meth:`run` has returned.
 
-    The shards are read one after the other without TFDS, so that a fault has a file and a row.
+    It reads the shards one after the other without TFDS, so that it can report the file and row of a fault.
     """
 
     rows: np.ndarray  # int64 [n], those that could be read
@@ -220,7 +220,7 @@ class SplitScan:
             raise ValueError("id or group is not UTF-8") from e
 
     def _add(self, name: str, rows: list[int], records: list[dict[str, Any]]) -> None:
-        """Keep what is needed of a chunk of a shard's records, and note their faults."""
+        """Collect hashes and numbers of a chunk of records, and their faults."""
 
         def note(what: str, wrong: np.ndarray, file: str = name, *, always: bool = False) -> None:
             if wrong.any() and (always or self._verify):

@@ -66,7 +66,7 @@ class RowSource(Protocol):
     def rows(self, indices: np.ndarray, variants: Variants | None = None) -> Rows:
         """Return rows at the given indices [n], in that order.
 
-        Of a modality that ``variants`` does not name it is variant 0; features are [n, k, dim] where [n, k] are named.
+        A modality that ``variants`` does not name gets variant 0. If ``variants`` has shape [n, k], features are [n, k, dim].
         """
 
 
@@ -230,7 +230,7 @@ class ShardStream:
         return self.source.__getitems__([int(i) for i in indices])
 
     def _reading(self) -> contextlib.AbstractContextManager:
-        """Catch the many kinds that array_record and protobuf raise for what was not written so."""
+        """Catch the many kinds of errors that array_record and protobuf raise on damaged records."""
         return readable(self.where, "build the data set again", other=Exception)
 
 

@@ -1,4 +1,4 @@
-"""Define a source of examples: a description of the data set; annotations and features, from which they are joined."""
+"""Define sources of examples: the description of a data set, and the annotations and features that make its examples."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ SPLIT_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class LabelSpec:
-    """What is to be predicted."""
+    """A label or target to predict."""
 
     kind: Literal["single", "multi", "value", "none"]
     """``single`` (one class per example), ``multi`` (any number of labels), ``value`` (a real number), ``none``."""
@@ -195,15 +195,15 @@ MIXED_PERSONS = (
     "the folds are cut over examples, so examples of one person may be in training and test, which makes scores too good; "
     "with a group (person) for every example, folds by group keep persons apart"
 )
-"""What is said where folds are cut by :func:`by_example`."""
+"""Warning for folds cut by :func:`by_example`."""
 
 
 def by_example(
     annotations: Annotations, num_folds: int, fold: int, *, where: str, seed: int = 0, validation: bool = True
 ) -> dict[str, Annotations]:
-    """Cut one split into train, validation and test over single examples, stratified by label; groups do not matter.
+    """Cut one split into train, validation and test over single examples, stratified by label; ignore groups.
 
-    Rows are shuffled by ``seed``, sorted by label and dealt out to the folds in turn. So the numbers of examples of a
+    The function shuffles rows by ``seed``, sorts them by label and deals them to the folds in turn. So the numbers of a
     class in two folds differ by one at most, as do the sizes of the folds; a class may have fewer examples than there
     are folds. Rows with several labels are sorted by their combination, numbers by their rank, ``num_folds`` ranks
     together. Folds are train, validation and test as in :func:`by_group`.

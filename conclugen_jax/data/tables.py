@@ -98,7 +98,7 @@ def open_columns(request: Request) -> Found:
 
 
 def _refuse_label_arrays(where: Path | None, modalities: Iterable[str], others: Sequence[str] = ()) -> None:
-    """Refuse arrays called like labels, as ``others`` are: trained on, they would give the answer away."""
+    """Refuse modalities with names of labels (or in ``others``), since training on them would leak the answer."""
     for name in modalities:
         if name.lower() in ("label", "labels", "split", "group", "id", "ids", *others):
             fault = f"{name!r} is an array of several values a row, not a modality"
@@ -165,7 +165,7 @@ def _with_labels(
     columns: Mapping[str, Callable[[], list[str]]],
     classes: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Found:
-    """Say where labels stand: in files that the user named, in columns of the file of the features, or nowhere."""
+    """Find labels: in files that the user named, in columns of the features' file, or nowhere."""
     if request.labels:
         return dataclasses.replace(found, label_files=request.labels)
     texts = {column_name(name): read() for name, read in columns.items()}
@@ -207,7 +207,7 @@ def read_metadata(
 
     Columns: ``MODALITY_file_name`` for each modality, or ``file_name`` for one called ``features``; ``id`` (else the
     ``name`` made of the parts of the file's path, without ending and without folders of splits); labels, ``group`` and
-    ``split`` as in every table. Where files lie in folders of splits these say the split.
+    ``split`` as in every table. If the files are in folders of splits, the folder is the split.
 
     Returns:
       The rows, with paths relative to the source as keys, one for each modality; the modalities; the files read.

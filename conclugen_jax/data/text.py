@@ -1,4 +1,4 @@
-"""Decode files of text. UTF-8 and UTF-16 show in the bytes; another encoding is a guess, and the guess is reported."""
+"""Decode text files. UTF-8 and UTF-16 are recognised by their bytes; any other encoding is guessed, with a remark."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from pathlib import Path
 from conclugen_jax.errors import ConclugenError
 
 _OTHERS = re.compile(rb"[\x80-\xff]{4}|\xc3[\x80-\xbf]")
-"""What no text in Windows-1252 has: four letters beyond ASCII in a row, as in Russian or Chinese, or the é of UTF-8."""
+"""Bytes that exclude Windows-1252: four non-ASCII letters in a row, as in Russian or Chinese, or the é of UTF-8."""
 
 
 def decoded(content: bytes, path: Path) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What people look at, beside the shards of a data set that was made of clips: where a clip is, its words, a small picture."""
+"""For people to look at, beside the shards of a data set made from clips: the place of each clip, its words, a thumbnail."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
 
 
 class Seen(NamedTuple):
-    """What is known of an utterance; empty where it is not."""
+    """The known facts about an utterance; unknown ones are empty."""
 
     words: str = ""
     clip: str = ""  # path of its file
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
 
 
 def write(path: Path, rows: Iterable[tuple[str, str, Seen]]) -> None:
-    """Write split, id and what is known of utterances."""
+    """Write split, id and the known facts of utterances."""
     rows = iter(rows)
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         while chunk := list(itertools.islice(rows, CHUNK)):

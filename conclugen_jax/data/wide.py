@@ -72,7 +72,7 @@ _NUMERIC = ("numeric", "real", "integer")
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What the first lines of a file of text say of it."""
+    """The facts that the first lines of a text file show."""
 
     names: list[str]  # of the columns, without spaces around them
     numeric: list[bool | None]  # whether a column holds numbers; None where the first row does not say
@@ -176,7 +176,7 @@ def is_number(text: str) -> bool:
 
 
 def roles(names: Sequence[str], numeric: Sequence[bool | None], apart: Sequence[str] = ()) -> Roles:
-    """Return which columns are features: those of numbers, except those whose names say that they are something else.
+    """Return which columns are features: columns of numbers, except those with other known names.
 
     The clip of a row is named by the first column with a name in :data:`KEYS`, else by a first column of text. ``apart``
     are further names, in lower case, of columns that are no features.
@@ -309,7 +309,7 @@ def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
 
 
 def describe(of: Frames, clips: str) -> str:
-    """Return what was understood of a table, and which columns are not used, in a sentence."""
+    """Return a sentence on how a table was read and which columns are not used."""
     names = [name for name in of.others if name]  # the index of pandas has none
     others = f"; not features: {', '.join(names[:SHOWN])}{' ...' * (len(names) > SHOWN)}" if names else ""
     named = f"{of.names[0]} to {of.names[-1]}" if len(of.names) > 1 else of.names[0]
@@ -318,11 +318,11 @@ def describe(of: Frames, clips: str) -> str:
 
 
 def usable(of: Frames, rows: np.ndarray | slice, *, framewise: bool) -> tuple[np.ndarray, Counter[str]]:
-    """Return the frames of a clip that count, float32 [n, features], and why others do not, with their number.
+    """Return the frames of a clip to use, float32 [n, features], and the number of skipped frames by reason.
 
-    Dropped are frames in which OpenFace found no face (``success`` is 0), those with NaN, and those of other faces than
-    the one that is there most often or, of several such, with the greatest confidence. A row that is no frame counts
-    unless all of its values are missing.
+    The function skips frames in which OpenFace found no face (``success`` is 0), frames with NaN, and frames of other faces
+    than the most frequent one (of several such, the one with the greatest confidence). A row that is not a frame is skipped
+    only if all of its values are missing.
     """
     x, reasons = of.x[rows], Counter[str]()
     if not framewise:

@@ -1,6 +1,6 @@
-"""Scores across corpora: a classifier of one data set on the test rows of others, whose classes are matched by name.
+"""Score a classifier of one data set on the test rows of other data sets, with classes matched by name.
 
-Nothing is fitted on the rows that are scored, but the statistics of their persons where features are standardised by person.
+Nothing is fitted on the scored rows, except the statistics of their persons if features are standardised by person.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ class Other(NamedTuple):
     matching: Matching
 
     def facts(self) -> dict[str, Any]:
-        """Return what it is, and how its classes are matched."""
+        """Return the data set, and how its classes are matched."""
         manifest = self.stream.dataset.manifest
         named = {"name": manifest.name, "version": manifest.version, "sha256": manifest.fingerprint()}
         return {"data": named, "split": self.stream.split, **self.matching.facts()}
@@ -148,7 +148,7 @@ def opened(config: ConfigDict, dataset: shards.Dataset, modalities: Sequence[str
 
 
 def check_features(theirs: Manifest, ours: Manifest, modalities: Sequence[str], where: str, trained: str) -> None:
-    """Refuse features of another size than those of the training data or, where manifests say so, of other backbones."""
+    """Refuse features whose size differs from the training data or, if manifests record them, whose backbones differ."""
     weights.check_features(theirs, {m: ours.modalities[m] for m in modalities}, where, trained)
     for m in modalities:
         a, b = (_backbones(manifest, m) for manifest in (theirs, ours))
@@ -162,7 +162,7 @@ def check_features(theirs: Manifest, ours: Manifest, modalities: Sequence[str], 
 
 
 def _backbones(manifest: Manifest, modality: str) -> dict[str, Any]:
-    """Return what made the features of a modality, less where its weights came from; nothing where it is not known."""
+    """Return the backbones of a modality, without the source of their weights; empty if unknown."""
     made = manifest.source.get("extraction", {}).get("backbones", {})
     return {
         name: {key: x for key, x in facts.items() if key != "source"}
@@ -188,12 +188,12 @@ def scored(
 
 
 def strangers(persons: Persons) -> Persons:
-    """Return the statistics of persons for another data set: those of the same name are others."""
+    """Return the statistics of persons for another data set, where equal names mean other persons."""
     return dataclasses.replace(persons, data="")
 
 
 def said(facts: Mapping[str, Any], scored: Mapping[str, Any], trained: str) -> list[str]:
-    """Return in sentences how the classes of another data set were matched, and which rows are dropped.
+    """Return sentences on how the classes of another data set were matched and which rows were excluded.
 
     ``facts``: of :meth:`Other.facts`; ``scored``: ``n`` and ``left_out`` of its rows, and of our own as ``within``;
     ``trained``: name of the data set that was trained on.

@@ -109,7 +109,7 @@ def joined(
 
 
 def said(evaluation: ConfigDict) -> str:
-    """Return how vectors are smoothed, for the description of a measurement; empty without."""
+    """Return how vectors are smoothed, for the description of a measurement; empty without smoothing."""
     if not evaluation.smoothing_neighbours:
         return ""
     also = " (and rows of the same split)" if evaluation.transductive else ""

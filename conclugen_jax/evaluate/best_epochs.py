@@ -1,4 +1,4 @@
-"""Which epoch of a classifier is kept, and when its training ends."""
+"""Choose the epoch of a classifier to keep, and when to stop its training."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Checkpoints as things to look at and to hand on: listed, verified, exported without what only training needs, imported.
+"""List, verify, export and import checkpoints; an export leaves out what only training needs.
 
 An export is a folder of two files: the weights as safetensors, and a JSON object with what rebuilds the model around
-them. It may come from strangers: everything in it is checked, nothing in it is executed or opened as a path.
+them. Exports may come from untrusted sources. Imports check all content, execute nothing, and open no path from it.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Export(msgspec.Struct):
 
 
 class Hashes(NamedTuple):
-    """What an export is known by: its step, SHA-256 of the file, fingerprint of the parameters, as in downstream results."""
+    """The identity of an export, as in downstream results: step, SHA-256 of the file, fingerprint of the parameters."""
 
     step: int
     weights: str
@@ -82,7 +82,7 @@ class _Facts(msgspec.Struct):
 
 
 def _facts(path: Path) -> _Facts:
-    """Read what a small file of a checkpoint says; nothing if it is missing or damaged."""
+    """Read a small JSON file of a checkpoint; empty if it is missing or damaged."""
     with contextlib.suppress(ConclugenError):
         return files.read_json(path, _Facts, way_out="")
     return _Facts()
@@ -150,7 +150,7 @@ def export_weights(
 
 
 def import_weights(source: str | Path, workdir: str | Path, data: str | Path | None = None) -> Hashes:
-    """Make a workdir, new or empty, of the folder of an export, to be used, not trained further.
+    """Import an export into a new or empty workdir. Its weights can be used, but not trained further.
 
     ``data``: folder of the data set that the run was trained on, of which statistics by person are made again; ``None``: it is
     not here, and commands that use the weights need one named. Damaged exports, folders in use and other data sets are refused.

@@ -1,4 +1,4 @@
-"""What vectors and clusters are like, without labels: dimensions that are used, matches between modalities, balance."""
+"""Measure vectors and clusters without labels: effective rank, alignment between modalities, balance of clusters."""
 
 import itertools
 
@@ -54,7 +54,7 @@ def balance(clusters: np.ndarray, num_clusters: int) -> float:
 
 
 def adjusted_information(a: np.ndarray, b: np.ndarray) -> float:
-    """Return what two partitions [n] say of each other: 1 if they are the same, about 0 if they are independent.
+    """Return the adjusted mutual information of two partitions [n]: 1 if they are equal, about 0 if they are independent.
 
     It is (I - E[I]) / (mean of the two entropies - E[I]), where I is their mutual information and E[I] its expectation over
     partitions of the same sizes at random; as ``sklearn.metrics.adjusted_mutual_info_score``, which takes a second to import.

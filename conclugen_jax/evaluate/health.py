@@ -1,7 +1,7 @@
-"""Figures of health that need no labels: has a network collapsed, does it match modalities, does it learn who speaks?
+"""Health figures that need no labels: has a network collapsed, does it match modalities, does it learn the speakers?
 
-:func:`measure` takes NumPy arrays and gives numbers; :class:`Monitor` computes the arrays of a run; :func:`warnings` says in
-words what is wrong.
+:func:`measure` computes the figures from NumPy arrays, :class:`Monitor` computes the arrays of a run, and :func:`warnings`
+reports problems in words.
 """
 
 import functools
@@ -50,7 +50,7 @@ def measure(
       projections: modality -> unit rows [n, P], where a loss contrasts them.
       clusters: int [n], the cluster of each example; empty where there are none.
       num_clusters: how many there are; 0: as many as the greatest says.
-      groups: [n], who is seen in each example; ``None`` or an empty string: unknown.
+      groups: [n], the person of each example; ``None`` or an empty string if unknown.
 
     Returns (where it can be computed):
       ``health/rows``: n. ``health/effective_rank``: of the joined vectors; ``.../MODALITY``: of one that nine examples have.
@@ -205,7 +205,7 @@ def _computed(workdir: str | Path, which: str | int) -> dict[str, float]:
 def warnings(figures: Mapping[str, float]) -> list[str]:
     """Return a sentence for everything that is wrong by figures of :func:`measure`, :class:`Monitor` and :func:`of_run`.
 
-    What is not among the figures is not judged. Limits lie far from what healthy runs have.
+    Missing figures are not judged. Healthy runs stay far from the limits.
     """
     return [*_of_collapse(figures), *_of_clusters(figures), *_of_losses(figures)]
 

@@ -1,4 +1,4 @@
-"""What the terms of the objective are at chance and at best, and whether a run's losses say that it ended too early."""
+"""Compute the terms of the objective at chance and at best, and find runs that ended while their loss still fell."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -128,7 +128,7 @@ def of_records(records: Sequence[Mapping[str, Any]], config: ConfigDict) -> dict
 
 
 def falling(losses: np.ndarray) -> float:
-    """Return which share of a term's fall [steps] lies between the means of the last but one and the last tenth of the steps.
+    """Return the share of a term's fall [steps] that occurs between the last but one and the last tenth of the steps.
 
     The whole fall is from the first tenth to the last. 0: it rises, or the difference is below three standard errors, or a
     tenth has fewer than two steps.

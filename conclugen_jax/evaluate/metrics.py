@@ -76,7 +76,7 @@ def _totals(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def remarks(matrices: Sequence[Any], names: Sequence[str]) -> list[str]:
-    """Return what a weighted mean hides in evaluations on a test split: classes never predicted, classes without examples."""
+    """Return remarks on what a weighted mean hides on a test split: classes never predicted, and classes without examples."""
     found = []
     if not matrices:
         return found

@@ -1,4 +1,4 @@
-"""Which labels are likely wrong: probabilities by probes that did not see a row, and confident learning on them.
+"""Find labels that are likely wrong, by confident learning on out-of-fold probabilities of probes.
 
 The probabilities come from cross-validation by person, so that no row is judged by a classifier that knows its own label, or
 the person. The same probes say whether a modality adds anything.
@@ -98,7 +98,7 @@ def _reduced(vectors: np.ndarray) -> np.ndarray:
 
 
 class Confident(NamedTuple):
-    """What confident learning says of n labels; rows that are not judged have NaN and -1."""
+    """Results of confident learning on n labels; rows that are not judged have NaN and -1."""
 
     self_confidence: np.ndarray  # float64 [n], probability of the label itself: the lower, the likelier it is wrong
     margin: np.ndarray  # float64 [n], (1 + probability of the label - that of the likeliest other class) / 2
@@ -147,7 +147,7 @@ def confident(probabilities: np.ndarray, labels: np.ndarray) -> Confident:
 
 
 class Worth(NamedTuple):
-    """What a modality adds to the others, over the rows that have it and another one."""
+    """The gain of a modality over the others, on the rows that have it and another one."""
 
     modality: str
     rows: int

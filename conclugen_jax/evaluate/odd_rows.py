@@ -1,4 +1,4 @@
-"""Rows in which oddities are looked for, and what is reported of them."""
+"""Rows to search for oddities, and the reports on them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -138,7 +138,7 @@ def _known(value: Any) -> Any:
 
 
 def modalities(found: list[mislabelled.Worth]) -> list[dict[str, Any]] | None:
-    """Report on what modalities add; ``None`` where there are no two."""
+    """Report the gain of each modality; ``None`` with fewer than two."""
     return [one._asdict() | {"difference": one.difference} for one in found] or None
 
 

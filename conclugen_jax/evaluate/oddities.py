@@ -1,7 +1,7 @@
-"""What is odd in a data set: likely wrong labels, copies, persons that are clusters, idle modalities, hard clips.
+"""Find oddities of a data set: likely wrong labels, copies, persons as clusters, useless modalities, clips all methods miss.
 
-All splits are looked at together, since nothing is scored: a wrong label or a copy may be in any of them. By raw features, or
-by the vectors of pretraining runs.
+The search covers all splits together, since it scores nothing: a wrong label or a copy may be in any of them. It uses raw
+features or the vectors of pretraining runs.
 """
 
 import csv
@@ -79,7 +79,7 @@ def find(
     threshold: float = SIMILAR,
     most_rows: int = MOST_ROWS,
 ) -> Oddities:
-    """Look for what is odd in a data set.
+    """Search a data set for oddities.
 
     Args:
       data: folder of a data set; that of the first run where it is empty.
@@ -205,7 +205,7 @@ def _standard(vectors: np.ndarray) -> np.ndarray:
 
 
 class _Judged(NamedTuple):
-    """What probes say: the sections of the report, and of each row what the table holds."""
+    """Results of the probes: the sections of the report, and the columns of the table of rows."""
 
     labels: dict[str, Any] | None = None
     modalities: list[dict[str, Any]] | None = None

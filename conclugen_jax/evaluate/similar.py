@@ -1,4 +1,4 @@
-"""Rows that are alike: exact copies, near duplicates, and persons whose rows lie together."""
+"""Find similar rows: exact copies, near duplicates, and persons whose rows are neighbours."""
 
 import hashlib
 from collections.abc import Callable, Mapping

@@ -1,1 +1,1 @@
-"""Everything in one go: clips or features in, a trained model, its scores and a page out."""
+"""All steps in one command: from clips or features to a trained model, its scores and a report."""

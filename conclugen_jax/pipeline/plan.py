@@ -1,4 +1,4 @@
-"""The configurations of one run of everything: pretraining, what it is compared with, and the classifier for use."""
+"""The configurations of ``conclugen run``: pretraining, its baselines, and the final classifier."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ MOST_STEPS, QUICK_MOST = 20_000, 2000
 def configured(
     settings: Sequence[Setting], data: Mapping[str, Any], changes: Sequence[tuple[str, str]], start: str | ConfigDict
 ) -> ConfigDict:
-    """Return a configuration of pretraining with settings, what its data ask for and, above these, changes of the user's.
+    """Return a configuration of pretraining with settings, values for its data, and the user's changes, which win.
 
     ``changes``: keys with their values as text; ``start``: name or file of the configuration that is changed, or itself.
     """
@@ -64,7 +64,7 @@ def written(settings: Sequence[Setting], config: ConfigDict, name: str) -> str:
 
 
 def study(config: ConfigDict, scheme: Scheme, known: Facts, name: str, *, quick: bool = False) -> ConfigDict:
-    """Return the study of what pretraining gains: raw features, an untrained network and the pretrained one.
+    """Return the study that measures the gain of pretraining: raw features, an untrained network and the pretrained one.
 
     ``config``: of pretraining, on a data set with ``{fold}`` and ``{shuffle}`` for the folds of a scheme in its path.
     """
@@ -111,7 +111,7 @@ def classifier(config: ConfigDict, scheme: Scheme, known: Facts, *, quick: bool 
 
 
 def model(config: ConfigDict, scheme: Scheme | None, known: Facts, *, quick: bool = False) -> list[Run]:
-    """Return the runs that leave what is used on new clips, in order.
+    """Return the runs that train the final classifier for new clips, in order.
 
     Without folds the classifier is on top of the study's first pretraining; otherwise on top of one with all rows.
     """

@@ -1,4 +1,4 @@
-"""Rows in memory: which columns are of which modality, where one is absent, and a source of examples made of them."""
+"""Rows in memory: their columns by modality, their missing modalities, and a source of examples made from them."""
 
 import hashlib
 import re

@@ -10,7 +10,7 @@ from conclugen_jax.data import persons, shards
 from conclugen_jax.errors import ConclugenError
 
 FEWEST = 4
-"""Rows of a training split below which there is nothing to learn from; folds by person of ten clips may leave so few."""
+"""Minimum number of training rows; folds by person of ten clips may leave so few."""
 MOST_BATCH, CLUSTERS, QUEUE = 512, 10, 2
 STEPS, MOST_STEPS, EPOCHS = 240, 5000, 20
 """The recommended method was judged at 240 steps of some 330 rows; larger data are seen 20 times, within 5,000 steps."""
@@ -24,7 +24,7 @@ FOLDS, FEWER_FOLDS, FEW_ROWS = 5, 3, 2000
 
 
 class Facts(NamedTuple):
-    """What the rules go by, of the training rows of a data set."""
+    """The facts about the training rows that the rules use."""
 
     rows: int
     present: Mapping[str, int]  # modality -> rows that have it
@@ -47,7 +47,7 @@ class Setting(NamedTuple):
 
 
 class Scheme(NamedTuple):
-    """On which rows a method is trained and scored."""
+    """The rows on which a method is trained and scored."""
 
     num_folds: int  # 0: the splits of the data set
     fold_by: str  # ``group`` or ``example``
@@ -57,7 +57,7 @@ class Scheme(NamedTuple):
 
 
 def facts(dataset: shards.Dataset) -> Facts:
-    """Read what the rules go by of the training split of a data set."""
+    """Read the facts about the training split of a data set."""
     manifest = dataset.manifest
     split = training_split(manifest.splits)
     about, spec = manifest.splits[split], manifest.label
@@ -93,7 +93,7 @@ def scored_split(known: Facts) -> str:
 
 
 def is_labelled(known: Facts) -> bool:
-    """Return whether there is something to predict: a number, two classes, or a label that some rows have and some have not."""
+    """Return whether the data have a usable label: a number, two classes, or a label that only some rows have."""
     if known.kind == "multi":
         return any(n < known.rows for n in known.counts.values())
     return known.kind == "value" or (known.kind == "single" and len(known.counts) > 1)
@@ -110,7 +110,8 @@ def modalities(known: Facts) -> tuple[list[str], list[str]]:
 def scheme(known: Facts, *, quick: bool = False) -> Scheme:
     """Choose the rows that are scored, and numbers of labels, for data with labels.
 
-    Splits of the data set are kept. Else folds are cut: by person where every row has one, over examples otherwise.
+    If the data set has splits, the scheme keeps them. Otherwise it cuts folds, by person if every row has one, else over
+    examples.
     """
     few = [n for n in LABELS if known.kind == "single" and _enough(known.counts, 2 * n)]
     everyone = known.rows * sum(known.dims.values()) <= MOST_NUMBERS or not few

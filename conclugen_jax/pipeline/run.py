@@ -1,7 +1,7 @@
-"""Everything in one go: a folder of clips, feature files or a built data set -> a trained model, its scores and a page.
+"""Run all stages, from a folder of clips, feature files or a built data set to a trained model, its scores and a page.
 
-Each stage leaves its outcome in the folder of the run, so that a repeated command does nothing twice. That folder is the
-folder of a study, too.
+Each stage saves its outcome in the folder of the run, so that a repeated command skips it. The folder is also that of a
+study.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ SECONDS = 2.0
 
 
 class Outcome(NamedTuple):
-    """What has been done, and where it is."""
+    """The results of a run and their places."""
 
     workdir: Path
     data: Path  # the data set of all rows
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
 
 
 class _Chosen(NamedTuple):
-    """What is trained, and why."""
+    """The chosen settings, with their reasons."""
 
     config: ConfigDict
     settings: Sequence[rules.Setting]
@@ -79,12 +79,12 @@ def run(
     config: str = "",
     changes: Sequence[tuple[str, str]] = (),
 ) -> Outcome:
-    """Do all stages that are not done.
+    """Run all stages that are not done yet.
 
     Args:
       source: what to train on.
-      workdir: folder for all that comes of it.
-      quick: a first look: fewer steps, one fold, at most 60 clips.
+      workdir: folder for all results.
+      quick: whether to take a first look: fewer steps, one fold, at most 60 clips.
       config: name or file of a configuration that is used as it is, instead of settings chosen from the data.
       changes: keys of the configuration with their values as text, above all settings.
 
@@ -118,10 +118,10 @@ def run(
 
 
 def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
-    """Write what was asked for, or refuse a folder in which something else was begun.
+    """Write the arguments of a new run; refuse a folder whose run was started with other arguments.
 
-    Until there is a data set, a command that was corrected may be repeated: extraction compares what it has done itself. What
-    it says of the configuration may change until this is settled.
+    Before a data set exists, all arguments may change, since extraction compares its own settings. The configuration may
+    change until it is written.
     """
     asked = {
         "source": str(source.path.absolute()),
@@ -151,7 +151,7 @@ def _settle(root: Path, source: Source, how: Mapping[str, Any]) -> None:
 
 
 def _inspected(root: Path, dataset: shards.Dataset, stage: Stage) -> rules.Facts:
-    """Say who and what is in the training rows; the whole inspection is kept as a file."""
+    """Report persons and classes of the training rows, and save the whole inspection as a file."""
     found = inspection.inspect(dataset.path, progress=stage.counter("rows"))
     files.write_json(root / INSPECTION, found)
     known = rules.facts(dataset)
@@ -207,7 +207,7 @@ def _cut(
 def _configured(
     root: Path, dataset: shards.Dataset, chosen: _Chosen, config: str, changes: Sequence[tuple[str, str]], stage: Stage
 ) -> _Chosen:
-    """Make the configuration of pretraining, of the settings or of a file, and save it as a file if the data allow it."""
+    """Make the pretraining configuration from settings or a file, check it against the data, and save it."""
     for key, _ in changes:
         if key in ("data.path", "data.train_split"):
             raise ConclugenError(f"--config.{key}: SOURCE says the data; leave it out")
@@ -235,7 +235,7 @@ def _configured(
 
 
 def _try(config: ConfigDict, path: str, split: str) -> None:
-    """Refuse a configuration that does not fit a data set that it will be trained on, before anything is begun."""
+    """Refuse a configuration that does not fit one of the training sets, before any training starts."""
     config = config.copy_and_resolve_references()
     config.data.path, config.data.train_split, config.data.verify = path, split, "size"
     setup.open_data(config, jax.device_count())
@@ -250,7 +250,7 @@ def _trained(
     stop: signals.Stop,
     stage: Stage,
 ) -> dict[str, Any] | None:
-    """Run the study of what pretraining gains, and what is used on new clips; without labels pretraining alone."""
+    """Run the study that measures the gain of pretraining, and train the final classifier; without labels only pretrain."""
     with _watched(root, stage):
         if chosen.scheme is None:
             if not all(study_lib.is_done(root, run) for run in runs):
@@ -273,7 +273,7 @@ def _trained(
 
 @contextlib.contextmanager
 def _watched(root: Path, stage: Stage) -> Iterator[None]:
-    """Show the newest step of the runs below a folder, which other processes work on."""
+    """Show the newest step of the runs below a folder while other processes train them."""
     over = threading.Event()
 
     def look() -> None:
@@ -295,7 +295,7 @@ def _watched(root: Path, stage: Stage) -> Iterator[None]:
 def _reported(
     root: Path, dataset: shards.Dataset, chosen: _Chosen, pretraining: Path, found: Mapping[str, Any] | None
 ) -> tuple[Path, list[str]]:
-    """Write the page; return it, and what is wrong with the pretraining."""
+    """Write the page; return its path, and warnings about the pretraining."""
     study = reading.read(root) if found else reading.of_run(pretraining, plan.METHOD)
     parts = [tables.Part(notes=list(chosen.remarks))]
     if chosen.settings:

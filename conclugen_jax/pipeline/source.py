@@ -1,4 +1,4 @@
-"""What is trained on: a folder of clips, files of features, or a built data set -> a data set of all rows."""
+"""Turn a folder of clips, files of features, or a built data set into one data set of all rows."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ QUICK_CLIPS = 60
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What is trained on, and where its labels are."""
+    """The training data and the place of their labels."""
 
     path: Path  # folder of clips or of features, a file of features, or a built data set
     labels: tuple[Path, ...] = ()  # tables instead of labels.csv in the source
@@ -50,7 +50,7 @@ class Source:
         return "clips" if any(name.lower().endswith(MEDIA) for _, name in _walk(self.path)) else "features"
 
     def check(self, root: Path) -> None:
-        """Refuse a folder of a run that would mix with what is read, and flags that say nothing here."""
+        """Refuse a workdir inside the source or around it, and flags that have no effect."""
         source, own = (Path(os.path.realpath(path)) for path in (self.path, root))
         if source.is_relative_to(own):
             raise ConclugenError(f"{self.path}: is in the folder of the run, {root}; choose another --workdir")
@@ -65,7 +65,7 @@ class Source:
 def stamp(source: Source, root: Path) -> str:
     """Return a hash of names, sizes and times of the files of a source, apart from those of the run itself.
 
-    Of a built data set it is that of its manifest, which has the hashes of its files: others come and go in its cache.
+    For a built data set, return the hash of its manifest, which covers all files except the cache.
     """
     digest, own = hashlib.sha256(source.kind.encode()), root.absolute()
     first = source.path / manifest_lib.FILE if source.kind == "built" else source.path
@@ -93,7 +93,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def built(source: Source, root: Path, quick: bool, stage: Stage) -> Path:
-    """Return the data set of all rows, made if it is not there."""
+    """Return the data set of all rows, and build it if it does not exist."""
     about = {"labels": source.labels, "layout": source.layout}
     if source.kind == "built":
         folder, lines = source.path, []
@@ -111,7 +111,7 @@ def built(source: Source, root: Path, quick: bool, stage: Stage) -> Path:
 
 
 def _extracted(source: Source, root: Path, quick: bool, stage: Stage) -> tuple[Path, list[str]]:
-    """Extract clips with the ready backbones; return the data set, and lines on what became of the clips."""
+    """Extract clips with the ready backbones; return the data set, and lines on the outcome of the clips."""
     from conclugen_jax.extract import extraction, folders, outcome, ready, vectors
     from conclugen_jax.extract.backbones import Networks
     from conclugen_jax.extract.networks import mtcnn

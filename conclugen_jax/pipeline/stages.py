@@ -1,4 +1,4 @@
-"""The stages of a piece of work, each a line that turns done: redrawn in place on a terminal, plain lines elsewhere."""
+"""Show stages of work, one line each: redrawn in place on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -19,7 +19,7 @@ PLAIN_SECONDS = 30.0
 
 
 class Stage:
-    """One line: what is being done, how far it is, and what came of it."""
+    """One line: the stage, its progress, and its outcome."""
 
     def __init__(self, title: str, changed: Callable[["Stage"], None]):
         self.title, self.text, self.mark = title, "", WAITING

@@ -1,4 +1,4 @@
-"""From the metrics of dispatches to the lines of a log; steps that went wrong are found, named, and skipped."""
+"""Turn the metrics of dispatches into lines of a log; find, report and skip bad steps."""
 
 import collections
 import contextlib
@@ -17,7 +17,7 @@ from conclugen_jax.runs import log as log_lib
 from conclugen_jax.system import processes, progress
 from conclugen_jax.train import feed
 
-USUAL_STEPS = 50  # a loss stands out against the mean of so many steps before it
+USUAL_STEPS = 50  # number of previous steps whose mean loss a step is compared with
 
 
 class BadStep(Exception):
@@ -31,7 +31,7 @@ class BadStep(Exception):
 
 
 class Last(NamedTuple):
-    """A step that the run ends with, and the sentence that says why."""
+    """The step at which the run ends, and a sentence with the reason."""
 
     step: int
     sentence: str
@@ -66,13 +66,13 @@ class Recorder:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Write what is pending, then leave what happens in the context (compilation, a checkpoint) out of the speed."""
+        """Write pending lines, and exclude the time of the context (compilation, a checkpoint) from the speed."""
         self.flush()
         yield
         self._time = time.monotonic()
 
     def take(self, dispatch: feed.Dispatch, metrics: Any) -> None:
-        """Note the metrics of a dispatch that has been sent off; those of the one before are written."""
+        """Store the metrics of a new dispatch, and write those of the previous one."""
         self.flush()
         self._pending = dispatch, metrics
 
@@ -92,7 +92,7 @@ class Recorder:
         return found and {**found, **self.means()}
 
     def flush(self, figures: Callable[[], Mapping[str, float]] = dict) -> None:
-        """Write what is pending; raise :class:`BadStep` once the steps before it are logged."""
+        """Write pending lines; raise :class:`BadStep` after logging the steps before it."""
         if self._pending is None:
             return
         (dispatch, metrics), self._pending = self._pending, None
@@ -145,7 +145,7 @@ class Recorder:
         return True
 
     def info(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to know besides the state."""
+        """Return the facts that a checkpoint stores besides the state."""
         return {"epoch_sums": dict(self._sums), "epoch_steps": dict(self._steps), "usual_losses": list(self._usual)}
 
     def means(self) -> dict[str, float]:
@@ -162,7 +162,7 @@ class Recorder:
 
 
 def _without_idle_clustering(record: dict[str, Any]) -> dict[str, Any]:
-    """Drop what says nothing while the queue is not full: a largest cluster of no points, nothing was assigned."""
+    """Drop cluster metrics while the queue is not full, since nothing is assigned yet."""
     if record.get("kmeans/largest_cluster") != 0:
         return record
     return {k: v for k, v in record.items() if not k.startswith("kmeans/") and k != "loss/clustering"}
@@ -178,7 +178,7 @@ def left_out(run: setup.Setup) -> list[int]:
 
 
 def leave_out(run: setup.Setup, bad: BadStep) -> Last | None:
-    """Note a step that went wrong, so that the run continues without it.
+    """Record a bad step, so that the run continues without it.
 
     Where as many as ``max_bad_steps`` before it in a row were skipped, it is not noted but returned: the run ends with it.
     """

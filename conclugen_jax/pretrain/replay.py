@@ -1,4 +1,4 @@
-"""A skipped step, kept in one file with all that it needs, and computed again operation by operation."""
+"""Save a skipped step in one file with all that it needs, and repeat it operation by operation."""
 
 import functools
 import io
@@ -33,7 +33,7 @@ VERSION = 1
 
 
 class Facts(msgspec.Struct):
-    """What :data:`FACTS` must hold."""
+    """The required content of :data:`FACTS`."""
 
     step: int
     ids: list[str]
@@ -44,7 +44,7 @@ class Facts(msgspec.Struct):
 
 
 class Replay(NamedTuple):
-    """What a step has given when it was computed again."""
+    """The results of repeating a step."""
 
     step: int
     metrics: dict[str, float]  # of the compiled step, as in ``metrics.jsonl``

@@ -68,7 +68,7 @@ def pretrain_step(
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A run, apart from what changes in it."""
+    """The parts of a run that do not change."""
 
     config: ConfigDict
     workdir: Path
@@ -99,7 +99,7 @@ class Setup:
         return epoch >= self.config.clustering.start_epoch
 
     def saves_after(self, dispatch: Dispatch) -> bool:
-        """Whether a checkpoint follows a dispatch: every so many epochs and at the run's end."""
+        """Return whether to save a checkpoint after a dispatch: at the configured interval of epochs and at the end."""
         done, every = dispatch.epoch + 1, self.config.checkpoint.every_epochs
         return dispatch.ends_epoch and (done % every == 0 or done == self.config.train.num_epochs)
 
@@ -111,7 +111,7 @@ class Setup:
         return health_lib.Monitor(self.config, self.model, self.stream, self.persons)
 
     def measures_after(self, dispatch: Dispatch) -> bool:
-        """Whether health is measured after a dispatch: at checkpoints, if enough was trained on since, and at the end."""
+        """Return whether to measure health after a dispatch: at checkpoints, with enough steps between them, and at the end."""
         if not self.config.online_probe.health or not self.saves_after(dispatch):
             return False
         since = dispatch.end_step - self.config.checkpoint.every_epochs * self.batches.steps_per_epoch
@@ -139,7 +139,7 @@ class Setup:
         return fresh_state(self.config, self.model, self.optimizer, statistics, near)
 
     def start(self, saved: checkpoint.Checkpoints) -> tuple[TrainState, dict[str, Any]]:
-        """Return the state to resume from, and the record of the log that belongs to it, the same on all processes.
+        """Return the state to resume from and its record of the log, the same on all processes.
 
         Where the weights come from: 1. the run's newest intact checkpoint; 2. else random, by the seed.
         """
@@ -153,7 +153,7 @@ class Setup:
         return state, dict(info)
 
     def refresh(self, state: TrainState) -> TrainState:
-        """Look for neighbours among the representations of a state on the devices; it and the feed have them from now on."""
+        """Search neighbours among the representations of a state, and use them in the state and the feed from now on."""
         vectors = neighbours.represented(self.model, jax.tree.map(np.asarray, state.variables()), self.batches.rows)
         with memory.explained(functools.partial(neighbours.too_large, vectors)):
             near = self.search(vectors, unit_bank=jnp.asarray(vectors))
@@ -162,7 +162,7 @@ class Setup:
         return state.replace(neighbours=parallel.replicate(near, self.devices))
 
     def memory(self, state: TrainState) -> dict[str, float]:
-        """Estimate the GiB that the run takes on each device, by what takes it."""
+        """Estimate the memory of the run on each device in GiB, by purpose."""
         rows, parameters = self.batches.rows, sum(x.size for x in jax.tree.leaves(state.params))
         sizes = {"table_rows": rows.num_examples if rows.tier == "device" else 0, "num_devices": len(self.devices)}
         return memory.estimate(self.config, dict(self.model.feature_dims), parameters, **sizes)
@@ -172,7 +172,7 @@ class Setup:
         return not dispatch.left_out and self.clusters(dispatch.epoch) not in self._compiled
 
     def compile(self, dispatch: Dispatch, state: TrainState, inputs: Any, display: progress.Display) -> None:
-        """Compile the program of a dispatch; refuse one that takes more memory than the device has."""
+        """Compile the program of a dispatch; raise if it needs more memory than the device has."""
         start, cluster = time.monotonic(), self.clusters(dispatch.epoch)
         axes = parallel.axes(state, self.config, self.devices)
         program = self.batches.program(functools.partial(self.step, cluster=cluster), axes)
@@ -219,7 +219,7 @@ def open_data(config: ConfigDict, num_devices: int) -> tuple[ConfigDict, shards.
 
 
 def standardise(config: ConfigDict, workdir: Path, stream: shards.ShardStream) -> Persons | None:
-    """Have the stream give features standardised by person, if the run wants that; the statistics are in the workdir."""
+    """Make the stream return features standardised by person, if configured; save the statistics in the workdir."""
     if not weights.by_persons(config):
         return None
     path = workdir / persons_lib.FILE

@@ -31,7 +31,7 @@ PATIENCE = 1200.0  # seconds after which a save counts as hanging
 
 
 class Damaged(ConclugenError):
-    """A checkpoint is not what was saved; ``fact`` is the place and what was found there."""
+    """A checkpoint differs from what was saved; ``fact`` says where and how."""
 
     def __init__(self, fact: str):
         way_out = "name another step, or repeat the run's command, which resumes from the newest intact checkpoint"
@@ -86,7 +86,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
 
     def check_space(self, state: Any) -> None:
-        """Refuse a disk without room for the kept checkpoints of a state and one more; those there count as free."""
+        """Raise if the disk has no space for the kept checkpoints and one more; existing checkpoints count as free space."""
         if not processes.is_main():
             return
         count = self._count + 1
@@ -160,7 +160,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         seal(self._folder / str(step))
 
     def _clear(self) -> None:
-        """Delete what a failed save has left, and all checkpoints but the newest and the best."""
+        """Delete the remains of a failed save, and all checkpoints except the newest and the best."""
         with contextlib.suppress(Exception):
             self._manager.close()
         self._open()  # deletes unfinished checkpoints
@@ -229,7 +229,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._manager.reload()
 
     def _set_aside_damaged(self) -> bool:
-        """Move away all checkpoints that are not what was saved; return whether there were any."""
+        """Move away all damaged checkpoints; return whether there were any."""
         found = {path: changed(path) for path in self._folder.glob("*") if path.name.isdecimal() and path.is_dir()}
         for path, wrong in found.items():
             if wrong:
@@ -246,7 +246,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 
 def _ignore_late_reads() -> None:
-    """Print nothing about reads that end after a damaged file has ended the restore and with it Orbax's event loop."""
+    """Silence reads that end after a damaged file has stopped the restore and Orbax's event loop."""
     before = sys.unraisablehook
     if getattr(before, "__name__", "") == "hook_of_restores":
         return
@@ -330,7 +330,7 @@ def to_tree(state: Any) -> dict[str, Any]:
 def from_tree(tree: Mapping[str, Any], template: Any, *, source: str) -> Any:
     """Return the state that :func:`to_tree` was given, with the structure of a template of arrays or of their shapes.
 
-    Trees from a ``source`` that lack a path, or have one that is spare or of another shape or type, are refused.
+    Raise an error about ``source`` if the tree lacks a path, has an extra one, or one of another shape or type.
     """
     shapes = jax.eval_shape(_raw, template)
     expected = traverse_util.flatten_dict(flax.serialization.to_state_dict(shapes), sep="/", keep_empty_nodes=True)

@@ -228,12 +228,10 @@ def check_objective(config: ConfigDict) -> None:
 
 
 def check_downstream(config: ConfigDict) -> None:
-    """Refuse choices of a downstream run that do not go together."""
+    """Refuse incompatible values of a downstream run."""
     section, folds = config.downstream, config.downstream.num_folds
     impossible = folds in (1, 2) or not -1 <= section.fold < max(folds, 1) or (section.fold > 0 and not folds)
-    why = (
-        "there must be at least 3 folds, or 0 for the data set's own splits; a fold is counted from 0, and -1 runs all"
-    )
+    why = "there must be at least 3 folds (0: the data set's own splits), counted from 0 (-1 runs all folds)"
     _refuse(config, "downstream.num_folds, downstream.fold", impossible, why)
     impossible = section.protocol == "raw_features" and section.fusion == "mean"
     why = "raw features of different modalities have different sizes; set fusion to 'concat'"
@@ -321,7 +319,7 @@ def from_tree(tree: Any, source: str) -> ConfigDict:
 
 
 def _of_today(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tree with what runs of version 0.1 lack or wrote otherwise."""
+    """Return a tree of version 0.1 in the present format: with added keys, and with renamed values."""
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
     for section, _, name in (key.partition(".") for key in defaults() if re.fullmatch(ADDED, key)):
         if isinstance(there := tree.setdefault(section, {}), dict):

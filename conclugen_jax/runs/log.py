@@ -1,4 +1,4 @@
-"""The logs of a run: metrics line by line, mirrored for other tools, and the steps whose update is skipped."""
+"""Logs of a run: metrics line by line, mirrors for other tools, and the steps whose update is skipped."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ RUN_ID = "tracker.json"
 """File with the id of the run at its tracker, so that a resumed run continues the same curves."""
 
 Mirror = tuple[Callable[[int, Mapping[str, float]], Any], Callable[[], Any]]
-"""What adds the numbers of a step, and what ends the mirror."""
+"""The functions that add the numbers of a step and that end the mirror."""
 
 
 def left_out_steps(workdir: Path) -> list[int]:
@@ -57,7 +57,7 @@ class MetricsLog(contextlib.AbstractContextManager):
     """
 
     def __init__(self, workdir: Path, step: int, *, name: str = METRICS, tensorboard: bool = False, tracker: str = ""):
-        """Open a log to resume after a step, with optional mirrors; refuse a file or package that cannot be used."""
+        """Open a log to resume after a step, with optional mirrors; raise if a file or package cannot be used."""
         self._path, self._file = workdir / name, None
         self._waiting, self._warned = b"", False  # lines that are not written yet, and whether that was said
         self._mirrors: dict[str, Mirror] = {}
@@ -85,7 +85,7 @@ class MetricsLog(contextlib.AbstractContextManager):
             logging.warning("%s is dropped (%s: %s); metrics.jsonl is complete", mirror, type(e).__name__, e)
 
     def write(self, records: list[dict[str, Any]]) -> None:
-        """Append records and hand them to the operating system; while the disk is full they wait, with one warning."""
+        """Append records and pass them to the operating system; buffer them while the disk is full, with one warning."""
         if self._file is None:
             return
         self._waiting += "".join(json.dumps(record) + "\n" for record in records).encode()
@@ -97,7 +97,7 @@ class MetricsLog(contextlib.AbstractContextManager):
                     write(record["step"], numbers)
 
     def sync(self) -> bool:
-        """Put all lines on the disk; return whether that worked. A file that was removed raises ``ConclugenError``."""
+        """Sync all lines to the disk and return whether that worked; raise ``ConclugenError`` if the file was removed."""
         if self._file is None:
             return True
         self._drain()
@@ -136,7 +136,7 @@ class MetricsLog(contextlib.AbstractContextManager):
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a file and what stands behind the last one: nothing, or a line that a kill cut short."""
+    """Return the lines of a file, and the rest behind the last one: empty, or a line that a kill cut short."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:

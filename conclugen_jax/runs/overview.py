@@ -1,4 +1,4 @@
-"""One run in a line, by what the files in its folder say. Text alone is read, so that a thousand runs take seconds."""
+"""Summarise a run in one line from the files in its folder; reads only text, so that a thousand runs take seconds."""
 
 import functools
 import json
@@ -25,14 +25,14 @@ WRITTEN = (
     *(layout.CONFIG, layout.METRICS, layout.PROBES, layout.RESULT, layout.FAILURE, layout.DONE, layout.LOCK),
     layout.CHECKPOINTS,
 )
-"""What a run writes while it runs."""
+"""Files that a run writes while it runs."""
 TERMS = "contrastive", "clustering", "reconstruction", "instance", "fusion"
 
 T = TypeVar("T")
 
 
 class Score(NamedTuple):
-    """The best that is known of a run."""
+    """The best score of a run."""
 
     value: float
     measure: str  # accuracy, mae, or what a search measures
@@ -78,7 +78,7 @@ def read(path: Path, like: type[T] = dict[str, Any]) -> T:
 
 
 def changed(folder: Path, names: Sequence[str]) -> float:
-    """Return when one of some files was last written, in seconds since 1970; 0 where there are none."""
+    """Return the time at which any of the files was last written, in seconds since 1970; 0 if there are none."""
     return max(((folder / name).stat().st_mtime for name in names if (folder / name).exists()), default=0.0)
 
 
@@ -118,7 +118,7 @@ def of_run(folder: Path) -> Row:
 
 
 def failure(folder: Path) -> str:
-    """Return why a run of a study has failed or that it has begun; empty: neither."""
+    """Return why a run of a study failed, or that it has begun; an empty text if neither."""
     path = folder / layout.FAILURE
     return str(read(path)["error"]) if path.exists() else ""
 
@@ -182,7 +182,7 @@ def _lines(path: Path, most: int = TAIL) -> Iterator[dict[str, Any]]:
 
 
 def _probed(folder: Path) -> Score | None:
-    """Return what the probe with the most labels found on test rows or, without one, the best online probe."""
+    """Return the score of the probe with the most labels on test rows or, without one, of the best online probe."""
     path = folder / f"{layout.EFFICIENCY}.json"
     if path.exists():
         own = [one for one in read(path)["results"] if one["name"].endswith(", pretrained")]
@@ -199,7 +199,7 @@ def _probed(folder: Path) -> Score | None:
 
 
 def cost(score: Score) -> float:
-    """Return a number that is the less the better a score is."""
+    """Return a number that is lower for better scores."""
     return score.value if score.measure == "mae" else -score.value
 
 

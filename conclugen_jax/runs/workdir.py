@@ -16,7 +16,7 @@ from conclugen_jax.runs.layout import CONFIG, DATA, IMPORTED, LOCK
 from conclugen_jax.system import files, locks, processes
 
 PLACES = "data.path", "data.test_paths", "online_probe.path", "downstream.checkpoint"
-"""Keys that say where something is, not what."""
+"""Keys that hold places only."""
 
 
 @contextlib.contextmanager
@@ -45,9 +45,9 @@ def settle(
 ) -> None:
     """Write configuration and data manifest into a new workdir, or compare them with those of an old one.
 
-    A workdir of another configuration or of other data is refused, with the differences; a key that a run of an earlier version
-    lacks counts as its default. With ``moved``, what the configuration names may be in other places; the data set must have the
-    same hashes. ``only_compare``: write nothing yet.
+    Raise an error that lists the differences if the workdir has another configuration or other data. Keys that a run of an
+    earlier version lacks count as their defaults. With ``moved``, paths may differ, but the data set must have the same
+    hashes. With ``only_compare``, write nothing.
     """
     if not processes.is_main():
         return

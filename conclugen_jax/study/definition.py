@@ -1,4 +1,4 @@
-"""Check the definition of a study and list its runs in the order of their dependence."""
+"""Check the definition of a study and list its runs, each after the runs it depends on."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from conclugen_jax.runs.config import FROZEN, PRETRAINED, PROTOCOLS
 from conclugen_jax.runs.configuration_files import check_types, defaults, flatten
 
 BEST = "best_baseline"
-"""Stands for the baseline that is best with so many labels."""
+"""Name of the baseline with the best score for each number of labels."""
 PROBE = "probe"
 """Protocol of logistic regressions by one rule, see ``evaluate/probe_run.py``: of methods and of all baselines."""
 ALL = (*PROTOCOLS, PROBE)
@@ -180,7 +180,7 @@ def _downstream(
 
 
 def _as_probe(config: ConfigDict, method: str) -> None:
-    """Say by whose vectors a method or baseline is probed."""
+    """Set up a configuration to probe the vectors of a method or baseline."""
     config.downstream.protocol, config.data.variants = "linear_evaluation", "first"
     if method in BASELINES:
         config.downstream.protocol = BASELINES[method].protocol

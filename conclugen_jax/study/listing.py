@@ -1,4 +1,4 @@
-"""All runs below a folder: those of one kind or another, studies, searches, and what ``conclugen run`` has made."""
+"""List all runs below a folder: single runs, studies, searches, and the runs of ``conclugen run``."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def _walk(folder: Path, members: bool, seen: set[tuple[int, int]]) -> Iterator[R
 
 
 def _row(folder: Path, names: set[str]) -> Row | None:
-    """Return what a folder with files of these names is; ``None`` for a folder of something else."""
+    """Return the kind of run in a folder with files of these names; ``None`` if it holds no run."""
     if names & {layout.REQUEST, layout.STUDY}:
         kind, read = "study", _study
     elif layout.SEARCH in names:
@@ -77,14 +77,14 @@ def _row(folder: Path, names: set[str]) -> Row | None:
 
 
 def _own(kind: str, inner: set[str]) -> set[str]:
-    """Return the folders of a run that may hold runs which are not part of it."""
+    """Return the subfolders of a run that may hold separate runs."""
     if kind in ("study", "run"):
         return set()
     return {name for name in inner if name != layout.TRIALS and not name.startswith("fold_")}
 
 
 def _study(folder: Path) -> Row:
-    """Read a study, or what ``conclugen run`` has made: a study and more."""
+    """Read a study, also one that ``conclugen run`` made."""
     whole = (folder / layout.REQUEST).exists()
     study = overview.read(folder / layout.STUDY) if (folder / layout.STUDY).exists() else {}
     listed = overview.read(folder / layout.RUNS, list[str]) if (folder / layout.RUNS).exists() else None

@@ -1,4 +1,4 @@
-"""What came out of a study: scores of every cell, means with intervals over seeds, paired differences of methods."""
+"""Collect the results of a study: scores of every cell, means with intervals over seeds, paired differences of methods."""
 
 import collections
 import importlib.metadata
@@ -33,7 +33,7 @@ BASELINES = {
 
 
 def collect(study: ConfigDict, runs: Iterable[Run], root: Path) -> dict[str, Any]:
-    """Collect all that the runs of a study, see ``definition.chains``, have found so far in its folder.
+    """Collect the results so far of all runs of a study (``definition.chains``) from its folder.
 
     Returns:
       ``name``, ``versions``, ``definition``, ``datasets``, ``methods``; ``cells``: one per data set, method, protocol,
@@ -110,7 +110,7 @@ def _cells(runs: Iterable[Run], root: Path, test_data: Sequence[str]) -> Iterato
 
 
 def _fits(path: Path, number: int, section: ConfigDict) -> tuple[list[dict[str, Any]], str | None]:
-    """Return what the run in a folder found with a number of labels, one per draw, or why it has failed."""
+    """Return the results of the run in a folder with a number of labels, one per draw, or why it failed."""
     if error := failure(path):
         return [], error
     try:
@@ -207,7 +207,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def across(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Average over seeds what classifiers of one data set score on the test rows of another, ``test_data``.
+    """Average over seeds the scores of classifiers of one data set on the test rows of another, ``test_data``.
 
     ``within``: the same of their own test rows with the classes that both have; ``rows``, ``rows_within``: how many these are.
     """
@@ -266,7 +266,7 @@ def _best(done: Mapping[tuple, list[Mapping[str, Any]]], dataset: str, number: i
 
 
 def not_ahead(comparisons: Iterable[Mapping[str, Any]], dataset: str, method: str, titles: Mapping[str, str]) -> str:
-    """Say where a method does not beat the best baseline: its difference is not above 0, or its interval has 0 in it."""
+    """Return where a method does not beat the best baseline: the difference is not above 0, or its interval includes 0."""
     found: dict[str, list[str]] = {}
     for c in comparisons:
         ahead = c["difference"] > 0 and (c["interval"] is None or c["interval"][0] > 0)

@@ -1,7 +1,7 @@
 """Search over pretraining hyper-parameters: TPE proposes, successive halving stops early.
 
 The way down: :func:`search` takes trials until there are enough, :mod:`conclugen_jax.study.trials` hands each to one process
-and keeps what came of it, a trial is a run of :func:`conclugen_jax.pretrain.training.pretrain` in a workdir of its own.
+and keeps its outcome, a trial is a run of :func:`conclugen_jax.pretrain.training.pretrain` in a workdir of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +82,7 @@ def search(
 def _planned(
     config: ConfigDict, devices: Sequence[jax.Device], objective: str, space: Any, source: str
 ) -> tuple[ConfigDict, Measure, dict[str, Any]]:
-    """Check what is asked for; return the trials' configuration, their measure, and what defines the search."""
+    """Check the arguments; return the trials' configuration, their measure, and the definition of the search."""
     if objective not in search_space.OBJECTIVES:
         raise ConclugenError(f"the objective {objective!r} is unknown; there are {', '.join(search_space.OBJECTIVES)}")
     base, stream = setup.open_data(config, len(devices))
@@ -138,7 +138,7 @@ def _validation_probe(base: ConfigDict, dataset: shards.Dataset) -> Measure:
 
 
 def _run(trial: Trial, trials: Trials, base: ConfigDict, measure: Measure, devices: Sequence[jax.Device]) -> None:
-    """Pretrain with the values of a trial and note what came of it."""
+    """Pretrain with the values of a trial and record the outcome."""
     config = search_space.with_overrides(base, trial.params)
     num_epochs = config.train.num_epochs
 

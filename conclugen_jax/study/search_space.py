@@ -1,4 +1,4 @@
-"""Which hyper-parameters of pretraining a search varies, within which bounds, and what makes their losses comparable."""
+"""Define which hyper-parameters of pretraining a search varies and within which bounds, and make losses comparable."""
 
 import json
 import math
@@ -29,7 +29,7 @@ OBJECTIVES = {
         "scored on the validation split after the last epoch; the greatest is best",
     },
 }
-"""What trials are compared by."""
+"""Measures that compare trials."""
 
 TERMS = {
     "contrastive": ("soft_targets", "target_neighbours"),
@@ -136,7 +136,7 @@ def comparable_loss(means: Mapping[str, float], config: ConfigDict, base: Config
 
 
 def _chance(config: ConfigDict) -> dict[str, float]:
-    """Return the cross-entropy of a network that tells nothing apart, for each term that is one."""
+    """Return the chance level of each term that is a cross-entropy."""
     modalities, rows = config.data.modalities, config.train.batch_size
     pairs = objective_lib.modality_pairs(modalities, config.loss.contrastive_pairs)
     assigned = 1 if config.loss.clustering_target == "joint" else len(modalities)
@@ -163,7 +163,7 @@ def _unused(key: str, config: ConfigDict) -> str:
 
 
 def _faults(key: str, spec: Any, known: Mapping[str, Any], config: ConfigDict, objective: str) -> Iterator[str]:
-    """Yield what is wrong with an entry of a space; after the first fault nothing may be asked for."""
+    """Yield the faults of an entry of a space. After a fault, do not take the next one."""
     if key not in known:
         yield f"is not a configuration key{did_you_mean(key, known)}"
     if isinstance(known[key], (list, tuple)):

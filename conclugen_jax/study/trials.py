@@ -92,7 +92,7 @@ def _settle(folder: Path, definition: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Let one process at a time ask, tell and tidy up; the others wait."""
+    """Let only one process at a time ask for, report and clean up trials."""
     try:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         with locks.hold(folder / ".lock", wait=lambda _: None):

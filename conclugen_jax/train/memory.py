@@ -1,4 +1,4 @@
-"""What a training run needs of a device's memory, and what to change where that is too much."""
+"""Estimate the device memory of a training run, and suggest what to change if it is too much."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ CHUNK = 1024
 def estimate(
     config: ConfigDict, feature_dims: Mapping[str, int], parameters: int, *, table_rows: int, num_devices: int
 ) -> dict[str, float]:
-    """Estimate the GiB that pretraining takes on each device, by what takes it.
+    """Estimate the memory of pretraining on each device in GiB, by purpose.
 
     ``table`` of so many rows, 0 without one; ``parameters``, so many, with gradients and moments; ``activations`` of the
     networks that the backward pass needs; ``similarities`` of the contrastive loss.
@@ -50,7 +50,7 @@ def estimate(
 
 
 def check(compiled: Any, device: jax.Device, parts: Mapping[str, float], config: ConfigDict) -> None:
-    """Refuse a compiled program that takes more memory than its device has; ``parts`` are those of :func:`estimate`."""
+    """Raise if a compiled program needs more memory than its device has; ``parts`` are those of :func:`estimate`."""
     found, limit = compiled.memory_analysis(), available(device)
     # On a CPU the limit already includes the arguments; outputs take the place of arguments.
     needed = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes

@@ -24,7 +24,7 @@ from conclugen_jax.system import files, progress
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The search for the nearest usable rows of each, as the section ``loss`` of a configuration wants it."""
+    """Search for the nearest usable rows of each row, by the section ``loss`` of a configuration."""
 
     config: ConfigDict
     stream: ShardStream

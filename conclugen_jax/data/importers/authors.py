@@ -31,7 +31,7 @@ FOLDER = re.compile(r"(?P<kind>frames_2d|frames_3d|audio_spectrograms|texts)(_\d
 def open_authors(request: Request) -> Found:
     """Open ``request.source``, the folder that holds ``features/``.
 
-    Training clips may be stored in several variants (``..._aug/aug1``, ``aug2``, ...); the other splits lie in ``aug1``.
+    Training clips may be stored in several variants (``..._aug/aug1``, ``aug2``, ...). The other splits are in ``aug1`` only.
     """
     corpus, source = request.corpus, request.source
     if corpus is None:

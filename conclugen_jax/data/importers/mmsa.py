@@ -35,7 +35,7 @@ SEPARATOR = "$_$"
 """Between video and clip in an id."""
 
 MASK = "mask in text_bert"
-"""What tells valid steps even where others hold something."""
+"""The source of valid steps that counts even if other steps are not zero."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _table(source: Path, splits: Sequence[_Split], modality: str) -> tuple[list[
 
 
 def _valid_steps(split: _Split, modality: str, x: np.ndarray) -> tuple[str, np.ndarray | None]:
-    """Return how the valid steps of sequences [n, steps, dim] are known, and which they are by the file, bool [n, steps]."""
+    """Return how the file marks the valid steps of sequences [n, steps, dim], and its marks, bool [n, steps]."""
     steps, lengths = x.shape[1], f"{MODALITIES[modality]}_lengths"
     if modality == "text" and "text_bert" in split.values:
         mask = split.numbers("text_bert", 3, steps)[:, 1]

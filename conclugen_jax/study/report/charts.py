@@ -175,7 +175,7 @@ def scatter(title: str, points: np.ndarray, groups: np.ndarray, names: Sequence[
         style = {**_marker(g, 5 if len(points) <= 600 else 3.8), "markeredgewidth": 0, "alpha": 0.8}
         _hint(axes.plot(*own.T, **style)[0], f"{names[g]}: {len(own)} points")
     for g, own in members.items():
-        # At the point nearest to the medians: a mean may lie between two heaps, where no point is.
+        # At the point nearest to the medians: a mean may be between two clusters, where there is no point.
         x, y = own[np.square(own - np.median(own, axis=0)).sum(axis=1).argmin()]
         side = ("left", "center", "right")[int(3 * x / WIDTH)]
         name = printable(names[g])

@@ -1,4 +1,4 @@
-"""The matrix of corpora: a row for each data set that classifiers were trained on, a column for each that was scored."""
+"""The matrix of corpora: a row for each training data set, a column for each test data set."""
 
 from collections.abc import Iterator
 

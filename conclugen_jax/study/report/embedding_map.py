@@ -118,7 +118,7 @@ def sample(run: Run | None, rows: walk.Rows) -> tuple[dict[str, Any], np.ndarray
 
 
 def groups_of(labels: np.ndarray, label: LabelSpec) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return classes to colour rows by: of several labels the one that is alone, of a number its sign."""
+    """Return classes to colour rows by: the label of rows with a single label, or the sign of a number."""
     if label.kind == "single":
         return labels.astype(int), label.names
     if label.kind == "multi":

@@ -1,4 +1,4 @@
-"""How many labels are enough: the error as a power law of the labels per class, and what more of them would give."""
+"""Estimate how many labels are enough: fit a power law to the error, and predict the gain of more labels per class."""
 
 import collections
 import math
@@ -62,7 +62,7 @@ def fit(labels: Sequence[float], errors: Sequence[float]) -> PowerLaw:
 
 
 class Needed(NamedTuple):
-    """What follows from the curve of a method."""
+    """Conclusions from the curve of a method."""
 
     law: PowerLaw
     numbers: np.ndarray  # of labels per class, ascending
@@ -74,9 +74,9 @@ class Needed(NamedTuple):
 
 
 def needed(errors: dict[float, dict[int, float]]) -> Needed | None:
-    """Return what the curve of errors, labels per class -> seed -> error, says; ``None``: too few numbers of labels.
+    """Return conclusions from errors, labels per class -> seed -> error; ``None`` for too few numbers of labels.
 
-    Only seeds that have all numbers count. The interval has the middle 95 % of what follows from :func:`curves`.
+    Only seeds with all numbers of labels count. The interval holds the middle 95 % of the conclusions from :func:`curves`.
     """
     numbers = np.array(sorted(errors))
     seeds = sorted(set.intersection(*(set(own) for own in errors.values()))) if errors else []
@@ -135,7 +135,7 @@ def _errors(
 
 
 def sentence(found: Needed, title: str) -> str:
-    """Return what more labels would give, in words."""
+    """Return a sentence on the gain of more labels."""
     most, points = found.numbers[-1], f"{100 * POINTS:.0f} points"
     reached = f"{title} reaches {100 * (1 - found.means[-1]):.1f} % with {most:.0f} labels a class"
     shown = "" if found.interval is None else f" [{_count(found.interval[0])}, {_count(found.interval[1])}]"

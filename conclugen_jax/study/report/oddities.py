@@ -1,4 +1,4 @@
-"""What is odd in the data that a study scores: the tables of ``conclugen oddities``, cut short."""
+"""Oddities of the data that a study scores: the tables of ``conclugen oddities``, shortened."""
 
 import contextlib
 from collections.abc import Iterator

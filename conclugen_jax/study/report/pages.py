@@ -1,4 +1,4 @@
-"""The page of any folder: a study, one run of pretraining, a search, or what ``conclugen run`` has made."""
+"""Write the page of any folder: a study, a pretraining run, a search, or a run of ``conclugen run``."""
 
 import itertools
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def write(folder: str | Path, output: str | Path | None = None, **options: Any) 
     A run whose data set has classes is scored by :func:`probe.label_efficiency_of_run`.
 
     Raises:
-      ConclugenError: nothing there that has a page, and what the writer of the page refuses.
+      ConclugenError: the folder holds nothing that has a page, or the page cannot be written.
     """
     root = Path(folder)
     target = Path(output or root)

@@ -1,4 +1,4 @@
-"""The numbers that the paper published, to set beside our own."""
+"""The numbers published in the paper, for comparison."""
 
 from conclugen_jax.study.results import MEASURES
 

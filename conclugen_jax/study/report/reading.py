@@ -1,4 +1,4 @@
-"""What a study left on disk, read and checked: its results and the logs of its pretraining runs."""
+"""Read and check the results of a study and the logs of its pretraining runs."""
 
 import json
 import math
@@ -22,7 +22,7 @@ FolderName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.\.?$)[^/\0]+$")]
 
 
 class DatasetFacts(msgspec.Struct):
-    """A labelled data set; ``error`` says why it could not be read when results were collected, then nothing else is known."""
+    """A labelled data set. If it could not be read, ``error`` says why, and the other facts are empty."""
 
     path: str
     name: str = ""
@@ -41,7 +41,7 @@ class DatasetFacts(msgspec.Struct):
 
 
 class Place(msgspec.Struct):
-    """What a number is about; ``labels`` per class, 0 stands for all."""
+    """The place of a number in a study; ``labels`` per class, 0 for all."""
 
     dataset: str
     method: str
@@ -163,7 +163,7 @@ class Study(msgspec.Struct):
         return [key for key in self.datasets if self.summary_of(key)]
 
     def summary_of(self, key: str) -> list[Summary]:
-        """Return what was found on a data set."""
+        """Return the summaries of a data set."""
         return [s for s in self.summary if s.dataset == key]
 
     def most_labels(self, key: str) -> int:
@@ -171,11 +171,11 @@ class Study(msgspec.Struct):
         return max((s.labels for s in self.summary_of(key)), key=lambda k: k or math.inf, default=0)
 
     def label(self, method: str, protocol: str) -> str:
-        """Return what a row of a table is called."""
+        """Return the label of a row in tables."""
         return self.methods[method].title + {"fine_tuning": ", fine-tuned", "probe": ", probe"}.get(protocol, "")
 
     def not_ahead(self, key: str, method: str) -> str:
-        """Say which baselines a method does not beat on a data set; empty: it beats all, or was not compared."""
+        """Return which baselines a method does not beat on a data set; empty if it beats all or was not compared."""
         titles = {name: one.title for name, one in self.methods.items()}
         comparisons = [{**msgspec.structs.asdict(c), "labels_per_class": c.labels} for c in self.comparisons]
         return results.not_ahead(comparisons, key, method, titles)

@@ -54,7 +54,7 @@ TEMPLATE = jinja2.Environment(
 
 
 class Written(NamedTuple):
-    """What :func:`write` made."""
+    """The files that :func:`write` made."""
 
     files: list[Path]
     progress: str  # how far the study is
@@ -172,7 +172,7 @@ def _markdown(title: str, lead: Sequence[str], warnings: Sequence[str], sections
 
 
 def _found(study: Study) -> Iterator[str]:
-    """Yield for each data set what the reference method reaches with few labels, and how far that is from the best baseline."""
+    """Yield for each data set the score of the reference method with few labels, and its difference from the best baseline."""
     reference = study.definition.get("reference")
     for key, facts in study.datasets.items():
         ours = [s for s in study.summary_of(key) if s.method == reference and "accuracy" in s.scores]
@@ -207,7 +207,7 @@ def _lead(study: Study) -> list[str]:
 
 
 def _warnings(study: Study) -> Iterator[str]:
-    """Yield what runs say of their data, and a sentence for each data set that could not be read or has changed."""
+    """Yield the warnings of runs, and a sentence for each data set that could not be read or has changed."""
     yield from (f"{line}." for line in study.warnings)
     runs = [run for runs in study.runs.values() for run in runs]
     for key, facts in study.datasets.items():

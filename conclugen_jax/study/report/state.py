@@ -1,4 +1,4 @@
-"""Is each pretraining healthy? Its figures beside chance, beside the best there is, and beside other data sets."""
+"""Compare the health figures of each pretraining with chance, with the best possible values, and with other data sets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -27,7 +27,7 @@ MEANING = (
 
 
 def parts(study: Study) -> Iterator[Part]:
-    """Yield for the first run of each pretraining what is wrong with it, and a table of its figures."""
+    """Yield the warnings and a table of health figures for the first run of each pretraining."""
     for name, (first, *_) in study.runs.items():
         title = study.methods[study.user(name)].title
         try:

@@ -20,7 +20,7 @@ PLAIN = ("correlation", "mae")
 NOTHING = ("–",)
 REMARKABLE = "✱"
 FEWEST_SEEDS = 3
-"""Seeds that a difference must be measured on to be marked: two often lie on the same side by chance."""
+"""Seeds required to mark a difference: two seeds often agree by chance."""
 
 
 class Table(NamedTuple):
@@ -83,7 +83,7 @@ def _known(study: Study, method: str) -> str:
 
 
 def _cited(rows: Iterable[Iterable[tuple[str, ...]]], what: str) -> str:
-    """Return where published numbers are from, if a row has any."""
+    """Return the source of published numbers, if a row has any."""
     cited = any(line.startswith("paper ") for row in rows for cell in row for line in cell[1:])
     return f" paper: published {what} (ours minus it), from {report_published.CITED}." if cited else ""
 
@@ -229,6 +229,6 @@ def escaped(value: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text without what a page cannot hold: control characters and halves of characters."""
+    """Return a text without control characters and lone surrogates, which a page cannot hold."""
     kept = re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
     return kept.encode("utf-8", "replace").decode("utf-8")

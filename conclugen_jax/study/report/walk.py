@@ -1,4 +1,4 @@
-"""A map to walk through as data of a page: utterances as points in several spaces, with neighbours, predictions and pictures.
+"""Data of the interactive map in a page: utterances as points in several spaces, with neighbours, predictions, pictures.
 
 ``map.js`` draws it. Numbers of points are base64 of uint16, little-endian, row by row.
 """
@@ -74,7 +74,7 @@ def data(
     spaces: Sequence[Space],
     folder: Path,
 ) -> dict[str, Any]:
-    """Return what the page holds of a map.
+    """Return the data of a map.
 
     ``label`` [n] or [n, labels] are the rows' labels, ``classes`` those to colour them by: numbers [n], and names. ``folder``
     is that of the page, from which clips are found, too.
@@ -137,7 +137,7 @@ def _colouring(values: Sequence[str]) -> dict[str, Any]:
 
 
 def _coloured(numbers: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Return names and their number of each row; what is beyond :data:`COLOURS` is one name."""
+    """Return names, and the number of each row's name; names beyond :data:`COLOURS` become one."""
     if len(names) > COLOURS:
         names = [*names[: COLOURS - 1], f"{len(names) - COLOURS + 1} others"]
     return {"names": list(names), "of": _packed(np.minimum(numbers, len(names) - 1))}
@@ -170,7 +170,7 @@ def _space(space: Space, label: np.ndarray, persons: np.ndarray, spec: LabelSpec
 def _predictions(
     vectors: np.ndarray, labels: np.ndarray, persons: np.ndarray, at: np.ndarray, n: int, num_classes: int
 ) -> dict[str, Any]:
-    """Return class and probability in % by classifiers that have not seen the row; nothing where none can be fitted."""
+    """Return class and probability in % from classifiers fitted without the row; empty if none can be fitted."""
     copies = similar.copies({"": vectors}, {"": np.ones(len(vectors), bool)})
     try:
         folds = mislabelled.folds(labels, persons, copies)
