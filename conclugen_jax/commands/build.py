@@ -4,8 +4,8 @@ conclugen build --dataset=meld --source=processed/meld --data_dir=data
 conclugen build --dataset=features --name=mine --source=FOLDER --label=emotion --data_dir=data
 conclugen build --dataset=digits --data_dir=data
 
-The command writes to DATA_DIR/NAME/VERSION; that folder is what --data names for other commands. Building again from the
-same files writes nothing. docs/reference/datasets/ has a page for each data set.
+The command writes to DATA_DIR/NAME/VERSION. Pass that folder to other commands as --data. Building again from the same
+files writes nothing. docs/reference/datasets/ has a page for each data set.
 """
 
 import os
@@ -22,29 +22,33 @@ from conclugen_jax.system import progress, signals
 command = app.Command(jax=False)
 FLAGS = command.flags
 command.enum("dataset", None, ["digits", *CORPORA, formats.GENERIC], "Which data set; features: any other")
-command.string("data_dir", None, "Folder that holds the data sets; made if needed")
+command.string("data_dir", None, "Folder of the data sets; created if needed")
 command.string("source", None, "Folder or file of the features")
 command.string("format", "auto", f"Layout of the source: auto, {', '.join(formats.FORMATS)}")
-command.string("name", "", "Name of the built data set; needed for data of your own")
+command.string("name", "", "Name of the built data set; required for your own data")
 command.string("version", "1.0.0", "Version of the built data set")
 command.multi_string("modality", [], "NAME=PATH: features of a modality, besides those in the source; may be repeated")
 command.list("modalities", [], "Names of the modalities to build; default: all")
 command.list("labels", [], "Files of labels, instead of labels.csv in the source")
-command.list("label", [], "Data of your own: column of the label, or one column of 0 and 1 per label")
+command.list("label", [], "Your own data: column of the label, or one column of 0 and 1 per label")
 KINDS = ["", "single", "multi", "value", "none"]
-command.enum("label_kind", "", KINDS, "Data of your own: kind of the label, none for no label; default: guess it")
-command.list("classes", [], "Data of your own: names of the classes in order; default: those found, sorted")
-command.list("targets", [], "Data of your own: columns of further things to predict")
+command.enum("label_kind", "", KINDS, "Your own data: kind of the label, none for no label; default: guess it")
+command.list("classes", [], "Your own data: names of the classes in order; default: all found names, sorted")
+command.list("targets", [], "Your own data: columns of further labels to predict")
 command.string("pool", "mean", "How frames or tokens become one vector: mean, max, last")
 command.integer("num_folds", 0, "Split into this many folds, for data without splits")
-command.integer("fold", 0, "With --num_folds: the fold to test on, from 0; the one before validates")
-BY = "With --num_folds: cut by group (person), or by example: stratified by label, a person may be in two folds"
+command.integer("fold", 0, "With --num_folds: the fold to test on, from 0; the fold before it is for validation")
+BY = "With --num_folds: split by group (person), or by example: stratified by label, a person may be in two folds"
 command.enum("fold_by", "group", ["group", "example"], BY)
-command.integer("fold_seed", 0, "With --num_folds: shuffle by this seed before; 0: persons in order", lower_bound=0)
-command.bool("fold_validation", True, "With --num_folds: the fold before the one to test on validates, else it trains")
+command.integer(
+    "fold_seed", 0, "With --num_folds: seed of the shuffle before the split; 0: persons in order", lower_bound=0
+)
+command.bool(
+    "fold_validation", True, "With --num_folds: use the fold before the test fold for validation, else for training"
+)
 command.bool("drop_bad", False, "Drop and list examples with NaN, infinities or no modality")
-command.bool("strict", False, "Refuse ids or groups that several splits have in common")
-command.bool("overwrite", False, "Replace a data set that is there already")
+command.bool("strict", False, "Fail if several splits share ids or groups")
+command.bool("overwrite", False, "Replace an existing data set")
 command.integer("num_workers", 0, "Processes; 0 for as many as there are cores", lower_bound=0)
 command.bool("beam", False, "Let Apache Beam run the workers (pip install 'conclugen_jax[beam]')")
 command.list("beam_options", [], "Pipeline options, such as --runner=FlinkRunner")

@@ -6,11 +6,11 @@ conclugen checkpoint export --workdir=RUN --output=FOLDER   the newest checkpoin
 conclugen checkpoint import --source=FOLDER --workdir=NEW   a workdir of such weights
 
 An export is weights.safetensors (parameters, running averages and feature statistics; nothing that only training needs)
-and export.json (configuration without its paths, manifest of the data set, step, hashes). RUN is a pretraining run. NEW
-serves probe, embed, the notebooks, and downstream as --checkpoint=NEW; it cannot be trained further. Give --data to
-import if the data set of the run is on this machine, else to those commands. export and import print the same hashes:
-publish them, and compare. A run that averages vectors with those of its training rows needs these for embed: from its data
-set, or from bank.safetensors, which --bank adds to an export.
+and export.json (configuration without its paths, manifest of the data set, step, hashes). RUN is a pretraining run. Use
+NEW with probe, embed, the notebooks, and downstream --checkpoint=NEW; it cannot be trained further. If the data set of the
+run is on this machine, pass --data to import, otherwise to those commands. export and import print the same hashes: publish
+them, so that others can compare. For a run that averages vectors with its training rows, embed needs these rows: from the
+data set, or from bank.safetensors, which --bank adds to an export.
 """
 
 import json
@@ -23,9 +23,9 @@ FLAGS = command.flags
 command.string("workdir", None, "Folder of a run; import: the folder to make")
 command.string("step", None, "verify, export: newest, best or a step; default: verify all, export newest")
 command.string("output", None, "export: folder to make")
-command.bool("bank", False, "export: add the vectors of the training rows, with which the run averages others")
+command.bool("bank", False, "export: add the vectors of the training rows, for runs that average vectors with them")
 command.string("source", None, "import: folder of an export")
-command.string("data", None, "import: folder of the data set that the run was trained on, if it is here")
+command.string("data", None, "import: folder of the training data set, if it is on this machine")
 command.bool("json", False, "list, verify: print one JSON array on standard output, nothing else")
 
 TAKES = {

@@ -3,10 +3,8 @@
 conclugen embed --workdir=RUN --split=test
 
 RUN is a pretraining run (representations) or a downstream run (representations, class probabilities, predictions). The
-file holds id, group, label, present/MODALITY and MODALITY for every row, or fused. An npz file is put together in memory;
-Parquet (vectors as lists of numbers) is written batch by batch.
-
-With several machines or processes, start the same command once for each, with --distributed=auto (launch/cluster).
+file holds id, group, label, present/MODALITY and MODALITY for every row, or fused. The command builds an npz file in
+memory; it writes Parquet (vectors as lists of numbers) batch by batch.
 """
 
 from collections.abc import Iterator
@@ -30,7 +28,7 @@ command.distribute()
 
 
 def main() -> None:
-    """Compute and write."""
+    """Compute the vectors and write them."""
     from conclugen_jax.data import shards
     from conclugen_jax.evaluate import embedding
     from conclugen_jax.runs import checkpoint

@@ -4,8 +4,8 @@ conclugen extract --dataset=clips --name=mine --source=videos/ --data_dir=data \
     --weights=weights/resnet152 --weights=weights/resnet3d101 --weights=weights/resdavenet --weights=weights/text
 conclugen extract --dataset=meld --source=MELD.Raw --data_dir=data --weights=...
 
-The command writes to DATA_DIR/NAME/VERSION. Repeat it to resume after an interruption: clips that are done are not done
-again. docs/how-to/extract_clips.md says which folders, labels and subtitles are understood.
+The command writes to DATA_DIR/NAME/VERSION. Repeat it to resume after an interruption; it skips finished clips.
+docs/how-to/extract_clips.md describes the folders, labels and subtitles that it reads.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ FLAGS = command.flags
 command.borrow(
     build.command,
     source="Folder of the clips",
-    labels="Tables, instead of labels.csv in the source; with columns video, start and end their rows are the utterances",
+    labels="Tables, instead of labels.csv in the source; with columns video, start and end, each row is an utterance",
     num_workers="Processes that decode; 0 for as many as there are cores",
     **dict.fromkeys(("data_dir", "name", "version", "overwrite", "beam", "beam_options"), ""),
     **dict.fromkeys(("label", "label_kind", "classes", "targets", "num_folds", "fold", "fold_by"), ""),
@@ -31,14 +31,14 @@ command.borrow(
 command.enum("dataset", None, [GENERIC, *CORPORA], "Which data set; clips: any folder")
 PATTERN = "Names of clips without ending, such as {actor}_{emotion}_{take}: columns in braces, instead of labels.csv"
 command.string("label_pattern", "", PATTERN)
-command.multi_string("weights", [], "Folder of converted weights; repeated, those of one modality are joined")
-command.multi_string("backbone", [], "Name of a ready backbone, or MODULE:FUNCTION that makes one of yours; repeated")
-READY = "ready: all ready backbones that are installed; by default where no weights and no backbone are named"
+command.multi_string("weights", [], "Folder of converted weights; may be repeated; vectors of one modality are joined")
+command.multi_string("backbone", [], "Name of a ready backbone, or MODULE:FUNCTION that creates one; may be repeated")
+READY = "ready: all installed ready backbones; the default without --weights and --backbone"
 command.enum("backbones", "", ["", "ready"], READY)
 command.bool("cut", False, "Make an utterance of each line of the subtitles beside a clip")
-command.bool("crop_faces", True, "Crop the face of each clip; else whole frames are taken")
+command.bool("crop_faces", True, "Crop the face of each clip; otherwise use whole frames")
 NO_FACE = ["drop", "whole", "missing"]
-command.enum("no_face", "drop", NO_FACE, "A clip without a face: drop it, use whole frames, or no pictures")
+command.enum("no_face", "drop", NO_FACE, "Clips without a face: drop them, use whole frames, or treat video as missing")
 command.string("mtcnn", "", "Folder of converted weights of MTCNN; default: those of this package")
 command.string(
     "speech", "", "Recogniser for clips without words: pocketsphinx, whisper_tiny or faster-whisper:MODEL_FOLDER"
@@ -47,15 +47,17 @@ command.integer("num_views", 1, "Views of each training clip; the first is the c
 command.enum("strength", "strong", list(augmentation.STRENGTHS), "Strength of the augmentation of the other views")
 command.integer("seed", 0, "Seed of the other views")
 command.enum("precision", "float32", ["float32", "bfloat16"], "Precision of the networks")
-command.enum("front_end", "published", list(mel.FRONT_ENDS), "What the audio network hears")
+command.enum("front_end", "published", list(mel.FRONT_ENDS), "Spectrogram for the audio network")
 command.integer("size", 180, "Side of the frames, in pixels", lower_bound=32, upper_bound=1280)
 command.bool("authors_normalisation", False, "2D: swap mean and deviation, as the authors' configuration does")
-FRAMES = "Frames that a network takes at a time; more for a GPU"
+FRAMES = "Frames in a batch of a network; use more on a GPU"
 command.integer("batch_items", 16, FRAMES, lower_bound=1, upper_bound=2**16)
 command.bool(
-    "no_thumbnails", False, "Keep no small pictures of the clips, which pages show, such as of data not to be copied"
+    "no_thumbnails",
+    False,
+    "Do not save thumbnails of the clips for reports, for example if the data must not be copied",
 )
-command.bool("keep_vectors", False, "Keep single vectors: with other labels or clips only new ones are done")
+command.bool("keep_vectors", False, "Keep the vector of each clip, so that a later build extracts only new clips")
 
 
 @signals.ending_at_once()

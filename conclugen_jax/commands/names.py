@@ -6,7 +6,7 @@ from conclugen_jax.errors import ConclugenError
 
 GROUPS = {
     "Start": {
-        "run": "do everything in one go: clips or features in; a trained model, its scores and a page out",
+        "run": "run all steps: from clips or features to a trained model, its scores and a report",
         "demo": "run the whole method on embedded digits in a minute: build, pretrain, probe",
         "doctor": "check whether this machine can train, and say how to fix what is wrong",
         "configs": "list the named configurations, print one, or write one out to edit",
@@ -15,14 +15,14 @@ GROUPS = {
     "Data": {
         "build": "build a data set's shards from feature files",
         "inspect": "show what is in a data set, and verify every file and record",
-        "oddities": "list likely wrong labels, copies, persons as clusters, idle modalities and clips always predicted wrong",
+        "oddities": "list likely wrong labels, copies, persons as clusters, useless modalities and clips that all methods miss",
         "convert_mmsa": "convert the pickles of MMSA and MMSA-FET to tables, executing nothing in them",
         "extract": "turn clips (video, sound, words) into a data set",
         "convert_weights": "convert published weights of the frozen backbones that extract uses",
     },
     "Training": {
         "pretrain": "pretrain; repeat the command to resume",
-        "replay": "compute a skipped step again, and name what went wrong in it",
+        "replay": "repeat a step that a run skipped, and find what went wrong in it",
         "search": "search hyper-parameters of pretraining",
         "downstream": "train a classifier: linear evaluation, fine-tuning, supervised, raw features, sweeps",
         "study": "run methods x data sets x protocols x seeds; repeat the command to resume",
@@ -31,7 +31,7 @@ GROUPS = {
         "probe": "measure accuracy with few labels per class",
         "embed": "write representations and class probabilities as .npz or Parquet",
         "predict": "predict classes of clips, or show the expressions of faces",
-        "runs": "list the runs below a folder: how far, how good, running or not",
+        "runs": "list the runs below a folder: progress, scores, state",
         "report": "write a study, a run or a search as one page of curves, maps and tables",
         "checkpoint": "list, verify, export and import checkpoints",
     },

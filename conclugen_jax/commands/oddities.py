@@ -1,11 +1,12 @@
-"""List what is odd in a data set: likely wrong labels, copies, persons as clusters, idle modalities, hard clips.
+"""List oddities of a data set: likely wrong labels, copies, persons as clusters, useless modalities, clips all methods miss.
 
 conclugen oddities --data=data/mine/1.0.0
 conclugen oddities --workdir=PRETRAINING_RUN
 
-Without a run raw features are looked at; with one, its vectors, and which clips it, raw features and the untrained network
-all get wrong. Labels are judged by classifiers trained on other rows, of other persons where the data set names persons.
-Prints the oddest of each kind, and writes a csv with a line for every row, the likeliest wrong labels first.
+Without a run, the command searches raw features. With one, it searches the vectors of the run, and lists the clips that the
+run, raw features and an untrained network all get wrong. Classifiers trained on other rows (of other persons, if the data
+set names persons) judge the labels. The command prints the oddest rows of each kind, and writes a csv with a line for every
+row, the likeliest wrong labels first.
 """
 
 import json
@@ -18,13 +19,15 @@ from conclugen_jax.system import files, progress
 command = app.Command()
 FLAGS = command.flags
 command.string("data", None, "Folder of a built data set; default: the one of the run")
-command.list("workdir", [], "Folder of a pretraining run, or of several: then also what all of them get wrong")
+command.list(
+    "workdir", [], "Folders of one or more pretraining runs; with several, also list what all of them get wrong"
+)
 command.string("checkpoint", "newest", "newest, best or a step; default: newest")
-command.list("splits", [], "Splits to look at; default: all")
+command.list("splits", [], "Splits to search; default: all")
 command.float(
     "similar", 0.98, "Cosine from which rows are near duplicates, default 0.98", lower_bound=0.01, upper_bound=1
 )
-command.integer("rows", 100_000, "Rows to look at, at most; of more they are drawn at random", lower_bound=2)
+command.integer("rows", 100_000, "Maximum number of rows to search; of a larger data set, random rows", lower_bound=2)
 command.integer("top", 10, "Rows of each kind to print, default 10", lower_bound=0)
 command.bool("json", False, "Print one JSON object on standard output, nothing else")
 command.string("output", None, "The csv to write, NAME.csv; default: oddities.csv in WORKDIR, else here")

@@ -7,8 +7,8 @@ Without --checkpoint one small network that comes with this package shows seven 
 happy, sad, angry, fearful, disgusted, surprised. It sees faces alone and was not trained on your data. Words come from
 subtitles beside a clip (.srt, .vtt, .csv, .txt), else whisper_tiny recognises them, where the extra 'ready' is installed.
 
-With --checkpoint the command makes features as those of the run's data set were made, with the same weights, and predicts
-what the run was trained on. Words come from subtitles beside a clip, else from the data set's speech recogniser.
+With --checkpoint the command extracts features with the settings and weights of the run's data set, and predicts the label
+of the run. Words come from subtitles beside a clip, else from the data set's speech recogniser.
 """
 
 import json
@@ -22,14 +22,18 @@ from conclugen_jax.system import progress
 
 command = app.Command(words="clips")
 FLAGS = command.flags
-command.string("checkpoint", None, "Folder of a downstream run; without one: expressions of the faces, and the words")
-command.multi_string("weights", [], "Folder of converted weights that the data set was made with; repeated by modality")
-command.multi_string("backbone", [], "Name of a ready backbone, or MODULE:FUNCTION that makes one of yours; repeated")
-command.bool("cut", False, "Predict each line of the subtitles beside a clip; else the whole clip")
+command.string(
+    "checkpoint", None, "Folder of a downstream run; without it: show the expressions of the faces and the words"
+)
+command.multi_string("weights", [], "Folder of the converted weights that made the data set; may be repeated")
+command.multi_string("backbone", [], "Name of a ready backbone, or MODULE:FUNCTION that creates one; may be repeated")
+command.bool("cut", False, "Predict each line of the subtitles beside a clip, instead of the whole clip")
 command.string("speech", "", "Another speech recogniser: pocketsphinx, whisper_tiny or faster-whisper:MODEL_FOLDER")
 command.string("mtcnn", "", "Folder of converted weights of MTCNN; default: those of this package")
 command.integer("num_workers", 0, "Processes that decode; 0: this one", lower_bound=0)
-PERSON = "NAME or NAME=FOLDER: who is in the clips, with more clips of them, for runs that standardise by person"
+PERSON = (
+    "NAME or NAME=FOLDER: the person in the clips, and a folder of further clips, for runs that standardise by person"
+)
 command.string("person", "", PERSON)
 command.bool("json", False, "Print one JSON list on standard output, nothing else")
 command.string("picture", "", "PNG file to draw the predictions into, with frames and words")

@@ -2,12 +2,9 @@
 
 conclugen probe --workdir=PRETRAINING_RUN
 
-Compares the checkpoint with raw features, their principal components, what their modalities have in common (canonical
-correlations), and the same network untrained, by linear evaluation; each score is the mean and standard deviation over
-several draws of the labels. Prints the table and writes it as OUTPUT.json and OUTPUT.md.
-
-With several machines or processes, start the same command once for each, with --distributed=auto (launch/cluster): they
-share the representations, and process 0 fits.
+The command compares the checkpoint with raw features, their principal components, canonical correlations of the modalities,
+and the same network untrained, by linear evaluation. Each score is the mean and standard deviation over several draws of the
+labels. The command prints the table and writes it as OUTPUT.json and OUTPUT.md.
 """
 
 import dataclasses
@@ -25,14 +22,14 @@ FLAGS = command.flags
 command.string("workdir", None, "Folder of a pretraining run")
 command.string("checkpoint", "newest", "newest, best or a step; default: newest")
 command.string("data", None, "Folder of a labelled data set; default: the one of the run")
-TEST_DATA = "Folders of other data sets, A,B: their test split is scored as well, classes matched by name"
+TEST_DATA = "Folders of other data sets, A,B, whose test splits are scored too; classes are matched by name"
 command.list("test_data", [], TEST_DATA)
 command.string("output", None, "Path of the table without its ending; default: WORKDIR/label_efficiency")
 LABELS = "Labels per class, or all that a class has; default: those of 2,5,20 that the largest class has, and all"
 command.list("labels", None, LABELS)
-VECTORS = "representation, pre_activation, both, projection or with_raw; default: as the run's configuration says"
+VECTORS = "representation, pre_activation, both, projection or with_raw; default: as in the run's configuration"
 command.string("vectors", None, VECTORS)
-SMOOTHING = "Average vectors with so many nearest training rows, 0: none; default: as the run's configuration says"
+SMOOTHING = "Number of nearest training rows to average vectors with, 0: none; default: as in the run's configuration"
 command.integer("smoothing", None, SMOOTHING, lower_bound=0)
 command.integer("draws", 10, "Random draws of the labelled examples, default 10", lower_bound=2)
 command.integer("seed", 0, "Seed of the draws", lower_bound=0)

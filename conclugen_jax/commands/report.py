@@ -3,8 +3,8 @@
 conclugen report FOLDER
 
 Writes report.html (one file with all tables and figures, which opens without a network) and report.md (the tables) into
-that folder or into --output. FOLDER is a study, a run of pretraining, a search, or what conclugen run has made. A run whose
-data have classes is scored for it, by logistic regressions on few labels.
+that folder or into --output. FOLDER is a study, a run of pretraining, a search, or what conclugen run has made. If the
+data of a run have classes, the command scores the run by logistic regressions on few labels.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""Do everything in one go: from clips, features or a data set to a trained model, its scores and a page.
+"""Run all steps: from clips, features or a data set to a trained model, its scores and a report.
 
 conclugen run SOURCE --workdir=RUN [--quick]
 
-SOURCE is a folder of clips, a folder or file of features, or a built data set. The settings are chosen from the data and
-printed with their reasons; RUN/config.py has them, and any can be changed by --config.KEY=VALUE. Repeat the command to
-resume after an interruption.
+SOURCE is a folder of clips, a folder or file of features, or a built data set. The command chooses settings
+from the data, prints them with their reasons, and saves them in RUN/config.py. Change any of them by --config.KEY=VALUE.
+Repeat the command to resume after an interruption.
 """
 
 import shlex
@@ -20,8 +20,8 @@ FLAGS = command.flags
 OF_LABELS = "labels", "label", "label_kind", "classes", "targets", "drop_bad"
 command.borrow(build.command, **dict.fromkeys(OF_LABELS, ""))
 command.borrow(extract.command, label_pattern="", no_thumbnails="")
-command.string("workdir", None, "Folder for all that comes of it")
-command.bool("quick", False, "A first look: fewer steps, one fold, at most 60 clips")
+command.string("workdir", None, "Folder for all results")
+command.bool("quick", False, "Take a first look: fewer steps, one fold, at most 60 clips")
 
 
 def main() -> None:

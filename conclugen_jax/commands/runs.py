@@ -3,10 +3,10 @@
 conclugen runs                     those below the current folder, the newest first
 conclugen runs RUNS --sort=loss    those below RUNS, the least loss first; --sort=-loss: the greatest
 
-Pretraining, classifiers, studies, searches and what conclugen run has made, each in a line: its method and data, the step it
-has reached, the last loss, the best score that it has, whether it is running, done, interrupted, failed or broken, and when
-something was last written. A study counts runs, a search trials. --all lists the runs of studies, searches and folds too,
---json prints everything as one JSON object, with what each score is of.
+The table has one line for each pretraining run, classifier, study, search and folder of conclugen run: its method and data,
+its step, the last loss, the best score, its state (running, done, interrupted, failed or broken) and the time of its last
+change. The step of a study counts runs, that of a search trials. --all also lists the runs of studies, searches and folds.
+--json prints everything as one JSON object, with the meaning of each score.
 """
 
 import datetime

@@ -7,7 +7,7 @@ Repeat the same command to resume, with more --trials if you like; start it on s
 with them; SEARCH/trials/NNNN is the workdir of each trial; the best one keeps its checkpoints. Ctrl-C or SIGTERM saves a
 checkpoint first.
 
---space=FILE.json sets what is searched instead of the default, around the values of --config:
+--space=FILE.json replaces the default search space around the values of --config:
 {"optimizer.learning_rate": {"low": 1e-5, "high": 1e-3, "log": true}, "model.projection_dim": {"choices": [256, 512]}}
 """
 
