@@ -209,7 +209,7 @@ def test_what_cannot_be_scored_is_refused(data, tmp_path):
     assert f"{short} has 20 features of modality 'video'" in message
     assert "use features of the same extractor" in message
     folds = config_of(one, other, downstream__num_folds=3)
-    assert "build folds by --num_folds and --fold" in refused(folds, tmp_path)
+    assert "build the data set with --num_folds and --fold" in refused(folds, tmp_path)
     assert "name the split to score" in refused(config_of(one, other, data__test_split=""), tmp_path)
     disgust = str(builders.build(Corpus(("disgust", "Sad"), name="disgust", num=(9, 9, 1), seed=4), tmp_path))
     assert set(table(disgust, "test")["label"]) == {0}

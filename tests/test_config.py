@@ -276,7 +276,7 @@ def test_clustering_that_can_never_count_is_refused():
     with pytest.raises(ConclugenError, match=r"start_epoch is 4, config\.train\.num_epochs is 4"):
         config_lib.check_clustering(config, num_examples=80)
     config = tiny_config(loss__contrastive_weight=0.0, loss__reconstruction_weight=0.0)
-    with pytest.raises(ConclugenError, match="the only term"):
+    with pytest.raises(ConclugenError, match="the only loss"):
         config_lib.check_clustering(config, num_examples=80)
 
 

@@ -75,7 +75,7 @@ def test_every_example_is_tested_once_and_folds_are_alike(kind, num_folds):
 def test_without_groups_folds_over_examples_are_offered(groups, found, option):
     rows = dataclasses.replace(rows_of(np.arange(4)), groups=groups)
     message = (
-        rf"^x: {found}.*, stratified by label, with {option}fold_by=example \(a person may then be in two folds\)$"
+        rf"^x: {found}.*stratify the folds by label with {option}fold_by=example \(a person may then be in two folds\)$"
     )
     with pytest.raises(ConclugenError, match=message):
         sources.by_group(rows, 3, 0, where="x", option=option)

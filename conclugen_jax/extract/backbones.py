@@ -46,7 +46,7 @@ class Backbone:
       modality: that its vectors are of; those of several backbones of a modality are joined in their order.
       dim: size of its vectors.
       prepare: (clip, view or ``None``) -> items, ``None`` where the clip lacks the modality. It can be sent to other
-        processes; a view that it knows nothing of it may ignore.
+        processes. It may ignore views that it does not know.
       vectors: arrays of n items -> float [n, dim].
       rate: frames per second that it looks at; 0 for none.
       batch_size: items that ``vectors`` takes at a time; it is always called with so many.
@@ -180,7 +180,7 @@ def create(loaded: Weights, options: Options, name: str = "") -> Backbone:
 
 
 def load_own(name: str) -> Backbone:
-    """Return a user's backbone: ``MODULE:FUNCTION`` is called without arguments. What fails in it is a ConclugenError."""
+    """Call a user's ``MODULE:FUNCTION`` without arguments and return its backbone; turn its failures into ConclugenError."""
     module, colon, function = name.partition(":")
     if not colon:
         there = f"{', '.join(ready.READY)}, or MODULE:FUNCTION of your own, such as mine:colours"
@@ -282,7 +282,7 @@ class Networks:
 
 @functools.cache
 def load(networks: Networks) -> list[Backbone]:
-    """Load the backbones of folders of weights, then those named, once in each process; none, or two of a name, is an error."""
+    """Load the backbones of folders of weights, then those named, once in each process; raise for none or equal names."""
     found = [create(weights.load(folder), networks.options) for folder in networks.folders]
     for name in networks.own:
         found.append(create(ready.load(name), networks.options, name) if name in ready.READY else load_own(name))

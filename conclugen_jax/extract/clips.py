@@ -1,4 +1,4 @@
-"""Find clips: in the folders of published corpora as they are unpacked, and in folders of one's own."""
+"""Find clips, in the unpacked folders of published corpora and in a user's own folders."""
 
 import collections
 import dataclasses
@@ -100,7 +100,7 @@ def _parts(path: PurePath) -> tuple[str, ...]:
 
 
 class _Clips:
-    """The clips below a folder, found by what a cell says of one: its path, or the end of it, with or without ending."""
+    """The clips below a folder, found by a cell with a path, or the end of one, with or without ending."""
 
     def __init__(self, source: Path):
         self._top = _parts(source.absolute())
@@ -177,7 +177,7 @@ def _from_tables(tables: list[Table], source: Path, beside: Companions, *, folds
 
 
 def _somewhere(missing: list[Utterance], found: list[Utterance], tables: list[Table]) -> list[Utterance]:
-    """Return utterances that are not there in a split that others are in, where folders alone say it."""
+    """Return missing utterances, assigned to a split that others are in if only folders define the splits."""
     splits = {u.split for u in found}
     if "" in splits or all("split" in table.columns for table in tables):
         return missing
@@ -185,7 +185,7 @@ def _somewhere(missing: list[Utterance], found: list[Utterance], tables: list[Ta
 
 
 def _from_listing(table: Table, source: Path, beside: Companions) -> list[Utterance]:
-    """Return the files of a listing, whose keys are paths below the source; those that are not there are problems."""
+    """Return the files of a listing, whose keys are paths below the source; missing files become problems."""
     found, missing, above = [], [], {}
     for where, key, (written,) in zip(table.where, table.columns["id"], table.keys, strict=True):
         path = spelled(source / written)

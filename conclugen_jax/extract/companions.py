@@ -1,4 +1,4 @@
-"""Use the files beside a clip that begin with its name: its sound, and the words that are said in it."""
+"""Use the files beside a clip that begin with its name: its sound and its words."""
 
 import dataclasses
 import functools
@@ -57,9 +57,9 @@ class Companions:
         return [path for path in of if path.suffix.lower() in SOUNDS and not _between(path, clip)[1]]
 
     def _read(self, clip: Path) -> tuple[list[subtitles.Utterance], tuple[str, ...]]:
-        """Return what is said by the file beside a clip that comes first in the order of :func:`_rank`, and notes.
+        """Return the words of the first file beside a clip in the order of :func:`_rank`, and notes.
 
-        Files that cannot be read, and those that say nothing, are passed over.
+        Skip files that cannot be read and files without words.
         """
         files = [path for path in self._of(clip) if path.suffix.lower() not in MEDIA + STILLS]
         ranks = {path: rank for path in files if (rank := _rank(path, clip))}
@@ -112,7 +112,7 @@ def _stem(name: str) -> str:
 
 
 def _between(path: Path, clip: Path) -> tuple[bool, str]:
-    """Return whether a file's name has the ending of a clip, and what else is between the clip's name and its own ending."""
+    """Return whether a file's name has the ending of a clip, and the part between the clip's name and its own ending."""
     _, *parts = _stem(path.name)[len(_stem(clip.name)) :].split(".")
     full = bool(parts) and f".{parts[0].lower()}" in MEDIA
     return full, ".".join(parts[full:])
@@ -138,7 +138,7 @@ def _why_not(path: Path, clip: Path) -> str:
 
 
 def note(kind: str, details: Sequence[str]) -> tuple[str, ...]:
-    """Return a remark for the user with its details, if there are any."""
+    """Return a remark with its details, if any."""
     return (f"{kind} ({_few(details)})",) if details else ()
 
 

@@ -46,7 +46,7 @@ def draw(found: Sequence[Expressions], path: Path) -> None:
 
 
 def _heading(figure: Any, clip: Expressions) -> None:
-    """Draw the clip's name, and what is seen in it on the whole or why nothing is."""
+    """Draw the clip's name, and its overall expression or why there is none."""
     y = MARGIN / figure.bbox.height
     figure.text(
         MARGIN / WIDTH, 1 - y, timeline.short(Path(clip.clip).name, 90), va="top", weight="bold", size=10, **PLAIN

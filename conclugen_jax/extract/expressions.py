@@ -1,6 +1,6 @@
 """A first look at clips before any training: the expressions of the face over time, and the words.
 
-What sees and hears comes ready: ``face_expression`` is part of this package, ``whisper_tiny`` of the extra ``ready``.
+The networks need no conversion: ``face_expression`` is part of this package, ``whisper_tiny`` of the extra ``ready``.
 """
 
 import bisect
@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Expressions(Prediction):
-    """What is seen and heard in a clip. ``probability`` is the mean over its moments."""
+    """The expressions and words of a clip. ``probability`` is the mean over its moments."""
 
     moments: tuple[tuple[float, tuple[float, ...]], ...] = ()  # time of a frame with a face, probability of each class
     words: tuple[subtitles.Utterance, ...] = ()  # what is said when; an end of ``None``: at some time in the clip
@@ -62,7 +62,7 @@ class Expressions(Prediction):
         return super().to_json() | {"moments": moments, "without_face": self.without_face, "by": NAME}
 
     def rows(self) -> list[Prediction]:
-        """Return what a table shows: the whole clip, then its means over intervals with what is said in them."""
+        """Return the rows of a table: the whole clip, then the means over intervals with their words."""
         whole = dataclasses.replace(self, predicted=self.predicted or (NO_FACE,), text=None)
         step = next((s for s in STEPS if self.end <= s * MOST_ROWS), STEPS[-1])
         starts = np.arange(0.0, max(self.end - step / 10, step), step).tolist()  # a shorter rest is of the last row
@@ -100,7 +100,7 @@ def look(
       progress: called after each piece of a clip.
 
     Raises:
-      ConclugenError: weights that are altered. What is wrong with a clip is its failure.
+      ConclugenError: the weights were altered. Faults of a clip are recorded as its failure.
     """
     try:
         (network,) = backbones.load(Networks(own=(NAME,)))
@@ -130,7 +130,7 @@ def table(found: Sequence[Expressions]) -> Table | None:
 
 
 def recogniser(name: str = "") -> tuple[speech.Listener | None, str]:
-    """Return a recogniser of speech, and a remark where there is none: the one that is named, else the ready one."""
+    """Return the named or the ready speech recogniser, and a remark if there is none."""
     try:
         return speech.listener(name or speech.READY), ""
     except ConclugenError as e:
@@ -161,14 +161,14 @@ def _rest(clip: Clip, view: View | None) -> Items:
 
 
 def _pieces(file: Path, sound: str, number: int) -> list[Utterance]:
-    """Cut a clip into pieces of about :data:`PIECE` seconds; ``number`` tells clips apart."""
+    """Cut a clip into pieces of about :data:`PIECE` seconds; ``number`` identifies the clip."""
     starts = PIECE * np.arange(max(1, round(media.seconds(file) / PIECE)))
     bounds = zip(starts.tolist(), [*starts[1:].tolist(), None], strict=True)
     return [Utterance(f"{number} {start:g}", "", str(file), start, end, sound=sound) for start, end in bounds]
 
 
 def _seen(u: Utterance, each: preparation.Prepared, network: Backbone) -> tuple[Expressions, np.ndarray]:
-    """Return what is seen in a piece, with times of the whole clip, and its sound."""
+    """Return the expressions in a piece, with times of the whole clip, and its sound."""
     if each.failure:
         return Expressions(u.path, u.start, failure=each.failure), np.zeros(0, np.float32)
     sound, pictures = each.views[0][REST]
@@ -225,7 +225,7 @@ def _joined(
 
 
 def _within(lines: Sequence[subtitles.Utterance], end: float) -> list[subtitles.Utterance]:
-    """Return what is heard until a clip ends: Whisper rounds times up, and hears "." in noise."""
+    """Return the words until the clip ends, since Whisper rounds times up and hears "." in noise."""
     heard = [line for line in lines if line.start < end and any(map(str.isalnum, line.text))]
     return [dataclasses.replace(line, end=line.end and min(line.end, end)) for line in heard]
 

@@ -67,26 +67,26 @@ def extract(
 
     Args:
       request: data set, name, version, labels and folds, as for features in files.
-      utterances: all that there are; those that the labels name are extracted.
-      networks: to run.
+      utterances: all utterances; only those that the labels name are extracted.
+      networks: networks to run.
       data_dir: parent of the data sets.
       known: labels that the layout of the clips holds (:class:`Found`), or a data frame of them as ``labels.csv`` has them;
         else ``request`` says where labels are.
       num_workers: processes that prepare clips; 0: this one.
       beam: pipeline options of Apache Beam, whose workers then do everything; they must see clips, weights and ``data_dir``.
-      overwrite: replace a data set that is there already.
-      keep: keep the folder of single vectors after the shards are built.
-      most: take so many of the utterances, chosen at random; 0: all.
+      overwrite: whether to replace an existing data set.
+      keep: whether to keep the folder of single vectors after building the shards.
+      most: maximum number of utterances, chosen at random; 0 for all.
       progress: called with the number of utterances done and of all.
       **preparation_options: attributes of :class:`conclugen_jax.extract.preparation.Recipe` besides those of the backbones.
 
     Returns:
-      The folder of the data set, and what became of the utterances. If it is there already, made of the same clips in the
-      same way, nothing is done.
+      The folder of the data set, and the outcome of the utterances. If the data set exists and was made from the same clips
+      with the same settings, nothing is done.
 
     Raises:
-      ConclugenError: labels that fit no clip, a failure of every clip, a data set in the way, or a folder that cannot be
-        written. What is done is kept for the next try.
+      ConclugenError: the labels match no clip, every clip failed, another data set exists there, or the folder cannot be
+        written. Finished clips are kept for the next try.
     """
     if data_frames.is_frame(known):
         known = data_frames.labels(known)
@@ -107,7 +107,7 @@ def extract(
 
 
 class _Extraction:
-    """A data set to be made of clips: what is to be done, and where."""
+    """The work of building a data set from clips."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class _Extraction:
         self._lock = self.store.folder.with_name(f"{self.store.folder.name}.lock")
 
     def there_already(self) -> Tally:
-        """Return the tally of the data set, and remove what a try left that was stopped when all but this was done."""
+        """Return the tally of an existing data set, and remove leftovers of an earlier try."""
         present = manifest_lib.read(self.target)
         made = present.source.get("extraction", {})
         if made.get("fingerprint") != self.fingerprint:
@@ -165,7 +165,7 @@ class _Extraction:
 
     @contextlib.contextmanager
     def written(self) -> Iterator[None]:
-        """Hold the lock of the data set while it is made; report what keeps it from being written."""
+        """Hold the lock of the data set while it is made; turn write errors into ConclugenError."""
         try:
             self._lock.parent.mkdir(parents=True, exist_ok=True)
             with locks.hold(self._lock):
@@ -179,7 +179,7 @@ class _Extraction:
             raise ConclugenError(f"{fault}; {way_out}") from e
 
     def run(self, num_workers: int, beam: Sequence[str] | None, progress: Progress) -> tuple[Tally, dict[str, list]]:
-        """Extract what is not done, then count all; return the utterances that have each modality, too.
+        """Extract the missing utterances and count all; also return which utterances have each modality.
 
         Failures are tried again: a file may have been repaired.
         """
@@ -233,7 +233,7 @@ class _Extraction:
         return builders.build(source, self.store.folder.parent, overwrite=overwrite, drop_bad=True)
 
     def _seen(self) -> Iterator[tuple[str, str, Seen]]:
-        """Yield split, id and what people look at of the utterances that the labels name."""
+        """Yield split, id and the facts to show of the utterances that the labels name."""
         jobs = {u.place: (u, views) for u, views, _ in self.todo}
         for split, columns in self.annotations.items():
             for name, place in zip(columns.ids, _places(self.planned, split, columns.keys), strict=True):
@@ -255,7 +255,7 @@ def _places(features: Features, split: str, keys: Sequence[Any]) -> list[Any]:
 
 
 def _asked_for(source: JoinedSource, utterances: Sequence[Utterance], how: Recipe) -> tuple[list[Job], list[str], str]:
-    """Return the utterances that the labels name, the ids that name none, and how one of these differs from a name."""
+    """Return the utterances that the labels name, unmatched ids, and how one of these differs from a name."""
     by_place = {u.place: u for u in utterances}
     first, found, unknown, near = source.spec.splits[0], {}, [], ""
     features = next(iter(source.features.values()))

@@ -35,7 +35,7 @@ def read(
     """Find the clips of a folder and their labels.
 
     Labels are in tables that are named, in the names of the files (``pattern``, see :func:`listings.by_pattern`), in
-    ``metadata.csv``, in ``labels.csv``, or in the names of the folders; the first of these counts.
+    ``metadata.csv``, in ``labels.csv``, or in the names of the folders; the first of these that exists is used.
 
     Args:
       source: folder.

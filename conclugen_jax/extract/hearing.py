@@ -1,4 +1,4 @@
-"""What the ready backbones of sound take: items of a decoded clip, made in worker processes."""
+"""Inputs of the ready audio backbones: items of a decoded clip, made in worker processes."""
 
 import functools
 from typing import Any
@@ -16,7 +16,7 @@ SHORTEST = SAMPLE_RATE // 10  # samples; openSMILE finds nothing in less
 
 
 def spectrograms(clip: Clip, view: View | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return what Whisper hears of a clip: spectrograms [n, frames, mels], and how many states [n] of each are sound.
+    """Return the inputs of Whisper: spectrograms [n, frames, mels], and the number of states [n] of each that are sound.
 
     A sound of more than 30 s is cut into equal parts. ``None`` for a clip without sound.
     """

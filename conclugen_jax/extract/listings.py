@@ -1,4 +1,4 @@
-"""Labels that a folder of clips holds itself: in ``metadata.csv``, as a folder for each class, or in the names of files."""
+"""Read labels from a folder of clips: from ``metadata.csv``, from folders for each class, or from the names of files."""
 
 import dataclasses
 import itertools
@@ -53,7 +53,7 @@ def unlisted(found: Found, source: Path, utterances: Sequence[Utterance]) -> Fou
 
 
 def classes(request: Request, utterances: Sequence[Utterance]) -> tuple[Request, Found]:
-    """Take the names of folders for classes where each clip lies in one, two or more of them, below the source or a split.
+    """Use the names of folders as classes if each clip is in one folder, of two or more, below the source or a split.
 
     Return what was found, with a request that has these classes; else both without labels.
     """
@@ -79,7 +79,7 @@ def by_pattern(request: Request, utterances: Sequence[Utterance], pattern: str) 
 
     The rest of a pattern is compared as it is, with the name of a clip without ending and, for each ``/``, with a folder
     more. The label is what the request names, else ``label`` or ``emotion``; the group is one of :data:`PERSON`; ``split`` is
-    the split. Clips whose names do not fit, or fit in several ways, are dropped and counted.
+    the split. Clips whose names do not match, or match in several ways, are skipped and counted.
 
     Returns:
       The request with the column of the label, and a table of the clips that fit.

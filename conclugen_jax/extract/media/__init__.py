@@ -1,1 +1,1 @@
-"""What a clip holds: frames, sound, words, spectrograms."""
+"""The content of a clip: frames, sound, words, spectrograms."""

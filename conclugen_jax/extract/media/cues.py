@@ -1,4 +1,4 @@
-"""Read the cues of .srt and .vtt files: what is said when, without markup, and each line once."""
+"""Read the cues of .srt and .vtt files: words with times, without markup and repetitions."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conclugen_jax.errors import ConclugenError
 
-FLASH = 0.05  # seconds: a cue as short holds no speech
+FLASH = 0.05  # seconds: a cue this short has no speech
 SHOWN = 8  # lines at most that captions keep on the screen
 ADJACENT = 0.1  # seconds at most from one cue to the next in captions that roll
 

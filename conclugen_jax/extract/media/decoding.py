@@ -111,7 +111,7 @@ def _decode(
     back: float | None,
     notes: list[str],
 ) -> Clip:
-    """Decode the streams, and note what was odd."""
+    """Decode the streams, and add remarks on faults."""
     (pictures, sounds), takers = both, {}
     if pictures is not None:
         expected = (end if end < math.inf else (container.duration or 0) / 1_000_000) - start
@@ -219,7 +219,7 @@ def _decoded(container: Any, streams: list[Any], notes: list[str]) -> Iterator[t
 
 
 def _declared(container: Any, streams: list[Any]) -> float:
-    """Return how many seconds the streams last by the header; 0 if it does not say."""
+    """Return the length of the streams by the header, in seconds; 0 if unknown."""
     each = [float(s.duration * s.time_base) if s.duration else 0.0 for s in streams]
     for s in streams:
         if s.type == "video" and s.frames and s.average_rate:

@@ -34,7 +34,7 @@ def _window(name: str, length: int) -> np.ndarray:
 def _power(sound: np.ndarray, n_fft: int, window: str, mode: str) -> np.ndarray:
     """Return squared magnitudes of the Fourier transform of windows of ``n_fft`` samples centred at multiples of 10 ms.
 
-    Beyond the ends lies what ``mode`` says: ``reflect`` or ``constant`` (zeros). float32 [1 + samples // 160, n_fft / 2 + 1].
+    ``mode`` is the padding beyond the ends: ``reflect`` or ``constant`` (zeros). float32 [1 + samples // 160, n_fft / 2 + 1].
     """
     half, hop = n_fft // 2, SAMPLE_RATE // 100
     padded = np.pad(sound, half, mode=mode if len(sound) > half else "constant")  # else there is nothing to reflect

@@ -1,4 +1,4 @@
-"""Read what is said when: subtitles, transcripts of whisper, tables with intervals, and plain text. Content is checked."""
+"""Read and check words with times: subtitles, transcripts of whisper, tables with intervals, and plain text."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ _NO_WORDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """Something that is said: its words, and start and end in seconds of the clip; an end of ``None`` is that of the clip."""
+    """Words with their start and end in seconds of the clip; an end of ``None`` is that of the clip."""
 
     start: float
     end: float | None
@@ -54,7 +54,7 @@ def read(path: Path, remarks: list[str] | None = None) -> list[Utterance]:
 
     Args:
       path: file with one of :data:`SUFFIXES`.
-      remarks: takes what the user must know of the file.
+      remarks: list to append remarks for the user to.
 
     Raises:
       ConclugenError: content other than the ending says, or damaged.
@@ -96,7 +96,7 @@ def _plain(path: Path, text: str) -> str:
 
 
 def _no_words(text: str, lines: list[str]) -> str:
-    """Return what a text holds besides words, or instead of them; empty if it may be words alone."""
+    """Return the other content of a text, such as markup; empty if it may be words alone."""
     if re.search(r"\d:\d\d\S*\s*-->", text):
         return _NO_WORDS[0][0]
     if text.lstrip()[:1] in ("{", "["):
@@ -153,7 +153,7 @@ def _table(path: Path, _text: str) -> list[Utterance]:
 
 
 def said(utterances: list[Utterance], start: float = 0.0, end: float | None = None) -> str | None:
-    """Return the words of the utterances that lie in an interval by more than half; ``None`` if nothing is said.
+    """Return the words of the utterances that are more than half inside an interval; ``None`` if there are none.
 
     An utterance without times counts only where the interval is the whole clip (``end`` is ``None``).
     """

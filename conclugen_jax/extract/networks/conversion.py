@@ -1,4 +1,4 @@
-"""Convert published weights to variables of our networks. Every tensor is taken, known to be of no use, or refused by name."""
+"""Convert published weights to variables of our networks. Tensors that are neither used nor known to be useless raise."""
 
 import itertools
 import json
@@ -206,7 +206,7 @@ EMBEDDINGS = {"tokens": "word_embeddings", "positions": "position_embeddings", "
 
 
 def read_config(path: Path) -> tuple[str, text_encoder.Options]:
-    """Return family and options of a text encoder by a published ``config.json``; a ConclugenError names what is amiss."""
+    """Return family and options of a text encoder by a published ``config.json``; a ConclugenError names the fault."""
     config = files.read_json(path, dict[str, Any], way_out="name a folder that has a whole one")
     family = str(config.get("model_type"))
     learned = config.get("position_embedding_type", "absolute") == "absolute" and not config.get("sinusoidal_pos_embds")

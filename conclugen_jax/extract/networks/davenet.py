@@ -60,8 +60,8 @@ class ResDAVEnet(nn.Module):
     def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
         """Return features of spectrograms [n, time, mels] with int [n] frames each (at least 1), each as if it were alone.
 
-        They are float32 [n, 1024], averages over the time (and the frequency) of the last feature maps. What lies beyond a
-        spectrogram's end has no influence.
+        They are float32 [n, 1024], averages over the time (and the frequency) of the last feature maps. Frames beyond
+        a spectrogram's end have no influence.
         """
         x = x.astype(self.dtype).transpose(0, 2, 1)[..., None]
         x = Convolution(self.widths[0], (self.kernel_mels, 1), (1, 1), padding=(0, 0), name="conv1")(x)

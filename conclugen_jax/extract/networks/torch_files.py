@@ -1,4 +1,4 @@
-"""Read files written by ``torch.save`` as named arrays, without torch; nothing that they ask for is ever run.
+"""Read files written by ``torch.save`` as named arrays, without torch and without executing their content.
 
 Both layouts are read: the archive (a zip file with ``data.pkl`` and one stored record per tensor storage) and the older one
 (five pickles in a row and the storages behind them). See ``torch/serialization.py`` of PyTorch.
