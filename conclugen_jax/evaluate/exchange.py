@@ -1,4 +1,4 @@
-"""List, verify, export and import checkpoints; an export leaves out what only training needs.
+"""List, verify, export and import checkpoints; an export has no data that only training needs.
 
 An export is a folder of two files: the weights as safetensors, and a JSON object with what rebuilds the model around
 them. Exports may come from untrusted sources. Imports check all content, execute nothing, and open no path from it.
