@@ -134,7 +134,7 @@ def test_a_class_that_no_training_example_has_is_named(capsys, tmp_path):
         ({"downstream__fold": 1}, "num_folds is 0, config.downstream.fold is 1"),
         (
             {"downstream__num_folds": 9, "downstream__fold": 0},
-            r"of 9 over 5 groups \(people\); .* as folds, such as --config.downstream.num_folds=5,",
+            r"of 9 over 5 groups \(people\); .* as groups, such as --config.downstream.num_folds=5,",
         ),
         ({"downstream__fusion": "mean"}, "raw features of different modalities have different sizes"),
     ],

@@ -67,7 +67,7 @@ def initial_centroids(
     if method not in INITIALISATIONS:
         raise ValueError(f"method must be one of {INITIALISATIONS}, got {method!r}")
     if points.shape[0] < num_clusters:
-        raise ValueError(f"num_clusters is {num_clusters}, but there are only {points.shape[0]} points")
+        raise ValueError(f"num_clusters is {num_clusters}, but points has the shape {points.shape}")
     points = jax.lax.stop_gradient(points)
     if method == "kmeans++":
         return _plus_plus(key, points, num_clusters, metric)
