@@ -28,18 +28,18 @@ MISSING = frozenset(
         *("#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!"),
     )
 )
-"""Cells without value: those that pandas reads so, what C prints, and the errors of spreadsheets."""
-NO_NAME = re.compile(r"(Unnamed: \d+(\.\d+)?)?")  # header of a column without name; pandas writes one once it was read
+"""Cells that count as missing: those of pandas, NaN as C prints it, and the errors of spreadsheets."""
+NO_NAME = re.compile(r"(Unnamed: \d+(\.\d+)?)?")  # header of a column without name, also as pandas writes it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
     """Rows of text."""
 
-    path: Path  # file that messages about the whole table name
+    path: Path  # file to name in messages about the whole table
     columns: Mapping[str, Sequence[str]]  # name -> n cells
     where: Sequence[str]  # n places for messages, such as "labels.csv, line 2"
-    keys: Sequence[Any] | None = None  # of the rows' features; None where the column id holds them
+    keys: Sequence[Any] | None = None  # keys of the rows' features; None if they are the ids
     classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Column -> names of its classes in their order, where the file itself says them."""
     notes: Sequence[str] = ()  # on what was understood, or dropped, when the table was read

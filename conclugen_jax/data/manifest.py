@@ -68,19 +68,19 @@ class PrintedSource(TypedDict, total=False):
 class Manifest:
     """Content of ``manifest.json``."""
 
-    name: str  # of the data set
-    version: str  # of the data set
+    name: str  # name of the data set
+    version: str  # version of the data set
     description: str  # one sentence
-    licence: str  # of the data
-    modalities: Annotated[dict[str, Size], Some]  # -> size of its feature vector
+    licence: str  # licence of the data
+    modalities: Annotated[dict[str, Size], Some]  # modality -> size of its feature vector
     label: LabelSpec
-    targets: dict[Name, LabelSpec]  # further ones
-    variants: dict[str, Size]  # modality -> number of vectors per example in the first split, where there are several
-    splits: Annotated[dict[str, SplitFacts], Some]  # in order
-    statistics: dict[str, ColumnStatistics]  # of each modality, over the rows of the first split that have it
+    targets: dict[Name, LabelSpec]  # further labels
+    variants: dict[str, Size]  # modality -> number of vectors per example in the first split, if several
+    splits: Annotated[dict[str, SplitFacts], Some]  # facts of each split, in order
+    statistics: dict[str, ColumnStatistics]  # statistics of each modality over the rows of the first split that have it
     files: dict[FileName, FileFacts]
-    source: dict[str, Any]  # where the examples came from, with their fingerprint
-    warnings: list[str]  # sentences on what is suspicious, such as a speaker in two splits
+    source: dict[str, Any]  # origin of the examples, with their fingerprint
+    warnings: list[str]  # sentences on suspicious facts, such as a speaker in two splits
 
     def to_json(self) -> str:
         """Return the manifest as JSON."""

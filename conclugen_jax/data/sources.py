@@ -33,7 +33,7 @@ class LabelSpec:
     kind: Literal["single", "multi", "value", "none"]
     """``single`` (one class per example), ``multi`` (any number of labels), ``value`` (a real number), ``none``."""
     names: tuple[str, ...] = ()
-    """Of the classes or labels, in the order of their index; empty for ``value`` and ``none``."""
+    """Names of the classes or labels, in the order of their index; empty for ``value`` and ``none``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,40 +43,40 @@ class DatasetSpec:
     name: str  # lower case letters, digits and underscores, starting with a letter
     version: str  # major.minor.patch
     description: str  # one sentence
-    licence: str  # of the data, with attribution
-    modalities: Mapping[str, int]  # -> size of its feature vector
+    licence: str  # licence of the data, with attribution
+    modalities: Mapping[str, int]  # modality -> size of its feature vector
     label: LabelSpec
-    splits: Sequence[str]  # the one to train on first
+    splits: Sequence[str]  # names of the splits, the training split first
     targets: Mapping[str, LabelSpec] = dataclasses.field(default_factory=dict)
-    """Further things to predict, by name; examples that lack one hold NaN (``value``) or -1 (``single``)."""
+    """Further labels to predict, by name; examples without one hold NaN (``value``) or -1 (``single``)."""
     variants: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Modality -> number of vectors of each example of the first split, such as of augmented clips; 1 elsewhere."""
-    shared_groups: bool = False  # several splits have the same groups by design, so that they cause no warning
+    """Modality -> number of vectors of each example of the first split, such as augmented ones; other splits have 1."""
+    shared_groups: bool = False  # do not warn if splits share groups, since this is by design
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One utterance."""
 
-    id: str  # unique within its split, best within the data set
+    id: str  # unique within its split, preferably within the data set
     features: Mapping[str, np.ndarray]
-    """Modality -> float vector [dim], or [variants, dim] where the spec says so; without those that are absent."""
+    """Modality -> float vector [dim], or [variants, dim] if the spec has variants; without absent modalities."""
     label: int | float | Sequence[int] | None = None  # class index (single), 0/1 per label (multi), a number (value)
-    group: str = ""  # what a split should not tear apart, such as the speaker; may be empty
+    group: str = ""  # unit to keep within one split, such as the speaker; may be empty
     targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # labels; a missing one is unknown
     replaced: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Modality -> number of values that its reader put 0 for, such as -inf; only for the record."""
+    """Modality -> number of values that its reader replaced by 0, such as -inf; for the manifest."""
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """``MODALITY REASON`` -> number of frames that its reader dropped, such as those without a face; for the record."""
+    """``MODALITY REASON`` -> number of frames that its reader dropped, such as those without a face; for the manifest."""
 
 
 class Source(Protocol):
-    """Anything that yields examples."""
+    """A source of examples for :func:`conclugen_jax.data.builders.build`."""
 
     spec: DatasetSpec
 
     def fingerprint(self) -> str:
-        """Return text that changes when the examples do, such as a hash of the source files."""
+        """Return a text that changes if the examples change, such as a hash of the source files."""
 
     def examples(self, split: str) -> Iterator[Example]:
         """Yield the examples of a split, always in the same order."""
@@ -84,24 +84,24 @@ class Source(Protocol):
 
 @runtime_checkable
 class PartedSource(Source, Protocol):
-    """A source whose splits can be cut into parts, which several processes then read at the same time."""
+    """A source whose splits consist of parts that several processes can read in parallel."""
 
     def num_examples(self, split: str) -> int:
         """Return the number of examples of a split."""
 
     def part(self, split: str, start: int, stop: int) -> Iterable[Example]:
-        """Return rows ``start`` to ``stop`` of a split, as something that can be sent to another process."""
+        """Return rows ``start`` to ``stop`` of a split, as a picklable iterable."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """What is known of the examples of one split besides their features: columns of n rows."""
+    """The ids, groups and labels of the examples of one split: columns of n rows."""
 
     ids: Sequence[str]  # unique within the split
-    groups: Sequence[str]  # empty where unknown
+    groups: Sequence[str]  # an empty text if unknown
     label: np.ndarray | None  # int64 [n] (single), float32 [n, labels] of 0 and 1 (multi), float32 [n] (value)
-    targets: Mapping[str, np.ndarray]  # likewise; -1 or NaN where unknown
-    keys: Sequence[Any]  # by which features are found: a file's name, or (video, start, end) with times in seconds
+    targets: Mapping[str, np.ndarray]  # arrays like ``label``; -1 or NaN if unknown
+    keys: Sequence[Any]  # keys of the features: a file's name, or (video, start, end) with times in seconds
 
 
 class Features(Protocol):
@@ -110,16 +110,16 @@ class Features(Protocol):
     dim: int
 
     def names(self) -> dict[str, list[str]]:
-        """Return split ("" if files do not say which) -> keys of its vectors; nothing if vectors have no keys."""
+        """Return split ("" if unknown) -> keys of its vectors; empty if vectors have no keys."""
 
     def files(self) -> Iterable[Any]:
-        """Return the paths of the files that are read, for the fingerprint."""
+        """Return the paths of the files to read, for the fingerprint."""
 
     def locate(self, split: str, keys: Sequence[Any]) -> Sequence[Any]:
-        """Return a place for :meth:`read` for each key, None where the modality is known to be absent."""
+        """Return a place for :meth:`read` for each key; None if the modality is known to be absent."""
 
     def read(self, place: Any) -> np.ndarray | None:
-        """Return the vector [dim] (or [variants, dim]) at a place, None if there is none after all."""
+        """Return the vector [dim] (or [variants, dim]) at a place; None if there is none."""
 
 
 def name_hash(text: str) -> int:

@@ -42,7 +42,7 @@ FEATURES, INSPECT, SETTINGS, TRAINING, REPORT = "features", "inspection", "setti
 ROWS_A_WORKER = 5000
 """Rows of a built data set that are read in the seconds that a process takes to start."""
 SECONDS = 2.0
-"""Between two looks at the logs of runs in other processes."""
+"""Interval between two reads of the logs of runs in other processes."""
 
 
 class Outcome(NamedTuple):
@@ -52,12 +52,12 @@ class Outcome(NamedTuple):
     data: Path  # the data set of all rows
     config: Path  # file of the settings, which ``--config`` takes
     report: Path
-    pretraining: Path  # run that gives vectors
+    pretraining: Path  # folder of the pretraining run, for vectors
     results: Mapping[str, Any] | None = None  # see ``study/results.py``; ``None`` without labels
-    classifier: Path | None = None  # run that predicts, likewise
+    classifier: Path | None = None  # folder of the final classifier; ``None`` without labels
     clips: bool = False  # whether the rows were extracted from clips
-    remarks: Sequence[str] = ()  # what follows from the data
-    split: str = "train"  # that was trained on
+    remarks: Sequence[str] = ()  # sentences on the data
+    split: str = "train"  # name of the training split
 
 
 class _Chosen(NamedTuple):
