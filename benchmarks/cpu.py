@@ -256,8 +256,9 @@ def main() -> None:
         for row in rows:
             print(f"{time.monotonic() - start:4.0f} s  {json.dumps(row)}", flush=True)
         page.keep(found, before, file)
-    page.write()
-    print(f"{time.monotonic() - start:.0f} s in all; see {page.PAGE}")
+    if file.parent.resolve() == page.RESULTS:
+        page.write()
+    print(f"{time.monotonic() - start:.0f} s in all; figures in {file}")
 
 
 if __name__ == "__main__":
