@@ -30,6 +30,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 LONG = (
     "faults",
     "processes",
+    "shared_evaluations",
     "search",
     "pretrain",
     "study",
