@@ -86,7 +86,9 @@ class Trainer:
         )
         self.precision = parallel.MATMUL_PRECISION[config.precision]
         self.table_gib = sum(x.nbytes for x in jax.tree.leaves(self.feed.table)) / 2**30
-        position = {k: np.asarray([v], np.int32) for k, v in {"epoch": 0, "first_step": 0, "num_steps": 1}.items()}
+        position = {
+            k: np.asarray([v], np.int32) for k, v in {"seed": 0, "epoch": 0, "first_step": 0, "num_steps": 1}.items()
+        }
         self.inputs = self.feed.table, position, None
         start = time.perf_counter()
         with jax.default_matmul_precision(self.precision):

@@ -2,7 +2,9 @@
 
 import json
 
-from benchmarks import page
+import pytest
+
+from benchmarks import page, step
 
 
 def test_the_page_is_what_the_command_writes():
@@ -31,3 +33,11 @@ def test_machines_are_side_by_side_and_rows_that_were_not_measured_again_stay(tm
     machine("Two", measure="step", ours=2.0, unit="s")
     assert "| step | 1 s" not in page.text(tmp_path)
     assert "| runs | 12,345 |" in page.text(tmp_path)
+
+
+@pytest.mark.slow
+def test_steps_are_timed_at_any_size():
+    sizes = {"dims": {"video": 6, "audio": 5}, "representation_dim": 8, "reconstruction_dim": 4}
+    assert step.time_steps(3, batch=16, **sizes)["seconds"] > 0
+    assert step.time_epochs(2, batch=16, rows=32, **sizes)["seconds"] > 0
+    assert step.fp8_error()["float8"] > step.fp8_error()["bfloat16"] > 0
