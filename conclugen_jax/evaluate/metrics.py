@@ -86,7 +86,7 @@ def remarks(matrices: Sequence[Any], names: Sequence[str]) -> list[str]:
 
 
 def absent(support: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Return a sentence on the classes without test examples, of how many examples each class has; empty: there are none."""
+    """Return a sentence on the classes without test examples; empty if there are none."""
     shown = " or ".join(repr(name) for name, count in zip(names, support, strict=True) if not count)
     return [f"note: no example of the test split is {shown}; the scores say nothing about that"] * bool(shown)
 

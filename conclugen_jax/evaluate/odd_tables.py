@@ -16,7 +16,7 @@ class Shown(NamedTuple):
 
 
 def shown(found: Oddities, top: int) -> Iterator[Shown]:
-    """Yield what was found, at most ``top`` rows of each kind."""
+    """Yield the tables, with at most ``top`` rows of each kind."""
     if found.labels:
         yield _labels(found.labels, found.vectors, top)
     if found.duplicates:
