@@ -27,6 +27,7 @@ myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # docs/_ext/tutorials.py runs them
 nb_render_markdown_format = "gfm"
+highlight_language = "text"
 copybutton_prompt_text = "$ "
 
 autodoc_member_order = "bysource"
