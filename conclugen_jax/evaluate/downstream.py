@@ -43,13 +43,16 @@ def downstream(
 ) -> dict[str, Any]:
     """Train a classifier by the protocol of ``config.downstream``, choose its best epoch, score it.
 
-    ``config``: see ``configs/base.py``; its batch is lowered to the examples there are. ``workdir`` takes ``config.json``,
-    ``data.json``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/`` (the best epoch's weights); if the same run is
-    finished there already, its result is returned. ``devices``: to train on; ``None``: all, those of other processes too.
+    Args:
+      config: see ``configs/base.py``. A batch larger than the split is lowered to its number of examples.
+      workdir: takes ``config.json``, ``data.json``, ``metrics.jsonl``, ``result.json`` and ``checkpoints/`` (the weights of the
+        best epoch). If the same run is finished there already, its result is returned.
+      devices: to train on; ``None``: all, those of other processes too.
 
-    Returns the content of ``result.json``: scores of the validation and test split (if there is one) at the epoch of best
-    validation accuracy (see ``metrics.py``), and where everything came from. Of several processes process 0 writes, and all
-    return its result.
+    Returns:
+      Content of ``result.json``: scores of the validation and test split (if there is one) at the epoch of best validation
+      accuracy (see ``metrics.py``), and where everything came from. Of several processes process 0 writes, and all return
+      its result.
 
     Raises:
       ConclugenError: an impossible configuration, bad data, a checkpoint that does not fit the data, or no finite loss.
@@ -70,7 +73,15 @@ def over_folds(
     joined: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
     num_devices: int = 1,
 ) -> dict[str, Any]:
-    """Return the result of :func:`once`; of all folds, each in a folder of its own, what they share and what is ``joined``."""
+    """Return the result of :func:`once`; of several folds, what they share and what is ``joined`` of their results.
+
+    Args:
+      config: of the run.
+      workdir: folder of the run; each fold has a folder in it.
+      work: trains and scores one run.
+      joined: results of all folds -> what the whole result has of them.
+      num_devices: of the run, all processes together.
+    """
     section, folder = config.downstream, Path(workdir)
     if not section.num_folds or section.fold != -1:
         return once(config, folder, work, num_devices)

@@ -74,11 +74,20 @@ def label_efficiency(
 ) -> list[LabelEfficiency]:
     """Fit logistic regressions on few labels, the same labels for every kind of vectors.
 
-    Vectors, name -> (training [n, dim], test [m, dim]), are standardised by the whole (unlabelled) training split; labels
-    are integers [n] and [m]: one class per example. The regression is that of :func:`classify`, with its ``c_times_dim``;
-    nothing is chosen by a score. ``labels_per_class``: how many labels of each class are used, at most as many as there are;
-    0: all. ``num_draws``, ``seed``: random draws of the labelled rows, and the seed of the first; the next has the next one.
-    ``names``: of the classes, their numbers by default.
+    The vectors are standardised by the whole (unlabelled) training split. Nothing is chosen by a score.
+
+    Args:
+      vectors: name -> (training [n, dim], test [m, dim]).
+      train_labels: integers [n], one class per example.
+      test_labels: integers [m].
+      labels_per_class: how many labels of each class are used, at most as many as there are; 0: all.
+      num_draws: random draws of the labelled rows.
+      seed: of the first draw; each further draw adds one.
+      names: of the classes; their numbers by default.
+      c_times_dim: see :func:`classify`.
+
+    Returns:
+      One result for each kind of vectors and each number of labels.
 
     Raises:
       ConclugenError: labels of another kind, no test rows, or training labels of one class alone.
@@ -123,10 +132,18 @@ def label_efficiency_of_run(
     All devices and processes share the representations. Process 0 alone fits the classifiers, by scikit-learn on its host, and
     returns the report; the others return ``None`` as soon as they have no more to share.
 
-    ``which``: checkpoint, see :func:`load`. ``data``: folder of a labelled data set with the run's modalities; ``None``: the
-    run's own. ``labels_per_class``: ``None``: those of 2, 5, 20 that the largest class has, and all. ``evaluation``: values of
-    this section of the run's configuration that are to be others: vectors, and how all kinds of them are smoothed.
-    ``test_data``: folders of other data sets whose test split is scored as well, see :mod:`conclugen_jax.evaluate.across`.
+    Args:
+      workdir: folder of a pretraining run.
+      which: checkpoint, see :func:`load`.
+      data: folder of a labelled data set with the run's modalities; ``None``: the run's own.
+      labels_per_class: see :func:`label_efficiency`; ``None``: those of 2, 5, 20 that the largest class has, and all.
+      num_draws: see :func:`label_efficiency`.
+      evaluation: values that replace those of this section of the run's configuration: vectors, and how they are smoothed.
+      test_data: folders of other data sets whose test split is scored as well, see :mod:`conclugen_jax.evaluate.across`.
+      options: see :func:`label_efficiency`.
+
+    Returns:
+      The report, at process 0.
     """
     config = workdir_lib.read_config(workdir)
     config.evaluation.update(evaluation or {})
@@ -204,8 +221,10 @@ def label_efficiency_of_runs(
 
     The vectors of each run are smoothed as its own configuration says, raw features in every way that one of the runs is.
 
-    ``workdirs``: name -> pretraining run, all of the same data, as its manifest says; modalities may differ. ``which``:
-    checkpoint, see :func:`load`. ``options``: see :func:`label_efficiency`.
+    Args:
+      workdirs: name -> pretraining run. All have the same data, as its manifest says; modalities may differ.
+      which: checkpoint, see :func:`load`.
+      options: see :func:`label_efficiency`.
     """
     first, vectors, sections = next(iter(workdirs)), {}, {}
     manifest = workdir_lib.read_data(workdirs[first])

@@ -44,7 +44,7 @@ def pretrain(
         (from 0), its means of ``loss`` and of each term, and the state on the devices (moments as
         ``parallel.place`` has them), valid during the call. What it raises ends the run, closed in order. No epoch
         is skipped; a resumed run repeats those since its checkpoint.
-      moved: the data set lies elsewhere now than when the run was started; it must be the same by its hashes.
+      moved: accept that the data set has moved since the run was started; it must be the same by its hashes.
       debug_nans: of a step that goes wrong, say which operation was the first whose result is not a number.
 
     Raises:
