@@ -83,3 +83,40 @@ def test_the_guide_names_what_there_is():
         assert name in guide
     for name in re.findall(r"\]\(([^)]+)\)", guide):
         assert (FOLDER / name).is_file(), name
+
+
+def studies():
+    """File -> the command line of its study."""
+    job = yaml.safe_load((FOLDER / "study-rayjob.yaml").read_text())
+    task = yaml.safe_load((FOLDER / "study.sky.yaml").read_text())
+    scripts = {
+        "study.sbatch": (FOLDER / "study.sbatch").read_text(),
+        "study-rayjob.yaml": job["spec"]["entrypoint"],
+        "study.sky.yaml": task["run"],
+    }
+    for name, script in scripts.items():
+        assert not subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=True).stderr
+        [words] = re.findall(r"conclugen study (.*)", script.replace("\\\n", " "))
+        yield name, shlex.split(words.replace('$(echo "$SKYPILOT_NODE_IPS" | head -n1)', "HEAD"))
+
+
+def test_studies_on_ray_are_what_the_command_takes():
+    for name, arguments in studies():
+        command = app.load("study").command
+        command.parse(arguments)
+        assert command.flags.engine == "ray", name
+        assert command.flags.ray_address == ("HEAD:6379" if "sky" in name else "auto"), name
+        assert name in (FOLDER / "README.md").read_text()
+
+
+def test_a_ray_job_asks_for_one_kind_of_machine_that_sees_the_folder():
+    spec = yaml.safe_load((FOLDER / "study-rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    pods = [
+        spec["headGroupSpec"]["template"]["spec"],
+        *(group["template"]["spec"] for group in spec["workerGroupSpecs"]),
+    ]
+    for pod in pods:
+        [one] = pod["containers"]
+        assert one["volumeMounts"] == [{"name": "shared", "mountPath": "/shared"}]
+        assert one["workingDir"] == "/opt/conclugen_jax"
+        assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "conclugen"}

@@ -95,5 +95,5 @@ def test_it_tells_how_workers_ended():
 
 def test_an_error_of_one_process_that_shares_work_ends_no_other(tmp_path):
     with pytest.raises(ConclugenError, match=r"^a mistake$"):
-        sharing.share(2, functools.partial(fail_once, tmp_path))
+        sharing.share(2, functools.partial(fail_once, tmp_path), tmp_path)
     assert (tmp_path / "finished").exists()

@@ -155,7 +155,9 @@ def test_a_command_may_be_corrected_until_there_is_a_data_set(tmp_path):
 def begun(monkeypatch, features, folder, **how):
     """Do all before training; return the study and the further runs that would be done."""
     seen = []
-    monkeypatch.setattr(run_lib.study_lib, "within", lambda root, study, stop, further: seen.append((study, further)))
+    monkeypatch.setattr(
+        run_lib.study_lib, "within", lambda root, study, stop, further, _: seen.append((study, further))
+    )
     with contextlib.suppress(TypeError):  # there are no results
         run_lib.run(source.Source(features), folder, **how)
     return seen[-1]

@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 from conclugen_jax.data import builders
 from conclugen_jax.data.sources import LabelSpec
 from conclugen_jax.errors import ConclugenError
-from conclugen_jax.study import definition as study_runs, results as study_results, sharing, study as study_lib
+from conclugen_jax.study import definition as study_runs, results as study_results, study as study_lib
 from conclugen_jax.study.report import reading as report_study
-from conclugen_jax.system import signals
+from conclugen_jax.system import engines, signals
 from tests.helpers import QUICK_COMPILATION, Faces, run
 from tests.studies import definition
 
@@ -243,14 +243,16 @@ def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkey
         def submit(self, function, cohort):
             begun.append([run.path for (chain,) in [cohort] for run in chain])
             future = Future()
-            future.set_exception(sharing.Died())
+            future.set_exception(engines.Died())
             return future
 
         def close(self):
             return [3]
 
-    monkeypatch.setattr(sharing, "Pool", Crashing)
-    WORK(tmp_path, [[chain]], 1, signals.Stop())
+    monkeypatch.setattr(engines, "Pool", Crashing)
+    engine = engines.Engine()
+    assert engine.plan(tmp_path, 1, 1, 1.0) == 1
+    WORK(tmp_path, [[chain]], 1, signals.Stop(), engine)
     paths = [run.path for run in chain]
     assert begun == [paths, *(paths[i:] for i in range(2, len(paths)))]
     assert all("exit code 3" in study_results.failure(tmp_path / path) for path in paths[1:])
@@ -258,7 +260,7 @@ def test_a_lost_process_is_replaced_for_the_runs_after_it(data, tmp_path, monkey
     done = Future()
     done.set_result(None)
     Crashing.submit = lambda *_: done
-    WORK(tmp_path / "other", [[chain]], 1, signals.Stop())
+    WORK(tmp_path / "other", [[chain]], 1, signals.Stop(), engine)
     assert f"1/1 {paths[0]} finished\n" in capsys.readouterr().err
 
 

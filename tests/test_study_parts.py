@@ -11,6 +11,7 @@ from scipy import stats
 from conclugen_jax.commands import scores
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import definition as study_runs, results as study_results, study as study_lib
+from conclugen_jax.system import engines
 from tests.studies import definition, small
 
 
@@ -156,9 +157,9 @@ def test_the_command_names_classes_that_are_never_predicted(capsys):
 
 
 def test_processors_are_shared(monkeypatch):
-    monkeypatch.setattr(study_lib, "_processors", lambda: [0, 1, 2, 3])
-    assert 1 <= study_lib.automatic_jobs(1e-3) <= 4
-    assert study_lib.automatic_jobs(1e6) == 1
+    monkeypatch.setattr(engines, "processors", lambda: [0, 1, 2, 3])
+    assert 1 <= engines.automatic_jobs(1e-3) <= 4
+    assert engines.automatic_jobs(1e6) == 1
 
 
 def test_the_time_that_is_left_is_told_where_some_is():

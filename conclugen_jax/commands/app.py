@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from types import ModuleType
 from typing import Any, NoReturn
@@ -209,6 +209,32 @@ class Command:
         for key, value in self.changes:
             configuration_files.override(self.config, key, value)
         self.config_arguments = [f"--config={given}", *(f"--config.{key}={value}" for key, value in self.changes)]
+
+
+def choose_engine(command: Command) -> None:
+    """Give a command the flags that say where its processes run."""
+    where = "local: processes of this machine (default); ray: of a Ray cluster"
+    command.enum("engine", "local", ("local", "ray"), where)
+    address = "HOST:PORT of the head of a Ray cluster, or auto; default: one node is started on this machine"
+    command.string("ray_address", None, address)
+
+
+@contextlib.contextmanager
+def engine(command: Command) -> Iterator[Any]:
+    """Provide the engine that the flags of :func:`choose_engine` name."""
+    name, address = command.flags.engine, command.flags.ray_address
+    if address and name == "local":
+        raise ConclugenError(f"--ray_address={address} is for --engine=ray; add that, or leave the address out")
+    from conclugen_jax.system import engines  # late, as most commands need none
+
+    if name == "local":
+        environment.refuse_missing_devices()
+        yield engines.Engine()
+        return
+    from conclugen_jax.system import on_ray
+
+    with on_ray.connected(address) as ray:
+        yield ray
 
 
 def refuse_downstream(name: str) -> None:

@@ -21,6 +21,7 @@ OF_LABELS = "labels", "label", "label_kind", "classes", "targets", "drop_bad"
 command.borrow(build.command, **dict.fromkeys(OF_LABELS, ""))
 command.borrow(extract.command, label_pattern="", no_thumbnails="")
 command.string("workdir", None, "Folder for all results")
+app.choose_engine(command)
 command.bool("quick", False, "Take a first look: fewer steps, one fold, at most 60 clips")
 
 
@@ -34,7 +35,9 @@ def main() -> None:
     about = {"labels": tuple(map(Path, FLAGS.labels)), "pattern": FLAGS.label_pattern, "drop_bad": FLAGS.drop_bad}
     about["thumbnails"] = not FLAGS.no_thumbnails
     source = run_lib.Source(Path(command.words[0]), layout=layout, **about)
-    found = run_lib.run(source, workdir, quick=FLAGS.quick, config=command.config_given, changes=command.changes)
+    options = {"quick": FLAGS.quick, "config": command.config_given, "changes": command.changes}
+    with app.engine(command) as engine:
+        found = run_lib.run(source, workdir, engine=engine, **options)
     if found.results:
         scores.show(found.results)
     for remark in found.remarks:

@@ -22,7 +22,8 @@ command.integer("trials", 40, "Finished, pruned and failed together; default 40 
 OBJECTIVES = "pretraining_loss (default; no label) or validation_probe (logistic regression, one class per example)"
 command.string("objective", "pretraining_loss", OBJECTIVES)
 command.string("space", None, "JSON file of what is searched; default: sizes, loss weights, clusters, rates")
-command.integer("workers", 1, "Processes on this machine that share the trials, default 1", lower_bound=1)
+command.integer("workers", 1, "Processes that share the trials, default 1", lower_bound=1)
+app.choose_engine(command)
 
 SHOWN = 10  # rows of the table
 
@@ -31,15 +32,14 @@ def main() -> None:
     """Run trials, then show the best ones."""
     app.refuse_downstream(command.config_name)
     from conclugen_jax.study import search, search_space, sharing
-    from conclugen_jax.system import environment
 
     folder = FLAGS.search or f"runs/search_{command.config_name}"
     space = {"space": search_space.read(FLAGS.space) if FLAGS.space else None, "source": FLAGS.space or ""}
     options = {"num_trials": FLAGS.trials, "objective": FLAGS.objective, "arguments": command.config_arguments, **space}
     search_all = functools.partial(search.search, command.config, folder, **options)
-    if FLAGS.workers > 1:
-        environment.refuse_missing_devices()
-        sharing.share(FLAGS.workers, search_all)
+    with app.engine(command) as engine:
+        if FLAGS.workers > 1 or FLAGS.engine != "local":
+            sharing.share(FLAGS.workers, search_all, folder, engine)
     result = search_all()
     objective = result["objective"]
     finished = [t for t in result["trials"] if t["state"] == "finished"]

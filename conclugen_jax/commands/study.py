@@ -14,15 +14,15 @@ from conclugen_jax.commands import app, scores
 command = app.Command(config="study")
 FLAGS = command.flags
 command.string("study", None, "Folder of the study: its runs, study.json, results.json; default: runs/CONFIGURATION")
+app.choose_engine(command)
 
 
 def main() -> int:
     """Run the missing cells, print a table of accuracies, exit with 1 if a cell failed."""
     from conclugen_jax.study import study
-    from conclugen_jax.system import environment
 
-    environment.refuse_missing_devices()
-    results = study.run(command.config, FLAGS.study or f"runs/{command.config_name}")
+    with app.engine(command) as engine:
+        results = study.run(command.config, FLAGS.study or f"runs/{command.config_name}", engine)
     for line in results["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
     scores.show(results)

@@ -35,7 +35,7 @@ from conclugen_jax.runs.layout import REQUEST
 from conclugen_jax.study import results, study as study_lib
 from conclugen_jax.study.definition import Run
 from conclugen_jax.study.report import reading, report, tables
-from conclugen_jax.system import files, progress, signals
+from conclugen_jax.system import engines, files, progress, signals
 
 CONFIG, INSPECTION = "config.py", "inspection.json"
 FEATURES, INSPECT, SETTINGS, TRAINING, REPORT = "features", "inspection", "settings", "training and scores", "report"
@@ -78,6 +78,7 @@ def run(
     quick: bool = False,
     config: str = "",
     changes: Sequence[tuple[str, str]] = (),
+    engine: engines.Engine | None = None,
 ) -> Outcome:
     """Run all stages that are not done yet.
 
@@ -87,6 +88,7 @@ def run(
       quick: whether to take a first look: fewer steps, one fold, at most 60 clips.
       config: name or file of a configuration that is used as it is, instead of settings chosen from the data.
       changes: keys of the configuration with their values as text, above all settings.
+      engine: starts the processes that train; ``None``: of this machine.
 
     Raises:
       ConclugenError: the source has no clips or features, it has too few rows, or the folder holds another run.
@@ -106,7 +108,7 @@ def run(
                 chosen = _configured(root, dataset, chosen, config, changes, stage)
             with stages(TRAINING) as stage:
                 runs = plan.model(chosen.config, chosen.scheme, chosen.known, quick=quick)
-                found = _trained(root, dataset, chosen, runs, quick, stop, stage)
+                found = _trained(root, dataset, chosen, runs, quick, stop, stage, engine or engines.Engine())
             with stages(REPORT) as stage, stop.at_once():
                 pretraining = root / (runs[-1].config.downstream.checkpoint or runs[-1].path)
                 page, sick = _reported(root, dataset, chosen, pretraining, found)
@@ -249,18 +251,19 @@ def _trained(
     quick: bool,
     stop: signals.Stop,
     stage: Stage,
+    engine: engines.Engine,
 ) -> dict[str, Any] | None:
     """Run the study that measures the gain of pretraining, and train the final classifier; without labels only pretrain."""
     with _watched(root, stage):
         if chosen.scheme is None:
             if not all(study_lib.is_done(root, run) for run in runs):
-                study_lib.work(root, [[runs]], 1, stop)
+                study_lib.work(root, [[runs]], engine.plan(root, 1, 1, 0), stop, engine)
             found, cells = None, []
         else:
             config = chosen.config.copy_and_resolve_references()
             config.data.path, config.data.train_split = chosen.path, chosen.known.splits[0]
             study = plan.study(config, chosen.scheme, chosen.known, dataset.manifest.name, quick=quick)
-            found = study_lib.within(root, study, stop, runs)
+            found = study_lib.within(root, study, stop, runs, engine)
             cells = [cell for cell in found["cells"] if cell["status"] != "done"]
     for one in runs:
         if error := results.failure(root / one.path):

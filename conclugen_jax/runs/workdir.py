@@ -22,6 +22,7 @@ PLACES = "data.path", "data.test_paths", "online_probe.path", "downstream.checkp
 @contextlib.contextmanager
 def claim(workdir: str | Path) -> Iterator[Path]:
     """Own a workdir, created if needed, during the context; refuse a taken one. Of several processes the main one owns it."""
+    files.refuse_bucket(workdir)
     workdir = Path(workdir)
     if not processes.is_main():
         yield workdir

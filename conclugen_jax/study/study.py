@@ -9,7 +9,6 @@ is marked with its error, and the others continue.
 
 import contextlib
 import functools
-import os
 import signal
 import time
 import traceback
@@ -30,14 +29,17 @@ from conclugen_jax.runs import checkpoint, config as config_lib, workdir as work
 from conclugen_jax.runs.layout import BEGUN, DONE, FAILURE, RUNS, STUDY
 from conclugen_jax.study import definition, results
 from conclugen_jax.study.definition import PROBE, SWEPT, Run
-from conclugen_jax.study.sharing import Died, side_by_side
-from conclugen_jax.system import environment, files, progress, signals
+from conclugen_jax.system import engines, files, progress, signals
+from conclugen_jax.system.engines import Engine
+from conclugen_jax.system.pool import Died
 
 LOST = "the process that ran it"
 
 
-def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
+def run(study: ConfigDict, folder: str | Path, engine: Engine | None = None) -> dict[str, Any]:
     """Run what is not done yet of a study such as ``configs/study_demo.py`` in its folder, then collect the results.
+
+    ``engine`` starts the processes; ``None``: of this machine.
 
     Returns:
       Content of ``results.json``, see :func:`results.collect`. Failed cells are marked in it.
@@ -48,10 +50,12 @@ def run(study: ConfigDict, folder: str | Path) -> dict[str, Any]:
     """
     definition.check(study)
     with workdir_lib.claim(folder) as root, signals.caught() as stop:
-        return within(root, study, stop)
+        return within(root, study, stop, engine=engine)
 
 
-def within(root: Path, study: ConfigDict, stop: signals.Stop, further: Sequence[Run] = ()) -> dict[str, Any]:
+def within(
+    root: Path, study: ConfigDict, stop: signals.Stop, further: Sequence[Run] = (), engine: Engine | None = None
+) -> dict[str, Any]:
     """Run a study that was checked in a folder that is owned already, see :func:`run`.
 
     ``further``: runs that are no cells of the study, each after the pretraining that it names, or in their order.
@@ -72,9 +76,10 @@ def within(root: Path, study: ConfigDict, stop: signals.Stop, further: Sequence[
     files.write_atomically(root / STUDY, config_lib.to_json(study))
     files.write_json(root / RUNS, [run.path for run in runs], place="folder")
     waiting = definition.cohorts(chain for chain in chains if not done.issuperset(run.path for run in chain))
-    jobs = min(study.jobs or automatic_jobs(study.job_gib), max(len(waiting), 1))
+    engine = engine or engines.Engine()
+    jobs = engine.plan(root, len(waiting), study.jobs, study.job_gib)
     progress.say(f"study {study.name}: {len(runs)} runs, {len(done)} done already, {jobs} side by side")
-    work(root, waiting, jobs, stop)
+    work(root, waiting, jobs, stop, engine)
     found = results.collect(study, every, root)
     files.write_json(root / results.RESULTS, found, place="folder")
     return found
@@ -83,16 +88,6 @@ def within(root: Path, study: ConfigDict, stop: signals.Stop, further: Sequence[
 def chosen(entries: Iterable[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
     """Return the entries of a list of results that have the given values."""
     return [entry for entry in entries if all(entry[k] == v for k, v in wanted.items())]
-
-
-def automatic_jobs(job_gib: float) -> int:
-    """Return how many jobs processors and free memory allow."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return max(1, min(len(_processors()), int(available / job_gib)))
-
-
-def _processors() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def is_done(root: Path, run: Run) -> bool:
@@ -119,11 +114,11 @@ def _of_another(root: Path, run: Run) -> str:
     return f"{folder} was made with another configuration ({changed}); {way_out}" if changed else ""
 
 
-def work(root: Path, waiting: list[list[list[Run]]], jobs: int, stop: signals.Stop) -> None:
-    """Work through the cohorts of chains in processes, ``jobs`` at a time, each on its own processors."""
+def work(root: Path, waiting: list[list[list[Run]]], jobs: int, stop: signals.Stop, engine: Engine) -> None:
+    """Work through the cohorts of chains in processes, ``jobs`` at a time."""
     total, begun, finished = len(waiting), time.monotonic(), 0
     do, begin = functools.partial(_work_through_logged, root), functools.partial(_begin, root)
-    for cohort, future, code in side_by_side(waiting, jobs, do, begin, stop):
+    for cohort, future, code in engines.side_by_side(engine, jobs, waiting, do, begin, stop):
         try:
             future.result()
             rest = []
@@ -146,13 +141,9 @@ def remaining(seconds: float) -> str:
     return f"; {about} left" if seconds else ""
 
 
-def _begin(root: Path, place: int, jobs: int) -> None:
-    """Give a process its share of processors and of a GPU's memory, and the study's compiled programs."""
-    own = _processors()[place::jobs]
-    if own and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, own)
-    if jobs > 1:
-        environment.share_memory(0.9 / jobs)
+def _begin(root: Path, place: int) -> None:
+    """Let a process keep compiled programs for the others."""
+    del place
     if not jax.config.jax_compilation_cache_dir:  # runs of a study compile the same programs again and again
         jax.config.update("jax_compilation_cache_dir", str((root / ".compiled").absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

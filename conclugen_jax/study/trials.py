@@ -54,6 +54,7 @@ def opened(folder: Path, definition: Mapping[str, Any], arguments: Sequence[str]
       ConclugenError: the folder cannot be written or belongs to another search.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    files.refuse_bucket(folder)
     path = folder.absolute() / DATABASE
     if set(str(path)) & set("?%{}"):
         raise ConclugenError(f"{path}: its name has ?, %, {{ or }}, which no database may; choose another --search")

@@ -34,6 +34,11 @@ INSTEAD = {
 OPTIONS = re.compile("(JAX|JAX2TF|FLAX|NNX)_.*|CHECK_VMA|EAGER_CONSTANT_FOLDING|NVIDIA_TF32_OVERRIDE")
 """Variables that JAX and Flax read as options, and one of cuBLAS that changes the precision of matrix products."""
 
+CARRIED = re.compile(
+    rf"(?!{CACHE}|.*_VISIBLE_DEVICES|JAX_LOCAL_DEVICE_IDS)((XLA|TF)_.*|(OMP|MKL|OPENBLAS)_NUM_THREADS|{OPTIONS.pattern})"
+)
+"""Variables that a task finds on another machine as on this one: no folders, and no devices, which are given out there."""
+
 _FRACTION = r"\d*\.?\d+", "a share of a GPU's memory such as 0.75"
 _NUMBER, _SWITCH, _DEVICES = (r"\d+", "a whole number"), ("[01]", "0 or 1"), (r"all|\d+(,\d+)*", "numbers such as 0,1")
 FORMS = {
@@ -126,6 +131,19 @@ def fault(error: BaseException) -> str:
             extra = "tpu" if "tpu" in value else "cuda"
             return f"{name}={value}: {why}; unset it, or install JAX for it: pip install 'conclugen_jax[{extra}]'"
     return f"{why}; correct its driver, or set JAX_PLATFORMS=cpu"
+
+
+def carried() -> dict[str, str]:
+    """Return the variables that a task takes along to another machine."""
+    return {name: value for name, value in os.environ.items() if CARRIED.fullmatch(name)}
+
+
+def carry(variables: dict[str, str]) -> None:
+    """Set up this process for a task of another machine, before JAX is imported."""
+    for name in carried():
+        del os.environ[name]
+    os.environ.update(variables)
+    prepare(with_jax=True)
 
 
 def share_memory(share: float) -> None:

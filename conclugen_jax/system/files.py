@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
@@ -37,6 +38,13 @@ def replaced(path: Path, *, shared: bool = False) -> Iterator[Path]:
     finally:  # also where a signal ends the run
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
+
+
+def refuse_bucket(path: str | Path) -> None:
+    """Refuse a URL as the folder of runs: object stores can neither lock nor rename."""
+    if re.match(r"\w{2,}:/", str(path)):
+        way_out = "name a folder on a disk, which several machines may share, and copy it afterwards"
+        raise ConclugenError(f"{path}: runs cannot be kept in a bucket; {way_out}")
 
 
 def write_atomically(path: Path, content: str | bytes, *, place: str = "--workdir") -> None:

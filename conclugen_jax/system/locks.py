@@ -45,6 +45,16 @@ def hold(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
                 path.unlink(missing_ok=True)
 
 
+def taken(path: Path) -> IO[str] | None:
+    """Lock a file until it is closed or this process ends; ``None``: another process has it, or it cannot be opened."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        file = opened.enter_context(path.open("a", encoding="utf-8"))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        opened.pop_all()
+        return file
+    return None
+
+
 def holder(path: Path) -> str | None:
     """Return who holds a lock, without taking it; ``None`` if no process does, even where a file of it was left behind."""
     try:
