@@ -44,7 +44,7 @@ def start(_: Sequence[str] | None, repeats: int) -> Rows:
         pretrain = ("pretrain", "--config=demo", f"--data={data}")
         first = [
             command(*pretrain, f"--workdir={folder}/{i}", until=r"^step \d+/", cache=f"{folder}/cache")
-            for i in range(repeats + 1)
+            for i in range(min(repeats, 3) + 1)
         ]
     found = {"conclugen --help": [command("--help") for _ in range(repeats)]}
     found["conclugen pretrain until its first step, compiled before"] = first[1:]
@@ -56,7 +56,7 @@ def demo(_: Sequence[str] | None, repeats: int) -> Rows:
     with tempfile.TemporaryDirectory() as folder:
         cache = f"{folder}/cache"
         command("demo", "--folder", f"{folder}/cold", cache=cache)
-        times = [command("demo", "--folder", f"{folder}/{i}", cache=cache) for i in range(max(1, repeats // 2))]
+        times = [command("demo", "--folder", f"{folder}/{i}", cache=cache) for i in range(max(1, repeats // 4))]
     return [{"measure": "conclugen demo, compiled before", "ours": statistics.median(times), "unit": "s"}]
 
 
