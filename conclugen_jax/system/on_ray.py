@@ -146,7 +146,7 @@ class Ray(engines.Engine):
             self.lost = True
             raise ConclugenError(
                 f"{self._folder}: the head of the Ray cluster ({self._address}) is gone; what was done is saved: start "
-                "the cluster again and repeat the command to go on"
+                "the cluster again and repeat the command to resume"
             )
 
     def _show(self, *, silent: bool = False) -> None:
