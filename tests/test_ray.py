@@ -143,7 +143,7 @@ def test_a_search_whose_head_and_driver_are_killed_ends_as_on_one_machine(tmp_pa
     assert code == 2
     assert errors.splitlines()[-1] == (
         f"error: {broken}: the head of the Ray cluster (local) is gone; what was done is saved: start the cluster again and "
-        "repeat the command to go on"
+        "repeat the command to resume"
     )
     process = start("search", broken, *flags, "--engine=ray")
     wait_for(broken, "trials/0001/metrics.jsonl", process)

@@ -1,7 +1,7 @@
 """Tasks side by side, each in a process of its own that may be killed or end by itself: here, or on a Ray cluster.
 
-An engine says how many tasks fit and starts a process for each; the rest is the same for all. What has been done stands on
-disk, so that the same tasks go on with another engine.
+An engine says how many tasks fit and starts a process for each; the rest is the same for all. What has been done is on
+disk, so that another engine can resume the same tasks.
 """
 
 import concurrent.futures
