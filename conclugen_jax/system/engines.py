@@ -6,7 +6,6 @@ disk, so that another engine can resume the same tasks.
 
 import concurrent.futures
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -16,7 +15,7 @@ from typing import Any
 from conclugen_jax.errors import reason
 from conclugen_jax.system import progress, signals
 from conclugen_jax.system.pool import Died, Pool
-from conclugen_jax.system.tasks import Begin, begin_task, processors
+from conclugen_jax.system.tasks import Begin, begin_task, free_memory, processors
 
 PATIENCE = 300.0
 """Seconds after a signal within which a process must have ended."""
@@ -90,5 +89,5 @@ def side_by_side(
 
 def automatic_jobs(gib: float) -> int:
     """Return how many tasks processors and free memory allow, each with so much memory, GiB."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return max(1, min(len(processors()), int(available / gib)))
+    free = free_memory()
+    return len(processors()) if free is None else max(1, min(len(processors()), int(free / 2**30 / gib)))

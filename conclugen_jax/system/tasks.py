@@ -27,6 +27,15 @@ def processors() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
+def free_memory() -> int | None:
+    """Return the bytes that processes of this machine may still take, file caches included; ``None``: unknown."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
 def begin_task(cores: int, share: float | None, begin: Begin, place: int) -> None:
     """Give this process processors of its own and a share of a GPU's memory, then do what comes first."""
     for processor in processors() if hasattr(os, "sched_setaffinity") else ():

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 
 from conclugen_jax.errors import ConclugenError, reason
 from conclugen_jax.method import model as model_lib, objective, similarity
+from conclugen_jax.system import tasks
 
 GIB = 2**30
 CHUNK = 1024
@@ -95,8 +95,4 @@ def available(device: jax.Device) -> int | None:
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
+    return tasks.free_memory()
