@@ -141,7 +141,7 @@ def test_the_same_clips_give_the_same_data_set_to_the_last_byte(videos, tmp_path
 def test_another_recipe_begins_anew_when_told_so(store):
     opened, utterance = store
     with pytest.raises(
-        ConclugenError, match=r"1 utterances .* in another way \(recipe\); .*--overwrite to delete them"
+        ConclugenError, match=r"1 utterances .* with other options \(recipe\); .*--overwrite to delete them"
     ):
         opened.begin({"recipe": 2})
     assert opened.state(utterance, 2)
@@ -161,7 +161,7 @@ def test_a_sound_beside_is_watched_too(store, tmp_path):
 def test_a_damaged_recipe_is_another(store):
     opened, utterance = store
     (opened.folder / "recipe.json").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ConclugenError, match="in another way; repeat"):
+    with pytest.raises(ConclugenError, match="with other options; repeat"):
         opened.begin({"recipe": 1})
     opened.begin({"recipe": 1}, overwrite=True)
     assert opened.state(utterance, 2) is None
