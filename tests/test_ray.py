@@ -138,8 +138,14 @@ def test_a_search_whose_head_and_driver_are_killed_ends_as_on_one_machine(tmp_pa
     broken = tmp_path / "broken"
     process = start("search", broken, *flags, "--engine=ray")
     wait_for(broken, "trials", process)
+    trials = processes("spawn_main", process.pid)
+    for trial in trials:
+        trial.suspend()  # else it might end before the loss of the head is noticed
     kill("gcs_server", process.pid)
     code, errors = ended(process)
+    for trial in trials:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            trial.resume()
     assert code == 2
     assert errors.splitlines()[-1] == (
         f"error: {broken}: the head of the Ray cluster (local) is gone; what was done is saved: start the cluster again and "
@@ -147,7 +153,7 @@ def test_a_search_whose_head_and_driver_are_killed_ends_as_on_one_machine(tmp_pa
     )
     process = start("search", broken, *flags, "--engine=ray")
     wait_for(broken, "trials/0001/metrics.jsonl", process)
-    others = processes("", process.pid)
+    others = [*processes("spawn_main", process.pid), *processes("ray::Remote", process.pid)]
     process.kill()
     process.communicate()
     _, left = psutil.wait_procs(others, timeout=30)
