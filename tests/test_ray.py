@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import re
 import socket
@@ -20,31 +19,12 @@ from conclugen_jax.data import builders
 from conclugen_jax.errors import ConclugenError
 from conclugen_jax.study import study as study_lib, trials
 from conclugen_jax.system import on_ray, tasks
-from tests.helpers import QUICK_COMPILATION, ROOT, Faces, log_without_times
+from tests.helpers import ROOT, Faces, log_without_times
 from tests.searching import RATES, make_config, run
 from tests.studies import small
-from tests.test_search_command import flat
+from tests.test_search_command import begin as start, flat, wait_for
 
 GIB = 2**30
-
-
-def start(command, folder, *more):
-    """A command in a session of its own."""
-    kind = "search" if command == "search" else "study"
-    return subprocess.Popen(
-        [sys.executable, "-m", f"launch.{command}", f"--{kind}={folder}", *more],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": QUICK_COMPILATION, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(folder, pattern, process):
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def processes(name, *parents):

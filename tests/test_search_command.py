@@ -102,18 +102,21 @@ def flat(config):
             yield section, keys
 
 
-def start(place, folder, *more):
+def begin(command, folder, *more):
+    """Start ``search``, or another command that works in the folder of a study, in a process of its own."""
+    kind = "search" if command == "search" else "study"
     return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "launch.search", f"--config={place}/config.py", f"--space={place}/space.json"),
-            *(f"--search={folder}", *more),
-        ],
+        [sys.executable, "-m", f"launch.{command}", f"--{kind}={folder}", *more],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": QUICK_COMPILATION, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def start(place, folder, *more):
+    return begin("search", folder, f"--config={place}/config.py", f"--space={place}/space.json", *more)
 
 
 def wait_for(path, pattern, process):
